@@ -1,0 +1,91 @@
+"""Exporters: the reference model, or another artifact, to a deployable artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from vitdeploy.errors import MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Any
+
+    from vitdeploy.models.vit import VisionTransformer
+    from vitdeploy.specs import TensorSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What an exporter wrote.
+
+    Attributes:
+        files: relative to the bundle, the one to open first.
+        inputs: what the artifact takes.
+        outputs: what it gives.
+        options: what it was exported with.
+        tools: the version of each library that made it.
+    """
+
+    files: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    options: Mapping[str, Any]
+    tools: Mapping[str, str]
+
+
+class ExportFunction(Protocol):
+    """Write the artifact of `model` into the folder of a bundle."""
+
+    def __call__(self, model: VisionTransformer, folder: Path, **options: Any) -> Exported: ...
+
+
+class Exporter(NamedTuple):
+    """One row of the table of exporters.
+
+    Attributes:
+        target: "module:function".
+        precisions: what it can make.
+        backend: the backend that proves its artifacts.
+    """
+
+    target: str
+    precisions: tuple[str, ...]
+    backend: str
+
+
+EXPORTERS: dict[str, Exporter] = {
+    "onnx": Exporter("vitdeploy.exporters.onnx_graph:export_onnx", ("fp32",), "onnxruntime"),
+}
+
+
+def find_exporter(to: str, precision: str) -> Exporter:
+    """The row for a format and a precision.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if to not in EXPORTERS:
+        raise UsageError(f"an export format must be one of {', '.join(EXPORTERS)}, got {to!r}")
+    exporter = EXPORTERS[to]
+    if precision not in exporter.precisions:
+        raise UsageError(f"precision for {to} must be one of {', '.join(exporter.precisions)}, got {precision!r}")
+    return exporter
+
+
+def export_function(exporter: Exporter) -> ExportFunction:
+    """Import what the row names.
+
+    Raises:
+        MissingDependencyError: a library that it needs is not installed.
+    """
+    module, name = exporter.target.split(":")
+    try:
+        function: ExportFunction = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] == "vitdeploy":
+            raise
+        raise MissingDependencyError("exporting", "export") from exc
+    return function

@@ -1,0 +1,94 @@
+"""Write a large ONNX model to one file without holding its weights a second time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Protobuf refuses messages of 2 GiB; the rest is room for the graph itself.
+MAX_BYTES = (1 << 31) - (1 << 24)
+
+# Field numbers of onnx.proto.
+_MODEL_GRAPH = 7
+_GRAPH_INITIALIZER = 5
+_TENSOR_RAW_DATA = 9
+
+
+def write_onnx(model: ir.Model, path: Path, max_bytes: int = MAX_BYTES) -> tuple[str, ...]:
+    """Write `model` to `path`, and to one file beside it where its weights exceed `max_bytes`.
+
+    Returns:
+        The names of the files, the model first.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if sum(tensor.nbytes for tensor in _weights(model).values()) > max_bytes:
+        data = f"{path.name}.data"
+        ir.save(model, path, external_data=data)
+        return path.name, data
+    with path.open("wb") as file:
+        _write_model(model, file)
+    return (path.name,)
+
+
+def _write_model(model: ir.Model, file: BinaryIO) -> None:
+    """Serialize the weights one by one: protobuf reads a message's parts in any order and appends repeated ones."""
+    values, weights = dict(model.graph.initializers), _weights(model)
+    model.graph.initializers.clear()
+    try:
+        proto = ir.to_proto(model)
+    finally:
+        model.graph.initializers.update(values)
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    headers = {name: _tensor_header(name, tensor) for name, tensor in weights.items()}
+    size = len(graph) + sum(_field_size(_GRAPH_INITIALIZER, size) for _, size in headers.values())
+    file.write(proto.SerializeToString(deterministic=True))
+    file.write(_field(_MODEL_GRAPH, size) + graph)
+    for name, (header, size) in headers.items():
+        file.write(_field(_GRAPH_INITIALIZER, size) + header)
+        file.write(_raw(weights[name]).data)
+
+
+def _weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    return {
+        name: value.const_value for name, value in model.graph.initializers.items() if value.const_value is not None
+    }
+
+
+def _tensor_header(name: str, tensor: ir.TensorProtocol) -> tuple[bytes, int]:
+    """All of a TensorProto but its last bytes, the raw data, and its size with them."""
+    proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+    header = proto.SerializeToString(deterministic=True) + _field(_TENSOR_RAW_DATA, tensor.nbytes)
+    return header, len(header) + tensor.nbytes
+
+
+def _raw(tensor: ir.TensorProtocol) -> np.ndarray:
+    array = np.ascontiguousarray(tensor.numpy())
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
+
+
+def _field(number: int, size: int) -> bytes:
+    """Tag and length of a length-delimited field."""
+    return _varint(number << 3 | 2) + _varint(size)
+
+
+def _field_size(number: int, size: int) -> int:
+    return len(_field(number, size)) + size
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)

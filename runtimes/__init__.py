@@ -1,0 +1,75 @@
+"""Runtimes: one interface (numpy in, numpy out) over every engine that runs an artifact."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitdeploy.errors import MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.runtimes.base import Runtime
+
+
+class Backend(NamedTuple):
+    """One row of the table of backends.
+
+    Attributes:
+        target: "module:class" of the runtime.
+        artifact_format: the format that it runs; None for the reference, which every bundle holds.
+        extra: the extra of vitdeploy that installs its engine.
+        package: the engine's import name.
+    """
+
+    target: str
+    artifact_format: str | None
+    extra: str
+    package: str
+
+
+BACKENDS: dict[str, Backend] = {
+    "torch": Backend("vitdeploy.runtimes.pytorch:PyTorchRuntime", None, "torch", "torch"),
+    "onnxruntime": Backend("vitdeploy.runtimes.onnxrt:OnnxRuntime", "onnx", "onnxruntime", "onnxruntime"),
+}
+
+
+def runtime_class(backend: str) -> type[Runtime]:
+    """The class behind a backend's name.
+
+    Raises:
+        UsageError: there is no such backend.
+        MissingDependencyError: its engine is not installed.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"a backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    row = BACKENDS[backend]
+    module, name = row.target.split(":")
+    try:
+        cls: type[Runtime] = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] == "vitdeploy":
+            raise
+        raise MissingDependencyError(f"the {backend} backend", row.extra) from exc
+    return cls
+
+
+def open_runtime(
+    bundle: Bundle, backend: str, *, precision: str = "fp32", device: str = "cpu", **options: Any
+) -> Runtime:
+    """Open a bundle's artifact with a backend; its files are verified first.
+
+    Args:
+        bundle: the bundle.
+        backend: a name of `BACKENDS`.
+        precision: of the artifact; for torch, of the weights and activations.
+        device: "cpu", "cuda" or "cuda:1".
+        options: of the runtime's constructor.
+
+    Raises:
+        UsageError: unknown backend, precision or option.
+        MissingDependencyError: the engine is not installed.
+        DeviceError: the device cannot be had.
+        BundleError: a file is missing or altered.
+    """
+    return runtime_class(backend).from_bundle(bundle, precision=precision, device=device, **options)

@@ -1,0 +1,116 @@
+"""The interface of every runtime, and the checks that they share."""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.specs import TensorSpec
+
+
+class Runtime(abc.ABC):
+    """Executes one artifact: arrays in, arrays out, by name. `run` may be called from several threads.
+
+    Attributes:
+        backend: the backend's name.
+        inputs: what `run` takes.
+        outputs: what `run` gives.
+        details: what really runs: engine and version, device or providers, and the options in force.
+    """
+
+    backend: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    details: dict[str, Any]
+    _closed = False
+
+    @classmethod
+    @abc.abstractmethod
+    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
+        """Open the bundle's artifact of that precision on that device. See `vitdeploy.runtimes.open_runtime`."""
+
+    @classmethod
+    @abc.abstractmethod
+    def probe(cls) -> dict[str, str | None]:
+        """Run something small on each device or provider that the engine lists here: None, or why it failed."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the model once.
+
+        Args:
+            feeds: an array for each of `inputs`, of exactly its type and shape; free axes take any size from 1 up.
+
+        Returns:
+            An array for each of `outputs`.
+
+        Raises:
+            UsageError: an array is missing, unknown, or not as stated; or the runtime is closed.
+        """
+        if self._closed:
+            raise UsageError("a runtime must be open to run, this one is closed; load it again")
+        self._check(feeds)
+        return self._run(feeds)
+
+    def close(self) -> None:
+        """Free what the engine holds; `run` is an error from here on."""
+        self._closed = True
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abc.abstractmethod
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`run`, with feeds that were checked."""
+
+    @abc.abstractmethod
+    def _close(self) -> None:
+        """Let go of the engine."""
+
+    def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
+        names = [spec.name for spec in self.inputs]
+        if set(feeds) != set(names):
+            raise UsageError(f"inputs must be {', '.join(names)}, got {', '.join(map(str, feeds)) or 'none'}")
+        sizes: dict[str, int] = {}
+        for spec in self.inputs:
+            array = feeds[spec.name]
+            if not isinstance(array, np.ndarray):
+                raise UsageError(f"expected a numpy array for {spec}, got {type(array).__name__}")
+            fits = array.dtype == np.dtype(spec.dtype) and array.ndim == len(spec.shape) and array.size > 0
+            for want, got in zip(spec.shape, array.shape, strict=False):
+                fits = fits and got == (sizes.setdefault(want, got) if isinstance(want, str) else want)
+            if not fits:
+                free = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+                raise UsageError(
+                    f"expected {spec}, got {array.dtype} {array.shape}{f' with {free}' if free else ''}; "
+                    f"preprocess images with ImageProcessor"
+                )
+
+
+def check_options(cls: type[Runtime], options: Mapping[str, Any]) -> None:
+    """Raise UsageError unless the constructor of `cls` has a keyword for each of `options`."""
+    known = [
+        name
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"options of the {cls.backend} backend are {', '.join(known)}; got {name!r}")

@@ -1,0 +1,202 @@
+"""Run an ONNX artifact with ONNX Runtime, without torch."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError
+from vitdeploy.runtimes.base import Runtime, check_options
+from vitdeploy.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from typing_extensions import Self
+
+    from vitdeploy.bundle import Bundle
+
+CPU = "CPUExecutionProvider"
+_DEVICE_PROVIDERS = {"cpu": CPU, "cuda": "CUDAExecutionProvider"}
+_LEVELS = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+    "tensor(int64)": "int64",
+}
+
+
+class OnnxRuntime(Runtime):
+    """An ONNX Runtime session that runs on the providers asked for, or does not open.
+
+    Args:
+        path: the .onnx file; external data lies beside it.
+        providers: execution providers, the preferred one first. A node that none of them takes is an error, unless the
+            CPU provider is among them.
+        provider_options: options by provider name, as ONNX Runtime documents them.
+        intra_op_threads: threads inside an operator; 0 lets ONNX Runtime take one a physical core.
+        inter_op_threads: threads across operators; 0 as above. They serve only graphs with parallel branches.
+        allow_spinning: whether idle threads spin, which is faster alone and slower beside other work.
+        graph_optimization: "disabled", "basic", "extended" or "all".
+        io_binding: whether inputs and outputs are bound to device memory; by default where a provider is not the CPU's.
+        log_severity: the least severe of ONNX Runtime's messages on stderr: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal.
+
+    Raises:
+        DeviceError: a provider cannot be had.
+        UsageError: an option is not what it must be.
+        BundleError: the file cannot be loaded.
+    """
+
+    backend = "onnxruntime"
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        providers: Sequence[str] = (CPU,),
+        provider_options: Mapping[str, Mapping[str, Any]] | None = None,
+        intra_op_threads: int = 0,
+        inter_op_threads: int = 0,
+        allow_spinning: bool = True,
+        graph_optimization: str = "all",
+        io_binding: bool | None = None,
+        log_severity: int = 2,
+    ) -> None:
+        if graph_optimization not in _LEVELS:
+            raise UsageError(f"graph_optimization must be one of {', '.join(_LEVELS)}, got {graph_optimization!r}")
+        options = ort.SessionOptions()
+        options.log_severity_level = log_severity
+        options.intra_op_num_threads = intra_op_threads
+        options.inter_op_num_threads = inter_op_threads
+        options.graph_optimization_level = _LEVELS[graph_optimization]
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
+        if CPU not in providers:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        self._session = _open_session(Path(path), options, tuple(providers), provider_options or {})
+        self._io_binding = any(name != CPU for name in providers) if io_binding is None else io_binding
+        self.inputs = tuple(map(_tensor_spec, self._session.get_inputs()))
+        self.outputs = tuple(map(_tensor_spec, self._session.get_outputs()))
+        self.details = {
+            "engine": f"onnxruntime {ort.__version__}",
+            "providers": list(providers),
+            "provider_options": {name: dict(values) for name, values in (provider_options or {}).items()},
+            "intra_op_threads": intra_op_threads,
+            "inter_op_threads": inter_op_threads,
+            "allow_spinning": allow_spinning,
+            "graph_optimization": graph_optimization,
+            "io_binding": self._io_binding,
+        }
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
+        check_options(cls, options)
+        kind, _, index = device.partition(":")
+        if kind not in _DEVICE_PROVIDERS:
+            raise UsageError(f"device must be one of {', '.join(_DEVICE_PROVIDERS)}, got {device!r}")
+        options.setdefault("providers", (_DEVICE_PROVIDERS[kind],))
+        if index:
+            options.setdefault("provider_options", {_DEVICE_PROVIDERS[kind]: {"device_id": index}})
+        model, *_ = bundle.verified(bundle.artifact("onnx", precision).files)
+        return cls(model, **options)
+
+    @classmethod
+    def probe(cls) -> dict[str, str | None]:
+        found: dict[str, str | None] = {}
+        with resources.as_file(resources.files("vitdeploy.assets") / "probe.onnx") as path:
+            for name in ort.get_available_providers():
+                try:
+                    with cls(path, providers=(name,), log_severity=4) as runtime:
+                        runtime.run({"x": np.ones((2, 2), np.float32)})
+                    found[name] = None
+                except VitDeployError as exc:
+                    found[name] = str(exc)
+        return found
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = [spec.name for spec in self.outputs]
+        try:
+            return dict(zip(names, self._values(names, feeds), strict=True))
+        except _ENGINE_ERRORS as exc:
+            raise DeviceError(f"onnxruntime must run the model on {self.details['providers']}: {_line(exc)}") from exc
+
+    def _values(self, names: list[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        if not self._io_binding:
+            return self._session.run(names, dict(feeds))  # type: ignore[no-any-return]
+        binding = self._session.io_binding()  # one a call: a binding must not be shared between threads
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in names:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]
+
+    def _close(self) -> None:
+        del self._session
+
+
+def _open_session(
+    path: Path,
+    options: ort.SessionOptions,
+    providers: tuple[str, ...],
+    provider_options: Mapping[str, Mapping[str, Any]],
+) -> ort.InferenceSession:
+    available = ort.get_available_providers()
+    if not providers or len(set(providers)) != len(providers):
+        raise UsageError(f"providers must be one or more different names, got {providers}")
+    for name in providers:
+        if name not in available:
+            raise DeviceError(f"provider {name} must be one that onnxruntime was built with: {', '.join(available)}")
+    for name in provider_options:
+        if name not in providers:
+            raise UsageError(f"provider_options must be of providers asked for, {', '.join(providers)}; got {name!r}")
+    if not path.is_file():
+        raise BundleError(f"{path} must be an ONNX file, but is no file")
+    requested = [
+        (name, {key: str(value) for key, value in provider_options.get(name, {}).items()}) for name in providers
+    ]
+    try:
+        session = ort.InferenceSession(path, options, providers=requested)
+    except _ENGINE_ERRORS as exc:
+        if providers != (CPU,):
+            raise DeviceError(f"{path} must load on {', '.join(providers)}: {_line(exc)}") from exc
+        raise BundleError(f"{path} must be a model that onnxruntime {ort.__version__} loads: {_line(exc)}") from exc
+    session.disable_fallback()
+    # ONNX Runtime drops a provider that it cannot start, and appends its own CPU provider.
+    got = session.get_providers()
+    if tuple(got[: len(providers)]) != providers:
+        raise DeviceError(
+            f"providers {', '.join(providers)} must all start, onnxruntime started {', '.join(got)}; "
+            f"see its log above, and `vitdeploy doctor`"
+        )
+    return session
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
+    """The exception types of onnxruntime's C++ core, which share no base class but Exception."""
+    state = ort.capi.onnxruntime_pybind11_state
+    names = ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile",
+             "NotImplemented", "RuntimeException")  # fmt: skip
+    return tuple(getattr(state, name) for name in names if hasattr(state, name))
+
+
+_ENGINE_ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, *_ort_errors())
+
+
+def _line(exc: Exception) -> str:
+    return str(exc).strip().partition("\n")[0]
+
+
+def _tensor_spec(node: Any) -> TensorSpec:
+    return TensorSpec(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape))

@@ -1,0 +1,110 @@
+"""Run the reference model with torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vitdeploy.errors import DeviceError, UsageError
+from vitdeploy.models.checkpoint import load_model
+from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.signature import input_specs, output_specs
+from vitdeploy.runtimes.base import Runtime, check_options
+from vitdeploy.specs import Precision, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from typing_extensions import Self
+
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.models.layers import AttentionKind
+    from vitdeploy.models.vit import VisionTransformer
+
+_DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+
+
+class PyTorchRuntime(Runtime):
+    """The reference model on a device; inputs and outputs stay float32 whatever the precision.
+
+    Args:
+        model: the model; it is moved to the device and converted.
+        device: "cpu", "cuda" or "cuda:1".
+        precision: "fp32", "fp16" or "bf16", of weights and activations.
+        compile: whether `torch.compile` generates code at the first run of each shape.
+
+    Raises:
+        DeviceError: the device cannot be had.
+        UsageError: the precision is not one of these.
+    """
+
+    backend = "torch"
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        compile: bool = False,  # noqa: A002  (torch's word)
+    ) -> None:
+        if precision not in set(_DTYPES):
+            raise UsageError(f"precision of the torch backend must be one of {', '.join(_DTYPES)}, got {precision!r}")
+        self._device = _device(device)
+        self.inputs = input_specs(model.config, model.task)
+        self.outputs = output_specs(model)
+        model = model.eval().to(self._device, _DTYPES[Precision(precision)])
+        self._model = torch.compile(model) if compile else model
+        self.details = {
+            "engine": f"torch {torch.__version__}",
+            "device": str(self._device),
+            "precision": str(precision),
+            "attention": model.attention,
+            "compile": compile,
+            "threads": torch.get_num_threads(),
+        }
+
+    @classmethod
+    def from_bundle(
+        cls, bundle: Bundle, *, precision: str, device: str, attention: AttentionKind = "sdpa", **options: Any
+    ) -> Self:
+        check_options(cls, options)
+        files = bundle.verified(bundle.manifest.files)
+        weights = [path for path in files if path.suffix == ".safetensors"]
+        model = load_model(
+            ViTConfig.from_pretrained(bundle.path), weights, Task(bundle.manifest.task), attention=attention
+        )
+        return cls(model, device=device, precision=precision, **options)
+
+    @classmethod
+    def probe(cls) -> dict[str, str | None]:
+        names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        found: dict[str, str | None] = {}
+        for name in names:
+            try:
+                torch.ones(2, 2, device=name).matmul(torch.ones(2, 2, device=name)).cpu()
+                found[name] = None
+            except RuntimeError as exc:
+                found[name] = str(exc).splitlines()[0]
+        return found
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(array).to(self._device) for name, array in feeds.items()}
+            outputs = self._model(**tensors)
+            return {name: value.float().cpu().numpy() for name, value in outputs.items()}
+
+    def _close(self) -> None:
+        del self._model
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as exc:  # torch asserts that it was built for the device
+        reason = str(exc).splitlines()[0]
+        raise DeviceError(f"device {name!r} must be one that torch can use: {reason}") from exc
+    return device

@@ -1,0 +1,54 @@
+"""Take a Vision Transformer to production, and prove that every artifact still is the same model."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitdeploy.assess.compare import Comparison, compare
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.errors import VitDeployError
+    from vitdeploy.predictor import Prediction, Predictor, load
+    from vitdeploy.processor import ImageProcessor
+    from vitdeploy.workflow import export
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bundle",
+    "Comparison",
+    "ImageProcessor",
+    "Prediction",
+    "Predictor",
+    "VitDeployError",
+    "__version__",
+    "compare",
+    "export",
+    "load",
+]
+
+# Imported on first use: `import vitdeploy` costs nothing, and no name needs more than it uses.
+_MODULES = {
+    "Bundle": "bundle",
+    "Comparison": "assess.compare",
+    "ImageProcessor": "processor",
+    "Prediction": "predictor",
+    "Predictor": "predictor",
+    "VitDeployError": "errors",
+    "compare": "assess.compare",
+    "export": "workflow",
+    "load": "predictor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

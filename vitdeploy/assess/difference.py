@@ -1,0 +1,102 @@
+"""How far one backend's outputs are from the reference's (numpy alone)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Largest difference relative to the output's largest value. float32: two summation orders of ViT-B's 24 matrix products
+# differ by about 1e-6 (seen from 2e-7 to 3e-6 for tiny to base); 1e-4 leaves room for other processors.
+DEFAULT_TOLERANCES = {"fp32": 1e-4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One output compared with the reference's.
+
+    Attributes:
+        output: its name.
+        count: how many images were compared.
+        finite: whether every value is a finite number.
+        max_abs: largest absolute difference.
+        mean_abs: mean absolute difference.
+        max_relative: `max_abs` over the largest absolute value of the reference.
+        min_cosine: the lowest cosine similarity of one image's output with the reference's.
+        top1_agreement: share of images with the same best class, from 0 to 1; None for an output that is not `logits`.
+    """
+
+    output: str
+    count: int
+    finite: bool
+    max_abs: float
+    mean_abs: float
+    max_relative: float
+    min_cosine: float
+    top1_agreement: float | None
+
+    @property
+    def required_tolerance(self) -> float:
+        """The smallest tolerance, to two digits, that would have passed."""
+        return _round_up(self.max_relative) if self.finite else math.inf
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the output is finite and differs by at most `tolerance` of the reference's largest value."""
+        return self.finite and self.max_relative <= tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "required_tolerance": self.required_tolerance}
+
+
+def compare_outputs(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> tuple[Difference, ...]:
+    """Compare every output of two runs on the same images.
+
+    Args:
+        reference: arrays (N, ...) by name.
+        candidate: as many of the same names and shapes.
+
+    Raises:
+        UsageError: names or shapes are not the same.
+    """
+    if set(reference) != set(candidate):
+        raise UsageError(f"outputs must be {', '.join(reference)}, got {', '.join(candidate)}")
+    return tuple(_difference(name, reference[name], candidate[name]) for name in reference)
+
+
+def _difference(name: str, reference: np.ndarray, candidate: np.ndarray) -> Difference:
+    if reference.shape != candidate.shape:
+        raise UsageError(f"output {name} must have shape {reference.shape}, has {candidate.shape}")
+    count = len(reference)
+    a, b = (array.reshape(count, -1).astype(np.float64) for array in (reference, candidate))
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return Difference(name, count, False, math.inf, math.inf, math.inf, -1.0, 0.0 if name == "logits" else None)
+    absolute = np.abs(a - b)
+    max_abs = float(absolute.max())
+    scale = float(np.abs(a).max())
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = np.where(norms > 0, (a * b).sum(axis=1) / norms, np.where((a == b).all(axis=1), 1.0, 0.0))
+    return Difference(
+        output=name,
+        count=count,
+        finite=True,
+        max_abs=max_abs,
+        mean_abs=float(absolute.mean()),
+        max_relative=max_abs / scale if scale else (math.inf if max_abs else 0.0),
+        min_cosine=float(min(cosine.min(), 1.0)),
+        top1_agreement=float((a.argmax(axis=1) == b.argmax(axis=1)).mean()) if name == "logits" else None,
+    )
+
+
+def _round_up(value: float) -> float:
+    if value == 0 or not math.isfinite(value):
+        return value
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit) * unit:.1e}")

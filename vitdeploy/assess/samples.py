@@ -1,0 +1,89 @@
+"""Images to assess with: a folder's, labelled ones, or synthetic ones where there are none."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from vitdeploy.errors import InputError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from vitdeploy.specs import TensorSpec
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+def image_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Every image below `folder`, by its ending, in the order of the paths.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"{root} must be a folder of images, but is none")
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not files:
+        raise InputError(f"{root} must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), holds none")
+    return files
+
+
+def labelled_files(folder: str | os.PathLike[str], labels: Sequence[str]) -> list[tuple[Path, int]]:
+    """Every image of a folder with one folder a class, and the index of its class in `labels`.
+
+    Raises:
+        InputError: an image is not in a folder named like a class.
+    """
+    root = Path(folder)
+    index = {name: position for position, name in enumerate(labels)}
+    pairs = []
+    for path in image_files(root):
+        name = path.relative_to(root).parts[0]
+        if name not in index:
+            known = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
+            raise InputError(f"{path} must be in a folder named like a class ({known}), is in {name!r}")
+        pairs.append((path, index[name]))
+    return pairs
+
+
+def synthetic_images(count: int, height: int, width: int, seed: int = 0) -> list[Image.Image]:
+    """Seeded RGB noise with the 1/f amplitude spectrum of photographs (Field 1987, doi:10.1364/JOSAA.4.002379)."""
+    generator = np.random.default_rng(seed)
+    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
+    falloff = 1.0 / np.maximum(np.hypot(fy, fx), 1.0 / max(height, width))
+    images = []
+    for _ in range(count):
+        spectrum = np.fft.rfft2(generator.standard_normal((3, height, width))) * falloff
+        noise = np.fft.irfft2(spectrum, s=(height, width))
+        noise = (noise - noise.mean()) / noise.std()
+        pixels = np.clip(noise * 64 + 128, 0, 255).astype(np.uint8)
+        images.append(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
+    return images
+
+
+def fingerprint(array: np.ndarray) -> str:
+    """SHA-256 of an array's content, to tell which images a figure was measured on."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def feeds(inputs: Sequence[TensorSpec], pixel_values: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """Arrays for each of `inputs` on these images; where a mask is due, it covers half of the patches.
+
+    Args:
+        inputs: what the runtime takes.
+        pixel_values: (N, 3, H, W) float32.
+        seed: of the mask.
+    """
+    arrays = {"pixel_values": pixel_values}
+    for spec in inputs:
+        if spec.name == "bool_masked_pos":
+            shape = (len(pixel_values), *spec.shape[1:])
+            arrays[spec.name] = np.random.default_rng(seed).random(shape) < 0.5  # type: ignore[arg-type]
+    return arrays

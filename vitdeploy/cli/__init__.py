@@ -1,0 +1,60 @@
+"""The command line: options, one library call, and its result printed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from vitdeploy import __version__
+from vitdeploy.errors import VitDeployError
+
+# Name -> "module:command" and its line in the help, so that the help imports no command.
+_COMMANDS = {
+    "export": ("vitdeploy.cli.export:export", "Export a checkpoint, prove the artifact, and bundle both."),
+    "predict": ("vitdeploy.cli.predict:predict", "Classify images with a bundle."),
+    "compare": ("vitdeploy.cli.compare:compare", "Compare every artifact with the reference."),
+    "inspect": ("vitdeploy.cli.inspect_bundle:inspect", "Show what a bundle holds."),
+    "verify": ("vitdeploy.cli.verify:verify", "Check every file of a bundle against its manifest."),
+    "doctor": ("vitdeploy.cli.doctor:doctor", "Say which backends work here, and what the others need."),
+    "demo": ("vitdeploy.cli.demo:demo", "Export, compare and time the embedded model, with a report."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is invoked."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module, name = _COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup)
+@click.version_option(__version__, prog_name="vitdeploy")
+def cli() -> None:
+    """Take a Vision Transformer to production, and prove that every artifact still is the same model.
+
+    Exit codes: 0 passed, 1 a check failed, 2 usage, 3 a dependency, device or network is missing, 4 absent, unreadable
+    or corrupt input.
+    """
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run the command line; a VitDeployError becomes one line on stderr and its exit code."""
+    try:
+        return cli(args)
+    except VitDeployError as exc:
+        click.echo(f"Error: {' '.join(str(exc).split())}", err=True)
+        sys.exit(exc.exit_code)

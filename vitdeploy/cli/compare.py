@@ -1,0 +1,54 @@
+"""`vitdeploy compare`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from vitdeploy.cli.output import json_option, print_json, print_table, steps
+
+_EXIT_CODES = {"passed": 0, "failed": 1, "skipped": 3}
+
+
+@click.command()
+@click.argument("bundle", type=click.Path())
+@click.option("--images", type=click.Path(), help="A folder of images; synthetic ones by default.")
+@click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
+@json_option
+def compare(bundle: str, images: str | None, tolerance: float | None, batch_size: int, as_json: bool) -> None:
+    """Compare every artifact of BUNDLE with the reference, on the same processed images.
+
+    Exits with 1 if one differs by more than the tolerance, and with 3 if one could not run.
+    """
+    from vitdeploy.assess.compare import compare as compare_bundle
+
+    with steps() as on_step:
+        result = compare_bundle(bundle, images=images, tolerance=tolerance, batch_size=batch_size, on_step=on_step)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        rows: list[tuple[str, ...]] = []
+        for item in result.results:
+            head = (item.artifact, item.backend, item.status)
+            if item.skipped is not None:
+                rows.append((*head, item.skipped))
+            rows.extend(
+                (
+                    *head,
+                    difference.output,
+                    f"{difference.max_abs:.2e}",
+                    f"{difference.max_relative:.2e}",
+                    f"{item.tolerance:g}",
+                    f"{difference.required_tolerance:g}",
+                    f"{difference.min_cosine:.8f}",
+                    "" if difference.top1_agreement is None else f"{difference.top1_agreement:.2%}",
+                )
+                for difference in item.differences
+            )
+        kind = "synthetic images" if result.synthetic else "images"
+        columns = ("artifact", "backend", "status", "output", "max abs", "max relative", "tolerance", "would pass at",
+                   "min cosine", "top-1 agreement")  # fmt: skip
+        print_table(f"{result.bundle} against the reference, {result.images} {kind}: {result.status}", columns, rows)
+    sys.exit(_EXIT_CODES[result.status])

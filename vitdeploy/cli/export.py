@@ -1,0 +1,65 @@
+"""`vitdeploy export`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vitdeploy.cli.output import json_option, print_json, print_table, steps
+from vitdeploy.exporters import EXPORTERS
+from vitdeploy.specs import Precision, Task
+
+
+@click.command()
+@click.option("--model", help="A Hub id, such as google/vit-base-patch16-224, or a local folder.")
+@click.option(
+    "--random-weights",
+    metavar="PRESET",
+    help="Instead of --model: an architecture with random weights, such as vit-base-patch16-224.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the random weights.")
+@click.option(
+    "--to", "formats", multiple=True, default=["onnx"], show_default=True, type=click.Choice(list(EXPORTERS)),
+    help="Format; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--precision", default="fp32", show_default=True, type=click.Choice([precision.value for precision in Precision])
+)
+@click.option(
+    "--task", type=click.Choice([task.value for task in Task]), help="By default what the checkpoint was made for."
+)
+@click.option("--opset", type=int, help="ONNX opset, 18 to 23; 20 by default.")
+@click.option("--images", type=click.Path(), help="A folder of images to prove the artifact on; synthetic by default.")
+@click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
+@click.option("-o", "--output", type=click.Path(), help="The bundle; by default ./ and the model's name.")
+@click.option("--revision", help="Branch, tag or commit on the Hub.")
+@click.option("--token", envvar="HF_TOKEN", help="Hub token, for private and gated models.  [env: HF_TOKEN]")
+@click.option("--cache-dir", type=click.Path(), help="Of the Hub's files.")
+@click.option("--offline", is_flag=True, help="Use the Hub's cache alone.")
+@json_option
+def export(formats: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Export a checkpoint, prove that the artifact is the same model, and keep both in a bundle.
+
+    The artifact is compared with the reference on batches of 1, 2 and 7 images; out of tolerance, nothing is written.
+    """
+    from vitdeploy.workflow import export as export_model
+
+    for to in formats:
+        with steps() as on_step:
+            bundle = export_model(to=to, on_step=on_step, **options)
+    if as_json:
+        print_json({"bundle": str(bundle.path), **bundle.manifest.to_dict()})
+        return
+    made = [artifact for artifact in bundle.manifest.artifacts if artifact.format in formats]
+    rows = [
+        (
+            artifact.name,
+            file.path,
+            f"{file.size_bytes / 1e6:.1f} MB",
+            f"{output['max_relative']:.1e} of {output['output']} (tolerance {artifact.validation['tolerance']:g})",
+        )
+        for artifact in made
+        for file, output in zip(artifact.files, artifact.validation["outputs"], strict=False)
+    ]
+    print_table(str(bundle.path), ("artifact", "file", "size", "largest difference"), rows)

@@ -1,0 +1,88 @@
+"""Every error that vitdeploy raises on purpose, and the exit code that the command line gives it.
+
+VitDeployError                     1
+├── CheckFailedError               1  a check ran and did not pass
+├── UsageError                     2  an option, argument or input tensor is not what it must be
+├── UnavailableError               3  something this machine or network does not have
+│   ├── MissingDependencyError     3
+│   ├── DeviceError                3
+│   ├── HubError                   3
+│   └── OutputError                3  the result could not be written (full disk, no permission)
+└── InputError                     4  absent, unreadable or corrupt input
+    ├── CheckpointError            4
+    ├── BundleError                4
+    └── ImageError                 4
+
+A message is one line: what must hold, what came, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class VitDeployError(Exception):
+    """The root of the tree. `exit_code` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class CheckFailedError(VitDeployError):
+    """A comparison or validation ran, and its result is outside the tolerance."""
+
+
+class UsageError(VitDeployError, ValueError):
+    """An option, an argument or an input tensor is not what it must be."""
+
+    exit_code = 2
+
+
+class UnavailableError(VitDeployError):
+    """What was asked for needs something that this machine does not have."""
+
+    exit_code = 3
+
+
+class MissingDependencyError(UnavailableError, ImportError):
+    """An optional package is not installed.
+
+    Args:
+        what: the feature that needs it, such as "the torch backend".
+        extra: the extra of vitdeploy that installs it.
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs a package that is not installed; run: pip install 'vitdeploy[{extra}]'")
+        self.what = what
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str]]:
+        return type(self), (self.what, self.extra)
+
+
+class DeviceError(UnavailableError):
+    """A device or an execution provider that was asked for cannot be had."""
+
+
+class HubError(UnavailableError):
+    """The Hugging Face Hub cannot be reached, or refuses the request."""
+
+
+class OutputError(UnavailableError):
+    """A result could not be written; what existed before is untouched."""
+
+
+class InputError(VitDeployError):
+    """An input is absent, unreadable or corrupt."""
+
+    exit_code = 4
+
+
+class CheckpointError(InputError):
+    """A checkpoint's configuration or weights cannot be used."""
+
+
+class BundleError(InputError):
+    """A bundle's manifest or files are absent, corrupt or altered."""
+
+
+class ImageError(InputError):
+    """An image cannot be read."""

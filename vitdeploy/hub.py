@@ -1,0 +1,254 @@
+"""Find a checkpoint's files: in a local folder, or on the Hugging Face Hub through its cache."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING
+
+from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+logger = logging.getLogger(__name__)
+
+_CONFIG = "config.json"
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_INDEX_SUFFIX = ".index.json"
+_WEIGHTS = (  # in order of preference
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Where a checkpoint's files are.
+
+    Attributes:
+        model_id: the Hub id, or the name of a local folder.
+        revision: the commit, for a checkpoint from the Hub.
+        folder: holds config.json, the weights and, where the checkpoint has them, the processor's configurations.
+        weights: one form of weights: a single file, or all shards.
+    """
+
+    model_id: str
+    revision: str | None
+    folder: Path
+    weights: tuple[Path, ...]
+
+
+def resolve(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+    endpoint: str | None = None,
+) -> CheckpointFiles:
+    """Find a checkpoint; from the Hub, download what the cache lacks of the files that are needed.
+
+    A local folder wins over a Hub id of the same name. Where the Hub does not answer, its cached copy is used.
+
+    Args:
+        model: a local folder, or a Hub id such as "google/vit-base-patch16-224".
+        revision: a branch, tag or commit on the Hub.
+        token: what the Hub asks for a private or gated model; by default the one of `hf auth login`.
+        cache_dir: the Hub's cache, by default the one of huggingface_hub.
+        offline: use the cache alone, as HF_HUB_OFFLINE=1 does.
+        endpoint: the Hub's address, by default HF_ENDPOINT or https://huggingface.co.
+
+    Raises:
+        CheckpointError: the checkpoint does not exist, or a file of it is absent or malformed.
+        HubError: the Hub refuses, or cannot be reached and the cache has no complete copy.
+        OutputError: the cache cannot be written.
+        UsageError: an argument is not what it must be.
+    """
+    folder = _local_folder(model)
+    if folder is None:
+        return _from_hub(str(model), revision, token, cache_dir, offline, endpoint)
+    if revision is not None:
+        raise UsageError(f"a revision selects a commit on the Hub, but '{model}' is a local folder; omit the revision")
+    return CheckpointFiles(folder.resolve().name, None, folder, _open_folder(folder))
+
+
+def _local_folder(model: str | Path) -> Path | None:
+    """Return the folder that `model` names, or None where it can only be a Hub id."""
+    name = str(model)
+    if not name:
+        raise UsageError("expected a folder or a Hub id, got an empty string")
+    try:
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            return folder
+        if folder.exists():
+            raise CheckpointError(f"expected a folder with {_CONFIG} and weights, got a file: {name}")
+    except (OSError, RuntimeError) as exc:  # RuntimeError: the home of an unknown user
+        raise CheckpointError(f"cannot open {name}: {exc}") from exc
+    if isinstance(model, Path) or folder.is_absolute() or re.search(r"^[.~]|\\|/.*/|/$", name):
+        raise CheckpointError(f"no such folder: {name}; a Hub id is 'name' or 'organization/name'")
+    return None
+
+
+def _from_hub(
+    model: str,
+    revision: str | None,
+    token: str | None,
+    cache_dir: str | Path | None,
+    offline: bool,
+    endpoint: str | None,
+) -> CheckpointFiles:
+    try:
+        from huggingface_hub import HfApi, constants, errors, hf_hub_download
+    except ModuleNotFoundError as exc:
+        raise MissingDependencyError("downloading from the Hugging Face Hub", extra="torch") from exc
+    if token is not None and not re.fullmatch("[!-~]+", token):  # the HTTP library would print it in its error
+        raise UsageError("the token must be printable ASCII without spaces or line breaks; copy it again")
+
+    api = HfApi(endpoint=endpoint, token=token)
+    download = functools.partial(hf_hub_download, model, cache_dir=cache_dir, token=token, endpoint=endpoint)
+
+    def from_cache(reason: str) -> CheckpointFiles:
+        try:
+            folder = Path(download(_CONFIG, revision=revision, local_files_only=True)).parent
+            weights = _open_folder(folder)
+        except (errors.LocalEntryNotFoundError, CheckpointError) as exc:
+            raise HubError(f"the cache has no usable copy of '{model}', and {reason}, or pass a local folder") from exc
+        return CheckpointFiles(model, folder.name, folder, weights)
+
+    with _hub_errors(model, revision, api.endpoint):
+        if offline or constants.HF_HUB_OFFLINE:
+            return from_cache("offline mode is on; go online once")
+        try:
+            info = api.model_info(model, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        except _network_errors() as exc:
+            if _is_refusal(exc):
+                raise
+            unreachable = f"{api.endpoint} cannot be reached ({_reason(exc)})"
+            files = from_cache(f"{unreachable}; check the network and HF_ENDPOINT")
+            logger.warning("%s; using '%s' from the cache, commit %s", unreachable, model, files.revision)
+            return files
+        names = {sibling.rfilename for sibling in info.siblings or ()}
+        commit = revision
+
+        def fetch(name: str) -> Path | None:
+            nonlocal commit  # the first file is asked for by branch, which the cache remembers; the rest by its commit
+            if name not in names:
+                return None
+            path = Path(download(name, revision=commit))
+            commit = path.parent.name
+            return path
+
+        weights = _open(fetch, f"'{model}'")
+        return CheckpointFiles(model, commit, weights[0].parent, weights)
+
+
+def _open_folder(folder: Path) -> tuple[Path, ...]:
+    """Return the paths of the weights in a complete folder."""
+
+    def fetch(name: str) -> Path | None:
+        path = folder / name
+        return path if path.is_file() else None
+
+    try:
+        return _open(fetch, str(folder))
+    except OSError as exc:
+        raise CheckpointError(f"cannot read {folder}: {exc.strerror}") from exc
+
+
+def _open(fetch: Callable[[str], Path | None], source: str) -> tuple[Path, ...]:
+    """Fetch the configurations, then the preferred form of weights, and return the paths of the weights.
+
+    `fetch` turns a file's name into its path, or into None where the checkpoint, called `source`, has no such file.
+    """
+    if fetch(_CONFIG) is None:
+        raise CheckpointError(f"{source} has no {_CONFIG}; expected a Hugging Face checkpoint")
+    for name in _PROCESSORS:
+        fetch(name)
+    for name in _WEIGHTS:
+        path = fetch(name)
+        if path is not None:
+            return _shards(path, fetch) if name.endswith(_INDEX_SUFFIX) else (path,)
+    raise CheckpointError(f"{source} has no weights; looked for {', '.join(_WEIGHTS)}")
+
+
+def _shards(index: Path, fetch: Callable[[str], Path | None]) -> tuple[Path, ...]:
+    """Fetch the shards that an index names."""
+    try:
+        content = json.loads(index.read_bytes())
+    except ValueError as exc:
+        raise CheckpointError(f"{index} is not valid JSON: {exc}") from exc
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: 'weight_map' must be an object of tensor names and file names")
+    suffix = Path(index.name.removesuffix(_INDEX_SUFFIX)).suffix
+    first_key: dict[str, str] = {}
+    for key, name in weight_map.items():
+        # Windows' rules are the stricter ones: they know both separators, and drives.
+        if not isinstance(name, str) or PureWindowsPath(name).name != name or Path(name).suffix != suffix:
+            raise CheckpointError(f"{index}: '{key}' must name a *{suffix} file beside the index, got {name!r}")
+        first_key.setdefault(name, key)
+    shards = []
+    for name, key in sorted(first_key.items()):
+        path = fetch(name)
+        if path is None:
+            raise CheckpointError(f"{index}: '{key}' is in {name!r}, which does not exist")
+        shards.append(path)
+    return tuple(shards)
+
+
+@contextlib.contextmanager
+def _hub_errors(model: str, revision: str | None, endpoint: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one line that says what to do."""
+    from huggingface_hub import errors
+
+    login = "pass a token that may read it, or run: hf auth login"
+    try:
+        yield
+    except errors.HFValidationError as exc:
+        raise UsageError(f"'{model}' is neither a folder nor a Hub id, 'name' or 'organization/name'") from exc
+    except errors.GatedRepoError as exc:
+        raise HubError(f"'{model}' is gated; ask for access at {endpoint}/{model}, then {login}") from exc
+    except errors.RepositoryNotFoundError as exc:
+        raise CheckpointError(
+            f"no folder, and no model at {endpoint}, is named '{model}'; check the name, or if it is private {login}"
+        ) from exc
+    except errors.RevisionNotFoundError as exc:
+        raise CheckpointError(f"'{model}' at {endpoint} has no revision '{revision}'") from exc
+    except _network_errors() as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise OutputError(
+                f"cannot write '{model}' to the Hub's cache: {exc.strerror}; make room, or choose another cache_dir"
+            ) from exc
+        remedy = login if _is_refusal(exc) else "try again, or pass a local folder"
+        raise HubError(f"cannot get '{model}' from {endpoint} ({_reason(exc)}); {remedy}") from exc
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """Return what a request can raise; the HTTP library is requests, httpx or httpx2, by huggingface_hub's version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    http_error: type[Exception] = HfHubHTTPError.__bases__[0]
+    return (OSError, json.JSONDecodeError, RuntimeError, http_error)  # RuntimeError: what hf_xet raises
+
+
+def _is_refusal(exc: Exception) -> bool:
+    """Tell the Hub's decision, which a cached copy must not hide, from its failure to answer."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return isinstance(exc, HfHubHTTPError) and exc.response is not None and exc.response.status_code in {401, 403, 404}
+
+
+def _reason(exc: Exception) -> str:
+    # Where huggingface_hub finds no cached file to fall back on, only the cause says what happened.
+    cause = exc.__cause__ if isinstance(exc, FileNotFoundError) and exc.__cause__ else exc
+    return f"{type(cause).__name__}: {cause}".partition("\n")[0]

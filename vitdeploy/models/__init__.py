@@ -1,0 +1,1 @@
+"""The reference Vision Transformer in torch, and the checkpoints that it loads."""

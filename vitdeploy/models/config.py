@@ -1,0 +1,179 @@
+"""The configuration of a Vision Transformer, read from a Hugging Face `config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.errors import CheckpointError, UsageError
+from vitdeploy.labels import class_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+MODEL_TYPES = ("vit",)
+# Beyond any real model; below, the element count of every weight fits 64 bits.
+_MAX_SIZE = 2**15
+_MAX_LAYERS = 2**10
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Hyper-parameters under the names and with the defaults of transformers' `ViTConfig`.
+
+    Attributes:
+        hidden_dropout_prob: after the embeddings, the attention projection and the MLP; in training only.
+        attention_probs_dropout_prob: on the attention weights; in training only.
+        initializer_range: standard deviation of freshly drawn weights.
+        image_size: (height, width) in pixels that the position embeddings were made for.
+        patch_size: (height, width) in pixels of one token.
+        qkv_bias: whether the query, key and value projections have a bias; the output projection always has.
+        head_dim: width of one attention head; by default hidden_size // num_attention_heads.
+        encoder_stride: pixels that one token is decoded to, on each side, in masked image modeling.
+        pooler_output_size: width of the pooler; by default hidden_size.
+        labels: class names in the order of the logits; none of them means that the head is the identity.
+
+    Raises:
+        UsageError: a value is not what it must be.
+    """
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    image_size: tuple[int, int] = (224, 224)
+    patch_size: tuple[int, int] = (16, 16)
+    num_channels: int = 3
+    qkv_bias: bool = True
+    head_dim: int | None = None
+    encoder_stride: int = 16
+    pooler_output_size: int | None = None
+    pooler_act: str = "tanh"
+    labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels", "encoder_stride"):
+            self._require(name, _is_size, f"an integer from 1 to {_MAX_SIZE}")
+        for name in ("head_dim", "pooler_output_size"):
+            self._require(name, lambda value: value is None or _is_size(value), f"an integer from 1 to {_MAX_SIZE}")
+        for name in ("image_size", "patch_size"):
+            self._require(name, _is_pair, f"an integer from 1 to {_MAX_SIZE}, or a pair of them")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            self._require(name, lambda value: _is_number(value, 1.0), "a number from 0 to 1")
+        for name in ("initializer_range", "layer_norm_eps"):
+            self._require(name, lambda value: _is_number(value, sys.float_info.max), "a finite number from 0 up")
+        self._require(
+            "num_hidden_layers", lambda value: _is_int(value, 0, _MAX_LAYERS), f"an integer from 0 to {_MAX_LAYERS}"
+        )
+        self._require("qkv_bias", lambda value: isinstance(value, bool), "true or false")
+        for name in ("hidden_act", "pooler_act"):
+            self._require(name, lambda value: isinstance(value, str), "the name of an activation")
+        if min(self.grid_size) < 1:
+            raise UsageError(f"patch_size {self.patch_size} must not exceed image_size {self.image_size}")
+        if self.attention_head_dim < 1:
+            raise UsageError(
+                f"hidden_size {self.hidden_size} must be at least num_attention_heads {self.num_attention_heads}"
+            )
+
+    def _require(self, name: str, holds: Callable[[object], bool], what: str) -> None:
+        value = getattr(self, name)
+        if not holds(value):
+            raise UsageError(f"{name} must be {what}, got {value!r:.80}")
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Number of patches (down, across); pixels past the last whole patch are not seen by the model."""
+        return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_size[0] * self.grid_size[1]
+
+    @property
+    def attention_head_dim(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ViTConfig:
+        """Read the content of a `config.json`; keys that do not change the computation are ignored.
+
+        Raises:
+            CheckpointError: the model type is not known here, or a value is not what it must be.
+        """
+        model_type = data.get("model_type")
+        if model_type not in MODEL_TYPES:
+            raise CheckpointError(
+                f"config.json: model_type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r:.80}"
+            )
+        names = {field.name for field in dataclasses.fields(cls)} - {"labels"}
+        values = {name: data[name] for name in names & set(data)}
+        for name in ("image_size", "patch_size"):
+            if name in values:
+                values[name] = _pair(values[name])
+        try:
+            return cls(**values, labels=class_names(data))
+        except UsageError as exc:
+            raise CheckpointError(f"config.json: {exc}") from exc
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> ViTConfig:
+        """Read `config.json` in `folder`."""
+        return cls.from_dict(read_json(folder / "config.json"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a `config.json` that `from_dict` and transformers read."""
+        data = {"model_type": "vit", **dataclasses.asdict(self)}
+        labels = data.pop("labels")
+        data["id2label"] = {str(index): name for index, name in enumerate(labels)}
+        data["label2id"] = {name: index for index, name in enumerate(labels)}
+        for name in ("image_size", "patch_size"):
+            height, width = data[name]
+            data[name] = height if height == width else [height, width]
+        return {name: value for name, value in data.items() if value is not None}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is absent, unreadable or holds no JSON object.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as exc:
+        raise CheckpointError(f"{path} must be a readable file: {exc.strerror}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise CheckpointError(f"{path} must hold JSON: {exc}") from exc
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _is_int(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_size(value: object) -> bool:
+    return _is_int(value, 1, _MAX_SIZE)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_size, value))
+
+
+def _is_number(value: object, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= high
+
+
+def _pair(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return (value, value) if isinstance(value, int) else value

@@ -1,0 +1,152 @@
+"""Images in, labelled predictions out: image processor, runtime and labels behind one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.bundle import Bundle
+from vitdeploy.errors import UsageError
+from vitdeploy.labels import class_names
+from vitdeploy.processor import ImageProcessor
+from vitdeploy.runtimes import open_runtime
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from vitdeploy.images import ImageSource
+    from vitdeploy.runtimes.base import Runtime
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """A class, its index among the logits, and its score from 0 to 1."""
+
+    label: str
+    index: int
+    score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Predictor:
+    """A bundle, open with one backend. A context manager; `predict` may be called from several threads.
+
+    Attributes:
+        processor: images to (N, 3, H, W) float32.
+        runtime: executes the artifact.
+        labels: class names in the order of the logits.
+    """
+
+    def __init__(
+        self, processor: ImageProcessor, runtime: Runtime, labels: Sequence[str], problem_type: str | None = None
+    ) -> None:
+        self.processor = processor
+        self.runtime = runtime
+        self.labels = tuple(labels)
+        self._scores = _score_function(problem_type, len(self.labels))
+
+    def predict(
+        self, images: ImageSource | Sequence[ImageSource], *, top_k: int = 5, batch_size: int = 8
+    ) -> list[list[Prediction]]:
+        """The best classes of each image, the best first.
+
+        Scores are what transformers' image-classification pipeline gives: softmax of the logits; a sigmoid each for
+        multi-label models and for those of one class.
+
+        Args:
+            images: see `ImageProcessor`.
+            top_k: how many classes an image, from 1 up; all of them where there are fewer.
+            batch_size: images that go through the runtime together, from 1 up.
+
+        Raises:
+            UsageError: the model is no classifier, or an argument is not what it must be.
+            ImageError: an image cannot be read.
+        """
+        if [spec.name for spec in self.runtime.outputs] != ["logits"]:
+            names = ", ".join(spec.name for spec in self.runtime.outputs)
+            raise UsageError(f"predict needs a model that gives logits, this one gives {names}; call runtime.run")
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
+        batch: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
+        predictions: list[list[Prediction]] = []
+        for start in range(0, len(batch), batch_size):
+            logits = self.logits(self.processor(batch[start : start + batch_size]))
+            predictions.extend(self._best(scores, top_k) for scores in self._scores(logits))
+        return predictions
+
+    def logits(self, pixel_values: np.ndarray) -> np.ndarray:
+        """(N, 3, H, W) float32 -> (N, num_labels) float32."""
+        return self.runtime.run({"pixel_values": pixel_values})["logits"]
+
+    def close(self) -> None:
+        """Close the runtime."""
+        self.runtime.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _best(self, scores: np.ndarray, top_k: int) -> list[Prediction]:
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        return [Prediction(self.labels[index], int(index), float(scores[index])) for index in order]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "onnxruntime",
+    precision: str = "fp32",
+    device: str = "cpu",
+    **options: Any,
+) -> Predictor:
+    """Open a bundle for prediction. Every file that is used is verified first.
+
+    Args:
+        path: the bundle.
+        backend: "onnxruntime", "torch", ...
+        precision: of the artifact.
+        device: "cpu", "cuda" or "cuda:1".
+        options: of the backend's runtime, such as `intra_op_threads` for onnxruntime.
+
+    Raises:
+        BundleError: there is no bundle, or a file of it was altered.
+        UsageError: an argument is not what it must be.
+        MissingDependencyError: the backend's engine is not installed.
+        DeviceError: the device cannot be had.
+    """
+    bundle = Bundle.open(path)
+    config = bundle.config
+    bundle.verified(record for record in bundle.manifest.files if record.path.endswith("processor_config.json"))
+    processor = ImageProcessor.from_pretrained(bundle.path)
+    labels = class_names(config) if bundle.manifest.task == Task.CLASSIFICATION else ()
+    runtime = open_runtime(bundle, backend, precision=precision, device=device, **options)
+    return Predictor(processor, runtime, labels, config.get("problem_type"))
+
+
+def _score_function(problem_type: str | None, num_labels: int) -> Callable[[np.ndarray], np.ndarray]:
+    if problem_type == "multi_label_classification" or num_labels == 1:
+        return _sigmoid
+    return _softmax
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-logits))  # type: ignore[no-any-return]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponents / exponents.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]

@@ -1,0 +1,199 @@
+"""Read preprocessor_config.json in every form that transformers has written it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """An exact size in pixels, whatever the image's aspect ratio."""
+
+    height: int
+    width: int
+
+    def of(self, image_height: int, image_width: int) -> tuple[int, int]:  # noqa: ARG002  # as in ShortestEdge
+        """(H, W) that an image is resized to."""
+        return self.height, self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class ShortestEdge:
+    """The length in pixels of an image's shorter edge; the aspect ratio stays, the longer edge is rounded down."""
+
+    shortest_edge: int
+
+    def of(self, image_height: int, image_width: int) -> tuple[int, int]:
+        """(H, W) that an image is resized to."""
+        short, long = sorted((image_height, image_width))
+        longest_edge = int(self.shortest_edge * long / short)
+        return (longest_edge, self.shortest_edge) if image_width <= image_height else (self.shortest_edge, longest_edge)
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Find a model folder's settings, and the file that holds them.
+
+    As in transformers, a processor_config.json that nests them goes first, and a file that does not name its class
+    has the one of the model in config.json.
+
+    Raises:
+        InputError: there is no such file, or it is not JSON.
+    """
+    path = folder / "processor_config.json"
+    settings = _read_json(path).get("image_processor") if path.is_file() else None
+    if settings is None:
+        path = folder / "preprocessor_config.json"
+        settings = _read_json(path)
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: 'image_processor' must be an object, got {settings!r}")
+    if not _class_name(settings) and (folder / "config.json").is_file():
+        model_type = _read_json(folder / "config.json").get("model_type")
+        settings = {**settings, "image_processor_type": _CLASS_OF_MODEL.get(str(model_type))}
+    return settings, path
+
+
+def parse(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the settings into the fields of ImageProcessor, those that are not its defaults.
+
+    As in transformers, absent keys have the class's defaults, a step (`do_...`) that is null is off, and keys of other
+    classes mean nothing; but a step that is on and not implemented is an error.
+
+    Raises:
+        InputError: the class is unknown, a value is not what it must be, or a step is not implemented.
+    """
+    name = _class_name(config)
+    kind = str(name).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    if kind not in _CLASS_DEFAULTS:
+        raise InputError(f"'image_processor_type' must be one of {', '.join(_CLASS_DEFAULTS)}, got {name!r}")
+    settings = {**_STEPS, **_CLASS_DEFAULTS[kind], **config}
+    for key, value in settings.items():
+        if key.startswith("do_") and value and key not in _STEPS and key != "do_reduce_labels":
+            raise InputError(f"{key!r} must be false, got {value!r}: this step is not implemented")
+    if isinstance(settings.get("size"), int) and not settings.get("default_to_square", True):
+        settings["size"] = {"shortest_edge": settings["size"]}
+    steps = {step: _flag(step, settings[step]) for step in _STEPS}
+    values = {
+        key: read(key, settings[key])
+        for key, (read, step) in _VALUES.items()
+        if key in settings and (settings[key] is not None or steps[step])
+    }
+    return {"image_processor_type": kind, **steps, **values}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise InputError(f"cannot read {path}: {exc.strerror}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise InputError(f"cannot read {path}: expected JSON, got {exc}") from exc
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _class_name(config: Mapping[str, Any]) -> object:
+    return config.get("image_processor_type") or config.get("feature_extractor_type")
+
+
+def _flag(key: str, value: object) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise InputError(f"{key!r} must be true or false, got {value!r}")
+    return bool(value)
+
+
+def _number(key: str, value: object) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise InputError(f"{key!r} must be a number, got {value!r}")
+    return value
+
+
+def _channels(key: str, value: object) -> tuple[float, ...]:
+    """Read one number for all channels, or one a channel."""
+    values = value if isinstance(value, Sequence) else [value] * 3
+    if len(values) != 3:
+        raise InputError(f"{key!r} must be one number or three, got {value!r}")
+    return tuple(_number(key, item) for item in values)
+
+
+def _resample(key: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value not in range(6):
+        raise InputError(f"{key!r} must be one of Pillow's filters, 0 to 5, got {value!r}")
+    return value
+
+
+def _edge(key: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{key!r} must be made of positive integers, got {value!r}")
+    return value
+
+
+def _size(key: str, value: object) -> Size | ShortestEdge:
+    if isinstance(value, Mapping) and set(value) == {"shortest_edge"}:
+        return ShortestEdge(_edge(key, value["shortest_edge"]))
+    return _exact_size(key, value)
+
+
+def _exact_size(key: str, value: object) -> Size:
+    """Read 224, [224, 224] or {"height": 224, "width": 224}."""
+    if isinstance(value, Mapping):
+        if set(value) != {"height", "width"}:
+            raise InputError(f"{key!r} must have 'height' and 'width' (or, as size, 'shortest_edge'), got {value!r}")
+        return Size(_edge(key, value["height"]), _edge(key, value["width"]))
+    height, width = value if isinstance(value, Sequence) and len(value) == 2 else (value, value)
+    return Size(_edge(key, height), _edge(key, width))
+
+
+# How a value is read, and the step that uses it: where that is off, the value may be null.
+_VALUES: dict[str, tuple[Callable[[str, object], Any], str]] = {
+    "size": (_size, "do_resize"),
+    "resample": (_resample, "do_resize"),
+    "crop_size": (_exact_size, "do_center_crop"),
+    "rescale_factor": (_number, "do_rescale"),
+    "image_mean": (_channels, "do_normalize"),
+    "image_std": (_channels, "do_normalize"),
+}
+
+# The steps of ViTImageProcessor, and where the other classes of transformers differ.
+_STEPS = {
+    "do_convert_rgb": False,
+    "do_resize": True,
+    "do_center_crop": False,
+    "do_rescale": True,
+    "do_normalize": True,
+}
+_CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ViTImageProcessor": {},
+    "DeiTImageProcessor": {"size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},
+    "BeitImageProcessor": {"resample": 3, "crop_size": 224},
+    "BitImageProcessor": {
+        "size": 224,
+        "default_to_square": False,
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": 224,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "do_convert_rgb": True,
+    },
+}
+
+# The oldest files do not name their class.
+_CLASS_OF_MODEL = {
+    "vit": "ViTImageProcessor",
+    "vit_mae": "ViTImageProcessor",
+    "vit_msn": "ViTImageProcessor",
+    "deit": "DeiTImageProcessor",
+    "beit": "BeitImageProcessor",
+    "dinov2": "BitImageProcessor",
+}

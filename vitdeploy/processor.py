@@ -1,0 +1,195 @@
+"""Turn images into a Vision Transformer's input, bit for bit as transformers' PIL backend does."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from vitdeploy.errors import InputError, UsageError
+from vitdeploy.images import ImageSource, check_pixel_count, image_name, open_image
+from vitdeploy.preprocessor_config import ShortestEdge, Size, parse, read_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    Channels = tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageProcessor:
+    """Images -> (N, 3, H, W) float32: decode, resize, center-crop, rescale, normalise.
+
+    The fields are the keys of `preprocessor_config.json`, and their defaults those of ViTImageProcessor.
+
+    Attributes:
+        image_processor_type: the transformers class whose file this is.
+        size: what images are resized to.
+        resample: the filter, as Pillow numbers it (2 bilinear, 3 bicubic).
+        crop_size: the center crop; an image that is smaller is padded with black.
+        do_convert_rgb: kept for transformers. Here every image is RGB (see `open_image`).
+    """
+
+    image_processor_type: str = "ViTImageProcessor"
+    do_convert_rgb: bool = False
+    do_resize: bool = True
+    size: Size | ShortestEdge = dataclasses.field(default=Size(224, 224))
+    resample: int = 2
+    do_center_crop: bool = False
+    crop_size: Size | None = None
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: Channels = (0.5, 0.5, 0.5)
+    image_std: Channels = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if self.do_center_crop and self.crop_size is None:
+            raise UsageError("'do_center_crop' needs 'crop_size', got none")
+        if 0 in self.image_std:
+            raise UsageError(f"'image_std' must not be zero, got {self.image_std}")
+
+    @classmethod
+    def for_image_size(cls, height: int, width: int) -> ImageProcessor:
+        """The processor of a ViT whose checkpoint brings no preprocessor_config.json."""
+        return cls(size=Size(height, width))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> ImageProcessor:
+        """Read a model folder's preprocessor_config.json, or processor_config.json where that holds the settings.
+
+        Raises:
+            InputError: there is no such file, or it asks for something that cannot be done exactly.
+        """
+        config, path = read_folder(Path(folder))
+        try:
+            return cls.from_dict(config)
+        except InputError as exc:
+            raise InputError(f"{path}: {exc}") from exc
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> ImageProcessor:
+        """Read the content of a preprocessor_config.json; see `preprocessor_config.parse` for what is accepted.
+
+        Raises:
+            InputError: the class is unknown, a value is not what it must be, or a step is not implemented.
+        """
+        fields = parse(config)
+        try:
+            return cls(**fields)
+        except UsageError as exc:
+            raise InputError(str(exc)) from exc
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a preprocessor_config.json for transformers and for `from_dict`."""
+        fields = dataclasses.asdict(self)
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in fields.items()
+            if value is not None
+        }
+
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """(H, W) of what comes out, or None where it depends on the image."""
+        if self._crop:
+            return self._crop.height, self._crop.width
+        if self.do_resize and isinstance(self.size, Size):
+            return self.size.height, self.size.width
+        return None
+
+    def __call__(
+        self, images: ImageSource | Sequence[ImageSource], *, threads: int | None = None
+    ) -> NDArray[np.float32]:
+        """Read and preprocess one image or a batch.
+
+        Args:
+            images: one image or a sequence of them; see `open_image` for what an image can be. An array with four
+                axes is a batch.
+            threads: how many images are decoded at a time; by default one a core.
+
+        Returns:
+            (N, 3, H, W) float32, contiguous. The number of threads does not change a bit of it.
+
+        Raises:
+            ImageError: an image cannot be read; the message names it.
+            UsageError: there is no image, one is of the wrong type, or the results differ in size.
+        """
+        sources = _as_batch(images)
+        if not sources:
+            raise UsageError("expected at least one image, got an empty batch")
+        if threads is None:
+            threads = _cores()
+        if threads < 1:
+            raise UsageError(f"'threads' must be at least 1, got {threads}")
+        names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources)]
+        if min(threads, len(sources)) == 1:
+            return self._normalized(map(self._pixels, sources, names), len(sources))
+        Image.init()  # Pillow registers its formats on first use, without a lock
+        with ThreadPoolExecutor(min(threads, len(sources))) as pool:
+            return self._normalized(pool.map(self._pixels, sources, names), len(sources))
+
+    def _pixels(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
+        """Decode, resize and crop: an image -> (H, W, 3)."""
+        image = open_image(source, name=name)
+        if self.do_resize:
+            height, width = self.size.of(image.height, image.width)
+            check_pixel_count(width, height, name)
+            image = image.resize((width, height), Image.Resampling(self.resample))
+        if self._crop:
+            left, top = (image.width - self._crop.width) // 2, (image.height - self._crop.height) // 2
+            image = image.crop((left, top, left + self._crop.width, top + self._crop.height))
+        return np.asarray(image)
+
+    def _normalized(self, images: Iterator[NDArray[np.uint8]], count: int) -> NDArray[np.float32]:
+        """Rescale and normalise `count` images of (H, W, 3) as they come -> (count, 3, H, W)."""
+        first = next(images)
+        batch = np.empty((count, 3, *first.shape[:2]), np.float32)
+        for pixels, out in zip(itertools.chain([first], images), batch, strict=True):
+            if pixels.shape != first.shape:
+                raise UsageError(
+                    f"the images of a batch must come out in one size, got {first.shape[:2]} and {pixels.shape[:2]}; "
+                    "set a center crop, or pass them one by one"
+                )
+            for channel, table in enumerate(self._tables):
+                np.take(table, pixels[:, :, channel], out=out[channel], mode="wrap")  # the fastest mode
+        return batch
+
+    @property
+    def _crop(self) -> Size | None:
+        return self.crop_size if self.do_center_crop else None
+
+    @functools.cached_property
+    def _tables(self) -> NDArray[np.float32]:
+        """The value of every byte in every channel, (3, 256): a look-up instead of arithmetic, to the same bit."""
+        values = np.arange(256, dtype=np.float64)
+        if self.do_rescale:
+            values *= self.rescale_factor
+        tables = np.tile(values.astype(np.float32), (3, 1))
+        if self.do_normalize:
+            mean, std = np.array([self.image_mean, self.image_std], np.float32)[:, :, None]  # (3, 1) each
+            tables = (tables - mean) / std
+        return tables
+
+
+def _as_batch(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return list(images)
+    if isinstance(images, Sequence) and not isinstance(images, (str, bytes, bytearray, memoryview)):
+        return list(images)
+    return [images]
+
+
+def _cores() -> int:
+    """The cores that this process may use; a container often allows fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
