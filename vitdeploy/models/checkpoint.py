@@ -78,7 +78,7 @@ def task_of(config: Mapping[str, object]) -> Task:
         if isinstance(name, str) and name in _ARCHITECTURES:
             return _ARCHITECTURES[name]
     raise CheckpointError(
-        f"config.json: architectures must name one of {', '.join(_ARCHITECTURES)}, got {architectures!r}; "
+        f"config.json: architectures must name one of {', '.join(_ARCHITECTURES)}, got {architectures!r:.80}; "
         f"or say the task yourself (--task)"
     )
 

@@ -137,6 +137,8 @@ class ViTConfig:
         for name in ("image_size", "patch_size"):
             height, width = data[name]
             data[name] = height if height == width else [height, width]
+        for name in ("initializer_range", "layer_norm_eps"):
+            data[name] = float(data[name])  # transformers refuses an integer
         return {name: value for name, value in data.items() if value is not None}
 
 

@@ -20,7 +20,8 @@ _WIDTHS: dict[str, dict[str, Any]] = {
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
     "huge": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120},
 }
-_NAME = re.compile(rf"vit-({'|'.join(_WIDTHS)})-patch(\d+(?:x\d+)?)-(\d+(?:x\d+)?)")
+_SIZE = r"[0-9]{1,6}(?:x[0-9]{1,6})?"
+_NAME = re.compile(rf"vit-({'|'.join(_WIDTHS)})-patch({_SIZE})-({_SIZE})")
 _NUM_LABELS = 1000
 
 
@@ -35,7 +36,7 @@ def preset_config(name: str) -> ViTConfig:
     match = _NAME.fullmatch(name)
     if match is None:
         raise UsageError(
-            f"a preset must be vit-{{{','.join(_WIDTHS)}}}-patchP-S, such as vit-base-patch16-224, got {name!r}"
+            f"a preset must be vit-{{{','.join(_WIDTHS)}}}-patchP-S, such as vit-base-patch16-224, got {name!r:.80}"
         )
     width, patch, image = match.groups()
     return ViTConfig(

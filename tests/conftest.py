@@ -1,0 +1,120 @@
+"""Fixtures that all tests share: checkpoints as transformers writes them.
+
+torch and transformers are imported by the fixtures that need them, so that the torch-free core can be tested without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import nn
+
+    from vitdeploy.models.config import ViTConfig
+    from vitdeploy.models.layers import AttentionKind
+    from vitdeploy.models.vit import VisionTransformer
+    from vitdeploy.specs import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A folder that transformers wrote, and the model that it wrote there.
+
+    Attributes:
+        folder: config.json and model.safetensors.
+        peer: transformers' model, in evaluation mode.
+        task: what its head computes.
+    """
+
+    folder: Path
+    peer: Any
+    task: Task
+
+    @property
+    def config(self) -> ViTConfig:
+        from vitdeploy.models.config import ViTConfig
+
+        return ViTConfig.from_pretrained(self.folder)
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        return (self.folder / "model.safetensors",)
+
+    def load(self, attention: AttentionKind = "sdpa") -> VisionTransformer:
+        """Our model with these weights."""
+        from vitdeploy.models.checkpoint import load_model
+
+        return load_model(self.config, self.weights, self.task, attention=attention)
+
+
+class WriteCheckpoint(Protocol):
+    """Write a checkpoint with spread random weights.
+
+    Args:
+        task: which of transformers' three classes.
+        config: arguments of transformers' ViTConfig.
+        pooler: whether a feature-extraction model has a pooler.
+        seed: of the weights.
+    """
+
+    def __call__(self, task: Task, config: dict[str, Any], *, pooler: bool = True, seed: int = 0) -> Checkpoint: ...
+
+
+@pytest.fixture
+def tiny_config() -> dict[str, Any]:
+    """Arguments of transformers' ViTConfig for a model of 17 tokens that runs in a millisecond."""
+    return {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "image_size": 32,
+        "patch_size": 8,
+        "encoder_stride": 8,
+        "id2label": {0: "cat", 1: "dog", 2: "newt"},
+        "label2id": {"cat": 0, "dog": 1, "newt": 2},
+    }
+
+
+@pytest.fixture(scope="session")
+def spread() -> Callable[[nn.Module, int], None]:
+    """Give every parameter random values: biases start at 0 and norms at 1, where a missing one would not show."""
+    import torch
+
+    def spread_parameters(model: nn.Module, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                centre = 1.0 if "layernorm" in name and name.endswith("weight") else 0.0
+                parameter.normal_(centre, 0.2, generator=generator)
+
+    return spread_parameters
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, spread: Callable[[nn.Module, int], None]
+) -> WriteCheckpoint:
+    import transformers
+
+    from vitdeploy.models.checkpoint import architecture_of
+    from vitdeploy.specs import Task
+
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+    def write(task: Task, config: dict[str, Any], *, pooler: bool = True, seed: int = 0) -> Checkpoint:
+        options = {"add_pooling_layer": pooler} if task is Task.FEATURES else {}
+        architecture = getattr(transformers, architecture_of(task))
+        peer = architecture(transformers.ViTConfig(**config), **options).eval().requires_grad_(False)
+        spread(peer, seed)
+        folder = tmp_path_factory.mktemp("checkpoint")
+        peer.save_pretrained(folder)
+        return Checkpoint(folder, peer, task)
+
+    return write
