@@ -16,7 +16,7 @@ import sklearn.datasets
 from PIL import Image, features
 
 from vitdeploy.errors import ImageError, UsageError
-from vitdeploy.images import open_image
+from vitdeploy.images import ImageSource, open_image
 
 SKLEARN = Path(sklearn.datasets.__file__).parent / "images"
 SKIMAGE = Path(skimage.__file__).parent / "data"
@@ -61,7 +61,15 @@ def test_real_files_are_the_oracles(path: Path) -> None:
 def test_every_kind_of_source_gives_the_same_pixels() -> None:
     data = CHINA.read_bytes()
     with Image.open(CHINA) as opened, CHINA.open("rb") as file:
-        sources = [str(CHINA), data, bytearray(data), memoryview(data), io.BytesIO(data), file, opened]
+        sources: list[ImageSource] = [
+            str(CHINA),
+            data,
+            bytearray(data),
+            memoryview(data),
+            io.BytesIO(data),
+            file,
+            opened,
+        ]
         results = [np.asarray(open_image(source)) for source in sources]
         assert not file.closed
     for result in results:

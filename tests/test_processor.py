@@ -140,13 +140,13 @@ def oracle(folder: Path) -> Callable[[Path | Image.Image], NDArray[np.float32]]:
     from transformers import AutoImageProcessor
     from transformers.image_utils import load_image
 
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")  # type: ignore[no-untyped-call]
 
     def process(image: Path | Image.Image) -> NDArray[np.float32]:
         if not isinstance(image, Image.Image):
             with Image.open(image) as opened:  # load_image leaves a file with several frames open
                 return process(opened)
-        values = processor(load_image(image), return_tensors="np")["pixel_values"]
+        values: NDArray[Any] = processor(load_image(image), return_tensors="np")["pixel_values"]
         return values.astype(np.float32, casting="safe")
 
     return process
@@ -330,7 +330,8 @@ def test_a_batch_must_come_out_in_one_size() -> None:
 
 def test_usage_errors() -> None:
     processor = ImageProcessor()
-    for empty in ([], (), np.zeros((0, 8, 8, 3), np.uint8)):
+    batches: list[Any] = [[], (), np.zeros((0, 8, 8, 3), np.uint8)]
+    for empty in batches:
         with pytest.raises(UsageError, match="expected at least one image"):
             processor(empty)
     with pytest.raises(UsageError, match="'threads' must be at least 1, got 0"):

@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import struct
-import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -38,7 +37,6 @@ _DECODER_ERRORS = (
     ValueError,
     Warning,
     struct.error,
-    zlib.error,
     Image.DecompressionBombError,
 )
 

@@ -96,7 +96,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as exc:
         raise InputError(f"cannot read {path}: {exc.strerror}") from exc
     except (ValueError, RecursionError) as exc:
-        raise InputError(f"cannot read {path}: expected JSON, got {exc}") from exc
+        raise InputError(f"cannot read {path}: expected JSON ({exc})") from exc
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
