@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.atomic import exclusive, replace_folder
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.labels import class_names
-from vitdeploy.specs import TensorSpec
+from vitdeploy.specs import Task, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -112,7 +112,7 @@ class Manifest:
             source = data["source"]
             return cls(
                 source=Source(str(source["id"]), source["revision"], _records(source["weights"])),
-                task=str(data["task"]),
+                task=Task(data["task"]).value,
                 files=_records(data["files"]),
                 artifacts=tuple(_artifact(item) for item in data["artifacts"]),
             )

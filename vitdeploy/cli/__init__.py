@@ -12,7 +12,7 @@ from vitdeploy import __version__
 from vitdeploy.errors import VitDeployError
 
 # Name -> "module:command" and its line in the help, so that the help imports no command.
-_COMMANDS = {
+COMMANDS = {
     "export": ("vitdeploy.cli.export:export", "Export a checkpoint, prove the artifact, and bundle both."),
     "predict": ("vitdeploy.cli.predict:predict", "Classify images with a bundle."),
     "compare": ("vitdeploy.cli.compare:compare", "Compare every artifact with the reference."),
@@ -27,18 +27,18 @@ class LazyGroup(click.Group):
     """A group that imports a command when it is invoked."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
-        module, name = _COMMANDS[cmd_name][0].split(":")
+        module, name = COMMANDS[cmd_name][0].split(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
 @click.command(cls=LazyGroup)

@@ -1,0 +1,64 @@
+# One command for each thing that a developer does; everything is installed below .venv and .venvs.
+PYTHON ?= python3
+BIN := .venv/bin
+ENVS := .venvs
+PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
+# Tests run in parallel, each on one thread.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
+
+.PHONY: demo test check format bench gpu-check clean
+
+demo: .venv/.demo  ## export, prove and time the embedded model
+	$(BIN)/vitdeploy demo
+
+test: .venv/.dev $(ENVS)/embedded/.done $(ENVS)/optimum/.done check  ## every check, in every environment
+
+check: .venv/.dev  ## every check; tests of other environments are skipped where those were not made
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.dev $(ENVS)/optimum/.done  ## the figures of README and benchmarks/README.md
+	$(BIN)/python benchmarks/processor.py
+	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/predict_overhead.py
+
+gpu-check:  ## GPU tests, then GPU benchmarks, with the python that is there; results under $$OUT
+	OUT=$${OUT:-gpu-results} $(PYTHON) benchmarks/gpu_check.py
+
+clean:
+	rm -rf .venv .venvs build dist *.egg-info demo-output
+
+.venv/.base: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP_INSTALL) --upgrade pip==26.3
+	touch $@
+
+.venv/.demo: .venv/.base pyproject.toml
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt torch
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[demo]'
+	touch $@
+
+.venv/.dev: .venv/.demo
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	touch $@
+
+# What an application that embeds the ONNX Runtime backend has: no torch, no command line.
+$(ENVS)/embedded/.done: constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP_INSTALL) -c constraints.txt numpy pillow onnxruntime
+	touch $@
+
+$(ENVS)/optimum/.done: constraints-optimum.txt .venv/.dev
+	$(PYTHON) -m venv $(@D)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_main.pth
+	$(@D)/bin/python $(PIP_INSTALL) -c constraints-optimum.txt 'optimum-onnx[onnxruntime]'
+	touch $@

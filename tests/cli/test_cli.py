@@ -1,0 +1,228 @@
+"""The command line: what it prints, and what it exits with."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import transformers
+from click.testing import CliRunner
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+import vitdeploy
+from vitdeploy.cli import main
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import WriteCheckpoint
+
+    from vitdeploy.bundle import Bundle
+
+PHOTOGRAPHS = load_sample_images().filenames
+# The bound of the issue; seen: below 1e-7.
+SCORE_TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    target = tmp_path_factory.mktemp("bundles") / "tiny"
+    return vitdeploy.export(random_weights="vit-tiny-patch16-32", output=target)
+
+
+class Result:
+    """What a command line printed, and its exit code."""
+
+    def __init__(self, *args: object, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main([str(arg) for arg in args])
+        self.code = caught.value.code
+        self.out, self.err = capsys.readouterr()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def test_predict_gives_what_the_pipeline_of_transformers_gives(
+    tmp_path: Path,
+    write_checkpoint: WriteCheckpoint,
+    tiny_config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)
+    processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
+    processor.save_pretrained(checkpoint.folder)
+    exported = Result("export", "--model", checkpoint.folder, "--to", "onnx", "-o", tmp_path / "out", capsys=capsys)
+    assert exported.code == 0, exported.err
+    predicted = Result("predict", tmp_path / "out", *PHOTOGRAPHS, "--backend", "onnxruntime", "--json", capsys=capsys)
+    assert predicted.code == 0, predicted.err
+    pipeline = transformers.pipeline("image-classification", checkpoint.peer, image_processor=processor)
+    for expected, result in zip(pipeline(PHOTOGRAPHS, top_k=3), predicted.json["results"], strict=True):
+        assert [item["label"] for item in result["predictions"]] == [item["label"] for item in expected]
+        for item, want in zip(result["predictions"], expected, strict=True):
+            assert item["score"] == pytest.approx(want["score"], abs=SCORE_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"problem_type": "multi_label_classification"}, "sigmoid"),
+        ({"id2label": {0: "only"}, "label2id": {"only": 0}}, "sigmoid"),
+        ({"problem_type": "single_label_classification"}, "softmax"),
+    ],
+)
+def test_scores_of_other_problem_types(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], config: dict[str, Any], kind: str
+) -> None:
+    checkpoint = write_checkpoint(Task.CLASSIFICATION, {**tiny_config, **config})
+    vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
+    processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
+    pipeline = transformers.pipeline("image-classification", checkpoint.peer, image_processor=processor)
+    with vitdeploy.load(tmp_path / "out") as predictor:
+        (best,) = predictor.predict(PHOTOGRAPHS[0])
+    for prediction, want in zip(best, pipeline(PHOTOGRAPHS[0]), strict=True):
+        assert prediction.label == want["label"]
+        assert prediction.score == pytest.approx(want["score"], abs=SCORE_TOLERANCE)
+    assert (sum(prediction.score for prediction in best) == pytest.approx(1)) is (kind == "softmax")
+
+
+def test_export_prints_the_manifest_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = Result(
+        "export", "--random-weights", "vit-tiny-patch16-32", "-o", tmp_path / "out", "--json", capsys=capsys
+    )
+    assert result.code == 0
+    assert result.json["bundle"] == str(tmp_path / "out")
+    assert [artifact["format"] for artifact in result.json["artifacts"]] == ["onnx"]
+
+
+def test_export_is_named_after_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Result("export", "--random-weights", "vit-tiny-patch16-32", capsys=capsys).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["vit-tiny-patch16-32-random-0"]
+
+
+def test_tables_name_what_there_is(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    inspected = Result("inspect", bundle.path, capsys=capsys)
+    assert inspected.code == 0
+    for text in ("onnx-fp32", "onnx/model.onnx", "float32 'pixel_values' (batch, 3, 32, 32)", "opset 20"):
+        assert text in inspected.out
+    predicted = Result("predict", bundle.path, PHOTOGRAPHS[0], "--top-k", "2", capsys=capsys)
+    assert predicted.code == 0
+    assert predicted.out.count("LABEL_") == 2
+    compared = Result("compare", bundle.path, capsys=capsys)
+    assert compared.code == 0
+    assert "16 synthetic images: passed" in compared.out
+    verified = Result("verify", bundle.path, capsys=capsys)
+    assert (verified.code, verified.out) == (0, f"{bundle.path}: 4 files are what the manifest says\n")
+
+
+def test_json_of_the_other_commands(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Result("inspect", bundle.path, "--json", capsys=capsys).json["task"] == "image-classification"
+    assert Result("verify", bundle.path, "--json", capsys=capsys).json["status"] == "passed"
+    compared = Result("compare", bundle.path, "--json", "--images", bundle.path / "..", capsys=capsys)
+    assert compared.code == 4
+    compared = Result("compare", bundle.path, "--json", capsys=capsys).json
+    assert compared["results"][0]["differences"][0]["top1_agreement"] == 1.0
+    doctor = Result("doctor", "--json", capsys=capsys)
+    assert doctor.code == 0
+    assert {"torch", "onnxruntime"} <= {check["backend"] for check in doctor.json["backends"]}
+
+
+def test_a_comparison_that_fails_exits_with_1(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    result = Result("compare", bundle.path, "--tolerance", "1e-12", capsys=capsys)
+    assert result.code == 1
+    assert "failed" in result.out
+
+
+def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = Result(
+        "export", "--random-weights", "vit-tiny-patch16-32", "-o", tmp_path / "x", "--tolerance", "1e-12", capsys=capsys
+    )
+    assert result.code == 1
+    assert result.err.count("\n") == 1
+    assert "tolerance" in result.err
+    assert "would have passed" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+        (["export"], 2, "export needs a model, or random_weights"),
+        (["export", "--random-weights", "vit-base"], 2, "a preset must be"),
+        (["export", "--to", "coreml"], 2, "'coreml' is not 'onnx'"),
+        (["predict", "{bundle}"], 2, "Missing argument 'IMAGES...'"),
+        (["predict", "{bundle}", "x.jpg", "--top-k", "0"], 2, "0 is not in the range"),
+        (["predict", "{bundle}", "x.jpg", "--precision", "int8"], 2, "has no artifact onnx-int8, only: onnx-fp32"),
+        (["predict", "{bundle}", "x.jpg", "--device", "banana"], 2, "device must be one of cpu, cuda"),
+        (["predict", "{bundle}", "x.jpg", "--device", "cuda"], 3, "CUDAExecutionProvider"),
+        (["predict", "{bundle}", "x.jpg", "--device", "cuda", "--backend", "torch"], 3, "cuda"),
+        (["predict", "{bundle}", "x.jpg"], 4, "x.jpg"),
+        (["predict", "nowhere", "x.jpg"], 4, "nowhere must be a bundle"),
+        (["inspect", "nowhere"], 4, "nowhere must be a bundle"),
+        (["verify", "nowhere"], 4, "nowhere must be a bundle"),
+        (["compare", "{bundle}", "--images", "nowhere"], 4, "nowhere must be a folder of images"),
+        (["export", "--model", "./nowhere"], 4, "nowhere"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = Result(*(argument.format(bundle=bundle.path) for argument in arguments), capsys=capsys)
+    assert (result.code, result.out) == (code, "")
+    assert message in result.err
+    assert result.err.splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flipped_byte_exits_with_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path / "out")
+    path = tmp_path / "out" / "onnx" / "model.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    for arguments in (["verify", tmp_path / "out"], ["predict", tmp_path / "out", PHOTOGRAPHS[0]]):
+        result = Result(*arguments, capsys=capsys)
+        assert result.code == 4
+        assert "onnx/model.onnx must have SHA-256" in result.err
+
+
+def test_a_broken_image_is_named(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    result = Result("predict", bundle.path, tmp_path / "broken.png", capsys=capsys)
+    assert result.code == 4
+    assert "broken.png" in result.err
+
+
+def test_not_a_number_is_null_in_json() -> None:
+    from vitdeploy.cli.output import print_json
+
+    runner = CliRunner()
+    with runner.isolation() as (out, *_):
+        print_json({"a": float("nan"), "b": [float("inf"), 1.5]})
+        assert isinstance(out, io.BytesIO)
+        assert json.loads(out.getvalue()) == {"a": None, "b": [None, 1.5]}
+
+
+def test_an_image_of_every_common_kind(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for mode, suffix in (("L", "png"), ("RGBA", "png"), ("P", "gif"), ("CMYK", "jpg"), ("RGB", "webp")):
+        paths.append(tmp_path / f"{mode}.{suffix}")
+        Image.new(mode, (50, 40)).save(paths[-1])
+    assert Result("predict", bundle.path, *paths, "--json", capsys=capsys).code == 0

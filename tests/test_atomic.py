@@ -1,0 +1,200 @@
+"""Replacing a folder: whole or not at all, also when the disk is full or the process is killed."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vitdeploy.atomic import exclusive, replace_folder, staged_folder
+from vitdeploy.errors import OutputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def put(target: Path, **files: str) -> None:
+    with staged_folder(target) as staging:
+        for name, text in files.items():
+            (staging / name).write_text(text)
+        replace_folder(staging, target)
+
+
+def test_makes_a_folder_and_its_parents(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b"
+    put(target, x="1")
+    assert content(tmp_path) == {"a/b/x": "1"}
+
+
+def test_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+    put(tmp_path / "out", x="1", y="2")
+    put(tmp_path / "out", x="3")
+    assert content(tmp_path) == {"out/x": "3"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_permissions_are_those_of_an_ordinary_folder(tmp_path: Path) -> None:
+    put(tmp_path / "out", x="1")
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_failure_leaves_nothing_and_the_old_content(tmp_path: Path) -> None:
+    put(tmp_path / "out", x="1")
+
+    def fail() -> None:
+        with staged_folder(tmp_path / "out") as staging:
+            (staging / "x").write_text("2")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert content(tmp_path) == {"out/x": "1"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_filesystem_that_cannot_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Libc:
+        @staticmethod
+        def renameat2(*_: Any) -> int:
+            ctypes.set_errno(errno.EINVAL)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc)
+    put(tmp_path / "out", x="1")
+    put(tmp_path / "out", x="2")
+    assert content(tmp_path) == {"out/x": "2"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_another_reason_why_the_exchange_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Libc:
+        @staticmethod
+        def renameat2(*_: Any) -> int:
+            ctypes.set_errno(errno.EBUSY)
+            return -1
+
+    put(tmp_path / "out", x="1")
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc)
+    with pytest.raises(OutputError, match="could not be written"):
+        put(tmp_path / "out", x="2")
+    assert content(tmp_path) == {"out/x": "1"}
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="could not be written"), staged_folder(tmp_path / "file" / "out"):
+        pytest.fail("the folder cannot be")
+
+
+def run_python(code: str, *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(code), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    put(tmp_path / "out", x="1")
+    killed = run_python(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from vitdeploy.atomic import staged_folder
+        with staged_folder(Path(sys.argv[1])) as staging:
+            (staging / "x").write_text("2")
+            os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        str(tmp_path / "out"),
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert content(tmp_path / "out") == {"x": "1"}
+    assert len(list(tmp_path.iterdir())) == 2
+    put(tmp_path / "out", x="3")
+    assert content(tmp_path) == {"out/x": "3"}
+
+
+def test_the_folder_of_a_process_that_lives_is_not_removed(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "out") as staging:
+        (staging / "x").write_text("mine")
+        other = run_python(
+            """
+            import sys
+            from pathlib import Path
+            from vitdeploy.atomic import staged_folder
+            with staged_folder(Path(sys.argv[1])):
+                pass
+            """,
+            str(tmp_path / "out"),
+        )
+        assert other.returncode == 0, other.stderr
+        assert content(staging) == {"x": "mine"}
+
+
+def test_a_file_beyond_the_limit_of_the_process(tmp_path: Path) -> None:
+    put(tmp_path / "out", x="1")
+    limited = run_python(
+        """
+        import resource, signal, sys
+        from pathlib import Path
+        from vitdeploy.atomic import staged_folder
+        from vitdeploy.errors import OutputError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            with staged_folder(Path(sys.argv[1])) as staging:
+                (staging / "x").write_bytes(bytes(2000))
+        except OutputError as exc:
+            print(exc)
+        """,
+        str(tmp_path / "out"),
+    )
+    assert "out could not be written: File too large; free space" in limited.stdout, limited.stderr
+    assert content(tmp_path) == {"out/x": "1"}
+
+
+def test_writers_wait_for_each_other(tmp_path: Path) -> None:
+    with exclusive(tmp_path / "out"):
+        other = run_python(
+            """
+            import fcntl, os, sys
+            descriptor = os.open(sys.argv[1], os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print("held")
+            """,
+            str(tmp_path),
+        )
+    assert other.stdout == "held\n", other.stderr
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="mounting a small filesystem needs root")
+def test_a_full_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        put(disk / "out", x="1")
+        with pytest.raises(OutputError, match=r"No space left on device; free space"):
+            put(disk / "out", x="2" * 100_000)
+        assert content(disk) == {"out/x": "1"}
+        assert shutil.disk_usage(disk).free > 0
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,0 +1,159 @@
+"""Bundles: what a manifest vouches for, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vitdeploy.atomic import staged_folder
+from vitdeploy.bundle import Artifact, Bundle, FileRecord, Manifest, Source, commit
+from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write(target: Path, name: str = "onnx/model.onnx", precision: str = "fp32", text: str = "graph") -> Bundle:
+    """A bundle of one small artifact, or one more in the bundle that is there."""
+    with staged_folder(target) as staging:
+        (staging / name).parent.mkdir()
+        (staging / name).write_text(text)
+        (staging / "config.json").write_text('{"id2label": {"0": "cat", "1": "dog"}}')
+        artifact = Artifact(
+            "onnx",
+            precision,
+            (FileRecord.of(staging, name),),
+            inputs=(TensorSpec("pixel_values", "float32", ("batch", 3, 8, 8)),),
+            outputs=(TensorSpec("logits", "float32", ("batch", 2)),),
+            options={"opset": 20},
+            tools={"vitdeploy": "0"},
+            validation={},
+        )
+        files = (FileRecord.of(staging, "config.json"),)
+        return commit(staging, target, Manifest(Source("a/b", "abc"), "image-classification", files, (artifact,)))
+
+
+def edit(target: Path, change: Any) -> None:
+    data = json.loads((target / "manifest.json").read_text())
+    change(data)
+    (target / "manifest.json").write_text(json.dumps(data))
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    written = write(tmp_path / "out")
+    opened = Bundle.open(tmp_path / "out")
+    assert opened == written
+    opened.verify()
+    assert opened.labels == ("cat", "dog")
+    assert opened.artifact("onnx", "fp32").inputs[0].shape == ("batch", 3, 8, 8)
+
+
+def test_another_artifact_keeps_the_first_and_other_files(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    (tmp_path / "out" / "notes").mkdir()
+    (tmp_path / "out" / "notes" / "mine.txt").write_text("mine")
+    write(tmp_path / "out", "onnx/model_int8.onnx", "int8")
+    bundle = Bundle.open(tmp_path / "out")
+    bundle.verify()
+    assert [artifact.name for artifact in bundle.manifest.artifacts] == ["onnx-fp32", "onnx-int8"]
+    assert (tmp_path / "out" / "notes" / "mine.txt").read_text() == "mine"
+
+
+def test_the_same_artifact_is_replaced_with_its_files(tmp_path: Path) -> None:
+    write(tmp_path / "out", "onnx/model.onnx")
+    write(tmp_path / "out", "onnx/other.onnx", text="new")
+    bundle = Bundle.open(tmp_path / "out")
+    bundle.verify()
+    assert [file.path for file in bundle.artifact("onnx", "fp32").files] == ["onnx/other.onnx"]
+    assert not (tmp_path / "out" / "onnx" / "model.onnx").exists()
+
+
+def test_a_bundle_of_another_model_is_refused_and_untouched(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    edit(tmp_path / "out", lambda data: data.update(task="image-feature-extraction"))
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    with pytest.raises(UsageError, match=r"must hold the same model, holds a/b \(image-feature-extraction\)"):
+        write(tmp_path / "out")
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+
+
+def test_a_folder_of_other_files_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.jpg").write_text("me")
+    with pytest.raises(UsageError, match="must be empty or a bundle, holds other files"):
+        write(tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["me.jpg"]
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out").verify()
+
+
+@pytest.mark.parametrize("name", ["config.json", "onnx/model.onnx"])
+def test_a_flipped_byte(tmp_path: Path, name: str) -> None:
+    bundle = write(tmp_path / "out")
+    path = tmp_path / "out" / name
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=rf"{name} must have SHA-256 .* it was altered"):
+        bundle.verify()
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    bundle = write(tmp_path / "out")
+    (tmp_path / "out" / "onnx" / "model.onnx").unlink()
+    with pytest.raises(BundleError, match="must be readable: No such file"):
+        bundle.verify()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../x", "a/../../x", "/etc/passwd", "C:/x", "C:x", "..\\x", "a\\..\\x", "//host/share/x", "", ".", "a\0b", 5],
+)
+def test_a_file_name_that_leaves_the_bundle(tmp_path: Path, path: Any) -> None:
+    write(tmp_path / "out")
+    edit(tmp_path / "out", lambda data: data["artifacts"][0]["files"][0].update(path=path))
+    with pytest.raises(BundleError):
+        Bundle.open(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "must hold JSON"),
+        ("[]", "must hold a JSON object, got list"),
+        ("{}", "schema_version must be 1, got None"),
+        ('{"schema_version": 2}', "schema_version must be 1, got 2; use the vitdeploy version that wrote the bundle"),
+        ('{"schema_version": 1}', "must have every field of its schema: KeyError 'source'"),
+        ("\xff", "must hold JSON"),
+        ("[" * 100_000, "must hold JSON"),
+    ],
+)
+def test_a_corrupt_manifest(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["source", "task", "files", "artifacts"])
+@pytest.mark.parametrize("value", [None, 1, "x", {"id": 1}, [1], [{}]])
+def test_a_manifest_with_a_wrong_value(tmp_path: Path, key: str, value: Any) -> None:
+    write(tmp_path / "out")
+    edit(tmp_path / "out", lambda data: data.update({key: value}))
+    with pytest.raises(BundleError, match=r"^manifest.json must have every field of its schema: [^\n]+$"):
+        Bundle.open(tmp_path / "out")
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"must be a bundle, but has no manifest.json; make one: vitdeploy export"):
+        Bundle.open(tmp_path / "nowhere")
+
+
+def test_an_artifact_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no artifact onnx-int8, only: onnx-fp32; make it: vitdeploy export"):
+        write(tmp_path / "out").artifact("onnx", "int8")

@@ -1,0 +1,81 @@
+"""The README's own commands run, against a Hub on loopback that serves a small model under the name used there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import transformers
+from environments import ROOT
+from hub_server import hub_server
+from sklearn.datasets import load_sample_images
+
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conftest import WriteCheckpoint
+
+NOT_RUN = "<!-- not run by the tests:"
+
+
+class Block(NamedTuple):
+    """A fenced block of code, and whether the README says that it is not run."""
+
+    language: str
+    code: str
+    runs: bool
+
+
+def blocks() -> list[Block]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.finditer(r"(?P<before>[^\n]*)\n```(?P<language>\w+)\n(?P<code>.*?)```", text, re.DOTALL)
+    return [Block(match["language"], match["code"], not match["before"].startswith(NOT_RUN)) for match in found]
+
+
+@pytest.fixture(scope="module")
+def workplace(
+    tmp_path_factory: pytest.TempPathFactory, write_checkpoint: WriteCheckpoint
+) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder with the README's images, and an environment in which its model can be downloaded."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "photos").mkdir()
+    for photograph in load_sample_images().filenames:
+        shutil.copy(photograph, folder / "photos")
+    shutil.copy(photograph, folder / "cat.jpg")
+    config: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                              "intermediate_size": 48, "image_size": 224, "patch_size": 32}  # fmt: skip
+    checkpoint = write_checkpoint(Task.CLASSIFICATION, config)
+    transformers.ViTImageProcessorPil().save_pretrained(checkpoint.folder)
+    with hub_server({"google/vit-base-patch16-224": checkpoint.folder}) as hub:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        cache = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "0"}
+        yield folder, {**os.environ, "PATH": path, **cache}
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in blocks() if block.runs], ids=lambda block: block.code.split("\n")[0]
+)
+def test_block(block: Block, workplace: tuple[Path, dict[str, str]]) -> None:
+    """Blocks run in the README's order, in one folder: a later one uses what an earlier one made."""
+    folder, environ = workplace
+    command = {"sh": ["sh", "-eu", "-c"], "python": [sys.executable, "-W", "error", "-c"]}[block.language]
+    process = subprocess.run(
+        [*command, block.code], cwd=folder, env=environ, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+
+
+def test_the_two_commands_are_what_ci_runs() -> None:
+    unrun = [block.code for block in blocks() if not block.runs]
+    assert "make test" in unrun[0]
+    assert "make demo" in unrun[0]
+    assert "exec make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
