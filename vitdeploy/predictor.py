@@ -10,7 +10,7 @@ import numpy as np
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UsageError
 from vitdeploy.labels import class_names
-from vitdeploy.processor import ImageProcessor
+from vitdeploy.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import Task
 
@@ -63,7 +63,7 @@ class Predictor:
         multi-label models and for those of one class.
 
         Args:
-            images: see `ImageProcessor`.
+            images: see `ImageProcessor`; none of them give no predictions.
             top_k: how many classes an image, from 1 up; all of them where there are fewer.
             batch_size: images that go through the runtime together, from 1 up.
 
@@ -77,10 +77,10 @@ class Predictor:
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
-        batch: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
+        batch = as_batch(images)
         predictions: list[list[Prediction]] = []
         for start in range(0, len(batch), batch_size):
-            logits = self.logits(self.processor(batch[start : start + batch_size]))
+            logits = self.logits(self.processor(batch[start : start + batch_size], first_index=start))
             predictions.extend(self._best(scores, top_k) for scores in self._scores(logits))
         return predictions
 

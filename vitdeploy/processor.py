@@ -109,7 +109,7 @@ class ImageProcessor:
         return None
 
     def __call__(
-        self, images: ImageSource | Sequence[ImageSource], *, threads: int | None = None
+        self, images: ImageSource | Sequence[ImageSource], *, threads: int | None = None, first_index: int = 0
     ) -> NDArray[np.float32]:
         """Read and preprocess one image or a batch.
 
@@ -117,6 +117,7 @@ class ImageProcessor:
             images: one image or a sequence of them; see `open_image` for what an image can be. An array with four
                 axes is a batch.
             threads: how many images are decoded at a time; by default one a core.
+            first_index: what an error counts from, when it names an image without a path.
 
         Returns:
             (N, 3, H, W) float32, contiguous. The number of threads does not change a bit of it.
@@ -125,14 +126,14 @@ class ImageProcessor:
             ImageError: an image cannot be read; the message names it.
             UsageError: there is no image, one is of the wrong type, or the results differ in size.
         """
-        sources = _as_batch(images)
+        sources = as_batch(images)
         if not sources:
             raise UsageError("expected at least one image, got an empty batch")
         if threads is None:
             threads = _cores()
         if threads < 1:
             raise UsageError(f"'threads' must be at least 1, got {threads}")
-        names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources)]
+        names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources, first_index)]
         if min(threads, len(sources)) == 1:
             return self._normalized(map(self._pixels, sources, names), len(sources))
         Image.init()  # Pillow registers its formats on first use, without a lock
@@ -182,7 +183,8 @@ class ImageProcessor:
         return tables
 
 
-def _as_batch(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+def as_batch(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    """The images of a batch, or the one image that is no batch. An array with four axes is a batch."""
     if isinstance(images, np.ndarray) and images.ndim == 4:
         return list(images)
     if isinstance(images, Sequence) and not isinstance(images, (str, bytes, bytearray, memoryview)):

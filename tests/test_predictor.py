@@ -1,0 +1,111 @@
+"""Predictors: images in, labelled predictions out."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitdeploy
+from vitdeploy.errors import BundleError, ImageError, UsageError
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vitdeploy.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("bundles") / "tiny"
+    return vitdeploy.export(random_weights="vit-tiny-patch16-32", output=target).path
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle: Path) -> Iterator[Predictor]:
+    with vitdeploy.load(bundle) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 256, (40, 50, 3), np.uint8)) for _ in range(5)]
+
+
+def test_the_best_come_first_and_all_add_up_to_one(predictor: Predictor, images: list[Image.Image]) -> None:
+    (best,) = predictor.predict(images[0], top_k=10_000)
+    scores = [prediction.score for prediction in best]
+    assert len(best) == 1000
+    assert scores == sorted(scores, reverse=True)
+    assert sum(scores) == pytest.approx(1, abs=1e-5)  # 1,000 float32 terms
+    assert all(prediction.label == f"LABEL_{prediction.index}" for prediction in best)
+    json.dumps(best[0].to_dict())
+
+
+def test_the_size_of_the_batches_does_not_matter(predictor: Predictor, images: list[Image.Image]) -> None:
+    whole = predictor.predict(images, batch_size=5)
+    for size in (1, 2, 3):
+        for a, b in zip(whole, predictor.predict(images, batch_size=size), strict=True):
+            assert [prediction.index for prediction in a] == [prediction.index for prediction in b]
+            assert [item.score for item in a] == pytest.approx([item.score for item in b], rel=1e-5)
+
+
+def test_one_image_a_batch_of_arrays_and_a_tuple(predictor: Predictor, images: list[Image.Image]) -> None:
+    expected = predictor.predict(images)
+    assert predictor.predict(np.stack([np.asarray(image) for image in images])) == expected
+    assert predictor.predict(tuple(images)) == expected
+    assert predictor.predict(images[0])[0][0].index == expected[0][0].index
+
+
+def test_no_image_no_prediction(predictor: Predictor) -> None:
+    assert predictor.predict([]) == []
+
+
+def test_threads_share_a_predictor(predictor: Predictor, images: list[Image.Image]) -> None:
+    expected = [predictor.predict(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(predictor.predict, images * 4)) == expected * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_arguments_that_cannot_be(
+    predictor: Predictor, images: list[Image.Image], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        predictor.predict(**{"images": images[:1], **arguments})
+
+
+def test_an_image_in_a_later_batch_is_named_by_its_place(predictor: Predictor, images: list[Image.Image]) -> None:
+    with pytest.raises(ImageError, match=r"images\[3\]"):
+        predictor.predict([*images[:3], b"no image"], batch_size=2)
+
+
+def test_a_model_without_logits_says_what_it_gives(tmp_path: Path) -> None:
+    vitdeploy.export(random_weights="vit-tiny-patch16-32", task=str(Task.FEATURES), output=tmp_path / "out")
+    with (
+        vitdeploy.load(tmp_path / "out") as features,
+        pytest.raises(UsageError, match=r"gives last_hidden_state, pooler_output; call runtime.run"),
+    ):
+        features.predict(Image.new("RGB", (8, 8)))
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "onnx/model.onnx"])
+def test_nothing_altered_is_opened(tmp_path: Path, name: str) -> None:
+    vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path / "out")
+    with (tmp_path / "out" / name).open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(BundleError, match=f"{name} must have SHA-256"):
+        vitdeploy.load(tmp_path / "out")
