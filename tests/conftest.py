@@ -106,7 +106,7 @@ def write_checkpoint(
     from vitdeploy.models.checkpoint import architecture_of
     from vitdeploy.specs import Task
 
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()
 
     def write(task: Task, config: dict[str, Any], *, pooler: bool = True, seed: int = 0) -> Checkpoint:
         options = {"add_pooling_layer": pooler} if task is Task.FEATURES else {}

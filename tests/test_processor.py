@@ -140,7 +140,7 @@ def oracle(folder: Path) -> Callable[[Path | Image.Image], NDArray[np.float32]]:
     from transformers import AutoImageProcessor
     from transformers.image_utils import load_image
 
-    processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")  # type: ignore[no-untyped-call]
+    processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
 
     def process(image: Path | Image.Image) -> NDArray[np.float32]:
         if not isinstance(image, Image.Image):

@@ -51,7 +51,7 @@ def test_a_bundle_is_a_repository_that_transformers_loads(
     assert not any(report.values()), report
     for name, parameter in checkpoint.peer.state_dict().items():
         assert torch.equal(model.state_dict()[name], parameter), name
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")  # type: ignore[no-untyped-call]
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
     assert processor.size == {"height": 32, "width": 32}
 
 
