@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitdeploy.assess.samples import labelled_files
+from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     import os
@@ -23,10 +25,12 @@ class Accuracy:
     Attributes:
         correct: images whose best class is their label.
         total: images.
+        wrong: the other images, as paths below the folder of images, where they are known.
     """
 
     correct: int
     total: int
+    wrong: tuple[str, ...] = ()
 
     @property
     def value(self) -> float:
@@ -38,7 +42,7 @@ class Accuracy:
         z2, share = 1.959964**2, self.value
         center = (share + z2 / (2 * self.total)) / (1 + z2 / self.total)
         half = math.sqrt(z2 * (share * (1 - share) + z2 / (4 * self.total)) / self.total) / (1 + z2 / self.total)
-        return center - half, center + half
+        return max(center - half, 0.0), min(center + half, 1.0)  # at 0 and 1 exact, but for rounding
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -52,18 +56,27 @@ class Accuracy:
 def evaluate(predictor: Predictor, data: str | os.PathLike[str], *, batch_size: int = 32) -> Accuracy:
     """Top-1 accuracy of a predictor on a folder of images, one folder a class.
 
+    An image whose logits are not all finite counts as wrong.
+
     Args:
         predictor: of a classifier.
         data: the folder; its folders are named like the model's classes.
-        batch_size: images that run together.
+        batch_size: images that run together, from 1 up.
 
     Raises:
-        InputError: there are no images, or one is not in a folder named like a class.
+        UsageError: the model is no classifier, or the batch size is below 1.
+        InputError: there are no images, one cannot be read, or one is not in a folder named like a class.
     """
+    if not predictor.labels:
+        raise UsageError("evaluate needs a model with classes, this one has none; export it as image-classification")
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, got {batch_size}")
     pairs = labelled_files(data, predictor.labels)
-    correct = 0
+    wrong: list[Path] = []
     for start in range(0, len(pairs), batch_size):
         paths, labels = zip(*pairs[start : start + batch_size], strict=True)
-        best = predictor.logits(predictor.processor(list(paths))).argmax(axis=1)
-        correct += int((best == np.array(labels)).sum())
-    return Accuracy(correct, len(pairs))
+        logits = predictor.logits(predictor.processor(list(paths)))  # (N, num_labels)
+        correct = (logits.argmax(axis=1) == np.array(labels)) & np.isfinite(logits).all(axis=1)  # (N,)
+        wrong.extend(path for path, hit in zip(paths, correct, strict=True) if not hit)
+    names = tuple(path.relative_to(Path(data)).as_posix() for path in wrong)
+    return Accuracy(len(pairs) - len(wrong), len(pairs), names)

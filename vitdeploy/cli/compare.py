@@ -6,9 +6,7 @@ import sys
 
 import click
 
-from vitdeploy.cli.output import json_option, print_json, print_table, steps
-
-_EXIT_CODES = {"passed": 0, "failed": 1, "skipped": 3}
+from vitdeploy.cli.output import EXIT_CODES, json_option, print_json, print_table, steps
 
 
 @click.command()
@@ -51,4 +49,4 @@ def compare(bundle: str, images: str | None, tolerance: float | None, batch_size
         columns = ("artifact", "backend", "status", "output", "max abs", "max relative", "tolerance", "would pass at",
                    "min cosine", "top-1 agreement")  # fmt: skip
         print_table(f"{result.bundle} against the reference, {result.images} {kind}: {result.status}", columns, rows)
-    sys.exit(_EXIT_CODES[result.status])
+    sys.exit(EXIT_CODES[result.status])

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from vitdeploy.cli.output import json_option, print_json, print_table
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from vitdeploy.cli.output import json_option, pairs, print_json, print_table
 
 
 @click.command()
@@ -34,7 +29,7 @@ def inspect(bundle: str, as_json: bool) -> None:
         ]
         rows += [("  input", str(spec)) for spec in artifact.inputs]
         rows += [("  output", str(spec)) for spec in artifact.outputs]
-        rows += [("  options", _pairs(artifact.options)), ("  made with", _pairs(artifact.tools))]
+        rows += [("  options", pairs(artifact.options)), ("  made with", pairs(artifact.tools))]
         checked = artifact.validation
         if checked:
             rows += [
@@ -44,7 +39,3 @@ def inspect(bundle: str, as_json: bool) -> None:
             ]  # fmt: skip
     rows += [("file", f"{file.path}  {file.size_bytes / 1e6:.1f} MB") for file in manifest.files]
     print_table(bundle, ("", ""), rows)
-
-
-def _pairs(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())

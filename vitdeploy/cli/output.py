@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+EXIT_CODES = {"passed": 0, "failed": 1, "skipped": 3}
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -36,6 +38,11 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
     with console.capture() as capture:
         console.print(table)
     click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def pairs(values: Mapping[str, object]) -> str:
+    """Names and values on one line."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 @contextlib.contextmanager

@@ -1,0 +1,120 @@
+"""`vitdeploy demo`, on the embedded checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vitdeploy.assess.benchmark import Latency
+from vitdeploy.assess.compare import compare
+from vitdeploy.bundle import Bundle
+from vitdeploy.cli import demo, main
+from vitdeploy.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BACKENDS = ["torch", "onnxruntime"]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo") / "out"
+
+
+@pytest.fixture(scope="module")
+def result(output: Path) -> dict[str, Any]:
+    command = [sys.executable, "-W", "error", "-m", "vitdeploy", "demo", "-o", str(output), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    data: dict[str, Any] = json.loads(done.stdout)
+    return data
+
+
+def test_the_artifact_is_proven_on_every_held_out_image(result: dict[str, Any]) -> None:
+    assert result["status"] == result["comparison"]["status"] == "passed"
+    assert (result["comparison"]["images"], result["comparison"]["synthetic"]) == (450, False)
+    (only,) = result["comparison"]["results"]
+    (logits,) = only["differences"]
+    assert (only["artifact"], only["backend"], logits["count"], logits["top1_agreement"]) == (
+        "onnx-fp32", "onnxruntime", 450, 1.0,
+    )  # fmt: skip
+    assert 0 < logits["max_relative"] < 1e-5 < only["tolerance"]
+
+
+def test_both_backends_are_accurate_and_wrong_on_the_same_images(result: dict[str, Any]) -> None:
+    torch, onnx = (result["accuracies"][name] for name in BACKENDS)
+    assert torch == onnx
+    assert torch["total"] == 450
+    assert torch["accuracy"] > 0.95
+    assert torch["low"] < torch["accuracy"] < torch["high"]
+
+
+def test_samples_show_each_class_and_the_mistakes(result: dict[str, Any]) -> None:
+    (first, classes), *mistakes = result["samples"].items()
+    assert first == "One image of each class"
+    assert [sample["expected"] for sample in classes] == [str(digit) for digit in range(10)]
+    shown = [sample["image"] for _, samples in mistakes for sample in samples]
+    wrong = result["accuracies"]["torch"]["wrong"]
+    assert [str(Path(*Path(image).parts[-2:])) for image in shown] == sorted(wrong)[: len(shown)]
+    assert len(shown) == min(len(wrong), 12)
+    for sample in [*classes, *(sample for _, samples in mistakes for sample in samples)]:
+        assert list(sample["predictions"]) == BACKENDS
+        best = {name: predictions[0]["label"] for name, predictions in sample["predictions"].items()}
+        assert sample["correct"] == (set(best.values()) == {sample["expected"]})
+        assert all(len(predictions) == 3 for predictions in sample["predictions"].values())
+
+
+def test_latency_stands_beside_the_machine(result: dict[str, Any]) -> None:
+    found = [(item["backend"], item["batch_size"], item["runs"]) for item in result["latencies"]]
+    assert found == [(name, size, 100) for size in (1, 8) for name in BACKENDS]
+    assert all(0 < item["p50_ms"] <= item["p90_ms"] <= item["p99_ms"] for item in result["latencies"])
+    assert 0 < result["processing_ms"] < 1000
+    assert {"cpu", "cores", "torch", "onnxruntime"} <= set(result["machine"])
+
+
+def test_it_leaves_a_bundle_and_a_report(result: dict[str, Any], output: Path) -> None:
+    assert sorted(path.name for path in output.iterdir()) == ["bundle", "report.html"]
+    assert (result["bundle"], result["report"]) == (str(output / "bundle"), str(output / "report.html"))
+    Bundle.open(output / "bundle").verify()
+    page = (output / "report.html").read_text(encoding="utf-8")
+    shown = sum(len(samples) for samples in result["samples"].values())
+    assert page.count("<img ") == page.count("data:image/png;base64,") == shown
+    assert page.count("<svg") == 1
+
+
+def test_a_difference_ends_in_1_with_the_report_written(
+    result: dict[str, Any], output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def quick(bundle: Path, backends: Sequence[tuple[str, str]], **_: object) -> list[Latency]:
+        return [Latency(name, precision, 1, (1.0, 2.0, 3.0)) for name, precision in backends]
+
+    monkeypatch.setattr(demo, "measure_latency", quick)
+    monkeypatch.setattr(demo, "compare", functools.partial(compare, tolerance=0.0))
+    before = (output / "report.html").read_bytes()
+    with pytest.raises(SystemExit) as exited:
+        main(["demo", "-o", str(output)])
+    assert exited.value.code == 1
+    printed = capsys.readouterr().out
+    assert "Against the reference, on 450 images: failed" in printed
+    assert "onnxruntime fp32  1      2.000   2.800   2.980   500" in printed
+    assert str(result["accuracies"]["torch"]["correct"]) + " of 450" in printed
+    assert f"Report: {output / 'report.html'}" in printed
+    after = (output / "report.html").read_bytes()
+    assert after != before
+    assert b"failed" in after
+
+
+def test_a_missing_package_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "vitdeploy.assess.report", raising=False)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingDependencyError, match="report") as raised:
+        demo.run_demo(tmp_path / "out")
+    assert raised.value.exit_code == 3
+    assert not (tmp_path / "out").exists()
