@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -55,7 +54,7 @@ def _write_model(model: ir.Model, file: BinaryIO) -> None:
     file.write(_field(_MODEL_GRAPH, size) + graph)
     for name, (header, size) in headers.items():
         file.write(_field(_GRAPH_INITIALIZER, size) + header)
-        file.write(_raw(weights[name]).data)
+        file.write(weights[name].tobytes())  # little-endian, and packed where an element is less than a byte
 
 
 def _weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
@@ -69,11 +68,6 @@ def _tensor_header(name: str, tensor: ir.TensorProtocol) -> tuple[bytes, int]:
     proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
     header = proto.SerializeToString(deterministic=True) + _field(_TENSOR_RAW_DATA, tensor.nbytes)
     return header, len(header) + tensor.nbytes
-
-
-def _raw(tensor: ir.TensorProtocol) -> np.ndarray:
-    array = np.ascontiguousarray(tensor.numpy())
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
 
 
 def _field(number: int, size: int) -> bytes:

@@ -78,7 +78,7 @@ def _trace(
     dynamic_shapes = [{0: torch.export.Dim.DYNAMIC if index else batch} for index in range(len(inputs))]
     with _quiet():
         program = torch.onnx.export(
-            model.with_attention("eager"),
+            model.with_attention("eager").eval(),
             example_inputs(model.config, model.task, batch_size=2),  # a batch of 1 would be taken for a constant
             input_names=[spec.name for spec in inputs],
             output_names=[spec.name for spec in outputs],
@@ -113,10 +113,14 @@ def _quiet() -> Iterator[None]:
 
 def _check_signature(graph: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
     for specs, values in ((inputs, graph.graph.inputs), (outputs, graph.graph.outputs)):
-        want = [(spec.name, spec.shape) for spec in specs]
-        got = [(value.name, tuple(_axis(axis) for axis in value.shape or ())) for value in values]
+        want = [(spec.name, spec.dtype, spec.shape) for spec in specs]
+        got = [(value.name, _dtype(value), tuple(_axis(axis) for axis in value.shape or ())) for value in values]
         if want != got:
             raise CheckFailedError(f"the exported graph must have {want}, has {got}; please report this model")
+
+
+def _dtype(value: ir.Value) -> str | None:
+    return None if value.dtype is None else value.dtype.numpy().name
 
 
 def _axis(axis: int | ir.SymbolicDim) -> int | str | None:

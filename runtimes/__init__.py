@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.errors import MissingDependencyError, UsageError
+from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
@@ -40,6 +40,7 @@ def runtime_class(backend: str) -> type[Runtime]:
     Raises:
         UsageError: there is no such backend.
         MissingDependencyError: its engine is not installed.
+        UnavailableError: its engine is installed, and does not load.
     """
     if backend not in BACKENDS:
         raise UsageError(f"a backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -51,6 +52,14 @@ def runtime_class(backend: str) -> type[Runtime]:
         if exc.name is None or exc.name.partition(".")[0] == "vitdeploy":
             raise
         raise MissingDependencyError(f"the {backend} backend", row.extra) from exc
+    except (ImportError, OSError) as exc:  # a shared library that it needs, for example
+        if isinstance(exc, ImportError) and (exc.name or "").partition(".")[0] == "vitdeploy":
+            raise
+        reason = str(exc).strip().partition("\n")[0]
+        raise UnavailableError(
+            f"the {backend} backend needs a {row.package} that loads, the installed one does not: {reason}; "
+            f"install it again"
+        ) from exc
     return cls
 
 
@@ -67,8 +76,8 @@ def open_runtime(
         options: of the runtime's constructor.
 
     Raises:
-        UsageError: unknown backend, precision or option.
-        MissingDependencyError: the engine is not installed.
+        UsageError: unknown backend, precision, device or option.
+        UnavailableError: the engine is not installed, or does not load.
         DeviceError: the device cannot be had.
         BundleError: a file is missing or altered.
     """

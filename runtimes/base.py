@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import inspect
-from typing import TYPE_CHECKING, Any
+import re
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -21,7 +25,9 @@ if TYPE_CHECKING:
 
 
 class Runtime(abc.ABC):
-    """Executes one artifact: arrays in, arrays out, by name. `run` may be called from several threads.
+    """Executes one artifact: arrays in, arrays out, by name. Every method may be called from several threads.
+
+    It belongs to its process: it cannot be pickled, and does not survive a fork.
 
     Attributes:
         backend: the backend's name.
@@ -34,7 +40,11 @@ class Runtime(abc.ABC):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     details: dict[str, Any]
-    _closed = False
+
+    def __init__(self) -> None:
+        self._closed = False
+        self._running = 0
+        self._idle = threading.Condition()
 
     @classmethod
     @abc.abstractmethod
@@ -53,20 +63,40 @@ class Runtime(abc.ABC):
             feeds: an array for each of `inputs`, of exactly its type and shape; free axes take any size from 1 up.
 
         Returns:
-            An array for each of `outputs`.
+            An array for each of `outputs`: contiguous, writable, and the caller's own.
 
         Raises:
             UsageError: an array is missing, unknown, or not as stated; or the runtime is closed.
+            DeviceError: the engine failed, for want of memory for example.
         """
-        if self._closed:
-            raise UsageError("a runtime must be open to run, this one is closed; load it again")
-        self._check(feeds)
-        return self._run(feeds)
+        with self._in_use():
+            self._check(feeds)
+            return self._run(feeds)
 
     def close(self) -> None:
-        """Free what the engine holds; `run` is an error from here on."""
-        self._closed = True
+        """Free what the engine holds, when the runs in progress are done; `run` is an error from here on."""
+        with self._idle:
+            if self._closed:
+                return
+            self._closed = True
+            self._idle.wait_for(lambda: self._running == 0)
         self._close()
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._idle:
+            if self._closed:
+                raise UsageError("a runtime must be open to run, this one is closed; load it again")
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a runtime holds an engine of this process and cannot be pickled; open it in each process")
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +116,8 @@ class Runtime(abc.ABC):
 
     def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
         names = [spec.name for spec in self.inputs]
+        if not isinstance(feeds, Mapping):
+            raise UsageError(f"expected arrays by name ({', '.join(names)}), got {type(feeds).__name__}")
         if set(feeds) != set(names):
             raise UsageError(f"inputs must be {', '.join(names)}, got {', '.join(map(str, feeds)) or 'none'}")
         sizes: dict[str, int] = {}
@@ -105,12 +137,26 @@ class Runtime(abc.ABC):
 
 
 def check_options(cls: type[Runtime], options: Mapping[str, Any]) -> None:
-    """Raise UsageError unless the constructor of `cls` has a keyword for each of `options`."""
+    """Raise UsageError unless `cls` takes each of `options`, in its constructor or in `from_bundle`."""
     known = [
         name
-        for name, parameter in inspect.signature(cls).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        for function in (cls, cls.from_bundle)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in ("device", "precision")
     ]
     for name in options:
         if name not in known:
             raise UsageError(f"options of the {cls.backend} backend are {', '.join(known)}; got {name!r}")
+
+
+def parse_device(name: str) -> tuple[str, int | None]:
+    """The kind and the index of "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
+    if match is None:
+        raise UsageError(f"device must be one of cpu, cuda, cuda:N; got {name!r}")
+    index = match[1]
+    return name.partition(":")[0], None if index is None else int(index)

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError
-from vitdeploy.runtimes.base import Runtime, check_options
+from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ _DTYPES = {
     "tensor(float16)": "float16",
     "tensor(double)": "float64",
     "tensor(bool)": "bool",
-    "tensor(uint8)": "uint8",
-    "tensor(int64)": "int64",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+_MAX_THREADS = 1024
 
 
 class OnnxRuntime(Runtime):
@@ -47,11 +47,12 @@ class OnnxRuntime(Runtime):
             CPU provider is among them.
         provider_options: options by provider name, as ONNX Runtime documents them.
         intra_op_threads: threads inside an operator; 0 lets ONNX Runtime take one a physical core.
-        inter_op_threads: threads across operators; 0 as above. They serve only graphs with parallel branches.
+        inter_op_threads: operators that may run at a time, in graphs with parallel branches; with 0 and 1, one.
         allow_spinning: whether idle threads spin, which is faster alone and slower beside other work.
         graph_optimization: "disabled", "basic", "extended" or "all".
-        io_binding: whether inputs and outputs are bound to device memory; by default where a provider is not the CPU's.
-        log_severity: the least severe of ONNX Runtime's messages on stderr: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal.
+        io_binding: whether to run through an IO binding, which copies each array once between the host and the
+            device; by default where a provider is not the CPU's.
+        log_severity: the least severe of ONNX Runtime's own messages: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal.
 
     Raises:
         DeviceError: a provider cannot be had.
@@ -74,20 +75,29 @@ class OnnxRuntime(Runtime):
         io_binding: bool | None = None,
         log_severity: int = 2,
     ) -> None:
+        super().__init__()
         if graph_optimization not in _LEVELS:
             raise UsageError(f"graph_optimization must be one of {', '.join(_LEVELS)}, got {graph_optimization!r}")
+        _check_range("intra_op_threads", intra_op_threads, _MAX_THREADS)
+        _check_range("inter_op_threads", inter_op_threads, _MAX_THREADS)
+        _check_range("log_severity", log_severity, 4)
+        if isinstance(providers, str):
+            raise UsageError(f"providers must be a sequence of names, got the name {providers!r}")
         options = ort.SessionOptions()
         options.log_severity_level = log_severity
         options.intra_op_num_threads = intra_op_threads
-        options.inter_op_num_threads = inter_op_threads
+        if inter_op_threads > 1:  # ONNX Runtime ignores the number in its sequential mode
+            options.inter_op_num_threads = inter_op_threads
+            options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
         options.graph_optimization_level = _LEVELS[graph_optimization]
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
+        for pool in ("intra_op", "inter_op"):
+            options.add_session_config_entry(f"session.{pool}.allow_spinning", str(int(allow_spinning)))
         if CPU not in providers:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         self._session = _open_session(Path(path), options, tuple(providers), provider_options or {})
         self._io_binding = any(name != CPU for name in providers) if io_binding is None else io_binding
-        self.inputs = tuple(map(_tensor_spec, self._session.get_inputs()))
-        self.outputs = tuple(map(_tensor_spec, self._session.get_outputs()))
+        self.inputs = tuple(_tensor_spec(path, node) for node in self._session.get_inputs())
+        self.outputs = tuple(_tensor_spec(path, node) for node in self._session.get_outputs())
         self.details = {
             "engine": f"onnxruntime {ort.__version__}",
             "providers": list(providers),
@@ -102,12 +112,7 @@ class OnnxRuntime(Runtime):
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
         check_options(cls, options)
-        kind, _, index = device.partition(":")
-        if kind not in _DEVICE_PROVIDERS:
-            raise UsageError(f"device must be one of {', '.join(_DEVICE_PROVIDERS)}, got {device!r}")
-        options.setdefault("providers", (_DEVICE_PROVIDERS[kind],))
-        if index:
-            options.setdefault("provider_options", {_DEVICE_PROVIDERS[kind]: {"device_id": index}})
+        options |= _device_options(device, options)
         model, *_ = bundle.verified(bundle.artifact("onnx", precision).files)
         return cls(model, **options)
 
@@ -129,7 +134,9 @@ class OnnxRuntime(Runtime):
         try:
             return dict(zip(names, self._values(names, feeds), strict=True))
         except _ENGINE_ERRORS as exc:
-            raise DeviceError(f"onnxruntime must run the model on {self.details['providers']}: {_line(exc)}") from exc
+            raise DeviceError(
+                f"onnxruntime must run the model on {', '.join(self.details['providers'])}: {_line(exc)}"
+            ) from exc
 
     def _values(self, names: list[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         if not self._io_binding:
@@ -144,6 +151,23 @@ class OnnxRuntime(Runtime):
 
     def _close(self) -> None:
         del self._session
+
+
+def _device_options(device: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The providers, and their options, that `device` stands for; UsageError where `options` contradict it."""
+    kind, index = parse_device(device)
+    provider = _DEVICE_PROVIDERS[kind]
+    if "providers" in options:
+        if provider != CPU:
+            raise UsageError(f"a session needs device or providers, got both: {device} and {options['providers']}")
+        return {}
+    found: dict[str, Any] = {"providers": (provider,)}
+    if index is not None:
+        given = dict(options.get("provider_options") or {})
+        if "device_id" in given.get(provider, {}):
+            raise UsageError(f"a session needs a device index or a device_id, got both: {device} and {given}")
+        found["provider_options"] = {**given, provider: {**given.get(provider, {}), "device_id": index}}
+    return found
 
 
 def _open_session(
@@ -161,18 +185,19 @@ def _open_session(
     for name in provider_options:
         if name not in providers:
             raise UsageError(f"provider_options must be of providers asked for, {', '.join(providers)}; got {name!r}")
+    if provider_options.get(CPU):  # ONNX Runtime would ignore them
+        raise UsageError(f"{CPU} takes no options, got {', '.join(provider_options[CPU])}")
     if not path.is_file():
         raise BundleError(f"{path} must be an ONNX file, but is no file")
     requested = [
         (name, {key: str(value) for key, value in provider_options.get(name, {}).items()}) for name in providers
     ]
     try:
-        session = ort.InferenceSession(path, options, providers=requested)
+        session = ort.InferenceSession(path, options, providers=requested, enable_fallback=False)
     except _ENGINE_ERRORS as exc:
         if providers != (CPU,):
             raise DeviceError(f"{path} must load on {', '.join(providers)}: {_line(exc)}") from exc
         raise BundleError(f"{path} must be a model that onnxruntime {ort.__version__} loads: {_line(exc)}") from exc
-    session.disable_fallback()
     # ONNX Runtime drops a provider that it cannot start, and appends its own CPU provider.
     got = session.get_providers()
     if tuple(got[: len(providers)]) != providers:
@@ -186,8 +211,8 @@ def _open_session(
 def _ort_errors() -> tuple[type[Exception], ...]:
     """The exception types of onnxruntime's C++ core, which share no base class but Exception."""
     state = ort.capi.onnxruntime_pybind11_state
-    names = ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile",
-             "NotImplemented", "RuntimeException")  # fmt: skip
+    names = ("EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel",
+             "NoSuchFile", "NotFound", "NotImplemented", "RuntimeException")  # fmt: skip
     return tuple(getattr(state, name) for name in names if hasattr(state, name))
 
 
@@ -198,5 +223,12 @@ def _line(exc: Exception) -> str:
     return str(exc).strip().partition("\n")[0]
 
 
-def _tensor_spec(node: Any) -> TensorSpec:
-    return TensorSpec(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape))
+def _check_range(name: str, value: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= high:
+        raise UsageError(f"{name} must be an integer from 0 to {high}, got {value!r}")
+
+
+def _tensor_spec(path: str | Path, node: Any) -> TensorSpec:
+    if node.type not in _DTYPES:
+        raise BundleError(f"{path}: '{node.name}' must be of a type that numpy has, is {node.type}")
+    return TensorSpec(node.name, _DTYPES[node.type], tuple(node.shape))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from vitdeploy.errors import DeviceError, UsageError
 from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.signature import input_specs, output_specs
-from vitdeploy.runtimes.base import Runtime, check_options
+from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.specs import Precision, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
@@ -37,7 +37,7 @@ class PyTorchRuntime(Runtime):
 
     Raises:
         DeviceError: the device cannot be had.
-        UsageError: the precision is not one of these.
+        UsageError: the device or the precision is not one of these.
     """
 
     backend = "torch"
@@ -50,6 +50,7 @@ class PyTorchRuntime(Runtime):
         precision: str = "fp32",
         compile: bool = False,  # noqa: A002  (torch's word)
     ) -> None:
+        super().__init__()
         if precision not in set(_DTYPES):
             raise UsageError(f"precision of the torch backend must be one of {', '.join(_DTYPES)}, got {precision!r}")
         self._device = _device(device)
@@ -87,24 +88,33 @@ class PyTorchRuntime(Runtime):
                 torch.ones(2, 2, device=name).matmul(torch.ones(2, 2, device=name)).cpu()
                 found[name] = None
             except RuntimeError as exc:
-                found[name] = str(exc).splitlines()[0]
+                found[name] = _line(exc)
         return found
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            tensors = {name: torch.from_numpy(array).to(self._device) for name, array in feeds.items()}
-            outputs = self._model(**tensors)
-            return {name: value.float().cpu().numpy() for name, value in outputs.items()}
+        try:
+            with torch.inference_mode():
+                # torch cannot take every layout, and warns of read-only memory: those arrays are copied.
+                arrays = {name: np.require(array, requirements=("C", "A", "W")) for name, array in feeds.items()}
+                tensors = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+                outputs = self._model(**tensors)
+                return {name: value.float().cpu().contiguous().numpy() for name, value in outputs.items()}
+        except RuntimeError as exc:  # out of memory, or no compiler for `compile`
+            raise DeviceError(f"torch must run the model on {self._device}: {_line(exc)}") from exc
 
     def _close(self) -> None:
         del self._model
 
 
 def _device(name: str) -> torch.device:
+    parse_device(name)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as exc:  # torch asserts that it was built for the device
-        reason = str(exc).splitlines()[0]
-        raise DeviceError(f"device {name!r} must be one that torch can use: {reason}") from exc
+        raise DeviceError(f"device {name!r} must be one that torch can use: {_line(exc)}") from exc
     return device
+
+
+def _line(exc: BaseException) -> str:
+    return str(exc).strip().partition("\n")[0]

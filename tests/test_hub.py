@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hub_server import Hub, hub_server
 from huggingface_hub import HfApi
 
+from hub_server import Hub, hub_server
 from vitdeploy.errors import (
     CheckpointError,
     HubError,

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import transformers
-from environments import ROOT
-from hub_server import hub_server
 from sklearn.datasets import load_sample_images
 
+from environments import ROOT
+from hub_server import hub_server
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import WriteCheckpoint
-
     from vitdeploy.bundle import Bundle
 
 PHOTOGRAPHS = load_sample_images().filenames

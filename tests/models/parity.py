@@ -12,9 +12,9 @@ from vitdeploy.specs import Task
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from conftest import Checkpoint
     from torch import Tensor
 
+    from conftest import Checkpoint
     from vitdeploy.models.layers import AttentionKind
 
 # Of an output's largest magnitude. Both sides compute the same formulas in the same order, so that only the rounding

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from conftest import Checkpoint, WriteCheckpoint
     from torch import Tensor
+
+    from conftest import Checkpoint, WriteCheckpoint
 
     State = dict[str, Tensor]
 

@@ -20,9 +20,9 @@ from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
-    from conftest import Checkpoint, WriteCheckpoint
     from torch import Tensor
 
+    from conftest import Checkpoint, WriteCheckpoint
     from vitdeploy.models.layers import AttentionKind
 
 ACTIVATION_NAMES = sorted(ACTIVATIONS)

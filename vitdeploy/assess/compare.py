@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitdeploy import __version__
 from vitdeploy.assess.difference import DEFAULT_TOLERANCES, Difference, compare_outputs
 from vitdeploy.assess.samples import feeds, image_files, synthetic_images
 from vitdeploy.bundle import Bundle
@@ -16,8 +17,9 @@ from vitdeploy.processor import ImageProcessor
 from vitdeploy.runtimes import BACKENDS, open_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from vitdeploy.bundle import Artifact
     from vitdeploy.runtimes.base import Runtime
 
 REFERENCE = "torch"
@@ -30,7 +32,7 @@ class BackendComparison:
 
     Attributes:
         artifact: such as "onnx-fp32".
-        backend: what ran it.
+        backend: what ran it; "" where no backend of this version does.
         tolerance: the largest difference allowed, relative to each output's largest value.
         differences: one an output; none where the backend was skipped.
         details: what really ran.
@@ -49,7 +51,8 @@ class BackendComparison:
         """The outcome: "passed", "failed" or "skipped"."""
         if self.skipped is not None:
             return "skipped"
-        return "passed" if all(difference.within(self.tolerance) for difference in self.differences) else "failed"
+        passed = bool(self.differences) and all(difference.within(self.tolerance) for difference in self.differences)
+        return "passed" if passed else "failed"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -77,9 +80,9 @@ class Comparison:
 
     @property
     def status(self) -> str:
-        """The outcome: "failed" if a result is, else "skipped" if one is, else "passed"."""
-        statuses = {result.status for result in self.results}
-        return next((status for status in ("failed", "skipped") if status in statuses), "passed")
+        """The outcome: "failed" if a result is, else "skipped" if one is or nothing ran, else "passed"."""
+        statuses = {result.status for result in self.results} or {"skipped"}
+        return next(status for status in ("failed", "skipped", "passed") if status in statuses)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -123,44 +126,63 @@ def compare(
         sources = synthetic_images(SYNTHETIC_COUNT, *(processor.output_size or (256, 256)))
     else:
         sources = image_files(images) if isinstance(images, (str, os.PathLike)) else images
-    on_step(f"processing {len(sources)} images")
-    pixel_values = processor(list(sources))
-    on_step("running the reference")
+    unknown = {artifact.precision for artifact in bundle.manifest.artifacts} - set(DEFAULT_TOLERANCES)
+    if tolerance is None and unknown:
+        raise UsageError(f"compare needs a tolerance for {', '.join(sorted(unknown))}, got none; give one")
+    if not sources:
+        raise UsageError("compare needs at least one image, got none")
+    batches = _Batches(processor, sources, batch_size)
+    on_step(f"running the reference on {len(sources)} images")
     with open_runtime(bundle, REFERENCE) as runtime:
-        expected = run_batches(runtime, pixel_values, batch_size)
-    results = tuple(_results(bundle, pixel_values, expected, batch_size, tolerance, on_step))
+        expected = run_batches(runtime, batches)
+    results = tuple(
+        _result(bundle, artifact, backend, batches, expected, tolerance, on_step)
+        for artifact in bundle.manifest.artifacts
+        for backend in _backends(artifact) or [""]
+    )
     return Comparison(str(bundle.path), len(sources), images is None, results)
 
 
-def run_batches(runtime: Runtime, pixel_values: np.ndarray, *batch_sizes: int) -> dict[str, np.ndarray]:
-    """Run images in batches of the given sizes, the last one repeated, and join the outputs: (N, ...) by name."""
-    runs: list[dict[str, np.ndarray]] = []
-    start = 0
-    while start < len(pixel_values):
-        size = batch_sizes[min(len(runs), len(batch_sizes) - 1)]
-        runs.append(runtime.run(feeds(runtime.inputs, pixel_values[start : start + size])))
-        start += size
+def run_batches(runtime: Runtime, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Run batches of processed images, (N, 3, H, W) float32 each, and join the outputs: (sum of N, ...) by name."""
+    runs = [runtime.run(feeds(runtime.inputs, pixel_values)) for pixel_values in batches]
     return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
 
-def _results(
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """Images, processed a batch at a time whenever they are gone through: a folder of any size fits in memory."""
+
+    processor: ImageProcessor
+    sources: Sequence[Any]
+    batch_size: int
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.sources), self.batch_size):
+            yield self.processor(self.sources[start : start + self.batch_size], first_index=start)
+
+
+def _backends(artifact: Artifact) -> list[str]:
+    return [name for name, backend in BACKENDS.items() if backend.artifact_format == artifact.format]
+
+
+def _result(
     bundle: Bundle,
-    pixel_values: np.ndarray,
+    artifact: Artifact,
+    backend: str,
+    batches: _Batches,
     expected: dict[str, np.ndarray],
-    batch_size: int,
     tolerance: float | None,
     on_step: Callable[[str], None],
-) -> Iterator[BackendComparison]:
-    for artifact in bundle.manifest.artifacts:
-        allowed = DEFAULT_TOLERANCES[artifact.precision] if tolerance is None else tolerance
-        for name, backend in BACKENDS.items():
-            if backend.artifact_format != artifact.format:
-                continue
-            on_step(f"running {artifact.name} on {name}")
-            try:
-                with open_runtime(bundle, name, precision=artifact.precision) as runtime:
-                    outputs = run_batches(runtime, pixel_values, batch_size)
-                    differences = compare_outputs(expected, outputs)
-                    yield BackendComparison(artifact.name, name, allowed, differences, runtime.details)
-            except UnavailableError as exc:
-                yield BackendComparison(artifact.name, name, allowed, skipped=str(exc))
+) -> BackendComparison:
+    allowed = DEFAULT_TOLERANCES[artifact.precision] if tolerance is None else tolerance
+    if not backend:
+        reason = f"no backend of vitdeploy {__version__} runs {artifact.format}; use the version that made it"
+        return BackendComparison(artifact.name, backend, allowed, skipped=reason)
+    on_step(f"running {artifact.name} on {backend}")
+    try:
+        with open_runtime(bundle, backend, precision=artifact.precision) as runtime:
+            differences = compare_outputs(expected, run_batches(runtime, batches))
+            return BackendComparison(artifact.name, backend, allowed, differences, runtime.details)
+    except UnavailableError as exc:
+        return BackendComparison(artifact.name, backend, allowed, skipped=str(exc))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -63,16 +64,20 @@ def compare_outputs(reference: Mapping[str, np.ndarray], candidate: Mapping[str,
         candidate: as many of the same names and shapes.
 
     Raises:
-        UsageError: names or shapes are not the same.
+        UsageError: names or shapes are not the same, or there is nothing to compare.
     """
-    if set(reference) != set(candidate):
-        raise UsageError(f"outputs must be {', '.join(reference)}, got {', '.join(candidate)}")
+    if set(reference) != set(candidate) or not reference:
+        raise UsageError(
+            f"outputs must be {', '.join(reference) or 'one or more'}, got {', '.join(candidate) or 'none'}"
+        )
     return tuple(_difference(name, reference[name], candidate[name]) for name in reference)
 
 
 def _difference(name: str, reference: np.ndarray, candidate: np.ndarray) -> Difference:
     if reference.shape != candidate.shape:
         raise UsageError(f"output {name} must have shape {reference.shape}, has {candidate.shape}")
+    if reference.size == 0:
+        raise UsageError(f"output {name} must hold values to compare, has shape {reference.shape}")
     count = len(reference)
     a, b = (array.reshape(count, -1).astype(np.float64) for array in (reference, candidate))
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -96,7 +101,8 @@ def _difference(name: str, reference: np.ndarray, candidate: np.ndarray) -> Diff
 
 
 def _round_up(value: float) -> float:
-    if value == 0 or not math.isfinite(value):
-        return value
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return float(f"{math.ceil(value / unit) * unit:.1e}")
+    """The smallest number of two digits that is not less than `value`."""
+    nearest = float(f"{value:.1e}")
+    if nearest >= value:
+        return nearest
+    return float(decimal.Context(prec=2, rounding=decimal.ROUND_CEILING).create_decimal_from_float(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy import __version__
-from vitdeploy.errors import MissingDependencyError
+from vitdeploy.errors import UnavailableError
 from vitdeploy.runtimes import BACKENDS, runtime_class
 
 _PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "torch", "onnx", "onnxscript", "transformers")
@@ -23,7 +24,7 @@ class BackendCheck:
 
     Attributes:
         backend: its name.
-        device: a device or execution provider; "" where the engine itself is missing.
+        device: a device or execution provider; "" where the engine itself is missing or does not load.
         ready: whether it ran.
         note: the engine's version, or what is missing and what to do.
     """
@@ -43,10 +44,11 @@ def check_backends() -> list[BackendCheck]:
     for name, backend in BACKENDS.items():
         try:
             cls = runtime_class(name)
-        except MissingDependencyError as exc:
+        except UnavailableError as exc:
             checks.append(BackendCheck(name, "", False, str(exc)))
             continue
-        engine = f"{backend.package} {version_of(backend.package)}"
+        # Not the metadata's version: onnxruntime also comes in packages of other names.
+        engine = f"{backend.package} {importlib.import_module(backend.package).__version__}"
         for device, problem in cls.probe().items():
             checks.append(BackendCheck(name, device, problem is None, problem or engine))
     return checks

@@ -39,17 +39,25 @@ def labelled_files(folder: str | os.PathLike[str], labels: Sequence[str]) -> lis
     """Every image of a folder with one folder a class, and the index of its class in `labels`.
 
     Raises:
-        InputError: an image is not in a folder named like a class.
+        InputError: an image is not in a folder named like a class, or two classes have that name.
     """
     root = Path(folder)
-    index = {name: position for position, name in enumerate(labels)}
+    index: dict[str, list[int]] = {}
+    for position, name in enumerate(labels):
+        index.setdefault(name, []).append(position)
     pairs = []
     for path in image_files(root):
-        name = path.relative_to(root).parts[0]
-        if name not in index:
+        top = path.relative_to(root).parts[0]
+        classes = index.get(top, []) if path.parent != root else []
+        if not classes:
             known = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
-            raise InputError(f"{path} must be in a folder named like a class ({known}), is in {name!r}")
-        pairs.append((path, index[name]))
+            where = f"in {root}" if path.parent == root else f"in {top!r}"
+            raise InputError(f"{path} must be in a folder named like a class ({known}), is {where}")
+        if len(classes) > 1:
+            raise InputError(
+                f"{path} must be in a folder that names one class, {top!r} names those of indices {classes}"
+            )
+        pairs.append((path, classes[0]))
     return pairs
 
 

@@ -41,7 +41,8 @@ from vitdeploy.specs import Precision, Task
 def export(formats: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Export a checkpoint, prove that the artifact is the same model, and keep both in a bundle.
 
-    The artifact is compared with the reference on batches of 1, 2 and 7 images; out of tolerance, nothing is written.
+    The artifact is compared with the reference on seven images, in batches of 1, 2 and 7; out of tolerance, nothing is
+    written.
     """
     from vitdeploy.workflow import export as export_model
 

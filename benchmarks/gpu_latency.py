@@ -1,0 +1,78 @@
+"""Latency of the torch and ONNX Runtime backends on a GPU, transfers from and to numpy included."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+import vitdeploy
+from vitdeploy.assess.environment import machine
+from vitdeploy.runtimes import open_runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.runtimes.base import Runtime
+
+
+def configurations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for precision, attention in itertools.product(("fp32", "fp16", "bf16"), ("eager", "sdpa")):
+        yield "torch", precision, {"attention": attention}
+    yield "torch", "fp16", {"attention": "sdpa", "compile": True}
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        yield "onnxruntime", "fp32", {}
+
+
+def median_ms(runtime: Runtime, batch_size: int, runs: int) -> float:
+    shape = (batch_size, *runtime.inputs[0].shape[1:])
+    pixel_values = np.random.default_rng(0).standard_normal(shape, np.float32)  # type: ignore[arg-type]
+    times = []
+    for _ in range(runs + 5):
+        start = time.perf_counter()
+        runtime.run({"pixel_values": pixel_values})
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[5:])
+
+
+def measure(bundle: Bundle, batch_sizes: list[int], runs: int) -> list[dict[str, Any]]:
+    rows = []
+    for backend, precision, options in configurations():
+        with open_runtime(bundle, backend, precision=precision, device="cuda", **options) as runtime:
+            for batch_size in batch_sizes:
+                milliseconds = median_ms(runtime, batch_size, runs)
+                row = {"backend": backend, "precision": precision, **options, "batch_size": batch_size}
+                rows.append({**row, "median_ms": milliseconds, "images_per_second": 1e3 * batch_size / milliseconds})
+                print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="vit-base-patch16-224")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 256])
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--json", type=Path, help="write the results here")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(3, "gpu_latency needs a CUDA device, torch finds none\n")
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = vitdeploy.export(random_weights=arguments.preset, output=Path(folder) / "bundle")
+        rows = measure(bundle, arguments.batch_sizes, arguments.runs)
+    device = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, **machine()}
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": device, "preset": arguments.preset, "rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

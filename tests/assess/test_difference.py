@@ -1,0 +1,165 @@
+"""How far two outputs are apart, by hand-made numbers."""
+
+from __future__ import annotations
+
+import decimal
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vitdeploy.assess.difference import DEFAULT_TOLERANCES, Difference, compare_outputs
+from vitdeploy.errors import UsageError
+
+
+def difference_of(reference: Any, candidate: Any, name: str = "logits") -> Difference:
+    (difference,) = compare_outputs(
+        {name: np.asarray(reference, np.float32)}, {name: np.asarray(candidate, np.float32)}
+    )
+    return difference
+
+
+def test_numbers_by_hand() -> None:
+    difference = difference_of([[3, 4], [0, 8]], [[4, 3], [0, 6]])
+    assert difference == Difference(
+        output="logits",
+        count=2,
+        finite=True,
+        max_abs=2.0,
+        mean_abs=1.0,  # (1 + 1 + 0 + 2) / 4
+        max_relative=0.25,  # 2 of 8
+        min_cosine=0.96,  # (12 + 12) / 25; the other image's is 1
+        top1_agreement=0.5,
+    )
+    assert difference.required_tolerance == 0.25
+    assert difference.within(0.25)
+    assert not difference.within(0.2499)
+    assert json.loads(json.dumps(difference.to_dict()))["required_tolerance"] == 0.25
+
+
+def test_equal_outputs_pass_at_zero() -> None:
+    difference = difference_of([[1, -2]], [[1, -2]])
+    assert (difference.max_abs, difference.max_relative) == (0, 0)
+    assert difference.min_cosine == pytest.approx(1, abs=1e-15)
+    assert difference.min_cosine <= 1
+    assert difference.required_tolerance == 0
+    assert difference.within(0)
+
+
+def test_only_logits_have_a_best_class() -> None:
+    assert difference_of([[1, 2]], [[2, 1]], "pooler_output").top1_agreement is None
+
+
+def test_outputs_of_any_rank() -> None:
+    reference = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    difference = difference_of(reference, reference + 1, "last_hidden_state")
+    assert (difference.count, difference.max_abs, difference.mean_abs) == (2, 1, 1)
+    assert difference.max_relative == pytest.approx(1 / 23)
+
+
+def test_differences_are_computed_in_float64() -> None:
+    """The difference of two float16 numbers, and the sum of many squares, would be lost in their own type."""
+    reference, candidate = np.full((1, 4096), 200, np.float16), np.full((1, 4096), 200.125, np.float16)
+    (difference,) = compare_outputs({"x": reference}, {"x": candidate})
+    assert difference.max_abs == difference.mean_abs == 0.125
+    assert difference.min_cosine == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["reference", "candidate", "both"])
+def test_a_value_that_is_not_finite_never_passes(value: float, where: str) -> None:
+    good, bad = [[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0], [3.0, value]]
+    difference = difference_of(good if where == "candidate" else bad, good if where == "reference" else bad)
+    assert not difference.finite
+    assert not difference.within(math.inf)
+    assert difference.required_tolerance == math.inf
+    assert difference.top1_agreement == 0
+
+
+@pytest.mark.parametrize(
+    ("candidate", "relative", "cosine"),
+    [([[0, 0]], 0.0, 1.0), ([[0, 1e-30]], math.inf, 0.0), ([[3, 0]], math.inf, 0.0)],
+)
+def test_a_reference_of_zeros(candidate: list[list[float]], relative: float, cosine: float) -> None:
+    difference = difference_of([[0, 0]], candidate)
+    assert difference.finite
+    assert (difference.max_relative, difference.min_cosine) == (relative, cosine)
+    assert difference.within(1e6) == (relative == 0)
+
+
+def test_one_image_of_zeros_among_others() -> None:
+    difference = difference_of([[0, 0], [1, 1]], [[0, 0], [1, 1]])
+    assert difference.min_cosine == pytest.approx(1, abs=1e-15)
+    assert difference_of([[1, 1]], [[0, 0]]).min_cosine == 0
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-20, 1e20, 3e38])
+def test_extreme_scales(scale: float) -> None:
+    difference = difference_of([[scale, scale / 2]], [[scale / 2, scale / 2]])
+    assert difference.max_relative == pytest.approx(0.5, rel=1e-4)
+    assert difference.min_cosine == pytest.approx(math.cos(math.atan2(1, 1) - math.atan2(1, 2)), rel=1e-4)
+
+
+def test_the_required_tolerance_passes_and_the_next_smaller_one_does_not() -> None:
+    generator = np.random.default_rng(0)
+    values = [
+        *(10.0 ** generator.uniform(-300, 3, 2000)),
+        *(1e-5 * index / 10 for index in range(1, 200)),  # two digits, or an ulp beside them
+        *(math.nextafter(index * 1e-6, 1) for index in range(1, 200)),
+        *(math.nextafter(index * 1e-6, 0) for index in range(1, 200)),
+    ]
+    for value in map(float, values):
+        difference = Difference("logits", 1, True, value, value, value, 1.0, 1.0)
+        tolerance = difference.required_tolerance
+        assert difference.within(tolerance), value
+        assert float(f"{tolerance:.1e}") == tolerance, "two digits say all of it"
+        assert difference.within(float(f"{tolerance:g}")), value
+        printed = decimal.Decimal(f"{tolerance:.1e}")
+        smaller = printed.next_minus(decimal.Context(prec=2))
+        assert not difference.within(float(smaller)), value
+
+
+def test_random_outputs_pass_at_the_tolerance_that_they_are_told() -> None:
+    generator = np.random.default_rng(1)
+    for _ in range(200):
+        reference = generator.standard_normal((3, 5), np.float32) * np.float32(10 ** generator.uniform(-8, 8))
+        noise = generator.standard_normal((3, 5), np.float32) * np.float32(10 ** generator.uniform(-8, 0))
+        difference = difference_of(reference, reference * (1 + noise))
+        assert difference.within(difference.required_tolerance)
+        assert -1 <= difference.min_cosine <= 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "message"),
+    [
+        ({"a": (2, 3)}, {"b": (2, 3)}, "outputs must be a, got b"),
+        ({"a": (2, 3), "b": (2, 3)}, {"a": (2, 3)}, "outputs must be a, b, got a"),
+        ({"a": (2, 3)}, {}, "outputs must be a, got none"),
+        ({}, {}, "outputs must be one or more, got none"),
+        ({"a": (2, 3)}, {"a": (2, 4)}, r"output a must have shape \(2, 3\), has \(2, 4\)"),
+        ({"a": (2, 3)}, {"a": (6,)}, r"output a must have shape \(2, 3\), has \(6,\)"),
+        ({"a": (0, 3)}, {"a": (0, 3)}, r"output a must hold values to compare, has shape \(0, 3\)"),
+        ({"a": (2, 0)}, {"a": (2, 0)}, r"output a must hold values to compare, has shape \(2, 0\)"),
+    ],
+)
+def test_what_cannot_be_compared(
+    reference: dict[str, tuple[int, ...]], candidate: dict[str, tuple[int, ...]], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        compare_outputs(
+            {name: np.ones(shape) for name, shape in reference.items()},
+            {name: np.ones(shape) for name, shape in candidate.items()},
+        )
+
+
+def test_the_order_is_the_references() -> None:
+    one = np.ones((1, 1))
+    assert [item.output for item in compare_outputs({"b": one, "a": one}, {"a": one, "b": one})] == ["b", "a"]
+
+
+def test_every_precision_that_can_be_exported_has_a_tolerance() -> None:
+    from vitdeploy.exporters import EXPORTERS
+
+    assert {precision for row in EXPORTERS.values() for precision in row.precisions} <= set(DEFAULT_TOLERANCES)

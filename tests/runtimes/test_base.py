@@ -1,0 +1,129 @@
+"""The base of all runtimes, with an engine that the test controls; and how engines are imported."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
+from vitdeploy.runtimes import BACKENDS, Backend, runtime_class
+from vitdeploy.runtimes.base import Runtime, parse_device
+from vitdeploy.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from typing_extensions import Self
+
+    from vitdeploy.bundle import Bundle
+
+PATIENCE_S = 30.0  # reached only where the test fails
+FEEDS = {"x": np.ones(2, np.float32)}
+
+
+class Slow(Runtime):
+    """Doubles its input once it may; notes what happens."""
+
+    backend = "slow"
+    inputs = outputs = (TensorSpec("x", "float32", ("n",)),)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.details = {}
+        self.started, self.may_end = threading.Event(), threading.Event()
+        self.events: list[str] = []
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
+        raise NotImplementedError
+
+    @classmethod
+    def probe(cls) -> dict[str, str | None]:
+        return {}
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.started.set()
+        assert self.may_end.wait(PATIENCE_S)
+        self.events.append("ran")
+        return {"x": feeds["x"] * 2}
+
+    def _close(self) -> None:
+        self.events.append("closed")
+
+
+def test_closing_waits_for_the_runs_in_progress_and_admits_no_new_one() -> None:
+    runtime = Slow()
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(runtime.run, FEEDS)
+        assert runtime.started.wait(PATIENCE_S)
+        closing = pool.submit(runtime.close)
+        while not runtime._closed:
+            assert not closing.done()
+        with pytest.raises(UsageError, match="closed"):
+            runtime.run(FEEDS)
+        assert not closing.done()
+        runtime.may_end.set()
+        closing.result(PATIENCE_S)
+        np.testing.assert_array_equal(running.result(PATIENCE_S)["x"], [2, 2])
+    runtime.close()
+    assert runtime.events == ["ran", "closed"]
+
+
+def test_a_run_that_fails_does_not_keep_it_open() -> None:
+    runtime = Slow()
+    with pytest.raises(UsageError):
+        runtime.run({})
+    runtime.close()
+    assert runtime.events == ["closed"]
+
+
+def test_devices() -> None:
+    assert parse_device("cpu") == ("cpu", None)
+    assert parse_device("cuda") == ("cuda", None)
+    assert parse_device("cuda:12") == ("cuda", 12)
+
+
+def test_an_unknown_backend_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="one of torch, onnxruntime, got 'tensorrt'"):
+        runtime_class("tensorrt")
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A module that the table names as a backend's, for the test to write."""
+    path = tmp_path / "vitdeploy_test_backend.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(BACKENDS, "broken", Backend(f"{path.stem}:Broken", "onnx", "some-extra", "some_engine"))
+    monkeypatch.delitem(sys.modules, path.stem, raising=False)
+    return path
+
+
+def test_an_absent_engine_says_what_to_install(broken: Path) -> None:
+    broken.write_text("import an_engine_that_is_not_there.part\n")
+    with pytest.raises(MissingDependencyError, match=r"the broken backend .*pip install 'vitdeploy\[some-extra\]'"):
+        runtime_class("broken")
+
+
+@pytest.mark.parametrize(
+    "failure", ["ImportError('libengine.so.12: cannot open\\nmore')", "OSError('libengine.so.12: cannot open')"]
+)
+def test_an_engine_that_does_not_load_is_not_taken_for_an_absent_one(broken: Path, failure: str) -> None:
+    broken.write_text(f"raise {failure}\n")
+    with pytest.raises(UnavailableError, match=r"some_engine that loads, .*libengine\.so\.12: cannot open; ") as caught:
+        runtime_class("broken")
+    assert not isinstance(caught.value, MissingDependencyError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mistake", ["import vitdeploy.not_a_module", "from vitdeploy.specs import NotThere"])
+def test_a_mistake_of_our_own_keeps_its_traceback(broken: Path, mistake: str) -> None:
+    broken.write_text(f"{mistake}\n")
+    with pytest.raises(ImportError) as caught:
+        runtime_class("broken")
+    assert not isinstance(caught.value, UnavailableError)

@@ -1,0 +1,310 @@
+"""What every backend must do, and do alike."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from bundles import FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
+from vitdeploy.errors import BundleError, DeviceError, UsageError
+from vitdeploy.models.signature import input_specs, output_specs
+from vitdeploy.runtimes import BACKENDS, open_runtime, runtime_class
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.models.vit import VisionTransformer
+    from vitdeploy.runtimes.base import Runtime
+
+# Each backend, the file that it opens first, and some of its options.
+FILES = {"torch": "model.safetensors", "onnxruntime": "onnx/model.onnx"}
+OPTIONS = {"torch": ["attention", "compile"], "onnxruntime": ["providers", "intra_op_threads", "io_binding"]}
+
+BY_BACKEND = pytest.mark.parametrize("backend", sorted(FILES))
+
+
+def test_every_backend_of_the_table_is_under_contract() -> None:
+    assert set(FILES) == set(OPTIONS) == set(BACKENDS)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, Bundle]:
+    return {task: write_bundle(tmp_path_factory.mktemp("bundles"), task) for task in Task}
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[Task, VisionTransformer]:
+    return {task: tiny_model(task) for task in Task}
+
+
+@pytest.fixture(scope="module", params=[(backend, task) for backend in sorted(FILES) for task in Task], ids=str)
+def opened(request: pytest.FixtureRequest, bundles: dict[Task, Bundle]) -> Iterator[tuple[Runtime, Task]]:
+    backend, task = request.param
+    with open_runtime(bundles[task], backend) as runtime:
+        yield runtime, task
+
+
+@pytest.fixture
+def runtime(opened: tuple[Runtime, Task]) -> Runtime:
+    return opened[0]
+
+
+@pytest.fixture
+def model(opened: tuple[Runtime, Task], models: dict[Task, VisionTransformer]) -> VisionTransformer:
+    return models[opened[1]]
+
+
+def test_it_states_the_inputs_and_outputs_of_the_model(runtime: Runtime, model: VisionTransformer) -> None:
+    assert runtime.inputs == input_specs(model.config, model.task)
+    assert runtime.outputs == output_specs(model)
+
+
+def test_it_says_what_runs(runtime: Runtime) -> None:
+    package = BACKENDS[runtime.backend].package
+    assert runtime.details["engine"].startswith(f"{package} ")
+    assert pickle.loads(pickle.dumps(runtime.details)) == runtime.details
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_it_gives_what_it_states_and_what_the_reference_gives(
+    runtime: Runtime, model: VisionTransformer, batch_size: int
+) -> None:
+    arrays = make_feeds(model, batch_size)
+    outputs = runtime.run(arrays)
+    assert [(name, str(value.dtype), value.shape) for name, value in outputs.items()] == [
+        (spec.name, spec.dtype, (batch_size, *spec.shape[1:])) for spec in runtime.outputs
+    ]
+    assert worst_difference(outputs, reference(model, arrays)) <= FLOAT32_TOLERANCE
+
+
+def changed(change: Callable[[np.ndarray], object]) -> Callable[[dict[str, Any]], object]:
+    def change_pixels(arrays: dict[str, Any]) -> object:
+        return {**arrays, "pixel_values": change(arrays["pixel_values"])}
+
+    return change_pixels
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: {}, "inputs must be pixel_values.*got none"),
+        (lambda arrays: {**arrays, "pixels": 1}, "inputs must be pixel_values.*pixels"),
+        (lambda arrays: {"pixels": arrays["pixel_values"]}, "inputs must be pixel_values.*got pixels"),
+        (lambda arrays: {0: 1}, "inputs must be pixel_values.*got 0"),
+        (lambda arrays: arrays["pixel_values"], "arrays by name .pixel_values.*got ndarray"),
+        (changed(lambda pixels: pixels.tolist()), "numpy array .*got list"),
+        (changed(lambda pixels: None), "numpy array .*got NoneType"),
+        (changed(lambda pixels: pixels.astype(np.float64)), "float32 'pixel_values' .batch, 3, 32, 32.*got float64"),
+        (changed(lambda pixels: pixels.astype(np.float16)), "got float16"),
+        (changed(lambda pixels: pixels.astype(np.uint8)), "got uint8"),
+        (changed(lambda pixels: pixels.astype(object)), "got object"),
+        (changed(lambda pixels: pixels.astype(pixels.dtype.newbyteorder())), "got [<>]f4"),
+        (changed(lambda pixels: pixels[0]), r"got float32 \(3, 32, 32\)"),
+        (changed(lambda pixels: pixels[None]), r"got float32 \(1, 2, 3, 32, 32\)"),
+        (changed(lambda pixels: pixels[:, :, :-1]), r"got float32 \(2, 3, 31, 32\)"),
+        (changed(lambda pixels: pixels.transpose(0, 2, 3, 1)), r"got float32 \(2, 32, 32, 3\)"),
+        (changed(lambda pixels: pixels[:0]), r"got float32 \(0, 3, 32, 32\)"),
+        (changed(lambda pixels: np.float32(1)), "got float32"),
+        (changed(lambda pixels: np.array(1, np.float32)), r"got float32 \(\)"),
+    ],
+)
+def test_what_does_not_fit_is_a_usage_error_of_one_line(
+    runtime: Runtime, model: VisionTransformer, change: Callable[[Mapping[str, Any]], Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        runtime.run(change(make_feeds(model, 2)))
+    assert "\n" not in str(caught.value)
+
+
+@BY_BACKEND
+def test_a_free_axis_has_one_size_in_a_call(
+    bundles: dict[Task, Bundle], models: dict[Task, VisionTransformer], backend: str
+) -> None:
+    task = Task.MASKED_IMAGE_MODELING
+    arrays = make_feeds(models[task], 3)
+    with open_runtime(bundles[task], backend) as runtime, pytest.raises(UsageError) as caught:
+        runtime.run({**arrays, "bool_masked_pos": arrays["bool_masked_pos"][:2]})
+    assert str(caught.value).startswith("expected bool 'bool_masked_pos' (batch, 16), got bool (2, 16) with batch=3; ")
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def unaligned(array: np.ndarray) -> np.ndarray:
+    memory = np.zeros(array.nbytes + 1, np.uint8)
+    memory[1:] = np.frombuffer(array.tobytes(), np.uint8)
+    return memory[1:].view(array.dtype).reshape(array.shape)
+
+
+@pytest.mark.parametrize(
+    "lay_out",
+    [
+        lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
+        lambda array: np.ascontiguousarray(array[::-1])[::-1],
+        np.asfortranarray,
+        read_only,
+        lambda array: np.broadcast_to(array[:1], array.shape),
+        unaligned,
+    ],
+    ids=["strided", "reversed", "fortran", "read-only", "broadcast", "unaligned"],
+)
+def test_any_layout_in_memory_will_do_and_stays_as_it_is(
+    runtime: Runtime, model: VisionTransformer, lay_out: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    arrays = {name: lay_out(array) for name, array in make_feeds(model, 3).items()}
+    plain = {name: np.array(array, order="C") for name, array in arrays.items()}
+    flags = {name: str(array.flags) for name, array in arrays.items()}
+    for name, value in runtime.run(arrays).items():
+        np.testing.assert_array_equal(value, runtime.run(plain)[name])
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, plain[name])
+        assert str(array.flags) == flags[name]
+
+
+def test_outputs_are_the_callers_own(runtime: Runtime, model: VisionTransformer) -> None:
+    arrays = make_feeds(model, 2)
+    outputs = runtime.run(arrays)
+    kept = {name: value.copy() for name, value in outputs.items()}
+    others = runtime.run(make_feeds(model, 2, seed=1))
+    for name, value in outputs.items():
+        assert type(value) is np.ndarray
+        assert value.flags.c_contiguous
+        np.testing.assert_array_equal(value, kept[name])
+        assert not np.array_equal(value, others[name])
+        assert not any(np.shares_memory(value, array) for array in (*arrays.values(), *others.values()))
+        value[:] = 0
+    again = runtime.run(arrays)
+    for name, value in again.items():
+        np.testing.assert_array_equal(value, kept[name])
+
+
+def test_threads_get_what_a_single_one_gets(runtime: Runtime, model: VisionTransformer) -> None:
+    calls = [make_feeds(model, 1 + seed % 3, seed) for seed in range(24)]
+    serial = [runtime.run(arrays) for arrays in calls]
+    with ThreadPoolExecutor(4) as pool:
+        parallel = list(pool.map(runtime.run, calls))
+    for found, want in zip(parallel, serial, strict=True):
+        assert worst_difference(found, want) <= FLOAT32_TOLERANCE
+
+
+@BY_BACKEND
+def test_closing(bundles: dict[Task, Bundle], models: dict[Task, VisionTransformer], backend: str) -> None:
+    arrays = make_feeds(models[Task.CLASSIFICATION], 1)
+    with open_runtime(bundles[Task.CLASSIFICATION], backend) as runtime:
+        outputs = runtime.run(arrays)
+    with pytest.raises(UsageError, match="this one is closed; load it again"):
+        runtime.run(arrays)
+    runtime.close()
+    assert np.isfinite(outputs["logits"]).all()
+    with pytest.raises(KeyError), open_runtime(bundles[Task.CLASSIFICATION], backend) as runtime:
+        raise KeyError
+    with pytest.raises(UsageError, match="closed"):
+        runtime.run(arrays)
+
+
+@BY_BACKEND
+def test_two_runtimes_do_not_disturb_each_other(
+    bundles: dict[Task, Bundle], models: dict[Task, VisionTransformer], backend: str
+) -> None:
+    arrays = make_feeds(models[Task.CLASSIFICATION], 2)
+    with open_runtime(bundles[Task.CLASSIFICATION], backend) as first:
+        with open_runtime(bundles[Task.CLASSIFICATION], backend) as second:
+            want = second.run(arrays)
+        assert worst_difference(first.run(arrays), want) <= FLOAT32_TOLERANCE
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_runtime_stays_in_its_process(runtime: Runtime, duplicate: Callable[[object], object]) -> None:
+    with pytest.raises(TypeError, match="cannot be pickled; open it in each process"):
+        duplicate(runtime)
+
+
+@BY_BACKEND
+@pytest.mark.parametrize("option", ["threads", "path", "model"])
+def test_an_unknown_option_is_answered_with_the_known_ones(
+    bundles: dict[Task, Bundle], backend: str, option: str
+) -> None:
+    options: dict[str, Any] = {option: 1}
+    with pytest.raises(UsageError) as caught:
+        open_runtime(bundles[Task.CLASSIFICATION], backend, **options)
+    known, _, _ = str(caught.value).partition(";")
+    assert known.startswith(f"options of the {backend} backend are ")
+    for name in OPTIONS[backend]:
+        assert name in known
+    assert "device" not in known
+
+
+@BY_BACKEND
+@pytest.mark.parametrize(
+    "device", ["", "CPU", "cpu:", "cpu:x", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "meta", "banana"]
+)
+def test_a_malformed_device_is_a_usage_error(bundles: dict[Task, Bundle], backend: str, device: str) -> None:
+    with pytest.raises(UsageError, match="device must be one of cpu, cuda, cuda:N; got"):
+        open_runtime(bundles[Task.CLASSIFICATION], backend, device=device)
+
+
+@BY_BACKEND
+@pytest.mark.parametrize("device", ["cuda:99", f"cuda:{10**30}"])
+def test_a_device_that_is_not_there_is_a_device_error(bundles: dict[Task, Bundle], backend: str, device: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        open_runtime(bundles[Task.CLASSIFICATION], backend, device=device)
+    assert "\n" not in str(caught.value)
+
+
+@BY_BACKEND
+def test_cuda_without_a_gpu_is_a_device_error(bundles: dict[Task, Bundle], backend: str) -> None:
+    if BACKENDS[backend].package == "torch":
+        import torch
+
+        present = torch.cuda.is_available()
+    else:
+        import onnxruntime
+
+        present = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if present:
+        pytest.skip("this machine has what the test wants to be absent; test_gpu.py covers it")
+    with pytest.raises(DeviceError, match=r"(?i)cuda"):
+        open_runtime(bundles[Task.CLASSIFICATION], backend, device="cuda")
+
+
+@BY_BACKEND
+def test_an_unknown_precision_is_a_usage_error(bundles: dict[Task, Bundle], backend: str) -> None:
+    with pytest.raises(UsageError, match="banana"):
+        open_runtime(bundles[Task.CLASSIFICATION], backend, precision="banana")
+
+
+@BY_BACKEND
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "removed"])
+def test_a_damaged_artifact_is_a_bundle_error(
+    bundles: dict[Task, Bundle], tmp_path: Path, backend: str, damage: str
+) -> None:
+    source = bundles[Task.CLASSIFICATION]
+    folder = shutil.copytree(source.path, tmp_path / "copy")
+    path = folder / FILES[backend]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    with pytest.raises(BundleError, match=path.name):
+        open_runtime(type(source).open(folder), backend)
+
+
+@BY_BACKEND
+def test_the_probe_finds_the_cpu_ready(backend: str) -> None:
+    found = runtime_class(backend).probe()
+    assert found["cpu" if backend == "torch" else "CPUExecutionProvider"] is None
+    assert all(problem is None or (problem and "\n" not in problem) for problem in found.values())

@@ -1,0 +1,286 @@
+"""The ONNX Runtime backend's own options: each is in force, or an error."""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from bundles import FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
+from vitdeploy.errors import BundleError, DeviceError, UsageError
+from vitdeploy.exporters.onnx_graph import export_onnx
+from vitdeploy.runtimes import open_runtime
+from vitdeploy.runtimes.onnxrt import CPU, OnnxRuntime
+from vitdeploy.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from vitdeploy.bundle import Bundle
+
+CUDA = "CUDAExecutionProvider"
+AZURE = "AzureExecutionProvider"
+NEEDS_NO_CUDA = pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime was built with CUDA")
+NEEDS_AZURE = pytest.mark.skipif(AZURE not in ort.get_available_providers(), reason="only some wheels list Azure")
+PROBE_FEEDS = {"x": np.ones((2, 2), np.float32)}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def model_file(bundle: Bundle) -> Path:
+    return bundle.path / "onnx" / "model.onnx"
+
+
+@pytest.fixture
+def probe() -> Path:
+    return Path(str(resources.files("vitdeploy.assets") / "probe.onnx"))
+
+
+def write_cast(path: Path, dtype: int) -> Path:
+    """A model that gives its input in another type."""
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Cast", ["x"], ["y"], to=dtype)],
+        "cast",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n"])],
+        [onnx.helper.make_tensor_value_info("y", dtype, ["n"])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("providers", [(), [], (CPU, CPU), CPU])
+def test_providers_that_are_no_list_of_different_names(probe: Path, providers: Any) -> None:
+    with pytest.raises(UsageError, match="providers must be"):
+        OnnxRuntime(probe, providers=providers)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(CUDA, marks=NEEDS_NO_CUDA), "BananaExecutionProvider", "cpuexecutionprovider", ""]
+)
+@pytest.mark.parametrize("beside", [(), (CPU,)])
+def test_a_provider_that_onnxruntime_lacks(probe: Path, name: str, beside: tuple[str, ...]) -> None:
+    with pytest.raises(DeviceError, match=f"provider {name} must be one that onnxruntime was built with: .*{CPU}"):
+        OnnxRuntime(probe, providers=(name, *beside))
+
+
+@NEEDS_AZURE
+def test_a_provider_that_is_listed_but_takes_no_node(probe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DeviceError, match=f"must load on {AZURE}: .*fallback to CPU EP has been explicitly disabled"):
+        OnnxRuntime(probe, providers=(AZURE,), log_severity=4)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_session_that_fails_is_not_tried_on_another_provider(
+    monkeypatch: pytest.MonkeyPatch, probe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime's Python class would print a banner on stdout, and try the CPU."""
+    tried = []
+
+    def fail(self: object, providers: object, *rest: object) -> None:
+        tried.append(providers)
+        raise RuntimeError("no such library\nmore")
+
+    monkeypatch.setattr(ort.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(BundleError, match=r"loads: no such library$"):
+        OnnxRuntime(probe)
+    assert tried == [[(CPU, {})]]
+    assert capfd.readouterr() == ("", "")
+
+
+@NEEDS_AZURE
+def test_a_provider_that_takes_no_node_may_stand_beside_the_cpu(probe: Path) -> None:
+    with OnnxRuntime(probe, providers=(AZURE, CPU)) as runtime:
+        assert runtime.details["providers"] == [AZURE, CPU]
+        assert runtime.run(PROBE_FEEDS)
+
+
+def test_a_provider_that_onnxruntime_drops(monkeypatch: pytest.MonkeyPatch, probe: Path) -> None:
+    """As it does with CUDA where the driver is missing; the wheel here has no such provider."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    session = ort.InferenceSession
+
+    def without_cuda(path: Path, options: object, providers: object, **rest: object) -> object:
+        return session(path, providers=[CPU])
+
+    monkeypatch.setattr(ort, "InferenceSession", without_cuda)
+    with pytest.raises(DeviceError, match=f"providers {CUDA}, {CPU} must all start, onnxruntime started {CPU}"):
+        OnnxRuntime(probe, providers=(CUDA, CPU))
+
+
+def test_options_of_a_provider_that_was_not_asked_for(probe: Path) -> None:
+    with pytest.raises(UsageError, match=f"of providers asked for, {CPU}; got '{CUDA}'"):
+        OnnxRuntime(probe, provider_options={CUDA: {"device_id": 0}})
+
+
+def test_options_that_onnxruntime_would_ignore(probe: Path) -> None:
+    with pytest.raises(UsageError, match=f"{CPU} takes no options, got banana"):
+        OnnxRuntime(probe, provider_options={CPU: {"banana": 1}})
+    OnnxRuntime(probe, provider_options={CPU: {}}).close()
+
+
+def test_a_device_and_providers_that_contradict_each_other(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="device or providers, got both: cuda"):
+        open_runtime(bundle, "onnxruntime", device="cuda", providers=(CPU,))
+    with pytest.raises(UsageError, match="index or a device_id, got both: cuda:1"):
+        open_runtime(bundle, "onnxruntime", device="cuda:1", provider_options={CUDA: {"device_id": 0}})
+
+
+def test_a_device_index_reaches_the_provider(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    asked: dict[str, object] = {}
+
+    def note(self: OnnxRuntime, path: Path, **options: object) -> None:
+        asked.update(options)
+
+    monkeypatch.setattr(OnnxRuntime, "__init__", note)
+    monkeypatch.setattr("vitdeploy.runtimes.onnxrt.check_options", lambda *_: None)
+    open_runtime(bundle, "onnxruntime", device="cuda:1", provider_options={CUDA: {"use_tf32": 0}})
+    assert asked == {"providers": (CUDA,), "provider_options": {CUDA: {"use_tf32": 0, "device_id": 1}}}
+
+
+def threads_of_this_process() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+@pytest.mark.parametrize(("intra", "inter", "more"), [(1, 0, 0), (3, 0, 2), (1, 1, 0), (1, 3, 2), (2, 3, 3)])
+def test_thread_counts_are_the_threads_that_start(model_file: Path, intra: int, inter: int, more: int) -> None:
+    """A pool of n has n - 1 threads of its own, the caller being the last."""
+    before = threads_of_this_process()
+    with OnnxRuntime(model_file, intra_op_threads=intra, inter_op_threads=inter) as runtime:
+        assert threads_of_this_process() - before == more
+        options = runtime._session.get_session_options()
+        assert options.intra_op_num_threads == intra
+        parallel = options.execution_mode == ort.ExecutionMode.ORT_PARALLEL
+        assert parallel == (inter > 1)
+        arrays = make_feeds(tiny_model(), 2)
+        assert worst_difference(runtime.run(arrays), reference(tiny_model(), arrays)) <= FLOAT32_TOLERANCE
+    assert threads_of_this_process() == before
+
+
+@pytest.mark.parametrize("spinning", [True, False])
+def test_spinning(probe: Path, spinning: bool) -> None:
+    with OnnxRuntime(probe, allow_spinning=spinning) as runtime:
+        options = runtime._session.get_session_options()
+        for pool in ("intra_op", "inter_op"):
+            assert options.get_session_config_entry(f"session.{pool}.allow_spinning") == str(int(spinning))
+
+
+@pytest.mark.parametrize("option", ["intra_op_threads", "inter_op_threads", "log_severity"])
+@pytest.mark.parametrize("value", [-1, 2**31, 1.5, "2", True, None])
+def test_numbers_that_cannot_be(probe: Path, option: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"{option} must be an integer from 0 to [0-9]+, got"):
+        OnnxRuntime(probe, **{option: value})  # type: ignore[arg-type]
+
+
+def test_graph_optimization_levels(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of it leaves fewer nodes and the same answer; the exporter left nothing for "basic"."""
+    session = ort.InferenceSession
+    saved = tmp_path / "optimized.onnx"
+
+    def saving(path: Path, options: ort.SessionOptions, **rest: object) -> object:
+        options.optimized_model_filepath = str(saved)
+        return session(path, options, **rest)
+
+    monkeypatch.setattr(ort, "InferenceSession", saving)
+    model = tiny_model()
+    arrays = make_feeds(model, 2)
+    counts = []
+    for level in ("disabled", "basic", "extended", "all"):
+        # ONNX Runtime warns that a file of the last levels is for this machine alone.
+        with OnnxRuntime(model_file, graph_optimization=level, log_severity=3) as runtime:
+            assert runtime.details["graph_optimization"] == level
+            assert worst_difference(runtime.run(arrays), reference(model, arrays)) <= FLOAT32_TOLERANCE
+        counts.append(len(onnx.load(saved).graph.node))
+    assert counts[0] == len(onnx.load(model_file).graph.node)
+    assert counts[0] >= counts[1] > max(counts[2:])  # "all" may add a node that lays memory out for the processor
+
+
+def test_an_unknown_graph_optimization(probe: Path) -> None:
+    with pytest.raises(UsageError, match="one of disabled, basic, extended, all, got 'O3'"):
+        OnnxRuntime(probe, graph_optimization="O3")
+
+
+def test_io_binding_changes_nothing_but_the_way(bundle: Bundle) -> None:
+    arrays = make_feeds(tiny_model(), 3)
+    found = []
+    for io_binding, expected in ((None, False), (False, False), (True, True)):
+        with open_runtime(bundle, "onnxruntime", io_binding=io_binding) as runtime:
+            assert runtime.details["io_binding"] is expected
+            first, second = runtime.run(arrays)["logits"], runtime.run({"pixel_values": -arrays["pixel_values"]})
+            assert first.flags.writeable
+            assert not np.shares_memory(first, second["logits"])
+            found.append(first)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_external_data(tmp_path: Path) -> None:
+    model = tiny_model()
+    exported = export_onnx(model, tmp_path, max_bytes=0)
+    assert exported.files == ("onnx/model.onnx", "onnx/model.onnx.data")
+    arrays = make_feeds(model, 2)
+    with OnnxRuntime(tmp_path / exported.files[0]) as runtime:
+        assert worst_difference(runtime.run(arrays), reference(model, arrays)) <= FLOAT32_TOLERANCE
+    (tmp_path / exported.files[1]).unlink()
+    with pytest.raises(BundleError, match=r"model\.onnx must be a model that onnxruntime [0-9.]+ loads: ") as caught:
+        OnnxRuntime(tmp_path / exported.files[0], log_severity=4)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 64, b"\xff" * 64, "half", "one byte less"])
+def test_a_file_that_is_no_model(
+    model_file: Path, tmp_path: Path, content: bytes | str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = model_file.read_bytes()
+    if isinstance(content, str):
+        content = whole[: len(whole) // 2] if content == "half" else whole[:-1]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"model\.onnx must be a model that onnxruntime") as caught:
+        OnnxRuntime(path)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["absent.onnx", "."])
+def test_a_path_that_is_no_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BundleError, match="must be an ONNX file, but is no file"):
+        OnnxRuntime(tmp_path / name)
+
+
+@pytest.mark.parametrize("dtype", ["INT8", "UINT16", "INT32", "UINT64", "DOUBLE", "FLOAT16", "BOOL"])
+def test_types_that_numpy_has(tmp_path: Path, dtype: str) -> None:
+    number = onnx.TensorProto.DataType.Value(dtype)
+    numpy_dtype = onnx.helper.tensor_dtype_to_np_dtype(number)
+    with OnnxRuntime(write_cast(tmp_path / "cast.onnx", number)) as runtime:
+        assert runtime.outputs == (TensorSpec("y", numpy_dtype.name, ("n",)),)
+        assert runtime.run({"x": np.array([0, 1], np.float32)})["y"].dtype == numpy_dtype
+
+
+def test_a_type_that_numpy_lacks_does_not_open(tmp_path: Path) -> None:
+    path = write_cast(tmp_path / "cast.onnx", onnx.TensorProto.BFLOAT16)
+    with pytest.raises(BundleError, match=r"'y' must be of a type that numpy has, is tensor\(bfloat16\)"):
+        OnnxRuntime(path)
+
+
+def test_a_failure_while_running_is_a_device_error(monkeypatch: pytest.MonkeyPatch, probe: Path) -> None:
+    with OnnxRuntime(probe) as runtime:
+        monkeypatch.setattr(runtime, "_check", lambda feeds: None)
+        with pytest.raises(DeviceError, match=f"onnxruntime must run the model on {CPU}: ") as caught:
+            runtime.run({"x": np.ones((2, 2), np.float64)})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_good_session_says_nothing(model_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with OnnxRuntime(model_file) as runtime:
+        runtime.run(make_feeds(tiny_model(), 2))
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,93 @@
+"""The torch backend's own options."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from bundles import FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
+from vitdeploy.errors import DeviceError, UsageError
+from vitdeploy.runtimes import open_runtime
+from vitdeploy.runtimes.pytorch import PyTorchRuntime
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from vitdeploy.bundle import Bundle
+
+# Of the output's scale. The unit roundoff of float16 is 4.9e-4 and of bfloat16 3.9e-3 (11 and 8 significant bits);
+# two layers make some ten roundings of it in a row.
+TOLERANCES = {"fp32": FLOAT32_TOLERANCE, "fp16": 1e-2, "bf16": 8e-2}
+# What the number format must at least cost: below, something else ran.
+AT_LEAST = {"fp32": 0.0, "fp16": 2e-5, "bf16": 2e-4}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("precision", list(TOLERANCES))
+def test_precisions_and_attentions(bundle: Bundle, precision: str, attention: str) -> None:
+    model = tiny_model()
+    arrays = make_feeds(model, 3)
+    with open_runtime(bundle, "torch", precision=precision, attention=attention) as runtime:
+        outputs = runtime.run(arrays)
+        assert runtime.details["precision"] == precision
+        assert runtime.details["attention"] == attention
+        assert outputs["logits"].dtype == np.float32
+    difference = worst_difference(outputs, reference(model, arrays))
+    assert AT_LEAST[precision] <= difference <= TOLERANCES[precision]
+
+
+def test_an_unknown_attention_is_a_usage_error(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="attention must be one of sdpa, eager, got 'flash'"):
+        open_runtime(bundle, "torch", attention="flash")
+
+
+def test_int8_is_not_a_precision_of_torch(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="must be one of fp32, fp16, bf16, got 'int8'"):
+        open_runtime(bundle, "torch", precision="int8")
+
+
+def test_compile_captures_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code generator takes half a minute and a compiler, so that only what captures the model runs here."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    model = tiny_model(Task.MASKED_IMAGE_MODELING)
+    with PyTorchRuntime(model, compile=True) as runtime:
+        assert runtime.details["compile"] is True
+        for count, batch_size in enumerate((2, 3, 5, 1)):
+            arrays = make_feeds(model, batch_size)
+            assert worst_difference(runtime.run(arrays), reference(model, arrays)) <= FLOAT32_TOLERANCE
+            assert len(graphs) <= count + 1, "one graph a run at most: it does not break"
+    assert 1 <= len(graphs) <= 3, "the second size makes a graph for all but a batch of one"
+
+
+def test_an_engine_failure_is_a_device_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    with PyTorchRuntime(model) as runtime:
+
+        def fail(**tensors: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+
+        monkeypatch.setattr(runtime, "_model", fail)
+        with pytest.raises(DeviceError, match=r"torch must run the model on cpu: CUDA out of memory\.$"):
+            runtime.run(make_feeds(model, 1))
+
+
+def test_an_output_that_is_a_slice_of_a_larger_tensor_keeps_only_itself() -> None:
+    model = tiny_model(labels=())
+    with PyTorchRuntime(model) as runtime:
+        logits = runtime.run(make_feeds(model, 3))["logits"]
+    assert logits.shape == (3, 24)
+    assert logits.flags.c_contiguous
