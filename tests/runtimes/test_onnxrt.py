@@ -41,7 +41,7 @@ def model_file(bundle: Bundle) -> Path:
 
 @pytest.fixture
 def probe() -> Path:
-    return Path(str(resources.files("vitdeploy.assets") / "probe.onnx"))
+    return Path(str(resources.files("vitdeploy.runtimes") / "probe.onnx"))
 
 
 def write_cast(path: Path, dtype: int) -> Path:

@@ -1,0 +1,90 @@
+"""What the benchmarks share: their arguments, the model, the peer's tools, and the record of a run."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.assess.environment import machine
+
+PRESET = "vit-base-patch16-224"
+_PEER_PACKAGES = ("optimum-onnx", "optimum", "transformers", "torch", "onnxruntime")
+_OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}  # neither side asks the Hub about a local folder
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    result.add_argument("--json", type=Path, metavar="FILE", help="write the results, and what they were measured on")
+    return result
+
+
+def add_optimum_python(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--optimum-python",
+        type=Path,
+        default=Path(".venvs/optimum/bin/python"),
+        help="interpreter of the environment with optimum-onnx",
+    )
+
+
+def vitdeploy_export(output: Path, *source: str) -> list[str]:
+    return [sys.executable, "-m", "vitdeploy", "export", *source, "--to", "onnx", "-o", str(output)]
+
+
+def optimum_export(python: Path, model: Path, output: Path) -> list[str]:
+    script = python.parent / "optimum-cli"
+    if not script.exists():
+        raise SystemExit(f"{script} must exist: make the environment with optimum-onnx, or name its --optimum-python")
+    return [str(script), "export", "onnx", "-m", str(model), "--task", "image-classification", str(output)]
+
+
+def random_bundle(folder: Path) -> Path:
+    """ViT-B with random weights: a Hugging Face model repository, with our ONNX file in it."""
+    wait(start(vitdeploy_export(folder, "--random-weights", PRESET)))
+    return folder
+
+
+def start(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_OFFLINE)
+
+
+def wait(process: subprocess.Popen[bytes]) -> Any:
+    """Wait for the end of `process`: what it and its children used. See `resource.getrusage`."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"exit code {process.returncode} from: {subprocess.list2cmdline(list(process.args))}")  # type: ignore[arg-type]
+    return usage
+
+
+def peer_versions(python: Path) -> dict[str, str]:
+    code = (
+        "import importlib.metadata as m, json, sys; "
+        "found = {d.name: d.version for d in reversed(list(m.distributions()))}; "  # the first on the path wins
+        "print(json.dumps({name: found[name] for name in sys.argv[1:]}))"
+    )
+    result = subprocess.run([python, "-c", code, *_PEER_PACKAGES], stdout=subprocess.PIPE, check=True)
+    versions: dict[str, str] = json.loads(result.stdout)
+    return versions
+
+
+def record(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Write `results` where `--json` says, with what it takes to repeat them."""
+    if arguments.json is None:
+        return
+    # Paths say where things are on one machine, not what was measured.
+    options = [f" --{name} {value}" for name, value in vars(arguments).items() if isinstance(value, (int, str))]
+    document = {
+        "command": f"python benchmarks/{Path(sys.argv[0]).name}{''.join(options)}",
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        "machine": machine(),
+        "load_average": [round(load, 1) for load in os.getloadavg()],
+        **results,
+    }
+    arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

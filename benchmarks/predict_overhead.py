@@ -1,0 +1,85 @@
+"""What `Predictor.predict` adds to the bare ONNX Runtime session on ViT-B, in float32 on the CPU.
+
+Three calls take turns on one session: the session itself, `predict` on an image that is processed already (checks,
+scores and labels), and `predict` on a JPEG file. What a call adds is the median of its differences from the session in
+the same round.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import sklearn.datasets
+from common import parser, random_bundle, record
+
+from vitdeploy.bundle import Bundle
+from vitdeploy.predictor import Predictor
+from vitdeploy.processor import ImageProcessor
+from vitdeploy.runtimes.onnxrt import OnnxRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PHOTOGRAPH = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"  # 640x427
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Bundle.open(random_bundle(Path(folder, "model")))
+        processor = ImageProcessor.from_pretrained(bundle.path)
+        with OnnxRuntime.from_bundle(bundle, precision="fp32", device="cpu") as runtime:
+            session = runtime._session  # a second one would disturb it
+            pixel_values = processor([PHOTOGRAPH])
+            ready = Predictor(cast("ImageProcessor", lambda *_, **__: pixel_values), runtime, bundle.labels)
+            predictor = Predictor(processor, runtime, bundle.labels)
+            calls = {
+                "session": lambda: session.run(["logits"], {"pixel_values": pixel_values}),
+                "predict_ready_image": lambda: ready.predict(PHOTOGRAPH),
+                "predict_jpeg": lambda: predictor.predict(PHOTOGRAPH),
+            }
+            times = in_turns(calls, rounds)
+    processing = in_turns({"image_processing": lambda: processor([PHOTOGRAPH])}, rounds)["image_processing"]
+    bare = statistics.median(times["session"])
+    return {
+        "session_ms": bare,
+        "image_processing_ms": statistics.median(processing),
+        **{name: _added(of_one, times["session"], bare) for name, of_one in times.items() if name != "session"},
+    }
+
+
+def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """The times of each call in milliseconds; the first two rounds are not counted."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for index in range(rounds + 2):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if index >= 2:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def _added(times: list[float], bare_times: list[float], bare: float) -> dict[str, float]:
+    added = statistics.median(time - bare for time, bare in zip(times, bare_times, strict=True))
+    return {"ms": statistics.median(times), "added_ms": added, "overhead": added / bare}
+
+
+def main() -> None:
+    arguments_parser = parser(__doc__)
+    arguments_parser.add_argument("--rounds", type=int, default=100, help="calls of each kind")
+    arguments = arguments_parser.parse_args()
+    results = measure(arguments.rounds)
+    print(f"{'session':20} {results['session_ms']:8.2f} ms")
+    for name in ("predict_ready_image", "predict_jpeg"):
+        row = results[name]
+        print(f"{name:20} {row['ms']:8.2f} ms  adds {row['added_ms']:6.2f} ms  {row['overhead']:7.2%}")
+    print(f"{'image_processing':20} {results['image_processing_ms']:8.2f} ms")
+    record(arguments, {"results": results})
+
+
+if __name__ == "__main__":
+    main()
