@@ -40,12 +40,8 @@ def write_onnx(model: ir.Model, path: Path, max_bytes: int = MAX_BYTES) -> tuple
 
 def _write_model(model: ir.Model, file: BinaryIO) -> None:
     """Serialize the weights one by one: protobuf reads a message's parts in any order and appends repeated ones."""
-    values, weights = dict(model.graph.initializers), _weights(model)
-    model.graph.initializers.clear()
-    try:
-        proto = ir.to_proto(model)
-    finally:
-        model.graph.initializers.update(values)
+    weights = _weights(model)
+    proto = _without(model, set(weights))
     graph = proto.graph.SerializeToString(deterministic=True)
     proto.ClearField("graph")
     headers = {name: _tensor_header(name, tensor) for name, tensor in weights.items()}
@@ -55,6 +51,25 @@ def _write_model(model: ir.Model, file: BinaryIO) -> None:
     for name, (header, size) in headers.items():
         file.write(_field(_GRAPH_INITIALIZER, size) + header)
         file.write(weights[name].tobytes())  # little-endian, and packed where an element is less than a byte
+
+
+def without_weights(model: ir.Model, more_than_bytes: int = 1024) -> onnx.ModelProto:
+    """The model with its weights as inputs, all but small ones: shapes are inferred from what those hold."""
+    names = {name for name, tensor in _weights(model).items() if tensor.nbytes > more_than_bytes}
+    proto = _without(model, names)
+    proto.graph.input.extend(ir.to_proto(model.graph.initializers[name]) for name in sorted(names))
+    return proto
+
+
+def _without(model: ir.Model, names: set[str]) -> onnx.ModelProto:
+    values = dict(model.graph.initializers)
+    for name in names:
+        del model.graph.initializers[name]
+    try:
+        return ir.to_proto(model)
+    finally:
+        model.graph.initializers.clear()
+        model.graph.initializers.update(values)
 
 
 def _weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import warnings
 from importlib.metadata import version
@@ -15,7 +16,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from vitdeploy import __version__
 from vitdeploy.errors import CheckFailedError, UsageError
 from vitdeploy.exporters import Exported
-from vitdeploy.exporters.onnx_file import MAX_BYTES, write_onnx
+from vitdeploy.exporters.onnx_file import MAX_BYTES, without_weights, write_onnx
+from vitdeploy.exporters.onnx_layers import repeat_first_layer
 from vitdeploy.models.signature import BATCH_AXIS, example_inputs, input_specs, output_specs
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def export_onnx(
     """Write `onnx/model.onnx` with a free batch axis and the model's own image size.
 
     Attention is exported as separate operators at every opset: TensorRT refuses opset 23's Attention in float32, and on
-    a CPU the two are equally fast. The file passes onnx's full check before this returns.
+    a CPU the two are equally fast. The graph passes onnx's full check before it is written.
 
     Args:
         model: in float32.
@@ -56,11 +58,11 @@ def export_onnx(
     inputs, outputs = input_specs(model.config, model.task), output_specs(model)
     graph = _trace(model, inputs, outputs, opset)
     _check_signature(graph, inputs, outputs)
-    files = write_onnx(graph, folder / "onnx" / "model.onnx", max_bytes)
     try:
-        onnx.checker.check_model(folder / "onnx" / files[0], full_check=True)
+        onnx.checker.check_model(without_weights(graph), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         raise CheckFailedError(f"the exported graph must pass onnx's full check: {str(exc).splitlines()[0]}") from exc
+    files = write_onnx(graph, folder / "onnx" / "model.onnx", max_bytes)
     return Exported(
         files=tuple(f"onnx/{name}" for name in files),
         inputs=inputs,
@@ -76,19 +78,25 @@ def _trace(
     # One named axis, the others free: the exporter finds that they are the same, and warns where both have the name.
     batch = torch.export.Dim(BATCH_AXIS)
     dynamic_shapes = [{0: torch.export.Dim.DYNAMIC if index else batch} for index in range(len(inputs))]
-    with _quiet():
+    twin = model.with_attention("eager").eval()
+    layers, twin.layers = twin.layers, twin.layers[:1]
+    with _undisturbed():
         program = torch.onnx.export(
-            model.with_attention("eager").eval(),
+            twin,
             example_inputs(model.config, model.task, batch_size=2),  # a batch of 1 would be taken for a constant
             input_names=[spec.name for spec in inputs],
             output_names=[spec.name for spec in outputs],
             dynamic_shapes=tuple(dynamic_shapes),
             opset_version=opset,
             dynamo=True,
+            optimize=False,
             external_data=False,
             verbose=False,
         )
-    assert program is not None
+        assert program is not None  # as it is where the exporter writes the file itself
+        if len(layers) > 1:
+            repeat_first_layer(program.model.graph, layers)
+        program.optimize()
     graph = program.model
     ClearMetadataAndDocStringPass()(graph)  # traces of this machine's files among them
     graph.metadata_props.clear()
@@ -98,17 +106,23 @@ def _trace(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch's exporter says of its own inside: a deprecated call, operators of a package not needed."""
+def _undisturbed() -> Iterator[None]:
+    """Without what torch's exporter says of its own inside: a deprecated call, operators of a package not needed.
+
+    And without Python's garbage collector, which goes through the exporter's many objects again and again.
+    """
     logger = logging.getLogger("torch.onnx")
-    level = logger.level
+    level, collects = logger.level, gc.isenabled()
     logger.setLevel(logging.ERROR)
+    gc.disable()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*", FutureWarning)
             yield
     finally:
         logger.setLevel(level)
+        if collects:
+            gc.enable()
 
 
 def _check_signature(graph: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.difference import Difference
     from vitdeploy.exporters import Exported
+    from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.processor import ImageProcessor
 
 VALIDATION_BATCHES = (1, 2, 7)
@@ -88,7 +90,6 @@ def export(
     chosen_task = _task(task)
     write = export_function(exporter)  # imports torch and onnx, or says what to install
     from vitdeploy.models.checkpoint import save_model
-    from vitdeploy.runtimes.pytorch import PyTorchRuntime
     from vitdeploy.sources import random_checkpoint, read_checkpoint
 
     on_step("reading the checkpoint")
@@ -101,17 +102,17 @@ def export(
         raise UsageError("export needs a model, or random_weights")
     target = Path(output or Path(checkpoint.source.id).name).resolve()
     check_target(target)
-    on_step("running the reference")
     pixel_values = _validation_images(checkpoint.processor, images)
-    with PyTorchRuntime(checkpoint.model) as runtime:
-        expected = run_batches(runtime, [pixel_values])
-
     with staged_folder(target) as staging:
-        on_step(f"exporting to {to} {precision}")
-        for name, content in checkpoint.files.items():
-            (staging / name).write_bytes(content)
-        save_model(checkpoint.model, staging / _WEIGHTS)
-        exported = write(checkpoint.model, staging, **({} if opset is None else {"opset": opset}))
+        on_step(f"running the reference and exporting to {to} {precision}")
+        with ThreadPoolExecutor(1) as pool:
+            # The two share the machine well: one is torch's operators, the other Python on one thread.
+            running = pool.submit(_reference_outputs, checkpoint.model, pixel_values)
+            exported = write(checkpoint.model, staging, **({} if opset is None else {"opset": opset}))
+            for name, content in checkpoint.files.items():
+                (staging / name).write_bytes(content)
+            save_model(checkpoint.model, staging / _WEIGHTS)
+            expected = running.result()
         names = sorted((*checkpoint.files, _WEIGHTS))
         manifest = Manifest(
             source=checkpoint.source,
@@ -139,6 +140,13 @@ def _validation_images(processor: ImageProcessor, images: str | os.PathLike[str]
         return processor(synthetic_images(count, *(processor.output_size or ())))
     files = image_files(images)
     return processor([files[index % len(files)] for index in range(count)])
+
+
+def _reference_outputs(model: VisionTransformer, pixel_values: np.ndarray) -> dict[str, np.ndarray]:
+    from vitdeploy.runtimes.pytorch import PyTorchRuntime
+
+    with PyTorchRuntime(model) as runtime:
+        return run_batches(runtime, [pixel_values])
 
 
 def _artifact(folder: Path, to: str, precision: str, exported: Exported) -> Artifact:

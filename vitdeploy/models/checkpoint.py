@@ -131,7 +131,7 @@ def save_model(model: VisionTransformer, path: Path) -> None:
         OSError: the file cannot be written.
     """
     prefix = "" if model.task is Task.FEATURES else "vit."
-    state = {_hub_name(name, prefix): _own_copy(tensor) for name, tensor in model.state_dict().items()}
+    state = {_hub_name(name, prefix): tensor.contiguous() for name, tensor in model.state_dict().items()}
     path.touch()
     mode = path.stat().st_mode
     try:
@@ -139,11 +139,6 @@ def save_model(model: VisionTransformer, path: Path) -> None:
     except safetensors.SafetensorError as exc:
         raise OSError(f"{path}: {exc}") from exc
     path.chmod(mode)  # safetensors makes files that only their owner can read
-
-
-def _own_copy(tensor: Tensor) -> Tensor:
-    # safetensors refuses tensors that share memory, as tied weights of a torch file do.
-    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _our_name(name: str) -> str:
@@ -186,7 +181,8 @@ def _read_torch(path: Path) -> Iterator[tuple[str, Tensor]]:
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
         raise CheckpointError(f"{path} must hold named tensors and nothing else")
-    yield from state.items()
+    for name, tensor in state.items():
+        yield name, tensor.clone()  # tied weights share their memory, which safetensors refuses to write
 
 
 def _unreadable(path: Path, reason: str) -> CheckpointError:
