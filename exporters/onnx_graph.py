@@ -93,7 +93,8 @@ def _trace(
             external_data=False,
             verbose=False,
         )
-        assert program is not None  # as it is where the exporter writes the file itself
+        if program is None:  # only where torch writes the file itself
+            raise CheckFailedError("torch's exporter must return a program, returned none; please report this model")
         if len(layers) > 1:
             repeat_first_layer(program.model.graph, layers)
         program.optimize()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
+from vitdeploy.errors import BundleError, MissingDependencyError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
@@ -79,6 +79,17 @@ def open_runtime(
         UsageError: unknown backend, precision, device or option.
         UnavailableError: the engine is not installed, or does not load.
         DeviceError: the device cannot be had.
-        BundleError: a file is missing or altered.
+        BundleError: a file is missing or altered, or is not what the manifest says.
     """
-    return runtime_class(backend).from_bundle(bundle, precision=precision, device=device, **options)
+    runtime = runtime_class(backend).from_bundle(bundle, precision=precision, device=device, **options)
+    artifact_format = BACKENDS[backend].artifact_format
+    if artifact_format is not None:
+        artifact = bundle.artifact(artifact_format, precision)
+        if (runtime.inputs, runtime.outputs) != (artifact.inputs, artifact.outputs):
+            runtime.close()
+            raise BundleError(
+                f"{bundle.path / artifact.files[0].path} must take and give what the manifest says, "
+                f"takes {', '.join(map(str, runtime.inputs))} and gives {', '.join(map(str, runtime.outputs))}; "
+                f"export the bundle again"
+            )
+    return runtime

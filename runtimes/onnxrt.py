@@ -119,7 +119,7 @@ class OnnxRuntime(Runtime):
     @classmethod
     def probe(cls) -> dict[str, str | None]:
         found: dict[str, str | None] = {}
-        with resources.as_file(resources.files("vitdeploy.assets") / "probe.onnx") as path:
+        with resources.as_file(resources.files("vitdeploy.runtimes") / "probe.onnx") as path:
             for name in ort.get_available_providers():
                 try:
                     with cls(path, providers=(name,), log_severity=4) as runtime:

@@ -12,7 +12,8 @@ import torch
 
 import vitdeploy
 from vitdeploy.assess.samples import feeds
-from vitdeploy.bundle import MANIFEST, Bundle, FileRecord
+from vitdeploy.bundle import Bundle
+from vitdeploy.manifest import MANIFEST, FileRecord
 from vitdeploy.models.checkpoint import architecture_of, save_model
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.presets import random_model
@@ -95,6 +96,7 @@ def sign_again(bundle: Bundle) -> Bundle:
         dataclasses.replace(artifact, files=tuple(FileRecord.of(bundle.path, file.path) for file in artifact.files))
         for artifact in bundle.manifest.artifacts
     ]
-    manifest = dataclasses.replace(bundle.manifest, artifacts=tuple(renewed))
+    files = tuple(FileRecord.of(bundle.path, file.path) for file in bundle.manifest.files)
+    manifest = dataclasses.replace(bundle.manifest, files=files, artifacts=tuple(renewed))
     (bundle.path / MANIFEST).write_text(json.dumps(manifest.to_dict()), encoding="utf-8")
     return Bundle.open(bundle.path)

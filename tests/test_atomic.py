@@ -126,6 +126,24 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     assert content(tmp_path) == {"out/x": "3"}
 
 
+def test_folders_of_other_names_are_not_touched(tmp_path: Path) -> None:
+    for name in (".a1.partial-00000000", ".a[1].partial-notes", ".a[1].partial-0000000x", ".out.partial-00000000"):
+        (tmp_path / name).mkdir()
+    put(tmp_path / "a[1]", x="1")
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize("put_back", [True, False])
+def test_who_was_killed_between_two_renames(tmp_path: Path, put_back: bool) -> None:
+    put(tmp_path / "out", x="1")
+    (tmp_path / "out").rename(tmp_path / ".out.previous-00000000")
+    if not put_back:
+        (tmp_path / "out").mkdir()
+    with staged_folder(tmp_path / "out"):
+        assert content(tmp_path / "out") == ({"x": "1"} if put_back else {})
+        assert not (tmp_path / ".out.previous-00000000").exists()
+
+
 def test_the_folder_of_a_process_that_lives_is_not_removed(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "out") as staging:
         (staging / "x").write_text("mine")

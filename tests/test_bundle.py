@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vitdeploy.atomic import staged_folder
-from vitdeploy.bundle import Artifact, Bundle, FileRecord, Manifest, Source, commit
+from vitdeploy.bundle import Bundle, commit
 from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.manifest import Artifact, FileRecord, Manifest, Source
 from vitdeploy.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -53,13 +55,16 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 def test_another_artifact_keeps_the_first_and_other_files(tmp_path: Path) -> None:
     write(tmp_path / "out")
-    (tmp_path / "out" / "notes").mkdir()
+    (tmp_path / "out" / "notes" / "empty").mkdir(parents=True)
     (tmp_path / "out" / "notes" / "mine.txt").write_text("mine")
+    (tmp_path / "out" / "elsewhere").symlink_to("/nowhere")
     write(tmp_path / "out", "onnx/model_int8.onnx", "int8")
     bundle = Bundle.open(tmp_path / "out")
     bundle.verify()
     assert [artifact.name for artifact in bundle.manifest.artifacts] == ["onnx-fp32", "onnx-int8"]
     assert (tmp_path / "out" / "notes" / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "out" / "notes" / "empty").is_dir()
+    assert (tmp_path / "out" / "elsewhere").is_symlink()
 
 
 def test_the_same_artifact_is_replaced_with_its_files(tmp_path: Path) -> None:
@@ -104,6 +109,49 @@ def test_a_flipped_byte(tmp_path: Path, name: str) -> None:
         bundle.verify()
 
 
+@pytest.mark.parametrize("name", ["config.json", "onnx/model.onnx", "manifest.json"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "out")
+    (tmp_path / "out" / name).unlink()
+    os.mkfifo(tmp_path / "out" / name)
+    with pytest.raises(BundleError, match=f"{name} must be a file, is something else"):
+        Bundle.open(tmp_path / "out").verify()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("files", []),
+        ("files", {}),
+        ("format", None),
+        ("inputs", [{"name": 1, "dtype": "float32", "shape": []}]),
+        ("outputs", [{"name": "logits", "dtype": "float32", "shape": [1.5]}]),
+        ("options", {"opset": {"deep": []}}),
+        ("tools", 5),
+        ("validation", {"tolerance": None}),
+        ("validation", {"tolerance": 1, "images": "given", "engine": "x", "outputs": [{"output": "logits"}]}),
+        ("hardware", "x"),
+    ],
+)
+def test_an_artifact_with_a_wrong_value(tmp_path: Path, key: str, value: Any) -> None:
+    write(tmp_path / "out")
+    edit(tmp_path / "out", lambda data: data["artifacts"][0].update({key: value}))
+    with pytest.raises(BundleError, match=r"must have every field of its schema: [^\n]+$"):
+        Bundle.open(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("size_bytes", 1e400), ("size_bytes", -1), ("size_bytes", 10**30), ("size_bytes", True), ("sha256", None),
+     ("sha256", "abc"), ("path", "./config.json"), ("path", "a//b")],
+)  # fmt: skip
+def test_a_record_with_a_wrong_value(tmp_path: Path, key: str, value: Any) -> None:
+    write(tmp_path / "out")
+    edit(tmp_path / "out", lambda data: data["files"][0].update({key: value}))
+    with pytest.raises(BundleError):
+        Bundle.open(tmp_path / "out")
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     bundle = write(tmp_path / "out")
     (tmp_path / "out" / "onnx" / "model.onnx").unlink()
@@ -145,8 +193,14 @@ def test_a_corrupt_manifest(tmp_path: Path, text: str, message: str) -> None:
 def test_a_manifest_with_a_wrong_value(tmp_path: Path, key: str, value: Any) -> None:
     write(tmp_path / "out")
     edit(tmp_path / "out", lambda data: data.update({key: value}))
-    with pytest.raises(BundleError, match=r"^manifest.json must have every field of its schema: [^\n]+$"):
+    with pytest.raises(BundleError, match=r"out: manifest.json must have every field of its schema: [^\n]+$"):
         Bundle.open(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_bundle_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BundleError, match="must be a bundle, and cannot be read|has no manifest"):
+        Bundle.open(tmp_path / name)
 
 
 def test_no_bundle(tmp_path: Path) -> None:

@@ -211,6 +211,12 @@ def test_other_types_are_refused(source: object) -> None:
         open_image(source)  # type: ignore[arg-type]
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match=r"pipe.png'?: expected a file, got a pipe or a device"):
+        open_image(tmp_path / "pipe.png")
+
+
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.png").write_text("no image")

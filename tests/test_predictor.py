@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 import vitdeploy
+from bundles import sign_again
 from vitdeploy.errors import BundleError, ImageError, UsageError
 from vitdeploy.specs import Task
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from conftest import WriteCheckpoint
     from vitdeploy.predictor import Predictor
 
 
@@ -77,8 +80,9 @@ def test_threads_share_a_predictor(predictor: Predictor, images: list[Image.Imag
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"top_k": 0}, "top_k must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"top_k": 0}, "top_k must be a whole number from 1 up, got 0"),
+        ({"top_k": 1.5}, "top_k must be a whole number from 1 up, got 1.5"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 up, got 0"),
     ],
 )
 def test_arguments_that_cannot_be(
@@ -100,6 +104,47 @@ def test_a_model_without_logits_says_what_it_gives(tmp_path: Path) -> None:
         pytest.raises(UsageError, match=r"gives last_hidden_state, pooler_output; call runtime.run"),
     ):
         features.predict(Image.new("RGB", (8, 8)))
+
+
+def test_a_classifier_without_classes_predicts_nothing(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]
+) -> None:
+    checkpoint = write_checkpoint(Task.CLASSIFICATION, {**tiny_config, "id2label": {}, "label2id": {}})
+    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
+    with (
+        vitdeploy.load(bundle.path) as predictor,
+        pytest.raises(UsageError, match="needs a model with classes, this one has none"),
+    ):
+        predictor.predict(Image.new("RGB", (8, 8)))
+
+
+def test_labels_that_are_not_the_logits(tmp_path: Path) -> None:
+    bundle = vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path / "out")
+    (bundle.path / "config.json").write_text('{"model_type": "vit", "num_labels": 3}')
+    sign_again(bundle)
+    with pytest.raises(BundleError, match="must name a class for each of 1000 logits, names 3"):
+        vitdeploy.load(bundle.path)
+
+
+def test_a_processor_for_other_images(tmp_path: Path) -> None:
+    bundle = vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path / "out")
+    config = {"image_processor_type": "ViTImageProcessor", "size": 64}
+    (bundle.path / "preprocessor_config.json").write_text(json.dumps(config))
+    sign_again(bundle)
+    for use in (vitdeploy.load, vitdeploy.compare):
+        with pytest.raises(BundleError, match=r"must give what the model takes, \(32, 32\), gives \(64, 64\)"):
+            use(bundle.path)
+
+
+def test_an_artifact_that_is_not_what_the_manifest_says(tmp_path: Path) -> None:
+    bundle = vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path / "out")
+    model = onnx.load(bundle.path / "onnx" / "model.onnx")
+    model.graph.output[0].name = "other"
+    model.graph.node[-1].output[0] = "other"
+    onnx.save(model, bundle.path / "onnx" / "model.onnx")
+    sign_again(bundle)
+    with pytest.raises(BundleError, match=r"must take and give what the manifest says.*'other'"):
+        vitdeploy.load(bundle.path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "onnx/model.onnx"])

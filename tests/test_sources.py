@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vitdeploy.bundle import FileRecord
 from vitdeploy.errors import CheckpointError
+from vitdeploy.manifest import FileRecord
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.sources import random_checkpoint, read_checkpoint
 from vitdeploy.specs import Task
@@ -34,6 +34,16 @@ def test_every_processor_file_is_kept_as_it_is(write_checkpoint: WriteCheckpoint
     assert found.processor.output_size == (32, 32)
     assert json.loads(found.files["processor_config.json"]) == nested
     assert found.files["preprocessor_config.json"] == (folder / "preprocessor_config.json").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["folder", "broken link"])
+def test_a_processor_file_that_is_no_file_is_not_taken_for_absent(
+    write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], kind: str
+) -> None:
+    path = write_checkpoint(Task.CLASSIFICATION, tiny_config).folder / "preprocessor_config.json"
+    path.mkdir() if kind == "folder" else path.symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match=r"preprocessor_config.json must be a file, is something else"):
+        read_checkpoint(path.parent)
 
 
 def test_shards_are_recorded_one_by_one(write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]) -> None:

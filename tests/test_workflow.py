@@ -16,8 +16,9 @@ import torch
 import transformers
 
 import vitdeploy
-from vitdeploy.bundle import Bundle, FileRecord
+from vitdeploy.bundle import Bundle
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
+from vitdeploy.manifest import FileRecord
 from vitdeploy.models.checkpoint import architecture_of
 from vitdeploy.specs import Task
 
@@ -146,6 +147,12 @@ def test_given_images_are_what_is_compared(bundle: Bundle, tmp_path: Path) -> No
         ({"random_weights": "vit-tiny-patch16-32", "task": "x"}, UsageError, "task must be one of"),
         ({"random_weights": "vit-tiny-patch16-32", "opset": 17}, UsageError, "opset must be from 18 to 23, got 17"),
         ({"random_weights": "vit-tiny-patch16-32", "tolerance": -1}, UsageError, "tolerance must be"),
+        ({"random_weights": "vit-tiny-patch16-32", "tolerance": float("inf")}, UsageError, "tolerance must be"),
+        (
+            {"random_weights": "vit-tiny-patch16-32", "revision": "main"},
+            UsageError,
+            "revision is of a model on the Hub",
+        ),
         ({"random_weights": "vit-tiny-patch16-32", "tolerance": float("nan")}, UsageError, "tolerance must be"),
         ({"random_weights": "resnet50"}, UsageError, "a preset must be"),
         ({"model": "./nowhere"}, CheckpointError, "nowhere"),
@@ -157,6 +164,33 @@ def test_arguments_that_cannot_be(
     with pytest.raises(error, match=message) as caught:
         vitdeploy.export(**arguments, output=tmp_path / "out")
     assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_is_found_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    steps: list[str] = []
+    with pytest.raises(UsageError, match="must be empty or a bundle"):
+        vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path, on_step=steps.append)
+    assert steps == []
+
+
+@pytest.mark.parametrize("name", ["", "x" * 300, "loop"])
+def test_an_output_that_no_folder_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match=r"output must name a folder|must be a folder that can be made"):
+        vitdeploy.export(random_weights="vit-tiny-patch16-32", output=name)
+
+
+def test_weights_that_are_no_numbers(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]
+) -> None:
+    checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)
+    checkpoint.peer.classifier.weight[0, 0] = float("nan")
+    checkpoint.peer.save_pretrained(checkpoint.folder)
+    with pytest.raises(CheckpointError, match="must give finite values, gives others"):
+        vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

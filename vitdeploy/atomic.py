@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -39,7 +40,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.parent):
-            _remove_abandoned(target)
+            _clear_up_after_the_killed(target)
             staging = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
             staging.mkdir()
             lock = _try_lock(staging)
@@ -71,7 +72,8 @@ def replace_folder(staging: Path, target: Path) -> None:
     """
     for folder, _, names in os.walk(staging):
         for path in (*(Path(folder, name) for name in names), Path(folder)):
-            _fsync(path)
+            if not path.is_symlink():
+                _fsync(path)
     if target.exists():
         _exchange(staging, target)
     else:
@@ -88,7 +90,7 @@ def _exchange(a: Path, b: Path) -> None:
             code = ctypes.get_errno()
             if code not in (errno.EINVAL, errno.ENOSYS):  # the filesystem or the kernel cannot exchange
                 raise OSError(code, os.strerror(code), str(b))
-    # Two steps where one is not to be had: a crash between them leaves the old content under the third name.
+    # Two steps where one is not to be had; who is killed between them leaves it to the next writer to go back.
     old = a.with_name(a.name.replace(".partial-", ".previous-"))
     b.rename(old)
     try:
@@ -135,9 +137,19 @@ def _try_lock(folder: Path) -> int | None:
     return descriptor
 
 
-def _remove_abandoned(target: Path) -> None:
-    for folder in target.parent.glob(f".{target.name}.partial-*"):
+def _clear_up_after_the_killed(target: Path) -> None:
+    for folder in _siblings(target, "partial"):
         lock = _try_lock(folder)
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
+    for folder in _siblings(target, "previous"):  # killed between two renames
+        if target.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            folder.rename(target)
+
+
+def _siblings(target: Path, kind: str) -> list[Path]:
+    name = re.compile(re.escape(f".{target.name}.{kind}-") + "[0-9a-f]{8}")
+    return [path for path in target.parent.iterdir() if name.fullmatch(path.name)]

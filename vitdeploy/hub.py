@@ -185,7 +185,7 @@ def _shards(index: Path, fetch: Callable[[str], Path | None]) -> tuple[Path, ...
     """Fetch the shards that an index names."""
     try:
         content = json.loads(index.read_bytes())
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise CheckpointError(f"{index} is not valid JSON: {exc}") from exc
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -97,11 +99,24 @@ def _encoded(source: object, name: str) -> Any:
         raise UsageError(f"expected a path, got the URL {source[:80]!r}; download it, and pass its path or bytes")
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(source)
-    if isinstance(source, os.PathLike | str) or hasattr(source, "read"):
+    if isinstance(source, os.PathLike | str):
+        if _is_endless(source):
+            raise ImageError(f"cannot read {name}: expected a file, got a pipe or a device")
+        return source
+    if hasattr(source, "read"):
         return source
     raise UsageError(
         f"expected a path, bytes, a binary file, a PIL image or a numpy array, got {type(source).__name__} for {name}"
     )
+
+
+def _is_endless(path: str | os.PathLike[str]) -> bool:
+    """Whether reading might never end, as of a pipe or a device."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return False  # opening it says why
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _from_array(array: NDArray[Any], name: str) -> Image.Image:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.labels import class_names
 from vitdeploy.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import open_runtime
@@ -74,9 +74,11 @@ class Predictor:
         if [spec.name for spec in self.runtime.outputs] != ["logits"]:
             names = ", ".join(spec.name for spec in self.runtime.outputs)
             raise UsageError(f"predict needs a model that gives logits, this one gives {names}; call runtime.run")
+        if not self.labels:
+            raise UsageError("predict needs a model with classes, this one has none; call runtime.run")
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value < 1:
-                raise UsageError(f"{name} must be at least 1, got {value}")
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} must be a whole number from 1 up, got {value!r}")
         batch = as_batch(images)
         predictions: list[list[Prediction]] = []
         for start in range(0, len(batch), batch_size):
@@ -129,12 +131,41 @@ def load(
         DeviceError: the device cannot be had.
     """
     bundle = Bundle.open(path)
-    config = bundle.config
-    bundle.verified(record for record in bundle.manifest.files if record.path.endswith("processor_config.json"))
-    processor = ImageProcessor.from_pretrained(bundle.path)
+    config, processor = bundle.config, load_processor(bundle)
     labels = class_names(config) if bundle.manifest.task == Task.CLASSIFICATION else ()
     runtime = open_runtime(bundle, backend, precision=precision, device=device, **options)
+    try:
+        check_fit(bundle, processor, runtime)
+        width = next((spec.shape[-1] for spec in runtime.outputs if spec.name == "logits"), 0)
+        if labels and width != len(labels):
+            raise BundleError(
+                f"{bundle.path}: config.json must name a class for each of {width} logits, names {len(labels)}; "
+                f"export the bundle again"
+            )
+    except BundleError:
+        runtime.close()
+        raise
     return Predictor(processor, runtime, labels, config.get("problem_type"))
+
+
+def load_processor(bundle: Bundle) -> ImageProcessor:
+    """The image processor of a bundle, from verified files.
+
+    Raises:
+        BundleError: a file is missing, altered, or unknown to the manifest.
+    """
+    bundle.verified_configs()
+    return ImageProcessor.from_pretrained(bundle.path)
+
+
+def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> None:
+    """Raise BundleError unless the processor gives images of the size that the runtime takes."""
+    takes = runtime.inputs[0].shape[2:]
+    if takes != processor.output_size:
+        raise BundleError(
+            f"{bundle.path}: the image processor must give what the model takes, {takes}, "
+            f"gives {processor.output_size}; export the bundle again"
+        )
 
 
 def _score_function(problem_type: str | None, num_labels: int) -> Callable[[np.ndarray], np.ndarray]:

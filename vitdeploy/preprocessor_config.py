@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,9 @@ class ShortestEdge:
         short, long = sorted((image_height, image_width))
         longest_edge = int(self.shortest_edge * long / short)
         return (longest_edge, self.shortest_edge) if image_width <= image_height else (self.shortest_edge, longest_edge)
+
+
+_MOST = 1e30  # far from what float32 holds at most, so that no result of it is infinite
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
@@ -113,7 +115,7 @@ def _flag(key: str, value: object) -> bool:
 
 
 def _number(key: str, value: object) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not -_MOST <= value <= _MOST:
         raise InputError(f"{key!r} must be a number, got {value!r}")
     return value
 

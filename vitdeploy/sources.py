@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.bundle import FileRecord, Source
 from vitdeploy.errors import CheckpointError
 from vitdeploy.hub import resolve
+from vitdeploy.manifest import PROCESSOR_CONFIGS, FileRecord, Source
 from vitdeploy.models.checkpoint import architecture_of, load_model, task_of
 from vitdeploy.models.config import ViTConfig, read_json
 from vitdeploy.models.presets import preset_config, random_model
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.specs import Task
-
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +55,7 @@ def read_checkpoint(model: str | Path, task: Task | None = None, **hub_options: 
     data = read_json(found.folder / "config.json")
     config = ViTConfig.from_dict(data)
     task = task or task_of(data)
-    files = {name: (found.folder / name).read_bytes() for name in _PROCESSOR_FILES if (found.folder / name).is_file()}
+    files = {name: _read(found.folder / name) for name in PROCESSOR_CONFIGS if os.path.lexists(found.folder / name)}
     processor = ImageProcessor.from_pretrained(found.folder) if files else _default_processor(config, files)
     if config.num_channels != 3 or processor.output_size != config.image_size:
         raise CheckpointError(
@@ -91,5 +90,14 @@ def _default_processor(config: ViTConfig, files: dict[str, bytes]) -> ImageProce
     return processor
 
 
+def _read(path: Path) -> bytes:
+    if not path.is_file():  # a broken link, for example: what is there must not be taken for absent
+        raise CheckpointError(f"{path} must be a file, is something else; download or copy it again")
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise CheckpointError(f"{path} must be readable: {exc.strerror}") from exc
+
+
 def _json(data: dict[str, Any]) -> bytes:
-    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(data, indent=2) + "\n").encode()

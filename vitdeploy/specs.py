@@ -57,4 +57,16 @@ class TensorSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TensorSpec:
-        return cls(str(data["name"]), str(data["dtype"]), tuple(data["shape"]))
+        """Read what `to_dict` gives.
+
+        Raises:
+            KeyError, TypeError: it is something else.
+        """
+        name, dtype, shape = data["name"], data["dtype"], tuple(data["shape"])
+        if (
+            not isinstance(name, str)
+            or not isinstance(dtype, str)
+            or not all(type(axis) in (int, str) for axis in shape)
+        ):
+            raise TypeError(f"a tensor has a name, a type and axes, got {str(data)[:80]}")
+        return cls(name, dtype, shape)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +16,14 @@ from vitdeploy.assess.compare import run_batches
 from vitdeploy.assess.difference import DEFAULT_TOLERANCES, compare_outputs
 from vitdeploy.assess.samples import fingerprint, image_files, synthetic_images
 from vitdeploy.atomic import staged_folder
-from vitdeploy.bundle import Artifact, Bundle, FileRecord, Manifest, check_target, commit
-from vitdeploy.errors import CheckFailedError, UsageError
+from vitdeploy.bundle import Bundle, check_target, commit
+from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
 from vitdeploy.exporters import export_function, find_exporter
+from vitdeploy.manifest import Artifact, FileRecord, Manifest
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from vitdeploy.assess.difference import Difference
@@ -75,7 +77,7 @@ def export(
 
     Raises:
         UsageError: an argument is not what it must be, or `output` holds something else.
-        CheckpointError: the checkpoint cannot be used.
+        CheckpointError: the checkpoint cannot be used, or gives values that are not finite.
         HubError: the Hub cannot be reached.
         MissingDependencyError: a library is not installed.
         CheckFailedError: the artifact differs from the reference; nothing was written.
@@ -83,15 +85,21 @@ def export(
     """
     exporter = find_exporter(to, precision)
     tolerance = DEFAULT_TOLERANCES[precision] if tolerance is None else tolerance
-    if not tolerance >= 0:
-        raise UsageError(f"tolerance must be a number from 0 up, got {tolerance}")
+    if not 0 <= tolerance < math.inf:
+        raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance}")
     if model is not None and random_weights is not None:
         raise UsageError(f"export needs a model or random_weights, got both: {model} and {random_weights}")
+    if random_weights is not None and revision is not None:
+        raise UsageError(f"revision is of a model on the Hub, got {revision!r} with random_weights; leave it out")
     chosen_task = _task(task)
     write = export_function(exporter)  # imports torch and onnx, or says what to install
     from vitdeploy.models.checkpoint import save_model
     from vitdeploy.sources import random_checkpoint, read_checkpoint
 
+    if output is not None:
+        if not os.fspath(output):
+            raise UsageError("output must name a folder, got ''; leave it out for one named after the model")
+        check_target(Path(output))
     on_step("reading the checkpoint")
     if model is not None:
         hub_options = {"revision": revision, "token": token, "cache_dir": cache_dir, "offline": offline}
@@ -100,26 +108,31 @@ def export(
         checkpoint = random_checkpoint(random_weights, chosen_task or Task.CLASSIFICATION, seed)
     else:
         raise UsageError("export needs a model, or random_weights")
-    target = Path(output or Path(checkpoint.source.id).name).resolve()
+    target = Path(Path(checkpoint.source.id).name if output is None else output).resolve()
     check_target(target)
     pixel_values = _validation_images(checkpoint.processor, images)
     with staged_folder(target) as staging:
-        on_step(f"running the reference and exporting to {to} {precision}")
+        on_step(f"exporting to {to} {precision}")
+        exported = write(checkpoint.model, staging, **({} if opset is None else {"opset": opset}))
+        # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
         with ThreadPoolExecutor(1) as pool:
-            # The two share the machine well: one is torch's operators, the other Python on one thread.
             running = pool.submit(_reference_outputs, checkpoint.model, pixel_values)
-            exported = write(checkpoint.model, staging, **({} if opset is None else {"opset": opset}))
             for name, content in checkpoint.files.items():
                 (staging / name).write_bytes(content)
             save_model(checkpoint.model, staging / _WEIGHTS)
+            names = sorted((*checkpoint.files, _WEIGHTS))
+            manifest = Manifest(
+                source=checkpoint.source,
+                task=str(checkpoint.model.task),
+                files=tuple(FileRecord.of(staging, name) for name in names),
+                artifacts=(_artifact(staging, to, precision, exported),),
+            )
             expected = running.result()
-        names = sorted((*checkpoint.files, _WEIGHTS))
-        manifest = Manifest(
-            source=checkpoint.source,
-            task=str(checkpoint.model.task),
-            files=tuple(FileRecord.of(staging, name) for name in names),
-            artifacts=(_artifact(staging, to, precision, exported),),
-        )
+        if not all(np.isfinite(value).all() for value in expected.values()):
+            raise CheckpointError(
+                f"{manifest.source.id} must give finite values, gives others; "
+                f"mend its weights, or the numbers of its image processor"
+            )
         del checkpoint  # its weights, before the artifact's are loaded
         on_step(f"comparing {to} {precision} with the reference")
         manifest = _proven(Bundle(staging, manifest), exporter.backend, pixel_values, expected, tolerance, images)

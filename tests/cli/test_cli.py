@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -207,6 +213,38 @@ def test_a_broken_image_is_named(bundle: Bundle, tmp_path: Path, capsys: pytest.
     result = Result("predict", bundle.path, tmp_path / "broken.png", capsys=capsys)
     assert result.code == 4
     assert "broken.png" in result.err
+
+
+def test_names_are_printed_as_they_are_and_steer_no_terminal(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strange = tmp_path / "bun[red]\x1b[31m[/x]"
+    shutil.copytree(bundle.path, strange)
+    for command in (["predict", strange, PHOTOGRAPHS[0]], ["inspect", strange], ["compare", strange]):
+        result = Result(*command, capsys=capsys)
+        assert result.code == 0, result.err
+        assert "bun[red]\\x1b[31m[/x]" in result.out
+    result = Result("inspect", tmp_path / "\x1b[31m", capsys=capsys)
+    assert result.code == 4
+    assert "\x1b" not in result.err
+
+
+def test_a_name_that_is_no_text(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strange = tmp_path / os.fsdecode(b"bun\xff")
+    shutil.copytree(bundle.path, strange)
+    assert Result("inspect", strange, capsys=capsys).code == 0
+    assert Result("inspect", strange, "--json", capsys=capsys).json["task"] == "image-classification"
+
+
+def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vitdeploy", "export", "--random-weights", "vit-tiny-patch16-32", "-o", "out"]
+    with subprocess.Popen(command, cwd=tmp_path) as process:
+        while not list(tmp_path.iterdir()):  # until it has begun to write
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_not_a_number_is_null_in_json() -> None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vitdeploy import demo
 from vitdeploy.assess.benchmark import Latency
 from vitdeploy.assess.compare import compare
 from vitdeploy.bundle import Bundle
-from vitdeploy.cli import demo, main
+from vitdeploy.cli import main
 from vitdeploy.errors import MissingDependencyError
 
 if TYPE_CHECKING:

@@ -142,7 +142,8 @@ def test_a_device_index_reaches_the_provider(monkeypatch: pytest.MonkeyPatch, bu
 
     monkeypatch.setattr(OnnxRuntime, "__init__", note)
     monkeypatch.setattr("vitdeploy.runtimes.onnxrt.check_options", lambda *_: None)
-    open_runtime(bundle, "onnxruntime", device="cuda:1", provider_options={CUDA: {"use_tf32": 0}})
+    options = {"provider_options": {CUDA: {"use_tf32": 0}}}
+    OnnxRuntime.from_bundle(bundle, precision="fp32", device="cuda:1", **options)
     assert asked == {"providers": (CUDA,), "provider_options": {CUDA: {"use_tf32": 0, "device_id": 1}}}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from vitdeploy.assess.samples import feeds, synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError, VitDeployError
-from vitdeploy.processor import ImageProcessor
+from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import open_runtime
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from vitdeploy.images import ImageSource
+    from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
 
 WARM_UP_RUNS = 3
@@ -173,7 +174,7 @@ def _serve(connection: Connection, bundle: str, backend: str, precision: str) ->
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
         try:
             opened = Bundle.open(bundle)
-            processor = ImageProcessor.from_pretrained(opened.path)
+            processor = load_processor(opened)
             with open_runtime(opened, backend, precision=precision) as runtime:
                 connection.send(runtime.details)
                 while True:

@@ -13,13 +13,15 @@ from vitdeploy.assess.difference import DEFAULT_TOLERANCES, Difference, compare_
 from vitdeploy.assess.samples import feeds, image_files, synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
-from vitdeploy.processor import ImageProcessor
+from vitdeploy.predictor import check_fit, load_processor
+from vitdeploy.processor import as_batch
 from vitdeploy.runtimes import BACKENDS, open_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from vitdeploy.bundle import Artifact
+    from vitdeploy.manifest import Artifact
+    from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
 
 REFERENCE = "torch"
@@ -120,20 +122,21 @@ def compare(
         raise UsageError(f"batch_size must be at least 1 and tolerance at least 0, got {batch_size} and {tolerance}")
     if not bundle.manifest.artifacts:
         raise UsageError(f"{bundle.path} must hold an artifact to compare, holds none; make one: vitdeploy export")
-    processor = ImageProcessor.from_pretrained(bundle.path)
-    sources: Sequence[Any]
-    if images is None:
-        sources = synthetic_images(SYNTHETIC_COUNT, *(processor.output_size or (256, 256)))
-    else:
-        sources = image_files(images) if isinstance(images, (str, os.PathLike)) else images
+    processor = load_processor(bundle)
+    sources: Sequence[Any] = ()
+    if images is not None:
+        sources = image_files(images) if isinstance(images, (str, os.PathLike)) else as_batch(images)
+        if not sources:
+            raise UsageError("compare needs at least one image, got none")
     unknown = {artifact.precision for artifact in bundle.manifest.artifacts} - set(DEFAULT_TOLERANCES)
     if tolerance is None and unknown:
         raise UsageError(f"compare needs a tolerance for {', '.join(sorted(unknown))}, got none; give one")
-    if not sources:
-        raise UsageError("compare needs at least one image, got none")
-    batches = _Batches(processor, sources, batch_size)
-    on_step(f"running the reference on {len(sources)} images")
     with open_runtime(bundle, REFERENCE) as runtime:
+        check_fit(bundle, processor, runtime)
+        if processor.output_size is not None and images is None:
+            sources = synthetic_images(SYNTHETIC_COUNT, *processor.output_size)
+        batches = _Batches(processor, sources, batch_size)
+        on_step(f"running the reference on {len(sources)} images")
         expected = run_batches(runtime, batches)
     results = tuple(
         _result(bundle, artifact, backend, batches, expected, tolerance, on_step)
@@ -151,7 +154,7 @@ def run_batches(runtime: Runtime, batches: Iterable[np.ndarray]) -> dict[str, np
 
 @dataclasses.dataclass(frozen=True)
 class _Batches:
-    """Images, processed a batch at a time whenever they are gone through: a folder of any size fits in memory."""
+    """Images, processed a batch at a time whenever they are gone through, so that never all are in memory."""
 
     processor: ImageProcessor
     sources: Sequence[Any]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import Any
 
 import click
 
 from vitdeploy import __version__
+from vitdeploy.cli.output import printable
 from vitdeploy.errors import VitDeployError
 
 # Name -> "module:command" and its line in the help, so that the help imports no command.
@@ -53,8 +55,14 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> Any:
     """Run the command line; a VitDeployError becomes one line on stderr and its exit code."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
         return cli(args)
     except VitDeployError as exc:
-        click.echo(f"Error: {' '.join(str(exc).split())}", err=True)
+        click.echo(f"Error: {printable(' '.join(str(exc).split()))}", err=True)
         sys.exit(exc.exit_code)
+
+
+def _stop(number: int, _frame: object) -> None:
+    """End as after any error, so that nothing is left behind half-written."""
+    sys.exit(128 + number)

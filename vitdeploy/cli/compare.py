@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from vitdeploy.cli.output import EXIT_CODES, json_option, print_json, print_table, steps
+from vitdeploy.cli.output import EXIT_CODES, json_option, print_json, print_step, print_table
 
 
 @click.command()
@@ -22,8 +22,7 @@ def compare(bundle: str, images: str | None, tolerance: float | None, batch_size
     """
     from vitdeploy.assess.compare import compare as compare_bundle
 
-    with steps() as on_step:
-        result = compare_bundle(bundle, images=images, tolerance=tolerance, batch_size=batch_size, on_step=on_step)
+    result = compare_bundle(bundle, images=images, tolerance=tolerance, batch_size=batch_size, on_step=print_step)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -6,9 +6,11 @@ from typing import Any
 
 import click
 
-from vitdeploy.cli.output import json_option, print_json, print_table, steps
+from vitdeploy.cli.output import json_option, print_json, print_step, print_table
 from vitdeploy.exporters import EXPORTERS
-from vitdeploy.specs import Precision, Task
+from vitdeploy.specs import Task
+
+_PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision in exporter.precisions})
 
 
 @click.command()
@@ -18,14 +20,12 @@ from vitdeploy.specs import Precision, Task
     metavar="PRESET",
     help="Instead of --model: an architecture with random weights, such as vit-base-patch16-224.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the random weights.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of the random weights.")
 @click.option(
     "--to", "formats", multiple=True, default=["onnx"], show_default=True, type=click.Choice(list(EXPORTERS)),
     help="Format; may be repeated.",
 )  # fmt: skip
-@click.option(
-    "--precision", default="fp32", show_default=True, type=click.Choice([precision.value for precision in Precision])
-)
+@click.option("--precision", default="fp32", show_default=True, type=click.Choice(_PRECISIONS))
 @click.option(
     "--task", type=click.Choice([task.value for task in Task]), help="By default what the checkpoint was made for."
 )
@@ -47,8 +47,7 @@ def export(formats: tuple[str, ...], as_json: bool, **options: Any) -> None:
     from vitdeploy.workflow import export as export_model
 
     for to in formats:
-        with steps() as on_step:
-            bundle = export_model(to=to, on_step=on_step, **options)
+        bundle = export_model(to=to, on_step=print_step, **options)
     if as_json:
         print_json({"bundle": str(bundle.path), **bundle.manifest.to_dict()})
         return

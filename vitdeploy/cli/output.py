@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.errors import OutputError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
 EXIT_CODES = {"passed": 0, "failed": 1, "skipped": 3}
 
@@ -17,8 +19,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 
 def print_json(data: Any) -> None:
-    """Print strict JSON: a number that is not finite becomes null."""
-    click.echo(json.dumps(_strict(data), indent=2, ensure_ascii=False, allow_nan=False))
+    """Print strict JSON, in ASCII: a number that is not finite becomes null."""
+    _print(json.dumps(_strict(data), indent=2, allow_nan=False))
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
@@ -30,14 +32,14 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=10_000)
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(title=Text(printable(title)), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     with console.capture() as capture:
         console.print(table)
-    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    _print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def pairs(values: Mapping[str, object]) -> str:
@@ -45,17 +47,29 @@ def pairs(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-@contextlib.contextmanager
-def steps() -> Iterator[Callable[[str], None]]:
-    """A function that shows what is being done, on stderr and only on a terminal."""
-    from rich.console import Console
+def print_step(step: str) -> None:
+    """Say what is being done, on stderr and only on a terminal.
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with console.status("") as status:
-        yield lambda step: status.update(f"{step} …")
+    A line a step and no live display, which would hide the progress bars of a download.
+    """
+    if sys.stderr.isatty():
+        click.echo(f"{step} …", err=True)
+
+
+def printable(text: str) -> str:
+    """`text` with what would steer a terminal, or is no character, spelled out; line breaks stay."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _print(text: str) -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError:  # whoever read this has read enough; click ends the program
+        raise
+    except OSError as exc:
+        raise OutputError(f"standard output must take what is printed: {exc.strerror}") from exc
 
 
 def _strict(value: Any) -> Any:

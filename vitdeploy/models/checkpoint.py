@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from typing import TYPE_CHECKING
 
 import safetensors
@@ -172,7 +173,9 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _read_torch(path: Path) -> Iterator[tuple[str, Tensor]]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice about files that are refused below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:  # its text advises to open the file without the protection
         raise _unreadable(path, "it is corrupt, or holds more than tensors and could run code") from exc
     except Exception as exc:  # a corrupt pickle raises almost anything: KeyError, struct.error, AssertionError ...

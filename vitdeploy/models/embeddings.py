@@ -52,8 +52,11 @@ class Embeddings(nn.Module):
                 raise UsageError("bool_masked_pos needs a model with a mask token: load it for masked image modeling")
             mask = bool_masked_pos.unsqueeze(-1).to(x.dtype)
             x = x * (1.0 - mask) + self.mask_token * mask
-        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (N, 1 + gh * gw, D)
         positions = self.interpolated_positions(grid) if interpolate else self.position_embeddings
+        # The class token joins its position, and its place in the batch is zero: the same sum as after expanding it to
+        # the batch, but an exported graph need not ask for the batch's size, which ONNX Runtime does on the CPU alone.
+        positions = torch.cat((self.cls_token + positions[:, :1], positions[:, 1:]), dim=1)
+        x = F.pad(x, (0, 0, 1, 0))  # (N, 1 + gh * gw, D)
         return self.dropout(x + positions), grid
 
     def interpolated_positions(self, grid: tuple[int, int]) -> Tensor:

@@ -50,9 +50,8 @@ def preset_config(name: str) -> ViTConfig:
 
 def random_model(config: ViTConfig, task: Task = Task.CLASSIFICATION, *, seed: int = 0) -> VisionTransformer:
     """A model of this architecture with random weights, in float32 and evaluation mode; one seed, one set of them."""
-    with torch.device(
-        "meta"
-    ):  # torch's own initialization would take as long again, and draw from the global generator
+    # torch's own initialization would take as long again, and draw from the global generator
+    with torch.device("meta"):
         model = VisionTransformer(config, task)
     model.to_empty(device="cpu")
     model.reset_parameters(seed)

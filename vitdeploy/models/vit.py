@@ -80,21 +80,19 @@ class VisionTransformer(nn.Module):
         Returns:
             The head's outputs and what was asked for, by transformers' names.
         """
+        if output_attentions and self.attention == "sdpa":
+            raise UsageError("attention weights need attention='eager': torch's fused attention does not keep them")
         pixel_values = pixel_values.to(self.layernorm.weight.dtype)
         x, grid = self.embeddings(pixel_values, bool_masked_pos, interpolate=interpolate_pos_encoding)
-        hidden_states, attentions = [x], []
-        for layer in self.layers:
+        extra = {"hidden_states.0": x} if output_hidden_states else {}
+        for index, layer in enumerate(self.layers):
             x, weights = layer(x)
-            hidden_states.append(x)
-            attentions.append(weights)
+            if output_hidden_states:
+                extra[f"hidden_states.{index + 1}"] = x
+            if output_attentions:
+                extra[f"attentions.{index}"] = weights
         outputs: dict[str, Tensor] = self.head(self.layernorm(x), grid)
-        if output_hidden_states:
-            outputs |= {f"hidden_states.{index}": state for index, state in enumerate(hidden_states)}
-        if output_attentions:
-            if any(weights is None for weights in attentions):
-                raise UsageError("attention weights need attention='eager': torch's fused attention does not keep them")
-            outputs |= {f"attentions.{index}": weights for index, weights in enumerate(attentions)}
-        return outputs
+        return outputs | extra
 
     def with_attention(self, kind: AttentionKind) -> VisionTransformer:
         """The same model, its weights shared, with the other attention."""
