@@ -7,20 +7,15 @@ starts, so the comparison runs in several fresh ones, and the spread of the rati
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sklearn.datasets
+from common import parser, record
 from transformers import ViTImageProcessorPil
 from transformers.image_utils import load_image
 
@@ -50,18 +45,6 @@ def interleaved_ms(candidates: dict[str, Callable[[], Any]], runs: int) -> dict[
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("pillow", "numpy", "transformers")},
-    }
-
-
 def measure(runs: int) -> dict[str, Any]:
     ours, theirs = ImageProcessor(), ViTImageProcessorPil()
     path = str(PHOTOGRAPH)
@@ -89,30 +72,27 @@ def measure(runs: int) -> dict[str, Any]:
 
 
 def measure_in_fresh_processes(runs: int, processes: int) -> list[dict[str, Any]]:
-    command = [sys.executable, __file__, "--runs", str(runs), "--processes", "0", "--json"]
-    return [
-        json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["processes"][0]
-        for _ in range(processes)
-    ]
+    context = multiprocessing.get_context("spawn")
+    results = []
+    for _ in range(processes):
+        with context.Pool(1) as pool:
+            results.append(pool.apply(measure, (runs,)))
+    return results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=200, help="timed runs of each candidate on one image")
-    parser.add_argument("--processes", type=int, default=5, help="fresh processes to repeat it in; 0 for this one")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
-    results = measure_in_fresh_processes(arguments.runs, arguments.processes) or [measure(arguments.runs)]
-    if arguments.json:
-        print(json.dumps({"machine": machine(), "processes": results, "note": TORCHVISION_NOTE}, indent=2))
-        return
-    print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    options = parser(__doc__)
+    options.add_argument("--runs", type=int, default=200, help="timed runs of each candidate on one image")
+    options.add_argument("--processes", type=int, default=5, help="fresh processes to repeat it in")
+    arguments = options.parse_args()
+    results = measure_in_fresh_processes(arguments.runs, arguments.processes)
     for table, unit in (("image_ms", "ms an image"), ("batch16_ms", "ms a batch of 16")):
         for name in results[0][table]:
             print(f"{name:18} {spread([result[table][name] for result in results])} {unit}")
     print(f"{'speedup':18} {spread([result['speedup'] for result in results])} x transformers' PIL backend")
     print(f"{'2 threads':18} {spread([result['threads_speedup'] for result in results])} x 1 thread")
     print(TORCHVISION_NOTE)
+    record(arguments, {"processes": results, "note": TORCHVISION_NOTE})
 
 
 def spread(values: list[float]) -> str:

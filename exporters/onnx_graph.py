@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import warnings
 from importlib.metadata import version
@@ -80,7 +79,7 @@ def _trace(
     dynamic_shapes = [{0: torch.export.Dim.DYNAMIC if index else batch} for index in range(len(inputs))]
     twin = model.with_attention("eager").eval()
     layers, twin.layers = twin.layers, twin.layers[:1]
-    with _undisturbed():
+    with _quiet():
         program = torch.onnx.export(
             twin,
             example_inputs(model.config, model.task, batch_size=2),  # a batch of 1 would be taken for a constant
@@ -107,23 +106,17 @@ def _trace(
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Without what torch's exporter says of its own inside: a deprecated call, operators of a package not needed.
-
-    And without Python's garbage collector, which goes through the exporter's many objects again and again.
-    """
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter says of its own inside: a deprecated call, operators of a package not needed."""
     logger = logging.getLogger("torch.onnx")
-    level, collects = logger.level, gc.isenabled()
+    level = logger.level
     logger.setLevel(logging.ERROR)
-    gc.disable()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*", FutureWarning)
             yield
     finally:
         logger.setLevel(level)
-        if collects:
-            gc.enable()
 
 
 def _check_signature(graph: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:

@@ -196,6 +196,7 @@ def test_batches_are_joined_in_their_order(bundle: Bundle) -> None:
     pixels = np.random.default_rng(0).standard_normal((10, 3, 32, 32), np.float32)
     with open_runtime(bundle, "onnxruntime") as runtime:
         whole = runtime.run(feeds(runtime.inputs, pixels[:4]))["reconstruction"]
-        outputs = run_batches(runtime, [pixels[:4], pixels[4:10]])
+        batches = [feeds(runtime.inputs, part) for part in (pixels[:4], pixels[4:10])]
+        outputs = run_batches(runtime, batches)
     assert outputs["reconstruction"].shape == (10, 3, 32, 32)
     np.testing.assert_array_equal(outputs["reconstruction"][:4], whole)

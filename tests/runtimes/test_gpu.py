@@ -40,7 +40,7 @@ def pixel_values() -> np.ndarray:
 @pytest.fixture(scope="module")
 def expected(bundle: Bundle, pixel_values: np.ndarray) -> dict[str, np.ndarray]:
     with open_runtime(bundle, "torch") as runtime:
-        return run_batches(runtime, [pixel_values])
+        return runtime.run({"pixel_values": pixel_values})
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -50,7 +50,7 @@ def test_torch_on_cuda(
 ) -> None:
     with open_runtime(bundle, "torch", precision=precision, device="cuda", attention=attention) as runtime:
         assert runtime.details["device"].startswith("cuda")
-        found = run_batches(runtime, np.split(pixel_values, [1, 3]))
+        found = run_batches(runtime, [{"pixel_values": part} for part in np.split(pixel_values, [1, 3])])
     for difference in compare_outputs(expected, found):
         assert difference.within(TOLERANCES[precision]), difference
 
@@ -66,6 +66,6 @@ def test_onnxruntime_on_cuda(
     options = {"CUDAExecutionProvider": {"use_tf32": "0"}}
     with open_runtime(bundle, "onnxruntime", device="cuda", io_binding=io_binding, provider_options=options) as runtime:
         assert runtime.details["providers"] == ["CUDAExecutionProvider"]
-        found = run_batches(runtime, np.split(pixel_values, [1, 3]))
+        found = run_batches(runtime, [{"pixel_values": part} for part in np.split(pixel_values, [1, 3])])
     for difference in compare_outputs(expected, found):
         assert difference.within(DEFAULT_TOLERANCES["fp32"]), difference

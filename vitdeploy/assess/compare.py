@@ -18,7 +18,7 @@ from vitdeploy.processor import as_batch
 from vitdeploy.runtimes import BACKENDS, open_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from vitdeploy.manifest import Artifact
     from vitdeploy.processor import ImageProcessor
@@ -137,7 +137,7 @@ def compare(
             sources = synthetic_images(SYNTHETIC_COUNT, *processor.output_size)
         batches = _Batches(processor, sources, batch_size)
         on_step(f"running the reference on {len(sources)} images")
-        expected = run_batches(runtime, batches)
+        expected = run_batches(runtime, batches.feeds(runtime))
     results = tuple(
         _result(bundle, artifact, backend, batches, expected, tolerance, on_step)
         for artifact in bundle.manifest.artifacts
@@ -146,9 +146,9 @@ def compare(
     return Comparison(str(bundle.path), len(sources), images is None, results)
 
 
-def run_batches(runtime: Runtime, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """Run batches of processed images, (N, 3, H, W) float32 each, and join the outputs: (sum of N, ...) by name."""
-    runs = [runtime.run(feeds(runtime.inputs, pixel_values)) for pixel_values in batches]
+def run_batches(runtime: Runtime, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Run feeds of N images each, and join the outputs: (sum of N, ...) by name."""
+    runs = [runtime.run(batch) for batch in batches]
     return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
 
@@ -160,9 +160,10 @@ class _Batches:
     sources: Sequence[Any]
     batch_size: int
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def feeds(self, runtime: Runtime) -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(self.sources), self.batch_size):
-            yield self.processor(self.sources[start : start + self.batch_size], first_index=start)
+            pixel_values = self.processor(self.sources[start : start + self.batch_size], first_index=start)
+            yield feeds(runtime.inputs, pixel_values)
 
 
 def _backends(artifact: Artifact) -> list[str]:
@@ -185,7 +186,7 @@ def _result(
     on_step(f"running {artifact.name} on {backend}")
     try:
         with open_runtime(bundle, backend, precision=artifact.precision) as runtime:
-            differences = compare_outputs(expected, run_batches(runtime, batches))
+            differences = compare_outputs(expected, run_batches(runtime, batches.feeds(runtime)))
             return BackendComparison(artifact.name, backend, allowed, differences, runtime.details)
     except UnavailableError as exc:
         return BackendComparison(artifact.name, backend, allowed, skipped=str(exc))

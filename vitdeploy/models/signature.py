@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,9 +33,13 @@ def example_inputs(config: ViTConfig, task: Task, batch_size: int, device: str =
 
 
 def output_specs(model: VisionTransformer) -> tuple[TensorSpec, ...]:
-    """The model's outputs, always float32; found by running its shapes alone, on torch's meta device."""
+    """The model's outputs, always float32; found by running its shapes alone, on torch's meta device.
+
+    Without its layers, which change no shape.
+    """
+    config = dataclasses.replace(model.config, num_hidden_layers=0)
     with torch.device("meta"):
         pooler = getattr(model.head, "pooler", None) is not None
-        twin = VisionTransformer(model.config, model.task, pooler=pooler).eval()
+        twin = VisionTransformer(config, model.task, pooler=pooler).eval()
         outputs = twin(*example_inputs(model.config, model.task, batch_size=1, device="meta"))
     return tuple(TensorSpec(name, "float32", (BATCH_AXIS, *value.shape[1:])) for name, value in outputs.items())
