@@ -24,7 +24,7 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/.dev $(ENVS)/optimum/.done  ## the figures of README and benchmarks/README.md
+bench: .venv/.dev $(ENVS)/optimum/.done  ## the figures of benchmarks/README.md
 	$(BIN)/python benchmarks/processor.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/latency.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import onnx
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxscript.optimizer import optimize
 
 from vitdeploy import __version__
 from vitdeploy.errors import CheckFailedError, UsageError
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 DEFAULT_OPSET = 20
 OPSETS = range(18, 24)
+_NO_LIMIT = sys.maxsize
 _TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")
 
 
@@ -96,7 +99,8 @@ def _trace(
             raise CheckFailedError("torch's exporter must return a program, returned none; please report this model")
         if len(layers) > 1:
             repeat_first_layer(program.model.graph, layers)
-        program.optimize()
+        # Without a limit, or the position table, which holds the class token, would be put together at every run.
+        optimize(program.model, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
     graph = program.model
     ClearMetadataAndDocStringPass()(graph)  # traces of this machine's files among them
     graph.metadata_props.clear()

@@ -48,8 +48,8 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Take a Vision Transformer to production, and prove that every artifact still is the same model.
 
-    Exit codes: 0 passed, 1 a check failed, 2 usage, 3 a dependency, device or network is missing, 4 absent, unreadable
-    or corrupt input.
+    Exit codes: 0 passed, 1 a check failed, 2 usage, 3 a dependency, a device, the network or room on the disk is
+    missing, 4 absent, unreadable or corrupt input.
     """
 
 
