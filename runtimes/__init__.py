@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.errors import BundleError, MissingDependencyError, UnavailableError, UsageError
+from vitdeploy.errors import BundleError, MissingDependencyError, UnavailableError, UsageError, first_line
 
 if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
@@ -55,9 +55,8 @@ def runtime_class(backend: str) -> type[Runtime]:
     except (ImportError, OSError) as exc:  # a shared library that it needs, for example
         if isinstance(exc, ImportError) and (exc.name or "").partition(".")[0] == "vitdeploy":
             raise
-        reason = str(exc).strip().partition("\n")[0]
         raise UnavailableError(
-            f"the {backend} backend needs a {row.package} that loads, the installed one does not: {reason}; "
+            f"the {backend} backend needs a {row.package} that loads, the installed one does not: {first_line(exc)}; "
             f"install it again"
         ) from exc
     return cls

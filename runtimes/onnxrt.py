@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError
+from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError, first_line
 from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.specs import TensorSpec
 
@@ -135,7 +135,7 @@ class OnnxRuntime(Runtime):
             return dict(zip(names, self._values(names, feeds), strict=True))
         except _ENGINE_ERRORS as exc:
             raise DeviceError(
-                f"onnxruntime must run the model on {', '.join(self.details['providers'])}: {_line(exc)}"
+                f"onnxruntime must run the model on {', '.join(self.details['providers'])}: {first_line(exc)}"
             ) from exc
 
     def _values(self, names: list[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -196,8 +196,10 @@ def _open_session(
         session = ort.InferenceSession(path, options, providers=requested, enable_fallback=False)
     except _ENGINE_ERRORS as exc:
         if providers != (CPU,):
-            raise DeviceError(f"{path} must load on {', '.join(providers)}: {_line(exc)}") from exc
-        raise BundleError(f"{path} must be a model that onnxruntime {ort.__version__} loads: {_line(exc)}") from exc
+            raise DeviceError(f"{path} must load on {', '.join(providers)}: {first_line(exc)}") from exc
+        raise BundleError(
+            f"{path} must be a model that onnxruntime {ort.__version__} loads: {first_line(exc)}"
+        ) from exc
     # ONNX Runtime drops a provider that it cannot start, and appends its own CPU provider.
     got = session.get_providers()
     if tuple(got[: len(providers)]) != providers:
@@ -217,10 +219,6 @@ def _ort_errors() -> tuple[type[Exception], ...]:
 
 
 _ENGINE_ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, *_ort_errors())
-
-
-def _line(exc: Exception) -> str:
-    return str(exc).strip().partition("\n")[0]
 
 
 def _check_range(name: str, value: int, high: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vitdeploy.errors import DeviceError, UsageError
+from vitdeploy.errors import DeviceError, UsageError, first_line
 from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.signature import input_specs, output_specs
@@ -88,7 +88,7 @@ class PyTorchRuntime(Runtime):
                 torch.ones(2, 2, device=name).matmul(torch.ones(2, 2, device=name)).cpu()
                 found[name] = None
             except RuntimeError as exc:
-                found[name] = _line(exc)
+                found[name] = first_line(exc)
         return found
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -100,7 +100,7 @@ class PyTorchRuntime(Runtime):
                 outputs = self._model(**tensors)
                 return {name: value.float().cpu().contiguous().numpy() for name, value in outputs.items()}
         except RuntimeError as exc:  # out of memory, or no compiler for `compile`
-            raise DeviceError(f"torch must run the model on {self._device}: {_line(exc)}") from exc
+            raise DeviceError(f"torch must run the model on {self._device}: {first_line(exc)}") from exc
 
     def _close(self) -> None:
         del self._model
@@ -112,9 +112,5 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as exc:  # torch asserts that it was built for the device
-        raise DeviceError(f"device {name!r} must be one that torch can use: {_line(exc)}") from exc
+        raise DeviceError(f"device {name!r} must be one that torch can use: {first_line(exc)}") from exc
     return device
-
-
-def _line(exc: BaseException) -> str:
-    return str(exc).strip().partition("\n")[0]

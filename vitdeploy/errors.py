@@ -86,3 +86,8 @@ class BundleError(InputError):
 
 class ImageError(InputError):
     """An image cannot be read."""
+
+
+def first_line(exc: BaseException) -> str:
+    """The first line of another library's message, to stand in one of ours."""
+    return str(exc).strip().partition("\n")[0]
