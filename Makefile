@@ -6,7 +6,7 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 # Tests run in parallel, each on one thread.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: demo test check format bench gpu-check clean
+.PHONY: demo test check format bench golden gpu-check clean
 
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
@@ -29,6 +29,9 @@ bench: .venv/.dev $(ENVS)/optimum/.done  ## the figures of benchmarks/README.md
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/predict_overhead.py
+
+golden: $(ENVS)/timm/.done  ## rewrite tests/golden with timm itself
+	$(TEST_ENV) $(ENVS)/timm/bin/python tests/golden/make_timm.py
 
 gpu-check:  ## GPU tests, then GPU benchmarks, with the python that is there; results under $$OUT
 	OUT=$${OUT:-gpu-results} $(PYTHON) benchmarks/gpu_check.py
@@ -61,4 +64,12 @@ $(ENVS)/optimum/.done: constraints-optimum.txt .venv/.dev
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_main.pth
 	$(@D)/bin/python $(PIP_INSTALL) -c constraints-optimum.txt 'optimum-onnx[onnxruntime]'
+	touch $@
+
+# timm, for the golden files. It borrows everything but timm and torchvision from .venv.
+$(ENVS)/timm/.done: constraints-timm.txt .venv/.dev
+	$(PYTHON) -m venv $(@D)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_main.pth
+	$(@D)/bin/python $(PIP_INSTALL) --no-deps -c constraints-timm.txt timm torchvision
 	touch $@

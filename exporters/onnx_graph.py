@@ -7,9 +7,10 @@ import logging
 import sys
 import warnings
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
+import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript.optimizer import optimize
@@ -19,13 +20,13 @@ from vitdeploy.errors import CheckFailedError, UsageError
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.onnx_file import MAX_BYTES, without_weights, write_onnx
 from vitdeploy.exporters.onnx_layers import repeat_first_layer
-from vitdeploy.models.signature import BATCH_AXIS, example_inputs, input_specs, output_specs
+from vitdeploy.models.signature import Served, example_inputs, output_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    import onnx_ir as ir
+    from torch import nn
 
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.specs import TensorSpec
@@ -33,13 +34,20 @@ if TYPE_CHECKING:
 DEFAULT_OPSET = 20
 OPSETS = range(18, 24)
 _NO_LIMIT = sys.maxsize
+_WRAPPER = "model."  # what `Served` puts before the names of the model's weights
 _TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")
 
 
 def export_onnx(
-    model: VisionTransformer, folder: Path, *, opset: int = DEFAULT_OPSET, max_bytes: int = MAX_BYTES
+    model: VisionTransformer,
+    folder: Path,
+    *,
+    opset: int = DEFAULT_OPSET,
+    outputs: Sequence[str] | None = None,
+    dynamic_image_size: bool = False,
+    max_bytes: int = MAX_BYTES,
 ) -> Exported:
-    """Write `onnx/model.onnx` with a free batch axis and the model's own image size.
+    """Write `onnx/model.onnx` with a free batch axis.
 
     Attention is exported as separate operators at every opset: TensorRT refuses opset 23's Attention in float32, and on
     a CPU the two are equally fast. The graph passes onnx's full check before it is written.
@@ -48,18 +56,21 @@ def export_onnx(
         model: in float32.
         folder: the bundle's.
         opset: 18 to 23; LayerNormalization is one operator in all of them, Gelu from 20.
+        outputs: see `vitdeploy.models.signature.output_names`.
+        dynamic_image_size: whether height and width are free axes too, positions being interpolated in the graph;
+            otherwise the graph takes the model's own image size, its position table a constant.
         max_bytes: weights beyond this go to `model.onnx.data` beside the model.
 
     Raises:
-        UsageError: the opset is none of these.
+        UsageError: the opset is none of these, or there is no such output.
         CheckFailedError: the graph is not valid, or does not have the model's inputs and outputs.
         OSError: a file cannot be written.
     """
     if opset not in OPSETS:
         raise UsageError(f"opset must be from {OPSETS.start} to {OPSETS.stop - 1}, got {opset}")
-    inputs, outputs = input_specs(model.config, model.task), output_specs(model)
-    graph = _trace(model, inputs, outputs, opset)
-    _check_signature(graph, inputs, outputs)
+    served = Served(model, outputs, dynamic_image_size=dynamic_image_size)
+    graph = _trace(served, opset)
+    _check_signature(graph, served.inputs, served.outputs)
     try:
         onnx.checker.check_model(without_weights(graph), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
@@ -67,46 +78,126 @@ def export_onnx(
     files = write_onnx(graph, folder / "onnx" / "model.onnx", max_bytes)
     return Exported(
         files=tuple(f"onnx/{name}" for name in files),
-        inputs=inputs,
-        outputs=outputs,
+        inputs=served.inputs,
+        outputs=served.outputs,
         options={"opset": opset},
         tools={name: version(name) for name in _TOOLS},
     )
 
 
-def _trace(
-    model: VisionTransformer, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], opset: int
-) -> ir.Model:
-    # One named axis, the others free: the exporter finds that they are the same, and warns where both have the name.
-    batch = torch.export.Dim(BATCH_AXIS)
-    dynamic_shapes = [{0: torch.export.Dim.DYNAMIC if index else batch} for index in range(len(inputs))]
-    twin = model.with_attention("eager").eval()
+def _trace(served: Served, opset: int) -> ir.Model:
+    """The graph of all layers, of which only the first was traced; its input and output are found as hidden states."""
+    twin = served.model.with_attention("eager").eval()
     layers, twin.layers = twin.layers, twin.layers[:1]
+    names = [*output_names(twin), "hidden_states.0"]
+    if layers:
+        names += ["hidden_states.1", "attentions.0"]
+    exported = traced(Served(twin, names, dynamic_image_size=served.dynamic_image_size).eval(), opset)
+    graph = exported.graph
+    values = dict(zip(names, graph.outputs, strict=True))
+    if layers:
+        values |= _repeated(graph, layers, values)
+    _set_outputs(graph, [(spec.name, values[spec.name]) for spec in served.outputs])
+    simplify(exported)
+    _name_axes(graph.outputs, served.outputs)
+    ClearMetadataAndDocStringPass()(exported)  # traces of this machine's files among them
+    exported.metadata_props.clear()
+    for weight in list(graph.initializers.values()):
+        weight.name = (weight.name or "").removeprefix(_WRAPPER)
+    graph.name = "vision-transformer"
+    exported.producer_name, exported.producer_version = "vitdeploy", __version__
+    return exported
+
+
+def traced(asked: Served, opset: int) -> ir.Model:
+    """The graph that torch makes of every layer of a model, as it is."""
+    model = asked.model
     with _quiet():
         program = torch.onnx.export(
-            twin,
-            example_inputs(model.config, model.task, batch_size=2),  # a batch of 1 would be taken for a constant
-            input_names=[spec.name for spec in inputs],
-            output_names=[spec.name for spec in outputs],
-            dynamic_shapes=tuple(dynamic_shapes),
+            asked,
+            # a batch of 1 would be taken for a constant
+            example_inputs(model.config, model.task, batch_size=2, image_size=_example_size(asked)),
+            input_names=[spec.name for spec in asked.inputs],
+            output_names=[spec.name for spec in asked.outputs],
+            dynamic_shapes=_dynamic_shapes(asked),
             opset_version=opset,
             dynamo=True,
             optimize=False,
             external_data=False,
             verbose=False,
         )
-        if program is None:  # only where torch writes the file itself
-            raise CheckFailedError("torch's exporter must return a program, returned none; please report this model")
-        if len(layers) > 1:
-            repeat_first_layer(program.model.graph, layers)
+    if program is None:  # only where torch writes the file itself
+        raise CheckFailedError("torch's exporter must return a program, returned none; please report this model")
+    for value in program.model.graph.outputs:  # which may be outputs no longer, and would keep them
+        value.metadata_props.clear()
+    return program.model
+
+
+def simplify(exported: ir.Model) -> None:
+    """Fold constants, and leave out what has no effect, in place."""
+    with _quiet():
         # Without a limit, or the position table, which holds the class token, would be put together at every run.
-        optimize(program.model, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
-    graph = program.model
-    ClearMetadataAndDocStringPass()(graph)  # traces of this machine's files among them
-    graph.metadata_props.clear()
-    graph.graph.name = "vision-transformer"
-    graph.producer_name, graph.producer_version = "vitdeploy", __version__
-    return graph
+        optimize(exported, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
+
+
+def _example_size(served: Served) -> tuple[int, int] | None:
+    """An image size to trace with: where it is dynamic, one whose every number is different from the others."""
+    if not served.dynamic_image_size:
+        return None
+    config = served.model.config
+    (down, across), (height, width) = config.grid_size, config.patch_size
+    return (down + 1) * height, (across + 3) * width
+
+
+def _dynamic_shapes(served: Served) -> tuple[tuple[dict[int, Any], ...], ...] | tuple[dict[int, Any], ...]:
+    """The free axes of each input.
+
+    An axis is named once: the exporter finds which others are the same, and warns where they have the same name.
+    """
+    named: dict[str, Any] = {}
+    shapes = []
+    for spec in served.inputs:
+        free = {index: axis for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
+        shapes.append({index: _new_axis(axis, named) for index, axis in free.items()})
+    return tuple(shapes)
+
+
+def _new_axis(name: str, named: dict[str, Any]) -> Any:
+    if name in named:
+        return torch.export.Dim.DYNAMIC
+    named[name] = torch.export.Dim(name)
+    return named[name]
+
+
+def _repeated(graph: ir.Graph, layers: nn.ModuleList, values: dict[str, ir.Value]) -> dict[str, ir.Value]:
+    """Repeat the layer that was traced; the hidden states and the attention weights of all layers, by name."""
+    results = values["hidden_states.1"], values["attentions.0"]
+    found = repeat_first_layer(graph, layers, values["hidden_states.0"], results, _WRAPPER + "layers.{}.")
+    named = {f"hidden_states.{index}": hidden for index, (hidden, _) in enumerate(found, 1)}
+    head = {name: found[-1][0] for name, value in values.items() if value is results[0]}  # an encoder without a norm
+    return head | named | {f"attentions.{index}": weights for index, (_, weights) in enumerate(found)}
+
+
+def _set_outputs(graph: ir.Graph, outputs: list[tuple[str, ir.Value]]) -> None:
+    """Make these the outputs of `graph`, under these names."""
+    graph.outputs.clear()
+    for name, found in outputs:
+        value = found
+        if found.is_graph_output():  # two names for one value
+            node = ir.node("Identity", [found])
+            graph.append(node)
+            value = node.outputs[0]
+            value.type, value.shape = found.type, found.shape
+        value.name = name
+        graph.outputs.append(value)
+
+
+def _name_axes(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
+    """Give the free axes of the outputs the names of their specs; what else was traced stays, to be checked."""
+    for value, spec in zip(values, specs, strict=True):
+        if value.shape is not None and len(value.shape) == len(spec.shape):
+            axes = zip(value.shape, spec.shape, strict=True)
+            value.shape = ir.Shape([got if isinstance(got, int) else want for got, want in axes])
 
 
 @contextlib.contextmanager

@@ -7,38 +7,54 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
 
-def repeat_first_layer(graph: ir.Graph, layers: nn.ModuleList) -> None:
+def repeat_first_layer(
+    graph: ir.Graph, layers: nn.ModuleList, first: ir.Value, results: Sequence[ir.Value], prefix: str
+) -> list[tuple[ir.Value, ...]]:
     """Make a graph of the first of `layers` alone one of all of them, in place.
 
     All blocks are the same computation with other weights; tracing them one by one would be most of the time that an
-    export takes. The block is what the final norm's input is made by, less what the first norm's input is made by.
+    export takes. The block is every node between its input, or its weights, and its results.
 
     Args:
-        graph: traced with one layer, its weights under their names in the model, not optimized yet.
+        graph: traced with one layer, not optimized yet.
         layers: every layer of the model, the first one being the one that was traced.
+        first: what goes into the block.
+        results: what comes out of it: the next block's input, and whatever else is wanted of every layer.
+        prefix: of the first layer's weights in the graph, with a placeholder for the layer: "layers.{}.".
+
+    Returns:
+        The results of each layer.
     """
-    final_norm = _consumer(graph, "layernorm.weight")
-    first, last = _consumer(graph, "layers.0.layernorm_before.weight").inputs[0], final_norm.inputs[0]
-    made_by_layer = _makers(last) - _makers(first)
+    last = results[0]
+    weights = {value for name, value in graph.initializers.items() if name.startswith(prefix.format(0))}
+    own = _made_from({first, *weights})
+    made_by_layer = {node for result in results for node in _makers(result)} & own
     block = [node for node in graph if node in made_by_layer]
-    x = last
+    users = [(node, index) for node, index in last.uses() if node not in made_by_layer]
+    found, x = [tuple(results)], last
+    anchor = block[-1]
     for index in range(1, len(layers)):
-        values = {first: x, **_weights(graph, layers[index], index)}
-        copies = [_copy(node, values, prefix=f"layers.{index}.") for node in block]
-        graph.insert_before(final_norm, copies)
-        x = values[last]
-    final_norm.replace_input_with(0, x)
+        values = {first: x, **_weights(graph, layers[index], prefix, index)}
+        copies = [_copy(node, values, prefix=prefix.format(index)) for node in block]
+        graph.insert_after(anchor, copies)
+        anchor, x = copies[-1], _required(values[last])
+        found.append(tuple(_required(values[result]) for result in results))
+    for node, position in users:
+        node.replace_input_with(position, x)
+    return found
 
 
-def _weights(graph: ir.Graph, layer: nn.Module, index: int) -> dict[ir.Value | None, ir.Value | None]:
+def _weights(graph: ir.Graph, layer: nn.Module, prefix: str, index: int) -> dict[ir.Value | None, ir.Value | None]:
     """The first layer's weights -> those of `layer`, which become initializers."""
     values: dict[ir.Value | None, ir.Value | None] = {}
     for name, parameter in layer.named_parameters():
-        tensor = ir.tensor(parameter.detach(), name=f"layers.{index}.{name}")
-        old = graph.initializers[f"layers.0.{name}"]
+        tensor = ir.tensor(parameter.detach(), name=f"{prefix.format(index)}{name}")
+        old = graph.initializers[f"{prefix.format(0)}{name}"]
         value = ir.Value(name=tensor.name, const_value=tensor, shape=old.shape, type=old.type)
         graph.register_initializer(value)
         values[old] = value
@@ -54,9 +70,10 @@ def _copy(node: ir.Node, values: dict[ir.Value | None, ir.Value | None], prefix:
     return ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, version=node.version)
 
 
-def _consumer(graph: ir.Graph, weight: str) -> ir.Node:
-    (node,) = graph.initializers[weight].consumers()
-    return node
+def _required(value: ir.Value | None) -> ir.Value:
+    if value is None:
+        raise TypeError("a layer's result must be a value")
+    return value
 
 
 def _makers(value: ir.Value | None) -> set[ir.Node]:
@@ -68,4 +85,16 @@ def _makers(value: ir.Value | None) -> set[ir.Node]:
         if node is not None and node not in found:
             found.add(node)
             values.extend(node.inputs)
+    return found
+
+
+def _made_from(sources: set[ir.Value]) -> set[ir.Node]:
+    """The nodes that work on `sources`, or on what is made of them."""
+    found: set[ir.Node] = set()
+    values = list(sources)
+    while values:
+        for node, _ in values.pop().uses():
+            if node not in found:
+                found.add(node)
+                values.extend(node.outputs)
     return found

@@ -10,12 +10,12 @@ import torch
 from vitdeploy.errors import DeviceError, UsageError, first_line
 from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.signature import input_specs, output_specs
+from vitdeploy.models.signature import Served
 from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.specs import Precision, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from typing_extensions import Self
 
@@ -33,11 +33,13 @@ class PyTorchRuntime(Runtime):
         model: the model; it is moved to the device and converted.
         device: "cpu", "cuda" or "cuda:1".
         precision: "fp32", "fp16" or "bf16", of weights and activations.
+        outputs: see `vitdeploy.models.signature.output_names`; attention weights need a model with eager attention.
+        dynamic_image_size: whether images of every size are taken, instead of the model's own alone.
         compile: whether `torch.compile` generates code at the first run of each shape.
 
     Raises:
         DeviceError: the device cannot be had.
-        UsageError: the device or the precision is not one of these.
+        UsageError: the device or the precision is not one of these, or the model has no such output.
     """
 
     backend = "torch"
@@ -48,16 +50,20 @@ class PyTorchRuntime(Runtime):
         *,
         device: str = "cpu",
         precision: str = "fp32",
+        outputs: Sequence[str] | None = None,
+        dynamic_image_size: bool = False,
         compile: bool = False,  # noqa: A002  (torch's word)
     ) -> None:
         super().__init__()
         if precision not in set(_DTYPES):
             raise UsageError(f"precision of the torch backend must be one of {', '.join(_DTYPES)}, got {precision!r}")
         self._device = _device(device)
-        self.inputs = input_specs(model.config, model.task)
-        self.outputs = output_specs(model)
-        model = model.eval().to(self._device, _DTYPES[Precision(precision)])
-        self._model = torch.compile(model) if compile else model
+        served = Served(model, outputs, dynamic_image_size=dynamic_image_size)
+        self.inputs, self.outputs = served.inputs, served.outputs
+        if model.attention == "sdpa" and any(spec.name.startswith("attentions.") for spec in self.outputs):
+            raise UsageError("attention weights need attention='eager': torch's fused attention does not keep them")
+        served = served.eval().to(self._device, _DTYPES[Precision(precision)])
+        self._model = torch.compile(served) if compile else served
         self.details = {
             "engine": f"torch {torch.__version__}",
             "device": str(self._device),
@@ -77,6 +83,7 @@ class PyTorchRuntime(Runtime):
         model = load_model(
             ViTConfig.from_pretrained(bundle.path), weights, Task(bundle.manifest.task), attention=attention
         )
+        options.setdefault("dynamic_image_size", bundle.dynamic_image_size)
         return cls(model, device=device, precision=precision, **options)
 
     @classmethod

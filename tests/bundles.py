@@ -55,7 +55,7 @@ def write_checkpoint_of(model: VisionTransformer, folder: Path) -> Path:
     """A folder that `vitdeploy export --model` takes."""
     folder.mkdir(parents=True)
     save_model(model, folder / "model.safetensors")
-    config = {**model.config.to_dict(), "architectures": [architecture_of(model.task)]}
+    config = {**model.config.to_dict(), "architectures": [architecture_of(model)]}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from families import Head
     from vitdeploy.models.config import ViTConfig
     from vitdeploy.models.layers import AttentionKind
     from vitdeploy.models.vit import VisionTransformer
@@ -57,13 +58,15 @@ class WriteCheckpoint(Protocol):
     """Write a checkpoint with spread random weights.
 
     Args:
-        task: which of transformers' three classes.
-        config: arguments of transformers' ViTConfig.
+        head: which of transformers' classes; for a task, ViT's.
+        config: arguments of transformers' configuration.
         pooler: whether a feature-extraction model has a pooler.
         seed: of the weights.
     """
 
-    def __call__(self, task: Task, config: dict[str, Any], *, pooler: bool = True, seed: int = 0) -> Checkpoint: ...
+    def __call__(
+        self, head: Task | Head, config: dict[str, Any], *, pooler: bool = True, seed: int = 0
+    ) -> Checkpoint: ...
 
 
 @pytest.fixture
@@ -91,7 +94,7 @@ def spread() -> Callable[[nn.Module, int], None]:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                centre = 1.0 if "layernorm" in name and name.endswith("weight") else 0.0
+                centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
                 parameter.normal_(centre, 0.2, generator=generator)
 
     return spread_parameters
@@ -103,15 +106,15 @@ def write_checkpoint(
 ) -> WriteCheckpoint:
     import transformers
 
-    from vitdeploy.models.checkpoint import architecture_of
-    from vitdeploy.specs import Task
+    from families import VIT_CLASSES, Head
 
     transformers.utils.logging.disable_progress_bar()
 
-    def write(task: Task, config: dict[str, Any], *, pooler: bool = True, seed: int = 0) -> Checkpoint:
-        options = {"add_pooling_layer": pooler} if task is Task.FEATURES else {}
-        architecture = getattr(transformers, architecture_of(task))
-        peer = architecture(transformers.ViTConfig(**config), **options).eval().requires_grad_(False)
+    def write(head: Task | Head, config: dict[str, Any], *, pooler: bool = True, seed: int = 0) -> Checkpoint:
+        name, task = (head.name, head.task) if isinstance(head, Head) else (VIT_CLASSES[head], head)
+        options = {"add_pooling_layer": pooler} if name == "ViTModel" else {}
+        architecture = getattr(transformers, name)
+        peer = architecture(architecture.config_class(**config), **options).eval().requires_grad_(False)
         spread(peer, seed)
         folder = tmp_path_factory.mktemp("checkpoint")
         peer.save_pretrained(folder)

@@ -507,6 +507,22 @@ def test_file_is_not_a_folder(checkpoint: Path) -> None:
         resolve(checkpoint / "model.safetensors")
 
 
+def test_an_npz_file_is_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "ViT-B_16.npz"
+    path.touch()
+    found = resolve(path)
+    assert (found.model_id, found.revision, found.weights) == ("ViT-B_16", None, (path,))
+    with pytest.raises(UsageError, match="omit the revision"):
+        resolve(path, revision="main")
+
+
+@pytest.mark.parametrize("model", ["ViT-B_16.npz", "./no/ViT-B_16.npz", Path("ViT-B_16.npz")])
+def test_an_npz_file_that_does_not_exist(hub: Hub, fetch: Fetch, model: str | Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no such file: .*ViT-B_16\.npz"):
+        fetch(model)
+    assert not hub.requests
+
+
 @pytest.mark.parametrize("model", ["~no-such-user/vit", "a" * 300])
 def test_path_that_cannot_be_opened(model: str) -> None:
     with pytest.raises(CheckpointError, match="cannot open"):

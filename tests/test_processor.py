@@ -16,6 +16,7 @@ import sklearn.datasets
 from PIL import Image
 
 from vitdeploy.errors import ImageError, InputError, UsageError
+from vitdeploy.models.families import FAMILIES
 from vitdeploy.preprocessor_config import ShortestEdge, Size
 from vitdeploy.processor import ImageProcessor
 
@@ -222,10 +223,32 @@ def test_to_dict_is_read_back_by_us_and_by_transformers(folder: Path, tmp_path: 
     np.testing.assert_array_equal(oracle(write(written, config))(CHINA), processor(CHINA))
 
 
-def test_for_image_size() -> None:
-    processor = ImageProcessor.for_image_size(96, 64)
+def test_the_default_is_that_of_the_family_for_the_models_size() -> None:
+    processor = ImageProcessor.default("vit", 96, 64)
     assert processor.output_size == (96, 64)
     assert processor == ImageProcessor.from_dict({**CONFIGS["vit"], "size": {"height": 96, "width": 64}})
+    for family in FAMILIES:
+        assert ImageProcessor.default(family, 96, 64).output_size == (96, 64)
+    assert ImageProcessor.default("dinov2_with_registers", 96, 64).image_processor_type == "BitImageProcessor"
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "crop"),
+    [
+        ({"size": Size(224, 224)}, Size(96, 160), None),
+        ({"size": ShortestEdge(518)}, Size(96, 160), None),
+        ({"do_resize": False}, Size(96, 160), None),
+        ({"size": Size(256, 256), "crop_size": Size(224, 224)}, Size(110, 183), Size(96, 160)),
+        ({"size": ShortestEdge(256), "crop_size": Size(224, 224)}, ShortestEdge(183), Size(96, 160)),
+    ],
+)
+def test_another_size_keeps_the_share_of_the_crop(
+    fields: dict[str, Any], size: Size | ShortestEdge, crop: Size | None
+) -> None:
+    processor = ImageProcessor(**fields, do_center_crop=crop is not None).resized(96, 160)
+    assert (processor.do_resize, processor.size, processor.crop_size) == (True, size, crop)
+    assert processor.output_size == (96, 160)
+    assert processor(CHINA).shape == (1, 3, 96, 160)
 
 
 @pytest.mark.parametrize(

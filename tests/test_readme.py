@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,11 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+import safetensors.torch
 import transformers
 from sklearn.datasets import load_sample_images
 
 from environments import ROOT
+from families import HEADS
 from hub_server import hub_server
+from vitdeploy.layouts.timm_layout import from_timm
+from vitdeploy.models.checkpoint import task_of
+from vitdeploy.runtimes import BACKENDS
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -79,3 +85,31 @@ def test_the_two_commands_are_what_ci_runs() -> None:
     assert "make test" in unrun[0]
     assert "make demo" in unrun[0]
     assert "exec make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+COLUMNS = [Task.CLASSIFICATION, Task.FEATURES, Task.MASKED_IMAGE_MODELING]
+
+
+def table_of_models() -> dict[tuple[str, str, Task], set[str]]:
+    """The README's table: (model_type, source, task) -> backends."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|") and "(`" in line]
+    cells: dict[tuple[str, str, Task], set[str]] = {}
+    for family, source, *backends in lines:
+        model_type = family.partition("(`")[2].partition("`)")[0]
+        for task, cell in zip(COLUMNS, backends, strict=True):
+            if cell.strip():
+                assert (model_type, source.strip(), task) not in cells
+                cells[model_type, source.strip(), task] = {name.strip() for name in cell.split(",")}
+    return cells
+
+
+def test_each_cell_of_the_table_of_models_is_held_by_a_test() -> None:
+    """What `test_families.py` and `test_layouts.py` run on every backend, and nothing else."""
+    tested = {(head.family, "transformers", head.task) for head in HEADS}
+    for folder in (ROOT / "tests" / "golden" / "timm").glob("*/config.json"):
+        weights = safetensors.torch.load_file(folder.with_name("model.safetensors"))
+        config, _ = from_timm(json.loads(folder.read_text(encoding="utf-8")), weights)
+        tested.add((config["model_type"], "timm", task_of(config)))
+    tested |= {("vit", ".npz", task) for task in (Task.CLASSIFICATION, Task.FEATURES)}
+    assert table_of_models() == {key: set(BACKENDS) for key in tested}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from families import HEADS, random_config
+from hub_server import hub_server
 from vitdeploy.errors import CheckpointError
 from vitdeploy.manifest import FileRecord
 from vitdeploy.processor import ImageProcessor
@@ -21,7 +24,7 @@ def test_a_checkpoint_without_a_processor_gets_the_default(
     write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]
 ) -> None:
     found = read_checkpoint(write_checkpoint(Task.CLASSIFICATION, tiny_config).folder)
-    assert found.processor == ImageProcessor.for_image_size(32, 32)
+    assert found.processor == ImageProcessor.default("vit", 32, 32)
     assert ImageProcessor.from_dict(json.loads(found.files["preprocessor_config.json"])) == found.processor
 
 
@@ -80,3 +83,52 @@ def test_a_seed_is_a_model() -> None:
     assert weights[0].equal(weights[1])
     assert not weights[0].equal(weights[2])
     assert (a.source.id, c.source.id) == ("vit-tiny-patch16-32-random-0", "vit-tiny-patch16-32-random-1")
+
+
+def test_a_timm_repository_on_the_hub_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", name != "HF_HUB_OFFLINE")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    golden = Path(__file__).parent / "golden" / "timm" / "deit_distilled_0"
+    with hub_server({"timm/deit_tiny_distilled": golden}) as hub:
+        found = read_checkpoint("timm/deit_tiny_distilled", endpoint=hub.url, cache_dir=tmp_path)
+    config = json.loads(found.files["config.json"])
+    assert config["architectures"] == ["DeiTForImageClassificationWithTeacher"]
+    assert (found.source.id, found.source.revision) == (
+        "timm/deit_tiny_distilled",
+        hub.commit("timm/deit_tiny_distilled", "main"),
+    )
+    assert found.processor.crop_rounding == "half_even"
+
+
+def test_a_model_that_takes_every_size_is_made_one_of_its_processors(write_checkpoint: WriteCheckpoint) -> None:
+    """As facebook/dinov2-base is: 518 pixels in config.json, 224 from the processor."""
+    head = next(head for head in HEADS if head.name == "Dinov2Model")
+    folder = write_checkpoint(head, random_config(head, 0) | {"image_size": 40, "patch_size": 8}).folder
+    processor = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 28}, "crop_size": 24}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    fixed, dynamic = read_checkpoint(folder), read_checkpoint(folder, dynamic_image_size=True)
+    assert json.loads(fixed.files["config.json"])["image_size"] == 24
+    assert fixed.model.config.num_patches == 9
+    assert json.loads(dynamic.files["config.json"])["image_size"] == 40
+    assert dynamic.model.config.num_patches == 25
+    assert fixed.processor == dynamic.processor
+
+    head = next(head for head in HEADS if head.name == "ViTModel")
+    folder = write_checkpoint(head, random_config(head, 0) | {"image_size": 40, "patch_size": 8}).folder
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(CheckpointError, match=r"gives, \(24, 24\) pixels, it takes \(40, 40\): .*or say an image size"):
+        read_checkpoint(folder)
+    assert read_checkpoint(folder, image_size=(24, 24)).model.config.image_size == (24, 24)
+
+
+def test_another_size_is_one_file_of_the_processor(
+    write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]
+) -> None:
+    folder = write_checkpoint(Task.CLASSIFICATION, tiny_config).folder
+    nested = {"image_processor": {"image_processor_type": "ViTImageProcessor", "size": 32}}
+    (folder / "processor_config.json").write_text(json.dumps(nested))
+    found = read_checkpoint(folder, image_size=(40, 24))
+    assert set(found.files) == {"config.json", "preprocessor_config.json"}
+    assert ImageProcessor.from_dict(json.loads(found.files["preprocessor_config.json"])).output_size == (40, 24)
+    assert json.loads(found.files["config.json"])["image_size"] == [40, 24]

@@ -16,10 +16,10 @@ import torch
 import transformers
 
 import vitdeploy
+from families import VIT_CLASSES
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
 from vitdeploy.manifest import FileRecord
-from vitdeploy.models.checkpoint import architecture_of
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def test_a_bundle_is_a_repository_that_transformers_loads(
 ) -> None:
     checkpoint = write_checkpoint(task, tiny_config)
     vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
-    architecture = getattr(transformers, architecture_of(task))
+    architecture = getattr(transformers, VIT_CLASSES[task])
     model, report = architecture.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report
     for name, parameter in checkpoint.peer.state_dict().items():

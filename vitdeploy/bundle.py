@@ -75,6 +75,12 @@ class Bundle:
         """Class names in the order of the logits."""
         return class_names(self.config)
 
+    @property
+    def dynamic_image_size(self) -> bool:
+        """Whether an artifact takes images of every size; the reference then does too."""
+        axes = [axis for artifact in self.manifest.artifacts for spec in artifact.inputs for axis in spec.shape[1:]]
+        return any(isinstance(axis, str) for axis in axes)
+
     def artifact(self, format: str, precision: str) -> Artifact:  # noqa: A002  (the manifest's word)
         """The artifact of that format and precision.
 

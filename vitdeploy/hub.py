@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _CONFIG = "config.json"
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_ONE_FILE = ".npz"
 _INDEX_SUFFIX = ".index.json"
 _WEIGHTS = (  # in order of preference
     "model.safetensors",
@@ -34,9 +35,10 @@ class CheckpointFiles:
     """Where a checkpoint's files are.
 
     Attributes:
-        model_id: the Hub id, or the name of a local folder.
+        model_id: the Hub id, or the name of a local folder or file.
         revision: the commit, for a checkpoint from the Hub.
-        folder: holds config.json, the weights and, where the checkpoint has them, the processor's configurations.
+        folder: holds config.json, the weights and, where the checkpoint has them, the processor's configurations; a
+            `.npz` file is a whole checkpoint, and what lies beside it is not of it.
         weights: one form of weights: a single file, or all shards.
     """
 
@@ -60,7 +62,7 @@ def resolve(
     A local folder wins over a Hub id of the same name. Where the Hub does not answer, its cached copy is used.
 
     Args:
-        model: a local folder, or a Hub id such as "google/vit-base-patch16-224".
+        model: a local folder, a local `.npz` file, or a Hub id such as "google/vit-base-patch16-224".
         revision: a branch, tag or commit on the Hub.
         token: what the Hub asks for a private or gated model; by default the one of `hf auth login`.
         cache_dir: the Hub's cache, by default the one of huggingface_hub.
@@ -73,28 +75,34 @@ def resolve(
         OutputError: the cache cannot be written.
         UsageError: an argument is not what it must be.
     """
-    folder = _local_folder(model)
-    if folder is None:
+    path = _local_path(model)
+    if path is None:
         return _from_hub(str(model), revision, token, cache_dir, offline, endpoint)
     if revision is not None:
-        raise UsageError(f"a revision selects a commit on the Hub, but '{model}' is a local folder; omit the revision")
-    return CheckpointFiles(folder.resolve().name, None, folder, _open_folder(folder))
+        raise UsageError(f"a revision selects a commit on the Hub, but '{model}' is local; omit the revision")
+    if path.is_file():
+        return CheckpointFiles(path.stem, None, path.parent, (path,))
+    return CheckpointFiles(path.resolve().name, None, path, _open_folder(path))
 
 
-def _local_folder(model: str | Path) -> Path | None:
-    """Return the folder that `model` names, or None where it can only be a Hub id."""
+def _local_path(model: str | Path) -> Path | None:
+    """Return the folder or file that `model` names, or None where it can only be a Hub id."""
     name = str(model)
     if not name:
         raise UsageError("expected a folder or a Hub id, got an empty string")
     try:
-        folder = Path(model).expanduser()
-        if folder.is_dir():
-            return folder
-        if folder.exists():
-            raise CheckpointError(f"expected a folder with {_CONFIG} and weights, got a file: {name}")
+        path = Path(model).expanduser()
+        if path.is_dir() or (path.is_file() and path.suffix == _ONE_FILE):
+            return path
+        if path.exists():
+            raise CheckpointError(
+                f"expected a folder with {_CONFIG} and weights, got a file that is no {_ONE_FILE}: {name}"
+            )
     except (OSError, RuntimeError) as exc:  # RuntimeError: the home of an unknown user
         raise CheckpointError(f"cannot open {name}: {exc}") from exc
-    if isinstance(model, Path) or folder.is_absolute() or re.search(r"^[.~]|\\|/.*/|/$", name):
+    if path.suffix == _ONE_FILE:
+        raise CheckpointError(f"no such file: {name}; check the path")
+    if isinstance(model, Path) or path.is_absolute() or re.search(r"^[.~]|\\|/.*/|/$", name):
         raise CheckpointError(f"no such folder: {name}; a Hub id is 'name' or 'organization/name'")
     return None
 

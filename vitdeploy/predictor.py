@@ -71,14 +71,18 @@ class Predictor:
             UsageError: the model is no classifier, or an argument is not what it must be.
             ImageError: an image cannot be read.
         """
-        if [spec.name for spec in self.runtime.outputs] != ["logits"]:
-            names = ", ".join(spec.name for spec in self.runtime.outputs)
-            raise UsageError(f"predict needs a model that gives logits, this one gives {names}; call runtime.run")
+        names = [spec.name for spec in self.runtime.outputs]
+        if "logits" not in names:
+            raise UsageError(
+                f"predict needs a model that gives logits, this one gives {', '.join(names)}; call runtime.run"
+            )
         if not self.labels:
             raise UsageError("predict needs a model with classes, this one has none; call runtime.run")
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if not isinstance(value, int) or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1 up, got {value!r}")
+        if self.processor.output_size is None:  # images come out in sizes of their own
+            batch_size = 1
         batch = as_batch(images)
         predictions: list[list[Prediction]] = []
         for start in range(0, len(batch), batch_size):
@@ -161,7 +165,7 @@ def load_processor(bundle: Bundle) -> ImageProcessor:
 def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> None:
     """Raise BundleError unless the processor gives images of the size that the runtime takes."""
     takes = runtime.inputs[0].shape[2:]
-    if takes != processor.output_size:
+    if any(isinstance(axis, int) for axis in takes) and takes != processor.output_size:
         raise BundleError(
             f"{bundle.path}: the image processor must give what the model takes, {takes}, "
             f"gives {processor.output_size}; export the bundle again"

@@ -60,7 +60,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
         raise InputError(f"{path}: 'image_processor' must be an object, got {settings!r}")
     if not _class_name(settings) and (folder / "config.json").is_file():
         model_type = _read_json(folder / "config.json").get("model_type")
-        settings = {**settings, "image_processor_type": _CLASS_OF_MODEL.get(str(model_type))}
+        settings = {**settings, "image_processor_type": CLASS_OF_MODEL.get(str(model_type))}
     return settings, path
 
 
@@ -134,6 +134,12 @@ def _resample(key: str, value: object) -> int:
     return value
 
 
+def _crop_rounding(key: str, value: object) -> str:
+    if value not in ("floor", "half_even"):
+        raise InputError(f"{key!r} must be 'floor' or 'half_even', got {value!r}")
+    return str(value)
+
+
 def _edge(key: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{key!r} must be made of positive integers, got {value!r}")
@@ -161,6 +167,7 @@ _VALUES: dict[str, tuple[Callable[[str, object], Any], str]] = {
     "size": (_size, "do_resize"),
     "resample": (_resample, "do_resize"),
     "crop_size": (_exact_size, "do_center_crop"),
+    "crop_rounding": (_crop_rounding, "do_center_crop"),
     "rescale_factor": (_number, "do_rescale"),
     "image_mean": (_channels, "do_normalize"),
     "image_std": (_channels, "do_normalize"),
@@ -190,12 +197,13 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-# The oldest files do not name their class.
-_CLASS_OF_MODEL = {
+# The class of each family's processor; the oldest files do not name it.
+CLASS_OF_MODEL = {
     "vit": "ViTImageProcessor",
     "vit_mae": "ViTImageProcessor",
     "vit_msn": "ViTImageProcessor",
     "deit": "DeiTImageProcessor",
     "beit": "BeitImageProcessor",
     "dinov2": "BitImageProcessor",
+    "dinov2_with_registers": "BitImageProcessor",
 }

@@ -9,14 +9,14 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.images import ImageSource, check_pixel_count, image_name, open_image
-from vitdeploy.preprocessor_config import ShortestEdge, Size, parse, read_folder
+from vitdeploy.preprocessor_config import CLASS_OF_MODEL, ShortestEdge, Size, parse, read_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Channels = tuple[float, float, float]
+    CropRounding = Literal["floor", "half_even"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,8 @@ class ImageProcessor:
         size: what images are resized to.
         resample: the filter, as Pillow numbers it (2 bilinear, 3 bicubic).
         crop_size: the center crop; an image that is smaller is padded with black.
+        crop_rounding: where the crop begins when it cannot be centered: "floor" is transformers' PIL backend, and
+            "half_even" is torchvision's CenterCrop, which timm uses. A key of our own, absent where it is "floor".
         do_convert_rgb: kept for transformers. Here every image is RGB (see `open_image`).
     """
 
@@ -47,6 +50,7 @@ class ImageProcessor:
     resample: int = 2
     do_center_crop: bool = False
     crop_size: Size | None = None
+    crop_rounding: CropRounding = "floor"
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
@@ -60,9 +64,9 @@ class ImageProcessor:
             raise UsageError(f"'image_std' must not be zero, got {self.image_std}")
 
     @classmethod
-    def for_image_size(cls, height: int, width: int) -> ImageProcessor:
-        """The processor of a ViT whose checkpoint brings no preprocessor_config.json."""
-        return cls(size=Size(height, width))
+    def default(cls, model_type: str, height: int, width: int) -> ImageProcessor:
+        """The processor of a model whose checkpoint brings no preprocessor_config.json: its family's defaults."""
+        return cls.from_dict({"image_processor_type": CLASS_OF_MODEL[model_type]}).resized(height, width)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> ImageProcessor:
@@ -93,6 +97,8 @@ class ImageProcessor:
     def to_dict(self) -> dict[str, Any]:
         """The content of a preprocessor_config.json for transformers and for `from_dict`."""
         fields = dataclasses.asdict(self)
+        if self.crop_rounding == "floor":
+            del fields["crop_rounding"]  # the files of other models are those of transformers, key for key
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in fields.items()
@@ -107,6 +113,22 @@ class ImageProcessor:
         if self.do_resize and isinstance(self.size, Size):
             return self.size.height, self.size.width
         return None
+
+    def resized(self, height: int, width: int) -> ImageProcessor:
+        """The same processor for images of another size.
+
+        A center crop keeps its share of the image that it is cut from: no side of that image is shorter than the
+        crop's where none was before.
+        """
+        if self._crop is None:
+            return dataclasses.replace(self, do_resize=True, size=Size(height, width))
+        crop, size = self._crop, self.size
+        new_size: Size | ShortestEdge
+        if isinstance(size, ShortestEdge):
+            new_size = ShortestEdge(_scaled(size.shortest_edge, max(height, width), max(crop.height, crop.width)))
+        else:
+            new_size = Size(_scaled(size.height, height, crop.height), _scaled(size.width, width, crop.width))
+        return dataclasses.replace(self, size=new_size, crop_size=Size(height, width))
 
     def __call__(
         self, images: ImageSource | Sequence[ImageSource], *, threads: int | None = None, first_index: int = 0
@@ -148,7 +170,8 @@ class ImageProcessor:
             check_pixel_count(width, height, name)
             image = image.resize((width, height), Image.Resampling(self.resample))
         if self._crop:
-            left, top = (image.width - self._crop.width) // 2, (image.height - self._crop.height) // 2
+            left = _crop_offset(image.width, self._crop.width, self.crop_rounding)
+            top = _crop_offset(image.height, self._crop.height, self.crop_rounding)
             image = image.crop((left, top, left + self._crop.width, top + self._crop.height))
         return np.asarray(image)
 
@@ -190,6 +213,21 @@ def as_batch(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
     if isinstance(images, Sequence) and not isinstance(images, (str, bytes, bytearray, memoryview)):
         return list(images)
     return [images]
+
+
+def _crop_offset(length: int, crop: int, rounding: CropRounding) -> int:
+    """Where a crop begins; negative where it is longer than the image, by the pixels that are padded before it.
+
+    torchvision rounds half a pixel to the even pixel when it crops, and pads the odd pixel after the image.
+    """
+    if rounding == "floor":
+        return (length - crop) // 2
+    return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
+
+
+def _scaled(length: int, new: int, old: int) -> int:
+    """`length` times `new` over `old`, rounded, and at least one pixel."""
+    return max(1, round(length * new / old))
 
 
 def _cores() -> int:

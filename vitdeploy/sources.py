@@ -8,18 +8,25 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.hub import resolve
+from vitdeploy.hub import CheckpointFiles, resolve
+from vitdeploy.layouts.npz_layout import read_npz
+from vitdeploy.layouts.timm_layout import from_timm, is_timm, processor_config
 from vitdeploy.manifest import PROCESSOR_CONFIGS, FileRecord, Source
-from vitdeploy.models.checkpoint import architecture_of, load_model, task_of
-from vitdeploy.models.config import ViTConfig, read_json
+from vitdeploy.models.checkpoint import architecture_of, make_model, task_of
+from vitdeploy.models.config import ViTConfig, json_size, read_json
 from vitdeploy.models.presets import preset_config, random_model
+from vitdeploy.models.weights import read_weights
 from vitdeploy.processor import ImageProcessor
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.specs import Task
+
+_PROCESSOR = "preprocessor_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,58 +46,123 @@ class Checkpoint:
     files: dict[str, bytes]
 
 
-def read_checkpoint(model: str | Path, task: Task | None = None, **hub_options: Any) -> Checkpoint:
-    """Read a Hub id or a local folder.
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """What a source of any layout holds, in transformers' words.
+
+    Attributes:
+        config: the content of `config.json`.
+        weights: tensors under transformers' names.
+        processor: the image processor; None where the source has none.
+        files: its image processor's JSON files, by name.
+    """
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    processor: ImageProcessor | None
+    files: dict[str, bytes]
+
+
+def read_checkpoint(
+    model: str | Path,
+    task: Task | None = None,
+    *,
+    image_size: tuple[int, int] | None = None,
+    dynamic_image_size: bool = False,
+    **hub_options: Any,
+) -> Checkpoint:
+    """Read a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files.
+
+    Where the image processor's size is not the model's, a model that takes every size (`ViTConfig.any_image_size`) is
+    made one of the processor's.
 
     Args:
         model: see `vitdeploy.hub.resolve`.
-        task: by default the one that the checkpoint's `architectures` name.
+        task: by default the one that the checkpoint was made for.
+        image_size: (height, width) that model and processor are to be changed to.
+        dynamic_image_size: leave the model's size as it is, since every size will be taken.
         hub_options: of `vitdeploy.hub.resolve`.
 
     Raises:
         CheckpointError: a file is missing or corrupt, or the processor does not fit the model.
         HubError: the Hub cannot be reached.
+        UsageError: the image size is smaller than a patch.
     """
     found = resolve(model, **hub_options)
-    data = read_json(found.folder / "config.json")
-    config = ViTConfig.from_dict(data)
-    task = task or task_of(data)
-    files = {name: _read(found.folder / name) for name in PROCESSOR_CONFIGS if os.path.lexists(found.folder / name)}
-    processor = ImageProcessor.from_pretrained(found.folder) if files else _default_processor(config, files)
-    if config.num_channels != 3 or processor.output_size != config.image_size:
+    content = _read(found, task, image_size)
+    config = ViTConfig.from_dict(content.config)
+    if config.num_channels != 3:
         raise CheckpointError(
-            f"{model}: the model must take what the image processor gives, 3 channels of {processor.output_size} "
-            f"pixels; it takes {config.num_channels} of {config.image_size}: mend preprocessor_config.json"
+            f"{model}: the model must take what the image processor gives, 3 channels of RGB, takes "
+            f"{config.num_channels}; only models of RGB images are exported"
         )
-    reference = load_model(config, found.weights, task)
+    task = task or task_of(content.config)
+    reference = make_model(config, content.weights, task, origin=", ".join(map(str, found.weights)))
+    data, files, processor = content.config, content.files, content.processor
+    if processor is None:
+        processor = _default_processor(config, files)
+    if image_size is not None:
+        processor = processor.resized(*image_size)
+        files = {_PROCESSOR: _json(processor.to_dict())}
+    new_size = image_size or (processor.output_size if config.any_image_size and not dynamic_image_size else None)
+    if new_size not in (None, config.image_size):
+        reference.resize(new_size)
+        data["image_size"] = json_size(new_size)
+    if not dynamic_image_size and processor.output_size != reference.config.image_size:
+        raise CheckpointError(
+            f"{model}: the model must take what the image processor gives, {processor.output_size} pixels, it takes "
+            f"{config.image_size}: mend {_PROCESSOR}, or say an image size"
+        )
     # The bundle's weights are float32, whatever the source's type and whichever of its heads is used.
-    data |= {"architectures": [architecture_of(task)]} | {
+    data |= {"architectures": [architecture_of(reference)]} | {
         key: "float32" for key in ("dtype", "torch_dtype") if key in data
     }
-    files["config.json"] = _json(data)
     weights = tuple(FileRecord.of(path.parent, path.name) for path in found.weights)
-    return Checkpoint(Source(found.model_id, found.revision, weights), reference, processor, files)
+    source = Source(found.model_id, found.revision, weights)
+    return Checkpoint(source, reference, processor, files | {"config.json": _json(data)})
 
 
-def random_checkpoint(preset: str, task: Task, seed: int) -> Checkpoint:
+def random_checkpoint(preset: str, task: Task, seed: int, *, image_size: tuple[int, int] | None = None) -> Checkpoint:
     """An architecture by its name, with random weights. See `vitdeploy.models.presets`.
 
     Raises:
         UsageError: there is no such architecture.
     """
     config = preset_config(preset)
-    files = {"config.json": _json({**config.to_dict(), "architectures": [architecture_of(task)]})}
+    if image_size is not None:
+        config = dataclasses.replace(config, image_size=image_size)
+    model = random_model(config, task, seed=seed)
+    files = {"config.json": _json({**config.to_dict(), "architectures": [architecture_of(model)]})}
     processor = _default_processor(config, files)
-    return Checkpoint(Source(f"{preset}-random-{seed}"), random_model(config, task, seed=seed), processor, files)
+    return Checkpoint(Source(f"{preset}-random-{seed}"), model, processor, files)
+
+
+def _read(found: CheckpointFiles, task: Task | None, image_size: tuple[int, int] | None) -> _Content:
+    if found.weights[0].suffix == ".npz":
+        return _Content(*read_npz(found.weights[0], task), None, {})
+    data = read_json(found.folder / "config.json")
+    weights = read_weights(found.weights)
+    if is_timm(data):
+        try:
+            config, weights = from_timm(data, weights)
+            # timm works its resize out from the size; of one that is not square, it resizes otherwise
+            size = image_size if image_size and image_size[0] == image_size[1] else None
+            processor = ImageProcessor.from_dict(processor_config(data, size))
+        except CheckpointError as exc:
+            raise CheckpointError(f"{found.folder}: {exc}") from exc
+        return _Content(config, weights, processor, {_PROCESSOR: _json(processor.to_dict())})
+    paths = {name: found.folder / name for name in PROCESSOR_CONFIGS}
+    files = {name: _read_file(path) for name, path in paths.items() if os.path.lexists(path)}
+    return _Content(data, weights, ImageProcessor.from_pretrained(found.folder) if files else None, files)
 
 
 def _default_processor(config: ViTConfig, files: dict[str, bytes]) -> ImageProcessor:
-    processor = ImageProcessor.for_image_size(*config.image_size)
-    files["preprocessor_config.json"] = _json(processor.to_dict())
+    processor = ImageProcessor.default(config.model_type, *config.image_size)
+    files[_PROCESSOR] = _json(processor.to_dict())
     return processor
 
 
-def _read(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     if not path.is_file():  # a broken link, for example: what is there must not be taken for absent
         raise CheckpointError(f"{path} must be a file, is something else; download or copy it again")
     try:

@@ -12,7 +12,8 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from bundles import sign_again, write_bundle
+import vitdeploy
+from bundles import sign_again, tiny_model, write_bundle, write_checkpoint_of
 from vitdeploy.assess.compare import BackendComparison, Comparison, compare, run_batches
 from vitdeploy.assess.difference import DEFAULT_TOLERANCES, Difference
 from vitdeploy.assess.samples import feeds, synthetic_images
@@ -200,3 +201,28 @@ def test_batches_are_joined_in_their_order(bundle: Bundle) -> None:
         outputs = run_batches(runtime, batches)
     assert outputs["reconstruction"].shape == (10, 3, 32, 32)
     np.testing.assert_array_equal(outputs["reconstruction"][:4], whole)
+
+
+def test_every_output_of_an_artifact_is_compared(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    outputs = ["logits", "attentions", "hidden_states.1"]
+    comparison = compare(vitdeploy.export(checkpoint, outputs=outputs, output=tmp_path / "bundle"))
+    names = [difference.output for difference in comparison.results[0].differences]
+    assert names == ["logits", "attentions.0", "attentions.1", "hidden_states.1"]
+    assert comparison.status == "passed"
+
+
+def test_images_of_sizes_of_their_own(tmp_path: Path) -> None:
+    """A processor without a crop, as for dense features: one image compares, two of different shapes cannot."""
+    checkpoint = write_checkpoint_of(tiny_model(Task.FEATURES), tmp_path / "checkpoint")
+    processor = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 40}, "do_center_crop": False}
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    bundle = vitdeploy.export(checkpoint, dynamic_image_size=True, output=tmp_path / "bundle")
+    wide, tall = synthetic_images(1, 30, 60)[0], synthetic_images(1, 80, 40)[0]
+    assert compare(bundle).status == "passed"
+    assert compare(bundle, images=[wide, wide]).status == "passed"
+    with pytest.raises(UsageError, match="the images of a batch must come out in one size"):
+        compare(bundle, images=[wide, tall])
+    square = synthetic_images(1, 80, 80)[0]
+    with pytest.raises(UsageError, match="images to compare must give last_hidden_state of one shape, give"):
+        compare(bundle, images=[wide, square], batch_size=1)

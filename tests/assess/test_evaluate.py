@@ -56,7 +56,7 @@ class Brightness(Runtime):
 
 @pytest.fixture
 def predictor() -> Predictor:
-    return Predictor(ImageProcessor.for_image_size(4, 4), Brightness(), LABELS)
+    return Predictor(ImageProcessor.default("vit", 4, 4), Brightness(), LABELS)
 
 
 def write(folder: Path, brightness: Mapping[str, list[int]]) -> Path:

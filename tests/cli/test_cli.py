@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,14 +24,13 @@ from vitdeploy.cli import main
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conftest import WriteCheckpoint
     from vitdeploy.bundle import Bundle
 
 PHOTOGRAPHS = load_sample_images().filenames
 # The bound of the issue; seen: below 1e-7.
 SCORE_TOLERANCE = 1e-4
+TINY = ("--random-weights", "vit-tiny-patch16-32")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,37 @@ def test_export_prints_the_manifest_as_json(tmp_path: Path, capsys: pytest.Captu
     assert [artifact["format"] for artifact in result.json["artifacts"]] == ["onnx"]
 
 
+def test_export_of_another_size_with_every_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = Result(
+        "export", "--random-weights", "vit-tiny-patch16-32", "--image-size", "48x64",
+        "--outputs", "logits,hidden_states.12", "-o", tmp_path / "out", "--json", capsys=capsys,
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    (artifact,) = made.json["artifacts"]
+    assert artifact["inputs"][0]["shape"] == ["batch", 3, 48, 64]
+    assert [spec["name"] for spec in artifact["outputs"]] == ["logits", "hidden_states.12"]
+    assert artifact["outputs"][1]["shape"] == ["batch", 13, 192]
+    compared = Result("compare", tmp_path / "out", "--images", Path(PHOTOGRAPHS[0]).parent, capsys=capsys)
+    assert compared.code == 0, compared.err
+    assert "hidden_states.12" in compared.out
+    predicted = Result("predict", tmp_path / "out", PHOTOGRAPHS[0], capsys=capsys)
+    assert predicted.code == 0, predicted.err
+
+
+def test_export_of_every_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = Result(
+        "export", "--random-weights", "vit-tiny-patch16-32", "--dynamic-image-size", "-o", tmp_path / "out", "--json",
+        capsys=capsys,
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    (artifact,) = made.json["artifacts"]
+    assert artifact["inputs"][0]["shape"] == ["batch", 3, "height", "width"]
+    assert artifact["validation"]["image_sizes"] == [[32, 32], [16, 40], [72, 48]]
+    for command in (("compare",), ("predict", PHOTOGRAPHS[0]), ("inspect",), ("verify",)):
+        result = Result(command[0], tmp_path / "out", *command[1:], capsys=capsys)
+        assert result.code == 0, result.err
+
+
 def test_export_is_named_after_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +207,22 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path, capsys: pytest.
         (["verify", "nowhere"], 4, "nowhere must be a bundle"),
         (["compare", "{bundle}", "--images", "nowhere"], 4, "nowhere must be a folder of images"),
         (["export", "--model", "./nowhere"], 4, "nowhere"),
+        (["export", "--model", "nowhere.npz"], 4, "no such file: nowhere.npz"),
+        *(
+            (["export", *TINY, "--image-size", size], 2, "must be HEIGHTxWIDTH in pixels, such as 384x512")
+            for size in ("0", "x", "32x", "x32", "-32", "32x32x32", "32X32", "3e2", "large", "", "999999")
+        ),
+        (["export", *TINY, "--image-size", "8"], 2, "patch_size (16, 16) must not exceed image_size (8, 8)"),
+        (
+            ["export", *TINY, "--image-size", "32", "--dynamic-image-size"],
+            2,
+            "an image size or a dynamic one, got both",
+        ),
+        (["export", *TINY, "--outputs", "logit"], 2, "got 'logit'; did you mean logits?"),
+        (["export", *TINY, "--outputs", ""], 2, "outputs must be among logits, "),
+        (["export", *TINY, "--outputs", "logits,logits"], 2, "one or more different names, got logits, logits"),
+        (["export", *TINY, "--outputs", "hidden_states.13"], 2, "got 'hidden_states.13'"),
+        (["export", *TINY, "--task", "masked-image-modeling", "--dynamic-image-size"], 2, "whose mask is of one size"),
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(
@@ -188,7 +235,7 @@ def test_errors_are_one_line_and_an_exit_code(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = Result(*(argument.format(bundle=bundle.path) for argument in arguments), capsys=capsys)
+    result = Result(*(argument.replace("{bundle}", str(bundle.path)) for argument in arguments), capsys=capsys)
     assert (result.code, result.out) == (code, "")
     assert message in result.err
     assert result.err.splitlines()[-1].startswith("Error: ")

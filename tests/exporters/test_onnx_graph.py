@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import copy
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -18,7 +20,7 @@ from vitdeploy import __version__
 from vitdeploy.errors import CheckFailedError, UsageError
 from vitdeploy.exporters.onnx_graph import DEFAULT_OPSET, OPSETS, export_onnx
 from vitdeploy.models.activations import ACTIVATIONS
-from vitdeploy.models.signature import input_specs, output_specs
+from vitdeploy.models.signature import Served, input_specs, output_specs
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import Task
 
@@ -237,3 +239,35 @@ def test_the_bytes_are_the_same_in_every_process(tmp_path: Path) -> None:
     )
     contents.append((tmp_path / "third" / "onnx" / "model.onnx").read_bytes())
     assert len(set(contents)) == 1
+
+
+@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.FEATURES], ids=str)
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "dynamic"])
+def test_every_layer_can_be_looked_into(tmp_path: Path, task: Task, depth: int, dynamic: bool) -> None:
+    model = tiny_model(task, num_hidden_layers=depth)
+    asked = ["hidden_states", *(["attentions"] if depth else []), *(spec.name for spec in output_specs(model))]
+    exported = export_onnx(model, tmp_path, outputs=asked, dynamic_image_size=dynamic)
+    assert exported.outputs == output_specs(model, asked, dynamic_image_size=dynamic)
+    proto = onnx.load(tmp_path / exported.files[0])
+    assert not [tensor.name for tensor in proto.graph.initializer if tensor.name.startswith("model.")]
+    with OnnxRuntime(tmp_path / exported.files[0]) as runtime:
+        assert runtime.outputs == exported.outputs
+        for size in ((32, 32), (24, 50)) if dynamic else ((32, 32),):
+            pixels = np.random.default_rng(0).standard_normal((2, 3, *size), np.float32)
+            with torch.inference_mode():
+                exact = Served(copy.deepcopy(model).double().with_attention("eager"), asked, dynamic_image_size=dynamic)
+                wanted = exact(torch.from_numpy(pixels))
+            found = runtime.run({"pixel_values": pixels})
+            assert worst_difference(found, {name: value.numpy() for name, value in wanted.items()}) <= FLOAT32_TOLERANCE
+
+
+def test_a_dynamic_size_costs_few_nodes(tmp_path: Path) -> None:
+    """The sizes are worked out once, not in every layer."""
+    counts = []
+    for depth in (1, 3):
+        exported = export_onnx(tiny_model(num_hidden_layers=depth), tmp_path / str(depth), dynamic_image_size=True)
+        counts.append(count_operators(onnx.load(tmp_path / str(depth) / exported.files[0])))
+    layer = collections.Counter(plain_operators(tiny_model(num_hidden_layers=3), DEFAULT_OPSET))
+    layer -= collections.Counter(plain_operators(tiny_model(num_hidden_layers=1), DEFAULT_OPSET))
+    assert counts[1] - counts[0] == layer

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
 from bundles import make_feeds, tiny_model
-from vitdeploy.exporters import onnx_graph
-from vitdeploy.exporters.onnx_graph import export_onnx
+from vitdeploy.exporters.onnx_graph import DEFAULT_OPSET, export_onnx, simplify, traced
+from vitdeploy.models.signature import Served
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -24,32 +25,25 @@ def export(model: VisionTransformer, folder: Path) -> onnx.ModelProto:
     return onnx.load(folder / export_onnx(model, folder).files[0])
 
 
-def export_without_repeating(
-    model: VisionTransformer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> onnx.ModelProto:
-    """All blocks traced: the slice that leaves one of them leaves all, and nothing is repeated."""
-
-    class AllLayers(type(model.layers)):  # type: ignore[misc]
-        def __getitem__(self, index: int | slice) -> object:
-            return self if isinstance(index, slice) else super().__getitem__(index)
-
-    model.layers = AllLayers(list(model.layers))
-    with monkeypatch.context() as patch:
-        patch.setattr(onnx_graph, "repeat_first_layer", lambda *_: None)
-        return export(model, folder)
+def export_without_repeating(model: VisionTransformer, path: Path) -> onnx.ModelProto:
+    """All blocks traced, and nothing repeated."""
+    graph = traced(Served(model.with_attention("eager")).eval(), DEFAULT_OPSET)
+    simplify(graph)
+    ir.save(graph, path)
+    return onnx.load(path)
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_the_graph_is_that_of_a_whole_trace(tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_graph_is_that_of_a_whole_trace(tmp_path: Path, task: Task) -> None:
     model = tiny_model(task, num_hidden_layers=4)
-    repeated = export(model, tmp_path / "repeated")
-    traced = export_without_repeating(model, tmp_path / "traced", monkeypatch)
-    assert [node.op_type for node in repeated.graph.node] == [node.op_type for node in traced.graph.node]
-    assert sum(node.op_type == "Softmax" for node in traced.graph.node) == 4
+    repeated = export(model, tmp_path)
+    whole = export_without_repeating(model, tmp_path / "whole.onnx")
+    assert [node.op_type for node in repeated.graph.node] == [node.op_type for node in whole.graph.node]
+    assert sum(node.op_type == "Softmax" for node in whole.graph.node) == 4
     feeds = make_feeds(model, 3)
     answers = [
-        ort.InferenceSession(tmp_path / name / "onnx" / "model.onnx").run(None, feeds)
-        for name in ("repeated", "traced")
+        ort.InferenceSession(path).run(None, feeds)
+        for path in (tmp_path / "onnx" / "model.onnx", tmp_path / "whole.onnx")
     ]
     for a, b in zip(*answers, strict=True):
         np.testing.assert_array_equal(a, b)

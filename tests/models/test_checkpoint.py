@@ -11,10 +11,11 @@ import safetensors.torch
 import torch
 import transformers
 
+from families import VIT_CLASSES
 from models.parity import TOLERANCES, answers, assert_near, inputs_of
 from vitdeploy.errors import CheckpointError
 from vitdeploy.hub import resolve
-from vitdeploy.models.checkpoint import architecture_of, load_model, save_model, task_of
+from vitdeploy.models.checkpoint import load_model, save_model, task_of
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.presets import random_model
 from vitdeploy.specs import Task
@@ -402,13 +403,13 @@ def test_transformers_reads_what_is_written(
     checkpoint = write_checkpoint(task, config, pooler=pooler)
     model = checkpoint.load()
     save_model(model, tmp_path / "model.safetensors")
-    written = model.config.to_dict() | {"architectures": [architecture_of(task)]}
+    written = model.config.to_dict() | {"architectures": [VIT_CLASSES[task]]}
     (tmp_path / "config.json").write_text(json.dumps(written), encoding="utf-8")
 
     names = safetensors.torch.load_file(tmp_path / "model.safetensors").keys()
     assert names == state_of(checkpoint).keys()
     options = {"add_pooling_layer": pooler} if task is Task.FEATURES else {}
-    architecture = getattr(transformers, architecture_of(task))
+    architecture = getattr(transformers, VIT_CLASSES[task])
     peer, report = architecture.from_pretrained(tmp_path, output_loading_info=True, **options)
     assert not any(report.values()), report
     want = checkpoint.peer.state_dict()
@@ -441,8 +442,8 @@ def test_a_file_that_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
 
 @TASKS
 def test_the_task_is_that_of_the_architecture(task: Task) -> None:
-    assert task_of({"architectures": [architecture_of(task)]}) is task
-    assert task_of({"architectures": ["Another", architecture_of(task)]}) is task
+    assert task_of({"architectures": [VIT_CLASSES[task]]}) is task
+    assert task_of({"architectures": ["Another", VIT_CLASSES[task]]}) is task
 
 
 @pytest.mark.parametrize(

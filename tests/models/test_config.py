@@ -11,6 +11,7 @@ import transformers
 
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.families import FAMILIES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,6 +67,7 @@ INVALID: dict[str, tuple[Any, ...]] = {
     "initializer_range": NOT_NUMBERS,
     "layer_norm_eps": NOT_NUMBERS,
     "qkv_bias": (0, 1, "true", None, []),
+    "relative_position_interpolation": ("bicubic", "", None, True, ["geometric"], {}),
     "hidden_act": (None, 1, ["gelu"], {"gelu": 1}, True),
     "pooler_act": (None, 1, ["tanh"], {"tanh": 1}, True),
     "model_type": (None, "bert", "x\n" * 999, 3, ["vit"], {}),
@@ -192,3 +194,11 @@ def test_what_transformers_writes_is_read(tmp_path: Path, labels: int) -> None:
 def test_keys_that_change_nothing_are_ignored() -> None:
     assert read(transformers_version="4.1", torch_dtype="float16", architectures=["X"], label2id=None) == ViTConfig()
     assert read(head_dim=None, pooler_output_size=None) == ViTConfig()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_reads_how_positions_are_resized(family: str) -> None:
+    keys = {"position_antialias": True, "relative_position_interpolation": "geometric"}
+    config = ViTConfig.from_dict({"model_type": family, **keys})
+    assert (config.position_antialias, config.relative_position_interpolation) == (True, "geometric")
+    assert ViTConfig.from_dict({"model_type": family}).relative_position_interpolation == "bilinear"

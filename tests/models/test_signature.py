@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.presets import random_model
-from vitdeploy.models.signature import example_inputs, input_specs, output_specs
+from vitdeploy.models.signature import Served, example_inputs, input_specs, output_names, output_specs
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task, TensorSpec
 
@@ -80,3 +81,62 @@ def test_specs_cost_no_memory_and_draw_no_random_number() -> None:
         huge = VisionTransformer(ViTConfig(hidden_size=2**15, intermediate_size=2**15, num_hidden_layers=1))
     assert output_specs(huge) == (TensorSpec("logits", "float32", ("batch", 2)),)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+TOKENS = 28  # the class token, and 3 x 9 patches
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        (["logits"], ["logits"]),
+        (["hidden_states", "logits"], ["hidden_states.0", "hidden_states.1", "logits"]),
+        (["attentions"], ["attentions.0"]),
+        (("hidden_states.1", "attentions.0"), ["hidden_states.1", "attentions.0"]),
+    ],
+)
+def test_what_is_asked_for_is_given_in_that_order(asked: list[str], names: list[str]) -> None:
+    model = random_model(ViTConfig(**SMALL)).with_attention("eager")
+    served = Served(model, asked)
+    assert [spec.name for spec in served.outputs] == names
+    got = served(*example_inputs(model.config, model.task, batch_size=2))
+    assert [(name, tuple(value.shape)) for name, value in got.items()] == [
+        (spec.name, (2, *spec.shape[1:])) for spec in served.outputs
+    ]
+    shapes = {spec.name: spec.shape for spec in output_specs(model, ["hidden_states", "attentions"])}
+    assert shapes["hidden_states.1"] == ("batch", TOKENS, 16)
+    assert shapes["attentions.0"] == ("batch", 2, TOKENS, TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ([], "one or more different names, got none"),
+        (["logits", "logits"], "one or more different names, got logits, logits"),
+        (["hidden_states", "hidden_states.0"], "one or more different names"),
+        (["hidden_state"], "must be among logits, hidden_states, attentions, .*did you mean hidden_states"),
+        (["hidden_states.2"], "must be among .*got 'hidden_states.2'"),
+        (["hidden_states.-1"], "must be among"),
+        (["last_hidden_state"], "must be among"),
+        ([3], "must be among .*got 3"),
+        ("logits", "a sequence of names, got the name 'logits'"),
+    ],
+)
+def test_an_output_that_is_not_there_is_refused(asked: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        output_names(random_model(ViTConfig(**SMALL)), asked)
+
+
+def test_a_dynamic_image_size_frees_the_axes_that_follow_from_it() -> None:
+    model = random_model(ViTConfig(**SMALL), Task.FEATURES)
+    served = Served(model, ["last_hidden_state", "pooler_output", "hidden_states.0"], dynamic_image_size=True)
+    assert served.inputs == (TensorSpec("pixel_values", "float32", ("batch", 4, "height", "width")),)
+    assert [spec.shape for spec in served.outputs] == [
+        ("batch", "tokens", 16),
+        ("batch", 5),
+        ("batch", "tokens", 16),
+    ]
+    got = served(torch.zeros(2, 4, 17, 10))
+    assert [tuple(value.shape) for value in got.values()] == [(2, 5, 16), (2, 5), (2, 5, 16)]
+    with pytest.raises(UsageError, match="must be for image-classification or image-feature-extraction"):
+        Served(random_model(ViTConfig(**SMALL), Task.MASKED_IMAGE_MODELING), dynamic_image_size=True)

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 # Each backend, the file that it opens first, and some of its options.
 FILES = {"torch": "model.safetensors", "onnxruntime": "onnx/model.onnx"}
-OPTIONS = {"torch": ["attention", "compile"], "onnxruntime": ["providers", "intra_op_threads", "io_binding"]}
+OPTIONS = {
+    "torch": ["attention", "compile", "outputs", "dynamic_image_size"],
+    "onnxruntime": ["providers", "intra_op_threads", "io_binding"],
+}
 
 BY_BACKEND = pytest.mark.parametrize("backend", sorted(FILES))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vitdeploy.assess.samples import feeds, synthetic_images
+from vitdeploy.assess.samples import SYNTHETIC_SIZE, feeds, synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError, VitDeployError
 from vitdeploy.predictor import load_processor
@@ -186,7 +186,7 @@ def _serve(connection: Connection, bundle: str, backend: str, precision: str) ->
 
 
 def _inputs(runtime: Runtime, processor: ImageProcessor, batch_size: int) -> Mapping[str, np.ndarray]:
-    images = synthetic_images(batch_size, *(processor.output_size or (256, 256)))
+    images = synthetic_images(batch_size, *(processor.output_size or SYNTHETIC_SIZE))
     return feeds(runtime.inputs, processor(images))
 
 

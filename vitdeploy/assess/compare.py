@@ -10,7 +10,7 @@ import numpy as np
 
 from vitdeploy import __version__
 from vitdeploy.assess.difference import DEFAULT_TOLERANCES, Difference, compare_outputs
-from vitdeploy.assess.samples import feeds, image_files, synthetic_images
+from vitdeploy.assess.samples import SYNTHETIC_SIZE, feeds, image_files, synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import check_fit, load_processor
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from vitdeploy.manifest import Artifact
+    from vitdeploy.models.layers import AttentionKind
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
 
@@ -131,10 +132,10 @@ def compare(
     unknown = {artifact.precision for artifact in bundle.manifest.artifacts} - set(DEFAULT_TOLERANCES)
     if tolerance is None and unknown:
         raise UsageError(f"compare needs a tolerance for {', '.join(sorted(unknown))}, got none; give one")
-    with open_runtime(bundle, REFERENCE) as runtime:
+    with open_runtime(bundle, REFERENCE, **_reference_options(bundle)) as runtime:
         check_fit(bundle, processor, runtime)
-        if processor.output_size is not None and images is None:
-            sources = synthetic_images(SYNTHETIC_COUNT, *processor.output_size)
+        if images is None:
+            sources = synthetic_images(SYNTHETIC_COUNT, *(processor.output_size or SYNTHETIC_SIZE))
         batches = _Batches(processor, sources, batch_size)
         on_step(f"running the reference on {len(sources)} images")
         expected = run_batches(runtime, batches.feeds(runtime))
@@ -147,8 +148,19 @@ def compare(
 
 
 def run_batches(runtime: Runtime, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Run feeds of N images each, and join the outputs: (sum of N, ...) by name."""
+    """Run feeds of N images each, and join the outputs: (sum of N, ...) by name.
+
+    Raises:
+        UsageError: the outputs of two batches differ in shape, as the tokens of images of different sizes do.
+    """
     runs = [runtime.run(batch) for batch in batches]
+    shapes = {name: sorted({run[name].shape[1:] for run in runs}) for name in runs[0]}
+    for name, (shape, *others) in shapes.items():
+        if others:
+            raise UsageError(
+                f"images to compare must give {name} of one shape, give {shape} and {others[0]}; "
+                f"use images of one size, or a processor with a center crop"
+            )
     return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
 
@@ -164,6 +176,18 @@ class _Batches:
         for start in range(0, len(self.sources), self.batch_size):
             pixel_values = self.processor(self.sources[start : start + self.batch_size], first_index=start)
             yield feeds(runtime.inputs, pixel_values)
+
+
+def _reference_options(bundle: Bundle) -> dict[str, Any]:
+    """What makes the reference give all that any artifact gives."""
+    runnable = [artifact for artifact in bundle.manifest.artifacts if _backends(artifact)]
+    names = tuple(dict.fromkeys(spec.name for artifact in runnable for spec in artifact.outputs))
+    return {"outputs": names or None, "attention": attention_for(names)}
+
+
+def attention_for(outputs: Iterable[str]) -> AttentionKind:
+    """The attention that can give these outputs: the fused one keeps no weights."""
+    return "eager" if any(name.startswith("attentions.") for name in outputs) else "sdpa"
 
 
 def _backends(artifact: Artifact) -> list[str]:
@@ -186,7 +210,8 @@ def _result(
     on_step(f"running {artifact.name} on {backend}")
     try:
         with open_runtime(bundle, backend, precision=artifact.precision) as runtime:
-            differences = compare_outputs(expected, run_batches(runtime, batches.feeds(runtime)))
+            wanted = {spec.name: expected[spec.name] for spec in artifact.outputs}
+            differences = compare_outputs(wanted, run_batches(runtime, batches.feeds(runtime)))
             return BackendComparison(artifact.name, backend, allowed, differences, runtime.details)
     except UnavailableError as exc:
         return BackendComparison(artifact.name, backend, allowed, skipped=str(exc))

@@ -31,7 +31,8 @@ class Difference:
         mean_abs: mean absolute difference.
         max_relative: `max_abs` over the largest absolute value of the reference.
         min_cosine: the lowest cosine similarity of one image's output with the reference's.
-        top1_agreement: share of images with the same best class, from 0 to 1; None for an output that is not `logits`.
+        top1_agreement: share of images (of patches, where each has its own) with the same best class, from 0 to 1;
+            None for an output that is not `logits`.
     """
 
     output: str
@@ -96,8 +97,12 @@ def _difference(name: str, reference: np.ndarray, candidate: np.ndarray) -> Diff
         mean_abs=float(absolute.mean()),
         max_relative=max_abs / scale if scale else (math.inf if max_abs else 0.0),
         min_cosine=float(min(cosine.min(), 1.0)),
-        top1_agreement=float((a.argmax(axis=1) == b.argmax(axis=1)).mean()) if name == "logits" else None,
+        top1_agreement=_top1_agreement(reference, candidate) if name == "logits" else None,
     )
+
+
+def _top1_agreement(reference: np.ndarray, candidate: np.ndarray) -> float:
+    return float((reference.argmax(axis=-1) == candidate.argmax(axis=-1)).mean())
 
 
 def _round_up(value: float) -> float:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from vitdeploy.specs import TensorSpec
 
+# Of synthetic images where the model takes every size, (height, width) in pixels.
+SYNTHETIC_SIZE = (224, 224)
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
@@ -76,9 +78,12 @@ def synthetic_images(count: int, height: int, width: int, seed: int = 0) -> list
     return images
 
 
-def fingerprint(array: np.ndarray) -> str:
-    """SHA-256 of an array's content, to tell which images a figure was measured on."""
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+def fingerprint(*arrays: np.ndarray) -> str:
+    """SHA-256 of the content of arrays, to tell which images a figure was measured on."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def feeds(inputs: Sequence[TensorSpec], pixel_values: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:

@@ -156,7 +156,7 @@ def write_images(folder: Path, pixels: Pixels, labels: Indices, indices: Indices
 def write_checkpoint(folder: Path, model: VisionTransformer) -> None:
     """A Hugging Face folder, without its model card."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"architectures": [architecture_of(Task.CLASSIFICATION)], "dtype": "float32", **model.config.to_dict()}
+    config = {"architectures": [architecture_of(model)], "dtype": "float32", **model.config.to_dict()}
     for name, content in (("config.json", config), ("preprocessor_config.json", PROCESSOR.to_dict())):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     save_model(model, folder / "model.safetensors")

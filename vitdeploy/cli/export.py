@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from typing import Any
 
 import click
@@ -14,8 +15,25 @@ from vitdeploy.specs import Task
 _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision in exporter.precisions})
 
 
+def _image_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:  # noqa: ARG001
+    if value is None:
+        return None
+    height, _, width = value.partition("x")
+    sizes = [size for size in (height, width or height) if re.fullmatch("[1-9][0-9]{0,4}", size)]
+    if len(sizes) != 2 or value.endswith("x"):
+        raise click.BadParameter(f"must be HEIGHTxWIDTH in pixels, such as 384x512, or one number, got {value!r}")
+    return int(sizes[0]), int(sizes[1])
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
+    return None if value is None else tuple(name.strip() for name in value.split(","))
+
+
 @click.command()
-@click.option("--model", help="A Hub id, such as google/vit-base-patch16-224, or a local folder.")
+@click.option(
+    "--model",
+    help="A Hub id, such as google/vit-base-patch16-224, a local folder (transformers, timm), or Google's .npz file.",
+)
 @click.option(
     "--random-weights",
     metavar="PRESET",
@@ -30,6 +48,14 @@ _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision
 @click.option(
     "--task", type=click.Choice([task.value for task in Task]), help="By default what the checkpoint was made for."
 )
+@click.option(
+    "--outputs",
+    metavar="NAME,...",
+    callback=_names,
+    help="What the artifact gives, such as logits,hidden_states; by default the task's.",
+)
+@click.option("--image-size", metavar="HxW", callback=_image_size, help="By default what the image processor gives.")
+@click.option("--dynamic-image-size", is_flag=True, help="Take images of every size from one patch up.")
 @click.option("--opset", type=int, help="ONNX opset, 18 to 23; 20 by default.")
 @click.option("--images", type=click.Path(), help="A folder of images to prove the artifact on; synthetic by default.")
 @click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")

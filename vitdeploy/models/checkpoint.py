@@ -1,22 +1,22 @@
-"""Read and write the weights of a Vision Transformer under their Hugging Face names."""
+"""Load and save the reference under the names of transformers' checkpoints."""
 
 from __future__ import annotations
 
-import pickle
+import dataclasses
 import re
-import warnings
 from typing import TYPE_CHECKING
 
-import safetensors
-import safetensors.torch
 import torch
 
 from vitdeploy.errors import CheckpointError
+from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.names import disk_name, our_names
 from vitdeploy.models.vit import VisionTransformer
+from vitdeploy.models.weights import read_weights, write_weights
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -24,48 +24,18 @@ if TYPE_CHECKING:
     from vitdeploy.models.config import ViTConfig
     from vitdeploy.models.layers import AttentionKind
 
-# Names on the Hub -> names of our modules, applied in order. The Hub keeps transformers 4's names, which transformers 5
-# still writes; its new module names (layers.0.attention.q_proj) are ours and pass through.
-_RENAMES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^vit\.", ""),
-        (r"^encoder\.layer\.", "layers."),
-        (r"\.attention\.attention\.query\.", ".attention.q_proj."),
-        (r"\.attention\.attention\.key\.", ".attention.k_proj."),
-        (r"\.attention\.attention\.value\.", ".attention.v_proj."),
-        (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-        (r"\.intermediate\.dense\.", ".mlp.fc1."),
-        (r"^(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-        (r"(layernorm\w*)\.gamma$", r"\1.weight"),
-        (r"(layernorm\w*)\.beta$", r"\1.bias"),
-        (r"^(classifier|pooler|decoder)\.", r"head.\1."),
-    )
-)
-_HUB_NAMES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^layers\.", "encoder.layer."),
-        (r"\.attention\.q_proj\.", ".attention.attention.query."),
-        (r"\.attention\.k_proj\.", ".attention.attention.key."),
-        (r"\.attention\.v_proj\.", ".attention.attention.value."),
-        (r"\.attention\.o_proj\.", ".attention.output.dense."),
-        (r"\.mlp\.fc1\.", ".intermediate.dense."),
-        (r"\.mlp\.fc2\.", ".output.dense."),
-    )
-)
 # The weights that only one task needs; a checkpoint may hold those of other tasks than the one it is loaded for.
 _HEADS = {
-    Task.CLASSIFICATION: re.compile(r"head\.classifier\.(weight|bias)"),
-    Task.FEATURES: re.compile(r"head\.pooler\.dense\.(weight|bias)"),
-    Task.MASKED_IMAGE_MODELING: re.compile(r"head\.decoder\.0\.(weight|bias)|embeddings\.mask_token"),
+    Task.CLASSIFICATION: re.compile(r"head\.((cls_|distillation_)?classifier|pooler\.layernorm)\.(weight|bias)"),
+    Task.FEATURES: re.compile(r"head\.pooler\.(dense|layernorm)\.(weight|bias)"),
+    Task.MASKED_IMAGE_MODELING: re.compile(
+        r"head\.(decoder\.0|lm_head|layernorm)\.(weight|bias)|embeddings\.mask_token"
+    ),
 }
+# What no task needs: a buffer of old BEiT checkpoints, computed here; the decoder that MAE is trained with.
+_UNUSED = re.compile(r".*\.relative_position_index|head\.decoder\.(decoder_.+|mask_token)")
+_TEACHER = "head.distillation_classifier."
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_ARCHITECTURES = {
-    "ViTForImageClassification": Task.CLASSIFICATION,
-    "ViTModel": Task.FEATURES,
-    "ViTForMaskedImageModeling": Task.MASKED_IMAGE_MODELING,
-}
 
 
 def task_of(config: Mapping[str, object]) -> Task:
@@ -74,53 +44,78 @@ def task_of(config: Mapping[str, object]) -> Task:
     Raises:
         CheckpointError: they name none that is known here.
     """
+    known = {name: task for family in FAMILIES.values() for name, task in family.architectures.items()}
     architectures = config.get("architectures")
     for name in architectures if isinstance(architectures, list) else ():
-        if isinstance(name, str) and name in _ARCHITECTURES:
-            return _ARCHITECTURES[name]
+        if isinstance(name, str) and name in known:
+            return known[name]
+    family = FAMILIES.get(str(config.get("model_type")))
     raise CheckpointError(
-        f"config.json: architectures must name one of {', '.join(_ARCHITECTURES)}, got {architectures!r:.80}; "
-        f"or say the task yourself (--task)"
+        f"config.json: architectures must name one of {', '.join(family.architectures if family else known)}, "
+        f"got {architectures!r:.80}; or say the task yourself (--task)"
     )
 
 
-def architecture_of(task: Task) -> str:
-    """The name of transformers' class for `task`."""
-    return next(name for name, its_task in _ARCHITECTURES.items() if its_task is task)
+def architecture_of(model: VisionTransformer) -> str:
+    """The name of transformers' class for a model."""
+    names = [name for name, task in model.config.family.architectures.items() if task is model.task]
+    return next((name for name in names if name.endswith("WithTeacher") == model.teacher), names[0])
 
 
 def load_model(
     config: ViTConfig, weights: Iterable[Path], task: Task, *, attention: AttentionKind = "sdpa"
 ) -> VisionTransformer:
+    """`make_model` with the weights of safetensors or torch files.
+
+    Raises:
+        CheckpointError: a file cannot be read, or as `make_model`.
+    """
+    files = tuple(weights)
+    return make_model(config, read_weights(files), task, origin=", ".join(map(str, files)), attention=attention)
+
+
+def make_model(
+    config: ViTConfig, weights: Mapping[str, Tensor], task: Task, *, origin: str, attention: AttentionKind = "sdpa"
+) -> VisionTransformer:
     """The reference model with the weights of a checkpoint, in float32 and evaluation mode.
 
-    A feature-extraction model has a pooler where the checkpoint has one. Weights of other tasks' heads are left out.
+    A feature-extraction model has a pooler where the checkpoint has one, and a distilled classifier its teacher's head.
+    Weights of other tasks' heads are left out.
 
     Args:
         config: the hyper-parameters.
-        weights: safetensors files, or torch files, which are opened with `weights_only=True`.
+        weights: tensors under transformers' names.
         task: the head.
+        origin: the files that hold them, for errors.
         attention: see `VisionTransformer`.
 
     Raises:
-        CheckpointError: a file cannot be read, or its names and shapes are not those of the model.
+        CheckpointError: the family has no such task, or names and shapes are not those of the model.
     """
-    files = tuple(weights)
+    if task not in config.family.tasks:
+        raise CheckpointError(
+            f"the task of a {config.model_type} model must be one of {', '.join(config.family.tasks)}, got {task}"
+        )
     tensors: dict[str, Tensor] = {}
     spelling: dict[str, str] = {}
-    for path in files:
-        for name, tensor in _read_tensors(path):
-            ours = _our_name(name)
-            if ours in tensors:
-                raise CheckpointError(f"{path}: '{name}' and '{spelling[ours]}' are the same weight; keep one of them")
-            tensors[ours], spelling[ours] = tensor, name
-    pooler = any(name.startswith("head.pooler.") for name in tensors)
+    for name, ours in our_names(config.family, weights).items():
+        if ours in tensors:
+            raise CheckpointError(f"{origin}: '{name}' and '{spelling[ours]}' are the same weight; keep one of them")
+        tensors[ours], spelling[ours] = weights[name], name
+    if config.mask_token and "embeddings.mask_token" not in tensors:  # what no task here uses may be missing
+        config = dataclasses.replace(config, mask_token=False)
     with torch.device("meta"):
-        model = VisionTransformer(config, task, pooler=pooler, attention=attention)
+        model = VisionTransformer(
+            config,
+            task,
+            pooler=config.feature_pooler == "cls" or any(name.startswith("head.pooler.") for name in tensors),
+            teacher=config.distillation_token and any(name.startswith(_TEACHER) for name in tensors),
+            attention=attention,
+        )
     expected = model.state_dict()
-    problems = _differences(expected, tensors, spelling, task)
+    problems = _differences(model, expected, tensors, spelling)
     if problems:
-        raise CheckpointError(f"{', '.join(map(str, files))}: weights do not fit config.json: {'; '.join(problems)}")
+        raise CheckpointError(f"{origin}: weights do not fit config.json: {'; '.join(problems)}")
     model.load_state_dict({name: tensors[name].to(torch.float32) for name in expected}, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -131,73 +126,18 @@ def save_model(model: VisionTransformer, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    prefix = "" if model.task is Task.FEATURES else "vit."
-    state = {_hub_name(name, prefix): tensor.contiguous() for name, tensor in model.state_dict().items()}
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        safetensors.torch.save_file(state, path, metadata={"format": "pt"})
-    except safetensors.SafetensorError as exc:
-        raise OSError(f"{path}: {exc}") from exc
-    path.chmod(mode)  # safetensors makes files that only their owner can read
+    write_weights({_disk_name(model, name): tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
-def _our_name(name: str) -> str:
-    for pattern, replacement in _RENAMES:
-        name = pattern.sub(replacement, name)
-    return name
-
-
-def _hub_name(name: str, prefix: str) -> str:
-    if name.startswith("head."):
-        return name.removeprefix("head.")
-    for pattern, replacement in _HUB_NAMES:
-        name = pattern.sub(replacement, name)
-    return prefix + name
-
-
-def _read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_torch(path)
-
-
-def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (not a dict)
-                yield name, file.get_tensor(name)
-    except (OSError, safetensors.SafetensorError) as exc:
-        raise _unreadable(path, str(exc)) from exc
-
-
-def _read_torch(path: Path) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice about files that are refused below
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as exc:  # its text advises to open the file without the protection
-        raise _unreadable(path, "it is corrupt, or holds more than tensors and could run code") from exc
-    except Exception as exc:  # a corrupt pickle raises almost anything: KeyError, struct.error, AssertionError ...
-        raise _unreadable(path, str(exc)) from exc
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
-    ):
-        raise CheckpointError(f"{path} must hold named tensors and nothing else")
-    for name, tensor in state.items():
-        yield name, tensor.clone()  # tied weights share their memory, which safetensors refuses to write
-
-
-def _unreadable(path: Path, reason: str) -> CheckpointError:
-    first, *_ = [*reason.strip().splitlines(), ""]
-    return CheckpointError(f"{path} must be a readable checkpoint: {first or 'it is corrupt'}")
+def _disk_name(model: VisionTransformer, name: str) -> str:
+    return disk_name(model.config.family, name, beside_a_head=model.task is not Task.FEATURES)
 
 
 def _differences(
-    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spelling: Mapping[str, str], task: Task
+    model: VisionTransformer, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spelling: Mapping[str, str]
 ) -> list[str]:
     missing = [name for name in expected if name not in tensors]
-    extra = [name for name in tensors if name not in expected and not _of_another_head(name, task)]
+    extra = [name for name in tensors if name not in expected and not _may_be_left_out(name, model.task)]
     shapes, dtypes = [], []
     for name in [name for name in expected if name in tensors]:
         want, got = tuple(expected[name].shape), tuple(tensors[name].shape)
@@ -207,18 +147,21 @@ def _differences(
             dtypes.append(f"{spelling[name]} must be float16, bfloat16, float32 or float64, is {tensors[name].dtype}")
     problems = []
     if missing:
-        problems.append(f"missing {_some([_hub_name(name, '') for name in missing])}")
-        if missing == [name for name in expected if _HEADS[task].fullmatch(name)]:
-            problems.append(f"the checkpoint has no head for {task}, try another --task")
+        names = [disk_name(model.config.family, name, beside_a_head=False) for name in missing]
+        problems.append(f"missing {_some(names)}")
+        if missing == [name for name in expected if _HEADS[model.task].fullmatch(name)]:
+            problems.append(f"the checkpoint has no head for {model.task}, try another --task")
     if extra:
         problems.append(f"unexpected {_some([spelling[name] for name in extra])}")
     return problems + [_some(found) for found in (shapes, dtypes) if found]
 
 
-def _of_another_head(name: str, task: Task) -> bool:
-    return any(head.fullmatch(name) for other, head in _HEADS.items() if other is not task)
+def _may_be_left_out(name: str, task: Task) -> bool:
+    others = [head for other, head in _HEADS.items() if other is not task]
+    return any(pattern.fullmatch(name) for pattern in (*others, _UNUSED))
 
 
-def _some(names: list[str], most: int = 4) -> str:
+def _some(names: Iterable[str], most: int = 4) -> str:
+    names = tuple(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -5,16 +5,38 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.labels import class_names
+from vitdeploy.models.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-MODEL_TYPES = ("vit",)
+Pooler = Literal["cls", "mean", "cls+mean", "dense"]
+# The keys of config.json that every family may have, under our names.
+_KEYS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+    "head_dim",
+    "encoder_stride",
+    "pooler_output_size",
+    "pooler_act",
+)
+_OURS = ("position_antialias", "relative_position_interpolation")  # and those that transformers does not have
 # Beyond any real model; below, the element count of every weight fits 64 bits.
 _MAX_SIZE = 2**15
 _MAX_LAYERS = 2**10
@@ -22,9 +44,10 @@ _MAX_LAYERS = 2**10
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Hyper-parameters under the names and with the defaults of transformers' `ViTConfig`.
+    """Hyper-parameters of every family, those of ViT under the names and with the defaults of transformers.
 
     Attributes:
+        model_type: the family, one of `FAMILIES`.
         hidden_dropout_prob: after the embeddings, the attention projection and the MLP; in training only.
         attention_probs_dropout_prob: on the attention weights; in training only.
         initializer_range: standard deviation of freshly drawn weights.
@@ -35,11 +58,30 @@ class ViTConfig:
         encoder_stride: pixels that one token is decoded to, on each side, in masked image modeling.
         pooler_output_size: width of the pooler; by default hidden_size.
         labels: class names in the order of the logits; none of them means that the head is the identity.
+        key_bias: whether the key projection has a bias where the query's and the value's have.
+        distillation_token: whether a second token, with a position of its own, follows the class token.
+        mask_token: whether the model has a mask token whatever its task, though only masked image modeling uses it.
+        num_register_tokens: tokens without positions between the class token and the patches.
+        layer_scale: whether a learned factor a channel scales what a block adds to its input.
+        swiglu: whether the MLP gates with SiLU instead of applying `hidden_act`.
+        float32_softmax: whether eager attention takes its softmax in float32 whatever the model's type.
+        absolute_positions: whether tokens have position embeddings.
+        relative_positions: whether every layer has an attention bias by the offset of two patches.
+        shared_relative_positions: whether all layers share such a bias.
+        position_antialias: whether position embeddings are interpolated with antialiasing.
+        relative_position_interpolation: how those biases are resized: "bilinear" as in transformers, or "geometric" as
+            in timm (see `vitdeploy.models.geometric`), which takes no dynamic image size.
+        any_image_size: whether transformers' model takes images of every size without being asked to interpolate.
+        final_norm: whether a layer norm follows the last block.
+        classification_pooler: what of the tokens is classified; see `vitdeploy.models.heads`.
+        feature_pooler: what feature extraction gives beside the tokens, if anything.
+        vocab_size: of the visual tokens that masked image modeling predicts; None where it reconstructs pixels.
 
     Raises:
         UsageError: a value is not what it must be.
     """
 
+    model_type: str = "vit"
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -58,11 +100,28 @@ class ViTConfig:
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
+    key_bias: bool = True
+    distillation_token: bool = False
+    mask_token: bool = False
+    num_register_tokens: int = 0
+    layer_scale: bool = False
+    swiglu: bool = False
+    float32_softmax: bool = True
+    absolute_positions: bool = True
+    relative_positions: bool = False
+    shared_relative_positions: bool = False
+    position_antialias: bool = False
+    relative_position_interpolation: Literal["bilinear", "geometric"] = "bilinear"
+    any_image_size: bool = False
+    final_norm: bool = True
+    classification_pooler: Pooler = "cls"
+    feature_pooler: Pooler | None = "dense"
+    vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels", "encoder_stride"):
             self._require(name, _is_size, f"an integer from 1 to {_MAX_SIZE}")
-        for name in ("head_dim", "pooler_output_size"):
+        for name in ("head_dim", "pooler_output_size", "vocab_size"):
             self._require(name, lambda value: value is None or _is_size(value), f"an integer from 1 to {_MAX_SIZE}")
         for name in ("image_size", "patch_size"):
             self._require(name, _is_pair, f"an integer from 1 to {_MAX_SIZE}, or a pair of them")
@@ -70,10 +129,13 @@ class ViTConfig:
             self._require(name, lambda value: _is_number(value, 1.0), "a number from 0 to 1")
         for name in ("initializer_range", "layer_norm_eps"):
             self._require(name, lambda value: _is_number(value, sys.float_info.max), "a finite number from 0 up")
+        for name in ("num_hidden_layers", "num_register_tokens"):
+            self._require(name, lambda value: _is_int(value, 0, _MAX_LAYERS), f"an integer from 0 to {_MAX_LAYERS}")
+        for name in ("qkv_bias", "position_antialias"):
+            self._require(name, lambda value: isinstance(value, bool), "true or false")
         self._require(
-            "num_hidden_layers", lambda value: _is_int(value, 0, _MAX_LAYERS), f"an integer from 0 to {_MAX_LAYERS}"
+            "relative_position_interpolation", lambda value: value in ("bilinear", "geometric"), "bilinear or geometric"
         )
-        self._require("qkv_bias", lambda value: isinstance(value, bool), "true or false")
         for name in ("hidden_act", "pooler_act"):
             self._require(name, lambda value: isinstance(value, str), "the name of an activation")
         if min(self.grid_size) < 1:
@@ -98,6 +160,20 @@ class ViTConfig:
         return self.grid_size[0] * self.grid_size[1]
 
     @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches."""
+        return 1 + self.distillation_token + self.num_register_tokens
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of the position table: one a token, but for registers."""
+        return 1 + self.distillation_token + self.num_patches
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
+
+    @property
     def attention_head_dim(self) -> int:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
@@ -109,17 +185,18 @@ class ViTConfig:
             CheckpointError: the model type is not known here, or a value is not what it must be.
         """
         model_type = data.get("model_type")
-        if model_type not in MODEL_TYPES:
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
             raise CheckpointError(
-                f"config.json: model_type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r:.80}"
+                f"config.json: model_type must be one of {', '.join(FAMILIES)}, got {model_type!r:.80}"
             )
-        names = {field.name for field in dataclasses.fields(cls)} - {"labels"}
-        values = {name: data[name] for name in names & set(data)}
+        family = FAMILIES[model_type]
+        values = {name: data[name] for name in (*_KEYS, *_OURS) if name in data}
         for name in ("image_size", "patch_size"):
             if name in values:
                 values[name] = _pair(values[name])
         try:
-            return cls(**values, labels=class_names(data))
+            fields = {**family.sets, **values, **family.derive(data)}
+            return cls(model_type=model_type, **fields, labels=class_names(data))
         except UsageError as exc:
             raise CheckpointError(f"config.json: {exc}") from exc
 
@@ -129,17 +206,27 @@ class ViTConfig:
         return cls.from_dict(read_json(folder / "config.json"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of a `config.json` that `from_dict` and transformers read."""
-        data = {"model_type": "vit", **dataclasses.asdict(self)}
-        labels = data.pop("labels")
-        data["id2label"] = {str(index): name for index, name in enumerate(labels)}
-        data["label2id"] = {name: index for index, name in enumerate(labels)}
+        """The content of a `config.json` that `from_dict` and transformers read.
+
+        Raises:
+            UsageError: the model is no plain ViT; the other families come with a `config.json` of their own.
+        """
+        if self.model_type != "vit":
+            raise UsageError(f"model_type must be vit to be written, is {self.model_type}; keep its own config.json")
+        data = {"model_type": self.model_type} | {name: getattr(self, name) for name in _KEYS}
+        data["id2label"] = {str(index): name for index, name in enumerate(self.labels)}
+        data["label2id"] = {name: index for index, name in enumerate(self.labels)}
         for name in ("image_size", "patch_size"):
-            height, width = data[name]
-            data[name] = height if height == width else [height, width]
+            data[name] = json_size(data[name])
         for name in ("initializer_range", "layer_norm_eps"):
             data[name] = float(data[name])  # transformers refuses an integer
         return {name: value for name, value in data.items() if value is not None}
+
+
+def json_size(size: tuple[int, int]) -> int | list[int]:
+    """(height, width) as `config.json` has it: one number for a square."""
+    height, width = size
+    return height if height == width else [height, width]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,45 +1,174 @@
-"""What goes into a model and what comes out, by name, type and shape."""
+"""What goes into a model and what comes out, by name, type and shape, and a model that gives just that."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from vitdeploy.errors import UsageError
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task, TensorSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
     from vitdeploy.models.config import ViTConfig
 
 BATCH_AXIS = "batch"
+SIZE_AXES = ("height", "width")
+_TOKENS_AXIS = "tokens"
+_HIDDEN_STATES, _ATTENTIONS = "hidden_states", "attentions"
 
 
-def input_specs(config: ViTConfig, task: Task) -> tuple[TensorSpec, ...]:
-    """`pixel_values` (batch, C, H, W) and, for masked image modeling, a boolean `bool_masked_pos` (batch, patches)."""
-    pixels = TensorSpec("pixel_values", "float32", (BATCH_AXIS, config.num_channels, *config.image_size))
+class Served(nn.Module):
+    """A model that is asked for certain outputs, at its own image size or at any.
+
+    Args:
+        model: the reference; its weights are shared.
+        outputs: see `output_names`.
+        dynamic_image_size: whether it takes images of every size from one patch up, its positions interpolated.
+
+    Attributes:
+        inputs: what it takes.
+        outputs: what it gives, in the order asked for.
+
+    Raises:
+        UsageError: there is no such output, or the image size cannot be dynamic; see `input_specs`.
+    """
+
+    def __init__(
+        self, model: VisionTransformer, outputs: Sequence[str] | None = None, *, dynamic_image_size: bool = False
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.dynamic_image_size = dynamic_image_size
+        self.inputs = input_specs(model.config, model.task, dynamic_image_size=dynamic_image_size)
+        self.outputs = output_specs(model, outputs, dynamic_image_size=dynamic_image_size)
+        self._names = tuple(spec.name for spec in self.outputs)
+
+    def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None) -> dict[str, Tensor]:
+        outputs = self.model(
+            pixel_values,
+            bool_masked_pos,
+            interpolate_pos_encoding=self.dynamic_image_size,
+            output_hidden_states=any(name.startswith(_HIDDEN_STATES) for name in self._names),
+            output_attentions=any(name.startswith(_ATTENTIONS) for name in self._names),
+        )
+        return {name: outputs[name] for name in self._names}
+
+
+def input_specs(config: ViTConfig, task: Task, *, dynamic_image_size: bool = False) -> tuple[TensorSpec, ...]:
+    """`pixel_values` (batch, C, H, W) and, for masked image modeling, a boolean `bool_masked_pos` (batch, patches).
+
+    Raises:
+        UsageError: the image size cannot be dynamic: the model takes a mask, or its relative positions are "geometric".
+    """
+    relative = config.relative_positions or config.shared_relative_positions
+    if dynamic_image_size and relative and config.relative_position_interpolation != "bilinear":
+        raise UsageError(
+            f"a dynamic image size must be for a model whose relative_position_interpolation is bilinear, got "
+            f"{config.relative_position_interpolation}, which is for one size at a time; give an image size instead"
+        )
+    size = SIZE_AXES if dynamic_image_size else config.image_size
+    pixels = TensorSpec("pixel_values", "float32", (BATCH_AXIS, config.num_channels, *size))
     if task is not Task.MASKED_IMAGE_MODELING:
         return (pixels,)
+    if dynamic_image_size:
+        raise UsageError(
+            f"a dynamic image size must be for {Task.CLASSIFICATION} or {Task.FEATURES}, got {task}, whose mask is "
+            f"of one size; give an image size instead"
+        )
     return pixels, TensorSpec("bool_masked_pos", "bool", (BATCH_AXIS, config.num_patches))
 
 
-def example_inputs(config: ViTConfig, task: Task, batch_size: int, device: str = "cpu") -> tuple[torch.Tensor, ...]:
-    """Zeros of the shapes that `input_specs` states."""
+def example_inputs(
+    config: ViTConfig, task: Task, batch_size: int, *, image_size: tuple[int, int] | None = None, device: str = "cpu"
+) -> tuple[Tensor, ...]:
+    """Zeros of the shapes that `input_specs` states, for images of `image_size`, by default the configured one."""
+    config = config if image_size is None else dataclasses.replace(config, image_size=image_size)
     return tuple(
         torch.zeros(batch_size, *spec.shape[1:], dtype=getattr(torch, spec.dtype), device=device)  # type: ignore[arg-type]
         for spec in input_specs(config, task)
     )
 
 
-def output_specs(model: VisionTransformer) -> tuple[TensorSpec, ...]:
-    """The model's outputs, always float32; found by running its shapes alone, on torch's meta device.
+def output_names(model: VisionTransformer, asked: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The names of the outputs that are asked for.
 
-    Without its layers, which change no shape.
+    Args:
+        model: the model.
+        asked: names of outputs; "hidden_states" and "attentions" stand for those of all layers. By default the head's.
+
+    Raises:
+        UsageError: there is no such output, or one is asked for twice.
+    """
+    depth = model.config.num_hidden_layers
+    groups = {
+        _HIDDEN_STATES: tuple(f"{_HIDDEN_STATES}.{index}" for index in range(depth + 1)),
+        _ATTENTIONS: tuple(f"{_ATTENTIONS}.{index}" for index in range(depth)),
+    }
+    head = tuple(_head_outputs(model))
+    if asked is None:
+        return head
+    if isinstance(asked, str):
+        raise UsageError(f"outputs must be a sequence of names, got the name {asked!r}")
+    known = (*head, *groups[_HIDDEN_STATES], *groups[_ATTENTIONS])
+    names: list[str] = []
+    for name in asked:
+        if name not in (*groups, *known):
+            close = difflib.get_close_matches(str(name), (*groups, *known), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UsageError(
+                f"outputs must be among {', '.join((*head, *groups))}, or one layer's such as hidden_states.0, "
+                f"got {name!r:.80}{hint}"
+            )
+        names.extend(groups.get(name, (name,)))
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"outputs must be one or more different names, got {', '.join(names) or 'none'}")
+    return tuple(names)
+
+
+def output_specs(
+    model: VisionTransformer, outputs: Sequence[str] | None = None, *, dynamic_image_size: bool = False
+) -> tuple[TensorSpec, ...]:
+    """The model's outputs, always float32.
+
+    Args:
+        model: the model.
+        outputs: see `output_names`.
+        dynamic_image_size: whether the number of tokens is free.
+
+    Raises:
+        UsageError: there is no such output.
+    """
+    head, config = _head_outputs(model), model.config
+    tokens = _TOKENS_AXIS if dynamic_image_size else config.num_prefix_tokens + config.num_patches
+    shapes: dict[str, tuple[int | str, ...]] = {
+        **head,
+        _HIDDEN_STATES: (tokens, config.hidden_size),
+        _ATTENTIONS: (config.num_attention_heads, tokens, tokens),
+    }
+    if "last_hidden_state" in head:
+        shapes["last_hidden_state"] = shapes[_HIDDEN_STATES]
+    return tuple(
+        TensorSpec(name, "float32", (BATCH_AXIS, *shapes[name if name in head else name.partition(".")[0]]))
+        for name in output_names(model, outputs)
+    )
+
+
+def _head_outputs(model: VisionTransformer) -> dict[str, tuple[int, ...]]:
+    """The head's outputs and their shapes without the batch, found on torch's meta device, without layers.
+
+    Layers change no shape.
     """
     config = dataclasses.replace(model.config, num_hidden_layers=0)
     with torch.device("meta"):
-        pooler = getattr(model.head, "pooler", None) is not None
-        twin = VisionTransformer(config, model.task, pooler=pooler).eval()
-        outputs = twin(*example_inputs(model.config, model.task, batch_size=1, device="meta"))
-    return tuple(TensorSpec(name, "float32", (BATCH_AXIS, *value.shape[1:])) for name, value in outputs.items())
+        twin = VisionTransformer(config, model.task, pooler=model.pooler, teacher=model.teacher).eval()
+        outputs = twin(*example_inputs(config, model.task, batch_size=1, device="meta"))
+    return {name: tuple(value.shape[1:]) for name, value in outputs.items()}

@@ -11,8 +11,9 @@ from torch import nn
 
 from vitdeploy.errors import UsageError
 from vitdeploy.models.embeddings import Embeddings
-from vitdeploy.models.heads import ClassificationHead, FeatureHead, ReconstructionHead
+from vitdeploy.models.heads import make_head
 from vitdeploy.models.layers import Attention, AttentionKind, Layer, check_attention
+from vitdeploy.models.positions import RelativePositionBias, relative_position_index
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class VisionTransformer(nn.Module):
     Args:
         config: the hyper-parameters.
         task: the head.
-        pooler: whether a feature-extraction model ends in a pooler.
+        pooler: whether a feature-extraction model ends in its family's pooler.
+        teacher: whether a distilled classifier has the head of its teacher beside its own.
         attention: "sdpa" (torch's fused attention) or "eager" (separate operators, which can return the weights).
     """
 
@@ -40,23 +42,27 @@ class VisionTransformer(nn.Module):
         task: Task = Task.CLASSIFICATION,
         *,
         pooler: bool = True,
+        teacher: bool = False,
         attention: AttentionKind = "sdpa",
     ) -> None:
         super().__init__()
         check_attention(attention)
         self.config = config
         self.task = task
+        self.pooler = pooler
+        self.teacher = teacher
         self.attention = attention
-        self.embeddings = Embeddings(config, mask_token=task is Task.MASKED_IMAGE_MODELING)
+        self.embeddings = Embeddings(config, mask_token=config.mask_token or task is Task.MASKED_IMAGE_MODELING)
+        self.shared_position_bias = RelativePositionBias(config) if config.shared_relative_positions else None
         self.layers = nn.ModuleList(Layer(config, attention) for _ in range(config.num_hidden_layers))
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.head: ClassificationHead | FeatureHead | ReconstructionHead
-        if task is Task.CLASSIFICATION:
-            self.head = ClassificationHead(config)
-        elif task is Task.FEATURES:
-            self.head = FeatureHead(config, pooler=pooler)
-        else:
-            self.head = ReconstructionHead(config)
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.final_norm else nn.Identity()
+        self.layernorm: nn.LayerNorm | nn.Identity = norm
+        self.head = make_head(config, task, pooler=pooler, teacher=teacher)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.embeddings.cls_token.dtype
 
     def forward(
         self,
@@ -82,17 +88,29 @@ class VisionTransformer(nn.Module):
         """
         if output_attentions and self.attention == "sdpa":
             raise UsageError("attention weights need attention='eager': torch's fused attention does not keep them")
-        pixel_values = pixel_values.to(self.layernorm.weight.dtype)
-        x, grid = self.embeddings(pixel_values, bool_masked_pos, interpolate=interpolate_pos_encoding)
+        x, grid = self.embeddings(pixel_values.to(self.dtype), bool_masked_pos, interpolate=interpolate_pos_encoding)
+        biases = self._biases(grid, interpolate=interpolate_pos_encoding)
         extra = {"hidden_states.0": x} if output_hidden_states else {}
-        for index, layer in enumerate(self.layers):
-            x, weights = layer(x)
+        for index, (layer, bias) in enumerate(zip(self.layers, biases, strict=True)):
+            x, weights = layer(x, bias)
             if output_hidden_states:
                 extra[f"hidden_states.{index + 1}"] = x
             if output_attentions:
                 extra[f"attentions.{index}"] = weights
         outputs: dict[str, Tensor] = self.head(self.layernorm(x), grid)
         return outputs | extra
+
+    def _biases(self, grid: tuple[int, int], *, interpolate: bool) -> list[Tensor | None]:
+        """What each layer's attention adds by relative position: (1, H, L, L), or None."""
+        if not (self.config.relative_positions or self.config.shared_relative_positions):
+            return [None] * len(self.layers)
+        index = relative_position_index(grid, self.embeddings.cls_token.device)
+        new_grid = grid if interpolate else None
+        shared = None if self.shared_position_bias is None else self.shared_position_bias(index, new_grid)
+        if not self.config.relative_positions:
+            return [shared] * len(self.layers)
+        own = [layer.get_submodule("relative_position_bias")(index, new_grid) for layer in self.layers]
+        return [bias if shared is None else bias + shared for bias in own]
 
     def with_attention(self, kind: AttentionKind) -> VisionTransformer:
         """The same model, its weights shared, with the other attention."""
@@ -106,26 +124,24 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def resize(self, image_size: tuple[int, int]) -> None:
-        """Make the model one for images of `image_size` (height, width), its position table interpolated once.
+        """Make the model one for images of `image_size` (height, width), its position tables interpolated once.
 
         Raises:
             UsageError: the size is not a pair of positive integers, or smaller than one patch.
         """
-        config = dataclasses.replace(self.config, image_size=image_size)
-        table = self.embeddings.position_embeddings
-        positions = self.embeddings.interpolated_positions(config.grid_size)
-        self.embeddings.position_embeddings = nn.Parameter(positions, requires_grad=table.requires_grad)
-        self.embeddings.grid_size = config.grid_size
-        self.config = config
+        self.config = dataclasses.replace(self.config, image_size=image_size)
+        for module in list(self.modules()):
+            if isinstance(module, (Embeddings, RelativePositionBias)):
+                module.resize(self.config.grid_size)
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
         """Draw fresh weights as transformers does: normal with `initializer_range`; biases, mask token 0; norms 1."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if "layernorm" in name and name.endswith("weight"):
+            if "layer_scale" in name or ("layernorm" in name and name.endswith("weight")):
                 parameter.fill_(1.0)
-            elif name.endswith("bias") or name == "embeddings.mask_token":
+            elif name.endswith(("bias", "bias_table")) or name == "embeddings.mask_token":
                 parameter.zero_()
             else:
                 parameter.normal_(std=self.config.initializer_range, generator=generator)

@@ -1,0 +1,130 @@
+"""Every head of every family that transformers has, and random configurations of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# transformers' classes of a plain ViT.
+VIT_CLASSES = {
+    Task.CLASSIFICATION: "ViTForImageClassification",
+    Task.FEATURES: "ViTModel",
+    Task.MASKED_IMAGE_MODELING: "ViTForMaskedImageModeling",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """One class of transformers.
+
+    Attributes:
+        family: its model_type.
+        name: of the class.
+        task: what it computes.
+        processor: the class of its image processor, without "Pil".
+    """
+
+    family: str
+    name: str
+    task: Task
+    processor: str = "ViTImageProcessor"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def resizes_by_itself(self) -> bool:
+        """Whether transformers' model interpolates positions without being asked to."""
+        return self.family in ("beit", "dinov2", "dinov2_with_registers")
+
+
+HEADS = (
+    Head("vit", "ViTForImageClassification", Task.CLASSIFICATION),
+    Head("vit", "ViTModel", Task.FEATURES),
+    Head("vit", "ViTForMaskedImageModeling", Task.MASKED_IMAGE_MODELING),
+    Head("deit", "DeiTForImageClassification", Task.CLASSIFICATION, "DeiTImageProcessor"),
+    Head("deit", "DeiTForImageClassificationWithTeacher", Task.CLASSIFICATION, "DeiTImageProcessor"),
+    Head("deit", "DeiTModel", Task.FEATURES, "DeiTImageProcessor"),
+    Head("deit", "DeiTForMaskedImageModeling", Task.MASKED_IMAGE_MODELING, "DeiTImageProcessor"),
+    Head("beit", "BeitForImageClassification", Task.CLASSIFICATION, "BeitImageProcessor"),
+    Head("beit", "BeitModel", Task.FEATURES, "BeitImageProcessor"),
+    Head("beit", "BeitForMaskedImageModeling", Task.MASKED_IMAGE_MODELING, "BeitImageProcessor"),
+    Head("vit_mae", "ViTMAEModel", Task.FEATURES),
+    Head("vit_mae", "ViTMAEForPreTraining", Task.FEATURES),
+    Head("vit_msn", "ViTMSNForImageClassification", Task.CLASSIFICATION),
+    Head("vit_msn", "ViTMSNModel", Task.FEATURES),
+    Head("dinov2", "Dinov2ForImageClassification", Task.CLASSIFICATION, "BitImageProcessor"),
+    Head("dinov2", "Dinov2Model", Task.FEATURES, "BitImageProcessor"),
+    Head(
+        "dinov2_with_registers", "Dinov2WithRegistersForImageClassification", Task.CLASSIFICATION, "BitImageProcessor"
+    ),
+    Head("dinov2_with_registers", "Dinov2WithRegistersModel", Task.FEATURES, "BitImageProcessor"),
+)
+
+
+def random_config(head: Head, seed: int) -> dict[str, Any]:
+    """Arguments of transformers' configuration: odd depths, sizes that are no defaults, every switch of the family."""
+    draw = random.Random(f"{head.name}-{seed}")
+    patch = draw.choice((4, 5, 8))
+    heads = draw.choice((2, 3, 4))
+    config: dict[str, Any] = {
+        "hidden_size": heads * draw.choice((8, 12)),
+        "num_hidden_layers": (1, 3, 5)[seed % 3],
+        "num_attention_heads": heads,
+        "hidden_act": draw.choice(("gelu", "gelu_new", "relu", "quick_gelu")),
+        "layer_norm_eps": draw.choice((1e-12, 1e-6, 1e-3)),
+        "image_size": patch * draw.choice((3, 4, 6)) + draw.choice((0, 0, 2)),
+        "patch_size": patch,
+        "num_labels": draw.choice((2, 3, 11)),
+    }
+    if head.family not in ("dinov2", "dinov2_with_registers"):
+        config["intermediate_size"] = draw.choice((24, 40, 56))
+    if head.family != "beit":
+        config["qkv_bias"] = draw.random() < 0.7
+    if head.task is Task.MASKED_IMAGE_MODELING:  # transformers takes a mask where one patch is decoded to one patch
+        config["encoder_stride"] = patch
+        config["image_size"] -= config["image_size"] % patch
+    if head.family in _OF_FAMILY:
+        config |= _OF_FAMILY[head.family](draw, seed, head)
+    return config
+
+
+def _beit(draw: random.Random, seed: int, head: Head) -> dict[str, Any]:
+    return {
+        "use_relative_position_bias": seed % 3 != 1,
+        "use_shared_relative_position_bias": seed % 3 != 0,
+        "use_absolute_position_embeddings": draw.random() < 0.5,
+        "use_mean_pooling": seed % 2 == 0,
+        "layer_scale_init_value": draw.choice((0.0, 0.1)),
+        "use_mask_token": head.task is Task.MASKED_IMAGE_MODELING,
+        "vocab_size": 17,
+    }
+
+
+def _dinov2(draw: random.Random, seed: int, head: Head) -> dict[str, Any]:
+    registers = {"num_register_tokens": draw.choice((1, 4))} if head.family == "dinov2_with_registers" else {}
+    return {"use_swiglu_ffn": seed % 2 == 1, "mlp_ratio": draw.choice((2, 4)), **registers}
+
+
+def _mae(draw: random.Random, seed: int, head: Head) -> dict[str, Any]:
+    return {  # nothing is masked in deployment
+        "mask_ratio": 0.0,
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 16,
+    }
+
+
+_OF_FAMILY: dict[str, Callable[[random.Random, int, Head], dict[str, Any]]] = {
+    "beit": _beit,
+    "dinov2": _dinov2,
+    "dinov2_with_registers": _dinov2,
+    "vit_mae": _mae,
+}

@@ -1,0 +1,189 @@
+"""Every head of every family from its checkpoint to both backends, against transformers."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import transformers
+from sklearn.datasets import load_sample_images
+
+import vitdeploy
+from families import HEADS, Head, random_config
+from vitdeploy.errors import UsageError
+from vitdeploy.models.config import ViTConfig
+from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from conftest import Checkpoint, WriteCheckpoint
+    from vitdeploy.bundle import Bundle
+
+BY_HEAD = pytest.mark.parametrize("head", HEADS, ids=str)
+BY_UNMASKED_HEAD = pytest.mark.parametrize(
+    "head", [head for head in HEADS if head.task is not Task.MASKED_IMAGE_MODELING], ids=str
+)
+BATCHES = (1, 2, 7)
+# Of an output's largest magnitude, float32: the order of sums differs between engines. Seen: 8e-6 at most, for logits
+# of two classes, which cancel.
+TOLERANCE = 1e-5
+# Patches down and across, and pixels beyond: native, larger, smaller, wide, tall with a part of a patch, and one row.
+SIZES = ((4, 4, 0), (7, 7, 0), (2, 2, 0), (3, 6, 0), (6, 4, 3), (1, 5, 1))
+PHOTOGRAPHS = load_sample_images().filenames
+
+
+def answers(checkpoint: Checkpoint, head: Head, feeds: Mapping[str, np.ndarray], *, resize: bool) -> dict[str, Any]:
+    """What transformers' class answers; of MAE, its encoder told not to shuffle the patches."""
+    model = checkpoint.peer
+    options: dict[str, Any] = {"output_hidden_states": True}
+    if resize and not head.resizes_by_itself:
+        options["interpolate_pos_encoding"] = True
+    if head.family == "vit_mae":
+        model = getattr(model, "vit", model)
+        pixels, (height, width) = feeds["pixel_values"], checkpoint.config.patch_size
+        patches = (pixels.shape[2] // height) * (pixels.shape[3] // width)
+        options["noise"] = torch.arange(patches, dtype=torch.float32).expand(len(pixels), -1)
+    with torch.inference_mode():
+        named = dict(model(**{name: torch.from_numpy(array) for name, array in feeds.items()}, **options))
+    hidden = named.pop("hidden_states")
+    return {name: value.numpy() for name, value in named.items() if isinstance(value, torch.Tensor)} | {
+        f"hidden_states.{index}": value.numpy() for index, value in enumerate(hidden)
+    }
+
+
+def assert_near(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> None:
+    assert got
+    for name, value in got.items():
+        assert value.shape == want[name].shape, name
+        difference = np.abs(value - want[name]).max() / np.abs(want[name]).max()
+        assert difference <= TOLERANCE, f"{name}: {difference:.1e}"
+
+
+def pixels_of(batch_size: int, size: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch_size, 3, *size), np.float32)
+
+
+@BY_HEAD
+@pytest.mark.parametrize("seed", range(3))
+def test_both_backends_give_every_output_of_transformers(
+    write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head, seed: int
+) -> None:
+    checkpoint = write_checkpoint(head, random_config(head, seed), seed=seed)
+    config = checkpoint.config
+    plain = vitdeploy.export(checkpoint.folder, output=tmp_path / "plain")
+    names = [spec.name for spec in plain.manifest.artifacts[0].outputs]
+    outputs = [*names, "hidden_states"]
+    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "all", outputs=outputs)
+    for backend in BACKENDS:
+        options: dict[str, Any] = {"outputs": outputs} if backend == "torch" else {}
+        with open_runtime(bundle, backend, **options) as runtime, open_runtime(plain, backend) as plain_runtime:
+            for batch_size in BATCHES:
+                feeds = {"pixel_values": pixels_of(batch_size, config.image_size)}
+                if head.task is Task.MASKED_IMAGE_MODELING:
+                    feeds["bool_masked_pos"] = np.random.default_rng(1).random((batch_size, config.num_patches)) < 0.4
+                want = answers(checkpoint, head, feeds, resize=False)
+                got = runtime.run(feeds)
+                assert list(got) == [*names, *(f"hidden_states.{i}" for i in range(config.num_hidden_layers + 1))]
+                assert_near(got, want)
+                assert_near(plain_runtime.run(feeds), want)
+
+
+@BY_UNMASKED_HEAD
+def test_one_export_takes_every_size(write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head) -> None:
+    config = random_config(head, 0) | {"patch_size": 5, "image_size": 20}
+    checkpoint = write_checkpoint(head, config)
+    bundle = vitdeploy.export(checkpoint.folder, dynamic_image_size=True, output=tmp_path / "out")
+    assert ViTConfig.from_pretrained(bundle.path).image_size == (20, 20)
+    assert "Resize" in operators(bundle)
+    for backend in BACKENDS:
+        with open_runtime(bundle, backend) as runtime:
+            assert runtime.inputs[0].shape == ("batch", 3, "height", "width")
+            for rows, columns, rest in SIZES:
+                for batch_size in BATCHES:
+                    feeds = {"pixel_values": pixels_of(batch_size, (rows * 5 + rest, columns * 5 + rest))}
+                    assert_near(runtime.run(feeds), answers(checkpoint, head, feeds, resize=True))
+
+
+@BY_UNMASKED_HEAD
+@pytest.mark.parametrize("size", SIZES[1:], ids=str)
+def test_another_fixed_size_is_baked(
+    write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head, size: tuple[int, int, int]
+) -> None:
+    rows, columns, rest = size
+    image_size = (rows * 5 + rest, columns * 5 + rest)
+    checkpoint = write_checkpoint(head, random_config(head, 0) | {"patch_size": 5, "image_size": 20})
+    bundle = vitdeploy.export(checkpoint.folder, image_size=image_size, output=tmp_path / "out")
+    assert "Resize" not in operators(bundle)
+    feeds = {"pixel_values": pixels_of(2, image_size)}
+    for backend in BACKENDS:
+        with vitdeploy.load(bundle.path, backend=backend) as predictor:
+            assert predictor.processor.output_size == image_size
+            assert_near(predictor.runtime.run(feeds), answers(checkpoint, head, feeds, resize=True))
+
+
+def test_a_mask_is_of_one_size(write_checkpoint: WriteCheckpoint, tmp_path: Path) -> None:
+    head = next(head for head in HEADS if head.name == "ViTForMaskedImageModeling")
+    checkpoint = write_checkpoint(head, random_config(head, 0))
+    with pytest.raises(UsageError, match="a dynamic image size must be for image-classification or image-feature"):
+        vitdeploy.export(checkpoint.folder, dynamic_image_size=True, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@BY_HEAD
+def test_an_image_gives_what_transformers_makes_of_it(
+    write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head
+) -> None:
+    """The family's own processor, as transformers writes it, and its model: photographs in, outputs out."""
+    config = random_config(head, 2) | {"patch_size": 8, "image_size": 48 if head.resizes_by_itself else 32}
+    if head.task is Task.MASKED_IMAGE_MODELING:
+        config |= {"encoder_stride": 8, "image_size": 32}
+    checkpoint = write_checkpoint(head, config)
+    size = {"shortest_edge": 40} if head.processor == "BitImageProcessor" else {"height": 40, "width": 40}
+    crop = head.processor in ("BitImageProcessor", "DeiTImageProcessor")
+    options = {"size": size, "crop_size": 32} if crop else {"size": 32}
+    processor = getattr(transformers, f"{head.processor}Pil")(**options)
+    processor.save_pretrained(checkpoint.folder)
+
+    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
+    pictures = [transformers.image_utils.load_image(name) for name in PHOTOGRAPHS]
+    feeds = {"pixel_values": processor(pictures, return_tensors="np")["pixel_values"]}
+    if head.task is Task.MASKED_IMAGE_MODELING:
+        feeds["bool_masked_pos"] = np.random.default_rng(1).random((2, 16)) < 0.4
+    want = answers(checkpoint, head, feeds, resize=False)
+    for backend in BACKENDS:
+        with vitdeploy.load(bundle.path, backend=backend) as predictor:
+            pixels = predictor.processor(PHOTOGRAPHS)
+            np.testing.assert_array_equal(pixels, feeds["pixel_values"])
+            assert_near(predictor.runtime.run(feeds | {"pixel_values": pixels}), want)
+            if head.task is Task.CLASSIFICATION:
+                best = [predictions[0].index for predictions in predictor.predict(PHOTOGRAPHS)]
+                assert best == want["logits"].argmax(axis=1).tolist()
+
+
+@BY_HEAD
+def test_a_bundle_is_a_repository_that_transformers_loads(
+    write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head
+) -> None:
+    config = random_config(head, 1)
+    if head.name == "BeitForMaskedImageModeling":  # of the two norms that it has else, transformers mixes up its own
+        config["use_mean_pooling"] = True
+    checkpoint = write_checkpoint(head, config)
+    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
+    name = json.loads((bundle.path / "config.json").read_text())["architectures"][0]
+    model, report = getattr(transformers, name).from_pretrained(bundle.path, output_loading_info=True)
+    assert not any(report.values()), report
+    source = checkpoint.peer.vit if head.name == "ViTMAEForPreTraining" else checkpoint.peer
+    for key, value in source.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+
+
+def operators(bundle: Bundle) -> set[str]:
+    graph = onnx.load(bundle.path / bundle.manifest.artifacts[0].files[0].path).graph
+    return {node.op_type for node in graph.node}

@@ -1,0 +1,1 @@
+"""Checkpoints of other libraries, converted to the equivalent Hugging Face checkpoints."""

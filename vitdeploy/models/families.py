@@ -1,0 +1,190 @@
+"""The Vision Transformers of transformers: what sets each apart from ViT, and how its checkpoints spell it.
+
+A family is one row of `FAMILIES`; CONTRIBUTING shows how one is added.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.errors import UsageError
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def _nothing(config: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001  (one signature)
+    return {}
+
+
+# Our names of the parts of a layer -> those on disk. The Hub keeps transformers 4's names, which transformers 5 still
+# writes; the module names of transformers 5 are ours, and are read too.
+_ATTENTION = {
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+}
+_VIT_LAYER = {**_ATTENTION, "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+_BEIT_LAYER = {
+    **_VIT_LAYER,
+    "layer_scale1": "lambda_1",
+    "layer_scale2": "lambda_2",
+    "relative_position_bias": "attention.attention.relative_position_bias",
+}
+_DINOV2_LAYER = {
+    **_ATTENTION,
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "layer_scale1": "layer_scale1.lambda1",
+    "layer_scale2": "layer_scale2.lambda1",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One `model_type` of transformers.
+
+    Attributes:
+        prefix: what the names of the encoder's weights begin with where a head stands beside it.
+        architectures: transformers' classes that are known here, and the task of each; the usual one of a task first.
+        sets: the fields of `ViTConfig` in which it departs from ViT, or from ViT's defaults.
+        derive: the fields that follow from other keys of its `config.json`.
+        layer_names: the parts of a layer by our names -> their names on disk.
+        other_names: the same for weights outside the layers.
+        head_norm: whether a head has a norm of its own, which only the missing prefix tells from the encoder's.
+    """
+
+    prefix: str
+    architectures: Mapping[str, Task]
+    sets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    derive: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
+    layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _VIT_LAYER)
+    other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    head_norm: bool = False
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return tuple(dict.fromkeys(self.architectures.values()))
+
+
+def _beit(config: Mapping[str, Any]) -> dict[str, Any]:
+    mean = _flag(config, "use_mean_pooling", default=True)
+    return {
+        "qkv_bias": True,  # transformers has no such key here
+        "absolute_positions": _flag(config, "use_absolute_position_embeddings", default=False),
+        "relative_positions": _flag(config, "use_relative_position_bias", default=False),
+        "shared_relative_positions": _flag(config, "use_shared_relative_position_bias", default=False),
+        "layer_scale": _number(config, "layer_scale_init_value", default=0.1) > 0,
+        "final_norm": not mean,
+        "classification_pooler": "mean" if mean else "cls",
+        "feature_pooler": "mean" if mean else "cls",
+        "vocab_size": config.get("vocab_size", 8192),
+    }
+
+
+def _dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
+    swiglu = _flag(config, "use_swiglu_ffn", default=False)
+    size = config.get("hidden_size", 768)
+    ratio = _number(config, "mlp_ratio", default=4)
+    if isinstance(size, bool) or not isinstance(size, int):
+        return {}  # ViTConfig says what is wrong with it
+    width = int(size * ratio)
+    if swiglu:  # two thirds of the MLP's width, rounded up to a multiple of 8: transformers' Dinov2SwiGLUFFN
+        width = (int(width * 2 / 3) + 7) // 8 * 8
+    return {
+        "intermediate_size": width,
+        "swiglu": swiglu,
+        "mask_token": _flag(config, "use_mask_token", default=True),
+    }
+
+
+def _registers(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_dinov2(config), "mask_token": True, "num_register_tokens": config.get("num_register_tokens", 4)}
+
+
+def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise UsageError(f"{key} must be true or false, got {value!r:.80}")
+    return value
+
+
+def _number(config: Mapping[str, Any], key: str, *, default: float) -> float:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 2**15:
+        raise UsageError(f"{key} must be a number from 0 to {2**15}, got {value!r:.80}")
+    return value
+
+
+_DINOV2_FIELDS: dict[str, Any] = {
+    "layer_norm_eps": 1e-6,
+    "layer_scale": True,
+    "float32_softmax": False,
+    "any_image_size": True,
+    "classification_pooler": "cls+mean",
+    "feature_pooler": "cls",
+}
+
+FAMILIES: dict[str, Family] = {
+    "vit": Family(
+        prefix="vit.",
+        architectures={
+            "ViTForImageClassification": Task.CLASSIFICATION,
+            "ViTModel": Task.FEATURES,
+            "ViTForMaskedImageModeling": Task.MASKED_IMAGE_MODELING,
+        },
+    ),
+    "deit": Family(
+        prefix="deit.",
+        architectures={
+            "DeiTForImageClassification": Task.CLASSIFICATION,
+            "DeiTForImageClassificationWithTeacher": Task.CLASSIFICATION,
+            "DeiTModel": Task.FEATURES,
+            "DeiTForMaskedImageModeling": Task.MASKED_IMAGE_MODELING,
+        },
+        sets={"distillation_token": True},
+    ),
+    "beit": Family(
+        prefix="beit.",
+        architectures={
+            "BeitForImageClassification": Task.CLASSIFICATION,
+            "BeitModel": Task.FEATURES,
+            "BeitForMaskedImageModeling": Task.MASKED_IMAGE_MODELING,
+        },
+        sets={"key_bias": False, "any_image_size": True},
+        derive=_beit,
+        layer_names=_BEIT_LAYER,
+        other_names={"shared_position_bias": "encoder.relative_position_bias"},
+        head_norm=True,
+    ),
+    "vit_mae": Family(
+        prefix="vit.",
+        architectures={"ViTMAEModel": Task.FEATURES, "ViTMAEForPreTraining": Task.FEATURES},
+        sets={"feature_pooler": None},
+    ),
+    "vit_msn": Family(
+        prefix="vit.",
+        architectures={"ViTMSNForImageClassification": Task.CLASSIFICATION, "ViTMSNModel": Task.FEATURES},
+        sets={"layer_norm_eps": 1e-6, "feature_pooler": None},
+    ),
+    "dinov2": Family(
+        prefix="dinov2.",
+        architectures={"Dinov2ForImageClassification": Task.CLASSIFICATION, "Dinov2Model": Task.FEATURES},
+        sets={**_DINOV2_FIELDS, "patch_size": (14, 14)},
+        derive=_dinov2,
+        layer_names=_DINOV2_LAYER,
+    ),
+    "dinov2_with_registers": Family(
+        prefix="dinov2_with_registers.",
+        architectures={
+            "Dinov2WithRegistersForImageClassification": Task.CLASSIFICATION,
+            "Dinov2WithRegistersModel": Task.FEATURES,
+        },
+        sets={**_DINOV2_FIELDS, "position_antialias": True},
+        derive=_registers,
+        layer_names=_DINOV2_LAYER,
+    ),
+}

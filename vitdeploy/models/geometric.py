@@ -1,0 +1,73 @@
+"""Resize a table over relative positions as timm does for BEiT: its offsets spread out in geometric progression.
+
+The rule is that of BEiT's fine-tuning (arXiv:2106.08254), in timm `resize_rel_pos_bias_table`. Near offsets keep their
+biases, far ones are stretched over the larger grid. It is linear in each axis, so each is one matrix of weights.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LOWEST, _HIGHEST = 1.01, 1.5  # where timm looks for the ratio,
+_PRECISION = 1e-6  # and how closely
+
+
+def resize_offsets(offsets: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Resize a table with a row for each offset of two patches: (rows of `old`, H) -> (rows of `new`, H).
+
+    A grid of (gh, gw) has (2 gh - 1) * (2 gw - 1) rows. The same grid gives the same table; where one side alone
+    changes, the other one's weights are applied too, as in timm. Half precision is computed in float32.
+    """
+    if old == new:
+        return offsets
+    dtype = torch.promote_types(offsets.dtype, torch.float32)
+    down, across = (axis_weights(*sides).to(offsets.device, dtype) for sides in zip(old, new, strict=True))
+    table = torch.unflatten(offsets.to(dtype), 0, (down.shape[1], across.shape[1]))  # (old down, old across, H)
+    table = torch.unflatten(down @ table.flatten(1), 1, table.shape[1:])  # (new down, old across, H)
+    return (across @ table).flatten(0, 1).to(offsets.dtype)  # (new down * new across, H)
+
+
+def axis_weights(old: int, new: int) -> Tensor:
+    """What each old offset adds to each new one, for sides of `old` and `new` patches: (2 new - 1, 2 old - 1) float64.
+
+    Each row interpolates linearly between the two old offsets around the new one, and repeats the outermost beyond it.
+    """
+    if old == 1:  # one offset, which is all that any other can be
+        return torch.ones(2 * new - 1, 1, dtype=torch.float64)
+    sources = offset_positions(old, new)
+    targets = torch.arange(1 - new, new, dtype=torch.float64).clamp(sources[0], sources[-1])
+    right = torch.searchsorted(sources, targets).clamp(min=1)
+    share = (targets - sources[right - 1]) / (sources[right] - sources[right - 1])
+    weights = torch.zeros(len(targets), len(sources), dtype=torch.float64)
+    weights.scatter_(1, right[:, None], share[:, None])
+    return weights.scatter_(1, right[:, None] - 1, 1 - share[:, None])
+
+
+def offset_positions(old: int, new: int) -> Tensor:
+    """Where the offsets of a side of `old` patches lie among the integers of one of `new`: (2 old - 1,) float64.
+
+    From 0 on both sides, the gaps are the powers of `_ratio`, from the 0th.
+    """
+    gaps = torch.full((old - 1,), _ratio(old - 1, new - 1), dtype=torch.float64).pow(torch.arange(old - 1))
+    positive = gaps.cumsum(0)
+    return torch.cat((-positive.flip(0), torch.zeros(1, dtype=torch.float64), positive))
+
+
+def _ratio(gaps: int, reach: int) -> float:
+    """The ratio with which the sum of that many gaps is `reach`, or else the end of the range that comes closest."""
+    low, high = _LOWEST, _HIGHEST
+    ratio = high
+    while high - low > _PRECISION:
+        ratio = (low + high) / 2  # the last one tried is taken, on whichever side it lies
+        # ratio ** gaps - 1 > reach * (ratio - 1), in logarithms because the power of a long side is beyond a float
+        if gaps * math.log(ratio) > math.log1p(reach * (ratio - 1)):
+            high = ratio
+        else:
+            low = ratio
+    return ratio

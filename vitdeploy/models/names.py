@@ -1,0 +1,66 @@
+"""The names of weights: on disk, as transformers writes and once wrote them, and in our modules."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from vitdeploy.models.families import Family
+
+_LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)")
+_HEADS = ("classifier", "cls_classifier", "distillation_classifier", "pooler", "decoder", "lm_head")
+# Of the oldest checkpoints.
+_LEGACY = ((re.compile(r"(layernorm\w*)\.gamma$"), r"\1.weight"), (re.compile(r"(layernorm\w*)\.beta$"), r"\1.bias"))
+
+
+def our_names(family: Family, names: Iterable[str]) -> dict[str, str]:
+    """Each of a checkpoint's `names` -> the name in our modules; a name that is not known stays as it is."""
+    names = tuple(names)
+    beside_a_head = any(name.startswith(family.prefix) for name in names)
+    return {name: _our_name(family, name, beside_a_head=beside_a_head) for name in names}
+
+
+def disk_name(family: Family, name: str, *, beside_a_head: bool) -> str:
+    """The name that transformers gives on disk to our weight `name`.
+
+    Args:
+        family: whose.
+        name: in our modules.
+        beside_a_head: whether the model has a head of its own, so that the encoder's names get the family's prefix.
+    """
+    prefix = family.prefix if beside_a_head else ""
+    if name.startswith("head."):
+        head = name.removeprefix("head.")
+        return prefix + head if head.startswith("pooler.") else head
+    match = _LAYER.fullmatch(name)
+    if match is None:
+        return prefix + _translated(name, family.other_names)
+    return f"{prefix}encoder.layer.{match[1]}.{_translated(match[2], family.layer_names)}"
+
+
+def _our_name(family: Family, name: str, *, beside_a_head: bool) -> str:
+    for pattern, replacement in _LEGACY:
+        name = pattern.sub(replacement, name)
+    bare = name.removeprefix(family.prefix)
+    first = bare.partition(".")[0]
+    if first in _HEADS or (first == "layernorm" and family.head_norm and beside_a_head and bare == name):
+        return f"head.{bare}"
+    match = _LAYER.fullmatch(bare)
+    if match is None:
+        return _translated(bare, _inverse(family.other_names))
+    return f"layers.{match[1]}.{_translated(match[2], _inverse(family.layer_names))}"
+
+
+def _translated(name: str, table: Mapping[str, str]) -> str:
+    """`name` with the part that `table` has for its beginning."""
+    for old, new in table.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name[len(old) :]
+    return name
+
+
+def _inverse(table: Mapping[str, str]) -> dict[str, str]:
+    return {on_disk: ours for ours, on_disk in table.items()}
