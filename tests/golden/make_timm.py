@@ -156,6 +156,18 @@ def compute(model: Any, pixels: torch.Tensor, prefix: str) -> dict[str, np.ndarr
     return results
 
 
+def hidden_states(model: Any, pixels: torch.Tensor, prefix: str) -> dict[str, np.ndarray[Any, Any]]:
+    """What goes into the first block, and what comes out of each."""
+    found: list[torch.Tensor] = []
+    hooks = [model.blocks[0].register_forward_pre_hook(lambda _, given: found.append(given[0]))]
+    hooks += [block.register_forward_hook(lambda _, __, result: found.append(result)) for block in model.blocks]
+    with torch.inference_mode():
+        model.forward_features(pixels)
+    for hook in hooks:
+        hook.remove()
+    return {f"{prefix}/hidden_states.{index}": value.numpy() for index, value in enumerate(found)}
+
+
 def write_case(kind: str, number: int, architecture: str, arguments: dict[str, Any]) -> None:
     seed = 10 * list(KINDS).index(kind) + number
     classes = 0 if kind in FEATURES else 4 + number
@@ -169,10 +181,15 @@ def write_case(kind: str, number: int, architecture: str, arguments: dict[str, A
     config = json.loads((folder / "config.json").read_text())
     height, width = config["model_args"]["img_size"]
     patch_height, patch_width = model.patch_embed.patch_size
-    # A BEiT's width stays once: timm resamples that axis too where the other one changes.
+    # Larger, and not square; of a BEiT with the width of its own once: timm resamples that axis too where the other one
+    # changes. Of the first model of a kind also smaller, wide and tall.
     last = (height - patch_height, width + (0 if kind.startswith("beit") else patch_width))
     sizes = [(height, width), (height + 2 * patch_height, width + 2 * patch_width), last]
+    if not number:
+        more = ((2, 2), (1, 5), (6, 3))
+        sizes += [(rows * patch_height, columns * patch_width) for rows, columns in more]
     results: dict[str, np.ndarray[Any, Any]] = {"seed": np.array(seed)}
+    results |= hidden_states(model, inputs(seed, height, width), f"{height}x{width}")
     for size in sizes:
         resized = copy.deepcopy(model)
         if size != (height, width):
