@@ -149,24 +149,19 @@ def _example_size(served: Served) -> tuple[int, int] | None:
     return (down + 1) * height, (across + 3) * width
 
 
-def _dynamic_shapes(served: Served) -> tuple[tuple[dict[int, Any], ...], ...] | tuple[dict[int, Any], ...]:
+def _dynamic_shapes(served: Served) -> tuple[dict[int, Any], ...]:
     """The free axes of each input.
 
     An axis is named once: the exporter finds which others are the same, and warns where they have the same name.
     """
-    named: dict[str, Any] = {}
-    shapes = []
+    named: set[str] = set()
+    shapes: list[dict[int, Any]] = []
     for spec in served.inputs:
         free = {index: axis for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
-        shapes.append({index: _new_axis(axis, named) for index, axis in free.items()})
+        dim = torch.export.Dim
+        shapes.append({index: dim.DYNAMIC if axis in named else dim(axis) for index, axis in free.items()})
+        named.update(free.values())
     return tuple(shapes)
-
-
-def _new_axis(name: str, named: dict[str, Any]) -> Any:
-    if name in named:
-        return torch.export.Dim.DYNAMIC
-    named[name] = torch.export.Dim(name)
-    return named[name]
 
 
 def _repeated(graph: ir.Graph, layers: nn.ModuleList, values: dict[str, ir.Value]) -> dict[str, ir.Value]:
@@ -197,7 +192,9 @@ def _name_axes(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
     for value, spec in zip(values, specs, strict=True):
         if value.shape is not None and len(value.shape) == len(spec.shape):
             axes = zip(value.shape, spec.shape, strict=True)
-            value.shape = ir.Shape([got if isinstance(got, int) else want for got, want in axes])
+            value.shape = ir.Shape(
+                [want if isinstance(want, str) and not isinstance(got, int) else got for got, want in axes]
+            )
 
 
 @contextlib.contextmanager

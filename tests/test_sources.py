@@ -132,3 +132,13 @@ def test_another_size_is_one_file_of_the_processor(
     assert set(found.files) == {"config.json", "preprocessor_config.json"}
     assert ImageProcessor.from_dict(json.loads(found.files["preprocessor_config.json"])).output_size == (40, 24)
     assert json.loads(found.files["config.json"])["image_size"] == [40, 24]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_processor_that_gives_less_than_a_patch_is_refused(write_checkpoint: WriteCheckpoint, dynamic: bool) -> None:
+    head = next(head for head in HEADS if head.name == "Dinov2Model")
+    folder = write_checkpoint(head, random_config(head, 0) | {"image_size": 40, "patch_size": 8}).folder
+    processor = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 28}, "crop_size": [24, 7]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(CheckpointError, match=r"at least one patch, \(8, 8\) pixels, gives \(24, 7\)"):
+        read_checkpoint(folder, dynamic_image_size=dynamic)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -104,13 +105,19 @@ def read_checkpoint(
     if image_size is not None:
         processor = processor.resized(*image_size)
         files = {_PROCESSOR: _json(processor.to_dict())}
-    new_size = image_size or (processor.output_size if config.any_image_size and not dynamic_image_size else None)
+    given = processor.output_size
+    if image_size is None and given is not None and any(map(operator.lt, given, config.patch_size)):
+        raise CheckpointError(
+            f"{model}: the image processor must give at least one patch, {config.patch_size} pixels, gives {given}: "
+            f"mend {_PROCESSOR}, or say an image size"
+        )
+    new_size = image_size or (given if config.any_image_size and not dynamic_image_size else None)
     if new_size not in (None, config.image_size):
         reference.resize(new_size)
         data["image_size"] = json_size(new_size)
-    if not dynamic_image_size and processor.output_size != reference.config.image_size:
+    if not dynamic_image_size and given != reference.config.image_size:
         raise CheckpointError(
-            f"{model}: the model must take what the image processor gives, {processor.output_size} pixels, it takes "
+            f"{model}: the model must take what the image processor gives, {given or 'any size of'} pixels, it takes "
             f"{config.image_size}: mend {_PROCESSOR}, or say an image size"
         )
     # The bundle's weights are float32, whatever the source's type and whichever of its heads is used.

@@ -171,7 +171,7 @@ def _task(name: str | None) -> Task | None:
 def _image_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or not all(type(edge) is int and edge > 0 for edge in pair):
         raise UsageError(f"image_size must be a positive integer or a pair of them (height, width), got {size!r}")
     return pair[0], pair[1]

@@ -100,6 +100,7 @@ def test_every_field_has_invalid_values() -> None:
     [
         ({"image_size": 15}, ("patch_size", "image_size")),
         ({"image_size": [224, 8]}, ("patch_size", "image_size")),
+        ({"image_size": 2**14}, ("image_size", "65536 patches")),
         ({"hidden_size": 4}, ("hidden_size", "num_attention_heads")),
     ],
 )

@@ -119,7 +119,8 @@ def test_what_is_asked_for_is_given_in_that_order(asked: list[str], names: list[
         (["hidden_states.-1"], "must be among"),
         (["last_hidden_state"], "must be among"),
         ([3], "must be among .*got 3"),
-        ("logits", "a sequence of names, got the name 'logits'"),
+        ("logits", "a sequence of names, got 'logits'"),
+        (5, "a sequence of names, got 5"),
     ],
 )
 def test_an_output_that_is_not_there_is_refused(asked: Any, message: str) -> None:

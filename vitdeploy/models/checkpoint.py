@@ -44,15 +44,16 @@ def task_of(config: Mapping[str, object]) -> Task:
     Raises:
         CheckpointError: they name none that is known here.
     """
-    known = {name: task for family in FAMILIES.values() for name, task in family.architectures.items()}
+    model_type = str(config.get("model_type"))
+    families = [FAMILIES[model_type]] if model_type in FAMILIES else FAMILIES.values()
+    known = {name: task for family in families for name, task in family.architectures.items()}
     architectures = config.get("architectures")
     for name in architectures if isinstance(architectures, list) else ():
         if isinstance(name, str) and name in known:
             return known[name]
-    family = FAMILIES.get(str(config.get("model_type")))
     raise CheckpointError(
-        f"config.json: architectures must name one of {', '.join(family.architectures if family else known)}, "
-        f"got {architectures!r:.80}; or say the task yourself (--task)"
+        f"config.json: architectures must name one of {', '.join(known)}, got {architectures!r:.80}; "
+        f"or say the task yourself (--task)"
     )
 
 

@@ -40,6 +40,7 @@ _OURS = ("position_antialias", "relative_position_interpolation")  # and those t
 # Beyond any real model; below, the element count of every weight fits 64 bits.
 _MAX_SIZE = 2**15
 _MAX_LAYERS = 2**10
+_MAX_PATCHES = 2**16  # the attention of one head among as many takes 16 GiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +141,11 @@ class ViTConfig:
             self._require(name, lambda value: isinstance(value, str), "the name of an activation")
         if min(self.grid_size) < 1:
             raise UsageError(f"patch_size {self.patch_size} must not exceed image_size {self.image_size}")
+        if self.num_patches > _MAX_PATCHES:
+            raise UsageError(
+                f"image_size {self.image_size} must have at most {_MAX_PATCHES} patches of {self.patch_size}, "
+                f"has {self.num_patches}"
+            )
         if self.attention_head_dim < 1:
             raise UsageError(
                 f"hidden_size {self.hidden_size} must be at least num_attention_heads {self.num_attention_heads}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,8 +117,8 @@ def output_names(model: VisionTransformer, asked: Sequence[str] | None = None) -
     head = tuple(_head_outputs(model))
     if asked is None:
         return head
-    if isinstance(asked, str):
-        raise UsageError(f"outputs must be a sequence of names, got the name {asked!r}")
+    if isinstance(asked, str) or not isinstance(asked, Iterable):
+        raise UsageError(f"outputs must be a sequence of names, got {asked!r:.80}")
     known = (*head, *groups[_HIDDEN_STATES], *groups[_ATTENTIONS])
     names: list[str] = []
     for name in asked:
