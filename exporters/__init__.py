@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from vitdeploy.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from typing import Any
 
     from vitdeploy.models.vit import VisionTransformer
-    from vitdeploy.specs import TensorSpec
+    from vitdeploy.processor import ImageProcessor
+    from vitdeploy.specs import ExportSpec, TensorSpec
+
+    Observe = Callable[[Path], Mapping[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +40,20 @@ class Exported:
 
 
 class ExportFunction(Protocol):
-    """Write the artifact of `model` into the folder of a bundle."""
+    """Write the artifact of `model` into the folder of a bundle.
 
-    def __call__(self, model: VisionTransformer, folder: Path, **options: Any) -> Exported: ...
+    Args:
+        model: the reference, in float32.
+        folder: the bundle's.
+        spec: what the artifact is to be.
+        processor: of the bundle; what it leaves out (see `ExportSpec.pixels`) the artifact does itself.
+        observe: runs an ONNX file, which takes what the reference takes, on sample images, and tells the largest value
+            of each output that it saw.
+    """
+
+    def __call__(
+        self, model: VisionTransformer, folder: Path, spec: ExportSpec, *, processor: ImageProcessor, observe: Observe
+    ) -> Exported: ...
 
 
 class Exporter(NamedTuple):

@@ -20,7 +20,9 @@ from vitdeploy.errors import CheckFailedError, UsageError
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.onnx_file import MAX_BYTES, without_weights, write_onnx
 from vitdeploy.exporters.onnx_layers import repeat_first_layer
+from vitdeploy.models.normalization import fold_normalization
 from vitdeploy.models.signature import Served, example_inputs, output_names
+from vitdeploy.specs import PixelStage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from vitdeploy.exporters import Observe
     from vitdeploy.models.vit import VisionTransformer
-    from vitdeploy.specs import TensorSpec
+    from vitdeploy.processor import ImageProcessor
+    from vitdeploy.specs import ExportSpec, TensorSpec
 
 DEFAULT_OPSET = 20
 OPSETS = range(18, 24)
@@ -41,10 +45,10 @@ _TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")
 def export_onnx(
     model: VisionTransformer,
     folder: Path,
+    spec: ExportSpec,
     *,
-    opset: int = DEFAULT_OPSET,
-    outputs: Sequence[str] | None = None,
-    dynamic_image_size: bool = False,
+    processor: ImageProcessor,
+    observe: Observe,  # noqa: ARG001  (for other precisions)
     max_bytes: int = MAX_BYTES,
 ) -> Exported:
     """Write `onnx/model.onnx` with a free batch axis.
@@ -55,10 +59,10 @@ def export_onnx(
     Args:
         model: in float32.
         folder: the bundle's.
-        opset: 18 to 23; LayerNormalization is one operator in all of them, Gelu from 20.
-        outputs: see `vitdeploy.models.signature.output_names`.
-        dynamic_image_size: whether height and width are free axes too, positions being interpolated in the graph;
-            otherwise the graph takes the model's own image size, its position table a constant.
+        spec: what the artifact is to be. The opset is 18 to 23, 20 by default; LayerNormalization is one operator in
+            all of them, Gelu from 20.
+        processor: see `vitdeploy.exporters.ExportFunction`.
+        observe: see `vitdeploy.exporters.ExportFunction`.
         max_bytes: weights beyond this go to `model.onnx.data` beside the model.
 
     Raises:
@@ -66,9 +70,12 @@ def export_onnx(
         CheckFailedError: the graph is not valid, or does not have the model's inputs and outputs.
         OSError: a file cannot be written.
     """
+    opset = DEFAULT_OPSET if spec.opset is None else spec.opset
     if opset not in OPSETS:
         raise UsageError(f"opset must be from {OPSETS.start} to {OPSETS.stop - 1}, got {opset}")
-    served = Served(model, outputs, dynamic_image_size=dynamic_image_size)
+    if spec.pixels.stage is not PixelStage.NORMALIZED:
+        model = fold_normalization(model, processor.scale, processor.offset)
+    served = Served(model, spec.outputs, dynamic_image_size=spec.dynamic_image_size, pixels=spec.pixels)
     graph = _trace(served, opset)
     _check_signature(graph, served.inputs, served.outputs)
     try:
@@ -92,7 +99,8 @@ def _trace(served: Served, opset: int) -> ir.Model:
     names = [*output_names(twin), "hidden_states.0"]
     if layers:
         names += ["hidden_states.1", "attentions.0"]
-    exported = traced(Served(twin, names, dynamic_image_size=served.dynamic_image_size).eval(), opset)
+    one_layer = Served(twin, names, dynamic_image_size=served.dynamic_image_size, pixels=served.pixels)
+    exported = traced(one_layer.eval(), opset)
     graph = exported.graph
     values = dict(zip(names, graph.outputs, strict=True))
     if layers:
@@ -116,7 +124,9 @@ def traced(asked: Served, opset: int) -> ir.Model:
         program = torch.onnx.export(
             asked,
             # a batch of 1 would be taken for a constant
-            example_inputs(model.config, model.task, batch_size=2, image_size=_example_size(asked)),
+            example_inputs(
+                model.config, model.task, batch_size=2, image_size=_example_size(asked), pixels=asked.pixels
+            ),
             input_names=[spec.name for spec in asked.inputs],
             output_names=[spec.name for spec in asked.outputs],
             dynamic_shapes=_dynamic_shapes(asked),

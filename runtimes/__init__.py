@@ -91,4 +91,5 @@ def open_runtime(
                 f"takes {', '.join(map(str, runtime.inputs))} and gives {', '.join(map(str, runtime.outputs))}; "
                 f"export the bundle again"
             )
+        runtime.pixels, runtime.axes = artifact.pixels, artifact.axes
     return runtime

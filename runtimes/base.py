@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from vitdeploy.errors import UsageError
+from vitdeploy.specs import PixelFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
-    from vitdeploy.specs import TensorSpec
+    from vitdeploy.specs import AxisRange, TensorSpec
 
 
 class Runtime(abc.ABC):
@@ -33,6 +34,8 @@ class Runtime(abc.ABC):
         backend: the backend's name.
         inputs: what `run` takes.
         outputs: what `run` gives.
+        pixels: what an image must be among the inputs.
+        axes: the sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
         details: what really runs: engine and version, device or providers, and the options in force.
     """
 
@@ -42,6 +45,8 @@ class Runtime(abc.ABC):
     details: dict[str, Any]
 
     def __init__(self) -> None:
+        self.pixels = PixelFormat()
+        self.axes: Mapping[str, AxisRange] = {}
         self._closed = False
         self._running = 0
         self._idle = threading.Condition()
@@ -60,7 +65,7 @@ class Runtime(abc.ABC):
         """Run the model once.
 
         Args:
-            feeds: an array for each of `inputs`, of exactly its type and shape; free axes take any size from 1 up.
+            feeds: an array for each of `inputs`, of exactly its type and shape, free axes within `axes`.
 
         Returns:
             An array for each of `outputs`: contiguous, writable, and the caller's own.
@@ -133,6 +138,12 @@ class Runtime(abc.ABC):
                 raise UsageError(
                     f"expected {spec}, got {array.dtype} {array.shape}{f' with {free}' if free else ''}; "
                     f"preprocess images with ImageProcessor"
+                )
+        for name, size in sizes.items():
+            if name in self.axes and size not in self.axes[name]:
+                raise UsageError(
+                    f"{name} must be {self.axes[name]}, got {size}; resize the images, or export the model for "
+                    f"images of that size"
                 )
 
 

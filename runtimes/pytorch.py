@@ -10,7 +10,7 @@ import torch
 from vitdeploy.errors import DeviceError, UsageError, first_line
 from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.signature import Served
+from vitdeploy.models.signature import Served, size_ranges
 from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.specs import Precision, Task
 
@@ -60,6 +60,7 @@ class PyTorchRuntime(Runtime):
         self._device = _device(device)
         served = Served(model, outputs, dynamic_image_size=dynamic_image_size)
         self.inputs, self.outputs = served.inputs, served.outputs
+        self.axes = size_ranges(model.config, model.config.image_size) if dynamic_image_size else {}
         if model.attention == "sdpa" and any(spec.name.startswith("attentions.") for spec in self.outputs):
             raise UsageError("attention weights need attention='eager': torch's fused attention does not keep them")
         served = served.eval().to(self._device, _DTYPES[Precision(precision)])

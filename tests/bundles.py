@@ -18,12 +18,14 @@ from vitdeploy.models.checkpoint import architecture_of, save_model
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.presets import random_model
 from vitdeploy.models.signature import input_specs
-from vitdeploy.specs import Task
+from vitdeploy.processor import ImageProcessor
+from vitdeploy.specs import ExportSpec, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from vitdeploy.exporters import Exported
     from vitdeploy.models.vit import VisionTransformer
 
 TINY: dict[str, Any] = {
@@ -64,6 +66,15 @@ def write_bundle(folder: Path, task: Task = Task.CLASSIFICATION, **config: Any) 
     """The bundle of `tiny_model`, with its ONNX artifact."""
     checkpoint = write_checkpoint_of(tiny_model(task, **config), folder / "checkpoint")
     return vitdeploy.export(checkpoint, output=folder / "bundle")
+
+
+def export_graph(model: VisionTransformer, folder: Path, *, max_bytes: int | None = None, **spec: Any) -> Exported:
+    """Write the model's ONNX graph, with an image processor of its size and no images to observe."""
+    from vitdeploy.exporters.onnx_graph import export_onnx
+
+    processor = ImageProcessor.default("vit", *model.config.image_size)
+    limit: dict[str, Any] = {} if max_bytes is None else {"max_bytes": max_bytes}
+    return export_onnx(model, folder, ExportSpec(**spec), processor=processor, observe=lambda _: {}, **limit)
 
 
 def make_feeds(model: VisionTransformer, batch_size: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from vitdeploy.atomic import staged_folder
 from vitdeploy.bundle import Bundle, commit
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.manifest import Artifact, FileRecord, Manifest, Source
-from vitdeploy.specs import TensorSpec
+from vitdeploy.specs import AxisRange, PixelFormat, TensorSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +30,8 @@ def write(target: Path, name: str = "onnx/model.onnx", precision: str = "fp32", 
             (FileRecord.of(staging, name),),
             inputs=(TensorSpec("pixel_values", "float32", ("batch", 3, 8, 8)),),
             outputs=(TensorSpec("logits", "float32", ("batch", 2)),),
+            pixels=PixelFormat(),
+            axes={"batch": AxisRange(1, 8, 32)},
             options={"opset": 20},
             tools={"vitdeploy": "0"},
             validation={},
@@ -175,9 +177,9 @@ def test_a_file_name_that_leaves_the_bundle(tmp_path: Path, path: Any) -> None:
     [
         ("{", "must hold JSON"),
         ("[]", "must hold a JSON object, got list"),
-        ("{}", "schema_version must be 1, got None"),
-        ('{"schema_version": 2}', "schema_version must be 1, got 2; use the vitdeploy version that wrote the bundle"),
-        ('{"schema_version": 1}', "must have every field of its schema: KeyError 'source'"),
+        ("{}", "schema_version must be 2, got None"),
+        ('{"schema_version": 1}', "schema_version must be 2, got 1; use the vitdeploy version that wrote the bundle"),
+        ('{"schema_version": 2}', "must have every field of its schema: KeyError 'source'"),
         ("\xff", "must hold JSON"),
         ("[" * 100_000, "must hold JSON"),
     ],

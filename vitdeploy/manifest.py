@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitdeploy.errors import BundleError
-from vitdeploy.specs import Task, TensorSpec
+from vitdeploy.specs import AxisRange, PixelFormat, Task, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # What is read of a bundle beside weights and artifacts: none of these may lie there unvouched for.
 CONFIG = "config.json"
 PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
@@ -63,6 +63,8 @@ class Artifact:
         files: its files, the one to open first.
         inputs: what it takes.
         outputs: what it gives.
+        pixels: what it takes for an image.
+        axes: the sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
         options: what it was exported with.
         tools: the version of each library that made it.
         validation: how it was compared with the reference, and the result.
@@ -74,6 +76,8 @@ class Artifact:
     files: tuple[FileRecord, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    pixels: PixelFormat
+    axes: dict[str, AxisRange]
     options: dict[str, Any]
     tools: dict[str, str]
     validation: dict[str, Any]
@@ -181,6 +185,8 @@ def _artifact(item: Mapping[str, Any]) -> Artifact:
         files=files,
         inputs=tuple(TensorSpec.from_dict(spec) for spec in _typed(item["inputs"], list)),
         outputs=tuple(TensorSpec.from_dict(spec) for spec in _typed(item["outputs"], list)),
+        pixels=PixelFormat.from_dict(item["pixels"]),
+        axes={name: AxisRange.from_dict(sizes) for name, sizes in _typed(item["axes"], dict).items()},
         options=_plain(item["options"]),
         tools=_plain(item["tools"]),
         validation=_validation(item["validation"]),

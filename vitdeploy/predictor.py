@@ -12,7 +12,7 @@ from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.labels import class_names
 from vitdeploy.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.specs import Task
+from vitdeploy.specs import PixelStage, Task
 
 if TYPE_CHECKING:
     import os
@@ -41,7 +41,7 @@ class Predictor:
     """A bundle, open with one backend. A context manager; `predict` may be called from several threads.
 
     Attributes:
-        processor: images to (N, 3, H, W) float32.
+        processor: images to what the runtime takes.
         runtime: executes the artifact.
         labels: class names in the order of the logits.
     """
@@ -81,18 +81,20 @@ class Predictor:
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if not isinstance(value, int) or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1 up, got {value!r}")
-        if self.processor.output_size is None:  # images come out in sizes of their own
+        if self.runtime.pixels.stage is PixelStage.DECODED or self.processor.output_size is None:
+            # images come out in sizes of their own
             batch_size = 1
         batch = as_batch(images)
         predictions: list[list[Prediction]] = []
         for start in range(0, len(batch), batch_size):
-            logits = self.logits(self.processor(batch[start : start + batch_size], first_index=start))
+            part = batch[start : start + batch_size]
+            logits = self.logits(self.processor(part, pixels=self.runtime.pixels, first_index=start))
             predictions.extend(self._best(scores, top_k) for scores in self._scores(logits))
         return predictions
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
-        """(N, 3, H, W) float32 -> (N, num_labels) float32."""
-        return self.runtime.run({"pixel_values": pixel_values})["logits"]
+        """Processed images, in the runtime's format, (N, ...) -> (N, num_labels) float32."""
+        return self.runtime.run({"pixel_values": pixel_values})["logits"].astype(np.float32, copy=False)
 
     def close(self) -> None:
         """Close the runtime."""
@@ -163,12 +165,19 @@ def load_processor(bundle: Bundle) -> ImageProcessor:
 
 
 def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> None:
-    """Raise BundleError unless the processor gives images of the size that the runtime takes."""
-    takes = runtime.inputs[0].shape[2:]
-    if any(isinstance(axis, int) for axis in takes) and takes != processor.output_size:
+    """Raise BundleError unless the processor gives images of a size that the runtime takes."""
+    takes, gives = runtime.pixels.size(runtime.inputs[0].shape), processor.output_size
+    if runtime.pixels.stage is PixelStage.DECODED or (gives is None and all(isinstance(axis, str) for axis in takes)):
+        return
+    fits = gives is not None and all(
+        size == axis if isinstance(axis, int) else axis not in runtime.axes or size in runtime.axes[axis]
+        for size, axis in zip(gives, takes, strict=True)
+    )
+    if not fits:
+        ranges = ", ".join(f"{name} {sizes}" for name, sizes in runtime.axes.items())
         raise BundleError(
-            f"{bundle.path}: the image processor must give what the model takes, {takes}, "
-            f"gives {processor.output_size}; export the bundle again"
+            f"{bundle.path}: the image processor must give what the model takes, {ranges or takes}, "
+            f"gives {gives}; export the bundle again"
         )
 
 

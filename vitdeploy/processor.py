@@ -17,6 +17,7 @@ from PIL import Image
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.images import ImageSource, check_pixel_count, image_name, open_image
 from vitdeploy.preprocessor_config import CLASS_OF_MODEL, ShortestEdge, Size, parse, read_folder
+from vitdeploy.specs import PixelFormat, PixelStage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -130,19 +131,35 @@ class ImageProcessor:
             new_size = Size(_scaled(size.height, height, crop.height), _scaled(size.width, width, crop.width))
         return dataclasses.replace(self, size=new_size, crop_size=Size(height, width))
 
+    @property
+    def scale(self) -> NDArray[np.float64]:
+        """What a byte of each channel is multiplied with, (3,), before `offset` is added to it."""
+        return self._rescale / np.array(self.image_std if self.do_normalize else (1, 1, 1))
+
+    @property
+    def offset(self) -> NDArray[np.float64]:
+        """See `scale`; (3,)."""
+        return np.array(self.image_mean) / -np.array(self.image_std) if self.do_normalize else np.zeros(3)
+
     def __call__(
-        self, images: ImageSource | Sequence[ImageSource], *, threads: int | None = None, first_index: int = 0
-    ) -> NDArray[np.float32]:
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        *,
+        pixels: PixelFormat = PixelFormat(),  # noqa: B008  (frozen)
+        threads: int | None = None,
+        first_index: int = 0,
+    ) -> NDArray[Any]:
         """Read and preprocess one image or a batch.
 
         Args:
             images: one image or a sequence of them; see `open_image` for what an image can be. An array with four
                 axes is a batch.
+            pixels: how far to go; a model that takes bytes does the rest itself.
             threads: how many images are decoded at a time; by default one a core.
             first_index: what an error counts from, when it names an image without a path.
 
         Returns:
-            (N, 3, H, W) float32, contiguous. The number of threads does not change a bit of it.
+            (N, 3, H, W) float32, contiguous, or what `pixels` says. The number of threads does not change a bit of it.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
@@ -156,13 +173,14 @@ class ImageProcessor:
         if threads < 1:
             raise UsageError(f"'threads' must be at least 1, got {threads}")
         names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources, first_index)]
+        read = _decoded if pixels.stage is PixelStage.DECODED else self._resized
         if min(threads, len(sources)) == 1:
-            return self._normalized(map(self._pixels, sources, names), len(sources))
+            return self._batch(map(read, sources, names), len(sources), pixels)
         Image.init()  # Pillow registers its formats on first use, without a lock
         with ThreadPoolExecutor(min(threads, len(sources))) as pool:
-            return self._normalized(pool.map(self._pixels, sources, names), len(sources))
+            return self._batch(pool.map(read, sources, names), len(sources), pixels)
 
-    def _pixels(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
+    def _resized(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
         """Decode, resize and crop: an image -> (H, W, 3)."""
         image = open_image(source, name=name)
         if self.do_resize:
@@ -175,19 +193,27 @@ class ImageProcessor:
             image = image.crop((left, top, left + self._crop.width, top + self._crop.height))
         return np.asarray(image)
 
-    def _normalized(self, images: Iterator[NDArray[np.uint8]], count: int) -> NDArray[np.float32]:
-        """Rescale and normalise `count` images of (H, W, 3) as they come -> (count, 3, H, W)."""
+    def _batch(self, images: Iterator[NDArray[np.uint8]], count: int, pixels: PixelFormat) -> NDArray[Any]:
+        """One array of `count` images of (H, W, 3) as they come, rescaled and normalised where that is asked for."""
         first = next(images)
-        batch = np.empty((count, 3, *first.shape[:2]), np.float32)
-        for pixels, out in zip(itertools.chain([first], images), batch, strict=True):
-            if pixels.shape != first.shape:
+        tables = self._tables.astype(pixels.dtype, copy=False)
+        batch = np.empty((count, *pixels.shape(3, first.shape[:2])), pixels.dtype)
+        for image, out in zip(itertools.chain([first], images), batch, strict=True):
+            if image.shape != first.shape:
                 raise UsageError(
-                    f"the images of a batch must come out in one size, got {first.shape[:2]} and {pixels.shape[:2]}; "
+                    f"the images of a batch must come out in one size, got {first.shape[:2]} and {image.shape[:2]}; "
                     "set a center crop, or pass them one by one"
                 )
-            for channel, table in enumerate(self._tables):
-                np.take(table, pixels[:, :, channel], out=out[channel], mode="wrap")  # the fastest mode
+            if pixels.stage is PixelStage.NORMALIZED:
+                for channel, table in enumerate(tables):
+                    np.take(table, image[:, :, channel], out=out[channel], mode="wrap")  # the fastest mode
+            else:
+                np.copyto(out, image if pixels.layout == "nhwc" else image.transpose(2, 0, 1))
         return batch
+
+    @property
+    def _rescale(self) -> float:
+        return self.rescale_factor if self.do_rescale else 1.0
 
     @property
     def _crop(self) -> Size | None:
@@ -196,9 +222,7 @@ class ImageProcessor:
     @functools.cached_property
     def _tables(self) -> NDArray[np.float32]:
         """The value of every byte in every channel, (3, 256): a look-up instead of arithmetic, to the same bit."""
-        values = np.arange(256, dtype=np.float64)
-        if self.do_rescale:
-            values *= self.rescale_factor
+        values = np.arange(256, dtype=np.float64) * self._rescale
         tables = np.tile(values.astype(np.float32), (3, 1))
         if self.do_normalize:
             mean, std = np.array([self.image_mean, self.image_std], np.float32)[:, :, None]  # (3, 1) each
@@ -213,6 +237,11 @@ def as_batch(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
     if isinstance(images, Sequence) and not isinstance(images, (str, bytes, bytearray, memoryview)):
         return list(images)
     return [images]
+
+
+def _decoded(source: ImageSource, name: str) -> NDArray[np.uint8]:
+    """An image as it is in its file -> (H, W, 3)."""
+    return np.asarray(open_image(source, name=name))
 
 
 def _crop_offset(length: int, crop: int, rounding: CropRounding) -> int:

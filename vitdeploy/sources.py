@@ -81,7 +81,7 @@ def read_checkpoint(
         model: see `vitdeploy.hub.resolve`.
         task: by default the one that the checkpoint was made for.
         image_size: (height, width) that model and processor are to be changed to.
-        dynamic_image_size: leave the model's size as it is, since every size will be taken.
+        dynamic_image_size: leave the model's size as it is, since others will be taken too.
         hub_options: of `vitdeploy.hub.resolve`.
 
     Raises:
@@ -111,7 +111,7 @@ def read_checkpoint(
             f"{model}: the image processor must give at least one patch, {config.patch_size} pixels, gives {given}: "
             f"mend {_PROCESSOR}, or say an image size"
         )
-    new_size = image_size or (given if config.any_image_size and not dynamic_image_size else None)
+    new_size = None if dynamic_image_size else image_size or (given if config.any_image_size else None)
     if new_size not in (None, config.image_size):
         reference.resize(new_size)
         data["image_size"] = json_size(new_size)
@@ -129,18 +129,25 @@ def read_checkpoint(
     return Checkpoint(source, reference, processor, files | {"config.json": _json(data)})
 
 
-def random_checkpoint(preset: str, task: Task, seed: int, *, image_size: tuple[int, int] | None = None) -> Checkpoint:
-    """An architecture by its name, with random weights. See `vitdeploy.models.presets`.
+def random_checkpoint(
+    preset: str,
+    task: Task,
+    seed: int,
+    *,
+    image_size: tuple[int, int] | None = None,
+    dynamic_image_size: bool = False,
+) -> Checkpoint:
+    """An architecture by its name, with random weights. See `vitdeploy.models.presets` and `read_checkpoint`.
 
     Raises:
         UsageError: there is no such architecture.
     """
     config = preset_config(preset)
-    if image_size is not None:
+    if image_size is not None and not dynamic_image_size:
         config = dataclasses.replace(config, image_size=image_size)
     model = random_model(config, task, seed=seed)
     files = {"config.json": _json({**config.to_dict(), "architectures": [architecture_of(model)]})}
-    processor = _default_processor(config, files)
+    processor = _default_processor(config, files, image_size)
     return Checkpoint(Source(f"{preset}-random-{seed}"), model, processor, files)
 
 
@@ -163,8 +170,10 @@ def _read(found: CheckpointFiles, task: Task | None, image_size: tuple[int, int]
     return _Content(data, weights, ImageProcessor.from_pretrained(found.folder) if files else None, files)
 
 
-def _default_processor(config: ViTConfig, files: dict[str, bytes]) -> ImageProcessor:
-    processor = ImageProcessor.default(config.model_type, *config.image_size)
+def _default_processor(
+    config: ViTConfig, files: dict[str, bytes], image_size: tuple[int, int] | None = None
+) -> ImageProcessor:
+    processor = ImageProcessor.default(config.model_type, *(image_size or config.image_size))
     files[_PROCESSOR] = _json(processor.to_dict())
     return processor
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    Layout = Literal["nchw", "nhwc"]
+
+Axis = TypeVar("Axis", bound="int | str")
 
 
 class Precision(str, enum.Enum):
@@ -32,6 +38,47 @@ class Task(str, enum.Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisRange:
+    """The sizes that a free axis may have.
+
+    Attributes:
+        minimum: the smallest one.
+        optimum: the one to be fastest at.
+        maximum: the largest one; None where there is no limit.
+
+    Raises:
+        UsageError: they are not positive, or not in this order.
+    """
+
+    minimum: int
+    optimum: int
+    maximum: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.optimum <= (self.optimum if self.maximum is None else self.maximum):
+            raise UsageError(f"a range must be minimum <= optimum <= maximum, from 1 up, got {self!r}")
+
+    def __contains__(self, size: int) -> bool:
+        return self.minimum <= size and (self.maximum is None or size <= self.maximum)
+
+    def __str__(self) -> str:
+        limit = "up" if self.maximum is None else f"to {self.maximum}"
+        return f"from {self.minimum} {limit}"
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> AxisRange:
+        """Read the fields by their names.
+
+        Raises:
+            KeyError, TypeError, UsageError: it is something else.
+        """
+        sizes = data["minimum"], data["optimum"], data["maximum"]
+        if not all(type(size) is int for size in sizes[:2]) or type(sizes[2]) not in (int, type(None)):
+            raise TypeError(f"an axis has a minimum, an optimum and a maximum, got {str(data)[:80]}")
+        return cls(*sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,3 +117,85 @@ class TensorSpec:
         ):
             raise TypeError(f"a tensor has a name, a type and axes, got {str(data)[:80]}")
         return cls(name, dtype, shape)
+
+
+class PixelStage(str, enum.Enum):
+    """How far the image processor has gone with what a model takes; the model does the rest itself."""
+
+    NORMALIZED = "normalized"  # all the way: float
+    RESIZED = "resized"  # resized and cropped, not rescaled nor normalised: bytes
+    DECODED = "decoded"  # RGB as it is in the file, in any size: bytes
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelFormat:
+    """What a model takes for an image.
+
+    Attributes:
+        stage: what was done to it.
+        layout: the order of the axes: "nchw", or "nhwc" for (batch, height, width, channels).
+        dtype: numpy's name of the element type: "float32" or "float16" for normalised images, else "uint8".
+
+    Raises:
+        UsageError: the layout or the type is none that the stage can have.
+    """
+
+    stage: PixelStage = PixelStage.NORMALIZED
+    layout: Layout = "nchw"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        layouts, dtypes = _PIXEL_FORMATS[self.stage]
+        for what, value, known in (("layout", self.layout, layouts), ("type", self.dtype, dtypes)):
+            if value not in known:
+                raise UsageError(f"the {what} of {self.stage} images must be {' or '.join(known)}, got {value!r:.80}")
+
+    def shape(self, channels: int, size: tuple[Axis, Axis]) -> tuple[Axis | int, ...]:
+        """The axes of one image."""
+        return (channels, *size) if self.layout == "nchw" else (*size, channels)
+
+    def size(self, shape: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        """The height and the width of a batch of this shape."""
+        return shape[2:4] if self.layout == "nchw" else shape[1:3]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PixelFormat:
+        """Read the fields by their names.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        return cls(PixelStage(data["stage"]), data["layout"], data["dtype"])
+
+
+# The layouts and the types of each.
+_PIXEL_FORMATS = {
+    PixelStage.NORMALIZED: (("nchw",), ("float32", "float16")),
+    PixelStage.RESIZED: (("nchw", "nhwc"), ("uint8",)),
+    PixelStage.DECODED: (("nhwc",), ("uint8",)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSpec:
+    """What an artifact is to be.
+
+    Attributes:
+        precision: what it computes in.
+        outputs: what it gives; see `vitdeploy.models.signature.output_names`. By default the head's outputs.
+        dynamic_image_size: whether it takes images of every size, interpolating positions itself; otherwise of the
+            model's own, its position table a constant.
+        pixels: what it takes for an image.
+        io_dtype: the type of what it gives, "float32" or "float16".
+        opset: of an ONNX graph; None for the exporter's choice.
+    """
+
+    precision: Precision = Precision.FP32
+    outputs: tuple[str, ...] | None = None
+    dynamic_image_size: bool = False
+    pixels: PixelFormat = PixelFormat()
+    io_dtype: str = "float32"
+    opset: int | None = None

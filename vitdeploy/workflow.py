@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -13,30 +12,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy import __version__
-from vitdeploy.assess.compare import attention_for, run_batches
-from vitdeploy.assess.difference import DEFAULT_TOLERANCES, compare_outputs
-from vitdeploy.assess.samples import feeds, fingerprint, image_files, synthetic_images
+from vitdeploy.assess.difference import DEFAULT_TOLERANCES
+from vitdeploy.assess.proof import Observer, prove, reference_outputs, samples
 from vitdeploy.atomic import staged_folder
 from vitdeploy.bundle import Bundle, check_target, commit
-from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
+from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.exporters import export_function, find_exporter
 from vitdeploy.manifest import Artifact, FileRecord, Manifest
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.specs import Task
+from vitdeploy.specs import AxisRange, ExportSpec, PixelFormat, PixelStage, Precision, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vitdeploy.assess.difference import Difference
-    from vitdeploy.exporters import Exported
-    from vitdeploy.models.vit import VisionTransformer
-    from vitdeploy.runtimes.base import Runtime
-    from vitdeploy.sources import Checkpoint
+    from vitdeploy.models.config import ViTConfig
+    from vitdeploy.processor import ImageProcessor
 
-# Images by their index, in batches of 1, 2 and 7: alone, beside another, and beside several and itself again.
-VALIDATION_IMAGES = 3
-VALIDATION_BATCHES = ([0], [1, 2], [0, 1, 2, 0, 1, 2, 0])
-OTHER_SIZE_BATCHES = ([0], [1, 2])  # where every image size is taken
+    Size = int | tuple[int, int]
+
 _WEIGHTS = "model.safetensors"
 
 
@@ -49,8 +42,12 @@ def export(
     task: str | None = None,
     opset: int | None = None,
     outputs: Sequence[str] | None = None,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: Size | tuple[Size, Size, Size] | None = None,
     dynamic_image_size: bool = False,
+    input: str = "float32",  # noqa: A002  (the command line's word)
+    layout: str | None = None,
+    embed_resize: bool = False,
+    io_dtype: str = "float32",
     random_weights: str | None = None,
     seed: int = 0,
     images: str | os.PathLike[str] | None = None,
@@ -77,13 +74,20 @@ def export(
         outputs: what the artifact gives: names such as "logits"; "hidden_states" and "attentions" stand for those of
             all layers. By default the outputs of the task.
         image_size: (height, width), or one number for both, that the model is to take; by default what its image
-            processor gives. Positions are interpolated by the family's rule, once.
+            processor gives. Positions are interpolated by the family's rule, once. Or three of these: the smallest
+            size that is to be taken, the one that the image processor is to give, and the largest one; positions are
+            then interpolated in the artifact.
         dynamic_image_size: whether the artifact takes images of every size from one patch up, interpolating positions
             itself; the image processor stays as it is.
+        input: "float32" for images that the processor has normalised, or "uint8" for the artifact to do that.
+        layout: of uint8 images: "nhwc", which is how they are decoded and the default, or "nchw".
+        embed_resize: whether the artifact resizes and crops too; it then takes uint8 images of any size.
+        io_dtype: the type of the artifact's floating-point inputs and outputs, "float32" or "float16".
         random_weights: instead of `model`, an architecture such as "vit-base-patch16-224", with random weights.
         seed: of the random weights.
         images: a folder; the first three images below it are compared. By default three synthetic images are.
-        tolerance: largest difference allowed, relative to each output's largest value; 1e-4 for fp32 by default.
+        tolerance: largest difference allowed, relative to each output's largest value; by default by precision, see
+            `vitdeploy.assess.difference.DEFAULT_TOLERANCES`.
         revision: branch, tag or commit on the Hub.
         token: for private and gated models.
         cache_dir: of the Hub's files; by default huggingface_hub's.
@@ -106,9 +110,21 @@ def export(
         raise UsageError(f"export needs a model or random_weights, got both: {model} and {random_weights}")
     if random_weights is not None and revision is not None:
         raise UsageError(f"revision is of a model on the Hub, got {revision!r} with random_weights; leave it out")
-    size = _image_size(image_size)
-    if size is not None and dynamic_image_size:
-        raise UsageError(f"export needs an image size or a dynamic one, got both: {image_size!r}; leave one out")
+    size, bounds = _image_size(image_size, dynamic_image_size=dynamic_image_size)
+    dynamic_image_size = dynamic_image_size or bounds is not None
+    pixels = _pixels(input, layout, io_dtype, embed_resize=embed_resize)
+    if embed_resize and dynamic_image_size:
+        raise UsageError(
+            "embed_resize makes images of one size in the artifact, which cannot be dynamic; leave one out"
+        )
+    spec = ExportSpec(
+        precision=Precision(precision),
+        outputs=None if outputs is None else tuple(outputs),
+        dynamic_image_size=dynamic_image_size,
+        pixels=pixels,
+        io_dtype=io_dtype,
+        opset=opset,
+    )
     chosen_task = _task(task)
     write = export_function(exporter)  # imports torch and onnx, or says what to install
     from vitdeploy.models.checkpoint import save_model
@@ -125,28 +141,47 @@ def export(
             model, chosen_task, image_size=size, dynamic_image_size=dynamic_image_size, **hub_options
         )
     elif random_weights is not None:
-        checkpoint = random_checkpoint(random_weights, chosen_task or Task.CLASSIFICATION, seed, image_size=size)
+        checkpoint = random_checkpoint(
+            random_weights,
+            chosen_task or Task.CLASSIFICATION,
+            seed,
+            image_size=size,
+            dynamic_image_size=dynamic_image_size,
+        )
     else:
         raise UsageError("export needs a model, or random_weights")
     target = Path(Path(checkpoint.source.id).name if output is None else output).resolve()
     check_target(target)
-    options = {"outputs": outputs, "dynamic_image_size": dynamic_image_size}
-    pixel_values = _validation_images(checkpoint, images, dynamic_image_size=dynamic_image_size)
+    reference, processor = checkpoint.model, checkpoint.processor
+    axes = _axes(reference.config, processor, bounds) if dynamic_image_size else {}
+    sample = samples(reference, processor, axes, images)
     with staged_folder(target) as staging:
         on_step(f"exporting to {to} {precision}")
-        exported = write(checkpoint.model, staging, **options, **({} if opset is None else {"opset": opset}))
+        exported = write(reference, staging, spec, processor=processor, observe=Observer(sample, pixels))
         # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(_reference_outputs, checkpoint.model, pixel_values, exported)
+            running = pool.submit(reference_outputs, reference, sample, spec)
             for name, content in checkpoint.files.items():
                 (staging / name).write_bytes(content)
-            save_model(checkpoint.model, staging / _WEIGHTS)
+            save_model(reference, staging / _WEIGHTS)
             names = sorted((*checkpoint.files, _WEIGHTS))
+            artifact = Artifact(
+                format=to,
+                precision=precision,
+                files=tuple(FileRecord.of(staging, name) for name in exported.files),
+                inputs=exported.inputs,
+                outputs=exported.outputs,
+                pixels=pixels,
+                axes=axes,
+                options=dict(exported.options),
+                tools={"vitdeploy": __version__, **exported.tools},
+                validation={},
+            )
             manifest = Manifest(
                 source=checkpoint.source,
-                task=str(checkpoint.model.task),
+                task=str(reference.task),
                 files=tuple(FileRecord.of(staging, name) for name in names),
-                artifacts=(_artifact(staging, to, precision, exported),),
+                artifacts=(artifact,),
             )
             expected = running.result()
         if not all(np.isfinite(value).all() for values in expected for value in values.values()):
@@ -154,11 +189,14 @@ def export(
                 f"{manifest.source.id} must give finite values, gives others; "
                 f"mend its weights, or the numbers of its image processor"
             )
-        del checkpoint  # its weights, before the artifact's are loaded
+        del checkpoint, reference  # its weights, before the artifact's are loaded
         on_step(f"comparing {to} {precision} with the reference")
-        manifest = _proven(Bundle(staging, manifest), exporter.backend, pixel_values, expected, tolerance, images)
+        with open_runtime(Bundle(staging, manifest), exporter.backend, precision=precision) as runtime:
+            proof = prove(runtime, artifact.name, sample, expected, tolerance)
+        validation = {**proof, "images": "synthetic" if images is None else "given"}
+        artifact = dataclasses.replace(artifact, validation=validation)
         on_step("writing the bundle")
-        return commit(staging, target, manifest)
+        return commit(staging, target, dataclasses.replace(manifest, artifacts=(artifact,)))
 
 
 def _task(name: str | None) -> Task | None:
@@ -168,112 +206,56 @@ def _task(name: str | None) -> Task | None:
         raise UsageError(f"task must be one of {', '.join(Task)}, got {name!r}") from exc
 
 
-def _image_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+def _image_size(
+    size: Any, *, dynamic_image_size: bool
+) -> tuple[tuple[int, int] | None, tuple[tuple[int, int], tuple[int, int]] | None]:
+    """The size of the model, or of what its processor gives where the model takes others; and the limits of those."""
     if size is None:
-        return None
+        return None, None
+    if dynamic_image_size:
+        raise UsageError(f"export needs an image size or a dynamic one, got both: {size!r}; leave one out")
+    if isinstance(size, (tuple, list)) and len(size) == 3:
+        smallest, usual, largest = (_pair(each) for each in size)
+        return usual, (smallest, largest)
+    return _pair(size), None
+
+
+def _pair(size: Any) -> tuple[int, int]:
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or not all(type(edge) is int and edge > 0 for edge in pair):
-        raise UsageError(f"image_size must be a positive integer or a pair of them (height, width), got {size!r}")
+        raise UsageError(
+            f"image_size must be a positive integer, a pair of them (height, width), or three of either, got {size!r}"
+        )
     return pair[0], pair[1]
 
 
-def _validation_images(
-    checkpoint: Checkpoint, images: str | os.PathLike[str] | None, *, dynamic_image_size: bool
-) -> list[np.ndarray]:
-    """The images to compare on, (N, 3, H, W), in each of the sizes to compare at."""
-    config, processor = checkpoint.model.config, checkpoint.processor
-    native = processor.output_size or config.image_size
-    if images is None:
-        sources: list[Any] = list(synthetic_images(VALIDATION_IMAGES, *native))
-    else:
-        files = image_files(images)
-        sources = [files[index % len(files)] for index in range(VALIDATION_IMAGES)]
-    sizes = [native]
-    if dynamic_image_size:
-        height, width = config.patch_size
-        down, across = native[0] // height, native[1] // width
-        # Neither square nor whole numbers of patches, as photographs are.
-        sizes.append((max(down // 2, 1) * height, (across // 2 + 1) * width + width // 2))
-        sizes.append(((down + 2) * height + height // 2, (across + 1) * width))
-    return [processor.resized(*size)(sources) if dynamic_image_size else processor(sources) for size in sizes]
+def _pixels(dtype: str, layout: str | None, io_dtype: str, *, embed_resize: bool) -> PixelFormat:
+    if io_dtype not in ("float32", "float16"):
+        raise UsageError(f"io_dtype must be float32 or float16, got {io_dtype!r:.80}")
+    if dtype not in ("float32", "uint8"):
+        raise UsageError(f"input must be float32 or uint8, got {dtype!r:.80}")
+    if dtype == "uint8" or embed_resize:
+        stage = PixelStage.DECODED if embed_resize else PixelStage.RESIZED
+        return PixelFormat(stage, layout or "nhwc", "uint8")  # type: ignore[arg-type]  # it is checked there
+    return PixelFormat(PixelStage.NORMALIZED, layout or "nchw", io_dtype)  # type: ignore[arg-type]
 
 
-def _reference_outputs(
-    model: VisionTransformer, pixel_values: list[np.ndarray], exported: Exported
-) -> list[dict[str, np.ndarray]]:
-    from vitdeploy.runtimes.pytorch import PyTorchRuntime
+def _axes(
+    config: ViTConfig, processor: ImageProcessor, bounds: tuple[tuple[int, int], tuple[int, int]] | None
+) -> dict[str, AxisRange]:
+    """The sizes of images that are taken where they are free."""
+    from vitdeploy.models.signature import size_ranges
 
-    names = [spec.name for spec in exported.outputs]
-    dynamic = any(isinstance(axis, str) for axis in exported.inputs[0].shape[1:])
-    twin = model.with_attention(attention_for(names))
-    with PyTorchRuntime(twin, outputs=names, dynamic_image_size=dynamic) as runtime:
-        return [runtime.run(feeds(runtime.inputs, pixels)) for pixels in pixel_values]
-
-
-def _artifact(folder: Path, to: str, precision: str, exported: Exported) -> Artifact:
-    return Artifact(
-        format=to,
-        precision=precision,
-        files=tuple(FileRecord.of(folder, name) for name in exported.files),
-        inputs=exported.inputs,
-        outputs=exported.outputs,
-        options=dict(exported.options),
-        tools={"vitdeploy": __version__, **exported.tools},
-        validation={},
-    )
-
-
-def _proven(
-    bundle: Bundle,
-    backend: str,
-    pixel_values: list[np.ndarray],
-    expected: list[dict[str, np.ndarray]],
-    tolerance: float,
-    images: object,
-) -> Manifest:
-    """The manifest of a bundle of one artifact, with the record of its agreement with the reference."""
-    (artifact,) = bundle.manifest.artifacts
-    with open_runtime(bundle, backend, precision=artifact.precision) as runtime:
-        found = [
-            _differences(runtime, pixels, want, OTHER_SIZE_BATCHES if index else VALIDATION_BATCHES)
-            for index, (pixels, want) in enumerate(zip(pixel_values, expected, strict=True))
-        ]
-        engine = runtime.details["engine"]
-    # Of each output, its difference at the image size where that is largest.
-    differences = [max(of_one, key=lambda each: each.required_tolerance) for of_one in zip(*found, strict=True)]
-    worst = max(differences, key=lambda difference: difference.required_tolerance)
-    if not worst.within(tolerance):
-        raise CheckFailedError(
-            f"{artifact.name} must equal the reference within {tolerance:g} of the largest value of each output, "
-            f"{worst.output} differs by {worst.max_relative:.3g} ({worst.max_abs:.3g} in all); "
-            f"tolerance {worst.required_tolerance:g} would have passed; nothing was written"
-        )
-    validation = {
-        "backend": backend,
-        "engine": engine,
-        "images": "synthetic" if images is None else "given",
-        "batches": [len(rows) for rows in VALIDATION_BATCHES],
-        "image_sizes": [list(pixels.shape[2:]) for pixels in pixel_values],
-        "pixel_values_sha256": fingerprint(*pixel_values),
-        "tolerance": tolerance,
-        "outputs": [_rounded(difference) for difference in differences],
-    }
-    return dataclasses.replace(bundle.manifest, artifacts=(dataclasses.replace(artifact, validation=validation),))
-
-
-def _differences(
-    runtime: Runtime, pixel_values: np.ndarray, expected: dict[str, np.ndarray], batches: Sequence[list[int]]
-) -> tuple[Difference, ...]:
-    """Each output, in batches of these images, against the reference's, which ran every image once."""
-    arrays = feeds(runtime.inputs, pixel_values)
-    outputs = run_batches(runtime, [{name: array[rows] for name, array in arrays.items()} for rows in batches])
-    rows = list(itertools.chain(*batches))
-    return compare_outputs({name: value[rows] for name, value in expected.items()}, outputs)
-
-
-def _rounded(difference: Difference) -> dict[str, Any]:
-    """Two digits: enough to judge by, and the same wherever the artifact's bytes are."""
-    return {
-        key: float(f"{value:.2g}") if isinstance(value, float) and key != "min_cosine" else value
-        for key, value in difference.to_dict().items()
-    }
+    usual = processor.output_size or config.image_size
+    ranges = size_ranges(config, usual)
+    if bounds is None:
+        return ranges
+    for (name, every), smallest, size, largest in zip(ranges.items(), bounds[0], usual, bounds[1], strict=True):
+        if smallest < every.minimum:
+            raise UsageError(
+                f"image_size must be at least one patch, {config.patch_size} pixels, got {name} {smallest}"
+            )
+        if not smallest <= size <= largest:
+            raise UsageError(f"image_size must be smallest:usual:largest, got {name} {smallest}:{size}:{largest}")
+        ranges[name] = AxisRange(smallest, size, largest)
+    return ranges

@@ -15,10 +15,18 @@ import onnx
 import pytest
 import torch
 
-from bundles import FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_checkpoint_of
+from bundles import (
+    FLOAT32_TOLERANCE,
+    export_graph,
+    make_feeds,
+    reference,
+    tiny_model,
+    worst_difference,
+    write_checkpoint_of,
+)
 from vitdeploy import __version__
 from vitdeploy.errors import CheckFailedError, UsageError
-from vitdeploy.exporters.onnx_graph import DEFAULT_OPSET, OPSETS, export_onnx
+from vitdeploy.exporters.onnx_graph import DEFAULT_OPSET, OPSETS
 from vitdeploy.models.activations import ACTIVATIONS
 from vitdeploy.models.signature import Served, input_specs, output_specs
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
@@ -33,7 +41,7 @@ ONNX_TYPES = {"float32": onnx.TensorProto.FLOAT, "bool": onnx.TensorProto.BOOL}
 
 def export(model: VisionTransformer, folder: Path, **options: Any) -> onnx.ModelProto:
     """Export, compare with the reference on every batch size, and read what was written."""
-    exported = export_onnx(model, folder, **options)
+    exported = export_graph(model, folder, **options)
     assert exported.files == ("onnx/model.onnx",)
     assert [path.name for path in (folder / "onnx").iterdir()] == ["model.onnx"]
     with OnnxRuntime(folder / "onnx" / "model.onnx") as runtime:
@@ -194,13 +202,14 @@ def test_the_model_stays_as_it_was_and_training_has_no_effect(tmp_path: Path) ->
 @pytest.mark.parametrize("opset", [-1, 0, 17, 24])
 def test_an_opset_out_of_range(tmp_path: Path, opset: int) -> None:
     with pytest.raises(UsageError, match=f"opset must be from 18 to 23, got {opset}"):
-        export_onnx(tiny_model(), tmp_path, opset=opset)
+        export_graph(tiny_model(), tmp_path, opset=opset)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_graph_of_another_type_than_stated_is_a_failed_check(tmp_path: Path) -> None:
-    with pytest.raises(CheckFailedError, match=r"must have .*'float32'.*has .*'float16'"):
-        export_onnx(tiny_model(num_hidden_layers=0).half(), tmp_path)
+def test_a_graph_of_another_type_than_stated_is_a_failed_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitdeploy.exporters.onnx_graph._dtype", lambda value: f"{value.dtype}".lower())
+    with pytest.raises(CheckFailedError, match=r"must have .*'float32'.*has .*'float'"):
+        export_graph(tiny_model(num_hidden_layers=0), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -211,14 +220,16 @@ def test_a_graph_that_is_not_valid_is_a_failed_check(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(onnx.checker, "check_model", refuse)
     with pytest.raises(CheckFailedError, match=r"must pass onnx's full check: the reason$"):
-        export_onnx(tiny_model(num_hidden_layers=0), tmp_path)
+        export_graph(tiny_model(num_hidden_layers=0), tmp_path)
 
 
 EXPORT = """
 import pathlib, sys
 from vitdeploy.exporters.onnx_graph import export_onnx
 from vitdeploy.sources import read_checkpoint
-export_onnx(read_checkpoint(sys.argv[1]).model, pathlib.Path(sys.argv[2]))
+from vitdeploy.specs import ExportSpec
+checkpoint = read_checkpoint(sys.argv[1])
+export_onnx(checkpoint.model, pathlib.Path(sys.argv[2]), ExportSpec(), processor=checkpoint.processor, observe=None)
 """
 
 
@@ -227,7 +238,7 @@ def test_the_bytes_are_the_same_in_every_process(tmp_path: Path) -> None:
     model = tiny_model(Task.MASKED_IMAGE_MODELING, num_hidden_layers=1)
     contents = []
     for name in ("first", "second"):
-        export_onnx(model, tmp_path / name)
+        export_graph(model, tmp_path / name)
         contents.append((tmp_path / name / "onnx" / "model.onnx").read_bytes())
     checkpoint = write_checkpoint_of(model, tmp_path / "checkpoint")
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
@@ -247,7 +258,7 @@ def test_the_bytes_are_the_same_in_every_process(tmp_path: Path) -> None:
 def test_every_layer_can_be_looked_into(tmp_path: Path, task: Task, depth: int, dynamic: bool) -> None:
     model = tiny_model(task, num_hidden_layers=depth)
     asked = ["hidden_states", *(["attentions"] if depth else []), *(spec.name for spec in output_specs(model))]
-    exported = export_onnx(model, tmp_path, outputs=asked, dynamic_image_size=dynamic)
+    exported = export_graph(model, tmp_path, outputs=asked, dynamic_image_size=dynamic)
     assert exported.outputs == output_specs(model, asked, dynamic_image_size=dynamic)
     proto = onnx.load(tmp_path / exported.files[0])
     assert not [tensor.name for tensor in proto.graph.initializer if tensor.name.startswith("model.")]
@@ -266,7 +277,7 @@ def test_a_dynamic_size_costs_few_nodes(tmp_path: Path) -> None:
     """The sizes are worked out once, not in every layer."""
     counts = []
     for depth in (1, 3):
-        exported = export_onnx(tiny_model(num_hidden_layers=depth), tmp_path / str(depth), dynamic_image_size=True)
+        exported = export_graph(tiny_model(num_hidden_layers=depth), tmp_path / str(depth), dynamic_image_size=True)
         counts.append(count_operators(onnx.load(tmp_path / str(depth) / exported.files[0])))
     layer = collections.Counter(plain_operators(tiny_model(num_hidden_layers=3), DEFAULT_OPSET))
     layer -= collections.Counter(plain_operators(tiny_model(num_hidden_layers=1), DEFAULT_OPSET))

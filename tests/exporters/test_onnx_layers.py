@@ -10,8 +10,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from bundles import make_feeds, tiny_model
-from vitdeploy.exporters.onnx_graph import DEFAULT_OPSET, export_onnx, simplify, traced
+from bundles import export_graph, make_feeds, tiny_model
+from vitdeploy.exporters.onnx_graph import DEFAULT_OPSET, simplify, traced
 from vitdeploy.models.signature import Served
 from vitdeploy.specs import Task
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def export(model: VisionTransformer, folder: Path) -> onnx.ModelProto:
-    return onnx.load(folder / export_onnx(model, folder).files[0])
+    return onnx.load(folder / export_graph(model, folder).files[0])
 
 
 def export_without_repeating(model: VisionTransformer, path: Path) -> onnx.ModelProto:

@@ -12,9 +12,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from bundles import FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
+from bundles import FLOAT32_TOLERANCE, export_graph, make_feeds, reference, tiny_model, worst_difference, write_bundle
 from vitdeploy.errors import BundleError, DeviceError, UsageError
-from vitdeploy.exporters.onnx_graph import export_onnx
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.onnxrt import CPU, OnnxRuntime
 from vitdeploy.specs import TensorSpec
@@ -226,7 +225,7 @@ def test_io_binding_changes_nothing_but_the_way(bundle: Bundle) -> None:
 
 def test_external_data(tmp_path: Path) -> None:
     model = tiny_model()
-    exported = export_onnx(model, tmp_path, max_bytes=0)
+    exported = export_graph(model, tmp_path, max_bytes=0)
     assert exported.files == ("onnx/model.onnx", "onnx/model.onnx.data")
     arrays = make_feeds(model, 2)
     with OnnxRuntime(tmp_path / exported.files[0]) as runtime:

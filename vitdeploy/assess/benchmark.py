@@ -187,7 +187,7 @@ def _serve(connection: Connection, bundle: str, backend: str, precision: str) ->
 
 def _inputs(runtime: Runtime, processor: ImageProcessor, batch_size: int) -> Mapping[str, np.ndarray]:
     images = synthetic_images(batch_size, *(processor.output_size or SYNTHETIC_SIZE))
-    return feeds(runtime.inputs, processor(images))
+    return feeds(runtime.inputs, processor(images, pixels=runtime.pixels))
 
 
 def _times(runtime: Runtime, inputs: Mapping[str, np.ndarray], runs: int) -> list[float]:

@@ -174,7 +174,8 @@ class _Batches:
 
     def feeds(self, runtime: Runtime) -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(self.sources), self.batch_size):
-            pixel_values = self.processor(self.sources[start : start + self.batch_size], first_index=start)
+            sources = self.sources[start : start + self.batch_size]
+            pixel_values = self.processor(sources, pixels=runtime.pixels, first_index=start)
             yield feeds(runtime.inputs, pixel_values)
 
 

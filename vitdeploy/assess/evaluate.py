@@ -75,7 +75,7 @@ def evaluate(predictor: Predictor, data: str | os.PathLike[str], *, batch_size: 
     wrong: list[Path] = []
     for start in range(0, len(pairs), batch_size):
         paths, labels = zip(*pairs[start : start + batch_size], strict=True)
-        logits = predictor.logits(predictor.processor(list(paths)))  # (N, num_labels)
+        logits = predictor.logits(predictor.processor(list(paths), pixels=predictor.runtime.pixels))  # (N, num_labels)
         correct = (logits.argmax(axis=1) == np.array(labels)) & np.isfinite(logits).all(axis=1)  # (N,)
         wrong.extend(path for path, hit in zip(paths, correct, strict=True) if not hit)
     names = tuple(path.relative_to(Path(data)).as_posix() for path in wrong)

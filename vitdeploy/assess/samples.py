@@ -91,7 +91,7 @@ def feeds(inputs: Sequence[TensorSpec], pixel_values: np.ndarray, seed: int = 0)
 
     Args:
         inputs: what the runtime takes.
-        pixel_values: (N, 3, H, W) float32.
+        pixel_values: of N images, as the runtime takes them.
         seed: of the mask.
     """
     arrays = {"pixel_values": pixel_values}

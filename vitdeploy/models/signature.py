@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from vitdeploy.errors import UsageError
 from vitdeploy.models.vit import VisionTransformer
-from vitdeploy.specs import Task, TensorSpec
+from vitdeploy.specs import AxisRange, PixelFormat, Task, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,8 @@ class Served(nn.Module):
         model: the reference; its weights are shared.
         outputs: see `output_names`.
         dynamic_image_size: whether it takes images of every size from one patch up, its positions interpolated.
+        pixels: what it takes for an image; see `vitdeploy.models.normalization` for a model that takes bytes.
+        io_dtype: the type of its outputs.
 
     Attributes:
         inputs: what it takes.
@@ -44,16 +46,26 @@ class Served(nn.Module):
     """
 
     def __init__(
-        self, model: VisionTransformer, outputs: Sequence[str] | None = None, *, dynamic_image_size: bool = False
+        self,
+        model: VisionTransformer,
+        outputs: Sequence[str] | None = None,
+        *,
+        dynamic_image_size: bool = False,
+        pixels: PixelFormat = PixelFormat(),  # noqa: B008  (frozen)
+        io_dtype: str = "float32",
     ) -> None:
         super().__init__()
         self.model = model
         self.dynamic_image_size = dynamic_image_size
-        self.inputs = input_specs(model.config, model.task, dynamic_image_size=dynamic_image_size)
-        self.outputs = output_specs(model, outputs, dynamic_image_size=dynamic_image_size)
+        self.pixels = pixels
+        self.inputs = input_specs(model.config, model.task, dynamic_image_size=dynamic_image_size, pixels=pixels)
+        self.outputs = output_specs(model, outputs, dynamic_image_size=dynamic_image_size, io_dtype=io_dtype)
         self._names = tuple(spec.name for spec in self.outputs)
+        self._io_dtype: torch.dtype = getattr(torch, io_dtype)
 
     def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None) -> dict[str, Tensor]:
+        if self.pixels.layout == "nhwc":
+            pixel_values = pixel_values.permute(0, 3, 1, 2)
         outputs = self.model(
             pixel_values,
             bool_masked_pos,
@@ -61,11 +73,23 @@ class Served(nn.Module):
             output_hidden_states=any(name.startswith(_HIDDEN_STATES) for name in self._names),
             output_attentions=any(name.startswith(_ATTENTIONS) for name in self._names),
         )
-        return {name: outputs[name] for name in self._names}
+        return {name: outputs[name].to(self._io_dtype) for name in self._names}
 
 
-def input_specs(config: ViTConfig, task: Task, *, dynamic_image_size: bool = False) -> tuple[TensorSpec, ...]:
+def input_specs(
+    config: ViTConfig,
+    task: Task,
+    *,
+    dynamic_image_size: bool = False,
+    pixels: PixelFormat = PixelFormat(),  # noqa: B008  (frozen)
+) -> tuple[TensorSpec, ...]:
     """`pixel_values` (batch, C, H, W) and, for masked image modeling, a boolean `bool_masked_pos` (batch, patches).
+
+    Args:
+        config: the model's.
+        task: the model's.
+        dynamic_image_size: whether height and width are free.
+        pixels: the order of the axes of an image, and its type.
 
     Raises:
         UsageError: the image size cannot be dynamic: the model takes a mask, or its relative positions are "geometric".
@@ -77,25 +101,47 @@ def input_specs(config: ViTConfig, task: Task, *, dynamic_image_size: bool = Fal
             f"{config.relative_position_interpolation}, which is for one size at a time; give an image size instead"
         )
     size = SIZE_AXES if dynamic_image_size else config.image_size
-    pixels = TensorSpec("pixel_values", "float32", (BATCH_AXIS, config.num_channels, *size))
+    shape = (BATCH_AXIS, *pixels.shape(config.num_channels, size))
+    spec = TensorSpec("pixel_values", pixels.dtype, shape)
     if task is not Task.MASKED_IMAGE_MODELING:
-        return (pixels,)
+        return (spec,)
     if dynamic_image_size:
         raise UsageError(
             f"a dynamic image size must be for {Task.CLASSIFICATION} or {Task.FEATURES}, got {task}, whose mask is "
             f"of one size; give an image size instead"
         )
-    return pixels, TensorSpec("bool_masked_pos", "bool", (BATCH_AXIS, config.num_patches))
+    return spec, TensorSpec("bool_masked_pos", "bool", (BATCH_AXIS, config.num_patches))
+
+
+def size_ranges(config: ViTConfig, optimum: tuple[int, int]) -> dict[str, AxisRange]:
+    """The sizes of a dynamic image: from one patch up; fastest at `optimum`, or the nearest size that there is."""
+    axes = zip(SIZE_AXES, config.patch_size, optimum, strict=True)
+    return {name: AxisRange(patch, max(patch, size)) for name, patch, size in axes}
 
 
 def example_inputs(
-    config: ViTConfig, task: Task, batch_size: int, *, image_size: tuple[int, int] | None = None, device: str = "cpu"
+    config: ViTConfig,
+    task: Task,
+    batch_size: int,
+    *,
+    image_size: tuple[int, int] | None = None,
+    device: str = "cpu",
+    **signature: Any,
 ) -> tuple[Tensor, ...]:
-    """Zeros of the shapes that `input_specs` states, for images of `image_size`, by default the configured one."""
+    """Zeros of what `input_specs` states, for images of `image_size`, by default the configured one.
+
+    Args:
+        config: the model's.
+        task: the model's.
+        batch_size: how many images.
+        image_size: (height, width).
+        device: where the tensors are.
+        signature: of `input_specs`.
+    """
     config = config if image_size is None else dataclasses.replace(config, image_size=image_size)
     return tuple(
         torch.zeros(batch_size, *spec.shape[1:], dtype=getattr(torch, spec.dtype), device=device)  # type: ignore[arg-type]
-        for spec in input_specs(config, task)
+        for spec in input_specs(config, task, **signature)
     )
 
 
@@ -136,14 +182,19 @@ def output_names(model: VisionTransformer, asked: Sequence[str] | None = None) -
 
 
 def output_specs(
-    model: VisionTransformer, outputs: Sequence[str] | None = None, *, dynamic_image_size: bool = False
+    model: VisionTransformer,
+    outputs: Sequence[str] | None = None,
+    *,
+    dynamic_image_size: bool = False,
+    io_dtype: str = "float32",
 ) -> tuple[TensorSpec, ...]:
-    """The model's outputs, always float32.
+    """The model's outputs.
 
     Args:
         model: the model.
         outputs: see `output_names`.
         dynamic_image_size: whether the number of tokens is free.
+        io_dtype: their type.
 
     Raises:
         UsageError: there is no such output.
@@ -158,7 +209,7 @@ def output_specs(
     if "last_hidden_state" in head:
         shapes["last_hidden_state"] = shapes[_HIDDEN_STATES]
     return tuple(
-        TensorSpec(name, "float32", (BATCH_AXIS, *shapes[name if name in head else name.partition(".")[0]]))
+        TensorSpec(name, io_dtype, (BATCH_AXIS, *shapes[name if name in head else name.partition(".")[0]]))
         for name in output_names(model, outputs)
     )
 

@@ -1,0 +1,177 @@
+"""Prove that a new artifact is the same model: the reference and the artifact on the same images."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.assess.compare import attention_for, run_batches
+from vitdeploy.assess.difference import compare_outputs
+from vitdeploy.assess.samples import feeds, fingerprint, image_files, synthetic_images
+from vitdeploy.errors import CheckFailedError
+from vitdeploy.specs import PixelFormat, PixelStage
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vitdeploy.assess.difference import Difference
+    from vitdeploy.models.vit import VisionTransformer
+    from vitdeploy.processor import ImageProcessor
+    from vitdeploy.runtimes.base import Runtime
+    from vitdeploy.specs import AxisRange, ExportSpec
+
+# Images by their index, in batches of 1, 2 and 7: alone, beside another, and beside several and itself again.
+COUNT = 3
+BATCHES = ([0], [1, 2], [0, 1, 2, 0, 1, 2, 0])
+OTHER_SIZE_BATCHES = ([0], [1, 2])  # where every image size is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Images, and the processor that makes them all of one size."""
+
+    images: Sequence[Any]
+    processor: ImageProcessor
+
+    def pixel_values(self, pixels: PixelFormat = PixelFormat()) -> np.ndarray:  # noqa: B008  (frozen)
+        return self.processor(self.images, pixels=pixels)
+
+
+def samples(
+    model: VisionTransformer,
+    processor: ImageProcessor,
+    axes: Mapping[str, AxisRange],
+    images: str | os.PathLike[str] | None,
+) -> list[Sample]:
+    """Images to compare on, in each of the sizes to compare at: the usual one first.
+
+    Args:
+        model: the reference.
+        processor: of the bundle.
+        axes: the sizes that the artifact takes; none where it takes the model's own alone.
+        images: a folder, of which the first images are used; by default synthetic ones are.
+    """
+    native = processor.output_size or model.config.image_size
+    if images is None:
+        sources: list[Any] = list(synthetic_images(COUNT, *native))
+    else:
+        files = image_files(images)
+        sources = [files[index % len(files)] for index in range(COUNT)]
+    if not axes:
+        return [Sample(sources, processor)]
+    sizes = [native, *_other_sizes(native, model.config.patch_size, *axes.values())]
+    return [Sample(sources, processor.resized(*size)) for size in sizes]
+
+
+def _other_sizes(
+    native: tuple[int, int], patch: tuple[int, int], height: AxisRange, width: AxisRange
+) -> list[tuple[int, int]]:
+    """A smaller and a larger size: the limits, where there are; else neither square nor whole numbers of patches."""
+    down, across = native[0] // patch[0], native[1] // patch[1]
+    smaller = max(down // 2, 1) * patch[0], (across // 2 + 1) * patch[1] + patch[1] // 2
+    larger = (down + 2) * patch[0] + patch[0] // 2, (across + 1) * patch[1]
+    if height.maximum is None or width.maximum is None:
+        return [smaller, larger]
+    return [(height.minimum, width.minimum), (height.maximum, width.maximum)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Observer:
+    """Runs an ONNX file on samples and sees how large its outputs become; see `vitdeploy.exporters.ExportFunction`."""
+
+    images: Sequence[Sample]
+    pixels: PixelFormat
+
+    def __call__(self, path: Path) -> dict[str, float]:
+        from vitdeploy.runtimes.onnxrt import OnnxRuntime
+
+        stage = PixelStage.RESIZED if self.pixels.stage is PixelStage.DECODED else self.pixels.stage
+        pixels = dataclasses.replace(self.pixels, stage=stage)
+        largest: dict[str, float] = {}
+        with OnnxRuntime(path) as runtime:
+            for sample in self.images:
+                outputs = runtime.run(feeds(runtime.inputs, sample.pixel_values(pixels)))
+                for name, value in outputs.items():
+                    largest[name] = max(largest.get(name, 0.0), float(np.abs(value).max()))
+        return largest
+
+
+def reference_outputs(model: VisionTransformer, images: Sequence[Sample], spec: ExportSpec) -> list[dict[str, Any]]:
+    """What the reference gives for each sample, where its outputs are those of an artifact."""
+    from vitdeploy.models.signature import output_names
+    from vitdeploy.runtimes.pytorch import PyTorchRuntime
+
+    names = output_names(model, spec.outputs)
+    twin = model.with_attention(attention_for(names))
+    with PyTorchRuntime(twin, outputs=names, dynamic_image_size=spec.dynamic_image_size) as runtime:
+        return [runtime.run(feeds(runtime.inputs, sample.pixel_values())) for sample in images]
+
+
+def prove(
+    runtime: Runtime,
+    name: str,
+    images: Sequence[Sample],
+    expected: Sequence[Mapping[str, np.ndarray]],
+    tolerance: float,
+) -> dict[str, Any]:
+    """Compare an artifact with the reference, in batches of 1, 2 and 7.
+
+    Args:
+        runtime: the artifact's.
+        name: the artifact's.
+        images: see `samples`.
+        expected: what the reference gives for each of them.
+        tolerance: largest difference allowed, relative to each output's largest value.
+
+    Returns:
+        The record of it, for the manifest.
+
+    Raises:
+        CheckFailedError: the difference is larger.
+    """
+    found = [
+        _differences(runtime, sample, want, OTHER_SIZE_BATCHES if index else BATCHES)
+        for index, (sample, want) in enumerate(zip(images, expected, strict=True))
+    ]
+    # Of each output, its difference at the image size where that is largest.
+    differences = [max(of_one, key=lambda each: each.required_tolerance) for of_one in zip(*found, strict=True)]
+    worst = max(differences, key=lambda difference: difference.required_tolerance)
+    if not worst.within(tolerance):
+        raise CheckFailedError(
+            f"{name} must equal the reference within {tolerance:g} of the largest value of each output, "
+            f"{worst.output} differs by {worst.max_relative:.3g} ({worst.max_abs:.3g} in all); "
+            f"tolerance {worst.required_tolerance:g} would have passed; nothing was written"
+        )
+    pixel_values = [sample.pixel_values() for sample in images]
+    return {
+        "backend": runtime.backend,
+        "engine": runtime.details["engine"],
+        "batches": [len(rows) for rows in BATCHES],
+        "image_sizes": [list(pixels.shape[2:]) for pixels in pixel_values],
+        "pixel_values_sha256": fingerprint(*pixel_values),
+        "tolerance": tolerance,
+        "outputs": [_rounded(difference) for difference in differences],
+    }
+
+
+def _differences(
+    runtime: Runtime, sample: Sample, expected: Mapping[str, np.ndarray], batches: Sequence[list[int]]
+) -> tuple[Difference, ...]:
+    """Each output, in batches of these images, against the reference's, which ran every image once."""
+    arrays = feeds(runtime.inputs, sample.pixel_values(runtime.pixels))
+    outputs = run_batches(runtime, [{name: array[rows] for name, array in arrays.items()} for rows in batches])
+    rows = list(itertools.chain(*batches))
+    return compare_outputs({name: value[rows] for name, value in expected.items()}, outputs)
+
+
+def _rounded(difference: Difference) -> dict[str, Any]:
+    """Two digits: enough to judge by, and the same wherever the artifact's bytes are."""
+    return {
+        key: float(f"{value:.2g}") if isinstance(value, float) and key != "min_cosine" else value
+        for key, value in difference.to_dict().items()
+    }
