@@ -30,6 +30,8 @@ class Exported:
         outputs: what it gives.
         options: what it was exported with.
         tools: the version of each library that made it.
+        emulation: files beside them that give the same, to be proven where no CPU can run the artifact itself. They do
+            not belong into the bundle.
     """
 
     files: tuple[str, ...]
@@ -37,6 +39,7 @@ class Exported:
     outputs: tuple[TensorSpec, ...]
     options: Mapping[str, Any]
     tools: Mapping[str, str]
+    emulation: tuple[str, ...] = ()
 
 
 class ExportFunction(Protocol):
@@ -71,7 +74,7 @@ class Exporter(NamedTuple):
 
 
 EXPORTERS: dict[str, Exporter] = {
-    "onnx": Exporter("vitdeploy.exporters.onnx_graph:export_onnx", ("fp32",), "onnxruntime"),
+    "onnx": Exporter("vitdeploy.exporters.onnx_graph:export_onnx", ("fp32", "fp16", "bf16"), "onnxruntime"),
 }
 
 

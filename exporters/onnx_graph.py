@@ -9,20 +9,24 @@ import warnings
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, ShapeInferencePass
 from onnxscript.optimizer import optimize
 
 from vitdeploy import __version__
 from vitdeploy.errors import CheckFailedError, UsageError
 from vitdeploy.exporters import Exported
+from vitdeploy.exporters.emulation import emulated
+from vitdeploy.exporters.observation import observed_ranges
 from vitdeploy.exporters.onnx_file import MAX_BYTES, without_weights, write_onnx
 from vitdeploy.exporters.onnx_layers import repeat_first_layer
+from vitdeploy.exporters.precision import TYPES, activations, set_precision
 from vitdeploy.models.normalization import fold_normalization
 from vitdeploy.models.signature import Served, example_inputs, output_names
-from vitdeploy.specs import PixelStage
+from vitdeploy.specs import PixelFormat, PixelStage, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,7 +52,7 @@ def export_onnx(
     spec: ExportSpec,
     *,
     processor: ImageProcessor,
-    observe: Observe,  # noqa: ARG001  (for other precisions)
+    observe: Observe,
     max_bytes: int = MAX_BYTES,
 ) -> Exported:
     """Write `onnx/model.onnx` with a free batch axis.
@@ -75,20 +79,32 @@ def export_onnx(
         raise UsageError(f"opset must be from {OPSETS.start} to {OPSETS.stop - 1}, got {opset}")
     if spec.pixels.stage is not PixelStage.NORMALIZED:
         model = fold_normalization(model, processor.scale, processor.offset)
-    served = Served(model, spec.outputs, dynamic_image_size=spec.dynamic_image_size, pixels=spec.pixels)
+    served = Served(
+        model,
+        spec.outputs,
+        dynamic_image_size=spec.dynamic_image_size,
+        pixels=spec.pixels,
+        io_dtype=spec.io_dtype,
+    )
     graph = _trace(served, opset)
+    kept = _set_precision(graph, spec, observe, folder)
     _check_signature(graph, served.inputs, served.outputs)
     try:
         onnx.checker.check_model(without_weights(graph), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         raise CheckFailedError(f"the exported graph must pass onnx's full check: {str(exc).splitlines()[0]}") from exc
-    files = write_onnx(graph, folder / "onnx" / "model.onnx", max_bytes)
+    name = "model.onnx" if spec.precision is Precision.FP32 else f"model_{spec.precision}.onnx"
+    files = write_onnx(graph, folder / "onnx" / name, max_bytes)
+    emulation: tuple[str, ...] = ()
+    if spec.precision is Precision.BF16:
+        emulation = write_onnx(emulated(graph), folder / "onnx" / f"emulated_{name}", max_bytes)
     return Exported(
-        files=tuple(f"onnx/{name}" for name in files),
+        files=tuple(f"onnx/{file}" for file in files),
         inputs=served.inputs,
         outputs=served.outputs,
-        options={"opset": opset},
-        tools={name: version(name) for name in _TOOLS},
+        options={"opset": opset, **kept},
+        tools={tool: version(tool) for tool in _TOOLS},
+        emulation=tuple(f"onnx/{file}" for file in emulation),
     )
 
 
@@ -99,7 +115,8 @@ def _trace(served: Served, opset: int) -> ir.Model:
     names = [*output_names(twin), "hidden_states.0"]
     if layers:
         names += ["hidden_states.1", "attentions.0"]
-    one_layer = Served(twin, names, dynamic_image_size=served.dynamic_image_size, pixels=served.pixels)
+    pixels = PixelFormat() if served.pixels.stage is PixelStage.NORMALIZED else served.pixels  # float16 comes later
+    one_layer = Served(twin, names, dynamic_image_size=served.dynamic_image_size, pixels=pixels)
     exported = traced(one_layer.eval(), opset)
     graph = exported.graph
     values = dict(zip(names, graph.outputs, strict=True))
@@ -148,6 +165,24 @@ def simplify(exported: ir.Model) -> None:
     with _quiet():
         # Without a limit, or the position table, which holds the class token, would be put together at every run.
         optimize(exported, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
+
+
+def _set_precision(graph: ir.Model, spec: ExportSpec, observe: Observe, folder: Path) -> dict[str, Any]:
+    """Make the graph compute, take and give what is asked for; what it keeps in float32, for the manifest."""
+    dtype, io = TYPES[spec.precision], ir.DataType.from_numpy(np.dtype(spec.io_dtype))
+    if dtype == io == ir.DataType.FLOAT:
+        return {}
+    ShapeInferencePass()(graph)
+    if dtype == ir.DataType.FLOAT:
+        set_precision(graph, dtype, io, {})
+        return {}
+    kept = set_precision(graph, dtype, io, observed_ranges(graph, activations(graph), observe, folder))
+    return {
+        "float32_operators": list(kept.operators),
+        "float32_nodes": list(kept.nodes),
+        "largest_kept_in_half": float(f"{kept.limit:.3g}"),
+        "largest_observed": float(f"{kept.largest:.2g}"),
+    }
 
 
 def _example_size(served: Served) -> tuple[int, int] | None:

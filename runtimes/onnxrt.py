@@ -194,6 +194,11 @@ def _open_session(
     ]
     try:
         session = ort.InferenceSession(path, options, providers=requested, enable_fallback=False)
+    except ort.capi.onnxruntime_pybind11_state.NotImplemented as exc:
+        raise DeviceError(
+            f"{path} must hold what {', '.join(providers)} of onnxruntime {ort.__version__} implements, does not: "
+            f"{first_line(exc)}; choose another device or precision"
+        ) from exc
     except _ENGINE_ERRORS as exc:
         if providers != (CPU,):
             raise DeviceError(f"{path} must load on {', '.join(providers)}: {first_line(exc)}") from exc

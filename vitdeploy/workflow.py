@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy import __version__
-from vitdeploy.assess.difference import DEFAULT_TOLERANCES
+from vitdeploy.assess.difference import default_tolerance
 from vitdeploy.assess.proof import Observer, prove, reference_outputs, samples
 from vitdeploy.atomic import staged_folder
 from vitdeploy.bundle import Bundle, check_target, commit
@@ -23,7 +23,7 @@ from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import AxisRange, ExportSpec, PixelFormat, PixelStage, Precision, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from vitdeploy.models.config import ViTConfig
     from vitdeploy.processor import ImageProcessor
@@ -103,8 +103,7 @@ def export(
         OutputError: the bundle cannot be written.
     """
     exporter = find_exporter(to, precision)
-    tolerance = DEFAULT_TOLERANCES[precision] if tolerance is None else tolerance
-    if not 0 <= tolerance < math.inf:
+    if tolerance is not None and not 0 <= tolerance < math.inf:
         raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance}")
     if model is not None and random_weights is not None:
         raise UsageError(f"export needs a model or random_weights, got both: {model} and {random_weights}")
@@ -168,7 +167,7 @@ def export(
             artifact = Artifact(
                 format=to,
                 precision=precision,
-                files=tuple(FileRecord.of(staging, name) for name in exported.files),
+                files=_records(staging, exported.files),
                 inputs=exported.inputs,
                 outputs=exported.outputs,
                 pixels=pixels,
@@ -180,7 +179,7 @@ def export(
             manifest = Manifest(
                 source=checkpoint.source,
                 task=str(reference.task),
-                files=tuple(FileRecord.of(staging, name) for name in names),
+                files=_records(staging, names),
                 artifacts=(artifact,),
             )
             expected = running.result()
@@ -191,12 +190,25 @@ def export(
             )
         del checkpoint, reference  # its weights, before the artifact's are loaded
         on_step(f"comparing {to} {precision} with the reference")
-        with open_runtime(Bundle(staging, manifest), exporter.backend, precision=precision) as runtime:
-            proof = prove(runtime, artifact.name, sample, expected, tolerance)
-        validation = {**proof, "images": "synthetic" if images is None else "given"}
+        to_prove = dataclasses.replace(artifact, files=_records(staging, exported.emulation or exported.files))
+        bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
+        with open_runtime(bundle, exporter.backend, precision=precision) as runtime:
+            allowed = default_tolerance(precision, artifact.outputs) if tolerance is None else tolerance
+            proof = prove(runtime, artifact.name, sample, expected, allowed)
+        for name in exported.emulation:
+            (staging / name).unlink()
+        validation = {
+            "images": "synthetic" if images is None else "given",
+            **proof,
+            "emulated": bool(exported.emulation),
+        }
         artifact = dataclasses.replace(artifact, validation=validation)
         on_step("writing the bundle")
         return commit(staging, target, dataclasses.replace(manifest, artifacts=(artifact,)))
+
+
+def _records(folder: Path, names: Iterable[str]) -> tuple[FileRecord, ...]:
+    return tuple(FileRecord.of(folder, name) for name in names)
 
 
 def _task(name: str | None) -> Task | None:

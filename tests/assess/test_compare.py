@@ -142,7 +142,7 @@ def test_an_artifact_that_nothing_here_runs_is_skipped(own_copy: Bundle) -> None
 def test_a_precision_without_a_tolerance_of_its_own_needs_one(own_copy: Bundle) -> None:
     (artifact,) = own_copy.manifest.artifacts
     changed = with_artifacts(own_copy, dataclasses.replace(artifact, precision="fp7"))
-    with pytest.raises(UsageError, match="compare needs a tolerance for fp7, got none; give one"):
+    with pytest.raises(UsageError, match="a tolerance must be given for fp7, got none; give one"):
         compare(changed)
     assert compare(changed, tolerance=1e-4).status == "passed"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy import __version__
-from vitdeploy.assess.difference import DEFAULT_TOLERANCES, Difference, compare_outputs
+from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
 from vitdeploy.assess.samples import SYNTHETIC_SIZE, feeds, image_files, synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
@@ -129,9 +129,10 @@ def compare(
         sources = image_files(images) if isinstance(images, (str, os.PathLike)) else as_batch(images)
         if not sources:
             raise UsageError("compare needs at least one image, got none")
-    unknown = {artifact.precision for artifact in bundle.manifest.artifacts} - set(DEFAULT_TOLERANCES)
-    if tolerance is None and unknown:
-        raise UsageError(f"compare needs a tolerance for {', '.join(sorted(unknown))}, got none; give one")
+    allowed = [
+        default_tolerance(artifact.precision, artifact.outputs) if tolerance is None else tolerance
+        for artifact in bundle.manifest.artifacts
+    ]
     with open_runtime(bundle, REFERENCE, **_reference_options(bundle)) as runtime:
         check_fit(bundle, processor, runtime)
         if images is None:
@@ -140,8 +141,8 @@ def compare(
         on_step(f"running the reference on {len(sources)} images")
         expected = run_batches(runtime, batches.feeds(runtime))
     results = tuple(
-        _result(bundle, artifact, backend, batches, expected, tolerance, on_step)
-        for artifact in bundle.manifest.artifacts
+        _result(bundle, artifact, backend, batches, expected, limit, on_step)
+        for artifact, limit in zip(bundle.manifest.artifacts, allowed, strict=True)
         for backend in _backends(artifact) or [""]
     )
     return Comparison(str(bundle.path), len(sources), images is None, results)
@@ -201,18 +202,17 @@ def _result(
     backend: str,
     batches: _Batches,
     expected: dict[str, np.ndarray],
-    tolerance: float | None,
+    tolerance: float,
     on_step: Callable[[str], None],
 ) -> BackendComparison:
-    allowed = DEFAULT_TOLERANCES[artifact.precision] if tolerance is None else tolerance
     if not backend:
         reason = f"no backend of vitdeploy {__version__} runs {artifact.format}; use the version that made it"
-        return BackendComparison(artifact.name, backend, allowed, skipped=reason)
+        return BackendComparison(artifact.name, backend, tolerance, skipped=reason)
     on_step(f"running {artifact.name} on {backend}")
     try:
         with open_runtime(bundle, backend, precision=artifact.precision) as runtime:
             wanted = {spec.name: expected[spec.name] for spec in artifact.outputs}
             differences = compare_outputs(wanted, run_batches(runtime, batches.feeds(runtime)))
-            return BackendComparison(artifact.name, backend, allowed, differences, runtime.details)
+            return BackendComparison(artifact.name, backend, tolerance, differences, runtime.details)
     except UnavailableError as exc:
-        return BackendComparison(artifact.name, backend, allowed, skipped=str(exc))
+        return BackendComparison(artifact.name, backend, tolerance, skipped=str(exc))

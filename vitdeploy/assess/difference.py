@@ -12,11 +12,16 @@ import numpy as np
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from vitdeploy.specs import TensorSpec
 
 # Largest difference relative to the output's largest value. float32: two summation orders of ViT-B's 24 matrix products
 # differ by about 1e-6 (seen from 2e-7 to 3e-6 for tiny to base); 1e-4 leaves room for other processors.
-DEFAULT_TOLERANCES = {"fp32": 1e-4}
+# Half types round every tensor to 11 and 8 bits, to 5e-4 and 4e-3 of its values; the sum over the layers of ViT-tiny
+# and ViT-B is 6e-4 to 2e-3 and 1.1e-2 to 1.3e-2; five times that allows for more layers, and for outliers.
+DEFAULT_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2}
+_FLOAT16_OUTPUT = 1e-3  # rounding to 11 bits, twice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +60,18 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "required_tolerance": self.required_tolerance}
+
+
+def default_tolerance(precision: str, outputs: Iterable[TensorSpec]) -> float:
+    """What an artifact may differ by.
+
+    Raises:
+        UsageError: nothing is known of the precision.
+    """
+    if precision not in DEFAULT_TOLERANCES:
+        raise UsageError(f"a tolerance must be given for {precision}, got none; give one")
+    least = _FLOAT16_OUTPUT if any(spec.dtype == "float16" for spec in outputs) else 0.0
+    return max(DEFAULT_TOLERANCES[precision], least)
 
 
 def compare_outputs(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> tuple[Difference, ...]:

@@ -9,20 +9,23 @@ from typing import Any
 import click
 
 from vitdeploy.cli.output import json_option, print_json, print_step, print_table
+from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.specs import Task
 
 _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision in exporter.precisions})
 
 
-def _image_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:  # noqa: ARG001
+def _image_size(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:  # noqa: ARG001
     if value is None:
         return None
-    height, _, width = value.partition("x")
-    sizes = [size for size in (height, width or height) if re.fullmatch("[1-9][0-9]{0,4}", size)]
-    if len(sizes) != 2 or value.endswith("x"):
-        raise click.BadParameter(f"must be HEIGHTxWIDTH in pixels, such as 384x512, or one number, got {value!r}")
-    return int(sizes[0]), int(sizes[1])
+    sizes = [re.fullmatch("([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", size) for size in value.split(":")]
+    pairs = [(int(size[1]), int(size[2] or size[1])) for size in sizes if size is not None]
+    if len(pairs) != len(sizes) or len(pairs) not in (1, 3):
+        raise click.BadParameter(
+            f"must be HEIGHTxWIDTH in pixels, such as 384x512, or one number, or MIN:OPT:MAX of these, got {value!r}"
+        )
+    return pairs[0] if len(pairs) == 1 else tuple(pairs)
 
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
@@ -44,7 +47,25 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     "--to", "formats", multiple=True, default=["onnx"], show_default=True, type=click.Choice(list(EXPORTERS)),
     help="Format; may be repeated.",
 )  # fmt: skip
-@click.option("--precision", default="fp32", show_default=True, type=click.Choice(_PRECISIONS))
+@click.option("--precision", type=click.Choice(_PRECISIONS), help="fp32 by default.")
+@click.option("--fp16", "short", flag_value="fp16", help="The same as --precision fp16.")
+@click.option("--bf16", "short", flag_value="bf16", help="The same as --precision bf16.")
+@click.option(
+    "--io-dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "float16"]),
+    help="Of floating-point inputs and outputs.",
+)
+@click.option(
+    "--input",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "uint8"]),
+    help="What goes in: normalised images, or bytes, which the model then normalises.",
+)
+@click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Of uint8 images; nhwc by default.")
+@click.option("--embed-resize", is_flag=True, help="Resize and crop in the model; takes uint8 images of any size.")
 @click.option(
     "--task", type=click.Choice([task.value for task in Task]), help="By default what the checkpoint was made for."
 )
@@ -54,7 +75,12 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     callback=_names,
     help="What the artifact gives, such as logits,hidden_states; by default the task's.",
 )
-@click.option("--image-size", metavar="HxW", callback=_image_size, help="By default what the image processor gives.")
+@click.option(
+    "--image-size",
+    metavar="HxW",
+    callback=_image_size,
+    help="By default what the image processor gives. MIN:OPT:MAX for a model that takes sizes within limits.",
+)
 @click.option("--dynamic-image-size", is_flag=True, help="Take images of every size from one patch up.")
 @click.option("--opset", type=int, help="ONNX opset, 18 to 23; 20 by default.")
 @click.option("--images", type=click.Path(), help="A folder of images to prove the artifact on; synthetic by default.")
@@ -65,7 +91,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--cache-dir", type=click.Path(), help="Of the Hub's files.")
 @click.option("--offline", is_flag=True, help="Use the Hub's cache alone.")
 @json_option
-def export(formats: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def export(formats: tuple[str, ...], precision: str | None, short: str | None, as_json: bool, **options: Any) -> None:
     """Export a checkpoint, prove that the artifact is the same model, and keep both in a bundle.
 
     The artifact is compared with the reference on three images, in batches of 1, 2 and 7; out of tolerance, nothing is
@@ -73,6 +99,9 @@ def export(formats: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """
     from vitdeploy.workflow import export as export_model
 
+    if precision is not None and short is not None:
+        raise UsageError(f"export needs one precision, got --precision {precision} and --{short}")
+    options["precision"] = precision or short or "fp32"
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:
         for to in formats:

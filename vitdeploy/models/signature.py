@@ -65,7 +65,7 @@ class Served(nn.Module):
 
     def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None) -> dict[str, Tensor]:
         if self.pixels.layout == "nhwc":
-            pixel_values = pixel_values.permute(0, 3, 1, 2)
+            pixel_values = pixel_values.to(self.model.dtype).permute(0, 3, 1, 2)  # TensorRT transposes no bytes
         outputs = self.model(
             pixel_values,
             bool_masked_pos,

@@ -1,0 +1,40 @@
+"""A graph that rounds as a bfloat16 graph does, in operators that every processor has."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+FLOAT, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.BFLOAT16
+
+
+def emulated(model: ir.Model) -> ir.Model:
+    """A copy of `model` that casts to float32 before, and back after, every node that computes in bfloat16.
+
+    ONNX Runtime casts to and from bfloat16 on a CPU, and can do little else with it. Tensor cores, too, multiply
+    bfloat16 numbers and add the products in float32.
+    """
+    twin = model.clone()
+    graph = twin.graph
+    for node in list(graph):
+        if node.op_type == "Cast":
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.dtype == BFLOAT16:
+                before = _cast(value, FLOAT)
+                graph.insert_before(node, before)
+                node.replace_input_with(index, before.outputs[0])
+        for value in node.outputs:
+            if value.dtype == BFLOAT16:
+                users = list(value.uses())
+                value.dtype = FLOAT
+                after = _cast(value, BFLOAT16)
+                graph.insert_after(node, after)
+                for user, index in users:
+                    user.replace_input_with(index, after.outputs[0])
+    return twin
+
+
+def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
+    node = ir.node("Cast", [value], {"to": int(dtype)})
+    node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
+    return node

@@ -1,0 +1,188 @@
+"""Rewrite a float32 graph for another precision, tensor by tensor, as strongly typed compilers want."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from vitdeploy.specs import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FLOAT = ir.DataType.FLOAT
+TYPES = {Precision.FP32: FLOAT, Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
+# Sums of many terms and exponentials, which torch's autocast keeps in float32 too; Resize, whose scales are float32.
+FLOAT_OPERATORS = ("LayerNormalization", "Resize", "Softmax")
+# Images that were not observed may go beyond those that were: massive activations vary between images by about two
+# (Sun et al., arXiv:2402.17762); eight leaves room, and keeps what nears the limit for any image.
+HEADROOM = 8
+_LARGEST = {FLOAT: math.inf, ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: float(np.finfo(np.float32).max)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What stays in float32.
+
+    Attributes:
+        operators: by rule.
+        nodes: by what was observed, or by their weights: the names of their first outputs.
+        limit: the largest value that others may have.
+        largest: the largest value that was observed.
+    """
+
+    operators: tuple[str, ...]
+    nodes: tuple[str, ...]
+    limit: float
+    largest: float
+
+
+def activations(model: ir.Model) -> list[ir.Value]:
+    """The float32 values that are made from the content of an input; the rest is made from weights or sizes alone."""
+    return [value for node in _on_data_path(model) for value in node.outputs if value.dtype == FLOAT]
+
+
+def set_precision(model: ir.Model, dtype: ir.DataType, io: ir.DataType, largest: Mapping[str, float]) -> Kept:
+    """Make the nodes on the way from the inputs to the outputs compute in `dtype`, in place.
+
+    What is made from weights or image sizes alone, such as interpolated positions, stays float32, and so do
+    `FLOAT_OPERATORS`, operators that ONNX has not in `dtype` (convolution in bfloat16 before opset 22), and the nodes
+    whose values come near the largest that `dtype` has. Where two types meet, a value is cast once for all its users.
+
+    Args:
+        model: in float32, with the type of every value.
+        dtype: FLOAT, FLOAT16 or BFLOAT16.
+        io: of the graph's floating-point inputs and outputs.
+        largest: the largest magnitude observed, by the names of `activations`.
+    """
+    graph, nodes = model.graph, _on_data_path(model)
+    floats = {
+        node: [(index, value) for index, value in enumerate(node.inputs) if value is not None and _is_float(value)]
+        for node in nodes
+    }
+    limit = _LARGEST[dtype] / HEADROOM
+    by_rule = [node for node in nodes if node.op_type in FLOAT_OPERATORS or not _has_type(node, dtype, graph)]
+    near = [node for node in nodes if node not in by_rule and _largest_of(node, largest) > limit]
+    kept = {*by_rule, *near}
+    casts = _Casts(graph)
+    for value in filter(_is_float, graph.inputs):
+        value.dtype = io
+    for node in nodes:
+        want = FLOAT if node in kept else dtype
+        for index, value in floats[node]:
+            node.replace_input_with(index, casts.of(value, want))
+        for value in filter(_is_float, node.outputs):
+            value.dtype = want
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == FLOAT:
+            node.attributes["to"] = ir.AttrInt64("to", int(want))
+    for index, value in enumerate(graph.outputs):
+        if value.dtype in (FLOAT, dtype) and value.dtype != io:
+            name = value.name
+            value.name = f"{name}_uncast"
+            output = casts.of(value, io)
+            output.name = name
+            graph.outputs[index] = output
+    casts.drop_unused()
+    return Kept(
+        operators=tuple(sorted({node.op_type for node in by_rule})),
+        nodes=tuple(str(node.outputs[0].name) for node in near),
+        limit=limit,
+        largest=max(largest.values(), default=0.0),
+    )
+
+
+class _Casts:
+    """Values in another type, each cast once."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def of(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        if value.dtype == dtype:
+            return value
+        if (value, dtype) not in self._made:
+            make = self._convert if value.is_initializer() else self._cast
+            self._made[value, dtype] = make(value, dtype, f"{value.name}_{dtype.name.lower()}")
+        return self._made[value, dtype]
+
+    def drop_unused(self) -> None:
+        """Drop the weights that are only used in another type now, which get their names."""
+        for (value, _), made in self._made.items():
+            if value.is_initializer() and not value.uses():
+                for old in (value, made):
+                    del self._graph.initializers[str(old.name)]
+                made.name = value.name
+                self._graph.register_initializer(made)
+
+    def _convert(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
+        tensor = _tensor(value)
+        # Converted when it is written, so that not all are in memory twice.
+        lazy = ir.LazyTensor(
+            lambda: ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype), dtype, _shape(tensor)
+        )
+        made = ir.Value(name=name, const_value=lazy, shape=_shape(tensor), type=ir.TensorType(dtype))
+        self._graph.register_initializer(made)
+        return made
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
+        node = ir.node("Cast", [value], {"to": int(dtype)})
+        made = node.outputs[0]
+        made.name, made.shape, made.type = name, value.shape, ir.TensorType(dtype)
+        producer = value.producer()
+        if producer is None:  # an input
+            self._graph.insert_before(self._graph[0], node)
+        else:
+            self._graph.insert_after(producer, node)
+        return made
+
+
+def _on_data_path(model: ir.Model) -> list[ir.Node]:
+    """The nodes that work on the content of an input, in the order of the graph; sizes are no content."""
+    reached = set(model.graph.inputs)
+    nodes = []
+    for node in model.graph:
+        if node.op_type not in ("Shape", "Size") and not reached.isdisjoint(node.inputs):
+            nodes.append(node)
+            reached.update(node.outputs)
+    return nodes
+
+
+def _has_type(node: ir.Node, dtype: ir.DataType, graph: ir.Graph) -> bool:
+    """Whether ONNX has the operator in `dtype`, by the types of its first output, if those are floats."""
+    if not _is_float(node.outputs[0]):
+        return True
+    schema = onnx.defs.get_schema(node.op_type, graph.opset_imports[node.domain], node.domain)
+    known = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
+    return f"tensor({dtype.name.lower()})" in known[schema.outputs[0].type_str]
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == FLOAT
+
+
+def _largest_of(node: ir.Node, observed: Mapping[str, float]) -> float:
+    """The largest magnitude among what a node takes and gives."""
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None and _is_float(value)]
+    return max((_largest(value, observed) for value in values), default=0.0)
+
+
+def _largest(value: ir.Value, observed: Mapping[str, float]) -> float:
+    if value.is_initializer():
+        return float(np.abs(_tensor(value).numpy()).max(initial=0.0))
+    return observed.get(str(value.name), 0.0)
+
+
+def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
+    return ir.Shape(tensor.shape.numpy())
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
+    if value.const_value is None:
+        raise TypeError(f"initializer {value.name} must have a value")
+    return value.const_value
