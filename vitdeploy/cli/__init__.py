@@ -18,7 +18,10 @@ COMMANDS = {
     "export": ("vitdeploy.cli.export:export", "Export a checkpoint, prove the artifact, and bundle both."),
     "predict": ("vitdeploy.cli.predict:predict", "Classify images with a bundle."),
     "compare": ("vitdeploy.cli.compare:compare", "Compare every artifact with the reference."),
-    "inspect": ("vitdeploy.cli.inspect_bundle:inspect", "Show what a bundle holds."),
+    "inspect": (
+        "vitdeploy.cli.inspect_bundle:inspect",
+        "Show what a bundle holds, or what differs between two artifacts.",
+    ),
     "verify": ("vitdeploy.cli.verify:verify", "Check every file of a bundle against its manifest."),
     "doctor": ("vitdeploy.cli.doctor:doctor", "Say which backends work here, and what the others need."),
     "demo": ("vitdeploy.cli.demo:demo", "Export, compare and time the embedded model, with a report."),

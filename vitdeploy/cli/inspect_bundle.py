@@ -2,40 +2,140 @@
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from vitdeploy.cli.output import json_option, pairs, print_json, print_table
+from vitdeploy.cli.output import json_option, pairs, print_json, print_table, print_text, size
+from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitdeploy.assess.graph_summary import GraphSummary
+    from vitdeploy.assess.inspection import Inspection, Pair
+    from vitdeploy.manifest import Artifact, Manifest
 
 
 @click.command()
 @click.argument("bundle", type=click.Path())
+@click.argument("other", type=click.Path(), required=False)
+@click.option(
+    "--artifact", "names", multiple=True,
+    help="An artifact, such as onnx-fp32; all by default. With OTHER: once for both, or twice, BUNDLE's and OTHER's.",
+)  # fmt: skip
 @json_option
-def inspect(bundle: str, as_json: bool) -> None:
-    """Show what BUNDLE holds, from its manifest alone; `verify` checks the files."""
+def inspect(bundle: str, other: str | None, names: tuple[str, ...], as_json: bool) -> None:
+    """Show what BUNDLE holds, and what its graphs are made of; with OTHER, what differs between two artifacts.
+
+    BUNDLE and OTHER may be the same bundle. Only the artifacts that are read are verified; `verify` checks every file.
+    """
+    if other is None:
+        _show(bundle, names, as_json)
+    else:
+        _show_differences(bundle, other, names, as_json)
+
+
+def _show(path: str, names: tuple[str, ...], as_json: bool) -> None:
+    from vitdeploy.assess.inspection import artifact_named, inspect_artifact
     from vitdeploy.bundle import Bundle
 
-    opened = Bundle.open(bundle)
-    manifest = opened.manifest
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    chosen = [artifact_named(bundle, name) for name in dict.fromkeys(names)] or manifest.artifacts
+    inspections = [inspect_artifact(bundle, artifact) for artifact in chosen]
     if as_json:
-        print_json({"bundle": bundle, **manifest.to_dict()})
+        shown = [item.to_dict() for item in inspections]
+        artifacts = [{**item["artifact"], "graph": item["graph"], "note": item["note"]} for item in shown]
+        print_json({"bundle": path, **manifest.to_dict(), "artifacts": artifacts})
+    else:
+        print_table(path, ("", ""), _bundle_rows(manifest, inspections))
+
+
+def _show_differences(path: str, other_path: str, names: tuple[str, ...], as_json: bool) -> None:
+    from vitdeploy.assess.inspection import artifact_named, differences, inspect_artifact, same_bytes
+    from vitdeploy.bundle import Bundle
+
+    if len(names) > 2:
+        raise UsageError(f"two bundles take one --artifact or two, got {len(names)}: {', '.join(names)}")
+    bundles = Bundle.open(path), Bundle.open(other_path)
+    wanted = (names[0], names[-1]) if names else (None, None)
+    artifacts = [artifact_named(bundle, name) for bundle, name in zip(bundles, wanted, strict=True)]
+    a, b = (inspect_artifact(bundle, artifact) for bundle, artifact in zip(bundles, artifacts, strict=True))
+    found = differences(a, b)
+    if as_json:
+        shown = {section: {name: pair.to_dict() for name, pair in rows.items()} for section, rows in found.items()}
+        print_json({"a": a.to_dict(), "b": b.to_dict(), "same_bytes": same_bytes(a, b), "differences": shown})
         return
+    print_text(f"A: {a.artifact.name} of {a.bundle}\nB: {b.artifact.name} of {b.bundle}")
+    for note in dict.fromkeys(item.note for item in (a, b) if item.note):
+        print_text(f"graph not compared: {note}")
+    if same_bytes(a, b):
+        print_text("the files are identical, by the SHA-256 in the manifests")
+    if not found:
+        print_text("nothing differs")
+        return
+    rows = [
+        _difference_row(section, name, pair) for section, entries in found.items() for name, pair in entries.items()
+    ]
+    print_table("", ("", "", "A", "B"), rows)
+
+
+def _bundle_rows(manifest: Manifest, inspections: list[Inspection]) -> list[tuple[str, str]]:
     source = manifest.source.id + (f" @ {manifest.source.revision}" if manifest.source.revision else "")
     rows = [("source", source), ("task", manifest.task)]
-    for artifact in manifest.artifacts:
-        rows += [("artifact", artifact.name)]
+    for item in inspections:
+        rows += _artifact_rows(item.artifact)
+        rows += _graph_rows(item.graph) if item.graph else [("  graph", f"not read: {item.note}")]
+    return rows + [("file", f"{file.path}  {file.size_bytes / 1e6:.1f} MB") for file in manifest.files]
+
+
+def _artifact_rows(artifact: Artifact) -> list[tuple[str, str]]:
+    rows = [("artifact", artifact.name)]
+    rows += [
+        ("  file", f"{file.path}  {file.size_bytes / 1e6:.1f} MB  sha256 {file.sha256[:16]}…")
+        for file in artifact.files
+    ]
+    rows += [("  input", str(spec)) for spec in artifact.inputs]
+    rows += [("  output", str(spec)) for spec in artifact.outputs]
+    rows += [("  pixels", f"{artifact.pixels.stage}, {artifact.pixels.layout}, {artifact.pixels.dtype}")]
+    rows += [("  axis", f"{name} {sizes}") for name, sizes in artifact.axes.items()]
+    rows += [("  options", pairs(artifact.options)), ("  made with", pairs(artifact.tools))]
+    checked = artifact.validation
+    if checked:
         rows += [
-            ("  file", f"{file.path}  {file.size_bytes / 1e6:.1f} MB  sha256 {file.sha256[:16]}…")
-            for file in artifact.files
-        ]
-        rows += [("  input", str(spec)) for spec in artifact.inputs]
-        rows += [("  output", str(spec)) for spec in artifact.outputs]
-        rows += [("  options", pairs(artifact.options)), ("  made with", pairs(artifact.tools))]
-        checked = artifact.validation
-        if checked:
-            rows += [
-                ("  proven", f"{item['output']} within {item['max_relative']:.1e} of the reference (tolerance "
-                 f"{checked['tolerance']:g}) on {checked['images']} images, {checked['engine']}")
-                for item in checked["outputs"]
-            ]  # fmt: skip
-    rows += [("file", f"{file.path}  {file.size_bytes / 1e6:.1f} MB") for file in manifest.files]
-    print_table(bundle, ("", ""), rows)
+            ("  proven", f"{item['output']} within {item['max_relative']:.1e} of the reference (tolerance "
+             f"{checked['tolerance']:g}) on {checked['images']} images, {checked['engine']}")
+            for item in checked["outputs"]
+        ]  # fmt: skip
+    return rows
+
+
+def _graph_rows(graph: GraphSummary) -> list[tuple[str, str]]:
+    from vitdeploy.assess.graph_summary import merge_layers
+
+    types = ", ".join(f"{dtype} {size(count)}" for dtype, count in graph.weight_bytes.items())
+    rows = [
+        ("  graph", f"{graph.nodes} nodes, {pairs(graph.versions)}"),
+        ("  node types", pairs(graph.node_types)),
+        ("  weights", f"{graph.weights} tensors: {types}"),
+    ]
+    if graph.duplicates:
+        rows.append(("  duplicated", f"{graph.duplicates} of the weights, {size(graph.duplicate_bytes)}"))
+    parts = [f"{part}: {pairs(types)}" for part, types in merge_layers(graph.layers).items()]
+    return rows + [("  precision", part) for part in parts]
+
+
+def _difference_row(section: str, name: str, pair: Pair) -> tuple[str, str, str, str]:
+    show = size if section.endswith("bytes") else _shown
+    ratio = "" if pair.ratio is None else f"  ({pair.ratio:.2f}x)"
+    return section.replace("_", " "), name, show(pair.a), show(pair.b) + ratio
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return pairs(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(item) if isinstance(item, list) else _shown(item) for item in value) or "-"
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return f"{value[:16]}…"
+    return "-" if value is None else str(value)

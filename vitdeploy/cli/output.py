@@ -24,7 +24,7 @@ def print_json(data: Any) -> None:
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Print a table; on a terminal it fits the width, elsewhere no line is folded."""
+    """Print a table; on a terminal it fits the width, elsewhere no cell is folded. An empty title takes no line."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -32,7 +32,9 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=10_000)
-    table = Table(title=Text(printable(title)), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    if title:
+        table.title = Text(printable(title))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
@@ -42,9 +44,19 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
     _print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
+def print_text(text: str) -> None:
+    """Print lines of text."""
+    _print(printable(text))
+
+
 def pairs(values: Mapping[str, object]) -> str:
     """Names and values on one line."""
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def size(size_bytes: int) -> str:
+    """A size for people."""
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 50_000 else f"{size_bytes} bytes"
 
 
 def print_step(step: str) -> None:

@@ -1,0 +1,148 @@
+"""`vitdeploy inspect`: one bundle, and two."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bundles import sign_again, write_bundle
+from onnx_models import with_mixed_artifact
+from vitdeploy.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vitdeploy.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def both(single: Bundle, tmp_path: Path) -> Bundle:
+    return with_mixed_artifact(single, tmp_path / "both")
+
+
+def inspect(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(["inspect", *map(str, args)])
+    return (caught.value.code, *capsys.readouterr())
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a table, their columns a space apart."""
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_the_graph_of_each_artifact_is_shown(both: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = inspect(capsys, both.path)
+    assert (code, err) == (0, "")
+    half, whole = out.split("onnx-fp32")
+    for line in (
+        "artifact onnx-fp16",
+        "graph 17 nodes, IR version 10, opset 20",
+        "node types Cast 6, Add 4, MatMul 4, LayerNormalization 2, Shape 1",
+        "weights 8 tensors: float16 336 bytes, float32 320 bytes",
+        "duplicated 1 of the weights, 128 bytes",
+        "precision embeddings: float32 1",
+        "precision layers 0-1: float16 3, float32 3",
+        "precision head: float16 2, float32 1",
+    ):
+        assert line in lines(half)
+    assert "precision layers 0-1: float32 29" in lines(whole)
+    assert "duplicated" not in whole
+
+
+def test_one_artifact_is_chosen(both: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = inspect(capsys, both.path, "--artifact", "onnx-fp16")
+    assert code == 0
+    assert "onnx-fp16" in out
+    assert "onnx-fp32" not in out
+    _, out, _ = inspect(capsys, both.path, "--artifact", "onnx-fp16", "--json")
+    (artifact,) = json.loads(out)["artifacts"]
+    assert (artifact["precision"], artifact["graph"]["nodes"], artifact["note"]) == ("fp16", 17, None)
+
+
+def test_two_artifacts_of_one_bundle(both: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ("--artifact", "onnx-fp32", "--artifact", "onnx-fp16")
+    code, out, err = inspect(capsys, both.path, both.path, *chosen)
+    assert (code, err) == (0, "")
+    found = lines(out)
+    assert found[:2] == [f"A: onnx-fp32 of {both.path}", f"B: onnx-fp16 of {both.path}"]
+    for line in (
+        "artifact precision fp32 fp16",
+        "node types Cast 0 6",
+        "weight bytes float16 0 bytes 336 bytes",
+        "layers layers 0-1 float32 29 float16 3, float32 3",
+    ):
+        assert line in found
+    (total,) = [line for line in found if line.startswith("file bytes total")]
+    assert total.endswith("x)")
+    assert "opset" not in out  # is the same
+    _, out, _ = inspect(capsys, both.path, both.path, *chosen, "--json")
+    data = json.loads(out)
+    assert (data["a"]["artifact"]["precision"], data["b"]["artifact"]["precision"]) == ("fp32", "fp16")
+    assert data["same_bytes"] is False
+    assert data["differences"]["node_types"]["Cast"] == {"a": 0, "b": 6}
+
+
+def test_the_same_artifact_of_two_bundles(single: Bundle, both: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = inspect(capsys, single.path, both.path, "--artifact", "onnx-fp32")
+    assert code == 0
+    assert out.splitlines()[2:] == ["the files are identical, by the SHA-256 in the manifests", "nothing differs"]
+    _, out, _ = inspect(capsys, single.path, both.path, "--artifact", "onnx-fp32", "--json")
+    assert (json.loads(out)["same_bytes"], json.loads(out)["differences"]) == (True, {})
+
+
+def test_an_only_artifact_needs_no_name(single: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = inspect(capsys, single.path, single.path)
+    assert code == 0
+    assert "nothing differs" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["{both}", "--artifact", "onnx-int8"], "has no artifact onnx-int8, only: onnx-fp16, onnx-fp32"),
+        (["{both}", "{both}"], "holds several artifacts: onnx-fp16, onnx-fp32; choose one with --artifact"),
+        (["{both}", "{single}", "--artifact", "onnx-fp16"], "has no artifact onnx-fp16, only: onnx-fp32"),
+        (["{both}", "{both}", *["--artifact", "onnx-fp16"] * 3], "two bundles take one --artifact or two, got 3"),
+    ],
+)
+def test_usage_errors(
+    single: Bundle, both: Bundle, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    code, out, err = inspect(capsys, *(option.format(single=single.path, both=both.path) for option in options))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+def test_a_corrupt_file_is_one_line_and_exits_with_4(both: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    path = both.path / "onnx" / "model.onnx"
+    path.write_bytes(b"\xff" * 100)
+    for message in ("onnx/model.onnx must have SHA-256", "must hold a valid ONNX model"):
+        code, out, err = inspect(capsys, both.path)
+        assert (code, out, err.count("\n")) == (4, "", 1)
+        assert message in err
+        sign_again(both)
+
+
+def test_without_onnx_the_rest_is_shown(
+    both: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "vitdeploy.assess.onnx_reader", raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    code, out, err = inspect(capsys, both.path, "--artifact", "onnx-fp16")
+    assert (code, err) == (0, "")
+    assert "options opset 20" in lines(out)
+    (line,) = [line for line in out.splitlines() if "vitdeploy[export]" in line]
+    assert "graph" in line
+    code, out, _ = inspect(capsys, both.path, both.path, "--artifact", "onnx-fp16", "--artifact", "onnx-fp32")
+    assert code == 0
+    assert "graph not compared: reading onnx graphs needs" in out
+    assert "precision" in out

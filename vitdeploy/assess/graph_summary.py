@@ -1,0 +1,66 @@
+"""What a graph is made of, whatever its format."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+T = TypeVar("T")
+
+_LAYER = re.compile(r"layers\.(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphSummary:
+    """The content of one artifact's graph.
+
+    Attributes:
+        versions: what it is written in, such as the opset.
+        node_types: how many nodes there are of each type, the most frequent first.
+        weights: how many constant tensors it has.
+        weight_bytes: their size by element type, the largest first.
+        duplicates: how many of those that lie in the graph's own file are equal to an earlier one.
+        duplicate_bytes: the size of these.
+        layers: by part ("embeddings", "layers.0" ..., "head"), how many nodes give each element type. Nodes that
+            compute shapes, indices or masks are not among them.
+    """
+
+    versions: dict[str, int | str]
+    node_types: dict[str, int]
+    weights: int
+    weight_bytes: dict[str, int]
+    duplicates: int
+    duplicate_bytes: int
+    layers: dict[str, dict[str, int]]
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes there are."""
+        return sum(self.node_types.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "nodes": self.nodes}
+
+
+def merge_layers(parts: Mapping[str, T]) -> dict[str, T]:
+    """One entry for consecutive layers of equal value: "layers.0", "layers.1" -> "layers 0-1"; alone, "layer 0"."""
+    merged: list[tuple[str, list[int], T]] = []
+    for name, value in parts.items():
+        found = _LAYER.fullmatch(name)
+        if not found:
+            merged.append((name, [], value))
+        elif merged and merged[-1][1][-1:] == [int(found[1]) - 1] and merged[-1][2] == value:
+            merged[-1][1].append(int(found[1]))
+        else:
+            merged.append((name, [int(found[1])], value))
+    return {_label(name, numbers): value for name, numbers, value in merged}
+
+
+def _label(name: str, numbers: list[int]) -> str:
+    if not numbers:
+        return name
+    return f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {numbers[0]}-{numbers[-1]}"

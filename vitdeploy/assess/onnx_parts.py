@@ -1,0 +1,91 @@
+"""Which part of a vision transformer each node of an ONNX graph belongs to."""
+
+from __future__ import annotations
+
+import collections
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
+_EMBEDDINGS = -1  # what no layer has touched; the head is one more than the last layer
+
+
+def nodes_by_part(nodes: Sequence[onnx.NodeProto], inputs: set[str]) -> dict[str, list[onnx.NodeProto]]:
+    """The nodes of each part: "embeddings", "layers.0" ..., "head"; all in "graph" where no name tells of a layer.
+
+    1. A layer begins with the nodes whose weights or results are named after it, and holds what is made of these, up to
+       the next layer. Equal weights are stored once, under the name of the first: of several layers that a node
+       descends from, the latest counts.
+    2. The last layer ends with the sum of its two branches; the head is what comes after.
+    3. A conversion between element types, and what is made of weights and sizes alone, belongs to the part that uses
+       it, where only one does.
+
+    Args:
+        nodes: in topological order.
+        inputs: the names of what the graph takes.
+    """
+    maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    sources = [[maker[name] for name in node.input if name in maker] for node in nodes]
+    users: list[list[int]] = [[] for _ in nodes]
+    for index, made_from in enumerate(sources):
+        for source in made_from:
+            users[source].append(index)
+    named = [_layer_in([*node.output, *(name for name in node.input if name not in maker)]) for node in nodes]
+    stages: list[int] = []
+    computed: list[bool] = []  # from the values that the graph takes
+    for node, layer, made_from in zip(nodes, named, sources, strict=True):
+        stages.append(max([layer, *(stages[source] for source in made_from)]))
+        from_values = any(computed[source] for source in made_from) or not inputs.isdisjoint(node.input)
+        computed.append(from_values and node.op_type != "Shape")
+    last = max(stages, default=_EMBEDDINGS)
+    if last == _EMBEDDINGS:
+        return {"graph": list(nodes)}
+    _split_off_head(nodes, sources, users, named, computed, stages)
+    for index in reversed(range(len(nodes))):
+        if nodes[index].op_type in _CONVERSIONS or not computed[index]:
+            using = {stages[user] for user in users[index]}
+            stages[index] = using.pop() if len(using) == 1 else stages[index]
+    parts = collections.defaultdict(list)
+    for stage, node in sorted(zip(stages, nodes, strict=True), key=lambda pair: pair[0]):
+        parts["embeddings" if stage == _EMBEDDINGS else "head" if stage > last else f"layers.{stage}"].append(node)
+    return dict(parts)
+
+
+def _split_off_head(
+    nodes: Sequence[onnx.NodeProto],
+    sources: list[list[int]],
+    users: list[list[int]],
+    named: list[int],
+    computed: list[bool],
+    stages: list[int],
+) -> None:
+    """Raise the stage of what comes after the last layer by one, in place."""
+    last = max(stages)
+    within = [layer == last for layer in named]  # the last layer, or leading to a node that is
+    for index in reversed(range(len(nodes))):
+        within[index] = within[index] or any(within[user] for user in users[index])
+    for index, node in enumerate(nodes):
+        if stages[index] == last and not within[index]:
+            # conversions come after what is named, and are not of the layer yet
+            branches = [_converted(source, nodes, sources) for source in sources[index] if computed[source]]
+            sums = node.op_type == "Add" and len(branches) == 2
+            if not sums or max(stages[branch] for branch in branches) > last:
+                stages[index] = last + 1
+
+
+def _converted(index: int, nodes: Sequence[onnx.NodeProto], sources: list[list[int]]) -> int:
+    """The node whose result a row of conversions that ends with this node converts."""
+    while nodes[index].op_type in _CONVERSIONS and sources[index]:
+        index = sources[index][0]
+    return index
+
+
+def _layer_in(names: Sequence[str]) -> int:
+    """The highest layer that one of `names` belongs to, or none's number."""
+    return max((int(found[1]) for name in names if (found := _LAYER.search(name))), default=_EMBEDDINGS)

@@ -1,0 +1,120 @@
+"""Read what an ONNX graph is made of; weights that lie in a file of their own are not loaded."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import math
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from vitdeploy.assess.graph_summary import GraphSummary
+from vitdeploy.assess.onnx_parts import nodes_by_part
+from vitdeploy.errors import BundleError, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
+_UNKNOWN = "unknown"
+# What is not floating point, and yet no shape, index or mask.
+_NOT_INDICES = frozenset({"int8", "uint8", "int4", "uint4", _UNKNOWN})
+
+
+class _Weight(NamedTuple):
+    """An initializer: its element type, its size, and what is the same for two equal ones (None where not read)."""
+
+    dtype: str
+    size_bytes: int
+    content: bytes | None
+
+
+def read_onnx(path: Path) -> GraphSummary:
+    """What the main graph of an ONNX model is made of.
+
+    Raises:
+        BundleError: the file is no valid ONNX model.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+        given = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+        weights = [_weight(tensor) for tensor in model.graph.initializer]
+        _make_inputs_of_weights(model.graph)
+        onnx.checker.check_model(model)
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except (DecodeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise BundleError(f"{path} must hold a valid ONNX model: {first_line(exc)}; export the bundle again") from exc
+    equal = collections.Counter(weight for weight in weights if weight.content is not None)
+    return GraphSummary(
+        versions={"IR version": model.ir_version, **_opsets(model)},
+        node_types=_most_first(collections.Counter(_qualified(node) for node in graph.node)),
+        weights=len(weights),
+        weight_bytes=_most_first(_bytes_by_type(weights)),
+        duplicates=sum(count - 1 for count in equal.values()),
+        duplicate_bytes=sum((count - 1) * weight.size_bytes for weight, count in equal.items()),
+        layers=_types_by_part(graph, given),
+    )
+
+
+def _weight(tensor: onnx.TensorProto) -> _Weight:
+    dtype = _name(tensor.data_type)
+    bits = re.search(r"\d+", dtype)  # "float8e4m3fn": 8; bool, which names none: 8
+    size = math.ceil(math.prod(tensor.dims) * (int(bits[0]) if bits else 8) / 8)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return _Weight(dtype, size, None)
+    content = onnx.TensorProto()
+    content.CopyFrom(tensor)
+    content.ClearField("name")
+    return _Weight(dtype, size, hashlib.sha256(content.SerializeToString(deterministic=True)).digest())
+
+
+def _make_inputs_of_weights(graph: onnx.GraphProto) -> None:
+    """Leave of the weights what checks and inference need: protobuf passes no message of 2 GiB on to them."""
+    known = {value.name for value in graph.input}
+    graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in graph.initializer
+        if tensor.name not in known
+    )
+    graph.ClearField("initializer")
+
+
+def _types_by_part(graph: onnx.GraphProto, inputs: set[str]) -> dict[str, dict[str, int]]:
+    values = [*graph.input, *graph.value_info, *graph.output]
+    types = {value.name: _name(value.type.tensor_type.elem_type) for value in values}
+    counted: dict[str, dict[str, int]] = {}
+    for part, nodes in nodes_by_part(graph.node, inputs).items():
+        found = [next((types.get(name, _UNKNOWN) for name in node.output if name), _UNKNOWN) for node in nodes]
+        counts = collections.Counter(dtype for dtype in found if "float" in dtype or dtype in _NOT_INDICES)
+        if counts:
+            counted[part] = _most_first(counts)
+    return counted
+
+
+def _bytes_by_type(weights: Iterable[_Weight]) -> collections.Counter[str]:
+    total: collections.Counter[str] = collections.Counter()
+    for weight in weights:
+        total[weight.dtype] += weight.size_bytes
+    return total
+
+
+def _opsets(model: onnx.ModelProto) -> dict[str, int]:
+    return {f"opset {entry.domain}".removesuffix(" "): entry.version for entry in model.opset_import}
+
+
+def _qualified(node: onnx.NodeProto) -> str:
+    return f"{node.domain}.{node.op_type}".removeprefix(".")
+
+
+def _name(elem_type: int) -> str:
+    """An element type as numpy names it; "unknown" where there is none."""
+    name = onnx.TensorProto.DataType.Name(elem_type).lower()
+    return _UNKNOWN if name == "undefined" else _NUMPY_NAMES.get(name, name)
+
+
+def _most_first(counts: collections.Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
