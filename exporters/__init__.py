@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.processor import ImageProcessor
-    from vitdeploy.specs import ExportSpec, TensorSpec
+    from vitdeploy.specs import ExportSpec, PixelFormat, TensorSpec
 
-    Observe = Callable[[Path], Mapping[str, float]]
+    Observe = Callable[[Path, PixelFormat], Mapping[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,8 @@ class ExportFunction(Protocol):
         folder: the bundle's.
         spec: what the artifact is to be.
         processor: of the bundle; what it leaves out (see `ExportSpec.pixels`) the artifact does itself.
-        observe: runs an ONNX file, which takes what the reference takes, on sample images, and tells the largest value
-            of each output that it saw.
+        observe: runs an ONNX file, which takes pixels of that format, on sample images, and tells the largest value of
+            each output that it saw.
     """
 
     def __call__(

@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vitdeploy.exporters import Observe
+    from vitdeploy.specs import PixelFormat
 
 
-def observed_ranges(model: ir.Model, values: Sequence[ir.Value], observe: Observe, folder: Path) -> Mapping[str, float]:
+def observed_ranges(
+    model: ir.Model, values: Sequence[ir.Value], pixels: PixelFormat, observe: Observe, folder: Path
+) -> Mapping[str, float]:
     """The largest magnitude of each of `values`, by its name, while `observe` runs the graph.
 
     Args:
         model: a graph in float32; it stays as it is.
         values: of it.
+        pixels: what it takes.
         observe: see `vitdeploy.exporters.ExportFunction`.
         folder: where a copy of the graph may lie meanwhile.
     """
@@ -41,4 +45,4 @@ def observed_ranges(model: ir.Model, values: Sequence[ir.Value], observe: Observ
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch, "observed.onnx")
         write_onnx(twin, path)
-        return {names[name]: value for name, value in observe(path).items()}
+        return {names[name]: value for name, value in observe(path, pixels).items()}

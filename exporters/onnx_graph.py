@@ -19,13 +19,14 @@ from onnxscript.optimizer import optimize
 from vitdeploy import __version__
 from vitdeploy.errors import CheckFailedError, UsageError
 from vitdeploy.exporters import Exported
+from vitdeploy.exporters.embedded_resize import embed_resize
 from vitdeploy.exporters.emulation import emulated
 from vitdeploy.exporters.observation import observed_ranges
 from vitdeploy.exporters.onnx_file import MAX_BYTES, without_weights, write_onnx
 from vitdeploy.exporters.onnx_layers import repeat_first_layer
 from vitdeploy.exporters.precision import TYPES, activations, set_precision
 from vitdeploy.models.normalization import fold_normalization
-from vitdeploy.models.signature import Served, example_inputs, output_names
+from vitdeploy.models.signature import Served, example_inputs, input_specs, output_names
 from vitdeploy.specs import PixelFormat, PixelStage, Precision
 
 if TYPE_CHECKING:
@@ -79,16 +80,19 @@ def export_onnx(
         raise UsageError(f"opset must be from {OPSETS.start} to {OPSETS.stop - 1}, got {opset}")
     if spec.pixels.stage is not PixelStage.NORMALIZED:
         model = fold_normalization(model, processor.scale, processor.offset)
+    decoded = spec.pixels.stage is PixelStage.DECODED
+    pixels = PixelFormat(PixelStage.RESIZED, "nchw", "uint8") if decoded else spec.pixels
     served = Served(
-        model,
-        spec.outputs,
-        dynamic_image_size=spec.dynamic_image_size,
-        pixels=spec.pixels,
-        io_dtype=spec.io_dtype,
+        model, spec.outputs, dynamic_image_size=spec.dynamic_image_size, pixels=pixels, io_dtype=spec.io_dtype
     )
+    inputs = served.inputs
     graph = _trace(served, opset)
-    kept = _set_precision(graph, spec, observe, folder)
-    _check_signature(graph, served.inputs, served.outputs)
+    kept = _set_precision(graph, spec, pixels, observe, folder)
+    if decoded:
+        inputs = input_specs(model.config, model.task, pixels=spec.pixels)
+        embed_resize(graph, processor)
+        simplify(graph)
+    _check_signature(graph, inputs, served.outputs)
     try:
         onnx.checker.check_model(without_weights(graph), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
@@ -100,7 +104,7 @@ def export_onnx(
         emulation = write_onnx(emulated(graph), folder / "onnx" / f"emulated_{name}", max_bytes)
     return Exported(
         files=tuple(f"onnx/{file}" for file in files),
-        inputs=served.inputs,
+        inputs=inputs,
         outputs=served.outputs,
         options={"opset": opset, **kept},
         tools={tool: version(tool) for tool in _TOOLS},
@@ -167,7 +171,9 @@ def simplify(exported: ir.Model) -> None:
         optimize(exported, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
 
 
-def _set_precision(graph: ir.Model, spec: ExportSpec, observe: Observe, folder: Path) -> dict[str, Any]:
+def _set_precision(
+    graph: ir.Model, spec: ExportSpec, pixels: PixelFormat, observe: Observe, folder: Path
+) -> dict[str, Any]:
     """Make the graph compute, take and give what is asked for; what it keeps in float32, for the manifest."""
     dtype, io = TYPES[spec.precision], ir.DataType.from_numpy(np.dtype(spec.io_dtype))
     if dtype == io == ir.DataType.FLOAT:
@@ -176,7 +182,7 @@ def _set_precision(graph: ir.Model, spec: ExportSpec, observe: Observe, folder: 
     if dtype == ir.DataType.FLOAT:
         set_precision(graph, dtype, io, {})
         return {}
-    kept = set_precision(graph, dtype, io, observed_ranges(graph, activations(graph), observe, folder))
+    kept = set_precision(graph, dtype, io, observed_ranges(graph, activations(graph), pixels, observe, folder))
     return {
         "float32_operators": list(kept.operators),
         "float32_nodes": list(kept.nodes),

@@ -74,7 +74,7 @@ def export_graph(model: VisionTransformer, folder: Path, *, max_bytes: int | Non
 
     processor = ImageProcessor.default("vit", *model.config.image_size)
     limit: dict[str, Any] = {} if max_bytes is None else {"max_bytes": max_bytes}
-    return export_onnx(model, folder, ExportSpec(**spec), processor=processor, observe=lambda _: {}, **limit)
+    return export_onnx(model, folder, ExportSpec(**spec), processor=processor, observe=lambda *_: {}, **limit)
 
 
 def make_feeds(model: VisionTransformer, batch_size: int, seed: int = 0) -> dict[str, np.ndarray]:

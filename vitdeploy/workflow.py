@@ -153,10 +153,10 @@ def export(
     check_target(target)
     reference, processor = checkpoint.model, checkpoint.processor
     axes = _axes(reference.config, processor, bounds) if dynamic_image_size else {}
-    sample = samples(reference, processor, axes, images)
+    sample = samples(reference, processor, axes, pixels.stage, images)
     with staged_folder(target) as staging:
         on_step(f"exporting to {to} {precision}")
-        exported = write(reference, staging, spec, processor=processor, observe=Observer(sample, pixels))
+        exported = write(reference, staging, spec, processor=processor, observe=Observer(sample))
         # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(reference_outputs, reference, sample, spec)
@@ -193,7 +193,7 @@ def export(
         to_prove = dataclasses.replace(artifact, files=_records(staging, exported.emulation or exported.files))
         bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
         with open_runtime(bundle, exporter.backend, precision=precision) as runtime:
-            allowed = default_tolerance(precision, artifact.outputs) if tolerance is None else tolerance
+            allowed = default_tolerance(artifact) if tolerance is None else tolerance
             proof = prove(runtime, artifact.name, sample, expected, allowed)
         for name in exported.emulation:
             (staging / name).unlink()

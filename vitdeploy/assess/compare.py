@@ -130,8 +130,7 @@ def compare(
         if not sources:
             raise UsageError("compare needs at least one image, got none")
     allowed = [
-        default_tolerance(artifact.precision, artifact.outputs) if tolerance is None else tolerance
-        for artifact in bundle.manifest.artifacts
+        default_tolerance(artifact) if tolerance is None else tolerance for artifact in bundle.manifest.artifacts
     ]
     with open_runtime(bundle, REFERENCE, **_reference_options(bundle)) as runtime:
         check_fit(bundle, processor, runtime)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.errors import UsageError
+from vitdeploy.specs import PixelStage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
-    from vitdeploy.specs import TensorSpec
+    from vitdeploy.manifest import Artifact
 
 # Largest difference relative to the output's largest value. float32: two summation orders of ViT-B's 24 matrix products
 # differ by about 1e-6 (seen from 2e-7 to 3e-6 for tiny to base); 1e-4 leaves room for other processors.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # and ViT-B is 6e-4 to 2e-3 and 1.1e-2 to 1.3e-2; five times that allows for more layers, and for outliers.
 DEFAULT_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2}
 _FLOAT16_OUTPUT = 1e-3  # rounding to 11 bits, twice
+_RESIZED_WITHIN = 1e-2  # few bytes may be one more or less than the processor's, where a sum lies between two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +64,17 @@ class Difference:
         return {**dataclasses.asdict(self), "required_tolerance": self.required_tolerance}
 
 
-def default_tolerance(precision: str, outputs: Iterable[TensorSpec]) -> float:
-    """What an artifact may differ by.
+def default_tolerance(artifact: Artifact) -> float:
+    """What an artifact may differ by, relative to each output's largest value.
 
     Raises:
         UsageError: nothing is known of the precision.
     """
-    if precision not in DEFAULT_TOLERANCES:
-        raise UsageError(f"a tolerance must be given for {precision}, got none; give one")
-    least = _FLOAT16_OUTPUT if any(spec.dtype == "float16" for spec in outputs) else 0.0
-    return max(DEFAULT_TOLERANCES[precision], least)
+    if artifact.precision not in DEFAULT_TOLERANCES:
+        raise UsageError(f"a tolerance must be given for {artifact.precision}, got none; give one")
+    half = any(spec.dtype == "float16" for spec in artifact.outputs)
+    resizes = artifact.pixels.stage is PixelStage.DECODED
+    return max(DEFAULT_TOLERANCES[artifact.precision], half * _FLOAT16_OUTPUT, resizes * _RESIZED_WITHIN)
 
 
 def compare_outputs(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> tuple[Difference, ...]:

@@ -29,14 +29,22 @@ if TYPE_CHECKING:
 COUNT = 3
 BATCHES = ([0], [1, 2], [0, 1, 2, 0, 1, 2, 0])
 OTHER_SIZE_BATCHES = ([0], [1, 2])  # where every image size is taken
+OF_ONE = ([0], [0, 0])  # where no other image has its size
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Images, and the processor that makes them all of one size."""
+    """Images that can be compared together.
+
+    Attributes:
+        images: of one size, as they are or as the processor makes them.
+        processor: what makes the artifact's input of them.
+        batches: by their index.
+    """
 
     images: Sequence[Any]
     processor: ImageProcessor
+    batches: Sequence[list[int]] = BATCHES
 
     def pixel_values(self, pixels: PixelFormat = PixelFormat()) -> np.ndarray:  # noqa: B008  (frozen)
         return self.processor(self.images, pixels=pixels)
@@ -46,6 +54,7 @@ def samples(
     model: VisionTransformer,
     processor: ImageProcessor,
     axes: Mapping[str, AxisRange],
+    stage: PixelStage,
     images: str | os.PathLike[str] | None,
 ) -> list[Sample]:
     """Images to compare on, in each of the sizes to compare at: the usual one first.
@@ -54,9 +63,12 @@ def samples(
         model: the reference.
         processor: of the bundle.
         axes: the sizes that the artifact takes; none where it takes the model's own alone.
+        stage: of the images that the artifact takes.
         images: a folder, of which the first images are used; by default synthetic ones are.
     """
     native = processor.output_size or model.config.image_size
+    if stage is PixelStage.DECODED:
+        return _decoded_samples(processor, native, images)
     if images is None:
         sources: list[Any] = list(synthetic_images(COUNT, *native))
     else:
@@ -65,7 +77,25 @@ def samples(
     if not axes:
         return [Sample(sources, processor)]
     sizes = [native, *_other_sizes(native, model.config.patch_size, *axes.values())]
-    return [Sample(sources, processor.resized(*size)) for size in sizes]
+    return [
+        Sample(sources, processor.resized(*size), OTHER_SIZE_BATCHES if index else BATCHES)
+        for index, size in enumerate(sizes)
+    ]
+
+
+def _decoded_samples(
+    processor: ImageProcessor, native: tuple[int, int], images: str | os.PathLike[str] | None
+) -> list[Sample]:
+    """Images in sizes of their own; synthetic ones in one that stays, one that shrinks and one that grows."""
+    if images is not None:
+        files = image_files(images)
+        return [Sample([files[index % len(files)]], processor, OF_ONE) for index in range(COUNT)]
+    height, width = native
+    sizes = [native, (2 * height + 3, width + 5), (height // 2 + 1, 3 * width // 4 + 1)]
+    return [
+        Sample(synthetic_images(COUNT, *size), processor, OTHER_SIZE_BATCHES if index else BATCHES)
+        for index, size in enumerate(sizes)
+    ]
 
 
 def _other_sizes(
@@ -85,13 +115,10 @@ class Observer:
     """Runs an ONNX file on samples and sees how large its outputs become; see `vitdeploy.exporters.ExportFunction`."""
 
     images: Sequence[Sample]
-    pixels: PixelFormat
 
-    def __call__(self, path: Path) -> dict[str, float]:
+    def __call__(self, path: Path, pixels: PixelFormat) -> dict[str, float]:
         from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
-        stage = PixelStage.RESIZED if self.pixels.stage is PixelStage.DECODED else self.pixels.stage
-        pixels = dataclasses.replace(self.pixels, stage=stage)
         largest: dict[str, float] = {}
         with OnnxRuntime(path) as runtime:
             for sample in self.images:
@@ -134,10 +161,7 @@ def prove(
     Raises:
         CheckFailedError: the difference is larger.
     """
-    found = [
-        _differences(runtime, sample, want, OTHER_SIZE_BATCHES if index else BATCHES)
-        for index, (sample, want) in enumerate(zip(images, expected, strict=True))
-    ]
+    found = [_differences(runtime, sample, want) for sample, want in zip(images, expected, strict=True)]
     # Of each output, its difference at the image size where that is largest.
     differences = [max(of_one, key=lambda each: each.required_tolerance) for of_one in zip(*found, strict=True)]
     worst = max(differences, key=lambda difference: difference.required_tolerance)
@@ -151,7 +175,7 @@ def prove(
     return {
         "backend": runtime.backend,
         "engine": runtime.details["engine"],
-        "batches": [len(rows) for rows in BATCHES],
+        "batches": [len(rows) for rows in images[0].batches],
         "image_sizes": [list(pixels.shape[2:]) for pixels in pixel_values],
         "pixel_values_sha256": fingerprint(*pixel_values),
         "tolerance": tolerance,
@@ -159,13 +183,11 @@ def prove(
     }
 
 
-def _differences(
-    runtime: Runtime, sample: Sample, expected: Mapping[str, np.ndarray], batches: Sequence[list[int]]
-) -> tuple[Difference, ...]:
+def _differences(runtime: Runtime, sample: Sample, expected: Mapping[str, np.ndarray]) -> tuple[Difference, ...]:
     """Each output, in batches of these images, against the reference's, which ran every image once."""
     arrays = feeds(runtime.inputs, sample.pixel_values(runtime.pixels))
-    outputs = run_batches(runtime, [{name: array[rows] for name, array in arrays.items()} for rows in batches])
-    rows = list(itertools.chain(*batches))
+    outputs = run_batches(runtime, [{name: array[rows] for name, array in arrays.items()} for rows in sample.batches])
+    rows = list(itertools.chain(*sample.batches))
     return compare_outputs({name: value[rows] for name, value in expected.items()}, outputs)
 
 

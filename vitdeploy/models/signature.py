@@ -12,7 +12,7 @@ from torch import nn
 
 from vitdeploy.errors import UsageError
 from vitdeploy.models.vit import VisionTransformer
-from vitdeploy.specs import AxisRange, PixelFormat, Task, TensorSpec
+from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Task, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,8 @@ def input_specs(
             f"a dynamic image size must be for a model whose relative_position_interpolation is bilinear, got "
             f"{config.relative_position_interpolation}, which is for one size at a time; give an image size instead"
         )
-    size = SIZE_AXES if dynamic_image_size else config.image_size
+    free = dynamic_image_size or pixels.stage is PixelStage.DECODED
+    size = SIZE_AXES if free else config.image_size
     shape = (BATCH_AXIS, *pixels.shape(config.num_channels, size))
     spec = TensorSpec("pixel_values", pixels.dtype, shape)
     if task is not Task.MASKED_IMAGE_MODELING:

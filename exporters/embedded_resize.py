@@ -1,0 +1,233 @@
+"""Resize and crop inside the graph, as Pillow does it, so that it takes decoded images of any size."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+import PIL
+
+from vitdeploy.errors import UsageError
+from vitdeploy.models.signature import BATCH_AXIS, SIZE_AXES
+from vitdeploy.preprocessor_config import ShortestEdge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vitdeploy.processor import ImageProcessor
+
+_CHANNELS = 3
+_COEFFICIENT_BITS = 22  # of Pillow's fixed-point weights for bytes (src/libImaging/Resample.c, PRECISION_BITS)
+
+
+class _Axis(NamedTuple):
+    """One side of the image.
+
+    Attributes:
+        length: of the decoded image, an int64 scalar.
+        resized: of the resized image, an int64 scalar.
+        crop: of what comes out.
+    """
+
+    length: ir.Value
+    resized: ir.Value
+    crop: int
+
+
+def embed_resize(model: ir.Model, processor: ImageProcessor) -> None:
+    """Make a graph of resized bytes one of decoded bytes, in place.
+
+    Pillow resizes one side, rounds to bytes, and resizes the other (Resample.c, ImagingResampleInner). Each is a matrix
+    product with the filter's weights, which are made from the image's size in whole numbers. A crop is a choice of the
+    matrix's rows, and padding a row of zeros. The weights are rounded as Pillow's, the sums are float32's: a value that
+    lies between two bytes may come out as the other one.
+
+    Args:
+        model: takes `pixel_values` (batch, 3, H, W) uint8, which it converts first; it will take (batch, height, width,
+            3) uint8.
+        processor: of the size that the graph takes.
+
+    Raises:
+        UsageError: the processor's result depends on the image's size, or its filter is not one of these.
+    """
+    size = processor.output_size
+    if size is None:
+        raise UsageError("embed_resize needs an image processor that gives one size, got none; say an image size")
+    if processor.do_resize and processor.resample not in _FILTERS:
+        raise UsageError(
+            f"embed_resize needs a bilinear (2) or bicubic (3) resample, got {processor.resample}; resize outside"
+        )
+    filter_weights = _FILTERS[processor.resample if processor.do_resize else 2]
+    graph = model.graph
+    old = graph.inputs[0]
+    images = ir.Value(
+        name=old.name,
+        type=ir.TensorType(ir.DataType.UINT8),
+        shape=ir.Shape([BATCH_AXIS, *SIZE_AXES, _CHANNELS]),
+    )
+    ops = _Ops()
+    shape = ops("Shape", images)
+    lengths = [ops("Gather", shape, ops.int64(axis)) for axis in (1, 2)]
+    resized = _resized(ops, processor, lengths)
+    height, width = (_Axis(*axis) for axis in zip(lengths, resized, size, strict=True))
+    x = ops("Transpose", ops("Cast", images, to=int(ir.DataType.FLOAT)), perm=(0, 3, 1, 2))
+    down = _weights(ops, height, processor, filter_weights)
+    across = ops("Transpose", _weights(ops, width, processor, filter_weights), perm=(1, 0))
+    x = _passes(ops, x, down, across, _height_first(ops, height, width))
+    graph.insert_before(graph[0], ops.nodes)
+    for value in ops.constants:
+        graph.register_initializer(value)
+    for node, index in list(old.uses()):
+        node.replace_input_with(index, x)
+    old.name = None
+    graph.inputs[0] = images
+
+
+class _Ops:
+    """Calls that record operators. A branch has nodes of its own, and the names and the constants of the whole."""
+
+    def __init__(self, whole: _Ops | None = None) -> None:
+        self.nodes: list[ir.Node] = []
+        self.constants: list[ir.Value] = [] if whole is None else whole.constants
+        self._names: Iterator[str] = (
+            (f"resize.{index}" for index in itertools.count()) if whole is None else whole._names
+        )
+
+    def __call__(self, operator: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        name = next(self._names)
+        node = ir.node(operator, inputs, attributes, name=f"node.{name}", outputs=[ir.Value(name=name)])
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def either(
+        self, condition: ir.Value, then: Callable[[_Ops], ir.Value], otherwise: Callable[[_Ops], ir.Value]
+    ) -> ir.Value:
+        branches = {}
+        for name, make in (("then_branch", then), ("else_branch", otherwise)):
+            ops = _Ops(self)
+            branches[name] = ir.Graph([], [make(ops)], nodes=ops.nodes, name=name)
+        return self("If", condition, **branches)
+
+    def int64(self, value: Any) -> ir.Value:
+        return self._constant(np.array(value, np.int64))
+
+    def float32(self, value: Any) -> ir.Value:
+        return self._constant(np.array(value, np.float32))
+
+    def _constant(self, array: np.ndarray) -> ir.Value:
+        name = next(self._names)
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+        self.constants.append(value)
+        return value
+
+
+def _height_first(ops: _Ops, height: _Axis, width: _Axis) -> ir.Value | None:
+    """Whether Pillow begins with the height: from 13.0 on where that removes more than twice as many rows as columns.
+
+    The rule was found by experiment, and held for 1,473 pairs of random sizes; before, the width was always first.
+    """
+    if int(PIL.__version__.partition(".")[0]) < 13:
+        return None
+    rows, columns = (ops("Sub", axis.length, axis.resized) for axis in (height, width))
+    shrinks = ops("Greater", rows, ops.int64(0))
+    return ops("And", shrinks, ops("Greater", rows, ops("Mul", ops.int64(2), columns)))
+
+
+def _passes(ops: _Ops, x: ir.Value, down: ir.Value, across: ir.Value, height_first: ir.Value | None) -> ir.Value:
+    """(batch, 3, height, width) -> (batch, 3, H, W), with the weights (H, height) and (width, W)."""
+
+    def width_then_height(ops: _Ops) -> ir.Value:
+        return _bytes(ops, ops("MatMul", down, _bytes(ops, ops("MatMul", x, across))))
+
+    def height_then_width(ops: _Ops) -> ir.Value:
+        return _bytes(ops, ops("MatMul", _bytes(ops, ops("MatMul", down, x)), across))
+
+    if height_first is None:
+        return width_then_height(ops)
+    return ops.either(height_first, height_then_width, width_then_height)
+
+
+def _resized(ops: _Ops, processor: ImageProcessor, lengths: list[ir.Value]) -> list[ir.Value]:
+    """The sides of the resized image; see `ShortestEdge.of`."""
+    size = processor.size
+    if not processor.do_resize:
+        return lengths
+    if not isinstance(size, ShortestEdge):
+        return [ops.int64(size.height), ops.int64(size.width)]
+    shortest, edge = ops("Min", *lengths), ops.int64(size.shortest_edge)
+    return [ops("Div", ops("Mul", edge, length), shortest) for length in lengths]
+
+
+def _weights(
+    ops: _Ops, axis: _Axis, processor: ImageProcessor, filter_weights: Callable[[_Ops, ir.Value], ir.Value]
+) -> ir.Value:
+    """What each pixel that comes out has of each that goes in: (crop, length) float32; rows of padding are zero.
+
+    Pixel p of the resized image lies at (p + 1/2) length / resized, pixel j of the image at j + 1/2. The filter is
+    stretched where the image shrinks. Their distance is |(2j + 1) resized - (2p + 1) length| / (2 max(length, resized)).
+    """
+    one, two, zero = ops.int64(1), ops.int64(2), ops.int64(0)
+    rows = ops("Add", ops.int64(np.arange(axis.crop)[:, None]), _offset(ops, axis, processor))  # p, (crop, 1)
+    columns = ops("Range", zero, axis.length, one)  # j, (length,)
+    there = ops("Mul", ops("Add", ops("Mul", two, columns), one), axis.resized)
+    here = ops("Mul", ops("Add", ops("Mul", two, rows), one), axis.length)
+    stretch = ops("Mul", two, ops("Max", axis.length, axis.resized))
+    distance = ops("Div", _float(ops, ops("Abs", ops("Sub", there, here))), _float(ops, stretch))
+    weights = filter_weights(ops, distance)
+    weights = ops("Div", weights, ops("ReduceSum", weights, ops.int64([1]), keepdims=1))
+    steps = ops.float32(2**_COEFFICIENT_BITS)
+    weights = ops("Div", ops("Round", ops("Mul", weights, steps)), steps)
+    inside = ops("And", ops("GreaterOrEqual", rows, zero), ops("Less", rows, axis.resized))
+    return ops("Where", inside, weights, ops.float32(0))
+
+
+def _offset(ops: _Ops, axis: _Axis, processor: ImageProcessor) -> ir.Value:
+    """Where the crop begins, which is before the image where that is smaller; see `processor._crop_offset`."""
+    crop, two = ops.int64(axis.crop), ops.int64(2)
+    # Division cuts towards zero: what is divided is made positive.
+    floor = ops("Sub", ops("Div", ops("Add", axis.resized, crop), two), crop)
+    if processor.crop_rounding == "floor":
+        return floor
+    rest = ops("Sub", axis.resized, crop)
+    odd = ops("Mod", floor, two)
+    to_even = ops("Div", ops("Add", rest, odd), two)
+    padded = ops("Sub", ops.int64(0), ops("Div", ops("Sub", crop, axis.resized), two))
+    return ops("Where", ops("GreaterOrEqual", rest, ops.int64(0)), to_even, padded)
+
+
+def _bytes(ops: _Ops, values: ir.Value) -> ir.Value:
+    """Rounded to whole numbers from 0 to 255, halves up."""
+    whole = ops("Floor", ops("Add", values, ops.float32(0.5)))
+    return ops("Clip", whole, ops.float32(0), ops.float32(255))
+
+
+def _float(ops: _Ops, value: ir.Value) -> ir.Value:
+    return ops("Cast", value, to=int(ir.DataType.FLOAT))
+
+
+def _bilinear(ops: _Ops, distance: ir.Value) -> ir.Value:
+    return ops("Relu", ops("Sub", ops.float32(1), distance))
+
+
+def _bicubic(ops: _Ops, distance: ir.Value) -> ir.Value:
+    """Keys' cubic convolution with a = -1/2 (doi:10.1109/TASSP.1981.1163711), as Resample.c's bicubic_filter."""
+    near = _polynomial(ops, distance, (1.5, -2.5, 0.0, 1.0))
+    far = _polynomial(ops, distance, (-0.5, 2.5, -4.0, 2.0))
+    beyond = ops("Where", ops("Less", distance, ops.float32(2)), far, ops.float32(0))
+    return ops("Where", ops("Less", distance, ops.float32(1)), near, beyond)
+
+
+def _polynomial(ops: _Ops, x: ir.Value, coefficients: tuple[float, ...]) -> ir.Value:
+    """The one with these coefficients, that of the highest power first (Horner's rule)."""
+    first, *rest = coefficients
+    value = ops.float32(first)
+    for coefficient in rest:
+        value = ops("Add", ops("Mul", value, x), ops.float32(coefficient))
+    return value
+
+
+# By Pillow's numbers.
+_FILTERS: dict[int, Callable[[_Ops, ir.Value], ir.Value]] = {2: _bilinear, 3: _bicubic}

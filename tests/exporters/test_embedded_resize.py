@@ -1,0 +1,148 @@
+"""The graph's own resize against Pillow's, byte by byte."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from PIL import Image
+
+import vitdeploy
+from bundles import tiny_model, write_checkpoint_of
+from compiler import build_engine
+from vitdeploy.assess.samples import synthetic_images
+from vitdeploy.errors import UsageError
+from vitdeploy.exporters.embedded_resize import embed_resize
+from vitdeploy.exporters.onnx_file import write_onnx
+from vitdeploy.processor import ImageProcessor
+from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.specs import PixelFormat, PixelStage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_bundle_takes_decoded_images(tmp_path: Path) -> None:
+    """The predictor hands them over as they are; the result is the processor's, but for a byte here and there."""
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    plain = vitdeploy.export(checkpoint, output=tmp_path / "plain")
+    images: list[Any] = [image for size in SIZES for image in synthetic_images(1, *size)]
+    with vitdeploy.load(plain.path) as predictor:
+        want = [[(item.label, item.score) for item in found] for found in predictor.predict(images)]
+    for precision in ("fp32", "fp16", "bf16"):
+        bundle = vitdeploy.export(checkpoint, precision=precision, embed_resize=True, output=tmp_path / precision)
+        (artifact,) = bundle.manifest.artifacts
+        assert artifact.pixels == PixelFormat(PixelStage.DECODED, "nhwc", "uint8")
+        assert artifact.inputs[0].shape == ("batch", "height", "width", 3)
+        build_engine(bundle)
+        if precision == "bf16":  # no kernels on a CPU
+            continue
+        assert vitdeploy.compare(bundle, images=images[-1:]).status == "passed"
+        with vitdeploy.load(bundle.path, precision=precision) as predictor:
+            for found, wanted in zip(predictor.predict(images), want, strict=True):
+                scores = {item.label: item.score for item in found}
+                assert all(abs(scores[label] - score) <= 0.02 for label, score in wanted)
+
+
+def test_a_dynamic_size_cannot_be_embedded(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="embed_resize makes images of one size .* leave one out"):
+        vitdeploy.export(
+            random_weights="vit-tiny-patch16-32", embed_resize=True, dynamic_image_size=True, output=tmp_path / "out"
+        )
+
+
+RESIZED = PixelFormat(PixelStage.RESIZED, "nchw", "uint8")
+# Of all bytes: those whose sum lies so near to a half that float32 and Pillow's integers round apart (seen: 4e-4).
+SHARE_OF_OTHER_BYTES = 2e-3
+SIZES = [(24, 24), (1, 1), (7, 60), (61, 24), (333, 500), (480, 31), (23, 25), (640, 427)]
+
+
+def resize_graph(folder: Path, processor: ImageProcessor) -> OnnxRuntime:
+    """A graph that resizes, and gives the bytes as numbers."""
+    assert processor.output_size is not None
+    pixels = ir.Value(
+        name="pixel_values",
+        type=ir.TensorType(ir.DataType.UINT8),
+        shape=ir.Shape(["batch", 3, *processor.output_size]),
+    )
+    cast = ir.node("Cast", [pixels], {"to": int(ir.DataType.FLOAT)})
+    bytes_out = cast.outputs[0]
+    bytes_out.name, bytes_out.type = "bytes", ir.TensorType(ir.DataType.FLOAT)
+    bytes_out.shape = ir.Shape(["batch", 3, *processor.output_size])
+    graph = ir.Graph([pixels], [bytes_out], nodes=[cast], opset_imports={"": 20}, name="resize")
+    model = ir.Model(graph, ir_version=10)
+    embed_resize(model, processor)
+    write_onnx(model, folder / "resize.onnx")
+    return OnnxRuntime(folder / "resize.onnx")
+
+
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "bilinear": {"size": {"height": 24, "width": 24}, "resample": 2},
+    "bicubic": {"size": {"height": 24, "width": 24}, "resample": 3},
+    "wide": {"size": {"height": 20, "width": 36}, "resample": 3},
+    "shortest edge and crop": {
+        "size": {"shortest_edge": 27},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": 24, "width": 24},
+    },
+    "crop alone": {"do_resize": False, "do_center_crop": True, "crop_size": {"height": 24, "width": 30}},
+    "crop that pads": {
+        "size": {"height": 15, "width": 40},
+        "resample": 2,
+        "do_center_crop": True,
+        "crop_size": {"height": 24, "width": 25},
+    },
+    "timm's crop": {
+        "size": {"shortest_edge": 27},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": 24, "width": 24},
+        "crop_rounding": "half_even",
+    },
+    "timm's crop that pads": {
+        "size": {"shortest_edge": 21},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": 24, "width": 26},
+        "crop_rounding": "half_even",
+    },
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_every_byte_is_pillows_or_the_next(tmp_path: Path, name: str) -> None:
+    settings = PROCESSORS[name]
+    kind = "BitImageProcessor" if settings.get("do_center_crop") else "ViTImageProcessor"
+    processor = ImageProcessor.from_dict({"image_processor_type": kind, **settings})
+    others = []
+    with resize_graph(tmp_path, processor) as runtime:
+        for height, width in SIZES:
+            images = [
+                *(np.asarray(image) for image in synthetic_images(1, height, width)),
+                np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8),
+                np.full((height, width, 3), 255, np.uint8),
+            ]
+            found = runtime.run({"pixel_values": np.stack(images)})["bytes"]
+            difference = np.abs(
+                found - processor([Image.fromarray(image) for image in images], pixels=RESIZED).astype(np.float32)
+            )
+            assert difference.max() <= 1, (height, width)
+            others.append((difference > 0).mean())
+    assert np.mean(others) <= SHARE_OF_OTHER_BYTES, others
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_processor_type": "BitImageProcessor", "do_center_crop": False}, "gives one size, got none"),
+        ({"image_processor_type": "ViTImageProcessor", "resample": 1}, r"bilinear \(2\) or bicubic \(3\) .* got 1"),
+    ],
+)
+def test_what_cannot_be_embedded(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    processor = ImageProcessor.from_dict(settings)
+    model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 20}), ir_version=10)
+    with pytest.raises(UsageError, match=message):
+        embed_resize(model, processor)
