@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PRESET = "vit-base-patch16-224"
 _PEER_PACKAGES = ("optimum-onnx", "optimum", "transformers", "torch", "onnxruntime")
 _OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}  # neither side asks the Hub about a local folder
+_draw = random.Random(0)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -75,9 +76,8 @@ def wait(process: subprocess.Popen[bytes]) -> Any:
 
 def turns(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
     """The names in a new order each round: a slow spell falls on all, and none always follows the same other."""
-    draw = random.Random(0)
     for _ in range(rounds):
-        yield draw.sample(names, len(names))
+        yield _draw.sample(names, len(names))
 
 
 def peer_versions(python: Path) -> dict[str, str]:

@@ -59,7 +59,7 @@ class Model:
             "smaller": (half, half),
             "larger": (native + 2 * patch, native + 2 * patch),
             "not square": (half, half + 3 * patch),
-            "part of a patch": (half + 5, half - 3),
+            "not whole patches": (half + 5, half - 3),
             "one patch": (patch, patch),
         }
 

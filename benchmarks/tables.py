@@ -27,9 +27,8 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def caption(document: Document) -> str:
     machine = document["machine"]
-    gpu = f", {machine['gpu']}" if "gpu" in machine else ""
     return (
-        f"`{document['command']}`, {document['date']}, {machine['cores']} cores of {machine['cpu']}{gpu} "
+        f"`{document['command']}`, {document['date']}, {machine['cores']} cores of {machine['cpu']} "
         f"({machine['cpu flags']}), load average {document['load_average'][0]}:"
     )
 
@@ -98,14 +97,14 @@ def dynamic_size(document: Document) -> str:
         if row["exporter"] == "vitdeploy":
             rows.append([f"**{row['model']}**", *("x".join(map(str, cells[size]["pixels"])) for size in sizes)])
         rows.append([row["exporter"], *(_cell(cells[size]) for size in sizes)])
-        errors = {cells[size]["error"]: size for size in reversed(sizes) if cells[size]["result"] == "fails"}
-        notes += [f"- {label}, first at {size}: `{error}`" for error, size in reversed(errors.items())]
+        errors = [cells[size]["error"] for size in sizes if cells[size]["result"] == "fails"]
+        notes += [f"- {label}: `{error}`" for error in errors[:1]]
     return "\n".join([markdown(["", *sizes], rows), "", *notes])
 
 
 def _cell(found: Document) -> str:
     if found["result"] == "fails":
-        return f"fails at batch {found['batch_size']}"
+        return "fails" if found["batch_size"] == 1 else f"fails at batch {found['batch_size']}"
     wrong = "wrong: " if found["result"] == "wrong" else ""
     return f"{wrong}{_power(found['max_relative'])}, {_power(found['max_abs'])}"
 
@@ -154,10 +153,16 @@ TABLES: dict[str, Callable[[Document], str]] = {
 
 
 def render(text: str) -> str:
-    """`text` with every marked table made anew; a marker names the table and the file of its results."""
+    """`text` with every marked table made anew; a marker names the table and the file of its results.
+
+    What stands between markers whose results are not recorded stays.
+    """
 
     def section(match: re.Match[str]) -> str:
-        document = json.loads((FOLDER / match["file"]).read_text(encoding="utf-8"))
+        path = FOLDER / match["file"]
+        if not path.exists():
+            return match[0]
+        document = json.loads(path.read_text(encoding="utf-8"))
         return f"{match['start']}{caption(document)}\n\n{TABLES[match['table']](document).strip()}\n{match['end']}"
 
     return _MARKED.sub(section, text)
