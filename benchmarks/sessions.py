@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import statistics
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -48,7 +49,8 @@ def latencies(
 ) -> dict[int, Latencies]:
     """Time every file at every batch size, `rounds` turns in each of `processes` sets of fresh processes."""
     found = {batch_size: Latencies({name: [] for name in files}, {}, {}) for batch_size in batch_sizes}
-    for _ in range(processes):
+    for index in range(processes):
+        print(f"processes {index}", file=sys.stderr)
         with _sessions(files) as workers:
             for batch_size, of_one in found.items():
                 _add(of_one, workers, batch_size, rounds)
