@@ -5,6 +5,7 @@ ENVS := .venvs
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 # Tests run in parallel, each on one thread.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
+BENCHMARKS := processor export predict_overhead attention dynamic_size
 
 .PHONY: demo test check format bench golden gpu-check clean
 
@@ -24,11 +25,10 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/.dev $(ENVS)/optimum/.done  ## the figures of benchmarks/README.md
-	$(BIN)/python benchmarks/processor.py
-	$(BIN)/python benchmarks/export.py
-	$(BIN)/python benchmarks/latency.py
-	$(BIN)/python benchmarks/predict_overhead.py
+bench: .venv/.dev $(ENVS)/optimum/.done  ## record results and rewrite the tables of benchmarks/README.md
+	for name in $(BENCHMARKS); do \
+		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done
+	$(BIN)/python benchmarks/tables.py
 
 golden: $(ENVS)/timm/.done  ## rewrite tests/golden with timm itself
 	$(TEST_ENV) $(ENVS)/timm/bin/python tests/golden/make_timm.py

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their arguments, the model, the peer's tools, and the record of a run."""
+"""What the benchmarks share: their arguments, the model, the peers' tools, taking turns, and the record of a run."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import argparse
 import datetime as dt
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tables import TABLES
 
 from vitdeploy.assess.environment import machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 PRESET = "vit-base-patch16-224"
 _PEER_PACKAGES = ("optimum-onnx", "optimum", "transformers", "torch", "onnxruntime")
 _OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}  # neither side asks the Hub about a local folder
+_draw = random.Random(0)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -37,11 +44,15 @@ def vitdeploy_export(output: Path, *source: str) -> list[str]:
     return [sys.executable, "-m", "vitdeploy", "export", *source, "--to", "onnx", "-o", str(output)]
 
 
-def optimum_export(python: Path, model: Path, output: Path) -> list[str]:
+def optimum_export(python: Path, model: Path, output: Path, *options: str) -> list[str]:
     script = python.parent / "optimum-cli"
     if not script.exists():
         raise SystemExit(f"{script} must exist: make the environment with optimum-onnx, or name its --optimum-python")
-    return [str(script), "export", "onnx", "-m", str(model), "--task", "image-classification", str(output)]
+    return [str(script), "export", "onnx", "-m", str(model), "--task", "image-classification", *options, str(output)]
+
+
+def transformers_export(model: Path, output: Path, *options: str) -> list[str]:
+    return [sys.executable, str(Path(__file__).with_name("transformers_export.py")), str(model), str(output), *options]
 
 
 def random_bundle(folder: Path) -> Path:
@@ -63,6 +74,12 @@ def wait(process: subprocess.Popen[bytes]) -> Any:
     return usage
 
 
+def turns(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
+    """The names in a new order each round: a slow spell falls on all, and none always follows the same other."""
+    for _ in range(rounds):
+        yield _draw.sample(names, len(names))
+
+
 def peer_versions(python: Path) -> dict[str, str]:
     code = (
         "import importlib.metadata as m, json, sys; "
@@ -75,16 +92,26 @@ def peer_versions(python: Path) -> dict[str, str]:
 
 
 def record(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Write `results` where `--json` says, with what it takes to repeat them."""
-    if arguments.json is None:
-        return
-    # Paths say where things are on one machine, not what was measured.
-    options = [f" --{name} {value}" for name, value in vars(arguments).items() if isinstance(value, (int, str))]
+    """Print the table of `results`, and write them where `--json` says, with what it takes to repeat them."""
+    script = Path(sys.argv[0]).stem
+    options = [f" --{name} {_words(value)}" for name, value in vars(arguments).items() if _is_setting(value)]
     document = {
-        "command": f"python benchmarks/{Path(sys.argv[0]).name}{''.join(options)}",
+        "command": f"python benchmarks/{script}.py{''.join(options)}",
         "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
         "machine": machine(),
         "load_average": [round(load, 1) for load in os.getloadavg()],
         **results,
     }
-    arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(document, indent=2) + "\n"
+    print(TABLES[script](json.loads(text)))
+    if arguments.json is not None:
+        arguments.json.write_text(text, encoding="utf-8")
+
+
+def _is_setting(value: object) -> bool:
+    """Paths say where things are on one machine, not what was measured."""
+    return isinstance(value, (int, str, list))
+
+
+def _words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,7 +1,9 @@
-"""Time and memory of an export: `vitdeploy export` and `optimum-cli export onnx` on one ViT-B checkpoint, in turns.
+"""`vitdeploy export` against optimum's and transformers' exporters on one ViT-B checkpoint: the export, and its file.
 
-Wall and processor time are those of the whole command, start of Python included. The peak is the resident memory of the
-largest process of the command; neither tool runs a second one.
+Each tool is a command, and they take turns. Wall and processor time are those of the whole command, start of Python
+included; the peak is the resident memory of its largest process, and none runs a second one. The files then run in
+ONNX Runtime on the CPU in float32: see `sessions.py`. Each ratio is the median over the turns, to the peer whose own
+median is the lowest.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 from common import (
     add_optimum_python,
@@ -24,74 +27,118 @@ from common import (
     random_bundle,
     record,
     start,
+    transformers_export,
+    turns,
     vitdeploy_export,
     wait,
 )
+from sessions import latencies
 
+if TYPE_CHECKING:
+    from sessions import Latencies
+
+OURS = "vitdeploy"
+BATCH_SIZES = (1, 8)
+SESSION_TURNS = 4
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What one export took."""
+class Tool:
+    """A command that writes a folder, and the graph in it."""
 
-    wall_s: float
-    cpu_s: float
-    peak_mb: float
+    command: list[str]
+    output: Path
+    graph: str = "model.onnx"
 
-
-def timed(command: list[str], output: Path) -> Run:
-    shutil.rmtree(output, ignore_errors=True)
-    begin = time.perf_counter()
-    usage = wait(start(command))
-    wall = time.perf_counter() - begin
-    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * _RSS_UNIT / 1e6)
-
-
-def medians(runs: list[Run]) -> dict[str, float]:
-    columns = [field.name for field in dataclasses.fields(Run)]
-    return {name: statistics.median(getattr(run, name) for run in runs) for name in columns}
-
-
-def artifact(path: Path) -> dict[str, float]:
-    return {"file_mb": path.stat().st_size / 1e6, "nodes": len(onnx.load(path).graph.node)}
-
-
-def measure(optimum_python: Path, rounds: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        model = random_bundle(Path(folder, "model"))
-        ours, theirs = Path(folder, "vitdeploy"), Path(folder, "optimum")
-        commands = {
-            "vitdeploy": (vitdeploy_export(ours, "--model", str(model)), ours),
-            "optimum": (optimum_export(optimum_python, model, theirs), theirs),
+    def export(self) -> dict[str, float]:
+        shutil.rmtree(self.output, ignore_errors=True)
+        begin = time.perf_counter()
+        usage = wait(start(self.command))
+        wall = time.perf_counter() - begin
+        return {
+            "wall_s": wall,
+            "cpu_s": usage.ru_utime + usage.ru_stime,
+            "peak_mb": usage.ru_maxrss * _RSS_UNIT / 1e6,
         }
-        runs: dict[str, list[Run]] = {name: [] for name in commands}
-        for index in range(rounds + 1):  # the first round fills the caches of files, and is not counted
-            for name, (command, output) in commands.items():
-                run = timed(command, output)
-                print(f"round {index} {name:10} {run.wall_s:6.1f} s {run.peak_mb:6.0f} MB", file=sys.stderr, flush=True)
-                if index:
-                    runs[name].append(run)
-        files = {"vitdeploy": artifact(ours / "onnx" / "model.onnx"), "optimum": artifact(theirs / "model.onnx")}
+
+    def file(self) -> dict[str, float]:
+        graph = self.output / self.graph
+        size = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))  # weights may lie beside it
+        return {"file_mb": size / 1e6, "nodes": len(onnx.load(graph, load_external_data=False).graph.node)}
+
+
+def tools(optimum_python: Path, model: Path, folder: Path) -> dict[str, Tool]:
+    """The peers with their defaults, and with what each has to make a file for ONNX Runtime alone."""
+    ours, optimum, optimum_o2, transformers, fused = (folder / str(index) for index in range(5))
     return {
-        name: {**medians(of_one), **files[name], "runs": [dataclasses.asdict(run) for run in of_one]}
-        for name, of_one in runs.items()
+        OURS: Tool(vitdeploy_export(ours, "--model", str(model)), ours, "onnx/model.onnx"),
+        "optimum": Tool(optimum_export(optimum_python, model, optimum), optimum),
+        "optimum, O2": Tool(optimum_export(optimum_python, model, optimum_o2, "--optimize", "O2"), optimum_o2),
+        "transformers": Tool(transformers_export(model, transformers), transformers),
+        "transformers, ORT fusions": Tool(transformers_export(model, fused, "--ort-fusions", "cpu"), fused),
     }
+
+
+def measure(optimum_python: Path, rounds: int, processes: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        compared = tools(optimum_python, random_bundle(Path(folder, "model")), Path(folder))
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in compared}
+        for index, order in enumerate(turns(list(compared), rounds + 1)):
+            for name in order:
+                run = compared[name].export()
+                print(f"round {index} {name:26} {run['wall_s']:6.1f} s {run['peak_mb']:6.0f} MB", file=sys.stderr)
+                if index:  # the first round fills the caches of files
+                    runs[name].append(run)
+        files = {name: tool.file() for name, tool in compared.items()}
+        graphs = {name: tool.output / tool.graph for name, tool in compared.items()}
+        timed = latencies(graphs, BATCH_SIZES, processes, SESSION_TURNS)
+    columns = {
+        **{column: {name: [run[column] for run in runs[name]] for name in runs} for column in runs[OURS][0]},
+        **{column: {name: [files[name][column]] for name in files} for column in files[OURS]},
+        **{f"batch_{size}_ms": of_one.times_ms for size, of_one in timed.items()},
+    }
+    return {
+        "columns": {column: compare(series) for column, series in columns.items()},
+        "largest_difference": largest_differences(timed),
+        "problems": {size: of_one.problems for size, of_one in timed.items() if of_one.problems},
+        "exports": runs,
+    }
+
+
+def compare(series: dict[str, list[float]]) -> dict[str, Any]:
+    """The median of each tool, and ours beside the best of the others."""
+    medians = {name: statistics.median(values) for name, values in series.items()}
+    best = min((name for name in medians if name != OURS), key=lambda name: medians[name])
+    ratios = [ours / theirs for ours, theirs in zip(series[OURS], series[best], strict=True)]
+    p25, p75 = (float(np.percentile(ratios, percent)) for percent in (25, 75))
+    return {
+        "medians": medians,
+        "best_peer": best,
+        "ratio": statistics.median(ratios),
+        "ratio_p25": p25,
+        "ratio_p75": p75,
+    }
+
+
+def largest_differences(timed: dict[int, Latencies]) -> dict[str, float]:
+    """The largest difference of each tool's logits from ours, over the batches that it ran."""
+    found: dict[str, float] = {}
+    for of_one in timed.values():
+        for name, logits in of_one.logits.items():
+            difference = float(np.abs(logits - of_one.logits[OURS]).max())
+            found[name] = max(difference, found.get(name, 0.0))
+    return found
 
 
 def main() -> None:
     arguments_parser = parser(__doc__)
     add_optimum_python(arguments_parser)
     arguments_parser.add_argument("--rounds", type=int, default=5, help="exports with each tool")
+    arguments_parser.add_argument("--processes", type=int, default=8, help="sets of fresh processes to time the files")
     arguments = arguments_parser.parse_args()
-    tools = measure(arguments.optimum_python, arguments.rounds)
-    ours, theirs = tools["vitdeploy"], tools["optimum"]
-    columns = [name for name in ours if name != "runs"]
-    ratios = {name: ours[name] / theirs[name] for name in columns}
-    print(f"{'':10}" + "".join(f"{name:>10}" for name in columns))
-    for name, values in {**tools, "ratio": ratios}.items():
-        print(f"{name:10}" + "".join(f"{values[column]:10.2f}" for column in columns))
-    record(arguments, {"optimum": peer_versions(arguments.optimum_python), "tools": tools, "ratio": ratios})
+    results = measure(arguments.optimum_python, arguments.rounds, arguments.processes)
+    record(arguments, {"optimum": peer_versions(arguments.optimum_python), **results})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TEST_SECONDS = 240
-BENCHMARK_SECONDS = 300
+LATENCY_SECONDS = 300
+ATTENTION_SECONDS = 60
 
 
 def run(name: str, seconds: int, *command: str) -> dict[str, object]:
@@ -44,7 +45,12 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     pytest = ("-m", "pytest", "-m", "gpu", "-rs", f"--junitxml={out / 'tests.xml'}", "tests/runtimes")
     latency = ("benchmarks/gpu_latency.py", "--json", str(out / "latency.json"))
-    steps = [run("tests", TEST_SECONDS, *pytest), run("latency", BENCHMARK_SECONDS, *latency)]
+    attention = ("benchmarks/attention.py", "--device", "cuda", "--precision", "fp32", "fp16", "bf16", "--rounds", "50")
+    steps = [
+        run("tests", TEST_SECONDS, *pytest),
+        run("latency", LATENCY_SECONDS, *latency),
+        run("attention", ATTENTION_SECONDS, *attention, "--json", str(out / "attention.json")),
+    ]
     summary = {"gpu": driver(), "steps": steps}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary, indent=2))

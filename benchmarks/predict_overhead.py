@@ -73,11 +73,6 @@ def main() -> None:
     arguments_parser.add_argument("--rounds", type=int, default=100, help="calls of each kind")
     arguments = arguments_parser.parse_args()
     results = measure(arguments.rounds)
-    print(f"{'session':20} {results['session_ms']:8.2f} ms")
-    for name in ("predict_ready_image", "predict_jpeg"):
-        row = results[name]
-        print(f"{name:20} {row['ms']:8.2f} ms  adds {row['added_ms']:6.2f} ms  {row['overhead']:7.2%}")
-    print(f"{'image_processing':20} {results['image_processing_ms']:8.2f} ms")
     record(arguments, {"results": results})
 
 

@@ -86,17 +86,8 @@ def main() -> None:
     options.add_argument("--processes", type=int, default=5, help="fresh processes to repeat it in")
     arguments = options.parse_args()
     results = measure_in_fresh_processes(arguments.runs, arguments.processes)
-    for table, unit in (("image_ms", "ms an image"), ("batch16_ms", "ms a batch of 16")):
-        for name in results[0][table]:
-            print(f"{name:18} {spread([result[table][name] for result in results])} {unit}")
-    print(f"{'speedup':18} {spread([result['speedup'] for result in results])} x transformers' PIL backend")
-    print(f"{'2 threads':18} {spread([result['threads_speedup'] for result in results])} x 1 thread")
     print(TORCHVISION_NOTE)
     record(arguments, {"processes": results, "note": TORCHVISION_NOTE})
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):7.2f}  ({min(values):.2f} to {max(values):.2f})"
 
 
 if __name__ == "__main__":

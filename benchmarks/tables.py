@@ -1,0 +1,184 @@
+"""Write the tables of README.md from the results that were recorded, between their markers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+FOLDER = Path(__file__).parent
+LEVEL = 0.02  # ratios this near to 1 are level
+_MARKED = re.compile(r"(?P<start><!-- (?P<table>\w+): (?P<file>\S+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+
+Document = dict[str, Any]
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    columns = list(header)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows))
+
+
+def caption(document: Document) -> str:
+    machine = document["machine"]
+    return (
+        f"`{document['command']}`, {document['date']}, {machine['cores']} cores of {machine['cpu']} "
+        f"({machine['cpu flags']}), load average {document['load_average'][0]}:"
+    )
+
+
+def export(document: Document) -> str:
+    columns, differences = document["columns"], document["largest_difference"]
+    tools = list(columns["wall_s"]["medians"])
+    rows = [
+        [label, *(_number(columns[key]["medians"].get(tool), digits) for tool in tools), *_against_best(columns[key])]
+        for key, label, digits in (
+            ("wall_s", "export, wall time (s)", 1),
+            ("cpu_s", "export, processor time (s)", 1),
+            ("peak_mb", "export, peak memory (MB)", 0),
+            ("file_mb", "file (MB)", 2),
+            ("nodes", "nodes", 0),
+            ("batch_1_ms", "latency, batch 1 (ms)", 1),
+            ("batch_8_ms", "latency, batch 8 (ms)", 1),
+        )
+    ]
+    rows.append(["largest difference of logits", *(_power(differences.get(tool)) for tool in tools), "", "", ""])
+    notes = [
+        f"- {tool} fails at batch {batch_size}: {problem}"
+        for batch_size, problems in document["problems"].items()
+        for tool, problem in problems.items()
+    ]
+    table = markdown(["", *tools, "best peer", "ours / best (quartiles)", f"level: within {LEVEL:.0%}"], rows)
+    return "\n".join([table, *([""] if notes else []), *notes])
+
+
+def _against_best(column: Document) -> tuple[str, str, str]:
+    ratio, p25, p75 = column["ratio"], column["ratio_p25"], column["ratio_p75"]
+    verdict = "ahead" if ratio < 1 - LEVEL else "level" if ratio <= 1 + LEVEL else "behind"
+    spread = f" ({p25:.3f} to {p75:.3f})" if p25 != p75 else ""
+    return column["best_peer"], f"{ratio:.3f}{spread}", verdict
+
+
+def attention(document: Document) -> str:
+    """The form of the table in transformers' documentation of ViT."""
+    header = [
+        "Batch size",
+        "Average inference time (ms), eager mode",
+        "Average inference time (ms), sdpa model",
+        "Speed up, Sdpa / Eager (x)",
+    ]
+    parts = []
+    for measured in document["measured"]:
+        rows = [
+            [str(row["batch_size"]), *(f"{row[key]:.1f}" for key in ("eager_ms", "sdpa_ms")), f"{row['speedup']:.2f}"]
+            for row in measured["rows"]
+        ]
+        parts.append(f"{measured['device']}, {measured['precision']}:\n\n{markdown(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def dynamic_size(document: Document) -> str:
+    rows: list[list[str]] = []
+    notes: list[str] = []
+    sizes = next(list(row["sizes"]) for row in document["rows"] if "sizes" in row)
+    for row in document["rows"]:
+        label = f"{row['model']}: {row['exporter']}"
+        if "error" in row:
+            rows.append([label, *["not exported"] * len(sizes)])
+            notes.append(f"- {label}: `{row['error']}`")
+            continue
+        cells = row["sizes"]
+        if row["exporter"] == "vitdeploy":
+            rows.append([f"**{row['model']}**", *("x".join(map(str, cells[size]["pixels"])) for size in sizes)])
+        rows.append([row["exporter"], *(_cell(cells[size]) for size in sizes)])
+        errors = [cells[size]["error"] for size in sizes if cells[size]["result"] == "fails"]
+        notes += [f"- {label}: `{error}`" for error in errors[:1]]
+    return "\n".join([markdown(["", *sizes], rows), "", *notes])
+
+
+def _cell(found: Document) -> str:
+    if found["result"] == "fails":
+        return "fails" if found["batch_size"] == 1 else f"fails at batch {found['batch_size']}"
+    wrong = "wrong: " if found["result"] == "wrong" else ""
+    return f"{wrong}{_power(found['max_relative'])}, {_power(found['max_abs'])}"
+
+
+def predict_overhead(document: Document) -> str:
+    results = document["results"]
+    rows = [["the session alone", f"{results['session_ms']:.1f}", "", ""]]
+    for key, label in (("predict_ready_image", "`predict` on a ready image"), ("predict_jpeg", "`predict` on a JPEG")):
+        row = results[key]
+        rows.append([label, f"{row['ms']:.1f}", f"{row['added_ms']:.2f}", f"{row['overhead']:+.1%}"])
+    rows.append(["the image processor alone", f"{results['image_processing_ms']:.2f}", "", ""])
+    return markdown(["", "ms", "added ms", "overhead"], rows)
+
+
+def processor(document: Document) -> str:
+    found = document["processes"]
+    ours, theirs = (_spread(found, "image_ms", name) for name in ("vitdeploy_file", "transformers_pil"))
+    rows = [
+        ["one image from a file (ms)", ours, theirs],
+        ["... transformers / ours", _spread(found, "speedup"), ""],
+        ["one image from bytes (ms)", _spread(found, "image_ms", "vitdeploy_bytes"), ""],
+        ["16 images, 1 thread (ms)", _spread(found, "batch16_ms", "1_thread"), ""],
+        ["16 images, 2 threads (ms)", _spread(found, "batch16_ms", "2_threads"), ""],
+    ]
+    return markdown(["median of processes (lowest to highest)", "vitdeploy", "transformers' PIL backend"], rows)
+
+
+def _spread(processes: list[Document], *keys: str) -> str:
+    values: list[Any] = list(processes)
+    for key in keys:
+        values = [value[key] for value in values]
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "fails" if value is None else f"{value:,.{digits}f}"
+
+
+def _power(value: float | None) -> str:
+    return "fails" if value is None else f"{value:.1e}"
+
+
+TABLES: dict[str, Callable[[Document], str]] = {
+    of_one.__name__: of_one for of_one in (export, attention, dynamic_size, predict_overhead, processor)
+}
+
+
+def render(text: str) -> str:
+    """`text` with every marked table made anew; a marker names the table and the file of its results.
+
+    What stands between markers whose results are not recorded stays.
+    """
+
+    def section(match: re.Match[str]) -> str:
+        path = FOLDER / match["file"]
+        if not path.exists():
+            return match[0]
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return f"{match['start']}{caption(document)}\n\n{TABLES[match['table']](document).strip()}\n{match['end']}"
+
+    return _MARKED.sub(section, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail if a table is not what the results say")
+    arguments = parser.parse_args()
+    readme = FOLDER / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    made = render(text)
+    if arguments.check:
+        sys.exit(0 if made == text else "benchmarks/README.md must hold the recorded results; run benchmarks/tables.py")
+    readme.write_text(made, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Export a checkpoint to ONNX with transformers' own exporter, the peer of `vitdeploy export`, as its guide shows."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForImageClassification
+from transformers.exporters import OnnxConfig, OnnxExporter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+BATCH, SIZE = (0,), (2, 3)  # the axes of pixel_values
+
+
+def export(
+    model: Any,
+    output: Path,
+    *,
+    image_size: tuple[int, int],
+    dynamic_axes: Sequence[int] = BATCH,
+    flags: Mapping[str, bool] | None = None,
+    ort_fusions: str | None = None,
+) -> Path:
+    """Write `model.onnx` and its weights beside it; the path of the graph.
+
+    Args:
+        model: transformers'.
+        output: a folder.
+        image_size: (height, width) of the example that is traced, a batch of 2.
+        dynamic_axes: the axes of `pixel_values` that are to be free.
+        flags: of the model's forward, such as `interpolate_pos_encoding`.
+        ort_fusions: "cpu" for ONNX Runtime's own operators; the file then runs nowhere else.
+    """
+    flags = flags or {}
+    inputs = {"pixel_values": torch.zeros(2, 3, *image_size), **flags}
+    shapes = {"pixel_values": dict.fromkeys(dynamic_axes, torch.export.Dim.DYNAMIC), **dict.fromkeys(flags)}
+    config = OnnxConfig(dynamic_shapes=shapes, ort_fusions=ort_fusions)
+    OnnxExporter().export(model, inputs, config).save_pretrained(output)
+    return output / "model.onnx"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="folder of the checkpoint")
+    parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument("--ort-fusions", choices=["cpu"], help="use ONNX Runtime's own operators")
+    arguments = parser.parse_args()
+    model = AutoModelForImageClassification.from_pretrained(arguments.model).eval()
+    size = model.config.image_size
+    export(model, arguments.output, image_size=(size, size), ort_fusions=arguments.ort_fusions)
+
+
+if __name__ == "__main__":
+    main()
