@@ -91,12 +91,10 @@ class _Ops:
     def __init__(self, whole: _Ops | None = None) -> None:
         self.nodes: list[ir.Node] = []
         self.constants: list[ir.Value] = [] if whole is None else whole.constants
-        self._names: Iterator[str] = (
-            (f"resize.{index}" for index in itertools.count()) if whole is None else whole._names
-        )
+        self._numbers: Iterator[int] = itertools.count() if whole is None else whole._numbers
 
     def __call__(self, operator: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        name = next(self._names)
+        name = f"resize.{next(self._numbers)}"
         node = ir.node(operator, inputs, attributes, name=f"node.{name}", outputs=[ir.Value(name=name)])
         self.nodes.append(node)
         return node.outputs[0]
@@ -117,7 +115,7 @@ class _Ops:
         return self._constant(np.array(value, np.float32))
 
     def _constant(self, array: np.ndarray) -> ir.Value:
-        name = next(self._names)
+        name = f"resize.{next(self._numbers)}"
         tensor = ir.tensor(array, name=name)
         value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
         self.constants.append(value)
@@ -167,7 +165,7 @@ def _weights(
     """What each pixel that comes out has of each that goes in: (crop, length) float32; rows of padding are zero.
 
     Pixel p of the resized image lies at (p + 1/2) length / resized, pixel j of the image at j + 1/2. The filter is
-    stretched where the image shrinks. Their distance is |(2j + 1) resized - (2p + 1) length| / (2 max(length, resized)).
+    stretched where the image shrinks. Their distance: |(2j + 1) resized - (2p + 1) length| / (2 max(length, resized)).
     """
     one, two, zero = ops.int64(1), ops.int64(2), ops.int64(0)
     rows = ops("Add", ops.int64(np.arange(axis.crop)[:, None]), _offset(ops, axis, processor))  # p, (crop, 1)

@@ -47,7 +47,7 @@ def test_a_bundle_takes_decoded_images(tmp_path: Path) -> None:
 
 
 def test_a_dynamic_size_cannot_be_embedded(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="embed_resize makes images of one size .* leave one out"):
+    with pytest.raises(UsageError, match=r"embed_resize makes images of one size .* leave one out"):
         vitdeploy.export(
             random_weights="vit-tiny-patch16-32", embed_resize=True, dynamic_image_size=True, output=tmp_path / "out"
         )
