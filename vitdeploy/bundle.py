@@ -13,6 +13,7 @@ from vitdeploy.atomic import exclusive, replace_folder
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.labels import class_names
 from vitdeploy.manifest import CONFIG, MANIFEST, PROCESSOR_CONFIGS, Artifact, FileRecord, Manifest
+from vitdeploy.specs import PixelStage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,8 +78,9 @@ class Bundle:
 
     @property
     def dynamic_image_size(self) -> bool:
-        """Whether an artifact takes images of every size; the reference then does too."""
-        axes = [axis for artifact in self.manifest.artifacts for spec in artifact.inputs for axis in spec.shape[1:]]
+        """Whether the model of an artifact takes images of other sizes than its own; the reference then does too."""
+        models = [artifact for artifact in self.manifest.artifacts if artifact.pixels.stage is not PixelStage.DECODED]
+        axes = [axis for artifact in models for spec in artifact.inputs for axis in spec.shape[1:]]
         return any(isinstance(axis, str) for axis in axes)
 
     def artifact(self, format: str, precision: str) -> Artifact:  # noqa: A002  (the manifest's word)
