@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-_VERSION = ".data/version"
-# The writer makes these itself: the version, and a checksum of the names and contents of the other records.
-_OF_THE_WRITER = (_VERSION, ".data/serialization_id")
+# The writer makes these itself: the version of the operators, under the one name or the other by its value, and a
+# checksum of the names and contents of all other records.
+_VERSIONS = ("version", ".data/version")
+_OF_THE_WRITER = (*_VERSIONS, ".data/serialization_id")
 
 
 def write_torchscript(
@@ -49,8 +50,10 @@ def _copy_without_debug_records(source: Path, target: Path) -> None:
     """Copy record by record with torch's own writer, which aligns each for mapping it into memory, and dates none."""
     reader = torch._C.PyTorchFileReader(str(source))
     writer = torch._C.PyTorchFileWriter(str(target))
-    writer.set_min_version(int(reader.get_record(_VERSION)))
-    for name in reader.get_all_records():
+    names = reader.get_all_records()
+    (version,) = (name for name in names if name in _VERSIONS)
+    writer.set_min_version(int(reader.get_record(version)))
+    for name in names:
         if not name.endswith(".debug_pkl") and name not in _OF_THE_WRITER:
             content = reader.get_record(name)
             writer.write_record(name, content, len(content))
