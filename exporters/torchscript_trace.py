@@ -115,7 +115,21 @@ def _traced(served: Served) -> torch.jit.ScriptFunction[Any, Any]:
     graph.eraseInput(0)  # the module, of which nothing is left
     for value, spec in zip(graph.inputs(), served.inputs, strict=True):
         value.setDebugName(spec.name)
+    _follow_the_input(graph)
     return torch._C._create_function_from_graph("forward", graph)
+
+
+def _follow_the_input(graph: torch._C.Graph) -> None:
+    """Make what the trace makes on its own device, as BEiT's offsets are, where the first input is."""
+    constants = [node for node in graph.nodes() if node.kind() == "prim::Constant"]
+    devices = [node for node in constants if isinstance(node.output().type(), torch._C.DeviceObjType)]
+    if devices:
+        place = graph.create("prim::device", [next(graph.inputs())], 1)
+        place.output().setType(torch._C.DeviceObjType.get())
+        graph.prependNode(place)
+        for node in devices:
+            node.output().replaceAllUsesWith(place.output())
+            node.destroy()
 
 
 def _signature(served: Served) -> bytes:
