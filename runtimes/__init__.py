@@ -30,6 +30,7 @@ class Backend(NamedTuple):
 
 BACKENDS: dict[str, Backend] = {
     "torch": Backend("vitdeploy.runtimes.pytorch:PyTorchRuntime", None, "torch", "torch"),
+    "torchscript": Backend("vitdeploy.runtimes.torchscript:TorchScriptRuntime", "torchscript", "torch", "torch"),
     "onnxruntime": Backend("vitdeploy.runtimes.onnxrt:OnnxRuntime", "onnx", "onnxruntime", "onnxruntime"),
 }
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from vitdeploy.errors import DeviceError, UsageError, first_line
 from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.signature import Served, size_ranges
-from vitdeploy.runtimes.base import Runtime, check_options, parse_device
+from vitdeploy.runtimes.base import Runtime, check_options
+from vitdeploy.runtimes.torch_device import open_device, probe_devices, to_array, to_tensors
 from vitdeploy.specs import Precision, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
@@ -57,7 +58,7 @@ class PyTorchRuntime(Runtime):
         super().__init__()
         if precision not in set(_DTYPES):
             raise UsageError(f"precision of the torch backend must be one of {', '.join(_DTYPES)}, got {precision!r}")
-        self._device = _device(device)
+        self._device = open_device(device)
         served = Served(model, outputs, dynamic_image_size=dynamic_image_size)
         self.inputs, self.outputs = served.inputs, served.outputs
         self.axes = size_ranges(model.config, model.config.image_size) if dynamic_image_size else {}
@@ -89,36 +90,15 @@ class PyTorchRuntime(Runtime):
 
     @classmethod
     def probe(cls) -> dict[str, str | None]:
-        names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        found: dict[str, str | None] = {}
-        for name in names:
-            try:
-                torch.ones(2, 2, device=name).matmul(torch.ones(2, 2, device=name)).cpu()
-                found[name] = None
-            except RuntimeError as exc:
-                found[name] = first_line(exc)
-        return found
+        return probe_devices()
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
             with torch.inference_mode():
-                # torch cannot take every layout, and warns of read-only memory: those arrays are copied.
-                arrays = {name: np.require(array, requirements=("C", "A", "W")) for name, array in feeds.items()}
-                tensors = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
-                outputs = self._model(**tensors)
-                return {name: value.float().cpu().contiguous().numpy() for name, value in outputs.items()}
+                outputs = self._model(**to_tensors(feeds, self._device))
+                return {name: to_array(value.float()) for name, value in outputs.items()}
         except RuntimeError as exc:  # out of memory, or no compiler for `compile`
             raise DeviceError(f"torch must run the model on {self._device}: {first_line(exc)}") from exc
 
     def _close(self) -> None:
         del self._model
-
-
-def _device(name: str) -> torch.device:
-    parse_device(name)
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as exc:  # torch asserts that it was built for the device
-        raise DeviceError(f"device {name!r} must be one that torch can use: {first_line(exc)}") from exc
-    return device

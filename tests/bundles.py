@@ -13,6 +13,7 @@ import torch
 import vitdeploy
 from vitdeploy.assess.samples import feeds
 from vitdeploy.bundle import Bundle
+from vitdeploy.exporters import EXPORTERS
 from vitdeploy.manifest import MANIFEST, FileRecord
 from vitdeploy.models.checkpoint import architecture_of, save_model
 from vitdeploy.models.config import ViTConfig
@@ -22,7 +23,7 @@ from vitdeploy.processor import ImageProcessor
 from vitdeploy.specs import ExportSpec, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vitdeploy.exporters import Exported
@@ -62,10 +63,17 @@ def write_checkpoint_of(model: VisionTransformer, folder: Path) -> Path:
     return folder
 
 
-def write_bundle(folder: Path, task: Task = Task.CLASSIFICATION, **config: Any) -> Bundle:
-    """The bundle of `tiny_model`, with its ONNX artifact."""
+def write_bundle(
+    folder: Path, task: Task = Task.CLASSIFICATION, *, formats: Sequence[str] = ("onnx",), **config: Any
+) -> Bundle:
+    """The bundle of `tiny_model`, with a float32 artifact of each format."""
     checkpoint = write_checkpoint_of(tiny_model(task, **config), folder / "checkpoint")
-    return vitdeploy.export(checkpoint, output=folder / "bundle")
+    return export_all(checkpoint, formats=formats, output=folder / "bundle")
+
+
+def export_all(checkpoint: Path, *, formats: Sequence[str] = tuple(EXPORTERS), **options: Any) -> Bundle:
+    """One bundle with an artifact of each format."""
+    return [vitdeploy.export(checkpoint, to=to, **options) for to in formats][-1]
 
 
 def export_graph(model: VisionTransformer, folder: Path, *, max_bytes: int | None = None, **spec: Any) -> Exported:

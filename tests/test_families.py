@@ -13,6 +13,7 @@ import transformers
 from sklearn.datasets import load_sample_images
 
 import vitdeploy
+from bundles import export_all
 from families import HEADS, Head, random_config
 from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
@@ -77,10 +78,10 @@ def test_both_backends_give_every_output_of_transformers(
 ) -> None:
     checkpoint = write_checkpoint(head, random_config(head, seed), seed=seed)
     config = checkpoint.config
-    plain = vitdeploy.export(checkpoint.folder, output=tmp_path / "plain")
+    plain = export_all(checkpoint.folder, output=tmp_path / "plain")
     names = [spec.name for spec in plain.manifest.artifacts[0].outputs]
     outputs = [*names, "hidden_states"]
-    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "all", outputs=outputs)
+    bundle = export_all(checkpoint.folder, output=tmp_path / "all", outputs=outputs)
     for backend in BACKENDS:
         options: dict[str, Any] = {"outputs": outputs} if backend == "torch" else {}
         with open_runtime(bundle, backend, **options) as runtime, open_runtime(plain, backend) as plain_runtime:
@@ -99,7 +100,7 @@ def test_both_backends_give_every_output_of_transformers(
 def test_one_export_takes_every_size(write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head) -> None:
     config = random_config(head, 0) | {"patch_size": 5, "image_size": 20}
     checkpoint = write_checkpoint(head, config)
-    bundle = vitdeploy.export(checkpoint.folder, dynamic_image_size=True, output=tmp_path / "out")
+    bundle = export_all(checkpoint.folder, dynamic_image_size=True, output=tmp_path / "out")
     assert ViTConfig.from_pretrained(bundle.path).image_size == (20, 20)
     assert "Resize" in operators(bundle)
     for backend in BACKENDS:
@@ -119,7 +120,7 @@ def test_another_fixed_size_is_baked(
     rows, columns, rest = size
     image_size = (rows * 5 + rest, columns * 5 + rest)
     checkpoint = write_checkpoint(head, random_config(head, 0) | {"patch_size": 5, "image_size": 20})
-    bundle = vitdeploy.export(checkpoint.folder, image_size=image_size, output=tmp_path / "out")
+    bundle = export_all(checkpoint.folder, image_size=image_size, output=tmp_path / "out")
     assert "Resize" not in operators(bundle)
     feeds = {"pixel_values": pixels_of(2, image_size)}
     for backend in BACKENDS:
@@ -151,7 +152,7 @@ def test_an_image_gives_what_transformers_makes_of_it(
     processor = getattr(transformers, f"{head.processor}Pil")(**options)
     processor.save_pretrained(checkpoint.folder)
 
-    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
+    bundle = export_all(checkpoint.folder, output=tmp_path / "out")
     pictures = [transformers.image_utils.load_image(name) for name in PHOTOGRAPHS]
     feeds = {"pixel_values": processor(pictures, return_tensors="np")["pixel_values"]}
     if head.task is Task.MASKED_IMAGE_MODELING:

@@ -194,7 +194,7 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path, capsys: pytest.
         (["frobnicate"], 2, "No such command 'frobnicate'"),
         (["export"], 2, "export needs a model, or random_weights"),
         (["export", "--random-weights", "vit-base"], 2, "a preset must be"),
-        (["export", "--to", "coreml"], 2, "'coreml' is not 'onnx'"),
+        (["export", "--to", "coreml"], 2, "'coreml' is not one of 'onnx', 'torchscript'"),
         (["predict", "{bundle}"], 2, "Missing argument 'IMAGES...'"),
         (["predict", "{bundle}", "x.jpg", "--top-k", "0"], 2, "0 is not in the range"),
         (["predict", "{bundle}", "x.jpg", "--precision", "int8"], 2, "has no artifact onnx-int8, only: onnx-fp32"),

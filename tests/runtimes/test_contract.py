@@ -13,6 +13,7 @@ import pytest
 
 from bundles import FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
 from vitdeploy.errors import BundleError, DeviceError, UsageError
+from vitdeploy.exporters import EXPORTERS
 from vitdeploy.models.signature import input_specs, output_specs
 from vitdeploy.runtimes import BACKENDS, open_runtime, runtime_class
 from vitdeploy.specs import Task
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
 
 # Each backend, the file that it opens first, and some of its options.
-FILES = {"torch": "model.safetensors", "onnxruntime": "onnx/model.onnx"}
+FILES = {"torch": "model.safetensors", "torchscript": "torchscript/model_fp32.pt", "onnxruntime": "onnx/model.onnx"}
 OPTIONS = {
     "torch": ["attention", "compile", "outputs", "dynamic_image_size"],
+    "torchscript": ["optimized_execution"],
     "onnxruntime": ["providers", "intra_op_threads", "io_binding"],
 }
 
@@ -41,7 +43,7 @@ def test_every_backend_of_the_table_is_under_contract() -> None:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, Bundle]:
-    return {task: write_bundle(tmp_path_factory.mktemp("bundles"), task) for task in Task}
+    return {task: write_bundle(tmp_path_factory.mktemp("bundles"), task, formats=tuple(EXPORTERS)) for task in Task}
 
 
 @pytest.fixture(scope="module")
@@ -309,5 +311,5 @@ def test_a_damaged_artifact_is_a_bundle_error(
 @BY_BACKEND
 def test_the_probe_finds_the_cpu_ready(backend: str) -> None:
     found = runtime_class(backend).probe()
-    assert found["cpu" if backend == "torch" else "CPUExecutionProvider"] is None
+    assert found["cpu" if BACKENDS[backend].package == "torch" else "CPUExecutionProvider"] is None
     assert all(problem is None or (problem and "\n" not in problem) for problem in found.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -51,6 +51,27 @@ def test_torch_on_cuda(
     with open_runtime(bundle, "torch", precision=precision, device="cuda", attention=attention) as runtime:
         assert runtime.details["device"].startswith("cuda")
         found = run_batches(runtime, [{"pixel_values": part} for part in np.split(pixel_values, [1, 3])])
+    for difference in compare_outputs(expected, found):
+        assert difference.within(TOLERANCES[precision]), difference
+
+
+@pytest.mark.parametrize("optimized_execution", [False, True])
+@pytest.mark.parametrize("precision", list(TOLERANCES))
+def test_torchscript_on_cuda(
+    bundle: Bundle,
+    pixel_values: np.ndarray,
+    expected: dict[str, np.ndarray],
+    precision: str,
+    optimized_execution: bool,
+) -> None:
+    weights: dict[str, Any] = {"random_weights": "vit-tiny-patch16-224", "output": bundle.path}
+    both = vitdeploy.export(to="torchscript", precision=precision, **weights)
+    options: dict[str, Any] = {"optimized_execution": optimized_execution}
+    with open_runtime(both, "torchscript", precision=precision, device="cuda", **options) as runtime:
+        assert runtime.details["device"].startswith("cuda")
+        parts = [{"pixel_values": part} for part in np.split(pixel_values, [1, 3])]
+        for _ in range(3):  # the code is specialised after a few runs
+            found = run_batches(runtime, parts)
     for difference in compare_outputs(expected, found):
         assert difference.within(TOLERANCES[precision]), difference
 

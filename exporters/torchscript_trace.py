@@ -1,0 +1,150 @@
+"""Export the reference model to TorchScript: traced, its weights frozen into it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import warnings
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from vitdeploy.errors import UsageError
+from vitdeploy.exporters import Exported
+from vitdeploy.exporters.torchscript_file import write_torchscript
+from vitdeploy.models.normalization import fold_normalization
+from vitdeploy.models.signature import Served, example_inputs, output_names
+from vitdeploy.specs import PixelStage, Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from vitdeploy.exporters import Observe
+    from vitdeploy.models.layers import AttentionKind
+    from vitdeploy.models.vit import VisionTransformer
+    from vitdeploy.processor import ImageProcessor
+    from vitdeploy.specs import ExportSpec
+
+SIGNATURE = "signature.json"
+_DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+
+
+def export_torchscript(
+    model: VisionTransformer,
+    folder: Path,
+    spec: ExportSpec,
+    *,
+    processor: ImageProcessor,
+    observe: Observe,  # noqa: ARG001  (for other formats)
+) -> Exported:
+    """Write `torchscript/model_fp32.pt`, or `model_fp16.pt` or `model_bf16.pt`, with a free batch axis.
+
+    Its `forward` takes the inputs by position, under their names, and gives a tuple, in C++ too, even where there is
+    one output. The names, types and shapes of both are in the extra file `signature.json`, as {"inputs": [{"name",
+    "dtype", "shape"}, ...], "outputs": [...]}. Weights are constants of the code, which `torch.jit.load` puts on the
+    device that it is given and `.to()` does not move. Inputs and outputs keep the types of `spec` whatever the
+    precision.
+
+    Args:
+        model: in float32; it stays as it is.
+        folder: the bundle's.
+        spec: what the artifact is to be; without an opset.
+        processor: see `vitdeploy.exporters.ExportFunction`.
+        observe: see `vitdeploy.exporters.ExportFunction`.
+
+    Raises:
+        UsageError: images are to be resized in the artifact, there is an opset, or there is no such output.
+        OSError: a file cannot be written.
+    """
+    if spec.pixels.stage is PixelStage.DECODED:
+        raise UsageError("embed_resize must be for onnx, got torchscript; leave it out, or export to onnx")
+    if spec.opset is not None:
+        raise UsageError(f"an opset must be for onnx, got {spec.opset} for torchscript; leave it out")
+    attention = _attention(model, spec)
+    if spec.pixels.stage is not PixelStage.NORMALIZED:
+        model = fold_normalization(model, processor.scale, processor.offset)
+    if spec.precision is not Precision.FP32:
+        model = copy.deepcopy(model).to(_DTYPES[spec.precision])
+    served = Served(
+        model.with_attention(attention),
+        spec.outputs,
+        dynamic_image_size=spec.dynamic_image_size,
+        pixels=spec.pixels,
+        io_dtype=spec.io_dtype,
+    )
+    path = f"torchscript/model_{spec.precision}.pt"
+    with _quiet():
+        write_torchscript(_traced(served), folder / path, {SIGNATURE: _signature(served)})
+    return Exported(
+        files=(path,),
+        inputs=served.inputs,
+        outputs=served.outputs,
+        options={"attention": attention},
+        tools={"torch": version("torch")},
+    )
+
+
+class _AsTuple(nn.Module):
+    """A model whose outputs are a tuple instead of a dictionary, which is nothing that a trace may give."""
+
+    def __init__(self, served: Served) -> None:
+        super().__init__()
+        self.served = served
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.served(*tensors).values())
+
+
+def _traced(served: Served) -> torch.jit.ScriptFunction[Any, Any]:
+    """The frozen trace as a function, not a module: a module's name counts those that the process has made before."""
+    config = served.model.config
+    size = None
+    if served.dynamic_image_size:  # neither square nor the model's own, so that nothing holds by chance
+        (down, across), (height, width) = config.grid_size, config.patch_size
+        size = (down + 1) * height, (across + 3) * width
+    example = example_inputs(config, served.model.task, batch_size=2, image_size=size, pixels=served.pixels)
+    with torch.no_grad():
+        module = torch.jit.trace(_AsTuple(served).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
+        graph = torch.jit.freeze(module).graph
+    graph.eraseInput(0)  # the module, of which nothing is left
+    for value, spec in zip(graph.inputs(), served.inputs, strict=True):
+        value.setDebugName(spec.name)
+    _follow_the_input(graph)
+    return torch._C._create_function_from_graph("forward", graph)
+
+
+def _follow_the_input(graph: torch._C.Graph) -> None:
+    """Make what the trace makes on its own device, as BEiT's offsets are, where the first input is."""
+    constants = [node for node in graph.nodes() if node.kind() == "prim::Constant"]
+    devices = [node for node in constants if isinstance(node.output().type(), torch._C.DeviceObjType)]
+    if devices:
+        place = graph.create("prim::device", [next(graph.inputs())], 1)
+        place.output().setType(torch._C.DeviceObjType.get())
+        graph.prependNode(place)
+        for node in devices:
+            node.output().replaceAllUsesWith(place.output())
+            node.destroy()
+
+
+def _signature(served: Served) -> bytes:
+    names = {"inputs": served.inputs, "outputs": served.outputs}
+    return json.dumps({name: [spec.to_dict() for spec in specs] for name, specs in names.items()}).encode()
+
+
+def _attention(model: VisionTransformer, spec: ExportSpec) -> AttentionKind:
+    """Torch's fused attention, unless its weights are asked for, which it does not keep."""
+    return "eager" if any(name.startswith("attentions.") for name in output_names(model, spec.outputs)) else "sdpa"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's advice, at each of its calls, to leave TorchScript."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        yield

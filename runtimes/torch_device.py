@@ -1,0 +1,56 @@
+"""What the backends that run on torch share: devices, and arrays on their way to a device and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vitdeploy.errors import DeviceError, first_line
+from vitdeploy.runtimes.base import parse_device
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+
+def open_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        UsageError: the name is none of a device.
+        DeviceError: torch cannot use it.
+    """
+    parse_device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as exc:  # torch asserts that it was built for the device
+        raise DeviceError(f"device {name!r} must be one that torch can use: {first_line(exc)}") from exc
+    return device
+
+
+def probe_devices() -> dict[str, str | None]:
+    """Multiply two matrices on each device: None, or why it failed."""
+    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            torch.ones(2, 2, device=name).matmul(torch.ones(2, 2, device=name)).cpu()
+            found[name] = None
+        except RuntimeError as exc:
+            found[name] = first_line(exc)
+    return found
+
+
+def to_tensors(feeds: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    """The arrays on the device; torch cannot take every layout, and warns of read-only memory: those are copied."""
+    arrays = {name: np.require(array, requirements=("C", "A", "W")) for name, array in feeds.items()}
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def to_array(value: Tensor) -> np.ndarray:
+    """A tensor of any device as a contiguous array."""
+    return value.cpu().contiguous().numpy()

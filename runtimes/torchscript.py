@@ -1,0 +1,104 @@
+"""Run a TorchScript artifact with torch."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.jit import optimized_execution as _optimized  # type: ignore[attr-defined]
+
+from vitdeploy.errors import BundleError, DeviceError, first_line
+from vitdeploy.runtimes.base import Runtime, check_options
+from vitdeploy.runtimes.torch_device import open_device, probe_devices, to_array, to_tensors
+from vitdeploy.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from typing_extensions import Self
+
+    from vitdeploy.bundle import Bundle
+
+_SIGNATURE = "signature.json"
+
+
+class TorchScriptRuntime(Runtime):
+    """A frozen trace on a device.
+
+    Args:
+        path: the .pt file, made by vitdeploy. Loading one can run code: open only files that are verified.
+        device: "cpu", "cuda" or "cuda:1".
+        optimized_execution: whether torch watches the first runs of a shape, to specialise the code for it. Those runs
+            then take two to three times as long, and no later one was seen to be faster on a CPU.
+
+    Raises:
+        DeviceError: the device cannot be had.
+        UsageError: the device is not one of these.
+        BundleError: the file cannot be loaded, or does not say what it takes and gives.
+    """
+
+    backend = "torchscript"
+
+    def __init__(self, path: str | Path, *, device: str = "cpu", optimized_execution: bool = False) -> None:
+        super().__init__()
+        self._device = open_device(device)
+        self._optimized_execution = optimized_execution
+        self._model, signature = _load(Path(path), self._device)
+        try:
+            specs = json.loads(signature)
+            self.inputs, self.outputs = (
+                tuple(TensorSpec.from_dict(spec) for spec in specs[name]) for name in ("inputs", "outputs")
+            )
+        except (ValueError, KeyError, TypeError) as exc:
+            raise BundleError(
+                f"{path} must hold its inputs and outputs in {_SIGNATURE}, does not; export the bundle again"
+            ) from exc
+        self.details = {
+            "engine": f"torch {torch.__version__}",
+            "device": str(self._device),
+            "optimized_execution": optimized_execution,
+            "threads": torch.get_num_threads(),
+        }
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
+        check_options(cls, options)
+        (path,) = bundle.verified(bundle.artifact("torchscript", precision).files)
+        return cls(path, device=device, **options)
+
+    @classmethod
+    def probe(cls) -> dict[str, str | None]:
+        return probe_devices()
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            # The setting is of the thread.
+            with torch.inference_mode(), _optimized(self._optimized_execution):
+                tensors = to_tensors(feeds, self._device)
+                outputs = self._model(*(tensors[spec.name] for spec in self.inputs))
+                return {spec.name: to_array(value) for spec, value in zip(self.outputs, outputs, strict=True)}
+        except RuntimeError as exc:
+            reason = str(exc).strip().splitlines()[-1]  # after a traceback of the traced code
+            raise DeviceError(f"torch must run the model on {self._device}: {reason}") from exc
+
+    def _close(self) -> None:
+        del self._model
+
+
+def _load(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModule, str | bytes]:
+    if not path.is_file():
+        raise BundleError(f"{path} must be a TorchScript file, but is no file")
+    extra: dict[str, Any] = {_SIGNATURE: ""}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+            model = torch.jit.load(str(path), map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError as exc:
+        raise DeviceError(f"{path} must load on {device}: {first_line(exc)}") from exc
+    except RuntimeError as exc:
+        raise BundleError(f"{path} must be a file that torch {torch.__version__} loads: {first_line(exc)}") from exc
+    return model, extra[_SIGNATURE]
