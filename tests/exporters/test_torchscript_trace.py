@@ -42,7 +42,7 @@ AT_LEAST = {Precision.FP32: 0.0, Precision.FP16: 2e-5, Precision.BF16: 2e-4}
 
 def export(model: VisionTransformer, folder: Path, **spec: Any) -> Exported:
     processor = ImageProcessor.default("vit", *model.config.image_size)
-    return export_torchscript(model, folder, ExportSpec(**spec), processor=processor, observe=lambda _: {})
+    return export_torchscript(model, folder, ExportSpec(**spec), processor=processor, observe=lambda *_: {})
 
 
 def exact(model: VisionTransformer, asked: Sequence[str] | None = None, *, dynamic: bool = False) -> Served:
