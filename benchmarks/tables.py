@@ -119,6 +119,21 @@ def predict_overhead(document: Document) -> str:
     return markdown(["", "ms", "added ms", "overhead"], rows)
 
 
+def pixels(document: Document) -> str:
+    rows = []
+    for name, found in document["formats"].items():
+        low, middle, high = found["speedup"]
+        rows.append(
+            [
+                name,
+                f"{found['images_per_s']:.2f}",
+                f"{middle:.3f} ({low:.3f} to {high:.3f})",
+                f"{found['image_bytes']:,}",
+            ]
+        )
+    return markdown(["into the runtime", "images/s", "throughput / float32's (quartiles)", "bytes an image"], rows)
+
+
 def processor(document: Document) -> str:
     found = document["processes"]
     ours, theirs = (_spread(found, "image_ms", name) for name in ("vitdeploy_file", "transformers_pil"))
@@ -148,7 +163,7 @@ def _power(value: float | None) -> str:
 
 
 TABLES: dict[str, Callable[[Document], str]] = {
-    of_one.__name__: of_one for of_one in (export, attention, dynamic_size, predict_overhead, processor)
+    of_one.__name__: of_one for of_one in (export, attention, dynamic_size, pixels, predict_overhead, processor)
 }
 
 

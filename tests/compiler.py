@@ -15,10 +15,10 @@ BATCHES = AxisRange(1, 2, 7)
 LARGEST_SIZE = 64  # pixels, where an artifact takes every size
 
 
-def build_engine(bundle: Bundle) -> int:
-    """Compile the only artifact of a bundle; the size of the engine in bytes."""
+def build_engine(bundle: Bundle, of: str | None = None) -> int:
+    """Compile an artifact of a bundle, the only one or that of a format; the size of the engine in bytes."""
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
-    (artifact,) = bundle.manifest.artifacts
+    (artifact,) = (each for each in bundle.manifest.artifacts if of in (None, each.format))
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(0)
@@ -45,6 +45,6 @@ def _range(axis: int | str, axes: dict[str, AxisRange]) -> AxisRange:
     if isinstance(axis, int):
         return AxisRange(axis, axis, axis)
     if axis not in axes:
-        return BATCHES
+        return BATCHES if axis == "batch" else AxisRange(1, LARGEST_SIZE // 2, LARGEST_SIZE)
     found = axes[axis]
     return found if found.maximum else AxisRange(found.minimum, found.optimum, max(found.optimum, LARGEST_SIZE))
