@@ -66,32 +66,41 @@ class Exporter(NamedTuple):
         target: "module:function".
         precisions: what it can make.
         backend: the backend that proves its artifacts.
+        options: those of `vitdeploy.export` that not every exporter takes.
     """
 
     target: str
     precisions: tuple[str, ...]
     backend: str
+    options: tuple[str, ...] = ()
 
 
 EXPORTERS: dict[str, Exporter] = {
-    "onnx": Exporter("vitdeploy.exporters.onnx_graph:export_onnx", ("fp32", "fp16", "bf16"), "onnxruntime"),
+    "onnx": Exporter(
+        "vitdeploy.exporters.onnx_graph:export_onnx", ("fp32", "fp16", "bf16"), "onnxruntime", ("opset", "embed_resize")
+    ),
     "torchscript": Exporter(
         "vitdeploy.exporters.torchscript_trace:export_torchscript", ("fp32", "fp16", "bf16"), "torchscript"
     ),
 }
 
 
-def find_exporter(to: str, precision: str) -> Exporter:
+def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Exporter:
     """The row for a format and a precision.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it does not take one of the options that are set.
     """
     if to not in EXPORTERS:
         raise UsageError(f"an export format must be one of {', '.join(EXPORTERS)}, got {to!r}")
     exporter = EXPORTERS[to]
     if precision not in exporter.precisions:
         raise UsageError(f"precision for {to} must be one of {', '.join(exporter.precisions)}, got {precision!r}")
+    for name in dict.fromkeys(name for row in EXPORTERS.values() for name in row.options):
+        if name not in exporter.options and options.get(name):
+            raise UsageError(
+                f"{name} is not for {to}, got {options[name]!r}; leave it out, or export to another format"
+            )
     return exporter
 
 

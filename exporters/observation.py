@@ -42,6 +42,7 @@ def observed_ranges(
         output.name, output.type, output.shape = f"largest_{index}", ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
         names[output.name] = str(value.name)
         graph.outputs.append(output)
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch, "observed.onnx")
         write_onnx(twin, path)

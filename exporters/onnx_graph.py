@@ -26,7 +26,7 @@ from vitdeploy.exporters.onnx_file import MAX_BYTES, without_weights, write_onnx
 from vitdeploy.exporters.onnx_layers import repeat_first_layer
 from vitdeploy.exporters.precision import TYPES, activations, set_precision
 from vitdeploy.models.normalization import fold_normalization
-from vitdeploy.models.signature import Served, example_inputs, input_specs, output_names
+from vitdeploy.models.signature import Served, input_specs, output_names
 from vitdeploy.specs import PixelFormat, PixelStage, Precision
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def export_onnx(
     )
     inputs = served.inputs
     graph = _trace(served, opset)
-    kept = _set_precision(graph, spec, pixels, observe, folder)
+    kept = _set_precision(graph, spec, _traced_pixels(served), observe, folder)
     if decoded:
         inputs = input_specs(model.config, model.task, pixels=spec.pixels)
         embed_resize(graph, processor)
@@ -107,7 +107,7 @@ def export_onnx(
         inputs=inputs,
         outputs=served.outputs,
         options={"opset": opset, **kept},
-        tools={tool: version(tool) for tool in _TOOLS},
+        tools={tool: version(tool) for tool in (*_TOOLS, *(["pillow"] if decoded else []))},
         emulation=tuple(f"onnx/{file}" for file in emulation),
     )
 
@@ -119,8 +119,7 @@ def _trace(served: Served, opset: int) -> ir.Model:
     names = [*output_names(twin), "hidden_states.0"]
     if layers:
         names += ["hidden_states.1", "attentions.0"]
-    pixels = PixelFormat() if served.pixels.stage is PixelStage.NORMALIZED else served.pixels  # float16 comes later
-    one_layer = Served(twin, names, dynamic_image_size=served.dynamic_image_size, pixels=pixels)
+    one_layer = Served(twin, names, dynamic_image_size=served.dynamic_image_size, pixels=_traced_pixels(served))
     exported = traced(one_layer.eval(), opset)
     graph = exported.graph
     values = dict(zip(names, graph.outputs, strict=True))
@@ -140,14 +139,11 @@ def _trace(served: Served, opset: int) -> ir.Model:
 
 def traced(asked: Served, opset: int) -> ir.Model:
     """The graph that torch makes of every layer of a model, as it is."""
-    model = asked.model
     with _quiet():
         program = torch.onnx.export(
             asked,
             # a batch of 1 would be taken for a constant
-            example_inputs(
-                model.config, model.task, batch_size=2, image_size=_example_size(asked), pixels=asked.pixels
-            ),
+            asked.example_inputs(batch_size=2),
             input_names=[spec.name for spec in asked.inputs],
             output_names=[spec.name for spec in asked.outputs],
             dynamic_shapes=_dynamic_shapes(asked),
@@ -191,13 +187,9 @@ def _set_precision(
     }
 
 
-def _example_size(served: Served) -> tuple[int, int] | None:
-    """An image size to trace with: where it is dynamic, one whose every number is different from the others."""
-    if not served.dynamic_image_size:
-        return None
-    config = served.model.config
-    (down, across), (height, width) = config.grid_size, config.patch_size
-    return (down + 1) * height, (across + 3) * width
+def _traced_pixels(served: Served) -> PixelFormat:
+    """What the graph takes before its inputs and outputs are given another type."""
+    return PixelFormat() if served.pixels.stage is PixelStage.NORMALIZED else served.pixels
 
 
 def _dynamic_shapes(served: Served) -> tuple[dict[int, Any], ...]:

@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 
 FLOAT = ir.DataType.FLOAT
 TYPES = {Precision.FP32: FLOAT, Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
-# Sums of many terms and exponentials, which torch's autocast keeps in float32 too; Resize, whose scales are float32.
-FLOAT_OPERATORS = ("LayerNormalization", "Resize", "Softmax")
+FLOAT_OPERATORS = ("LayerNormalization", "Softmax")  # sums of many terms, which torch's autocast keeps in float32 too
 # Images that were not observed may go beyond those that were: massive activations vary between images by about two
 # (Sun et al., arXiv:2402.17762); eight leaves room, and keeps what nears the limit for any image.
 HEADROOM = 8
-_LARGEST = {FLOAT: math.inf, ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: float(np.finfo(np.float32).max)}
+_LARGEST = {FLOAT: math.inf, ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 2.0**128 - 2.0**120}
 
 
 @dataclasses.dataclass(frozen=True)

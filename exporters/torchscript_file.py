@@ -41,7 +41,10 @@ def write_torchscript(
         whole = Path(folder) / path.name
         try:
             function.save(str(whole), _extra_files=dict(extra_files))
-            _copy_without_debug_records(whole, path)
+            clean = Path(folder, "clean") / path.name  # whose name is in the bytes
+            clean.parent.mkdir()
+            _copy_without_debug_records(whole, clean)
+            clean.replace(path)
         except RuntimeError as exc:  # torch's own for a disk that is full
             raise OSError(f"{path}: {first_line(exc)}") from exc
 

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vitdeploy.errors import UsageError
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.torchscript_file import write_torchscript
 from vitdeploy.models.normalization import fold_normalization
-from vitdeploy.models.signature import Served, example_inputs, output_names
-from vitdeploy.specs import PixelStage, Precision
+from vitdeploy.models.signature import Served, output_names
+from vitdeploy.specs import PixelStage, Precision, attention_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitdeploy.exporters import Observe
-    from vitdeploy.models.layers import AttentionKind
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.specs import ExportSpec
@@ -59,14 +57,10 @@ def export_torchscript(
         observe: see `vitdeploy.exporters.ExportFunction`.
 
     Raises:
-        UsageError: images are to be resized in the artifact, there is an opset, or there is no such output.
+        UsageError: there is no such output.
         OSError: a file cannot be written.
     """
-    if spec.pixels.stage is PixelStage.DECODED:
-        raise UsageError("embed_resize must be for onnx, got torchscript; leave it out, or export to onnx")
-    if spec.opset is not None:
-        raise UsageError(f"an opset must be for onnx, got {spec.opset} for torchscript; leave it out")
-    attention = _attention(model, spec)
+    attention = attention_for(output_names(model, spec.outputs))
     if spec.pixels.stage is not PixelStage.NORMALIZED:
         model = fold_normalization(model, processor.scale, processor.offset)
     if spec.precision is not Precision.FP32:
@@ -103,12 +97,7 @@ class _AsTuple(nn.Module):
 
 def _traced(served: Served) -> torch.jit.ScriptFunction[Any, Any]:
     """The frozen trace as a function, not a module: a module's name counts those that the process has made before."""
-    config = served.model.config
-    size = None
-    if served.dynamic_image_size:  # neither square nor the model's own, so that nothing holds by chance
-        (down, across), (height, width) = config.grid_size, config.patch_size
-        size = (down + 1) * height, (across + 3) * width
-    example = example_inputs(config, served.model.task, batch_size=2, image_size=size, pixels=served.pixels)
+    example = served.example_inputs(batch_size=2)
     with torch.no_grad():
         module = torch.jit.trace(_AsTuple(served).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
         graph = torch.jit.freeze(module).graph
@@ -135,11 +124,6 @@ def _follow_the_input(graph: torch._C.Graph) -> None:
 def _signature(served: Served) -> bytes:
     names = {"inputs": served.inputs, "outputs": served.outputs}
     return json.dumps({name: [spec.to_dict() for spec in specs] for name, specs in names.items()}).encode()
-
-
-def _attention(model: VisionTransformer, spec: ExportSpec) -> AttentionKind:
-    """Torch's fused attention, unless its weights are asked for, which it does not keep."""
-    return "eager" if any(name.startswith("attentions.") for name in output_names(model, spec.outputs)) else "sdpa"
 
 
 @contextlib.contextmanager

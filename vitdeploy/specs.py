@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     Layout = Literal["nchw", "nhwc"]
 
@@ -117,6 +117,11 @@ class TensorSpec:
         ):
             raise TypeError(f"a tensor has a name, a type and axes, got {str(data)[:80]}")
         return cls(name, dtype, shape)
+
+
+def attention_for(outputs: Iterable[str]) -> Literal["eager", "sdpa"]:
+    """The attention of torch that can give these outputs: the fused one keeps no weights."""
+    return "eager" if any(name.startswith("attentions.") for name in outputs) else "sdpa"
 
 
 class PixelStage(str, enum.Enum):

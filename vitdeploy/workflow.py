@@ -66,8 +66,8 @@ def export(
 
     Args:
         model: a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files.
-        to: the format, "onnx".
-        precision: the number format, "fp32".
+        to: the format, "onnx" or "torchscript".
+        precision: the number format, "fp32", "fp16" or "bf16".
         output: the bundle's folder; by default named after the model, in the working directory.
         task: a value of `vitdeploy.specs.Task`; by default what the checkpoint was made for.
         opset: ONNX opset, 18 to 23; 20 by default.
@@ -85,7 +85,8 @@ def export(
         io_dtype: the type of the artifact's floating-point inputs and outputs, "float32" or "float16".
         random_weights: instead of `model`, an architecture such as "vit-base-patch16-224", with random weights.
         seed: of the random weights.
-        images: a folder; the first three images below it are compared. By default three synthetic images are.
+        images: a folder; the first three images below it are compared, by themselves where the artifact takes them
+            in sizes of their own. By default three synthetic images are.
         tolerance: largest difference allowed, relative to each output's largest value; by default by precision, see
             `vitdeploy.assess.difference.DEFAULT_TOLERANCES`.
         revision: branch, tag or commit on the Hub.
@@ -102,7 +103,7 @@ def export(
         CheckFailedError: the artifact differs from the reference; nothing was written.
         OutputError: the bundle cannot be written.
     """
-    exporter = find_exporter(to, precision)
+    exporter = find_exporter(to, precision, {"opset": opset, "embed_resize": embed_resize})
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance}")
     if model is not None and random_weights is not None:

@@ -142,16 +142,17 @@ def test_bytes_give_what_the_processor_and_the_model_give(tmp_path: Path, precis
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("option", "message"),
     [
-        ({"pixels": PixelFormat(PixelStage.DECODED, "nhwc", "uint8")}, "embed_resize must be for onnx"),
-        ({"opset": 18}, "an opset must be for onnx, got 18 for torchscript; leave it out"),
+        ({"embed_resize": True}, "embed_resize is not for torchscript, got True; leave it out"),
+        ({"opset": 18}, "opset is not for torchscript, got 18; leave it out"),
         ({"outputs": ("logit",)}, "did you mean logits"),
     ],
 )
-def test_what_is_not_for_torchscript(tmp_path: Path, spec: dict[str, Any], message: str) -> None:
+def test_what_is_not_for_torchscript(tmp_path: Path, option: dict[str, Any], message: str) -> None:
+    preset = "vit-tiny-patch16-32"
     with pytest.raises(UsageError, match=message):
-        export(tiny_model(), tmp_path, **spec)
+        vitdeploy.export(random_weights=preset, to="torchscript", output=tmp_path / "out", **option)
     assert not list(tmp_path.iterdir())
 
 

@@ -13,15 +13,15 @@ from vitdeploy.assess.difference import Difference, compare_outputs, default_tol
 from vitdeploy.assess.samples import SYNTHETIC_SIZE, feeds, image_files, synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
-from vitdeploy.predictor import check_fit, load_processor
+from vitdeploy.predictor import batch_size_for, check_fit, load_processor
 from vitdeploy.processor import as_batch
 from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.specs import attention_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from vitdeploy.manifest import Artifact
-    from vitdeploy.models.layers import AttentionKind
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
 
@@ -173,8 +173,9 @@ class _Batches:
     batch_size: int
 
     def feeds(self, runtime: Runtime) -> Iterator[dict[str, np.ndarray]]:
-        for start in range(0, len(self.sources), self.batch_size):
-            sources = self.sources[start : start + self.batch_size]
+        size = batch_size_for(self.processor, runtime, self.batch_size)
+        for start in range(0, len(self.sources), size):
+            sources = self.sources[start : start + size]
             pixel_values = self.processor(sources, pixels=runtime.pixels, first_index=start)
             yield feeds(runtime.inputs, pixel_values)
 
@@ -184,11 +185,6 @@ def _reference_options(bundle: Bundle) -> dict[str, Any]:
     runnable = [artifact for artifact in bundle.manifest.artifacts if _backends(artifact)]
     names = tuple(dict.fromkeys(spec.name for artifact in runnable for spec in artifact.outputs))
     return {"outputs": names or None, "attention": attention_for(names)}
-
-
-def attention_for(outputs: Iterable[str]) -> AttentionKind:
-    """The attention that can give these outputs: the fused one keeps no weights."""
-    return "eager" if any(name.startswith("attentions.") for name in outputs) else "sdpa"
 
 
 def _backends(artifact: Artifact) -> list[str]:

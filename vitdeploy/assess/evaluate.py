@@ -11,6 +11,7 @@ import numpy as np
 
 from vitdeploy.assess.samples import labelled_files
 from vitdeploy.errors import UsageError
+from vitdeploy.predictor import batch_size_for
 
 if TYPE_CHECKING:
     import os
@@ -73,6 +74,7 @@ def evaluate(predictor: Predictor, data: str | os.PathLike[str], *, batch_size: 
         raise UsageError(f"batch_size must be at least 1, got {batch_size}")
     pairs = labelled_files(data, predictor.labels)
     wrong: list[Path] = []
+    batch_size = batch_size_for(predictor.processor, predictor.runtime, batch_size)
     for start in range(0, len(pairs), batch_size):
         paths, labels = zip(*pairs[start : start + batch_size], strict=True)
         logits = predictor.logits(predictor.processor(list(paths), pixels=predictor.runtime.pixels))  # (N, num_labels)

@@ -124,7 +124,9 @@ def inspect_artifact(bundle: Bundle, artifact: Artifact) -> Inspection:
 
 def _reader(format: str) -> ReadGraph:  # noqa: A002  (the manifest's word)
     if format not in GRAPH_READERS:
-        raise UnavailableError(f"vitdeploy {__version__} reads no {format} graph; use the version that made it")
+        raise UnavailableError(
+            f"vitdeploy {__version__} has no reader for {format} graphs, only for {', '.join(GRAPH_READERS)}"
+        )
     row = GRAPH_READERS[format]
     module, name = row.target.split(":")
     try:

@@ -10,7 +10,7 @@ import click
 
 from vitdeploy.cli.output import json_option, print_json, print_step, print_table
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters import EXPORTERS
+from vitdeploy.exporters import EXPORTERS, find_exporter
 from vitdeploy.specs import Task
 
 _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision in exporter.precisions})
@@ -102,6 +102,8 @@ def export(formats: tuple[str, ...], precision: str | None, short: str | None, a
     if precision is not None and short is not None:
         raise UsageError(f"export needs one precision, got --precision {precision} and --{short}")
     options["precision"] = precision or short or "fp32"
+    for to in formats:  # before the first is made
+        find_exporter(to, options["precision"], options)
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:
         for to in formats:
@@ -111,15 +113,11 @@ def export(formats: tuple[str, ...], precision: str | None, short: str | None, a
     if as_json:
         print_json({"bundle": str(bundle.path), **bundle.manifest.to_dict()})
         return
-    made = [artifact for artifact in bundle.manifest.artifacts if artifact.format in formats]
-    rows = [
-        (
-            artifact.name,
-            file.path,
-            f"{file.size_bytes / 1e6:.1f} MB",
-            f"{output['max_relative']:.1e} of {output['output']} (tolerance {artifact.validation['tolerance']:g})",
+    rows = []
+    for artifact in (bundle.artifact(to, options["precision"]) for to in formats):
+        worst = max(artifact.validation["outputs"], key=lambda output: output["max_relative"])
+        difference = (
+            f"{worst['max_relative']:.1e} of {worst['output']} (tolerance {artifact.validation['tolerance']:g})"
         )
-        for artifact in made
-        for file, output in zip(artifact.files, artifact.validation["outputs"], strict=False)
-    ]
+        rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", difference) for file in artifact.files]
     print_table(str(bundle.path), ("artifact", "file", "size", "largest difference"), rows)

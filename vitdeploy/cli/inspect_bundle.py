@@ -102,9 +102,10 @@ def _artifact_rows(artifact: Artifact) -> list[tuple[str, str]]:
     rows += [("  options", pairs(artifact.options)), ("  made with", pairs(artifact.tools))]
     checked = artifact.validation
     if checked:
+        emulated = ", emulated" if checked.get("emulated") else ""
         rows += [
             ("  proven", f"{item['output']} within {item['max_relative']:.1e} of the reference (tolerance "
-             f"{checked['tolerance']:g}) on {checked['images']} images, {checked['engine']}")
+             f"{checked['tolerance']:g}) on {checked['images']} images, {checked['engine']}{emulated}")
             for item in checked["outputs"]
         ]  # fmt: skip
     return rows

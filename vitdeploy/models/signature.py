@@ -75,6 +75,14 @@ class Served(nn.Module):
         )
         return {name: outputs[name].to(self._io_dtype) for name in self._names}
 
+    def example_inputs(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Zeros to trace with; a dynamic size is neither square nor the model's own: nothing holds by chance."""
+        config, size = self.model.config, None
+        if self.dynamic_image_size:
+            (down, across), (height, width) = config.grid_size, config.patch_size
+            size = (down + 1) * height, (across + 3) * width
+        return example_inputs(config, self.model.task, batch_size, image_size=size, pixels=self.pixels)
+
 
 def input_specs(
     config: ViTConfig,
