@@ -76,12 +76,15 @@ def test_the_artifact_gives_the_outputs_of_transformers(
             np.testing.assert_allclose(value, want, rtol=0, atol=TOLERANCE * np.abs(want).max(), err_msg=name)
 
 
+@pytest.mark.parametrize(
+    "options", ["", "precision='fp16', dynamic_image_size=True", "precision='bf16', embed_resize=True"], ids=str
+)
 def test_two_exports_are_the_same_bytes(
-    tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], options: str
 ) -> None:
     checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)
     for name in ("a", "b"):
-        code = "import sys, vitdeploy; vitdeploy.export(sys.argv[1], output=sys.argv[2])"
+        code = f"import sys, vitdeploy; vitdeploy.export(sys.argv[1], output=sys.argv[2], {options})"
         command = [sys.executable, "-c", code, str(checkpoint.folder), str(tmp_path / name)]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": str(ord(name))})
     assert files(tmp_path / "a") == files(tmp_path / "b")

@@ -207,9 +207,9 @@ def test_an_opset_out_of_range(tmp_path: Path, opset: int) -> None:
 
 
 def test_a_graph_of_another_type_than_stated_is_a_failed_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitdeploy.exporters.onnx_graph._dtype", lambda value: f"{value.dtype}".lower())
-    with pytest.raises(CheckFailedError, match=r"must have .*'float32'.*has .*'float'"):
-        export_graph(tiny_model(num_hidden_layers=0), tmp_path)
+    monkeypatch.setattr("vitdeploy.exporters.onnx_graph.set_precision", lambda *_: None)
+    with pytest.raises(CheckFailedError, match=r"must have .*'float16'.*has .*'float32'"):
+        export_graph(tiny_model(num_hidden_layers=0), tmp_path, io_dtype="float16")
     assert not list(tmp_path.iterdir())
 
 

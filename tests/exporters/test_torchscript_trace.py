@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import vitdeploy
 from bundles import FLOAT32_TOLERANCE, make_feeds, tiny_model, worst_difference, write_checkpoint_of
 from families import HEADS, Head, random_config
 from vitdeploy.assess.samples import feeds
@@ -251,10 +252,12 @@ def test_the_bytes_are_the_same_in_every_process(tmp_path: Path, precision: Prec
 
 
 def test_a_disk_that_is_full_is_an_os_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("PytorchStreamWriter failed writing file data/0\nmore")
+    class Full(torch._C.PyTorchFileWriter):
+        def write_record(self, *record: Any) -> None:
+            super().write_record(*record)
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0\nmore")
 
-    monkeypatch.setattr(torch._C, "PyTorchFileWriter", fail)
+    monkeypatch.setattr(torch._C, "PyTorchFileWriter", Full)
     with pytest.raises(OSError, match=r"model_fp32\.pt: PytorchStreamWriter failed writing file data/0$"):
         export(tiny_model(num_hidden_layers=0), tmp_path)
     assert not list((tmp_path / "torchscript").iterdir())
