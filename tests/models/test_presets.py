@@ -30,6 +30,7 @@ SMALL = ViTConfig(
         ("vit-large-patch16-224", 304_326_632),
         ("vit-large-patch32-224", 306_535_400),
         ("vit-huge-patch14-224", 632_045_800),
+        ("vit-giant-patch14-224", 1_012_611_432),  # timm says 1,012.61 million
     ],
 )
 def test_a_preset_has_the_published_number_of_parameters(name: str, parameters: int) -> None:
