@@ -6,7 +6,7 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 # Tests run in parallel, each on one thread.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: demo test check format bench golden gpu-check clean
+.PHONY: demo test check format bench bench-large golden gpu-check clean
 
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
@@ -29,6 +29,9 @@ bench: .venv/.dev $(ENVS)/optimum/.done  ## the figures of benchmarks/README.md
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/predict_overhead.py
+
+bench-large: .venv/.dev  ## export a model of 4 GB: its peak memory; minutes
+	$(BIN)/python benchmarks/large.py
 
 golden: $(ENVS)/timm/.done  ## rewrite tests/golden with timm itself
 	$(TEST_ENV) $(ENVS)/timm/bin/python tests/golden/make_timm.py

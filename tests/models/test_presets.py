@@ -60,7 +60,7 @@ def test_a_name_can_have_any_size(name: str, image_size: tuple[int, int], patch_
         "",
         "vit",
         "base",
-        "vit-giant-patch14-224",
+        "vit-gigantic-patch14-224",
         "vit-base-patch16",
         "vit-base-16-224",
         "vit-base-patch16-224-in21k",
