@@ -7,7 +7,7 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 BENCHMARKS := processor export predict_overhead pixels attention dynamic_size
 
-.PHONY: demo test check format bench golden gpu-check clean
+.PHONY: demo test check format bench bench-large golden gpu-check clean
 
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
@@ -28,6 +28,10 @@ format: .venv/.dev
 bench: .venv/.dev $(ENVS)/optimum/.done  ## record results and rewrite the tables of benchmarks/README.md
 	for name in $(BENCHMARKS); do \
 		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done
+	$(BIN)/python benchmarks/tables.py
+
+bench-large: .venv/.dev  ## export a model of 4 GB: its peak memory; minutes
+	$(BIN)/python benchmarks/large.py --json benchmarks/results/large.json
 	$(BIN)/python benchmarks/tables.py
 
 golden: $(ENVS)/timm/.done  ## rewrite tests/golden with timm itself

@@ -134,6 +134,21 @@ def pixels(document: Document) -> str:
     return markdown(["into the runtime", "images/s", "throughput / float32's (quartiles)", "bytes an image"], rows)
 
 
+def large(document: Document) -> str:
+    found = document["results"]
+    aligned = f"{found['large_weights_aligned']} of {found['large_weights']} large weights aligned to 64 KiB"
+    rows = [
+        ["peak memory of the export", f"{found['peak_mb']:,.0f} MB", f"{found['peak_ratio']:.2f} times the weights"],
+        ["beside the model", f"{len(found['data_files'])} file", aligned],
+        [
+            "loaded by ONNX Runtime, without its packed copies",
+            f"{found['loaded_mapped_mb']:,.0f} MB mapped",
+            f"{found['loaded_in_memory_mb']:,.0f} MB in memory",
+        ],
+    ]
+    return markdown(["", "", ""], rows)
+
+
 def processor(document: Document) -> str:
     found = document["processes"]
     ours, theirs = (_spread(found, "image_ms", name) for name in ("vitdeploy_file", "transformers_pil"))
@@ -163,7 +178,7 @@ def _power(value: float | None) -> str:
 
 
 TABLES: dict[str, Callable[[Document], str]] = {
-    of_one.__name__: of_one for of_one in (export, attention, dynamic_size, pixels, predict_overhead, processor)
+    of_one.__name__: of_one for of_one in (export, attention, dynamic_size, large, pixels, predict_overhead, processor)
 }
 
 

@@ -77,7 +77,10 @@ class Exporter(NamedTuple):
 
 EXPORTERS: dict[str, Exporter] = {
     "onnx": Exporter(
-        "vitdeploy.exporters.onnx_graph:export_onnx", ("fp32", "fp16", "bf16"), "onnxruntime", ("opset", "embed_resize")
+        "vitdeploy.exporters.onnx_graph:export_onnx",
+        ("fp32", "fp16", "bf16"),
+        "onnxruntime",
+        ("opset", "embed_resize", "optimize"),
     ),
     "torchscript": Exporter(
         "vitdeploy.exporters.torchscript_trace:export_torchscript", ("fp32", "fp16", "bf16"), "torchscript"

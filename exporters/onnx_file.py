@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 # Protobuf refuses messages of 2 GiB; the rest is room for the graph itself.
 MAX_BYTES = (1 << 31) - (1 << 24)
+# Of each weight of more than 1 MiB in a file beside the model: where every system lets a map of memory begin.
+ALIGNMENT = 1 << 16
 
 # Field numbers of onnx.proto.
 _MODEL_GRAPH = 7
@@ -20,7 +22,7 @@ _TENSOR_RAW_DATA = 9
 
 
 def write_onnx(model: ir.Model, path: Path, max_bytes: int = MAX_BYTES) -> tuple[str, ...]:
-    """Write `model` to `path`, and to one file beside it where its weights exceed `max_bytes`.
+    """Write `model` to `path`, and to one file beside it, to be mapped, where its weights exceed `max_bytes`.
 
     Returns:
         The names of the files, the model first.
@@ -31,7 +33,7 @@ def write_onnx(model: ir.Model, path: Path, max_bytes: int = MAX_BYTES) -> tuple
     path.parent.mkdir(parents=True, exist_ok=True)
     if sum(tensor.nbytes for tensor in _weights(model).values()) > max_bytes:
         data = f"{path.name}.data"
-        ir.save(model, path, external_data=data)
+        ir.save(model, path, external_data=data, alignment=ALIGNMENT)
         return path.name, data
     with path.open("wb") as file:
         _write_model(model, file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import warnings
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, ShapeInferencePass
-from onnxscript.optimizer import optimize
 
 from vitdeploy import __version__
 from vitdeploy.errors import CheckFailedError, UsageError
@@ -24,6 +23,8 @@ from vitdeploy.exporters.emulation import emulated
 from vitdeploy.exporters.observation import observed_ranges
 from vitdeploy.exporters.onnx_file import MAX_BYTES, without_weights, write_onnx
 from vitdeploy.exporters.onnx_layers import repeat_first_layer
+from vitdeploy.exporters.onnxruntime_graph import write_optimized
+from vitdeploy.exporters.passes import simplify
 from vitdeploy.exporters.precision import TYPES, activations, set_precision
 from vitdeploy.models.normalization import fold_normalization
 from vitdeploy.models.signature import Served, input_specs, output_names
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 DEFAULT_OPSET = 20
 OPSETS = range(18, 24)
-_NO_LIMIT = sys.maxsize
 _WRAPPER = "model."  # what `Served` puts before the names of the model's weights
 _TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")
 
@@ -98,16 +98,22 @@ def export_onnx(
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         raise CheckFailedError(f"the exported graph must pass onnx's full check: {str(exc).splitlines()[0]}") from exc
     name = "model.onnx" if spec.precision is Precision.FP32 else f"model_{spec.precision}.onnx"
-    files = write_onnx(graph, folder / "onnx" / name, max_bytes)
+    write, fused = write_onnx, {}
+    if spec.optimize is not None:
+        write, fused = write_optimized, {spec.optimize: ort.__version__}
+        kept["optimize"] = f"{spec.optimize} {ort.__version__}"
+    files = write(graph, folder / "onnx" / name, max_bytes)
     emulation: tuple[str, ...] = ()
     if spec.precision is Precision.BF16:
         emulation = write_onnx(emulated(graph), folder / "onnx" / f"emulated_{name}", max_bytes)
+    for weight in graph.graph.initializers.values():  # onnxscript's rules remember the graph that they last saw
+        weight.const_value = None
     return Exported(
         files=tuple(f"onnx/{file}" for file in files),
         inputs=inputs,
         outputs=served.outputs,
         options={"opset": opset, **kept},
-        tools={tool: version(tool) for tool in (*_TOOLS, *(["pillow"] if decoded else []))},
+        tools={tool: version(tool) for tool in (*_TOOLS, *(["pillow"] if decoded else []))} | fused,
         emulation=tuple(f"onnx/{file}" for file in emulation),
     )
 
@@ -158,13 +164,6 @@ def traced(asked: Served, opset: int) -> ir.Model:
     for value in program.model.graph.outputs:  # which may be outputs no longer, and would keep them
         value.metadata_props.clear()
     return program.model
-
-
-def simplify(exported: ir.Model) -> None:
-    """Fold constants, and leave out what has no effect, in place."""
-    with _quiet():
-        # Without a limit, or the position table, which holds the class token, would be put together at every run.
-        optimize(exported, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
 
 
 def _set_precision(

@@ -196,6 +196,7 @@ class ExportSpec:
         pixels: what it takes for an image.
         io_dtype: the type of what it gives, "float32" or "float16".
         opset: of an ONNX graph; None for the exporter's choice.
+        optimize: "onnxruntime" for an ONNX graph with that runtime's own operators; None for a portable one.
     """
 
     precision: Precision = Precision.FP32
@@ -204,3 +205,4 @@ class ExportSpec:
     pixels: PixelFormat = PixelFormat()
     io_dtype: str = "float32"
     opset: int | None = None
+    optimize: str | None = None

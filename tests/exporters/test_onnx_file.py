@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from vitdeploy.exporters.onnx_file import MAX_BYTES, _field, _field_size, _tensor_header, _varint, write_onnx
+from vitdeploy.exporters.onnx_file import ALIGNMENT, MAX_BYTES, _field, _field_size, _tensor_header, _varint, write_onnx
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,6 +135,20 @@ def test_weights_beyond_the_limit_go_beside_the_model(tmp_path: Path, spare: int
         external = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.initializer
         locations = {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
         assert locations == {"model.onnx.data"}
+    assert_same(tmp_path / "model.onnx", model)
+
+
+def test_large_weights_begin_where_a_map_of_memory_can(tmp_path: Path) -> None:
+    large = np.arange(1 << 19, dtype=np.float32)
+    arrays = {"first": large, "small": ARRAYS["float32"], "second": -large, "third": large[:-1]}
+    model = model_of(arrays)
+    assert write_onnx(model, tmp_path / "model.onnx", max_bytes=0) == ("model.onnx", "model.onnx.data")
+    places = {
+        tensor.name: {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.initializer
+    }
+    assert {place["location"] for place in places.values() if place} == {"model.onnx.data"}
+    assert [int(places[name]["offset"]) % ALIGNMENT for name in ("first", "second", "third")] == [0, 0, 0]
     assert_same(tmp_path / "model.onnx", model)
 
 

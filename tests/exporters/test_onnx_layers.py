@@ -11,7 +11,8 @@ import onnxruntime as ort
 import pytest
 
 from bundles import export_graph, make_feeds, tiny_model
-from vitdeploy.exporters.onnx_graph import DEFAULT_OPSET, simplify, traced
+from vitdeploy.exporters.onnx_graph import DEFAULT_OPSET, traced
+from vitdeploy.exporters.passes import simplify
 from vitdeploy.models.signature import Served
 from vitdeploy.specs import Task
 

@@ -30,6 +30,7 @@ SMALL = ViTConfig(
         ("vit-large-patch16-224", 304_326_632),
         ("vit-large-patch32-224", 306_535_400),
         ("vit-huge-patch14-224", 632_045_800),
+        ("vit-giant-patch14-224", 1_012_611_432),  # timm says 1,012.61 million
     ],
 )
 def test_a_preset_has_the_published_number_of_parameters(name: str, parameters: int) -> None:
@@ -59,7 +60,7 @@ def test_a_name_can_have_any_size(name: str, image_size: tuple[int, int], patch_
         "",
         "vit",
         "base",
-        "vit-giant-patch14-224",
+        "vit-gigantic-patch14-224",
         "vit-base-patch16",
         "vit-base-16-224",
         "vit-base-patch16-224-in21k",

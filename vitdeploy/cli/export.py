@@ -83,6 +83,11 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 )
 @click.option("--dynamic-image-size", is_flag=True, help="Take images of every size from one patch up.")
 @click.option("--opset", type=int, help="ONNX opset, 18 to 23; 20 by default.")
+@click.option(
+    "--optimize",
+    type=click.Choice(["onnxruntime"]),
+    help="Fuse for that runtime alone, which then opens the file sooner; by default the graph runs anywhere.",
+)
 @click.option("--images", type=click.Path(), help="A folder of images to prove the artifact on; synthetic by default.")
 @click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
 @click.option("-o", "--output", type=click.Path(), help="The bundle; by default ./ and the model's name.")

@@ -12,13 +12,15 @@ from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task
 
-# Dosovitskiy et al. (arXiv:2010.11929), table 1; tiny and small from Touvron et al. (arXiv:2012.12877), table 1.
+# Dosovitskiy et al. (arXiv:2010.11929), table 1; tiny and small from Touvron et al. (arXiv:2012.12877), table 1; giant
+# from Zhai et al. (arXiv:2106.04560), table 2.
 _WIDTHS: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768},
     "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
     "huge": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120},
+    "giant": {"hidden_size": 1408, "num_hidden_layers": 40, "num_attention_heads": 16, "intermediate_size": 6144},
 }
 _SIZE = r"[0-9]{1,6}(?:x[0-9]{1,6})?"
 _NAME = re.compile(rf"vit-({'|'.join(_WIDTHS)})-patch({_SIZE})-({_SIZE})")

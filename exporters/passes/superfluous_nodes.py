@@ -1,0 +1,22 @@
+"""Leave out operators that change nothing, and do with one what takes several."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnx_ir.passes.common import IdentityEliminationPass
+from onnxscript.rewriter import rewrite
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def drop_superfluous_nodes(model: ir.Model) -> None:
+    """Apply onnxscript's default rules, in place, and drop Identity.
+
+    Adding 0, multiplying by 1 and casting to the same type go; transpositions, slices, reshapes and casts in a row
+    become one; a convolution takes the Pad before it, and loses a bias of zeros. Not applied where a value in between
+    has another use, or is an output.
+    """
+    rewrite(model)
+    IdentityEliminationPass()(model)
