@@ -94,7 +94,7 @@ def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Export
     Raises:
         UsageError: there is none, or it does not take one of the options that are set.
     """
-    if to not in EXPORTERS:
+    if not isinstance(to, str) or to not in EXPORTERS:
         raise UsageError(f"an export format must be one of {', '.join(EXPORTERS)}, got {to!r}")
     exporter = EXPORTERS[to]
     if precision not in exporter.precisions:

@@ -50,15 +50,9 @@ def embed_resize(model: ir.Model, processor: ImageProcessor) -> None:
         processor: of the size that the graph takes.
 
     Raises:
-        UsageError: the processor's result depends on the image's size, or its filter is not one of these.
+        UsageError: see `check_embeddable`.
     """
-    size = processor.output_size
-    if size is None:
-        raise UsageError("embed_resize needs an image processor that gives one size, got none; say an image size")
-    if processor.do_resize and processor.resample not in _FILTERS:
-        raise UsageError(
-            f"embed_resize needs a bilinear (2) or bicubic (3) resample, got {processor.resample}; resize outside"
-        )
+    size = check_embeddable(processor)
     filter_weights = _FILTERS[processor.resample if processor.do_resize else 2]
     graph = model.graph
     old = graph.inputs[0]
@@ -83,6 +77,21 @@ def embed_resize(model: ir.Model, processor: ImageProcessor) -> None:
         node.replace_input_with(index, x)
     old.name = None
     graph.inputs[0] = images
+
+
+def check_embeddable(processor: ImageProcessor) -> tuple[int, int]:
+    """The (height, width) that a processor gives, when a graph can do the same.
+
+    Raises:
+        UsageError: its result depends on the image's size, or its filter is neither bilinear nor bicubic.
+    """
+    if processor.output_size is None:
+        raise UsageError("embed_resize needs an image processor that gives one size, got none; say an image size")
+    if processor.do_resize and processor.resample not in _FILTERS:
+        raise UsageError(
+            f"embed_resize needs a bilinear (2) or bicubic (3) resample, got {processor.resample}; resize outside"
+        )
+    return processor.output_size
 
 
 class _Ops:

@@ -18,7 +18,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, ShapeInferenceP
 from vitdeploy import __version__
 from vitdeploy.errors import CheckFailedError, UsageError
 from vitdeploy.exporters import Exported
-from vitdeploy.exporters.embedded_resize import embed_resize
+from vitdeploy.exporters.embedded_resize import check_embeddable, embed_resize
 from vitdeploy.exporters.emulation import emulated
 from vitdeploy.exporters.observation import observed_ranges
 from vitdeploy.exporters.onnx_file import MAX_BYTES, without_weights, write_onnx
@@ -76,11 +76,13 @@ def export_onnx(
         OSError: a file cannot be written.
     """
     opset = DEFAULT_OPSET if spec.opset is None else spec.opset
-    if opset not in OPSETS:
-        raise UsageError(f"opset must be from {OPSETS.start} to {OPSETS.stop - 1}, got {opset}")
+    if type(opset) is not int or opset not in OPSETS:
+        raise UsageError(f"opset must be from {OPSETS.start} to {OPSETS.stop - 1}, got {opset!r:.80}")
+    decoded = spec.pixels.stage is PixelStage.DECODED
+    if decoded:
+        check_embeddable(processor)
     if spec.pixels.stage is not PixelStage.NORMALIZED:
         model = fold_normalization(model, processor.scale, processor.offset)
-    decoded = spec.pixels.stage is PixelStage.DECODED
     pixels = PixelFormat(PixelStage.RESIZED, "nchw", "uint8") if decoded else spec.pixels
     served = Served(
         model, spec.outputs, dynamic_image_size=spec.dynamic_image_size, pixels=pixels, io_dtype=spec.io_dtype
@@ -182,7 +184,7 @@ def _set_precision(
         "float32_operators": list(kept.operators),
         "float32_nodes": list(kept.nodes),
         "largest_kept_in_half": float(f"{kept.limit:.3g}"),
-        "largest_observed": float(f"{kept.largest:.2g}"),
+        "largest_observed": float(f"{kept.largest:.2g}") if np.isfinite(kept.largest) else None,
     }
 
 

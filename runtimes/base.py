@@ -142,8 +142,8 @@ class Runtime(abc.ABC):
         for name, size in sizes.items():
             if name in self.axes and size not in self.axes[name]:
                 raise UsageError(
-                    f"{name} must be {self.axes[name]}, got {size}; resize the images, or export the model for "
-                    f"images of that size"
+                    f"{name} must be {self.axes[name]}, got {size}; give what the artifact takes, or export "
+                    f"the model for it"
                 )
 
 

@@ -53,7 +53,7 @@ class TorchScriptRuntime(Runtime):
             self.inputs, self.outputs = (
                 tuple(TensorSpec.from_dict(spec) for spec in specs[name]) for name in ("inputs", "outputs")
             )
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise BundleError(
                 f"{path} must hold its inputs and outputs in {_SIGNATURE}, does not; export the bundle again"
             ) from exc

@@ -199,6 +199,29 @@ def test_a_manifest_with_a_wrong_value(tmp_path: Path, key: str, value: Any) -> 
         Bundle.open(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pixels": {"stage": "decoded", "layout": "nhwc", "dtype": "uint8"}},
+        {"pixels": {"stage": "resized", "layout": "nchw", "dtype": "uint8"}},
+        {"pixels": {"stage": "normalized", "layout": "nchw", "dtype": "float16"}},
+        {"pixels": {"stage": "normalized", "layout": "nhwc", "dtype": "float32"}},
+        {"pixels": {"stage": "banana", "layout": "nchw", "dtype": "float32"}},
+        {"pixels": {"stage": "normalized", "layout": "nchw"}},
+        {"axes": {"height": {"minimum": 1, "optimum": 2, "maximum": 3}}},
+        {"axes": {"batch": {"minimum": 3, "optimum": 2, "maximum": 3}}},
+        {"axes": {"batch": {"minimum": 1, "optimum": 2}}},
+        {"axes": []},
+    ],
+    ids=str,
+)
+def test_pixels_and_axes_that_are_not_the_inputs(tmp_path: Path, change: dict[str, Any]) -> None:
+    write(tmp_path / "out")
+    edit(tmp_path / "out", lambda data: data["artifacts"][0].update(change))
+    with pytest.raises(BundleError, match=r"out: manifest.json must have every field of its schema: [^\n]+$"):
+        Bundle.open(tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
 def test_a_name_that_no_bundle_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(BundleError, match=r"must be a bundle, and cannot be read|has no manifest"):

@@ -48,7 +48,7 @@ def test_a_runtime_takes_what_lies_within(bundle: Bundle, backend: str) -> None:
             feeds = {"pixel_values": generator.standard_normal((2, 3, *size), np.float32)}
             assert worst_difference(runtime.run(feeds), reference.run(feeds)) <= FLOAT32_TOLERANCE
         for size, message in (
-            ((15, 24), "height must be from 16 to 64, got 15; resize the images, or export the model for images of"),
+            ((15, 24), "height must be from 16 to 64, got 15; give what the artifact takes, or export"),
             ((16, 23), "width must be from 24 to 72, got 23"),
             ((65, 72), "height must be from 16 to 64, got 65"),
             ((64, 720), "width must be from 24 to 72, got 720"),

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitdeploy.errors import BundleError
-from vitdeploy.specs import AxisRange, PixelFormat, Task, TensorSpec
+from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Task, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,7 +179,7 @@ def _artifact(item: Mapping[str, Any]) -> Artifact:
     files = _records(item["files"])
     if not files:
         raise ValueError("an artifact has no file")
-    return Artifact(
+    artifact = Artifact(
         format=_typed(item["format"], str),
         precision=_typed(item["precision"], str),
         files=files,
@@ -192,6 +192,23 @@ def _artifact(item: Mapping[str, Any]) -> Artifact:
         validation=_validation(item["validation"]),
         hardware=None if item["hardware"] is None else _plain(item["hardware"]),
     )
+    _check_pixels(artifact)
+    return artifact
+
+
+def _check_pixels(artifact: Artifact) -> None:
+    """What is said of images and of free axes is true of the inputs."""
+    free = {axis for spec in artifact.inputs for axis in spec.shape if isinstance(axis, str)}
+    if not free.issuperset(artifact.axes):
+        raise ValueError(f"axes must be free ones of the inputs, {', '.join(sorted(free))}, got {list(artifact.axes)}")
+    images, pixels = artifact.inputs[0], artifact.pixels
+    if len(images.shape) != 4:
+        raise ValueError(f"the first input must be images, is {images}")
+    height, width = pixels.size(images.shape)
+    fixed = isinstance(height, int) or isinstance(width, int)
+    of_channels = images.shape[1 if pixels.layout == "nchw" else 3]
+    if images.dtype != pixels.dtype or of_channels != 3 or (fixed and pixels.stage is PixelStage.DECODED):
+        raise ValueError(f"the first input must be {pixels.stage} {pixels.dtype} {pixels.layout} images, is {images}")
 
 
 def _validation(item: Any) -> dict[str, Any]:

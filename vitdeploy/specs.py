@@ -155,7 +155,7 @@ class PixelFormat:
     def __post_init__(self) -> None:
         layouts, dtypes = _PIXEL_FORMATS[self.stage]
         for what, value, known in (("layout", self.layout, layouts), ("type", self.dtype, dtypes)):
-            if value not in known:
+            if not isinstance(value, str) or value not in known:
                 raise UsageError(f"the {what} of {self.stage} images must be {' or '.join(known)}, got {value!r:.80}")
 
     def shape(self, channels: int, size: tuple[Axis, Axis]) -> tuple[Axis | int, ...]:

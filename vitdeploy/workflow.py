@@ -108,8 +108,8 @@ def export(
         OutputError: the bundle cannot be written.
     """
     exporter = find_exporter(to, precision, {"opset": opset, "embed_resize": embed_resize, "optimize": optimize})
-    if tolerance is not None and not 0 <= tolerance < math.inf:
-        raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance}")
+    if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
+        raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance!r:.80}")
     if model is not None and random_weights is not None:
         raise UsageError(f"export needs a model or random_weights, got both: {model} and {random_weights}")
     if random_weights is not None and revision is not None:
@@ -268,8 +268,8 @@ def _pixels(dtype: str, layout: str | None, io_dtype: str, *, embed_resize: bool
         raise UsageError(f"input must be float32 or uint8, got {dtype!r:.80}")
     if dtype == "uint8" or embed_resize:
         stage = PixelStage.DECODED if embed_resize else PixelStage.RESIZED
-        return PixelFormat(stage, layout or "nhwc", "uint8")  # type: ignore[arg-type]  # it is checked there
-    return PixelFormat(PixelStage.NORMALIZED, layout or "nchw", io_dtype)  # type: ignore[arg-type]
+        return PixelFormat(stage, "nhwc" if layout is None else layout, "uint8")  # type: ignore[arg-type]  # it is checked there
+    return PixelFormat(PixelStage.NORMALIZED, "nchw" if layout is None else layout, io_dtype)  # type: ignore[arg-type]
 
 
 def _axes(
@@ -278,6 +278,8 @@ def _axes(
     """The sizes of images that are taken where they are free."""
     from vitdeploy.models.signature import size_ranges
 
+    if bounds is not None:
+        dataclasses.replace(config, image_size=bounds[1])  # which refuses a size of more patches than any machine holds
     usual = processor.output_size or config.image_size
     ranges = size_ranges(config, usual)
     if bounds is None:

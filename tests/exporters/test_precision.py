@@ -122,6 +122,28 @@ def test_what_nears_the_largest_half_stays_float32(tmp_path: Path, monkeypatch: 
         vitdeploy.export(checkpoint, precision="fp16", output=tmp_path / "without")
 
 
+def test_a_value_without_limits_stays_float32(tmp_path: Path) -> None:
+    """The pooler's tanh makes 1 of an infinite value."""
+    model = tiny_model(Task.FEATURES)
+    with torch.no_grad():
+        model.get_parameter("head.pooler.dense.bias")[0] = torch.inf
+    checkpoint = write_checkpoint_of(model, tmp_path / "checkpoint")
+    bundle = vitdeploy.export(checkpoint, precision="fp16", outputs=["pooler_output"], output=tmp_path / "out")
+    (artifact,) = bundle.manifest.artifacts
+    assert artifact.options["largest_observed"] is None
+    assert artifact.options["float32_nodes"]
+
+
+def test_outputs_that_exceed_their_type(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_parameter("head.classifier.weight").mul_(1e6)
+    checkpoint = write_checkpoint_of(model, tmp_path / "checkpoint")
+    with pytest.raises(CheckFailedError, match=r"onnx-fp32 must give finite values, logits has others.*another precision"):
+        vitdeploy.export(checkpoint, io_dtype="float16", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("options", [{}, {"input": "uint8", "layout": "nchw"}], ids=["float", "bytes"])
 def test_inputs_and_outputs_of_another_type(tmp_path: Path, precision: str, options: dict[str, Any]) -> None:

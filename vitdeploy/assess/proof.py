@@ -165,6 +165,11 @@ def prove(
     # Of each output, its difference at the image size where that is largest.
     differences = [max(of_one, key=lambda each: each.required_tolerance) for of_one in zip(*found, strict=True)]
     worst = max(differences, key=lambda difference: difference.required_tolerance)
+    if not worst.finite:
+        raise CheckFailedError(
+            f"{name} must give finite values, {worst.output} has others: they exceed what its type holds; choose "
+            f"another precision, or float32 outputs; nothing was written"
+        )
     if not worst.within(tolerance):
         raise CheckFailedError(
             f"{name} must equal the reference within {tolerance:g} of the largest value of each output, "
