@@ -20,6 +20,9 @@ def emulated(model: ir.Model) -> ir.Model:
             continue
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype == BFLOAT16:
+                if value.const_value is not None:  # a session would hold it twice, and cast it while it opens
+                    node.replace_input_with(index, _widened(value, value.const_value, graph))
+                    continue
                 before = _cast(value, FLOAT)
                 graph.insert_before(node, before)
                 node.replace_input_with(index, before.outputs[0])
@@ -32,6 +35,19 @@ def emulated(model: ir.Model) -> ir.Model:
                 for user, index in users:
                     user.replace_input_with(index, after.outputs[0])
     return twin
+
+
+def _widened(value: ir.Value, tensor: ir.TensorProtocol, graph: ir.Graph) -> ir.Value:
+    """A weight in float32, converted when it is written."""
+    name = f"{value.name}_float32"
+    if name not in graph.initializers:
+        lazy = ir.LazyTensor(
+            lambda: ir.Tensor(tensor.numpy().astype(FLOAT.numpy()), name=name), FLOAT, ir.Shape(tensor.shape.numpy())
+        )
+        graph.register_initializer(ir.Value(name=name, const_value=lazy, shape=value.shape, type=ir.TensorType(FLOAT)))
+    if len(value.uses()) == 1:
+        del graph.initializers[str(value.name)]
+    return graph.initializers[name]
 
 
 def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:

@@ -150,7 +150,11 @@ def test_given_images_are_what_is_compared(bundle: Bundle, tmp_path: Path) -> No
         ({"random_weights": "vit-tiny-patch16-32", "task": "x"}, UsageError, "task must be one of"),
         ({"random_weights": "vit-tiny-patch16-32", "opset": 17}, UsageError, "opset must be from 18 to 23, got 17"),
         ({"random_weights": "vit-tiny-patch16-32", "opset": 20.0}, UsageError, "opset must be .* got 20.0"),
-        ({"random_weights": "vit-tiny-patch16-32", "layout": "", "input": "uint8"}, UsageError, "the layout of resized"),
+        (
+            {"random_weights": "vit-tiny-patch16-32", "layout": "", "input": "uint8"},
+            UsageError,
+            "the layout of resized",
+        ),
         ({"random_weights": "vit-tiny-patch16-32", "layout": "nhwc"}, UsageError, "layout of normalized .* nchw"),
         ({"random_weights": "vit-tiny-patch16-32", "input": "int8"}, UsageError, "input must be float32 or uint8"),
         ({"random_weights": "vit-tiny-patch16-32", "io_dtype": "bfloat16"}, UsageError, "io_dtype must be float32 or"),
