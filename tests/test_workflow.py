@@ -158,6 +158,12 @@ def test_given_images_are_what_is_compared(bundle: Bundle, tmp_path: Path) -> No
         ({"random_weights": "vit-tiny-patch16-32", "layout": "nhwc"}, UsageError, "layout of normalized .* nchw"),
         ({"random_weights": "vit-tiny-patch16-32", "input": "int8"}, UsageError, "input must be float32 or uint8"),
         ({"random_weights": "vit-tiny-patch16-32", "io_dtype": "bfloat16"}, UsageError, "io_dtype must be float32 or"),
+        (
+            {"random_weights": "vit-tiny-patch16-32", "outputs": "logits"},
+            UsageError,
+            "must be a list of names, got 'lo",
+        ),
+        ({"random_weights": "vit-tiny-patch16-32", "outputs": 5}, UsageError, "outputs must be a list of names, got 5"),
         ({"random_weights": "vit-tiny-patch16-32", "to": []}, UsageError, "an export format must be one of"),
         ({"random_weights": "vit-tiny-patch16-32", "image_size": (32, 32, 9999)}, UsageError, "at most 65536 patches"),
         ({"random_weights": "vit-tiny-patch16-32", "tolerance": "1"}, UsageError, "tolerance must be"),

@@ -124,7 +124,7 @@ def export(
         )
     spec = ExportSpec(
         precision=Precision(precision),
-        outputs=None if outputs is None else tuple(outputs),
+        outputs=_names(outputs),
         dynamic_image_size=dynamic_image_size,
         pixels=pixels,
         io_dtype=io_dtype,
@@ -217,6 +217,14 @@ def export(
 
 def _records(folder: Path, names: Iterable[str]) -> tuple[FileRecord, ...]:
     return tuple(FileRecord.of(folder, name) for name in names)
+
+
+def _names(outputs: Sequence[str] | None) -> tuple[str, ...] | None:
+    if outputs is None:
+        return None
+    if not isinstance(outputs, (list, tuple)):
+        raise UsageError(f"outputs must be a list of names, got {outputs!r:.80}")
+    return tuple(outputs)
 
 
 def _task(name: str | None) -> Task | None:
