@@ -71,8 +71,11 @@ def pixels_of(batch_size: int, size: tuple[int, ...], seed: int = 0) -> np.ndarr
     return np.random.default_rng(seed).standard_normal((batch_size, 3, *size), np.float32)
 
 
-@BY_HEAD
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("head", "seed"),
+    [(head, seed) for head in HEADS for seed in range(3 if head.family == "beit" else 2)],  # of whose biases are two
+    ids=str,
+)
 def test_both_backends_give_every_output_of_transformers(
     write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head, seed: int
 ) -> None:
@@ -113,7 +116,7 @@ def test_one_export_takes_every_size(write_checkpoint: WriteCheckpoint, tmp_path
 
 
 @BY_UNMASKED_HEAD
-@pytest.mark.parametrize("size", SIZES[1:], ids=str)
+@pytest.mark.parametrize("size", SIZES[3:5], ids=str)
 def test_another_fixed_size_is_baked(
     write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head, size: tuple[int, int, int]
 ) -> None:
