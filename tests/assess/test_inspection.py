@@ -155,7 +155,7 @@ def test_a_format_without_a_reader_says_so(single: Bundle) -> None:
     found = inspect_artifact(single, dataclasses.replace(artifact, format="coreml"))
     assert found.graph is None
     assert found.note is not None
-    assert "reads no coreml graph" in found.note
+    assert "has no reader for coreml graphs" in found.note
 
 
 def test_an_altered_file_is_refused(both: Bundle) -> None:

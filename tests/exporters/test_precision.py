@@ -16,7 +16,6 @@ from compiler import build_engine
 from families import HEADS, Head, random_config
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.errors import CheckFailedError, DeviceError
-from vitdeploy.exporters import precision as rules
 from vitdeploy.models.signature import Served
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import Task
@@ -70,9 +69,10 @@ def test_products_are_half_and_norms_are_not(tmp_path: Path, precision: str, ops
             assert found == {FLOAT}, node.name
         elif node.op_type in ("MatMul", "Gemm", "Gelu", "Erf"):
             assert found == {TYPES[precision]}, node.name
-    products = [tensor for tensor in graph.initializer if tensor.name.startswith("layers.") and len(tensor.dims) == 2]
-    assert len(products) >= 12
-    assert {tensor.data_type for tensor in products} == {TYPES[precision]}
+    weights = {tensor.name for tensor in graph.initializer}
+    products = [node.input[1] for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+    assert len(products) == 12  # six a layer
+    assert {types[name] for name in products} == {TYPES[precision]}
     assert types["pixel_values"] == types["logits"] == FLOAT
     casts = [(node.input[0], node.attribute[0].i) for node in graph.node if node.op_type == "Cast"]
     assert len(set(casts)) == len(casts)  # once for all users
@@ -102,7 +102,7 @@ def test_every_head_loses_what_torch_loses(
         build_engine(bundle)
 
 
-def test_what_nears_the_largest_half_stays_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nears_the_largest_half_stays_float32(tmp_path: Path) -> None:
     """The first layer's MLP works beyond what fp16 can hold, and comes back."""
     model = tiny_model(num_hidden_layers=2, hidden_act="relu")
     with torch.no_grad():
@@ -117,9 +117,6 @@ def test_what_nears_the_largest_half_stays_float32(tmp_path: Path, monkeypatch: 
     assert all(types[name] == FLOAT for name in options["float32_nodes"])
     products = [types[node.output[0]] for node in graph.node if node.op_type == "MatMul"]
     assert products.count(FLOAT) == 2
-    monkeypatch.setattr(rules, "HEADROOM", 1e-9)  # without the rule it overflows
-    with pytest.raises(CheckFailedError, match="onnx-fp16 must equal the reference"):
-        vitdeploy.export(checkpoint, precision="fp16", output=tmp_path / "without")
 
 
 def test_a_value_without_limits_stays_float32(tmp_path: Path) -> None:
