@@ -19,4 +19,11 @@ def drop_superfluous_nodes(model: ir.Model) -> None:
     has another use, or is an output.
     """
     rewrite(model)
-    IdentityEliminationPass()(model)
+    if not any(node.op_type == "Identity" and _joins_outputs(node) for node in model.graph):
+        IdentityEliminationPass()(model)
+
+
+def _joins_outputs(node: ir.Node) -> bool:
+    """Whether one value is two outputs, which would both get one name."""
+    value = node.inputs[0]
+    return value is not None and value.is_graph_output() and node.outputs[0].is_graph_output()
