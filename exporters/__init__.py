@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from vitdeploy.errors import MissingDependencyError, UsageError
+from vitdeploy.errors import UsageError
+from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -111,13 +111,7 @@ def export_function(exporter: Exporter) -> ExportFunction:
     """Import what the row names.
 
     Raises:
-        MissingDependencyError: a library that it needs is not installed.
+        UnavailableError: a library that it needs is not installed, or does not load.
     """
-    module, name = exporter.target.split(":")
-    try:
-        function: ExportFunction = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.partition(".")[0] == "vitdeploy":
-            raise
-        raise MissingDependencyError("exporting", "export") from exc
+    function: ExportFunction = load_target(exporter.target, "exporting", "export")
     return function

@@ -15,7 +15,7 @@ from torch import nn
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.torchscript_file import write_torchscript
 from vitdeploy.models.normalization import fold_normalization
-from vitdeploy.models.signature import Served, output_names
+from vitdeploy.models.signature import SIGNATURE_FILE, TORCH_TYPES, Served, output_names
 from vitdeploy.specs import PixelStage, Precision, attention_for
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.specs import ExportSpec
-
-SIGNATURE = "signature.json"
-_DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
 
 def export_torchscript(
@@ -64,7 +61,7 @@ def export_torchscript(
     if spec.pixels.stage is not PixelStage.NORMALIZED:
         model = fold_normalization(model, processor.scale, processor.offset)
     if spec.precision is not Precision.FP32:
-        model = copy.deepcopy(model).to(_DTYPES[spec.precision])
+        model = copy.deepcopy(model).to(TORCH_TYPES[spec.precision])
     served = Served(
         model.with_attention(attention),
         spec.outputs,
@@ -74,7 +71,7 @@ def export_torchscript(
     )
     path = f"torchscript/model_{spec.precision}.pt"
     with _quiet():
-        write_torchscript(_traced(served), folder / path, {SIGNATURE: _signature(served)})
+        write_torchscript(_traced(served), folder / path, {SIGNATURE_FILE: _signature(served)})
     return Exported(
         files=(path,),
         inputs=served.inputs,

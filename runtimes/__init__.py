@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.errors import BundleError, MissingDependencyError, UnavailableError, UsageError, first_line
+from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
@@ -46,20 +46,7 @@ def runtime_class(backend: str) -> type[Runtime]:
     if backend not in BACKENDS:
         raise UsageError(f"a backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     row = BACKENDS[backend]
-    module, name = row.target.split(":")
-    try:
-        cls: type[Runtime] = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.partition(".")[0] == "vitdeploy":
-            raise
-        raise MissingDependencyError(f"the {backend} backend", row.extra) from exc
-    except (ImportError, OSError) as exc:  # a shared library that it needs, for example
-        if isinstance(exc, ImportError) and (exc.name or "").partition(".")[0] == "vitdeploy":
-            raise
-        raise UnavailableError(
-            f"the {backend} backend needs a {row.package} that loads, the installed one does not: {first_line(exc)}; "
-            f"install it again"
-        ) from exc
+    cls: type[Runtime] = load_target(row.target, f"the {backend} backend", row.extra, row.package)
     return cls
 
 

@@ -9,7 +9,7 @@ import torch
 from vitdeploy.errors import DeviceError, UsageError, first_line
 from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.signature import Served, size_ranges
+from vitdeploy.models.signature import TORCH_TYPES, Served, size_ranges
 from vitdeploy.runtimes.base import Runtime, check_options
 from vitdeploy.runtimes.torch_device import open_device, probe_devices, to_array, to_tensors
 from vitdeploy.specs import Precision, Task
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
     from vitdeploy.models.layers import AttentionKind
     from vitdeploy.models.vit import VisionTransformer
-
-_DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
 
 class PyTorchRuntime(Runtime):
@@ -56,15 +54,17 @@ class PyTorchRuntime(Runtime):
         compile: bool = False,  # noqa: A002  (torch's word)
     ) -> None:
         super().__init__()
-        if precision not in set(_DTYPES):
-            raise UsageError(f"precision of the torch backend must be one of {', '.join(_DTYPES)}, got {precision!r}")
+        if precision not in set(TORCH_TYPES):
+            raise UsageError(
+                f"precision of the torch backend must be one of {', '.join(TORCH_TYPES)}, got {precision!r}"
+            )
         self._device = open_device(device)
         served = Served(model, outputs, dynamic_image_size=dynamic_image_size)
         self.inputs, self.outputs = served.inputs, served.outputs
         self.axes = size_ranges(model.config, model.config.image_size) if dynamic_image_size else {}
         if model.attention == "sdpa" and any(spec.name.startswith("attentions.") for spec in self.outputs):
             raise UsageError("attention weights need attention='eager': torch's fused attention does not keep them")
-        served = served.eval().to(self._device, _DTYPES[Precision(precision)])
+        served = served.eval().to(self._device, TORCH_TYPES[Precision(precision)])
         self._model = torch.compile(served) if compile else served
         self.details = {
             "engine": f"torch {torch.__version__}",

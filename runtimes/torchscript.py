@@ -11,6 +11,7 @@ import torch
 from torch.jit import optimized_execution as _optimized  # type: ignore[attr-defined]
 
 from vitdeploy.errors import BundleError, DeviceError, first_line
+from vitdeploy.models.signature import SIGNATURE_FILE
 from vitdeploy.runtimes.base import Runtime, check_options
 from vitdeploy.runtimes.torch_device import open_device, probe_devices, to_array, to_tensors
 from vitdeploy.specs import TensorSpec
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
-
-_SIGNATURE = "signature.json"
 
 
 class TorchScriptRuntime(Runtime):
@@ -55,7 +54,7 @@ class TorchScriptRuntime(Runtime):
             )
         except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise BundleError(
-                f"{path} must hold its inputs and outputs in {_SIGNATURE}, does not; export the bundle again"
+                f"{path} must hold its inputs and outputs in {SIGNATURE_FILE}, does not; export the bundle again"
             ) from exc
         self.details = {
             "engine": f"torch {torch.__version__}",
@@ -92,7 +91,7 @@ class TorchScriptRuntime(Runtime):
 def _load(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModule, str | bytes]:
     if not path.is_file():
         raise BundleError(f"{path} must be a TorchScript file, but is no file")
-    extra: dict[str, Any] = {_SIGNATURE: ""}
+    extra: dict[str, Any] = {SIGNATURE_FILE: ""}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
@@ -101,4 +100,4 @@ def _load(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModule, str
         raise DeviceError(f"{path} must load on {device}: {first_line(exc)}") from exc
     except RuntimeError as exc:
         raise BundleError(f"{path} must be a file that torch {torch.__version__} loads: {first_line(exc)}") from exc
-    return model, extra[_SIGNATURE]
+    return model, extra[SIGNATURE_FILE]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from families import Head
+    from vitdeploy.bundle import Bundle
     from vitdeploy.models.config import ViTConfig
     from vitdeploy.models.layers import AttentionKind
     from vitdeploy.models.vit import VisionTransformer
@@ -121,3 +122,19 @@ def write_checkpoint(
         return Checkpoint(folder, peer, task)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of one artifact."""
+    from bundles import write_bundle
+
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def both(single: Bundle, tmp_path: Path) -> Bundle:
+    """A bundle of two artifacts, the second one a small graph of several precisions."""
+    from onnx_models import with_mixed_artifact
+
+    return with_mixed_artifact(single, tmp_path / "both")

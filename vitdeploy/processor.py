@@ -196,7 +196,8 @@ class ImageProcessor:
     def _batch(self, images: Iterator[NDArray[np.uint8]], count: int, pixels: PixelFormat) -> NDArray[Any]:
         """One array of `count` images of (H, W, 3) as they come, rescaled and normalised where that is asked for."""
         first = next(images)
-        tables = self._tables.astype(pixels.dtype, copy=False)
+        normalized = pixels.stage is PixelStage.NORMALIZED
+        tables = self._tables.astype(pixels.dtype, copy=False) if normalized else ()
         batch = np.empty((count, *pixels.shape(3, first.shape[:2])), pixels.dtype)
         for image, out in zip(itertools.chain([first], images), batch, strict=True):
             if image.shape != first.shape:
@@ -204,7 +205,7 @@ class ImageProcessor:
                     f"the images of a batch must come out in one size, got {first.shape[:2]} and {image.shape[:2]}; "
                     "set a center crop, or pass them one by one"
                 )
-            if pixels.stage is PixelStage.NORMALIZED:
+            if normalized:
                 for channel, table in enumerate(tables):
                     np.take(table, image[:, :, channel], out=out[channel], mode="wrap")  # the fastest mode
             else:

@@ -8,24 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bundles import sign_again, write_bundle
-from onnx_models import with_mixed_artifact
+from bundles import sign_again
 from vitdeploy.cli import main
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vitdeploy.bundle import Bundle
-
-
-@pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture
-def both(single: Bundle, tmp_path: Path) -> Bundle:
-    return with_mixed_artifact(single, tmp_path / "both")
 
 
 def inspect(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vitdeploy import __version__
 from vitdeploy.assess.graph_summary import GraphSummary, merge_layers
-from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError, first_line
+from vitdeploy.errors import UnavailableError, UsageError
+from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,19 +128,7 @@ def _reader(format: str) -> ReadGraph:  # noqa: A002  (the manifest's word)
             f"vitdeploy {__version__} has no reader for {format} graphs, only for {', '.join(GRAPH_READERS)}"
         )
     row = GRAPH_READERS[format]
-    module, name = row.target.split(":")
-    try:
-        function: ReadGraph = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.partition(".")[0] == "vitdeploy":
-            raise
-        raise MissingDependencyError(f"reading {format} graphs", row.extra) from exc
-    except (ImportError, OSError) as exc:  # a shared library that it needs, for example
-        if isinstance(exc, ImportError) and (exc.name or "").partition(".")[0] == "vitdeploy":
-            raise
-        raise UnavailableError(
-            f"reading {format} graphs needs a package that loads, the installed one does not: {first_line(exc)}"
-        ) from exc
+    function: ReadGraph = load_target(row.target, f"reading {format} graphs", row.extra)
     return function
 
 

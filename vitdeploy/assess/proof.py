@@ -161,7 +161,11 @@ def prove(
     Raises:
         CheckFailedError: the difference is larger.
     """
-    found = [_differences(runtime, sample, want) for sample, want in zip(images, expected, strict=True)]
+    pixel_values = [sample.pixel_values(runtime.pixels) for sample in images]
+    found = [
+        _differences(runtime, pixels, sample.batches, want)
+        for sample, pixels, want in zip(images, pixel_values, expected, strict=True)
+    ]
     # Of each output, its difference at the image size where that is largest.
     differences = [max(of_one, key=lambda each: each.required_tolerance) for of_one in zip(*found, strict=True)]
     worst = max(differences, key=lambda difference: difference.required_tolerance)
@@ -176,7 +180,6 @@ def prove(
             f"{worst.output} differs by {worst.max_relative:.3g} ({worst.max_abs:.3g} in all); "
             f"tolerance {worst.required_tolerance:g} would have passed; nothing was written"
         )
-    pixel_values = [sample.pixel_values(runtime.pixels) for sample in images]
     return {
         "backend": runtime.backend,
         "engine": runtime.details["engine"],
@@ -188,11 +191,13 @@ def prove(
     }
 
 
-def _differences(runtime: Runtime, sample: Sample, expected: Mapping[str, np.ndarray]) -> tuple[Difference, ...]:
+def _differences(
+    runtime: Runtime, pixel_values: np.ndarray, batches: Sequence[list[int]], expected: Mapping[str, np.ndarray]
+) -> tuple[Difference, ...]:
     """Each output, in batches of these images, against the reference's, which ran every image once."""
-    arrays = feeds(runtime.inputs, sample.pixel_values(runtime.pixels))
-    outputs = run_batches(runtime, [{name: array[rows] for name, array in arrays.items()} for rows in sample.batches])
-    rows = list(itertools.chain(*sample.batches))
+    arrays = feeds(runtime.inputs, pixel_values)
+    outputs = run_batches(runtime, [{name: array[rows] for name, array in arrays.items()} for rows in batches])
+    rows = list(itertools.chain(*batches))
     return compare_outputs({name: value[rows] for name, value in expected.items()}, outputs)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from vitdeploy.errors import UsageError
 from vitdeploy.models.vit import VisionTransformer
-from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Task, TensorSpec
+from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Precision, Task, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from vitdeploy.models.config import ViTConfig
 
+SIGNATURE_FILE = "signature.json"  # in a TorchScript file: what it takes and gives
+TORCH_TYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 BATCH_AXIS = "batch"
 SIZE_AXES = ("height", "width")
 _TOKENS_AXIS = "tokens"

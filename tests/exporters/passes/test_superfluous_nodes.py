@@ -40,6 +40,12 @@ def test_a_value_that_is_an_output_keeps_its_name() -> None:
     assert operators(model)["Identity"] >= 1  # an output must not be an input
 
 
+def test_one_value_under_two_names_stays_two_outputs() -> None:
+    model = graph_of("g (float[n, 4] x) => (float[n, 4] y, float[n, 4] z) { y = Exp(x) z = Identity(y) }")
+    check(drop_superfluous_nodes, model)
+    assert operators(model) == {"Exp": 1, "Identity": 1}
+
+
 def test_a_model() -> None:
     """Keys are transposed once: to heads and then for their product."""
     graph = traced(Served(tiny_model(num_hidden_layers=1).with_attention("eager")).eval(), 20)

@@ -1,0 +1,36 @@
+"""Import what a row of a table names, when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from vitdeploy.errors import MissingDependencyError, UnavailableError, first_line
+
+
+def load_target(target: str, what: str, extra: str, package: str = "package") -> Any:
+    """The object that "module:name" stands for.
+
+    Args:
+        target: of vitdeploy.
+        what: the feature that needs it, such as "the torch backend".
+        extra: the extra of vitdeploy that installs what its module imports.
+        package: the import name of what that is.
+
+    Raises:
+        MissingDependencyError: a library that it needs is not installed.
+        UnavailableError: one is installed, and does not load.
+    """
+    module, name = target.split(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] == "vitdeploy":
+            raise
+        raise MissingDependencyError(what, extra) from exc
+    except (ImportError, OSError) as exc:  # a shared library that it needs, for example
+        if isinstance(exc, ImportError) and (exc.name or "").partition(".")[0] == "vitdeploy":
+            raise
+        raise UnavailableError(
+            f"{what} needs a {package} that loads, the installed one does not: {first_line(exc)}; install it again"
+        ) from exc
