@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import sklearn.datasets
 from common import parser, random_bundle, record
@@ -34,7 +34,12 @@ def measure(rounds: int) -> dict[str, Any]:
         with OnnxRuntime.from_bundle(bundle, precision="fp32", device="cpu") as runtime:
             session = runtime._session  # a second one would disturb it
             pixel_values = processor([PHOTOGRAPH])
-            ready = Predictor(cast("ImageProcessor", lambda *_, **__: pixel_values), runtime, bundle.labels)
+
+            class Ready(ImageProcessor):
+                def __call__(self, *_: Any, **__: Any) -> Any:
+                    return pixel_values
+
+            ready = Predictor(Ready.from_pretrained(bundle.path), runtime, bundle.labels)
             predictor = Predictor(processor, runtime, bundle.labels)
             calls = {
                 "session": lambda: session.run(["logits"], {"pixel_values": pixel_values}),
