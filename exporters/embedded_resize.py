@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from vitdeploy.processor import ImageProcessor
 
 _CHANNELS = 3
-_COEFFICIENT_BITS = 22  # of Pillow's fixed-point weights for bytes (src/libImaging/Resample.c, PRECISION_BITS)
+_WEIGHT_BITS = 22  # of Pillow's fixed-point weights for bytes (src/libImaging/Resample.c, PRECISION_BITS)
+# A weight is cut into parts so short that neither their products with bytes nor sums of 512 of those are rounded in
+# float32, also where an engine cuts the factors to the 11 bits of TF32.
+_PART_BITS = (8, 7, 7)
 
 
 class _Axis(NamedTuple):
@@ -40,9 +43,8 @@ def embed_resize(model: ir.Model, processor: ImageProcessor) -> None:
     """Make a graph of resized bytes one of decoded bytes, in place.
 
     Pillow resizes one side, rounds to bytes, and resizes the other (Resample.c, ImagingResampleInner). Each is a matrix
-    product with the filter's weights, which are made from the image's size in whole numbers. A crop is a choice of the
-    matrix's rows, and padding a row of zeros. The weights are rounded as Pillow's, the sums are float32's: a value that
-    lies between two bytes may come out as the other one.
+    product with the filter's weights, and all of it is in whole numbers, as in Pillow: every byte is Pillow's. A crop
+    is a choice of the matrix's rows, and padding a row of zeros.
 
     Args:
         model: takes `pixel_values` (batch, 3, H, W) uint8, which it converts first; it will take (batch, height, width,
@@ -66,9 +68,9 @@ def embed_resize(model: ir.Model, processor: ImageProcessor) -> None:
     lengths = [ops("Gather", shape, ops.int64(axis)) for axis in (1, 2)]
     resized = _resized(ops, processor, lengths)
     height, width = (_Axis(*axis) for axis in zip(lengths, resized, size, strict=True))
-    x = ops("Transpose", ops("Cast", images, to=int(ir.DataType.FLOAT)), perm=(0, 3, 1, 2))
+    x = ops("Transpose", _float(ops, images), perm=(0, 3, 1, 2))
     down = _weights(ops, height, processor, filter_weights)
-    across = ops("Transpose", _weights(ops, width, processor, filter_weights), perm=(1, 0))
+    across = [ops("Transpose", part, perm=(1, 0)) for part in _weights(ops, width, processor, filter_weights)]
     x = _passes(ops, x, down, across, _height_first(ops, height, width))
     graph.insert_before(graph[0], ops.nodes)
     for value in ops.constants:
@@ -120,6 +122,9 @@ class _Ops:
     def int64(self, value: Any) -> ir.Value:
         return self._constant(np.array(value, np.int64))
 
+    def int32(self, value: Any) -> ir.Value:
+        return self._constant(np.array(value, np.int32))
+
     def float32(self, value: Any) -> ir.Value:
         return self._constant(np.array(value, np.float32))
 
@@ -143,18 +148,24 @@ def _height_first(ops: _Ops, height: _Axis, width: _Axis) -> ir.Value | None:
     return ops("And", shrinks, ops("Greater", rows, ops("Mul", ops.int64(2), columns)))
 
 
-def _passes(ops: _Ops, x: ir.Value, down: ir.Value, across: ir.Value, height_first: ir.Value | None) -> ir.Value:
-    """(batch, 3, height, width) -> (batch, 3, H, W), with the weights (H, height) and (width, W)."""
+def _passes(
+    ops: _Ops, x: ir.Value, down: list[ir.Value], across: list[ir.Value], height_first: ir.Value | None
+) -> ir.Value:
+    """(batch, 3, height, width) -> (batch, 3, H, W), with the parts of the weights (H, height) and (width, W)."""
 
-    def width_then_height(ops: _Ops) -> ir.Value:
-        return _bytes(ops, ops("MatMul", down, _bytes(ops, ops("MatMul", x, across))))
+    def resize_height(ops: _Ops, x: ir.Value) -> ir.Value:
+        return _bytes(ops, [ops("MatMul", part, x) for part in down])
 
-    def height_then_width(ops: _Ops) -> ir.Value:
-        return _bytes(ops, ops("MatMul", _bytes(ops, ops("MatMul", down, x)), across))
+    def resize_width(ops: _Ops, x: ir.Value) -> ir.Value:
+        return _bytes(ops, [ops("MatMul", x, part) for part in across])
 
     if height_first is None:
-        return width_then_height(ops)
-    return ops.either(height_first, height_then_width, width_then_height)
+        return resize_height(ops, resize_width(ops, x))
+    return ops.either(
+        height_first,
+        lambda ops: resize_width(ops, resize_height(ops, x)),
+        lambda ops: resize_height(ops, resize_width(ops, x)),
+    )
 
 
 def _resized(ops: _Ops, processor: ImageProcessor, lengths: list[ir.Value]) -> list[ir.Value]:
@@ -169,9 +180,9 @@ def _resized(ops: _Ops, processor: ImageProcessor, lengths: list[ir.Value]) -> l
 
 
 def _weights(
-    ops: _Ops, axis: _Axis, processor: ImageProcessor, filter_weights: Callable[[_Ops, ir.Value], ir.Value]
-) -> ir.Value:
-    """What each pixel that comes out has of each that goes in: (crop, length) float32; rows of padding are zero.
+    ops: _Ops, axis: _Axis, processor: ImageProcessor, filter_weights: Callable[[_Ops, ir.Value, ir.Value], ir.Value]
+) -> list[ir.Value]:
+    """What each pixel that comes out has of each that goes in: (crop, length) float32 for each part.
 
     Pixel p of the resized image lies at (p + 1/2) length / resized, pixel j of the image at j + 1/2. The filter is
     stretched where the image shrinks. Their distance: |(2j + 1) resized - (2p + 1) length| / (2 max(length, resized)).
@@ -182,13 +193,28 @@ def _weights(
     there = ops("Mul", ops("Add", ops("Mul", two, columns), one), axis.resized)
     here = ops("Mul", ops("Add", ops("Mul", two, rows), one), axis.length)
     stretch = ops("Mul", two, ops("Max", axis.length, axis.resized))
-    distance = ops("Div", _float(ops, ops("Abs", ops("Sub", there, here))), _float(ops, stretch))
-    weights = filter_weights(ops, distance)
-    weights = ops("Div", weights, ops("ReduceSum", weights, ops.int64([1]), keepdims=1))
-    steps = ops.float32(2**_COEFFICIENT_BITS)
-    weights = ops("Div", ops("Round", ops("Mul", weights, steps)), steps)
+    weights = filter_weights(ops, ops("Abs", ops("Sub", there, here)), stretch)
+    total = ops("Max", ops("ReduceSum", weights, ops.int64([1]), keepdims=1), one)  # 0 beyond the image
     inside = ops("And", ops("GreaterOrEqual", rows, zero), ops("Less", rows, axis.resized))
-    return ops("Where", inside, weights, ops.float32(0))
+    negative = ops("Less", weights, zero)
+    return [
+        _float(ops, ops("Where", inside, ops("Where", negative, ops("Neg", part), part), zero))
+        for part in _parts(ops, ops("Abs", weights), total)
+    ]
+
+
+def _parts(ops: _Ops, weights: ir.Value, total: ir.Value) -> list[ir.Value]:
+    """`weights` / `total` in `_WEIGHT_BITS` bits, halves rounded up, the highest part first: long division.
+
+    The filters' numbers fit 63 bits as long as length^4 / resized is less than 2^51: to 224 pixels from 26,000.
+    """
+    parts, rest = [], weights
+    for bits in _PART_BITS:
+        rest = ops("Mul", rest, ops.int64(1 << bits))
+        parts.append(ops("Div", rest, total))
+        rest = ops("Sub", rest, ops("Mul", parts[-1], total))
+    up = ops("GreaterOrEqual", ops("Mul", ops.int64(2), rest), total)
+    return [*parts[:-1], ops("Add", parts[-1], ops("Cast", up, to=int(ir.DataType.INT64)))]
 
 
 def _offset(ops: _Ops, axis: _Axis, processor: ImageProcessor) -> ir.Value:
@@ -205,36 +231,47 @@ def _offset(ops: _Ops, axis: _Axis, processor: ImageProcessor) -> ir.Value:
     return ops("Where", ops("GreaterOrEqual", rest, ops.int64(0)), to_even, padded)
 
 
-def _bytes(ops: _Ops, values: ir.Value) -> ir.Value:
-    """Rounded to whole numbers from 0 to 255, halves up."""
-    whole = ops("Floor", ops("Add", values, ops.float32(0.5)))
-    return ops("Clip", whole, ops.float32(0), ops.float32(255))
+def _bytes(ops: _Ops, parts: list[ir.Value]) -> ir.Value:
+    """The sum of the parts of a sum in steps of 2^-22, rounded to whole numbers from 0 to 255, halves up: float32."""
+    total = ops.int32(1 << _WEIGHT_BITS - 1)
+    place = _WEIGHT_BITS
+    for part, bits in zip(parts, _PART_BITS, strict=True):
+        place -= bits
+        whole = ops("Cast", part, to=int(ir.DataType.INT32))
+        total = ops("Add", total, ops("Mul", whole, ops.int32(1 << place)))
+    whole = ops("Div", total, ops.int32(1 << _WEIGHT_BITS))  # towards zero, where less than zero is cut off
+    return ops("Clip", _float(ops, whole), ops.float32(0), ops.float32(255))
 
 
 def _float(ops: _Ops, value: ir.Value) -> ir.Value:
     return ops("Cast", value, to=int(ir.DataType.FLOAT))
 
 
-def _bilinear(ops: _Ops, distance: ir.Value) -> ir.Value:
-    return ops("Relu", ops("Sub", ops.float32(1), distance))
+def _bilinear(ops: _Ops, x: ir.Value, unit: ir.Value) -> ir.Value:
+    """1 - x, at least 0; in whole numbers, as multiples of `unit`."""
+    return ops("Max", ops("Sub", unit, x), ops.int64(0))
 
 
-def _bicubic(ops: _Ops, distance: ir.Value) -> ir.Value:
-    """Keys' cubic convolution with a = -1/2 (doi:10.1109/TASSP.1981.1163711), as Resample.c's bicubic_filter."""
-    near = _polynomial(ops, distance, (1.5, -2.5, 0.0, 1.0))
-    far = _polynomial(ops, distance, (-0.5, 2.5, -4.0, 2.0))
-    beyond = ops("Where", ops("Less", distance, ops.float32(2)), far, ops.float32(0))
-    return ops("Where", ops("Less", distance, ops.float32(1)), near, beyond)
+def _bicubic(ops: _Ops, x: ir.Value, unit: ir.Value) -> ir.Value:
+    """Keys' cubic convolution with a = -1/2 (doi:10.1109/TASSP.1981.1163711), as Resample.c's bicubic_filter.
+
+    Twice its values, in whole numbers: as multiples of unit^3.
+    """
+    near = _polynomial(ops, x, unit, (3, -5, 0, 2))
+    far = _polynomial(ops, x, unit, (-1, 5, -8, 4))
+    beyond = ops("Where", ops("Less", x, ops("Mul", ops.int64(2), unit)), far, ops.int64(0))
+    return ops("Where", ops("Less", x, unit), near, beyond)
 
 
-def _polynomial(ops: _Ops, x: ir.Value, coefficients: tuple[float, ...]) -> ir.Value:
-    """The one with these coefficients, that of the highest power first (Horner's rule)."""
+def _polynomial(ops: _Ops, x: ir.Value, unit: ir.Value, coefficients: tuple[int, ...]) -> ir.Value:
+    """The homogeneous one with these coefficients, that of the highest power of `x` first (Horner's rule)."""
     first, *rest = coefficients
-    value = ops.float32(first)
+    value, power = ops.int64(first), unit
     for coefficient in rest:
-        value = ops("Add", ops("Mul", value, x), ops.float32(coefficient))
+        value = ops("Add", ops("Mul", value, x), ops("Mul", ops.int64(coefficient), power))
+        power = ops("Mul", power, unit)
     return value
 
 
 # By Pillow's numbers.
-_FILTERS: dict[int, Callable[[_Ops, ir.Value], ir.Value]] = {2: _bilinear, 3: _bicubic}
+_FILTERS: dict[int, Callable[[_Ops, ir.Value, ir.Value], ir.Value]] = {2: _bilinear, 3: _bicubic}

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.errors import UsageError
-from vitdeploy.specs import PixelStage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 # and ViT-B is 6e-4 to 2e-3 and 1.1e-2 to 1.3e-2; five times that allows for more layers, and for outliers.
 DEFAULT_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2}
 _FLOAT16_OUTPUT = 1e-3  # rounding to 11 bits, twice
-_RESIZED_WITHIN = 1e-2  # few bytes may be one more or less than the processor's, where a sum lies between two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +71,7 @@ def default_tolerance(artifact: Artifact) -> float:
     if artifact.precision not in DEFAULT_TOLERANCES:
         raise UsageError(f"a tolerance must be given for {artifact.precision}, got none; give one")
     half = any(spec.dtype == "float16" for spec in artifact.outputs)
-    resizes = artifact.pixels.stage is PixelStage.DECODED
-    return max(DEFAULT_TOLERANCES[artifact.precision], half * _FLOAT16_OUTPUT, resizes * _RESIZED_WITHIN)
+    return max(DEFAULT_TOLERANCES[artifact.precision], half * _FLOAT16_OUTPUT)
 
 
 def compare_outputs(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> tuple[Difference, ...]:
