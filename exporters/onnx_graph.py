@@ -31,7 +31,7 @@ from vitdeploy.models.signature import Served, input_specs, output_names
 from vitdeploy.specs import PixelFormat, PixelStage, Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -108,8 +108,7 @@ def export_onnx(
     emulation: tuple[str, ...] = ()
     if spec.precision is Precision.BF16:
         emulation = write_onnx(emulated(graph), folder / "onnx" / f"emulated_{name}", max_bytes)
-    for weight in graph.graph.initializers.values():  # onnxscript's rules remember the graph that they last saw
-        weight.const_value = None
+    _forget(graph.graph.initializers.values())
     return Exported(
         files=tuple(f"onnx/{file}" for file in files),
         inputs=inputs,
@@ -130,6 +129,7 @@ def _trace(served: Served, opset: int) -> ir.Model:
     one_layer = Served(twin, names, dynamic_image_size=served.dynamic_image_size, pixels=_traced_pixels(served))
     exported = traced(one_layer.eval(), opset)
     graph = exported.graph
+    weights = list(graph.initializers.values())
     values = dict(zip(names, graph.outputs, strict=True))
     if layers:
         values |= _repeated(graph, layers, values)
@@ -138,11 +138,18 @@ def _trace(served: Served, opset: int) -> ir.Model:
     _name_axes(graph.outputs, served.outputs)
     ClearMetadataAndDocStringPass()(exported)  # traces of this machine's files among them
     exported.metadata_props.clear()
+    _forget(weight for weight in weights if not weight.is_initializer())
     for weight in list(graph.initializers.values()):
         weight.name = (weight.name or "").removeprefix(_WRAPPER)
     graph.name = "vision-transformer"
     exported.producer_name, exported.producer_version = "vitdeploy", __version__
     return exported
+
+
+def _forget(weights: Iterable[ir.Value]) -> None:
+    """Let go of the numbers: onnxscript's rules remember the graph that they last saw, and so all of the model."""
+    for weight in weights:
+        weight.const_value = None
 
 
 def traced(asked: Served, opset: int) -> ir.Model:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import copy
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +199,16 @@ def test_the_model_stays_as_it_was_and_training_has_no_effect(tmp_path: Path) ->
         place, value = before[name]
         assert tensor.data_ptr() == place
         assert torch.equal(tensor, value)
+
+
+def test_nothing_keeps_the_weights_when_the_model_is_gone(tmp_path: Path) -> None:
+    """Those of a large model would stand beside the artifact's when that is proven."""
+    model = tiny_model()
+    weights = {name: weakref.ref(parameter) for name, parameter in model.named_parameters()}
+    export_graph(model, tmp_path)
+    del model
+    gc.collect()
+    assert [name for name, weight in weights.items() if weight() is not None] == []
 
 
 @pytest.mark.parametrize("opset", [-1, 0, 17, 24])
