@@ -1,0 +1,124 @@
+"""What a sample can tell: an interval of a share, a test of paired outcomes, and how many images a drop needs."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+from vitdeploy.errors import UsageError
+
+_SPREAD = 8.0  # standard deviations of a binomial that are summed over; what lies beyond is below 1e-14
+_MOST_IMAGES = 1 << 22
+
+
+def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of a share, both ends from 0 to 1: Wilson (1927), doi:10.1080/01621459.1927.10502953.
+
+    Raises:
+        UsageError: nothing was counted, or a number is not what it must be.
+    """
+    if not (0 <= correct <= total and total > 0 and 0 < confidence < 1):
+        raise UsageError(
+            f"an interval needs 0 <= correct <= total, total > 0 and 0 < confidence < 1, got {correct}, {total} and "
+            f"{confidence}"
+        )
+    z2, share = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2, correct / total
+    center = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = math.sqrt(z2 * (share * (1 - share) + z2 / (4 * total)) / total) / (1 + z2 / total)
+    return max(center - half, 0.0), min(center + half, 1.0)  # at 0 and 1 exact, but for rounding
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The exact two-sided p-value of McNemar's test (1947), doi:10.1007/BF02295996.
+
+    If two classifiers are equally accurate, an image that only one of them gets right is as likely the one's as the
+    other's: p is the chance that these images then are divided as unequally as they are, or more.
+
+    Args:
+        only_first: images that the first alone classifies correctly.
+        only_second: images that the second alone classifies correctly.
+    """
+    if min(only_first, only_second) < 0:
+        raise UsageError(f"McNemar's test needs counts from 0 up, got {only_first} and {only_second}")
+    count, fewer = only_first + only_second, min(only_first, only_second)
+    ways = total = 1
+    for index in range(fewer):
+        ways = ways * (count - index) // (index + 1)
+        total += ways
+    return min(1.0, 2 * total / (1 << count))
+
+
+def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05) -> float:
+    """The chance that McNemar's exact test, at level `alpha`, finds a true drop in accuracy.
+
+    Args:
+        images: how many both classifiers see.
+        lost: the share of all images that only the first classifies correctly, from 0 to 1.
+        gained: the share that only the second does; less than `lost`.
+        alpha: the largest p-value that counts.
+    """
+    share = lost + gained
+    if not (images >= 1 and 0 <= gained < lost and share <= 1 and 0 < alpha < 1):
+        raise UsageError(
+            f"power needs images from 1 up, shares 0 <= gained < lost with a sum of at most 1, and 0 < alpha < 1; got "
+            f"{images}, {gained}, {lost} and {alpha}"
+        )
+    spread = _SPREAD * math.sqrt(images * share * (1 - share)) + 1
+    least, most = max(0, math.floor(images * share - spread)), min(images, math.ceil(images * share + spread))
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, images + 1, dtype=np.float64)))])
+
+    def pmf(count: int, chance: float, first: int, last: int) -> np.ndarray:
+        k = np.arange(first, last + 1)
+        ways = log_factorial[count] - log_factorial[k] - log_factorial[count - k]
+        if chance in (0.0, 1.0):
+            return (k == chance * count).astype(np.float64)
+        return np.exp(ways + k * math.log(chance) + (count - k) * math.log1p(-chance))  # type: ignore[no-any-return]
+
+    power = 0.0
+    for count, weight in zip(range(least, most + 1), pmf(images, share, least, most), strict=True):
+        tail = np.cumsum(pmf(count, 0.5, 0, count)[::-1])[::-1]  # the chance of k losses or more, if both are equal
+        found = np.flatnonzero(2 * tail <= alpha)
+        if len(found):
+            power += weight * pmf(count, lost / share, int(found[0]), count).sum()
+    return float(power)
+
+
+def images_needed(drop: float, *, disagreement: float | None = None, alpha: float = 0.05, power: float = 0.9) -> int:
+    """How many images McNemar's exact test needs to find a drop in accuracy, both classifiers seeing the same ones.
+
+    A number of images whose power is enough; nearby ones can have a little less or more, as the test is discrete.
+
+    Args:
+        drop: of the accuracy, as a share of the images: 0.02 is two points.
+        disagreement: the share of images that exactly one of the two classifies correctly; it is at least the drop,
+            and the drop by default. The more they disagree, the more images are needed.
+        alpha: the largest p-value that counts as a drop.
+        power: the chance with which a drop of this size is to be found.
+
+    Raises:
+        UsageError: a number is not what it must be, or more than 4 million images are needed.
+    """
+    disagreement = drop if disagreement is None else disagreement
+    if not (0 < drop <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
+        raise UsageError(
+            f"0 < drop <= disagreement <= 1, 0 < alpha < 1 and 0 < power < 1 must hold, got {drop}, {disagreement}, "
+            f"{alpha} and {power}"
+        )
+    lost, gained = (disagreement + drop) / 2, (disagreement - drop) / 2
+    low, high = 0, 16
+    while mcnemar_power(high, lost, gained, alpha) < power:
+        low, high = high, 2 * high
+        if high > _MOST_IMAGES:
+            raise UsageError(
+                f"a drop must be large enough to be found with {_MOST_IMAGES} images, {drop:g} among "
+                f"{disagreement:.2%} of disagreement is not; allow a larger drop"
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
+        if mcnemar_power(middle, lost, gained, alpha) < power:
+            low = middle
+        else:
+            high = middle
+    return high
