@@ -16,7 +16,7 @@ import torch
 import transformers
 from PIL import Image
 
-from vitdeploy.assess.evaluate import Accuracy
+from vitdeploy.assess.accuracy import Accuracy
 from vitdeploy.assess.samples import labelled_files
 from vitdeploy.assets import default_checkpoint, held_out_images, train_digits
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitdeploy.assess.evaluate import Accuracy, evaluate
+from vitdeploy.assess.accuracy import Accuracy
+from vitdeploy.assess.evaluate import evaluate
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.predictor import Predictor
 from vitdeploy.processor import ImageProcessor

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitdeploy.assess.accuracy import Accuracy
 from vitdeploy.assess.benchmark import Latency
 from vitdeploy.assess.compare import BackendComparison, Comparison
 from vitdeploy.assess.difference import compare_outputs
-from vitdeploy.assess.evaluate import Accuracy
 from vitdeploy.assess.report import Report, Sample, write_report
 from vitdeploy.errors import MissingDependencyError, OutputError
 from vitdeploy.predictor import Prediction

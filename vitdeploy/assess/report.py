@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from vitdeploy.assess.accuracy import Accuracy
     from vitdeploy.assess.benchmark import Latency
     from vitdeploy.assess.compare import Comparison
-    from vitdeploy.assess.evaluate import Accuracy
     from vitdeploy.predictor import Prediction
 
 _LARGEST_SIDE = 320  # pixels of an embedded image; the page shows half of it, for dense displays

@@ -27,7 +27,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from vitdeploy.assess.evaluate import Accuracy
+from vitdeploy.assess.accuracy import Accuracy
 from vitdeploy.models.checkpoint import architecture_of, load_model, save_model
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.vit import VisionTransformer
