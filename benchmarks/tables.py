@@ -149,6 +149,21 @@ def large(document: Document) -> str:
     return markdown(["", "", ""], rows)
 
 
+def evaluate(document: Document) -> str:
+    rows = []
+    for preset, found in document["presets"].items():
+        speed, busy = found["images_per_s"], found["busy"]
+        ratios = []
+        for key in ("of_slower", "of_one_after_the_other"):
+            low, middle, high = found[key]
+            ratios.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+        cells = (f"{speed[name]:.1f} ({busy[name]:.0%})" for name in ("decoding", "inference", "both"))
+        rows.append([preset, *cells, *ratios])
+    header = ["images/s (cores busy)", "decoding alone", "inference alone", "`evaluate`", "... / the slower alone",
+              "... / one after the other"]  # fmt: skip
+    return markdown(header, rows)
+
+
 def processor(document: Document) -> str:
     found = document["processes"]
     ours, theirs = (_spread(found, "image_ms", name) for name in ("vitdeploy_file", "transformers_pil"))
@@ -178,7 +193,8 @@ def _power(value: float | None) -> str:
 
 
 TABLES: dict[str, Callable[[Document], str]] = {
-    of_one.__name__: of_one for of_one in (export, attention, dynamic_size, large, pixels, predict_overhead, processor)
+    of_one.__name__: of_one
+    for of_one in (export, attention, dynamic_size, evaluate, large, pixels, predict_overhead, processor)
 }
 
 

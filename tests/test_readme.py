@@ -56,8 +56,12 @@ def workplace(
     for photograph in load_sample_images().filenames:
         shutil.copy(photograph, folder / "photos")
     shutil.copy(photograph, folder / "cat.jpg")
+    for label in ("cat", "dog"):
+        (folder / "validation" / label).mkdir(parents=True)
+        shutil.copy(photograph, folder / "validation" / label)
     config: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-                              "intermediate_size": 48, "image_size": 224, "patch_size": 32}  # fmt: skip
+                              "intermediate_size": 48, "image_size": 224, "patch_size": 32,
+                              "id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}  # fmt: skip
     checkpoint = write_checkpoint(Task.CLASSIFICATION, config)
     transformers.ViTImageProcessorPil().save_pretrained(checkpoint.folder)
     with hub_server({"google/vit-base-patch16-224": checkpoint.folder}) as hub:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitdeploy.assess.compare import Comparison, compare
+    from vitdeploy.assess.evaluate import Evaluation, evaluate
     from vitdeploy.bundle import Bundle
     from vitdeploy.errors import VitDeployError
     from vitdeploy.predictor import Prediction, Predictor, load
@@ -18,12 +19,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Bundle",
     "Comparison",
+    "Evaluation",
     "ImageProcessor",
     "Prediction",
     "Predictor",
     "VitDeployError",
     "__version__",
     "compare",
+    "evaluate",
     "export",
     "load",
 ]
@@ -32,11 +35,13 @@ __all__ = [
 _MODULES = {
     "Bundle": "bundle",
     "Comparison": "assess.compare",
+    "Evaluation": "assess.evaluate",
     "ImageProcessor": "processor",
     "Prediction": "predictor",
     "Predictor": "predictor",
     "VitDeployError": "errors",
     "compare": "assess.compare",
+    "evaluate": "assess.evaluate",
     "export": "workflow",
     "load": "predictor",
 }

@@ -78,10 +78,10 @@ def run_demo(output: str | os.PathLike[str], *, on_step: Callable[[str], None] =
     images = held_out_images()
     bundle = export(default_checkpoint(), output=Path(output, "bundle"), images=images, on_step=on_step)
     comparison = compare(bundle, images=images, on_step=on_step)
+    evaluation = evaluate(bundle, data=images, backends=[f"{name}:fp32" for name in BACKENDS], on_step=on_step)
+    accuracies = {result.backend: evaluation.top1(result) for result in evaluation.results}
     with contextlib.ExitStack() as stack:
         predictors = {name: stack.enter_context(load(bundle.path, backend=name)) for name in BACKENDS}
-        on_step("measuring the accuracy")
-        accuracies = {name: evaluate(predictor, images) for name, predictor in predictors.items()}
         wrong = sorted({path for accuracy in accuracies.values() for path in accuracy.wrong})
         heading = f"Misclassified: {len(wrong)} of {comparison.images}"
         if len(wrong) > _MOST_WRONG_SHOWN:

@@ -140,12 +140,8 @@ def load(
     runtime = open_runtime(bundle, backend, precision=precision, device=device, **options)
     try:
         check_fit(bundle, processor, runtime)
-        width = next((spec.shape[-1] for spec in runtime.outputs if spec.name == "logits"), 0)
-        if labels and width != len(labels):
-            raise BundleError(
-                f"{bundle.path}: config.json must name a class for each of {width} logits, names {len(labels)}; "
-                f"export the bundle again"
-            )
+        if labels:
+            check_classes(bundle, labels, runtime)
     except BundleError:
         runtime.close()
         raise
@@ -181,6 +177,16 @@ def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> No
         raise BundleError(
             f"{bundle.path}: the image processor must give what the model takes, {ranges or takes}, "
             f"gives {gives}; export the bundle again"
+        )
+
+
+def check_classes(bundle: Bundle, labels: Sequence[str], runtime: Runtime) -> None:
+    """Raise BundleError unless there is a name for each logit."""
+    width = next((spec.shape[-1] for spec in runtime.outputs if spec.name == "logits"), 0)
+    if width != len(labels):
+        raise BundleError(
+            f"{bundle.path}: config.json must name a class for each of {width} logits, names {len(labels)}; "
+            f"export the bundle again"
         )
 
 

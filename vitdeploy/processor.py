@@ -169,7 +169,7 @@ class ImageProcessor:
         if not sources:
             raise UsageError("expected at least one image, got an empty batch")
         if threads is None:
-            threads = _cores()
+            threads = available_cores()
         if threads < 1:
             raise UsageError(f"'threads' must be at least 1, got {threads}")
         names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources, first_index)]
@@ -260,6 +260,6 @@ def _scaled(length: int, new: int, old: int) -> int:
     return max(1, round(length * new / old))
 
 
-def _cores() -> int:
+def available_cores() -> int:
     """The cores that this process may use; a container often allows fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,20 +1,25 @@
-"""Accuracy: the count, its interval, and what cannot be counted."""
+"""Every backend on labelled images: what is counted, what is skipped, and what is not computed twice."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vitdeploy.assess.accuracy import Accuracy
-from vitdeploy.assess.evaluate import evaluate
-from vitdeploy.errors import InputError, UsageError
-from vitdeploy.predictor import Predictor
-from vitdeploy.processor import ImageProcessor
+from bundles import write_bundle
+from vitdeploy.assess.accuracy import Accuracy, Predictions
+from vitdeploy.assess.evaluate import Evaluation, evaluate
+from vitdeploy.assess.selection import Selected, select
+from vitdeploy.errors import BundleError, DeviceError, ImageError, InputError, UsageError
+from vitdeploy.manifest import MANIFEST
+from vitdeploy.runtimes import BACKENDS, Backend
 from vitdeploy.runtimes.base import Runtime
-from vitdeploy.specs import TensorSpec
+from vitdeploy.specs import Task, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,24 +27,26 @@ if TYPE_CHECKING:
 
     from vitdeploy.bundle import Bundle
 
-LABELS = ("black", "gray", "white")
+# A cat is black, a dog gray and a newt white; see `Brightness`.
+IMAGES = {"cat": [0, 10, 200], "dog": [128, 120], "newt": [255, 130]}
+WRONG = ("cat/2.png", "newt/1.png")
 
 
 class Brightness(Runtime):
-    """Classifies an image by its mean; of one with a mean of 40, it makes nothing finite."""
+    """Classifies an image by its mean; of one with a mean of 40, it makes nothing finite; at 99 it fails."""
 
     backend = "brightness"
-    inputs = (TensorSpec("pixel_values", "float32", ("batch", 3, 4, 4)),)
+    inputs = (TensorSpec("pixel_values", "float32", ("batch", 3, 32, 32)),)
     outputs = (TensorSpec("logits", "float32", ("batch", 3)),)
+    batches: list[int] = []  # noqa: RUF012  (of all instances)
 
     def __init__(self) -> None:
         super().__init__()
-        self.details = {}
-        self.batches: list[int] = []
+        self.details = {"engine": "brightness 1"}
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Brightness:
-        raise NotImplementedError
+        return cls()
 
     @classmethod
     def probe(cls) -> dict[str, str | None]:
@@ -50,73 +57,281 @@ class Brightness(Runtime):
         self.batches.append(len(mean))
         logits = -np.abs(mean[:, None] - np.array([0.0, 128.0, 255.0])).astype(np.float32)  # (N, 3)
         logits[np.abs(mean - 40) < 1, 1] = np.nan
+        if (np.abs(mean - 99) < 1).any():
+            raise DeviceError("memory ran out")
         return {"logits": logits}
 
     def _close(self) -> None: ...
 
 
-@pytest.fixture
-def predictor() -> Predictor:
-    return Predictor(ImageProcessor.default("vit", 4, 4), Brightness(), LABELS)
+class Constant(Brightness):
+    """Sees nothing but cats."""
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"logits": np.tile(np.array([2.0, 1.0, 0.0], np.float32), (len(feeds["pixel_values"]), 1))}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(autouse=True)
+def brightness(monkeypatch: pytest.MonkeyPatch) -> type[Brightness]:
+    """Runs in the place of torch."""
+    monkeypatch.setattr(Brightness, "batches", [])
+    monkeypatch.setitem(BACKENDS, "torch", Backend(f"{__name__}:Brightness", None, "torch", "torch"))
+    return Brightness
 
 
 def write(folder: Path, brightness: Mapping[str, list[int]]) -> Path:
     for label, values in brightness.items():
-        (folder / label).mkdir()
+        (folder / label).mkdir(parents=True)
         for index, value in enumerate(values):
             Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(folder / label / f"{index}.png")
     return folder
 
 
-@pytest.mark.parametrize(
-    ("correct", "total", "low", "high"),
-    [
-        (81, 263, 0.2553, 0.3662),  # Newcombe (1998), Statistics in Medicine 17, 857-872: table I, method 3
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0000, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        (29, 29, 0.8830, 1.0000),  # of the same formula: 1 / (1 + z * z / 29)
-        (1, 1, 0.2065, 1.0000),
-    ],
-)
-def test_interval_is_wilson_s(correct: int, total: int, low: float, high: float) -> None:
-    found = Accuracy(correct, total)
-    assert found.value == correct / total
-    assert found.interval == pytest.approx((low, high), abs=5e-5)
-    assert 0 <= found.interval[0] <= found.value <= found.interval[1] + 1e-15 <= 1 + 1e-15
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path / "data", IMAGES)
 
 
-def test_an_accuracy_reads_well_and_travels_as_json() -> None:
-    found = Accuracy(8, 10, ("cat/1.png", "dog/7.png"))
-    assert str(found) == "80.00% (49.02% to 94.33%, 8 of 10)"
-    low, high = found.interval
-    assert found.to_dict() == {
-        "correct": 8,
-        "total": 10,
-        "wrong": ("cat/1.png", "dog/7.png"),
-        "accuracy": 0.8,
-        "low": low,
-        "high": high,
+def reference(bundle: Bundle, data: Path, **options: Any) -> tuple[Evaluation, Predictions]:
+    evaluation = evaluate(bundle, data=data, backends=["torch"], **options)
+    (result,) = evaluation.results
+    return evaluation, result
+
+
+def made(labels: tuple[str, ...], targets: list[int], classes: list[list[int]], **fields: Any) -> Evaluation:
+    """The evaluation of one backend that is sure of everything."""
+    scores = np.array([math.nan if row[0] < 0 else 1.0 for row in classes], np.float32)
+    result = Predictions("onnx-fp32", "onnxruntime", "fp32", np.array(classes, np.int32), scores, **fields)
+    names = tuple(f"{index}.png" for index in range(len(targets)))
+    return Evaluation("bundle", "data", labels, names, np.array(targets, np.int32), "0" * 64, (result,))
+
+
+def test_figures_of_predictions_made_by_hand() -> None:
+    labels = ("crane", "dog", "crane", "emu", "fox", "gnu", "hen")
+    classes = [[0, 1, 2, 3, 4], [2, 0, 1, 3, 4], [1, 2, 3, 4, 5], [1, 0, 2, 3, 4], [-1] * 5, [0, 1, 2, 3, 4]]
+    evaluation = made(labels, [0, 0, 1, 2, 4, 6], classes)
+    (result,) = evaluation.results
+    assert evaluation.top1(result) == Accuracy(2, 6, ("1.png", "3.png", "4.png", "5.png"))
+    assert evaluation.top5(result) == Accuracy(4, 6, ("4.png", "5.png"))
+    assert evaluation.per_class(result) == {
+        "crane (0)": Accuracy(1, 2, ("1.png",)),
+        "dog": Accuracy(1, 1),
+        "crane (2)": Accuracy(0, 1, ("3.png",)),
+        "fox": Accuracy(0, 1, ("4.png",)),
+        "hen": Accuracy(0, 1, ("5.png",)),
     }
+    wanted = np.zeros((7, 7), np.int64)
+    wanted[[0, 0, 1, 2, 6], [0, 2, 1, 1, 0]] = 1
+    np.testing.assert_array_equal(evaluation.confusion(result), wanted)
+    assert evaluation.confused(result) == [
+        ("crane (0)", "crane (2)", 1),
+        ("crane (2)", "dog", 1),
+        ("hen", "crane (0)", 1),
+    ]
+    assert evaluation.calibration(result).ece == pytest.approx(1 - 2 / 5)
+    assert evaluation.agreement(result, result) == Accuracy(5, 6, ("4.png",))
+    found = json.loads(json.dumps(evaluation.to_dict()))["results"][0]
+    assert (found["top1"]["correct"], found["not_finite"], found["agreement"]) == (2, 1, None)
+    assert found["per_class"]["dog"]["accuracy"] == 1
+    assert found["confused"][0] == {"label": "crane (0)", "predicted": "crane (2)", "images": 1}
 
 
-def test_wrong_images_are_named_whatever_the_batches(predictor: Predictor, tmp_path: Path) -> None:
-    data = write(tmp_path, {"black": [0, 10, 200], "gray": [128, 120], "white": [255, 130]})
-    for size in (1, 2, 32):
-        assert evaluate(predictor, data, batch_size=size) == Accuracy(5, 7, ("black/2.png", "white/1.png"))
-    assert predictor.runtime.batches == [1] * 7 + [2, 2, 2, 1] + [7]  # type: ignore[attr-defined]
+def test_one_that_is_skipped_has_no_figures_and_never_passes() -> None:
+    evaluation = made(("a", "b"), [0], [[0, 1]], skipped="it is not here")
+    (result,) = evaluation.results
+    assert evaluation.status == "skipped"
+    with pytest.raises(UsageError, match="onnxruntime fp32 was skipped: it is not here"):
+        evaluation.top1(result)
+    assert evaluation.to_dict()["results"][0]["skipped"] == "it is not here"
+    assert dataclasses.replace(evaluation, results=()).status == "skipped"
+    assert made(("a", "b"), [0], [[0, 1]]).status == "passed"
 
 
-def test_logits_that_are_not_finite_are_wrong(predictor: Predictor, tmp_path: Path) -> None:
-    data = write(tmp_path, {"gray": [128, 40], "black": [0]})
-    assert evaluate(predictor, data) == Accuracy(2, 3, ("gray/1.png",))
+@pytest.mark.parametrize("size", [1, 2, 32])
+def test_wrong_images_are_named_whatever_the_batches(bundle: Bundle, data: Path, size: int) -> None:
+    progress: list[tuple[int, int]] = []
+    evaluation, result = reference(bundle, data, batch_size=size, on_progress=lambda *done: progress.append(done))
+    assert evaluation.top1(result) == Accuracy(5, 7, WRONG)
+    assert (evaluation.status, evaluation.reference) == ("passed", result)
+    assert Brightness.batches == {1: [1] * 7, 2: [2, 2, 2, 1], 32: [7]}[size]
+    assert progress == [(min(7, size * (index + 1)), 7) for index in range(len(Brightness.batches))]
+    assert result.details == {"engine": "brightness 1"}
 
 
-def test_what_cannot_be_evaluated_is_refused(predictor: Predictor, tmp_path: Path) -> None:
-    data = write(tmp_path, {"black": [0], "purple": [1]})
-    with pytest.raises(InputError, match="purple"):
-        evaluate(predictor, data)
+def test_logits_that_are_not_finite_are_wrong_and_counted(bundle: Bundle, tmp_path: Path) -> None:
+    evaluation, result = reference(bundle, write(tmp_path / "data", {"dog": [128, 40], "cat": [0]}))
+    assert evaluation.top1(result) == Accuracy(2, 3, ("dog/1.png",))
+    assert evaluation.top5(result) == Accuracy(2, 3, ("dog/1.png",))
+    assert result.not_finite == 1
+
+
+def test_all_backends_see_the_same_pass(bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "constant", Backend(f"{__name__}:Constant", "onnx", "onnxruntime", "onnxruntime"))
+    steps: list[str] = []
+    evaluation = evaluate(bundle, data=data, batch_size=3, on_step=steps.append)
+    real, onnx, constant = evaluation.results
+    assert [result.name for result in evaluation.results] == ["torch fp32", "onnxruntime fp32", "constant fp32"]
+    assert [result.artifact for result in evaluation.results] == ["reference", "onnx-fp32", "onnx-fp32"]
+    assert onnx.details["allow_spinning"] is False
+    assert evaluation.top1(real).correct == 5
+    assert evaluation.top1(constant) == Accuracy(3, 7, tuple(name for name in evaluation.images if name[:3] != "cat"))
+    assert evaluation.agreement(constant, real).correct == 2
+    assert steps == [
+        f"reading the labels of {data}",
+        "opening reference on torch",
+        "opening onnx-fp32 on onnxruntime",
+        "opening onnx-fp32 on constant",
+        "evaluating 7 images",
+    ]
+
+
+def test_what_cannot_run_here_is_skipped_beside_what_can(
+    bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKENDS, "onnxruntime", Backend("not_there:X", "onnx", "onnxruntime", "onnxruntime"))
+    evaluation = evaluate(bundle, data=data)
+    assert evaluation.status == "skipped"
+    ran, skipped = evaluation.results
+    assert evaluation.top1(ran).correct == 5
+    assert "pip install 'vitdeploy[onnxruntime]'" in str(skipped.skipped)
+    assert (skipped.classes.shape, skipped.scores.shape) == ((0, 3), (0,))
+
+
+def test_one_that_fails_on_its_way_is_skipped_and_stays_so(bundle: Bundle, tmp_path: Path) -> None:
+    data = write(tmp_path / "data", {"cat": [0, 99, 0]})
+    for _ in range(2):
+        evaluation, result = reference(bundle, data, batch_size=1, resume=tmp_path / "work")
+        assert (evaluation.status, result.skipped) == ("skipped", "memory ran out")
+        assert len(result.classes) == 0
+    assert Brightness.batches == [1, 1], "the second time, nothing ran"
+
+
+def test_an_artifact_without_logits_is_skipped(data: Path, tmp_path: Path) -> None:
+    import vitdeploy
+    from bundles import tiny_model, write_checkpoint_of
+
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    made = vitdeploy.export(checkpoint, outputs=["hidden_states.0"], output=tmp_path / "bundle")
+    (result,) = evaluate(made, data=data, backends=["onnxruntime"]).results
+    assert result.skipped == "it gives hidden_states.0, and no logits"
+
+
+def test_finished_batches_are_not_computed_again(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    whole, expected = reference(bundle, data, batch_size=2, resume=tmp_path / "work")
+    lines = (tmp_path / "work").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 5
+    for kept in range(1, 6):
+        (tmp_path / "work").write_bytes(b"".join(lines[:kept]))
+        Brightness.batches.clear()
+        evaluation, result = reference(bundle, data, batch_size=2, resume=tmp_path / "work")
+        assert Brightness.batches == [2, 2, 2, 1][kept - 1 :]
+        np.testing.assert_array_equal(result.classes, expected.classes)
+        np.testing.assert_array_equal(result.scores, expected.scores)
+        assert evaluation.to_dict() == whole.to_dict()
+        assert (tmp_path / "work").read_bytes() == b"".join(lines)
+
+
+def test_finished_batches_of_other_work_are_refused(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    reference(bundle, data, batch_size=2, resume=work)
+    content = work.read_bytes()
+    refused: dict[str, dict[str, Any]] = {
+        "batch_size": {"batch_size": 3},
+        "limit": {"limit": 6},
+        "backends": {"backends": ["onnxruntime"]},
+    }
+    for what, options in refused.items():
+        with pytest.raises(InputError, match=f"begun with another {what}"):
+            evaluate(bundle, data=data, resume=work, **{"backends": ["torch"], "batch_size": 2, **options})
+    Image.fromarray(np.full((4, 4, 3), 1, np.uint8)).save(data / "cat" / "0.png")
+    with pytest.raises(InputError, match=r"one from 'cat/0\.png' on is another"):
+        reference(bundle, data, batch_size=2, resume=work)
+    (data / "cat" / "0.png").rename(data / "cat" / "9.png")
+    with pytest.raises(InputError, match="begun with another data"):
+        reference(bundle, data, batch_size=2, resume=work)
+    assert work.read_bytes() == content
+
+
+def test_another_bundle_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    reference(bundle, data, resume=tmp_path / "work")
+    manifest = bundle.path / MANIFEST
+    text = manifest.read_text(encoding="utf-8")
+    manifest.write_text(text + "\n", encoding="utf-8")
+    try:
+        with pytest.raises(InputError, match="begun with another bundle"):
+            reference(bundle, data, resume=tmp_path / "work")
+    finally:
+        manifest.write_text(text, encoding="utf-8")
+
+
+def test_a_damaged_image_loses_nothing(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    good = (data / "newt" / "0.png").read_bytes()
+    (data / "newt" / "0.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"cannot read 'newt/0\.png' of .*data"):
+        reference(bundle, data, batch_size=1, resume=tmp_path / "work")
+    assert Brightness.batches == [1] * 5
+    (data / "newt" / "0.png").write_bytes(good)
+    evaluation, result = reference(bundle, data, batch_size=1, resume=tmp_path / "work")
+    assert evaluation.top1(result) == Accuracy(5, 7, WRONG)
+    assert Brightness.batches == [1] * 7
+
+
+def test_the_hash_of_the_data_is_of_names_labels_and_bytes(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    found = {reference(bundle, data, batch_size=size)[0].data_sha256 for size in (1, 3, 32)}
+    assert len(found) == 1
+    (data / "cat" / "0.png").rename(data / "cat" / "00.png")
+    found.add(reference(bundle, data)[0].data_sha256)
+    (data / "cat" / "00.png").rename(data / "dog" / "00.png")
+    found.add(reference(bundle, data)[0].data_sha256)
+    Image.fromarray(np.full((4, 4, 3), 1, np.uint8)).save(data / "dog" / "00.png")
+    found.add(reference(bundle, data)[0].data_sha256)
+    assert len(found) == 4
+
+
+def test_a_limit_is_recorded(bundle: Bundle, data: Path) -> None:
+    evaluation, result = reference(bundle, data, limit=4, seed=3)
+    assert len(evaluation.images) == len(evaluation.targets) == len(result.classes) == 4
+    assert evaluation.settings == {
+        "kind": "folder", "labels_matched": "by name", "images": 7, "batch_size": 32, "limit": 4, "seed": 3,
+    }  # fmt: skip
+
+
+def test_what_cannot_be_evaluated_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="batch_size must be at least 1, got 0"):
-        evaluate(predictor, data, batch_size=0)
+        evaluate(bundle, data=data, batch_size=0)
+    with pytest.raises(BundleError, match="must be a bundle"):
+        evaluate(tmp_path, data=data)
+    with pytest.raises(InputError, match="is in 'purple'"):
+        evaluate(bundle, data=write(tmp_path / "other", {"purple": [1]}))
+    features = write_bundle(tmp_path / "features", Task.FEATURES)
     with pytest.raises(UsageError, match="needs a model with classes"):
-        evaluate(Predictor(predictor.processor, predictor.runtime, ()), data)
+        evaluate(features, data=data)
+
+
+def test_selection(single: Bundle) -> None:
+    real, onnx = Selected("reference", "torch", "fp32"), Selected("onnx-fp32", "onnxruntime", "fp32")
+    assert select(single) == [real, onnx]
+    assert select(single, ["onnxruntime", "torch", "onnxruntime:fp32"]) == [onnx, real]
+    assert select(single, ["torch:bf16"]) == [Selected("reference", "torch", "bf16")]
+    for names, message in {
+        ("tensorflow",): "a backend must be one of torch, .*, got 'tensorflow'",
+        ("onnxruntime:fp16",): "has no artifact onnx-fp16",
+        ("torchscript",): "has no artifact for torchscript; make it",
+        (): "one or more names",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            select(single, names)
+
+
+def test_an_artifact_that_nothing_here_runs_is_selected_and_skipped(single: Bundle, data: Path) -> None:
+    (artifact,) = single.manifest.artifacts
+    manifest = dataclasses.replace(single.manifest, artifacts=(dataclasses.replace(artifact, format="tomorrow"),))
+    changed = dataclasses.replace(single, manifest=manifest)
+    _, result = evaluate(changed, data=data).results
+    assert (result.artifact, result.backend) == ("tomorrow-fp32", "")
+    assert "no backend of vitdeploy" in str(result.skipped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,7 +100,8 @@ def best_classes(logits: NDArray[Any], count: int = MOST_CLASSES) -> tuple[NDArr
     return classes, scores.astype(np.float32)
 
 
-class CalibrationBin(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class CalibrationBin:
     """Images whose score is above `low` and at most `high`; their mean score and accuracy, NaN where there are none."""
 
     low: float
@@ -124,7 +125,7 @@ class Calibration:
     bins: tuple[CalibrationBin, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"ece": self.ece, "bins": [each._asdict() for each in self.bins]}
+        return dataclasses.asdict(self)
 
 
 def calibration(scores: NDArray[np.floating[Any]], correct: NDArray[np.bool_], bins: int = 15) -> Calibration:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitdeploy.assess.accuracy import Accuracy, Calibration, Predictions, calibration
-from vitdeploy.assess.samples import labelled_files
+from vitdeploy.assess.backend_run import BackendRun
+from vitdeploy.assess.dataset import open_data
+from vitdeploy.assess.one_pass import header, run_all
+from vitdeploy.assess.selection import REFERENCE, select
+from vitdeploy.assess.workfile import WorkFile
+from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UsageError
-from vitdeploy.predictor import batch_size_for
+from vitdeploy.predictor import load_processor
+from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
-
-    from vitdeploy.predictor import Predictor
-
-REFERENCE = "reference"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,31 +164,81 @@ class Evaluation:
         return Accuracy(len(correct) - len(wrong), len(correct), wrong)
 
 
-def evaluate(predictor: Predictor, data: str | os.PathLike[str], *, batch_size: int = 32) -> Accuracy:
-    """Top-1 accuracy of a predictor on a folder of images, one folder a class.
+def evaluate(
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    data: str | os.PathLike[str],
+    backends: Sequence[str] | None = None,
+    batch_size: int = 32,
+    resume: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Evaluation:
+    """Classify labelled images with every backend, in one pass over the decoded images.
 
-    An image whose logits are not all finite counts as wrong.
+    Images are read, decoded and processed ahead, in threads, while the backends run one after another. Those that
+    cannot run here are skipped, with the reason. An image whose logits are not all finite counts as wrong.
 
     Args:
-        predictor: of a classifier.
-        data: the folder; its folders are named like the model's classes.
+        bundle: the bundle of a classifier, or its folder.
+        data: labelled images; see `open_data`.
+        backends: such as "onnxruntime", for every artifact that it runs, or "onnxruntime:fp16"; "torch" is the
+            reference. By default the reference and every artifact.
         batch_size: images that run together, from 1 up.
+        resume: a file that keeps each finished batch, made where there is none. With the same bundle, data and
+            arguments, what it holds is not computed again; the images' bytes are read again, and must be the same.
+        limit: how many images, at most; see `LabelledData.subset`.
+        seed: which ones, where there is a limit.
+        on_step: called with what is being done.
+        on_progress: called with the number of images that are done, and of all.
 
     Raises:
-        UsageError: the model is no classifier, or the batch size is below 1.
-        InputError: there are no images, one cannot be read, or one is not in a folder named like a class.
+        BundleError: the bundle is absent or was altered.
+        UsageError: the model is no classifier of one class an image, or an argument is not what it must be.
+        InputError: the data cannot be read or does not fit the model, or `resume` is of other work.
+        ImageError: an image cannot be read.
+        OutputError: `resume` cannot be written.
     """
-    if not predictor.labels:
-        raise UsageError("evaluate needs a model with classes, this one has none; export it as image-classification")
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}")
-    pairs = labelled_files(data, predictor.labels)
-    wrong: list[Path] = []
-    batch_size = batch_size_for(predictor.processor, predictor.runtime, batch_size)
-    for start in range(0, len(pairs), batch_size):
-        paths, labels = zip(*pairs[start : start + batch_size], strict=True)
-        logits = predictor.logits(predictor.processor(list(paths), pixels=predictor.runtime.pixels))  # (N, num_labels)
-        correct = (logits.argmax(axis=1) == np.array(labels)) & np.isfinite(logits).all(axis=1)  # (N,)
-        wrong.extend(path for path, hit in zip(paths, correct, strict=True) if not hit)
-    names = tuple(path.relative_to(Path(data)).as_posix() for path in wrong)
-    return Accuracy(len(pairs) - len(wrong), len(pairs), names)
+    labels, processor = _single_labels(bundle), load_processor(bundle)
+    selection = select(bundle, backends)
+    on_step(f"reading the labels of {data}")
+    whole = open_data(data, labels)
+    images = whole.subset(limit, seed)
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for selected in selection:
+            on_step(f"opening {selected}")
+            runs.append(BackendRun(selected, bundle, labels, processor, len(images)))
+            stack.callback(runs[-1].close)
+        settings = {"batch_size": batch_size, "limit": limit, "seed": None if limit is None else seed}
+        work = None
+        if resume is not None:
+            work = stack.enter_context(WorkFile(resume, header(bundle, images, runs, settings)))
+        on_step(f"evaluating {len(images)} images")
+        data_sha256 = run_all(runs, images, labels, processor, batch_size, work, on_progress)
+    return Evaluation(
+        bundle=str(bundle.path),
+        data=str(data),
+        labels=labels,
+        images=images.names,
+        targets=images.targets,
+        data_sha256=data_sha256,
+        results=tuple(run.predictions() for run in runs),
+        settings={"kind": images.kind, "labels_matched": images.matched, "images": len(whole), **settings},
+    )
+
+
+def _single_labels(bundle: Bundle) -> tuple[str, ...]:
+    labels = bundle.labels if bundle.manifest.task == Task.CLASSIFICATION else ()
+    if not labels:
+        raise UsageError("evaluate needs a model with classes, this one has none; export it as image-classification")
+    if bundle.config.get("problem_type") == "multi_label_classification":
+        raise UsageError(
+            "evaluate needs a model that gives an image one class, this one is for several labels an image"
+        )
+    return labels

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from vitdeploy.assess.matching import Classes
 from vitdeploy.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,19 +41,18 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
 def labelled_files(folder: str | os.PathLike[str], labels: Sequence[str]) -> list[tuple[Path, int]]:
     """Every image of a folder with one folder a class, and the index of its class in `labels`.
 
+    See `Classes` for what a folder may be named.
+
     Raises:
-        InputError: an image is not in a folder named like a class, or two classes have that name.
+        InputError: an image is not in a folder named like a class, or it means several classes.
     """
     root = Path(folder)
-    index: dict[str, list[int]] = {}
-    for position, name in enumerate(labels):
-        index.setdefault(name, []).append(position)
+    known = Classes(labels)
     pairs = []
     for path in image_files(root):
         top = path.relative_to(root).parts[0]
-        classes = index.get(top, []) if path.parent != root else []
+        classes = known.find(top) if path.parent != root else []
         if not classes:
-            known = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
             where = f"in {root}" if path.parent == root else f"in {top!r}"
             raise InputError(f"{path} must be in a folder named like a class ({known}), is {where}")
         if len(classes) > 1:

@@ -73,8 +73,9 @@ def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05) 
         k = np.arange(first, last + 1)
         ways = log_factorial[count] - log_factorial[k] - log_factorial[count - k]
         if chance in (0.0, 1.0):
-            return (k == chance * count).astype(np.float64)
-        return np.exp(ways + k * math.log(chance) + (count - k) * math.log1p(-chance))  # type: ignore[no-any-return]
+            return np.where(k == chance * count, 1.0, 0.0)
+        chances: np.ndarray = np.exp(ways + k * math.log(chance) + (count - k) * math.log1p(-chance))
+        return chances
 
     power = 0.0
     for count, weight in zip(range(least, most + 1), pmf(images, share, least, most), strict=True):

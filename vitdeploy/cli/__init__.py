@@ -18,6 +18,7 @@ COMMANDS = {
     "export": ("vitdeploy.cli.export:export", "Export a checkpoint, prove the artifact, and bundle both."),
     "predict": ("vitdeploy.cli.predict:predict", "Classify images with a bundle."),
     "compare": ("vitdeploy.cli.compare:compare", "Compare every artifact with the reference."),
+    "evaluate": ("vitdeploy.cli.evaluate:evaluate", "Measure the accuracy of every artifact on labelled images."),
     "inspect": (
         "vitdeploy.cli.inspect_bundle:inspect",
         "Show what a bundle holds, or what differs between two artifacts.",

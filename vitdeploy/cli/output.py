@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 from vitdeploy.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 EXIT_CODES = {"passed": 0, "failed": 1, "skipped": 3}
 
@@ -32,14 +33,14 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=10_000)
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    if title:
-        table.title = Text(printable(title))
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
     with console.capture() as capture:
+        if title:  # a table's own title is folded at the table's width
+            console.print(Text(printable(title), style="italic"))
         console.print(table)
     _print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
@@ -66,6 +67,31 @@ def print_step(step: str) -> None:
     """
     if sys.stderr.isatty():
         click.echo(f"{step} …", err=True)
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, only on a terminal; the function that is yielded takes how many are done, and of how many.
+
+    What `print_step` says meanwhile stands above the bar, which goes when the block ends.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,117 @@
+"""Labelled images on disk: which image has which label, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from vitdeploy.assess.dataset import LabelledData, open_data
+from vitdeploy.errors import ImageError, InputError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LABELS = ("cat", "dog", "newt, eft")
+
+
+def fill(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(f"bytes of {name}".encode())
+    return root
+
+
+def write_csv(root: Path, text: str) -> Path:
+    path = root / "labels.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def content(data: LabelledData) -> list[tuple[str, int, bytes]]:
+    assert data.targets.dtype == np.int32
+    return [(name, int(data.targets[index]), data.load(index)) for index, name in enumerate(data.names)]
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    data = open_data(fill(tmp_path, "eft/a.png", "cat/more/b.png", "cat/notes.txt"), LABELS)
+    assert content(data) == [("cat/more/b.png", 0, b"bytes of cat/more/b.png"), ("eft/a.png", 2, b"bytes of eft/a.png")]
+    assert (data.kind, data.matched, data.source, len(data)) == ("folder", "by synonym", str(tmp_path), 2)
+    assert open_data(fill(tmp_path.with_name("other"), "dog/a.png"), LABELS).matched == "by name"
+    with pytest.raises(InputError, match="'eft' and 'newt' both mean 'newt, eft'"):
+        open_data(fill(tmp_path, "newt/c.png"), LABELS)
+
+
+@pytest.mark.parametrize("columns", ["image,label", "label,path", "more,file,class", "class,file_name,more"])
+def test_csv_with_each_name_of_its_columns(tmp_path: Path, columns: str) -> None:
+    fill(tmp_path, "a.png", "b/c.png")
+    values = {"image": "{}", "path": "{}", "file": "{}", "file_name": "{}", "label": "{label}", "class": "{label}"}
+    row = ",".join(values.get(column, "x") for column in columns.split(","))
+    lines = [row.format("./a.png", label="dog"), "", row.format(" b/c.png", label='"newt, eft"')]
+    data = open_data(write_csv(tmp_path, "\ufeff" + "\r\n".join([columns, *lines])), LABELS)
+    assert content(data) == [("a.png", 1, b"bytes of a.png"), ("b/c.png", 2, b"bytes of b/c.png")]
+    assert (data.kind, data.matched) == ("csv", "by name")
+
+
+def test_csv_of_indices_and_absolute_paths(tmp_path: Path) -> None:
+    image = fill(tmp_path / "elsewhere", "a.png") / "a.png"
+    data = open_data(write_csv(tmp_path, f"path,label\n{image},2\n"), LABELS)
+    assert content(data) == [(image.as_posix(), 2, b"bytes of a.png")]
+    assert data.matched == "by index"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "one column named image or path or file or file_name"),
+        ("a.png,cat\n", "has columns a.png, cat"),
+        ("image;label\na.png;cat\n", "separated by commas, has columns image;label"),
+        ("image,label,class\na.png,cat,cat\n", "one column named label or class"),
+        ("image,label\n", "must hold images, holds none"),
+        ("image,label\na.png\n", r"line 2: expected 2 values, with an image and a label, got 'a\.png'"),
+        ("image,label\na.png,cat,dog\n", "line 2: expected 2 values"),
+        ("image,label\na.png, \n", "line 2: expected 2 values, with an image and a label"),
+        ("image,label\na.png,cat\n./a.png,cat\n", r"names 'a\.png' in lines 2 and 3"),
+        ("image,label\nb.png,cat\n", r"line 2: 'b\.png' must be the path of a file"),
+        ("image,label\na.png,bird\n", r"model's classes \(cat, dog, newt, eft\), has 'bird'"),
+        ("image,label\na.png,3\n", "labels from 0 to 2, the model's classes, has 3"),
+        ('image,label\n"a.png,cat\n', "must be a CSV file in UTF-8 that can be read: unexpected end of data"),
+    ],
+)
+def test_csv_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    fill(tmp_path, "a.png")
+    with pytest.raises(InputError, match=message):
+        open_data(write_csv(tmp_path, text), LABELS)
+
+
+def test_what_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes(b"image,label\n\xff\xfe,cat\n")
+    with pytest.raises(InputError, match="in UTF-8 that can be read"):
+        open_data(tmp_path / "labels.csv", LABELS)
+    for name in ("absent.csv", "absent", "absent.parquet"):
+        with pytest.raises(InputError, match=r"must be a folder, a \.csv file or a \.parquet file, is none of these"):
+            open_data(tmp_path / name, LABELS)
+
+
+def test_an_image_that_is_gone_meanwhile(tmp_path: Path) -> None:
+    data = open_data(fill(tmp_path, "cat/a.png"), LABELS)
+    (tmp_path / "cat" / "a.png").unlink()
+    with pytest.raises(ImageError, match=r"cannot read '.*a\.png': No such file"):
+        data.load(0)
+
+
+def test_subsets_are_the_same_everywhere_and_nested(tmp_path: Path) -> None:
+    names = tuple(f"cat/{index:03}.png" for index in range(200))
+    whole = LabelledData("it", "folder", "by name", names, np.arange(200, dtype=np.int32), lambda i: names[i].encode())
+    few, more = whole.subset(3, seed=1), whole.subset(50, seed=1)
+    assert few.names == ("cat/077.png", "cat/134.png", "cat/193.png")  # fixed: a baseline must not change its images
+    assert set(few.names) < set(more.names)
+    assert list(more.names) == sorted(more.names)
+    for subset in (few, more):
+        assert [subset.load(index).decode() for index in range(len(subset))] == list(subset.names)
+        assert [names[target] for target in subset.targets] == list(subset.names)
+    assert whole.subset(50, seed=2).names != more.names
+    assert whole.subset(None) is whole.subset(200) is whole
+    with pytest.raises(UsageError, match="limit must be at least 1, got 0"):
+        whole.subset(0)

@@ -1,0 +1,155 @@
+"""The parquet files of a Hub dataset, written as its libraries do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed; run: pip install 'vitdeploy[parquet]'")
+pq = pytest.importorskip("pyarrow.parquet")
+
+from vitdeploy.assess import parquet_data  # noqa: E402
+from vitdeploy.assess.dataset import open_data  # noqa: E402
+from vitdeploy.errors import ImageError, InputError, MissingDependencyError  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+LABELS = ("cat", "dog", "newt")
+
+
+def write(
+    path: Path,
+    labels: Sequence[Any],
+    *,
+    names: Sequence[str] | None = None,
+    images: Any = None,
+    columns: tuple[str, str] = ("image", "label"),
+    row_group_size: int = 2,
+) -> Path:
+    """Image i is the bytes "<file> <i>"."""
+    if images is None:
+        images = [{"bytes": f"{path.name} {index}".encode(), "path": None} for index in range(len(labels))]
+    table = pa.table(dict(zip(columns, (images, labels), strict=True)))
+    if names is not None:
+        features = {columns[0]: {"_type": "Image"}, columns[1]: {"names": list(names), "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return path
+
+
+def test_names_of_the_dataset_are_matched_in_whatever_order(tmp_path: Path) -> None:
+    path = write(tmp_path / "test.parquet", [0, 1, 1, 0, 1], names=["newt", "cat"])
+    data = open_data(path, LABELS)
+    assert data.targets.tolist() == [2, 0, 0, 2, 0]
+    assert data.names == tuple(f"test.parquet#{row}" for row in range(5))
+    assert (data.kind, data.matched) == ("parquet", "by name")
+    for order in (range(5), [4, 0, 3, 1, 2]):  # rows that lie in three groups
+        assert [data.load(row) for row in order] == [f"test.parquet {row}".encode() for row in order]
+
+
+def test_files_of_a_folder_are_one_data_set(tmp_path: Path) -> None:
+    for index, labels in enumerate(([0, 1, 2], [2])):
+        write(tmp_path / "data" / f"test-0000{index}-of-00002.parquet", labels)
+    data = open_data(tmp_path, LABELS)
+    assert data.targets.tolist() == [0, 1, 2, 2]
+    assert data.names[-2:] == ("data/test-00000-of-00002.parquet#2", "data/test-00001-of-00002.parquet#0")
+    assert data.load(3) == b"test-00001-of-00002.parquet 0"
+    assert data.matched == "by index"
+
+
+@pytest.mark.parametrize("other", ["data/train-00000-of-00001.parquet", "train/0000.parquet"])
+def test_splits_are_not_mixed(tmp_path: Path, other: str) -> None:
+    write(tmp_path / "data" / "test-00000-of-00001.parquet", [0])
+    write(tmp_path / other, [1])
+    with pytest.raises(InputError, match=r"must hold the parquet files of one split, holds .*test.*train"):
+        open_data(tmp_path, LABELS)
+
+
+def test_no_more_than_two_row_groups_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_data(write(tmp_path / "a.parquet", [0] * 20), LABELS)
+    read: list[int] = []
+    original = parquet_data._RowGroups._read
+
+    def counted(self: Any, group: Any) -> Any:
+        read.append(group.index)
+        assert len(self._kept) < 2
+        return original(self, group)
+
+    monkeypatch.setattr(parquet_data._RowGroups, "_read", counted)
+    for row in (0, 1, 2, 1, 3, 4, 3, *range(5, 20)):
+        assert data.load(row) == f"a.parquet {row}".encode()
+    assert read == list(range(10))
+
+
+def test_other_types_and_columns(tmp_path: Path) -> None:
+    data = open_data(
+        write(tmp_path / "a.parquet", ["dog", "cat"], images=[b"x", b"y"], columns=("img", "labels")), LABELS
+    )
+    assert data.targets.tolist() == [1, 0]
+    assert [data.load(0), data.load(1)] == [b"x", b"y"]
+    assert open_data(write(tmp_path / "b.parquet", ["2", "0"]), LABELS).matched == "by index"
+    large = pa.array([b"z"], pa.large_binary())
+    assert open_data(write(tmp_path / "c.parquet", [0], images=large), LABELS).load(0) == b"z"
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([0, 1], {"names": ["cat", "bird"]}, r"which names its classes, must label .* \(cat, dog, newt\), has 'bird'"),
+        ([0, 2], {"names": ["cat", "dog"]}, "labels from 0 to 1, .* has 2"),
+        ([0, 3], {}, "labels from 0 to 2, the model's classes, has 3"),
+        ([0, -1], {"names": LABELS}, "labels from 0 to 2, .* has -1"),
+        ([0, None], {}, "must have a label in each row, lacks 1"),
+        ([0.5], {}, "must have whole numbers or names for labels, has double"),
+        (pa.array([], pa.int64()), {"images": pa.array([], pa.binary())}, "must hold images, holds none"),
+        ([0], {"images": ["a.png"]}, "must have the bytes of files in column image, alone or in a struct, has string"),
+        ([0], {"columns": ("pixels", "label")}, "one column named image or img, has columns pixels, label"),
+        ([0], {"columns": ("image", "target")}, "one column named label or labels"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, labels: list[Any], options: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / "a.parquet", labels, **options)
+    with pytest.raises(InputError, match=message):
+        open_data(path, LABELS)
+
+
+def test_files_that_disagree(tmp_path: Path) -> None:
+    write(tmp_path / "a-00000-of-00002.parquet", [0], names=["cat", "dog"])
+    write(tmp_path / "a-00001-of-00002.parquet", [0], names=["dog", "cat"])
+    with pytest.raises(InputError, match=r"must have the labels and classes that a-00000-of-00002\.parquet has"):
+        open_data(tmp_path, LABELS)
+
+
+def test_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match=r"a\.parquet must be a parquet file that can be read"):
+        open_data(path, LABELS)
+    table = pa.table({"image": [b"x"], "label": [0]}).replace_schema_metadata({"huggingface": '{"info": 1}'})
+    pq.write_table(table, path)
+    with pytest.raises(InputError, match="must describe its column label in the metadata 'huggingface'"):
+        open_data(path, LABELS)
+    data = open_data(
+        write(path, [0, 1], images=[{"bytes": None, "path": "a.png"}, {"bytes": b"", "path": None}]), LABELS
+    )
+    with pytest.raises(ImageError, match=r"cannot read 'a\.parquet#0': the row holds no bytes"):
+        data.load(0)
+    path.unlink()
+    data = open_data(write(path, [0]), LABELS)
+    path.unlink()
+    with pytest.raises(ImageError, match="cannot read the images of"):
+        data.load(0)
+
+
+def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.parquet", [0])
+    monkeypatch.delitem(sys.modules, "vitdeploy.assess.parquet_data")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'vitdeploy\[parquet\]'"):
+        open_data(tmp_path, LABELS)

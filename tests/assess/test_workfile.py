@@ -1,0 +1,79 @@
+"""What is finished stays, whatever happens to the process; what is another's is not touched."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vitdeploy.assess.workfile import WorkFile
+from vitdeploy.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HEADER: dict[str, Any] = {"format": "some work 1", "batch_size": 4}
+
+
+def written(path: Path, count: int) -> bytes:
+    with WorkFile(path, HEADER) as work:
+        for number in range(count):
+            work.append({"batch": number, "value": number**2})
+    return path.read_bytes()
+
+
+def test_a_file_cut_anywhere_gives_back_every_whole_batch(tmp_path: Path) -> None:
+    """As a process that is killed while it writes leaves it."""
+    content = written(tmp_path / "whole", 3)
+    ends = [index + 1 for index, byte in enumerate(content) if byte == ord("\n")]
+    for length in range(len(content) + 1):
+        path = tmp_path / "cut"
+        path.write_bytes(content[:length])
+        whole = max(0, sum(end <= length for end in ends) - 1)
+        with WorkFile(path, HEADER) as work:
+            assert [batch["batch"] for batch in work.batches] == list(range(whole)), length
+            for number in range(whole, 3):
+                work.append({"batch": number, "value": number**2})
+        assert path.read_bytes() == content
+
+
+def test_a_last_line_of_nothing_is_dropped(tmp_path: Path) -> None:
+    content = written(tmp_path / "work", 2)
+    (tmp_path / "work").write_bytes(content[:-9] + b"\0" * 8 + b"\n")
+    with WorkFile(tmp_path / "work", HEADER) as work:
+        assert len(work.batches) == 1
+        work.append({"batch": 1, "value": 1})
+    assert (tmp_path / "work").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name,label\na.png,cat\n", "it is something else"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "it is something else"),
+        (b"no line end", "it is something else"),
+        (b"[1, 2]\n", "it is something else"),
+        (json.dumps({**HEADER, "batch_size": 8}).encode() + b"\n", "begun with another batch_size: 8, not 4"),
+        (json.dumps({**HEADER, "more": 1}).encode() + b"\n", "begun with another more: 1, not None"),
+        (json.dumps(HEADER).encode() + b'\n{"batch": 1}\n{"batch": 1}\n', "line 2: expected the finished batch 0"),
+        (json.dumps(HEADER).encode() + b'\n{"batch\n{"batch": 1}\n', "line 2: expected the finished batch 0"),
+    ],
+)
+def test_what_is_another_s_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "work").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        WorkFile(tmp_path / "work", HEADER)
+    assert (tmp_path / "work").read_bytes() == content
+
+
+def test_two_do_not_write_one_file(tmp_path: Path) -> None:
+    with WorkFile(tmp_path / "work", HEADER), pytest.raises(InputError, match="another process is writing it"):
+        WorkFile(tmp_path / "work", HEADER)
+    written(tmp_path / "work", 1)
+
+
+def test_where_no_file_can_be(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent" / "work"):
+        with pytest.raises(OutputError, match="must be a file that can be written"):
+            WorkFile(path, HEADER)

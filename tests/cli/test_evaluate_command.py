@@ -1,0 +1,137 @@
+"""`vitdeploy evaluate` on the embedded model: its figures, its exit codes, and its end by kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import vitdeploy
+from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.cli import main
+from vitdeploy.cli.output import progress_bar
+from vitdeploy.runtimes import BACKENDS, Backend
+from vitdeploy.runtimes.onnxrt import OnnxRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vitdeploy.bundle import Bundle
+
+IMAGES = 450
+CORRECT = 446  # as the README says
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return vitdeploy.export(default_checkpoint(), output=tmp_path_factory.mktemp("digits") / "bundle")
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", *map(str, args)])
+    out, err = capsys.readouterr()
+    return caught.value.code, out, err
+
+
+def test_table_and_json_of_the_embedded_model(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (bundle.path, "--data", held_out_images(), "--per-class", "--confusion")
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    assert out.count(f"{CORRECT} of {IMAGES}") == 2
+    for text in ("labels matched by name: passed", "100.00%", "Top-1 accuracy of each class", "taken for"):
+        assert text in out
+    code, out, _ = run(capsys, *arguments, "--json")
+    found = json.loads(out)
+    assert (code, found["status"], found["images"]) == (0, "passed", IMAGES)
+    reference, onnx = found["results"]
+    assert reference["top1"]["correct"] == onnx["top1"]["correct"] == CORRECT
+    assert sum(row["correct"] for row in onnx["per_class"].values()) == CORRECT
+    assert sum(row["images"] for row in onnx["confused"]) == IMAGES - CORRECT
+    assert onnx["agreement"]["correct"] == IMAGES
+    assert 0 < onnx["calibration"]["ece"] < 0.1
+
+
+def test_a_skipped_backend_exits_with_3(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKENDS, "torch", Backend("not_there:X", None, "torch", "torch"))
+    code, out, _ = run(capsys, bundle.path, "--data", held_out_images(), "--limit", 10)
+    assert code == 3
+    assert "skipped: the torch backend needs a package that is not installed" in out
+    assert run(capsys, bundle.path, "--data", held_out_images(), "--limit", 10, "--backend", "onnxruntime")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--data", "absent"), 4, "absent must be a folder, a .csv file or a .parquet file"),
+        (("--data", ".", "--backend", "tensorflow"), 2, "a backend must be one of"),
+        (("--data", ".", "--batch-size", "0"), 2, "Invalid value for '--batch-size'"),
+        ((), 2, "Missing option '--data'"),
+    ],
+)
+def test_refusals(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    found, out, err = run(capsys, bundle.path, *arguments)
+    assert (found, out) == (code, "")
+    assert message in err
+
+
+def test_killed_in_the_middle_it_goes_on_and_computes_nothing_twice(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"data": held_out_images(), "backends": ["onnxruntime"], "batch_size": 1}
+    work = tmp_path / "work"
+    command = [sys.executable, "-m", "vitdeploy", "evaluate", str(bundle.path), "--data", str(held_out_images()),
+               "--backend", "onnxruntime", "--batch-size", "1", "--resume", str(work)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=Path(vitdeploy.__file__).parent.parent)
+    deadline = time.monotonic() + 60
+    while not work.exists() or work.read_bytes().count(b"\n") < 50:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    kept = work.read_bytes().rpartition(b"\n")[0] + b"\n"
+    finished = kept.count(b"\n") - 1  # a header, then a line a batch
+    assert 49 <= finished < IMAGES
+
+    runs: list[int] = []
+    original = OnnxRuntime._run
+
+    def counted(self: OnnxRuntime, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        runs.append(len(feeds["pixel_values"]))
+        return original(self, feeds)
+
+    monkeypatch.setattr(OnnxRuntime, "_run", counted)
+    resumed = vitdeploy.evaluate(bundle, resume=work, **options)
+    assert len(runs) == IMAGES - finished
+    assert work.read_bytes().startswith(kept)
+    whole = vitdeploy.evaluate(bundle, **options)
+    assert resumed.to_dict() == whole.to_dict()
+    for name in ("classes", "scores"):
+        np.testing.assert_array_equal(getattr(resumed.results[0], name), getattr(whole.results[0], name))
+
+
+def test_the_bar_is_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("images") as move:
+        move(3, 10)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar("images") as move:
+        move(3, 10)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "3/10" in err
+    assert "images" in err

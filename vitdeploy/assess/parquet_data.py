@@ -1,0 +1,190 @@
+"""Read the parquet files of a Hub dataset, one row group at a time."""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import dataclasses
+import json
+import re
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vitdeploy.errors import ImageError, InputError, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels")
+_SHARD = re.compile(r"(?P<split>.+)-[0-9]{5}-of-[0-9]{5}.*")
+_GROUPS_KEPT = 2  # images are asked for in their order by a few threads: of the end of one and the start of the next
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ParquetData:
+    """What the files hold.
+
+    Attributes:
+        names: "file#row" of each of N images, rows counted from 0.
+        labels: (N,) int64 indices, or N names.
+        class_names: what the dataset calls the indices; None where it does not say.
+        load: gives the bytes of the image at a position from 0 to N - 1.
+    """
+
+    names: tuple[str, ...]
+    labels: NDArray[np.int64] | list[str]
+    class_names: tuple[str, ...] | None
+    load: Callable[[int], bytes]
+
+
+def read_parquet(source: Path, files: Sequence[Path]) -> ParquetData:
+    """Read the names and labels of all files; of the images, none yet.
+
+    Args:
+        source: the folder, or the only file.
+        files: those below the folder, in their order.
+
+    Raises:
+        InputError: a file is damaged, lacks a column, or is of another split or other classes than the first.
+    """
+    root = source if source.is_dir() else source.parent
+    _check_one_split(source, [path.relative_to(root) for path in files])
+    names: list[str] = []
+    labels: list[NDArray[np.int64] | list[str]] = []
+    groups: list[_Group] = []
+    class_names: list[tuple[str, ...] | None] = []
+    for path in files:
+        try:
+            with pq.ParquetFile(path) as file:
+                schema, metadata = file.schema_arrow, file.metadata
+                image, label = (_column(path, schema, columns) for columns in (IMAGE_COLUMNS, LABEL_COLUMNS))
+                class_names.append(_class_names(path, schema, label))
+                labels.append(_labels(path, file.read(columns=[label]).column(0)))
+        except (OSError, pa.ArrowException) as exc:
+            raise InputError(f"{path} must be a parquet file that can be read: {first_line(exc)}") from exc
+        if class_names[-1] != class_names[0] or type(labels[-1]) is not type(labels[0]):
+            raise InputError(f"{path} must have the labels and classes that {files[0].name} has, has others")
+        column = f"{image}.bytes" if pa.types.is_struct(schema.field(image).type) else image
+        first = len(names)
+        for index in range(metadata.num_row_groups):
+            groups.append(_Group(path, index, column, first))
+            first += metadata.row_group(index).num_rows
+        names += [f"{path.relative_to(root).as_posix()}#{row}" for row in range(metadata.num_rows)]
+    if not names:
+        raise InputError(f"{source} must hold images, holds none")
+    joined = np.concatenate(labels) if isinstance(labels[0], np.ndarray) else [name for part in labels for name in part]
+    return ParquetData(tuple(names), joined, class_names[0], _RowGroups(groups, names).load)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """A row group of a file, its column of images, and the position of its first image."""
+
+    path: Path
+    index: int
+    column: str
+    first: int
+
+
+class _RowGroups:
+    """Gives images, and keeps the row groups that they were last read from; all in memory might be too much."""
+
+    def __init__(self, groups: Sequence[_Group], names: Sequence[str]) -> None:
+        self._groups, self._names = groups, names
+        self._firsts = [group.first for group in groups]
+        self._kept: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def load(self, position: int) -> bytes:
+        number = bisect.bisect_right(self._firsts, position) - 1
+        with self._lock:
+            if number not in self._kept:
+                while len(self._kept) >= _GROUPS_KEPT:
+                    self._kept.popitem(last=False)
+                self._kept[number] = self._read(self._groups[number])
+            images = self._kept[number]
+        value = images[position - self._firsts[number]].as_py()
+        value = value["bytes"] if isinstance(value, dict) else value
+        if value is None:
+            raise ImageError(f"cannot read {self._names[position]!r}: the row holds no bytes of an image")
+        return bytes(value)
+
+    def _read(self, group: _Group) -> Any:
+        try:
+            with pq.ParquetFile(group.path) as file:
+                return file.read_row_group(group.index, columns=[group.column]).column(0)
+        except (OSError, pa.ArrowException) as exc:
+            raise ImageError(f"cannot read the images of {str(group.path)!r}: {first_line(exc)}") from exc
+
+
+def _check_one_split(source: Path, files: Sequence[Path]) -> None:
+    """Files of training and test images lie side by side in many repositories of the Hub."""
+    splits = set()
+    for file in files:
+        shard = _SHARD.fullmatch(file.name)
+        splits.add((file.parent / shard["split"] if shard else file.parent).as_posix())
+    if len(splits) > 1:
+        raise InputError(
+            f"{source} must hold the parquet files of one split, holds {', '.join(sorted(splits)[:5])}; give one file, "
+            f"or a folder with those of one"
+        )
+
+
+def _column(path: Path, schema: pa.Schema, names: Sequence[str]) -> str:
+    found = [name for name in schema.names if name in names]
+    if len(found) != 1:
+        raise InputError(
+            f"{path} must have one column named {' or '.join(names)}, has columns {', '.join(schema.names)[:200]}"
+        )
+    name = str(found[0])
+    kind = schema.field(name).type
+    if names is IMAGE_COLUMNS and not (_is_binary(kind) or _is_struct_with_bytes(kind)):
+        raise InputError(f"{path} must have the bytes of files in column {name}, alone or in a struct, has {kind}")
+    return name
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_struct_with_bytes(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
+    )
+
+
+def _labels(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64] | list[str]:
+    if column.null_count:
+        raise InputError(f"{path} must have a label in each row, lacks {column.null_count}")
+    if pa.types.is_integer(column.type):
+        return np.asarray(column.to_numpy(), np.int64)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return [str(value) for value in column.to_pylist()]
+    raise InputError(f"{path} must have whole numbers or names for labels, has {column.type}")
+
+
+def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+    """The names in the dataset's ClassLabel, which the Hub's libraries keep as JSON among the schema's metadata."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    if text is None:
+        return None
+    try:
+        feature = json.loads(text)["info"]["features"][label]
+        if feature["_type"] != "ClassLabel" or not pa.types.is_integer(schema.field(label).type):
+            return None
+        names = feature["names"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError("names must be a list of names")
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise InputError(
+            f"{path} must describe its column {label} in the metadata 'huggingface': {type(exc).__name__} {exc}"
+        ) from exc
+    return tuple(names)

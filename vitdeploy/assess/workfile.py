@@ -1,0 +1,152 @@
+"""Finished batches on disk, so that work which was killed goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.errors import InputError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: two processes with one file are then not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+
+class WorkFile:
+    """A file of JSON lines: what is done in the first, and a finished batch in each other one.
+
+    A line counts when it ends, and is on the disk when `append` returns: whoever is killed loses the batch in work and
+    nothing else. A context manager; another process with the same file waits for none, and is refused.
+
+    Args:
+        path: made where there is none.
+        header: what is done, in plain values. A file that was begun with another header is refused.
+
+    Attributes:
+        batches: those finished so far, in their order.
+
+    Raises:
+        InputError: the file is another's work, or damaged before its last line; it is left as it is.
+        OutputError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
+        self._path = Path(path)
+        self.batches: list[dict[str, Any]] = []
+        line = json.dumps(header, allow_nan=False).encode() + b"\n"
+        try:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as exc:
+            raise OutputError(f"{path} must be a file that can be written: {exc.strerror}") from exc
+        try:
+            if not self._path.is_file():
+                raise self._not_ours("it is no file")
+            self._lock()
+            content = self._path.read_bytes()
+            if line.startswith(content):  # nothing, or a header that was cut short
+                self._write(line, begin=0)
+                _sync_folder(self._path.parent)
+                return
+            first, _, rest = content.partition(b"\n")
+            self._check_header(first, json.loads(line))
+            os.ftruncate(self._descriptor, len(first) + 1 + self._read(rest))
+        except OSError as exc:
+            self.close()
+            raise OutputError(f"{path} must be a file that can be read and written: {exc.strerror}") from exc
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, batch: Mapping[str, Any]) -> None:
+        """Keep a finished batch.
+
+        Raises:
+            OutputError: it cannot be written; what was kept before is untouched.
+        """
+        try:
+            self._write(json.dumps(batch, allow_nan=False).encode() + b"\n")
+        except OSError as exc:
+            raise OutputError(f"{self._path} must take another finished batch: {exc.strerror}; free space") from exc
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise self._not_ours("another process is writing it") from exc
+
+    def _write(self, line: bytes, begin: int | None = None) -> None:
+        if begin is not None:
+            os.ftruncate(self._descriptor, begin)
+        while line:
+            line = line[os.write(self._descriptor, line) :]
+        os.fsync(self._descriptor)
+
+    def _check_header(self, line: bytes, wanted: dict[str, Any]) -> None:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not found.keys() & wanted.keys():
+            raise self._not_ours("it is something else")
+        for key in dict.fromkeys([*wanted, *found]):
+            if found.get(key) != wanted.get(key):
+                raise self._not_ours(
+                    f"it was begun with another {key}: {found.get(key)!r:.80}, not {wanted.get(key)!r:.80}"
+                )
+
+    def _read(self, content: bytes) -> int:
+        """Take the finished batches; how many bytes they are, without a last line that was cut short."""
+        *lines, _ = content.split(b"\n")
+        length = 0
+        for number, line in enumerate(lines):
+            try:
+                batch = json.loads(line)
+                if batch["batch"] != number:
+                    raise ValueError(f"it is of batch {batch['batch']}")
+            except (ValueError, KeyError, TypeError, RecursionError) as exc:
+                if number == len(lines) - 1:  # a power cut may leave a line end behind what is not there yet
+                    break
+                raise InputError(
+                    f"{self._path}, line {number + 2}: expected the finished batch {number}, {exc}; remove the file"
+                ) from exc
+            self.batches.append(batch)
+            length += len(line) + 1
+        return length
+
+    def _not_ours(self, reason: str) -> InputError:
+        return InputError(
+            f"{self._path} must be new, or of the same work, but {reason}; name another file, or remove this one"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make sure that a new file is found after a power cut."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,105 @@
+"""`vitdeploy evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from vitdeploy.cli.output import EXIT_CODES, json_option, print_json, print_step, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from vitdeploy.assess.accuracy import Predictions
+    from vitdeploy.assess.evaluate import Evaluation
+
+
+@click.command()
+@click.argument("bundle", type=click.Path())
+@click.option(
+    "--data", required=True, type=click.Path(),
+    help="One folder a class; a .csv of images and labels; or a Hub dataset's .parquet file, or folder of them.",
+)  # fmt: skip
+@click.option(
+    "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
+    help="Such as onnxruntime:fp16; may be repeated. By default the reference (torch) and every artifact.",
+)  # fmt: skip
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many images, drawn by --seed.")
+@click.option("--seed", default=0, show_default=True, type=int, help="Which images, with --limit.")
+@click.option("--resume", type=click.Path(), help="Keep finished batches in this file, and go on from those there.")
+@click.option("--per-class", is_flag=True, help="Print the accuracy of each class, too.")
+@click.option("--confusion", is_flag=True, help="Print which classes are taken for which, too.")
+@json_option
+def evaluate(
+    bundle: str,
+    data: str,
+    backends: tuple[str, ...],
+    batch_size: int,
+    limit: int | None,
+    seed: int,
+    resume: str | None,
+    per_class: bool,
+    confusion: bool,
+    as_json: bool,
+) -> None:
+    """Measure the accuracy of BUNDLE on labelled images, with every backend in one pass.
+
+    Labels are the model's class names (or one of the synonyms in a name that lists some, with commas between them), or
+    indices where the data has no names. Exits with 3 if a backend could not run.
+    """
+    from vitdeploy.assess.evaluate import evaluate as evaluate_bundle
+
+    with progress_bar("images") as on_progress:
+        result = evaluate_bundle(
+            bundle, data=data, backends=backends or None, batch_size=batch_size, limit=limit, seed=seed, resume=resume,
+            on_step=print_step, on_progress=on_progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        _print(result, per_class, confusion)
+    sys.exit(EXIT_CODES[result.status])
+
+
+def _print(result: Evaluation, per_class: bool, confusion: bool) -> None:
+    rows = [_row(result, each) for each in result.results]
+    columns = (
+        "artifact",
+        "backend",
+        "top-1 (95 % interval)",
+        "top-5",
+        "ECE",
+        "agrees with the reference",
+        "not finite",
+    )
+    matched = result.settings["labels_matched"]
+    title = f"{result.bundle} on {len(result.images)} images of {result.data}, labels matched {matched}"
+    print_table(f"{title}: {result.status}", columns, rows)
+    ran = [each for each in result.results if each.skipped is None]
+    heads = [f"{each.artifact} on {each.backend}" for each in ran]
+    if per_class and ran:
+        of_class = [result.per_class(each) for each in ran]
+        rows = [(name, *(str(accuracies[name]) for accuracies in of_class)) for name in of_class[0]]
+        print_table("\nTop-1 accuracy of each class", ("class", *heads), rows)
+    if confusion and ran:
+        confused = [{(label, best): count for label, best, count in result.confused(each)} for each in ran]
+        pairs = {pair for counts in confused for pair in counts}
+        most_first = sorted(pairs, key=lambda pair: (-max(counts.get(pair, 0) for counts in confused), pair))
+        rows = [(*pair, *(str(counts.get(pair, 0)) for counts in confused)) for pair in most_first]
+        print_table("\nImages taken for another class", ("class", "taken for", *heads), rows)
+
+
+def _row(result: Evaluation, predictions: Predictions) -> tuple[str, ...]:
+    head = (predictions.artifact, predictions.name.strip())
+    if predictions.skipped is not None:
+        return (*head, f"skipped: {predictions.skipped}")
+    reference = result.reference
+    return (
+        *head,
+        str(result.top1(predictions)),
+        f"{result.top5(predictions).value:.2%}",
+        f"{result.calibration(predictions).ece:.4f}",
+        "" if reference is None else f"{result.agreement(predictions, reference).value:.2%}",
+        str(predictions.not_finite),
+    )
