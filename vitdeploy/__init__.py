@@ -6,8 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitdeploy.assess.benchmark import benchmark
     from vitdeploy.assess.compare import Comparison, compare
     from vitdeploy.assess.evaluate import Evaluation, evaluate
+    from vitdeploy.assess.latency import Benchmark
     from vitdeploy.bundle import Bundle
     from vitdeploy.errors import VitDeployError
     from vitdeploy.predictor import Prediction, Predictor, load
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Benchmark",
     "Bundle",
     "Comparison",
     "Evaluation",
@@ -25,6 +28,7 @@ __all__ = [
     "Predictor",
     "VitDeployError",
     "__version__",
+    "benchmark",
     "compare",
     "evaluate",
     "export",
@@ -33,6 +37,7 @@ __all__ = [
 
 # Imported on first use: `import vitdeploy` costs nothing, and no name needs more than it uses.
 _MODULES = {
+    "Benchmark": "assess.latency",
     "Bundle": "bundle",
     "Comparison": "assess.compare",
     "Evaluation": "assess.evaluate",
@@ -40,6 +45,7 @@ _MODULES = {
     "Prediction": "predictor",
     "Predictor": "predictor",
     "VitDeployError": "errors",
+    "benchmark": "assess.benchmark",
     "compare": "assess.compare",
     "evaluate": "assess.evaluate",
     "export": "workflow",
