@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,16 +70,32 @@ def assert_near(
 SQUARE = [case for case in CASES if sizes(expected(case))[0][0] == sizes(expected(case))[0][1]]
 
 
+def outputs_of(case: str) -> list[str]:
+    head = "logits" if any(key.endswith("/logits") for key in expected(case)) else "last_hidden_state"
+    return [head, "hidden_states"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The bundle of a case, which is exported once."""
+
+    @functools.cache
+    def export(case: str) -> Path:
+        return vitdeploy.export(
+            GOLDEN / case, outputs=outputs_of(case), output=tmp_path_factory.mktemp(case) / "out"
+        ).path
+
+    return export
+
+
 @pytest.mark.parametrize("case", SQUARE)
-def test_a_timm_model_gives_what_timm_computes(tmp_path: Path, case: str) -> None:
+def test_a_timm_model_gives_what_timm_computes(exported: Callable[[str], Path], case: str) -> None:
     want = expected(case)
     size = sizes(want)[0]
     key = f"{size[0]}x{size[1]}"
-    outputs = ["logits" if f"{key}/logits" in want else "last_hidden_state", "hidden_states"]
-    vitdeploy.export(GOLDEN / case, outputs=outputs, output=tmp_path / "out")
     for backend in BACKENDS:
-        options: dict[str, Any] = {"outputs": outputs} if backend == "torch" else {}
-        with vitdeploy.load(tmp_path / "out", backend=backend, **options) as predictor:
+        options: dict[str, Any] = {"outputs": outputs_of(case)} if backend == "torch" else {}
+        with vitdeploy.load(exported(case), backend=backend, **options) as predictor:
             assert predictor.processor.output_size == size
             pixels = inputs(want, size)
             for batch_size in BATCHES:
@@ -97,11 +114,10 @@ def test_a_timm_model_of_another_aspect_needs_an_image_size_that_timm_crops_alik
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "china/pixel_values" in expected(case)])
-def test_a_photograph_gives_what_timm_makes_of_it(tmp_path: Path, case: str) -> None:
+def test_a_photograph_gives_what_timm_makes_of_it(exported: Callable[[str], Path], case: str) -> None:
     want = expected(case)
-    vitdeploy.export(GOLDEN / case, output=tmp_path / "out")
     for backend in BACKENDS:
-        with vitdeploy.load(tmp_path / "out", backend=backend) as predictor:
+        with vitdeploy.load(exported(case), backend=backend) as predictor:
             for name, image in PHOTOGRAPHS.items():
                 pixels = predictor.processor(image)
                 np.testing.assert_array_equal(pixels, want[f"{name}/pixel_values"])
