@@ -80,7 +80,7 @@ EXPORTERS: dict[str, Exporter] = {
         "vitdeploy.exporters.onnx_graph:export_onnx",
         ("fp32", "fp16", "bf16"),
         "onnxruntime",
-        ("opset", "embed_resize", "optimize"),
+        ("opset", "embed_resize", "optimize", "keep_fp32"),
     ),
     "torchscript": Exporter(
         "vitdeploy.exporters.torchscript_trace:export_torchscript", ("fp32", "fp16", "bf16"), "torchscript"

@@ -1,17 +1,22 @@
-"""A graph that rounds as a bfloat16 graph does, in operators that every processor has."""
+"""A graph that rounds as a half-precision graph does, in operators that every processor has."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-FLOAT, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.BFLOAT16
+FLOAT = ir.DataType.FLOAT
 
 
-def emulated(model: ir.Model) -> ir.Model:
-    """A copy of `model` that casts to float32 before, and back after, every node that computes in bfloat16.
+def emulated(model: ir.Model, half: ir.DataType) -> ir.Model:
+    """A copy of `model` that casts to float32 before, and back after, every node that computes in `half`.
 
-    ONNX Runtime casts to and from bfloat16 on a CPU, and can do little else with it. Tensor cores, too, multiply
-    bfloat16 numbers and add the products in float32.
+    ONNX Runtime casts to and from bfloat16 on a CPU, and can do little else with it; of float16 it keeps some values in
+    float32 from one node to the next, but not those that a graph casts itself. Tensor cores, too, multiply numbers of
+    half precision and add the products in float32.
+
+    Args:
+        model: whose inputs and outputs are not in `half`, but for those that a Cast takes or makes.
+        half: FLOAT16 or BFLOAT16.
     """
     twin = model.clone()
     graph = twin.graph
@@ -19,7 +24,7 @@ def emulated(model: ir.Model) -> ir.Model:
         if node.op_type == "Cast":
             continue
         for index, value in enumerate(node.inputs):
-            if value is not None and value.dtype == BFLOAT16:
+            if value is not None and value.dtype == half:
                 if value.const_value is not None:  # a session would hold it twice, and cast it while it opens
                     node.replace_input_with(index, _widened(value, value.const_value, graph))
                     continue
@@ -27,10 +32,10 @@ def emulated(model: ir.Model) -> ir.Model:
                 graph.insert_before(node, before)
                 node.replace_input_with(index, before.outputs[0])
         for value in node.outputs:
-            if value.dtype == BFLOAT16:
+            if value.dtype == half:
                 users = list(value.uses())
-                value.dtype = FLOAT
-                after = _cast(value, BFLOAT16)
+                value.type = ir.TensorType(FLOAT)  # not that of `model`, which a clone shares
+                after = _cast(value, half)
                 graph.insert_after(node, after)
                 for user, index in users:
                     user.replace_input_with(index, after.outputs[0])

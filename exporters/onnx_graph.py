@@ -71,7 +71,7 @@ def export_onnx(
         max_bytes: weights beyond this go to `model.onnx.data` beside the model.
 
     Raises:
-        UsageError: the opset is none of these, or there is no such output.
+        UsageError: the opset is none of these, or there is no such output, or no such node to keep in float32.
         CheckFailedError: the graph is not valid, or does not have the model's inputs and outputs.
         OSError: a file cannot be written.
     """
@@ -107,7 +107,7 @@ def export_onnx(
     files = write(graph, folder / "onnx" / name, max_bytes)
     emulation: tuple[str, ...] = ()
     if spec.precision is Precision.BF16:
-        emulation = write_onnx(emulated(graph), folder / "onnx" / f"emulated_{name}", max_bytes)
+        emulation = write_onnx(emulated(graph, TYPES[spec.precision]), folder / "onnx" / f"emulated_{name}", max_bytes)
     _forget(graph.graph.initializers.values())
     return Exported(
         files=tuple(f"onnx/{file}" for file in files),
@@ -186,7 +186,8 @@ def _set_precision(
     if dtype == ir.DataType.FLOAT:
         set_precision(graph, dtype, io, {})
         return {}
-    kept = set_precision(graph, dtype, io, observed_ranges(graph, activations(graph), pixels, observe, folder))
+    largest = observed_ranges(graph, activations(graph), pixels, observe, folder)
+    kept = set_precision(graph, dtype, io, largest, spec.keep_fp32)
     return {
         "float32_operators": list(kept.operators),
         "float32_nodes": list(kept.nodes),

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from vitdeploy.errors import UsageError
 from vitdeploy.specs import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 FLOAT = ir.DataType.FLOAT
 TYPES = {Precision.FP32: FLOAT, Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
@@ -30,7 +31,7 @@ class Kept:
 
     Attributes:
         operators: by rule.
-        nodes: by what was observed, or by their weights: the names of their first outputs.
+        nodes: by what was observed, by their weights, or because they were asked for: the names of their first outputs.
         limit: the largest value that others may have.
         largest: the largest value that was observed.
     """
@@ -46,7 +47,20 @@ def activations(model: ir.Model) -> list[ir.Value]:
     return [value for node in _on_data_path(model) for value in node.outputs if value.dtype == FLOAT]
 
 
-def set_precision(model: ir.Model, dtype: ir.DataType, io: ir.DataType, largest: Mapping[str, float]) -> Kept:
+def can_be_half(model: ir.Model, dtype: ir.DataType) -> list[ir.Node]:
+    """The nodes that `set_precision` makes compute in `dtype` where nothing was observed and none is asked for."""
+    return [
+        node
+        for node in _on_data_path(model)
+        if not _stays_float(node, dtype, model.graph)
+        and any(map(_is_float, (*node.inputs, *node.outputs)))
+        and _largest_of(node, {}) <= _limit(dtype)
+    ]
+
+
+def set_precision(
+    model: ir.Model, dtype: ir.DataType, io: ir.DataType, largest: Mapping[str, float], keep: Collection[str] = ()
+) -> Kept:
     """Make the nodes on the way from the inputs to the outputs compute in `dtype`, in place.
 
     What is made from weights or image sizes alone, such as interpolated positions, stays float32, and so do
@@ -58,25 +72,36 @@ def set_precision(model: ir.Model, dtype: ir.DataType, io: ir.DataType, largest:
         dtype: FLOAT, FLOAT16 or BFLOAT16.
         io: of the graph's floating-point inputs and outputs.
         largest: the largest magnitude observed, by the names of `activations`.
+        keep: nodes that stay in float32 too, by the names of their first outputs.
+
+    Raises:
+        UsageError: there is no such node.
     """
     graph, nodes = model.graph, _on_data_path(model)
     floats = {
         node: [(index, value) for index, value in enumerate(node.inputs) if value is not None and _is_float(value)]
         for node in nodes
     }
-    limit = _LARGEST[dtype] / HEADROOM
-    by_rule = [node for node in nodes if node.op_type in FLOAT_OPERATORS or not _has_type(node, dtype, graph)]
-    near = [node for node in nodes if node not in by_rule and _largest_of(node, largest) > limit]
-    kept = {*by_rule, *near}
+    limit = _limit(dtype)
+    unknown = set(keep).difference(map(name_of, nodes))
+    if unknown:
+        raise UsageError(
+            f"nodes to keep in float32 must be of the graph, {', '.join(sorted(unknown))[:80]} are not; take the names "
+            f"from vitdeploy compare --bisect, on the same model, with the same options of export"
+        )
+    by_rule = [node for node in nodes if _stays_float(node, dtype, graph)]
+    others = [node for node in nodes if node not in by_rule]
+    near_or_asked = [node for node in others if name_of(node) in keep or _largest_of(node, largest) > limit]
+    kept = {*by_rule, *near_or_asked}
     casts = _Casts(graph)
     for value in filter(_is_float, graph.inputs):
-        value.dtype = io
+        value.type = ir.TensorType(io)  # its own: a clone shares the type of the value that it was made from
     for node in nodes:
         want = FLOAT if node in kept else dtype
         for index, value in floats[node]:
             node.replace_input_with(index, casts.of(value, want))
         for value in filter(_is_float, node.outputs):
-            value.dtype = want
+            value.type = ir.TensorType(want)
         if node.op_type == "Cast" and node.attributes["to"].as_int() == FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", int(want))
     for index, value in enumerate(graph.outputs):
@@ -89,10 +114,15 @@ def set_precision(model: ir.Model, dtype: ir.DataType, io: ir.DataType, largest:
     casts.drop_unused()
     return Kept(
         operators=tuple(sorted({node.op_type for node in by_rule})),
-        nodes=tuple(str(node.outputs[0].name) for node in near),
+        nodes=tuple(map(name_of, near_or_asked)),
         limit=limit,
         largest=max(largest.values(), default=0.0),
     )
+
+
+def name_of(node: ir.Node) -> str:
+    """What a node is called here: the name of its first output, which every node has."""
+    return str(node.outputs[0].name)
 
 
 class _Casts:
@@ -150,6 +180,16 @@ def _on_data_path(model: ir.Model) -> list[ir.Node]:
             nodes.append(node)
             reached.update(node.outputs)
     return nodes
+
+
+def _limit(dtype: ir.DataType) -> float:
+    """The largest magnitude of what a node in `dtype` takes and gives."""
+    return _LARGEST[dtype] / HEADROOM
+
+
+def _stays_float(node: ir.Node, dtype: ir.DataType, graph: ir.Graph) -> bool:
+    """Whether a node stays in float32 by rule."""
+    return node.op_type in FLOAT_OPERATORS or not _has_type(node, dtype, graph)
 
 
 def _has_type(node: ir.Node, dtype: ir.DataType, graph: ir.Graph) -> bool:

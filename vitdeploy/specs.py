@@ -197,6 +197,7 @@ class ExportSpec:
         io_dtype: the type of what it gives, "float32" or "float16".
         opset: of an ONNX graph; None for the exporter's choice.
         optimize: "onnxruntime" for an ONNX graph with that runtime's own operators; None for a portable one.
+        keep_fp32: nodes of the graph that stay float32 in half precision, by the names of their first outputs.
     """
 
     precision: Precision = Precision.FP32
@@ -206,3 +207,4 @@ class ExportSpec:
     io_dtype: str = "float32"
     opset: int | None = None
     optimize: str | None = None
+    keep_fp32: tuple[str, ...] = ()

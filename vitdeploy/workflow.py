@@ -43,6 +43,7 @@ def export(
     task: str | None = None,
     opset: int | None = None,
     optimize: str | None = None,
+    keep_fp32: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     image_size: Size | tuple[Size, Size, Size] | None = None,
     dynamic_image_size: bool = False,
@@ -75,6 +76,8 @@ def export(
         opset: ONNX opset, 18 to 23; 20 by default.
         optimize: "onnxruntime" for an ONNX graph with the operators that ONNX Runtime fuses, which opens sooner, and
             nowhere else; in float32 alone.
+        keep_fp32: nodes of an ONNX graph that stay float32 in half precision, beside those that do anyway; by the names
+            that `vitdeploy.bisect` gives.
         outputs: what the artifact gives: names such as "logits"; "hidden_states" and "attentions" stand for those of
             all layers. By default the outputs of the task.
         image_size: (height, width), or one number for both, that the model is to take; by default what its image
@@ -107,7 +110,8 @@ def export(
         CheckFailedError: the artifact differs from the reference; nothing was written.
         OutputError: the bundle cannot be written.
     """
-    exporter = find_exporter(to, precision, {"opset": opset, "embed_resize": embed_resize, "optimize": optimize})
+    options = {"opset": opset, "embed_resize": embed_resize, "optimize": optimize, "keep_fp32": keep_fp32}
+    exporter = find_exporter(to, precision, options)
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
         raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance!r:.80}")
     if model is not None and random_weights is not None:
@@ -115,6 +119,8 @@ def export(
     if random_weights is not None and revision is not None:
         raise UsageError(f"revision is of a model on the Hub, got {revision!r} with random_weights; leave it out")
     _check_optimize(optimize, precision)
+    if keep_fp32 and precision == Precision.FP32:
+        raise UsageError(f"keep_fp32 needs precision fp16 or bf16, got fp32 and {len(keep_fp32)} nodes; leave it out")
     size, bounds = _image_size(image_size, dynamic_image_size=dynamic_image_size)
     dynamic_image_size = dynamic_image_size or bounds is not None
     pixels = _pixels(input, layout, io_dtype, embed_resize=embed_resize)
@@ -124,12 +130,13 @@ def export(
         )
     spec = ExportSpec(
         precision=Precision(precision),
-        outputs=_names(outputs),
+        outputs=_names("outputs", outputs),
         dynamic_image_size=dynamic_image_size,
         pixels=pixels,
         io_dtype=io_dtype,
         opset=opset,
         optimize=optimize,
+        keep_fp32=_names("keep_fp32", keep_fp32) or (),
     )
     chosen_task = _task(task)
     write = export_function(exporter)  # imports torch and onnx, or says what to install
@@ -219,12 +226,12 @@ def _records(folder: Path, names: Iterable[str]) -> tuple[FileRecord, ...]:
     return tuple(FileRecord.of(folder, name) for name in names)
 
 
-def _names(outputs: Sequence[str] | None) -> tuple[str, ...] | None:
-    if outputs is None:
+def _names(option: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
+    if names is None:
         return None
-    if not isinstance(outputs, (list, tuple)):
-        raise UsageError(f"outputs must be a list of names, got {outputs!r:.80}")
-    return tuple(outputs)
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{option} must be a list of names, got {names!r:.80}")
+    return tuple(names)
 
 
 def _task(name: str | None) -> Task | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vitdeploy.cli.bisect_report import kept_nodes
 from vitdeploy.cli.output import json_option, print_json, print_step, print_table
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, find_exporter
@@ -88,6 +89,12 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     type=click.Choice(["onnxruntime"]),
     help="Fuse for that runtime alone, which then opens the file sooner; by default the graph runs anywhere.",
 )
+@click.option("--keep-fp32", metavar="NODE", multiple=True, help="Of half precision: stays float32; may be repeated.")
+@click.option(
+    "--keep-fp32-from",
+    type=click.Path(),
+    help="The same for every node in a file that vitdeploy compare --bisect --json printed.",
+)
 @click.option("--images", type=click.Path(), help="A folder of images to prove the artifact on; synthetic by default.")
 @click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
 @click.option("-o", "--output", type=click.Path(), help="The bundle; by default ./ and the model's name.")
@@ -96,7 +103,15 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--cache-dir", type=click.Path(), help="Of the Hub's files.")
 @click.option("--offline", is_flag=True, help="Use the Hub's cache alone.")
 @json_option
-def export(formats: tuple[str, ...], precision: str | None, short: str | None, as_json: bool, **options: Any) -> None:
+def export(
+    formats: tuple[str, ...],
+    precision: str | None,
+    short: str | None,
+    keep_fp32: tuple[str, ...],
+    keep_fp32_from: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Export a checkpoint, prove that the artifact is the same model, and keep both in a bundle.
 
     The artifact is compared with the reference on three images, in batches of 1, 2 and 7; out of tolerance, nothing is
@@ -107,6 +122,7 @@ def export(formats: tuple[str, ...], precision: str | None, short: str | None, a
     if precision is not None and short is not None:
         raise UsageError(f"export needs one precision, got --precision {precision} and --{short}")
     options["precision"] = precision or short or "fp32"
+    options["keep_fp32"] = (*keep_fp32, *(() if keep_fp32_from is None else kept_nodes(keep_fp32_from))) or None
     for to in formats:  # before the first is made
         find_exporter(to, options["precision"], options)
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon

@@ -1,0 +1,88 @@
+"""`vitdeploy compare --bisect`: what must stay in float32, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitdeploy.cli.output import EXIT_CODES, print_json, print_step, print_table, print_text
+from vitdeploy.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vitdeploy.assess.bisection import Bisection
+
+
+def bisect_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `--bisect`, which `report_bisection` takes."""
+    options = (
+        click.option("--bisect", is_flag=True, help="Find the nodes that must stay float32 for --precision to pass."),
+        click.option("--precision", metavar="fp16|bf16|int8", help="Of --bisect; fp16 by default."),
+        click.option(
+            "--max-runs", type=click.IntRange(min=2), help="Of --bisect: sets of nodes to run; 200 by default."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def report_bisection(bundle: str, as_json: bool, options: Mapping[str, Any], **of_compare: Any) -> None:
+    """Where `--bisect` is among `options`, run `vitdeploy.bisect`, print what it found, and exit.
+
+    Args:
+        bundle: the folder.
+        as_json: whether to print JSON.
+        options: those of `bisect_options`.
+        of_compare: further arguments of `vitdeploy.bisect`.
+
+    Raises:
+        UsageError: there are others of these options without `--bisect`.
+    """
+    given = {name: value for name, value in options.items() if value is not None and name != "bisect"}
+    if not options["bisect"]:
+        if given:
+            raise UsageError(f"{', '.join(given)} must go with --bisect, which is not given; leave it out, or bisect")
+        return
+    from vitdeploy.assess.bisection import bisect
+
+    result = bisect(bundle, on_step=print_step, **given, **of_compare)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        _print(result)
+    sys.exit(EXIT_CODES[result.status])
+
+
+def kept_nodes(path: str) -> tuple[str, ...]:
+    """The names of the nodes in a file that `vitdeploy compare --bisect --json` printed.
+
+    Raises:
+        InputError: the file cannot be read, or is something else.
+    """
+    try:
+        names = tuple(node["name"] for node in json.loads(Path(path).read_bytes())["kept"])
+    except OSError as exc:
+        raise InputError(f"{path} must be readable: {exc.strerror}") from exc
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise InputError(f"{path} must hold what vitdeploy compare --bisect --json prints; make it again") from exc
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path} must hold names of nodes under kept, holds {str(names)[:80]}; make it again")
+    return names
+
+
+def _print(result: Bisection) -> None:
+    kind = "synthetic images" if result.synthetic else "images"
+    print_text(
+        f"{result.bundle} in {result.precision} against the reference, {result.images} {kind}: {result.status}\n"
+        f"{result.summary}\n"
+        f"largest difference {result.error_without:.2e} without, {result.error:.2e} with them in float32; "
+        f"tolerance {result.tolerance:g}; {result.runs} runs"
+    )
+    if result.kept:
+        print_table("", ("part", "operator", "node"), [(node.part, node.op_type, node.name) for node in result.kept])
