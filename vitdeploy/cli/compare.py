@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
+from vitdeploy.cli.bisect_report import bisect_options, report_bisection
 from vitdeploy.cli.output import EXIT_CODES, json_option, print_json, print_step, print_table
 
 
@@ -14,14 +16,19 @@ from vitdeploy.cli.output import EXIT_CODES, json_option, print_json, print_step
 @click.option("--images", type=click.Path(), help="A folder of images; synthetic ones by default.")
 @click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
+@bisect_options
 @json_option
-def compare(bundle: str, images: str | None, tolerance: float | None, batch_size: int, as_json: bool) -> None:
+def compare(
+    bundle: str, images: str | None, tolerance: float | None, batch_size: int, as_json: bool, **bisection: Any
+) -> None:
     """Compare every artifact of BUNDLE with the reference, on the same processed images.
 
-    Exits with 1 if one differs by more than the tolerance, and with 3 if one could not run.
+    Exits with 1 if one differs by more than the tolerance, and with 3 if one could not run. With --bisect, finds which
+    nodes must stay float32 for another precision to pass; exits with 1 if not even float32 passes.
     """
     from vitdeploy.assess.compare import compare as compare_bundle
 
+    report_bisection(bundle, as_json, bisection, images=images, tolerance=tolerance, batch_size=batch_size)
     result = compare_bundle(bundle, images=images, tolerance=tolerance, batch_size=batch_size, on_step=print_step)
     if as_json:
         print_json(result.to_dict())
