@@ -47,7 +47,8 @@ def report_bisection(bundle: str, as_json: bool, options: Mapping[str, Any], **o
     given = {name: value for name, value in options.items() if value is not None and name != "bisect"}
     if not options["bisect"]:
         if given:
-            raise UsageError(f"{', '.join(given)} must go with --bisect, which is not given; leave it out, or bisect")
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"{names} must go with --bisect, which is not given; leave it out, or bisect")
         return
     from vitdeploy.assess.bisection import bisect
 
