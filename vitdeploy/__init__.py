@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitdeploy.assess.benchmark import benchmark
+    from vitdeploy.assess.bisection import Bisection, bisect
     from vitdeploy.assess.compare import Comparison, compare
     from vitdeploy.assess.evaluate import Evaluation, evaluate
     from vitdeploy.assess.latency import Benchmark
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Benchmark",
+    "Bisection",
     "Bundle",
     "Comparison",
     "Evaluation",
@@ -29,6 +31,7 @@ __all__ = [
     "VitDeployError",
     "__version__",
     "benchmark",
+    "bisect",
     "compare",
     "evaluate",
     "export",
@@ -38,6 +41,7 @@ __all__ = [
 # Imported on first use: `import vitdeploy` costs nothing, and no name needs more than it uses.
 _MODULES = {
     "Benchmark": "assess.latency",
+    "Bisection": "assess.bisection",
     "Bundle": "bundle",
     "Comparison": "assess.compare",
     "Evaluation": "assess.evaluate",
@@ -46,6 +50,7 @@ _MODULES = {
     "Predictor": "predictor",
     "VitDeployError": "errors",
     "benchmark": "assess.benchmark",
+    "bisect": "assess.bisection",
     "compare": "assess.compare",
     "evaluate": "assess.evaluate",
     "export": "workflow",
