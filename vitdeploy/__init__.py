@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitdeploy.assess.compare import Comparison, compare
     from vitdeploy.assess.evaluate import Evaluation, evaluate
+    from vitdeploy.assess.gate import GateResult, gate
     from vitdeploy.bundle import Bundle
     from vitdeploy.errors import VitDeployError
     from vitdeploy.predictor import Prediction, Predictor, load
@@ -20,6 +21,7 @@ __all__ = [
     "Bundle",
     "Comparison",
     "Evaluation",
+    "GateResult",
     "ImageProcessor",
     "Prediction",
     "Predictor",
@@ -28,6 +30,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "gate",
     "load",
 ]
 
@@ -36,6 +39,7 @@ _MODULES = {
     "Bundle": "bundle",
     "Comparison": "assess.compare",
     "Evaluation": "assess.evaluate",
+    "GateResult": "assess.gate",
     "ImageProcessor": "processor",
     "Prediction": "predictor",
     "Predictor": "predictor",
@@ -43,6 +47,7 @@ _MODULES = {
     "compare": "assess.compare",
     "evaluate": "assess.evaluate",
     "export": "workflow",
+    "gate": "assess.gate",
     "load": "predictor",
 }
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": ("vitdeploy.cli.predict:predict", "Classify images with a bundle."),
     "compare": ("vitdeploy.cli.compare:compare", "Compare every artifact with the reference."),
     "evaluate": ("vitdeploy.cli.evaluate:evaluate", "Measure the accuracy of every artifact on labelled images."),
+    "gate": ("vitdeploy.cli.gate:gate", "Pass or fail: hold every artifact to rules and to a baseline."),
     "inspect": (
         "vitdeploy.cli.inspect_bundle:inspect",
         "Show what a bundle holds, or what differs between two artifacts.",
