@@ -6,9 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitdeploy.assess.benchmark import benchmark
     from vitdeploy.assess.compare import Comparison, compare
     from vitdeploy.assess.evaluate import Evaluation, evaluate
     from vitdeploy.assess.gate import GateResult, gate
+    from vitdeploy.assess.latency import Benchmark
     from vitdeploy.bundle import Bundle
     from vitdeploy.errors import VitDeployError
     from vitdeploy.predictor import Prediction, Predictor, load
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Benchmark",
     "Bundle",
     "Comparison",
     "Evaluation",
@@ -27,6 +30,7 @@ __all__ = [
     "Predictor",
     "VitDeployError",
     "__version__",
+    "benchmark",
     "compare",
     "evaluate",
     "export",
@@ -36,6 +40,7 @@ __all__ = [
 
 # Imported on first use: `import vitdeploy` costs nothing, and no name needs more than it uses.
 _MODULES = {
+    "Benchmark": "assess.latency",
     "Bundle": "bundle",
     "Comparison": "assess.compare",
     "Evaluation": "assess.evaluate",
@@ -44,6 +49,7 @@ _MODULES = {
     "Prediction": "predictor",
     "Predictor": "predictor",
     "VitDeployError": "errors",
+    "benchmark": "assess.benchmark",
     "compare": "assess.compare",
     "evaluate": "assess.evaluate",
     "export": "workflow",

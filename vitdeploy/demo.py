@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.assess.benchmark import measure_latency, measure_processing
+from vitdeploy.assess.benchmark import benchmark
 from vitdeploy.assess.compare import compare
-from vitdeploy.assess.environment import machine
 from vitdeploy.assess.evaluate import evaluate
 from vitdeploy.assess.samples import image_files
 from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.errors import UnavailableError
 from vitdeploy.predictor import load
 from vitdeploy.workflow import export
 
@@ -90,19 +89,20 @@ def run_demo(output: str | os.PathLike[str], *, on_step: Callable[[str], None] =
             "One image of each class": _samples(predictors, _first_of_each_class(images)),
             heading: _samples(predictors, [images / path for path in wrong[:_MOST_WRONG_SHOWN]]),
         }
-        processing_ms = measure_processing(predictors["onnxruntime"].processor, image_files(images))
-    latencies = measure_latency(
-        bundle.path, [(name, "fp32") for name in BACKENDS], batch_sizes=_BATCH_SIZES, runs=10, on_step=on_step
+    times = benchmark(
+        bundle, backends=[f"{name}:fp32" for name in BACKENDS], batch_sizes=_BATCH_SIZES, images=images, on_step=on_step
     )
+    if times.skipped:
+        raise UnavailableError(times.skipped[0].reason)
     on_step("writing the report")
     report = Report(
         title=f"{bundle.manifest.source.id}, from PyTorch to ONNX Runtime",
         source=_source(bundle.manifest),
-        machine=machine(),
+        machine=times.machine,
         comparison=comparison,
         accuracies=accuracies,
-        latencies=latencies,
-        processing_ms=statistics.median(processing_ms),
+        latencies=times.latencies,
+        processing_ms=times.latency("onnxruntime fp32", 1).processing_ms,
         samples=samples,
     )
     path = write_report(Path(output, "report.html"), report)

@@ -1,4 +1,4 @@
-"""Latency: what is measured, and that no process outlives the measurement."""
+"""The benchmark: what is measured, and that no process outlives it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from bundles import write_bundle
-from vitdeploy.assess import benchmark
-from vitdeploy.assess.benchmark import WARM_UP_RUNS, Latency, measure_latency, measure_processing
-from vitdeploy.errors import BundleError, UnavailableError, UsageError
+from vitdeploy.assess import timing
+from vitdeploy.assess.benchmark import benchmark
+from vitdeploy.assess.samples import synthetic_images
+from vitdeploy.assess.timing import MOST_WINDOWS, WINDOW, Job
+from vitdeploy.errors import BundleError, InputError, UsageError
+from vitdeploy.processor import ImageProcessor
+from vitdeploy.runtimes import BACKENDS
+from vitdeploy.specs import PixelFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vitdeploy.bundle import Bundle
 
-ONNX = ("onnxruntime", "fp32")
+ONNX = ["onnxruntime"]
 
 
 @pytest.fixture(scope="module")
@@ -39,90 +42,132 @@ def no_process_is_left() -> Iterator[None]:
     assert multiprocessing.active_children() == []
 
 
-def test_percentiles_and_images_per_second() -> None:
-    latency = Latency("torch", "fp32", 8, tuple(float(time) for time in range(1, 102)), {"threads": 2})
-    assert latency.percentile_ms(50) == 51
-    assert latency.images_per_second == pytest.approx(8 / 0.051)
-    assert latency.to_dict() == {
-        "backend": "torch",
-        "precision": "fp32",
-        "batch_size": 8,
-        "runs": 101,
-        "p50_ms": 51,
-        "p90_ms": 91,
-        "p99_ms": 100,
-        "images_per_second": pytest.approx(156.86, abs=0.01),
-        "details": {"threads": 2},
-    }
-
-
-def test_each_backend_and_batch_size_is_timed_in_turns(bundle: Bundle) -> None:
+def test_every_backend_and_batch_size_is_timed_in_turns(bundle: Bundle) -> None:
     steps: list[str] = []
-    found = measure_latency(
-        bundle.path, [("torch", "fp32"), ONNX], batch_sizes=(3, 1), rounds=2, runs=4, on_step=steps.append
-    )
-    assert [(item.name, item.batch_size, len(item.times_ms)) for item in found] == [
-        ("torch fp32", 3, 8),
-        ("onnxruntime fp32", 3, 8),
-        ("torch fp32", 1, 8),
-        ("onnxruntime fp32", 1, 8),
+    found = benchmark(bundle.path, batch_sizes=(3, 1), threads=1, rounds=2, runs=4, on_step=steps.append)
+    names = [("reference", "torch"), ("onnx-fp32", "onnxruntime")]
+    assert [(item.artifact, item.backend, item.batch_size) for item in found.latencies] == [
+        (*name, size) for size in (3, 1) for name in names
     ]
-    assert all(0 < time < 60_000 for item in found for time in item.times_ms)
-    assert [item.details["engine"].split()[0] for item in found] == ["torch", "onnxruntime"] * 2
-    assert steps == ["opening torch fp32", "opening onnxruntime fp32", "timing, round 1 of 2", "timing, round 2 of 2"]
+    for item in found.latencies:
+        assert [len(times) for times in (*item.rounds_ms, *item.image_rounds_ms)] == [4] * 4
+        assert all(0 < taken < 60_000 for taken in (*item.times_ms, *item.image_times_ms))
+        assert item.load_ms is not None
+        assert item.first_ms is not None
+        assert item.processing_ms is not None
+        assert item.load_ms > 0 < item.first_ms
+        assert 0 < item.processing_ms < max(item.image_times_ms)
+        assert 1e7 < (item.peak_memory_bytes or 0) < 1e11
+        assert item.details["threads"] == 1
+    assert [item.details["engine"].split()[0] for item in found.latencies] == ["torch", "onnxruntime"] * 2
+    assert found.latencies[1].details["intra_op_threads"] == 1
+    assert found.status == "passed"
+    assert (found.settings["images"], found.settings["runs"]) == ("synthetic JPEG files of 640x480 pixels", 4)
+    assert "cpu" in found.machine
+    assert steps == ["opening reference on torch", "opening onnx-fp32 on onnxruntime",
+                     "timing, round 1 of 2", "timing, round 2 of 2"]  # fmt: skip
 
 
-def test_what_is_timed_is_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Slow:
-        calls = 0
+class Slow:
+    """A runtime whose runs take what it is told, in milliseconds, the last of them for ever."""
 
-        def run(self, feeds: Any) -> None:
-            self.calls += 1
-            time.sleep(0.02)
+    inputs = ()
+    pixels = PixelFormat()
 
-    runtime: Any = Slow()
-    times = benchmark._times(runtime, {}, 4)
-    assert runtime.calls == WARM_UP_RUNS + 4
-    assert len(times) == 4
-    assert all(20 <= taken < 2000 for taken in times)
+    def __init__(self, *times: float) -> None:
+        self.times = list(times)
+        self.calls = 0
+
+    def run(self, feeds: Any) -> None:
+        self.calls += 1
+        time.sleep(1e-3 * (self.times.pop(0) if len(self.times) > 1 else self.times[0]))
 
 
-def test_processing_is_timed_by_image(tmp_path: Path) -> None:
-    files = []
-    for index in range(5):
-        files.append(tmp_path / f"{index}.png")
-        Image.fromarray(np.full((8, 8, 3), index, np.uint8)).save(files[-1])
-    seen: list[Path] = []
-    processor: Any = seen.append
-    assert len(measure_processing(processor, files)) == 5
-    assert seen == files[:WARM_UP_RUNS] + files
+def timer(runtime: Slow) -> timing._Timer:
+    image = synthetic_images(1, 8, 8)[0].tobytes()
+    found = timing._Timer(Job("", None, "cpu", 0, (image,)))  # type: ignore[arg-type]
+    found._runtime = runtime  # type: ignore[assignment]
+    found._ready[1] = {}
+    return found
+
+
+def test_a_warm_up_ends_when_times_are_steady() -> None:
+    runtime = Slow(*[60.0] * WINDOW, *[40.0] * WINDOW, 20.0)
+    assert timer(runtime).warm_up(1)
+    assert runtime.calls == 4 * WINDOW
+    growing = Slow(*(2.0 * 1.5**window for window in range(MOST_WINDOWS) for _ in range(WINDOW)))
+    assert not timer(growing).warm_up(1)
+    assert growing.calls == MOST_WINDOWS * WINDOW
+
+
+def test_what_is_timed_is_the_run_and_the_processing_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Slow(20.0)
+    found = timer(runtime)
+
+    def process(self: ImageProcessor, images: Any, **_: Any) -> None:
+        assert len(images) == 1
+        time.sleep(0.03)
+
+    monkeypatch.setattr(ImageProcessor, "__call__", process)
+    found._processor = ImageProcessor()
+    times = found.time(1, 4)
+    assert runtime.calls == 2 * 5
+    assert [len(each) for each in (times.ready_ms, times.images_ms, times.processing_ms)] == [4, 4, 4]
+    assert all(20 <= taken < 2000 for taken in times.ready_ms)
+    assert all(30 <= taken < 2000 for taken in times.processing_ms)
+    assert all(50 <= taken < 4000 for taken in times.images_ms)
 
 
 @pytest.mark.parametrize(
-    ("backends", "options"),
-    [([], {}), ([ONNX], {"batch_sizes": ()}), ([ONNX], {"batch_sizes": (1, 0)}), ([ONNX], {"rounds": 0}),
-     ([ONNX], {"runs": 0})],
-)  # fmt: skip
-def test_arguments_are_checked(backends: list[tuple[str, str]], options: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="a measurement needs backends"):
-        measure_latency(tmp_path, backends, **options)
+    ("options", "message"),
+    [
+        ({"batch_sizes": ()}, "needs batch sizes, rounds and runs from 1 up"),
+        ({"batch_sizes": (1, 0)}, r"got \[1, 0\]"),
+        ({"rounds": 0}, "rounds and runs from 1 up"),
+        ({"runs": 0}, "rounds and runs from 1 up"),
+        ({"threads": -1}, "threads must be from 0 up, got -1"),
+        ({"backends": ["onnxruntime:fp16"]}, "has no artifact onnx-fp16"),
+        ({"backends": []}, "one or more names"),
+    ],
+)
+def test_arguments_are_checked(bundle: Bundle, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        benchmark(bundle, **options)
 
 
-def test_a_worker_s_error_is_the_caller_s(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="fp16"):
-        measure_latency(bundle.path, [ONNX, ("onnxruntime", "fp16")])
+def test_bad_input_makes_no_process(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="manifest"):
-        measure_latency(tmp_path, [ONNX])
+        benchmark(tmp_path)
+    with pytest.raises(InputError, match="must hold images"):
+        benchmark(bundle, images=tmp_path)
 
 
-def test_a_worker_that_dies_is_an_error_of_one_line(bundle: Bundle) -> None:
+def test_a_damaged_artifact_is_the_caller_s_error(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path)
+    (bundle.path / bundle.manifest.artifacts[0].files[0].path).write_bytes(b"altered")
+    with pytest.raises(BundleError, match="was altered"):
+        benchmark(bundle, backends=ONNX, rounds=1, runs=1)
+
+
+def test_what_is_missing_here_is_skipped_and_the_others_go_on(bundle: Bundle) -> None:
+    found = benchmark(bundle, batch_sizes=(1,), backends=["torch", *ONNX], device="cuda", rounds=1, runs=1)
+    if found.status == "passed":
+        pytest.skip("this machine has a GPU")
+    assert found.latencies == ()
+    assert [(item.artifact, item.batch_size) for item in found.skipped] == [("reference", None), ("onnx-fp32", None)]
+    assert "CUDA" in found.skipped[1].reason
+
+
+def test_a_process_that_dies_is_skipped_with_its_exit_code(bundle: Bundle) -> None:
     def kill(step: str) -> None:
         if step == "timing, round 2 of 2":
             for process in multiprocessing.active_children():
                 process.kill()
 
-    with pytest.raises(UnavailableError, match="onnxruntime fp32 must answer, it ended with exit code -9"):
-        measure_latency(bundle.path, [ONNX], rounds=2, runs=1, on_step=kill)
+    found = benchmark(bundle, backends=ONNX, rounds=2, runs=1, on_step=kill)
+    assert (found.status, found.latencies) == ("skipped", ())
+    (skipped,) = found.skipped
+    assert "times onnx-fp32 on onnxruntime must answer, it ended with exit code -9" in skipped.reason
 
 
 def test_an_interrupt_ends_the_workers(bundle: Bundle) -> None:
@@ -132,12 +177,19 @@ def test_an_interrupt_ends_the_workers(bundle: Bundle) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure_latency(bundle.path, [ONNX, ONNX], on_step=interrupt)
+        benchmark(bundle, batch_sizes=(1,), on_step=interrupt)
+
+
+def test_threads_are_for_backends_that_heed_them(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    monkeypatch.setattr(timing, "_HEED_THREADS", ["torch"])
+    assert "onnxruntime" in BACKENDS
+    with pytest.raises(UsageError, match="threads are for torch, not for onnxruntime; leave it out"):
+        benchmark(bundle, backends=ONNX, threads=2)
 
 
 KILLED = """
 import multiprocessing, os, signal, sys
-from vitdeploy.assess.benchmark import measure_latency
+from vitdeploy.assess.benchmark import benchmark
 
 def die(step):
     if step == "timing, round 2 of 2":
@@ -145,7 +197,7 @@ def die(step):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
-    measure_latency(sys.argv[1], [("onnxruntime", "fp32")], rounds=2, runs=1, on_step=die)
+    benchmark(sys.argv[1], batch_sizes=(1,), backends=["onnxruntime"], rounds=2, runs=1, on_step=die)
 """
 
 

@@ -61,7 +61,7 @@ def test_what_is_no_rule_is_refused(tmp_path: Path, text: str, message: str) -> 
 def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must be TOML: .*line 1"):
         read_rules(write(tmp_path, "max_drop = = 1"))
-    with pytest.raises(InputError, match="absent.toml must be a TOML file of rules that can be read"):
+    with pytest.raises(InputError, match=r"absent\.toml must be a TOML file of rules that can be read"):
         read_rules(tmp_path / "absent.toml")
 
 

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from vitdeploy.assess.accuracy import Accuracy
-from vitdeploy.assess.benchmark import Latency
 from vitdeploy.assess.compare import BackendComparison, Comparison
 from vitdeploy.assess.difference import compare_outputs
+from vitdeploy.assess.latency import Latency
 from vitdeploy.assess.report import Report, Sample, write_report
 from vitdeploy.errors import MissingDependencyError, OutputError
 from vitdeploy.predictor import Prediction
@@ -82,9 +82,16 @@ def report(image: Path) -> Report:
         comparison=Comparison("bundle", 2, False, results),
         accuracies={"torch": Accuracy(8, 10), "onnxruntime": Accuracy(7, 10)},
         latencies=[
-            Latency("torch", "fp32", 1, (4.0, 5.0, 6.0), {"engine": "torch 9", "providers": ["a", "b"]}),
-            Latency("$x^$<b>", "fp32", 1, (2.0, 2.5, 40.0)),
-            Latency("torch", "fp32", 8, (16.0,)),
+            Latency(
+                "reference",
+                "torch",
+                "fp32",
+                1,
+                ((4.0, 5.0, 6.0),),
+                details={"engine": "torch 9", "providers": ["a", "b"]},
+            ),
+            Latency("x", "$x^$<b>", "fp32", 1, ((2.0, 2.5, 40.0),)),
+            Latency("reference", "torch", "fp32", 8, ((16.0,),)),
         ],
         processing_ms=0.123,
         samples={

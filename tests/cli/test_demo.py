@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vitdeploy import demo
-from vitdeploy.assess.benchmark import Latency
 from vitdeploy.assess.compare import compare
+from vitdeploy.assess.latency import Benchmark, Latency
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import MissingDependencyError
@@ -73,9 +73,11 @@ def test_samples_show_each_class_and_the_mistakes(result: dict[str, Any]) -> Non
 
 
 def test_latency_stands_beside_the_machine(result: dict[str, Any]) -> None:
-    found = [(item["backend"], item["batch_size"], item["runs"]) for item in result["latencies"]]
+    found = [(item["backend"], item["batch_size"], item["ready_input"]["runs"]) for item in result["latencies"]]
     assert found == [(name, size, 100) for size in (1, 8) for name in BACKENDS]
-    assert all(0 < item["p50_ms"] <= item["p90_ms"] <= item["p99_ms"] for item in result["latencies"])
+    for item in result["latencies"]:
+        times = item["ready_input"]
+        assert 0 < times["p50_ms"] <= times["p90_ms"] <= times["p99_ms"]
     assert 0 < result["processing_ms"] < 1000
     assert {"cpu", "cores", "torch", "onnxruntime"} <= set(result["machine"])
 
@@ -93,10 +95,14 @@ def test_it_leaves_a_bundle_and_a_report(result: dict[str, Any], output: Path) -
 def test_a_difference_ends_in_1_with_the_report_written(
     result: dict[str, Any], output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def quick(bundle: Path, backends: Sequence[tuple[str, str]], **_: object) -> list[Latency]:
-        return [Latency(name, precision, 1, (1.0, 2.0, 3.0)) for name, precision in backends]
+    def quick(bundle: Bundle, backends: Sequence[str], **_: object) -> Benchmark:
+        latencies = [
+            Latency("onnx-fp32", name.partition(":")[0], "fp32", 1, ((1.0, 2.0, 3.0),), processing_ms=0.1)
+            for name in backends
+        ]
+        return Benchmark(str(bundle.path), {"cpu": "one"}, {}, tuple(latencies))
 
-    monkeypatch.setattr(demo, "measure_latency", quick)
+    monkeypatch.setattr(demo, "benchmark", quick)
     monkeypatch.setattr(demo, "compare", functools.partial(compare, tolerance=0.0))
     before = (output / "report.html").read_bytes()
     with pytest.raises(SystemExit) as exited:

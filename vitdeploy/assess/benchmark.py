@@ -1,201 +1,192 @@
-"""Latency of backends side by side, each alone in its process."""
+"""Latency of every artifact of a bundle side by side, each alone in its process."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import multiprocessing
-import signal
-import time
-from typing import TYPE_CHECKING, Any, TypeVar
+import io
+import statistics
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from vitdeploy.assess.samples import SYNTHETIC_SIZE, feeds, synthetic_images
+from vitdeploy.assess.environment import machine
+from vitdeploy.assess.latency import Benchmark, Latency, NotMeasured
+from vitdeploy.assess.samples import image_files, synthetic_images
+from vitdeploy.assess.selection import select
+from vitdeploy.assess.timing import MOST_WINDOWS, WINDOW, WITHIN, Job, Round, check_threads, worker
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import UnavailableError, UsageError, VitDeployError
+from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import load_processor
-from vitdeploy.runtimes import open_runtime
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from multiprocessing.connection import Connection
+    from collections.abc import Callable, Sequence
 
-    from vitdeploy.images import ImageSource
-    from vitdeploy.processor import ImageProcessor
-    from vitdeploy.runtimes.base import Runtime
+    from vitdeploy.assess.selection import Selected
+    from vitdeploy.assess.timing import Opened
 
-WARM_UP_RUNS = 3
-# ONNX Runtime's idle threads spin for 40 ms after a run, torch's for 10 (1.32 and 2.13, by their processes' CPU time):
-# whoever runs next waits until the cores are free.
-PAUSE_S = 0.1
-_T = TypeVar("_T")
+# (height, width) of the files that are made where none are given: VGA photographs, as they come from many cameras.
+SYNTHETIC_SIZE = (480, 640)
+_JPEG_QUALITY = 90
 
 
-@dataclasses.dataclass(frozen=True)
-class Latency:
-    """Times of `Runtime.run` on ready input, image processing not included.
-
-    Attributes:
-        backend: what ran.
-        precision: of the artifact.
-        batch_size: images a run.
-        times_ms: every run, in milliseconds, warm-up left out.
-        details: what really ran.
-    """
-
-    backend: str
-    precision: str
-    batch_size: int
-    times_ms: tuple[float, ...]
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"{self.backend} {self.precision}"
-
-    def percentile_ms(self, percent: float) -> float:
-        return float(np.percentile(self.times_ms, percent))
-
-    @property
-    def images_per_second(self) -> float:
-        """At the median time."""
-        return 1e3 * self.batch_size / self.percentile_ms(50)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "backend": self.backend,
-            "precision": self.precision,
-            "batch_size": self.batch_size,
-            "runs": len(self.times_ms),
-            **{f"p{percent}_ms": self.percentile_ms(percent) for percent in (50, 90, 99)},
-            "images_per_second": self.images_per_second,
-            "details": self.details,
-        }
-
-
-def measure_latency(
-    bundle: str | os.PathLike[str],
-    backends: Sequence[tuple[str, str]],
+def benchmark(
+    bundle: str | os.PathLike[str] | Bundle,
     *,
-    batch_sizes: Sequence[int] = (1,),
+    batch_sizes: Sequence[int] = (1, 8),
+    backends: Sequence[str] | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    images: str | os.PathLike[str] | None = None,
     rounds: int = 10,
-    runs: int = 20,
+    runs: int = 10,
     on_step: Callable[[str], None] = lambda _: None,
-) -> list[Latency]:
-    """Time backends in turns, each in a process of its own: sessions in one process disturb each other.
+) -> Benchmark:
+    """Time every artifact and the reference, in turns, each in a process of its own.
 
-    The processes are spawned, so a script that calls this needs the usual `if __name__ == "__main__":`. None of them
-    outlives the call, however it ends.
+    The backends take turns in every round; in its turn, one runs every batch size on ready input, and then from the
+    bytes of image files. What cannot be measured here is among `skipped`, and the others go on. The processes are
+    spawned, so a script that calls this needs the usual `if __name__ == "__main__":`. None of them outlives the call,
+    however it ends.
 
     Args:
-        bundle: its folder.
-        backends: pairs (backend, precision).
+        bundle: the bundle or its folder.
         batch_sizes: images a run.
+        backends: such as "onnxruntime:fp16", see `select`; by default the reference and every artifact.
+        device: "cpu", "cuda" or "cuda:1".
+        threads: of each backend; 0 for its own choice.
+        images: a folder, every image below it; by default JPEG files of 640x480 synthetic pixels.
         rounds: turns that each backend gets.
-        runs: timed runs of each batch size a turn, after `WARM_UP_RUNS` that are not.
+        runs: timed runs of each kind and batch size a turn.
         on_step: called with what is being done.
-
-    Returns:
-        One for each batch size and backend, in the order of the arguments.
 
     Raises:
         UsageError: an argument is not what it must be.
         BundleError: the bundle, or an artifact of it, is absent or was altered.
-        UnavailableError: a backend cannot be had, or its process died.
+        InputError: there are no images, or one cannot be read.
     """
-    if not (backends and batch_sizes and min(*batch_sizes, rounds, runs) >= 1):
+    sizes = tuple(dict.fromkeys(batch_sizes))
+    if not (sizes and min(*sizes, rounds, runs) >= 1):
         raise UsageError(
-            f"a measurement needs backends, and batch sizes, rounds and runs from 1 up; got {list(backends)}, "
-            f"{list(batch_sizes)}, {rounds} and {runs}"
+            f"a benchmark needs batch sizes, rounds and runs from 1 up, got {list(batch_sizes)}, {rounds} and {runs}"
         )
-    times: dict[tuple[int, int], list[float]] = {}
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    selection = select(bundle, backends)
+    check_threads(threads, selection)
+    load_processor(bundle)  # or say what is wrong with it, before a process is made
+    encoded, kind = _encoded(images, max(sizes))
     with contextlib.ExitStack() as stack:
-        workers = []
-        for backend, precision in backends:
-            on_step(f"opening {backend} {precision}")
-            workers.append(stack.enter_context(_worker(str(bundle), backend, precision)))
-        details = [worker() for worker in workers]
+        timed = [
+            _Timed(
+                selected,
+                stack.enter_context(worker(Job(str(bundle.path), selected, device, threads, encoded))),
+                sizes,
+            )
+            for selected in selection
+        ]
+        for each in timed:
+            on_step(f"opening {each.selected}")
+            each.open()
         for turn in range(rounds):
             on_step(f"timing, round {turn + 1} of {rounds}")
-            for position, worker in enumerate(workers):
-                for size, taken in zip(batch_sizes, worker(batch_sizes, runs), strict=True):
-                    times.setdefault((size, position), []).extend(taken)
-    return [
-        Latency(backend, precision, size, tuple(times[size, position]), details[position])
-        for size in batch_sizes
-        for position, (backend, precision) in enumerate(backends)
-    ]
+            for each in timed:
+                each.time(runs)
+        for each in timed:
+            each.finish()
+    return Benchmark(
+        bundle=str(bundle.path),
+        machine=machine(),
+        settings={
+            "batch_sizes": list(sizes),
+            "rounds": rounds,
+            "runs": runs,
+            "device": device,
+            "threads": threads,
+            "images": kind,
+            "warm_up": f"until the medians of {WINDOW} runs are within {WITHIN:.0%}, at most {MOST_WINDOWS} times",
+        },
+        latencies=tuple(latency for size in sizes for each in timed for latency in each.latency(size)),
+        skipped=tuple(reason for each in timed for reason in each.skipped),
+    )
 
 
-def measure_processing(processor: ImageProcessor, images: Sequence[ImageSource]) -> tuple[float, ...]:
-    """Milliseconds from each image, by itself, to what a runtime takes; read and decoded within, after a warm-up."""
-    for image in images[:WARM_UP_RUNS]:
-        processor(image)
-    return tuple(_elapsed_ms(processor, image) for image in images)
+class _Timed:
+    """A backend's process, and what it took so far."""
 
+    def __init__(self, selected: Selected, ask: Callable[..., Any], sizes: Sequence[int]) -> None:
+        self.selected = selected
+        self.skipped: list[NotMeasured] = []
+        self._ask = ask
+        self._sizes = list(sizes)
+        self._opened: Opened | None = None
+        self._peak: int | None = None
+        self._steady: dict[int, bool] = {}
+        self._rounds: dict[int, list[Round]] = {size: [] for size in sizes}
 
-@contextlib.contextmanager
-def _worker(bundle: str, backend: str, precision: str) -> Iterator[Callable[..., Any]]:
-    """A process with an open runtime, as a function that sends a request, if any, and returns `_serve`'s answer."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, bundle, backend, precision))
-
-    def ask(*request: Any) -> Any:
+    def open(self) -> None:
         try:
-            if request:
-                ours.send(request)
-            answer = ours.recv()
-        except (EOFError, ConnectionError) as exc:
-            process.join(timeout=10)
-            raise UnavailableError(
-                f"the process that times {backend} {precision} must answer, it ended with exit code "
-                f"{process.exitcode}; see its messages on stderr, or free memory"
-            ) from exc
-        if isinstance(answer, VitDeployError):
-            raise answer
-        return answer
+            self._opened = self._ask("open", min(self._sizes))
+        except UnavailableError as exc:
+            self._give_up(str(exc))
+        for size in list(self._sizes):
+            self._steady[size] = self._at(size, "warm_up", size)
 
-    with ours:
-        with theirs:  # closed here once the worker has its copy, so that each side sees the other's end
-            process.start()
+    def time(self, runs: int) -> None:
+        for size in list(self._sizes):
+            self._rounds[size].append(self._at(size, "time", size, runs))
+
+    def finish(self) -> None:
+        if self._sizes:
+            try:
+                self._peak = self._ask("peak_memory_bytes")
+            except UnavailableError as exc:
+                self._give_up(str(exc))
+
+    def latency(self, size: int) -> list[Latency]:
+        """What was measured at a batch size, if it was."""
+        if size not in self._sizes or self._opened is None:
+            return []
+        rounds = self._rounds[size]
+        return [
+            Latency(
+                *self.selected,
+                size,
+                rounds_ms=tuple(each.ready_ms for each in rounds),
+                image_rounds_ms=tuple(each.images_ms for each in rounds),
+                processing_ms=statistics.median(value for each in rounds for value in each.processing_ms),
+                load_ms=self._opened.load_ms,
+                first_ms=self._opened.first_ms,
+                peak_memory_bytes=self._peak,
+                steady=self._steady[size],
+                details=self._opened.details,
+            )
+        ]
+
+    def _at(self, size: int, *request: Any) -> Any:
+        """The process's answer, unless the backend was given up; a size that cannot be run is left out from here on."""
+        if size not in self._sizes:
+            return None
         try:
-            yield ask
-        finally:
-            process.kill()
-            process.join()
+            return self._ask(*request)
+        except UsageError as exc:  # the artifact takes other sizes
+            self._sizes.remove(size)
+            self.skipped.append(NotMeasured(*self.selected, size, str(exc)))
+        except UnavailableError as exc:
+            self._give_up(str(exc))
+        return None
+
+    def _give_up(self, reason: str) -> None:
+        self._sizes.clear()
+        self.skipped.append(NotMeasured(*self.selected, None, reason))
 
 
-def _serve(connection: Connection, bundle: str, backend: str, precision: str) -> None:
-    """Send the runtime's details, then for each request (batch sizes, runs) a list of milliseconds for each size."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
-    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
-        try:
-            opened = Bundle.open(bundle)
-            processor = load_processor(opened)
-            with open_runtime(opened, backend, precision=precision) as runtime:
-                connection.send(runtime.details)
-                while True:
-                    batch_sizes, runs = connection.recv()
-                    time.sleep(PAUSE_S)
-                    connection.send([_times(runtime, _inputs(runtime, processor, size), runs) for size in batch_sizes])
-        except VitDeployError as exc:
-            connection.send(exc)
-
-
-def _inputs(runtime: Runtime, processor: ImageProcessor, batch_size: int) -> Mapping[str, np.ndarray]:
-    images = synthetic_images(batch_size, *(processor.output_size or SYNTHETIC_SIZE))
-    return feeds(runtime.inputs, processor(images, pixels=runtime.pixels))
-
-
-def _times(runtime: Runtime, inputs: Mapping[str, np.ndarray], runs: int) -> list[float]:
-    times = [_elapsed_ms(runtime.run, inputs) for _ in range(WARM_UP_RUNS + runs)]
-    return times[WARM_UP_RUNS:]
-
-
-def _elapsed_ms(call: Callable[[_T], object], argument: _T) -> float:
-    start = time.perf_counter()
-    call(argument)
-    return 1e3 * (time.perf_counter() - start)
+def _encoded(images: str | os.PathLike[str] | None, count: int) -> tuple[tuple[bytes, ...], str]:
+    """The bytes of image files, and what they are."""
+    if images is not None:
+        files = image_files(images)[:count]
+        return tuple(file.read_bytes() for file in files), f"{len(files)} files of a folder"
+    encoded = []
+    for image in synthetic_images(count, *SYNTHETIC_SIZE):
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=_JPEG_QUALITY)
+        encoded.append(file.getvalue())
+    height, width = SYNTHETIC_SIZE
+    return tuple(encoded), f"synthetic JPEG files of {width}x{height} pixels"

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    from vitdeploy.assess.benchmark import Latency
     from vitdeploy.assess.evaluate import Evaluation
     from vitdeploy.assess.gate_plan import Planned
+    from vitdeploy.assess.latency import Benchmark
 
 __all__ = ["Check", "GateResult", "gate", "planned_checks"]
 
@@ -35,7 +35,7 @@ class GateResult:
         data: the folder or file of the images.
         checks: every check, in a stable order.
         evaluation: of the images.
-        latencies: of one image; none where no rule is about them.
+        benchmark: of one image; None where no rule is about latency.
         baseline: the file; None without one.
         changes: what is otherwise than in the baseline, a line each.
         updated: whether the baseline was written.
@@ -45,7 +45,7 @@ class GateResult:
     data: str
     checks: tuple[Check, ...]
     evaluation: Evaluation
-    latencies: tuple[Latency, ...] = ()
+    benchmark: Benchmark | None = None
     baseline: Path | None = None
     changes: tuple[str, ...] = ()
     updated: bool = False
@@ -66,7 +66,7 @@ class GateResult:
             "changes": list(self.changes),
             "checks": [check.to_dict() for check in self.checks],
             "evaluation": self.evaluation.to_dict(),
-            "latencies": [latency.to_dict() for latency in self.latencies],
+            "benchmark": None if self.benchmark is None else self.benchmark.to_dict(),
         }
 
 
@@ -118,7 +118,7 @@ def gate(
         raise _other_data(file, "other images or labels of the same number")
     measured = Measured(bundle, evaluation, accepted, planned, on_step)
     checks = tuple(judge(check, measured) for check in planned)
-    result = GateResult(str(bundle.path), str(data), checks, evaluation, measured.timed, file)
+    result = GateResult(str(bundle.path), str(data), checks, evaluation, measured.benchmarked, file)
     new = Baseline.of(bundle, evaluation)
     if accepted is not None:
         result = dataclasses.replace(result, changes=accepted.changes(new))

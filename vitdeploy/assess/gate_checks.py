@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING, Any, cast
 
 from vitdeploy.assess.baseline import labels_sha256, processor_sha256
-from vitdeploy.assess.benchmark import measure_latency
+from vitdeploy.assess.benchmark import benchmark
 from vitdeploy.assess.compare import compare
 from vitdeploy.assess.dataset import open_data
 from vitdeploy.assess.gate_plan import ALPHA, subject_of
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.accuracy import Accuracy, Predictions
     from vitdeploy.assess.baseline import Baseline
-    from vitdeploy.assess.benchmark import Latency
     from vitdeploy.assess.compare import BackendComparison
     from vitdeploy.assess.evaluate import Evaluation
     from vitdeploy.assess.gate_plan import Planned
+    from vitdeploy.assess.latency import Benchmark
     from vitdeploy.assess.selection import Selected
     from vitdeploy.bundle import Bundle
 
@@ -89,21 +89,16 @@ class Measured:
         return {(each.artifact, each.backend): each for each in result.results}
 
     @functools.cached_property
-    def latencies(self) -> Mapping[str, Latency]:
-        """Of one image, by subject.
-
-        Raises:
-            UnavailableError: a backend that the rules name cannot run.
-        """
+    def benchmark(self) -> Benchmark:
+        """Of one image, for every backend that a ratio of latencies is about."""
         asked = [each for check in self.planned if check.against for each in (check.against, check.selected) if each]
-        ran = {subject_of(each): each for each in asked if self.why_skipped(each) is None}
-        pairs = [(each.backend, each.precision) for each in ran.values()]
-        return dict(zip(ran, measure_latency(self.bundle.path, pairs, on_step=self.on_step), strict=True))
+        names = [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
+        return benchmark(self.bundle, batch_sizes=(1,), backends=list(dict.fromkeys(names)), on_step=self.on_step)
 
     @property
-    def timed(self) -> tuple[Latency, ...]:
-        """The latencies, if a check asked for them."""
-        return tuple(self.latencies.values()) if "latencies" in vars(self) else ()
+    def benchmarked(self) -> Benchmark | None:
+        """The benchmark, if a check asked for it."""
+        return self.benchmark if "benchmark" in vars(self) else None
 
     def why_skipped(self, selected: Selected) -> str | None:
         """Why an artifact did not run in the evaluation; None where it did, or was not asked to."""
@@ -210,10 +205,12 @@ def _max_latency_ratio(planned: Planned, measured: Measured, _result: Prediction
     reason = measured.why_skipped(against)
     if reason is not None:
         return None, "skipped", f"{against} could not run: {reason}"
-    mine, other = (measured.latencies[name].percentile_ms(50) for name in (planned.subject, subject_of(against)))
-    ratio = mine / other
-    found = f"{ratio:.2f} times the median of {subject_of(against)} ({mine:.3g} and {other:.3g} ms an image), "
-    return ratio, _word(ratio <= planned.bound), f"{found}{planned.bound:g} allowed"
+    for each in measured.benchmark.skipped:
+        if each.backend and f"{each.backend} {each.precision}" in (planned.subject, subject_of(against)):
+            return None, "skipped", f"{each.backend} {each.precision} could not be timed: {each.reason}"
+    ratio = measured.benchmark.ratio(planned.subject, subject_of(against), 1)
+    found = f"{ratio.median:.2f} times as long as {subject_of(against)} for an image, {planned.bound:g} allowed"
+    return ratio.median, _word(ratio.median <= planned.bound), found
 
 
 def _max_size(planned: Planned, measured: Measured, result: Predictions) -> _Found:

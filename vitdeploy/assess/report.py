@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from vitdeploy.assess.accuracy import Accuracy
-    from vitdeploy.assess.benchmark import Latency
     from vitdeploy.assess.compare import Comparison
+    from vitdeploy.assess.latency import Latency
     from vitdeploy.predictor import Prediction
 
 _LARGEST_SIDE = 320  # pixels of an embedded image; the page shows half of it, for dense displays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_SYNC_S = 5.0  # between two waits for the disk, which can each take longer than a batch
+
+
 class WorkFile:
     """A file of JSON lines: what is done in the first, and a finished batch in each other one.
 
-    A line counts when it ends, and is on the disk when `append` returns: whoever is killed loses the batch in work and
-    nothing else. A context manager; another process with the same file waits for none, and is refused.
+    A line counts when it ends. Whoever is killed loses the batch in work and nothing else; a power cut may take those
+    of the last seconds, too. A context manager; another process with the same file waits for none, and is refused.
 
     Args:
         path: made where there is none.
@@ -42,6 +46,7 @@ class WorkFile:
     def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
         self._path = Path(path)
         self.batches: list[dict[str, Any]] = []
+        self._synced = time.monotonic()
         line = json.dumps(header, allow_nan=False).encode() + b"\n"
         try:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -53,7 +58,9 @@ class WorkFile:
             self._lock()
             content = self._path.read_bytes()
             if line.startswith(content):  # nothing, or a header that was cut short
-                self._write(line, begin=0)
+                os.ftruncate(self._descriptor, 0)
+                self._write(line)
+                os.fsync(self._descriptor)
                 _sync_folder(self._path.parent)
                 return
             first, _, rest = content.partition(b"\n")
@@ -74,6 +81,9 @@ class WorkFile:
         """
         try:
             self._write(json.dumps(batch, allow_nan=False).encode() + b"\n")
+            if time.monotonic() - self._synced >= _SYNC_S:
+                os.fsync(self._descriptor)
+                self._synced = time.monotonic()
         except OSError as exc:
             raise OutputError(f"{self._path} must take another finished batch: {exc.strerror}; free space") from exc
 
@@ -96,12 +106,9 @@ class WorkFile:
             except BlockingIOError as exc:
                 raise self._not_ours("another process is writing it") from exc
 
-    def _write(self, line: bytes, begin: int | None = None) -> None:
-        if begin is not None:
-            os.ftruncate(self._descriptor, begin)
+    def _write(self, line: bytes) -> None:
         while line:
             line = line[os.write(self._descriptor, line) :]
-        os.fsync(self._descriptor)
 
     def _check_header(self, line: bytes, wanted: dict[str, Any]) -> None:
         try:

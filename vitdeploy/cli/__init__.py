@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": ("vitdeploy.cli.compare:compare", "Compare every artifact with the reference."),
     "evaluate": ("vitdeploy.cli.evaluate:evaluate", "Measure the accuracy of every artifact on labelled images."),
     "gate": ("vitdeploy.cli.gate:gate", "Pass or fail: hold every artifact to rules and to a baseline."),
+    "benchmark": ("vitdeploy.cli.benchmark:benchmark", "Time every artifact, each alone in its process."),
     "inspect": (
         "vitdeploy.cli.inspect_bundle:inspect",
         "Show what a bundle holds, or what differs between two artifacts.",

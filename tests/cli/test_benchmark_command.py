@@ -1,0 +1,51 @@
+"""`vitdeploy benchmark`: its table, its JSON and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vitdeploy.cli import main
+
+if TYPE_CHECKING:
+    from vitdeploy.bundle import Bundle
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(["benchmark", *map(str, args)])
+    out, err = capsys.readouterr()
+    return caught.value.code, out, err
+
+
+def test_table_and_json(single: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (single.path, "--batch-sizes", "1, 2", "--rounds", 1, "--runs", 2)
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [[name, "fp32", size] for size in "12" for name in ("torch", "onnxruntime")]
+    assert [len(row) for row in rows] == [13, 16] * 2  # the first has no ratio with quartiles
+    code, out, _ = run(capsys, *arguments, "--backend", "onnxruntime", "--json")
+    found = json.loads(out)
+    assert (code, found["status"], found["settings"]["rounds"]) == (0, "passed", 1)
+    assert [(item["backend"], item["batch_size"], item["ready_input"]["runs"]) for item in found["latencies"]] == [
+        ("onnxruntime", 1, 2),
+        ("onnxruntime", 2, 2),
+    ]
+    assert 0 < found["latencies"][0]["ready_input"]["p50_ms"] < found["latencies"][0]["image_files"]["p99_ms"]
+
+
+def test_what_could_not_be_measured_exits_with_3(single: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, single.path, "--device", "cuda:9", "--batch-sizes", 1, "--rounds", 1, "--runs", 1)
+    assert code == 3
+    assert "Not measured" in out
+    assert out.count("all    ") == 2
+
+
+@pytest.mark.parametrize("sizes", ["", "0", "1,,2", "-1", "1.5", "one", "1,2,"])
+def test_bad_batch_sizes_are_usage_errors(single: Bundle, capsys: pytest.CaptureFixture[str], sizes: str) -> None:
+    code, _, err = run(capsys, single.path, "--batch-sizes", sizes)
+    assert code == 2
+    assert "must be whole numbers from 1 up with commas between them, such as 1,8,32" in err
