@@ -71,8 +71,8 @@ def test_the_sdist_builds_the_same_wheel(dist: Path, tmp_path: Path) -> None:
 def test_public_names() -> None:
     for name in vitdeploy.__all__:
         assert getattr(vitdeploy, name) is not None
-    with pytest.raises(AttributeError, match="has no attribute 'gate'"):
-        vitdeploy.gate  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'absent'"):
+        vitdeploy.absent  # noqa: B018
     assert set(vitdeploy.__all__) <= set(dir(vitdeploy))
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.bisection import Bisection, bisect
     from vitdeploy.assess.compare import Comparison, compare
     from vitdeploy.assess.evaluate import Evaluation, evaluate
+    from vitdeploy.assess.gate import GateResult, gate
     from vitdeploy.assess.latency import Benchmark
     from vitdeploy.bundle import Bundle
     from vitdeploy.errors import VitDeployError
@@ -25,6 +26,7 @@ __all__ = [
     "Bundle",
     "Comparison",
     "Evaluation",
+    "GateResult",
     "ImageProcessor",
     "Prediction",
     "Predictor",
@@ -35,6 +37,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "gate",
     "load",
 ]
 
@@ -45,6 +48,7 @@ _MODULES = {
     "Bundle": "bundle",
     "Comparison": "assess.compare",
     "Evaluation": "assess.evaluate",
+    "GateResult": "assess.gate",
     "ImageProcessor": "processor",
     "Prediction": "predictor",
     "Predictor": "predictor",
@@ -54,6 +58,7 @@ _MODULES = {
     "compare": "assess.compare",
     "evaluate": "assess.evaluate",
     "export": "workflow",
+    "gate": "assess.gate",
     "load": "predictor",
 }
 

@@ -1,4 +1,4 @@
-"""Replace a folder whole or not at all, whatever happens meanwhile."""
+"""Replace a folder or a file whole or not at all, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -79,6 +79,27 @@ def replace_folder(staging: Path, target: Path) -> None:
     else:
         staging.rename(target)
     _fsync(target.parent)
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write a file; one that exists is replaced whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written; the one before is untouched.
+    """
+    partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as exc:
+        raise OutputError(f"{target} could not be written: {exc.strerror or exc}; choose another folder") from exc
 
 
 def _exchange(a: Path, b: Path) -> None:

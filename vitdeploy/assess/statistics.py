@@ -123,3 +123,38 @@ def images_needed(drop: float, *, disagreement: float | None = None, alpha: floa
         else:
             high = middle
     return high
+
+
+def smallest_drop(images: int, *, disagreement: float = 0.0, alpha: float = 0.05, power: float = 0.9) -> float:
+    """The smallest drop in accuracy, as a share of the images, that `images` of them are enough for.
+
+    Args:
+        images: how many both classifiers see.
+        disagreement: as in `images_needed`; the drop itself where that is more.
+        alpha: the largest p-value that counts as a drop.
+        power: the chance with which a drop of this size is to be found.
+
+    Raises:
+        UsageError: a number is not what it must be, or so few images show no drop at all.
+    """
+    if not (images >= 1 and 0 <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
+        raise UsageError(
+            f"images from 1 up, 0 <= disagreement <= 1, 0 < alpha < 1 and 0 < power < 1 must hold, got {images}, "
+            f"{disagreement}, {alpha} and {power}"
+        )
+
+    def is_found(lost: int) -> bool:
+        drop = lost / images
+        share = max(drop, disagreement)
+        return mcnemar_power(images, (share + drop) / 2, (share - drop) / 2, alpha) >= power
+
+    if not is_found(images):
+        raise UsageError(f"images must be enough to show a drop, {images} show none at all; add images")
+    low, high = 0, 1
+    while high < images and not is_found(high):
+        low, high = high, 2 * high
+    high = min(high, images)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_found(middle) else (middle, high)
+    return high / images

@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": ("vitdeploy.cli.predict:predict", "Classify images with a bundle."),
     "compare": ("vitdeploy.cli.compare:compare", "Compare every artifact with the reference."),
     "evaluate": ("vitdeploy.cli.evaluate:evaluate", "Measure the accuracy of every artifact on labelled images."),
+    "gate": ("vitdeploy.cli.gate:gate", "Pass or fail: hold every artifact to rules and to a baseline."),
     "benchmark": ("vitdeploy.cli.benchmark:benchmark", "Time every artifact, each alone in its process."),
     "inspect": (
         "vitdeploy.cli.inspect_bundle:inspect",

@@ -1,0 +1,70 @@
+"""Rules of a gate: what is read, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vitdeploy.assess.gate_rules import GateRules, Rules, read_rules
+from vitdeploy.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EVERY = """
+min_accuracy = 98.5
+max_drop = 1
+max_size = "12.5 MB"
+
+[artifacts."onnx-fp16"]
+max_drop = 2.5
+max_difference = 2e-2
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "gate.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_an_artifact_has_the_rules_of_every_one_but_for_its_own(tmp_path: Path) -> None:
+    rules = read_rules(write(tmp_path, EVERY))
+    assert rules.of("onnx-fp32") == Rules(min_accuracy=98.5, max_drop=1.0, max_size=12_500_000)
+    assert rules.of("onnx-fp16") == Rules(98.5, 2.5, max_difference=0.02, max_size=12_500_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("min_acuracy = 98", "has 'min_acuracy'; did you mean min_accuracy?"),
+        ("[artifact.x]", "has 'artifact'; did you mean artifacts?"),
+        ("zzz = 1", "use min_accuracy, max_drop"),
+        ("[artifacts.onnx-fp32]\nmax_sise = 1", "onnx-fp32 in .* did you mean max_size?"),
+        ("artifacts = 3", "must be tables"),
+        ("min_accuracy = 0.98", "min_accuracy of .* in percent, from 1 to 100, such as 98.5, got 0.98"),
+        ("min_agreement = 101", "in percent"),
+        ("max_drop = 0", "above 0"),
+        ("max_drop = true", "got True"),
+        ("max_difference = nan", "got nan"),
+        ("max_latency_ratio = -1", "a ratio above 0"),
+        ("latency_against = 'torch'", "such as \"torch:fp32\", got 'torch'"),
+        ("max_size = '12 mb'", "such as \"12.5 MB\", got '12 mb'"),
+    ],
+)
+def test_what_is_no_rule_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_rules(write(tmp_path, text))
+
+
+def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"must be TOML: .*line 1"):
+        read_rules(write(tmp_path, "max_drop = = 1"))
+    with pytest.raises(InputError, match=r"absent\.toml must be a TOML file of rules that can be read"):
+        read_rules(tmp_path / "absent.toml")
+
+
+def test_rules_of_an_artifact_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match=r"has 'onnx-fp61'; did you mean onnx-fp16\?"):
+        GateRules(artifacts={"onnx-fp61": Rules()}).check_names(["reference", "onnx-fp16"])

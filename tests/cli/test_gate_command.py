@@ -1,0 +1,195 @@
+"""`vitdeploy gate` and its pytest plugin on the embedded model: three planted faults, exit codes, baselines."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+import pytest
+import yaml
+
+import vitdeploy
+from environments import ROOT
+from faults import perturbed_layer, shifted_labels, swapped_normalization
+from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from vitdeploy.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return vitdeploy.export(default_checkpoint(), output=tmp_path_factory.mktemp("digits") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def baseline(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("ci") / "baseline.json"
+    result = vitdeploy.gate(bundle, data=held_out_images(), baseline=file, update=True)
+    assert (result.status, result.updated) == ("passed", True)
+    return file
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(["gate", *map(str, args)])
+    out, err = capsys.readouterr()
+    return caught.value.code, out, err
+
+
+def test_the_bundle_of_the_baseline_passes(
+    bundle: Bundle, baseline: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rules = tmp_path / "gate.toml"
+    rules.write_text('min_accuracy = 98\n[artifacts."onnx-fp32"]\nmin_agreement = 99.5\n', encoding="utf-8")
+    arguments = (bundle.path, "--data", held_out_images(), "--baseline", baseline, "--rules", rules)
+    code, out, err = run(capsys, *arguments, "--max-size", "2 MB", "--json")
+    found = json.loads(out)
+    assert (code, err, found["status"], found["changes"]) == (0, "", "passed", [])
+    assert [(check["rule"], check["subject"]) for check in found["checks"]] == [
+        ("same_labels", "bundle"),
+        ("same_processor", "bundle"),
+        ("finite", "torch fp32"),
+        ("min_accuracy", "torch fp32"),
+        ("max_drop", "torch fp32"),
+        ("finite", "onnxruntime fp32"),
+        ("min_accuracy", "onnxruntime fp32"),
+        ("max_drop", "onnxruntime fp32"),
+        ("min_agreement", "onnxruntime fp32"),
+        ("max_difference", "onnxruntime fp32"),
+        ("max_size", "onnxruntime fp32"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("plant", "failed"),
+    [
+        (perturbed_layer, {"max_difference onnxruntime fp32"}),
+        (shifted_labels, {"same_labels bundle", "max_drop torch fp32", "max_drop onnxruntime fp32"}),
+        (swapped_normalization, {"same_processor bundle", "max_drop torch fp32", "max_drop onnxruntime fp32"}),
+    ],
+)
+def test_a_planted_fault_is_caught(
+    bundle: Bundle,
+    baseline: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    plant: Callable[[Bundle, Path], Bundle],
+    failed: set[str],
+) -> None:
+    faulty = plant(bundle, tmp_path / "faulty")
+    code, out, _ = run(capsys, faulty.path, "--data", held_out_images(), "--baseline", baseline, "--json")
+    found = json.loads(out)
+    assert (code, found["status"]) == (1, "failed")
+    assert {f"{check['rule']} {check['subject']}" for check in found["checks"] if check["status"] == "failed"} == failed
+
+
+def test_what_is_refused_before_anything_runs(
+    bundle: Bundle, baseline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = (bundle.path, "--data", held_out_images(), "--baseline")
+    code, out, err = run(capsys, *held, baseline, "--max-drop", "0.1")
+    assert (code, out) == (2, "")
+    assert "max_drop of 0.1 points for torch fp32 needs 9273 images" in err
+    assert "the data has 450; add images, or allow 2.23 points" in err
+    code, _, err = run(capsys, *held, tmp_path / "absent.json")
+    assert (code, "make it with --update" in err) == (4, True)
+    assert run(capsys, *held, baseline, "--min-accuracy", "0.98")[0] == 2
+    few = tmp_path / "few"
+    for label in "01":
+        shutil.copytree(held_out_images() / label, few / label)
+    code, _, err = run(capsys, bundle.path, "--data", few, "--baseline", baseline)
+    assert (code, "is of 450 images, the data has 91; restore the data" in err) == (4, True)
+
+
+def test_other_images_of_the_same_number_are_refused(bundle: Bundle, baseline: Path, tmp_path: Path) -> None:
+    data = json.loads(baseline.read_text(encoding="utf-8"))
+    data["data"]["sha256"] = "0" * 64
+    other = tmp_path / "baseline.json"
+    other.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(vitdeploy.VitDeployError, match="is of other images or labels of the same number") as caught:
+        vitdeploy.gate(bundle, data=held_out_images(), baseline=other, backends=["onnxruntime"])
+    assert caught.value.exit_code == 4
+
+
+def test_update_writes_nothing_where_a_check_does_not_pass(bundle: Bundle, baseline: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "baseline.json"
+    shutil.copy(baseline, copy)
+    faulty = perturbed_layer(bundle, tmp_path / "faulty")
+    result = vitdeploy.gate(faulty, data=held_out_images(), baseline=copy, update=True)
+    assert (result.status, result.updated) == ("failed", False)
+    assert copy.read_bytes() == baseline.read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def pytest_run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-p", "vitdeploy.pytest_plugin", "-p", "no:cacheprovider", "-v"]
+    command += ["--rootdir", folder, folder, *arguments]  # type: ignore[list-item]
+    return subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_plugin_holds_the_gate_an_item_a_check(bundle: Bundle, baseline: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "suite"
+    suite.mkdir()
+    (suite / "test_own.py").write_text("def test_own(): pass\n", encoding="utf-8")
+    faulty = perturbed_layer(bundle, tmp_path / "faulty")
+    held = ("--vitdeploy-bundle", faulty.path, "--vitdeploy-data", held_out_images())
+    found = pytest_run(suite, *held, "--vitdeploy-baseline", baseline)
+    assert found.returncode == 1, found.stdout
+    assert "7 passed" in found.stdout  # six checks and the suite's own test
+    assert "1 failed" in found.stdout
+    assert "failed: " in found.stdout
+    assert "of the largest logits from the reference" in found.stdout
+    assert pytest_run(suite).returncode == 0
+    found = pytest_run(suite, *held[:2])
+    assert (found.returncode, "must both be given" in found.stderr) == (4, True)
+
+
+def test_the_plugin_imports_nothing_until_it_is_used() -> None:
+    code = "import json, sys, vitdeploy.pytest_plugin; print(json.dumps(sorted(sys.modules)))"
+    found: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(found.stdout))
+    assert not {name.partition(".")[0] for name in loaded} & {"numpy", "PIL", "torch", "click", "onnxruntime"}
+    assert {name for name in loaded if name.startswith("vitdeploy.")} == {"vitdeploy.pytest_plugin"}
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+def test_the_commands_of_the_ci_templates(bundle: Bundle, baseline: Path, tmp_path: Path, faulty: bool) -> None:
+    """They pass and fail with the gate; the variables are those that the files give to their commands."""
+    github = yaml.safe_load((ROOT / ".github/workflows/vitdeploy-gate.yml").read_text(encoding="utf-8"))
+    gitlab = yaml.safe_load((ROOT / "ci/gitlab/vitdeploy-gate.yml").read_text(encoding="utf-8"))["vitdeploy-gate"]
+    job = github["jobs"]["gate"]
+    (step,) = [step for step in job["steps"] if step.get("name") == "Gate"]
+    assert all("@v" in each["uses"] for each in job["steps"] if "uses" in each)
+    assert set(gitlab["variables"]) == set(job["env"]) == {"BUNDLE", "DATA", "BASELINE", "RULES", "INSTALL"}
+    (tmp_path / "gate.toml").write_text("min_agreement = 99\n", encoding="utf-8")
+    held = perturbed_layer(bundle, tmp_path / "faulty") if faulty else bundle
+    # The commands of this interpreter, as they are called where they are installed.
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, arguments in (("vitdeploy", "-m vitdeploy"), ("python", "")):
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n', encoding="utf-8")
+        (programs / name).chmod(0o755)
+    summary = tmp_path / "summary.md"
+    environ = {
+        **os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+        "PYTEST_PLUGINS": "vitdeploy.pytest_plugin", "GITHUB_STEP_SUMMARY": str(summary),
+        "BUNDLE": str(held.path), "DATA": str(held_out_images()), "BASELINE": str(baseline), "RULES": "gate.toml",
+    }  # fmt: skip
+    for command in (step["run"], "\n".join(gitlab["script"])):
+        found = subprocess.run(
+            ["bash", "-e", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+        )
+        assert found.returncode == int(faulty), found.stdout + found.stderr
+    assert ("failed" if faulty else "passed") in summary.read_text(encoding="utf-8").splitlines()[1]
+    suite = ET.parse(tmp_path / gitlab["artifacts"]["reports"]["junit"]).getroot()[0]
+    assert (suite.get("tests"), suite.get("failures")) == ("8", str(int(faulty)))

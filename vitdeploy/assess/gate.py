@@ -1,0 +1,178 @@
+"""Pass or fail: the artifacts of a bundle against rules, and against a baseline."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.assess.baseline import Baseline
+from vitdeploy.assess.dataset import open_data
+from vitdeploy.assess.evaluate import evaluate
+from vitdeploy.assess.gate_checks import Check, Measured, judge
+from vitdeploy.assess.gate_plan import plan
+from vitdeploy.assess.gate_rules import GateRules, read_rules
+from vitdeploy.bundle import Bundle
+from vitdeploy.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from vitdeploy.assess.evaluate import Evaluation
+    from vitdeploy.assess.gate_plan import Planned
+    from vitdeploy.assess.latency import Benchmark
+
+__all__ = ["Check", "GateResult", "gate", "planned_checks"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GateResult:
+    """What a gate found.
+
+    Attributes:
+        bundle: the folder.
+        data: the folder or file of the images.
+        checks: every check, in a stable order.
+        evaluation: of the images.
+        benchmark: of one image; None where no rule is about latency.
+        baseline: the file; None without one.
+        changes: what is otherwise than in the baseline, a line each.
+        updated: whether the baseline was written.
+    """
+
+    bundle: str
+    data: str
+    checks: tuple[Check, ...]
+    evaluation: Evaluation
+    benchmark: Benchmark | None = None
+    baseline: Path | None = None
+    changes: tuple[str, ...] = ()
+    updated: bool = False
+
+    @property
+    def status(self) -> str:
+        """The outcome: "failed" if a check is, else "skipped" if one is or there is none, else "passed"."""
+        statuses = {check.status for check in self.checks} or {"skipped"}
+        return next(status for status in ("failed", "skipped", "passed") if status in statuses)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "status": self.status,
+            "bundle": self.bundle,
+            "data": self.data,
+            "baseline": None if self.baseline is None else str(self.baseline),
+            "updated": self.updated,
+            "changes": list(self.changes),
+            "checks": [check.to_dict() for check in self.checks],
+            "evaluation": self.evaluation.to_dict(),
+            "benchmark": None if self.benchmark is None else self.benchmark.to_dict(),
+        }
+
+
+def gate(
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    data: str | os.PathLike[str],
+    baseline: str | os.PathLike[str] | None = None,
+    rules: GateRules | str | os.PathLike[str] | None = None,
+    update: bool = False,
+    backends: Sequence[str] | None = None,
+    batch_size: int = 32,
+    on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> GateResult:
+    """Hold the reference and every artifact to rules, on labelled images.
+
+    1. Each backend gives finite logits, and differs from the reference by no more than its precision's tolerance,
+       whatever the rules.
+    2. With a baseline, the model's labels and image processor are those of the baseline, and the top-1 accuracy of
+       each backend has not dropped. A drop fails if it is larger than `max_drop` and McNemar's exact test on the same
+       images gives p <= 0.05; it is skipped, and so no pass, if it is larger and the test cannot tell it from chance.
+    3. A `max_drop` is refused unless that test finds a drop of this size among so many images with 90 % power, where
+       the two classifiers disagree as often as artifact and reference did in the baseline, or as the drop demands.
+    4. A backend that cannot run has all its checks skipped. Only a gate with every check passed has passed.
+
+    Args:
+        bundle: the bundle of a classifier, or its folder.
+        data: labelled images; see `open_data`.
+        baseline: the file of an accepted evaluation of the same images.
+        rules: or a TOML file of them; see `read_rules`.
+        update: write the baseline, instead of comparing with it; not where another check does not pass.
+        backends: as for `evaluate`.
+        batch_size: images that run together, from 1 up.
+        on_step: called with what is being done.
+        on_progress: called with the number of images that are done, and of all.
+
+    Raises:
+        UsageError: a rule is finer than so many images can tell, or is otherwise not what it must be.
+        InputError: the baseline is absent, damaged or of other images; or as `evaluate`.
+        OutputError: the baseline cannot be written.
+        BundleError, ImageError: as `evaluate`.
+    """
+    bundle, rules, file, accepted, planned = _prepare(bundle, data, baseline, rules, update, backends)
+    evaluation = evaluate(
+        bundle, data=data, backends=backends, batch_size=batch_size, on_step=on_step, on_progress=on_progress
+    )
+    if accepted is not None and not update and accepted.data_sha256 != evaluation.data_sha256:
+        raise _other_data(file, "other images or labels of the same number")
+    measured = Measured(bundle, evaluation, accepted, planned, on_step)
+    checks = tuple(judge(check, measured) for check in planned)
+    result = GateResult(str(bundle.path), str(data), checks, evaluation, measured.benchmarked, file)
+    new = Baseline.of(bundle, evaluation)
+    if accepted is not None:
+        result = dataclasses.replace(result, changes=accepted.changes(new))
+    if update and file is not None and result.status == "passed":
+        new.write(file)
+        changes = result.changes if accepted is not None else (f"baseline: made, of {new.images} images",)
+        result = dataclasses.replace(result, updated=True, changes=changes)
+    return result
+
+
+def planned_checks(
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    data: str | os.PathLike[str],
+    baseline: str | os.PathLike[str] | None = None,
+    rules: GateRules | str | os.PathLike[str] | None = None,
+    backends: Sequence[str] | None = None,
+) -> tuple[Planned, ...]:
+    """The checks that `gate` would make, in their order; no image is read and no backend is opened.
+
+    Raises:
+        VitDeployError: as `gate`.
+    """
+    return _prepare(bundle, data, baseline, rules, False, backends)[4]
+
+
+def _prepare(
+    bundle: str | os.PathLike[str] | Bundle,
+    data: str | os.PathLike[str],
+    baseline: str | os.PathLike[str] | None,
+    rules: GateRules | str | os.PathLike[str] | None,
+    update: bool,
+    backends: Sequence[str] | None,
+) -> tuple[Bundle, GateRules, Path | None, Baseline | None, tuple[Planned, ...]]:
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    if rules is None:
+        rules = GateRules()
+    elif not isinstance(rules, GateRules):
+        rules = read_rules(rules)
+    if baseline is None and update:
+        raise UsageError("update needs the file of the baseline, got none; name it: --baseline FILE")
+    file = None if baseline is None else Path(baseline)
+    accepted = None if file is None or (update and not file.exists()) else Baseline.read(file)
+    if not bundle.labels:
+        raise UsageError("gate needs a model with classes, this one has none; export it as image-classification")
+    images = len(open_data(data, bundle.labels))
+    if accepted is not None and not update and accepted.images != images:
+        raise _other_data(file, f"{accepted.images} images, the data has {images}")
+    compared = None if update else accepted
+    return bundle, rules, file, accepted, plan(bundle, rules, compared, images, backends, update=update)
+
+
+def _other_data(file: Path | None, found: str) -> InputError:
+    return InputError(
+        f"{file} must be of the same images and labels as the data, is of {found}; "
+        f"restore the data, or accept the new ones with --update"
+    )

@@ -1,0 +1,145 @@
+"""Which checks a gate makes, in which order, and whether the images are enough for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+from vitdeploy.assess.difference import default_tolerance
+from vitdeploy.assess.selection import REFERENCE, Selected, select
+from vitdeploy.assess.statistics import images_needed, mcnemar_power, smallest_drop
+from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vitdeploy.assess.baseline import Baseline
+    from vitdeploy.assess.gate_rules import GateRules, Rules
+    from vitdeploy.bundle import Bundle
+
+ALPHA = 0.05  # the largest p-value of McNemar's test that counts as a drop
+POWER = 0.9  # the chance with which a drop of the allowed size must be significant
+_BUNDLE = "bundle"
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A check that is to be made.
+
+    Attributes:
+        rule: what it is about.
+        subject: such as "onnxruntime fp32", or "bundle".
+        bound: the rule's, in its own unit.
+        selected: the artifact and its backend; None for a check of the bundle, or of what it no longer holds.
+        against: for a ratio of latencies, the other backend.
+    """
+
+    rule: str
+    subject: str
+    bound: float
+    selected: Selected | None = None
+    against: Selected | None = None
+
+
+def subject_of(selected: Selected) -> str:
+    """The name of an artifact on its backend, as in `Predictions.name`; of one that nothing runs, its own."""
+    return f"{selected.backend} {selected.precision}" if selected.backend else selected.artifact
+
+
+def plan(
+    bundle: Bundle,
+    rules: GateRules,
+    baseline: Baseline | None,
+    images: int,
+    backends: Sequence[str] | None,
+    *,
+    update: bool = False,
+) -> tuple[Planned, ...]:
+    """The checks of a gate, in their order: those of the bundle, then those of each backend.
+
+    Args:
+        bundle: the bundle.
+        rules: of its artifacts.
+        baseline: None where nothing is compared with one.
+        images: how many there are.
+        backends: as for `evaluate`.
+        update: whether the baseline is to be made: a drop is then no check, but its bound must be one later.
+
+    Raises:
+        UsageError: a rule is of nothing that is there, needs a baseline, or is finer than so many images can tell.
+    """
+    selection = select(bundle, backends)
+    rules.check_names([REFERENCE, *(artifact.name for artifact in bundle.manifest.artifacts)])
+    checks = []
+    if baseline is not None:
+        checks += [Planned("same_labels", _BUNDLE, 0.0), Planned("same_processor", _BUNDLE, 0.0)]
+        if backends is None:  # who names backends leaves others out on purpose
+            subjects = {subject_of(selected) for selected in selection}
+            checks += [Planned("in_bundle", name, 0.0) for name in sorted(baseline.wrong) if name not in subjects]
+    for selected in selection:
+        checks += _of_artifact(bundle, selected, rules.of(selected.artifact), baseline, images, update)
+    return tuple(checks)
+
+
+def _of_artifact(
+    bundle: Bundle, selected: Selected, rules: Rules, baseline: Baseline | None, images: int, update: bool
+) -> list[Planned]:
+    subject = subject_of(selected)
+
+    def planned(rule: str, bound: float, against: Selected | None = None) -> Planned:
+        return Planned(rule, subject, bound, selected, against)
+
+    checks = [planned("finite", 0.0)]
+    if rules.min_accuracy is not None:
+        _check_share("min_accuracy", subject, rules.min_accuracy, images)
+        checks.append(planned("min_accuracy", rules.min_accuracy))
+    if baseline is not None:
+        disagreement = baseline.disagreement(subject, subject_of(select(bundle)[0]))
+        checks.append(planned("max_drop", _allowed_drop(subject, rules.max_drop, images, disagreement)))
+    elif rules.max_drop is not None and update:
+        _allowed_drop(subject, rules.max_drop, images, 0.0)
+    elif rules.max_drop is not None:
+        raise UsageError("max_drop needs a baseline to drop from, got none; name one, and make it with --update")
+    if selected.artifact == REFERENCE:
+        return checks
+    if rules.min_agreement is not None:
+        _check_share("min_agreement", subject, rules.min_agreement, images)
+        checks.append(planned("min_agreement", rules.min_agreement))
+    (artifact,) = [each for each in bundle.manifest.artifacts if each.name == selected.artifact]
+    bound = default_tolerance(artifact) if rules.max_difference is None else rules.max_difference
+    checks.append(planned("max_difference", bound))
+    if rules.max_latency_ratio is not None:
+        against = Selected(REFERENCE, *(rules.latency_against or "torch:fp32").split(":"))
+        if rules.latency_against is not None:
+            (against,) = select(bundle, [rules.latency_against])
+        if against != selected:
+            checks.append(planned("max_latency_ratio", rules.max_latency_ratio, against))
+    if rules.max_size is not None:
+        checks.append(planned("max_size", float(rules.max_size)))
+    return checks
+
+
+def _check_share(rule: str, subject: str, percent: float, images: int) -> None:
+    """Of N images, one is 1/N: a bound above 1 - 1/N, but for 1 itself, says no more than that none may be wrong."""
+    if percent < 100 and images * (100 - percent) < 100 - 1e-9:
+        needed = math.ceil(100 / (100 - percent) - 1e-9)
+        raise UsageError(
+            f"{rule} of {percent:g} % for {subject} needs {needed} images, of which one may be wrong, the data has "
+            f"{images}; add images, or demand 100"
+        )
+
+
+def _allowed_drop(subject: str, points: float | None, images: int, disagreement: float) -> float:
+    if points is None:
+        return 100 * smallest_drop(images, disagreement=disagreement, alpha=ALPHA, power=POWER)
+    drop = points / 100
+    share = max(drop, disagreement)
+    if mcnemar_power(images, (share + drop) / 2, (share - drop) / 2, ALPHA) < POWER:
+        needed = images_needed(drop, disagreement=share, alpha=ALPHA, power=POWER)
+        least = math.ceil(1e4 * smallest_drop(images, disagreement=disagreement, alpha=ALPHA, power=POWER)) / 100
+        raise UsageError(
+            f"max_drop of {points:g} points for {subject} needs {needed} images to be told from chance (McNemar, "
+            f"p <= {ALPHA:g} with {POWER:.0%} power), the data has {images}; add images, or allow {least:g} points"
+        )
+    return points

@@ -1,0 +1,95 @@
+"""`vitdeploy gate`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitdeploy.cli.output import (
+    EXIT_CODES,
+    json_option,
+    print_json,
+    print_step,
+    print_table,
+    print_text,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    from vitdeploy.assess.gate import GateResult
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> str | int | None:  # noqa: ARG001
+    return int(value) if value is not None and value.isdecimal() else value
+
+
+@click.command()
+@click.argument("bundle", type=click.Path())
+@click.option("--data", required=True, type=click.Path(), help="Labelled images, as for `vitdeploy evaluate`.")
+@click.option("--baseline", type=click.Path(), help="The JSON file of an accepted evaluation of the same images.")
+@click.option("--update", is_flag=True, help="Write the baseline instead, if every other check passes.")
+@click.option("--rules", type=click.Path(), help="A TOML file with these rules, as min_accuracy = 98; flags go first.")
+@click.option("--min-accuracy", type=float, metavar="PERCENT", help="Top-1 on the images.")
+@click.option("--max-drop", type=float, metavar="POINTS", help="Of top-1, against the baseline; by default the "
+              "smallest that so many images can tell from chance.")  # fmt: skip
+@click.option("--min-agreement", type=float, metavar="PERCENT", help="The same best class as the reference.")
+@click.option("--max-difference", type=float, metavar="SHARE", help="From the reference's outputs, of their largest "
+              "value; by default the precision's tolerance.")  # fmt: skip
+@click.option(
+    "--max-latency-ratio", type=float, metavar="RATIO", help="Of an image's median time, to --latency-against."
+)
+@click.option("--latency-against", metavar="BACKEND:PRECISION", help="torch:fp32, the reference, by default.")
+@click.option("--max-size", callback=_bytes, metavar="BYTES", help='Of an artifact\'s files; or such as "12.5 MB".')
+@click.option(
+    "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
+    help="Hold these alone; may be repeated. By default the reference (torch) and every artifact.",
+)  # fmt: skip
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@json_option
+def gate(
+    bundle: str,
+    data: str,
+    baseline: str | None,
+    update: bool,
+    rules: str | None,
+    backends: tuple[str, ...],
+    batch_size: int,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Hold every artifact of BUNDLE to rules, and to the baseline of an accepted one.
+
+    Without any rule, logits must be finite and within the precision's tolerance of the reference's; with a baseline,
+    labels and image processor must be the same, and accuracy must not drop.
+
+    Exits with 1 if a check failed, with 2 if a rule is finer than the images can tell, with 3 if a check was skipped,
+    and with 4 if the baseline is absent or of other images.
+    """
+    from vitdeploy.assess.gate import gate as gate_bundle
+    from vitdeploy.assess.gate_rules import GateRules, Rules, read_rules
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    held = GateRules() if rules is None else read_rules(rules)
+    held = GateRules(held.every.with_(Rules.from_dict(given, "the flags")), held.artifacts)
+    with progress_bar("images") as on_progress:
+        result = gate_bundle(
+            bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends or None,
+            batch_size=batch_size, on_step=print_step, on_progress=on_progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        _print(result)
+    sys.exit(EXIT_CODES[result.status])
+
+
+def _print(result: GateResult) -> None:
+    rows = [(check.status, check.rule, check.subject, check.message) for check in result.checks]
+    title = f"{result.bundle} on {len(result.evaluation.images)} images of {result.data}: {result.status}"
+    print_table(title, ("status", "rule", "subject", "found"), rows)
+    if result.changes:
+        print_text("\nSince the baseline:\n" + "\n".join(f"  {line}" for line in result.changes))
+    if result.updated:
+        print_text(f"\nWritten: {result.baseline}")

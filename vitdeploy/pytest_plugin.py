@@ -1,0 +1,106 @@
+"""A gate in a product's own test suite: `pytest --vitdeploy-bundle DIR --vitdeploy-data DIR`, an item a check.
+
+pytest loads this in every run of whoever has vitdeploy installed: nothing else is imported until a bundle is named.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vitdeploy.assess.gate import Check
+
+_OPTIONS = {
+    "bundle": "hold the artifacts of this bundle to rules, a test a check",
+    "data": "labelled images, as for `vitdeploy evaluate`",
+    "baseline": "the JSON file that `vitdeploy gate --update` wrote",
+    "rules": "a TOML file of rules",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vitdeploy", "a gate for the artifacts of a bundle")
+    for name, text in _OPTIONS.items():
+        group.addoption(f"--vitdeploy-{name}", metavar="PATH", help=text)
+
+
+@pytest.hookimpl(tryfirst=True)  # so that -k and -m choose among these items too
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    given = {name: config.getoption(f"--vitdeploy-{name}") for name in _OPTIONS}
+    options = {name: value for name, value in given.items() if value is not None}
+    if not options:
+        return
+    if not {"bundle", "data"} <= options.keys():
+        raise pytest.UsageError("--vitdeploy-bundle and --vitdeploy-data must both be given")
+    from vitdeploy.errors import VitDeployError
+
+    try:
+        items.extend(
+            GateCollector.from_parent(session, name="vitdeploy", nodeid="vitdeploy", options=options).collect()
+        )
+    except VitDeployError as exc:
+        raise pytest.UsageError(f"vitdeploy: {exc}") from exc
+
+
+class GateCollector(pytest.Collector):
+    """The checks of one gate, which runs when the first of them does."""
+
+    def __init__(self, *, options: dict[str, Any], **node: Any) -> None:
+        super().__init__(**node)
+        self.options = options
+        self._found: dict[tuple[str, str], Check] | None = None
+        self._error: Exception | None = None
+
+    def collect(self) -> Iterator[GateItem]:
+        from vitdeploy.assess.gate import planned_checks
+
+        for check in planned_checks(**self.options):
+            yield GateItem.from_parent(
+                self, name=f"{check.rule}[{check.subject}]", gate=self, key=(check.rule, check.subject)
+            )
+
+    def check(self, key: tuple[str, str]) -> Check:
+        """The result of one check."""
+        if self._error is not None:  # of a gate that could not be held: it is not tried again for each check
+            raise self._error
+        if self._found is None:
+            from vitdeploy.assess.gate import gate
+            from vitdeploy.errors import VitDeployError
+
+            try:
+                self._found = {(check.rule, check.subject): check for check in gate(**self.options).checks}
+            except VitDeployError as exc:
+                self._error = exc
+                raise
+        return self._found[key]
+
+
+class GateItem(pytest.Item):
+    """One check. A skipped one fails: a backend that did not run has passed nothing."""
+
+    def __init__(self, *, gate: GateCollector, key: tuple[str, str], **node: Any) -> None:
+        super().__init__(**node)
+        self.gate, self.key = gate, key
+
+    def runtest(self) -> None:
+        check = self.gate.check(self.key)
+        if check.status != "passed":
+            raise NotPassedError(f"{check.status}: {check.message}")
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        from vitdeploy.errors import VitDeployError
+
+        if isinstance(excinfo.value, (NotPassedError, VitDeployError)):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Any, None, str]:
+        return self.gate.options["bundle"], None, f"vitdeploy: {self.name}"
+
+
+class NotPassedError(Exception):
+    """A check that did not pass."""
