@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vitdeploy.errors import MissingDependencyError, OutputError
+from vitdeploy.atomic import write_file
+from vitdeploy.errors import MissingDependencyError
 from vitdeploy.images import open_image
 
 try:
@@ -24,6 +23,7 @@ except ModuleNotFoundError as exc:
     raise MissingDependencyError("the HTML report", "report") from exc
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Mapping, Sequence
 
     from matplotlib.axes import Axes
@@ -114,20 +114,7 @@ def write_report(path: str | os.PathLike[str], report: Report) -> Path:
         OutputError: the file cannot be written; the one before is untouched.
     """
     target = Path(path)
-    content = _render(report).encode()
-    partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as exc:
-        raise OutputError(f"{target} could not be written: {exc.strerror or exc}; choose another folder") from exc
+    write_file(target, _render(report).encode())
     return target
 
 
