@@ -136,7 +136,7 @@ def compare(
         check_fit(bundle, processor, runtime)
         if images is None:
             sources = synthetic_images(SYNTHETIC_COUNT, *(processor.output_size or SYNTHETIC_SIZE))
-        batches = _Batches(processor, sources, batch_size)
+        batches = Batches(processor, sources, batch_size)
         on_step(f"running the reference on {len(sources)} images")
         expected = run_batches(runtime, batches.feeds(runtime))
     results = tuple(
@@ -165,7 +165,7 @@ def run_batches(runtime: Runtime, batches: Iterable[Mapping[str, np.ndarray]]) -
 
 
 @dataclasses.dataclass(frozen=True)
-class _Batches:
+class Batches:
     """Images, processed a batch at a time whenever they are gone through, so that never all are in memory."""
 
     processor: ImageProcessor
@@ -195,7 +195,7 @@ def _result(
     bundle: Bundle,
     artifact: Artifact,
     backend: str,
-    batches: _Batches,
+    batches: Batches,
     expected: dict[str, np.ndarray],
     tolerance: float,
     on_step: Callable[[str], None],

@@ -14,12 +14,17 @@ from vitdeploy.cli.output import EXIT_CODES, json_option, print_json, print_step
 @click.option("--images", type=click.Path(), help="A folder of images; synthetic ones by default.")
 @click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
+@click.option("--layers", is_flag=True, help="Each layer of the ONNX artifacts, given the reference's hidden states.")
 @json_option
-def compare(bundle: str, images: str | None, tolerance: float | None, batch_size: int, as_json: bool) -> None:
+def compare(
+    bundle: str, images: str | None, tolerance: float | None, batch_size: int, layers: bool, as_json: bool
+) -> None:
     """Compare every artifact of BUNDLE with the reference, on the same processed images.
 
     Exits with 1 if one differs by more than the tolerance, and with 3 if one could not run.
     """
+    if layers:
+        sys.exit(_compare_layers(bundle, images, tolerance, as_json))
     from vitdeploy.assess.compare import compare as compare_bundle
 
     result = compare_bundle(bundle, images=images, tolerance=tolerance, batch_size=batch_size, on_step=print_step)
@@ -49,3 +54,27 @@ def compare(bundle: str, images: str | None, tolerance: float | None, batch_size
                    "min cosine", "top-1 agreement")  # fmt: skip
         print_table(f"{result.bundle} against the reference, {result.images} {kind}: {result.status}", columns, rows)
     sys.exit(EXIT_CODES[result.status])
+
+
+def _compare_layers(bundle: str, images: str | None, tolerance: float | None, as_json: bool) -> int:
+    """Print the comparison layer by layer; the exit code."""
+    from vitdeploy.assess.layers import compare_layers
+
+    result = compare_layers(bundle, images=images, tolerance=tolerance, on_step=print_step)
+    if as_json:
+        print_json(result.to_dict())
+        return EXIT_CODES[result.status]
+    rows: list[tuple[str, ...]] = []
+    for item in result.results:
+        if item.skipped is not None:
+            rows.append((item.artifact, item.status, item.skipped))
+        for part in item.parts:
+            verdict = "passed" if part.worst.within(item.tolerance) else "failed"
+            if part.part == item.first:
+                verdict = "first that diverges"
+            rows.append((item.artifact, verdict, part.part, f"{part.worst.max_relative:.2e}", f"{item.tolerance:g}",
+                         f"{part.worst.required_tolerance:g}"))  # fmt: skip
+    columns = ("artifact", "status", "part", "max relative", "tolerance", "would pass at")
+    kind = "synthetic images" if result.synthetic else "images"
+    print_table(f"{result.bundle} layer by layer, {result.images} {kind}: {result.status}", columns, rows)
+    return EXIT_CODES[result.status]
