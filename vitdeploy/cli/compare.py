@@ -36,6 +36,9 @@ def compare(
             head = (item.artifact, item.backend, item.status)
             if item.skipped is not None:
                 rows.append((*head, item.skipped))
+            if item.not_finite:
+                images_named = ", ".join(map(str, item.not_finite[:5])) + (" ..." if len(item.not_finite) > 5 else "")
+                rows.append((*head, f"NaN or infinite for images {images_named}, counted from 0"))
             rows.extend(
                 (
                     *head,
@@ -46,12 +49,17 @@ def compare(
                     f"{difference.required_tolerance:g}",
                     f"{difference.min_cosine:.8f}",
                     "" if difference.top1_agreement is None else f"{difference.top1_agreement:.2%}",
+                    *(
+                        (f"{item.logits.flips} + {item.logits.low_margin_flips}", f"{item.logits.kl_divergence:.1e}")
+                        if item.logits is not None and difference.output == "logits"
+                        else ()
+                    ),
                 )
                 for difference in item.differences
             )
         kind = "synthetic images" if result.synthetic else "images"
         columns = ("artifact", "backend", "status", "output", "max abs", "max relative", "tolerance", "would pass at",
-                   "min cosine", "top-1 agreement")  # fmt: skip
+                   "min cosine", "top-1 agreement", "flips + low margin", "KL")  # fmt: skip
         print_table(f"{result.bundle} against the reference, {result.images} {kind}: {result.status}", columns, rows)
     sys.exit(EXIT_CODES[result.status])
 
