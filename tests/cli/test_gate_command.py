@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import yaml
 
 import vitdeploy
 from environments import ROOT
-from faults import perturbed_layer, shifted_labels, swapped_normalization
+from faults import copy_of, perturb_layer, shift_labels, swap_normalization
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.cli import main
 
@@ -73,9 +74,9 @@ def test_the_bundle_of_the_baseline_passes(
 @pytest.mark.parametrize(
     ("plant", "failed"),
     [
-        (perturbed_layer, {"max_difference onnxruntime fp32"}),
-        (shifted_labels, {"same_labels bundle", "max_drop torch fp32", "max_drop onnxruntime fp32"}),
-        (swapped_normalization, {"same_processor bundle", "max_drop torch fp32", "max_drop onnxruntime fp32"}),
+        (functools.partial(perturb_layer, layer=2), {"max_difference onnxruntime fp32"}),
+        (shift_labels, {"same_labels bundle", "max_drop torch fp32", "max_drop onnxruntime fp32"}),
+        (swap_normalization, {"same_processor bundle", "max_drop torch fp32", "max_drop onnxruntime fp32"}),
     ],
 )
 def test_a_planted_fault_is_caught(
@@ -83,10 +84,10 @@ def test_a_planted_fault_is_caught(
     baseline: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    plant: Callable[[Bundle, Path], Bundle],
+    plant: Callable[[Bundle], Bundle],
     failed: set[str],
 ) -> None:
-    faulty = plant(bundle, tmp_path / "faulty")
+    faulty = plant(copy_of(bundle, tmp_path / "faulty"))
     code, out, _ = run(capsys, faulty.path, "--data", held_out_images(), "--baseline", baseline, "--json")
     found = json.loads(out)
     assert (code, found["status"]) == (1, "failed")
@@ -124,7 +125,7 @@ def test_other_images_of_the_same_number_are_refused(bundle: Bundle, baseline: P
 def test_update_writes_nothing_where_a_check_does_not_pass(bundle: Bundle, baseline: Path, tmp_path: Path) -> None:
     copy = tmp_path / "baseline.json"
     shutil.copy(baseline, copy)
-    faulty = perturbed_layer(bundle, tmp_path / "faulty")
+    faulty = perturb_layer(copy_of(bundle, tmp_path / "faulty"), layer=2)
     result = vitdeploy.gate(faulty, data=held_out_images(), baseline=copy, update=True)
     assert (result.status, result.updated) == ("failed", False)
     assert copy.read_bytes() == baseline.read_bytes()
@@ -141,7 +142,7 @@ def test_the_plugin_holds_the_gate_an_item_a_check(bundle: Bundle, baseline: Pat
     suite = tmp_path / "suite"
     suite.mkdir()
     (suite / "test_own.py").write_text("def test_own(): pass\n", encoding="utf-8")
-    faulty = perturbed_layer(bundle, tmp_path / "faulty")
+    faulty = perturb_layer(copy_of(bundle, tmp_path / "faulty"), layer=2)
     held = ("--vitdeploy-bundle", faulty.path, "--vitdeploy-data", held_out_images())
     found = pytest_run(suite, *held, "--vitdeploy-baseline", baseline)
     assert found.returncode == 1, found.stdout
@@ -172,7 +173,7 @@ def test_the_commands_of_the_ci_templates(bundle: Bundle, baseline: Path, tmp_pa
     assert all("@v" in each["uses"] for each in job["steps"] if "uses" in each)
     assert set(gitlab["variables"]) == set(job["env"]) == {"BUNDLE", "DATA", "BASELINE", "RULES", "INSTALL"}
     (tmp_path / "gate.toml").write_text("min_agreement = 99\n", encoding="utf-8")
-    held = perturbed_layer(bundle, tmp_path / "faulty") if faulty else bundle
+    held = perturb_layer(copy_of(bundle, tmp_path / "faulty"), layer=2) if faulty else bundle
     # The commands of this interpreter, as they are called where they are installed.
     programs = tmp_path / "bin"
     programs.mkdir()

@@ -10,6 +10,7 @@ import numpy as np
 
 from vitdeploy import __version__
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
+from vitdeploy.assess.logits import LogitsDifference, compare_logits
 from vitdeploy.assess.samples import SYNTHETIC_SIZE, feeds, image_files, synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
@@ -40,6 +41,8 @@ class BackendComparison:
         differences: one an output; none where the backend was skipped.
         details: what really ran.
         skipped: why it could not run; None where it did.
+        logits: what else is said of logits; None where there are none, or some are not finite.
+        not_finite: the positions of the images for which a value of the artifact is NaN or infinite, from 0.
     """
 
     artifact: str
@@ -48,6 +51,8 @@ class BackendComparison:
     differences: tuple[Difference, ...] = ()
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     skipped: str | None = None
+    logits: LogitsDifference | None = None
+    not_finite: tuple[int, ...] = ()
 
     @property
     def status(self) -> str:
@@ -136,7 +141,7 @@ def compare(
         check_fit(bundle, processor, runtime)
         if images is None:
             sources = synthetic_images(SYNTHETIC_COUNT, *(processor.output_size or SYNTHETIC_SIZE))
-        batches = _Batches(processor, sources, batch_size)
+        batches = Batches(processor, sources, batch_size)
         on_step(f"running the reference on {len(sources)} images")
         expected = run_batches(runtime, batches.feeds(runtime))
     results = tuple(
@@ -165,7 +170,7 @@ def run_batches(runtime: Runtime, batches: Iterable[Mapping[str, np.ndarray]]) -
 
 
 @dataclasses.dataclass(frozen=True)
-class _Batches:
+class Batches:
     """Images, processed a batch at a time whenever they are gone through, so that never all are in memory."""
 
     processor: ImageProcessor
@@ -195,7 +200,7 @@ def _result(
     bundle: Bundle,
     artifact: Artifact,
     backend: str,
-    batches: _Batches,
+    batches: Batches,
     expected: dict[str, np.ndarray],
     tolerance: float,
     on_step: Callable[[str], None],
@@ -207,7 +212,28 @@ def _result(
     try:
         with open_runtime(bundle, backend, precision=artifact.precision) as runtime:
             wanted = {spec.name: expected[spec.name] for spec in artifact.outputs}
-            differences = compare_outputs(wanted, run_batches(runtime, batches.feeds(runtime)))
-            return BackendComparison(artifact.name, backend, tolerance, differences, runtime.details)
+            found = run_batches(runtime, batches.feeds(runtime))
+            return BackendComparison(
+                artifact.name,
+                backend,
+                tolerance,
+                compare_outputs(wanted, found),
+                runtime.details,
+                logits=_compare_logits(wanted, found, tolerance),
+                not_finite=_not_finite(found),
+            )
     except UnavailableError as exc:
         return BackendComparison(artifact.name, backend, tolerance, skipped=str(exc))
+
+
+def _compare_logits(
+    wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], tolerance: float
+) -> LogitsDifference | None:
+    if "logits" not in wanted or not all(np.isfinite(run["logits"]).all() for run in (wanted, found)):
+        return None
+    return compare_logits(wanted["logits"], found["logits"], tolerance)
+
+
+def _not_finite(outputs: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    bad = [~np.isfinite(value.reshape(len(value), -1)).all(axis=1) for value in outputs.values()]
+    return tuple(np.flatnonzero(np.any(bad, axis=0)).tolist())

@@ -9,6 +9,7 @@ import click
 
 from vitdeploy.cli.bisect_report import bisect_options, report_bisection
 from vitdeploy.cli.output import EXIT_CODES, json_option, print_json, print_step, print_table
+from vitdeploy.errors import UsageError
 
 
 @click.command()
@@ -16,16 +17,28 @@ from vitdeploy.cli.output import EXIT_CODES, json_option, print_json, print_step
 @click.option("--images", type=click.Path(), help="A folder of images; synthetic ones by default.")
 @click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
+@click.option("--layers", is_flag=True, help="Each layer of the ONNX artifacts, given the reference's hidden states.")
 @bisect_options
 @json_option
 def compare(
-    bundle: str, images: str | None, tolerance: float | None, batch_size: int, as_json: bool, **bisection: Any
+    bundle: str,
+    images: str | None,
+    tolerance: float | None,
+    batch_size: int,
+    layers: bool,
+    as_json: bool,
+    **bisection: Any,
 ) -> None:
     """Compare every artifact of BUNDLE with the reference, on the same processed images.
 
     Exits with 1 if one differs by more than the tolerance, and with 3 if one could not run. With --bisect, finds which
-    nodes must stay float32 for another precision to pass; exits with 1 if not even float32 passes.
+    nodes must stay float32 for another precision to pass; exits with 1 if not even float32 passes. With --layers, names
+    the first layer that diverges.
     """
+    if layers and bisection["bisect"]:
+        raise UsageError("compare takes one of --layers and --bisect, got both; run it twice")
+    if layers:
+        sys.exit(_compare_layers(bundle, images, tolerance, as_json))
     from vitdeploy.assess.compare import compare as compare_bundle
 
     report_bisection(bundle, as_json, bisection, images=images, tolerance=tolerance, batch_size=batch_size)
@@ -38,6 +51,9 @@ def compare(
             head = (item.artifact, item.backend, item.status)
             if item.skipped is not None:
                 rows.append((*head, item.skipped))
+            if item.not_finite:
+                images_named = ", ".join(map(str, item.not_finite[:5])) + (" ..." if len(item.not_finite) > 5 else "")
+                rows.append((*head, f"NaN or infinite for images {images_named}, counted from 0"))
             rows.extend(
                 (
                     *head,
@@ -48,11 +64,40 @@ def compare(
                     f"{difference.required_tolerance:g}",
                     f"{difference.min_cosine:.8f}",
                     "" if difference.top1_agreement is None else f"{difference.top1_agreement:.2%}",
+                    *(
+                        (f"{item.logits.flips} + {item.logits.low_margin_flips}", f"{item.logits.kl_divergence:.1e}")
+                        if item.logits is not None and difference.output == "logits"
+                        else ()
+                    ),
                 )
                 for difference in item.differences
             )
         kind = "synthetic images" if result.synthetic else "images"
         columns = ("artifact", "backend", "status", "output", "max abs", "max relative", "tolerance", "would pass at",
-                   "min cosine", "top-1 agreement")  # fmt: skip
+                   "min cosine", "top-1 agreement", "flips + low margin", "KL")  # fmt: skip
         print_table(f"{result.bundle} against the reference, {result.images} {kind}: {result.status}", columns, rows)
     sys.exit(EXIT_CODES[result.status])
+
+
+def _compare_layers(bundle: str, images: str | None, tolerance: float | None, as_json: bool) -> int:
+    """Print the comparison layer by layer; the exit code."""
+    from vitdeploy.assess.layers import compare_layers
+
+    result = compare_layers(bundle, images=images, tolerance=tolerance, on_step=print_step)
+    if as_json:
+        print_json(result.to_dict())
+        return EXIT_CODES[result.status]
+    rows: list[tuple[str, ...]] = []
+    for item in result.results:
+        if item.skipped is not None:
+            rows.append((item.artifact, item.status, item.skipped))
+        for part in item.parts:
+            verdict = "passed" if part.worst.within(item.tolerance) else "failed"
+            if part.part == item.first:
+                verdict = "first that diverges"
+            rows.append((item.artifact, verdict, part.part, f"{part.worst.max_relative:.2e}", f"{item.tolerance:g}",
+                         f"{part.worst.required_tolerance:g}"))  # fmt: skip
+    columns = ("artifact", "status", "part", "max relative", "tolerance", "would pass at")
+    kind = "synthetic images" if result.synthetic else "images"
+    print_table(f"{result.bundle} layer by layer, {result.images} {kind}: {result.status}", columns, rows)
+    return EXIT_CODES[result.status]

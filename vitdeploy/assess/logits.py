@@ -1,0 +1,80 @@
+"""What two sets of logits make of the same images (numpy alone)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+_TOP = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitsDifference:
+    """Logits compared with the reference's.
+
+    Attributes:
+        kl_divergence: the mean Kullback-Leibler divergence of the candidate's softmax from the reference's, in nats.
+        top5_agreement: mean share of the reference's min(5, classes) best classes that are among the candidate's.
+        rank_correlation: Spearman's, the mean of all images: Pearson's correlation of the ranks, ties having their mean
+            rank (Kendall & Gibbons, Rank Correlation Methods, 1990); None where a row's values are all equal.
+        low_margin_flips: rows whose best class changed, where the reference's two best logits were no further apart
+            than twice the largest difference of a logit: each may then have moved that far toward the other.
+        flips: the other rows whose best class changed. With the largest difference that is allowed, not with the one
+            that was found: no flip could be beyond that one.
+    """
+
+    kl_divergence: float
+    top5_agreement: float
+    rank_correlation: float | None
+    low_margin_flips: int
+    flips: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def compare_logits(reference: np.ndarray, candidate: np.ndarray, tolerance: float) -> LogitsDifference:
+    """Compare finite logits.
+
+    Args:
+        reference: (..., classes).
+        candidate: of the same shape.
+        tolerance: the largest difference allowed, relative to the reference's largest value.
+    """
+    a, b = (array.reshape(-1, array.shape[-1]).astype(np.float64) for array in (reference, candidate))
+    log_p, log_q = _log_softmax(a), _log_softmax(b)
+    top = min(_TOP, a.shape[1])
+    best_a, best_b = (np.argsort(-x, axis=1, kind="stable")[:, :top] for x in (a, b))
+    shared = (best_a[:, :, None] == best_b[:, None, :]).any(axis=2)
+    changed = best_a[:, 0] != best_b[:, 0]
+    two = np.sort(a, axis=1)[:, -2:]
+    low = changed & (two[:, -1] - two[:, 0] <= 2 * tolerance * np.abs(a).max())
+    ranks = float(np.mean([_spearman(x, y) for x, y in zip(a, b, strict=True)]))
+    return LogitsDifference(
+        kl_divergence=max(float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()), 0.0),
+        top5_agreement=float(shared.mean()),
+        rank_correlation=None if np.isnan(ranks) else ranks,
+        low_margin_flips=int(low.sum()),
+        flips=int((changed & ~low).sum()),
+    )
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    ranks = [_ranks(values) for values in (x, y)]
+    a, b = (rank - rank.mean() for rank in ranks)
+    scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / scale if scale else float("nan")
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    found: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return found

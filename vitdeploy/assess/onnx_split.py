@@ -1,0 +1,92 @@
+"""Let every layer of an ONNX graph start from states that are given to it, instead of from the layer before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import TensorProto, helper
+
+from vitdeploy.assess.layers import GIVEN, MADE
+from vitdeploy.assess.onnx_parts import nodes_by_part
+from vitdeploy.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_AXES = ("batch", "tokens", "hidden")
+
+
+def split_layers(source: Path, target: Path) -> int:
+    """Write a copy of a graph whose layers, and head, take hidden states as inputs and give what they make of them.
+
+    Layer i takes the float32 input `GIVEN`i (N, tokens, hidden) and gives the float32 output `MADE`i+1; `MADE`0 is
+    what the embeddings give. The graph's own inputs and outputs stay, the outputs as made from the last of the given
+    states. A layer ends with the last Add of its part (see `nodes_by_part`), the sum of its two branches.
+
+    Args:
+        source: the .onnx file; external data lies beside it.
+        target: the file to write, beside which external data goes where the source has any.
+
+    Returns:
+        The number of layers.
+
+    Raises:
+        UnavailableError: the graph's layers cannot be told apart, as where operators are fused over their borders.
+    """
+    external = onnx.load(source, load_external_data=False)
+    has_data = any(tensor.data_location == TensorProto.EXTERNAL for tensor in external.graph.initializer)
+    model = onnx.load(source) if has_data else external
+    graph = model.graph
+    states = hidden_states(graph, source)
+    types = {value.name: value.type.tensor_type.elem_type for value in _typed_values(external)}
+    ends: list[onnx.NodeProto] = []
+    starts: list[onnx.NodeProto] = []
+    for index, state in enumerate(states):
+        given = f"{GIVEN}{index}"
+        for node in graph.node:
+            for position, name in enumerate(node.input):
+                if name == state:
+                    node.input[position] = f"{given}.cast"
+        starts.append(helper.make_node("Cast", [given], [f"{given}.cast"], to=types[state]))
+        ends.append(helper.make_node("Cast", [state], [f"{MADE}{index}"], to=TensorProto.FLOAT))
+        graph.input.append(helper.make_tensor_value_info(given, TensorProto.FLOAT, _AXES))
+        graph.output.append(helper.make_tensor_value_info(f"{MADE}{index}", TensorProto.FLOAT, _AXES))
+    nodes = [*starts, *graph.node, *ends]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save(model, target, save_as_external_data=has_data)
+    return len(states) - 1
+
+
+def hidden_states(graph: onnx.GraphProto, source: Path) -> list[str]:
+    """The tensors that hold the hidden states: what goes into the first layer, and what each layer gives.
+
+    Raises:
+        UnavailableError: they are not found.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    parts = nodes_by_part(graph.node, {value.name for value in graph.input} - weights)
+    layers: list[Sequence[onnx.NodeProto]] = []
+    while f"layers.{len(layers)}" in parts:
+        layers.append(parts[f"layers.{len(layers)}"])
+    ends = [[node.output[0] for node in nodes if node.op_type == "Add"][-1:] for nodes in layers]
+    if not layers or not all(ends):
+        raise UnavailableError(
+            f"{source} must have layers that each end with an Add to be compared layer by layer, "
+            f"{len([end for end in ends if end])} of {len(layers)} do; export it without --optimize"
+        )
+    own = {name for node in layers[0] for name in node.output} | weights
+    first = next(
+        (name for node in layers[0] if node.op_type == "Add"
+         for name in node.input if name not in own), None
+    )  # fmt: skip
+    if first is None:
+        raise UnavailableError(f"{source} must have a residual sum in its first layer, has none; export it again")
+    return [first, *(end[0] for end in ends)]
+
+
+def _typed_values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    return [*graph.value_info, *graph.output, *graph.input]
