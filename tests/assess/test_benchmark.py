@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from vitdeploy.assess.benchmark import benchmark
 from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.assess.timing import MOST_WINDOWS, WINDOW, Job
 from vitdeploy.errors import BundleError, InputError, UsageError
+from vitdeploy.manifest import MANIFEST
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.runtimes import BACKENDS
 from vitdeploy.specs import PixelFormat
@@ -156,6 +159,20 @@ def test_what_is_missing_here_is_skipped_and_the_others_go_on(bundle: Bundle) ->
     assert found.latencies == ()
     assert [(item.artifact, item.batch_size) for item in found.skipped] == [("reference", None), ("onnx-fp32", None)]
     assert "CUDA" in found.skipped[1].reason
+
+
+def test_a_batch_size_that_an_artifact_does_not_take_is_skipped(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "limited")
+    manifest = json.loads((tmp_path / "limited" / MANIFEST).read_text())
+    manifest["artifacts"][0]["axes"] = {"batch": {"minimum": 2, "optimum": 2, "maximum": 4}}
+    (tmp_path / "limited" / MANIFEST).write_text(json.dumps(manifest))
+    found = benchmark(tmp_path / "limited", batch_sizes=(1, 2, 8), backends=ONNX, rounds=1, runs=1)
+    assert [item.batch_size for item in found.latencies] == [2]
+    assert found.latencies[0].first_ms is not None
+    assert [(item.batch_size, item.reason.partition(";")[0]) for item in found.skipped] == [
+        (1, "batch must be from 2 to 4, got 1"), (8, "batch must be from 2 to 4, got 8")
+    ]  # fmt: skip
+    assert found.status == "skipped"
 
 
 def test_a_process_that_dies_is_skipped_with_its_exit_code(bundle: Bundle) -> None:

@@ -117,15 +117,20 @@ class _Timed:
         self._ask = ask
         self._sizes = list(sizes)
         self._opened: Opened | None = None
+        self._first_ms: float | None = None
         self._peak: int | None = None
         self._steady: dict[int, bool] = {}
         self._rounds: dict[int, list[Round]] = {size: [] for size in sizes}
 
     def open(self) -> None:
         try:
-            self._opened = self._ask("open", min(self._sizes))
+            self._opened = self._ask("open")
         except UnavailableError as exc:
             self._give_up(str(exc))
+        for size in sorted(self._sizes):
+            self._first_ms = self._at(size, "first_run", size)
+            if self._first_ms is not None:
+                break
         for size in list(self._sizes):
             self._steady[size] = self._at(size, "warm_up", size)
 
@@ -153,7 +158,7 @@ class _Timed:
                 image_rounds_ms=tuple(each.images_ms for each in rounds),
                 processing_ms=statistics.median(value for each in rounds for value in each.processing_ms),
                 load_ms=self._opened.load_ms,
-                first_ms=self._opened.first_ms,
+                first_ms=self._first_ms,
                 peak_memory_bytes=self._peak,
                 steady=self._steady[size],
                 details=self._opened.details,

@@ -36,8 +36,8 @@ class Latency:
         rounds_ms: the times of `Runtime.run` on ready input, image processing not included; those of each round.
         image_rounds_ms: the times from the bytes of image files to outputs, image processing included.
         processing_ms: the median time of the image processing in these.
-        load_ms: opening the artifact, its libraries already imported.
-        first_ms: the first run of the process, of the smallest batch.
+        load_ms: opening the artifact in a fresh process, with what its libraries import only then.
+        first_ms: the first run of the process, of the smallest batch that the artifact takes.
         peak_memory_bytes: the most resident memory that the process held, with all batch sizes; None where the system
             does not tell.
         steady: whether the times had settled when the warm-up ended.

@@ -59,10 +59,9 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """An artifact that was opened and ran; see `Latency`."""
+    """An artifact that was opened; see `Latency`."""
 
     load_ms: float
-    first_ms: float
     details: dict[str, Any]
 
 
@@ -133,7 +132,7 @@ class _Timer:
         self._job = job
         self._ready: dict[int, Mapping[str, np.ndarray]] = {}
 
-    def open(self, batch_size: int) -> Opened:
+    def open(self) -> Opened:
         job, name = self._job, self._job.selected.backend
         bundle = Bundle.open(job.bundle)
         self._processor: ImageProcessor = load_processor(bundle)
@@ -143,11 +142,12 @@ class _Timer:
         begin = time.perf_counter()
         self._runtime: Runtime = job.selected.open(bundle, device=job.device, **options)
         load_ms = _since(begin)
-        inputs = self._inputs(batch_size)
-        begin = time.perf_counter()
-        self._runtime.run(inputs)
         threads = {"threads": job.threads} if job.threads else {}
-        return Opened(load_ms, _since(begin), {**self._runtime.details, **threads})
+        return Opened(load_ms, {**self._runtime.details, **threads})
+
+    def first_run(self, batch_size: int) -> float:
+        """Milliseconds of a run, which nothing has run before."""
+        return self._run_ms(self._inputs(batch_size))
 
     def warm_up(self, batch_size: int) -> bool:
         """Run until times are steady; whether they are."""
