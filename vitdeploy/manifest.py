@@ -97,6 +97,11 @@ class Manifest:
     files: tuple[FileRecord, ...]
     artifacts: tuple[Artifact, ...] = ()
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """The SHA-256 of each file of the reference's weights, by name."""
+        return {file.path: file.sha256 for file in self.files if file.path.endswith(".safetensors")}
+
     def to_dict(self) -> dict[str, Any]:
         return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
 

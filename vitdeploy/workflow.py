@@ -205,7 +205,8 @@ def export(
             )
         del checkpoint, reference  # its weights, before the artifact's are loaded
         on_step(f"comparing {to} {precision} with the reference")
-        to_prove = dataclasses.replace(artifact, files=_records(staging, exported.emulation or exported.files))
+        files = _records(staging, exported.emulation) if exported.emulation else artifact.files
+        to_prove = dataclasses.replace(artifact, files=files)
         bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
         with open_runtime(bundle, exporter.backend, precision=precision) as runtime:
             allowed = default_tolerance(artifact) if tolerance is None else tolerance

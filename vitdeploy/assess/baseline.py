@@ -57,7 +57,7 @@ class Baseline:
             data_sha256=evaluation.data_sha256,
             labels_sha256=_sha256(list(bundle.labels)),
             processor=processor_sha256(bundle),
-            weights={file.path: file.sha256 for file in bundle.manifest.files if file.path.endswith(".safetensors")},
+            weights=bundle.manifest.weights,
             wrong={result.name: tuple(sorted(evaluation.top1(result).wrong)) for result in ran},
             tools={"vitdeploy": __version__, **tools},
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from vitdeploy import __version__
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
+from vitdeploy.assess.golden import Golden
 from vitdeploy.assess.logits import LogitsDifference, compare_logits
 from vitdeploy.assess.samples import SYNTHETIC_SIZE, feeds, image_files, synthetic_images
 from vitdeploy.bundle import Bundle
@@ -106,21 +108,31 @@ def compare(
     images: str | os.PathLike[str] | Sequence[Any] | None = None,
     tolerance: float | None = None,
     batch_size: int = 8,
+    golden: str | os.PathLike[str] | None = None,
+    save_golden: str | os.PathLike[str] | None = None,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Run the reference and every artifact on the same processed images, and compare all outputs.
+
+    Golden outputs take the reference to a machine without torch: it runs once, where they are saved, and they stand in
+    for it elsewhere, on the same images.
 
     Args:
         bundle: the bundle or its folder.
         images: a folder, every image below it; or the images. By default 16 seeded synthetic ones.
         tolerance: largest difference allowed, relative to each output's largest value; by default by precision.
         batch_size: images that run together, from 1 up.
+        golden: a file of golden outputs to compare with; the reference does not run.
+        save_golden: a file to write them to; nothing is written where the images or the bundle are at fault.
         on_step: called with what is being done.
 
     Raises:
         BundleError: the bundle is absent or was altered.
-        UsageError: the bundle has no artifact, or an argument is not what it must be.
+        UsageError: the bundle has no artifact, an argument is not what it must be, or golden outputs are of something
+            else.
         ImageError: an image cannot be read.
+        InputError: the file of golden outputs cannot be read.
+        OutputError: it cannot be written.
         MissingDependencyError: torch, which runs the reference, is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -128,22 +140,32 @@ def compare(
         raise UsageError(f"batch_size must be at least 1 and tolerance at least 0, got {batch_size} and {tolerance}")
     if not bundle.manifest.artifacts:
         raise UsageError(f"{bundle.path} must hold an artifact to compare, holds none; make one: vitdeploy export")
+    if golden is not None and save_golden is not None:
+        raise UsageError(f"compare saves golden outputs or compares with them, got both: {save_golden} and {golden}")
     processor = load_processor(bundle)
-    sources: Sequence[Any] = ()
-    if images is not None:
+    if images is None:
+        sources: Sequence[Any] = synthetic_images(SYNTHETIC_COUNT, *(processor.output_size or SYNTHETIC_SIZE))
+    else:
         sources = image_files(images) if isinstance(images, (str, os.PathLike)) else as_batch(images)
-        if not sources:
-            raise UsageError("compare needs at least one image, got none")
+    if not sources:
+        raise UsageError("compare needs at least one image, got none")
+    batches = Batches(processor, sources, batch_size)
     allowed = [
         default_tolerance(artifact) if tolerance is None else tolerance for artifact in bundle.manifest.artifacts
     ]
-    with open_runtime(bundle, REFERENCE, **_reference_options(bundle)) as runtime:
-        check_fit(bundle, processor, runtime)
-        if images is None:
-            sources = synthetic_images(SYNTHETIC_COUNT, *(processor.output_size or SYNTHETIC_SIZE))
-        batches = Batches(processor, sources, batch_size)
+    if golden is not None:
+        on_step(f"reading golden outputs of {len(sources)} images")
+        found = Golden.read(golden)
+        found.check(bundle, batches.pixels_sha256(), batch_size)
+        expected = found.outputs
+    else:
         on_step(f"running the reference on {len(sources)} images")
-        expected = run_batches(runtime, batches.feeds(runtime))
+        with open_runtime(bundle, REFERENCE, **_reference_options(bundle)) as runtime:
+            check_fit(bundle, processor, runtime)
+            expected = run_batches(runtime, batches.feeds(runtime))
+            tools = {"vitdeploy": __version__, "engine": str(runtime.details["engine"])}
+        if save_golden is not None:
+            Golden(expected, bundle.manifest.weights, batches.pixels_sha256(), batch_size, tools).write(save_golden)
     results = tuple(
         _result(bundle, artifact, backend, batches, expected, limit, on_step)
         for artifact, limit in zip(bundle.manifest.artifacts, allowed, strict=True)
@@ -184,6 +206,13 @@ class Batches:
             pixel_values = self.processor(sources, pixels=runtime.pixels, first_index=start)
             yield feeds(runtime.inputs, pixel_values)
 
+    def pixels_sha256(self) -> str:
+        """SHA-256 of all processed images, normalised float32, one after the other."""
+        digest = hashlib.sha256()
+        for index, source in enumerate(self.sources):
+            digest.update(self.processor(source, first_index=index).tobytes())
+        return digest.hexdigest()
+
 
 def _reference_options(bundle: Bundle) -> dict[str, Any]:
     """What makes the reference give all that any artifact gives."""
@@ -201,7 +230,7 @@ def _result(
     artifact: Artifact,
     backend: str,
     batches: Batches,
-    expected: dict[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
     tolerance: float,
     on_step: Callable[[str], None],
 ) -> BackendComparison:

@@ -17,6 +17,8 @@ from vitdeploy.errors import UsageError
 @click.option("--images", type=click.Path(), help="A folder of images; synthetic ones by default.")
 @click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
+@click.option("--save-golden", type=click.Path(), help="Write the reference's outputs to this file, too.")
+@click.option("--golden", type=click.Path(), help="Compare with the outputs in this file; torch is not needed then.")
 @click.option("--layers", is_flag=True, help="Each layer of the ONNX artifacts, given the reference's hidden states.")
 @bisect_options
 @json_option
@@ -25,6 +27,8 @@ def compare(
     images: str | None,
     tolerance: float | None,
     batch_size: int,
+    save_golden: str | None,
+    golden: str | None,
     layers: bool,
     as_json: bool,
     **bisection: Any,
@@ -35,14 +39,19 @@ def compare(
     nodes must stay float32 for another precision to pass; exits with 1 if not even float32 passes. With --layers, names
     the first layer that diverges.
     """
-    if layers and bisection["bisect"]:
-        raise UsageError("compare takes one of --layers and --bisect, got both; run it twice")
+    kinds = {"--layers": layers, "--bisect": bisection["bisect"], "--golden and --save-golden": golden or save_golden}
+    if sum(map(bool, kinds.values())) > 1:
+        given = [name for name, value in kinds.items() if value]
+        raise UsageError(f"compare takes one of {', '.join(kinds)}, got {' and '.join(given)}; run it twice")
     if layers:
         sys.exit(_compare_layers(bundle, images, tolerance, as_json))
     from vitdeploy.assess.compare import compare as compare_bundle
 
     report_bisection(bundle, as_json, bisection, images=images, tolerance=tolerance, batch_size=batch_size)
-    result = compare_bundle(bundle, images=images, tolerance=tolerance, batch_size=batch_size, on_step=print_step)
+    result = compare_bundle(
+        bundle, images=images, tolerance=tolerance, batch_size=batch_size, golden=golden, save_golden=save_golden,
+        on_step=print_step,
+    )  # fmt: skip
     if as_json:
         print_json(result.to_dict())
     else:

@@ -1,0 +1,134 @@
+"""Golden outputs: saved with torch, compared with without it, and of nothing but what they are of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import vitdeploy
+from bundles import sign_again, write_bundle
+from environments import ROOT, environment, run
+from faults import copy_of, perturb_layer
+from vitdeploy.assess.compare import compare
+from vitdeploy.assess.golden import Golden
+from vitdeploy.assess.samples import synthetic_images
+from vitdeploy.bundle import Bundle
+from vitdeploy.cli import main
+from vitdeploy.errors import InputError, OutputError, UsageError
+from vitdeploy.runtimes import BACKENDS, Backend
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def golden(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("golden") / "golden.npz"
+    assert compare(bundle, save_golden=path).status == "passed"
+    return path
+
+
+@pytest.fixture
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "torch", Backend("not_there:X", None, "torch", "torch"))
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_the_reference_does_not_run(bundle: Bundle, golden: Path, tmp_path: Path) -> None:
+    result = compare(bundle, golden=golden)
+    assert result.status == "passed"
+    assert (result.images, result.synthetic) == (16, True)
+    assert compare(perturb_layer(copy_of(bundle, tmp_path / "faulty"), 0), golden=golden).status == "failed"
+
+
+def test_it_gives_what_a_run_of_the_reference_gives(bundle: Bundle, golden: Path) -> None:
+    live, from_file = compare(bundle), compare(bundle, golden=golden)
+    assert live.to_dict() == from_file.to_dict()
+    found = Golden.read(golden)
+    assert found.weights == bundle.manifest.weights
+    assert {name: value.dtype.name for name, value in found.outputs.items()} == {"logits": "float32"}
+    assert found.tools["engine"].startswith("torch")
+
+
+def test_an_environment_without_torch_compares(bundle: Bundle, golden: Path) -> None:
+    code = """
+import json, sys, vitdeploy
+result = vitdeploy.compare(sys.argv[1], golden=sys.argv[2])
+print(json.dumps([result.status, "torch" in sys.modules, [item.artifact for item in result.results]]))
+"""
+    python = environment("embedded")
+    assert json.loads(run(python, "-c", code, bundle.path, golden, PYTHONPATH=str(ROOT))) == [
+        "passed", False, ["onnx-fp32"]
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_golden_outputs_of_something_else_are_refused(bundle: Bundle, golden: Path, tmp_path: Path) -> None:
+    images: list[Any] = list(synthetic_images(16, 32, 32, seed=1))
+    with pytest.raises(UsageError, match="must be of the same processed images"):
+        compare(bundle, golden=golden, images=images)
+    with pytest.raises(UsageError, match="batches of the same size, they are of 8, not 4"):
+        compare(bundle, golden=golden, batch_size=4)
+    shutil.copytree(bundle.path, tmp_path / "other")
+    path = tmp_path / "other" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(UsageError, match="its weights are others"):
+        compare(sign_again(Bundle.open(tmp_path / "other")), golden=golden)
+    found = Golden.read(golden)
+    lacking = Golden({}, found.weights, found.pixels_sha256, found.batch_size)
+    lacking.write(tmp_path / "lacking.npz")
+    with pytest.raises(UsageError, match="must hold logits, do not"):
+        compare(bundle, golden=tmp_path / "lacking.npz")
+    with pytest.raises(UsageError, match="got both"):
+        compare(bundle, golden=golden, save_golden=tmp_path / "new.npz")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not an archive", b"PK\x03\x04 cut short", "half", "pickle", "other", "bare"]
+)
+def test_a_damaged_file_is_one_line(golden: Path, tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "golden.npz"
+    header = np.frombuffer(json.dumps({"format": "another 7"}).encode(), np.uint8)
+    if content == "half":
+        path.write_bytes(golden.read_bytes()[: golden.stat().st_size // 2])
+    elif content == "pickle":
+        np.savez(path, header=np.array([{}], object), allow_pickle=True)
+    elif content == "other":
+        np.savez(path, header=header)
+    elif content == "bare":
+        np.savez(path, x=np.zeros(1))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"golden\.npz must be a file") as caught:
+        Golden.read(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="that can be read: No such file"):
+        Golden.read(tmp_path / "absent.npz")
+
+
+def test_it_is_written_whole_or_not_at_all(bundle: Bundle, golden: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="could not be written"):
+        compare(bundle, save_golden=tmp_path / "file" / "golden.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_command(bundle: Bundle, golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def exit_code(*arguments: object) -> object:
+        with pytest.raises(SystemExit) as caught:
+            main(["compare", *map(str, (bundle.path, *arguments))])
+        return caught.value.code
+
+    assert exit_code("--golden", golden) == 0
+    assert exit_code("--golden", golden, "--layers") == 2
+    assert "one of --layers, --bisect, --golden and --save-golden, got --layers and" in capsys.readouterr().err
+    assert vitdeploy.compare is compare
