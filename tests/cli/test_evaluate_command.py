@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,3 +136,18 @@ def test_the_bar_is_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, capsys:
     assert out == ""
     assert "3/10" in err
     assert "images" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there may a file's name be any bytes")
+def test_a_name_that_is_no_text(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "data" / "7"
+    folder.mkdir(parents=True)
+    for index, image in enumerate(sorted((held_out_images() / "7").iterdir())[:2]):
+        shutil.copy(image, folder / os.fsdecode(b"caf\xe9%d.png" % index))
+    work = tmp_path / "work"
+    assert run(capsys, bundle.path, "--data", tmp_path / "data", "--limit", 1, "--resume", work)[0] == 0
+    baseline = tmp_path / "baseline.json"
+    held = ["gate", str(bundle.path), "--data", str(tmp_path / "data"), "--baseline", str(baseline), "--update"]
+    with pytest.raises(SystemExit) as caught:
+        main(held)
+    assert caught.value.code == 0

@@ -191,6 +191,6 @@ def test_the_commands_of_the_ci_templates(bundle: Bundle, baseline: Path, tmp_pa
             ["bash", "-e", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
         )
         assert found.returncode == int(faulty), found.stdout + found.stderr
-    assert ("failed" if faulty else "passed") in summary.read_text(encoding="utf-8").splitlines()[1]
+    assert ("failed" if faulty else "passed") in summary.read_text(encoding="utf-8").splitlines()[0]
     suite = ET.parse(tmp_path / gitlab["artifacts"]["reports"]["junit"]).getroot()[0]
     assert (suite.get("tests"), suite.get("failures")) == ("8", str(int(faulty)))

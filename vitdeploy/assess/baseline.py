@@ -105,7 +105,7 @@ class Baseline:
             OutputError: it cannot be written.
         """
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
-        write_file(Path(path), (text + "\n").encode())
+        write_file(Path(path), (text + "\n").encode("utf-8", "backslashreplace"))  # a file name may be no UTF-8
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -14,6 +14,7 @@ from vitdeploy.assess.difference import Difference, compare_outputs, default_tol
 from vitdeploy.assess.golden import Golden
 from vitdeploy.assess.logits import LogitsDifference, compare_logits
 from vitdeploy.assess.samples import SYNTHETIC_SIZE, feeds, image_files, synthetic_images
+from vitdeploy.assess.verdicts import Verdict
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import batch_size_for, check_fit, load_processor
@@ -64,6 +65,23 @@ class BackendComparison:
         passed = bool(self.differences) and all(difference.within(self.tolerance) for difference in self.differences)
         return "passed" if passed else "failed"
 
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """One an output, for a report; one where it was skipped."""
+        subject = f"{self.artifact} on {self.backend or 'no backend'}"
+        if self.skipped is not None:
+            return (Verdict(subject, "compare", "skipped", self.skipped),)
+        return tuple(
+            Verdict(
+                subject,
+                each.output,
+                "passed" if each.within(self.tolerance) else "failed",
+                f"differs by {each.max_relative:.2e} of the largest value, {self.tolerance:g} allowed; "
+                f"{each.required_tolerance:g} would pass",
+            )
+            for each in self.differences
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {
             **dataclasses.asdict(self),
@@ -93,6 +111,16 @@ class Comparison:
         """The outcome: "failed" if a result is, else "skipped" if one is or nothing ran, else "passed"."""
         statuses = {result.status for result in self.results} or {"skipped"}
         return next(status for status in ("failed", "skipped", "passed") if status in statuses)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Those of every result, for a report."""
+        return tuple(verdict for result in self.results for verdict in result.verdicts)
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """None: nothing is compared with an earlier comparison."""
+        return ()
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -60,9 +60,11 @@ class LabelledData:
             raise UsageError(f"limit must be at least 1, got {limit}")
         if limit is None or limit >= len(self):
             return self
-        order = sorted(
-            range(len(self)), key=lambda index: hashlib.sha256(f"{seed}\0{self.names[index]}".encode()).digest()
-        )
+
+        def rank(index: int) -> bytes:
+            return hashlib.sha256(f"{seed}\0{self.names[index]}".encode("utf-8", "surrogatepass")).digest()
+
+        order = sorted(range(len(self)), key=rank)
         chosen = sorted(order[:limit])
         return dataclasses.replace(
             self,

@@ -12,6 +12,7 @@ from vitdeploy.assess.evaluate import evaluate
 from vitdeploy.assess.gate_checks import Check, Measured, judge
 from vitdeploy.assess.gate_plan import plan
 from vitdeploy.assess.gate_rules import GateRules, read_rules
+from vitdeploy.assess.verdicts import Verdict
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import InputError, UsageError
 
@@ -55,6 +56,11 @@ class GateResult:
         """The outcome: "failed" if a check is, else "skipped" if one is or there is none, else "passed"."""
         statuses = {check.status for check in self.checks} or {"skipped"}
         return next(status for status in ("failed", "skipped", "passed") if status in statuses)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Every check, for a report."""
+        return tuple(Verdict(check.subject, check.rule, check.status, check.message) for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -64,8 +64,8 @@ def run_all(
                 f"{images.names[position]}\0{labels[images.targets[position]]}\0{image.sha256}\n"
                 for position, image in enumerate(batch, first)
             )
-            of_all.update(text.encode())
-            sha256 = hashlib.sha256(text.encode()).hexdigest()
+            of_all.update(text.encode("utf-8", "surrogatepass"))
+            sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
             if number < len(finished):
                 _restore(runs, finished[number], sha256, first, images)
             else:
@@ -85,7 +85,7 @@ def header(
         "format": "vitdeploy evaluation 1",
         "bundle": hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest(),
         **settings,
-        "data": hashlib.sha256(listing.encode()).hexdigest(),
+        "data": hashlib.sha256(listing.encode("utf-8", "surrogatepass")).hexdigest(),
         "images": len(images),
         "backends": {f"{run.selected} {run.selected.precision}": run.details for run in runs},
         "versions": {"vitdeploy": __version__, "pillow": PIL.__version__, "numpy": np.__version__},

@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from vitdeploy.cli.bisect_report import bisect_options, report_bisection
-from vitdeploy.cli.output import EXIT_CODES, json_option, print_json, print_step, print_table
+from vitdeploy.cli.output import (
+    EXIT_CODES,
+    json_option,
+    print_json,
+    print_step,
+    print_table,
+    report_options,
+    write_reports,
+)
 from vitdeploy.errors import UsageError
 
 
@@ -21,6 +29,7 @@ from vitdeploy.errors import UsageError
 @click.option("--golden", type=click.Path(), help="Compare with the outputs in this file; torch is not needed then.")
 @click.option("--layers", is_flag=True, help="Each layer of the ONNX artifacts, given the reference's hidden states.")
 @bisect_options
+@report_options
 @json_option
 def compare(
     bundle: str,
@@ -30,6 +39,8 @@ def compare(
     save_golden: str | None,
     golden: str | None,
     layers: bool,
+    markdown: str | None,
+    junit: str | None,
     as_json: bool,
     **bisection: Any,
 ) -> None:
@@ -40,6 +51,10 @@ def compare(
     the first layer that diverges.
     """
     kinds = {"--layers": layers, "--bisect": bisection["bisect"], "--golden and --save-golden": golden or save_golden}
+    if (markdown or junit) and (layers or bisection["bisect"]):
+        raise UsageError(
+            "--markdown and --junit are of the artifacts' outputs, not of --layers or --bisect; use --json"
+        )
     if sum(map(bool, kinds.values())) > 1:
         given = [name for name, value in kinds.items() if value]
         raise UsageError(f"compare takes one of {', '.join(kinds)}, got {' and '.join(given)}; run it twice")
@@ -52,6 +67,7 @@ def compare(
         bundle, images=images, tolerance=tolerance, batch_size=batch_size, golden=golden, save_golden=save_golden,
         on_step=print_step,
     )  # fmt: skip
+    write_reports(result, {"markdown": markdown, "junit": junit})
     if as_json:
         print_json(result.to_dict())
     else:

@@ -15,6 +15,8 @@ from vitdeploy.cli.output import (
     print_table,
     print_text,
     progress_bar,
+    report_options,
+    write_reports,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     help="Hold these alone; may be repeated. By default the reference (torch) and every artifact.",
 )  # fmt: skip
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@report_options
 @json_option
 def gate(
     bundle: str,
@@ -56,6 +59,8 @@ def gate(
     rules: str | None,
     backends: tuple[str, ...],
     batch_size: int,
+    markdown: str | None,
+    junit: str | None,
     as_json: bool,
     **flags: Any,
 ) -> None:
@@ -78,6 +83,7 @@ def gate(
             bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends or None,
             batch_size=batch_size, on_step=print_step, on_progress=on_progress,
         )  # fmt: skip
+    write_reports(result, {"markdown": markdown, "junit": junit})
     if as_json:
         print_json(result.to_dict())
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,34 @@ from vitdeploy.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from vitdeploy.assess.verdicts import Judged
+
 EXIT_CODES = {"passed": 0, "failed": 1, "skipped": 3}
+
+_REPORTS = {
+    "markdown": ("vitdeploy.assess.markdown:write_markdown", "Write the outcome in Markdown, for a job's summary."),
+    "junit": ("vitdeploy.assess.junit:write_junit", "Write the outcome as JUnit XML, for a CI server."),
+}
+
+
+def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that `write_reports` takes."""
+    for name, (_, text) in reversed(_REPORTS.items()):
+        command = click.option(f"--{name}", type=click.Path(), metavar="FILE", help=text)(command)
+    return command
+
+
+def write_reports(result: Judged, files: Mapping[str, str | None]) -> None:
+    """Write the reports that were asked for, by the names of `report_options`.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    for name, path in files.items():
+        if path is not None:
+            module, function = _REPORTS[name][0].split(":")
+            getattr(importlib.import_module(module), function)(path, result)
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 

@@ -1,0 +1,94 @@
+"""Markdown and JUnit XML: what did not pass is seen, and no name of a file or class breaks the form."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from vitdeploy.assess.compare import BackendComparison, Comparison
+from vitdeploy.assess.difference import Difference
+from vitdeploy.assess.junit import junit, write_junit
+from vitdeploy.assess.markdown import markdown, write_markdown
+from vitdeploy.assess.verdicts import Verdict
+from vitdeploy.errors import OutputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GOOD = Difference("logits", 1, True, 1e-6, 1e-6, 1e-6, 1.0, 1.0)
+BAD = dataclasses.replace(GOOD, output="pooler_output", max_relative=0.5)
+COMPARISON = Comparison(
+    "out",
+    16,
+    True,
+    (
+        BackendComparison("onnx-fp32", "onnxruntime", 1e-4, (GOOD, BAD)),
+        BackendComparison("tensorrt-fp16", "", 1e-2, skipped="no backend runs it"),
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd:
+    """A result whose every text is hard to write."""
+
+    text: str
+    status: str = "failed"
+    changes: tuple[str, ...] = ()
+
+    @property
+    def bundle(self) -> str:
+        return self.text
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        return (Verdict(self.text, self.text, self.status, self.text),)
+
+
+def test_junit_of_a_comparison() -> None:
+    root = ET.fromstring(junit(COMPARISON))
+    counts = {"tests": "3", "failures": "1", "errors": "1", "skipped": "0"}
+    assert (root.tag, root.attrib) == ("testsuites", counts)
+    (suite,) = root
+    assert suite.attrib == {"name": "vitdeploy out", **counts}
+    assert [(case.get("classname"), case.get("name"), [child.tag for child in case]) for case in suite] == [
+        ("onnx-fp32 on onnxruntime", "logits", []),
+        ("onnx-fp32 on onnxruntime", "pooler_output", ["failure"]),
+        ("tensorrt-fp16 on no backend", "compare", ["error"]),
+    ]
+    assert suite[1][0].get("message") == "differs by 5.00e-01 of the largest value, 0.0001 allowed; 0.5 would pass"
+    assert suite[2][0].attrib == {"message": "no backend runs it", "type": "skipped"}
+
+
+def test_markdown_of_a_comparison_begins_with_what_failed() -> None:
+    lines = markdown(COMPARISON).splitlines()
+    assert lines[0] == "### ❌ failed: out"
+    assert lines[2] == "1 passed, 1 failed, 1 skipped"
+    assert [line.split(" | ")[0] for line in lines[6:]] == ["| ❌ failed", "| ⚠️ skipped", "| ✅ passed"]
+    assert len(lines) == 9
+
+
+@pytest.mark.parametrize(
+    "text", ["a|b", "<script>&", "two\nlines", "`code` *b* _i_ [l](u)", "nul\x00 esc\x1b", "\ud800", "é😀"]
+)
+def test_odd_texts(text: str, tmp_path: Path) -> None:
+    (suite,) = ET.fromstring(junit(Odd(text)))
+    assert suite[0][0].tag == "failure"
+    rows = markdown(Odd(text, changes=(text,))).splitlines()
+    assert len(rows) == 11
+    assert rows[6].replace("\\|", "").count("|") == 5
+    assert "<" not in rows[6]
+    assert "`" not in rows[6].replace("\\`", "")
+    write_junit(tmp_path / "a.xml", Odd(text))
+    write_markdown(tmp_path / "a.md", Odd(text))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.md", "a.xml"]
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for write in (write_junit, write_markdown):
+        with pytest.raises(OutputError, match="could not be written"):
+            write(tmp_path / "file" / "a", COMPARISON)

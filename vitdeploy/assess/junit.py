@@ -1,0 +1,48 @@
+"""The outcome of a comparison or a gate as JUnit XML, which CI servers show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET  # written alone, never parsed
+
+from vitdeploy.assess.verdicts import writable
+from vitdeploy.atomic import write_file
+
+if TYPE_CHECKING:
+    import os
+
+    from vitdeploy.assess.verdicts import Judged
+
+
+def junit(result: Judged) -> bytes:
+    """A test case a verdict, in UTF-8.
+
+    One that was skipped is an error, not a skipped test: CI servers take the latter for a pass, and it is none.
+    """
+    found = result.verdicts
+    counts = {
+        "tests": len(found),
+        "failures": sum(each.status == "failed" for each in found),
+        "errors": sum(each.status == "skipped" for each in found),
+        "skipped": 0,
+    }
+    attributes = {name: str(count) for name, count in counts.items()}
+    root = ET.Element("testsuites", attributes)
+    suite = ET.SubElement(root, "testsuite", {"name": writable(f"vitdeploy {result.bundle}"), **attributes})
+    for each in found:
+        case = ET.SubElement(suite, "testcase", {"classname": writable(each.subject), "name": writable(each.name)})
+        if each.status != "passed":
+            kind = "failure" if each.status == "failed" else "error"
+            ET.SubElement(case, kind, {"message": writable(each.message), "type": each.status})
+    ET.indent(root)
+    return bytes(ET.tostring(root, "utf-8", xml_declaration=True)) + b"\n"
+
+
+def write_junit(path: str | os.PathLike[str], result: Judged) -> None:
+    """Write `junit`; a file that exists is replaced whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_file(Path(path), junit(result))

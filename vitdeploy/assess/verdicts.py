@@ -1,0 +1,47 @@
+"""What an assessment says of each thing that it looked at, in one form for whoever writes it down."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, Protocol
+
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2
+
+
+class Verdict(NamedTuple):
+    """One outcome.
+
+    Attributes:
+        subject: such as "onnxruntime fp32".
+        name: what was looked at, such as "max_drop".
+        status: "passed", "failed" or "skipped".
+        message: what was found, in a line.
+    """
+
+    subject: str
+    name: str
+    status: str
+    message: str
+
+
+class Judged(Protocol):
+    """A result with an outcome: a comparison or a gate's."""
+
+    @property
+    def bundle(self) -> str: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]: ...
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What is otherwise than it was, a line each."""
+        ...
+
+
+def writable(text: str) -> str:
+    """The text, with what no XML or UTF-8 file can hold replaced: names of files and classes are anybody's."""
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
