@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from bundles import write_bundle
 from vitdeploy.assess import timing
 from vitdeploy.assess.benchmark import benchmark
 from vitdeploy.assess.samples import synthetic_images
+from vitdeploy.assess.selection import Selected
 from vitdeploy.assess.timing import MOST_WINDOWS, WINDOW, Job
 from vitdeploy.errors import BundleError, InputError, UsageError
 from vitdeploy.manifest import MANIFEST
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
 
 ONNX = ["onnxruntime"]
+REFERENCE = Selected("reference", "torch", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +64,8 @@ def test_every_backend_and_batch_size_is_timed_in_turns(bundle: Bundle) -> None:
         assert item.load_ms > 0 < item.first_ms
         assert 0 < item.processing_ms < max(item.image_times_ms)
         assert 1e7 < (item.peak_memory_bytes or 0) < 1e11
-        assert item.details["threads"] == 1
     assert [item.details["engine"].split()[0] for item in found.latencies] == ["torch", "onnxruntime"] * 2
+    assert found.latencies[0].details["threads"] == 1
     assert found.latencies[1].details["intra_op_threads"] == 1
     assert found.status == "passed"
     assert (found.settings["images"], found.settings["runs"]) == ("synthetic JPEG files of 640x480 pixels", 4)
@@ -202,6 +205,16 @@ def test_threads_are_for_backends_that_heed_them(monkeypatch: pytest.MonkeyPatch
     assert "onnxruntime" in BACKENDS
     with pytest.raises(UsageError, match="threads are for torch, not for onnxruntime; leave it out"):
         benchmark(bundle, backends=ONNX, threads=2)
+
+
+def test_the_threads_of_torch_are_those_in_force(bundle: Bundle) -> None:
+    before = torch.get_num_threads()  # imported already, as by the script of a user
+    try:
+        opened = timing._Timer(Job(str(bundle.path), REFERENCE, "cpu", before + 2, ())).open()
+        assert opened.details["threads"] == torch.get_num_threads() == before + 2
+    finally:
+        torch.set_num_threads(before)
+    assert timing._Timer(Job(str(bundle.path), REFERENCE, "cpu", 0, ())).open().details["threads"] == before
 
 
 KILLED = """

@@ -112,8 +112,6 @@ def worker(job: Job) -> Iterator[Callable[..., Any]]:
 def _serve(connection: Connection, job: Job) -> None:
     """Answer requests (the name of a method of `_Timer`, its arguments) with its result, or with an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
-    if job.threads:
-        os.environ["OMP_NUM_THREADS"] = str(job.threads)  # torch reads it when it is imported
     timer = _Timer(job)
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
         while True:
@@ -138,11 +136,11 @@ class _Timer:
         self._processor: ImageProcessor = load_processor(bundle)
         if name:
             runtime_class(name)  # imports its libraries
+        threads = _torch_threads(job.threads) if name and BACKENDS[name].package == "torch" else {}
         options: dict[str, Any] = {"intra_op_threads": job.threads} if job.threads and name == "onnxruntime" else {}
         begin = time.perf_counter()
         self._runtime: Runtime = job.selected.open(bundle, device=job.device, **options)
         load_ms = _since(begin)
-        threads = {"threads": job.threads} if job.threads else {}
         return Opened(load_ms, {**self._runtime.details, **threads})
 
     def first_run(self, batch_size: int) -> float:
@@ -203,6 +201,19 @@ class _Timer:
         processing = _since(begin)
         self._runtime.run(inputs)
         return _since(begin), processing
+
+
+def _torch_threads(wanted: int) -> dict[str, int]:
+    """Set torch's number of threads, unless 0 is wanted; the number in force.
+
+    Its environment variable would come too late where the caller's script, which a spawned process runs again, imports
+    torch.
+    """
+    import torch
+
+    if wanted:
+        torch.set_num_threads(wanted)
+    return {"threads": torch.get_num_threads()}
 
 
 def _since(begin: float) -> float:
