@@ -86,7 +86,7 @@ def test_both_backends_give_every_output_of_transformers(
     names = output_names(checkpoint.load())
     outputs = [*names, "hidden_states"]
     bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "all", outputs=outputs)
-    plain = vitdeploy.export(checkpoint.folder, output=tmp_path / "plain") if seed == 0 else None
+    plain = vitdeploy.export(checkpoint.folder, output=tmp_path / "plain") if head.family == "vit" else None
     for backend in ("torch", "onnxruntime"):
         options: dict[str, Any] = {"outputs": outputs} if backend == "torch" else {}
         with contextlib.ExitStack() as stack:
@@ -123,7 +123,7 @@ def test_one_export_takes_every_size(write_checkpoint: WriteCheckpoint, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("head", "size"), [(head, SIZES[3 + index % 2]) for index, head in enumerate(UNMASKED_HEADS)], ids=str
+    ("head", "size"), [(head, SIZES[3 + index % 2]) for index, head in enumerate(UNMASKED_HEADS[::2])], ids=str
 )
 def test_another_fixed_size_is_baked(
     write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head, size: tuple[int, int, int]
@@ -149,13 +149,15 @@ def test_a_mask_is_of_one_size(write_checkpoint: WriteCheckpoint, tmp_path: Path
 
 
 @BY_HEAD
-def test_an_image_gives_what_transformers_makes_of_it(
+def test_an_image_gives_what_transformers_makes_of_it_and_it_loads_the_bundle(
     write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head
 ) -> None:
     """The family's own processor, as transformers writes it, and its model: photographs in, outputs out."""
     config = random_config(head, 2) | {"patch_size": 8, "image_size": 48 if head.resizes_by_itself else 32}
     if head.task is Task.MASKED_IMAGE_MODELING:
         config |= {"encoder_stride": 8, "image_size": 32}
+    if head.name == "BeitForMaskedImageModeling":  # of the two norms that it has else, transformers mixes up its own
+        config["use_mean_pooling"] = True
     checkpoint = write_checkpoint(head, config)
     size = {"shortest_edge": 40} if head.processor == "BitImageProcessor" else {"height": 40, "width": 40}
     crop = head.processor in ("BitImageProcessor", "DeiTImageProcessor")
@@ -163,13 +165,13 @@ def test_an_image_gives_what_transformers_makes_of_it(
     processor = getattr(transformers, f"{head.processor}Pil")(**options)
     processor.save_pretrained(checkpoint.folder)
 
-    bundle = export_all(checkpoint.folder, output=tmp_path / "out")
+    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
     pictures = [transformers.image_utils.load_image(name) for name in PHOTOGRAPHS]
     feeds = {"pixel_values": processor(pictures, return_tensors="np")["pixel_values"]}
     if head.task is Task.MASKED_IMAGE_MODELING:
         feeds["bool_masked_pos"] = np.random.default_rng(1).random((2, 16)) < 0.4
     want = answers(checkpoint, head, feeds, resize=False)
-    for backend in BACKENDS:
+    for backend in ("torch", "onnxruntime"):
         with vitdeploy.load(bundle.path, backend=backend) as predictor:
             pixels = predictor.processor(PHOTOGRAPHS)
             np.testing.assert_array_equal(pixels, feeds["pixel_values"])
@@ -177,17 +179,11 @@ def test_an_image_gives_what_transformers_makes_of_it(
             if head.task is Task.CLASSIFICATION:
                 best = [predictions[0].index for predictions in predictor.predict(PHOTOGRAPHS)]
                 assert best == want["logits"].argmax(axis=1).tolist()
+    assert_transformers_loads(bundle, checkpoint, head)
 
 
-@BY_HEAD
-def test_a_bundle_is_a_repository_that_transformers_loads(
-    write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head
-) -> None:
-    config = random_config(head, 1)
-    if head.name == "BeitForMaskedImageModeling":  # of the two norms that it has else, transformers mixes up its own
-        config["use_mean_pooling"] = True
-    checkpoint = write_checkpoint(head, config)
-    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
+def assert_transformers_loads(bundle: Bundle, checkpoint: Checkpoint, head: Head) -> None:
+    """The bundle is a repository like any other, with every weight of the checkpoint."""
     name = json.loads((bundle.path / "config.json").read_text())["architectures"][0]
     model, report = getattr(transformers, name).from_pretrained(bundle.path, output_loading_info=True)
     assert not any(report.values()), report

@@ -131,7 +131,7 @@ def test_other_sizes_follow_timms_rule(tmp_path: Path, case: str) -> None:
     for size in others:
         with PyTorchRuntime(read_checkpoint(GOLDEN / case, image_size=size).model) as runtime:
             assert_near(runtime.run({"pixel_values": inputs(want, size)}), want, f"{size[0]}x{size[1]}")
-    for size in others[-1:]:
+    for size in others[-1:] if case.endswith("_0") else ():
         vitdeploy.export(GOLDEN / case, image_size=size, output=tmp_path / "fixed")
         with vitdeploy.load(tmp_path / "fixed") as predictor:
             assert_near(predictor.runtime.run({"pixel_values": inputs(want, size)}), want, f"{size[0]}x{size[1]}")
