@@ -73,12 +73,12 @@ def replace_folder(staging: Path, target: Path) -> None:
     for folder, _, names in os.walk(staging):
         for path in (*(Path(folder, name) for name in names), Path(folder)):
             if not path.is_symlink():
-                _fsync(path)
+                fsync(path)
     if target.exists():
         _exchange(staging, target)
     else:
         staging.rename(target)
-    _fsync(target.parent)
+    fsync(target.parent)
 
 
 def write_file(target: Path, content: bytes) -> None:
@@ -122,7 +122,8 @@ def _exchange(a: Path, b: Path) -> None:
     old.rename(a)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)

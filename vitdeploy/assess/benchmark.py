@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.timing import Opened
 
 # (height, width) of the files that are made where none are given: VGA photographs, as they come from many cameras.
-SYNTHETIC_SIZE = (480, 640)
+_SYNTHETIC_SIZE = (480, 640)
 _JPEG_QUALITY = 90
 
 
@@ -189,9 +189,9 @@ def _encoded(images: str | os.PathLike[str] | None, count: int) -> tuple[tuple[b
         files = image_files(images)[:count]
         return tuple(file.read_bytes() for file in files), f"{len(files)} files of a folder"
     encoded = []
-    for image in synthetic_images(count, *SYNTHETIC_SIZE):
+    for image in synthetic_images(count, *_SYNTHETIC_SIZE):
         file = io.BytesIO()
         image.save(file, "JPEG", quality=_JPEG_QUALITY)
         encoded.append(file.getvalue())
-    height, width = SYNTHETIC_SIZE
+    height, width = _SYNTHETIC_SIZE
     return tuple(encoded), f"synthetic JPEG files of {width}x{height} pixels"

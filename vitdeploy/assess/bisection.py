@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.bisect import smallest_kept
-from vitdeploy.assess.compare import REFERENCE, run_batches
+from vitdeploy.assess.compare import Batches, run_batches
 from vitdeploy.assess.difference import compare_outputs, default_tolerance
-from vitdeploy.assess.samples import SYNTHETIC_SIZE, feeds, image_files, synthetic_images
+from vitdeploy.assess.samples import image_files, images_for
+from vitdeploy.assess.selection import reference_backend
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UsageError
-from vitdeploy.predictor import batch_size_for, check_fit, load_processor
+from vitdeploy.predictor import check_fit, load_processor
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import PixelStage, Precision, attention_for
 from vitdeploy.tables import load_target
@@ -163,12 +164,14 @@ def bisect(
     processor = load_processor(bundle)
     chosen = _images(processor, images, max_images)
     on_step(f"running the reference on {len(chosen)} images")
-    expected, batches = _reference(bundle, artifact, processor, chosen, batch_size)
+    batches = Batches(processor, chosen, batch_size)
+    expected = _reference(bundle, artifact, batches)
+    given = list(batches.feeds(artifact))
     count = itertools.count(1)
     with tempfile.TemporaryDirectory() as scratch:
 
         def evaluate(kept: frozenset[str]) -> float:
-            error = _error(variants, kept, Path(scratch, "variant.onnx"), batches, expected)
+            error = _error(variants, kept, Path(scratch, "variant.onnx"), given, expected)
             on_step(f"run {next(count)}: {len(kept)} of {len(candidates)} nodes in float32, difference {error:.2e}")
             return error
 
@@ -230,25 +233,18 @@ def _in_parts(path: Path, names: Collection[str]) -> list[KeptNode]:
 
 def _images(processor: ImageProcessor, folder: str | os.PathLike[str] | None, most: int) -> Sequence[Any]:
     if folder is None:
-        return synthetic_images(most, *(processor.output_size or SYNTHETIC_SIZE))
+        return images_for(processor, most)
     files = image_files(folder)
     count = min(most, len(files))
     return [files[index * len(files) // count] for index in range(count)]
 
 
-def _reference(
-    bundle: Bundle, artifact: Artifact, processor: ImageProcessor, images: Sequence[Any], batch_size: int
-) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
-    """What the reference gives for the images, and what the artifact takes for them."""
+def _reference(bundle: Bundle, artifact: Artifact, batches: Batches) -> dict[str, np.ndarray]:
+    """What the reference gives for the images."""
     names = tuple(spec.name for spec in artifact.outputs)
-    with open_runtime(bundle, REFERENCE, outputs=names, attention=attention_for(names)) as runtime:
-        check_fit(bundle, processor, runtime)
-        size = batch_size_for(processor, runtime, batch_size)
-        chunks = [images[start : start + size] for start in range(0, len(images), size)]
-        expected = run_batches(
-            runtime, (feeds(runtime.inputs, processor(chunk, pixels=runtime.pixels)) for chunk in chunks)
-        )
-    return expected, [feeds(artifact.inputs, processor(chunk, pixels=artifact.pixels)) for chunk in chunks]
+    with open_runtime(bundle, reference_backend(), outputs=names, attention=attention_for(names)) as runtime:
+        check_fit(bundle, batches.processor, runtime)
+        return run_batches(runtime, batches.feeds(runtime))
 
 
 def _error(

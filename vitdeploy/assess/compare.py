@@ -13,24 +13,23 @@ from vitdeploy import __version__
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
 from vitdeploy.assess.golden import Golden
 from vitdeploy.assess.logits import LogitsDifference, compare_logits
-from vitdeploy.assess.samples import SYNTHETIC_SIZE, feeds, image_files, synthetic_images
-from vitdeploy.assess.verdicts import Verdict
+from vitdeploy.assess.samples import feeds, image_files, images_for
+from vitdeploy.assess.selection import artifacts, reference_backend
+from vitdeploy.assess.verdicts import Verdict, overall
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import batch_size_for, check_fit, load_processor
 from vitdeploy.processor import as_batch
-from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import attention_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from vitdeploy.assess.selection import Selected
     from vitdeploy.manifest import Artifact
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
-
-REFERENCE = "torch"
-SYNTHETIC_COUNT = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +108,7 @@ class Comparison:
     @property
     def status(self) -> str:
         """The outcome: "failed" if a result is, else "skipped" if one is or nothing ran, else "passed"."""
-        statuses = {result.status for result in self.results} or {"skipped"}
-        return next(status for status in ("failed", "skipped", "passed") if status in statuses)
+        return overall(result.status for result in self.results)
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -172,15 +170,16 @@ def compare(
         raise UsageError(f"compare saves golden outputs or compares with them, got both: {save_golden} and {golden}")
     processor = load_processor(bundle)
     if images is None:
-        sources: Sequence[Any] = synthetic_images(SYNTHETIC_COUNT, *(processor.output_size or SYNTHETIC_SIZE))
+        sources: Sequence[Any] = images_for(processor)
     else:
         sources = image_files(images) if isinstance(images, (str, os.PathLike)) else as_batch(images)
     if not sources:
         raise UsageError("compare needs at least one image, got none")
     batches = Batches(processor, sources, batch_size)
-    allowed = [
-        default_tolerance(artifact) if tolerance is None else tolerance for artifact in bundle.manifest.artifacts
-    ]
+    by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
+    allowed = {
+        name: default_tolerance(artifact) if tolerance is None else tolerance for name, artifact in by_name.items()
+    }
     if golden is not None:
         on_step(f"reading golden outputs of {len(sources)} images")
         found = Golden.read(golden)
@@ -188,16 +187,15 @@ def compare(
         expected = found.outputs
     else:
         on_step(f"running the reference on {len(sources)} images")
-        with open_runtime(bundle, REFERENCE, **_reference_options(bundle)) as runtime:
+        with open_runtime(bundle, reference_backend(), **_reference_options(bundle)) as runtime:
             check_fit(bundle, processor, runtime)
             expected = run_batches(runtime, batches.feeds(runtime))
             tools = {"vitdeploy": __version__, "engine": str(runtime.details["engine"])}
         if save_golden is not None:
             Golden(expected, bundle.manifest.weights, batches.pixels_sha256(), batch_size, tools).write(save_golden)
     results = tuple(
-        _result(bundle, artifact, backend, batches, expected, limit, on_step)
-        for artifact, limit in zip(bundle.manifest.artifacts, allowed, strict=True)
-        for backend in _backends(artifact) or [""]
+        _result(bundle, selected, by_name[selected.artifact], batches, expected, allowed[selected.artifact], on_step)
+        for selected in artifacts(bundle)
     )
     return Comparison(str(bundle.path), len(sources), images is None, results)
 
@@ -227,12 +225,13 @@ class Batches:
     sources: Sequence[Any]
     batch_size: int
 
-    def feeds(self, runtime: Runtime) -> Iterator[dict[str, np.ndarray]]:
-        size = batch_size_for(self.processor, runtime, self.batch_size)
+    def feeds(self, of: Runtime | Artifact) -> Iterator[dict[str, np.ndarray]]:
+        """What it takes for the images, a batch at a time."""
+        size = batch_size_for(self.processor, of.pixels, self.batch_size)
         for start in range(0, len(self.sources), size):
             sources = self.sources[start : start + size]
-            pixel_values = self.processor(sources, pixels=runtime.pixels, first_index=start)
-            yield feeds(runtime.inputs, pixel_values)
+            pixel_values = self.processor(sources, pixels=of.pixels, first_index=start)
+            yield feeds(of.inputs, pixel_values)
 
     def pixels_sha256(self) -> str:
         """SHA-256 of all processed images, normalised float32, one after the other."""
@@ -244,43 +243,36 @@ class Batches:
 
 def _reference_options(bundle: Bundle) -> dict[str, Any]:
     """What makes the reference give all that any artifact gives."""
-    runnable = [artifact for artifact in bundle.manifest.artifacts if _backends(artifact)]
-    names = tuple(dict.fromkeys(spec.name for artifact in runnable for spec in artifact.outputs))
+    runnable = {selected.artifact for selected in artifacts(bundle) if selected.backend}
+    specs = [spec for artifact in bundle.manifest.artifacts if artifact.name in runnable for spec in artifact.outputs]
+    names = tuple(dict.fromkeys(spec.name for spec in specs))
     return {"outputs": names or None, "attention": attention_for(names)}
-
-
-def _backends(artifact: Artifact) -> list[str]:
-    return [name for name, backend in BACKENDS.items() if backend.artifact_format == artifact.format]
 
 
 def _result(
     bundle: Bundle,
+    selected: Selected,
     artifact: Artifact,
-    backend: str,
     batches: Batches,
     expected: Mapping[str, np.ndarray],
     tolerance: float,
     on_step: Callable[[str], None],
 ) -> BackendComparison:
-    if not backend:
-        reason = f"no backend of vitdeploy {__version__} runs {artifact.format}; use the version that made it"
-        return BackendComparison(artifact.name, backend, tolerance, skipped=reason)
-    on_step(f"running {artifact.name} on {backend}")
+    head = (artifact.name, selected.backend, tolerance)
+    on_step(f"running {selected}")
     try:
-        with open_runtime(bundle, backend, precision=artifact.precision) as runtime:
+        with selected.open(bundle) as runtime:
             wanted = {spec.name: expected[spec.name] for spec in artifact.outputs}
             found = run_batches(runtime, batches.feeds(runtime))
             return BackendComparison(
-                artifact.name,
-                backend,
-                tolerance,
+                *head,
                 compare_outputs(wanted, found),
                 runtime.details,
                 logits=_compare_logits(wanted, found, tolerance),
                 not_finite=_not_finite(found),
             )
     except UnavailableError as exc:
-        return BackendComparison(artifact.name, backend, tolerance, skipped=str(exc))
+        return BackendComparison(*head, skipped=str(exc))
 
 
 def _compare_logits(

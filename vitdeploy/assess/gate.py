@@ -12,7 +12,7 @@ from vitdeploy.assess.evaluate import evaluate
 from vitdeploy.assess.gate_checks import Check, Measured, judge
 from vitdeploy.assess.gate_plan import plan
 from vitdeploy.assess.gate_rules import GateRules, read_rules
-from vitdeploy.assess.verdicts import Verdict
+from vitdeploy.assess.verdicts import Verdict, overall
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import InputError, UsageError
 
@@ -54,8 +54,7 @@ class GateResult:
     @property
     def status(self) -> str:
         """The outcome: "failed" if a check is, else "skipped" if one is or there is none, else "passed"."""
-        statuses = {check.status for check in self.checks} or {"skipped"}
-        return next(status for status in ("failed", "skipped", "passed") if status in statuses)
+        return overall(check.status for check in self.checks)
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from vitdeploy.assess.difference import default_tolerance
-from vitdeploy.assess.selection import REFERENCE, Selected, select
+from vitdeploy.assess.selection import REFERENCE, Selected, reference_backend, select
 from vitdeploy.assess.statistics import images_needed, mcnemar_power, smallest_drop
 from vitdeploy.errors import UsageError
 
@@ -110,9 +110,7 @@ def _of_artifact(
     bound = default_tolerance(artifact) if rules.max_difference is None else rules.max_difference
     checks.append(planned("max_difference", bound))
     if rules.max_latency_ratio is not None:
-        against = Selected(REFERENCE, *(rules.latency_against or "torch:fp32").split(":"))
-        if rules.latency_against is not None:
-            (against,) = select(bundle, [rules.latency_against])
+        (against,) = select(bundle, [rules.latency_against or f"{reference_backend()}:fp32"])
         if against != selected:
             checks.append(planned("max_latency_ratio", rules.max_latency_ratio, against))
     if rules.max_size is not None:

@@ -7,9 +7,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.assess.compare import REFERENCE, SYNTHETIC_COUNT, Batches, run_batches
+from vitdeploy.assess.compare import Batches, run_batches
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
-from vitdeploy.assess.samples import SYNTHETIC_SIZE, image_files, synthetic_images
+from vitdeploy.assess.samples import SYNTHETIC_COUNT, image_files, images_for
+from vitdeploy.assess.selection import reference_backend
+from vitdeploy.assess.verdicts import overall
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import check_fit, load_processor
@@ -19,7 +21,7 @@ from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
 
@@ -103,8 +105,7 @@ class LayerComparison:
     @property
     def status(self) -> str:
         """The outcome: "failed" if a result is, else "skipped" if one is or nothing ran, else "passed"."""
-        statuses = {result.status for result in self.results} or {"skipped"}
-        return next(status for status in ("failed", "skipped", "passed") if status in statuses)
+        return overall(result.status for result in self.results)
 
     def to_dict(self) -> dict[str, Any]:
         results = [result.to_dict() for result in self.results]
@@ -144,9 +145,7 @@ def compare_layers(
     if not bundle.manifest.artifacts:
         raise UsageError(f"{bundle.path} must hold an artifact to compare, holds none; make one: vitdeploy export")
     processor = load_processor(bundle)
-    sources: list[Any] = [] if images is None else list(image_files(images))[:SYNTHETIC_COUNT]
-    if images is None:
-        sources = list(synthetic_images(SYNTHETIC_COUNT, *(processor.output_size or SYNTHETIC_SIZE)))
+    sources: Sequence[Any] = images_for(processor) if images is None else image_files(images)[:SYNTHETIC_COUNT]
     batches = Batches(processor, sources, batch_size=1)
     on_step(f"running the reference on {len(sources)} images")
     expected = _reference(bundle, batches)
@@ -166,7 +165,7 @@ def _reference(bundle: Bundle, batches: Batches) -> dict[str, np.ndarray]:
     """All hidden states, and every output of an artifact."""
     outputs = [spec.name for artifact in bundle.manifest.artifacts for spec in artifact.outputs]
     names = tuple(dict.fromkeys([*outputs, "hidden_states"]))
-    with open_runtime(bundle, REFERENCE, outputs=names, attention=attention_for(names)) as runtime:
+    with open_runtime(bundle, reference_backend(), outputs=names, attention=attention_for(names)) as runtime:
         check_fit(bundle, batches.processor, runtime)
         return run_batches(runtime, batches.feeds(runtime))
 

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from vitdeploy.processor import ImageProcessor
     from vitdeploy.specs import TensorSpec
 
-# Of synthetic images where the model takes every size, (height, width) in pixels.
-SYNTHETIC_SIZE = (224, 224)
+SYNTHETIC_COUNT = 16
+_SYNTHETIC_SIZE = (224, 224)  # (height, width) in pixels, where the model takes every size
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
@@ -76,6 +77,11 @@ def synthetic_images(count: int, height: int, width: int, seed: int = 0) -> list
         pixels = np.clip(noise * 64 + 128, 0, 255).astype(np.uint8)
         images.append(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
     return images
+
+
+def images_for(processor: ImageProcessor, count: int = SYNTHETIC_COUNT) -> list[Image.Image]:
+    """Synthetic images of the size that the model takes."""
+    return synthetic_images(count, *(processor.output_size or _SYNTHETIC_SIZE))
 
 
 def fingerprint(*arrays: np.ndarray) -> str:

@@ -53,7 +53,7 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
         UsageError: there is no such backend or artifact, or none is asked for.
     """
     if backends is None:
-        return [Selected(REFERENCE, _reference_backend(), "fp32"), *_artifacts(bundle)]
+        return [Selected(REFERENCE, reference_backend(), "fp32"), *artifacts(bundle)]
     if isinstance(backends, str) or not backends:
         raise UsageError(f"backends must be one or more names, such as onnxruntime:fp16, got {backends!r}")
     found: dict[Selected, None] = {}
@@ -67,14 +67,15 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
         elif precision:
             found[Selected(bundle.artifact(kind, precision).name, name, precision)] = None
         else:
-            of_backend = [selected for selected in _artifacts(bundle) if selected.backend == name]
+            of_backend = [selected for selected in artifacts(bundle) if selected.backend == name]
             if not of_backend:
                 raise UsageError(f"{bundle.path} has no artifact for {name}; make it: vitdeploy export --to {kind}")
             found |= dict.fromkeys(of_backend)
     return list(found)
 
 
-def _artifacts(bundle: Bundle) -> list[Selected]:
+def artifacts(bundle: Bundle) -> list[Selected]:
+    """Every artifact with each backend that runs it, or with "" where none does."""
     return [
         Selected(artifact.name, backend, artifact.precision)
         for artifact in bundle.manifest.artifacts
@@ -82,5 +83,6 @@ def _artifacts(bundle: Bundle) -> list[Selected]:
     ]
 
 
-def _reference_backend() -> str:
+def reference_backend() -> str:
+    """The name of the backend that runs what every bundle holds."""
     return next(name for name, row in BACKENDS.items() if row.artifact_format is None)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2
 
@@ -40,6 +43,12 @@ class Judged(Protocol):
     def changes(self) -> tuple[str, ...]:
         """What is otherwise than it was, a line each."""
         ...
+
+
+def overall(statuses: Iterable[str]) -> str:
+    """The outcome of several: "failed" if one is, else "skipped" if one is or there is none, else "passed"."""
+    found = set(statuses) or {"skipped"}
+    return next(status for status in ("failed", "skipped", "passed") if status in found)
 
 
 def writable(text: str) -> str:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitdeploy.atomic import fsync
 from vitdeploy.errors import InputError, OutputError
 
 try:
@@ -61,7 +62,7 @@ class WorkFile:
                 os.ftruncate(self._descriptor, 0)
                 self._write(line)
                 os.fsync(self._descriptor)
-                _sync_folder(self._path.parent)
+                fsync(self._path.parent)
                 return
             first, _, rest = content.partition(b"\n")
             self._check_header(first, json.loads(line))
@@ -146,14 +147,3 @@ class WorkFile:
         return InputError(
             f"{self._path} must be new, or of the same work, but {reason}; name another file, or remove this one"
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make sure that a new file is found after a power cut."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
