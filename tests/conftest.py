@@ -6,12 +6,15 @@ torch and transformers are imported by the fixtures that need them, so that the 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
+import importlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torch import nn
@@ -22,6 +25,21 @@ if TYPE_CHECKING:
     from vitdeploy.models.layers import AttentionKind
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.specs import Task
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now is no garbage: leave it out of the collection that each export makes."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torchlib_read_once() -> Iterator[None]:
+    """The source of onnxscript's 500 functions, which torch's exporter reads and parses for every export."""
+    apis: Any = importlib.import_module("torch.onnx._internal.exporter._registration").onnxscript_apis
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +86,15 @@ class WriteCheckpoint(Protocol):
     def __call__(
         self, head: Task | Head, config: dict[str, Any], *, pooler: bool = True, seed: int = 0
     ) -> Checkpoint: ...
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The embedded model's bundle. Whoever alters it takes a copy."""
+    import vitdeploy
+    from vitdeploy.assets import default_checkpoint
+
+    return vitdeploy.export(default_checkpoint(), output=tmp_path_factory.mktemp("digits") / "bundle")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,14 @@ HEADS = (
         "dinov2_with_registers", "Dinov2WithRegistersForImageClassification", Task.CLASSIFICATION, "BitImageProcessor"
     ),
     Head("dinov2_with_registers", "Dinov2WithRegistersModel", Task.FEATURES, "BitImageProcessor"),
+)
+
+
+# One head of each family, of both tasks in turn, for what a head has no part in.
+ONE_A_FAMILY = tuple(
+    heads[-(index % 2)]
+    for index, (_, group) in enumerate(itertools.groupby(HEADS, key=lambda head: head.family))
+    for heads in [[head for head in group if head.task is not Task.MASKED_IMAGE_MODELING]]
 )
 
 

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 
 import vitdeploy
 from bundles import export_all
-from families import HEADS, Head, random_config
+from families import HEADS, ONE_A_FAMILY, Head, random_config
 from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.signature import output_names
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
 
 BY_HEAD = pytest.mark.parametrize("head", HEADS, ids=str)
-UNMASKED_HEADS = [head for head in HEADS if head.task is not Task.MASKED_IMAGE_MODELING]
-BY_UNMASKED_HEAD = pytest.mark.parametrize("head", UNMASKED_HEADS, ids=str)
 BATCHES = (1, 2, 7)
 # Of an output's largest magnitude, float32: the order of sums differs between engines. Seen: 8e-6 at most, for logits
 # of two classes, which cancel.
@@ -106,7 +104,7 @@ def test_both_backends_give_every_output_of_transformers(
                     assert_near(got, want)
 
 
-@BY_UNMASKED_HEAD
+@pytest.mark.parametrize("head", ONE_A_FAMILY, ids=str)
 def test_one_export_takes_every_size(write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head) -> None:
     config = random_config(head, 0) | {"patch_size": 5, "image_size": 20}
     checkpoint = write_checkpoint(head, config)
@@ -123,7 +121,7 @@ def test_one_export_takes_every_size(write_checkpoint: WriteCheckpoint, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("head", "size"), [(head, SIZES[3 + index % 2]) for index, head in enumerate(UNMASKED_HEADS[::2])], ids=str
+    ("head", "size"), [(head, SIZES[3 + index % 2]) for index, head in enumerate(ONE_A_FAMILY)], ids=str
 )
 def test_another_fixed_size_is_baked(
     write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head, size: tuple[int, int, int]
@@ -187,6 +185,9 @@ def assert_transformers_loads(bundle: Bundle, checkpoint: Checkpoint, head: Head
     name = json.loads((bundle.path / "config.json").read_text())["architectures"][0]
     model, report = getattr(transformers, name).from_pretrained(bundle.path, output_loading_info=True)
     assert not any(report.values()), report
+    assert type(transformers.AutoImageProcessor.from_pretrained(bundle.path, backend="pil")).__name__ == (
+        f"{head.processor}Pil"
+    )
     source = checkpoint.peer.vit if head.name == "ViTMAEForPreTraining" else checkpoint.peer
     for key, value in source.state_dict().items():
         if not (head.resizes_by_itself and "position" in key):  # which are baked at the processor's size

@@ -88,7 +88,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return export
 
 
-@pytest.mark.parametrize("case", SQUARE)
+# One of each kind: the others, of other seeds, run in torch alone. BEiT's biases are of several kinds.
+EXPORTED = [case for case in SQUARE if case.endswith("_0") or case.startswith("beit")]
+
+
+@pytest.mark.parametrize("case", [case for case in SQUARE if case not in EXPORTED])
+def test_a_checkpoint_of_timm_gives_what_timm_computes(case: str) -> None:
+    want = expected(case)
+    size = sizes(want)[0]
+    model = read_checkpoint(GOLDEN / case).model
+    with PyTorchRuntime(model, outputs=outputs_of(case)) as runtime:
+        assert_near(runtime.run({"pixel_values": inputs(want, size)}), want, f"{size[0]}x{size[1]}")
+
+
+@pytest.mark.parametrize("case", EXPORTED)
 def test_a_timm_model_gives_what_timm_computes(exported: Callable[[str], Path], case: str) -> None:
     want = expected(case)
     size = sizes(want)[0]
@@ -131,11 +144,11 @@ def test_other_sizes_follow_timms_rule(tmp_path: Path, case: str) -> None:
     for size in others:
         with PyTorchRuntime(read_checkpoint(GOLDEN / case, image_size=size).model) as runtime:
             assert_near(runtime.run({"pixel_values": inputs(want, size)}), want, f"{size[0]}x{size[1]}")
-    for size in others[-1:] if case.endswith("_0") else ():
+    for size in others[-1:] if case in ("vit_0", "deit3_0", "reg4_dinov2_0") else ():  # by what the table holds
         vitdeploy.export(GOLDEN / case, image_size=size, output=tmp_path / "fixed")
         with vitdeploy.load(tmp_path / "fixed") as predictor:
             assert_near(predictor.runtime.run({"pixel_values": inputs(want, size)}), want, f"{size[0]}x{size[1]}")
-    if case.startswith("beit") or case not in SQUARE:
+    if case.startswith("beit") or case not in EXPORTED:
         return
     vitdeploy.export(GOLDEN / case, dynamic_image_size=True, output=tmp_path / "dynamic")
     for backend in BACKENDS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 import vitdeploy
 from bundles import export_all, sign_again, tiny_model, write_checkpoint_of
 from vitdeploy.assess.samples import synthetic_images
+from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BundleError, ImageError, UsageError
 from vitdeploy.runtimes import BACKENDS
 from vitdeploy.specs import Task
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("bundles") / "tiny"
     return vitdeploy.export(random_weights="vit-tiny-patch16-32", output=target).path
+
+
+@pytest.fixture
+def altered(bundle: Path, tmp_path: Path) -> Bundle:
+    """A copy, to be altered."""
+    return Bundle.open(shutil.copytree(bundle, tmp_path / "out"))
 
 
 @pytest.fixture(scope="module")
@@ -120,42 +128,38 @@ def test_a_classifier_without_classes_predicts_nothing(
         predictor.predict(Image.new("RGB", (8, 8)))
 
 
-def test_labels_that_are_not_the_logits(tmp_path: Path) -> None:
-    bundle = vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path / "out")
-    (bundle.path / "config.json").write_text('{"model_type": "vit", "num_labels": 3}')
-    sign_again(bundle)
+def test_labels_that_are_not_the_logits(altered: Bundle) -> None:
+    (altered.path / "config.json").write_text('{"model_type": "vit", "num_labels": 3}')
+    sign_again(altered)
     with pytest.raises(BundleError, match="must name a class for each of 1000 logits, names 3"):
-        vitdeploy.load(bundle.path)
+        vitdeploy.load(altered.path)
 
 
-def test_a_processor_for_other_images(tmp_path: Path) -> None:
-    bundle = vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path / "out")
+def test_a_processor_for_other_images(altered: Bundle) -> None:
     config = {"image_processor_type": "ViTImageProcessor", "size": 64}
-    (bundle.path / "preprocessor_config.json").write_text(json.dumps(config))
-    sign_again(bundle)
+    (altered.path / "preprocessor_config.json").write_text(json.dumps(config))
+    sign_again(altered)
     for use in (vitdeploy.load, vitdeploy.compare):
         with pytest.raises(BundleError, match=r"must give what the model takes, \(32, 32\), gives \(64, 64\)"):
-            use(bundle.path)
+            use(altered.path)
 
 
-def test_an_artifact_that_is_not_what_the_manifest_says(tmp_path: Path) -> None:
-    bundle = vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path / "out")
-    model = onnx.load(bundle.path / "onnx" / "model.onnx")
+def test_an_artifact_that_is_not_what_the_manifest_says(altered: Bundle) -> None:
+    model = onnx.load(altered.path / "onnx" / "model.onnx")
     model.graph.output[0].name = "other"
     model.graph.node[-1].output[0] = "other"
-    onnx.save(model, bundle.path / "onnx" / "model.onnx")
-    sign_again(bundle)
+    onnx.save(model, altered.path / "onnx" / "model.onnx")
+    sign_again(altered)
     with pytest.raises(BundleError, match=r"must take and give what the manifest says.*'other'"):
-        vitdeploy.load(bundle.path)
+        vitdeploy.load(altered.path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "onnx/model.onnx"])
-def test_nothing_altered_is_opened(tmp_path: Path, name: str) -> None:
-    vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path / "out")
-    with (tmp_path / "out" / name).open("ab") as file:
+def test_nothing_altered_is_opened(altered: Bundle, name: str) -> None:
+    with (altered.path / name).open("ab") as file:
         file.write(b"\n")
     with pytest.raises(BundleError, match=f"{name} must have SHA-256"):
-        vitdeploy.load(tmp_path / "out")
+        vitdeploy.load(altered.path)
 
 
 def test_images_that_come_out_in_sizes_of_their_own(tmp_path: Path) -> None:

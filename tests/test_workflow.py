@@ -10,13 +10,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
 
 import vitdeploy
-from families import VIT_CLASSES
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
 from vitdeploy.manifest import FileRecord
@@ -41,50 +39,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return vitdeploy.export(random_weights="vit-tiny-patch16-32", output=target)
 
 
-@pytest.mark.parametrize("task", list(Task))
-def test_a_bundle_is_a_repository_that_transformers_loads(
-    tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], task: Task
-) -> None:
-    checkpoint = write_checkpoint(task, tiny_config)
-    vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
-    architecture = getattr(transformers, VIT_CLASSES[task])
-    model, report = architecture.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not any(report.values()), report
-    for name, parameter in checkpoint.peer.state_dict().items():
-        assert torch.equal(model.state_dict()[name], parameter), name
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
-    assert processor.size == {"height": 32, "width": 32}
-
-
-@pytest.mark.parametrize("task", list(Task))
-def test_the_artifact_gives_the_outputs_of_transformers(
-    tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], task: Task
-) -> None:
-    checkpoint = write_checkpoint(task, tiny_config)
-    vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
-    generator = np.random.default_rng(0)
-    feeds: dict[str, np.ndarray] = {"pixel_values": generator.standard_normal((3, 3, 32, 32), np.float32)}
-    if task is Task.MASKED_IMAGE_MODELING:
-        feeds["bool_masked_pos"] = generator.random((3, 16)) < 0.5
-    with torch.inference_mode():
-        expected = checkpoint.peer(**{name: torch.from_numpy(array) for name, array in feeds.items()})
-    for backend in ("onnxruntime", "torch"):
-        with vitdeploy.load(tmp_path / "out", backend=backend) as predictor:
-            outputs = predictor.runtime.run(feeds)
-        for name, value in outputs.items():
-            want = expected[name].numpy()
-            np.testing.assert_allclose(value, want, rtol=0, atol=TOLERANCE * np.abs(want).max(), err_msg=name)
-
-
-@pytest.mark.parametrize(
-    "options", ["", "precision='fp16', dynamic_image_size=True", "precision='bf16', embed_resize=True"], ids=str
-)
 def test_two_exports_are_the_same_bytes(
-    tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], options: str
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]
 ) -> None:
     checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)
+    code = """
+import sys, vitdeploy
+kinds = {}, {"precision": "fp16", "dynamic_image_size": True}, {"precision": "bf16", "embed_resize": True}
+for number, options in enumerate(kinds):
+    vitdeploy.export(sys.argv[1], output=f"{sys.argv[2]}/{number}", **options)
+"""
     for name in ("a", "b"):
-        code = f"import sys, vitdeploy; vitdeploy.export(sys.argv[1], output=sys.argv[2], {options})"
         command = [sys.executable, "-c", code, str(checkpoint.folder), str(tmp_path / name)]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": str(ord(name))})
     assert files(tmp_path / "a") == files(tmp_path / "b")
@@ -225,7 +190,7 @@ def test_a_processor_that_does_not_fit_the_model(
         vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("delay", [0.0, 0.5])
 def test_killed_in_the_middle(bundle: Bundle, delay: float) -> None:
     """Once the export says that it writes the artifact, the process is killed after a while."""
     before = files(bundle.path)

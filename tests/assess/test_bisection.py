@@ -60,12 +60,6 @@ def checkpoint_with(fault: Callable[[Weights], None], folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The embedded model as it is."""
-    return vitdeploy.export(default_checkpoint(), output=tmp_path_factory.mktemp("sound") / "out")
-
-
-@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint_with(far_from_zero, tmp_path_factory.mktemp("far") / "checkpoint")
 
@@ -90,18 +84,18 @@ def between_value_and_output(bundle: Bundle) -> list[str]:
     raise AssertionError("the graph must have both biases")
 
 
-def test_a_sound_model_needs_nothing(sound: Bundle) -> None:
+def test_a_sound_model_needs_nothing(digits: Bundle) -> None:
     for precision in ("fp16", "bf16"):
-        result = bisect(sound, precision, max_images=4)
+        result = bisect(digits, precision, max_images=4)
         assert (result.kept, result.status, result.runs, result.minimal) == ((), "passed", 1, True)
         assert result.error == result.error_without
         assert 0 < result.error <= result.tolerance
         assert f"{precision} passes with none of its {result.candidates} nodes kept" in result.summary
 
 
-def test_every_rounding_counts(sound: Bundle) -> None:
+def test_every_rounding_counts(digits: Bundle) -> None:
     """A unit in the last place of half is 2^-11 and of bfloat16 2^-8: the second loses about eight times as much."""
-    half, brain = (bisect(sound, precision, max_images=4).error for precision in ("fp16", "bf16"))
+    half, brain = (bisect(digits, precision, max_images=4).error for precision in ("fp16", "bf16"))
     assert 3 < brain / half < 20
 
 
@@ -146,11 +140,11 @@ def test_what_is_found_is_what_an_export_needs(faulty: Bundle, checkpoint: Path,
     assert vitdeploy.compare(tmp_path / "out").status == "passed"
 
 
-def test_a_tolerance_that_not_even_float32_meets(sound: Bundle) -> None:
-    result = bisect(sound, tolerance=0, max_images=2)
+def test_a_tolerance_that_not_even_float32_meets(digits: Bundle) -> None:
+    result = bisect(digits, tolerance=0, max_images=2)
     assert (result.status, result.kept, result.runs, result.minimal) == ("failed", (), 2, False)
     assert 0 < result.error < 1e-5
-    printed = CliRunner().invoke(compare_command, [str(sound.path), "--bisect", "--tolerance", "0"])
+    printed = CliRunner().invoke(compare_command, [str(digits.path), "--bisect", "--tolerance", "0"])
     assert printed.exit_code == 1
     assert "even float32 differs from the reference by" in printed.output
     assert "the fault is not fp16" in printed.output
@@ -192,9 +186,9 @@ def test_a_graph_of_bytes_with_several_half_outputs(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_arguments(sound: Bundle, options: dict[str, Any], problem: str) -> None:
+def test_arguments(digits: Bundle, options: dict[str, Any], problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
-        bisect(sound, **options)
+        bisect(digits, **options)
 
 
 @pytest.mark.parametrize(
@@ -202,15 +196,15 @@ def test_arguments(sound: Bundle, options: dict[str, Any], problem: str) -> None
     [{"options": {"optimize": "onnxruntime 1.20.0"}}, {"pixels": PixelFormat(PixelStage.DECODED, "nhwc", "uint8")}],
     ids=["optimized", "resizes"],
 )
-def test_a_graph_that_is_not_portable(sound: Bundle, change: dict[str, Any]) -> None:
-    artifacts = tuple(dataclasses.replace(artifact, **change) for artifact in sound.manifest.artifacts)
-    bundle = Bundle(sound.path, dataclasses.replace(sound.manifest, artifacts=artifacts))
+def test_a_graph_that_is_not_portable(digits: Bundle, change: dict[str, Any]) -> None:
+    artifacts = tuple(dataclasses.replace(artifact, **change) for artifact in digits.manifest.artifacts)
+    bundle = Bundle(digits.path, dataclasses.replace(digits.manifest, artifacts=artifacts))
     with pytest.raises(UsageError, match="must hold a portable onnx-fp32 that takes resized images to bisect"):
         bisect(bundle)
 
 
-def test_options_of_bisect_alone(sound: Bundle) -> None:
-    result = CliRunner().invoke(compare_command, [str(sound.path), "--precision", "fp16"])
+def test_options_of_bisect_alone(digits: Bundle) -> None:
+    result = CliRunner().invoke(compare_command, [str(digits.path), "--precision", "fp16"])
     assert isinstance(result.exception, UsageError)
     assert "--precision must go with --bisect" in str(result.exception)
 

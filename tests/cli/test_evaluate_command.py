@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import vitdeploy
-from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.assets import held_out_images
 from vitdeploy.cli import main
 from vitdeploy.cli.output import progress_bar
 from vitdeploy.runtimes import BACKENDS, Backend
@@ -31,11 +31,6 @@ IMAGES = 450
 CORRECT = 446  # as the README says
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return vitdeploy.export(default_checkpoint(), output=tmp_path_factory.mktemp("digits") / "bundle")
-
-
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str, str]:
     with pytest.raises(SystemExit) as caught:
         main(["evaluate", *map(str, args)])
@@ -43,8 +38,8 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str,
     return caught.value.code, out, err
 
 
-def test_table_and_json_of_the_embedded_model(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = (bundle.path, "--data", held_out_images(), "--per-class", "--confusion")
+def test_table_and_json_of_the_embedded_model(digits: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (digits.path, "--data", held_out_images(), "--per-class", "--confusion")
     code, out, err = run(capsys, *arguments)
     assert (code, err) == (0, "")
     assert out.count(f"{CORRECT} of {IMAGES}") == 2
@@ -62,13 +57,13 @@ def test_table_and_json_of_the_embedded_model(bundle: Bundle, capsys: pytest.Cap
 
 
 def test_a_skipped_backend_exits_with_3(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    digits: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BACKENDS, "torch", Backend("not_there:X", None, "torch", "torch"))
-    code, out, _ = run(capsys, bundle.path, "--data", held_out_images(), "--limit", 10)
+    code, out, _ = run(capsys, digits.path, "--data", held_out_images(), "--limit", 10)
     assert code == 3
     assert "skipped: the torch backend needs a package that is not installed" in out
-    assert run(capsys, bundle.path, "--data", held_out_images(), "--limit", 10, "--backend", "onnxruntime")[0] == 0
+    assert run(capsys, digits.path, "--data", held_out_images(), "--limit", 10, "--backend", "onnxruntime")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -81,19 +76,19 @@ def test_a_skipped_backend_exits_with_3(
     ],
 )
 def test_refusals(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, message: str
+    digits: Bundle, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, message: str
 ) -> None:
-    found, out, err = run(capsys, bundle.path, *arguments)
+    found, out, err = run(capsys, digits.path, *arguments)
     assert (found, out) == (code, "")
     assert message in err
 
 
 def test_killed_in_the_middle_it_goes_on_and_computes_nothing_twice(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"data": held_out_images(), "backends": ["onnxruntime"], "batch_size": 1}
     work = tmp_path / "work"
-    command = [sys.executable, "-m", "vitdeploy", "evaluate", str(bundle.path), "--data", str(held_out_images()),
+    command = [sys.executable, "-m", "vitdeploy", "evaluate", str(digits.path), "--data", str(held_out_images()),
                "--backend", "onnxruntime", "--batch-size", "1", "--resume", str(work)]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=Path(vitdeploy.__file__).parent.parent)
     deadline = time.monotonic() + 60
@@ -115,10 +110,10 @@ def test_killed_in_the_middle_it_goes_on_and_computes_nothing_twice(
         return original(self, feeds)
 
     monkeypatch.setattr(OnnxRuntime, "_run", counted)
-    resumed = vitdeploy.evaluate(bundle, resume=work, **options)
+    resumed = vitdeploy.evaluate(digits, resume=work, **options)
     assert len(runs) == IMAGES - finished
     assert work.read_bytes().startswith(kept)
-    whole = vitdeploy.evaluate(bundle, **options)
+    whole = vitdeploy.evaluate(digits, **options)
     assert resumed.to_dict() == whole.to_dict()
     for name in ("classes", "scores"):
         np.testing.assert_array_equal(getattr(resumed.results[0], name), getattr(whole.results[0], name))
@@ -139,15 +134,15 @@ def test_the_bar_is_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there may a file's name be any bytes")
-def test_a_name_that_is_no_text(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_is_no_text(digits: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "data" / "7"
     folder.mkdir(parents=True)
     for index, image in enumerate(sorted((held_out_images() / "7").iterdir())[:2]):
         shutil.copy(image, folder / os.fsdecode(b"caf\xe9%d.png" % index))
     work = tmp_path / "work"
-    assert run(capsys, bundle.path, "--data", tmp_path / "data", "--limit", 1, "--resume", work)[0] == 0
+    assert run(capsys, digits.path, "--data", tmp_path / "data", "--limit", 1, "--resume", work)[0] == 0
     baseline = tmp_path / "baseline.json"
-    held = ["gate", str(bundle.path), "--data", str(tmp_path / "data"), "--baseline", str(baseline), "--update"]
+    held = ["gate", str(digits.path), "--data", str(tmp_path / "data"), "--baseline", str(baseline), "--update"]
     with pytest.raises(SystemExit) as caught:
         main(held)
     assert caught.value.code == 0

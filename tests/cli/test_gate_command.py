@@ -17,7 +17,7 @@ import yaml
 import vitdeploy
 from environments import ROOT
 from faults import copy_of, perturb_layer, shift_labels, swap_normalization
-from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.assets import held_out_images
 from vitdeploy.cli import main
 
 if TYPE_CHECKING:
@@ -28,14 +28,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return vitdeploy.export(default_checkpoint(), output=tmp_path_factory.mktemp("digits") / "bundle")
-
-
-@pytest.fixture(scope="module")
-def baseline(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def baseline(digits: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("ci") / "baseline.json"
-    result = vitdeploy.gate(bundle, data=held_out_images(), baseline=file, update=True)
+    result = vitdeploy.gate(digits, data=held_out_images(), baseline=file, update=True)
     assert (result.status, result.updated) == ("passed", True)
     return file
 
@@ -48,11 +43,11 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str,
 
 
 def test_the_bundle_of_the_baseline_passes(
-    bundle: Bundle, baseline: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    digits: Bundle, baseline: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     rules = tmp_path / "gate.toml"
     rules.write_text('min_accuracy = 98\n[artifacts."onnx-fp32"]\nmin_agreement = 99.5\n', encoding="utf-8")
-    arguments = (bundle.path, "--data", held_out_images(), "--baseline", baseline, "--rules", rules)
+    arguments = (digits.path, "--data", held_out_images(), "--baseline", baseline, "--rules", rules)
     code, out, err = run(capsys, *arguments, "--max-size", "2 MB", "--json")
     found = json.loads(out)
     assert (code, err, found["status"], found["changes"]) == (0, "", "passed", [])
@@ -80,14 +75,14 @@ def test_the_bundle_of_the_baseline_passes(
     ],
 )
 def test_a_planted_fault_is_caught(
-    bundle: Bundle,
+    digits: Bundle,
     baseline: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     plant: Callable[[Bundle], Bundle],
     failed: set[str],
 ) -> None:
-    faulty = plant(copy_of(bundle, tmp_path / "faulty"))
+    faulty = plant(copy_of(digits, tmp_path / "faulty"))
     code, out, _ = run(capsys, faulty.path, "--data", held_out_images(), "--baseline", baseline, "--json")
     found = json.loads(out)
     assert (code, found["status"]) == (1, "failed")
@@ -95,9 +90,9 @@ def test_a_planted_fault_is_caught(
 
 
 def test_what_is_refused_before_anything_runs(
-    bundle: Bundle, baseline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digits: Bundle, baseline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held = (bundle.path, "--data", held_out_images(), "--baseline")
+    held = (digits.path, "--data", held_out_images(), "--baseline")
     code, out, err = run(capsys, *held, baseline, "--max-drop", "0.1")
     assert (code, out) == (2, "")
     assert "max_drop of 0.1 points for torch fp32 needs 9273 images" in err
@@ -108,24 +103,24 @@ def test_what_is_refused_before_anything_runs(
     few = tmp_path / "few"
     for label in "01":
         shutil.copytree(held_out_images() / label, few / label)
-    code, _, err = run(capsys, bundle.path, "--data", few, "--baseline", baseline)
+    code, _, err = run(capsys, digits.path, "--data", few, "--baseline", baseline)
     assert (code, "is of 450 images, the data has 91; restore the data" in err) == (4, True)
 
 
-def test_other_images_of_the_same_number_are_refused(bundle: Bundle, baseline: Path, tmp_path: Path) -> None:
+def test_other_images_of_the_same_number_are_refused(digits: Bundle, baseline: Path, tmp_path: Path) -> None:
     data = json.loads(baseline.read_text(encoding="utf-8"))
     data["data"]["sha256"] = "0" * 64
     other = tmp_path / "baseline.json"
     other.write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(vitdeploy.VitDeployError, match="is of other images or labels of the same number") as caught:
-        vitdeploy.gate(bundle, data=held_out_images(), baseline=other, backends=["onnxruntime"])
+        vitdeploy.gate(digits, data=held_out_images(), baseline=other, backends=["onnxruntime"])
     assert caught.value.exit_code == 4
 
 
-def test_update_writes_nothing_where_a_check_does_not_pass(bundle: Bundle, baseline: Path, tmp_path: Path) -> None:
+def test_update_writes_nothing_where_a_check_does_not_pass(digits: Bundle, baseline: Path, tmp_path: Path) -> None:
     copy = tmp_path / "baseline.json"
     shutil.copy(baseline, copy)
-    faulty = perturb_layer(copy_of(bundle, tmp_path / "faulty"), layer=2)
+    faulty = perturb_layer(copy_of(digits, tmp_path / "faulty"), layer=2)
     result = vitdeploy.gate(faulty, data=held_out_images(), baseline=copy, update=True)
     assert (result.status, result.updated) == ("failed", False)
     assert copy.read_bytes() == baseline.read_bytes()
@@ -138,11 +133,11 @@ def pytest_run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[
     return subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_the_plugin_holds_the_gate_an_item_a_check(bundle: Bundle, baseline: Path, tmp_path: Path) -> None:
+def test_the_plugin_holds_the_gate_an_item_a_check(digits: Bundle, baseline: Path, tmp_path: Path) -> None:
     suite = tmp_path / "suite"
     suite.mkdir()
     (suite / "test_own.py").write_text("def test_own(): pass\n", encoding="utf-8")
-    faulty = perturb_layer(copy_of(bundle, tmp_path / "faulty"), layer=2)
+    faulty = perturb_layer(copy_of(digits, tmp_path / "faulty"), layer=2)
     held = ("--vitdeploy-bundle", faulty.path, "--vitdeploy-data", held_out_images())
     found = pytest_run(suite, *held, "--vitdeploy-baseline", baseline)
     assert found.returncode == 1, found.stdout
@@ -164,7 +159,7 @@ def test_the_plugin_imports_nothing_until_it_is_used() -> None:
 
 
 @pytest.mark.parametrize("faulty", [False, True])
-def test_the_commands_of_the_ci_templates(bundle: Bundle, baseline: Path, tmp_path: Path, faulty: bool) -> None:
+def test_the_commands_of_the_ci_templates(digits: Bundle, baseline: Path, tmp_path: Path, faulty: bool) -> None:
     """They pass and fail with the gate; the variables are those that the files give to their commands."""
     github = yaml.safe_load((ROOT / ".github/workflows/vitdeploy-gate.yml").read_text(encoding="utf-8"))
     gitlab = yaml.safe_load((ROOT / "ci/gitlab/vitdeploy-gate.yml").read_text(encoding="utf-8"))["vitdeploy-gate"]
@@ -173,7 +168,7 @@ def test_the_commands_of_the_ci_templates(bundle: Bundle, baseline: Path, tmp_pa
     assert all("@v" in each["uses"] for each in job["steps"] if "uses" in each)
     assert set(gitlab["variables"]) == set(job["env"]) == {"BUNDLE", "DATA", "BASELINE", "RULES", "INSTALL"}
     (tmp_path / "gate.toml").write_text("min_agreement = 99\n", encoding="utf-8")
-    held = perturb_layer(copy_of(bundle, tmp_path / "faulty"), layer=2) if faulty else bundle
+    held = perturb_layer(copy_of(digits, tmp_path / "faulty"), layer=2) if faulty else digits
     # The commands of this interpreter, as they are called where they are installed.
     programs = tmp_path / "bin"
     programs.mkdir()

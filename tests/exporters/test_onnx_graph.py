@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -86,8 +87,11 @@ def plain_operators(model: VisionTransformer, opset: int) -> dict[str, int]:
     return dict(counts)
 
 
-@pytest.mark.parametrize("task", Task, ids=str)
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize(
+    ("opset", "task"),
+    [*((opset, Task.CLASSIFICATION) for opset in OPSETS), *itertools.product((18, 23), [*Task][1:])],
+    ids=str,
+)
 def test_every_opset_gives_the_same_function_in_plain_nodes(tmp_path: Path, opset: int, task: Task) -> None:
     model = tiny_model(task, num_hidden_layers=2 if opset == DEFAULT_OPSET else 1)
     proto = export(model, tmp_path, opset=opset)
@@ -264,9 +268,18 @@ def test_the_bytes_are_the_same_in_every_process(tmp_path: Path) -> None:
     assert len(set(contents)) == 1
 
 
-@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.FEATURES], ids=str)
-@pytest.mark.parametrize("depth", [0, 1, 3])
-@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "dynamic"])
+@pytest.mark.parametrize(
+    ("task", "depth", "dynamic"),
+    [
+        (Task.CLASSIFICATION, 0, True),
+        (Task.FEATURES, 0, False),
+        (Task.CLASSIFICATION, 1, False),
+        (Task.FEATURES, 1, True),
+        (Task.CLASSIFICATION, 3, True),
+        (Task.FEATURES, 3, False),
+    ],
+    ids=str,
+)
 def test_every_layer_can_be_looked_into(tmp_path: Path, task: Task, depth: int, dynamic: bool) -> None:
     model = tiny_model(task, num_hidden_layers=depth)
     asked = ["hidden_states", *(["attentions"] if depth else []), *(spec.name for spec in output_specs(model))]
