@@ -8,27 +8,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from vitdeploy.assess.compare import BackendComparison, Comparison
-from vitdeploy.assess.difference import Difference
 from vitdeploy.assess.junit import junit, write_junit
 from vitdeploy.assess.markdown import markdown, write_markdown
 from vitdeploy.assess.verdicts import Verdict
 from vitdeploy.errors import OutputError
+from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-GOOD = Difference("logits", 1, True, 1e-6, 1e-6, 1e-6, 1.0, 1.0)
-BAD = dataclasses.replace(GOOD, output="pooler_output", max_relative=0.5)
-COMPARISON = Comparison(
-    "out",
-    16,
-    True,
-    (
-        BackendComparison("onnx-fp32", "onnxruntime", 1e-4, (GOOD, BAD)),
-        BackendComparison("tensorrt-fp16", "", 1e-2, skipped="no backend runs it"),
-    ),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +40,7 @@ def test_junit_of_a_comparison() -> None:
     counts = {"tests": "3", "failures": "1", "errors": "1", "skipped": "0"}
     assert (root.tag, root.attrib) == ("testsuites", counts)
     (suite,) = root
-    assert suite.attrib == {"name": "vitdeploy out", **counts}
+    assert suite.attrib == {"name": "vitdeploy gone", **counts}
     assert [(case.get("classname"), case.get("name"), [child.tag for child in case]) for case in suite] == [
         ("onnx-fp32 on onnxruntime", "logits", []),
         ("onnx-fp32 on onnxruntime", "pooler_output", ["failure"]),
@@ -65,10 +52,35 @@ def test_junit_of_a_comparison() -> None:
 
 def test_markdown_of_a_comparison_begins_with_what_failed() -> None:
     lines = markdown(COMPARISON).splitlines()
-    assert lines[0] == "### ❌ failed: out"
+    assert lines[0] == "### ❌ failed: gone"
     assert lines[2] == "1 passed, 1 failed, 1 skipped"
     assert [line.split(" | ")[0] for line in lines[6:]] == ["| ❌ failed", "| ⚠️ skipped", "| ✅ passed"]
     assert len(lines) == 9
+
+
+def test_layers_name_the_first_that_diverges() -> None:
+    (suite,) = ET.fromstring(junit(LAYERS))
+    failures = {case.get("name"): case[0].get("message") for case in suite if len(case)}
+    assert failures == {
+        "layers.1": "differs by inf of the largest value, 0.0001 allowed; the first part that diverges",
+        "head": "differs by 5.00e-01 of the largest value, 0.0001 allowed",
+        "compare --layers": "it is no ONNX",
+    }
+    assert markdown(LAYERS).splitlines()[2] == "2 passed, 2 failed, 1 skipped"
+
+
+def test_markdown_of_figures() -> None:
+    lines = markdown(EVALUATION).splitlines()
+    assert lines[0] == "### ⚠️ skipped: gone"
+    assert lines[4].startswith("| reference | torch fp32 | 75.00% (30.06% to 95.44%, 3 of 4) | 100.00% |")
+    assert lines[6] == "| y-fp16 | y fp16 | skipped: no such device |  |  |  |  |"
+    lines = markdown(BENCHMARK).splitlines()
+    assert lines[4].startswith("| torch fp32 | 1 | 5.000 | 5.800 |")
+    assert lines[6:10] == ["", "Not measured:", "", "| backend | batch | why |"]
+    for text in (markdown(EVALUATION), markdown(BENCHMARK)):
+        tables = [line for line in text.splitlines() if line.startswith("|")]
+        assert {line.count("|") for line in tables} <= {8, 13, 4}
+        assert text.endswith("|\n")
 
 
 @pytest.mark.parametrize(

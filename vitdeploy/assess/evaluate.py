@@ -12,6 +12,7 @@ import numpy as np
 from vitdeploy.assess.accuracy import Accuracy, Calibration, Predictions, calibration
 from vitdeploy.assess.backend_run import BackendRun
 from vitdeploy.assess.dataset import open_data
+from vitdeploy.assess.figures import Figures, evaluation_figures
 from vitdeploy.assess.one_pass import header, run_all
 from vitdeploy.assess.selection import REFERENCE, select
 from vitdeploy.assess.workfile import WorkFile
@@ -109,6 +110,11 @@ class Evaluation:
         """Images of which both make the same best class; two that are not finite do not agree."""
         first, second = self._best(result), self._best(with_)
         return self._accuracy((first == second) & (first >= 0))
+
+    @property
+    def figures(self) -> tuple[Figures, ...]:
+        """A row a backend, for people."""
+        return evaluation_figures(self)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from vitdeploy.assess.figures import Figures, benchmark_figures
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -179,6 +180,11 @@ class Benchmark:
     def ratio(self, name: str, base: str, batch_size: int) -> Ratio:
         """The time of one over that of another; see `Latency.ratio`."""
         return self.latency(name, batch_size).ratio(self.latency(base, batch_size))
+
+    @property
+    def figures(self) -> tuple[Figures, ...]:
+        """A row a backend and batch size, and what could not be measured, for people."""
+        return benchmark_figures(self)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ from vitdeploy.assess.compare import Batches, run_batches
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
 from vitdeploy.assess.samples import SYNTHETIC_COUNT, image_files, images_for
 from vitdeploy.assess.selection import reference_backend
-from vitdeploy.assess.verdicts import overall
+from vitdeploy.assess.verdicts import Verdict, overall
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import check_fit, load_processor
@@ -81,6 +81,22 @@ class ArtifactLayers:
             return "skipped"
         return "passed" if self.parts and self.first is None else "failed"
 
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """One a part, for a report; one where it was skipped."""
+        if self.skipped is not None:
+            return (Verdict(self.artifact, "compare --layers", "skipped", self.skipped),)
+        return tuple(
+            Verdict(
+                self.artifact,
+                part.part,
+                "passed" if part.worst.within(self.tolerance) else "failed",
+                f"differs by {part.worst.max_relative:.2e} of the largest value, {self.tolerance:g} allowed"
+                + ("; the first part that diverges" if part.part == self.first else ""),
+            )
+            for part in self.parts
+        )
+
     def to_dict(self) -> dict[str, Any]:
         parts = [part.to_dict() for part in self.parts]
         return {**dataclasses.asdict(self), "parts": parts, "first": self.first, "status": self.status}
@@ -106,6 +122,16 @@ class LayerComparison:
     def status(self) -> str:
         """The outcome: "failed" if a result is, else "skipped" if one is or nothing ran, else "passed"."""
         return overall(result.status for result in self.results)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Those of every result, for a report."""
+        return tuple(verdict for result in self.results for verdict in result.verdicts)
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """None: nothing is compared with an earlier comparison."""
+        return ()
 
     def to_dict(self) -> dict[str, Any]:
         results = [result.to_dict() for result in self.results]

@@ -1,4 +1,4 @@
-"""The outcome of a comparison or a gate in Markdown, for the summary of a CI job."""
+"""The outcome of an assessment in Markdown, for the summary of a CI job."""
 
 from __future__ import annotations
 
@@ -6,45 +6,64 @@ import html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitdeploy.assess.figures import Measured
 from vitdeploy.assess.verdicts import writable
 from vitdeploy.atomic import write_file
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable, Sequence
 
     from vitdeploy.assess.verdicts import Judged
 
 _MARKS = {"passed": "✅ passed", "failed": "❌ failed", "skipped": "⚠️ skipped"}
 
 
-def markdown(result: Judged) -> str:
-    """A heading with the outcome, and a table of what did not pass before what did."""
-    found = result.verdicts
-    counts = [f"{sum(each.status == status for each in found)} {status}" for status in _MARKS]
-    lines = [
-        f"### {_MARKS[result.status]}: {_cell(result.bundle)}",
-        "",
-        ", ".join(counts),
-        "",
-        "| outcome | subject | check | found |",
-        "| --- | --- | --- | --- |",
-    ]
-    order = ["failed", "skipped", "passed"]
-    for each in sorted(found, key=lambda verdict: order.index(verdict.status)):
-        cells = (_MARKS[each.status], *map(_cell, (each.subject, each.name, each.message)))
-        lines.append(f"| {' | '.join(cells)} |")
-    if result.changes:
-        lines += ["", "Since the baseline:", "", *(f"- {_cell(change)}" for change in result.changes)]
+def markdown(result: Judged | Measured) -> str:
+    """A heading with the outcome, and tables: of what did not pass before what did, or of what was measured."""
+    lines = [f"### {_MARKS[result.status]}: {_cell(result.bundle)}", ""]
+    lines += _figures(result) if isinstance(result, Measured) else _verdicts(result)
     return "\n".join(lines) + "\n"
 
 
-def write_markdown(path: str | os.PathLike[str], result: Judged) -> None:
+def write_markdown(path: str | os.PathLike[str], result: Judged | Measured) -> None:
     """Write `markdown`; a file that exists is replaced whole or not at all.
 
     Raises:
         OutputError: it cannot be written.
     """
     write_file(Path(path), markdown(result).encode())
+
+
+def _verdicts(result: Judged) -> list[str]:
+    found = result.verdicts
+    order = ["failed", "skipped", "passed"]
+    rows = [
+        (_MARKS[each.status], *map(_cell, (each.subject, each.name, each.message)))
+        for each in sorted(found, key=lambda verdict: order.index(verdict.status))
+    ]
+    lines = [
+        ", ".join(f"{sum(each.status == status for each in found)} {status}" for status in _MARKS),
+        "",
+        *_table(("outcome", "subject", "check", "found"), rows),
+    ]
+    if result.changes:
+        lines += ["", "Since the baseline:", "", *(f"- {_cell(change)}" for change in result.changes)]
+    return lines
+
+
+def _figures(result: Measured) -> list[str]:
+    lines: list[str] = []
+    for title, columns, rows in result.figures:
+        lines += [f"{title}:", ""] if title else []
+        full = [(*map(_cell, row), *[""] * (len(columns) - len(row))) for row in rows]
+        lines += [*_table([_cell(name) for name in columns], full), ""]
+    return lines[:-1]
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    body = [columns, ["---"] * len(columns), *rows]
+    return [f"| {' | '.join(row)} |" for row in body]
 
 
 def _cell(text: str) -> str:

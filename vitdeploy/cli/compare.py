@@ -8,15 +8,7 @@ from typing import Any
 import click
 
 from vitdeploy.cli.bisect_report import bisect_options, report_bisection
-from vitdeploy.cli.output import (
-    EXIT_CODES,
-    json_option,
-    print_json,
-    print_step,
-    print_table,
-    report_options,
-    write_reports,
-)
+from vitdeploy.cli.output import EXIT_CODES, Reports, json_option, print_json, print_step, print_table, report_options
 from vitdeploy.errors import UsageError
 
 
@@ -29,7 +21,7 @@ from vitdeploy.errors import UsageError
 @click.option("--golden", type=click.Path(), help="Compare with the outputs in this file; torch is not needed then.")
 @click.option("--layers", is_flag=True, help="Each layer of the ONNX artifacts, given the reference's hidden states.")
 @bisect_options
-@report_options
+@report_options("html", "markdown", "junit")
 @json_option
 def compare(
     bundle: str,
@@ -39,8 +31,7 @@ def compare(
     save_golden: str | None,
     golden: str | None,
     layers: bool,
-    markdown: str | None,
-    junit: str | None,
+    reports: Reports,
     as_json: bool,
     **bisection: Any,
 ) -> None:
@@ -51,15 +42,13 @@ def compare(
     the first layer that diverges.
     """
     kinds = {"--layers": layers, "--bisect": bisection["bisect"], "--golden and --save-golden": golden or save_golden}
-    if (markdown or junit) and (layers or bisection["bisect"]):
-        raise UsageError(
-            "--markdown and --junit are of the artifacts' outputs, not of --layers or --bisect; use --json"
-        )
+    if reports.asked and bisection["bisect"]:
+        raise UsageError(f"--{' and --'.join(reports.asked)} cannot show what --bisect finds; use --json")
     if sum(map(bool, kinds.values())) > 1:
         given = [name for name, value in kinds.items() if value]
         raise UsageError(f"compare takes one of {', '.join(kinds)}, got {' and '.join(given)}; run it twice")
     if layers:
-        sys.exit(_compare_layers(bundle, images, tolerance, as_json))
+        sys.exit(_compare_layers(bundle, images, tolerance, reports, as_json))
     from vitdeploy.assess.compare import compare as compare_bundle
 
     report_bisection(bundle, as_json, bisection, images=images, tolerance=tolerance, batch_size=batch_size)
@@ -67,7 +56,7 @@ def compare(
         bundle, images=images, tolerance=tolerance, batch_size=batch_size, golden=golden, save_golden=save_golden,
         on_step=print_step,
     )  # fmt: skip
-    write_reports(result, {"markdown": markdown, "junit": junit})
+    reports.write(result)
     if as_json:
         print_json(result.to_dict())
     else:
@@ -104,11 +93,12 @@ def compare(
     sys.exit(EXIT_CODES[result.status])
 
 
-def _compare_layers(bundle: str, images: str | None, tolerance: float | None, as_json: bool) -> int:
+def _compare_layers(bundle: str, images: str | None, tolerance: float | None, reports: Reports, as_json: bool) -> int:
     """Print the comparison layer by layer; the exit code."""
     from vitdeploy.assess.layers import compare_layers
 
     result = compare_layers(bundle, images=images, tolerance=tolerance, on_step=print_step)
+    reports.write(result)
     if as_json:
         print_json(result.to_dict())
         return EXIT_CODES[result.status]

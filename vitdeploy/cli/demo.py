@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitdeploy.cli.output import EXIT_CODES, json_option, print_json, print_step, print_table
+from vitdeploy.cli.output import EXIT_CODES, json_option, print_figures, print_json, print_step, print_table
 
 if TYPE_CHECKING:
     from vitdeploy.demo import DemoResult
@@ -33,31 +33,20 @@ def demo(output: str, as_json: bool) -> None:
 
 
 def _print(result: DemoResult) -> None:
-    comparison, report = result.comparison, result.report
-    rows: list[tuple[str, ...]] = [
+    comparison = result.comparison
+    rows = [
         (item.artifact, item.backend, item.status, each.output, f"{each.max_relative:.2e}", f"{item.tolerance:g}")
         for item in comparison.results
         for each in item.differences
     ]
-    columns: tuple[str, ...] = ("artifact", "backend", "status", "output", "max relative", "tolerance")
+    columns = ("artifact", "backend", "status", "output", "max relative", "tolerance")
     print_table(f"Against the reference, on {comparison.images} images: {comparison.status}", columns, rows)
-    for heading, samples in report.samples.items():
-        rows = [
-            (
-                sample.image.name,
-                sample.expected,
-                *(f"{it.label} {it.score:.1%}" for it, *_ in sample.predictions.values()),
-            )
-            for sample in samples
+    for heading, samples in result.report.samples.items():
+        found = [
+            (each.image, each.expected, *(f"{best.label} {best.score:.1%}" for best in each.predictions.values()))
+            for each in samples
         ]
-        print_table(f"\n{heading}", ("image", "class", *report.accuracies), rows)
-    rows = [(name, str(accuracy)) for name, accuracy in report.accuracies.items()]
-    print_table("\nAccuracy, with its 95 % interval", ("backend", "accuracy"), rows)
-    rows = [
-        (item.name, str(item.batch_size), *(f"{item.percentile_ms(percent):.3f}" for percent in (50, 90, 99)),
-         f"{item.images_per_second:,.0f}")
-        for item in report.latencies
-    ]  # fmt: skip
-    columns = ("backend", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s")
-    print_table(f"\nLatency of the runtime; an image takes {report.processing_ms:.2f} ms before it", columns, rows)
+        print_table(f"\n{heading}", ("image", "class", *samples[0].predictions), found)
+    print_figures("\nAccuracy on the same images", result.evaluation.figures)
+    print_figures("\nLatency of the runtime", result.benchmark.figures)
     click.echo(f"\nBundle: {result.bundle}\nReport: {result.path}\nDone in {result.seconds:.0f} s.")

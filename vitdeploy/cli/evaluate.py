@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitdeploy.cli.output import EXIT_CODES, json_option, print_json, print_step, print_table, progress_bar
+from vitdeploy.cli.output import (
+    EXIT_CODES,
+    Reports,
+    json_option,
+    print_figures,
+    print_json,
+    print_step,
+    print_table,
+    progress_bar,
+    report_options,
+)
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.accuracy import Predictions
     from vitdeploy.assess.evaluate import Evaluation
 
 
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
 @click.option("--resume", type=click.Path(), help="Keep finished batches in this file, and go on from those there.")
 @click.option("--per-class", is_flag=True, help="Print the accuracy of each class, too.")
 @click.option("--confusion", is_flag=True, help="Print which classes are taken for which, too.")
+@report_options("html", "markdown")
 @json_option
 def evaluate(
     bundle: str,
@@ -41,6 +51,7 @@ def evaluate(
     resume: str | None,
     per_class: bool,
     confusion: bool,
+    reports: Reports,
     as_json: bool,
 ) -> None:
     """Measure the accuracy of BUNDLE on labelled images, with every backend in one pass.
@@ -55,6 +66,7 @@ def evaluate(
             bundle, data=data, backends=backends or None, batch_size=batch_size, limit=limit, seed=seed, resume=resume,
             on_step=print_step, on_progress=on_progress,
         )  # fmt: skip
+    reports.write(result)
     if as_json:
         print_json(result.to_dict())
     else:
@@ -63,19 +75,9 @@ def evaluate(
 
 
 def _print(result: Evaluation, per_class: bool, confusion: bool) -> None:
-    rows = [_row(result, each) for each in result.results]
-    columns = (
-        "artifact",
-        "backend",
-        "top-1 (95 % interval)",
-        "top-5",
-        "ECE",
-        "agrees with the reference",
-        "not finite",
-    )
     matched = result.settings["labels_matched"]
     title = f"{result.bundle} on {len(result.images)} images of {result.data}, labels matched {matched}"
-    print_table(f"{title}: {result.status}", columns, rows)
+    print_figures(f"{title}: {result.status}", result.figures)
     ran = [each for each in result.results if each.skipped is None]
     heads = [f"{each.artifact} on {each.backend}" for each in ran]
     if per_class and ran:
@@ -88,18 +90,3 @@ def _print(result: Evaluation, per_class: bool, confusion: bool) -> None:
         most_first = sorted(pairs, key=lambda pair: (-max(counts.get(pair, 0) for counts in confused), pair))
         rows = [(*pair, *(str(counts.get(pair, 0)) for counts in confused)) for pair in most_first]
         print_table("\nImages taken for another class", ("class", "taken for", *heads), rows)
-
-
-def _row(result: Evaluation, predictions: Predictions) -> tuple[str, ...]:
-    head = (predictions.artifact, predictions.name.strip())
-    if predictions.skipped is not None:
-        return (*head, f"skipped: {predictions.skipped}")
-    reference = result.reference
-    return (
-        *head,
-        str(result.top1(predictions)),
-        f"{result.top5(predictions).value:.2%}",
-        f"{result.calibration(predictions).ece:.4f}",
-        "" if reference is None else f"{result.agreement(predictions, reference).value:.2%}",
-        str(predictions.not_finite),
-    )

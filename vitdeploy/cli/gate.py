@@ -9,6 +9,7 @@ import click
 
 from vitdeploy.cli.output import (
     EXIT_CODES,
+    Reports,
     json_option,
     print_json,
     print_step,
@@ -16,7 +17,6 @@ from vitdeploy.cli.output import (
     print_text,
     progress_bar,
     report_options,
-    write_reports,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     help="Hold these alone; may be repeated. By default the reference (torch) and every artifact.",
 )  # fmt: skip
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
-@report_options
+@report_options("html", "markdown", "junit")
 @json_option
 def gate(
     bundle: str,
@@ -59,8 +59,7 @@ def gate(
     rules: str | None,
     backends: tuple[str, ...],
     batch_size: int,
-    markdown: str | None,
-    junit: str | None,
+    reports: Reports,
     as_json: bool,
     **flags: Any,
 ) -> None:
@@ -83,7 +82,7 @@ def gate(
             bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends or None,
             batch_size=batch_size, on_step=print_step, on_progress=on_progress,
         )  # fmt: skip
-    write_reports(result, {"markdown": markdown, "junit": junit})
+    reports.write(result)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import sys
@@ -15,33 +16,60 @@ from vitdeploy.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from vitdeploy.assess.verdicts import Judged
+    from vitdeploy.assess.figures import Figures
 
 EXIT_CODES = {"passed": 0, "failed": 1, "skipped": 3}
 
 _REPORTS = {
+    "html": ("vitdeploy.assess.page:write_html", "Write a page that holds everything it shows, for a browser."),
     "markdown": ("vitdeploy.assess.markdown:write_markdown", "Write the outcome in Markdown, for a job's summary."),
     "junit": ("vitdeploy.assess.junit:write_junit", "Write the outcome as JUnit XML, for a CI server."),
 }
 
 
-def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that `write_reports` takes."""
-    for name, (_, text) in reversed(_REPORTS.items()):
-        command = click.option(f"--{name}", type=click.Path(), metavar="FILE", help=text)(command)
-    return command
+def report_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options for these files, which the command gets as `reports`: a function that writes those that were asked for.
+
+    That a library is missing, or the place of a file is none, is told before the command's work begins.
+    """
+
+    def decorated(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_reports(**arguments: Any) -> Any:
+            files = {name: arguments.pop(name) for name in names}
+            return command(reports=Reports(files), **arguments)
+
+        decorated: Callable[..., Any] = with_reports
+        for name in reversed(names):
+            option = click.option(f"--{name}", type=click.Path(dir_okay=False), metavar="FILE", help=_REPORTS[name][1])
+            decorated = option(decorated)
+        return decorated
+
+    return decorated
 
 
-def write_reports(result: Judged, files: Mapping[str, str | None]) -> None:
-    """Write the reports that were asked for, by the names of `report_options`.
+class Reports:
+    """Files to write a result to, by the names of `report_options`.
 
     Raises:
-        OutputError: a file cannot be written.
+        MissingDependencyError: what writes one needs a library that is not installed.
     """
-    for name, path in files.items():
-        if path is not None:
+
+    def __init__(self, files: Mapping[str, str | None]) -> None:
+        self.asked = {name: path for name, path in files.items() if path is not None}
+        self._writers = {}
+        for name in self.asked:
             module, function = _REPORTS[name][0].split(":")
-            getattr(importlib.import_module(module), function)(path, result)
+            self._writers[name] = getattr(importlib.import_module(module), function)
+
+    def write(self, result: Any) -> None:
+        """Write each file.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        for name, path in self.asked.items():
+            self._writers[name](path, result)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -71,6 +99,12 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
             console.print(Text(printable(title), style="italic"))
         console.print(table)
     _print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def print_figures(title: str, figures: Iterable[Figures]) -> None:
+    """Print tables, the first of them under `title`."""
+    for index, each in enumerate(figures):
+        print_table(f"\n{each.title}" if index else title, each.columns, each.rows)
 
 
 def print_text(text: str) -> None:

@@ -1,0 +1,119 @@
+"""Which images a report shows: the worst first, with what each backend makes of them, wherever they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vitdeploy.assess.report import Report, report_of
+from vitdeploy.assess.shown_images import MOST, first_of_each_class, worst_images
+from vitdeploy.errors import ImageError, UsageError
+from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, gate_result
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vitdeploy.assess.evaluate import Evaluation
+
+
+def names(evaluation: Evaluation) -> dict[str, list[str]]:
+    return {heading: [sample.image for sample in found] for heading, found in worst_images(evaluation).items()}
+
+
+def test_the_worst_come_first() -> None:
+    # of the two newts, one has nothing finite; of the cats, the second is another class to the surer reference
+    assert names(EVALUATION) == {
+        "Furthest from the reference: 3 of 4": ["newt/1.png", "newt/2.png", "cat/2.png"],
+        "Misclassified with the highest score: 3 of 4": ["newt/2.png", "newt/1.png", "cat/2.png"],
+    }
+    sample = worst_images(EVALUATION)["Furthest from the reference: 3 of 4"][1]
+    assert (sample.expected, sample.correct, list(sample.predictions)) == ("newt", False, ["torch fp32", "x fp32"])
+    assert (sample.predictions["torch fp32"].label, sample.predictions["torch fp32"].index) == ("newt", 2)
+    assert sample.predictions["x fp32"].label == "not finite"
+
+
+def test_a_score_that_is_another_to_the_eye_is_shown_and_no_smaller_one() -> None:
+    reference = EVALUATION.results[0]
+    for change, found in ((0.02, ["cat/2.png"]), (0.005, None)):
+        scores = reference.scores + np.array([0, change, 0, 0], np.float32)
+        other = dataclasses.replace(reference, artifact="x-fp32", backend="x", scores=scores)
+        evaluation = dataclasses.replace(EVALUATION, results=(reference, other))
+        assert names(evaluation).get("Furthest from the reference: 1 of 4") == found
+
+
+def test_no_more_than_fit_a_page() -> None:
+    count = MOST + 3
+    wrong = dataclasses.replace(
+        EVALUATION.results[0], classes=np.ones((count, 3), np.int32), scores=np.linspace(0, 1, count, dtype=np.float32)
+    )
+    images = tuple(f"{index}.png" for index in range(count))
+    many = dataclasses.replace(EVALUATION, images=images, targets=np.zeros(count, np.int32), results=(wrong,))
+    ((heading, found),) = names(many).items()
+    assert heading == f"Misclassified with the highest score: {count} of {count}, the first {MOST}"
+    assert found == [*reversed(images)][:MOST]
+
+
+def test_one_of_each_class_that_has_any() -> None:
+    found = first_of_each_class(EVALUATION)
+    assert [(sample.image, sample.expected) for sample in found] == [("cat/1.png", "cat"), ("newt/1.png", "newt")]
+    assert [sample.correct for sample in found] == [True, False]
+
+
+def test_nothing_ran() -> None:
+    assert worst_images(dataclasses.replace(EVALUATION, results=EVALUATION.results[2:])) == {}
+
+
+def test_images_come_from_where_the_data_set_has_them(tmp_path: Path) -> None:
+    for name in EVALUATION.images[:-1]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    folder = dataclasses.replace(EVALUATION, data=str(tmp_path))
+    (far, _) = worst_images(folder).values()
+    assert far[0].load() == b"newt/1.png"
+    with pytest.raises(ImageError, match=r"cannot read 'newt/2\.png': .* does not hold it any more"):
+        far[1].load()
+    (tmp_path / "newt/1.png").unlink()
+    with pytest.raises(ImageError, match=r"cannot read .*newt/1\.png': No such file"):
+        far[0].load()
+
+
+def test_images_of_parquet_files(tmp_path: Path) -> None:
+    file = tmp_path / "test.parquet"
+    table = {"image": [b"a", b"b", b"c", b"d"], "label": ["cat", "cat", "newt", "newt"]}
+    pq.write_table(pa.table(table), file)
+    images = tuple(f"test.parquet#{row}" for row in range(4))
+    (far, _) = worst_images(dataclasses.replace(EVALUATION, data=str(file), images=images)).values()
+    assert [sample.load() for sample in far] == [b"c", b"d", b"b"]
+
+
+def test_a_data_set_that_is_gone_is_said_of_each_image() -> None:
+    (sample, *_), _ = worst_images(EVALUATION).values()
+    with pytest.raises(ImageError, match=r"cannot read 'newt/1\.png': gone/data must be a folder"):
+        sample.load()
+
+
+def test_the_report_of_each_result() -> None:
+    for part, result in (
+        ("comparison", COMPARISON),
+        ("layers", LAYERS),
+        ("evaluation", EVALUATION),
+        ("benchmark", BENCHMARK),
+    ):
+        report = report_of(result)
+        parts = {name: getattr(report, name) for name in ("gate", "comparison", "layers", "evaluation", "benchmark")}
+        assert {name for name, value in parts.items() if value is not None} == {part}
+        assert parts[part] is result
+        assert report.title.endswith(": gone")
+        assert report.source == {"bundle": "gone"}
+        assert bool(report.samples) == (part == "evaluation")
+    assert report_of(BENCHMARK).machine == {"cpu": "abacus"}
+    gate = report_of(gate_result())
+    assert (gate.evaluation, gate.benchmark, len(gate.samples)) == (EVALUATION, BENCHMARK, 2)
+    assert gate.to_dict()["gate"]["status"] == "failed"
+    with pytest.raises(UsageError, match=r"must be of a Comparison, .*, got Report"):
+        report_of(Report("", {}, {}))  # type: ignore[arg-type]

@@ -1,0 +1,113 @@
+"""Results of every assessment, made by hand: for whatever writes one down, and needs no model to be run."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitdeploy.assess.accuracy import Predictions
+from vitdeploy.assess.compare import BackendComparison, Comparison
+from vitdeploy.assess.difference import Difference
+from vitdeploy.assess.evaluate import Evaluation
+from vitdeploy.assess.gate import GateResult
+from vitdeploy.assess.gate_checks import Check
+from vitdeploy.assess.latency import Benchmark, Latency, NotMeasured
+from vitdeploy.assess.layers import ArtifactLayers, LayerComparison, PartDifference
+from vitdeploy.assess.logits import LogitsDifference
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GOOD = Difference("logits", 16, True, 1e-6, 1e-7, 1e-6, 0.99999999, 1.0)
+POOLED = Difference("pooler_output", 16, True, 0.5, 0.1, 0.5, 0.9, None)
+BROKEN = Difference("hidden_states.2", 16, False, math.inf, math.inf, math.inf, -1.0, None)
+
+COMPARISON = Comparison(
+    "gone",
+    16,
+    True,
+    (
+        BackendComparison(
+            "onnx-fp32", "onnxruntime", 1e-4, (GOOD, POOLED), {"engine": "x"}, None,
+            LogitsDifference(1e-9, 1.0, None, 0, 1), (3, 4),
+        ),
+        BackendComparison("tensorrt-fp16", "", 1e-2, skipped="no backend runs it"),
+    ),
+)  # fmt: skip
+
+LAYERS = LayerComparison(
+    "gone",
+    16,
+    False,
+    (
+        ArtifactLayers(
+            "onnx-fp32",
+            1e-4,
+            (
+                PartDifference("embeddings", (GOOD,)),
+                PartDifference("layers.0", (GOOD,)),
+                PartDifference("layers.1", (BROKEN,)),
+                PartDifference("head", (GOOD, POOLED)),
+            ),
+        ),
+        ArtifactLayers("torchscript-fp32", 1e-4, skipped="it is no ONNX"),
+    ),
+)
+
+# Two cats, two newts. The artifact takes the first newt for a cat, and has nothing finite for the second.
+EVALUATION = Evaluation(
+    bundle="gone",
+    data="gone/data",
+    labels=("cat", "dog", "newt"),
+    images=("cat/1.png", "cat/2.png", "newt/1.png", "newt/2.png"),
+    targets=np.array([0, 0, 2, 2], np.int32),
+    data_sha256="0" * 64,
+    results=(
+        Predictions(
+            "reference",
+            "torch",
+            "fp32",
+            np.array([[0, 1, 2], [1, 0, 2], [2, 1, 0], [2, 0, 1]], np.int32),
+            np.array([0.9, 0.7, 0.8, 0.6], np.float32),
+            {"engine": "torch 9"},
+        ),
+        Predictions(
+            "x-fp32",
+            "x",
+            "fp32",
+            np.array([[0, 1, 2], [0, 1, 2], [0, 1, 2], [-1, -1, -1]], np.int32),
+            np.array([0.9, 0.5, 0.95, math.nan], np.float32),
+        ),
+        Predictions(
+            "y-fp16", "y", "fp16", np.empty((0, 3), np.int32), np.empty(0, np.float32), skipped="no such device"
+        ),
+    ),
+    settings={"kind": "folder", "labels_matched": "by name", "images": 4, "batch_size": 2, "limit": None, "seed": None},
+)
+
+BENCHMARK = Benchmark(
+    "gone",
+    {"cpu": "abacus"},
+    {"batch_sizes": [1], "rounds": 1, "runs": 3, "device": "cpu", "threads": 0, "images": "2", "warm_up": "short"},
+    (
+        Latency(
+            "reference", "torch", "fp32", 1, ((4.0, 5.0, 6.0),), ((6.0, 7.0, 8.0),), 1.5, 900.0, 12.0, 10**8,
+            details={"engine": "torch 9"},
+        ),
+        Latency("x-fp32", "x", "fp32", 1, ((2.0, 2.5, 3.0),), steady=False),
+    ),
+    (NotMeasured("y-fp16", "y", "fp16", None, "no such device"), NotMeasured("x-fp32", "x", "fp32", 8, "takes one")),
+)  # fmt: skip
+
+
+def gate_result(baseline: Path | None = None) -> GateResult:
+    """One check of each outcome."""
+    checks = (
+        Check("finite", "torch fp32", 0.0, 0.0, "passed", "the logits of 0 of 4 images are not all finite"),
+        Check("finite", "x fp32", 1.0, 0.0, "failed", "the logits of 1 of 4 images are not all finite"),
+        Check("max_drop", "y fp16", None, 1.0, "skipped", "it could not run: no such device"),
+    )
+    changes = ("weights: model.safetensors: a -> b",) if baseline else ()
+    return GateResult("gone", "gone/data", checks, EVALUATION, BENCHMARK, baseline, changes, updated=False)

@@ -1,0 +1,96 @@
+"""What was measured, as the tables that people read: on a terminal, and in a job's summary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from vitdeploy.assess.accuracy import Predictions
+    from vitdeploy.assess.evaluate import Evaluation
+    from vitdeploy.assess.latency import Benchmark, Latency
+
+
+class Figures(NamedTuple):
+    """A table.
+
+    Attributes:
+        title: of the table; "" where it is the only one, or the first.
+        columns: their names.
+        rows: a cell a column, or fewer.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A result that is figures, and no verdict on each: an evaluation or a benchmark."""
+
+    @property
+    def bundle(self) -> str: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def figures(self) -> tuple[Figures, ...]: ...
+
+
+def evaluation_figures(result: Evaluation) -> tuple[Figures, ...]:
+    """A row a backend."""
+    columns = (
+        "artifact",
+        "backend",
+        "top-1 (95 % interval)",
+        "top-5",
+        "ECE",
+        "agrees with the reference",
+        "not finite",
+    )
+    return (Figures("", columns, tuple(_accuracies(result, each) for each in result.results)),)
+
+
+def benchmark_figures(result: Benchmark) -> tuple[Figures, ...]:
+    """A row a backend and batch size; and another table of what could not be measured, if anything."""
+    first = {latency.batch_size: latency for latency in reversed(result.latencies)}
+    columns = ("backend", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "time / the first's (quartiles)",
+               "from image files, p50 ms", "load ms", "first run ms", "peak MB", "steady")  # fmt: skip
+    rows = tuple(_latency(latency, first[latency.batch_size]) for latency in result.latencies)
+    skipped = tuple(
+        (f"{each.backend} {each.precision}", str(each.batch_size or "all"), each.reason) for each in result.skipped
+    )
+    missing = (Figures("Not measured", ("backend", "batch", "why"), skipped),) if skipped else ()
+    return (Figures("", columns, rows), *missing)
+
+
+def _accuracies(result: Evaluation, predictions: Predictions) -> tuple[str, ...]:
+    head = (predictions.artifact, predictions.name.strip())
+    if predictions.skipped is not None:
+        return (*head, f"skipped: {predictions.skipped}")
+    reference = result.reference
+    return (
+        *head,
+        str(result.top1(predictions)),
+        f"{result.top5(predictions).value:.2%}",
+        f"{result.calibration(predictions).ece:.4f}",
+        "" if reference is None else f"{result.agreement(predictions, reference).value:.2%}",
+        str(predictions.not_finite),
+    )
+
+
+def _latency(latency: Latency, first: Latency) -> tuple[str, ...]:
+    ratio = latency.ratio(first)
+    return (
+        latency.name,
+        str(latency.batch_size),
+        *(f"{latency.percentile_ms(percent):.3f}" for percent in (50, 90, 99)),
+        f"{latency.images_per_second:,.0f}",
+        "1" if latency is first else f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})",
+        f"{latency.image_percentile_ms(50):.3f}" if latency.image_rounds_ms else "",
+        "" if latency.load_ms is None else f"{latency.load_ms:.0f}",
+        "" if latency.first_ms is None else f"{latency.first_ms:.1f}",
+        "" if latency.peak_memory_bytes is None else f"{latency.peak_memory_bytes / 1e6:.0f}",
+        "yes" if latency.steady else "no",
+    )

@@ -1,0 +1,84 @@
+"""A report as one HTML file that needs nothing beside it: no network, no script, no other file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.assess.page_data import confusions, headlines, least_accurate, statuses
+from vitdeploy.assess.pictures import picture_of
+from vitdeploy.assess.plots import accuracy_plot, calibration_plot, latency_plot, layers_plot
+from vitdeploy.assess.report import Report, report_of
+from vitdeploy.assess.verdicts import writable
+from vitdeploy.atomic import write_file
+from vitdeploy.errors import MissingDependencyError
+
+try:
+    import jinja2
+except ModuleNotFoundError as exc:
+    raise MissingDependencyError("the HTML report", "report") from exc
+
+if TYPE_CHECKING:
+    import os
+
+    from vitdeploy.assess.latency import Latency
+    from vitdeploy.assess.report import Assessed
+
+
+def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
+    """Write the page; a file that exists is replaced whole or not at all. Equal reports give equal bytes.
+
+    An image that cannot be read any more is named in its place.
+
+    Raises:
+        UsageError: it is no result of an assessment.
+        OutputError: the file cannot be written; the one before is untouched.
+    """
+    report = result if isinstance(result, Report) else report_of(result)
+    write_file(Path(path), writable(_render(report)).encode())
+
+
+def _render(report: Report) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["picture"] = picture_of
+    template = environment.get_template("report.html")
+    return template.render(
+        report=report,
+        headlines=headlines(report),
+        statuses=statuses(report),
+        **_layers(report),
+        **_accuracy(report),
+        **_latency(report),
+    )
+
+
+def _layers(report: Report) -> dict[str, Any]:
+    compared = [each for each in report.layers.results if each.parts] if report.layers else []
+    return {"layers_plot": layers_plot(compared) if compared else None}
+
+
+def _accuracy(report: Report) -> dict[str, Any]:
+    evaluation = report.evaluation
+    ran = [each for each in evaluation.results if each.skipped is None] if evaluation else []
+    if evaluation is None or not ran:
+        return {"ran": [], "accuracy_plot": None, "calibration_plot": None, "confusions": [], "classes": None}
+    return {
+        "ran": ran,
+        "accuracy_plot": accuracy_plot(evaluation),
+        "calibration_plot": calibration_plot(evaluation),
+        "confusions": confusions(evaluation),
+        "classes": least_accurate(evaluation),
+    }
+
+
+def _latency(report: Report) -> dict[str, Any]:
+    batches: dict[int, list[Latency]] = {}
+    for latency in report.benchmark.latencies if report.benchmark else ():
+        batches.setdefault(latency.batch_size, []).append(latency)
+    return {"batches": batches, "latency_plot": latency_plot(batches) if batches else None}

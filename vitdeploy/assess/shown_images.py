@@ -1,0 +1,150 @@
+"""Which images of an evaluation a report shows, and what each backend made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.assess.accuracy import NOT_FINITE
+from vitdeploy.assess.dataset import open_data
+from vitdeploy.errors import ImageError, VitDeployError
+from vitdeploy.predictor import Prediction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    from vitdeploy.assess.evaluate import Evaluation
+
+MOST = 12  # of a group
+_SEEN = 0.01  # a smaller difference of two scores is none on a page that shows them in tenths of a percent
+_WORST = 2.0  # stands for the score of an image whose logits are not finite: above any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """An image of a data set, its class, and what each backend makes of it.
+
+    Attributes:
+        image: its name.
+        expected: its class.
+        predictions: by backend, such as "onnxruntime fp32", its best class; of index -1 where no logit is best, for
+            they are not all finite.
+        load: gives the bytes of its file; raises ImageError where it cannot be read.
+    """
+
+    image: str
+    expected: str
+    predictions: Mapping[str, Prediction]
+    load: Callable[[], bytes]
+
+    @property
+    def correct(self) -> bool:
+        """Whether every backend's best class is the expected one."""
+        return all(best.label == self.expected for best in self.predictions.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "image": self.image,
+            "expected": self.expected,
+            "correct": self.correct,
+            "predictions": {name: best.to_dict() for name, best in self.predictions.items()},
+        }
+
+
+def worst_images(evaluation: Evaluation) -> dict[str, tuple[Sample, ...]]:
+    """By heading: those furthest from the reference, and those misclassified with the highest score.
+
+    The further ones are those of which an artifact makes another class than the reference, the surer both the further;
+    then those whose score differs by a point or more.
+    """
+    ran = [result for result in evaluation.results if result.skipped is None]
+    if not ran:
+        return {}
+    best = np.stack([result.classes[:, 0] for result in ran])  # (B, N)
+    scores = np.stack([np.where(np.isnan(result.scores), _WORST, result.scores) for result in ran])  # (B, N)
+    groups: dict[str, list[int]] = {}
+    total = len(evaluation.images)
+    reference = evaluation.reference
+    if reference is not None:
+        index = ran.index(reference)
+        between = np.minimum(scores, scores[index])
+        distance = np.where(best != best[index], _WORST + between, np.abs(scores - scores[index])).max(axis=0)
+        far = _in_order(distance, distance >= _SEEN)
+        groups[_heading("Furthest from the reference", len(far), total)] = far
+    wrong = best != evaluation.targets
+    wrongly = _in_order(np.where(wrong, scores, 0).max(axis=0), wrong.any(axis=0))
+    groups[_heading("Misclassified with the highest score", len(wrongly), total)] = wrongly
+    return {heading: _samples(evaluation, found[:MOST]) for heading, found in groups.items() if found}
+
+
+def first_of_each_class(evaluation: Evaluation) -> tuple[Sample, ...]:
+    """The first image of each class that has any."""
+    _, first = np.unique(evaluation.targets, return_index=True)
+    return _samples(evaluation, first.tolist())
+
+
+def _in_order(values: NDArray[Any], chosen: NDArray[np.bool_]) -> list[int]:
+    """Positions of the chosen, the largest value first."""
+    order = np.argsort(-values, kind="stable")
+    found: list[int] = order[chosen[order]].tolist()
+    return found
+
+
+def _heading(what: str, count: int, total: int) -> str:
+    return f"{what}: {count} of {total}" + (f", the first {MOST}" if count > MOST else "")
+
+
+def _samples(evaluation: Evaluation, positions: Iterable[int]) -> tuple[Sample, ...]:
+    load = _loader(evaluation)
+    names = evaluation.class_names
+    return tuple(
+        Sample(
+            evaluation.images[position],
+            names[evaluation.targets[position]],
+            {
+                result.name: _best(names, int(result.classes[position, 0]), float(result.scores[position]))
+                for result in evaluation.results
+                if result.skipped is None
+            },
+            _of(load, evaluation.images[position]),
+        )
+        for position in positions
+    )
+
+
+def _best(names: tuple[str, ...], index: int, score: float) -> Prediction:
+    return (
+        Prediction("not finite", NOT_FINITE, math.nan)
+        if index == NOT_FINITE
+        else Prediction(names[index], index, score)
+    )
+
+
+def _of(load: Callable[[str], bytes], image: str) -> Callable[[], bytes]:
+    return lambda: load(image)
+
+
+def _loader(evaluation: Evaluation) -> Callable[[str], bytes]:
+    """Gives the bytes of an image of that name, or an ImageError that says why there are none any more."""
+    try:
+        data = open_data(evaluation.data, evaluation.labels)
+    except VitDeployError as exc:
+        reason = str(exc)
+
+        def fail(name: str) -> bytes:
+            raise ImageError(f"cannot read {name!r}: {reason}")
+
+        return fail
+    position_of = {name: position for position, name in enumerate(data.names)}
+
+    def load(name: str) -> bytes:
+        if name not in position_of:
+            raise ImageError(f"cannot read {name!r}: {evaluation.data} does not hold it any more")
+        return data.load(position_of[name])
+
+    return load
