@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 import vitdeploy
 from bundles import tiny_model, write_checkpoint_of
+from schemas import validated
 from vitdeploy.assess.bisection import bisect
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle import Bundle
@@ -123,7 +124,7 @@ def test_what_is_found_is_what_an_export_needs(faulty: Bundle, checkpoint: Path,
     with pytest.raises(CheckFailedError, match=r"onnx-fp16 must equal the reference within 0\.01"):
         vitdeploy.export(checkpoint, precision="fp16", output=tmp_path / "out")
     printed = CliRunner().invoke(compare_command, [str(faulty.path), "--bisect", "--json"])
-    result = json.loads(printed.output)
+    result = validated("compare", printed.output)
     assert (printed.exit_code, result["status"], result["precision"]) == (0, "passed", "fp16")
     assert result["error"] <= result["tolerance"] < result["error_without"]
     assert {node["part"] for node in result["kept"]} == {"layers.2"}

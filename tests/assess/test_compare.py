@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import vitdeploy
 from bundles import sign_again, tiny_model, write_bundle, write_checkpoint_of
+from schemas import validated
 from vitdeploy.assess.compare import BackendComparison, Comparison, compare, run_batches
 from vitdeploy.assess.difference import DEFAULT_TOLERANCES, Difference
 from vitdeploy.assess.samples import feeds, synthetic_images
@@ -52,7 +53,7 @@ def with_artifacts(bundle: Bundle, *artifacts: Artifact) -> Bundle:
 
 def exit_code(bundle: Bundle) -> int:
     result = CliRunner().invoke(compare_command, [str(bundle.path), "--json"])
-    assert json.loads(result.output)["status"] in ("passed", "failed", "skipped")
+    assert validated("compare", result.output)["status"] in ("passed", "failed", "skipped")
     return result.exit_code
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from click.testing import CliRunner
 import vitdeploy
 from bundles import write_bundle
 from faults import perturb_layer
+from schemas import validated
 from vitdeploy.assess.layers import compare_layers
 from vitdeploy.assets import default_checkpoint
 from vitdeploy.bundle import Bundle
@@ -58,10 +58,15 @@ def test_weights_that_are_off_by_1_percent_are_found_in_their_layer(
 
 def test_the_command_names_the_layer_and_exits_with_1(embedded: Bundle, tmp_path: Path) -> None:
     spoilt = perturb_layer(Bundle.open(shutil.copytree(embedded.path, tmp_path / "copy")), 3)
-    result = CliRunner().invoke(compare_command, [str(spoilt.path), "--layers", "--json"])
+    page, summary, suite = (tmp_path / name for name in ("page.html", "summary.md", "suite.xml"))
+    files = ["--html", str(page), "--markdown", str(summary), "--junit", str(suite)]
+    result = CliRunner().invoke(compare_command, [str(spoilt.path), "--layers", "--json", *files])
     assert result.exit_code == 1
-    firsts = {item["artifact"]: item["first"] for item in json.loads(result.output)["results"]}
+    firsts = {item["artifact"]: item["first"] for item in validated("compare", result.output)["results"]}
     assert firsts == {"onnx-fp16": None, "onnx-fp32": "layers.3"}
+    assert ">layers.3 (first)<" in page.read_text(encoding="utf-8")
+    assert "the first part that diverges" in summary.read_text(encoding="utf-8").splitlines()[6]
+    assert b'tests="14" failures="1"' in suite.read_bytes()
     shown = CliRunner().invoke(compare_command, [str(spoilt.path), "--layers"])
     assert shown.exit_code == 1
     assert "layers.3" in shown.output

@@ -168,9 +168,8 @@ def test_figures_of_an_evaluation_are_on_the_page(page: Page) -> None:
     matrices = [item for item in page.all("table") if item.get("class") == "matrix"]
     assert len(matrices) == 2
     shares = [item["style"] for item in page.all("td") if item.get("style")]
-    assert shares == ["--share: 1.000", "--share: 0.500", "--share: 0.500", "--share: 1.000", "--share: 0.500"]
-    assert after(page, "newt", 2) == ["1", "1"]
-    assert [text for text in page.text["summary"] if "x-fp32" in text] == ["x-fp32 on x", "Bins of x-fp32 on x"]
+    assert shares == [f"--share: {share}" for share in ("0.500", "0.500", "1.000", "1.000", "1.000")]
+    assert {"reference on torch", "x-fp32 on x", "Bins of x-fp32 on x"} <= set(page.text["summary"])
 
 
 def test_the_first_layer_that_diverges_is_named(page: Page) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import pytest
 
+from schemas import validated
 from vitdeploy.cli import main
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vitdeploy.bundle import Bundle
 
 
@@ -20,15 +22,18 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str,
     return caught.value.code, out, err
 
 
-def test_table_and_json(single: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_and_json(single: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (single.path, "--batch-sizes", "1, 2", "--rounds", 1, "--runs", 2)
-    code, out, err = run(capsys, *arguments)
+    page, summary = tmp_path / "page.html", tmp_path / "summary.md"
+    code, out, err = run(capsys, *arguments, "--html", page, "--markdown", summary)
+    assert page.read_text(encoding="utf-8").count("<svg") == 1
+    assert [line.count("|") for line in summary.read_text(encoding="utf-8").splitlines()[2:]] == [13] * 6
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines()[2:]]
     assert [row[:3] for row in rows] == [[name, "fp32", size] for size in "12" for name in ("torch", "onnxruntime")]
     assert [len(row) for row in rows] == [13, 16] * 2  # the first has no ratio with quartiles
     code, out, _ = run(capsys, *arguments, "--backend", "onnxruntime", "--json")
-    found = json.loads(out)
+    found = validated("benchmark", out)
     assert (code, found["status"], found["settings"]["rounds"]) == (0, "passed", 1)
     assert [(item["backend"], item["batch_size"], item["ready_input"]["runs"]) for item in found["latencies"]] == [
         ("onnxruntime", 1, 2),

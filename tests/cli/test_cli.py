@@ -20,6 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import vitdeploy
+from schemas import validated
 from vitdeploy.cli import main
 from vitdeploy.specs import Task
 
@@ -164,7 +165,7 @@ def test_json_of_the_other_commands(bundle: Bundle, capsys: pytest.CaptureFixtur
     assert Result("verify", bundle.path, "--json", capsys=capsys).json["status"] == "passed"
     compared = Result("compare", bundle.path, "--json", "--images", bundle.path / "..", capsys=capsys)
     assert compared.code == 4
-    compared = Result("compare", bundle.path, "--json", capsys=capsys).json
+    compared = validated("compare", Result("compare", bundle.path, "--json", capsys=capsys).out)
     assert compared["results"][0]["differences"][0]["top1_agreement"] == 1.0
     doctor = Result("doctor", "--json", capsys=capsys)
     assert doctor.code == 0

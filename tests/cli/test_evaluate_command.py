@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 import vitdeploy
+from schemas import validated
 from vitdeploy.assets import held_out_images
 from vitdeploy.cli import main
 from vitdeploy.cli.output import progress_bar
@@ -38,15 +38,20 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str,
     return caught.value.code, out, err
 
 
-def test_table_and_json_of_the_embedded_model(digits: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_and_json_of_the_embedded_model(
+    digits: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = (digits.path, "--data", held_out_images(), "--per-class", "--confusion")
-    code, out, err = run(capsys, *arguments)
+    page, summary = tmp_path / "page.html", tmp_path / "summary.md"
+    code, out, err = run(capsys, *arguments, "--html", page, "--markdown", summary)
     assert (code, err) == (0, "")
     assert out.count(f"{CORRECT} of {IMAGES}") == 2
     for text in ("labels matched by name: passed", "100.00%", "Top-1 accuracy of each class", "taken for"):
         assert text in out
+    assert summary.read_text(encoding="utf-8").count(f"{CORRECT} of {IMAGES}") == 2
+    assert page.read_text(encoding="utf-8").count("<img ") == IMAGES - CORRECT
     code, out, _ = run(capsys, *arguments, "--json")
-    found = json.loads(out)
+    found = validated("evaluate", out)
     assert (code, found["status"], found["images"]) == (0, "passed", IMAGES)
     reference, onnx = found["results"]
     assert reference["top1"]["correct"] == onnx["top1"]["correct"] == CORRECT

@@ -17,6 +17,7 @@ import yaml
 import vitdeploy
 from environments import ROOT
 from faults import copy_of, perturb_layer, shift_labels, swap_normalization
+from schemas import validated
 from vitdeploy.assets import held_out_images
 from vitdeploy.cli import main
 
@@ -48,8 +49,10 @@ def test_the_bundle_of_the_baseline_passes(
     rules = tmp_path / "gate.toml"
     rules.write_text('min_accuracy = 98\n[artifacts."onnx-fp32"]\nmin_agreement = 99.5\n', encoding="utf-8")
     arguments = (digits.path, "--data", held_out_images(), "--baseline", baseline, "--rules", rules)
-    code, out, err = run(capsys, *arguments, "--max-size", "2 MB", "--json")
-    found = json.loads(out)
+    page = tmp_path / "gate.html"
+    code, out, err = run(capsys, *arguments, "--max-size", "2 MB", "--html", page, "--json")
+    found = validated("gate", out)
+    assert page.read_text(encoding="utf-8").count("onnxruntime fp32</th>") >= 6
     assert (code, err, found["status"], found["changes"]) == (0, "", "passed", [])
     assert [(check["rule"], check["subject"]) for check in found["checks"]] == [
         ("same_labels", "bundle"),
@@ -84,7 +87,7 @@ def test_a_planted_fault_is_caught(
 ) -> None:
     faulty = plant(copy_of(digits, tmp_path / "faulty"))
     code, out, _ = run(capsys, faulty.path, "--data", held_out_images(), "--baseline", baseline, "--json")
-    found = json.loads(out)
+    found = validated("gate", out)
     assert (code, found["status"]) == (1, "failed")
     assert {f"{check['rule']} {check['subject']}" for check in found["checks"] if check["status"] == "failed"} == failed
 
