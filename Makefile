@@ -7,12 +7,12 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 BENCHMARKS := processor export predict_overhead pixels evaluate attention dynamic_size
 
-.PHONY: demo test check format bench bench-large golden gpu-check clean
+.PHONY: demo test check chromium format bench bench-large golden gpu-check clean
 
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
 
-test: .venv/.dev $(ENVS)/embedded/.done $(ENVS)/optimum/.done check  ## every check, in every environment
+test: .venv/.dev $(ENVS)/embedded/.done $(ENVS)/optimum/.done chromium check  ## every check, in every environment
 
 check: .venv/.dev  ## every check; tests of other environments are skipped where those were not made
 	$(BIN)/ruff format --check .
@@ -20,6 +20,12 @@ check: .venv/.dev  ## every check; tests of other environments are skipped where
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+chromium:  ## Debian's browser, for the tests of the HTML report; where it cannot be installed they are skipped
+	@command -v chromium > /dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get > /dev/null && export DEBIAN_FRONTEND=noninteractive \
+		&& apt-get -qq update && apt-get -qq install --no-install-recommends -y chromium > /dev/null; \
+	} || echo "no Chromium, and none can be installed here: the tests that need it are skipped"
 
 format: .venv/.dev
 	$(BIN)/ruff format .
