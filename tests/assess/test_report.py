@@ -17,9 +17,10 @@ from PIL import Image
 
 from vitdeploy.assess.accuracy import Predictions
 from vitdeploy.assess.compare import BackendComparison, Comparison
-from vitdeploy.assess.difference import compare_outputs
+from vitdeploy.assess.difference import Difference, compare_outputs
 from vitdeploy.assess.evaluate import Evaluation
 from vitdeploy.assess.latency import Benchmark, Latency, NotMeasured
+from vitdeploy.assess.layers import ArtifactLayers, PartDifference
 from vitdeploy.assess.page import write_html
 from vitdeploy.assess.report import Report
 from vitdeploy.assess.shown_images import Sample
@@ -281,6 +282,20 @@ def test_a_part_of_which_nothing_ran(tmp_path: Path) -> None:
     page = written(tmp_path / "report.html", bare)
     assert page.all("svg") == []
     assert any("no device" in text for text in page.text["p"])
+
+
+def test_figures_that_have_no_logarithm_or_no_mean(tmp_path: Path) -> None:
+    exact = Difference("logits", 1, True, 0.0, 0.0, 0.0, 1.0, 1.0)
+    parts = tuple(PartDifference(name, (exact,)) for name in ("embeddings", "head"))
+    layers = dataclasses.replace(LAYERS, results=(ArtifactLayers("onnx-fp32", 0.0, parts),))
+    nothing = dataclasses.replace(
+        EVALUATION.results[1], classes=np.full((4, 3), -1, np.int32), scores=np.full(4, np.nan, np.float32)
+    )
+    evaluation = dataclasses.replace(EVALUATION, results=(nothing,))
+    page = written(tmp_path / "report.html", Report("Odd", {}, {}, layers=layers, evaluation=evaluation))
+    assert len(page.all("svg")) == 3
+    assert after(page, "x-fp32", 8)[1:] == ["0.00%", "0.00% \N{EN DASH} 48.99%", "0", "4", "0.00%", "not finite", "4"]
+    assert any(text.endswith("no part diverges") for text in page.text["li"])
 
 
 def test_a_thousand_classes_make_a_small_page(tmp_path: Path) -> None:

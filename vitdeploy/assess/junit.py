@@ -1,4 +1,4 @@
-"""The outcome of a comparison or a gate as JUnit XML, which CI servers show."""
+"""The outcome of a comparison, of outputs or of layers, or of a gate as JUnit XML, which CI servers show."""
 
 from __future__ import annotations
 

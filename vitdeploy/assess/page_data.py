@@ -128,7 +128,7 @@ def _of_comparison(report: Report) -> Iterator[Headline]:
         for item in result.differences:
             allowed = f"of the largest value of {item.output}; {result.tolerance:g} is allowed"
             yield Headline(
-                f"{result.artifact} on {result.backend}, largest difference", exponential(item.max_relative), allowed
+                f"{result.artifact} on {result.backend}, largest difference", _exponential(item.max_relative), allowed
             )
             if item.top1_agreement is not None:
                 agreement = f"{item.top1_agreement:.2%}"
@@ -141,7 +141,7 @@ def _of_layers(report: Report) -> Iterator[Headline]:
     for result in report.layers.results if report.layers else ():
         if result.parts:
             worst = max(result.parts, key=lambda part: part.worst.required_tolerance)
-            largest = f"{exponential(worst.worst.max_relative)}, of {worst.part}"
+            largest = f"{_exponential(worst.worst.max_relative)}, of {worst.part}"
             note = f"{result.tolerance:g} is allowed; the largest is {largest}"
             yield Headline(f"{result.artifact}, first part that diverges", result.first or "none", note)
 
@@ -165,6 +165,6 @@ def _of_latency(report: Report) -> Iterator[Headline]:
         yield Headline(f"{fastest.name}, batch {first.batch_size}", f"{fastest.percentile_ms(50):.3g} ms", note)
 
 
-def exponential(value: float) -> str:
+def _exponential(value: float) -> str:
     """A difference in two digits, in words where it is no number."""
     return f"{value:.1e}" if math.isfinite(value) else "not finite"

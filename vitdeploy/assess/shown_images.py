@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vitdeploy.assess.dataset import LabelledData
     from vitdeploy.assess.evaluate import Evaluation
 
 MOST = 12  # of a group
@@ -79,13 +81,15 @@ def worst_images(evaluation: Evaluation) -> dict[str, tuple[Sample, ...]]:
     wrong = best != evaluation.targets
     wrongly = _in_order(np.where(wrong, scores, 0).max(axis=0), wrong.any(axis=0))
     groups[_heading("Misclassified with the highest score", len(wrongly), total)] = wrongly
-    return {heading: _samples(evaluation, found[:MOST]) for heading, found in groups.items() if found}
+    shown = {heading: found[:MOST] for heading, found in groups.items() if found}
+    images = _Images(evaluation)
+    return {heading: _samples(evaluation, found, images) for heading, found in shown.items()}
 
 
 def first_of_each_class(evaluation: Evaluation) -> tuple[Sample, ...]:
     """The first image of each class that has any."""
     _, first = np.unique(evaluation.targets, return_index=True)
-    return _samples(evaluation, first.tolist())
+    return _samples(evaluation, first.tolist(), _Images(evaluation))
 
 
 def _in_order(values: NDArray[Any], chosen: NDArray[np.bool_]) -> list[int]:
@@ -99,8 +103,36 @@ def _heading(what: str, count: int, total: int) -> str:
     return f"{what}: {count} of {total}" + (f", the first {MOST}" if count > MOST else "")
 
 
-def _samples(evaluation: Evaluation, positions: Iterable[int]) -> tuple[Sample, ...]:
-    load = _loader(evaluation)
+class _Images:
+    """The data set of an evaluation, opened when an image of it is asked for: it may be gone by then, or changed."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._source, self._labels = evaluation.data, evaluation.labels
+
+    @functools.cached_property
+    def _data(self) -> LabelledData:
+        return open_data(self._source, self._labels)
+
+    @functools.cached_property
+    def _positions(self) -> dict[str, int]:
+        return {name: position for position, name in enumerate(self._data.names)}
+
+    def load(self, name: str) -> bytes:
+        """The bytes of the image of that name.
+
+        Raises:
+            ImageError: there are none any more, and why.
+        """
+        try:
+            position = self._positions.get(name)
+        except VitDeployError as exc:
+            raise ImageError(f"cannot read {name!r}: {exc}") from exc
+        if position is None:
+            raise ImageError(f"cannot read {name!r}: {self._source} does not hold it any more")
+        return self._data.load(position)
+
+
+def _samples(evaluation: Evaluation, positions: Iterable[int], images: _Images) -> tuple[Sample, ...]:
     names = evaluation.class_names
     return tuple(
         Sample(
@@ -111,40 +143,13 @@ def _samples(evaluation: Evaluation, positions: Iterable[int]) -> tuple[Sample, 
                 for result in evaluation.results
                 if result.skipped is None
             },
-            _of(load, evaluation.images[position]),
+            functools.partial(images.load, evaluation.images[position]),
         )
         for position in positions
     )
 
 
 def _best(names: tuple[str, ...], index: int, score: float) -> Prediction:
-    return (
-        Prediction("not finite", NOT_FINITE, math.nan)
-        if index == NOT_FINITE
-        else Prediction(names[index], index, score)
-    )
-
-
-def _of(load: Callable[[str], bytes], image: str) -> Callable[[], bytes]:
-    return lambda: load(image)
-
-
-def _loader(evaluation: Evaluation) -> Callable[[str], bytes]:
-    """Gives the bytes of an image of that name, or an ImageError that says why there are none any more."""
-    try:
-        data = open_data(evaluation.data, evaluation.labels)
-    except VitDeployError as exc:
-        reason = str(exc)
-
-        def fail(name: str) -> bytes:
-            raise ImageError(f"cannot read {name!r}: {reason}")
-
-        return fail
-    position_of = {name: position for position, name in enumerate(data.names)}
-
-    def load(name: str) -> bytes:
-        if name not in position_of:
-            raise ImageError(f"cannot read {name!r}: {evaluation.data} does not hold it any more")
-        return data.load(position_of[name])
-
-    return load
+    if index == NOT_FINITE:
+        return Prediction("not finite", NOT_FINITE, math.nan)
+    return Prediction(names[index], index, score)

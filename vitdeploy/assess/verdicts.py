@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
 
 
 class Judged(Protocol):
-    """A result with an outcome: a comparison or a gate's."""
+    """A result with an outcome: a comparison, of outputs or of layers, or a gate's."""
 
     @property
     def bundle(self) -> str: ...

@@ -1,0 +1,74 @@
+"""The files that assessments write: refused before the work, where they must be, and written beside the output."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vitdeploy.assess import compare as compare_module
+from vitdeploy.assess import gate as gate_module
+from vitdeploy.cli import main
+from written_results import COMPARISON, gate_result
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main([*map(str, args)])
+    out, err = capsys.readouterr()
+    return caught.value.code, out, err
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "result"),
+    [(compare_module, ["compare"], COMPARISON), (gate_module, ["gate", "--data", "d"], gate_result())],
+)
+def test_every_file_is_written_of_a_result_that_failed(
+    module: Any,
+    command: list[str],
+    result: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(module, command[0], lambda *_args, **_options: result)
+    files = {name: tmp_path / "new" / f"a.{name}" for name in ("html", "markdown", "junit")}
+    code, out, err = run(capsys, *command, "b", *(each for name, path in files.items() for each in (f"--{name}", path)))
+    assert (code, err) == (1, "")
+    assert "failed" in out
+    for path in files.values():
+        assert b"failed" in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["compare"], ["compare", "--layers"], ["evaluate", "--data", "d"], ["gate", "--data", "d"], ["benchmark"]],
+)
+def test_what_cannot_be_written_is_told_before_the_work(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = (*command, tmp_path / "absent")  # exits with 4, as soon as a bundle is looked for
+    assert run(capsys, *held, "--html", tmp_path / "a.html")[0] == 4
+    code, _, err = run(capsys, *held, "--html", tmp_path)
+    assert (code, "is a directory" in err) == (2, True)
+    for module in ("page", "plots"):
+        monkeypatch.delitem(sys.modules, f"vitdeploy.assess.{module}")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = run(capsys, *held, "--html", tmp_path / "a.html")
+    assert (code, "pip install 'vitdeploy[report]'" in err) == (3, True)
+    assert run(capsys, *held, "--markdown", tmp_path / "a.md")[0] == 4
+
+
+def test_only_verdicts_go_into_junit_and_nothing_of_a_bisection(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["evaluate", "--data", "d"], ["benchmark"]):
+        code, _, err = run(capsys, *command, tmp_path, "--junit", tmp_path / "a.xml")
+        assert (code, "No such option" in err) == (2, True)
+    code, _, err = run(capsys, "compare", tmp_path, "--bisect", "--html", tmp_path / "a.html", "--junit", "b")
+    assert (code, "--html and --junit cannot show what --bisect finds; use --json" in err) == (2, True)
+    assert list(tmp_path.iterdir()) == []
