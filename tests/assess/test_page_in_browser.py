@@ -82,10 +82,11 @@ def test_every_image_and_plot_is_shown(tab: Browser, page: Path) -> None:
     )
     # the colours of plots and cells are the theme's
     assert tab.run("getComputedStyle(document.querySelector('.matrix td.right')).backgroundColor") != "rgba(0, 0, 0, 0)"
-    left = (
-        "[...document.querySelectorAll('svg [style*=\"var(--\"]')].filter(each => !getComputedStyle(each).fill).length"
-    )
-    assert tab.run(left) == 0
+    smallest = """Math.min(...[...document.querySelectorAll('svg text[style]')].map(each => {
+        const { a, b } = each.getScreenCTM();
+        return parseFloat(getComputedStyle(each).fontSize) * Math.hypot(a, b);
+    }))"""
+    assert tab.run(smallest) > 9  # pixels
 
 
 def test_everything_is_reached_by_keyboard(tab: Browser, page: Path) -> None:

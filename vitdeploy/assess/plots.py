@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _INK, _BAD = "#0000e0", "#0000e1"
 _SERIES = ("#0000f0", "#0000f1", "#0000f2", "#0000f3")
 _MARKERS = "osD^"
-_WIDTH = 5  # inches; the page scales it
+_WIDTH = 4  # inches: on a phone, text of 10 points is then still as large as the page's smallest
 _BELOW = 0.2  # a difference of 0 has no logarithm: it is drawn at this share of the smallest other
 
 
@@ -127,7 +127,7 @@ def _latencies(axes: Axes, latencies: Sequence[Latency]) -> None:
         colour, median = _SERIES[row % len(_SERIES)], latency.percentile_ms(50)
         times = np.array([time for time in latency.times_ms if time <= limit])
         beyond = len(latency.times_ms) - len(times)
-        label = f"{latency.name}: median {median:.3g} ms" + (f", {beyond} runs beyond the axis" if beyond else "")
+        label = f"{latency.name}: median {median:.3g} ms" + (f" ({beyond} runs beyond)" if beyond else "")
         axes.barh(row, median, height=0.42, color=colour, alpha=0.22)
         axes.scatter(times, row + generator.uniform(-0.18, 0.18, len(times)), 7, colour, alpha=0.55, linewidths=0)
         axes.plot([median, median], [row - 0.24, row + 0.24], color=_INK, linewidth=1.8)
@@ -139,7 +139,10 @@ def _latencies(axes: Axes, latencies: Sequence[Latency]) -> None:
 
 def _svg(name: str, draw: Callable[[Sequence[Axes]], None], heights: Sequence[float]) -> Markup:
     """Panels of these heights, in inches, one below the other; identifiers begin with `name`: a page has several."""
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "text.color": _INK}):
+    with mpl.rc_context({
+        "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "font.sans-serif": ["DejaVu Sans"],
+        "text.color": _INK,
+    }):  # fmt: skip
         figure = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
         figure.patch.set_alpha(0)
         panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0].tolist()
