@@ -11,11 +11,13 @@ from vitdeploy.assess.accuracy import Predictions
 from vitdeploy.assess.compare import BackendComparison, Comparison
 from vitdeploy.assess.difference import Difference
 from vitdeploy.assess.evaluate import Evaluation
+from vitdeploy.assess.furthest import FarImage
 from vitdeploy.assess.gate import GateResult
 from vitdeploy.assess.gate_checks import Check
 from vitdeploy.assess.latency import Benchmark, Latency, NotMeasured
 from vitdeploy.assess.layers import ArtifactLayers, LayerComparison, PartDifference
 from vitdeploy.assess.logits import LogitsDifference
+from vitdeploy.predictor import Prediction
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +26,7 @@ GOOD = Difference("logits", 16, True, 1e-6, 1e-7, 1e-6, 0.99999999, 1.0)
 POOLED = Difference("pooler_output", 16, True, 0.5, 0.1, 0.5, 0.9, None)
 BROKEN = Difference("hidden_states.2", 16, False, math.inf, math.inf, math.inf, -1.0, None)
 
+FAR = FarImage(3, "gone/a.png", math.inf, Prediction("cat", 0, 0.9), Prediction("not finite", -1, math.nan))
 COMPARISON = Comparison(
     "gone",
     16,
@@ -31,7 +34,7 @@ COMPARISON = Comparison(
     (
         BackendComparison(
             "onnx-fp32", "onnxruntime", 1e-4, (GOOD, POOLED), {"engine": "x"}, None,
-            LogitsDifference(1e-9, 1.0, None, 0, 1), (3, 4),
+            LogitsDifference(1e-9, 1.0, None, 0, 1), (3, 4), (FAR,),
         ),
         BackendComparison("tensorrt-fp16", "", 1e-2, skipped="no backend runs it"),
     ),

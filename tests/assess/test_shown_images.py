@@ -10,9 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from vitdeploy.assess.compare import BackendComparison, Comparison
+from vitdeploy.assess.furthest import FarImage
 from vitdeploy.assess.report import Report, report_of
-from vitdeploy.assess.shown_images import MOST, first_of_each_class, worst_images
+from vitdeploy.assess.shown_images import MOST, first_of_each_class, furthest_images, worst_images
 from vitdeploy.errors import ImageError, UsageError
+from vitdeploy.predictor import Prediction
 from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, gate_result
 
 if TYPE_CHECKING:
@@ -97,6 +100,25 @@ def test_a_data_set_that_is_gone_is_said_of_each_image() -> None:
         sample.load()
 
 
+def test_a_comparison_shows_the_files_that_differ_most_of_all_its_artifacts(tmp_path: Path) -> None:
+    cat, dog = Prediction("cat", 0, 0.9), Prediction("dog", 1, 0.6)
+    files = [tmp_path / f"{index}.png" for index in range(3)]
+    files[1].write_bytes(b"1")
+    first = [FarImage(0, str(files[0]), 1e-3, cat, cat), FarImage(7, "", 1.0, cat, dog)]
+    second = [FarImage(1, str(files[1]), 0.5, cat, dog), FarImage(0, str(files[0]), 2e-3, cat, dog)]
+    results = tuple(
+        BackendComparison(name, "onnxruntime", 1e-4, furthest=tuple(far))
+        for name, far in (("onnx-fp32", first), ("onnx-fp16", second))
+    )
+    (samples,) = furthest_images(Comparison("gone", 8, False, results)).values()
+    assert [(sample.image, sample.distance) for sample in samples] == [(str(files[1]), 0.5), (str(files[0]), 2e-3)]
+    assert samples[0].predictions == {"reference": cat, "onnx-fp16 on onnxruntime": dog}
+    assert list(samples[1].predictions) == ["reference", "onnx-fp32 on onnxruntime", "onnx-fp16 on onnxruntime"]
+    assert (samples[1].expected, samples[1].correct, samples[0].load()) == ("cat", False, b"1")
+    with pytest.raises(ImageError, match=r"cannot read .*0\.png': No such file"):
+        samples[1].load()
+
+
 def test_the_report_of_each_result() -> None:
     for part, result in (
         ("comparison", COMPARISON),
@@ -110,7 +132,7 @@ def test_the_report_of_each_result() -> None:
         assert parts[part] is result
         assert report.title.endswith(": gone")
         assert report.source == {"bundle": "gone"}
-        assert bool(report.samples) == (part == "evaluation")
+        assert bool(report.samples) == (part in {"comparison", "evaluation"})
     assert report_of(BENCHMARK).machine == {"cpu": "abacus"}
     gate = report_of(gate_result())
     assert (gate.evaluation, gate.benchmark, len(gate.samples)) == (EVALUATION, BENCHMARK, 2)

@@ -166,7 +166,10 @@ def test_json_of_the_other_commands(bundle: Bundle, capsys: pytest.CaptureFixtur
     compared = Result("compare", bundle.path, "--json", "--images", bundle.path / "..", capsys=capsys)
     assert compared.code == 4
     compared = validated("compare", Result("compare", bundle.path, "--json", capsys=capsys).out)
-    assert compared["results"][0]["differences"][0]["top1_agreement"] == 1.0
+    (difference,), furthest = compared["results"][0]["differences"], compared["results"][0]["furthest"]
+    assert difference["top1_agreement"] == 1.0
+    assert furthest[0]["distance"] == pytest.approx(difference["max_relative"])
+    assert all(each["image"] == "" and each["reference"]["label"] == each["artifact"]["label"] for each in furthest)
     doctor = Result("doctor", "--json", capsys=capsys)
     assert doctor.code == 0
     assert {"torch", "onnxruntime"} <= {check["backend"] for check in doctor.json["backends"]}

@@ -11,6 +11,7 @@ import numpy as np
 
 from vitdeploy import __version__
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
+from vitdeploy.assess.furthest import FarImage, furthest
 from vitdeploy.assess.golden import Golden
 from vitdeploy.assess.logits import LogitsDifference, compare_logits
 from vitdeploy.assess.samples import feeds, image_files, images_for
@@ -45,6 +46,7 @@ class BackendComparison:
         skipped: why it could not run; None where it did.
         logits: what else is said of logits; None where there are none, or some are not finite.
         not_finite: the positions of the images for which a value of the artifact is NaN or infinite, from 0.
+        furthest: of logits of one class an image, the images that differ most, the furthest first.
     """
 
     artifact: str
@@ -55,6 +57,7 @@ class BackendComparison:
     skipped: str | None = None
     logits: LogitsDifference | None = None
     not_finite: tuple[int, ...] = ()
+    furthest: tuple[FarImage, ...] = ()
 
     @property
     def status(self) -> str:
@@ -270,6 +273,7 @@ def _result(
                 runtime.details,
                 logits=_compare_logits(wanted, found, tolerance),
                 not_finite=_not_finite(found),
+                furthest=_furthest(bundle, wanted, found, batches.sources),
             )
     except UnavailableError as exc:
         return BackendComparison(*head, skipped=str(exc))
@@ -281,6 +285,14 @@ def _compare_logits(
     if "logits" not in wanted or not all(np.isfinite(run["logits"]).all() for run in (wanted, found)):
         return None
     return compare_logits(wanted["logits"], found["logits"], tolerance)
+
+
+def _furthest(
+    bundle: Bundle, wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], sources: Sequence[Any]
+) -> tuple[FarImage, ...]:
+    if "logits" not in wanted or wanted["logits"].ndim != 2:
+        return ()
+    return furthest(wanted["logits"], found["logits"], sources, bundle.labels)
 
 
 def _not_finite(outputs: Mapping[str, np.ndarray]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from vitdeploy.assess.evaluate import Evaluation
 from vitdeploy.assess.gate import GateResult
 from vitdeploy.assess.latency import Benchmark
 from vitdeploy.assess.layers import LayerComparison
-from vitdeploy.assess.shown_images import Sample, worst_images
+from vitdeploy.assess.shown_images import Sample, furthest_images, worst_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BundleError, UsageError
 
@@ -60,7 +60,7 @@ class Report:
 
 
 def report_of(result: Assessed) -> Report:
-    """The report of one result: with what a gate measured, and with the worst images of an evaluation.
+    """The report of one result: with what a gate measured, and with the worst images of an evaluation or a comparison.
 
     Raises:
         UsageError: it is no result of an assessment.
@@ -80,11 +80,14 @@ def report_of(result: Assessed) -> Report:
     if isinstance(result, GateResult):
         parts |= {"evaluation": result.evaluation, "benchmark": result.benchmark}
     evaluation, benchmark = parts.get("evaluation"), parts.get("benchmark")
+    samples = {} if evaluation is None else worst_images(evaluation)
+    if isinstance(result, Comparison):
+        samples = furthest_images(result)
     return Report(
         title=f"{title}: {Path(result.bundle).name or result.bundle}",
         source=source_of(result.bundle),
         machine=machine() if benchmark is None else benchmark.machine,
-        samples={} if evaluation is None else worst_images(evaluation),
+        samples=samples,
         **parts,
     )
 

@@ -1,10 +1,11 @@
-"""Which images of an evaluation a report shows, and what each backend made of them."""
+"""Which images of an evaluation or a comparison a report shows, and what each backend made of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vitdeploy.assess.compare import Comparison
     from vitdeploy.assess.dataset import LabelledData
     from vitdeploy.assess.evaluate import Evaluation
+    from vitdeploy.assess.furthest import FarImage
 
 MOST = 12  # of a group
 _SEEN = 0.01  # a smaller difference of two scores is none on a page that shows them in tenths of a percent
@@ -29,7 +32,7 @@ _WORST = 2.0  # stands for the score of an image whose logits are not finite: ab
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """An image of a data set, its class, and what each backend makes of it.
+    """An image, its class, and what each backend makes of it.
 
     Attributes:
         image: its name.
@@ -37,12 +40,14 @@ class Sample:
         predictions: by backend, such as "onnxruntime fp32", its best class; of index -1 where no logit is best, for
             they are not all finite.
         load: gives the bytes of its file; raises ImageError where it cannot be read.
+        distance: the largest difference of a logit, over the largest of the reference's; None where it is not known.
     """
 
     image: str
     expected: str
     predictions: Mapping[str, Prediction]
     load: Callable[[], bytes]
+    distance: float | None = None
 
     @property
     def correct(self) -> bool:
@@ -55,6 +60,7 @@ class Sample:
             "expected": self.expected,
             "correct": self.correct,
             "predictions": {name: best.to_dict() for name, best in self.predictions.items()},
+            "distance": self.distance,
         }
 
 
@@ -84,6 +90,30 @@ def worst_images(evaluation: Evaluation) -> dict[str, tuple[Sample, ...]]:
     shown = {heading: found[:MOST] for heading, found in groups.items() if found}
     images = _Images(evaluation)
     return {heading: _samples(evaluation, found, images) for heading, found in shown.items()}
+
+
+def furthest_images(comparison: Comparison) -> dict[str, tuple[Sample, ...]]:
+    """By heading: the images, of those that are files, of which an artifact makes most else than the reference.
+
+    The expected class is the reference's.
+    """
+    far: dict[str, list[tuple[str, FarImage]]] = {}
+    for result in comparison.results:
+        for each in result.furthest:
+            if each.image:
+                far.setdefault(each.image, []).append((f"{result.artifact} on {result.backend}", each))
+    order = sorted(far, key=lambda image: -max(each.distance for _, each in far[image]))
+    samples = tuple(
+        Sample(
+            image,
+            far[image][0][1].reference.label,
+            {"reference": far[image][0][1].reference, **{name: each.artifact for name, each in far[image]}},
+            functools.partial(_read, Path(image)),
+            max(each.distance for _, each in far[image]),
+        )
+        for image in order[:MOST]
+    )
+    return {"Furthest from the reference, whose class stands for the right one": samples} if samples else {}
 
 
 def first_of_each_class(evaluation: Evaluation) -> tuple[Sample, ...]:
@@ -147,6 +177,13 @@ def _samples(evaluation: Evaluation, positions: Iterable[int], images: _Images) 
         )
         for position in positions
     )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}") from exc
 
 
 def _best(names: tuple[str, ...], index: int, score: float) -> Prediction:
