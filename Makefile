@@ -19,7 +19,7 @@ check: .venv/.dev  ## every check; tests of other environments are skipped where
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 chromium:  ## Debian's browser, for the tests of the HTML report; where it cannot be installed they are skipped
 	@command -v chromium > /dev/null || { \

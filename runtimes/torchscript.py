@@ -46,7 +46,7 @@ class TorchScriptRuntime(Runtime):
         super().__init__()
         self._device = open_device(device)
         self._optimized_execution = optimized_execution
-        self._model, signature = _load(Path(path), self._device)
+        self._model, signature = load_module(Path(path), self._device)
         try:
             specs = json.loads(signature)
             self.inputs, self.outputs = (
@@ -88,7 +88,13 @@ class TorchScriptRuntime(Runtime):
         del self._model
 
 
-def _load(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModule, str | bytes]:
+def load_module(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModule, str | bytes]:
+    """The module of a verified file, on a device, and the text of its `SIGNATURE_FILE`.
+
+    Raises:
+        DeviceError: it does not fit the device.
+        BundleError: torch does not load it.
+    """
     if not path.is_file():
         raise BundleError(f"{path} must be a TorchScript file, but is no file")
     extra: dict[str, Any] = {SIGNATURE_FILE: ""}

@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from vitdeploy.specs import Task
 
 
+# A process takes a file at a time: those that take minutes come first, so that none is left to one process alone.
+_LONGEST = ("test_readme.py", "test_layouts.py", "test_families.py", "test_precision.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now is no garbage: leave it out of the collection that each export makes."""
     gc.collect()

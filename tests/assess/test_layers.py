@@ -3,43 +3,62 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from click.testing import CliRunner
 
 import vitdeploy
-from bundles import write_bundle
-from faults import perturb_layer
+from bundles import sign_again
+from families import ONE_A_FAMILY, random_config
+from faults import copy_of, perturb_layer
 from schemas import validated
-from vitdeploy.assess.layers import compare_layers
+from vitdeploy.assess.layers import LAYER_TOLERANCES, compare_layers
 from vitdeploy.assets import default_checkpoint
-from vitdeploy.bundle import Bundle
 from vitdeploy.cli.compare import compare as compare_command
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from conftest import WriteCheckpoint
+    from families import Head
     from faults import Part
+    from vitdeploy.assess.layers import ArtifactLayers
+    from vitdeploy.bundle import Bundle
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("embedded") / "bundle"
-    vitdeploy.export(default_checkpoint(), to="onnx", output=folder)
-    return vitdeploy.export(default_checkpoint(), to="onnx", precision="fp16", output=folder)
+def embedded(digits: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The embedded model in two formats and two precisions."""
+    folder = copy_of(digits, tmp_path_factory.mktemp("embedded") / "bundle").path
+    for to, precision in (("onnx", "fp16"), ("torchscript", "fp32"), ("torchscript", "fp16")):
+        bundle = vitdeploy.export(default_checkpoint(), to=to, precision=precision, output=folder)
+    return bundle
+
+
+def by_artifact(bundle: Bundle, **options: Any) -> dict[str, ArtifactLayers]:
+    return {result.artifact: result for result in compare_layers(bundle, **options).results}
+
+
+def beyond(result: ArtifactLayers, tolerance: float) -> list[str]:
+    return [each.part for each in result.parts if not each.worst.within(tolerance)]
 
 
 def test_good_artifacts_pass_in_every_part(embedded: Bundle) -> None:
     comparison = compare_layers(embedded)
-    assert comparison.status == "passed"
+    assert (comparison.status, comparison.against) == ("passed", "reference")
     for result in comparison.results:
         parts = ["embeddings", *(f"layers.{index}" for index in range(5)), "head"]
         assert [part.part for part in result.parts] == parts
-        # fp16 rounds what each layer gives once more, to 2**-11 = 4.9e-4; it does not add up from layer to layer
-        limit = 1e-5 if result.artifact == "onnx-fp32" else 2e-3
-        assert all(0 < part.worst.max_relative < limit for part in result.parts)
+        # a half type rounds what each layer gives, to 2**-11 = 4.9e-4 (torch rounds inside of a layer, too); it does
+        # not add up from layer to layer
+        limit = 1e-5 if result.artifact.endswith("fp32") else 1e-3
+        assert all(part.worst.max_relative < limit for part in result.parts)
+        assert any(part.worst.max_relative > 0 for part in result.parts)
+    assert {result.tolerance for result in comparison.results} == {1e-4, LAYER_TOLERANCES["fp16"]}
 
 
 @pytest.mark.parametrize("part", ["attention", "mlp"])
@@ -47,36 +66,89 @@ def test_good_artifacts_pass_in_every_part(embedded: Bundle) -> None:
 def test_weights_that_are_off_by_1_percent_are_found_in_their_layer(
     embedded: Bundle, tmp_path: Path, layer: int, part: Part
 ) -> None:
-    spoilt = perturb_layer(Bundle.open(shutil.copytree(embedded.path, tmp_path / "copy")), layer, part=part)
-    by_artifact = {result.artifact: result for result in compare_layers(spoilt).results}
-    found = by_artifact["onnx-fp32"]
-    assert (found.status, found.first) == ("failed", f"layers.{layer}")
-    # the others are given what the reference's are, and show nothing of it
-    assert [each.part for each in found.parts if not each.worst.within(1e-5)] == [f"layers.{layer}"]
-    assert by_artifact["onnx-fp16"].status == "passed"
+    spoilt = copy_of(embedded, tmp_path / "copy")
+    for precision in ("fp32", "fp16"):
+        spoilt = perturb_layer(spoilt, layer, part=part, precision=precision)
+    for name, found in by_artifact(spoilt, backends=["onnxruntime"]).items():
+        assert (found.status, found.first) == ("failed", f"layers.{layer}"), name
+        # the others are given what the reference's are, and show nothing of it
+        assert beyond(found, 1e-5 if name == "onnx-fp32" else 1e-3) == [f"layers.{layer}"]
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_a_fault_of_a_torchscript_artifact_is_found_in_its_layer(embedded: Bundle, tmp_path: Path, layer: int) -> None:
+    checkpoint = shutil.copytree(default_checkpoint(), tmp_path / "checkpoint")
+    weights = safetensors.numpy.load_file(checkpoint / "model.safetensors")
+    generator = np.random.default_rng(0)
+    for name, value in weights.items():
+        if f".{layer}." in name and value.ndim == 2:
+            weights[name] = (value * (1 + 0.01 * generator.standard_normal(value.shape))).astype(value.dtype)
+    safetensors.numpy.save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    spoilt = copy_of(embedded, tmp_path / "copy")
+    for precision in ("fp32", "fp16"):
+        other = vitdeploy.export(checkpoint, to="torchscript", precision=precision, output=tmp_path / "other")
+        path = other.artifact("torchscript", precision).files[0].path
+        shutil.copy(other.path / path, spoilt.path / path)
+    for name, found in by_artifact(sign_again(spoilt), backends=["torchscript"]).items():
+        assert beyond(found, found.tolerance) == [f"layers.{layer}"], name
+
+
+@pytest.mark.parametrize("head", ONE_A_FAMILY, ids=str)
+def test_the_torchscript_graph_of_every_family_is_cut(
+    write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head
+) -> None:
+    checkpoint = write_checkpoint(head, random_config(head, 0))
+    bundle = vitdeploy.export(checkpoint.folder, to="torchscript", output=tmp_path / "out")
+    (result,) = compare_layers(bundle).results
+    assert result.status == "passed", result
+    assert len(result.parts) == checkpoint.config.num_hidden_layers + 2
+
+
+def test_artifacts_against_each_other(embedded: Bundle, tmp_path: Path) -> None:
+    spoilt = perturb_layer(copy_of(embedded, tmp_path / "copy"), 2)
+    found = by_artifact(spoilt, against="onnxruntime:fp32")
+    assert list(found) == ["onnx-fp16", "torchscript-fp16", "torchscript-fp32"]
+    assert {result.first for result in found.values()} == {"layers.2"}
+    found = by_artifact(spoilt, backends=["torchscript"], against="torchscript:fp16")
+    assert {name: result.status for name, result in found.items()} == {"torchscript-fp32": "passed"}
+    assert found["torchscript-fp32"].tolerance == LAYER_TOLERANCES["fp16"]  # the larger of the two
+    with pytest.raises(UsageError, match=r"against must name one artifact, onnxruntime has fp16, fp32; add"):
+        compare_layers(spoilt, against="onnxruntime")
+    with pytest.raises(UsageError, match="must be compared with onnx-fp16, got none but that"):
+        compare_layers(spoilt, backends=["torch", "onnxruntime:fp16"], against="onnxruntime:fp16")
 
 
 def test_the_command_names_the_layer_and_exits_with_1(embedded: Bundle, tmp_path: Path) -> None:
-    spoilt = perturb_layer(Bundle.open(shutil.copytree(embedded.path, tmp_path / "copy")), 3)
+    spoilt = perturb_layer(copy_of(embedded, tmp_path / "copy"), 3)
     page, summary, suite = (tmp_path / name for name in ("page.html", "summary.md", "suite.xml"))
     files = ["--html", str(page), "--markdown", str(summary), "--junit", str(suite)]
-    result = CliRunner().invoke(compare_command, [str(spoilt.path), "--layers", "--json", *files])
+    command = [str(spoilt.path), "--layers", "--backend", "onnxruntime"]
+    result = CliRunner().invoke(compare_command, [*command, "--json", *files])
     assert result.exit_code == 1
     firsts = {item["artifact"]: item["first"] for item in validated("compare", result.output)["results"]}
     assert firsts == {"onnx-fp16": None, "onnx-fp32": "layers.3"}
     assert ">layers.3 (first)<" in page.read_text(encoding="utf-8")
     assert "the first part that diverges" in summary.read_text(encoding="utf-8").splitlines()[6]
     assert b'tests="14" failures="1"' in suite.read_bytes()
-    shown = CliRunner().invoke(compare_command, [str(spoilt.path), "--layers"])
+    shown = CliRunner().invoke(compare_command, [*command, "--against", "torchscript:fp32"])
     assert shown.exit_code == 1
     assert "layers.3" in shown.output
+    assert "against torchscript-fp32" in shown.output
 
 
-def test_what_is_no_onnx_graph_is_skipped_and_no_pass(tmp_path: Path) -> None:
-    comparison = compare_layers(write_bundle(tmp_path, formats=("torchscript",)))
+@pytest.mark.parametrize("option", ["--against", "--backend"])
+def test_options_of_layers_alone(embedded: Bundle, option: str) -> None:
+    result = CliRunner().invoke(compare_command, [str(embedded.path), option, "onnxruntime"])
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception).startswith(f"{option} is of --layers")
+
+
+def test_what_cannot_be_cut_is_skipped_and_no_pass(tmp_path: Path) -> None:
+    bundle = vitdeploy.export(default_checkpoint(), optimize="onnxruntime", output=tmp_path / "fused")
+    comparison = compare_layers(bundle)
     (result,) = comparison.results
     assert comparison.status == "skipped"
-    assert "ONNX artifacts alone" in (result.skipped or "")
+    assert "export it without --optimize" in (result.skipped or "")
 
 
 def test_a_negative_tolerance_is_refused(embedded: Bundle) -> None:

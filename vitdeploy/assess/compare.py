@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -203,7 +203,14 @@ def compare(
     return Comparison(str(bundle.path), len(sources), images is None, results)
 
 
-def run_batches(runtime: Runtime, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+class Runs(Protocol):
+    """A runtime, or what runs as one does."""
+
+    @property
+    def run(self) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]: ...
+
+
+def run_batches(runtime: Runs, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Run feeds of N images each, and join the outputs: (sum of N, ...) by name.
 
     Raises:

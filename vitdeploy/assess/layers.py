@@ -1,35 +1,51 @@
-"""Compare an ONNX artifact with the reference layer by layer, and name the first layer that diverges."""
+"""Compare artifacts layer by layer, with the reference or with each other, and name the first layer that diverges."""
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.assess.compare import Batches, run_batches
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
 from vitdeploy.assess.samples import SYNTHETIC_COUNT, image_files, images_for
-from vitdeploy.assess.selection import reference_backend
+from vitdeploy.assess.selection import REFERENCE, artifacts, reference_backend, select
 from vitdeploy.assess.verdicts import Verdict, overall
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import check_fit, load_processor
-from vitdeploy.runtimes import open_runtime, runtime_class
+from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import attention_for
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
 
     from vitdeploy.manifest import Artifact
 
-_BACKEND = "onnxruntime"
 _STATES = "hidden_states."
-GIVEN, MADE = "vitdeploy.given.", "vitdeploy.made."  # what split graphs take and give, with the state's index
+GIVEN, MADE = "vitdeploy.given.", "vitdeploy.made."  # what split artifacts take and give, with the state's index
+# Largest difference relative to the largest value of what a layer gives, for layers that are all given the same: four
+# roundings of the type, to 2**-11 and 2**-8 (seen: one), where those of all layers add up in an output.
+LAYER_TOLERANCES = {"fp16": 2e-3, "bf16": 1.6e-2}
+_SPLITTERS = {  # by format; what each needs
+    "onnx": ("vitdeploy.assess.onnx_split:open_split", "export", "onnx"),
+    "torchscript": ("vitdeploy.assess.torchscript_split:open_split", "torch", "torch"),
+}
+
+
+class SplitArtifact(NamedTuple):
+    """A copy of an artifact whose layers take states that are given to them.
+
+    Attributes:
+        layers: how many.
+        run: also takes `GIVEN` and gives `MADE`, one of each state.
+    """
+
+    layers: int
+    run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +126,14 @@ class LayerComparison:
         bundle: the folder.
         images: how many were compared.
         synthetic: whether they were made up, none having been given.
+        against: what the artifacts are compared with: "reference", or another artifact.
         results: one an artifact.
     """
 
     bundle: str
     images: int
     synthetic: bool
+    against: str
     results: tuple[ArtifactLayers, ...]
 
     @property
@@ -143,26 +161,31 @@ def compare_layers(
     *,
     images: str | os.PathLike[str] | None = None,
     tolerance: float | None = None,
+    backends: Sequence[str] | None = None,
+    against: str | None = None,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> LayerComparison:
-    """Compare each layer of every ONNX artifact with the reference's, both given the reference's hidden states.
+    """Compare each layer of artifacts with the reference's, or another artifact's, all given the same hidden states.
 
-    So a layer shows what it does wrong itself, not what it was given: rounding does not add up from layer to layer, one
-    tolerance holds for all of them, and a fault shows in its own layer alone. The artifact is not exported again: a
-    copy of its graph is cut at the layers' borders. Images run one by one, and no more than 16 of them, for all hidden
-    states are held in memory.
+    The states are the reference's. So a layer shows what it does wrong itself, not what it was given: rounding does not
+    add up from layer to layer, one tolerance holds for all of them, and a fault shows in its own layer alone. An
+    artifact is not exported again: a copy of its graph is cut at the layers' borders, and runs on the CPU. Images run
+    one by one, and no more than 16 of them, for all hidden states are held in memory.
 
     Args:
         bundle: the bundle or its folder.
         images: a folder, the first 16 images below it; by default 16 seeded synthetic ones.
         tolerance: largest difference allowed, relative to the largest value of what a layer gives; by default by
-            precision, as for outputs.
+            precision, see `LAYER_TOLERANCES`.
+        backends: as for `evaluate`; by default every artifact.
+        against: one of them, such as "onnxruntime:fp32", instead of the reference.
         on_step: called with what is being done.
 
     Raises:
         BundleError: the bundle is absent or was altered.
-        UsageError: the bundle has no artifact, or the tolerance is not what it must be.
+        UsageError: the bundle has no artifact, or no such, or the tolerance is not what it must be.
         ImageError: an image cannot be read.
+        UnavailableError: `against` cannot be run layer by layer.
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -170,21 +193,51 @@ def compare_layers(
         raise UsageError(f"tolerance must be at least 0, got {tolerance}")
     if not bundle.manifest.artifacts:
         raise UsageError(f"{bundle.path} must hold an artifact to compare, holds none; make one: vitdeploy export")
+    by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
+    other = REFERENCE if against is None else _one(bundle, against)
+    chosen = dict.fromkeys(
+        each.artifact for each in (artifacts(bundle) if backends is None else select(bundle, backends))
+    )
+    chosen.pop(REFERENCE, None)
+    chosen.pop(other, None)
+    if not chosen:
+        raise UsageError(f"an artifact must be compared with {other}, got none but that; name another")
     processor = load_processor(bundle)
     sources: Sequence[Any] = images_for(processor) if images is None else image_files(images)[:SYNTHETIC_COUNT]
     batches = Batches(processor, sources, batch_size=1)
     on_step(f"running the reference on {len(sources)} images")
-    expected = _reference(bundle, batches)
+    states = _reference(bundle, batches)
+    expected = states
+    if other != REFERENCE:
+        on_step(f"running {other} layer by layer")
+        expected = _run(bundle, by_name[other], batches, states)
     results = []
-    for artifact in bundle.manifest.artifacts:
-        limit = default_tolerance(artifact) if tolerance is None else tolerance
-        on_step(f"running {artifact.name} layer by layer")
+    for name in chosen:
+        limit = _tolerance(bundle, name, other) if tolerance is None else tolerance
+        on_step(f"running {name} layer by layer")
         try:
-            parts = _parts(bundle, artifact, batches, expected)
-            results.append(ArtifactLayers(artifact.name, limit, parts))
+            made = _run(bundle, by_name[name], batches, states)
+            results.append(ArtifactLayers(name, limit, _differences(by_name[name], expected, made)))
         except UnavailableError as exc:
-            results.append(ArtifactLayers(artifact.name, limit, skipped=str(exc)))
-    return LayerComparison(str(bundle.path), len(sources), images is None, tuple(results))
+            results.append(ArtifactLayers(name, limit, skipped=str(exc)))
+    return LayerComparison(str(bundle.path), len(sources), images is None, other, tuple(results))
+
+
+def _one(bundle: Bundle, against: str) -> str:
+    """The name of the one artifact that is meant."""
+    found = select(bundle, [against])
+    if len(found) > 1:
+        raise UsageError(
+            f"against must name one artifact, {against} has {', '.join(each.precision for each in found)}; "
+            f"add the precision, such as {against}:{found[0].precision}"
+        )
+    return found[0].artifact
+
+
+def _tolerance(bundle: Bundle, *names: str) -> float:
+    """Of the artifact with the larger one."""
+    held = [artifact for artifact in bundle.manifest.artifacts if artifact.name in names]
+    return max(LAYER_TOLERANCES.get(artifact.precision) or default_tolerance(artifact) for artifact in held)
 
 
 def _reference(bundle: Bundle, batches: Batches) -> dict[str, np.ndarray]:
@@ -196,39 +249,44 @@ def _reference(bundle: Bundle, batches: Batches) -> dict[str, np.ndarray]:
         return run_batches(runtime, batches.feeds(runtime))
 
 
-def _parts(
-    bundle: Bundle, artifact: Artifact, batches: Batches, expected: dict[str, np.ndarray]
-) -> tuple[PartDifference, ...]:
-    if artifact.format != "onnx":
+def _run(
+    bundle: Bundle, artifact: Artifact, batches: Batches, states: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What each layer of an artifact makes of the states, under the names of the states, and its outputs."""
+    if artifact.format not in _SPLITTERS:
         raise UnavailableError(
-            f"layers are compared in ONNX artifacts alone, {artifact.name} is none; export --to onnx"
+            f"layers can be compared in {' and '.join(_SPLITTERS)} artifacts, not in {artifact.name}; "
+            f"export one of those"
         )
-    split_layers = load_target("vitdeploy.assess.onnx_split:split_layers", "compare --layers", "export", "onnx")
-    runtime_type: Any = runtime_class(_BACKEND)
-    source = bundle.verified(artifact.files)[0]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "layers.onnx"
-        layers = split_layers(source, path)
-        with runtime_type(path) as runtime:
-            runtime.pixels, runtime.axes = artifact.pixels, artifact.axes
-            given = _states(expected, layers, len(batches.sources))
-            feeds = (feed | states for feed, states in zip(batches.feeds(runtime), given, strict=True))
-            made = run_batches(runtime, feeds)
-
-    found = []
-    for index in range(layers + 1):
-        name = f"{_STATES}{index}"
-        difference = compare_outputs({name: expected[name]}, {name: made[f"{MADE}{index}"]})
-        found.append(PartDifference("embeddings" if index == 0 else f"layers.{index - 1}", difference))
-    heads = [spec.name for spec in artifact.outputs if not spec.name.startswith((_STATES, "attentions."))]
-    if heads:
-        wanted = {name: expected[name] for name in heads}
-        found.append(PartDifference("head", compare_outputs(wanted, {name: made[name] for name in heads})))
-    return tuple(found)
+    target, extra, package = _SPLITTERS[artifact.format]
+    open_split = load_target(target, "compare --layers", extra, package)
+    with open_split(bundle, artifact) as split:
+        given = _given(states, split.layers, len(batches.sources))
+        feeds = (feed | of_one for feed, of_one in zip(batches.feeds(artifact), given, strict=True))
+        found = run_batches(split, feeds)
+    made = {f"{_STATES}{index}": found[f"{MADE}{index}"] for index in range(split.layers + 1)}
+    return {spec.name: found[spec.name] for spec in artifact.outputs} | made
 
 
-def _states(expected: dict[str, np.ndarray], layers: int, images: int) -> Iterator[dict[str, np.ndarray]]:
+def _given(states: Mapping[str, np.ndarray], layers: int, images: int) -> Iterator[dict[str, np.ndarray]]:
     """What every layer of the artifact is given, image by image."""
     for image in range(images):
         one = slice(image, image + 1)
-        yield {f"{GIVEN}{index}": expected[f"{_STATES}{index}"][one] for index in range(layers + 1)}
+        yield {f"{GIVEN}{index}": states[f"{_STATES}{index}"][one] for index in range(layers + 1)}
+
+
+def _differences(
+    artifact: Artifact, expected: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray]
+) -> tuple[PartDifference, ...]:
+    def of(*names: str) -> tuple[Difference, ...]:
+        return compare_outputs({name: expected[name] for name in names}, {name: made[name] for name in names})
+
+    states = [name for name in made if name.startswith(_STATES)]
+    states.sort(key=lambda name: int(name.removeprefix(_STATES)))
+    heads = [spec.name for spec in artifact.outputs if not spec.name.startswith((_STATES, "attentions."))]
+    heads = [name for name in heads if name in expected]
+    found = [
+        PartDifference("embeddings" if index == 0 else f"layers.{index - 1}", of(name))
+        for index, name in enumerate(states)
+    ]
+    return (*found, PartDifference("head", of(*heads))) if heads else tuple(found)

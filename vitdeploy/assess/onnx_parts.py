@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import onnx
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-_CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
+CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
 _EMBEDDINGS = -1  # what no layer has touched; the head is one more than the last layer
 
 
@@ -48,7 +48,7 @@ def nodes_by_part(nodes: Sequence[onnx.NodeProto], inputs: set[str]) -> dict[str
         return {"graph": list(nodes)}
     _split_off_head(nodes, sources, users, named, computed, stages)
     for index in reversed(range(len(nodes))):
-        if nodes[index].op_type in _CONVERSIONS or not computed[index]:
+        if nodes[index].op_type in CONVERSIONS or not computed[index]:
             using = {stages[user] for user in users[index]}
             stages[index] = using.pop() if len(using) == 1 else stages[index]
     parts = collections.defaultdict(list)
@@ -81,7 +81,7 @@ def _split_off_head(
 
 def _converted(index: int, nodes: Sequence[onnx.NodeProto], sources: list[list[int]]) -> int:
     """The node whose result a row of conversions that ends with this node converts."""
-    while nodes[index].op_type in _CONVERSIONS and sources[index]:
+    while nodes[index].op_type in CONVERSIONS and sources[index]:
         index = sources[index][0]
     return index
 

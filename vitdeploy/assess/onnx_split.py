@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 from onnx import TensorProto, helper
 
-from vitdeploy.assess.layers import GIVEN, MADE
-from vitdeploy.assess.onnx_parts import nodes_by_part
+from vitdeploy.assess.layers import GIVEN, MADE, SplitArtifact
+from vitdeploy.assess.onnx_parts import CONVERSIONS, nodes_by_part
 from vitdeploy.errors import UnavailableError
+from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
+
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.manifest import Artifact
 
 _AXES = ("batch", "tokens", "hidden")
+
+
+@contextlib.contextmanager
+def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
+    """Run a copy of an ONNX artifact whose layers take the states that they are given; see `split_layers`.
+
+    Raises:
+        BundleError: a file was altered.
+        UnavailableError: the graph's layers cannot be told apart, or it cannot run here.
+    """
+    source = bundle.verified(artifact.files)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layers.onnx"
+        layers = split_layers(source, path)
+        with OnnxRuntime(path) as runtime:
+            yield SplitArtifact(layers, runtime.run)
 
 
 def split_layers(source: Path, target: Path) -> int:
@@ -71,11 +93,11 @@ def hidden_states(graph: onnx.GraphProto, source: Path) -> list[str]:
     layers: list[Sequence[onnx.NodeProto]] = []
     while f"layers.{len(layers)}" in parts:
         layers.append(parts[f"layers.{len(layers)}"])
-    ends = [[node.output[0] for node in nodes if node.op_type == "Add"][-1:] for nodes in layers]
+    ends = [_end(nodes) for nodes in layers]
     if not layers or not all(ends):
         raise UnavailableError(
             f"{source} must have layers that each end with an Add to be compared layer by layer, "
-            f"{len([end for end in ends if end])} of {len(layers)} do; export it without --optimize"
+            f"{sum(end is not None for end in ends)} of {len(layers)} do; export it without --optimize"
         )
     own = {name for node in layers[0] for name in node.output} | weights
     first = next(
@@ -84,7 +106,19 @@ def hidden_states(graph: onnx.GraphProto, source: Path) -> list[str]:
     )  # fmt: skip
     if first is None:
         raise UnavailableError(f"{source} must have a residual sum in its first layer, has none; export it again")
-    return [first, *(end[0] for end in ends)]
+    return [first, *(end for end in ends if end)]
+
+
+def _end(layer: Sequence[onnx.NodeProto]) -> str | None:
+    """What the last Add of a layer gives, if nothing in the layer is made of it."""
+    sums = [node.output[0] for node in layer if node.op_type == "Add"][-1:]
+    made = set(sums)
+    for node in layer:
+        if not made.isdisjoint(node.input):
+            if node.op_type not in CONVERSIONS:
+                return None
+            made.update(node.output)
+    return next(iter(sums), None)
 
 
 def _typed_values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -19,7 +19,14 @@ from vitdeploy.errors import UsageError
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
 @click.option("--save-golden", type=click.Path(), help="Write the reference's outputs to this file, too.")
 @click.option("--golden", type=click.Path(), help="Compare with the outputs in this file; torch is not needed then.")
-@click.option("--layers", is_flag=True, help="Each layer of the ONNX artifacts, given the reference's hidden states.")
+@click.option("--layers", is_flag=True, help="Each layer of the artifacts, given the reference's hidden states.")
+@click.option(
+    "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
+    help="With --layers: these artifacts alone; may be repeated. By default all.",
+)  # fmt: skip
+@click.option(
+    "--against", metavar="BACKEND:PRECISION", help="With --layers: another artifact, instead of the reference."
+)
 @bisect_options
 @report_options("html", "markdown", "junit")
 @json_option
@@ -31,6 +38,8 @@ def compare(
     save_golden: str | None,
     golden: str | None,
     layers: bool,
+    backends: tuple[str, ...],
+    against: str | None,
     reports: Reports,
     as_json: bool,
     **bisection: Any,
@@ -48,7 +57,11 @@ def compare(
         given = [name for name, value in kinds.items() if value]
         raise UsageError(f"compare takes one of {', '.join(kinds)}, got {' and '.join(given)}; run it twice")
     if layers:
-        sys.exit(_compare_layers(bundle, images, tolerance, reports, as_json))
+        sys.exit(_compare_layers(bundle, reports, as_json, images=images, tolerance=tolerance,
+                                 backends=backends or None, against=against))  # fmt: skip
+    for name, value in (("--against", against), ("--backend", backends)):
+        if value:
+            raise UsageError(f"{name} is of --layers, got it without; add --layers")
     from vitdeploy.assess.compare import compare as compare_bundle
 
     report_bisection(bundle, as_json, bisection, images=images, tolerance=tolerance, batch_size=batch_size)
@@ -93,11 +106,11 @@ def compare(
     sys.exit(EXIT_CODES[result.status])
 
 
-def _compare_layers(bundle: str, images: str | None, tolerance: float | None, reports: Reports, as_json: bool) -> int:
+def _compare_layers(bundle: str, reports: Reports, as_json: bool, **options: Any) -> int:
     """Print the comparison layer by layer; the exit code."""
     from vitdeploy.assess.layers import compare_layers
 
-    result = compare_layers(bundle, images=images, tolerance=tolerance, on_step=print_step)
+    result = compare_layers(bundle, **options, on_step=print_step)
     reports.write(result)
     if as_json:
         print_json(result.to_dict())
@@ -114,5 +127,6 @@ def _compare_layers(bundle: str, images: str | None, tolerance: float | None, re
                          f"{part.worst.required_tolerance:g}"))  # fmt: skip
     columns = ("artifact", "status", "part", "max relative", "tolerance", "would pass at")
     kind = "synthetic images" if result.synthetic else "images"
-    print_table(f"{result.bundle} layer by layer, {result.images} {kind}: {result.status}", columns, rows)
+    title = f"{result.bundle} layer by layer against {result.against}, {result.images} {kind}: {result.status}"
+    print_table(title, columns, rows)
     return EXIT_CODES[result.status]
