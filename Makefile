@@ -24,7 +24,7 @@ check: .venv/.dev  ## every check; tests of other environments are skipped where
 chromium:  ## Debian's browser, for the tests of the HTML report; where it cannot be installed they are skipped
 	@command -v chromium > /dev/null || { \
 		test "$$(id -u)" = 0 && command -v apt-get > /dev/null && export DEBIAN_FRONTEND=noninteractive \
-		&& apt-get -qq update && apt-get -qq install --no-install-recommends -y chromium > /dev/null; \
+		&& timeout 300 apt-get -qq update && timeout 600 apt-get -qq install --no-install-recommends -y chromium > /dev/null; \
 	} || echo "no Chromium, and none can be installed here: the tests that need it are skipped"
 
 format: .venv/.dev

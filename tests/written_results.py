@@ -22,9 +22,9 @@ from vitdeploy.predictor import Prediction
 if TYPE_CHECKING:
     from pathlib import Path
 
-GOOD = Difference("logits", 16, True, 1e-6, 1e-7, 1e-6, 0.99999999, 1.0)
-POOLED = Difference("pooler_output", 16, True, 0.5, 0.1, 0.5, 0.9, None)
-BROKEN = Difference("hidden_states.2", 16, False, math.inf, math.inf, math.inf, -1.0, None)
+GOOD = Difference("logits", 16, True, 1e-6, 1e-7, 1e-6, 0.99999999, 1.0, 1e-6, 0.99999999, 132.0)
+POOLED = Difference("pooler_output", 16, True, 0.5, 0.1, 0.5, 0.9, None, 0.2, 0.95, 16.0)
+BROKEN = Difference("hidden_states.2", 16, False, math.inf, math.inf, math.inf, -1.0, None, math.inf, -1.0, None)
 
 FAR = FarImage(3, "gone/a.png", math.inf, Prediction("cat", 0, 0.9), Prediction("not finite", -1, math.nan))
 COMPARISON = Comparison(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.manifest import Artifact
 
-GOOD = Difference("logits", 1, True, 1e-6, 1e-6, 1e-6, 1.0, 1.0)
+GOOD = Difference("logits", 1, True, 1e-6, 1e-6, 1e-6, 1.0, 1.0, 1e-6, 1.0, 120.0)
 BAD = dataclasses.replace(GOOD, max_relative=1.0)
 
 

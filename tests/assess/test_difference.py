@@ -32,6 +32,9 @@ def test_numbers_by_hand() -> None:
         max_relative=0.25,  # 2 of 8
         min_cosine=0.96,  # (12 + 12) / 25; the other image's is 1
         top1_agreement=0.5,
+        mean_relative=4 / 15,
+        mean_cosine=0.98,
+        psnr_db=20 * math.log10(8 / math.sqrt(6 / 4)),  # (1 + 1 + 0 + 4) / 4
     )
     assert difference.required_tolerance == 0.25
     assert difference.within(0.25)
@@ -44,6 +47,7 @@ def test_equal_outputs_pass_at_zero() -> None:
     assert (difference.max_abs, difference.max_relative) == (0, 0)
     assert difference.min_cosine == pytest.approx(1, abs=1e-15)
     assert difference.min_cosine <= 1
+    assert (difference.mean_relative, difference.psnr_db) == (0, None)
     assert difference.required_tolerance == 0
     assert difference.within(0)
 
@@ -111,7 +115,7 @@ def test_the_required_tolerance_passes_and_the_next_smaller_one_does_not() -> No
         *(math.nextafter(index * 1e-6, 0) for index in range(1, 200)),
     ]
     for value in map(float, values):
-        difference = Difference("logits", 1, True, value, value, value, 1.0, 1.0)
+        difference = Difference("logits", 1, True, value, value, value, 1.0, 1.0, value, 1.0, None)
         tolerance = difference.required_tolerance
         assert difference.within(tolerance), value
         assert float(f"{tolerance:.1e}") == tolerance, "two digits say all of it"

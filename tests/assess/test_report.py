@@ -116,7 +116,7 @@ def test_a_part_of_which_nothing_ran(tmp_path: Path) -> None:
 
 
 def test_figures_that_have_no_logarithm_or_no_mean(tmp_path: Path) -> None:
-    exact = Difference("logits", 1, True, 0.0, 0.0, 0.0, 1.0, 1.0)
+    exact = Difference("logits", 1, True, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, None)
     parts = tuple(PartDifference(name, (exact,)) for name in ("embeddings", "head"))
     layers = dataclasses.replace(LAYERS, results=(ArtifactLayers("onnx-fp32", 0.0, parts),))
     nothing = dataclasses.replace(

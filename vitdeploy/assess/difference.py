@@ -38,6 +38,10 @@ class Difference:
         min_cosine: the lowest cosine similarity of one image's output with the reference's.
         top1_agreement: share of images (of patches, where each has its own) with the same best class, from 0 to 1;
             None for an output that is not `logits`.
+        mean_relative: `mean_abs` over the mean absolute value of the reference.
+        mean_cosine: the mean of the images' cosine similarities.
+        psnr_db: the largest absolute value of the reference over the root mean square of the difference, in decibels
+            (peak signal-to-noise ratio); None where nothing differs, or a value is not finite.
     """
 
     output: str
@@ -48,6 +52,9 @@ class Difference:
     max_relative: float
     min_cosine: float
     top1_agreement: float | None
+    mean_relative: float
+    mean_cosine: float
+    psnr_db: float | None
 
     @property
     def required_tolerance(self) -> float:
@@ -99,7 +106,8 @@ def _difference(name: str, reference: np.ndarray, candidate: np.ndarray) -> Diff
     count = len(reference)
     a, b = (array.reshape(count, -1).astype(np.float64) for array in (reference, candidate))
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return Difference(name, count, False, math.inf, math.inf, math.inf, -1.0, 0.0 if name == "logits" else None)
+        agreement = 0.0 if name == "logits" else None
+        return Difference(name, count, False, math.inf, math.inf, math.inf, -1.0, agreement, math.inf, -1.0, None)
     absolute = np.abs(a - b)
     max_abs = float(absolute.max())
     scale = float(np.abs(a).max())
@@ -112,10 +120,17 @@ def _difference(name: str, reference: np.ndarray, candidate: np.ndarray) -> Diff
         finite=True,
         max_abs=max_abs,
         mean_abs=float(absolute.mean()),
-        max_relative=max_abs / scale if scale else (math.inf if max_abs else 0.0),
+        max_relative=_share(max_abs, scale),
         min_cosine=float(min(cosine.min(), 1.0)),
         top1_agreement=_top1_agreement(reference, candidate) if name == "logits" else None,
+        mean_relative=_share(float(absolute.mean()), float(np.abs(a).mean())),
+        mean_cosine=float(min(cosine.mean(), 1.0)),
+        psnr_db=20 * math.log10(scale / math.sqrt(np.square(absolute).mean())) if scale and max_abs else None,
     )
+
+
+def _share(value: float, scale: float) -> float:
+    return value / scale if scale else (math.inf if value else 0.0)
 
 
 def _top1_agreement(reference: np.ndarray, candidate: np.ndarray) -> float:

@@ -204,6 +204,6 @@ def _differences(
 def _rounded(difference: Difference) -> dict[str, Any]:
     """Two digits: enough to judge by, and the same wherever the artifact's bytes are."""
     return {
-        key: float(f"{value:.2g}") if isinstance(value, float) and key != "min_cosine" else value
+        key: float(f"{value:.2g}") if isinstance(value, float) and not key.endswith("_cosine") else value
         for key, value in difference.to_dict().items()
     }

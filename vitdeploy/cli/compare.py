@@ -90,6 +90,7 @@ def compare(
                     f"{item.tolerance:g}",
                     f"{difference.required_tolerance:g}",
                     f"{difference.min_cosine:.8f}",
+                    "" if difference.psnr_db is None else f"{difference.psnr_db:.0f}",
                     "" if difference.top1_agreement is None else f"{difference.top1_agreement:.2%}",
                     *(
                         (f"{item.logits.flips} + {item.logits.low_margin_flips}", f"{item.logits.kl_divergence:.1e}")
@@ -101,7 +102,7 @@ def compare(
             )
         kind = "synthetic images" if result.synthetic else "images"
         columns = ("artifact", "backend", "status", "output", "max abs", "max relative", "tolerance", "would pass at",
-                   "min cosine", "top-1 agreement", "flips + low margin", "KL")  # fmt: skip
+                   "min cosine", "PSNR dB", "top-1 agreement", "flips + low margin", "KL")  # fmt: skip
         print_table(f"{result.bundle} against the reference, {result.images} {kind}: {result.status}", columns, rows)
     sys.exit(EXIT_CODES[result.status])
 
