@@ -46,6 +46,11 @@ class GraphSummary:
         return {**dataclasses.asdict(self), "nodes": self.nodes}
 
 
+def most_first(counts: Mapping[str, int]) -> dict[str, int]:
+    """The largest first; equal ones by name."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
 def merge_layers(parts: Mapping[str, T]) -> dict[str, T]:
     """One entry for consecutive layers of equal value: "layers.0", "layers.1" -> "layers 0-1"; alone, "layer 0"."""
     merged: list[tuple[str, list[int], T]] = []

@@ -39,6 +39,7 @@ class GraphReader(NamedTuple):
 
 GRAPH_READERS: dict[str, GraphReader] = {
     "onnx": GraphReader("vitdeploy.assess.onnx_reader:read_onnx", "export"),
+    "torchscript": GraphReader("vitdeploy.assess.torchscript_reader:read_torchscript", "torch"),
 }
 
 # Where one side has no entry of these, it has none of what is counted.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import onnx
 from google.protobuf.message import DecodeError
 
-from vitdeploy.assess.graph_summary import GraphSummary
+from vitdeploy.assess.graph_summary import GraphSummary, most_first
 from vitdeploy.assess.onnx_parts import nodes_by_part
 from vitdeploy.errors import BundleError, first_line
 
@@ -51,9 +51,9 @@ def read_onnx(path: Path) -> GraphSummary:
     equal = collections.Counter(weight for weight in weights if weight.content is not None)
     return GraphSummary(
         versions={"IR version": model.ir_version, **_opsets(model)},
-        node_types=_most_first(collections.Counter(_qualified(node) for node in graph.node)),
+        node_types=most_first(collections.Counter(_qualified(node) for node in graph.node)),
         weights=len(weights),
-        weight_bytes=_most_first(_bytes_by_type(weights)),
+        weight_bytes=most_first(_bytes_by_type(weights)),
         duplicates=sum(count - 1 for count in equal.values()),
         duplicate_bytes=sum((count - 1) * weight.size_bytes for weight, count in equal.items()),
         layers=_types_by_part(graph, given),
@@ -91,7 +91,7 @@ def _types_by_part(graph: onnx.GraphProto, inputs: set[str]) -> dict[str, dict[s
         found = [next((types.get(name, _UNKNOWN) for name in node.output if name), _UNKNOWN) for node in nodes]
         counts = collections.Counter(dtype for dtype in found if "float" in dtype or dtype in _NOT_INDICES)
         if counts:
-            counted[part] = _most_first(counts)
+            counted[part] = most_first(counts)
     return counted
 
 
@@ -114,7 +114,3 @@ def _name(elem_type: int) -> str:
     """An element type as numpy names it; "unknown" where there is none."""
     name = onnx.TensorProto.DataType.Name(elem_type).lower()
     return _UNKNOWN if name == "undefined" else _NUMPY_NAMES.get(name, name)
-
-
-def _most_first(counts: collections.Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,68 @@
+"""What is read of TorchScript files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+import vitdeploy
+from bundles import TINY, sign_again, tiny_model, write_checkpoint_of
+from vitdeploy.assess.inspection import artifact_named, differences, inspect_artifact
+from vitdeploy.errors import BundleError
+
+if TYPE_CHECKING:
+    from vitdeploy.assess.graph_summary import GraphSummary
+    from vitdeploy.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("torchscript")
+    checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
+    return [
+        vitdeploy.export(
+            checkpoint, to="torchscript", precision=precision, dynamic_image_size=True, output=folder / "out"
+        )
+        for precision in ("fp32", "fp16")
+    ][-1]
+
+
+def read(bundle: Bundle, name: str) -> GraphSummary:
+    graph = inspect_artifact(bundle, artifact_named(bundle, name)).graph
+    assert graph is not None
+    return graph
+
+
+def test_nodes_and_weights(bundle: Bundle) -> None:
+    single, half = (read(bundle, f"torchscript-{precision}") for precision in ("fp32", "fp16"))
+    assert single.versions == half.versions == {"file format": 10}
+    assert single.node_types["linear"] == 6 * 2 + 1
+    assert single.node_types["layer_norm"] == 2 * 2 + 1
+    assert single.node_types["scaled_dot_product_attention"] == 2
+    assert "prim::Constant" not in single.node_types
+    numbers = sum(parameter.numel() for parameter in tiny_model().parameters())
+    assert single.weight_bytes == {"float32": 4 * numbers}
+    table = 4 * 16 * TINY["hidden_size"]  # of the patches' positions, which are interpolated in float32
+    assert half.weight_bytes == {"float16": 2 * numbers - table // 2, "float32": table}
+
+
+def test_precision_by_layer(bundle: Bundle) -> None:
+    single, half = (read(bundle, f"torchscript-{precision}") for precision in ("fp32", "fp16"))
+    assert list(single.layers) == list(half.layers) == ["embeddings", "layers.0", "layers.1", "head"]
+    assert all(list(types) == ["float32"] for types in single.layers.values())
+    assert half.layers["layers.0"] == half.layers["layers.1"] == {"float16": single.layers["layers.0"]["float32"]}
+    assert set(half.layers["embeddings"]) == {"float16", "float32"}  # positions are interpolated in float32
+    assert half.layers["head"]["float32"] == 1  # the logits
+    assert half.layers["head"]["float16"] == single.layers["head"]["float32"] - 1
+
+
+def test_what_differs(bundle: Bundle) -> None:
+    a, b = (inspect_artifact(bundle, artifact_named(bundle, f"torchscript-{name}")) for name in ("fp32", "fp16"))
+    assert {"artifact", "file_bytes", "weight_bytes", "layers"} <= set(differences(a, b))
+
+
+def test_a_file_that_is_no_torchscript_is_refused(bundle: Bundle) -> None:
+    (bundle.path / "torchscript" / "model_fp16.pt").write_bytes(b"no")
+    with pytest.raises(BundleError, match=r"model_fp16\.pt must be a file that torch .* loads"):
+        read(sign_again(bundle), "torchscript-fp16")
