@@ -13,11 +13,13 @@ import pytest
 
 from vitdeploy.assess.accuracy import Predictions
 from vitdeploy.assess.baseline import Baseline
+from vitdeploy.assess.dataset import LabelledData
 from vitdeploy.assess.evaluate import Evaluation
 from vitdeploy.assess.gate import Check, GateResult
 from vitdeploy.assess.gate_checks import Measured, judge
 from vitdeploy.assess.gate_plan import plan
 from vitdeploy.assess.gate_rules import GateRules, Rules
+from vitdeploy.assess.latency import Benchmark, Latency, NotMeasured
 from vitdeploy.assess.statistics import images_needed, mcnemar_power, smallest_drop
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import InputError, UsageError
@@ -64,11 +66,15 @@ def baseline_of(found: Evaluation) -> Baseline:
     return Baseline(len(found.images), SHA, SHA, {}, {}, wrong, {})
 
 
+def data_of(found: Evaluation) -> LabelledData:
+    return LabelledData("data", "folder", "by name", found.images, found.targets, lambda _: b"")
+
+
 def hold(now: Evaluation, before: Evaluation | None = None, **rules: float) -> GateResult:
     """The checks that look at predictions alone."""
     accepted = None if before is None else baseline_of(before)
     planned = plan(BUNDLE, GateRules(Rules(**rules)), accepted, len(now.images), None)  # type: ignore[arg-type]
-    measured = Measured(BUNDLE, now, accepted, planned)
+    measured = Measured(BUNDLE, data_of(now), now, accepted, planned)
     left_out = ("same_labels", "same_processor", "max_difference")
     checks = tuple(judge(check, measured) for check in planned if check.rule not in left_out)
     return GateResult("bundle", "data", checks, now)
@@ -205,8 +211,33 @@ def test_what_was_skipped_or_is_gone_or_new_never_passes() -> None:
     for baseline, rule, subject in ((gone, "in_bundle", "tensorrt fp16"), (new, "max_drop", ONNX)):
         planned = plan(BUNDLE, GateRules(), baseline, 50, None)
         (chosen,) = [each for each in planned if (each.rule, each.subject) == (rule, subject)]
-        assert judge(chosen, Measured(BUNDLE, before, baseline, planned)).status == "skipped"
+        assert judge(chosen, Measured(BUNDLE, data_of(before), before, baseline, planned)).status == "skipped"
     assert "in_bundle" not in [each.rule for each in plan(BUNDLE, GateRules(), gone, 50, ["torch", "onnxruntime"])]
+
+
+@pytest.mark.parametrize(
+    ("bound", "skipped", "status"), [(0.5, None, "passed"), (0.49, None, "failed"), (0.5, "no such device", "skipped")]
+)
+def test_latency_is_held_by_the_median_of_the_rounds(
+    monkeypatch: pytest.MonkeyPatch, bound: float, skipped: str | None, status: str
+) -> None:
+    """Half the time of torch's in two of three rounds; a slow spell in the third."""
+    times = {"torch": (10.0, 20.0, 10.0), "onnxruntime": (5.0, 10.0, 90.0)}
+    asked = []
+
+    def timed(_bundle: Bundle, *, batch_sizes: tuple[int, ...], backends: list[str], **_: object) -> Benchmark:
+        asked.append((batch_sizes, backends))
+        latencies = [
+            Latency("", backend, "fp32", 1, tuple((time,) for time in of_one)) for backend, of_one in times.items()
+        ]
+        missing = () if skipped is None else (NotMeasured("onnx-fp32", "onnxruntime", "fp32", None, skipped),)
+        return Benchmark("bundle", {}, {}, tuple(latencies), missing)
+
+    monkeypatch.setattr("vitdeploy.assess.gate_checks.benchmark", timed)
+    found = check(hold(evaluation(right(50), right(50)), max_latency_ratio=bound), "max_latency_ratio")
+    assert (found.status, found.value) == (status, None if skipped else 0.5)
+    assert asked == [((1,), ["torch:fp32", "onnxruntime:fp32"])]
+    assert (skipped or "0.50 times as long as torch fp32") in found.message
 
 
 def test_a_baseline_is_one_line_an_image_and_reads_as_it_was_written(tmp_path: Path) -> None:

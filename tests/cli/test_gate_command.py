@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree as ET
 
 import pytest
-import yaml
 
 import vitdeploy
-from environments import ROOT
 from faults import copy_of, perturb_layer, shift_labels, swap_normalization
 from schemas import validated
 from vitdeploy.assets import held_out_images
@@ -159,36 +155,3 @@ def test_the_plugin_imports_nothing_until_it_is_used() -> None:
     loaded = set(json.loads(found.stdout))
     assert not {name.partition(".")[0] for name in loaded} & {"numpy", "PIL", "torch", "click", "onnxruntime"}
     assert {name for name in loaded if name.startswith("vitdeploy.")} == {"vitdeploy.pytest_plugin"}
-
-
-@pytest.mark.parametrize("faulty", [False, True])
-def test_the_commands_of_the_ci_templates(digits: Bundle, baseline: Path, tmp_path: Path, faulty: bool) -> None:
-    """They pass and fail with the gate; the variables are those that the files give to their commands."""
-    github = yaml.safe_load((ROOT / ".github/workflows/vitdeploy-gate.yml").read_text(encoding="utf-8"))
-    gitlab = yaml.safe_load((ROOT / "ci/gitlab/vitdeploy-gate.yml").read_text(encoding="utf-8"))["vitdeploy-gate"]
-    job = github["jobs"]["gate"]
-    (step,) = [step for step in job["steps"] if step.get("name") == "Gate"]
-    assert all("@v" in each["uses"] for each in job["steps"] if "uses" in each)
-    assert set(gitlab["variables"]) == set(job["env"]) == {"BUNDLE", "DATA", "BASELINE", "RULES", "INSTALL"}
-    (tmp_path / "gate.toml").write_text("min_agreement = 99\n", encoding="utf-8")
-    held = perturb_layer(copy_of(digits, tmp_path / "faulty"), layer=2) if faulty else digits
-    # The commands of this interpreter, as they are called where they are installed.
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, arguments in (("vitdeploy", "-m vitdeploy"), ("python", "")):
-        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n', encoding="utf-8")
-        (programs / name).chmod(0o755)
-    summary = tmp_path / "summary.md"
-    environ = {
-        **os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
-        "PYTEST_PLUGINS": "vitdeploy.pytest_plugin", "GITHUB_STEP_SUMMARY": str(summary),
-        "BUNDLE": str(held.path), "DATA": str(held_out_images()), "BASELINE": str(baseline), "RULES": "gate.toml",
-    }  # fmt: skip
-    for command in (step["run"], "\n".join(gitlab["script"])):
-        found = subprocess.run(
-            ["bash", "-e", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
-        )
-        assert found.returncode == int(faulty), found.stdout + found.stderr
-    assert ("failed" if faulty else "passed") in summary.read_text(encoding="utf-8").splitlines()[0]
-    suite = ET.parse(tmp_path / gitlab["artifacts"]["reports"]["junit"]).getroot()[0]
-    assert (suite.get("tests"), suite.get("failures")) == ("8", str(int(faulty)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitdeploy.assess.accuracy import Accuracy, Calibration, Predictions, calibration
 from vitdeploy.assess.backend_run import BackendRun
-from vitdeploy.assess.dataset import open_data
+from vitdeploy.assess.dataset import LabelledData, open_data
 from vitdeploy.assess.figures import Figures, evaluation_figures
 from vitdeploy.assess.one_pass import header, run_all
 from vitdeploy.assess.selection import REFERENCE, select
@@ -173,7 +173,7 @@ class Evaluation:
 def evaluate(
     bundle: str | os.PathLike[str] | Bundle,
     *,
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | LabelledData,
     backends: Sequence[str] | None = None,
     batch_size: int = 32,
     resume: str | os.PathLike[str] | None = None,
@@ -189,7 +189,7 @@ def evaluate(
 
     Args:
         bundle: the bundle of a classifier, or its folder.
-        data: labelled images; see `open_data`.
+        data: labelled images, see `open_data`; or what that gave.
         backends: such as "onnxruntime", for every artifact that it runs, or "onnxruntime:fp16"; "torch" is the
             reference. By default the reference and every artifact.
         batch_size: images that run together, from 1 up.
@@ -212,8 +212,11 @@ def evaluate(
         raise UsageError(f"batch_size must be at least 1, got {batch_size}")
     labels, processor = _single_labels(bundle), load_processor(bundle)
     selection = select(bundle, backends)
-    on_step(f"reading the labels of {data}")
-    whole = open_data(data, labels)
+    if isinstance(data, LabelledData):
+        whole = data
+    else:
+        on_step(f"reading the labels of {data}")
+        whole = open_data(data, labels)
     images = whole.subset(limit, seed)
     with contextlib.ExitStack() as stack:
         runs = []
@@ -229,7 +232,7 @@ def evaluate(
         data_sha256 = run_all(runs, images, labels, processor, batch_size, work, on_progress)
     return Evaluation(
         bundle=str(bundle.path),
-        data=str(data),
+        data=whole.source,
         labels=labels,
         images=images.names,
         targets=images.targets,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.assess.baseline import Baseline
 from vitdeploy.assess.dataset import open_data
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
+    from vitdeploy.assess.dataset import LabelledData
     from vitdeploy.assess.evaluate import Evaluation
     from vitdeploy.assess.gate_plan import Planned
     from vitdeploy.assess.latency import Benchmark
@@ -115,13 +116,13 @@ def gate(
         OutputError: the baseline cannot be written.
         BundleError, ImageError: as `evaluate`.
     """
-    bundle, rules, file, accepted, planned = _prepare(bundle, data, baseline, rules, update, backends)
+    bundle, images, file, accepted, planned = _prepare(bundle, data, baseline, rules, update, backends)
     evaluation = evaluate(
-        bundle, data=data, backends=backends, batch_size=batch_size, on_step=on_step, on_progress=on_progress
+        bundle, data=images, backends=backends, batch_size=batch_size, on_step=on_step, on_progress=on_progress
     )
     if accepted is not None and not update and accepted.data_sha256 != evaluation.data_sha256:
         raise _other_data(file, "other images or labels of the same number")
-    measured = Measured(bundle, evaluation, accepted, planned, on_step)
+    measured = Measured(bundle, images, evaluation, accepted, planned, on_step)
     checks = tuple(judge(check, measured) for check in planned)
     result = GateResult(str(bundle.path), str(data), checks, evaluation, measured.benchmarked, file)
     new = Baseline.of(bundle, evaluation)
@@ -147,7 +148,17 @@ def planned_checks(
     Raises:
         VitDeployError: as `gate`.
     """
-    return _prepare(bundle, data, baseline, rules, False, backends)[4]
+    return _prepare(bundle, data, baseline, rules, False, backends).checks
+
+
+class _Prepared(NamedTuple):
+    """What a gate needs before it runs anything."""
+
+    bundle: Bundle
+    images: LabelledData
+    file: Path | None
+    accepted: Baseline | None
+    checks: tuple[Planned, ...]
 
 
 def _prepare(
@@ -157,7 +168,7 @@ def _prepare(
     rules: GateRules | str | os.PathLike[str] | None,
     update: bool,
     backends: Sequence[str] | None,
-) -> tuple[Bundle, GateRules, Path | None, Baseline | None, tuple[Planned, ...]]:
+) -> _Prepared:
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if rules is None:
         rules = GateRules()
@@ -169,11 +180,12 @@ def _prepare(
     accepted = None if file is None or (update and not file.exists()) else Baseline.read(file)
     if not bundle.labels:
         raise UsageError("gate needs a model with classes, this one has none; export it as image-classification")
-    images = len(open_data(data, bundle.labels))
-    if accepted is not None and not update and accepted.images != images:
-        raise _other_data(file, f"{accepted.images} images, the data has {images}")
+    images = open_data(data, bundle.labels)
+    if accepted is not None and not update and accepted.images != len(images):
+        raise _other_data(file, f"{accepted.images} images, the data has {len(images)}")
     compared = None if update else accepted
-    return bundle, rules, file, accepted, plan(bundle, rules, compared, images, backends, update=update)
+    checks = plan(bundle, rules, compared, len(images), backends, update=update)
+    return _Prepared(bundle, images, file, accepted, checks)
 
 
 def _other_data(file: Path | None, found: str) -> InputError:

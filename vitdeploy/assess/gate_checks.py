@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 from vitdeploy.assess.baseline import labels_sha256, processor_sha256
 from vitdeploy.assess.benchmark import benchmark
 from vitdeploy.assess.compare import compare
-from vitdeploy.assess.dataset import open_data
 from vitdeploy.assess.gate_plan import ALPHA, subject_of
+from vitdeploy.assess.selection import Selected
 from vitdeploy.assess.statistics import images_needed, mcnemar
 from vitdeploy.errors import UnavailableError
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from vitdeploy.assess.accuracy import Accuracy, Predictions
     from vitdeploy.assess.baseline import Baseline
     from vitdeploy.assess.compare import BackendComparison
+    from vitdeploy.assess.dataset import LabelledData
     from vitdeploy.assess.evaluate import Evaluation
     from vitdeploy.assess.gate_plan import Planned
     from vitdeploy.assess.latency import Benchmark
-    from vitdeploy.assess.selection import Selected
     from vitdeploy.bundle import Bundle
 
 # Enough to show any layer that differs; what differs on few images only, min_agreement sees on all of them.
@@ -60,6 +60,7 @@ class Measured:
     """What the checks look at; a comparison and latencies are measured when the first check asks for them."""
 
     bundle: Bundle
+    data: LabelledData
     evaluation: Evaluation
     baseline: Baseline | None
     planned: tuple[Planned, ...]
@@ -71,9 +72,11 @@ class Measured:
         return cast("Baseline", self.baseline)
 
     @functools.cached_property
-    def predictions(self) -> Mapping[tuple[str, str], Predictions]:
-        """By artifact and backend."""
-        return {(result.artifact, result.backend): result for result in self.evaluation.results}
+    def predictions(self) -> Mapping[Selected, Predictions]:
+        """What became of the images, by what ran."""
+        return {
+            Selected(result.artifact, result.backend, result.precision): result for result in self.evaluation.results
+        }
 
     @functools.cached_property
     def comparison(self) -> Mapping[tuple[str, str], BackendComparison]:
@@ -82,7 +85,7 @@ class Measured:
         Raises:
             UnavailableError: the reference cannot run.
         """
-        data = open_data(self.evaluation.data, self.evaluation.labels).subset(COMPARED_IMAGES)
+        data = self.data.subset(COMPARED_IMAGES)
         images = [data.load(position) for position in range(len(data))]
         loosest = max(check.bound for check in self.planned if check.rule == "max_difference")
         result = compare(self.bundle, images=images, tolerance=loosest, on_step=self.on_step)
@@ -102,7 +105,7 @@ class Measured:
 
     def why_skipped(self, selected: Selected) -> str | None:
         """Why an artifact did not run in the evaluation; None where it did, or was not asked to."""
-        found = self.predictions.get((selected.artifact, selected.backend))
+        found = self.predictions.get(selected)
         return None if found is None else found.skipped
 
 
@@ -115,7 +118,7 @@ def judge(planned: Planned, measured: Measured) -> Check:
     reason = measured.why_skipped(selected)
     if reason is None:
         try:
-            result = measured.predictions[selected.artifact, selected.backend]
+            result = measured.predictions[selected]
             value, status, message = _OF_BACKEND[planned.rule](planned, measured, result)
             return Check(planned.rule, planned.subject, value, planned.bound, status, message)
         except UnavailableError as exc:
