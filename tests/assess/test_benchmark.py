@@ -200,6 +200,40 @@ def test_an_interrupt_ends_the_workers(bundle: Bundle) -> None:
         benchmark(bundle, batch_sizes=(1,), on_step=interrupt)
 
 
+STARTING = """
+import multiprocessing, sys
+from vitdeploy.cli import main
+
+Process = multiprocessing.get_context("spawn").Process
+start = Process.start
+
+def say_and_start(process):
+    print("starting", flush=True)
+    start(process)
+
+if __name__ == "__main__":
+    Process.start = say_and_start
+    main(["benchmark", sys.argv[1], "--batch-sizes", "1"])
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
+@pytest.mark.parametrize("delay", [0.0, 0.3])
+def test_an_interrupt_of_all_while_workers_start_is_quiet(bundle: Bundle, sent: signal.Signals, delay: float) -> None:
+    """As from a terminal, or from a CI server that ends a job: the signal goes to the whole process group."""
+    command = [sys.executable, "-c", STARTING, str(bundle.path)]
+    with subprocess.Popen(
+        command, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "starting\n"
+        time.sleep(delay)
+        os.killpg(process.pid, sent)
+        _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors, errors
+    assert process.returncode == (1 if sent is signal.SIGINT else 128 + sent)
+
+
 def test_threads_are_for_backends_that_heed_them(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     monkeypatch.setattr(timing, "_HEED_THREADS", ["torch"])
     assert "onnxruntime" in BACKENDS

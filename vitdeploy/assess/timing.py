@@ -36,6 +36,7 @@ WINDOW, WITHIN, MOST_WINDOWS = 3, 0.05, 10
 # ONNX Runtime's idle threads spin for 40 ms after a run, torch's for 10 (1.32 and 2.13, by their processes' CPU time):
 # whoever runs next waits until the cores are free.
 PAUSE_S = 0.1
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,8 @@ def worker(job: Job) -> Iterator[Callable[..., Any]]:
         return answer
 
     with ours:
-        with theirs:  # closed here once the worker has its copy, so that each side sees the other's end
+        # `theirs` is closed here once the worker has its copy, so that each side sees the other's end.
+        with theirs, _signals_wait():
             process.start()
         try:
             yield ask
@@ -109,9 +111,27 @@ def worker(job: Job) -> Iterator[Callable[..., Any]]:
             process.join()
 
 
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Interrupt nothing in this block: a process that was half started reads half of what it is to do, and complains.
+
+    What is started keeps its signals waiting.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # not POSIX
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(connection: Connection, job: Job) -> None:
     """Answer requests (the name of a method of `_Timer`, its arguments) with its result, or with an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     timer = _Timer(job)
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
         while True:
