@@ -195,7 +195,7 @@ def compare(
             expected = run_batches(runtime, batches.feeds(runtime))
             tools = {"vitdeploy": __version__, "engine": str(runtime.details["engine"])}
         if save_golden is not None:
-            Golden(expected, bundle.manifest.weights, batches.pixels_sha256(), batch_size, tools).write(save_golden)
+            Golden(expected, bundle.manifest.reference, batches.pixels_sha256(), batch_size, tools).write(save_golden)
     results = tuple(
         _result(bundle, selected, by_name[selected.artifact], batches, expected, allowed[selected.artifact], on_step)
         for selected in artifacts(bundle)

@@ -19,7 +19,7 @@ from vitdeploy.assess.workfile import WorkFile
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import load_processor
-from vitdeploy.specs import Task
+from vitdeploy.specs import Precision, Task
 
 if TYPE_CHECKING:
     import os
@@ -60,9 +60,9 @@ class Evaluation:
 
     @property
     def reference(self) -> Predictions | None:
-        """The reference's predictions, where it ran."""
+        """The reference's predictions, where it ran; those in float32, where it ran in several precisions."""
         found = [result for result in self.results if result.artifact == REFERENCE and result.skipped is None]
-        return found[0] if found else None
+        return min(found, key=lambda result: result.precision != Precision.FP32, default=None)
 
     def top1(self, result: Predictions) -> Accuracy:
         """Images whose best class is their label."""

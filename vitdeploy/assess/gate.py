@@ -95,8 +95,9 @@ def gate(
     2. With a baseline, the model's labels and image processor are those of the baseline, and the top-1 accuracy of
        each backend has not dropped. A drop fails if it is larger than `max_drop` and McNemar's exact test on the same
        images gives p <= 0.05; it is skipped, and so no pass, if it is larger and the test cannot tell it from chance.
-    3. A `max_drop` is refused unless that test finds a drop of this size among so many images with 90 % power, where
-       the two classifiers disagree as often as artifact and reference did in the baseline, or as the drop demands.
+    3. A `max_drop` is refused unless so many images show a drop of twice its size with 90 % power: larger than allowed,
+       and significant. The two classifiers are taken to disagree as often as artifact and reference did in the
+       baseline, or as the drop demands.
     4. A backend that cannot run has all its checks skipped. Only a gate with every check passed has passed.
 
     Args:
@@ -176,6 +177,10 @@ def _prepare(
         rules = read_rules(rules)
     if baseline is None and update:
         raise UsageError("update needs the file of the baseline, got none; name it: --baseline FILE")
+    if backends is not None and update:
+        raise UsageError(
+            f"update makes a baseline of every backend, got {', '.join(backends)} alone; leave --backend out"
+        )
     file = None if baseline is None else Path(baseline)
     accepted = None if file is None or (update and not file.exists()) else Baseline.read(file)
     if not bundle.labels:

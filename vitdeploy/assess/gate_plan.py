@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vitdeploy.assess.difference import default_tolerance
 from vitdeploy.assess.selection import REFERENCE, Selected, reference_backend, select
-from vitdeploy.assess.statistics import images_needed, mcnemar_power, smallest_drop
+from vitdeploy.assess.statistics import images_needed, mcnemar_power, smallest_bound
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
 
 ALPHA = 0.05  # the largest p-value of McNemar's test that counts as a drop
-POWER = 0.9  # the chance with which a drop of the allowed size must be significant
+POWER = 0.9  # the chance with which a drop of `SEEN` times the allowed size must fail
+SEEN = 2.0
 _BUNDLE = "bundle"
 
 
@@ -129,15 +130,17 @@ def _check_share(rule: str, subject: str, percent: float, images: int) -> None:
 
 
 def _allowed_drop(subject: str, points: float | None, images: int, disagreement: float) -> float:
+    """The largest drop that passes, in points. One of `SEEN` times the size must fail with the chance `POWER`."""
     if points is None:
-        return 100 * smallest_drop(images, disagreement=disagreement, alpha=ALPHA, power=POWER)
-    drop = points / 100
+        return 100 * smallest_bound(images, SEEN, disagreement=disagreement, alpha=ALPHA, power=POWER)
+    allowed, drop = points / 100, min(SEEN * points / 100, 1.0)
     share = max(drop, disagreement)
-    if mcnemar_power(images, (share + drop) / 2, (share - drop) / 2, ALPHA) < POWER:
-        needed = images_needed(drop, disagreement=share, alpha=ALPHA, power=POWER)
-        least = math.ceil(1e4 * smallest_drop(images, disagreement=disagreement, alpha=ALPHA, power=POWER)) / 100
+    if mcnemar_power(images, (share + drop) / 2, (share - drop) / 2, ALPHA, allowed) < POWER:
+        needed = images_needed(drop, disagreement=share, alpha=ALPHA, power=POWER, beyond=allowed)
+        least = smallest_bound(images, SEEN, disagreement=disagreement, alpha=ALPHA, power=POWER)
         raise UsageError(
-            f"max_drop of {points:g} points for {subject} needs {needed} images to be told from chance (McNemar, "
-            f"p <= {ALPHA:g} with {POWER:.0%} power), the data has {images}; add images, or allow {least:g} points"
+            f"max_drop of {points:g} points for {subject} needs {needed} images, so that a drop of {100 * drop:g} is "
+            f"seen (McNemar, p <= {ALPHA:g}, with {POWER:.0%} power), the data has {images}; add images, or allow "
+            f"{math.ceil(1e4 * least) / 100:g} points"
         )
     return points

@@ -30,8 +30,8 @@ class Rules:
 
     Attributes:
         min_accuracy: top-1, in percent, from 1 to 100.
-        max_drop: of the top-1 accuracy against the baseline's, in points, above 0. Where there is a baseline, the
-            smallest drop that the number of images can tell from chance, by default.
+        max_drop: of the top-1 accuracy against the baseline's, in points, above 0. Where there is a baseline, by
+            default the smallest of which so many images show a drop of twice the size.
         min_agreement: images of which artifact and reference make the same best class, in percent, from 1 to 100.
         max_difference: of an output from the reference's, relative to its largest value; the tolerance of the
             precision by default.
@@ -70,6 +70,11 @@ class GateRules:
 
     every: Rules = Rules()
     artifacts: Mapping[str, Rules] = dataclasses.field(default_factory=dict)
+
+    def with_(self, rules: Rules) -> GateRules:
+        """These, with every bound of `rules` in the place of theirs, those of single artifacts included."""
+        of_each = {name: held.with_(rules) for name, held in self.artifacts.items()}
+        return GateRules(self.every.with_(rules), of_each)
 
     def of(self, artifact: str) -> Rules:
         """The rules of one artifact."""

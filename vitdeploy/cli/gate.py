@@ -76,7 +76,7 @@ def gate(
 
     given = {name: value for name, value in flags.items() if value is not None}
     held = GateRules() if rules is None else read_rules(rules)
-    held = GateRules(held.every.with_(Rules.from_dict(given, "the flags")), held.artifacts)
+    held = held.with_(Rules.from_dict(given, "the flags"))
     with progress_bar("images") as on_progress:
         result = gate_bundle(
             bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends or None,
