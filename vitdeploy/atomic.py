@@ -102,6 +102,13 @@ def write_file(target: Path, content: bytes) -> None:
         raise OutputError(f"{target} could not be written: {exc.strerror or exc}; choose another folder") from exc
 
 
+def check_writable(target: Path) -> None:
+    """Raise OutputError unless a file can be written there, as far as can be told before."""
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{target} must be a file that can be written, {folder} takes none; choose another folder")
+
+
 def _exchange(a: Path, b: Path) -> None:
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)

@@ -135,5 +135,5 @@ def test_the_command(bundle: Bundle, golden: Path, capsys: pytest.CaptureFixture
 
     assert exit_code("--golden", golden) == 0
     assert exit_code("--golden", golden, "--layers") == 2
-    assert "one of --layers, --bisect, --golden and --save-golden, got --layers and" in capsys.readouterr().err
+    assert "--golden is of the comparison of outputs, got --layers; leave it out" in capsys.readouterr().err
     assert vitdeploy.compare is compare

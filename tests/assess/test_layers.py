@@ -184,11 +184,22 @@ def test_the_command_names_the_layer_and_exits_with_1(embedded: Bundle, tmp_path
     assert "against torchscript-fp32" in shown.output
 
 
-@pytest.mark.parametrize("option", ["--against", "--backend"])
-def test_options_of_layers_alone(embedded: Bundle, option: str) -> None:
-    result = CliRunner().invoke(compare_command, [str(embedded.path), option, "onnxruntime"])
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--against", "onnxruntime"], "--against is of --layers, got neither --layers nor --bisect"),
+        (["--layers", "--batch-size", "4"], "--batch-size is of the comparison of outputs and --bisect, got --layers"),
+        (["--layers", "--max-runs", "4"], "--max-runs is of --bisect, got --layers; leave it out"),
+        (["--bisect", "--backend", "onnxruntime"], "--backend is of the comparison of outputs and --layers"),
+        (["--bisect", "--html", "page.html"], "--html is of the comparison of outputs and --layers, got --bisect"),
+        (["--bisect", "--layers"], "compare takes one of --layers and --bisect, got both"),
+    ],
+    ids=str,
+)
+def test_options_that_would_be_ignored_are_refused(embedded: Bundle, options: list[str], problem: str) -> None:
+    result = CliRunner().invoke(compare_command, [str(embedded.path), *options])
     assert isinstance(result.exception, UsageError)
-    assert str(result.exception).startswith(f"{option} is of --layers")
+    assert str(result.exception).startswith(problem)
 
 
 def test_what_cannot_be_cut_is_skipped_and_no_pass(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_what_is_refused_before_anything_runs(
     held = (digits.path, "--data", held_out_images(), "--baseline")
     code, out, err = run(capsys, *held, baseline, "--max-drop", "0.1")
     assert (code, out) == (2, "")
-    assert "max_drop of 0.1 points for torch fp32 needs 9273 images" in err
-    assert "the data has 450; add images, or allow 2.23 points" in err
+    assert "max_drop of 0.1 points for torch fp32 needs 4636 images" in err
+    assert "the data has 450; add images, or allow 1.12 points" in err
     code, _, err = run(capsys, *held, tmp_path / "absent.json")
     assert (code, "make it with --update" in err) == (4, True)
     assert run(capsys, *held, baseline, "--min-accuracy", "0.98")[0] == 2

@@ -70,5 +70,5 @@ def test_only_verdicts_go_into_junit_and_nothing_of_a_bisection(
         code, _, err = run(capsys, *command, tmp_path, "--junit", tmp_path / "a.xml")
         assert (code, "No such option" in err) == (2, True)
     code, _, err = run(capsys, "compare", tmp_path, "--bisect", "--html", tmp_path / "a.html", "--junit", "b")
-    assert (code, "--html and --junit cannot show what --bisect finds; use --json" in err) == (2, True)
+    assert (code, "--html is of the comparison of outputs and --layers, got --bisect; leave it out" in err) == (2, True)
     assert list(tmp_path.iterdir()) == []

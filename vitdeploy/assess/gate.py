@@ -85,13 +85,14 @@ def gate(
     update: bool = False,
     backends: Sequence[str] | None = None,
     batch_size: int = 32,
+    device: str = "cpu",
     on_step: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> GateResult:
     """Hold the reference and every artifact to rules, on labelled images.
 
     1. Each backend gives finite logits, and differs from the reference by no more than its precision's tolerance,
-       whatever the rules.
+       whatever the rules; and so does each layer of an artifact in half precision, given what the reference's is.
     2. With a baseline, the model's labels and image processor are those of the baseline, and the top-1 accuracy of
        each backend has not dropped. A drop fails if it is larger than `max_drop` and McNemar's exact test on the same
        images gives p <= 0.05; it is skipped, and so no pass, if it is larger and the test cannot tell it from chance.
@@ -108,6 +109,7 @@ def gate(
         update: write the baseline, instead of comparing with it; not where another check does not pass.
         backends: as for `evaluate`.
         batch_size: images that run together, from 1 up.
+        device: of every backend: "cpu", "cuda" or "cuda:1"; layers are compared on the CPU.
         on_step: called with what is being done.
         on_progress: called with the number of images that are done, and of all.
 
@@ -119,11 +121,12 @@ def gate(
     """
     bundle, images, file, accepted, planned = _prepare(bundle, data, baseline, rules, update, backends)
     evaluation = evaluate(
-        bundle, data=images, backends=backends, batch_size=batch_size, on_step=on_step, on_progress=on_progress
-    )
+        bundle, data=images, backends=backends, batch_size=batch_size, device=device, on_step=on_step,
+        on_progress=on_progress,
+    )  # fmt: skip
     if accepted is not None and not update and accepted.data_sha256 != evaluation.data_sha256:
         raise _other_data(file, "other images or labels of the same number")
-    measured = Measured(bundle, images, evaluation, accepted, planned, on_step)
+    measured = Measured(bundle, images, evaluation, accepted, planned, device, on_step)
     checks = tuple(judge(check, measured) for check in planned)
     result = GateResult(str(bundle.path), str(data), checks, evaluation, measured.benchmarked, file)
     new = Baseline.of(bundle, evaluation)

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from vitdeploy.assess.difference import default_tolerance
+from vitdeploy.assess.layers import LAYER_TOLERANCES, SPLITTERS
 from vitdeploy.assess.selection import REFERENCE, Selected, reference_backend, select
 from vitdeploy.assess.statistics import images_needed, mcnemar_power, smallest_bound
 from vitdeploy.errors import UsageError
@@ -110,6 +111,11 @@ def _of_artifact(
     (artifact,) = [each for each in bundle.manifest.artifacts if each.name == selected.artifact]
     bound = default_tolerance(artifact) if rules.max_difference is None else rules.max_difference
     checks.append(planned("max_difference", bound))
+    of_layer = rules.max_layer_difference
+    if of_layer is None and artifact.format in SPLITTERS:
+        of_layer = LAYER_TOLERANCES.get(artifact.precision)
+    if of_layer is not None:
+        checks.append(planned("max_layer_difference", of_layer))
     if rules.max_latency_ratio is not None:
         (against,) = select(bundle, [rules.latency_against or f"{reference_backend()}:fp32"])
         if against != selected:

@@ -35,6 +35,8 @@ class Rules:
         min_agreement: images of which artifact and reference make the same best class, in percent, from 1 to 100.
         max_difference: of an output from the reference's, relative to its largest value; the tolerance of the
             precision by default.
+        max_layer_difference: of a layer's own result from the reference's, both given the same, see `compare_layers`;
+            by default `LAYER_TOLERANCES` for the half types, and none for others.
         max_latency_ratio: median time of one image over that of `latency_against`.
         latency_against: a backend and precision, such as "torch:fp32".
         max_size: of an artifact's files, in bytes.
@@ -44,6 +46,7 @@ class Rules:
     max_drop: float | None = None
     min_agreement: float | None = None
     max_difference: float | None = None
+    max_layer_difference: float | None = None
     max_latency_ratio: float | None = None
     latency_against: str | None = None
     max_size: int | None = None
@@ -160,6 +163,7 @@ _READ: dict[str, Callable[[Any, str], Any]] = {
     "max_drop": _points,
     "min_agreement": _percent,
     "max_difference": _difference,
+    "max_layer_difference": _difference,
     "max_latency_ratio": _ratio,
     "latency_against": _backend,
     "max_size": _bytes,

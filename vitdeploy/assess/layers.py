@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,12 +16,12 @@ from vitdeploy.assess.verdicts import Verdict, overall
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import check_fit, load_processor
+from vitdeploy.processor import as_batch
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import attention_for
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from vitdeploy.manifest import Artifact
@@ -32,7 +33,7 @@ GIVEN, MADE = "vitdeploy.given.", "vitdeploy.made."  # what split artifacts take
 # type, to 2**-11 and 2**-8, where those of all layers add up in an output. Sound fp16 layers were seen to differ by up
 # to 1.1e-3, and those whose weights are off by 1 % by 4.8e-3 and more.
 LAYER_TOLERANCES = {"fp16": 3e-3, "bf16": 2.4e-2}
-_SPLITTERS = {  # by format; what each needs
+SPLITTERS = {  # by format; what each needs
     "onnx": ("vitdeploy.assess.onnx_split:open_split", "export", "onnx"),
     "torchscript": ("vitdeploy.assess.torchscript_split:open_split", "torch", "torch"),
 }
@@ -162,7 +163,7 @@ class LayerComparison:
 def compare_layers(
     bundle: str | os.PathLike[str] | Bundle,
     *,
-    images: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | Sequence[Any] | None = None,
     tolerance: float | None = None,
     backends: Sequence[str] | None = None,
     against: str | None = None,
@@ -177,7 +178,7 @@ def compare_layers(
 
     Args:
         bundle: the bundle or its folder.
-        images: a folder, the first 16 images below it; by default 16 seeded synthetic ones.
+        images: a folder, or images, of which the first 16 are taken; by default 16 seeded synthetic ones.
         tolerance: largest difference allowed, relative to the largest value of a channel of a layer's state; by
             default by precision, see `LAYER_TOLERANCES`.
         backends: as for `evaluate`; by default every artifact.
@@ -198,15 +199,16 @@ def compare_layers(
         raise UsageError(f"{bundle.path} must hold an artifact to compare, holds none; make one: vitdeploy export")
     by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
     other = REFERENCE if against is None else _one(bundle, against)
-    chosen = dict.fromkeys(
-        each.artifact for each in (artifacts(bundle) if backends is None else select(bundle, backends))
-    )
-    chosen.pop(REFERENCE, None)
+    chosen = dict.fromkeys(selected.artifact for selected in artifacts(bundle, backends))
     chosen.pop(other, None)
     if not chosen:
         raise UsageError(f"an artifact must be compared with {other}, got none but that; name another")
     processor = load_processor(bundle)
-    sources: Sequence[Any] = images_for(processor) if images is None else image_files(images)[:SYNTHETIC_COUNT]
+    if images is None:
+        sources: Sequence[Any] = images_for(processor)
+    else:
+        sources = image_files(images) if isinstance(images, (str, os.PathLike)) else as_batch(images)
+    sources = sources[:SYNTHETIC_COUNT]
     batches = Batches(processor, sources, batch_size=1)
     on_step(f"running the reference on {len(sources)} images")
     states = _reference(bundle, batches)
@@ -257,12 +259,12 @@ def _run(
     bundle: Bundle, artifact: Artifact, batches: Batches, states: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """What each layer of an artifact makes of the states, under the names of the states, and its outputs."""
-    if artifact.format not in _SPLITTERS:
+    if artifact.format not in SPLITTERS:
         raise UnavailableError(
-            f"layers can be compared in {' and '.join(_SPLITTERS)} artifacts, not in {artifact.name}; "
+            f"layers can be compared in {' and '.join(SPLITTERS)} artifacts, not in {artifact.name}; "
             f"export one of those"
         )
-    target, extra, package = _SPLITTERS[artifact.format]
+    target, extra, package = SPLITTERS[artifact.format]
     open_split = load_target(target, "compare --layers", extra, package)
     count = sum(name.startswith(_STATES) for name in states) - 1
     with open_split(bundle, artifact) as split:

@@ -74,8 +74,19 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
     return list(found)
 
 
-def artifacts(bundle: Bundle) -> list[Selected]:
-    """Every artifact with each backend that runs it, or with "" where none does."""
+def artifacts(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Selected]:
+    """Every artifact with each backend that runs it, or with "" where none does; or those asked for, see `select`.
+
+    Raises:
+        UsageError: as `select`, or only the reference is asked for.
+    """
+    if backends is not None:
+        found = [selected for selected in select(bundle, backends) if selected.artifact != REFERENCE]
+        if not found:
+            raise UsageError(
+                f"an artifact must be compared with the reference, got {', '.join(backends)} alone; name another"
+            )
+        return found
     return [
         Selected(artifact.name, backend, artifact.precision)
         for artifact in bundle.manifest.artifacts

@@ -7,10 +7,12 @@ import functools
 import importlib
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.atomic import check_writable
 from vitdeploy.errors import OutputError
 
 if TYPE_CHECKING:
@@ -53,12 +55,14 @@ class Reports:
 
     Raises:
         MissingDependencyError: what writes one needs a library that is not installed.
+        OutputError: the folder of one is none, or cannot be written.
     """
 
     def __init__(self, files: Mapping[str, str | None]) -> None:
         self.asked = {name: path for name, path in files.items() if path is not None}
         self._writers = {}
-        for name in self.asked:
+        for name, path in self.asked.items():
+            check_writable(Path(path))
             module, function = _REPORTS[name][0].split(":")
             self._writers[name] = getattr(importlib.import_module(module), function)
 
@@ -72,6 +76,7 @@ class Reports:
             self._writers[name](path, result)
 
 
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
