@@ -195,6 +195,30 @@ def test_accuracy_agreement_and_size_at_their_bounds() -> None:
     assert check(hold(evaluation(right(100), right(100, 0, 1)), min_agreement=99), "min_agreement").status == "failed"
 
 
+@pytest.mark.parametrize(
+    ("rules", "backends", "problem"),
+    [
+        (GateRules(artifacts={"reference": Rules(max_size=1)}), None, "max_size must hold for something, reference"),
+        (GateRules(Rules(min_agreement=99)), ["torch"], "min_agreement must hold for something, what is gated gives"),
+        (
+            GateRules(Rules(max_latency_ratio=1, latency_against="onnxruntime:fp32")),
+            ["onnxruntime"],
+            "max_latency_ratio must hold for something",
+        ),
+        (GateRules(Rules(latency_against="torch:fp32")), None, "max_latency_ratio must hold for something"),
+    ],
+)
+def test_a_rule_that_holds_for_nothing_is_refused(rules: GateRules, backends: list[str] | None, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        plan(BUNDLE, rules, None, 1000, backends)
+
+
+def test_a_bundle_without_artifacts_has_nothing_to_gate() -> None:
+    empty = dataclasses.replace(BUNDLE, manifest=dataclasses.replace(BUNDLE.manifest, artifacts=()))
+    with pytest.raises(UsageError, match="must hold an artifact to gate, holds none"):
+        plan(empty, GateRules(), None, 1000, None)
+
+
 def test_what_is_not_finite_fails() -> None:
     now = evaluation(right(10), right(10))
     now.results[1].classes[3] = -1

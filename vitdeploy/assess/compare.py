@@ -187,6 +187,7 @@ def compare(
     chosen = artifacts(bundle, backends)
     names = {selected.artifact for selected in chosen}
     allowed = {name: default_tolerance(by_name[name]) if tolerance is None else tolerance for name in names}
+    tools: dict[str, str] = {}
     if golden is not None:
         on_step(f"reading golden outputs of {len(sources)} images")
         found = Golden.read(golden)
@@ -198,14 +199,14 @@ def compare(
             check_fit(bundle, processor, runtime)
             expected = run_batches(runtime, batches.feeds(runtime))
             tools = {"vitdeploy": __version__, "engine": str(runtime.details["engine"])}
-        if save_golden is not None:
-            Golden(expected, bundle.manifest.reference, batches.pixels_sha256(), batch_size, tools).write(save_golden)
     results = tuple(
         _result(
             bundle, selected, by_name[selected.artifact], batches, expected, allowed[selected.artifact], device, on_step
         )
         for selected in chosen
     )
+    if save_golden is not None:
+        Golden(expected, bundle.manifest.reference, batches.pixels_sha256(), batch_size, tools).write(save_golden)
     return Comparison(str(bundle.path), len(sources), images is None, results)
 
 

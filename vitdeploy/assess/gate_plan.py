@@ -72,6 +72,8 @@ def plan(
         UsageError: a rule is of nothing that is there, needs a baseline, or is finer than so many images can tell.
     """
     selection = select(bundle, backends)
+    if not bundle.manifest.artifacts:
+        raise UsageError(f"{bundle.path} must hold an artifact to gate, holds none; make one: vitdeploy export")
     rules.check_names([REFERENCE, *(artifact.name for artifact in bundle.manifest.artifacts)])
     checks = []
     if baseline is not None:
@@ -81,7 +83,23 @@ def plan(
             checks += [Planned("in_bundle", name, 0.0) for name in sorted(baseline.wrong) if name not in subjects]
     for selected in selection:
         checks += _of_artifact(bundle, selected, rules.of(selected.artifact), baseline, images, update)
+    _check_held(rules, checks, {selected.artifact for selected in selection}, update)
     return tuple(checks)
+
+
+def _check_held(rules: GateRules, checks: Sequence[Planned], artifacts: set[str], update: bool) -> None:
+    """Refuse a rule that nothing is held to, which would pass for one that is."""
+    own = {name: held for name, held in rules.artifacts.items() if name in artifacts}
+    for name, of_one in {"": rules.every, **own}.items():
+        given = {rule for rule, bound in dataclasses.asdict(of_one).items() if bound is not None}
+        if "latency_against" in given:
+            given.add("max_latency_ratio")
+        held = {check.rule for check in checks if check.selected and name in ("", check.selected.artifact)}
+        for rule in sorted(given - held - {"latency_against"} - ({"max_drop"} if update else set())):
+            raise UsageError(
+                f"{rule} must hold for something, {name or 'what is gated'} gives nothing to hold to it; leave it out, "
+                f"or choose another --backend"
+            )
 
 
 def _of_artifact(

@@ -18,7 +18,7 @@ from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import check_fit, load_processor
 from vitdeploy.processor import as_batch
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.specs import attention_for
+from vitdeploy.specs import Precision, attention_for
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
@@ -236,6 +236,8 @@ def _one(bundle: Bundle, against: str) -> str:
             f"against must name one artifact, {against} has {', '.join(each.precision for each in found)}; "
             f"add the precision, such as {against}:{found[0].precision}"
         )
+    if found[0].artifact == REFERENCE and found[0].precision != Precision.FP32:
+        raise UsageError(f"against must be the reference in fp32, or an artifact, got {against}")
     return found[0].artifact
 
 

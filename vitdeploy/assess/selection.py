@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vitdeploy import __version__
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.specs import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +62,8 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
         name, _, precision = asked.partition(":")
         if name not in BACKENDS:
             raise UsageError(f"a backend must be one of {', '.join(BACKENDS)}, got {asked!r}")
+        if precision and precision not in list(Precision):
+            raise UsageError(f"a precision must be one of {', '.join(Precision)}, got {asked!r}")
         kind = BACKENDS[name].artifact_format
         if kind is None:
             found[Selected(REFERENCE, name, precision or "fp32")] = None

@@ -8,14 +8,13 @@ import click
 
 from vitdeploy.cli.output import (
     EXIT_CODES,
-    Reports,
     device_option,
     json_option,
     print_figures,
     print_json,
     print_step,
-    report_options,
 )
+from vitdeploy.cli.reports import Reports, report_options
 
 
 class BatchSizes(click.ParamType[tuple[int, ...]]):

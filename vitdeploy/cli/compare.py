@@ -10,13 +10,12 @@ import click
 from vitdeploy.cli.bisect_report import bisect_options, print_bisection
 from vitdeploy.cli.output import (
     EXIT_CODES,
-    Reports,
     json_option,
     print_json,
     print_step,
     print_table,
-    report_options,
 )
+from vitdeploy.cli.reports import Reports, report_options
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:

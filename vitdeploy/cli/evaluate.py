@@ -9,7 +9,6 @@ import click
 
 from vitdeploy.cli.output import (
     EXIT_CODES,
-    Reports,
     device_option,
     json_option,
     print_figures,
@@ -17,8 +16,8 @@ from vitdeploy.cli.output import (
     print_step,
     print_table,
     progress_bar,
-    report_options,
 )
+from vitdeploy.cli.reports import Reports, report_options
 
 if TYPE_CHECKING:
     from vitdeploy.assess.evaluate import Evaluation
