@@ -202,13 +202,13 @@ def test_what_cannot_run_here_is_skipped_beside_what_can(
     assert (skipped.classes.shape, skipped.scores.shape) == ((0, 3), (0,))
 
 
-def test_one_that_fails_on_its_way_is_skipped_and_stays_so(bundle: Bundle, tmp_path: Path) -> None:
+def test_one_that_fails_on_its_way_is_skipped_and_tried_again(bundle: Bundle, tmp_path: Path) -> None:
     data = write(tmp_path / "data", {"cat": [0, 99, 0]})
     for _ in range(2):
         evaluation, result = reference(bundle, data, batch_size=1, resume=tmp_path / "work")
         assert (evaluation.status, result.skipped) == ("skipped", "memory ran out")
         assert len(result.classes) == 0
-    assert Brightness.batches == [1, 1], "the second time, nothing ran"
+    assert Brightness.batches == [1, 1, 1], "the second time, what had failed ran again"
 
 
 def test_an_artifact_without_logits_is_skipped(data: Path, tmp_path: Path) -> None:
@@ -255,6 +255,35 @@ def test_finished_batches_of_other_work_are_refused(bundle: Bundle, data: Path, 
     with pytest.raises(InputError, match="begun with another data"):
         reference(bundle, data, batch_size=2, resume=work)
     assert work.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ({"classes": [[0, 1, 2]], "scores": [1.0]}, "of the 3 best classes of 2 images"),
+        ({"classes": [[0, 1]] * 2, "scores": [1.0] * 2}, "of the 3 best classes of 2 images"),
+        ({"classes": [[0, 1, 10**400]] * 2, "scores": [1.0] * 2}, "of the 3 best classes of 2 images"),
+        ({"classes": [[0, 1, 1.5]] * 2, "scores": [1.0] * 2}, "of the 3 best classes of 2 images"),
+        ({"classes": [[0, 1, 3]] * 2, "scores": [1.0] * 2}, "classes below 3, got 0 to 3"),
+        ({"classes": [[0, 1, -2]] * 2, "scores": [1.0] * 2}, "classes below 3, got -2 to 1"),
+        ({"classes": [[0], [0, 1]], "scores": [1.0] * 2}, "ValueError"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0, 1.5]}, "scores from 0 to 1 of 2 images"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0, 10**400]}, "scores from 0 to 1 of 2 images"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": ["1", "1"]}, "scores from 0 to 1 of 2 images"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0]}, "scores from 0 to 1 of 2 images"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0, None]}, "a score of every image with a class"),
+        ({"skipped": "because"}, "expected that reference on torch ran"),
+        ({"skipped": None}, "expected that reference on torch ran"),
+        (3, "TypeError"),
+    ],
+)
+def test_a_damaged_batch_is_not_believed(bundle: Bundle, data: Path, tmp_path: Path, spoilt: Any, message: str) -> None:
+    reference(bundle, data, batch_size=2, resume=tmp_path / "work")
+    header, line, *rest = (tmp_path / "work").read_text(encoding="utf-8").splitlines()
+    batch = json.dumps({**json.loads(line), "results": [spoilt]})
+    (tmp_path / "work").write_text("\n".join([header, batch, *rest]) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=rf"the finished batch 0 must be readable: .*{message}.*; remove the file"):
+        reference(bundle, data, batch_size=2, resume=tmp_path / "work")
 
 
 def test_another_bundle_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -> None:
