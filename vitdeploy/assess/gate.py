@@ -124,8 +124,10 @@ def gate(
         bundle, data=images, backends=backends, batch_size=batch_size, device=device, on_step=on_step,
         on_progress=on_progress,
     )  # fmt: skip
-    if accepted is not None and not update and accepted.data_sha256 != evaluation.data_sha256:
-        raise _other_data(file, "other images or labels of the same number")
+    if accepted is not None and file is not None and not update:
+        if accepted.data_sha256 != evaluation.data_sha256:
+            raise _other_data(file, "other images or labels of the same number")
+        accepted.check_images(evaluation.images, file)
     measured = Measured(bundle, images, evaluation, accepted, planned, device, on_step)
     checks = tuple(judge(check, measured) for check in planned)
     result = GateResult(str(bundle.path), str(data), checks, evaluation, measured.benchmarked, file)
