@@ -332,8 +332,9 @@ def test_a_limit_is_recorded(bundle: Bundle, data: Path) -> None:
 
 
 def test_what_cannot_be_evaluated_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="batch_size must be at least 1, got 0"):
-        evaluate(bundle, data=data, batch_size=0)
+    for size in (0, 10**20):
+        with pytest.raises(UsageError, match=f"batch_size must be from 1 to 1048576, got {size}"):
+            evaluate(bundle, data=data, batch_size=size)
     with pytest.raises(BundleError, match="must be a bundle"):
         evaluate(tmp_path, data=data)
     with pytest.raises(InputError, match="is in 'purple'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import click
@@ -19,7 +20,7 @@ from vitdeploy.cli.output import (
 
 
 class BatchSizes(click.ParamType[tuple[int, ...]]):
-    """Whole numbers from 1 up with commas between them."""
+    """Whole numbers of at most nine digits, from 1 up, with commas between them."""
 
     name = "N,N,..."
 
@@ -27,8 +28,10 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
         if isinstance(value, tuple):
             return value
         parts = str(value).split(",")
-        if not all(part.strip().isascii() and part.strip().isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} must be whole numbers from 1 up with commas between them, such as 1,8,32", param, ctx)
+        if not all(re.fullmatch("0*[1-9][0-9]{0,8}", part.strip()) for part in parts):
+            self.fail(
+                f"{value!r:.80} must be whole numbers from 1 up with commas between them, such as 1,8,32", param, ctx
+            )
         return tuple(int(part) for part in parts)
 
 

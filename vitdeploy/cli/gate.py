@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from vitdeploy.assess.gate import GateResult
 
 
-def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> str | int | None:  # noqa: ARG001
-    return int(value) if value is not None and value.isdecimal() else value
-
-
 @click.command()
 @click.argument("bundle", type=click.Path())
 @click.option("--data", required=True, type=click.Path(), help="Labelled images, as for `vitdeploy evaluate`.")
@@ -46,7 +42,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     "--max-latency-ratio", type=float, metavar="RATIO", help="Of an image's median time, to --latency-against."
 )
 @click.option("--latency-against", metavar="BACKEND:PRECISION", help="torch:fp32, the reference, by default.")
-@click.option("--max-size", callback=_bytes, metavar="BYTES", help='Of an artifact\'s files; or such as "12.5 MB".')
+@click.option("--max-size", metavar="BYTES", help='Of an artifact\'s files; or such as "12.5 MB".')
 @click.option(
     "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
     help="Hold these alone; may be repeated. By default the reference (torch) and every artifact.",
