@@ -141,6 +141,12 @@ def test_figures_of_predictions_made_by_hand() -> None:
     assert found["confused"][0] == {"label": "crane (0)", "predicted": "crane (2)", "images": 1}
 
 
+def test_every_class_has_a_name_of_its_own() -> None:
+    evaluation = made(("a", "a", "a (0)", "b"), [0, 1, 2, 3], [[0, 1, 2, 3]] * 4)
+    assert evaluation.class_names == ("a (0) (0)", "a (1)", "a (0) (2)", "b")
+    assert len(evaluation.per_class(evaluation.results[0])) == 4
+
+
 def test_one_that_is_skipped_has_no_figures_and_never_passes() -> None:
     evaluation = made(("a", "b"), [0], [[0, 1]], skipped="it is not here")
     (result,) = evaluation.results

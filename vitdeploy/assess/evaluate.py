@@ -118,9 +118,11 @@ class Evaluation:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """`labels`, with its index behind a name that two classes have, as ImageNet's cranes."""
-        counts = collections.Counter(self.labels)
-        return tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(self.labels))
+        """`labels`, with its index behind a name that two classes have, as ImageNet's cranes; no two are the same."""
+        names = self.labels
+        while len(counts := collections.Counter(names)) < len(names):  # "crane (0)" may be the name of a third class
+            names = tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names))
+        return names
 
     def to_dict(self) -> dict[str, Any]:
         return {
