@@ -178,6 +178,8 @@ def test_shares_finer_than_the_sample_are_refused_with_the_number_of_images() ->
     for rule in ("min_accuracy", "min_agreement"):
         with pytest.raises(UsageError, match=rf"{rule} of 99.5 % .* needs 200 images, .* has 100; add images"):
             hold(ones, None, **{rule: 99.5})
+        with pytest.raises(UsageError, match=rf"{rule} of 99\.9999999999 % .* needs"):
+            hold(ones, None, **{rule: 99.9999999999})
         assert hold(ones, None, **{rule: 100}).status == hold(ones, None, **{rule: 99}).status == "passed"
     with pytest.raises(UsageError, match="max_drop needs a baseline"):
         hold(ones, max_drop=5)
