@@ -104,9 +104,16 @@ def write_file(target: Path, content: bytes) -> None:
 
 def check_writable(target: Path) -> None:
     """Raise OutputError unless a file can be written there, as far as can be told before."""
-    folder = next(parent for parent in target.absolute().parents if parent.exists())
-    if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{target} must be a file that can be written, {folder} takes none; choose another folder")
+    try:
+        if target.is_dir():
+            raise OutputError(f"{target} must be a file that can be written, is a folder; name a file")
+        folder = next(parent for parent in target.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(
+                f"{target} must be a file that can be written, {folder} takes none; choose another folder"
+            )
+    except OSError as exc:  # a name too long, for example
+        raise OutputError(f"{target!s:.400} must be a file that can be written: {exc.strerror}; name another") from exc
 
 
 def _exchange(a: Path, b: Path) -> None:

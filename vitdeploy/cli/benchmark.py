@@ -9,6 +9,7 @@ import click
 
 from vitdeploy.cli.output import (
     EXIT_CODES,
+    PATH,
     Reports,
     device_option,
     json_option,
@@ -36,7 +37,7 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
 
 
 @click.command()
-@click.argument("bundle", type=click.Path())
+@click.argument("bundle", type=PATH)
 @click.option("--batch-sizes", default="1,8", show_default=True, type=BatchSizes(), help="Images a run.")
 @click.option(
     "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
@@ -44,7 +45,7 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
 )  # fmt: skip
 @device_option
 @click.option("--threads", default=0, type=click.IntRange(min=0), help="Of each backend; its own choice by default.")
-@click.option("--images", type=click.Path(), help="A folder of images; synthetic JPEG files by default.")
+@click.option("--images", type=PATH, help="A folder of images; synthetic JPEG files by default.")
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Turns of each backend.")
 @click.option("--runs", default=10, show_default=True, type=click.IntRange(min=1), help="Timed runs a turn.")
 @report_options("html", "markdown")

@@ -9,6 +9,7 @@ import click
 
 from vitdeploy.cli.output import (
     EXIT_CODES,
+    PATH,
     Reports,
     device_option,
     json_option,
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path())
-@click.option("--data", required=True, type=click.Path(), help="Labelled images, as for `vitdeploy evaluate`.")
-@click.option("--baseline", type=click.Path(), help="The JSON file of an accepted evaluation of the same images.")
+@click.argument("bundle", type=PATH)
+@click.option("--data", required=True, type=PATH, help="Labelled images, as for `vitdeploy evaluate`.")
+@click.option("--baseline", type=PATH, help="The JSON file of an accepted evaluation of the same images.")
 @click.option("--update", is_flag=True, help="Write the baseline instead, if every other check passes.")
-@click.option("--rules", type=click.Path(), help="A TOML file with these rules, as min_accuracy = 98; flags go first.")
+@click.option("--rules", type=PATH, help="A TOML file with these rules, as min_accuracy = 98; flags go first.")
 @click.option("--min-accuracy", type=float, metavar="PERCENT", help="Top-1 on the images.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Of top-1, against the baseline; by default the "
               "smallest that so many images can tell from chance.")  # fmt: skip

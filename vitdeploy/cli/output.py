@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.figures import Figures
 
+PATH = click.Path(readable=False)  # whoever reads it says in one line that it cannot be read
 EXIT_CODES = {"passed": 0, "failed": 1, "skipped": 3}
 
 _REPORTS = {
@@ -43,7 +44,7 @@ def report_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
         decorated: Callable[..., Any] = with_reports
         for name in reversed(names):
-            option = click.option(f"--{name}", type=click.Path(dir_okay=False), metavar="FILE", help=_REPORTS[name][1])
+            option = click.option(f"--{name}", type=PATH, metavar="FILE", help=_REPORTS[name][1])
             decorated = option(decorated)
         return decorated
 
@@ -62,6 +63,8 @@ class Reports:
         self.asked = {name: path for name, path in files.items() if path is not None}
         self._writers = {}
         for name, path in self.asked.items():
+            if not path:
+                raise OutputError(f"--{name} must be a file that can be written, is empty; name one")
             check_writable(Path(path))
             module, function = _REPORTS[name][0].split(":")
             self._writers[name] = getattr(importlib.import_module(module), function)
