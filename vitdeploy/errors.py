@@ -101,8 +101,10 @@ def readable(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        found = path if exc.filename is None else exc.filename
-        raise InputError(f"{found!s:.400} must be {what} that can be read: {exc.strerror or first_line(exc)}") from exc
+        other = f": {exc.filename!s:.200}" if exc.filename is not None and str(exc.filename) != str(path) else ""
+        raise InputError(
+            f"{path!s:.400} must be {what} that can be read: {exc.strerror or first_line(exc)}{other}"
+        ) from exc
 
 
 def first_line(exc: BaseException) -> str:

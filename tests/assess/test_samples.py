@@ -54,6 +54,10 @@ def test_a_link_to_nothing_and_a_pipe_are_not_left_out(tmp_path: Path, name: str
     ):
         image_files(tmp_path)
     (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / name)
+    with pytest.raises(InputError, match=f"that can be read: Too many levels of symbolic links: .*{name}"):
+        image_files(tmp_path)
+    (tmp_path / name).unlink()
     os.mkfifo(tmp_path / "cat" / "b.png")
     with pytest.raises(InputError, match=r"cat/b\.png must be a file or a folder"):
         image_files(tmp_path)
