@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,6 +190,10 @@ def _open_session(
         raise UsageError(f"{CPU} takes no options, got {', '.join(provider_options[CPU])}")
     if not path.is_file():
         raise BundleError(f"{path} must be an ONNX file, but is no file")
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as exc:
+        raise UsageError(f"onnxruntime must be given a path in UTF-8, got {str(path)!r}; rename the folder") from exc
     requested = [
         (name, {key: str(value) for key, value in provider_options.get(name, {}).items()}) for name in providers
     ]

@@ -117,11 +117,15 @@ def check_writable(target: Path) -> None:
         if _is_stream(target):
             return
         folder = next(parent for parent in target.resolve().parents if parent.exists())
-        good = target.name and not target.is_dir() and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+        good = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
     except (OSError, RuntimeError, ValueError) as exc:
-        raise OutputError(f"{target} must be a file that can be written: {first_line(exc)}; choose another") from exc
+        raise OutputError(
+            f"{target!s:.400} must be a file that can be written: {first_line(exc)}; name another"
+        ) from exc
+    if target.is_dir():
+        raise OutputError(f"{target} must be a file that can be written, is a folder; name a file")
     if not good:
-        raise OutputError(f"{target} must be a file that can be written, {folder} takes none; choose another")
+        raise OutputError(f"{target} must be a file that can be written, {folder} takes none; choose another folder")
 
 
 def _is_stream(target: Path) -> bool:

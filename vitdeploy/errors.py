@@ -18,6 +18,13 @@ A message is one line: what must hold, what came, and what to do.
 
 from __future__ import annotations
 
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
 
 class VitDeployError(Exception):
     """The root of the tree. `exit_code` is what the command line exits with."""
@@ -86,6 +93,18 @@ class BundleError(InputError):
 
 class ImageError(InputError):
     """An image cannot be read."""
+
+
+@contextlib.contextmanager
+def readable(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Raise InputError where the system refuses a path in this block; `what` it must be, such as "a folder"."""
+    try:
+        yield
+    except OSError as exc:
+        other = f": {exc.filename!s:.200}" if exc.filename is not None and str(exc.filename) != str(path) else ""
+        raise InputError(
+            f"{path!s:.400} must be {what} that can be read: {exc.strerror or first_line(exc)}{other}"
+        ) from exc
 
 
 def first_line(exc: BaseException) -> str:

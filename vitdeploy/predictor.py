@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.specs import PixelFormat
 
+MOST_A_BATCH = 2**20
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -157,6 +159,12 @@ def load_processor(bundle: Bundle) -> ImageProcessor:
     """
     bundle.verified_configs()
     return ImageProcessor.from_pretrained(bundle.path)
+
+
+def check_batch_size(size: int) -> None:
+    """Raise UsageError unless so many images may run together."""
+    if not 1 <= size <= MOST_A_BATCH:
+        raise UsageError(f"batch_size must be from 1 to {MOST_A_BATCH}, got {size!r:.40}")
 
 
 def batch_size_for(processor: ImageProcessor, pixels: PixelFormat, wanted: int) -> int:

@@ -18,11 +18,11 @@ import torch
 
 from bundles import write_bundle
 from vitdeploy.assess import timing
-from vitdeploy.assess.benchmark import benchmark
+from vitdeploy.assess.benchmark import _encoded, benchmark
 from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.assess.selection import Selected
 from vitdeploy.assess.timing import MOST_WINDOWS, WINDOW, Job
-from vitdeploy.errors import BundleError, InputError, UsageError
+from vitdeploy.errors import BundleError, ImageError, InputError, UsageError
 from vitdeploy.manifest import MANIFEST
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.runtimes import BACKENDS
@@ -135,7 +135,9 @@ def test_what_is_timed_is_the_run_and_the_processing_before_it(monkeypatch: pyte
         ({"batch_sizes": (1, 0)}, r"got \[1, 0\]"),
         ({"rounds": 0}, "rounds and runs from 1 up"),
         ({"runs": 0}, "rounds and runs from 1 up"),
-        ({"threads": -1}, "threads must be from 0 up, got -1"),
+        ({"batch_sizes": (1, 10**8)}, "batch_size must be from 1 to 1048576, got 100000000"),
+        ({"threads": -1}, "threads must be from 0 to 1024, got -1"),
+        ({"threads": 1025}, "threads must be from 0 to 1024, got 1025"),
         ({"backends": ["onnxruntime:fp16"]}, "has no artifact onnx-fp16"),
         ({"backends": []}, "one or more names"),
     ],
@@ -150,6 +152,24 @@ def test_bad_input_makes_no_process(bundle: Bundle, tmp_path: Path) -> None:
         benchmark(tmp_path)
     with pytest.raises(InputError, match="must hold images"):
         benchmark(bundle, images=tmp_path)
+
+
+def test_an_image_that_cannot_be_read_is_named(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"cannot read '.*a\.png': it is empty, or not in an image format"):
+        benchmark(bundle, images=tmp_path)
+
+    def refused(file: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(type(tmp_path), "read_bytes", refused)
+    with pytest.raises(InputError, match=r"a\.png must be an image that can be read: Permission denied"):
+        _encoded(tmp_path, 1)
+
+
+def test_no_more_synthetic_images_are_made_than_are_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitdeploy.assess.benchmark._SYNTHETIC_SIZE", (8, 8))
+    assert [len(_encoded(None, count)[0]) for count in (3, 2**20)] == [3, 64]
 
 
 def test_a_damaged_artifact_is_the_caller_s_error(tmp_path: Path) -> None:
@@ -257,7 +277,7 @@ def test_the_threads_of_torch_are_those_in_force(bundle: Bundle) -> None:
 
 KILLED = """
 import multiprocessing, os, signal, sys
-from vitdeploy.assess.benchmark import benchmark
+from vitdeploy.assess.benchmark import _encoded, benchmark
 
 def die(step):
     if step == "timing, round 2 of 2":

@@ -15,15 +15,17 @@ import safetensors.numpy
 from click.testing import CliRunner
 
 import vitdeploy
-from bundles import tiny_model, write_checkpoint_of
+from bundles import sign_again, tiny_model, write_checkpoint_of
+from faults import copy_of
 from schemas import validated
 from vitdeploy.assess.bisection import bisect
+from vitdeploy.assess.layers import compare_layers
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli.bisect_report import kept_nodes
 from vitdeploy.cli.compare import compare as compare_command
 from vitdeploy.cli.export import export as export_command
-from vitdeploy.errors import CheckFailedError, InputError, UsageError
+from vitdeploy.errors import BundleError, CheckFailedError, InputError, UsageError
 from vitdeploy.specs import PixelFormat, PixelStage
 
 if TYPE_CHECKING:
@@ -83,6 +85,21 @@ def between_value_and_output(bundle: Bundle) -> list[str]:
             found.append(node.output[0])
             reached.update(node.output)
     raise AssertionError("the graph must have both biases")
+
+
+@pytest.mark.parametrize("way", [bisect, compare_layers])
+def test_a_corrupt_graph_that_the_manifest_vouches_for_is_one_line(
+    digits: Bundle, tmp_path: Path, way: Callable[[Bundle], Any]
+) -> None:
+    copy = copy_of(digits, tmp_path / "copy")
+    path = copy.path / "onnx/model.onnx"
+    graph = onnx.load(path)
+    graph.graph.initializer[0].raw_data = b"1"
+    for content in (b"no graph" * 9, graph.SerializeToString()):
+        path.write_bytes(content)
+        with pytest.raises(BundleError, match=r"model\.onnx must hold a valid ONNX model: .*; export") as caught:
+            way(sign_again(copy))
+        assert "\n" not in str(caught.value)
 
 
 def test_a_sound_model_needs_nothing(digits: Bundle) -> None:

@@ -85,6 +85,28 @@ def test_csv_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
         open_data(write_csv(tmp_path, text), LABELS)
 
 
+def test_csv_names_an_image_once_whatever_the_path(tmp_path: Path) -> None:
+    image = fill(tmp_path, "b/a.png") / "b" / "a.png"
+    for other in (image.as_posix(), "b/../b/a.png"):
+        with pytest.raises(InputError, match=r"must name an image once, names '.*a\.png' in lines 2 and 3"):
+            open_data(write_csv(tmp_path, f"image,label\nb/a.png,cat\n{other},dog\n"), LABELS)
+
+
+def test_csv_goes_up_from_where_a_link_leads(tmp_path: Path) -> None:
+    fill(tmp_path, "a.png", "far/a.png", "far/deep/b.png")
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "deep")
+    data = open_data(write_csv(tmp_path, "image,label\nlink/../a.png,cat\n"), LABELS)
+    assert data.load(0) == b"bytes of far/a.png"
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "x/" * 3000])
+def test_a_path_that_is_too_long_is_one_line(tmp_path: Path, path: str) -> None:
+    with pytest.raises(InputError, match="that can be read: File name too long"):
+        open_data(tmp_path / path, LABELS)
+    with pytest.raises(InputError, match=r"labels\.csv, line 2: .* that can be read: File name too long"):
+        open_data(write_csv(tmp_path, f"image,label\n{path},cat\n"), LABELS)
+
+
 def test_what_is_no_data_set(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes(b"image,label\n\xff\xfe,cat\n")
     with pytest.raises(InputError, match="in UTF-8 that can be read"):

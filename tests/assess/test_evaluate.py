@@ -141,6 +141,12 @@ def test_figures_of_predictions_made_by_hand() -> None:
     assert found["confused"][0] == {"label": "crane (0)", "predicted": "crane (2)", "images": 1}
 
 
+def test_every_class_has_a_name_of_its_own() -> None:
+    evaluation = made(("a", "a", "a (0)", "b"), [0, 1, 2, 3], [[0, 1, 2, 3]] * 4)
+    assert evaluation.class_names == ("a (0) (0)", "a (1)", "a (0) (2)", "b")
+    assert len(evaluation.per_class(evaluation.results[0])) == 4
+
+
 def test_one_that_is_skipped_has_no_figures_and_never_passes() -> None:
     evaluation = made(("a", "b"), [0], [[0, 1]], skipped="it is not here")
     (result,) = evaluation.results
@@ -202,13 +208,13 @@ def test_what_cannot_run_here_is_skipped_beside_what_can(
     assert (skipped.classes.shape, skipped.scores.shape) == ((0, 3), (0,))
 
 
-def test_one_that_fails_on_its_way_is_skipped_and_stays_so(bundle: Bundle, tmp_path: Path) -> None:
+def test_one_that_fails_on_its_way_is_skipped_and_tried_again(bundle: Bundle, tmp_path: Path) -> None:
     data = write(tmp_path / "data", {"cat": [0, 99, 0]})
     for _ in range(2):
         evaluation, result = reference(bundle, data, batch_size=1, resume=tmp_path / "work")
         assert (evaluation.status, result.skipped) == ("skipped", "memory ran out")
         assert len(result.classes) == 0
-    assert Brightness.batches == [1, 1], "the second time, nothing ran"
+    assert Brightness.batches == [1, 1, 1], "the second time, what had failed ran again"
 
 
 def test_an_artifact_without_logits_is_skipped(data: Path, tmp_path: Path) -> None:
@@ -257,6 +263,35 @@ def test_finished_batches_of_other_work_are_refused(bundle: Bundle, data: Path, 
     assert work.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ({"classes": [[0, 1, 2]], "scores": [1.0]}, "of the 3 best classes of 2 images"),
+        ({"classes": [[0, 1]] * 2, "scores": [1.0] * 2}, "of the 3 best classes of 2 images"),
+        ({"classes": [[0, 1, 10**400]] * 2, "scores": [1.0] * 2}, "of the 3 best classes of 2 images"),
+        ({"classes": [[0, 1, 1.5]] * 2, "scores": [1.0] * 2}, "of the 3 best classes of 2 images"),
+        ({"classes": [[0, 1, 3]] * 2, "scores": [1.0] * 2}, "classes below 3, got 0 to 3"),
+        ({"classes": [[0, 1, -2]] * 2, "scores": [1.0] * 2}, "classes below 3, got -2 to 1"),
+        ({"classes": [[0], [0, 1]], "scores": [1.0] * 2}, "ValueError"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0, 1.5]}, "scores from 0 to 1 of 2 images"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0, 10**400]}, "scores from 0 to 1 of 2 images"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": ["1", "1"]}, "scores from 0 to 1 of 2 images"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0]}, "scores from 0 to 1 of 2 images"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0, None]}, "a score of every image with a class"),
+        ({"skipped": "because"}, "expected that reference on torch ran"),
+        ({"skipped": None}, "expected that reference on torch ran"),
+        (3, "TypeError"),
+    ],
+)
+def test_a_damaged_batch_is_not_believed(bundle: Bundle, data: Path, tmp_path: Path, spoilt: Any, message: str) -> None:
+    reference(bundle, data, batch_size=2, resume=tmp_path / "work")
+    header, line, *rest = (tmp_path / "work").read_text(encoding="utf-8").splitlines()
+    batch = json.dumps({**json.loads(line), "results": [spoilt]})
+    (tmp_path / "work").write_text("\n".join([header, batch, *rest]) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=rf"the finished batch 0 must be readable: .*{message}.*; remove the file"):
+        reference(bundle, data, batch_size=2, resume=tmp_path / "work")
+
+
 def test_another_bundle_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     reference(bundle, data, resume=tmp_path / "work")
     manifest = bundle.path / MANIFEST
@@ -303,8 +338,9 @@ def test_a_limit_is_recorded(bundle: Bundle, data: Path) -> None:
 
 
 def test_what_cannot_be_evaluated_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="batch_size must be at least 1, got 0"):
-        evaluate(bundle, data=data, batch_size=0)
+    for size in (0, 10**20):
+        with pytest.raises(UsageError, match=f"batch_size must be from 1 to 1048576, got {size}"):
+            evaluate(bundle, data=data, batch_size=size)
     with pytest.raises(BundleError, match="must be a bundle"):
         evaluate(tmp_path, data=data)
     with pytest.raises(InputError, match="is in 'purple'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -177,6 +178,8 @@ def test_shares_finer_than_the_sample_are_refused_with_the_number_of_images() ->
     for rule in ("min_accuracy", "min_agreement"):
         with pytest.raises(UsageError, match=rf"{rule} of 99.5 % .* needs 200 images, .* has 100; add images"):
             hold(ones, None, **{rule: 99.5})
+        with pytest.raises(UsageError, match=rf"{rule} of 99\.9999999999 % .* needs"):
+            hold(ones, None, **{rule: 99.9999999999})
         assert hold(ones, None, **{rule: 100}).status == hold(ones, None, **{rule: 99}).status == "passed"
     with pytest.raises(UsageError, match="max_drop needs a baseline"):
         hold(ones, max_drop=5)
@@ -288,6 +291,52 @@ def test_a_baseline_is_one_line_an_image_and_reads_as_it_was_written(tmp_path: P
         "torch fp32: removed",
         "x fp16: added",
     )
+
+
+def test_a_baseline_names_images_of_the_data() -> None:
+    found = evaluation(right(20, 3), right(20, 3, 5))
+    baseline = baseline_of(found)
+    baseline.check_images(found.images, "baseline.json")
+    other = dataclasses.replace(baseline, wrong={ONNX: ("3.png", "nope/1.png")})
+    with pytest.raises(
+        InputError, match=r"must name images of the data, onnxruntime fp32 names 'nope/1\.png'; restore"
+    ):
+        other.check_images(found.images, "baseline.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("schema_version",), True),
+        (("schema_version",), 1.0),
+        (("data", "images"), "20"),
+        (("data", "images"), 20.5),
+        (("data", "images"), float("inf")),
+        (("data", "images"), 10**400),
+        (("backends", ONNX), {"correct": 18, "wrong": "ab"}),
+        (("backends", ONNX), {"correct": 18, "wrong": [1, None]}),
+        (("backends", ONNX), {"correct": 18, "wrong": ["a", "a"]}),
+        (("backends", ONNX), {"correct": -1, "wrong": list(map(str, range(21)))}),
+        (("backends", ONNX), {"correct": 20.0, "wrong": []}),
+    ],
+)
+def test_a_value_of_another_type_or_size_is_no_baseline(tmp_path: Path, place: tuple[str, ...], value: object) -> None:
+    data = baseline_of(evaluation(right(20), right(20))).to_dict()
+    *folders, last = place
+    functools.reduce(dict.__getitem__, folders, data)[last] = value
+    (tmp_path / "baseline.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(InputError, match=r"must be a baseline: ValueError .* must .*; restore it") as caught:
+        Baseline.read(tmp_path / "baseline.json")
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+def test_a_baseline_without_an_image_is_refused(tmp_path: Path) -> None:
+    data = baseline_of(evaluation(right(1), right(1))).to_dict()
+    data["data"]["images"] = 0
+    data["backends"] = {}
+    (tmp_path / "baseline.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(InputError, match="images must be an integer from 1"):
+        Baseline.read(tmp_path / "baseline.json")
 
 
 @pytest.mark.parametrize("damage", ["text", "list", "version", "count", "sha"])

@@ -50,12 +50,34 @@ def test_an_artifact_has_the_rules_of_every_one_but_for_its_own(tmp_path: Path) 
         ("max_difference = nan", "got nan"),
         ("max_latency_ratio = -1", "a ratio above 0"),
         ("latency_against = 'torch'", "such as \"torch:fp32\", got 'torch'"),
+        (f"max_size = 1{'0' * 400}", "a number of bytes"),
+        (f"max_size = 0x{'f' * 9000}", "got int that is too large to show"),
+        (f"max_size = '{'9' * 400} MB'", "a number of bytes"),
+        (f"max_size = '{'9' * 5000}'", "a number of bytes"),
+        (f"max_latency_ratio = 1{'0' * 400}", "a ratio above 0"),
+        ("max_difference = 1e400", "got inf"),
         ("max_size = '12 mb'", "such as \"12.5 MB\", got '12 mb'"),
     ],
 )
 def test_what_is_no_rule_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_rules(write(tmp_path, text))
+
+
+def test_a_size_has_a_unit_or_is_in_bytes() -> None:
+    for value in ("1500", "1500 bytes", "1.5 kB", 1500):
+        assert Rules.from_dict({"max_size": value}, "the flags").max_size == 1500
+
+
+def test_a_byte_order_mark_is_no_matter(tmp_path: Path) -> None:
+    assert read_rules(write(tmp_path, "\ufeffmax_drop = 1")).every.max_drop == 1
+
+
+@pytest.mark.parametrize("text", [f"max_size = 1{'0' * 5000}", f"x = {'[' * 50_000}"])
+def test_numbers_and_nesting_without_end_are_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"gate\.toml must be TOML: .*") as caught:
+        read_rules(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:

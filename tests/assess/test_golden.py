@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from bundles import sign_again, write_bundle
 from environments import ROOT, environment, run
 from faults import copy_of, perturb_layer
 from vitdeploy.assess.compare import compare
-from vitdeploy.assess.golden import Golden
+from vitdeploy.assess.golden import FORMAT, Golden
 from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
@@ -118,6 +120,69 @@ def test_a_damaged_file_is_one_line(golden: Path, tmp_path: Path, content: Any) 
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="that can be read: No such file"):
         Golden.read(tmp_path / "absent.npz")
+
+
+def npy_member(shape: str, body: bytes = b"") -> bytes:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + body
+
+
+@pytest.mark.parametrize(
+    ("member", "compression"),
+    [
+        (npy_member("(16, 3)", b"\0" * 192), zipfile.ZIP_DEFLATED),
+        (npy_member("(16, 3)", b"\0" * 192), zipfile.ZIP_LZMA),
+        (npy_member("(16, 3)", b"\0" * 64), zipfile.ZIP_STORED),
+        (npy_member("(1000000000, 1000000)"), zipfile.ZIP_STORED),
+        (npy_member("(-1, 3)", b"\0" * 192), zipfile.ZIP_STORED),
+        (npy_member("()", b"\0" * 4), zipfile.ZIP_STORED),
+        (npy_member("(" * 9000), zipfile.ZIP_STORED),
+        (npy_member("(16, 3)", b"\0" * 192).replace(b"<f4", b"<i4"), zipfile.ZIP_STORED),
+        (npy_member("(16, 3)", b"\0" * 192).replace(b"<f4", b">f4"), zipfile.ZIP_STORED),
+        (npy_member("(3, 3)", b"\0" * 36), zipfile.ZIP_STORED),
+    ],
+)
+def test_an_array_that_is_not_as_it_was_written_is_refused(tmp_path: Path, member: bytes, compression: int) -> None:
+    path = tmp_path / "golden.npz"
+    Golden({"other": np.zeros((16, 2), np.float32)}, {}, "", 8).write(path)
+    Golden.read(path)
+    with zipfile.ZipFile(path, "a", compression) as archive:
+        archive.writestr("output/logits.npy", member)
+    with pytest.raises(InputError, match=r"golden\.npz must be a file that compare --save-golden wrote") as caught:
+        Golden.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encrypted_or_unknown_member_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "golden.npz"
+    Golden({}, {}, "", 8).write(path)
+    content = path.read_bytes()
+    entry = content.index(b"PK\x01\x02")
+    for offset, value in ((8, 1), (10, 99)):
+        path.write_bytes(content[: entry + offset] + bytes([value]) + content[entry + offset + 1 :])
+        with pytest.raises(InputError, match="must be a file that compare --save-golden wrote"):
+            Golden.read(path)
+
+
+@pytest.mark.parametrize(
+    "header", [b"[" * 100_000, b'{"batch_size": Infinity}', b'{"batch_size": 8, "tools": 7}', b"3"]
+)
+def test_a_damaged_header_is_one_line(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "golden.npz"
+    values = {"format": FORMAT, "reference": {}, "pixels_sha256": "", "tools": {}}
+    if header.startswith(b"{"):
+        header = json.dumps({**values, **json.loads(header)}).encode()
+    np.savez(path, header=np.frombuffer(header, np.uint8))
+    with pytest.raises(InputError, match="must be a file that compare --save-golden wrote"):
+        Golden.read(path)
+
+
+def test_outputs_of_another_shape_are_the_file_s_fault(bundle: Bundle) -> None:
+    reference = bundle.manifest.reference
+    for shape in ((3, 3), (16, 6), (16, 3, 1)):
+        with pytest.raises(InputError, match=r"must hold logits of shape \(16, 3\), hold .*; save them again"):
+            Golden({"logits": np.zeros(shape, np.float32)}, reference, "", 8).check(bundle, "", 16, 8)
+    Golden({"logits": np.zeros((16, 3), np.float32)}, reference, "", 8).check(bundle, "", 16, 8)
 
 
 def test_it_is_written_whole_or_not_at_all(bundle: Bundle, golden: Path, tmp_path: Path) -> None:

@@ -8,21 +8,19 @@ import io
 import itertools
 import re
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pages import HOSTILE, Page, hostile_report, written
+from vitdeploy.assess import page as page_module
 from vitdeploy.assess.page import write_html
 from vitdeploy.assess.report import Report
 from vitdeploy.assess.shown_images import Sample
 from vitdeploy.errors import ImageError, MissingDependencyError, OutputError
 from vitdeploy.predictor import Prediction
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +38,16 @@ def report(image: Path) -> Report:
 @pytest.fixture(scope="module")
 def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Page:
     return written(tmp_path_factory.mktemp("page") / "report.html", report)
+
+
+def test_a_class_name_is_a_heading_as_it_is() -> None:
+    jinja2 = pytest.importorskip("jinja2")
+    folder = jinja2.FileSystemLoader(Path(page_module.__file__).with_name("templates"))
+    template = jinja2.Environment(loader=folder, autoescape=True).from_string(
+        '{% import "macros.html" as m %}'
+        '{% call m.table("", ["<b", "<<c"], "", true) %}{% endcall %}{% call m.table("", ["<Output"]) %}{% endcall %}'
+    )
+    assert re.findall(r"<th\b[^>]*>(.*?)</th>", template.render()) == ["&lt;b", "&lt;&lt;c", "Output"]
 
 
 def test_the_page_loads_nothing(page: Page) -> None:

@@ -53,6 +53,12 @@ def test_names_of_the_dataset_are_matched_in_whatever_order(tmp_path: Path) -> N
         assert [data.load(row) for row in order] == [f"test.parquet {row}".encode() for row in order]
 
 
+def test_two_classes_of_one_name_are_not_merged(tmp_path: Path) -> None:
+    path = write(tmp_path / "test.parquet", [0, 1, 2], names=["newt", "cat", "cat"])
+    with pytest.raises(InputError, match="names must differ, 'cat' is there more than once"):
+        open_data(path, LABELS)
+
+
 def test_files_of_a_folder_are_one_data_set(tmp_path: Path) -> None:
     for index, labels in enumerate(([0, 1, 2], [2])):
         write(tmp_path / "data" / f"test-0000{index}-of-00002.parquet", labels)

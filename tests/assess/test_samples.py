@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,51 @@ def test_image_files_are_found_below_and_sorted(tmp_path: Path) -> None:
     found = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)]
     assert found == ["a/b/d.jpeg", "a/c.jpg", "b.PNG", "z.tiff"]
     assert image_files(str(tmp_path)) == image_files(tmp_path)
+
+
+def test_links_are_followed_and_a_loop_ends(tmp_path: Path) -> None:
+    fill(tmp_path / "far", "a.png", "more/b.png")
+    fill(tmp_path / "data", "cat/c.png")
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "far")
+    (tmp_path / "data" / "newt").symlink_to(tmp_path / "far" / "more")
+    (tmp_path / "far" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "cat" / "d.png").symlink_to(tmp_path / "far" / "a.png")
+    found = [path.relative_to(tmp_path / "data").as_posix() for path in image_files(tmp_path / "data")]
+    assert found == ["cat/c.png", "cat/d.png", "dog/a.png", "dog/more/b.png", "newt/b.png"]
+
+
+@pytest.mark.parametrize("name", ["cat/b.png", "dog"])
+def test_a_link_to_nothing_and_a_pipe_are_not_left_out(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, "cat/a.png")
+    (tmp_path / name).symlink_to(tmp_path / "absent")
+    with pytest.raises(
+        InputError, match=f"{name} must be a file or a folder, is a pipe, a device or a link to nothing"
+    ):
+        image_files(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / name)
+    with pytest.raises(InputError, match=f"that can be read: Too many levels of symbolic links: .*{name}"):
+        image_files(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / "cat" / "b.png")
+    with pytest.raises(InputError, match=r"cat/b\.png must be a file or a folder"):
+        image_files(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "cat/a.png", "dog/b.png")
+    scandir = os.scandir
+
+    def refused(path: Any) -> Any:
+        if os.fspath(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(InputError, match="dog must be a folder that can be read: Permission denied"):
+        image_files(tmp_path)
+    with pytest.raises(InputError, match="must be a folder of images that can be read: File name too long"):
+        image_files(tmp_path / ("x" * 300))
 
 
 def test_every_suffix_is_one_that_pillow_reads() -> None:

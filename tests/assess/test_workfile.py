@@ -54,9 +54,11 @@ def test_a_last_line_of_nothing_is_dropped(tmp_path: Path) -> None:
         (b"\x89PNG\r\n\x1a\n\0\0", "it is something else"),
         (b"no line end", "it is something else"),
         (b"[1, 2]\n", "it is something else"),
+        (b"[" * 200_000 + b"\n", "it is something else"),
         (json.dumps({**HEADER, "batch_size": 8}).encode() + b"\n", "begun with another batch_size: 8, not 4"),
         (json.dumps({**HEADER, "more": 1}).encode() + b"\n", "begun with another more: 1, not None"),
         (json.dumps(HEADER).encode() + b'\n{"batch": 1}\n{"batch": 1}\n', "line 2: expected the finished batch 0"),
+        (json.dumps(HEADER).encode() + b'\n{"batch": false}\n{"batch": 1}\n', "line 2: expected the finished batch 0"),
         (json.dumps(HEADER).encode() + b'\n{"batch\n{"batch": 1}\n', "line 2: expected the finished batch 0"),
     ],
 )

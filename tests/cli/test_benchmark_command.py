@@ -49,7 +49,7 @@ def test_what_could_not_be_measured_exits_with_3(single: Bundle, capsys: pytest.
     assert out.count("all    ") == 2
 
 
-@pytest.mark.parametrize("sizes", ["", "0", "1,,2", "-1", "1.5", "one", "1,2,"])
+@pytest.mark.parametrize("sizes", ["", "0", "1,,2", "-1", "1.5", "one", "1,2,", "9" * 5000, "1,²"])
 def test_bad_batch_sizes_are_usage_errors(single: Bundle, capsys: pytest.CaptureFixture[str], sizes: str) -> None:
     code, _, err = run(capsys, single.path, "--batch-sizes", sizes)
     assert code == 2

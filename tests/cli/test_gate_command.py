@@ -141,6 +141,19 @@ def test_update_writes_nothing_where_a_check_does_not_pass(digits: Bundle, basel
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_baseline_that_names_other_images_is_refused(
+    digits: Bundle, baseline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(baseline.read_bytes())
+    for row in content["backends"].values():
+        row["wrong"] = [f"nope/{index}.png" for index in range(len(row["wrong"]) + 1)]
+        row["correct"] = content["data"]["images"] - len(row["wrong"])
+    altered = tmp_path / "baseline.json"
+    altered.write_text(json.dumps(content), encoding="utf-8")
+    code, _, err = run(capsys, digits.path, "--data", held_out_images(), "--baseline", altered)
+    assert (code, err.count("\n"), "names 'nope/0.png'; restore it" in err) == (4, 1, True)
+
+
 def pytest_run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", "vitdeploy.pytest_plugin", "-p", "no:cacheprovider", "-v"]
     command += ["--rootdir", folder, folder, *arguments]  # type: ignore[list-item]

@@ -53,8 +53,11 @@ def test_what_cannot_be_written_is_told_before_the_work(
 ) -> None:
     held = (*command, tmp_path / "absent")  # exits with 4, as soon as a bundle is looked for
     assert run(capsys, *held, "--html", tmp_path / "a.html")[0] == 4
-    code, _, err = run(capsys, *held, "--html", tmp_path)
-    assert (code, "is a directory" in err) == (2, True)
+    for path, reason in (
+        (tmp_path, "is a folder; name a file"), (".", "is a folder"), ("", "is empty"), ("x" * 300, "name too long")
+    ):  # fmt: skip
+        code, _, err = run(capsys, *held, "--html", path)
+        assert (code, err.count("\n"), "must be a file that can be written" in err, reason in err) == (3, 1, True, True)
     for module in ("page", "plots"):
         monkeypatch.delitem(sys.modules, f"vitdeploy.assess.{module}")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -72,6 +75,20 @@ def test_only_verdicts_go_into_junit_and_nothing_of_a_bisection(
     code, _, err = run(capsys, "compare", tmp_path / "b", "--bisect", "--html", tmp_path / "a.html")
     assert (code, "--html is of the comparison of outputs and --layers, got --bisect; leave it out" in err) == (2, True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("compare", "--golden"), ("gate", "--rules"), ("gate", "--baseline"), ("gate", "--data"), ("evaluate", "--data")],
+)
+def test_a_file_that_may_not_be_read_is_no_matter_of_usage(
+    command: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    data = () if command == "compare" else ("--data", "d")
+    monkeypatch.setattr("os.access", lambda *_: False)  # as click asks; a superuser may read everything
+    code, _, err = run(capsys, command, tmp_path / "absent", *data, option, tmp_path / "file")
+    assert (code, err.count("\n")) == (4, 1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from importlib import resources
 from pathlib import Path
@@ -164,6 +166,15 @@ def test_thread_counts_are_the_threads_that_start(model_file: Path, intra: int, 
         arrays = make_feeds(tiny_model(), 2)
         assert worst_difference(runtime.run(arrays), reference(tiny_model(), arrays)) <= FLOAT32_TOLERANCE
     assert threads_of_this_process() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_folder_whose_name_is_no_utf_8(probe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    shutil.copy(probe, folder / "model.onnx")
+    with pytest.raises(UsageError, match=r"must be given a path in UTF-8, got .*; rename the folder"):
+        OnnxRuntime(folder / "model.onnx")
 
 
 @pytest.mark.parametrize("spinning", [True, False])

@@ -58,6 +58,7 @@ class BackendRun:
         self.skipped: str | None = None
         self._processor = processor
         self._details: dict[str, Any] = {}
+        self._class_count = len(labels)
         self._classes = np.full((count, min(MOST_CLASSES, len(labels))), NOT_FINITE, np.int32)
         self._scores = np.full(count, np.nan, np.float32)
         try:
@@ -109,17 +110,27 @@ class BackendRun:
         self._keep(first, classes, scores)
         return {"classes": classes.tolist(), "scores": [score if score == score else None for score in scores.tolist()]}
 
-    def restore(self, entry: Mapping[str, Any], first: int) -> None:
-        """Keep what `run` gave before.
+    def restore(self, entry: Mapping[str, Any], first: int, count: int) -> None:
+        """Keep what `run` gave before, of `count` images.
 
         Raises:
             KeyError, TypeError, ValueError: it is something else.
         """
-        if "skipped" in entry:
-            self._skip(str(entry["skipped"]))
+        if self.skipped is not None or "skipped" in entry:
+            if entry["skipped"] != self.skipped or self.skipped is None:
+                raise ValueError(f"expected that {self.selected} ran as it does now, got another reason to skip it")
             return
-        scores = [np.nan if score is None else score for score in entry["scores"]]
-        self._keep(first, np.array(entry["classes"], np.int32), np.array(scores, np.float32))
+        classes = np.array(entry["classes"])  # (count, k)
+        scores = np.array([np.nan if score is None else score for score in entry["scores"]])  # (count,)
+        if classes.dtype.kind != "i" or classes.shape != (count, self._classes.shape[1]):
+            raise ValueError(f"expected indices of the {self._classes.shape[1]} best classes of {count} images")
+        if classes.min() < NOT_FINITE or classes.max() >= self._class_count:
+            raise ValueError(f"expected classes below {self._class_count}, got {classes.min()} to {classes.max()}")
+        if scores.dtype.kind != "f" or scores.shape != (count,) or (scores < 0).any() or (scores > 1).any():
+            raise ValueError(f"expected scores from 0 to 1 of {count} images")
+        if ((classes == NOT_FINITE) != np.isnan(scores)[:, None]).any():
+            raise ValueError("expected a score of every image with a class, and of no other")
+        self._keep(first, classes, scores)
 
     def predictions(self) -> Predictions:
         """What became of all images."""

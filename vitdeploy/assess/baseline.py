@@ -16,12 +16,13 @@ from vitdeploy.manifest import CONFIG
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from vitdeploy.assess.evaluate import Evaluation
     from vitdeploy.bundle import Bundle
 
 SCHEMA_VERSION = 1
+_MOST_IMAGES = 2**31
 _MOST_NAMED = 5
 
 
@@ -72,22 +73,18 @@ class Baseline:
         file = Path(path)
         try:
             data = json.loads(file.read_bytes())
-            if data["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(f"schema_version is {data['schema_version']!r}, not {SCHEMA_VERSION}")
-            wrong = {str(name): tuple(map(str, row["wrong"])) for name, row in data["backends"].items()}
+            _check_integer(data["schema_version"], SCHEMA_VERSION, SCHEMA_VERSION, "schema_version")
+            images = data["data"]["images"]
+            _check_integer(images, 1, _MOST_IMAGES, "images")
             baseline = cls(
-                images=int(data["data"]["images"]),
+                images=images,
                 data_sha256=_digest(data["data"]["sha256"]),
                 labels_sha256=_digest(data["model"]["labels_sha256"]),
                 processor={str(name): _digest(value) for name, value in data["model"]["processor_sha256"].items()},
                 weights={str(name): _digest(value) for name, value in data["model"]["weights_sha256"].items()},
-                wrong=wrong,
+                wrong={str(name): _wrong(row, images, name) for name, row in data["backends"].items()},
                 tools={str(name): str(value) for name, value in data["tools"].items()},
             )
-            for name, names in wrong.items():
-                count = data["backends"][name]["correct"]
-                if count != baseline.images - len(names) or len(set(names)) < len(names):
-                    raise ValueError(f"{name} must have {baseline.images - len(names)} correct images, has {count}")
         except FileNotFoundError as exc:
             raise InputError(f"{file} must be a baseline, is not there; make it with --update") from exc
         except OSError as exc:
@@ -128,6 +125,20 @@ class Baseline:
         if first not in self.wrong or second not in self.wrong:
             return 0.0
         return len({*self.wrong[first]} ^ {*self.wrong[second]}) / self.images
+
+    def check_images(self, images: Collection[str], file: str | os.PathLike[str]) -> None:
+        """See that it names no image but these, as a file that was altered by hand may.
+
+        Raises:
+            InputError: it names another.
+        """
+        for backend, names in self.wrong.items():
+            unknown = sorted(set(names).difference(images))
+            if unknown:
+                raise InputError(
+                    f"{file} must name images of the data, {backend} names {unknown[0]!r:.80}; restore it, or make it "
+                    f"anew with --update"
+                )
 
     def changes(self, new: Baseline) -> tuple[str, ...]:
         """What is otherwise in `new`, a line each."""
@@ -174,6 +185,22 @@ def processor_sha256(bundle: Bundle) -> dict[str, str]:
 
 def _sha256(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _check_integer(value: Any, low: int, high: int, name: str) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} must be an integer from {low} to {high}, is {value!r:.40}")
+
+
+def _wrong(row: Mapping[str, Any], images: int, backend: str) -> tuple[str, ...]:
+    """The images that a backend did not classify correctly, of a row of the file."""
+    names = row["wrong"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{backend} must have a list of names that are wrong, has {names!r:.40}")
+    if len(set(names)) < len(names) or len(names) > images:
+        raise ValueError(f"{backend} must name each of at most {images} images once, names {len(names)}")
+    _check_integer(row["correct"], images - len(names), images - len(names), f"correct of {backend}")
+    return tuple(names)
 
 
 def _digest(value: Any) -> str:

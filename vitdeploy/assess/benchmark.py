@@ -13,12 +13,14 @@ from vitdeploy.assess.samples import image_files, synthetic_images
 from vitdeploy.assess.selection import select
 from vitdeploy.assess.timing import MOST_WINDOWS, WINDOW, WITHIN, Job, Round, check_threads, worker
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import UnavailableError, UsageError
-from vitdeploy.predictor import load_processor
+from vitdeploy.errors import UnavailableError, UsageError, readable
+from vitdeploy.images import open_image
+from vitdeploy.predictor import check_batch_size, load_processor
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from vitdeploy.assess.selection import Selected
     from vitdeploy.assess.timing import Opened
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 # (height, width) of the files that are made where none are given: VGA photographs, as they come from many cameras.
 _SYNTHETIC_SIZE = (480, 640)
 _JPEG_QUALITY = 90
+_MOST_SYNTHETIC = 64  # larger batches have some of them again
 
 
 def benchmark(
@@ -49,10 +52,10 @@ def benchmark(
 
     Args:
         bundle: the bundle or its folder.
-        batch_sizes: images a run.
+        batch_sizes: images a run, from 1 to 2**20.
         backends: such as "onnxruntime:fp16", see `select`; by default the reference and every artifact.
         device: "cpu", "cuda" or "cuda:1".
-        threads: of each backend; 0 for its own choice.
+        threads: of each backend, up to 1024; 0 for its own choice.
         images: a folder, every image below it; by default JPEG files of 640x480 synthetic pixels.
         rounds: turns that each backend gets.
         runs: timed runs of each kind and batch size a turn.
@@ -68,6 +71,7 @@ def benchmark(
         raise UsageError(
             f"a benchmark needs batch sizes, rounds and runs from 1 up, got {list(batch_sizes)}, {rounds} and {runs}"
         )
+    check_batch_size(max(sizes))
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     selection = select(bundle, backends)
     check_threads(threads, selection)
@@ -187,11 +191,19 @@ def _encoded(images: str | os.PathLike[str] | None, count: int) -> tuple[tuple[b
     """The bytes of image files, and what they are."""
     if images is not None:
         files = image_files(images)[:count]
-        return tuple(file.read_bytes() for file in files), f"{len(files)} files of a folder"
+        return tuple(_read(file) for file in files), f"{len(files)} files of a folder"
     encoded = []
-    for image in synthetic_images(count, *_SYNTHETIC_SIZE):
+    for image in synthetic_images(min(count, _MOST_SYNTHETIC), *_SYNTHETIC_SIZE):
         file = io.BytesIO()
         image.save(file, "JPEG", quality=_JPEG_QUALITY)
         encoded.append(file.getvalue())
     height, width = _SYNTHETIC_SIZE
     return tuple(encoded), f"synthetic JPEG files of {width}x{height} pixels"
+
+
+def _read(file: Path) -> bytes:
+    """The bytes of an image that can be decoded."""
+    with readable(file, "an image"):
+        encoded = file.read_bytes()
+    open_image(encoded, name=repr(str(file)))
+    return encoded

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from vitdeploy.assess.onnx_reader import Loaded
     from vitdeploy.exporters.variants import Variants
     from vitdeploy.manifest import Artifact
     from vitdeploy.processor import ImageProcessor
@@ -141,7 +142,7 @@ def bisect(
         on_step: called with what is being done.
 
     Raises:
-        BundleError: the bundle is absent or was altered.
+        BundleError: the bundle is absent or was altered, or holds no valid ONNX model.
         UsageError: the bundle has not the artifacts that are needed, or an argument is not what it must be.
         ImageError: an image cannot be read.
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
@@ -158,8 +159,9 @@ def bisect(
     artifact = _lower(bundle, source, precision)
     allowed = default_tolerance(artifact) if tolerance is None else tolerance
     float_path, *_ = bundle.verified(source.files)
+    loaded = _loaded(float_path)
     variants = _variants(bundle, artifact, float_path)
-    candidates = _in_parts(float_path, variants.nodes)
+    candidates = _in_parts(loaded, variants.nodes)
     groups = [list(nodes) for _, nodes in itertools.groupby(candidates, key=lambda node: node.part)]
     processor = load_processor(bundle)
     chosen = _images(processor, images, max_images)
@@ -204,28 +206,34 @@ def _lower(bundle: Bundle, source: Artifact, precision: str) -> Artifact:
 
 
 def _variants(bundle: Bundle, artifact: Artifact, float_path: Path) -> Variants:
+    from vitdeploy.assess.onnx_reader import valid_onnx
+
     variants: Variants
     if artifact.precision == Precision.INT8:
         make = load_target("vitdeploy.exporters.quantized_variants:quantized_variants", _WHAT, _EXTRA, _PACKAGE)
         path, *_ = bundle.verified(artifact.files)
-        variants = make(path, float_path)
+        _loaded(path)
+        with valid_onnx(path):
+            variants = make(path, float_path)
     else:
         make = load_target("vitdeploy.exporters.variants:half_variants", _WHAT, _EXTRA, _PACKAGE)
-        variants = make(float_path, Precision(artifact.precision))
+        with valid_onnx(float_path):  # weights in a file of their own are read only here
+            variants = make(float_path, Precision(artifact.precision))
     return variants
 
 
-def _in_parts(path: Path, names: Collection[str]) -> list[KeptNode]:
-    """The nodes of these names, part by part."""
-    import onnx
+def _loaded(path: Path) -> Loaded:
+    found: Loaded = load_target("vitdeploy.assess.onnx_reader:load_onnx", _WHAT, _EXTRA, _PACKAGE)(path)
+    return found
 
+
+def _in_parts(loaded: Loaded, names: Collection[str]) -> list[KeptNode]:
+    """The nodes of these names, part by part."""
     from vitdeploy.assess.onnx_parts import nodes_by_part
 
-    graph = onnx.load(path, load_external_data=False).graph
-    inputs = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
     return [
         KeptNode(node.output[0], node.op_type, part)
-        for part, nodes in nodes_by_part(graph.node, inputs).items()
+        for part, nodes in nodes_by_part(loaded.model.graph.node, loaded.inputs).items()
         for node in nodes
         if node.output[0] in names
     ]

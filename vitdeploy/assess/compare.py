@@ -164,7 +164,7 @@ def compare(
         UsageError: the bundle has no artifact, an argument is not what it must be, or golden outputs are of something
             else.
         ImageError: an image cannot be read.
-        InputError: the file of golden outputs cannot be read.
+        InputError: the file of golden outputs cannot be read, or is damaged.
         OutputError: it cannot be written.
         MissingDependencyError: torch, which runs the reference, is not installed.
     """
@@ -191,7 +191,7 @@ def compare(
     if golden is not None:
         on_step(f"reading golden outputs of {len(sources)} images")
         found = Golden.read(golden)
-        found.check(bundle, batches.pixels_sha256(), batch_size)
+        found.check(bundle, batches.pixels_sha256(), len(sources), batch_size)
         expected = found.outputs
     else:
         on_step(f"running the reference on {len(sources)} images")

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import hashlib
-import posixpath
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vitdeploy.assess.matching import BY_INDEX, Classes
-from vitdeploy.assess.samples import labelled_files
-from vitdeploy.errors import ImageError, InputError, UsageError, first_line
+from vitdeploy.assess.samples import files_below, labelled_files
+from vitdeploy.errors import ImageError, InputError, UsageError, first_line, readable
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
@@ -93,12 +93,14 @@ def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledDa
         MissingDependencyError: pyarrow is not installed, for parquet files.
     """
     source, classes = Path(path), Classes(labels)
-    if source.is_dir():
-        files = sorted(file for file in source.rglob("*.parquet") if file.is_file())
-        return _from_parquet(source, files, classes) if files else _from_folder(source, classes)
     kind = source.suffix.lower()
-    if kind not in (".csv", ".parquet") or not source.is_file():
-        raise InputError(f"{source} must be a folder, a .csv file or a .parquet file, is none of these")
+    with readable(source, "a folder, a .csv file or a .parquet file"):
+        is_folder = source.is_dir()
+        if not is_folder and (kind not in (".csv", ".parquet") or not source.is_file()):
+            raise InputError(f"{source} must be a folder, a .csv file or a .parquet file, is none of these")
+    if is_folder:
+        files = files_below(source, {".parquet"})
+        return _from_parquet(source, files, classes) if files else _from_folder(source, classes)
     return _from_csv(source, classes) if kind == ".csv" else _from_parquet(source, [source], classes)
 
 
@@ -113,14 +115,20 @@ def _from_folder(root: Path, classes: Classes) -> LabelledData:
 
 def _from_csv(path: Path, classes: Classes) -> LabelledData:
     rows = _csv_rows(path)
-    names = [posixpath.normpath(Path(image).as_posix()) for image, _, _ in rows]
-    line_of: dict[str, int] = {}
+    names = [Path(image).as_posix() for image, _, _ in rows]
+    line_of: dict[tuple[str, str], int] = {}
+    folder_of = functools.cache(os.path.realpath)
     for name, (_, _, line) in zip(names, rows, strict=True):
-        if name in line_of:
-            raise InputError(f"{path} must name an image once, names {name!r} in lines {line_of[name]} and {line}")
-        line_of[name] = line
-        if not (path.parent / name).is_file():
-            raise InputError(f"{path}, line {line}: {name!r} must be the path of a file from {path.parent}, is none")
+        file = path.parent / name
+        with readable(f"{path}, line {line}: {name!r:.80}", "the path of a file"):
+            if not file.is_file():
+                raise InputError(
+                    f"{path}, line {line}: {name!r} must be the path of a file from {path.parent}, is none"
+                )
+        place = (folder_of(file.parent), file.name)
+        if place in line_of:
+            raise InputError(f"{path} must name an image once, names {name!r} in lines {line_of[place]} and {line}")
+        line_of[place] = line
     index_of, matched = classes.match_any(list(dict.fromkeys(label for _, label, _ in rows)), str(path))
     targets = np.array([index_of[label] for _, label, _ in rows], np.int32)
     return LabelledData(

@@ -18,7 +18,7 @@ from vitdeploy.assess.selection import REFERENCE, select
 from vitdeploy.assess.workfile import WorkFile
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UsageError
-from vitdeploy.predictor import load_processor
+from vitdeploy.predictor import check_batch_size, load_processor
 from vitdeploy.specs import Precision, Task
 
 if TYPE_CHECKING:
@@ -118,9 +118,11 @@ class Evaluation:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """`labels`, with its index behind a name that two classes have, as ImageNet's cranes."""
-        counts = collections.Counter(self.labels)
-        return tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(self.labels))
+        """`labels`, with its index behind a name that two classes have, as ImageNet's cranes; no two are the same."""
+        names = self.labels
+        while len(counts := collections.Counter(names)) < len(names):  # "crane (0)" may be the name of a third class
+            names = tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names))
+        return names
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -193,7 +195,7 @@ def evaluate(
         data: labelled images, see `open_data`; or what that gave.
         backends: such as "onnxruntime", for every artifact that it runs, or "onnxruntime:fp16"; "torch" is the
             reference. By default the reference and every artifact.
-        batch_size: images that run together, from 1 up.
+        batch_size: images that run together, from 1 to 2**20.
         device: of every backend: "cpu", "cuda" or "cuda:1".
         resume: a file that keeps each finished batch, made where there is none. With the same bundle, data and
             arguments, what it holds is not computed again; the images' bytes are read again, and must be the same.
@@ -210,8 +212,7 @@ def evaluate(
         OutputError: `resume` cannot be written.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if batch_size < 1:
-        raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+    check_batch_size(batch_size)
     labels, processor = _single_labels(bundle), load_processor(bundle)
     selection = select(bundle, backends)
     if isinstance(data, LabelledData):

@@ -14,7 +14,7 @@ from vitdeploy.assess.gate_plan import plan
 from vitdeploy.assess.gate_rules import GateRules, read_rules
 from vitdeploy.assess.verdicts import Verdict, overall
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import InputError, UsageError
+from vitdeploy.errors import InputError, UsageError, readable
 
 if TYPE_CHECKING:
     import os
@@ -124,8 +124,10 @@ def gate(
         bundle, data=images, backends=backends, batch_size=batch_size, device=device, on_step=on_step,
         on_progress=on_progress,
     )  # fmt: skip
-    if accepted is not None and not update and accepted.data_sha256 != evaluation.data_sha256:
-        raise _other_data(file, "other images or labels of the same number")
+    if accepted is not None and file is not None and not update:
+        if accepted.data_sha256 != evaluation.data_sha256:
+            raise _other_data(file, "other images or labels of the same number")
+        accepted.check_images(evaluation.images, file)
     measured = Measured(bundle, images, evaluation, accepted, planned, device, on_step)
     checks = tuple(judge(check, measured) for check in planned)
     result = GateResult(str(bundle.path), str(data), checks, evaluation, measured.benchmarked, file)
@@ -185,7 +187,7 @@ def _prepare(
             f"update makes a baseline of every backend, got {', '.join(backends)} alone; leave --backend out"
         )
     file = None if baseline is None else Path(baseline)
-    accepted = None if file is None or (update and not file.exists()) else Baseline.read(file)
+    accepted = None if file is None or (update and not _exists(file)) else Baseline.read(file)
     if not bundle.labels:
         raise UsageError("gate needs a model with classes, this one has none; export it as image-classification")
     images = open_data(data, bundle.labels)
@@ -194,6 +196,11 @@ def _prepare(
     compared = None if update else accepted
     checks = plan(bundle, rules, compared, len(images), backends, update=update)
     return _Prepared(bundle, images, file, accepted, checks)
+
+
+def _exists(file: Path) -> bool:
+    with readable(file, "a baseline"):
+        return file.exists()
 
 
 def _other_data(file: Path | None, found: str) -> InputError:

@@ -200,7 +200,7 @@ def _min_agreement(planned: Planned, measured: Measured, result: Predictions) ->
 
 def _share(planned: Planned, found: Accuracy, what: str) -> _Found:
     passed = 100 * found.correct >= planned.bound * found.total - 1e-9
-    return 100 * found.value, _word(passed), f"{found} {what}, at least {planned.bound:g} % allowed"
+    return 100 * found.value, _word(passed), f"{found} {what}, at least {planned.bound:.15g} % allowed"
 
 
 def _max_drop(planned: Planned, measured: Measured, result: Predictions) -> _Found:

@@ -148,7 +148,7 @@ def _check_share(rule: str, subject: str, percent: float, images: int) -> None:
     if percent < 100 and images * (100 - percent) < 100 - 1e-9:
         needed = math.ceil(100 / (100 - percent) - 1e-9)
         raise UsageError(
-            f"{rule} of {percent:g} % for {subject} needs {needed} images, of which one may be wrong, the data has "
+            f"{rule} of {percent:.15g} % for {subject} needs {needed} images, of which one may be wrong, the data has "
             f"{images}; add images, or demand 100"
         )
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.errors import InputError, UsageError
+from vitdeploy.errors import InputError, UsageError, first_line
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -97,16 +96,16 @@ def read_rules(path: str | os.PathLike[str]) -> GateRules:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise InputError(f"{file} must be a TOML file of rules that can be read: {exc}") from exc
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise InputError(f"{file} must be TOML: {exc}") from exc
+    except (ValueError, RecursionError) as exc:  # tomllib's own, an integer of thousands of digits, deep nesting
+        raise InputError(f"{file} must be TOML: {first_line(exc)}") from exc
     artifacts = data.pop("artifacts", {})
     if not isinstance(artifacts, dict) or not all(isinstance(table, dict) for table in artifacts.values()):
-        raise UsageError(f'artifacts of {file} must be tables such as [artifacts."onnx-fp16"], got {artifacts!r:.60}')
+        raise UsageError(f'artifacts of {file} must be tables such as [artifacts."onnx-fp16"], got {_shown(artifacts)}')
     known = [field.name for field in dataclasses.fields(Rules)]
     _check_keys(data, [*known, "artifacts"], str(file))
     of_each = {name: Rules.from_dict(table, f"{name} in {file}") for name, table in artifacts.items()}
@@ -121,11 +120,20 @@ def _check_keys(data: Iterable[str], known: list[str], where: str) -> None:
             raise UsageError(f"{where} must have no key but those that are known, has {key!r}; {hint}")
 
 
-def _number(value: Any, name: str, *, low: float, high: float = math.inf, what: str, open_: bool = False) -> float:
-    right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not right or not (low < value if open_ else low <= value) or value > high:
-        raise UsageError(f"{name} must be {what}, got {value!r:.40}")
+def _number(
+    value: Any, name: str, *, low: float, high: float = sys.float_info.max, what: str, open_: bool = False
+) -> float:
+    right = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not right or not (low < value if open_ else low <= value) or not value <= high:
+        raise UsageError(f"{name} must be {what}, got {_shown(value)}")
     return float(value)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.40}"
+    except (ValueError, RecursionError):  # an integer of thousands of digits, tables in tables
+        return f"{type(value).__name__} that is too large to show"
 
 
 def _percent(value: Any, name: str) -> float:
@@ -147,15 +155,15 @@ def _ratio(value: Any, name: str) -> float:
 
 def _backend(value: Any, name: str) -> str:
     if not isinstance(value, str) or not re.fullmatch("[a-z-]+:[a-z0-9]+", value):
-        raise UsageError(f'{name} must be a backend and a precision, such as "torch:fp32", got {value!r:.40}')
+        raise UsageError(f'{name} must be a backend and a precision, such as "torch:fp32", got {_shown(value)}')
     return value
 
 
 def _bytes(value: Any, name: str) -> int:
-    match = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?) ?({'|'.join(_UNITS)})", value) if isinstance(value, str) else None
+    match = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?) ?({'|'.join(_UNITS)})?", value) if isinstance(value, str) else None
     if match is not None:
-        value = round(float(match[1]) * _UNITS[match[2]])
-    return int(_number(value, name, low=1, what='a number of bytes, or a text such as "12.5 MB"'))
+        value = float(match[1]) * _UNITS[match[2] or "bytes"]
+    return round(_number(value, name, low=1, high=2.0**63, what='a number of bytes, or a text such as "12.5 MB"'))
 
 
 _READ: dict[str, Callable[[Any, str], Any]] = {

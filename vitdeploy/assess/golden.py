@@ -6,25 +6,47 @@ import dataclasses
 import io
 import itertools
 import json
+import math
+import struct
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib import format as npy
 
 from vitdeploy import __version__
 from vitdeploy.assess.selection import artifacts
 from vitdeploy.atomic import write_file
-from vitdeploy.errors import InputError, UsageError
+from vitdeploy.errors import InputError, UsageError, first_line
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
     from vitdeploy.bundle import Bundle
+    from vitdeploy.specs import TensorSpec
 
 FORMAT = "vitdeploy golden 2"
-_HEADER = "header"
+_HEADER, _OUTPUT = "header", "output/"
+_ENCRYPTED = 0x1  # of a member's flags: APPNOTE.TXT 4.4.4
+_NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+# What zipfile, numpy and json are known to raise on a damaged file.
+_DAMAGES = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +80,7 @@ class Golden:
             "batch_size": self.batch_size,
             "tools": dict(self.tools),
         }
-        arrays: dict[str, Any] = {f"output/{name}": value for name, value in self.outputs.items()}
+        arrays: dict[str, Any] = {f"{_OUTPUT}{name}": value for name, value in self.outputs.items()}
         arrays[_HEADER] = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
         file = io.BytesIO()
         np.savez(file, **arrays)
@@ -72,29 +94,37 @@ class Golden:
             InputError: there is no such file, or it is something else.
         """
         try:
-            with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                header: dict[str, Any] = json.loads(file[_HEADER].tobytes())
+            with Path(path).open("rb") as opened, zipfile.ZipFile(opened) as archive:
+                header: dict[str, Any] = json.loads(_array(archive, _HEADER, np.uint8).tobytes())
                 if header["format"] != FORMAT:
                     raise ValueError(f"format is {header['format']!r:.40}, not {FORMAT!r}")
-                outputs = {
-                    name.removeprefix("output/"): file[name] for name in file.files if name.startswith("output/")
-                }
-                reference = {str(name): str(value) for name, value in header["reference"].items()}
-                return cls(outputs, reference, str(header["pixels_sha256"]), int(header["batch_size"]), header["tools"])
+                names = [name.removesuffix(".npy") for name in archive.namelist() if name.startswith(_OUTPUT)]
+                outputs = {name.removeprefix(_OUTPUT): _array(archive, name, np.float32) for name in names}
+            counts = sorted({len(value) for value in outputs.values()})
+            if len(counts) > 1:
+                raise ValueError(f"outputs are of {' and '.join(map(str, counts))} images")
+            if type(header["batch_size"]) is not int:
+                raise TypeError(f"batch_size is {header['batch_size']!r:.40}, no integer")
+            reference, tools = (
+                {str(name): str(value) for name, value in header[key].items()} for key in ("reference", "tools")
+            )
+            return cls(outputs, reference, str(header["pixels_sha256"]), header["batch_size"], tools)
         except OSError as exc:
             raise InputError(
                 f"{path} must be a file of golden outputs that can be read: {exc.strerror or exc}"
             ) from exc
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as exc:
+        except _DAMAGES as exc:
             raise InputError(
-                f"{path} must be a file that compare --save-golden wrote: {type(exc).__name__} {exc}; save it again"
+                f"{path} must be a file that compare --save-golden wrote: {type(exc).__name__} {first_line(exc)}; save "
+                f"it again"
             ) from exc
 
-    def check(self, bundle: Bundle, pixels_sha256: str, batch_size: int) -> None:
-        """See that it is of this model, these images and this batch size.
+    def check(self, bundle: Bundle, pixels_sha256: str, count: int, batch_size: int) -> None:
+        """See that it is of this model, of these `count` images and of this batch size.
 
         Raises:
             UsageError: it is of others, or lacks an output of an artifact.
+            InputError: an output has another shape than the artifacts give.
         """
         wanted = bundle.manifest.reference
         changed = [name for name in sorted({*wanted, *self.reference}) if wanted.get(name) != self.reference.get(name)]
@@ -118,3 +148,36 @@ class Golden:
         missing = [name for name in names if name not in self.outputs]
         if missing:
             raise UsageError(f"golden outputs must hold {', '.join(missing)}, do not; save them again")
+        for spec in itertools.chain(*specs):
+            _check_shape(spec, self.outputs[spec.name].shape, count)
+
+
+def _array(archive: zipfile.ZipFile, name: str, dtype: type[np.generic]) -> np.ndarray:
+    """An array as `write` writes it, not compressed; its size is checked before it takes memory.
+
+    Raises:
+        ValueError: it is another's.
+        What else `_DAMAGES` names.
+    """
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & _ENCRYPTED or info.file_size != info.compress_size:
+        raise ValueError(f"{name!r:.80} is compressed or encrypted")
+    content = io.BytesIO(archive.read(info))
+    shape, _, found = _NPY_HEADERS[npy.read_magic(content)](content)
+    size_bytes = info.file_size - content.tell()
+    if found != dtype or not shape or min(shape) < 0 or math.prod(shape) * found.itemsize != size_bytes:
+        raise ValueError(
+            f"{name!r:.80} is {found} of shape {shape} in {size_bytes} bytes, not {np.dtype(dtype)} (N, ...)"
+        )
+    content.seek(0)
+    array: np.ndarray = npy.read_array(content, allow_pickle=False)
+    return array
+
+
+def _check_shape(spec: TensorSpec, shape: tuple[int, ...], count: int) -> None:
+    wanted = (count, *spec.shape[1:])
+    fits = len(shape) == len(wanted) and all(
+        isinstance(axis, str) or axis == length for axis, length in zip(wanted, shape, strict=True)
+    )
+    if not fits:
+        raise InputError(f"golden outputs must hold {spec.name} of shape {wanted}, hold {shape}; save them again")

@@ -39,6 +39,8 @@ def run_all(
 ) -> str:
     """Run every batch that is not finished, and restore those that are.
 
+    From where a backend gives up, as when memory runs out, no batch counts as finished: another run tries it again.
+
     Returns:
         The SHA-256 of the names, labels and bytes of all images.
 
@@ -47,6 +49,7 @@ def run_all(
         ImageError: an image cannot be read.
     """
     finished = work.batches if work is not None else []
+    opened = [run for run in runs if run.skipped is None]
     threads = available_cores()
     stream = prepare(
         images,
@@ -67,10 +70,10 @@ def run_all(
             of_all.update(text.encode("utf-8", "surrogatepass"))
             sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
             if number < len(finished):
-                _restore(runs, finished[number], sha256, first, images)
+                _restore(runs, finished[number], sha256, first, len(batch), images)
             else:
                 results = [run.run(batch, first) for run in runs]
-                if work is not None:
+                if work is not None and all(run.skipped is None for run in opened):
                     work.append({"batch": number, "sha256": sha256, "results": results})
             on_progress(first + len(batch), len(images))
     return of_all.hexdigest()
@@ -93,7 +96,7 @@ def header(
 
 
 def _restore(
-    runs: Sequence[BackendRun], entry: Mapping[str, Any], sha256: str, first: int, images: LabelledData
+    runs: Sequence[BackendRun], entry: Mapping[str, Any], sha256: str, first: int, count: int, images: LabelledData
 ) -> None:
     try:
         if entry["sha256"] != sha256:
@@ -102,6 +105,8 @@ def _restore(
                 f"name another file to resume from"
             )
         for run, result in zip(runs, entry["results"], strict=True):
-            run.restore(result, first)
+            run.restore(result, first, count)
     except (KeyError, TypeError, ValueError) as exc:
-        raise InputError(f"the finished batch {entry['batch']} must be readable: {exc}; remove the file") from exc
+        raise InputError(
+            f"the finished batch {entry['batch']} must be readable: {type(exc).__name__} {exc}; remove the file"
+        ) from exc

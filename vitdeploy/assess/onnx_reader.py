@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import math
 import re
@@ -13,10 +14,10 @@ from google.protobuf.message import DecodeError
 
 from vitdeploy.assess.graph_summary import GraphSummary, most_first
 from vitdeploy.assess.onnx_parts import nodes_by_part
-from vitdeploy.errors import BundleError, first_line
+from vitdeploy.errors import BundleError, VitDeployError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
@@ -39,25 +40,52 @@ def read_onnx(path: Path) -> GraphSummary:
     Raises:
         BundleError: the file is no valid ONNX model.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-        given = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
-        weights = [_weight(tensor) for tensor in model.graph.initializer]
-        _make_inputs_of_weights(model.graph)
-        onnx.checker.check_model(model)
-        graph = onnx.shape_inference.infer_shapes(model).graph
-    except (DecodeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise BundleError(f"{path} must hold a valid ONNX model: {first_line(exc)}; export the bundle again") from exc
+    loaded = load_onnx(path)
+    graph, weights = loaded.model.graph, loaded.weights
     equal = collections.Counter(weight for weight in weights if weight.content is not None)
     return GraphSummary(
-        versions={"IR version": model.ir_version, **_opsets(model)},
+        versions={"IR version": loaded.model.ir_version, **_opsets(loaded.model)},
         node_types=most_first(collections.Counter(_qualified(node) for node in graph.node)),
         weights=len(weights),
         weight_bytes=most_first(_bytes_by_type(weights)),
         duplicates=sum(count - 1 for count in equal.values()),
         duplicate_bytes=sum((count - 1) * weight.size_bytes for weight, count in equal.items()),
-        layers=_types_by_part(graph, given),
+        layers=_types_by_part(graph, loaded.inputs),
     )
+
+
+class Loaded(NamedTuple):
+    """A valid model whose weights are inputs, what they were, the names of its own inputs, and inferred shapes."""
+
+    model: onnx.ModelProto
+    weights: list[_Weight]
+    inputs: set[str]
+
+
+def load_onnx(path: Path) -> Loaded:
+    """Read a file that may be corrupt, and check it.
+
+    Raises:
+        BundleError: it is no valid ONNX model.
+    """
+    with valid_onnx(path):
+        model = onnx.load(path, load_external_data=False)
+        inputs = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+        weights = [_weight(tensor) for tensor in model.graph.initializer]
+        _make_inputs_of_weights(model.graph)
+        onnx.checker.check_model(model)
+        return Loaded(onnx.shape_inference.infer_shapes(model), weights, inputs)
+
+
+@contextlib.contextmanager
+def valid_onnx(path: Path) -> Iterator[None]:
+    """Raise BundleError where a file turns out to hold no valid ONNX model in this block."""
+    try:
+        yield
+    except VitDeployError:
+        raise
+    except (DecodeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise BundleError(f"{path} must hold a valid ONNX model: {first_line(exc)}; export the bundle again") from exc
 
 
 def _weight(tensor: onnx.TensorProto) -> _Weight:
@@ -66,6 +94,8 @@ def _weight(tensor: onnx.TensorProto) -> _Weight:
     size = math.ceil(math.prod(tensor.dims) * (int(bits[0]) if bits else 8) / 8)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return _Weight(dtype, size, None)
+    if tensor.HasField("raw_data") and len(tensor.raw_data) != size:
+        raise ValueError(f"{tensor.name!r:.80} has {len(tensor.raw_data)} bytes for {size}")
     content = onnx.TensorProto()
     content.CopyFrom(tensor)
     content.ClearField("name")

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from vitdeploy.assess.layers import GIVEN, MADE, SplitArtifact
 from vitdeploy.assess.onnx_parts import CONVERSIONS, nodes_by_part
+from vitdeploy.assess.onnx_reader import load_onnx, valid_onnx
 from vitdeploy.errors import UnavailableError
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
@@ -29,10 +30,11 @@ def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
     """Run a copy of an ONNX artifact whose layers take the states that they are given; see `split_layers`.
 
     Raises:
-        BundleError: a file was altered.
+        BundleError: a file was altered, or is no valid ONNX model.
         UnavailableError: the graph's layers cannot be told apart, or it cannot run here.
     """
     source = bundle.verified(artifact.files)[0]
+    load_onnx(source)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layers.onnx"
         layers = split_layers(source, path)
@@ -59,7 +61,8 @@ def split_layers(source: Path, target: Path) -> int:
     """
     external = onnx.load(source, load_external_data=False)
     has_data = any(tensor.data_location == TensorProto.EXTERNAL for tensor in external.graph.initializer)
-    model = onnx.load(source) if has_data else external
+    with valid_onnx(source):
+        model = onnx.load(source) if has_data else external
     graph = model.graph
     states = hidden_states(graph, source)
     types = {value.name: value.type.tensor_type.elem_type for value in _typed_values(external)}

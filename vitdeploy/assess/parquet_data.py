@@ -185,6 +185,8 @@ def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] |
         names = feature["names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("names must be a list of names")
+        if len(set(names)) < len(names):
+            raise ValueError(f"names must differ, {max(names, key=names.count)!r:.80} is there more than once")
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise InputError(
             f"{path} must describe its column {label} in the metadata 'huggingface': {type(exc).__name__} {exc}"

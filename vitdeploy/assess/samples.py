@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,10 @@ import numpy as np
 from PIL import Image
 
 from vitdeploy.assess.matching import Classes
-from vitdeploy.errors import InputError
+from vitdeploy.errors import InputError, readable
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.specs import TensorSpec
@@ -28,15 +28,47 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
     """Every image below `folder`, by its ending, in the order of the paths.
 
     Raises:
-        InputError: there is no such folder, or no image in it.
+        InputError: there is no such folder, or no image in it; or as `files_below`.
     """
     root = Path(folder)
-    if not root.is_dir():
-        raise InputError(f"{root} must be a folder of images, but is none")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    with readable(root, "a folder of images"):
+        if not root.is_dir():
+            raise InputError(f"{root} must be a folder of images, but is none")
+    files = files_below(root, IMAGE_SUFFIXES)
     if not files:
         raise InputError(f"{root} must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), holds none")
     return files
+
+
+def files_below(root: Path, suffixes: Collection[str]) -> list[Path]:
+    """Every file below a folder with one of these endings, in any case; sorted. None is left out without a word.
+
+    Links are followed, but for those to a folder that they lie in.
+
+    Raises:
+        InputError: a folder cannot be read, a link leads nowhere, or what has such an ending is a pipe or a device.
+    """
+    found = []
+    pending: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+    while pending:
+        folder, around = pending.pop()
+        with readable(folder, "a folder"), os.scandir(folder) as entries:
+            status = folder.stat()
+            place = (status.st_dev, status.st_ino)
+            if place in around:
+                continue
+            for entry in entries:
+                path = Path(entry.path)
+                wanted = path.suffix.lower() in suffixes
+                if entry.is_dir():
+                    pending.append((path, around | {place}))
+                elif not entry.is_file() and (wanted or entry.is_symlink()):
+                    raise InputError(
+                        f"{path} must be a file or a folder, is a pipe, a device or a link to nothing; remove it"
+                    )
+                elif wanted:
+                    found.append(path)
+    return sorted(found)
 
 
 def labelled_files(folder: str | os.PathLike[str], labels: Sequence[str]) -> list[tuple[Path, int]]:

@@ -243,12 +243,13 @@ def _since(begin: float) -> float:
 
 
 def check_threads(threads: int, selected: Sequence[Selected]) -> None:
-    """Raise UsageError unless the number of threads is from 0 up, and every backend is known to heed it."""
-    if threads < 0:
-        raise UsageError(f"threads must be from 0 up, got {threads}")
+    """Raise UsageError unless the number of threads is one that can be, and every backend is known to heed it."""
+    if not 0 <= threads <= _MOST_THREADS:
+        raise UsageError(f"threads must be from 0 to {_MOST_THREADS}, got {threads!r:.40}")
     deaf = {each.backend for each in selected if each.backend} - {*_HEED_THREADS}
     if threads and deaf:
         raise UsageError(f"threads are for {', '.join(_HEED_THREADS)}, not for {', '.join(sorted(deaf))}; leave it out")
 
 
+_MOST_THREADS = 1024
 _HEED_THREADS = [name for name, row in BACKENDS.items() if row.package in ("torch", "onnxruntime")]

@@ -114,7 +114,7 @@ class WorkFile:
     def _check_header(self, line: bytes, wanted: dict[str, Any]) -> None:
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict) or not found.keys() & wanted.keys():
             raise self._not_ours("it is something else")
@@ -131,8 +131,8 @@ class WorkFile:
         for number, line in enumerate(lines):
             try:
                 batch = json.loads(line)
-                if batch["batch"] != number:
-                    raise ValueError(f"it is of batch {batch['batch']}")
+                if type(batch["batch"]) is not int or batch["batch"] != number:
+                    raise ValueError(f"it is of batch {batch['batch']!r:.40}")
             except (ValueError, KeyError, TypeError, RecursionError) as exc:
                 if number == len(lines) - 1:  # a power cut may leave a line end behind what is not there yet
                     break

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import click
 
 from vitdeploy.cli.output import (
     EXIT_CODES,
+    PATH,
     device_option,
     json_option,
     print_figures,
@@ -18,7 +20,7 @@ from vitdeploy.cli.reports import Reports, report_options
 
 
 class BatchSizes(click.ParamType[tuple[int, ...]]):
-    """Whole numbers from 1 up with commas between them."""
+    """Whole numbers of at most nine digits, from 1 up, with commas between them."""
 
     name = "N,N,..."
 
@@ -26,13 +28,15 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
         if isinstance(value, tuple):
             return value
         parts = str(value).split(",")
-        if not all(part.strip().isascii() and part.strip().isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} must be whole numbers from 1 up with commas between them, such as 1,8,32", param, ctx)
+        if not all(re.fullmatch("0*[1-9][0-9]{0,8}", part.strip()) for part in parts):
+            self.fail(
+                f"{value!r:.80} must be whole numbers from 1 up with commas between them, such as 1,8,32", param, ctx
+            )
         return tuple(int(part) for part in parts)
 
 
 @click.command()
-@click.argument("bundle", type=click.Path())
+@click.argument("bundle", type=PATH)
 @click.option("--batch-sizes", default="1,8", show_default=True, type=BatchSizes(), help="Images a run.")
 @click.option(
     "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
@@ -40,7 +44,7 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
 )  # fmt: skip
 @device_option
 @click.option("--threads", default=0, type=click.IntRange(min=0), help="Of each backend; its own choice by default.")
-@click.option("--images", type=click.Path(), help="A folder of images; synthetic JPEG files by default.")
+@click.option("--images", type=PATH, help="A folder of images; synthetic JPEG files by default.")
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Turns of each backend.")
 @click.option("--runs", default=10, show_default=True, type=click.IntRange(min=1), help="Timed runs a turn.")
 @report_options("html", "markdown")

@@ -10,6 +10,7 @@ import click
 from vitdeploy.cli.bisect_report import bisect_options, print_bisection
 from vitdeploy.cli.output import (
     EXIT_CODES,
+    PATH,
     json_option,
     print_json,
     print_step,
@@ -33,8 +34,8 @@ _OPTIONS = {
 
 
 @click.command()
-@click.argument("bundle", type=click.Path())
-@click.option("--images", type=click.Path(), help="A folder of images; synthetic ones by default.")
+@click.argument("bundle", type=PATH)
+@click.option("--images", type=PATH, help="A folder of images; synthetic ones by default.")
 @click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="8 by default.")
 @click.option(
@@ -42,8 +43,8 @@ _OPTIONS = {
     help="These artifacts alone, such as onnxruntime:fp16; may be repeated. By default all.",
 )  # fmt: skip
 @click.option("--device", help="cpu by default; or cuda, cuda:1.")
-@click.option("--save-golden", type=click.Path(), help="Write the reference's outputs to this file, too.")
-@click.option("--golden", type=click.Path(), help="Compare with the outputs in this file; torch is not needed then.")
+@click.option("--save-golden", type=PATH, help="Write the reference's outputs to this file, too.")
+@click.option("--golden", type=PATH, help="Compare with the outputs in this file; torch is not needed then.")
 @click.option("--layers", is_flag=True, help="Each layer of the artifacts, given the reference's hidden states.")
 @click.option("--against", metavar="BACKEND:PRECISION", help="Of --layers: another artifact, not the reference.")
 @bisect_options

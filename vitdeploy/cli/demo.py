@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitdeploy.cli.output import EXIT_CODES, json_option, print_figures, print_json, print_step, print_table
+from vitdeploy.cli.output import EXIT_CODES, PATH, json_option, print_figures, print_json, print_step, print_table
 
 if TYPE_CHECKING:
     from vitdeploy.demo import DemoResult
 
 
 @click.command()
-@click.option("-o", "--output", default="demo-output", show_default=True, type=click.Path(), help="A folder.")
+@click.option("-o", "--output", default="demo-output", show_default=True, type=PATH, help="A folder.")
 @json_option
 def demo(output: str, as_json: bool) -> None:
     """Export the embedded model to ONNX, prove it, time it, and write a report that a browser opens.

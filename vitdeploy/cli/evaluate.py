@@ -9,6 +9,7 @@ import click
 
 from vitdeploy.cli.output import (
     EXIT_CODES,
+    PATH,
     device_option,
     json_option,
     print_figures,
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path())
+@click.argument("bundle", type=PATH)
 @click.option(
-    "--data", required=True, type=click.Path(),
+    "--data", required=True, type=PATH,
     help="One folder a class; a .csv of images and labels; or a Hub dataset's .parquet file, or folder of them.",
 )  # fmt: skip
 @click.option(
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 @device_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many images, drawn by --seed.")
 @click.option("--seed", default=0, show_default=True, type=int, help="Which images, with --limit.")
-@click.option("--resume", type=click.Path(), help="Keep finished batches in this file, and go on from those there.")
+@click.option("--resume", type=PATH, help="Keep finished batches in this file, and go on from those there.")
 @click.option("--per-class", is_flag=True, help="Print the accuracy of each class, too.")
 @click.option("--confusion", is_flag=True, help="Print which classes are taken for which, too.")
 @report_options("html", "markdown")

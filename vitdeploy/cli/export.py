@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from vitdeploy.cli.bisect_report import kept_nodes
-from vitdeploy.cli.output import json_option, print_json, print_step, print_table
+from vitdeploy.cli.output import PATH, json_option, print_json, print_step, print_table
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, find_exporter
 from vitdeploy.specs import Task
@@ -92,15 +92,15 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--keep-fp32", metavar="NODE", multiple=True, help="Of half precision: stays float32; may be repeated.")
 @click.option(
     "--keep-fp32-from",
-    type=click.Path(),
+    type=PATH,
     help="The same for every node in a file that vitdeploy compare --bisect --json printed.",
 )
-@click.option("--images", type=click.Path(), help="A folder of images to prove the artifact on; synthetic by default.")
+@click.option("--images", type=PATH, help="A folder of images to prove the artifact on; synthetic by default.")
 @click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
-@click.option("-o", "--output", type=click.Path(), help="The bundle; by default ./ and the model's name.")
+@click.option("-o", "--output", type=PATH, help="The bundle; by default ./ and the model's name.")
 @click.option("--revision", help="Branch, tag or commit on the Hub.")
 @click.option("--token", envvar="HF_TOKEN", help="Hub token, for private and gated models.  [env: HF_TOKEN]")
-@click.option("--cache-dir", type=click.Path(), help="Of the Hub's files.")
+@click.option("--cache-dir", type=PATH, help="Of the Hub's files.")
 @click.option("--offline", is_flag=True, help="Use the Hub's cache alone.")
 @json_option
 def export(

@@ -9,6 +9,7 @@ import click
 
 from vitdeploy.cli.output import (
     EXIT_CODES,
+    PATH,
     device_option,
     json_option,
     print_json,
@@ -23,16 +24,12 @@ if TYPE_CHECKING:
     from vitdeploy.assess.gate import GateResult
 
 
-def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> str | int | None:  # noqa: ARG001
-    return int(value) if value is not None and value.isdecimal() else value
-
-
 @click.command()
-@click.argument("bundle", type=click.Path())
-@click.option("--data", required=True, type=click.Path(), help="Labelled images, as for `vitdeploy evaluate`.")
-@click.option("--baseline", type=click.Path(), help="The JSON file of an accepted evaluation of the same images.")
+@click.argument("bundle", type=PATH)
+@click.option("--data", required=True, type=PATH, help="Labelled images, as for `vitdeploy evaluate`.")
+@click.option("--baseline", type=PATH, help="The JSON file of an accepted evaluation of the same images.")
 @click.option("--update", is_flag=True, help="Write the baseline instead, if every other check passes.")
-@click.option("--rules", type=click.Path(), help="A TOML file with these rules, as min_accuracy = 98; flags go first.")
+@click.option("--rules", type=PATH, help="A TOML file with these rules, as min_accuracy = 98; flags go first.")
 @click.option("--min-accuracy", type=float, metavar="PERCENT", help="Top-1 on the images.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Of top-1, against the baseline; by default the "
               "smallest that so many images can tell from chance.")  # fmt: skip
@@ -45,7 +42,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     "--max-latency-ratio", type=float, metavar="RATIO", help="Of an image's median time, to --latency-against."
 )
 @click.option("--latency-against", metavar="BACKEND:PRECISION", help="torch:fp32, the reference, by default.")
-@click.option("--max-size", callback=_bytes, metavar="BYTES", help='Of an artifact\'s files; or such as "12.5 MB".')
+@click.option("--max-size", metavar="BYTES", help='Of an artifact\'s files; or such as "12.5 MB".')
 @click.option(
     "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
     help="Hold these alone; may be repeated. By default the reference (torch) and every artifact.",

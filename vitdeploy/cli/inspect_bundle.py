@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.output import json_option, pairs, print_json, print_table, print_text, size
+from vitdeploy.cli.output import PATH, json_option, pairs, print_json, print_table, print_text, size
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path())
-@click.argument("other", type=click.Path(), required=False)
+@click.argument("bundle", type=PATH)
+@click.argument("other", type=PATH, required=False)
 @click.option(
     "--artifact", "names", multiple=True,
     help="An artifact, such as onnx-fp32; all by default. With OTHER: once for both, or twice, BUNDLE's and OTHER's.",

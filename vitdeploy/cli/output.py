@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.figures import Figures
 
+PATH = click.Path(readable=False)  # whoever reads it says in one line that it cannot be read
 EXIT_CODES = {"passed": 0, "failed": 1, "skipped": 3}
 
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")

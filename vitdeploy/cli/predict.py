@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from vitdeploy.cli.output import json_option, print_json, print_table
+from vitdeploy.cli.output import PATH, json_option, print_json, print_table
 from vitdeploy.runtimes import BACKENDS
 
 
 @click.command()
-@click.argument("bundle", type=click.Path())
-@click.argument("images", nargs=-1, required=True, type=click.Path())
+@click.argument("bundle", type=PATH)
+@click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option("--backend", default="onnxruntime", show_default=True, type=click.Choice(list(BACKENDS)))
 @click.option("--precision", default="fp32", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.atomic import check_writable
-from vitdeploy.errors import UsageError
+from vitdeploy.cli.output import PATH
+from vitdeploy.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,7 +40,7 @@ def report_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
         decorated: Callable[..., Any] = with_reports
         for name in reversed(names):
-            option = click.option(f"--{name}", type=click.Path(dir_okay=False), metavar="FILE", help=_REPORTS[name][1])
+            option = click.option(f"--{name}", type=PATH, metavar="FILE", help=_REPORTS[name][1])
             decorated = option(decorated)
         return decorated
 
@@ -63,6 +64,8 @@ class Reports:
         self.asked = {name: path for name, path in files.items() if path is not None}
         self._writers = {}
         for name, path in self.asked.items():
+            if not path:
+                raise OutputError(f"--{name} must be a file that can be written, is empty; name one")
             check_writable(Path(path))
             others = {f"--{other}": each for other, each in self.asked.items() if other != name}
             _check_apart(f"--{name}", Path(path), others, arguments)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from vitdeploy.cli.output import json_option, print_json, print_text
+from vitdeploy.cli.output import PATH, json_option, print_json, print_text
 
 
 @click.command()
-@click.argument("bundle", type=click.Path())
+@click.argument("bundle", type=PATH)
 @json_option
 def verify(bundle: str, as_json: bool) -> None:
     """Check every file of BUNDLE against its manifest; exits with 4 at the first that was altered."""
