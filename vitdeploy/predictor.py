@@ -117,7 +117,7 @@ def load(
     *,
     backend: str = "onnxruntime",
     precision: str = "fp32",
-    device: str = "cpu",
+    device: str | None = None,
     **options: Any,
 ) -> Predictor:
     """Open a bundle for prediction. Every file that is used is verified first.
@@ -126,7 +126,7 @@ def load(
         path: the bundle.
         backend: "onnxruntime", "torch", ...
         precision: of the artifact.
-        device: "cpu", "cuda" or "cuda:1".
+        device: "cpu", "cuda" or "cuda:1"; by default "cpu", and "cuda" for an engine.
         options: of the backend's runtime, such as `intra_op_threads` for onnxruntime.
 
     Raises:
