@@ -114,7 +114,7 @@ def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Export
     for name in dict.fromkeys(name for row in EXPORTERS.values() for name in row.options):
         if name not in exporter.options and options.get(name) not in (None, False, (), []):
             raise UsageError(
-                f"{name} is not for {to}, got {options[name]!r}; leave it out, or export to another format"
+                f"{name} is not for {to}, got {options[name]!r:.80}; leave it out, or export to another format"
             )
     return exporter
 

@@ -75,7 +75,8 @@ def open_runtime(
         BundleError: a file is missing or altered, or is not what the manifest says.
     """
     cls = runtime_class(backend)
-    runtime = cls.from_bundle(bundle, precision=precision, device=device or BACKENDS[backend].device, **options)
+    device = BACKENDS[backend].device if device is None else device
+    runtime = cls.from_bundle(bundle, precision=precision, device=device, **options)
     artifact_format = BACKENDS[backend].artifact_format
     if artifact_format is not None:
         artifact = bundle.artifact(artifact_format, precision)

@@ -13,11 +13,10 @@ import pytest
 from PIL import Image
 
 import vitdeploy
-from bundles import export_all, sign_again, tiny_model, write_checkpoint_of
+from bundles import CPU_BACKENDS, export_all, sign_again, tiny_model, write_checkpoint_of
 from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BundleError, ImageError, UsageError
-from vitdeploy.runtimes import BACKENDS
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -168,7 +167,7 @@ def test_images_that_come_out_in_sizes_of_their_own(tmp_path: Path) -> None:
     (checkpoint / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
     export_all(checkpoint, dynamic_image_size=True, output=tmp_path / "bundle")
     pictures = [image for shape in ((30, 60), (80, 40), (40, 40)) for image in synthetic_images(1, *shape)]
-    for backend in BACKENDS:
+    for backend in CPU_BACKENDS:
         with vitdeploy.load(tmp_path / "bundle", backend=backend) as predictor:
             together = predictor.predict(pictures, top_k=3)
             assert together == [predictor.predict(picture, top_k=3)[0] for picture in pictures]

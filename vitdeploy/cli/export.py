@@ -10,7 +10,7 @@ import click
 
 from vitdeploy.cli.bisect_report import kept_nodes
 from vitdeploy.cli.engine_options import engine_options
-from vitdeploy.cli.output import json_option, print_json, print_step, print_table, progress_bar
+from vitdeploy.cli.output import json_option, late_progress_bar, print_json, print_step, print_table
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, find_exporter
 from vitdeploy.specs import Task
@@ -142,7 +142,7 @@ def export(
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:
         for to in formats:
-            with progress_bar(f"of 1000, {to}") as on_progress:
+            with late_progress_bar(f"building {to}") as on_progress:
                 bundle = export_model(to=to, on_step=print_step, on_progress=on_progress, **options)
     finally:
         gc.enable()
