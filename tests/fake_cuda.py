@@ -6,6 +6,7 @@ They are no proof that an engine runs; `tests/runtimes/test_engine_gpu.py` is, w
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import types
 from typing import TYPE_CHECKING, Any
@@ -33,10 +34,10 @@ class FakeCuda:
     def __init__(self) -> None:
         self.live: dict[int, Any] = {}
         self.room = 1000
-        self.capturing: dict[int, list[Callable[[], None]]] = {}
+        self.capturing: dict[int, list[Callable[[], object]]] = {}
         self._handles = itertools.count(1)
 
-    def submit(self, stream: int, work: Callable[[], None]) -> None:
+    def submit(self, stream: int, work: Callable[[], object]) -> None:
         if stream in self.capturing:
             self.capturing[stream].append(work)
         else:
@@ -78,7 +79,7 @@ class FakeCuda:
         return (0,)
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:  # noqa: N802
-        self.submit(stream, lambda: ctypes.memmove(target, source, size) and None)
+        self.submit(stream, functools.partial(ctypes.memmove, target, source, size))
         return (0,)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:  # noqa: N802
