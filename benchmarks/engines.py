@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from common import PRESET, parser, record
+
 import vitdeploy
 from vitdeploy import EngineOptions
-from vitdeploy.assess.environment import machine
+from vitdeploy.engine_options import colons
 from vitdeploy.specs import AxisRange
 
 BATCH = AxisRange(1, 8, 32)
-SIZES = {"fixed": None, "dynamic": ((112, 112), (224, 224), (384, 384))}
+SIZES: dict[str, Any] = {"fixed": None, "dynamic": ((112, 112), (224, 224), (384, 384))}
 
 
 def build(preset: str, precision: str, size: str, folder: Path) -> dict[str, Any]:
@@ -30,7 +30,8 @@ def build(preset: str, precision: str, size: str, folder: Path) -> dict[str, Any
     onnx, engine = (bundle.artifact(kind, precision) for kind in ("onnx", "tensorrt-rtx"))
     return {
         "precision": precision,
-        "size": size,
+        "size": "224" if SIZES[size] is None else ":".join(str(height) for height, _ in SIZES[size]),
+        "batch": colons(BATCH),
         "seconds": round(seconds, 1),
         "engine_mb": round(engine.files[0].size_bytes / 1e6, 1),
         "onnx_mb": round(onnx.files[0].size_bytes / 1e6, 1),
@@ -39,20 +40,16 @@ def build(preset: str, precision: str, size: str, folder: Path) -> dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="vit-base-patch16-224")
-    parser.add_argument("--precision", nargs="+", default=["fp32", "fp16", "bf16"])
-    parser.add_argument("--json", type=Path, help="write the results here")
-    arguments = parser.parse_args()
+    arguments_parser = parser(__doc__)
+    arguments_parser.add_argument("--preset", default=PRESET, help="with random weights")
+    arguments_parser.add_argument("--precision", nargs="+", default=["fp32", "fp16", "bf16"], help="of the engines")
+    arguments = arguments_parser.parse_args()
     rows = []
     for precision in arguments.precision:
         for size in SIZES:
             with tempfile.TemporaryDirectory() as folder:
                 rows.append(build(arguments.preset, precision, size, Path(folder)))
-            print(rows[-1], flush=True)
-    if arguments.json:
-        text = json.dumps({"machine": machine(), "preset": arguments.preset, "rows": rows}, indent=2)
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+    record(arguments, {"rows": rows})
 
 
 if __name__ == "__main__":
