@@ -17,7 +17,7 @@ from bundles import CPU_BACKENDS, export_all, sign_again, tiny_model, write_chec
 from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BundleError, ImageError, UsageError
-from vitdeploy.specs import Task
+from vitdeploy.specs import AxisRange, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,6 +159,16 @@ def test_nothing_altered_is_opened(altered: Bundle, name: str) -> None:
         file.write(b"\n")
     with pytest.raises(BundleError, match=f"{name} must have SHA-256"):
         vitdeploy.load(altered.path)
+
+
+def test_no_more_images_than_an_engine_takes_go_through_it_together(bundle: Path, images: list[Image.Image]) -> None:
+    with vitdeploy.load(bundle) as predictor:
+        whole = predictor.predict(images)
+        predictor.runtime.axes = {"batch": AxisRange(1, 2, 2)}
+        parts = predictor.predict(images)
+        with pytest.raises(UsageError, match="batch must be from 1 to 2, got 5"):
+            predictor.logits(predictor.processor(images))
+    assert [[each.index for each in one] for one in parts] == [[each.index for each in one] for one in whole]
 
 
 def test_images_that_come_out_in_sizes_of_their_own(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vitdeploy.images import ImageSource
+    from vitdeploy.manifest import Artifact
     from vitdeploy.runtimes.base import Runtime
-    from vitdeploy.specs import PixelFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Predictor:
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if not isinstance(value, int) or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1 up, got {value!r}")
-        batch_size = batch_size_for(self.processor, self.runtime.pixels, batch_size)
+        batch_size = batch_size_for(self.processor, self.runtime, batch_size)
         batch = as_batch(images)
         predictions: list[list[Prediction]] = []
         for start in range(0, len(batch), batch_size):
@@ -159,9 +159,13 @@ def load_processor(bundle: Bundle) -> ImageProcessor:
     return ImageProcessor.from_pretrained(bundle.path)
 
 
-def batch_size_for(processor: ImageProcessor, pixels: PixelFormat, wanted: int) -> int:
-    """`wanted`, or 1 where images that are made ready as `pixels` keep sizes of their own."""
-    return 1 if pixels.stage is PixelStage.DECODED or processor.output_size is None else wanted
+def batch_size_for(processor: ImageProcessor, of: Runtime | Artifact, wanted: int) -> int:
+    """`wanted`, or the most that an engine takes; 1 where images that are made ready for it keep sizes of their own."""
+    if of.pixels.stage is PixelStage.DECODED or processor.output_size is None:
+        return 1
+    axis = of.inputs[0].shape[0]
+    limit = of.axes[axis].maximum if isinstance(axis, str) and axis in of.axes else None
+    return wanted if limit is None else min(wanted, limit)
 
 
 def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> None:
