@@ -110,7 +110,9 @@ def build_engine(request: EngineRequest, folder: Path, file: str) -> Built:
         config = builder.create_builder_config()
         configure(trt, config, request.options)
         _add_profiles(builder, config, request)
-        cache = _timing_cache(trt, config, request)
+        caches = CAPABILITIES["timing_cache"].has(trt)
+        if caches:
+            _use_timing_cache(config, request)
         monitor = config.progress_monitor = make_monitor(trt, request.on_progress)
         plan = builder.build_serialized_network(network, config)
         if monitor.error is not None:
@@ -121,8 +123,8 @@ def build_engine(request: EngineRequest, folder: Path, file: str) -> Built:
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(plan)
-    if cache is not None:
-        write_file(request.timing_cache, bytes(cache.serialize()))
+    if caches:
+        write_file(request.timing_cache, bytes(config.get_timing_cache().serialize()))
     return Built(
         files=(file,),
         inputs=request.inputs,
@@ -192,10 +194,7 @@ def _add_profiles(builder: Any, config: Any, request: EngineRequest) -> None:
             raise CheckFailedError(f"{request.library} must take the profile {given}, refuses it; see {request.log}")
 
 
-def _timing_cache(trt: Any, config: Any, request: EngineRequest) -> Any:
-    """The cache that the builder is to use; None where the library has none."""
-    if not CAPABILITIES["timing_cache"].has(trt):
-        return None
+def _use_timing_cache(config: Any, request: EngineRequest) -> None:
     content = b""
     with contextlib.suppress(FileNotFoundError):
         content = request.timing_cache.read_bytes()
@@ -204,7 +203,6 @@ def _timing_cache(trt: Any, config: Any, request: EngineRequest) -> Any:
         raise CheckFailedError(
             f"{request.timing_cache} must be a timing cache of this {request.library} on this GPU, is not; remove it"
         )
-    return cache
 
 
 def _recorded(trt: Any, request: EngineRequest) -> dict[str, Any]:

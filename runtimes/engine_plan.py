@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.errors import DeviceError
+from vitdeploy.errors import DeviceError, first_line
 from vitdeploy.runtimes.cuda_memory import Graph, Stream, Tensor, close_all
 
 if TYPE_CHECKING:
@@ -90,7 +90,10 @@ class ShapePlan:
         for name, shape in shapes.items():
             self._checked(context.set_input_shape(name, shape), f"take '{name}' {shape}")
             self._inputs[name] = Tensor(shape, dtypes[name])
-        self._checked(not context.infer_shapes(), "tell the shapes of its outputs")
+        try:
+            self._checked(not context.infer_shapes(), "tell the shapes of its outputs")
+        except RuntimeError as exc:
+            raise DeviceError(f"the engine must tell the shapes of its outputs: {first_line(exc)}") from exc
         for spec in outputs:
             shape = tuple(context.get_tensor_shape(spec.name))
             self._outputs[spec.name] = Tensor(shape, np.dtype(spec.dtype))

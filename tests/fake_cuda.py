@@ -190,7 +190,7 @@ class FakeCache:
 
     def deserialize(self, content: bytes) -> bool:
         self.content = content
-        return True
+        return content != b"broken"
 
     def serialize(self) -> bytes:
         return self.content + b"+kernels"

@@ -205,6 +205,22 @@ def test_masks_and_outputs_of_other_tasks_go_through(tmp_path: Path, monkeypatch
     assert artifact.pixels == made.artifact("onnx", "fp32").pixels
 
 
+def test_an_engine_of_decoded_images_is_refused(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    vitdeploy.export(checkpoint, embed_resize=True, output=tmp_path / "out")
+    with pytest.raises(UsageError, match="onnx-fp32 takes decoded ones of any; export it without --embed-resize"):
+        vitdeploy.export(to="tensorrt-rtx", output=tmp_path / "out")
+
+
+def test_an_option_that_the_library_has_not_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match="has no version_compatible"):
+        vitdeploy.export(
+            checkpoint, to="tensorrt-rtx", output=tmp_path / "out", engine=EngineOptions(version_compatible=True)
+        )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

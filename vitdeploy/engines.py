@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy import __version__
@@ -17,7 +18,7 @@ from vitdeploy.exporters import EXPORTERS
 from vitdeploy.manifest import MANIFEST, Artifact, FileRecord, Manifest
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.specs import AxisRange, ExportSpec, Precision, Task
+from vitdeploy.specs import AxisRange, ExportSpec, PixelStage, Precision, Task
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vitdeploy.assess.proof import Sample
+    from vitdeploy.runtimes.base import Runtime
 
     Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -86,12 +88,17 @@ def add_engine(
 
     exporter = EXPORTERS[to]
     source = bundle.artifact(str(exporter.made_from), precision)
+    if source.pixels.stage is PixelStage.DECODED:
+        raise UsageError(
+            f"an engine takes images of sizes within limits, {source.name} takes decoded ones of any; "
+            f"export it without --embed-resize"
+        )
     onnx, *_ = bundle.verified(source.files)
     axes = _limits(source, sizes)
     profiles = options.profiles(source.inputs, axes)
     path = bundle.path.resolve()
     name = f"{to}-{precision}"
-    cache = path.with_name(f"{path.name}.{to}.timing-cache") if options.timing_cache is None else options.timing_cache
+    cache = path.with_name(f"{path.name}.{to}.timing-cache")
     request = EngineRequest(
         library=to,
         onnx=onnx,
@@ -99,7 +106,7 @@ def add_engine(
         outputs=source.outputs,
         profiles=profiles,
         options=options,
-        timing_cache=path.parent / cache,
+        timing_cache=cache if options.timing_cache is None else Path(options.timing_cache),
         log=path.with_name(f"{path.name}.{name}.log"),
         on_progress=on_progress,
     )
@@ -134,10 +141,11 @@ def add_engine(
             (staging / file.path).parent.mkdir(parents=True, exist_ok=True)
             link(bundle.path / file.path, staging / file.path)
         try:
-            validation = _proven(Bundle(staging, manifest), artifact, bundle, proof, on_step)
+            runtime = _open(Bundle(staging, manifest), artifact)
         except UnavailableError as exc:
             on_step(f"{name} was {NOT_RUN}: {exc}")
         else:
+            validation = _proven(runtime, artifact, bundle, proof, on_step)
             artifact = dataclasses.replace(artifact, validation=validation)
         on_step("writing the bundle")
         return commit(staging, path, dataclasses.replace(manifest, artifacts=(artifact, source)))
@@ -168,7 +176,7 @@ def prove_engines(
     for artifact in filter(is_pending, bundle.manifest.artifacts):
         allowed = float(artifact.validation["tolerance"]) if proof.tolerance is None else proof.tolerance
         asked = dataclasses.replace(proof, tolerance=allowed)
-        validation = _proven(bundle, artifact, bundle, asked, on_step)
+        validation = _proven(_open(bundle, artifact), artifact, bundle, asked, on_step)
         found[artifact.name] = dataclasses.replace(artifact, validation=validation)
     if found:
         with exclusive(bundle.path.resolve()):
@@ -204,20 +212,23 @@ def _limits(source: Artifact, sizes: Bounds | None) -> dict[str, AxisRange]:
     return axes
 
 
+def _open(bundle: Bundle, artifact: Artifact) -> Runtime:
+    return open_runtime(bundle, EXPORTERS[artifact.format].backend, precision=artifact.precision)
+
+
 def _proven(
-    bundle: Bundle, artifact: Artifact, of: Bundle, proof: ProofRequest, on_step: Callable[[str], None]
+    engine: Runtime, artifact: Artifact, of: Bundle, proof: ProofRequest, on_step: Callable[[str], None]
 ) -> dict[str, Any]:
     """The record of a comparison with the reference.
 
     Args:
-        bundle: where the engine is.
-        artifact: the engine.
+        engine: is closed.
+        artifact: what it runs.
         of: where the reference is.
         proof: how to compare; with a tolerance.
         on_step: called with what is being done.
     """
-    backend = EXPORTERS[artifact.format].backend
-    with open_runtime(bundle, backend, precision=artifact.precision) as runtime:
+    with engine as runtime:
         on_step(f"comparing {artifact.name} with the reference")
         images, expected = _reference(of, artifact, proof)
         allowed = default_tolerance(artifact) if proof.tolerance is None else proof.tolerance

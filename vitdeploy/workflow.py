@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -22,6 +23,7 @@ from vitdeploy.engine_options import EngineOptions
 from vitdeploy.engines import ProofRequest, add_engine
 from vitdeploy.errors import CheckpointError, MissingDependencyError, UnavailableError, UsageError
 from vitdeploy.exporters import EXPORTERS, export_function, find_exporter
+from vitdeploy.exporters.engine_build import check_request
 from vitdeploy.manifest import MANIFEST, Artifact, FileRecord, Manifest
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import AxisRange, ExportSpec, PixelFormat, PixelStage, Precision, Task
@@ -159,6 +161,8 @@ def export(
                 f"an engine needs limits of image sizes, got --dynamic-image-size for {asked}; "
                 f"give --image-size MIN:OPT:MAX"
             )
+        with contextlib.suppress(UnavailableError):  # which is told when the ONNX artifact is made, and kept
+            check_request(asked, engine or EngineOptions())
         finish = functools.partial(
             _add_engine,
             asked,

@@ -189,6 +189,9 @@ def test_the_runtime_cache_is_read_and_written(open_engine: Open, tmp_path: Path
         with open_engine(runtime_cache=path) as runtime:
             assert runtime.details["runtime_cache"] == str(path)
         assert path.read_bytes() == b"+kernels" * times
+    path.write_bytes(b"broken")
+    with pytest.raises(DeviceError, match=r"cache must be a runtime cache of tensorrt-rtx 1\.0, is not: .*; remove it"):
+        open_engine(runtime_cache=path)
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, None])
