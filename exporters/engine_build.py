@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import platform
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.atomic import write_file
@@ -96,9 +98,24 @@ def build_engine(request: EngineRequest, folder: Path, file: str) -> Built:
         CheckFailedError: it refuses the graph, or does not build it; the message names the log.
         OSError: a file cannot be written.
     """
+    trt = load_library(request.library, f"exporting to {request.library}")
+    check_options(trt, request.library, request.options)
+    # The libraries hold a lock while they call the logger and the monitor. What Python lets go of there, such as an
+    # older builder in a cycle or a traceback, would wait for that lock for ever (seen with TensorRT-RTX 1.7).
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        return _build(trt, request, folder, file)
+    except BaseException as exc:
+        traceback.clear_frames(exc.__traceback__)
+        raise
+    finally:
+        if collected:
+            gc.enable()
+
+
+def _build(trt: Any, request: EngineRequest, folder: Path, file: str) -> Built:
     name = request.library
-    trt = load_library(name, f"exporting to {name}")
-    check_options(trt, name, request.options)
     request.log.parent.mkdir(parents=True, exist_ok=True)
     with request.log.open("w", encoding="utf-8") as log:
         logger = make_logger(trt, log)

@@ -242,12 +242,12 @@ class EngineRuntime(Runtime):
 
     def _open_cache(self) -> Any:
         cache = self._config.create_runtime_cache()
-        if self._cache_file is not None and self._cache_file.exists():
-            if not cache.deserialize(self._cache_file.read_bytes()):
-                raise DeviceError(
-                    f"{self._cache_file} must be a runtime cache of {self.backend} {self.library.__version__}, is not: "
-                    f"{self._last_error()}; remove it"
-                )
+        file = self._cache_file
+        if file is not None and file.exists() and not cache.deserialize(file.read_bytes()):
+            raise DeviceError(
+                f"{file} must be a runtime cache of {self.backend} {self.library.__version__}, is not: "
+                f"{self._last_error()}; remove it"
+            )
         self._config.set_runtime_cache(cache)
         return cache
 
