@@ -132,8 +132,9 @@ def _build(trt: Any, request: EngineRequest, folder: Path, file: str) -> Built:
             _use_timing_cache(config, request)
         monitor = config.progress_monitor = make_monitor(trt, request.on_progress)
         plan = builder.build_serialized_network(network, config)
-        if monitor.error is not None:
-            raise monitor.error
+        for problem in (monitor.error, logger.lost):
+            if problem is not None:
+                raise problem
         if plan is None:
             why = logger.errors[0] if logger.errors else "it does not say why"
             raise CheckFailedError(f"{name} {trt.__version__} must build the engine: {why:.300}; see {request.log}")

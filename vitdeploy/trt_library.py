@@ -55,19 +55,27 @@ def compiles_on_target(trt: Any) -> bool:
 
 
 def make_logger(trt: Any, file: TextIO | None = None) -> Any:
-    """A logger that writes what the library says to a file, and keeps its errors, a line each, in `errors`."""
+    """A logger that writes what the library says to a file, and keeps its errors, a line each, in `errors`.
+
+    An exception cannot pass through the library, which may hold a lock: that the file cannot be written is told in
+    `lost`, and what is said after it was closed goes nowhere.
+    """
 
     class FileLogger(trt.ILogger):  # type: ignore[misc]  # the base is known when the library is
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.lost: OSError | None = None
 
         def log(self, severity: Any, message: str) -> None:
             name = str(severity).rpartition(".")[2]
             if name in ("ERROR", "INTERNAL_ERROR"):
                 self.errors.append(" ".join(message.split()))
-            if file is not None and name != "VERBOSE":
-                file.write(f"{name}: {message}\n")
+            if file is not None and not file.closed and name != "VERBOSE":
+                try:
+                    file.write(f"{name}: {message}\n")
+                except OSError as exc:
+                    self.lost = exc
 
     return FileLogger()
 

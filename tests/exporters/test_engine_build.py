@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -20,10 +21,9 @@ from vitdeploy.exporters.engine_build import EngineRequest, build_engine
 from vitdeploy.exporters.engine_capabilities import CAPABILITIES, configure
 from vitdeploy.manifest import Manifest
 from vitdeploy.specs import AxisRange, TensorSpec
+from vitdeploy.trt_library import make_logger
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vitdeploy.bundle import Bundle
     from vitdeploy.gpu import Gpu
     from vitdeploy.manifest import Artifact
@@ -230,6 +230,22 @@ def test_what_needs_a_gpu_to_be_built(
     with pytest.raises(DeviceError, match="refit and strip_weights need a GPU to build with tensorrt-rtx: no GPU"):
         build_engine(request, tmp_path, "x.engine")
     assert not (tmp_path / "x.engine").exists()
+
+
+def test_a_log_that_cannot_be_written_is_an_error(request_of_tiny: EngineRequest, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full, which Linux has")
+    with pytest.raises(OSError, match="No space left on device"):
+        build_engine(dataclasses.replace(request_of_tiny, log=Path("/dev/full")), tmp_path, "x.engine")
+
+
+def test_what_a_library_says_after_its_log_was_closed_goes_nowhere(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as file:
+        logger = make_logger(trt, file)
+        logger.log(trt.Logger.ERROR, "first\nof all")
+    logger.log(trt.Logger.ERROR, "second")
+    assert logger.errors == ["first of all", "second"]
+    assert (tmp_path / "log").read_text() == "ERROR: first\nof all\n"
 
 
 def test_an_interrupt_ends_the_build(request_of_tiny: EngineRequest, tmp_path: Path) -> None:
