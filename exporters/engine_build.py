@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vitdeploy.engine_options import Profile
     from vitdeploy.specs import TensorSpec
 
-# What avoids an operator that the libraries refuse; seen with TensorRT-RTX 1.7 and TensorRT 11 (see CONTRIBUTING).
+# What avoids an operator that the libraries refuse (seen with TensorRT-RTX 1.7).
 _AVOIDED_BY = {
     "Attention": "export the ONNX artifact with --opset 22 or less, which has no such operator",
     "QuantizeLinear": "choose --fp16 or --bf16",
