@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vitdeploy.cli.output import json_option, print_json, print_step
+from vitdeploy.cli.output import json_option, print_json, print_step, print_text
 from vitdeploy.errors import UsageError
 
 
@@ -36,6 +36,6 @@ def verify(bundle: str, run: bool, images: str | None, as_json: bool) -> None:
         shown = {"bundle": bundle, "status": "passed", "files": [file.path for file in files]}
         print_json({**shown, **({"proven": list(proven)} if run else {})})
         return
-    click.echo(f"{bundle}: {len(files)} files are what the manifest says")
+    print_text(f"{bundle}: {len(files)} files are what the manifest says")
     if run:
-        click.echo(f"proven here: {', '.join(proven) or 'nothing, every engine was before'}")
+        print_text(f"proven here: {', '.join(proven) or 'nothing, every engine was before'}")
