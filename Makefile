@@ -5,14 +5,16 @@ ENVS := .venvs
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 # Tests run in parallel, each on one thread.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
-BENCHMARKS := processor export predict_overhead pixels evaluate attention dynamic_size
+# The versions of TensorRT whose names are checked, where there are wheels of its bindings.
+TENSORRT := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),10 11)
+BENCHMARKS := processor export predict_overhead pixels evaluate attention dynamic_size engines
 
 .PHONY: demo test check chromium format bench bench-large golden gpu-check clean
 
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
 
-test: .venv/.dev $(ENVS)/embedded/.done $(ENVS)/optimum/.done chromium check  ## every check, in every environment
+test: .venv/.dev $(ENVS)/embedded/.done $(ENVS)/optimum/.done $(TENSORRT:%=$(ENVS)/tensorrt-%/.done) chromium check  ## every check, in every environment
 
 check: .venv/.dev  ## every check; tests of other environments are skipped where those were not made
 	$(BIN)/ruff format --check .
@@ -74,6 +76,13 @@ $(ENVS)/optimum/.done: constraints-optimum.txt .venv/.dev
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_main.pth
 	$(@D)/bin/python $(PIP_INSTALL) -c constraints-optimum.txt 'optimum-onnx[onnxruntime]'
+	touch $@
+
+# NVIDIA's Python bindings of TensorRT without its libraries: the tests ask them which names there are.
+$(ENVS)/tensorrt-10/.done: VERSION := 10.16.1.11
+$(ENVS)/tensorrt-11/.done: VERSION := 11.4.0.106
+$(ENVS)/tensorrt-%/.done: .venv/.dev
+	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(@D) tensorrt-cu13-bindings==$(VERSION)
 	touch $@
 
 # timm, for the golden files. It borrows everything but timm and torchvision from .venv.

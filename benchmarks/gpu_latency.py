@@ -1,4 +1,4 @@
-"""Latency of the torch and ONNX Runtime backends on a GPU, transfers from and to numpy included."""
+"""Latency of torch, ONNX Runtime and engines on a GPU, transfers from and to numpy included."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ import onnxruntime as ort
 import torch
 
 import vitdeploy
+from vitdeploy import EngineOptions
 from vitdeploy.assess.environment import machine
-from vitdeploy.runtimes import open_runtime
+from vitdeploy.errors import UnavailableError
+from vitdeploy.runtimes import BACKENDS, open_runtime, runtime_class
+from vitdeploy.specs import AxisRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,12 +29,26 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
 
 
+def problem(backend: str) -> str | None:
+    """Why a backend of engines does not run here; None where it does."""
+    try:
+        return next(iter(runtime_class(backend).probe().values()))
+    except UnavailableError as exc:
+        return str(exc)
+
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+ENGINES = [name for name, row in BACKENDS.items() if row.device == "cuda" and not problem(name)]
+
+
 def configurations() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for precision, attention in itertools.product(("fp32", "fp16", "bf16"), ("eager", "sdpa")):
+    for precision, attention in itertools.product(PRECISIONS, ("eager", "sdpa")):
         yield "torch", precision, {"attention": attention}
     yield "torch", "fp16", {"attention": "sdpa", "compile": True}
     if "CUDAExecutionProvider" in ort.get_available_providers():
         yield "onnxruntime", "fp32", {}
+    for backend, precision, graphs in itertools.product(ENGINES, PRECISIONS, (True, False)):
+        yield backend, precision, {"cuda_graphs": graphs}
 
 
 def median_ms(runtime: Runtime, batch_size: int, runs: int) -> float:
@@ -68,10 +85,18 @@ def main() -> None:
         parser.exit(3, "gpu_latency needs a CUDA device, torch finds none\n")
     with tempfile.TemporaryDirectory() as folder:
         bundle = vitdeploy.export(random_weights=arguments.preset, output=Path(folder) / "bundle")
+        batch = (AxisRange(min(arguments.batch_sizes), 32, max(32, *arguments.batch_sizes)),)
+        for engine, precision in itertools.product(ENGINES, PRECISIONS):
+            bundle = vitdeploy.export(
+                random_weights=arguments.preset, to=engine, precision=precision, output=bundle.path,
+                engine=EngineOptions(batch=batch),
+            )  # fmt: skip
         rows = measure(bundle, arguments.batch_sizes, arguments.runs)
+    not_run = {name: why for name, row in BACKENDS.items() if row.device == "cuda" and (why := problem(name))}
     device = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, **machine()}
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": device, "preset": arguments.preset, "rows": rows}, indent=2))
+        found = {"machine": device, "preset": arguments.preset, "not_run": not_run, "rows": rows}
+        arguments.json.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -149,6 +149,16 @@ def large(document: Document) -> str:
     return markdown(["", "", ""], rows)
 
 
+def engines(document: Document) -> str:
+    rows = [
+        [row["precision"], row["size"], row["batch"], f"{row['seconds']:.1f}", f"{row['engine_mb']:.0f}",
+         f"{row['onnx_mb']:.0f}", row["validation"]]
+        for row in document["rows"]
+    ]  # fmt: skip
+    header = ["precision", "image size", "batch", "built in (s)", "engine (MB)", "ONNX (MB)", "validation"]
+    return markdown(header, rows)
+
+
 def evaluate(document: Document) -> str:
     rows = []
     for preset, found in document["presets"].items():
@@ -194,7 +204,7 @@ def _power(value: float | None) -> str:
 
 TABLES: dict[str, Callable[[Document], str]] = {
     of_one.__name__: of_one
-    for of_one in (export, attention, dynamic_size, evaluate, large, pixels, predict_overhead, processor)
+    for of_one in (export, attention, dynamic_size, engines, evaluate, large, pixels, predict_overhead, processor)
 }
 
 

@@ -67,14 +67,24 @@ class Exporter(NamedTuple):
         precisions: what it can make.
         backend: the backend that proves its artifacts.
         options: those of `vitdeploy.export` that not every exporter takes.
+        made_from: the format of the artifact that it makes its own from; None where it is made from the reference. The
+            target is then a function of `vitdeploy.exporters.engine_build.EngineRequest`.
     """
 
     target: str
     precisions: tuple[str, ...]
     backend: str
     options: tuple[str, ...] = ()
+    made_from: str | None = None
 
 
+_ENGINE = Exporter(
+    "vitdeploy.exporters.engine_build:build_engine",
+    ("fp32", "fp16", "bf16"),
+    "tensorrt",
+    ("opset", "keep_fp32", "engine"),
+    made_from="onnx",
+)
 EXPORTERS: dict[str, Exporter] = {
     "onnx": Exporter(
         "vitdeploy.exporters.onnx_graph:export_onnx",
@@ -85,6 +95,8 @@ EXPORTERS: dict[str, Exporter] = {
     "torchscript": Exporter(
         "vitdeploy.exporters.torchscript_trace:export_torchscript", ("fp32", "fp16", "bf16"), "torchscript"
     ),
+    "tensorrt": _ENGINE,
+    "tensorrt-rtx": _ENGINE._replace(backend="tensorrt-rtx"),
 }
 
 
@@ -100,9 +112,9 @@ def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Export
     if precision not in exporter.precisions:
         raise UsageError(f"precision for {to} must be one of {', '.join(exporter.precisions)}, got {precision!r}")
     for name in dict.fromkeys(name for row in EXPORTERS.values() for name in row.options):
-        if name not in exporter.options and options.get(name):
+        if name not in exporter.options and options.get(name) not in (None, False, (), []):
             raise UsageError(
-                f"{name} is not for {to}, got {options[name]!r}; leave it out, or export to another format"
+                f"{name} is not for {to}, got {options[name]!r:.80}; leave it out, or export to another format"
             )
     return exporter
 

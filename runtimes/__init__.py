@@ -20,18 +20,24 @@ class Backend(NamedTuple):
         artifact_format: the format that it runs; None for the reference, which every bundle holds.
         extra: the extra of vitdeploy that installs its engine.
         package: the engine's import name.
+        device: what it runs on where none is asked for.
     """
 
     target: str
     artifact_format: str | None
     extra: str
     package: str
+    device: str = "cpu"
 
 
 BACKENDS: dict[str, Backend] = {
     "torch": Backend("vitdeploy.runtimes.pytorch:PyTorchRuntime", None, "torch", "torch"),
     "torchscript": Backend("vitdeploy.runtimes.torchscript:TorchScriptRuntime", "torchscript", "torch", "torch"),
     "onnxruntime": Backend("vitdeploy.runtimes.onnxrt:OnnxRuntime", "onnx", "onnxruntime", "onnxruntime"),
+    "tensorrt": Backend("vitdeploy.runtimes.trt:TensorRTRuntime", "tensorrt", "tensorrt", "tensorrt", "cuda"),
+    "tensorrt-rtx": Backend(
+        "vitdeploy.runtimes.trt_rtx:TensorRTRTXRuntime", "tensorrt-rtx", "tensorrt-rtx", "tensorrt_rtx", "cuda"
+    ),
 }
 
 
@@ -51,7 +57,7 @@ def runtime_class(backend: str) -> type[Runtime]:
 
 
 def open_runtime(
-    bundle: Bundle, backend: str, *, precision: str = "fp32", device: str = "cpu", **options: Any
+    bundle: Bundle, backend: str, *, precision: str = "fp32", device: str | None = None, **options: Any
 ) -> Runtime:
     """Open a bundle's artifact with a backend; its files are verified first.
 
@@ -59,7 +65,7 @@ def open_runtime(
         bundle: the bundle.
         backend: a name of `BACKENDS`.
         precision: of the artifact; for torch, of the weights and activations.
-        device: "cpu", "cuda" or "cuda:1".
+        device: "cpu", "cuda" or "cuda:1"; by default the backend's own, "cpu" for all but engines.
         options: of the runtime's constructor.
 
     Raises:
@@ -68,7 +74,9 @@ def open_runtime(
         DeviceError: the device cannot be had.
         BundleError: a file is missing or altered, or is not what the manifest says.
     """
-    runtime = runtime_class(backend).from_bundle(bundle, precision=precision, device=device, **options)
+    cls = runtime_class(backend)
+    device = BACKENDS[backend].device if device is None else device
+    runtime = cls.from_bundle(bundle, precision=precision, device=device, **options)
     artifact_format = BACKENDS[backend].artifact_format
     if artifact_format is not None:
         artifact = bundle.artifact(artifact_format, precision)

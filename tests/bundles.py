@@ -20,6 +20,7 @@ from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.presets import random_model
 from vitdeploy.models.signature import input_specs
 from vitdeploy.processor import ImageProcessor
+from vitdeploy.runtimes import BACKENDS
 from vitdeploy.specs import ExportSpec, Task
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ TINY: dict[str, Any] = {
     "encoder_stride": 8,
     "labels": ("cat", "dog", "newt"),
 }
+# What can be made, and run, without a GPU.
+PORTABLE = tuple(name for name, row in EXPORTERS.items() if row.made_from is None)
+CPU_BACKENDS = tuple(name for name, row in BACKENDS.items() if row.device == "cpu")
 # Of an output's largest magnitude, against float64: a unit in the last place of float32 is 6e-8, and two tiny layers
 # amplify it to some 1e-7 (seen: 7e-7 at most).
 FLOAT32_TOLERANCE = 1e-5
@@ -71,7 +75,7 @@ def write_bundle(
     return export_all(checkpoint, formats=formats, output=folder / "bundle")
 
 
-def export_all(checkpoint: Path, *, formats: Sequence[str] = tuple(EXPORTERS), **options: Any) -> Bundle:
+def export_all(checkpoint: Path, *, formats: Sequence[str] = PORTABLE, **options: Any) -> Bundle:
     """One bundle with an artifact of each format."""
     return [vitdeploy.export(checkpoint, to=to, **options) for to in formats][-1]
 

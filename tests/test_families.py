@@ -14,12 +14,12 @@ import transformers
 from sklearn.datasets import load_sample_images
 
 import vitdeploy
-from bundles import export_all
+from bundles import CPU_BACKENDS, export_all
 from families import HEADS, ONE_A_FAMILY, Head, random_config
 from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.signature import output_names
-from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def test_one_export_takes_every_size(write_checkpoint: WriteCheckpoint, tmp_path
     bundle = export_all(checkpoint.folder, dynamic_image_size=True, output=tmp_path / "out")
     assert ViTConfig.from_pretrained(bundle.path).image_size == (20, 20)
     assert "Resize" in operators(bundle)
-    for backend in BACKENDS:
+    for backend in CPU_BACKENDS:
         with open_runtime(bundle, backend) as runtime:
             assert runtime.inputs[0].shape == ("batch", 3, "height", "width")
             for rows, columns, rest in SIZES:

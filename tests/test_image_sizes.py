@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 import vitdeploy
-from bundles import FLOAT32_TOLERANCE, tiny_model, worst_difference, write_checkpoint_of
+from bundles import CPU_BACKENDS, FLOAT32_TOLERANCE, PORTABLE, tiny_model, worst_difference, write_checkpoint_of
 from compiler import build_engine
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import BundleError, UsageError
-from vitdeploy.exporters import EXPORTERS
 from vitdeploy.runtimes import BACKENDS, open_runtime
 from vitdeploy.specs import AxisRange
 
@@ -27,7 +26,7 @@ BOUNDS = ((16, 24), (40, 56), (64, 72))
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("bounded")
     checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
-    for to in EXPORTERS:
+    for to in PORTABLE:
         made = vitdeploy.export(checkpoint, to=to, image_size=BOUNDS, output=folder / "bundle")
     return made
 
@@ -40,7 +39,7 @@ def test_limits_are_in_the_manifest_and_were_proven(bundle: Bundle) -> None:
     assert vitdeploy.compare(bundle).status == "passed"
 
 
-@pytest.mark.parametrize("backend", [name for name, row in BACKENDS.items() if row.artifact_format])
+@pytest.mark.parametrize("backend", [name for name in CPU_BACKENDS if BACKENDS[name].artifact_format])
 def test_a_runtime_takes_what_lies_within(bundle: Bundle, backend: str) -> None:
     generator = np.random.default_rng(0)
     with open_runtime(bundle, backend) as runtime, open_runtime(bundle, "torch") as reference:

@@ -13,12 +13,11 @@ import pytest
 from PIL import Image
 
 import vitdeploy
-from bundles import export_all, sign_again, tiny_model, write_checkpoint_of
+from bundles import CPU_BACKENDS, export_all, sign_again, tiny_model, write_checkpoint_of
 from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BundleError, ImageError, UsageError
-from vitdeploy.runtimes import BACKENDS
-from vitdeploy.specs import Task
+from vitdeploy.specs import AxisRange, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,13 +161,23 @@ def test_nothing_altered_is_opened(altered: Bundle, name: str) -> None:
         vitdeploy.load(altered.path)
 
 
+def test_no_more_images_than_an_engine_takes_go_through_it_together(bundle: Path, images: list[Image.Image]) -> None:
+    with vitdeploy.load(bundle) as predictor:
+        whole = predictor.predict(images)
+        predictor.runtime.axes = {"batch": AxisRange(1, 2, 2)}
+        parts = predictor.predict(images)
+        with pytest.raises(UsageError, match="batch must be from 1 to 2, got 5"):
+            predictor.logits(predictor.processor(images))
+    assert [[each.index for each in one] for one in parts] == [[each.index for each in one] for one in whole]
+
+
 def test_images_that_come_out_in_sizes_of_their_own(tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     processor = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 40}, "do_center_crop": False}
     (checkpoint / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
     export_all(checkpoint, dynamic_image_size=True, output=tmp_path / "bundle")
     pictures = [image for shape in ((30, 60), (80, 40), (40, 40)) for image in synthetic_images(1, *shape)]
-    for backend in BACKENDS:
+    for backend in CPU_BACKENDS:
         with vitdeploy.load(tmp_path / "bundle", backend=backend) as predictor:
             together = predictor.predict(pictures, top_k=3)
             assert together == [predictor.predict(picture, top_k=3)[0] for picture in pictures]

@@ -16,12 +16,12 @@ import safetensors.torch
 import transformers
 from sklearn.datasets import load_sample_images
 
+from bundles import CPU_BACKENDS
 from environments import ROOT
 from families import HEADS
 from hub_server import hub_server
 from vitdeploy.layouts.timm_layout import from_timm
 from vitdeploy.models.checkpoint import task_of
-from vitdeploy.runtimes import BACKENDS
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -116,4 +116,4 @@ def test_each_cell_of_the_table_of_models_is_held_by_a_test() -> None:
         config, _ = from_timm(json.loads(folder.read_text(encoding="utf-8")), weights)
         tested.add((config["model_type"], "timm", task_of(config)))
     tested |= {("vit", ".npz", task) for task in (Task.CLASSIFICATION, Task.FEATURES)}
-    assert table_of_models() == {key: set(BACKENDS) for key in tested}
+    assert table_of_models() == {key: set(CPU_BACKENDS) for key in tested}

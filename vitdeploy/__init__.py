@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.gate import GateResult, gate
     from vitdeploy.assess.latency import Benchmark
     from vitdeploy.bundle import Bundle
+    from vitdeploy.engine_options import EngineOptions
     from vitdeploy.errors import VitDeployError
     from vitdeploy.predictor import Prediction, Predictor, load
     from vitdeploy.processor import ImageProcessor
@@ -25,6 +26,7 @@ __all__ = [
     "Bisection",
     "Bundle",
     "Comparison",
+    "EngineOptions",
     "Evaluation",
     "GateResult",
     "ImageProcessor",
@@ -47,6 +49,7 @@ _MODULES = {
     "Bisection": "assess.bisection",
     "Bundle": "bundle",
     "Comparison": "assess.compare",
+    "EngineOptions": "engine_options",
     "Evaluation": "assess.evaluate",
     "GateResult": "assess.gate",
     "ImageProcessor": "processor",

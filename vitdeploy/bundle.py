@@ -192,12 +192,13 @@ def _with_existing(staging: Path, old: Bundle, new: Manifest) -> Manifest:
             if path.as_posix() in dropped or ((staging / path).exists() and not (staging / path).is_dir())
         ]
 
-    shutil.copytree(old.path, staging, symlinks=True, ignore=not_kept, copy_function=_link, dirs_exist_ok=True)
+    shutil.copytree(old.path, staging, symlinks=True, ignore=not_kept, copy_function=link, dirs_exist_ok=True)
     artifacts = sorted((*kept, *new.artifacts), key=lambda artifact: artifact.name)
     return dataclasses.replace(new, artifacts=tuple(artifacts))
 
 
-def _link(source: str, target: str) -> None:
+def link(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name, or a copy where the filesystem has no hard links."""
     try:
         os.link(source, target)
     except OSError:  # a filesystem without hard links

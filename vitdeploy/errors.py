@@ -54,15 +54,18 @@ class MissingDependencyError(UnavailableError, ImportError):
     Args:
         what: the feature that needs it, such as "the torch backend".
         extra: the extra of vitdeploy that installs it.
+        instead: what else can be done.
     """
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs a package that is not installed; run: pip install 'vitdeploy[{extra}]'")
+    def __init__(self, what: str, extra: str, instead: str = "") -> None:
+        message = f"{what} needs a package that is not installed; run: pip install 'vitdeploy[{extra}]'"
+        super().__init__(f"{message}, {instead}" if instead else message)
         self.what = what
         self.extra = extra
+        self.instead = instead
 
-    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str]]:
-        return type(self), (self.what, self.extra)
+    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str, str]]:
+        return type(self), (self.what, self.extra, self.instead)
 
 
 class DeviceError(UnavailableError):

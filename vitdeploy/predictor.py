@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vitdeploy.images import ImageSource
+    from vitdeploy.manifest import Artifact
     from vitdeploy.runtimes.base import Runtime
-    from vitdeploy.specs import PixelFormat
 
 MOST_A_BATCH = 2**20
 
@@ -84,7 +84,7 @@ class Predictor:
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if not isinstance(value, int) or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1 up, got {value!r}")
-        batch_size = batch_size_for(self.processor, self.runtime.pixels, batch_size)
+        batch_size = batch_size_for(self.processor, self.runtime, batch_size)
         batch = as_batch(images)
         predictions: list[list[Prediction]] = []
         for start in range(0, len(batch), batch_size):
@@ -119,7 +119,7 @@ def load(
     *,
     backend: str = "onnxruntime",
     precision: str = "fp32",
-    device: str = "cpu",
+    device: str | None = None,
     **options: Any,
 ) -> Predictor:
     """Open a bundle for prediction. Every file that is used is verified first.
@@ -128,7 +128,7 @@ def load(
         path: the bundle.
         backend: "onnxruntime", "torch", ...
         precision: of the artifact.
-        device: "cpu", "cuda" or "cuda:1".
+        device: "cpu", "cuda" or "cuda:1"; by default "cpu", and "cuda" for an engine.
         options: of the backend's runtime, such as `intra_op_threads` for onnxruntime.
 
     Raises:
@@ -167,9 +167,13 @@ def check_batch_size(size: int) -> None:
         raise UsageError(f"batch_size must be from 1 to {MOST_A_BATCH}, got {size!r:.40}")
 
 
-def batch_size_for(processor: ImageProcessor, pixels: PixelFormat, wanted: int) -> int:
-    """`wanted`, or 1 where images that are made ready as `pixels` keep sizes of their own."""
-    return 1 if pixels.stage is PixelStage.DECODED or processor.output_size is None else wanted
+def batch_size_for(processor: ImageProcessor, of: Runtime | Artifact, wanted: int) -> int:
+    """`wanted`, or the most that an engine takes; 1 where images that are made ready for it keep sizes of their own."""
+    if of.pixels.stage is PixelStage.DECODED or processor.output_size is None:
+        return 1
+    axis = of.inputs[0].shape[0]
+    limit = of.axes[axis].maximum if isinstance(axis, str) and axis in of.axes else None
+    return wanted if limit is None else min(wanted, limit)
 
 
 def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> None:

@@ -8,6 +8,27 @@ from typing import Any
 from vitdeploy.errors import MissingDependencyError, UnavailableError, first_line
 
 
+def load_package(name: str, what: str, extra: str, instead: str = "") -> Any:
+    """Import another library's module.
+
+    Args:
+        name: the module's.
+        what: the feature that needs it, such as "the tensorrt backend".
+        extra: the extra of vitdeploy that installs it.
+        instead: what else can be done where it cannot be had.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+        UnavailableError: it is installed, and does not load.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        raise MissingDependencyError(what, extra, instead) from exc
+    except (ImportError, OSError) as exc:  # a shared library that it needs, for example
+        raise _does_not_load(what, name, exc) from exc
+
+
 def load_target(target: str, what: str, extra: str, package: str = "package") -> Any:
     """The object that "module:name" stands for.
 
@@ -31,6 +52,10 @@ def load_target(target: str, what: str, extra: str, package: str = "package") ->
     except (ImportError, OSError) as exc:  # a shared library that it needs, for example
         if isinstance(exc, ImportError) and (exc.name or "").partition(".")[0] == "vitdeploy":
             raise
-        raise UnavailableError(
-            f"{what} needs a {package} that loads, the installed one does not: {first_line(exc)}; install it again"
-        ) from exc
+        raise _does_not_load(what, package, exc) from exc
+
+
+def _does_not_load(what: str, package: str, exc: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"{what} needs a {package} that loads, the installed one does not: {first_line(exc)}; install it again"
+    )

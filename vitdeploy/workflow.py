@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import gc
 import math
 import os
@@ -17,9 +19,12 @@ from vitdeploy.assess.difference import default_tolerance
 from vitdeploy.assess.proof import Observer, prove, reference_outputs, samples
 from vitdeploy.atomic import staged_folder
 from vitdeploy.bundle import Bundle, check_target, commit
-from vitdeploy.errors import CheckpointError, UsageError
-from vitdeploy.exporters import export_function, find_exporter
-from vitdeploy.manifest import Artifact, FileRecord, Manifest
+from vitdeploy.engine_options import EngineOptions
+from vitdeploy.engines import ProofRequest, add_engine
+from vitdeploy.errors import CheckpointError, MissingDependencyError, UnavailableError, UsageError
+from vitdeploy.exporters import EXPORTERS, export_function, find_exporter
+from vitdeploy.exporters.engine_build import check_request
+from vitdeploy.manifest import MANIFEST, Artifact, FileRecord, Manifest
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import AxisRange, ExportSpec, PixelFormat, PixelStage, Precision, Task
 
@@ -55,11 +60,13 @@ def export(
     seed: int = 0,
     images: str | os.PathLike[str] | None = None,
     tolerance: float | None = None,
+    engine: EngineOptions | None = None,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     offline: bool = False,
     on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Bundle:
     """Export a checkpoint, prove that the artifact is the same model, and keep both in a bundle.
 
@@ -67,9 +74,14 @@ def export(
     image size, at a smaller and a larger one too. A bundle that exists at `output` keeps its other artifacts; on any
     failure it stays as it was.
 
+    An engine ("tensorrt", "tensorrt-rtx") is built from the ONNX artifact of its precision, which is made and proven
+    first, and stays in the bundle. One that is at `output` already is taken where no model is named, or the model is
+    the same one of the Hub, and nothing else is said of the graph. The engine is compared with the reference where a
+    GPU runs it; elsewhere the manifest says that it has not run yet, and `vitdeploy verify --run` completes it.
+
     Args:
         model: a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files.
-        to: the format, "onnx" or "torchscript".
+        to: the format, "onnx", "torchscript", "tensorrt" or "tensorrt-rtx".
         precision: the number format, "fp32", "fp16" or "bf16".
         output: the bundle's folder; by default named after the model, in the working directory.
         task: a value of `vitdeploy.specs.Task`; by default what the checkpoint was made for.
@@ -96,22 +108,26 @@ def export(
             in sizes of their own. By default three synthetic images are.
         tolerance: largest difference allowed, relative to each output's largest value; by default by precision, see
             `vitdeploy.assess.difference.DEFAULT_TOLERANCES`.
+        engine: of an engine: sizes of batches, and options of its builder.
         revision: branch, tag or commit on the Hub.
         token: for private and gated models.
         cache_dir: of the Hub's files; by default huggingface_hub's.
         offline: use the Hub's cache alone.
         on_step: called with what is being done.
+        on_progress: called with how much of an engine is built, and of how much.
 
     Raises:
         UsageError: an argument is not what it must be, or `output` holds something else.
         CheckpointError: the checkpoint cannot be used, or gives values that are not finite.
         HubError: the Hub cannot be reached.
-        MissingDependencyError: a library is not installed.
-        CheckFailedError: the artifact differs from the reference; nothing was written.
+        MissingDependencyError: a library is not installed; where it is an engine's, the ONNX artifact was made.
+        DeviceError: an engine needs a GPU to be built, and there is none; the ONNX artifact was made.
+        CheckFailedError: the artifact differs from the reference, or an engine cannot be built; it was not written.
         OutputError: the bundle cannot be written.
     """
     options = {"opset": opset, "embed_resize": embed_resize, "optimize": optimize, "keep_fp32": keep_fp32}
-    exporter = find_exporter(to, precision, options)
+    exporter = find_exporter(to, precision, {**options, "engine": engine})
+    asked, to = to, exporter.made_from or to
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
         raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance!r:.80}")
     if model is not None and random_weights is not None:
@@ -139,6 +155,31 @@ def export(
         keep_fp32=_names("keep_fp32", keep_fp32) or (),
     )
     chosen_task = _task(task)
+    if asked != to:
+        if dynamic_image_size and bounds is None:
+            raise UsageError(
+                f"an engine needs limits of image sizes, got --dynamic-image-size for {asked}; "
+                f"give --image-size MIN:OPT:MAX"
+            )
+        with contextlib.suppress(UnavailableError):  # which is told when the ONNX artifact is made, and kept
+            check_request(asked, engine or EngineOptions())
+        finish = functools.partial(
+            _add_engine,
+            asked,
+            precision,
+            engine or EngineOptions(),
+            proof=ProofRequest(images, tolerance),
+            on_step=on_step,
+            on_progress=on_progress,
+        )
+        plain = spec == ExportSpec(Precision(precision), dynamic_image_size=dynamic_image_size)
+        own = plain and task is None and revision is None and random_weights is None
+        made = (
+            _made_before(output, to, precision, model) if own and (size is None or (bounds and model is None)) else None
+        )
+        if made is not None:
+            return finish(made, sizes=None if bounds is None or size is None else (bounds[0], size, bounds[1]))
+    exporter = EXPORTERS[to]
     write = export_function(exporter)  # imports torch and onnx, or says what to install
     from vitdeploy.models.checkpoint import save_model
     from vitdeploy.sources import random_checkpoint, read_checkpoint
@@ -220,7 +261,29 @@ def export(
         }
         artifact = dataclasses.replace(artifact, validation=validation)
         on_step("writing the bundle")
-        return commit(staging, target, dataclasses.replace(manifest, artifacts=(artifact,)))
+        bundle = commit(staging, target, dataclasses.replace(manifest, artifacts=(artifact,)))
+    return bundle if asked == to else finish(bundle)
+
+
+def _made_before(output: Any, to: str, precision: str, model: str | Path | None) -> Bundle | None:
+    """The bundle at `output`, where it has that artifact, of this model if one is named."""
+    if output is None or not (Path(output) / MANIFEST).exists():
+        return None
+    bundle = Bundle.open(output)
+    names = [artifact.name for artifact in bundle.manifest.artifacts]
+    return bundle if f"{to}-{precision}" in names and model in (None, bundle.manifest.source.id) else None
+
+
+def _add_engine(to: str, precision: str, options: EngineOptions, bundle: Bundle, **settings: Any) -> Bundle:
+    """The bundle with an engine; what keeps it from being built also tells what was made."""
+    try:
+        return add_engine(bundle, to, precision, options, **settings)
+    except UnavailableError as exc:
+        made = f"{bundle.path} has the ONNX artifact in {precision}"
+        if isinstance(exc, MissingDependencyError):
+            instead = "; ".join(part for part in (exc.instead, made) if part)
+            raise MissingDependencyError(exc.what, exc.extra, instead) from exc
+        raise type(exc)(f"{exc}; {made}") from exc
 
 
 def _records(folder: Path, names: Iterable[str]) -> tuple[FileRecord, ...]:

@@ -90,8 +90,10 @@ def test_devices() -> None:
 
 
 def test_an_unknown_backend_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="one of torch, torchscript, onnxruntime, got 'tensorrt'"):
-        runtime_class("tensorrt")
+    with pytest.raises(
+        UsageError, match="one of torch, torchscript, onnxruntime, tensorrt, tensorrt-rtx, got 'openvino'"
+    ):
+        runtime_class("openvino")
 
 
 @pytest.fixture

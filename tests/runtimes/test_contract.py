@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from bundles import FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
+from bundles import CPU_BACKENDS, FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
+from engine_machines import gpu_marks
 from vitdeploy.errors import BundleError, DeviceError, UsageError
-from vitdeploy.exporters import EXPORTERS
 from vitdeploy.models.signature import input_specs, output_specs
 from vitdeploy.runtimes import BACKENDS, open_runtime, runtime_class
 from vitdeploy.specs import Task
@@ -27,14 +27,26 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
 
 # Each backend, the file that it opens first, and some of its options.
-FILES = {"torch": "model.safetensors", "torchscript": "torchscript/model_fp32.pt", "onnxruntime": "onnx/model.onnx"}
+FILES = {
+    "torch": "model.safetensors",
+    "torchscript": "torchscript/model_fp32.pt",
+    "onnxruntime": "onnx/model.onnx",
+    "tensorrt": "tensorrt/model_fp32.engine",
+    "tensorrt-rtx": "tensorrt-rtx/model_fp32.engine",
+}
 OPTIONS = {
     "torch": ["attention", "compile", "outputs", "dynamic_image_size"],
     "torchscript": ["optimized_execution"],
     "onnxruntime": ["providers", "intra_op_threads", "io_binding"],
+    "tensorrt": ["cuda_graphs", "shapes_kept", "runtime_cache"],
+    "tensorrt-rtx": ["cuda_graphs", "shapes_kept", "runtime_cache"],
 }
+MARKS = {name: gpu_marks(name) for name in ("tensorrt", "tensorrt-rtx")}
+RUNS_HERE = [name for name in FILES if not any(mark.name == "skip" for mark in MARKS.get(name, ()))]
 
-BY_BACKEND = pytest.mark.parametrize("backend", sorted(FILES))
+BY_BACKEND = pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=MARKS.get(name, ())) for name in sorted(FILES)]
+)
 
 
 def test_every_backend_of_the_table_is_under_contract() -> None:
@@ -43,7 +55,8 @@ def test_every_backend_of_the_table_is_under_contract() -> None:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, Bundle]:
-    return {task: write_bundle(tmp_path_factory.mktemp("bundles"), task, formats=tuple(EXPORTERS)) for task in Task}
+    formats = [row.artifact_format for name, row in BACKENDS.items() if name in RUNS_HERE and row.artifact_format]
+    return {task: write_bundle(tmp_path_factory.mktemp("bundles"), task, formats=formats) for task in Task}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +64,14 @@ def models() -> dict[Task, VisionTransformer]:
     return {task: tiny_model(task) for task in Task}
 
 
-@pytest.fixture(scope="module", params=[(backend, task) for backend in sorted(FILES) for task in Task], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((backend, task), marks=MARKS.get(backend, ()), id=f"{backend}-{task.name}")
+        for backend in sorted(FILES)
+        for task in Task
+    ],
+)
 def opened(request: pytest.FixtureRequest, bundles: dict[Task, Bundle]) -> Iterator[tuple[Runtime, Task]]:
     backend, task = request.param
     with open_runtime(bundles[task], backend) as runtime:
@@ -268,7 +288,7 @@ def test_a_device_that_is_not_there_is_a_device_error(bundles: dict[Task, Bundle
     assert "\n" not in str(caught.value)
 
 
-@BY_BACKEND
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_cuda_without_a_gpu_is_a_device_error(bundles: dict[Task, Bundle], backend: str) -> None:
     if BACKENDS[backend].package == "torch":
         import torch
@@ -308,7 +328,7 @@ def test_a_damaged_artifact_is_a_bundle_error(
         open_runtime(type(source).open(folder), backend)
 
 
-@BY_BACKEND
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_the_probe_finds_the_cpu_ready(backend: str) -> None:
     found = runtime_class(backend).probe()
     assert found["cpu" if BACKENDS[backend].package == "torch" else "CPUExecutionProvider"] is None

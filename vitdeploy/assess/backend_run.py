@@ -96,7 +96,7 @@ class BackendRun:
         """
         if self.runtime is None:
             return {"skipped": self.skipped}
-        size = batch_size_for(self._processor, self.runtime.pixels, len(images))
+        size = batch_size_for(self._processor, self.runtime, len(images))
         pixels = [image.pixels[self.runtime.pixels] for image in images]
         try:
             logits = [

@@ -244,7 +244,7 @@ class Batches:
 
     def feeds(self, of: Runtime | Artifact) -> Iterator[dict[str, np.ndarray]]:
         """What it takes for the images, a batch at a time."""
-        size = batch_size_for(self.processor, of.pixels, self.batch_size)
+        size = batch_size_for(self.processor, of, self.batch_size)
         for start in range(0, len(self.sources), size):
             sources = self.sources[start : start + size]
             pixel_values = self.processor(sources, pixels=of.pixels, first_index=start)

@@ -14,7 +14,19 @@ from vitdeploy import __version__
 from vitdeploy.errors import UnavailableError
 from vitdeploy.runtimes import BACKENDS, runtime_class
 
-_PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "torch", "onnx", "onnxscript", "transformers")
+_PACKAGES = (
+    "numpy",
+    "pillow",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "transformers",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-bindings",
+)
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
 
 

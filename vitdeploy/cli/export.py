@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gc
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vitdeploy.cli.bisect_report import kept_nodes
-from vitdeploy.cli.output import PATH, json_option, print_json, print_step, print_table
+from vitdeploy.cli.engine_options import engine_options
+from vitdeploy.cli.output import PATH, json_option, late_progress_bar, print_json, print_step, print_table
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, find_exporter
 from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from vitdeploy.manifest import Artifact
 
 _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision in exporter.precisions})
 
@@ -31,6 +35,14 @@ def _image_size(ctx: click.Context, param: click.Parameter, value: str | None) -
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
     return None if value is None else tuple(name.strip() for name in value.split(","))
+
+
+def _difference(artifact: Artifact) -> str:
+    checked = artifact.validation
+    if not checked["outputs"]:
+        return f"{checked['status']}; there: vitdeploy verify --run"
+    worst = max(checked["outputs"], key=lambda output: output["max_relative"])
+    return f"{worst['max_relative']:.1e} of {worst['output']} (tolerance {checked['tolerance']:g})"
 
 
 @click.command()
@@ -97,6 +109,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 )
 @click.option("--images", type=PATH, help="A folder of images to prove the artifact on; synthetic by default.")
 @click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
+@engine_options
 @click.option("-o", "--output", type=PATH, help="The bundle; by default ./ and the model's name.")
 @click.option("--revision", help="Branch, tag or commit on the Hub.")
 @click.option("--token", envvar="HF_TOKEN", help="Hub token, for private and gated models.  [env: HF_TOKEN]")
@@ -115,7 +128,8 @@ def export(
     """Export a checkpoint, prove that the artifact is the same model, and keep both in a bundle.
 
     The artifact is compared with the reference on three images, in batches of 1, 2 and 7; out of tolerance, nothing is
-    written.
+    written. An engine is built from the ONNX artifact of its precision, which is made first; without --model or
+    --random-weights from the one that --output has. Without a GPU it is kept, and completed by verify --run there.
     """
     from vitdeploy.workflow import export as export_model
 
@@ -128,7 +142,8 @@ def export(
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:
         for to in formats:
-            bundle = export_model(to=to, on_step=print_step, **options)
+            with late_progress_bar(f"building {to}") as on_progress:
+                bundle = export_model(to=to, on_step=print_step, on_progress=on_progress, **options)
     finally:
         gc.enable()
     if as_json:
@@ -136,9 +151,8 @@ def export(
         return
     rows = []
     for artifact in (bundle.artifact(to, options["precision"]) for to in formats):
-        worst = max(artifact.validation["outputs"], key=lambda output: output["max_relative"])
-        difference = (
-            f"{worst['max_relative']:.1e} of {worst['output']} (tolerance {artifact.validation['tolerance']:g})"
-        )
-        rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", difference) for file in artifact.files]
+        rows += [
+            (artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", _difference(artifact))
+            for file in artifact.files
+        ]
     print_table(str(bundle.path), ("artifact", "file", "size", "largest difference"), rows)

@@ -108,6 +108,8 @@ def _artifact_rows(artifact: Artifact) -> list[tuple[str, str]]:
              f"{checked['tolerance']:g}) on {checked['images']} images, {checked['engine']}{emulated}")
             for item in checked["outputs"]
         ]  # fmt: skip
+        rows += [("  not proven", checked["status"])] if not checked["outputs"] and "status" in checked else []
+    rows += [("  built for", pairs(artifact.hardware))] if artifact.hardware else []
     return rows
 
 

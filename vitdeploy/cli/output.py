@@ -104,6 +104,22 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+@contextlib.contextmanager
+def late_progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """`progress_bar` that stands there from the first call until all is done: a download before it has its own."""
+    with contextlib.ExitStack() as stack:
+        bars: list[Callable[[int, int], None]] = []
+
+        def on_progress(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(progress_bar(what)))
+            bars[0](done, total)
+            if done == total:
+                stack.close()
+
+        yield on_progress
+
+
 def printable(text: str) -> str:
     """`text` with what would steer a terminal, or is no character, spelled out; line breaks stay."""
     return "".join(

@@ -13,11 +13,11 @@ from vitdeploy.runtimes import BACKENDS
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option("--backend", default="onnxruntime", show_default=True, type=click.Choice(list(BACKENDS)))
 @click.option("--precision", default="fp32", show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
+@click.option("--device", help="cpu, cuda or cuda:1; cpu by default, cuda for an engine.")
 @click.option("--top-k", default=5, show_default=True, type=click.IntRange(min=1))
 @json_option
 def predict(
-    bundle: str, images: tuple[str, ...], backend: str, precision: str, device: str, top_k: int, as_json: bool
+    bundle: str, images: tuple[str, ...], backend: str, precision: str, device: str | None, top_k: int, as_json: bool
 ) -> None:
     """Classify IMAGES with a BUNDLE."""
     from vitdeploy.predictor import load

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import click
 
-from vitdeploy.cli.output import PATH, json_option, print_json, print_text
+from vitdeploy.cli.output import PATH, json_option, print_json, print_step, print_text
+from vitdeploy.errors import UsageError
 
 
 @click.command()
 @click.argument("bundle", type=PATH)
+@click.option("--run", is_flag=True, help="Also compare engines that have not run yet with the reference, on this GPU.")
+@click.option("--images", type=PATH, help="With --run: a folder of images; synthetic by default.")
 @json_option
-def verify(bundle: str, as_json: bool) -> None:
-    """Check every file of BUNDLE against its manifest; exits with 4 at the first that was altered."""
+def verify(bundle: str, run: bool, images: str | None, as_json: bool) -> None:
+    """Check every file of BUNDLE against its manifest; exits with 4 at the first that was altered.
+
+    With --run, engines that were built elsewhere are compared with the reference, and the manifest says so from then
+    on; exits with 1 where one differs, and with 3 without a GPU.
+    """
     from vitdeploy.bundle import Bundle
 
+    if images is not None and not run:
+        raise UsageError(f"images are for verify --run, got {images} without it; leave it out")
     opened = Bundle.open(bundle)
     opened.verify()
+    proven: tuple[str, ...] = ()
+    if run:
+        from vitdeploy.engines import ProofRequest, prove_engines
+
+        opened, proven = prove_engines(opened, proof=ProofRequest(images), on_step=print_step)
     manifest = opened.manifest
     files = [*manifest.files, *(file for artifact in manifest.artifacts for file in artifact.files)]
     if as_json:
-        print_json({"bundle": bundle, "status": "passed", "files": [file.path for file in files]})
-    else:
-        print_text(f"{bundle}: {len(files)} files are what the manifest says")
+        shown = {"bundle": bundle, "status": "passed", "files": [file.path for file in files]}
+        print_json({**shown, **({"proven": list(proven)} if run else {})})
+        return
+    print_text(f"{bundle}: {len(files)} files are what the manifest says")
+    if run:
+        print_text(f"proven here: {', '.join(proven) or 'nothing, every engine was before'}")

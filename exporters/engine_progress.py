@@ -1,0 +1,88 @@
+"""How far a builder is, from its own monitor."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OF = 1000  # the whole, in what is reported
+
+
+@dataclasses.dataclass
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+class Progress:
+    """Phases within phases, each of a number of steps, as one number that only grows.
+
+    Args:
+        report: called with how much is done, of `OF`.
+    """
+
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self._report = report
+        self._phases: dict[str, _Phase] = {}
+        self._told = -1
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        self._phases[name] = _Phase(parent, max(steps, 1))
+
+    def step(self, name: str, index: int) -> None:
+        """A step of a phase is done; they are numbered from 0."""
+        self._phases[name].done = max(self._phases[name].done, index + 1)
+        self._tell()
+
+    def finish(self, name: str) -> None:
+        phase = self._phases.pop(name)
+        if phase.parent is None:
+            self._tell(1.0)
+
+    def _tell(self, share: float | None = None) -> None:
+        now = int(OF * (self._share(None) if share is None else share))
+        if now > self._told:
+            self._told = now
+            self._report(now, OF)
+
+    def _share(self, parent: str | None) -> float:
+        """How much of a phase's present step, or of all, the phases below it have done."""
+        below = [(name, phase) for name, phase in self._phases.items() if phase.parent == parent]
+        shares = [min((phase.done + self._share(name)) / phase.steps, 1.0) for name, phase in below]
+        return min(shares, default=0.0)
+
+
+def make_monitor(trt: Any, report: Callable[[int, int], None]) -> Any:
+    """The library's monitor, reporting to `report`.
+
+    An exception in there, an interrupt for example, cannot pass through the library: the build is cancelled, and the
+    exception is the monitor's `error`.
+    """
+    progress = Progress(report)
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base is known when the library is
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.error: BaseException | None = None
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._guarded(progress.start, phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._guarded(progress.step, phase_name, step)
+            return self.error is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._guarded(progress.finish, phase_name)
+
+        def _guarded(self, function: Callable[..., None], *arguments: Any) -> None:
+            try:
+                function(*arguments)
+            except BaseException as exc:  # noqa: BLE001  (raised again after the build)
+                self.error = self.error or exc
+
+    return Monitor()

@@ -1,0 +1,112 @@
+"""One shape of input on one execution context: its memory, its stream and its CUDA graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.errors import DeviceError, first_line
+from vitdeploy.runtimes.cuda_memory import Graph, Stream, Tensor, close_all
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vitdeploy.runtimes.engine_fit import Shapes
+    from vitdeploy.specs import TensorSpec
+
+
+class ShapePlan:
+    """Runs an engine on inputs of one shape; for one thread at a time.
+
+    A context of its own: a CUDA graph that was captured from a context is lost when the context is given other shapes.
+
+    Args:
+        context: the library's execution context.
+        profile: the number of the profile.
+        shapes: of each input.
+        outputs: what the engine gives.
+        dtypes: of each input.
+        capture: whether the work is captured as a CUDA graph here; False where the library does that itself, or none
+            is wanted.
+        errors: what the library's logger keeps; the last is told where a call fails.
+
+    Raises:
+        DeviceError: there is not enough memory, or the work cannot be captured.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        profile: int,
+        shapes: Shapes,
+        outputs: Sequence[TensorSpec],
+        dtypes: Mapping[str, np.dtype[Any]],
+        *,
+        capture: bool,
+        errors: Sequence[str],
+    ) -> None:
+        self._context = context
+        self._errors = errors
+        self._graph: Graph | None = None
+        self._inputs: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}
+        self._stream = Stream()
+        try:
+            self._bind(profile, shapes, outputs, dtypes)
+            self._enqueue()  # what a library sets up at its first run cannot be captured
+            self._stream.wait()
+            if capture:
+                self._graph = self._stream.captured(self._enqueue)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the engine once; the results are the caller's own.
+
+        Raises:
+            DeviceError: it failed.
+        """
+        for name, tensor in self._inputs.items():
+            np.copyto(tensor.array, feeds[name])
+        if self._graph is None:
+            self._enqueue()
+        else:
+            self._graph.launch(self._stream)
+        self._stream.wait()
+        return {name: tensor.array.copy() for name, tensor in self._outputs.items()}
+
+    def close(self) -> None:
+        close_all(self._stream, *self._inputs.values(), *self._outputs.values(), self._graph)
+        del self._context
+
+    def _bind(
+        self, profile: int, shapes: Shapes, outputs: Sequence[TensorSpec], dtypes: Mapping[str, np.dtype[Any]]
+    ) -> None:
+        context, stream = self._context, self._stream
+        self._checked(context.set_optimization_profile_async(profile, stream.handle), f"take profile {profile}")
+        stream.wait()
+        for name, shape in shapes.items():
+            self._checked(context.set_input_shape(name, shape), f"take '{name}' {shape}")
+            self._inputs[name] = Tensor(shape, dtypes[name])
+        try:
+            self._checked(not context.infer_shapes(), "tell the shapes of its outputs")
+        except RuntimeError as exc:
+            raise DeviceError(f"the engine must tell the shapes of its outputs: {first_line(exc)}") from exc
+        for spec in outputs:
+            shape = tuple(context.get_tensor_shape(spec.name))
+            self._outputs[spec.name] = Tensor(shape, np.dtype(spec.dtype))
+        for name, tensor in (*self._inputs.items(), *self._outputs.items()):
+            self._checked(context.set_tensor_address(name, tensor.address), f"take the memory of '{name}'")
+
+    def _enqueue(self) -> None:
+        for tensor in self._inputs.values():
+            tensor.to_device(self._stream)
+        self._checked(self._context.execute_async_v3(self._stream.handle), "run")
+        for tensor in self._outputs.values():
+            tensor.to_host(self._stream)
+
+    def _checked(self, done: bool, what: str) -> None:
+        if not done:
+            raise DeviceError(f"the engine must {what}: {self._errors[-1] if self._errors else 'it does not say why'}")

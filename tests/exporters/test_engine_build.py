@@ -1,0 +1,288 @@
+"""Engines that TensorRT-RTX builds without a GPU, and what it refuses to build."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import vitdeploy
+from bundles import tiny_model, write_checkpoint_of
+from vitdeploy import EngineOptions
+from vitdeploy.assets import default_checkpoint
+from vitdeploy.errors import CheckFailedError, DeviceError, UsageError
+from vitdeploy.exporters import engine_build
+from vitdeploy.exporters.engine_build import EngineRequest, build_engine
+from vitdeploy.exporters.engine_capabilities import CAPABILITIES, configure
+from vitdeploy.manifest import Manifest
+from vitdeploy.specs import AxisRange, TensorSpec
+from vitdeploy.trt_library import make_logger
+
+if TYPE_CHECKING:
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.gpu import Gpu
+    from vitdeploy.manifest import Artifact
+
+trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
+
+BOUNDS = ((16, 24), (32, 32), (48, 64))
+BATCH = (AxisRange(1, 2, 8),)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with an ONNX artifact alone."""
+    folder = tmp_path_factory.mktemp("tiny")
+    checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
+    return vitdeploy.export(checkpoint, image_size=BOUNDS, output=folder / "bundle")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_the_embedded_model_with_free_batch_and_size(tmp_path: Path, precision: str) -> None:
+    output = tmp_path / "out"
+    shares: list[tuple[int, int]] = []
+    engine = EngineOptions(batch=(AxisRange(1, 1, 1), *BATCH))
+    bundle = vitdeploy.export(
+        default_checkpoint(), to="tensorrt-rtx", precision=precision, image_size=BOUNDS, output=output, engine=engine,
+        on_progress=lambda done, total: shares.append((done, total)),
+    )  # fmt: skip
+    onnx_artifact, artifact = bundle.manifest.artifacts
+    assert (onnx_artifact.name, artifact.name) == (f"onnx-{precision}", f"tensorrt-rtx-{precision}")
+    assert onnx_artifact.validation["outputs"]
+    assert [file.path for file in artifact.files] == [f"tensorrt-rtx/model_{precision}.engine"]
+    assert (artifact.inputs, artifact.outputs) == (onnx_artifact.inputs, onnx_artifact.outputs)
+    assert artifact.axes == {
+        "batch": AxisRange(1, 1, 8),
+        "height": AxisRange(16, 32, 48),
+        "width": AxisRange(24, 32, 64),
+    }
+    assert artifact.options["batch"] == ["1:1:1", "1:2:8"]
+    assert artifact.options["tf32"] is False
+    assert artifact.options["onnx_sha256"] == [file.sha256 for file in onnx_artifact.files]
+    assert set(artifact.tools) == {"vitdeploy", "tensorrt_rtx"}
+    assert artifact.hardware is not None
+    assert artifact.hardware["compute_capabilities"] == ["portable: 8.0, 8.6, 8.9, 12.0 and later"]
+    assert artifact.validation["status"] == "not yet run on a GPU"
+    bundle.verify()
+    assert Manifest.from_dict(json.loads(json.dumps(bundle.manifest.to_dict()))) == bundle.manifest
+    done = [share for share, _ in shares]
+    assert done == sorted(set(done))
+    assert (done[0] < 500, shares[-1]) == (True, (1000, 1000))
+    assert (output.parent / f"out.tensorrt-rtx-{precision}.log").stat().st_size > 0
+
+
+def test_an_engine_is_made_from_the_artifact_that_is_there_(tiny: Bundle) -> None:
+    before = [file.stat().st_mtime_ns for file in (tiny.path / "onnx").iterdir()]
+    first = vitdeploy.export(to="tensorrt-rtx", output=tiny.path, engine=EngineOptions(batch=BATCH))
+    again = vitdeploy.export(to="tensorrt-rtx", output=tiny.path, engine=EngineOptions(batch=BATCH))
+    assert [file.stat().st_mtime_ns for file in (tiny.path / "onnx").iterdir()] == before
+    assert what_is_stated(first) == what_is_stated(again)
+    other = vitdeploy.export(to="tensorrt-rtx", output=tiny.path, image_size=((16, 24), (16, 24), (32, 32)))
+    (artifact,) = (each for each in other.manifest.artifacts if each.format == "tensorrt-rtx")
+    assert (artifact.axes["height"], artifact.options["width"]) == (AxisRange(16, 16, 32), "24:24:32")
+
+
+def what_is_stated(bundle: Bundle) -> list[Artifact]:
+    """The artifacts without their files: the builder of TensorRT-RTX does not give the same bytes each time."""
+    return [dataclasses.replace(artifact, files=()) for artifact in bundle.manifest.artifacts]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": ((8, 8), (32, 32), (48, 64))}, "height must be from 16 to 48 in onnx-fp32, got 8:32:48"),
+        ({"image_size": ((16, 24), (32, 32), (48, 65))}, "width must be from 24 to 64 in onnx-fp32, got 24:32:65"),
+        ({"precision": "fp16"}, "export needs a model, or random_weights"),
+        ({"opset": 18}, "export needs a model, or random_weights"),
+        ({"dynamic_image_size": True}, "an engine needs limits of image sizes.*give --image-size MIN:OPT:MAX"),
+        ({"embed_resize": True}, "embed_resize is not for tensorrt-rtx, got True"),
+        ({"optimize": "onnxruntime"}, "optimize is not for tensorrt-rtx, got 'onnxruntime'"),
+        ({"precision": "int8"}, "precision for tensorrt-rtx must be one of fp32, fp16, bf16, got 'int8'"),
+    ],
+)
+def test_what_cannot_be_made_of_the_bundle(tiny: Bundle, arguments: dict[str, Any], message: str) -> None:
+    before = (tiny.path / "manifest.json").read_bytes()
+    with pytest.raises(UsageError, match=message):
+        vitdeploy.export(to="tensorrt-rtx", output=tiny.path, **arguments)
+    assert (tiny.path / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"version_compatible": True}, "tensorrt-rtx .* has no version_compatible, got True; leave it out"),
+        ({"timing_cache": "cache"}, "has no timing_cache, got 'cache'; leave it out"),
+        ({"hardware_compatibility": "ampere_plus"}, "has no hardware_compatibility, got 'ampere_plus'"),
+        ({"compute_capabilities": ("9.0",)}, r"must be among 7\.5, 8\.0, 8\.6, 8\.9, 12\.0.*, got 9\.0"),
+    ],
+)
+def test_options_that_tensorrt_rtx_does_not_have(tiny: Bundle, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        vitdeploy.export(to="tensorrt-rtx", output=tiny.path, engine=EngineOptions(**options))
+
+
+@pytest.fixture
+def request_of_tiny(tiny: Bundle, tmp_path: Path) -> EngineRequest:
+    artifact = tiny.artifact("onnx", "fp32")
+    options = EngineOptions(batch=BATCH)
+    return EngineRequest(
+        library="tensorrt-rtx",
+        onnx=tiny.path / artifact.files[0].path,
+        inputs=artifact.inputs,
+        outputs=artifact.outputs,
+        profiles=options.profiles(artifact.inputs, artifact.axes),
+        options=options,
+        timing_cache=tmp_path / "timing",
+        log=tmp_path / "build.log",
+    )
+
+
+def test_every_option_reaches_the_builder() -> None:
+    options = EngineOptions(
+        workspace_mib=64, optimization_level=1, tf32=True, compute_capabilities=("8.9", "12.0"), refit=True,
+        strip_weights=True,
+    )  # fmt: skip
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    plain, config = builder.create_builder_config(), builder.create_builder_config()
+    configure(trt, plain, EngineOptions())
+    configure(trt, config, options)
+    flags = [trt.BuilderFlag.TF32, trt.BuilderFlag.REFIT, trt.BuilderFlag.STRIP_PLAN]
+    assert [plain.get_flag(flag) for flag in flags] == [False, False, False]
+    assert [config.get_flag(flag) for flag in flags] == [True, True, True]
+    assert (plain.builder_optimization_level, config.builder_optimization_level) == (3, 1)
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
+    assert plain.num_compute_capabilities == 0
+    chosen = [config.get_compute_capability(index) for index in range(config.num_compute_capabilities)]
+    assert chosen == [trt.ComputeCapability.SM89, trt.ComputeCapability.SM120]
+    reached = {"workspace_mib", "optimization_level", "tf32", "compute_capabilities", "refit", "strip_weights"}
+    assert {name for name, row in CAPABILITIES.items() if row.has(trt)} == reached == set(options.chosen())
+
+
+def test_what_was_chosen_is_recorded(request_of_tiny: EngineRequest, tmp_path: Path) -> None:
+    options = dataclasses.replace(request_of_tiny.options, compute_capabilities=("8.9", "12.0"), optimization_level=0)
+    built = build_engine(dataclasses.replace(request_of_tiny, options=options), tmp_path, "x.engine")
+    assert built.hardware["compute_capabilities"] == ["8.9", "12.0"]
+    assert (built.options["optimization_level"], built.options["batch"]) == (0, ["1:2:8"])
+    assert "version_compatible" not in built.options
+    assert built.tools == {"tensorrt_rtx": trt.__version__}
+    assert not request_of_tiny.timing_cache.exists()
+
+
+def graph_of(path: Path, operator: str, domain: str, opset: int) -> Path:
+    """A graph of one node, (batch, 2, 4, 8) float32 to the same."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2, 4, 8]) for name in ("x", "y"))
+    count = 3 if operator == "Attention" else 2
+    node = helper.make_node(operator, ["x"] * count, ["y"], name="the_node", domain=domain)
+    opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    model = helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=opsets, ir_version=10)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("operator", "domain", "opset", "message"),
+    [
+        (
+            "BiasGelu",
+            "com.microsoft",
+            20,
+            r"refuses node the_node \(BiasGelu\): .*Plugin not found.*without --optimize",
+        ),
+        ("Attention", "", 23, r"may have none for node the_node \(Attention\); .*--opset 22 or less"),
+    ],
+)
+def test_what_the_parser_refuses_is_told_before_the_build(
+    request_of_tiny: EngineRequest, tmp_path: Path, operator: str, domain: str, opset: int, message: str
+) -> None:
+    spec = TensorSpec("x", "float32", ("batch", 2, 4, 8))
+    request = dataclasses.replace(
+        request_of_tiny,
+        onnx=graph_of(tmp_path / "one.onnx", operator, domain, opset),
+        inputs=(spec,),
+        profiles=request_of_tiny.options.profiles((spec,), {}),
+        on_progress=lambda *_: pytest.fail("the build has started"),
+    )
+    with pytest.raises(CheckFailedError, match=message) as caught:
+        build_engine(request, tmp_path, "x.engine")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x.engine").exists()
+
+
+def test_a_graph_that_is_none(request_of_tiny: EngineRequest, tmp_path: Path) -> None:
+    (tmp_path / "none.onnx").write_bytes(b"no graph")
+    with pytest.raises(CheckFailedError, match=rf"none\.onnx, refuses node .*; see {tmp_path}/build\.log"):
+        build_engine(dataclasses.replace(request_of_tiny, onnx=tmp_path / "none.onnx"), tmp_path, "x.engine")
+
+
+def test_what_needs_a_gpu_to_be_built(
+    request_of_tiny: EngineRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_gpu() -> Gpu:
+        raise DeviceError("no GPU")
+
+    request = dataclasses.replace(request_of_tiny, options=EngineOptions(batch=BATCH, refit=True))
+    monkeypatch.setattr(engine_build, "find_gpu", no_gpu)
+    with pytest.raises(DeviceError, match="refit and strip_weights need a GPU to build with tensorrt-rtx: no GPU"):
+        build_engine(request, tmp_path, "x.engine")
+    assert not (tmp_path / "x.engine").exists()
+
+
+def test_a_log_that_cannot_be_written_is_an_error(request_of_tiny: EngineRequest, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full, which Linux has")
+    with pytest.raises(OSError, match="No space left on device"):
+        build_engine(dataclasses.replace(request_of_tiny, log=Path("/dev/full")), tmp_path, "x.engine")
+
+
+def test_what_a_library_says_after_its_log_was_closed_goes_nowhere(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as file:
+        logger = make_logger(trt, file)
+        logger.log(trt.Logger.ERROR, "first\nof all")
+    logger.log(trt.Logger.ERROR, "second")
+    assert logger.errors == ["first of all", "second"]
+    assert (tmp_path / "log").read_text() == "ERROR: first\nof all\n"
+
+
+INTERRUPTED = """
+import sys, vitdeploy
+
+def interrupt(done, total):
+    raise KeyboardInterrupt
+
+vitdeploy.export(random_weights="vit-tiny-patch16-32", to="tensorrt-rtx", output=sys.argv[1], on_progress=interrupt)
+"""
+
+
+def test_an_interrupt_ends_the_build(tmp_path: Path) -> None:
+    """In a process with a deadline: once, of several hundred times, the library did not let go of a builder."""
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "out")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert found.stderr.endswith("KeyboardInterrupt\n")
+    assert found.returncode == -signal.SIGINT
+    assert not list((tmp_path / "out").rglob("*.engine"))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"compute_capabilities": ("7.5",)}, "FP32 GEMM is not supported"),
+        ({"workspace_mib": 1}, "no tactics to implement the operation within workspace limit"),
+    ],
+)
+def test_what_the_builder_does_not_build_is_told_with_the_log(
+    request_of_tiny: EngineRequest, tmp_path: Path, option: dict[str, Any], message: str
+) -> None:
+    options = dataclasses.replace(request_of_tiny.options, **option)
+    with pytest.raises(CheckFailedError, match=rf"{message}.*; see {tmp_path}/build\.log") as caught:
+        build_engine(dataclasses.replace(request_of_tiny, options=options), tmp_path, "x.engine")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x.engine").exists()
+    assert "ERROR: " in request_of_tiny.log.read_text(encoding="utf-8")

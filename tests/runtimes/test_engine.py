@@ -1,0 +1,213 @@
+"""What the runtime of engines does with CUDA and the library, seen on a fake of both; refusals, on the real ones."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from fake_cuda import FakeCuda, fake_library
+from vitdeploy import gpu
+from vitdeploy.errors import BundleError, DeviceError, UsageError
+from vitdeploy.runtimes import cuda_memory
+from vitdeploy.runtimes.engine import EngineRuntime
+from vitdeploy.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Open = Callable[..., EngineRuntime]
+
+INPUTS = (TensorSpec("x", "float32", ("batch", 4)),)
+OUTPUTS = (TensorSpec("y", "float32", ("batch",)),)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    for module in (gpu, cuda_memory):
+        monkeypatch.setattr(module, "cuda_runtime", lambda: fake)
+    return fake
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def open_engine(request: pytest.FixtureRequest, cuda: FakeCuda, tmp_path: Path) -> Open:
+    class Fake(EngineRuntime):
+        backend = request.param
+        library = fake_library(cuda, rtx=request.param == "tensorrt-rtx")
+
+    (tmp_path / "x.engine").write_bytes(b"an engine")
+
+    def opened(inputs: Any = INPUTS, outputs: Any = OUTPUTS, weights: Any = None, **options: Any) -> EngineRuntime:
+        return Fake(tmp_path / "x.engine", inputs, outputs, weights, **options)
+
+    return opened
+
+
+def rows(count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(seed).standard_normal((count, 4), np.float32)}
+
+
+def assert_sums(runtime: EngineRuntime, feeds: dict[str, np.ndarray]) -> None:
+    np.testing.assert_array_equal(runtime.run(feeds)["y"], feeds["x"].sum(1))
+
+
+def test_every_shape_has_a_context_and_the_profile_that_is_nearest(open_engine: Open, cuda: FakeCuda) -> None:
+    with open_engine() as runtime:
+        for count in (1, 3, 8, 3, 1, 8):
+            assert_sums(runtime, rows(count, count))
+        engine = runtime.library.engine
+        assert engine.contexts == 3
+        assert set(engine.executed) == {0, 1}
+        assert engine.executed[0] == 0
+        assert runtime.details["device"] == "cuda:0 Fake GPU"
+        assert runtime.details["profiles"] == 2
+    assert cuda.live == {}
+
+
+def test_what_is_recorded_once_is_replayed(open_engine: Open, cuda: FakeCuda) -> None:
+    with open_engine() as runtime:
+        for seed in range(5):
+            assert_sums(runtime, rows(4, seed))
+        records_itself = runtime.backend == "tensorrt-rtx"
+        # The first run is one that nothing records, then one that is recorded; the library's own graphs are not seen.
+        assert len(runtime.library.engine.executed) == (6 if records_itself else 2)
+        if records_itself:
+            assert runtime.library.engine.config.cuda_graph_strategy == "whole"
+
+
+def test_without_graphs_every_run_is_executed(open_engine: Open) -> None:
+    with open_engine(cuda_graphs=False) as runtime:
+        for seed in range(5):
+            assert_sums(runtime, rows(4, seed))
+        assert len(runtime.library.engine.executed) == 6
+        assert getattr(runtime.library.engine.config, "cuda_graph_strategy", None) is None
+
+
+def test_memory_of_shapes_beyond_those_kept_is_freed(open_engine: Open, cuda: FakeCuda) -> None:
+    with open_engine(shapes_kept=2) as runtime:
+        assert_sums(runtime, rows(1))
+        one = len(cuda.live)
+        for count in (2, 3, 4, 5):
+            assert_sums(runtime, rows(count))
+        assert len(cuda.live) == 2 * one
+        assert_sums(runtime, rows(5))
+        assert runtime.library.engine.contexts == 5
+        assert_sums(runtime, rows(1))
+        assert runtime.library.engine.contexts == 6
+    assert cuda.live == {}
+
+
+def test_threads_do_not_share_a_context(open_engine: Open, cuda: FakeCuda) -> None:
+    calls = [rows(1 + seed % 3, seed) for seed in range(60)]
+    with open_engine() as runtime:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(runtime.run, calls))
+        assert runtime.library.engine.contexts <= 4 * 3
+    for outputs, feeds in zip(found, calls, strict=True):
+        np.testing.assert_array_equal(outputs["y"], feeds["x"].sum(1))
+    assert cuda.live == {}
+
+
+def test_what_fails_says_why_and_leaves_nothing(open_engine: Open, cuda: FakeCuda) -> None:
+    with open_engine() as runtime:
+        assert_sums(runtime, rows(2))
+        kept = len(cuda.live)
+        runtime.library.engine.fails = True
+        with pytest.raises(DeviceError, match=r"the engine must run: the kernel cannot run$"):
+            runtime.run(rows(3))
+        assert len(cuda.live) == kept
+        runtime.library.engine.fails = False
+        cuda.room = 1
+        with pytest.raises(DeviceError, match=r"CUDA must reserve memory of the GPU: out of memory \(error 2\)"):
+            runtime.run(rows(3))
+        assert len(cuda.live) == kept
+        cuda.room = 100
+        assert_sums(runtime, rows(3))
+    assert cuda.live == {}
+
+
+def test_a_shape_that_no_profile_takes(open_engine: Open) -> None:
+    with open_engine() as runtime, pytest.raises(UsageError) as caught:
+        runtime.run(rows(9))
+    assert str(caught.value) == (
+        "the engine takes 'x' (1, 4) to (1, 4); or 'x' (1, 4) to (8, 4), got 'x' (9, 4); give what it takes, or build "
+        "it with another --batch"
+    )
+
+
+def test_an_engine_of_another_model_is_refused(open_engine: Open) -> None:
+    for specs in (
+        {"inputs": (TensorSpec("z", "float32", ("batch", 4)),)},
+        {"inputs": (TensorSpec("x", "float16", ("batch", 4)),)},
+        {"inputs": (TensorSpec("x", "float32", ("batch", 5)),)},
+        {"outputs": (TensorSpec("y", "float32", ("batch", 1)),)},
+        {"outputs": ()},
+    ):
+        with pytest.raises(BundleError, match=r"must take and give what its manifest says.*build it again"):
+            open_engine(**specs)
+
+
+def test_an_engine_that_does_not_load_is_a_device_error(open_engine: Open, tmp_path: Path) -> None:
+    open_engine().close()
+    (tmp_path / "x.engine").write_bytes(b"broken")
+    with pytest.raises(DeviceError, match=r"x\.engine must load with .*: this is no engine; build it again"):
+        open_engine()
+
+
+def test_what_the_library_says_of_an_engine_is_told(open_engine: Open) -> None:
+    with open_engine() as runtime:
+        library, rtx = runtime.library, runtime.backend == "tensorrt-rtx"
+    library.validity = (2, 3)
+    if rtx:
+        with pytest.raises(DeviceError, match="is not: VERSION_MISMATCH, UNSUPPORTED_CC; build it again"):
+            open_engine()
+    else:
+        open_engine().close()
+
+
+def test_a_stripped_engine_is_given_its_weights(open_engine: Open, tmp_path: Path) -> None:
+    with open_engine(weights=tmp_path / "model.onnx") as runtime:
+        assert runtime.library.refitted == [str(tmp_path / "model.onnx")]
+    with pytest.raises(DeviceError, match="must take the weights of"):
+        open_engine(weights=tmp_path / "other.bin")
+
+
+def test_the_runtime_cache_is_read_and_written(open_engine: Open, tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    with open_engine() as runtime:
+        rtx = runtime.backend == "tensorrt-rtx"
+    assert not path.exists()
+    if not rtx:
+        with pytest.raises(UsageError, match=r"tensorrt 1\.0 has no runtime_cache; leave it out"):
+            open_engine(runtime_cache=path)
+        return
+    for times in (1, 2):
+        with open_engine(runtime_cache=path) as runtime:
+            assert runtime.details["runtime_cache"] == str(path)
+        assert path.read_bytes() == b"+kernels" * times
+    path.write_bytes(b"broken")
+    with pytest.raises(DeviceError, match=r"cache must be a runtime cache of tensorrt-rtx 1\.0, is not: .*; remove it"):
+        open_engine(runtime_cache=path)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, None])
+def test_shapes_kept_must_be_a_number(open_engine: Open, value: Any) -> None:
+    with pytest.raises(UsageError, match="shapes_kept must be a whole number from 1 up"):
+        open_engine(shapes_kept=value)
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "message"),
+    [
+        ("cpu", DeviceError, "runs on an NVIDIA GPU alone, got device 'cpu'; give cuda, or cuda:N"),
+        ("cuda:1", DeviceError, "device cuda:1 must be a GPU of this machine, which has 1: Fake GPU"),
+        ("gpu", UsageError, "device must be one of cpu, cuda, cuda:N; got 'gpu'"),
+    ],
+)
+def test_a_device_that_is_not_there(open_engine: Open, device: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        open_engine(device=device)

@@ -1,0 +1,271 @@
+"""Engines in bundles: what is kept when one cannot be built, and how a proof is completed on another machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import vitdeploy
+from bundles import tiny_model, write_checkpoint_of
+from engine_machines import why_not
+from vitdeploy import EngineOptions, engines
+from vitdeploy.bundle import Bundle
+from vitdeploy.cli import main
+from vitdeploy.errors import CheckFailedError, DeviceError, MissingDependencyError, UnavailableError, UsageError
+from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.specs import AxisRange, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
+
+NO_GPU = pytest.mark.skipif(why_not("tensorrt-rtx") is None, reason="a GPU runs the engine here")
+BATCH = (AxisRange(1, 1, 1), AxisRange(2, 4, 5))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("engines")
+    checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "open_runtime", not_here)
+        return vitdeploy.export(
+            checkpoint, to="tensorrt-rtx", output=folder / "bundle", image_size=((16, 16), (32, 32), (40, 48)),
+            engine=EngineOptions(batch=BATCH),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def bundle(made: Bundle, tmp_path: Path) -> Bundle:
+    return Bundle.open(shutil.copytree(made.path, tmp_path / "copy"))
+
+
+def not_here(*_: Any, **__: Any) -> Any:
+    raise DeviceError("no GPU")
+
+
+class OnAGpu(OnnxRuntime):
+    """Stands for an engine that runs: the ONNX artifact beside it, its logits a little off where asked for."""
+
+    off = 0.0
+    batches: list[int] = []  # noqa: RUF012
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> OnAGpu:
+        assert device == "cuda"
+        runtime = cls(*bundle.verified(bundle.artifact("onnx", precision).files))
+        bundle.verified(bundle.artifact("tensorrt-rtx", precision).files)
+        runtime.details["device"] = "cuda:0 Fake GPU"
+        return runtime
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.batches.append(len(feeds["pixel_values"]))
+        return {name: value + np.float32(self.off) for name, value in super()._run(feeds).items()}
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> type[OnAGpu]:
+    monkeypatch.setitem(
+        BACKENDS, "tensorrt-rtx", BACKENDS["tensorrt-rtx"]._replace(target=f"{__name__}:{OnAGpu.__name__}")
+    )
+    monkeypatch.setattr(OnAGpu, "batches", [])
+    return OnAGpu
+
+
+def validation_of(bundle: Bundle) -> dict[str, Any]:
+    return Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp32").validation
+
+
+def test_an_engine_that_was_not_run_says_so(made: Bundle) -> None:
+    assert validation_of(made) == {
+        "status": "not yet run on a GPU",
+        "images": "none",
+        "engine": f"tensorrt_rtx {trt.__version__}",
+        "tolerance": 1e-4,
+        "outputs": [],
+    }
+
+
+def test_the_proof_is_completed_where_there_is_a_gpu(
+    bundle: Bundle, on_a_gpu: type[OnAGpu], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["verify", str(bundle.path), "--run", "--json"])
+    assert exited.value.code == 0
+    assert json.loads(capsys.readouterr().out)["proven"] == ["tensorrt-rtx-fp32"]
+    found = validation_of(bundle)
+    assert "status" not in found
+    assert (found["device"], found["images"]) == ("cuda:0 Fake GPU", "synthetic")
+    assert found["batches"] == [1, 2, 4, 5]
+    assert found["image_sizes"] == [[32, 32], [16, 16], [40, 48]]
+    assert on_a_gpu.batches == [1, 2, 4, 5] * 3
+    assert 0 <= found["outputs"][0]["max_relative"] < 1e-5
+    Bundle.open(bundle.path).verify()
+    proven, names = engines.prove_engines(Bundle.open(bundle.path))
+    assert names == ()
+    assert proven.manifest == Bundle.open(bundle.path).manifest
+
+
+def test_an_engine_that_is_another_model_fails_and_the_manifest_stays(
+    bundle: Bundle, on_a_gpu: type[OnAGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (bundle.path / "manifest.json").read_bytes()
+    monkeypatch.setattr(on_a_gpu, "off", 0.5)
+    with pytest.raises(CheckFailedError, match=r"tensorrt-rtx-fp32 must equal the reference within 0\.0001"):
+        engines.prove_engines(bundle)
+    with pytest.raises(CheckFailedError, match="tensorrt-rtx-fp32 must equal the reference"):
+        vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=EngineOptions(batch=BATCH))
+    assert (bundle.path / "manifest.json").read_bytes() == before
+    bundle.verify()
+
+
+def test_an_engine_is_proven_at_once_where_there_is_a_gpu(bundle: Bundle, on_a_gpu: type[OnAGpu]) -> None:
+    vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=EngineOptions(batch=BATCH), tolerance=0.5)
+    found = validation_of(bundle)
+    assert (found["tolerance"], found["device"], found["batches"]) == (0.5, "cuda:0 Fake GPU", [1, 2, 4, 5])
+
+
+@NO_GPU
+def test_without_a_gpu_the_proof_exits_with_3_and_one_line(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["verify", str(bundle.path), "--run"])
+    assert exited.value.code == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert validation_of(bundle)["status"] == "not yet run on a GPU"
+
+
+def test_verify_without_run_takes_no_images(bundle: Bundle) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["verify", str(bundle.path), "--images", "photos"])
+    assert exited.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"), [("tensorrt", "pip install 'vitdeploy[tensorrt]', or export --to tensorrt-rtx, which builds")]
+)
+def test_where_tensorrt_is_not_the_artifact_that_it_needs_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, engine: str, reason: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    output = tmp_path / "out"
+    with pytest.raises(SystemExit) as exited:
+        main(["export", "--model", str(checkpoint), "--to", engine, "--fp16", "-o", str(output)])
+    assert exited.value.code == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert reason in err
+    assert f"{output} has the ONNX artifact in fp16" in err
+    kept = Bundle.open(output)
+    kept.verify()
+    assert [artifact.name for artifact in kept.manifest.artifacts] == ["onnx-fp16"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "out"]
+    with pytest.raises(MissingDependencyError) as caught:
+        vitdeploy.export(to=engine, precision="fp16", output=output)
+    assert caught.value.extra == "tensorrt"
+
+
+def test_what_was_altered_or_built_elsewhere_is_refused_before_it_is_loaded(bundle: Bundle) -> None:
+    path = bundle.path / "tensorrt-rtx" / "model_fp32.engine"
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    (engine,) = (each for each in manifest["artifacts"] if each["format"] == "tensorrt-rtx")
+    engine["tools"]["tensorrt_rtx"] = "1.0.0"
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        UnavailableError, match=r"was built by tensorrt_rtx 1\.0\.0 for .*; build it here: vitdeploy export"
+    ):
+        open_runtime(Bundle.open(bundle.path), "tensorrt-rtx")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(vitdeploy.VitDeployError, match=r"model_fp32\.engine must have SHA-256 .* it was altered"):
+        open_runtime(Bundle.open(bundle.path), "tensorrt-rtx")
+
+
+def test_the_cpu_is_no_device_of_an_engine(bundle: Bundle) -> None:
+    with pytest.raises(DeviceError, match="tensorrt-rtx runs on an NVIDIA GPU alone, got device 'cpu'; give cuda"):
+        open_runtime(bundle, "tensorrt-rtx", device="cpu")
+
+
+def test_masks_and_outputs_of_other_tasks_go_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "open_runtime", not_here)
+    checkpoint = write_checkpoint_of(tiny_model(Task.MASKED_IMAGE_MODELING), tmp_path / "checkpoint")
+    made = vitdeploy.export(checkpoint, to="tensorrt-rtx", output=tmp_path / "out", input="uint8")
+    artifact = made.artifact("tensorrt-rtx", "fp32")
+    assert [spec.name for spec in artifact.inputs] == ["pixel_values", "bool_masked_pos"]
+    assert artifact.pixels == made.artifact("onnx", "fp32").pixels
+
+
+def test_an_engine_of_decoded_images_is_refused(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    vitdeploy.export(checkpoint, embed_resize=True, output=tmp_path / "out")
+    with pytest.raises(UsageError, match="onnx-fp32 takes decoded ones of any; export it without --embed-resize"):
+        vitdeploy.export(to="tensorrt-rtx", output=tmp_path / "out")
+
+
+def test_an_option_that_the_library_has_not_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match="has no version_compatible"):
+        vitdeploy.export(
+            checkpoint, to="tensorrt-rtx", output=tmp_path / "out", engine=EngineOptions(version_compatible=True)
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch": ()}, "batch must be one or more"),
+        ({"batch": (AxisRange(1, 2),)}, "batch must be one or more of MIN:OPT:MAX"),
+        ({"workspace_mib": 0}, "workspace_mib must be a whole number of MiB from 1 up, got 0"),
+        ({"workspace_mib": True}, "workspace_mib must be a whole number"),
+        ({"optimization_level": 6}, "optimization_level must be from 0 to 5, got 6"),
+        ({"optimization_level": None}, "optimization_level must be from 0 to 5"),
+        ({"hardware_compatibility": "all"}, "hardware_compatibility must be one of none, ampere_plus"),
+        ({"compute_capabilities": ("89",)}, "a compute capability must be such as 8.9, got '89'"),
+    ],
+)
+def test_options_that_are_none(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        EngineOptions(**values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--to", "onnx", "--batch", "1:2:4"], 2, "engine is not for onnx"),
+        (["--to", "tensorrt-rtx", "--batch", "4:2:1"], 2, "minimum <= optimum <= maximum"),
+        (["--to", "tensorrt-rtx", "--batch", "1:2"], 2, "batch must be MIN:OPT:MAX"),
+        (["--to", "tensorrt-rtx", "--batch", "0"], 2, "batch must be MIN:OPT:MAX"),
+        (["--to", "tensorrt-rtx", "--timing-cache", "x"], 2, "has no timing_cache, got 'x'"),
+        (["--to", "tensorrt-rtx", "--dynamic-image-size"], 2, "give --image-size MIN:OPT:MAX"),
+    ],
+)
+def test_the_command_line_refuses(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["export", *arguments, "-o", str(bundle.path)])
+    assert exited.value.code == code
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_line_shows_what_was_not_run(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "open_runtime", not_here)
+    for command in (["export", "--to", "tensorrt-rtx", "--batch", "1:2:4", "-o"], ["inspect"]):
+        with pytest.raises(SystemExit) as exited:
+            main([*command, str(bundle.path)])
+        assert exited.value.code == 0
+        assert "not yet run on a GPU" in capsys.readouterr().out
+    assert Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp32").axes["batch"] == AxisRange(1, 2, 4)

@@ -1,0 +1,82 @@
+"""The options of `vitdeploy export` that are of engines: their names, defaults and help."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitdeploy.cli.output import PATH
+from vitdeploy.engine_options import HARDWARE_COMPATIBILITY, EngineOptions, read_range
+from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DEFAULTS = EngineOptions()
+
+
+def _batch(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Any:  # noqa: ARG001
+    try:
+        return tuple(read_range(value) for value in values)
+    except UsageError as exc:
+        raise click.BadParameter(str(exc)) from exc
+
+
+# By the field of `EngineOptions`. A value that is not given is None, or empty: only what is given is an engine's.
+_OPTIONS = {
+    "batch": click.option(
+        "--batch", multiple=True, metavar="MIN:OPT:MAX", callback=_batch,
+        help="Of an engine: sizes of batches; once for each profile.  [default: 1:8:32]",
+    ),
+    "workspace_mib": click.option(
+        "--workspace-mib", type=click.IntRange(1), metavar="MIB",
+        help="Device memory for the builder's scratch.  [default: all]",
+    ),
+    "optimization_level": click.option(
+        "--optimization-level", type=click.IntRange(0, 5),
+        help=f"How long the builder searches.  [default: {_DEFAULTS.optimization_level}]",
+    ),
+    "tf32": click.option(
+        "--tf32", is_flag=True, default=None, help="Round products of float32 to 11 bits; off by default."
+    ),
+    "timing_cache": click.option(
+        "--timing-cache", type=PATH,
+        help="tensorrt: file of measured kernels, reused.  [default: beside the bundle]",
+    ),
+    "version_compatible": click.option(
+        "--version-compatible", is_flag=True, default=None,
+        help="tensorrt: for later versions of the same major version too; off by default.",
+    ),
+    "hardware_compatibility": click.option(
+        "--hardware-compatibility", type=click.Choice(HARDWARE_COMPATIBILITY),
+        help=f"tensorrt: the GPUs beside the one that it is built on.  [default: {_DEFAULTS.hardware_compatibility}]",
+    ),
+    "compute_capabilities": click.option(
+        "--compute-capability", "compute_capabilities", multiple=True, metavar="N.N",
+        help="tensorrt-rtx: of the GPUs, such as 8.9; may be repeated.  [default: the library's portable ones]",
+    ),
+    "refit": click.option(
+        "--refit", is_flag=True, default=None, help="Let the engine's weights be changed; off by default."
+    ),
+    "strip_weights": click.option(
+        "--strip-weights", is_flag=True, default=None,
+        help="Write the engine without weights, to be given those of the ONNX artifact; off by default.",
+    ),
+}  # fmt: skip
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of engines, which the command gets as `engine`: an `EngineOptions`, or None where none is given."""
+
+    @functools.wraps(command)
+    def with_engine(**arguments: Any) -> Any:
+        values = {name: arguments.pop(name) for name in _OPTIONS}
+        given = {name: value for name, value in values.items() if value not in (None, ())}
+        return command(engine=EngineOptions(**given) if given else None, **arguments)
+
+    decorated: Callable[..., Any] = with_engine
+    for option in reversed(_OPTIONS.values()):
+        decorated = option(decorated)
+    return decorated

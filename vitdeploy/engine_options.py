@@ -1,0 +1,132 @@
+"""What an engine is built for, and with which of the builder's options: one set for every TensorRT library."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.errors import UsageError
+from vitdeploy.specs import AxisRange
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vitdeploy.specs import TensorSpec
+
+    Profile = dict[str, AxisRange]
+
+BATCH = "batch"
+DEFAULT_BATCH = AxisRange(1, 8, 32)
+HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
+_OPTIMIZATION_LEVELS = range(6)
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineOptions:
+    """Options of an engine; each is refused by a library that does not have it.
+
+    Attributes:
+        batch: a profile for each range of batch sizes: the smallest, the one to be fastest at, and the largest.
+        workspace_mib: device memory that the builder may use for scratch, in MiB; None for all that there is.
+        optimization_level: 0 to 5: how long the builder searches. 3 is TensorRT's own default.
+        tf32: whether float32 products are rounded to TF32's 11 bits, as TensorRT does by default. Off: the engine is to
+            equal a float32 reference.
+        timing_cache: the file in which measured kernels are kept, to be reused; None for one beside the bundle.
+        version_compatible: whether later versions of the same major version may run the engine.
+        hardware_compatibility: "none" for the GPU that it is built on, "same_compute_capability", or "ampere_plus" for
+            every GPU from Ampere on.
+        compute_capabilities: for TensorRT-RTX: the GPUs, such as "8.9"; none for its portable default.
+        refit: whether the weights can be changed later.
+        strip_weights: whether the engine is written without weights, which it is given from the bundle's ONNX artifact
+            when it is opened.
+
+    Raises:
+        UsageError: a value is not what it must be.
+    """
+
+    batch: tuple[AxisRange, ...] = (DEFAULT_BATCH,)
+    workspace_mib: int | None = None
+    optimization_level: int = 3
+    tf32: bool = False
+    timing_cache: str | None = None
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
+    compute_capabilities: tuple[str, ...] = ()
+    refit: bool = False
+    strip_weights: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.batch or any(each.maximum is None for each in self.batch):
+            raise UsageError("batch must be one or more of MIN:OPT:MAX, got one without a largest size")
+        if self.workspace_mib is not None and not (type(self.workspace_mib) is int and self.workspace_mib > 0):
+            raise UsageError(f"workspace_mib must be a whole number of MiB from 1 up, got {self.workspace_mib!r:.80}")
+        if type(self.optimization_level) is not int or self.optimization_level not in _OPTIMIZATION_LEVELS:
+            raise UsageError(f"optimization_level must be from 0 to 5, got {self.optimization_level!r:.80}")
+        if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
+            known = ", ".join(HARDWARE_COMPATIBILITY)
+            raise UsageError(f"hardware_compatibility must be one of {known}, got {self.hardware_compatibility!r:.80}")
+        for name in self.compute_capabilities:
+            if not isinstance(name, str) or not re.fullmatch(r"[0-9]+\.[0-9]", name):
+                raise UsageError(f"a compute capability must be such as 8.9, got {name!r:.80}")
+
+    def chosen(self) -> dict[str, Any]:
+        """What differs from the defaults, by name; the batch sizes are every library's."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if name != "batch" and value != defaults[name]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the manifest; where the timing cache lies is the machine's, and stays there."""
+        values = {**dataclasses.asdict(self), "batch": [colons(each) for each in self.batch]}
+        values["compute_capabilities"] = list(self.compute_capabilities)
+        del values["timing_cache"]
+        return values
+
+    def profiles(self, inputs: Sequence[TensorSpec], axes: Mapping[str, AxisRange]) -> list[Profile]:
+        """The sizes of every free axis, for each range of batch sizes.
+
+        Args:
+            inputs: what the engine takes.
+            axes: the sizes of its free axes, but for the batch.
+
+        Raises:
+            UsageError: a free axis has no largest size.
+        """
+        free = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)} - {BATCH}
+        for name in sorted(free):
+            if name not in axes or axes[name].maximum is None:
+                raise UsageError(
+                    f"an engine needs the largest {name} that it is to take, the ONNX artifact takes any; "
+                    f"give --image-size MIN:OPT:MAX"
+                )
+        return [{BATCH: batch, **{name: axes[name] for name in sorted(free)}} for batch in self.batch]
+
+
+def colons(sizes: AxisRange) -> str:
+    """A range as it is typed."""
+    return f"{sizes.minimum}:{sizes.optimum}:{sizes.maximum}"
+
+
+def read_range(text: str) -> AxisRange:
+    """A range of batch sizes as it is typed: MIN:OPT:MAX, or one number for all three.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    numbers = [int(part) for part in text.split(":") if re.fullmatch("[1-9][0-9]{0,5}", part)]
+    if len(numbers) != len(text.split(":")) or len(numbers) not in (1, 3):
+        raise UsageError(f"batch must be MIN:OPT:MAX, such as 1:8:32, or one number, got {text!r:.80}")
+    return AxisRange(*(numbers * 3 if len(numbers) == 1 else numbers))
+
+
+def reach(profiles: Sequence[Mapping[str, AxisRange]]) -> Profile:
+    """The sizes of each axis that lie within some profile; there may be gaps between profiles."""
+    return {
+        name: AxisRange(
+            min(each[name].minimum for each in profiles),
+            profiles[0][name].optimum,
+            max(each[name].maximum or 0 for each in profiles),
+        )
+        for name in profiles[0]
+    }
