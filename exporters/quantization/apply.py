@@ -1,0 +1,76 @@
+"""Quantize the graph of an export, and say for the manifest how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from onnx_ir.passes.common import ShapeInferencePass
+
+from vitdeploy.exporters.precision import name_of
+from vitdeploy.exporters.quantization.calibration import calibrated_ranges
+from vitdeploy.exporters.quantization.methods import find_method
+from vitdeploy.exporters.quantization.scheme import quantizable, quantize
+from vitdeploy.exporters.quantization.schemes import find_scheme
+from vitdeploy.specs import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from vitdeploy.exporters.quantization.calibration import CalibrationData
+    from vitdeploy.exporters.quantization.number_format import Range
+    from vitdeploy.exporters.quantization.scheme import Scheme
+    from vitdeploy.specs import ExportSpec, PixelFormat
+
+PRECISIONS = (Precision.INT8, Precision.FP8)
+WANTED_IMAGES = 512
+DEFAULT_METHOD = "minmax"
+
+
+def scheme_for(spec: ExportSpec, *, calibrated: bool) -> Scheme | None:
+    """How the graph is to compute in 8 bits; None where it is not to.
+
+    Raises:
+        UsageError: there is no such scheme, or it needs images.
+    """
+    if spec.precision not in PRECISIONS:
+        return None
+    find_method(spec.calibration or DEFAULT_METHOD)
+    return find_scheme(spec.precision, spec.target, spec.scheme, calibrated=calibrated, wanted_images=WANTED_IMAGES)
+
+
+def apply_scheme(
+    model: ir.Model,
+    scheme: Scheme,
+    spec: ExportSpec,
+    data: CalibrationData | None,
+    pixels: PixelFormat,
+    folder: Path,
+) -> dict[str, Any]:
+    """Quantize a float32 graph in place; see `calibrated_ranges` for the arguments.
+
+    Returns:
+        What was done, for the manifest.
+
+    Raises:
+        UsageError: there is nothing to quantize, or no such node to keep.
+        CheckFailedError: a value is not finite on the images.
+    """
+    ShapeInferencePass()(model)
+    done: dict[str, Any] = {"target": scheme.target, "scheme": scheme.name}
+    ranges: Mapping[str, Range] = {}
+    nodes = quantizable(model, scheme)
+    if scheme.static is not None and data is not None:
+        method = find_method(spec.calibration or DEFAULT_METHOD)
+        taken = [value for value in (node.inputs[0] for node in nodes) if value is not None]
+        ranges = calibrated_ranges(model, taken, scheme.static, method, data, pixels, folder)
+        done |= {
+            "calibration": str(method),
+            "calibration_images": data.count,
+            "calibration_sha256": data.sha256,
+        }
+    quantized = set(quantize(model, scheme, ranges, spec.keep_fp32))
+    names = map(name_of, nodes)
+    return {**done, "quantized_nodes": len(quantized), "float32_nodes": [name for name in names if name not in quantized]}
