@@ -85,7 +85,14 @@ class Exporter(NamedTuple):
 
 
 # What `vitdeploy.export` takes for int8 and fp8 alone.
-QUANTIZATION_OPTIONS = ("target", "scheme", "calibration_data", "calibration", "calibration_images", "calibration_cache")
+QUANTIZATION_OPTIONS = (
+    "target",
+    "scheme",
+    "calibration_data",
+    "calibration",
+    "calibration_images",
+    "calibration_cache",
+)
 
 EXPORTERS: dict[str, Exporter] = {
     "onnx": Exporter(

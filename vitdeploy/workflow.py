@@ -8,13 +8,14 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from vitdeploy import __version__
+from vitdeploy.assess.calibration_images import DEFAULT_COUNT, CalibrationImages
 from vitdeploy.assess.difference import default_tolerance
-from vitdeploy.assess.proof import Observer, prove, reference_outputs, samples
+from vitdeploy.assess.proof import Observer, prove, reference_outputs, reference_runtime, samples
 from vitdeploy.atomic import staged_folder
 from vitdeploy.bundle import Bundle, check_target, commit
 from vitdeploy.errors import CheckpointError, UsageError
@@ -24,8 +25,9 @@ from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import AxisRange, ExportSpec, PixelFormat, PixelStage, Precision, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from vitdeploy.exporters.quantization.calibration import CalibrationData
     from vitdeploy.models.config import ViTConfig
     from vitdeploy.processor import ImageProcessor
 
@@ -55,11 +57,18 @@ def export(
     seed: int = 0,
     images: str | os.PathLike[str] | None = None,
     tolerance: float | None = None,
+    target: str | None = None,
+    scheme: str | None = None,
+    calibration_data: str | os.PathLike[str] | None = None,
+    calibration: str | None = None,
+    calibration_images: int | None = None,
+    calibration_cache: str | os.PathLike[str] | Literal[False] | None = None,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     offline: bool = False,
     on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Bundle:
     """Export a checkpoint, prove that the artifact is the same model, and keep both in a bundle.
 
@@ -70,14 +79,14 @@ def export(
     Args:
         model: a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files.
         to: the format, "onnx" or "torchscript".
-        precision: the number format, "fp32", "fp16" or "bf16".
+        precision: the number format, "fp32", "fp16" or "bf16"; of ONNX also "int8" or "fp8".
         output: the bundle's folder; by default named after the model, in the working directory.
         task: a value of `vitdeploy.specs.Task`; by default what the checkpoint was made for.
-        opset: ONNX opset, 18 to 23; 20 by default.
+        opset: ONNX opset, 18 to 23; 20 by default, and 21 for fp8, which has none below.
         optimize: "onnxruntime" for an ONNX graph with the operators that ONNX Runtime fuses, which opens sooner, and
             nowhere else; in float32 alone.
-        keep_fp32: nodes of an ONNX graph that stay float32 in half precision, beside those that do anyway; by the names
-            that `vitdeploy.bisect` gives.
+        keep_fp32: nodes of an ONNX graph that stay float32 in a lower precision, beside those that do anyway; by the
+            names that `vitdeploy.bisect` gives.
         outputs: what the artifact gives: names such as "logits"; "hidden_states" and "attentions" stand for those of
             all layers. By default the outputs of the task.
         image_size: (height, width), or one number for both, that the model is to take; by default what its image
@@ -91,16 +100,28 @@ def export(
         embed_resize: whether the artifact resizes and crops too; it then takes uint8 images of any size.
         io_dtype: the type of the artifact's floating-point inputs and outputs, "float32" or "float16".
         random_weights: instead of `model`, an architecture such as "vit-base-patch16-224", with random weights.
-        seed: of the random weights.
+        seed: of the random weights, and of the choice of images to calibrate on.
         images: a folder; the first three images below it are compared, by themselves where the artifact takes them
             in sizes of their own. By default three synthetic images are.
         tolerance: largest difference allowed, relative to each output's largest value; by default by precision, see
             `vitdeploy.assess.difference.DEFAULT_TOLERANCES`.
+        target: of int8 and fp8: what is to run the graph, "cpu" for ONNX Runtime on a CPU or "tensorrt"; by default
+            "cpu" for int8, and for fp8 "tensorrt", which alone has it.
+        scheme: of int8 on a CPU: "static", with ranges from images, or "dynamic", which measures them as it runs; by
+            default what needs no images where there are none, else static.
+        calibration_data: images to measure activations on, as those to come: a folder, or a data set as `evaluate`
+            takes it. The artifact is compared with the reference on all of them before it is written.
+        calibration: how a range is chosen from what was seen: "minmax", "entropy", "percentile" or "mse"; see
+            `vitdeploy.exporters.quantization.methods`. By default "minmax".
+        calibration_images: how many images, at most; by default 512. Which ones depends on their names and `seed`.
+        calibration_cache: a folder that keeps ranges by the content that they were measured from; by default the user's,
+            or `VITDEPLOY_CACHE`; False for none.
         revision: branch, tag or commit on the Hub.
         token: for private and gated models.
         cache_dir: of the Hub's files; by default huggingface_hub's.
         offline: use the Hub's cache alone.
         on_step: called with what is being done.
+        on_progress: called with the number of calibration images that are done, and of all.
 
     Raises:
         UsageError: an argument is not what it must be, or `output` holds something else.
@@ -111,6 +132,15 @@ def export(
         OutputError: the bundle cannot be written.
     """
     options = {"opset": opset, "embed_resize": embed_resize, "optimize": optimize, "keep_fp32": keep_fp32}
+    of_quantization = {
+        "target": target,
+        "scheme": scheme,
+        "calibration_data": calibration_data,
+        "calibration": calibration,
+        "calibration_images": calibration_images,
+        "calibration_cache": calibration_cache,
+    }
+    options |= of_quantization
     exporter = find_exporter(to, precision, options)
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
         raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance!r:.80}")
@@ -120,7 +150,8 @@ def export(
         raise UsageError(f"revision is of a model on the Hub, got {revision!r} with random_weights; leave it out")
     _check_optimize(optimize, precision)
     if keep_fp32 and precision == Precision.FP32:
-        raise UsageError(f"keep_fp32 needs precision fp16 or bf16, got fp32 and {len(keep_fp32)} nodes; leave it out")
+        raise UsageError(f"keep_fp32 needs a precision below fp32, got fp32 and {len(keep_fp32)} nodes; leave it out")
+    _check_quantization(precision, of_quantization)
     size, bounds = _image_size(image_size, dynamic_image_size=dynamic_image_size)
     dynamic_image_size = dynamic_image_size or bounds is not None
     pixels = _pixels(input, layout, io_dtype, embed_resize=embed_resize)
@@ -137,6 +168,9 @@ def export(
         opset=opset,
         optimize=optimize,
         keep_fp32=_names("keep_fp32", keep_fp32) or (),
+        target=target,
+        scheme=scheme,
+        calibration=calibration,
     )
     chosen_task = _task(task)
     write = export_function(exporter)  # imports torch and onnx, or says what to install
@@ -168,9 +202,22 @@ def export(
     reference, processor = checkpoint.model, checkpoint.processor
     axes = _axes(reference.config, processor, bounds) if dynamic_image_size else {}
     sample = samples(reference, processor, axes, pixels.stage, images)
+    data = None
+    if calibration_data is not None:
+        on_step(f"reading the images of {calibration_data}")
+        limit = DEFAULT_COUNT if calibration_images is None else calibration_images
+        labels = reference.config.labels
+        data = CalibrationImages.open(calibration_data, processor, labels, limit, seed, on_progress)
     with staged_folder(target) as staging:
         on_step(f"exporting to {to} {precision}")
-        exported = write(reference, staging, spec, processor=processor, observe=Observer(sample))
+        exported = write(
+            reference,
+            staging,
+            spec,
+            processor=processor,
+            observe=Observer(sample),
+            calibration=None if data is None else _calibration(data, calibration_cache),
+        )
         # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(reference_outputs, reference, sample, spec)
@@ -203,7 +250,8 @@ def export(
                 f"{manifest.source.id} must give finite values, gives others; "
                 f"mend its weights, or the numbers of its image processor"
             )
-        del checkpoint, reference  # its weights, before the artifact's are loaded
+        beside = None if data is None else reference_runtime(reference, spec)
+        del checkpoint, reference  # its weights, before the artifact's are loaded, where they are not needed
         on_step(f"comparing {to} {precision} with the reference")
         files = _records(staging, exported.emulation) if exported.emulation else artifact.files
         to_prove = dataclasses.replace(artifact, files=files)
@@ -211,6 +259,10 @@ def export(
         with open_runtime(bundle, exporter.backend, precision=precision) as runtime:
             allowed = default_tolerance(artifact) if tolerance is None else tolerance
             proof = prove(runtime, artifact.name, sample, expected, allowed)
+            if data is not None and beside is not None:
+                on_step(f"comparing {to} {precision} with the reference on {len(data.images)} images")
+                with beside:
+                    proof["calibration_images"] = data.agreement(beside, runtime)
         for name in exported.emulation:
             (staging / name).unlink()
         validation = {
@@ -221,6 +273,25 @@ def export(
         artifact = dataclasses.replace(artifact, validation=validation)
         on_step("writing the bundle")
         return commit(staging, target, dataclasses.replace(manifest, artifacts=(artifact,)))
+
+
+def _calibration(images: CalibrationImages, cache: str | os.PathLike[str] | Literal[False] | None) -> CalibrationData:
+    """What exporters take of the images."""
+    from vitdeploy.exporters.quantization.calibration import CalibrationData
+    from vitdeploy.exporters.quantization.range_cache import default_folder
+
+    folder = None if cache is False else default_folder() if cache is None else Path(cache)
+    return CalibrationData(len(images.images), images.sha256(), images.run, folder)
+
+
+def _check_quantization(precision: str, options: Mapping[str, Any]) -> None:
+    """What only int8 and fp8 take is theirs, and what says how to calibrate has something to calibrate on."""
+    given = [name for name, value in options.items() if value is not None]
+    if given and precision not in (Precision.INT8, Precision.FP8):
+        raise UsageError(f"{given[0]} needs precision int8 or fp8, got {precision}; leave it out")
+    of_images = [name for name in given if name.startswith("calibration")]
+    if of_images and "calibration_data" not in given:
+        raise UsageError(f"{of_images[0]} needs calibration_data, got none; give a folder of images, or leave it out")
 
 
 def _records(folder: Path, names: Iterable[str]) -> tuple[FileRecord, ...]:

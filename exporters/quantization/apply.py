@@ -73,4 +73,8 @@ def apply_scheme(
         }
     quantized = set(quantize(model, scheme, ranges, spec.keep_fp32))
     names = map(name_of, nodes)
-    return {**done, "quantized_nodes": len(quantized), "float32_nodes": [name for name in names if name not in quantized]}
+    return {
+        **done,
+        "quantized_nodes": len(quantized),
+        "float32_nodes": [name for name in names if name not in quantized],
+    }

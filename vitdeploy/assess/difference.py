@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # differ by about 1e-6 (seen from 2e-7 to 3e-6 for tiny to base); 1e-4 leaves room for other processors.
 # Half types round every tensor to 11 and 8 bits, to 5e-4 and 4e-3 of its values; the sum over the layers of ViT-tiny
 # and ViT-B is 6e-4 to 2e-3 and 1.1e-2 to 1.3e-2; five times that allows for more layers, and for outliers.
-DEFAULT_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2}
+DEFAULT_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2, "int8": 0.9, "fp8": 0.9}
 _FLOAT16_OUTPUT = 1e-3  # rounding to 11 bits, twice
 
 
