@@ -114,8 +114,8 @@ def export(
         calibration: how a range is chosen from what was seen: "minmax", "entropy", "percentile" or "mse"; see
             `vitdeploy.exporters.quantization.methods`. By default "minmax".
         calibration_images: how many images, at most; by default 512. Which ones depends on their names and `seed`.
-        calibration_cache: a folder that keeps ranges by the content that they were measured from; by default the user's,
-            or `VITDEPLOY_CACHE`; False for none.
+        calibration_cache: a folder that keeps ranges by the content that they were measured from; by default the
+            user's, or `VITDEPLOY_CACHE`; False for none.
         revision: branch, tag or commit on the Hub.
         token: for private and gated models.
         cache_dir: of the Hub's files; by default huggingface_hub's.
@@ -131,7 +131,12 @@ def export(
         CheckFailedError: the artifact differs from the reference; nothing was written.
         OutputError: the bundle cannot be written.
     """
-    options = {"opset": opset, "embed_resize": embed_resize, "optimize": optimize, "keep_fp32": keep_fp32}
+    options: dict[str, Any] = {
+        "opset": opset,
+        "embed_resize": embed_resize,
+        "optimize": optimize,
+        "keep_fp32": keep_fp32,
+    }
     of_quantization = {
         "target": target,
         "scheme": scheme,
@@ -197,8 +202,8 @@ def export(
         )
     else:
         raise UsageError("export needs a model, or random_weights")
-    target = Path(Path(checkpoint.source.id).name if output is None else output).resolve()
-    check_target(target)
+    place = Path(Path(checkpoint.source.id).name if output is None else output).resolve()
+    check_target(place)
     reference, processor = checkpoint.model, checkpoint.processor
     axes = _axes(reference.config, processor, bounds) if dynamic_image_size else {}
     sample = samples(reference, processor, axes, pixels.stage, images)
@@ -208,7 +213,7 @@ def export(
         limit = DEFAULT_COUNT if calibration_images is None else calibration_images
         labels = reference.config.labels
         data = CalibrationImages.open(calibration_data, processor, labels, limit, seed, on_progress)
-    with staged_folder(target) as staging:
+    with staged_folder(place) as staging:
         on_step(f"exporting to {to} {precision}")
         exported = write(
             reference,
@@ -272,7 +277,7 @@ def export(
         }
         artifact = dataclasses.replace(artifact, validation=validation)
         on_step("writing the bundle")
-        return commit(staging, target, dataclasses.replace(manifest, artifacts=(artifact,)))
+        return commit(staging, place, dataclasses.replace(manifest, artifacts=(artifact,)))
 
 
 def _calibration(images: CalibrationImages, cache: str | os.PathLike[str] | Literal[False] | None) -> CalibrationData:

@@ -50,7 +50,7 @@ class Histogram:
     def centers(self) -> NDArray[np.float64]:
         """(BINS,) the middle of each bin."""
         width = 2 * self.limit / BINS
-        return (np.arange(BINS) - BINS // 2 + 0.5) * width
+        return np.asarray((np.arange(BINS) - BINS // 2 + 0.5) * width)
 
     def magnitudes(self) -> NDArray[np.int64]:
         """(BINS / 2,) how many absolute values are in each bin from zero up."""

@@ -64,9 +64,9 @@ class NumberFormat:
     def quantized(self, values: NDArray[np.floating], scale: NDArray[np.float32] | np.float32) -> NDArray[np.generic]:
         """The nearest q of float32 values, with a zero point of 0; halves go to even numbers, as ONNX has it."""
         scaled = np.clip(values / scale, self.lowest, self.highest)
-        if self.dtype.is_floating_point():
-            return scaled.astype(self.dtype.numpy())
-        return np.rint(scaled).astype(self.dtype.numpy())
+        if not self.dtype.is_floating_point():
+            scaled = np.rint(scaled)
+        return np.asarray(scaled.astype(self.dtype.numpy()))
 
     def rounded(self, values: NDArray[np.floating], of: Range) -> NDArray[np.float64]:
         """What becomes of values where this range is represented."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters.precision import name_of
@@ -27,10 +27,10 @@ class Scheme(Protocol):
         min_opset: that has the operators which are written.
     """
 
-    name: str
-    target: str
-    static: NumberFormat | None
-    min_opset: int
+    name: ClassVar[str]
+    target: ClassVar[str]
+    static: ClassVar[NumberFormat | None]
+    min_opset: ClassVar[int]
 
     @property
     def operators(self) -> Sequence[str]: ...

@@ -58,7 +58,7 @@ class Weights:
         if self._per_channel:
             along[axis] = -1
 
-        def content() -> ir.Tensor:  # when it is written, so that not all are in memory twice
+        def content() -> ir.TensorProtocol:  # when it is written, so that not all are in memory twice
             return ir.Tensor(self._format.quantized(tensor.numpy(), scales.reshape(along)), dtype=self._format.dtype)
 
         lazy = ir.LazyTensor(content, self._format.dtype, ir.Shape(values.shape))
