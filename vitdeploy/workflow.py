@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vitdeploy import __version__
+from vitdeploy.assess.backend_run import BESIDE_OTHERS
 from vitdeploy.assess.calibration_images import DEFAULT_COUNT, CalibrationImages
 from vitdeploy.assess.difference import default_tolerance
 from vitdeploy.assess.proof import Observer, prove, reference_outputs, reference_runtime, samples
@@ -112,7 +113,7 @@ def export(
         calibration_data: images to measure activations on, as those to come: a folder, or a data set as `evaluate`
             takes it. The artifact is compared with the reference on all of them before it is written.
         calibration: how a range is chosen from what was seen: "minmax", "entropy", "percentile" or "mse"; see
-            `vitdeploy.exporters.quantization.methods`. By default "minmax".
+            `vitdeploy.exporters.quantization.methods`. By default "mse".
         calibration_images: how many images, at most; by default 512. Which ones depends on their names and `seed`.
         calibration_cache: a folder that keeps ranges by the content that they were measured from; by default the
             user's, or `VITDEPLOY_CACHE`; False for none.
@@ -261,13 +262,14 @@ def export(
         files = _records(staging, exported.emulation) if exported.emulation else artifact.files
         to_prove = dataclasses.replace(artifact, files=files)
         bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
-        with open_runtime(bundle, exporter.backend, precision=precision) as runtime:
+        turns = {} if data is None else BESIDE_OTHERS.get(exporter.backend, {})
+        with open_runtime(bundle, exporter.backend, precision=precision, **turns) as runtime:
             allowed = default_tolerance(artifact) if tolerance is None else tolerance
             proof = prove(runtime, artifact.name, sample, expected, allowed)
             if data is not None and beside is not None:
                 on_step(f"comparing {to} {precision} with the reference on {len(data.images)} images")
                 with beside:
-                    proof["calibration_images"] = data.agreement(beside, runtime)
+                    proof["calibration_images"] = data.agreement(beside, runtime, artifact.name, allowed)
         for name in exported.emulation:
             (staging / name).unlink()
         validation = {

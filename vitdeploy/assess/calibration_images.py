@@ -6,16 +6,17 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
 
-from vitdeploy.assess.difference import compare_outputs
+from vitdeploy.assess.difference import compare_outputs, least_cosine
 from vitdeploy.assess.image_set import open_images
 from vitdeploy.assess.prepare import prepare
 from vitdeploy.assess.samples import feeds
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import CheckFailedError, UsageError
 from vitdeploy.processor import available_cores
 
 if TYPE_CHECKING:
@@ -94,15 +95,24 @@ class CalibrationImages:
         """See `vitdeploy.exporters.quantization.calibration.Run`."""
         from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
-        with OnnxRuntime(path) as runtime:
+        with OnnxRuntime(path, allow_spinning=False) as runtime:
             for image in self.pixels(pixels):
                 yield runtime.run(feeds(runtime.inputs, image[pixels]))
 
-    def agreement(self, reference: Runtime, artifact: Runtime) -> list[dict[str, Any]]:
+    def agreement(self, reference: Runtime, artifact: Runtime, name: str, tolerance: float) -> list[dict[str, Any]]:
         """What the artifact gives for each image beside what the reference gives, an entry an output.
 
         Each entry holds the output's name, how many images there are, the share of those with the same best class (of
         logits alone), and the mean and the lowest cosine of an image.
+
+        Args:
+            reference: its runtime.
+            artifact: its runtime.
+            name: the artifact's.
+            tolerance: see `least_cosine`.
+
+        Raises:
+            CheckFailedError: the mean cosine of an output is lower.
         """
         found: dict[str, list[tuple[float, float | None]]] = {}
         for image in self.pixels(reference.pixels, artifact.pixels):
@@ -111,7 +121,7 @@ class CalibrationImages:
             )
             for difference in compare_outputs(wanted, given):
                 found.setdefault(difference.output, []).append((difference.min_cosine, difference.top1_agreement))
-        entries = []
+        entries: list[dict[str, Any]] = []
         for output, each in found.items():
             cosines = [cosine for cosine, _ in each]
             agree = [share for _, share in each if share is not None]
@@ -123,5 +133,12 @@ class CalibrationImages:
                     "mean_cosine": round(float(np.mean(cosines)), 6),
                     "min_cosine": round(min(cosines), 6),
                 }
+            )
+        worst, lowest = min(((each["output"], each["mean_cosine"]) for each in entries), key=operator.itemgetter(1))
+        if not lowest >= least_cosine(tolerance):
+            raise CheckFailedError(
+                f"{name} must have a mean cosine of {least_cosine(tolerance):.4g} with the reference on the calibration "
+                f"images (tolerance {tolerance:g}), has {lowest:.4g} in {worst}; keep nodes in float32, see vitdeploy "
+                f"compare --bisect; nothing was written"
             )
         return entries

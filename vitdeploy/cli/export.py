@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from vitdeploy.cli.bisect_report import kept_nodes
-from vitdeploy.cli.output import json_option, print_json, print_step, print_table
+from vitdeploy.cli.output import json_option, print_json, print_step, print_table, progress_bar
+from vitdeploy.cli.quantization_options import quantization_options
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, find_exporter
 from vitdeploy.specs import Task
@@ -43,7 +44,13 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     metavar="PRESET",
     help="Instead of --model: an architecture with random weights, such as vit-base-patch16-224.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of the random weights.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 2**63 - 1),
+    help="Of the random weights, and of the choice of calibration images.",
+)
 @click.option(
     "--to", "formats", multiple=True, default=["onnx"], show_default=True, type=click.Choice(list(EXPORTERS)),
     help="Format; may be repeated.",
@@ -51,6 +58,9 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--precision", type=click.Choice(_PRECISIONS), help="fp32 by default.")
 @click.option("--fp16", "short", flag_value="fp16", help="The same as --precision fp16.")
 @click.option("--bf16", "short", flag_value="bf16", help="The same as --precision bf16.")
+@click.option("--int8", "short", flag_value="int8", help="The same as --precision int8.")
+@click.option("--fp8", "short", flag_value="fp8", help="The same as --precision fp8.")
+@quantization_options
 @click.option(
     "--io-dtype",
     default="float32",
@@ -89,7 +99,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     type=click.Choice(["onnxruntime"]),
     help="Fuse for that runtime alone, which then opens the file sooner; by default the graph runs anywhere.",
 )
-@click.option("--keep-fp32", metavar="NODE", multiple=True, help="Of half precision: stays float32; may be repeated.")
+@click.option("--keep-fp32", metavar="NODE", multiple=True, help="Below fp32: stays float32; may be repeated.")
 @click.option(
     "--keep-fp32-from",
     type=click.Path(),
@@ -114,8 +124,8 @@ def export(
 ) -> None:
     """Export a checkpoint, prove that the artifact is the same model, and keep both in a bundle.
 
-    The artifact is compared with the reference on three images, in batches of 1, 2 and 7; out of tolerance, nothing is
-    written.
+    The artifact is compared with the reference on three images, in batches of 1, 2 and 7, and on the calibration images
+    where there are some; out of tolerance, nothing is written.
     """
     from vitdeploy.workflow import export as export_model
 
@@ -123,12 +133,15 @@ def export(
         raise UsageError(f"export needs one precision, got --precision {precision} and --{short}")
     options["precision"] = precision or short or "fp32"
     options["keep_fp32"] = (*keep_fp32, *(() if keep_fp32_from is None else kept_nodes(keep_fp32_from))) or None
+    if options.pop("no_calibration_cache"):
+        options["calibration_cache"] = False
     for to in formats:  # before the first is made
         find_exporter(to, options["precision"], options)
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:
-        for to in formats:
-            bundle = export_model(to=to, on_step=print_step, **options)
+        with progress_bar("calibration images") as on_progress:
+            for to in formats:
+                bundle = export_model(to=to, on_step=print_step, on_progress=on_progress, **options)
     finally:
         gc.enable()
     if as_json:
@@ -140,5 +153,12 @@ def export(
         difference = (
             f"{worst['max_relative']:.1e} of {worst['output']} (tolerance {artifact.validation['tolerance']:g})"
         )
+        difference += _agreement(artifact.validation)
         rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", difference) for file in artifact.files]
     print_table(str(bundle.path), ("artifact", "file", "size", "largest difference"), rows)
+
+
+def _agreement(validation: dict[str, Any]) -> str:
+    """How often the best class is the reference's, where that was measured."""
+    shares = [each for each in validation.get("calibration_images", ()) if each["top1_agreement"] is not None]
+    return "".join(f", same class for {each['top1_agreement']:.2%} of {each['images']} images" for each in shares)
