@@ -63,6 +63,7 @@ def apply_scheme(
     done: dict[str, Any] = {"target": scheme.target, "scheme": scheme.name}
     ranges: Mapping[str, Range] = {}
     nodes = quantizable(model, scheme)
+    names = list(map(name_of, nodes))
     if scheme.static is not None and data is not None:
         method = find_method(spec.calibration or DEFAULT_METHOD)
         taken = [value for value in (node.inputs[0] for node in nodes) if value is not None]
@@ -73,7 +74,6 @@ def apply_scheme(
             "calibration_sha256": data.sha256,
         }
     quantized = set(quantize(model, scheme, ranges, spec.keep_fp32))
-    names = map(name_of, nodes)
     return {
         **done,
         "quantized_nodes": len(quantized),

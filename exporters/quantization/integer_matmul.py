@@ -46,7 +46,7 @@ def use_integer_matmul(
         scales.outputs[0].shape = found.scales.shape
         scaled = _node("Mul", (cast.outputs[0], scales.outputs[0]), result, "scaled")
         graph.insert_before(node, [product, cast, scales, scaled])
-        _take_place(graph, node, scaled)
+        take_place(graph, node, scaled)
     weights.drop_unused()
 
 
@@ -74,7 +74,7 @@ def _node(op_type: str, inputs: Sequence[ir.Value], result: ir.Value, part: str,
     return node
 
 
-def _take_place(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+def take_place(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
     """Give everything that takes the result of `old` that of `new`, under its name."""
     before, after = old.outputs[0], new.outputs[0]
     for user, index in list(before.uses()):

@@ -137,8 +137,8 @@ class CalibrationImages:
         worst, lowest = min(((each["output"], each["mean_cosine"]) for each in entries), key=operator.itemgetter(1))
         if not lowest >= least_cosine(tolerance):
             raise CheckFailedError(
-                f"{name} must have a mean cosine of {least_cosine(tolerance):.4g} with the reference on the calibration "
-                f"images (tolerance {tolerance:g}), has {lowest:.4g} in {worst}; keep nodes in float32, see vitdeploy "
-                f"compare --bisect; nothing was written"
+                f"{name} must have a mean cosine of {least_cosine(tolerance):.4g} with the reference on the "
+                f"calibration images (tolerance {tolerance:g}), has {lowest:.4g} in {worst}; keep nodes in float32, "
+                f"see vitdeploy compare --bisect; nothing was written"
             )
         return entries

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # Half types round every tensor to 11 and 8 bits, to 5e-4 and 4e-3 of its values; the sum over the layers of ViT-tiny
 # and ViT-B is 6e-4 to 2e-3 and 1.1e-2 to 1.3e-2; five times that allows for more layers, and for outliers.
 # 8 bits round the factors of products alone, but to 1/255 of a range, or to 4 bits of each value (E4M3). Seen in models
-# of 0.4 M to 86 M parameters, trained and random: int8 5e-3 to 5.8e-2, fp8 1.7e-2 to 1.1e-1; three and a half times that
-# allows for others. How often the best class is the same is measured beside it, and so is the cosine: `least_cosine`.
+# of 0.4 M to 86 M parameters, trained and random: int8 5e-3 to 5.8e-2, fp8 1.7e-2 to 1.1e-1; 3.5 times that allows
+# for others. How often the best class is the same is measured beside it, and so is the cosine: `least_cosine`.
 DEFAULT_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2, "int8": 0.2, "fp8": 0.4}
 _FLOAT16_OUTPUT = 1e-3  # rounding to 11 bits, twice
 
