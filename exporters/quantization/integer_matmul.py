@@ -39,12 +39,12 @@ def use_integer_matmul(
             made[source] = _quantized(graph, source)
         values, scale, zero_point = made[source]
         result = node.outputs[0]
-        product = _node("MatMulInteger", (values, found.values, zero_point, found.zero_points), result, "integers")
+        product = _node("MatMulInteger", (values, found.values, zero_point, found.zero_points), result, "product")
         product.outputs[0].type = ir.TensorType(ir.DataType.INT32)
-        cast = _node("Cast", product.outputs, result, "cast", to=int(ir.DataType.FLOAT))
-        scales = _node("Mul", (scale, found.scales), result, "scale")
+        cast = _node("Cast", product.outputs, result, "product_float", to=int(ir.DataType.FLOAT))
+        scales = _node("Mul", (scale, found.scales), result, "product_scale")
         scales.outputs[0].shape = found.scales.shape
-        scaled = _node("Mul", (cast.outputs[0], scales.outputs[0]), result, "scaled")
+        scaled = _node("Mul", (cast.outputs[0], scales.outputs[0]), result, "product_scaled")
         graph.insert_before(node, [product, cast, scales, scaled])
         take_place(graph, node, scaled)
     weights.drop_unused()

@@ -50,7 +50,7 @@ def insert_qdq(
         node.replace_input_with(0, made[source])
         found = weights.of(node)
         axis = {"axis": found.axis} if per_channel else {}
-        dequantize = _node("DequantizeLinear", found[:3], axis, f"{found.values.name}_float", source=node.inputs[1])
+        dequantize = _node("DequantizeLinear", found[:3], axis, f"{node.outputs[0].name}_weight", source=node.inputs[1])
         graph.insert_before(node, dequantize)
         node.replace_input_with(1, dequantize.outputs[0])
     weights.drop_unused()

@@ -37,7 +37,7 @@ def test_what_it_counts() -> None:
     np.testing.assert_array_equal(histogram.counts, np.histogram(values, edges)[0])
     np.testing.assert_allclose(histogram.centers, (edges[1:] + edges[:-1]) / 2)
     assert histogram.magnitudes().sum() == len(values)
-    assert histogram.magnitudes()[0] == ((np.abs(values) < edges[BINS // 2 + 1])).sum()
+    assert histogram.magnitudes()[0] == (np.abs(values) < edges[BINS // 2 + 1]).sum()
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 3e38, -3e38, 1e-45])

@@ -45,7 +45,7 @@ def test_minmax_is_all_that_was_seen() -> None:
 def test_percentile_is_onnxruntimes() -> None:
     found = Percentile(99.9).range_of(histogram_of(NORMAL), UINT8)
     low, high = peer(NORMAL, "percentile")
-    width = 2 * np.abs(NORMAL).max() / 2048  # a bin of either
+    width = 2 * float(np.abs(NORMAL).max()) / 2048  # a bin of either
     assert found.lowest == pytest.approx(low, abs=2 * width)
     assert found.highest == pytest.approx(high, abs=2 * width)
     inside = (found.lowest <= NORMAL) & (found.highest >= NORMAL)
@@ -66,7 +66,9 @@ def test_mse_is_no_worse_than_any_other(number_format: NumberFormat) -> None:
     for values in (NORMAL, OUTLIERS, np.maximum(NORMAL, -0.17)):
         histogram = histogram_of(values)
         found = error(values, number_format, Mse().range_of(histogram, number_format))
-        others = [error(values, number_format, method.range_of(histogram, number_format)) for method in METHODS.values()]
+        others = [
+            error(values, number_format, method.range_of(histogram, number_format)) for method in METHODS.values()
+        ]
         assert found <= 1.02 * min(others)  # of the middles of bins, not of the values themselves
     if number_format is not FP8:
         assert found < 0.9 * error(values, number_format, METHODS["minmax"].range_of(histogram, number_format))
