@@ -27,7 +27,7 @@ SCHEMES: tuple[Scheme, ...] = (
     TensorRTInt8(),
     TensorRTFp8(),
 )
-# Of the largest value: two products of 4 terms whose factors are off by up to 1/127 each, or by 1/16 in E4M3.
+# Of the largest value, to which terms add up that are larger: factors are off by up to 1/63 each, or by 1/16 in E4M3.
 TOLERANCES = {"static-e4m3": 0.15}
 
 
@@ -63,7 +63,7 @@ def test_products_with_weights_are_quantized_and_nothing_else(scheme: Scheme) ->
     assert signature_of(made) == signature
     _, z, w = answers(made)
     for found, exact in ((z, want[1]), (w, want[2])):
-        tolerance = TOLERANCES.get(scheme.name, 0.05)
+        tolerance = TOLERANCES.get(scheme.name, 0.1)
         assert 0 < np.abs(found - exact).max() < tolerance * np.abs(exact).max()
     counts = operators(made)
     if scheme.static is None:
