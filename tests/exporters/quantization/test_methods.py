@@ -15,7 +15,7 @@ from vitdeploy.exporters.quantization.methods import METHODS, Entropy, Mse, Perc
 from vitdeploy.exporters.quantization.number_format import FP8, INT8, UINT8, NumberFormat, Range
 
 NORMAL = np.random.default_rng(0).standard_normal(200_000, np.float32)
-OUTLIERS = np.append(NORMAL, np.float32([60, -45]))
+OUTLIERS = np.append(NORMAL, np.array([60, -45], np.float32))
 
 
 def histogram_of(values: np.ndarray) -> Histogram:
@@ -76,7 +76,7 @@ def test_mse_is_no_worse_than_any_other(number_format: NumberFormat) -> None:
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_range_is_within_what_was_seen(method: Mse) -> None:
-    for values in (NORMAL, np.float32([3.0]), np.float32([0.0]), np.float32([-2, -1]), OUTLIERS):
+    for values in (NORMAL, *(np.array(few, np.float32) for few in ([3], [0], [-2, -1])), OUTLIERS):
         found = method.range_of(histogram_of(values), UINT8)
         assert values.min() <= found.lowest <= found.highest <= values.max()
 
