@@ -45,4 +45,5 @@ def test_a_single_value(value: float) -> None:
     histogram = histogram_of(np.array([value], np.float32), np.zeros(2, np.float32))
     assert histogram.counts.sum() == 3
     assert histogram.counts.shape == (BINS,)
-    assert histogram.seen == Range(min(np.float32(value), 0), max(np.float32(value), 0))
+    exact = float(np.float32(value))
+    assert histogram.seen == Range(min(exact, 0.0), max(exact, 0.0))
