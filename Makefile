@@ -5,7 +5,7 @@ ENVS := .venvs
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 # Tests run in parallel, each on one thread.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
-BENCHMARKS := processor export predict_overhead pixels evaluate attention dynamic_size
+BENCHMARKS := processor export predict_overhead pixels evaluate int8 attention dynamic_size
 
 .PHONY: demo test check chromium format bench bench-large golden gpu-check clean
 

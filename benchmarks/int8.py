@@ -1,8 +1,8 @@
 """Latency and agreement of int8 on the CPU against our own float32, on ViT-B with random weights.
 
-The files of `vitdeploy export`, `--int8` (dynamic) and `--int8 --calibration-data` (static) are timed in ONNX Runtime, each
-alone in its process, in turns. Static ranges come from two photographs: its speed does not depend on them. Ratios are of
-the same turn.
+The files of `vitdeploy export`, `--int8` (dynamic) and `--int8 --calibration-data` (static) are timed in ONNX Runtime,
+each alone in its process, in turns. Static ranges come from two photographs: its speed does not depend on them. Ratios
+are of the same turn.
 """
 
 from __future__ import annotations
@@ -69,10 +69,19 @@ def main() -> None:
     arguments_parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     arguments_parser.add_argument("--processes", type=int, default=4, help="sets of fresh processes")
     arguments_parser.add_argument("--rounds", type=int, default=5, help="turns in each set")
+    arguments_parser.add_argument(
+        "--clock", choices=("wall", "processor"), default="wall", help="processor: of one thread, on a busy machine"
+    )
     arguments = arguments_parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         files = make(Path(folder), arguments.preset)
-        found = latencies(files, tuple(arguments.batch_sizes), arguments.processes, arguments.rounds)
+        found = latencies(
+            files,
+            tuple(arguments.batch_sizes),
+            arguments.processes,
+            arguments.rounds,
+            processor_time=arguments.clock == "processor",
+        )
         record(arguments, {"batch_sizes": {size: figures(each, files) for size, each in found.items()}})
 
 

@@ -198,10 +198,8 @@ def int8(document: Document) -> str:
         for name, row in measured.items():
             p25, ratio, p75 = row["ratio"]
             spread = "1" if name == "fp32" else f"{ratio:.3f} ({p25:.3f} to {p75:.3f})"
-            rows.append(
-                [batch_size, name, f"{row['median_ms']:.1f}", spread, f"{row['file_mb']:.1f}"]
-                + [f"{row['max_relative']:.1e}", f"{row['min_cosine']:.5f}"]
-            )
+            differs = f"{row['max_relative']:.1e}", f"{row['min_cosine']:.5f}"
+            rows.append([batch_size, name, f"{row['median_ms']:.1f}", spread, f"{row['file_mb']:.1f}", *differs])
     header = ["batch", "file", "ms", "time / fp32's (quartiles)", "MB", "largest difference of logits", "lowest cosine"]
     return markdown(header, rows)
 
