@@ -88,6 +88,7 @@ class Exporter(NamedTuple):
 QUANTIZATION_OPTIONS = (
     "target",
     "scheme",
+    "reduce_range",
     "calibration_data",
     "calibration",
     "calibration_images",

@@ -201,6 +201,7 @@ class ExportSpec:
         target: of int8 and fp8: what is to run the graph, "cpu" or "tensorrt"; None for the precision's first.
         scheme: of int8: "dynamic" or "static"; None for the first that can be made.
         calibration: of int8 and fp8: the method by which ranges are chosen; None for the exporter's choice.
+        reduce_range: of int8 on a CPU: whether weights have 7 bits, for processors that add products in 16 bits.
     """
 
     precision: Precision = Precision.FP32
@@ -214,3 +215,4 @@ class ExportSpec:
     target: str | None = None
     scheme: str | None = None
     calibration: str | None = None
+    reduce_range: bool = False

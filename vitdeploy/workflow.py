@@ -60,6 +60,7 @@ def export(
     tolerance: float | None = None,
     target: str | None = None,
     scheme: str | None = None,
+    reduce_range: bool = False,
     calibration_data: str | os.PathLike[str] | None = None,
     calibration: str | None = None,
     calibration_images: int | None = None,
@@ -110,6 +111,8 @@ def export(
             "cpu" for int8, and for fp8 "tensorrt", which alone has it.
         scheme: of int8 on a CPU: "static", with ranges from images, or "dynamic", which measures them as it runs; by
             default what needs no images where there are none, else static.
+        reduce_range: of int8 on a CPU: 7 bits for weights, for x86 processors without VNNI, which add two products in
+            16 bits and lose what exceeds these.
         calibration_data: images to measure activations on, as those to come: a folder, or a data set as `evaluate`
             takes it. The artifact is compared with the reference on all of them before it is written.
         calibration: how a range is chosen from what was seen: "minmax", "entropy", "percentile" or "mse"; see
@@ -141,6 +144,7 @@ def export(
     of_quantization = {
         "target": target,
         "scheme": scheme,
+        "reduce_range": reduce_range or None,
         "calibration_data": calibration_data,
         "calibration": calibration,
         "calibration_images": calibration_images,
@@ -177,6 +181,7 @@ def export(
         target=target,
         scheme=scheme,
         calibration=calibration,
+        reduce_range=reduce_range,
     )
     chosen_task = _task(task)
     write = export_function(exporter)  # imports torch and onnx, or says what to install
@@ -208,12 +213,13 @@ def export(
     reference, processor = checkpoint.model, checkpoint.processor
     axes = _axes(reference.config, processor, bounds) if dynamic_image_size else {}
     sample = samples(reference, processor, axes, pixels.stage, images)
-    data = None
+    data = measured = None
     if calibration_data is not None:
         on_step(f"reading the images of {calibration_data}")
         limit = DEFAULT_COUNT if calibration_images is None else calibration_images
         labels = reference.config.labels
         data = CalibrationImages.open(calibration_data, processor, labels, limit, seed, on_progress)
+        measured = _calibration(data, calibration_cache)
     with staged_folder(place) as staging:
         on_step(f"exporting to {to} {precision}")
         exported = write(
@@ -222,7 +228,7 @@ def export(
             spec,
             processor=processor,
             observe=Observer(sample),
-            calibration=None if data is None else _calibration(data, calibration_cache),
+            calibration=measured,
         )
         # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
         with ThreadPoolExecutor(1) as pool:
@@ -266,9 +272,10 @@ def export(
         with open_runtime(bundle, exporter.backend, precision=precision, **turns) as runtime:
             allowed = default_tolerance(artifact) if tolerance is None else tolerance
             proof = prove(runtime, artifact.name, sample, expected, allowed)
-            if data is not None and beside is not None:
+            if data is not None and measured is not None and beside is not None:
                 on_step(f"comparing {to} {precision} with the reference on {len(data.images)} images")
                 with beside:
+                    proof |= {"calibration_sha256": measured.sha256, "calibration_seed": seed}
                     proof["calibration_images"] = data.agreement(beside, runtime, artifact.name, allowed)
         for name in exported.emulation:
             (staging / name).unlink()

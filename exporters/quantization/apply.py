@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from onnx_ir.passes.common import ShapeInferencePass
 
+from vitdeploy.errors import UsageError
 from vitdeploy.exporters.precision import name_of
 from vitdeploy.exporters.quantization.calibration import calibrated_ranges
+from vitdeploy.exporters.quantization.dynamic_int8 import DynamicInt8
 from vitdeploy.exporters.quantization.methods import find_method
 from vitdeploy.exporters.quantization.scheme import quantizable, quantize
 from vitdeploy.exporters.quantization.schemes import find_scheme
+from vitdeploy.exporters.quantization.static_int8 import StaticInt8
 from vitdeploy.specs import Precision
 
 if TYPE_CHECKING:
@@ -34,12 +38,17 @@ def scheme_for(spec: ExportSpec, *, calibrated: bool) -> Scheme | None:
     """How the graph is to compute in 8 bits; None where it is not to.
 
     Raises:
-        UsageError: there is no such scheme, or it needs images.
+        UsageError: there is no such scheme, or it needs images, or has no such option.
     """
     if spec.precision not in PRECISIONS:
         return None
     find_method(spec.calibration or DEFAULT_METHOD)
-    return find_scheme(spec.precision, spec.target, spec.scheme, calibrated=calibrated, wanted_images=WANTED_IMAGES)
+    scheme = find_scheme(spec.precision, spec.target, spec.scheme, calibrated=calibrated, wanted_images=WANTED_IMAGES)
+    if not spec.reduce_range:
+        return scheme
+    if not isinstance(scheme, (StaticInt8, DynamicInt8)):
+        raise UsageError(f"reduce_range is of int8 on a CPU, got {spec.precision} for {scheme.target}; leave it out")
+    return dataclasses.replace(scheme, reduce_range=True)
 
 
 def apply_scheme(
@@ -61,6 +70,8 @@ def apply_scheme(
     """
     ShapeInferencePass()(model)
     done: dict[str, Any] = {"target": scheme.target, "scheme": scheme.name}
+    if spec.reduce_range:
+        done["reduce_range"] = True
     ranges: Mapping[str, Range] = {}
     nodes = quantizable(model, scheme)
     names = list(map(name_of, nodes))

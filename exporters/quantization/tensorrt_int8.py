@@ -21,11 +21,12 @@ class TensorRTInt8:
     """Signed activations and weights with zero points of 0, before every product with a weight, as TensorRT fuses them.
 
     TensorRT takes no other zero point, and no bias in integers: "Working with Quantized Types" of its documentation.
-    LayerNorm, Gelu, softmax, attention's products of activations and the head stay float32.
+    LayerNorm, Gelu, softmax, attention's products of activations and the classifier stay float32.
 
     Attributes:
         per_channel: whether each output channel of a weight has its own scale.
-        quantize_patches: whether the patch projection, which works on the image itself, computes in 8 bits.
+        quantize_patches: whether convolutions compute in 8 bits: the patch projection, which works on the image itself,
+            and the head of masked image modeling.
     """
 
     name: ClassVar[str] = "static-symmetric"

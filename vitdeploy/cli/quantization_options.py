@@ -22,6 +22,9 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--scheme", type=click.Choice(_SCHEMES), help="Of int8 on a CPU; static by default where there are images."
         ),
         click.option(
+            "--reduce-range", is_flag=True, help="Of int8 on a CPU: 7 bits for weights, for x86 without VNNI."
+        ),
+        click.option(
             "--calibration-data", type=click.Path(), help="Of int8 and fp8: a folder of images like those to come."
         ),
         click.option(

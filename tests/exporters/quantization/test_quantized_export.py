@@ -156,7 +156,7 @@ def test_a_node_that_is_not_quantized_cannot_be_kept(tmp_path: Path) -> None:
         {"input": "uint8", "io_dtype": "float16", "opset": 21},
         {"embed_resize": True},
         {"dynamic_image_size": True, "outputs": ["logits", "hidden_states"]},
-        {"io_dtype": "float16", "scheme": "dynamic"},
+        {"io_dtype": "float16", "scheme": "dynamic", "reduce_range": True},
     ],
     ids=str,
 )
@@ -168,6 +168,10 @@ def test_other_inputs_and_outputs(tmp_path: Path, options: dict[str, Any]) -> No
     bundle = vitdeploy.export(checkpoint, precision="int8", tolerance=0.5, output=tmp_path / "out", **options)
     (artifact,) = bundle.manifest.artifacts
     assert artifact.options["quantized_nodes"] == 6
+    if "reduce_range" in options:
+        model = onnx.load(bundle.path / artifact.files[0].path)
+        weights = [onnx.numpy_helper.to_array(each) for each in model.graph.initializer if each.data_type == 3]
+        assert {int(np.abs(each).max()) for each in weights if each.ndim == 2} == {64}
     assert {each["output"] for each in artifact.validation["calibration_images"]} == {
         spec.name for spec in artifact.outputs
     }
@@ -206,6 +210,8 @@ def test_a_model_that_does_not_stand_it_is_not_written(tmp_path: Path) -> None:
         ({"precision": "fp8", "opset": 20, **IMAGES}, UsageError, "opset must be from 21 to 23, got 20"),
         ({"precision": "fp16", "target": "cpu"}, UsageError, "target needs precision int8 or fp8, got fp16"),
         ({"precision": "fp32", **IMAGES}, UsageError, "calibration_data needs precision int8 or fp8, got fp32"),
+        ({"precision": "fp16", "reduce_range": True}, UsageError, "reduce_range needs precision int8 or fp8, got fp16"),
+        ({"precision": "fp8", "reduce_range": True, **IMAGES}, UsageError, "is of int8 on a CPU, got fp8 for tensorrt"),
         ({"precision": "int8", "calibration": "mse"}, UsageError, "calibration needs calibration_data, got none"),
         ({"precision": "int8", "calibration": "x", **IMAGES}, UsageError, "calibration must be one of minmax, "),
         ({"precision": "int8", **IMAGES, "calibration_images": 0}, UsageError, "must be an integer from 1 up, got 0"),
