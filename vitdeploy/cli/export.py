@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from vitdeploy.cli.bisect_report import kept_nodes
-from vitdeploy.cli.output import json_option, print_json, print_step, print_table, progress_bar
+from vitdeploy.cli.output import agreement, json_option, print_json, print_step, print_table, progress_bar
 from vitdeploy.cli.quantization_options import quantization_options
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, find_exporter
@@ -153,12 +153,6 @@ def export(
         difference = (
             f"{worst['max_relative']:.1e} of {worst['output']} (tolerance {artifact.validation['tolerance']:g})"
         )
-        difference += _agreement(artifact.validation)
+        difference += "".join(f"; {agreement(each)}" for each in artifact.validation.get("calibration_images", ()))
         rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", difference) for file in artifact.files]
     print_table(str(bundle.path), ("artifact", "file", "size", "largest difference"), rows)
-
-
-def _agreement(validation: dict[str, Any]) -> str:
-    """How often the best class is the reference's, where that was measured."""
-    shares = [each for each in validation.get("calibration_images", ()) if each["top1_agreement"] is not None]
-    return "".join(f", same class for {each['top1_agreement']:.2%} of {each['images']} images" for each in shares)

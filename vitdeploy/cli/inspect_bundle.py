@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.output import json_option, pairs, print_json, print_table, print_text, size
+from vitdeploy.cli.output import agreement, json_option, pairs, print_json, print_table, print_text, size
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def _artifact_rows(artifact: Artifact) -> list[tuple[str, str]]:
              f"{checked['tolerance']:g}) on {checked['images']} images, {checked['engine']}{emulated}")
             for item in checked["outputs"]
         ]  # fmt: skip
+        rows += [("  measured", agreement(item)) for item in checked.get("calibration_images", ())]
     return rows
 
 

@@ -22,6 +22,7 @@ from vitdeploy.assess.bisection import bisect
 from vitdeploy.assess.inspection import inspect_artifact
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.cli.export import export as export_command
+from vitdeploy.cli.inspect_bundle import inspect as inspect_command
 from vitdeploy.errors import CheckFailedError, InputError, UsageError
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import Precision
@@ -236,7 +237,9 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     printed = run.invoke(export_command, [*arguments, "--int8", *images, "--calibration-cache", str(cache)])
     assert printed.exit_code == 0, printed.output
     assert "onnx-int8  onnx/model_int8.onnx" in printed.output
-    assert "(tolerance 0.2), same class for 100.00% of 16 images" in printed.output
+    measured = "logits: the reference's class for 100.00% of 16 images, mean cosine 0.999"
+    assert f"(tolerance 0.2); {measured}" in printed.output
+    assert measured in run.invoke(inspect_command, [str(tmp_path / "out")]).output
     (kept,) = cache.iterdir()
     assert len(json.loads(kept.read_text(encoding="utf-8"))) == 20  # four a layer
     printed = run.invoke(
