@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
 import pytest
 
+from vitdeploy.cli.export import export as export_command
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.quantization.schemes import find_scheme
+from vitdeploy.exporters.quantization.methods import METHODS
+from vitdeploy.exporters.quantization.schemes import SCHEMES, find_scheme
 from vitdeploy.specs import Precision
 
 
@@ -47,3 +50,16 @@ def test_what_there_is_not(options: dict[str, Any], problem: str) -> None:
     arguments = {"precision": Precision.INT8, "target": None, "name": None, "calibrated": False, "wanted_images": 512}
     with pytest.raises(UsageError, match=problem):
         find_scheme(**arguments | options)
+
+
+def test_the_command_line_knows_every_target_scheme_and_method() -> None:
+    choices = {parameter.name: parameter.type for parameter in export_command.params}
+    of_cpu = {scheme.name for scheme in SCHEMES[Precision.INT8, "cpu"]}
+    for name, want in (
+        ("target", {target for _, target in SCHEMES}),
+        ("scheme", of_cpu),
+        ("calibration", set(METHODS)),
+    ):
+        found = choices[name]
+        assert isinstance(found, click.Choice)
+        assert set(found.choices) == want
