@@ -7,18 +7,18 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vitdeploy.atomic import exclusive, replace_folder, staged_folder
+from vitdeploy.atomic import exclusive, replace_folder, staged_folder, write_file
 from vitdeploy.errors import OutputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -216,3 +216,30 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert shutil.disk_usage(disk).free > 0
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_file_is_written_through_links_and_keeps_its_mode(tmp_path: Path) -> None:
+    real = tmp_path / "real.txt"
+    real.write_text("old")
+    real.chmod(0o640)
+    link = tmp_path / "link.txt"
+    link.symlink_to("real.txt")
+    write_file(link, b"new")
+    assert link.is_symlink()
+    assert (real.read_text(), real.stat().st_mode & 0o777) == ("new", 0o640)
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    with pytest.raises(OutputError, match="could not be written"):
+        write_file(loop, b"new")
+    assert loop.is_symlink()
+
+
+def test_a_pipe_takes_the_content(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit((tmp_path / "pipe").read_bytes)
+        write_file(tmp_path / "pipe", b"all of it")
+        assert read.result(timeout=10) == b"all of it"
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    write_file(Path(os.devnull), b"nothing")
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)

@@ -88,7 +88,15 @@ EVALUATION = Evaluation(
             "y-fp16", "y", "fp16", np.empty((0, 3), np.int32), np.empty(0, np.float32), skipped="no such device"
         ),
     ),
-    settings={"kind": "folder", "labels_matched": "by name", "images": 4, "batch_size": 2, "limit": None, "seed": None},
+    settings={
+        "kind": "folder",
+        "labels_matched": "by name",
+        "images": 4,
+        "batch_size": 2,
+        "device": "cpu",
+        "limit": None,
+        "seed": None,
+    },
 )
 
 BENCHMARK = Benchmark(

@@ -9,11 +9,12 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitdeploy.errors import OutputError
+from vitdeploy.errors import OutputError, first_line
 
 try:
     import fcntl
@@ -82,24 +83,52 @@ def replace_folder(staging: Path, target: Path) -> None:
 
 
 def write_file(target: Path, content: bytes) -> None:
-    """Write a file; one that exists is replaced whole or not at all.
+    """Write a file; one that exists is replaced whole or not at all, and keeps its mode. Links are followed.
+
+    A device or a pipe takes the content as it is.
 
     Raises:
         OutputError: it cannot be written; the one before is untouched.
     """
-    partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
     try:
+        if _is_stream(target):
+            target.write_bytes(content)
+            return
+        target = target.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
         try:
             with partial.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            if target.exists():
+                partial.chmod(stat.S_IMODE(target.stat().st_mode))
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
-    except OSError as exc:
-        raise OutputError(f"{target} could not be written: {exc.strerror or exc}; choose another folder") from exc
+    except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, a name that is none
+        raise OutputError(f"{target} could not be written: {first_line(exc)}; choose another folder") from exc
+
+
+def check_writable(target: Path) -> None:
+    """Raise OutputError unless a file can be written there, as far as can be told before."""
+    try:
+        if _is_stream(target):
+            return
+        folder = next(parent for parent in target.resolve().parents if parent.exists())
+        good = target.name and not target.is_dir() and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    except (OSError, RuntimeError, ValueError) as exc:
+        raise OutputError(f"{target} must be a file that can be written: {first_line(exc)}; choose another") from exc
+    if not good:
+        raise OutputError(f"{target} must be a file that can be written, {folder} takes none; choose another")
+
+
+def _is_stream(target: Path) -> bool:
+    """Whether it is a device or a pipe, or what /dev/stdout leads to, which may be a file."""
+    return target.absolute().parts[1:2] in (("dev",), ("proc",)) or (
+        target.exists() and not target.is_file() and not target.is_dir()
+    )
 
 
 def _exchange(a: Path, b: Path) -> None:

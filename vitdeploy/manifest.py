@@ -102,6 +102,11 @@ class Manifest:
         """The SHA-256 of each file of the reference's weights, by name."""
         return {file.path: file.sha256 for file in self.files if file.path.endswith(".safetensors")}
 
+    @property
+    def reference(self) -> dict[str, str]:
+        """The SHA-256 of each file that says what the reference computes, by name."""
+        return {file.path: file.sha256 for file in self.files if file.path == "config.json"} | self.weights
+
     def to_dict(self) -> dict[str, Any]:
         return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
 

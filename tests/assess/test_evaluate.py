@@ -297,7 +297,8 @@ def test_a_limit_is_recorded(bundle: Bundle, data: Path) -> None:
     evaluation, result = reference(bundle, data, limit=4, seed=3)
     assert len(evaluation.images) == len(evaluation.targets) == len(result.classes) == 4
     assert evaluation.settings == {
-        "kind": "folder", "labels_matched": "by name", "images": 7, "batch_size": 32, "limit": 4, "seed": 3,
+        "kind": "folder", "labels_matched": "by name", "images": 7, "batch_size": 32, "device": "cpu", "limit": 4,
+        "seed": 3,
     }  # fmt: skip
 
 

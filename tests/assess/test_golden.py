@@ -54,7 +54,7 @@ def test_it_gives_what_a_run_of_the_reference_gives(bundle: Bundle, golden: Path
     live, from_file = compare(bundle), compare(bundle, golden=golden)
     assert live.to_dict() == from_file.to_dict()
     found = Golden.read(golden)
-    assert found.weights == bundle.manifest.weights
+    assert found.reference == bundle.manifest.reference
     assert {name: value.dtype.name for name, value in found.outputs.items()} == {"logits": "float32"}
     assert found.tools["engine"].startswith("torch")
 
@@ -81,10 +81,15 @@ def test_golden_outputs_of_something_else_are_refused(bundle: Bundle, golden: Pa
     shutil.copytree(bundle.path, tmp_path / "other")
     path = tmp_path / "other" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(UsageError, match="its weights are others"):
+    with pytest.raises(UsageError, match=r"they are of another model\.safetensors; save them again"):
         compare(sign_again(Bundle.open(tmp_path / "other")), golden=golden)
+    shutil.copytree(bundle.path, tmp_path / "relu")
+    config = json.loads((bundle.path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "relu" / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"they are of another config\.json"):
+        compare(sign_again(Bundle.open(tmp_path / "relu")), golden=golden)
     found = Golden.read(golden)
-    lacking = Golden({}, found.weights, found.pixels_sha256, found.batch_size)
+    lacking = Golden({}, found.reference, found.pixels_sha256, found.batch_size)
     lacking.write(tmp_path / "lacking.npz")
     with pytest.raises(UsageError, match="must hold logits, do not"):
         compare(bundle, golden=tmp_path / "lacking.npz")
@@ -130,5 +135,5 @@ def test_the_command(bundle: Bundle, golden: Path, capsys: pytest.CaptureFixture
 
     assert exit_code("--golden", golden) == 0
     assert exit_code("--golden", golden, "--layers") == 2
-    assert "one of --layers, --bisect, --golden and --save-golden, got --layers and" in capsys.readouterr().err
+    assert "--golden is of the comparison of outputs, got --layers; leave it out" in capsys.readouterr().err
     assert vitdeploy.compare is compare

@@ -39,22 +39,21 @@ def test_figures_of_a_comparison_and_a_benchmark_are_on_the_page(page: Page) -> 
     cells = page.text["td"]
     assert cells[cells.index("logits") + 1 :][:4] == ["5.00e-05", "0.0001", "2.00e-04", "1.00000000"]
     assert "no device" in cells
-    times = "\N{MULTIPLICATION SIGN}"
     assert cells[cells.index("5.000") - 1 :][:8] == [
         "1",
         "5.000",
         "5.800",
         "5.980",
         "200",
-        f"1.00{times}",
+        "1.000",
         "3",
         "0.123",
     ]
-    assert cells[cells.index("2.500") - 1 :][:7] == ["1", "2.500", "32.500", "39.250", "400", f"2.00{times}", "3"]
-    assert cells[cells.index("16.000") - 1 :][:7] == ["8", "16.000", "16.000", "16.000", "500", f"1.00{times}", "1"]
+    assert cells[cells.index("2.500") - 1 :][:7] == ["1", "2.500", "32.500", "39.250", "400", "0.500", "3"]
+    assert cells[cells.index("16.000") - 1 :][:7] == ["8", "16.000", "16.000", "16.000", "500", "1.000", "1"]
     values = page.text["strong"]
     assert {"5.0e-05", "100.00%", "75.00%", "50.00%", "layers.1", "2.5 ms"} <= set(values)
-    assert "2.0 times as fast as torch fp32" in page.text["span"]
+    assert "0.50 of the time of torch fp32" in page.text["span"]
     assert "engine torch 9, providers a, b" in page.text["dd"]
     assert "1, 8" in page.text["dd"]
     assert "Empty" not in page.text["h3"]

@@ -59,6 +59,21 @@ def test_power_is_the_share_of_drawn_samples_that_are_found() -> None:
     assert mcnemar_power(images, lost, gained) == pytest.approx(found, abs=0.03)  # four deviations of 4000 draws
 
 
+def test_power_beyond_what_is_allowed() -> None:
+    images, lost, gained = 400, 0.05, 0.02
+    draws = np.random.default_rng(0).multinomial(images, [lost, gained, 1 - lost - gained], size=4000)
+    found = np.mean([a - b > 0.03 * images and mcnemar(a, b) <= 0.05 for a, b, _ in draws.tolist()])
+    assert mcnemar_power(images, lost, gained, beyond=0.03) == pytest.approx(found, abs=0.03)
+
+
+@pytest.mark.parametrize("beyond", [0.0, 0.0195])
+def test_power_of_many_images_is_approximated(beyond: float) -> None:
+    summed, approximated = (mcnemar_power(images, 0.06, 0.04, beyond=beyond) for images in (99_000, 101_000))
+    assert approximated == pytest.approx(summed, abs=0.01)
+    few, many = (images_needed(0.002, disagreement=share) for share in (0.01, 0.2))  # which is quick
+    assert 15 < many / few < 25
+
+
 def test_a_drop_without_gains_needs_six_losses() -> None:
     """Two-sided, 2 / 2**5 is above 0.05 and 2 / 2**6 below: the power is the chance of six losses."""
     assert mcnemar_power(100, 0.1, 0.0) == pytest.approx(scipy.stats.binom.sf(5, 100, 0.1), rel=1e-9)
@@ -79,5 +94,5 @@ def test_images_needed_grow_with_what_is_asked() -> None:
     assert images_needed(0.02, disagreement=0.1) > images_needed(0.02)
     assert images_needed(0.02, alpha=0.01) > images_needed(0.02)
     assert images_needed(0.02, power=0.99) > images_needed(0.02)
-    with pytest.raises(UsageError, match="0 < drop <= disagreement <= 1"):
+    with pytest.raises(UsageError, match="beyond < drop <= disagreement <= 1"):
         images_needed(0.02, disagreement=0.01)

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
     from vitdeploy.bundle import Bundle
 
-GITHUB = yaml.safe_load((ROOT / ".github/workflows/vitdeploy-gate.yml").read_text(encoding="utf-8"))
+GITHUB = {
+    job: yaml.safe_load((ROOT / f".github/workflows/vitdeploy-{job}.yml").read_text(encoding="utf-8"))
+    for job in ("gate", "baseline")
+}
 GITLAB = yaml.safe_load((ROOT / "ci/gitlab/vitdeploy-gate.yml").read_text(encoding="utf-8"))
 
 
 def step(job: str, name: str) -> str:
     """The command of one step of the workflow."""
-    (found,) = [each for each in GITHUB["jobs"][job]["steps"] if each.get("name") == name]
+    (found,) = [each for each in GITHUB[job]["jobs"][job]["steps"] if each.get("name") == name]
     return str(found["run"])
 
 
@@ -61,11 +64,14 @@ def run(tmp_path: Path) -> Any:
 
 def test_both_give_the_commands_the_same_variables() -> None:
     names = {"BUNDLE", "DATA", "BASELINE", "RULES", "INSTALL"}
-    assert set(GITHUB["env"]) == set(GITLAB["vitdeploy-gate"]["variables"]) == names
-    steps = [each for job in GITHUB["jobs"].values() for each in job["steps"]]
-    assert all("@v" in each["uses"] for each in steps if "uses" in each)
-    assert GITHUB["permissions"] == {"contents": "read"}
-    assert [job for job in GITHUB["jobs"] if "permissions" in GITHUB["jobs"][job]] == ["baseline"]
+    assert set(GITLAB["vitdeploy-gate"]["variables"]) == names
+    for name, access in (("gate", "read"), ("baseline", "write")):
+        workflow = GITHUB[name]
+        assert set(workflow["env"]) == names
+        assert workflow["permissions"] == {"contents": access}
+        assert all("@v" in each["uses"] for each in workflow["jobs"][name]["steps"] if "uses" in each)
+        # YAML 1.1 takes the key `on` for true
+        assert set(workflow[True]["workflow_call"]["inputs"]) == {*map(str.lower, names), "artifact", "python-version"}
     assert GITLAB["vitdeploy-baseline"]["extends"] == "vitdeploy-gate"
 
 

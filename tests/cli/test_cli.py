@@ -298,6 +298,38 @@ def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_no_failed_check(bundle: Bundle, sent: signal.Signals) -> None:
+    command = [sys.executable, "-m", "vitdeploy", "benchmark", str(bundle.path), "--backend", "onnxruntime"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not (children := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()):
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert children
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (128 + sent, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output_is_one_line(bundle: Bundle, unbuffered: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "vitdeploy", "verify", bundle.path],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered}, stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False,
+        )  # fmt: skip
+    assert found.returncode == 3
+    assert found.stderr == "Error: standard output must take what is printed: No space left on device\n"
+
+
+def test_a_closed_standard_error_changes_nothing(bundle: Bundle) -> None:
+    command = f"exec '{sys.executable}' -m vitdeploy compare '{bundle.path}' 2>&-"
+    found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert found.returncode == 0
+    assert "passed" in found.stdout
+
+
 def test_not_a_number_is_null_in_json() -> None:
     from vitdeploy.cli.output import print_json
 

@@ -14,7 +14,7 @@ import pytest
 import vitdeploy
 from faults import copy_of, perturb_layer, shift_labels, swap_normalization
 from schemas import validated
-from vitdeploy.assets import held_out_images
+from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.cli import main
 
 if TYPE_CHECKING:
@@ -88,14 +88,29 @@ def test_a_planted_fault_is_caught(
     assert {f"{check['rule']} {check['subject']}" for check in found["checks"] if check["status"] == "failed"} == failed
 
 
+def test_a_planted_fault_is_caught_in_half_precision(
+    digits: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stays below what the logits of a sound fp16 model may differ by."""
+    bundle = vitdeploy.export(default_checkpoint(), precision="fp16", output=copy_of(digits, tmp_path / "copy").path)
+    held = ("--data", held_out_images(), "--backend", "onnxruntime:fp16", "--json")
+    assert run(capsys, bundle.path, *held)[0] == 0
+    for layer in (1, 4):
+        faulty = perturb_layer(copy_of(bundle, tmp_path / str(layer)), layer, precision="fp16")
+        code, out, _ = run(capsys, faulty.path, *held)
+        (check,) = [check for check in validated("gate", out)["checks"] if check["rule"] == "max_layer_difference"]
+        assert (code, check["status"]) == (1, "failed")
+        assert check["message"].endswith(f"layers.{layer} is the first that diverges")
+
+
 def test_what_is_refused_before_anything_runs(
     digits: Bundle, baseline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = (digits.path, "--data", held_out_images(), "--baseline")
     code, out, err = run(capsys, *held, baseline, "--max-drop", "0.1")
     assert (code, out) == (2, "")
-    assert "max_drop of 0.1 points for torch fp32 needs 9273 images" in err
-    assert "the data has 450; add images, or allow 2.23 points" in err
+    assert "max_drop of 0.1 points for torch fp32 needs 4636 images" in err
+    assert "the data has 450; add images, or allow 1.12 points" in err
     code, _, err = run(capsys, *held, tmp_path / "absent.json")
     assert (code, "make it with --update" in err) == (4, True)
     assert run(capsys, *held, baseline, "--min-accuracy", "0.98")[0] == 2

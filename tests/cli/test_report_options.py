@@ -69,6 +69,44 @@ def test_only_verdicts_go_into_junit_and_nothing_of_a_bisection(
     for command in (["evaluate", "--data", "d"], ["benchmark"]):
         code, _, err = run(capsys, *command, tmp_path, "--junit", tmp_path / "a.xml")
         assert (code, "No such option" in err) == (2, True)
-    code, _, err = run(capsys, "compare", tmp_path, "--bisect", "--html", tmp_path / "a.html", "--junit", "b")
-    assert (code, "--html and --junit cannot show what --bisect finds; use --json" in err) == (2, True)
+    code, _, err = run(capsys, "compare", tmp_path / "b", "--bisect", "--html", tmp_path / "a.html")
+    assert (code, "--html is of the comparison of outputs and --layers, got --bisect; leave it out" in err) == (2, True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("report", "problem"),
+    [
+        ("bundle/manifest.json", "is of bundle"),
+        ("bundle/page.md", "is of bundle"),
+        ("data/0/1.png", "is of data"),
+        ("baseline.json", "is of baseline"),
+        ("./rules.toml", "is of rules"),
+        ("link", "is of baseline"),
+        ("page.xml", "is of --junit"),
+    ],
+)
+def test_a_report_overwrites_nothing_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], report: str, problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "0").mkdir(parents=True)
+    (tmp_path / "baseline.json").write_text("kept")
+    (tmp_path / "link").symlink_to("baseline.json")
+    held = ("--data", "data", "--baseline", "baseline.json", "--rules", "rules.toml", "--junit", "page.xml")
+    code, _, err = run(capsys, "gate", "bundle", *held, "--markdown", report)
+    assert (code, "must name a file of its own" in err, problem in err or report == "page.xml") == (2, True, True), err
+    assert (tmp_path / "baseline.json").read_text() == "kept"
+    assert run(capsys, "gate", "bundle", *held, "--markdown", "data/summary.md")[0] == 4  # there is no bundle
+
+
+@pytest.mark.parametrize("place", ["file/a.md", "", ".", "a" * 300])
+def test_a_place_that_is_none_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    code, out, err = run(capsys, "compare", "absent", "--markdown", place)
+    assert code in (2, 3)
+    assert "absent" not in err  # the bundle was not looked for
+    assert out == ""

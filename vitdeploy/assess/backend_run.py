@@ -34,6 +34,7 @@ class BackendRun:
         labels: the model's class names.
         processor: of the model.
         count: how many images there will be.
+        device: to run on.
 
     Attributes:
         runtime: None where the backend is skipped.
@@ -45,7 +46,13 @@ class BackendRun:
     """
 
     def __init__(
-        self, selected: Selected, bundle: Bundle, labels: Sequence[str], processor: ImageProcessor, count: int
+        self,
+        selected: Selected,
+        bundle: Bundle,
+        labels: Sequence[str],
+        processor: ImageProcessor,
+        count: int,
+        device: str = "cpu",
     ) -> None:
         self.selected = selected
         self.runtime: Runtime | None = None
@@ -55,7 +62,7 @@ class BackendRun:
         self._classes = np.full((count, min(MOST_CLASSES, len(labels))), NOT_FINITE, np.int32)
         self._scores = np.full(count, np.nan, np.float32)
         try:
-            self.runtime = selected.open(bundle, **BESIDE_OTHERS.get(selected.backend, {}))
+            self.runtime = selected.open(bundle, device=device, **BESIDE_OTHERS.get(selected.backend, {}))
         except UnavailableError as exc:
             self._skip(str(exc))
             return

@@ -94,7 +94,8 @@ class Baseline:
             raise InputError(f"{file} must be a baseline that can be read: {exc.strerror}") from exc
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise InputError(
-                f"{file} must be a baseline: {type(exc).__name__} {exc}; restore it, or make it anew with --update"
+                f"{file} must be a baseline: {type(exc).__name__} {exc}; restore it, or remove it and make it anew "
+                f"with --update"
             ) from exc
         return baseline
 

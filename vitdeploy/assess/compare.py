@@ -137,6 +137,8 @@ def compare(
     images: str | os.PathLike[str] | Sequence[Any] | None = None,
     tolerance: float | None = None,
     batch_size: int = 8,
+    backends: Sequence[str] | None = None,
+    device: str = "cpu",
     golden: str | os.PathLike[str] | None = None,
     save_golden: str | os.PathLike[str] | None = None,
     on_step: Callable[[str], None] = lambda _: None,
@@ -151,6 +153,8 @@ def compare(
         images: a folder, every image below it; or the images. By default 16 seeded synthetic ones.
         tolerance: largest difference allowed, relative to each output's largest value; by default by precision.
         batch_size: images that run together, from 1 up.
+        backends: as for `evaluate`; by default every artifact.
+        device: of the artifacts and the reference: "cpu", "cuda" or "cuda:1".
         golden: a file of golden outputs to compare with; the reference does not run.
         save_golden: a file to write them to; nothing is written where the images or the bundle are at fault.
         on_step: called with what is being done.
@@ -180,9 +184,10 @@ def compare(
         raise UsageError("compare needs at least one image, got none")
     batches = Batches(processor, sources, batch_size)
     by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
-    allowed = {
-        name: default_tolerance(artifact) if tolerance is None else tolerance for name, artifact in by_name.items()
-    }
+    chosen = artifacts(bundle, backends)
+    names = {selected.artifact for selected in chosen}
+    allowed = {name: default_tolerance(by_name[name]) if tolerance is None else tolerance for name in names}
+    tools: dict[str, str] = {}
     if golden is not None:
         on_step(f"reading golden outputs of {len(sources)} images")
         found = Golden.read(golden)
@@ -190,16 +195,18 @@ def compare(
         expected = found.outputs
     else:
         on_step(f"running the reference on {len(sources)} images")
-        with open_runtime(bundle, reference_backend(), **_reference_options(bundle)) as runtime:
+        with open_runtime(bundle, reference_backend(), device=device, **_reference_options(bundle)) as runtime:
             check_fit(bundle, processor, runtime)
             expected = run_batches(runtime, batches.feeds(runtime))
             tools = {"vitdeploy": __version__, "engine": str(runtime.details["engine"])}
-        if save_golden is not None:
-            Golden(expected, bundle.manifest.weights, batches.pixels_sha256(), batch_size, tools).write(save_golden)
     results = tuple(
-        _result(bundle, selected, by_name[selected.artifact], batches, expected, allowed[selected.artifact], on_step)
-        for selected in artifacts(bundle)
+        _result(
+            bundle, selected, by_name[selected.artifact], batches, expected, allowed[selected.artifact], device, on_step
+        )
+        for selected in chosen
     )
+    if save_golden is not None:
+        Golden(expected, bundle.manifest.reference, batches.pixels_sha256(), batch_size, tools).write(save_golden)
     return Comparison(str(bundle.path), len(sources), images is None, results)
 
 
@@ -266,12 +273,13 @@ def _result(
     batches: Batches,
     expected: Mapping[str, np.ndarray],
     tolerance: float,
+    device: str,
     on_step: Callable[[str], None],
 ) -> BackendComparison:
     head = (artifact.name, selected.backend, tolerance)
     on_step(f"running {selected}")
     try:
-        with selected.open(bundle) as runtime:
+        with selected.open(bundle, device=device) as runtime:
             wanted = {spec.name: expected[spec.name] for spec in artifact.outputs}
             found = run_batches(runtime, batches.feeds(runtime))
             return BackendComparison(

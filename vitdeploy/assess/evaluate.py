@@ -19,7 +19,7 @@ from vitdeploy.assess.workfile import WorkFile
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import load_processor
-from vitdeploy.specs import Task
+from vitdeploy.specs import Precision, Task
 
 if TYPE_CHECKING:
     import os
@@ -60,9 +60,9 @@ class Evaluation:
 
     @property
     def reference(self) -> Predictions | None:
-        """The reference's predictions, where it ran."""
+        """The reference's predictions, where it ran; those in float32, where it ran in several precisions."""
         found = [result for result in self.results if result.artifact == REFERENCE and result.skipped is None]
-        return found[0] if found else None
+        return min(found, key=lambda result: result.precision != Precision.FP32, default=None)
 
     def top1(self, result: Predictions) -> Accuracy:
         """Images whose best class is their label."""
@@ -176,6 +176,7 @@ def evaluate(
     data: str | os.PathLike[str] | LabelledData,
     backends: Sequence[str] | None = None,
     batch_size: int = 32,
+    device: str = "cpu",
     resume: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -193,6 +194,7 @@ def evaluate(
         backends: such as "onnxruntime", for every artifact that it runs, or "onnxruntime:fp16"; "torch" is the
             reference. By default the reference and every artifact.
         batch_size: images that run together, from 1 up.
+        device: of every backend: "cpu", "cuda" or "cuda:1".
         resume: a file that keeps each finished batch, made where there is none. With the same bundle, data and
             arguments, what it holds is not computed again; the images' bytes are read again, and must be the same.
         limit: how many images, at most; see `LabelledData.subset`.
@@ -222,9 +224,9 @@ def evaluate(
         runs = []
         for selected in selection:
             on_step(f"opening {selected}")
-            runs.append(BackendRun(selected, bundle, labels, processor, len(images)))
+            runs.append(BackendRun(selected, bundle, labels, processor, len(images), device))
             stack.callback(runs[-1].close)
-        settings = {"batch_size": batch_size, "limit": limit, "seed": None if limit is None else seed}
+        settings = {"batch_size": batch_size, "device": device, "limit": limit, "seed": None if limit is None else seed}
         work = None
         if resume is not None:
             work = stack.enter_context(WorkFile(resume, header(bundle, images, runs, settings)))

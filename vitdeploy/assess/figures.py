@@ -25,7 +25,7 @@ class Figures(NamedTuple):
 
 
 @runtime_checkable
-class Measured(Protocol):
+class Tabled(Protocol):
     """A result that is figures, and no verdict on each: an evaluation or a benchmark."""
 
     @property

@@ -85,18 +85,20 @@ def gate(
     update: bool = False,
     backends: Sequence[str] | None = None,
     batch_size: int = 32,
+    device: str = "cpu",
     on_step: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> GateResult:
     """Hold the reference and every artifact to rules, on labelled images.
 
     1. Each backend gives finite logits, and differs from the reference by no more than its precision's tolerance,
-       whatever the rules.
+       whatever the rules; and so does each layer of an artifact in half precision, given what the reference's is.
     2. With a baseline, the model's labels and image processor are those of the baseline, and the top-1 accuracy of
        each backend has not dropped. A drop fails if it is larger than `max_drop` and McNemar's exact test on the same
        images gives p <= 0.05; it is skipped, and so no pass, if it is larger and the test cannot tell it from chance.
-    3. A `max_drop` is refused unless that test finds a drop of this size among so many images with 90 % power, where
-       the two classifiers disagree as often as artifact and reference did in the baseline, or as the drop demands.
+    3. A `max_drop` is refused unless so many images show a drop of twice its size with 90 % power: larger than allowed,
+       and significant. The two classifiers are taken to disagree as often as artifact and reference did in the
+       baseline, or as the drop demands.
     4. A backend that cannot run has all its checks skipped. Only a gate with every check passed has passed.
 
     Args:
@@ -107,6 +109,7 @@ def gate(
         update: write the baseline, instead of comparing with it; not where another check does not pass.
         backends: as for `evaluate`.
         batch_size: images that run together, from 1 up.
+        device: of every backend: "cpu", "cuda" or "cuda:1"; layers are compared on the CPU.
         on_step: called with what is being done.
         on_progress: called with the number of images that are done, and of all.
 
@@ -118,11 +121,12 @@ def gate(
     """
     bundle, images, file, accepted, planned = _prepare(bundle, data, baseline, rules, update, backends)
     evaluation = evaluate(
-        bundle, data=images, backends=backends, batch_size=batch_size, on_step=on_step, on_progress=on_progress
-    )
+        bundle, data=images, backends=backends, batch_size=batch_size, device=device, on_step=on_step,
+        on_progress=on_progress,
+    )  # fmt: skip
     if accepted is not None and not update and accepted.data_sha256 != evaluation.data_sha256:
         raise _other_data(file, "other images or labels of the same number")
-    measured = Measured(bundle, images, evaluation, accepted, planned, on_step)
+    measured = Measured(bundle, images, evaluation, accepted, planned, device, on_step)
     checks = tuple(judge(check, measured) for check in planned)
     result = GateResult(str(bundle.path), str(data), checks, evaluation, measured.benchmarked, file)
     new = Baseline.of(bundle, evaluation)
@@ -176,6 +180,10 @@ def _prepare(
         rules = read_rules(rules)
     if baseline is None and update:
         raise UsageError("update needs the file of the baseline, got none; name it: --baseline FILE")
+    if backends is not None and update:
+        raise UsageError(
+            f"update makes a baseline of every backend, got {', '.join(backends)} alone; leave --backend out"
+        )
     file = None if baseline is None else Path(baseline)
     accepted = None if file is None or (update and not file.exists()) else Baseline.read(file)
     if not bundle.labels:

@@ -11,6 +11,7 @@ from vitdeploy.assess.baseline import labels_sha256, processor_sha256
 from vitdeploy.assess.benchmark import benchmark
 from vitdeploy.assess.compare import compare
 from vitdeploy.assess.gate_plan import ALPHA, subject_of
+from vitdeploy.assess.layers import compare_layers
 from vitdeploy.assess.selection import Selected
 from vitdeploy.assess.statistics import images_needed, mcnemar
 from vitdeploy.errors import UnavailableError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.evaluate import Evaluation
     from vitdeploy.assess.gate_plan import Planned
     from vitdeploy.assess.latency import Benchmark
+    from vitdeploy.assess.layers import ArtifactLayers
     from vitdeploy.bundle import Bundle
 
 # Enough to show any layer that differs; what differs on few images only, min_agreement sees on all of them.
@@ -64,6 +66,7 @@ class Measured:
     evaluation: Evaluation
     baseline: Baseline | None
     planned: tuple[Planned, ...]
+    device: str = "cpu"
     on_step: Callable[[str], None] = lambda _: None
 
     @property
@@ -85,23 +88,47 @@ class Measured:
         Raises:
             UnavailableError: the reference cannot run.
         """
-        data = self.data.subset(COMPARED_IMAGES)
-        images = [data.load(position) for position in range(len(data))]
         loosest = max(check.bound for check in self.planned if check.rule == "max_difference")
-        result = compare(self.bundle, images=images, tolerance=loosest, on_step=self.on_step)
+        result = compare(
+            self.bundle, images=self._images, tolerance=loosest, backends=self._names("max_difference"),
+            device=self.device, on_step=self.on_step,
+        )  # fmt: skip
         return {(each.artifact, each.backend): each for each in result.results}
+
+    @functools.cached_property
+    def layers(self) -> Mapping[str, ArtifactLayers]:
+        """By artifact, on some of the images.
+
+        Raises:
+            UnavailableError: the reference cannot run.
+        """
+        names = self._names("max_layer_difference")
+        result = compare_layers(self.bundle, images=self._images, backends=names, on_step=self.on_step)
+        return {each.artifact: each for each in result.results}
 
     @functools.cached_property
     def benchmark(self) -> Benchmark:
         """Of one image, for every backend that a ratio of latencies is about."""
         asked = [each for check in self.planned if check.against for each in (check.against, check.selected) if each]
         names = [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
-        return benchmark(self.bundle, batch_sizes=(1,), backends=list(dict.fromkeys(names)), on_step=self.on_step)
+        return benchmark(
+            self.bundle, batch_sizes=(1,), backends=list(dict.fromkeys(names)), device=self.device, on_step=self.on_step
+        )
 
     @property
     def benchmarked(self) -> Benchmark | None:
         """The benchmark, if a check asked for it."""
         return self.benchmark if "benchmark" in vars(self) else None
+
+    @functools.cached_property
+    def _images(self) -> list[bytes]:
+        data = self.data.subset(COMPARED_IMAGES)
+        return [data.load(position) for position in range(len(data))]
+
+    def _names(self, rule: str) -> list[str]:
+        """Those that a rule is about and that ran, as `backends`."""
+        asked = [check.selected for check in self.planned if check.rule == rule and check.selected]
+        return [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
 
     def why_skipped(self, selected: Selected) -> str | None:
         """Why an artifact did not run in the evaluation; None where it did, or was not asked to."""
@@ -167,7 +194,7 @@ def _min_accuracy(planned: Planned, measured: Measured, result: Predictions) -> 
 def _min_agreement(planned: Planned, measured: Measured, result: Predictions) -> _Found:
     reference = measured.evaluation.reference
     if reference is None:
-        return None, "skipped", "the reference did not run"
+        return None, "skipped", "the reference did not run; let it, with --backend torch"
     return _share(planned, measured.evaluation.agreement(result, reference), "as the reference")
 
 
@@ -203,6 +230,20 @@ def _max_difference(planned: Planned, measured: Measured, result: Predictions) -
     return value, _word(passed), f"{found}{planned.bound:g} allowed"
 
 
+def _max_layer_difference(planned: Planned, measured: Measured, result: Predictions) -> _Found:
+    compared = measured.layers[result.artifact]
+    if compared.skipped is not None:
+        return None, "skipped", compared.skipped
+    worst = max(compared.parts, key=lambda part: part.worst.required_tolerance)
+    first = next((part.part for part in compared.parts if not part.worst.within(planned.bound)), None)
+    value = worst.worst.max_relative if math.isfinite(worst.worst.max_relative) else None
+    found = (
+        f"{worst.part} differs by {worst.worst.max_relative:.2e} from the reference's, on {worst.worst.count} images, "
+    )
+    found += f"{planned.bound:g} allowed" + (f"; {first} is the first that diverges" if first else "")
+    return value, _word(first is None), found
+
+
 def _max_latency_ratio(planned: Planned, measured: Measured, _result: Predictions) -> _Found:
     against = cast("Selected", planned.against)
     reason = measured.why_skipped(against)
@@ -229,6 +270,7 @@ _OF_BACKEND = {
     "max_drop": _max_drop,
     "min_agreement": _min_agreement,
     "max_difference": _max_difference,
+    "max_layer_difference": _max_layer_difference,
     "max_latency_ratio": _max_latency_ratio,
     "max_size": _max_size,
 }

@@ -7,8 +7,9 @@ import math
 from typing import TYPE_CHECKING
 
 from vitdeploy.assess.difference import default_tolerance
+from vitdeploy.assess.layers import LAYER_TOLERANCES, SPLITTERS
 from vitdeploy.assess.selection import REFERENCE, Selected, reference_backend, select
-from vitdeploy.assess.statistics import images_needed, mcnemar_power, smallest_drop
+from vitdeploy.assess.statistics import images_needed, mcnemar_power, smallest_bound
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
 
 ALPHA = 0.05  # the largest p-value of McNemar's test that counts as a drop
-POWER = 0.9  # the chance with which a drop of the allowed size must be significant
+POWER = 0.9  # the chance with which a drop of `SEEN` times the allowed size must fail
+SEEN = 2.0
 _BUNDLE = "bundle"
 
 
@@ -70,6 +72,8 @@ def plan(
         UsageError: a rule is of nothing that is there, needs a baseline, or is finer than so many images can tell.
     """
     selection = select(bundle, backends)
+    if not bundle.manifest.artifacts:
+        raise UsageError(f"{bundle.path} must hold an artifact to gate, holds none; make one: vitdeploy export")
     rules.check_names([REFERENCE, *(artifact.name for artifact in bundle.manifest.artifacts)])
     checks = []
     if baseline is not None:
@@ -79,7 +83,23 @@ def plan(
             checks += [Planned("in_bundle", name, 0.0) for name in sorted(baseline.wrong) if name not in subjects]
     for selected in selection:
         checks += _of_artifact(bundle, selected, rules.of(selected.artifact), baseline, images, update)
+    _check_held(rules, checks, {selected.artifact for selected in selection}, update)
     return tuple(checks)
+
+
+def _check_held(rules: GateRules, checks: Sequence[Planned], artifacts: set[str], update: bool) -> None:
+    """Refuse a rule that nothing is held to, which would pass for one that is."""
+    own = {name: held for name, held in rules.artifacts.items() if name in artifacts}
+    for name, of_one in {"": rules.every, **own}.items():
+        given = {rule for rule, bound in dataclasses.asdict(of_one).items() if bound is not None}
+        if "latency_against" in given:
+            given.add("max_latency_ratio")
+        held = {check.rule for check in checks if check.selected and name in ("", check.selected.artifact)}
+        for rule in sorted(given - held - {"latency_against"} - ({"max_drop"} if update else set())):
+            raise UsageError(
+                f"{rule} must hold for something, {name or 'what is gated'} gives nothing to hold to it; leave it out, "
+                f"or choose another --backend"
+            )
 
 
 def _of_artifact(
@@ -109,6 +129,11 @@ def _of_artifact(
     (artifact,) = [each for each in bundle.manifest.artifacts if each.name == selected.artifact]
     bound = default_tolerance(artifact) if rules.max_difference is None else rules.max_difference
     checks.append(planned("max_difference", bound))
+    of_layer = rules.max_layer_difference
+    if of_layer is None and artifact.format in SPLITTERS:
+        of_layer = LAYER_TOLERANCES.get(artifact.precision)
+    if of_layer is not None:
+        checks.append(planned("max_layer_difference", of_layer))
     if rules.max_latency_ratio is not None:
         (against,) = select(bundle, [rules.latency_against or f"{reference_backend()}:fp32"])
         if against != selected:
@@ -129,15 +154,17 @@ def _check_share(rule: str, subject: str, percent: float, images: int) -> None:
 
 
 def _allowed_drop(subject: str, points: float | None, images: int, disagreement: float) -> float:
+    """The largest drop that passes, in points. One of `SEEN` times the size must fail with the chance `POWER`."""
     if points is None:
-        return 100 * smallest_drop(images, disagreement=disagreement, alpha=ALPHA, power=POWER)
-    drop = points / 100
+        return 100 * smallest_bound(images, SEEN, disagreement=disagreement, alpha=ALPHA, power=POWER)
+    allowed, drop = points / 100, min(SEEN * points / 100, 1.0)
     share = max(drop, disagreement)
-    if mcnemar_power(images, (share + drop) / 2, (share - drop) / 2, ALPHA) < POWER:
-        needed = images_needed(drop, disagreement=share, alpha=ALPHA, power=POWER)
-        least = math.ceil(1e4 * smallest_drop(images, disagreement=disagreement, alpha=ALPHA, power=POWER)) / 100
+    if mcnemar_power(images, (share + drop) / 2, (share - drop) / 2, ALPHA, allowed) < POWER:
+        needed = images_needed(drop, disagreement=share, alpha=ALPHA, power=POWER, beyond=allowed)
+        least = smallest_bound(images, SEEN, disagreement=disagreement, alpha=ALPHA, power=POWER)
         raise UsageError(
-            f"max_drop of {points:g} points for {subject} needs {needed} images to be told from chance (McNemar, "
-            f"p <= {ALPHA:g} with {POWER:.0%} power), the data has {images}; add images, or allow {least:g} points"
+            f"max_drop of {points:g} points for {subject} needs {needed} images, so that a drop of {100 * drop:g} is "
+            f"seen (McNemar, p <= {ALPHA:g}, with {POWER:.0%} power), the data has {images}; add images, or allow "
+            f"{math.ceil(1e4 * least) / 100:g} points"
         )
     return points

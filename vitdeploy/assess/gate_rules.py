@@ -30,11 +30,13 @@ class Rules:
 
     Attributes:
         min_accuracy: top-1, in percent, from 1 to 100.
-        max_drop: of the top-1 accuracy against the baseline's, in points, above 0. Where there is a baseline, the
-            smallest drop that the number of images can tell from chance, by default.
+        max_drop: of the top-1 accuracy against the baseline's, in points, above 0. Where there is a baseline, by
+            default the smallest of which so many images show a drop of twice the size.
         min_agreement: images of which artifact and reference make the same best class, in percent, from 1 to 100.
         max_difference: of an output from the reference's, relative to its largest value; the tolerance of the
             precision by default.
+        max_layer_difference: of a layer's own result from the reference's, both given the same, see `compare_layers`;
+            by default `LAYER_TOLERANCES` for the half types, and none for others.
         max_latency_ratio: median time of one image over that of `latency_against`.
         latency_against: a backend and precision, such as "torch:fp32".
         max_size: of an artifact's files, in bytes.
@@ -44,6 +46,7 @@ class Rules:
     max_drop: float | None = None
     min_agreement: float | None = None
     max_difference: float | None = None
+    max_layer_difference: float | None = None
     max_latency_ratio: float | None = None
     latency_against: str | None = None
     max_size: int | None = None
@@ -70,6 +73,11 @@ class GateRules:
 
     every: Rules = Rules()
     artifacts: Mapping[str, Rules] = dataclasses.field(default_factory=dict)
+
+    def with_(self, rules: Rules) -> GateRules:
+        """These, with every bound of `rules` in the place of theirs, those of single artifacts included."""
+        of_each = {name: held.with_(rules) for name, held in self.artifacts.items()}
+        return GateRules(self.every.with_(rules), of_each)
 
     def of(self, artifact: str) -> Rules:
         """The rules of one artifact."""
@@ -155,6 +163,7 @@ _READ: dict[str, Callable[[Any, str], Any]] = {
     "max_drop": _points,
     "min_agreement": _percent,
     "max_difference": _difference,
+    "max_layer_difference": _difference,
     "max_latency_ratio": _ratio,
     "latency_against": _backend,
     "max_size": _bytes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy import __version__
+from vitdeploy.assess.selection import artifacts
 from vitdeploy.atomic import write_file
 from vitdeploy.errors import InputError, UsageError
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.bundle import Bundle
 
-FORMAT = "vitdeploy golden 1"
+FORMAT = "vitdeploy golden 2"
 _HEADER = "header"
 
 
@@ -31,14 +33,14 @@ class Golden:
 
     Attributes:
         outputs: (N, ...) float32 by name.
-        weights: the SHA-256 of each file of the model's weights, by name.
+        reference: the SHA-256 of the model's weights and of config.json, by name.
         pixels_sha256: of the N processed images, normalised float32.
         batch_size: how many ran together.
         tools: the versions of vitdeploy and of the engine.
     """
 
     outputs: Mapping[str, np.ndarray]
-    weights: Mapping[str, str]
+    reference: Mapping[str, str]
     pixels_sha256: str
     batch_size: int
     tools: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"vitdeploy": __version__})
@@ -51,7 +53,7 @@ class Golden:
         """
         header = {
             "format": FORMAT,
-            "weights": dict(self.weights),
+            "reference": dict(self.reference),
             "pixels_sha256": self.pixels_sha256,
             "batch_size": self.batch_size,
             "tools": dict(self.tools),
@@ -77,8 +79,8 @@ class Golden:
                 outputs = {
                     name.removeprefix("output/"): file[name] for name in file.files if name.startswith("output/")
                 }
-                weights = {str(name): str(value) for name, value in header["weights"].items()}
-                return cls(outputs, weights, str(header["pixels_sha256"]), int(header["batch_size"]), header["tools"])
+                reference = {str(name): str(value) for name, value in header["reference"].items()}
+                return cls(outputs, reference, str(header["pixels_sha256"]), int(header["batch_size"]), header["tools"])
         except OSError as exc:
             raise InputError(
                 f"{path} must be a file of golden outputs that can be read: {exc.strerror or exc}"
@@ -94,9 +96,12 @@ class Golden:
         Raises:
             UsageError: it is of others, or lacks an output of an artifact.
         """
-        if dict(self.weights) != bundle.manifest.weights:
+        wanted = bundle.manifest.reference
+        changed = [name for name in sorted({*wanted, *self.reference}) if wanted.get(name) != self.reference.get(name)]
+        if changed:
             raise UsageError(
-                f"golden outputs must be of the model of {bundle.path}, its weights are others; save them again"
+                f"golden outputs must be of the model of {bundle.path}, they are of another {', '.join(changed)}; save "
+                f"them again"
             )
         if self.batch_size != batch_size:
             raise UsageError(
@@ -107,7 +112,9 @@ class Golden:
                 "golden outputs must be of the same processed images, they are of others; give the images that they "
                 "were saved with, and see that the image processor and Pillow are the same"
             )
-        wanted = [spec.name for artifact in bundle.manifest.artifacts for spec in artifact.outputs]
-        missing = [name for name in dict.fromkeys(wanted) if name not in self.outputs]
+        runnable = {each.artifact for each in artifacts(bundle) if each.backend}
+        specs = [each.outputs for each in bundle.manifest.artifacts if each.name in runnable]
+        names = dict.fromkeys(spec.name for spec in itertools.chain(*specs))
+        missing = [name for name in names if name not in self.outputs]
         if missing:
             raise UsageError(f"golden outputs must hold {', '.join(missing)}, do not; save them again")

@@ -19,8 +19,8 @@ class LogitsDifference:
         top5_agreement: mean share of the reference's min(5, classes) best classes that are among the candidate's.
         rank_correlation: Spearman's, the mean of all images: Pearson's correlation of the ranks, ties having their mean
             rank (Kendall & Gibbons, Rank Correlation Methods, 1990); None where a row's values are all equal.
-        low_margin_flips: rows whose best class changed, where the reference's two best logits were no further apart
-            than twice the largest difference of a logit: each may then have moved that far toward the other.
+        low_margin_flips: rows whose best class changed, where the reference's logits of the two classes were no
+            further apart than twice the largest difference of a logit: each may have moved that far toward the other.
         flips: the other rows whose best class changed. With the largest difference that is allowed, not with the one
             that was found: no flip could be beyond that one.
     """
@@ -49,8 +49,9 @@ def compare_logits(reference: np.ndarray, candidate: np.ndarray, tolerance: floa
     best_a, best_b = (np.argsort(-x, axis=1, kind="stable")[:, :top] for x in (a, b))
     shared = (best_a[:, :, None] == best_b[:, None, :]).any(axis=2)
     changed = best_a[:, 0] != best_b[:, 0]
-    two = np.sort(a, axis=1)[:, -2:]
-    low = changed & (two[:, -1] - two[:, 0] <= 2 * tolerance * np.abs(a).max())
+    rows = np.arange(len(a))
+    margin = a[rows, best_a[:, 0]] - a[rows, best_b[:, 0]]  # by which the reference prefers its class to the other's
+    low = changed & (margin <= 2 * tolerance * np.abs(a).max())
     ranks = float(np.mean([_spearman(x, y) for x, y in zip(a, b, strict=True)]))
     return LogitsDifference(
         kl_divergence=max(float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()), 0.0),

@@ -6,7 +6,7 @@ import html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitdeploy.assess.figures import Measured
+from vitdeploy.assess.figures import Tabled
 from vitdeploy.assess.verdicts import writable
 from vitdeploy.atomic import write_file
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 _MARKS = {"passed": "✅ passed", "failed": "❌ failed", "skipped": "⚠️ skipped"}
 
 
-def markdown(result: Judged | Measured) -> str:
+def markdown(result: Judged | Tabled) -> str:
     """A heading with the outcome, and tables: of what did not pass before what did, or of what was measured."""
     lines = [f"### {_MARKS[result.status]}: {_cell(result.bundle)}", ""]
-    lines += _figures(result) if isinstance(result, Measured) else _verdicts(result)
+    lines += _figures(result) if isinstance(result, Tabled) else _verdicts(result)
     return "\n".join(lines) + "\n"
 
 
-def write_markdown(path: str | os.PathLike[str], result: Judged | Measured) -> None:
+def write_markdown(path: str | os.PathLike[str], result: Judged | Tabled) -> None:
     """Write `markdown`; a file that exists is replaced whole or not at all.
 
     Raises:
@@ -52,7 +52,7 @@ def _verdicts(result: Judged) -> list[str]:
     return lines
 
 
-def _figures(result: Measured) -> list[str]:
+def _figures(result: Tabled) -> list[str]:
     lines: list[str] = []
     for title, columns, rows in result.figures:
         lines += [f"{title}:", ""] if title else []

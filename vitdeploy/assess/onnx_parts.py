@@ -31,7 +31,8 @@ def nodes_by_part(nodes: Sequence[onnx.NodeProto], inputs: set[str]) -> dict[str
         inputs: the names of what the graph takes.
     """
     maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    sources = [[maker[name] for name in node.input if name in maker] for node in nodes]
+    taken = [[*node.input, *_captured(node)] for node in nodes]
+    sources = [[maker[name] for name in names if name in maker] for names in taken]
     users: list[list[int]] = [[] for _ in nodes]
     for index, made_from in enumerate(sources):
         for source in made_from:
@@ -39,9 +40,9 @@ def nodes_by_part(nodes: Sequence[onnx.NodeProto], inputs: set[str]) -> dict[str
     named = [_layer_in([*node.output, *(name for name in node.input if name not in maker)]) for node in nodes]
     stages: list[int] = []
     computed: list[bool] = []  # from the values that the graph takes
-    for node, layer, made_from in zip(nodes, named, sources, strict=True):
+    for node, names, layer, made_from in zip(nodes, taken, named, sources, strict=True):
         stages.append(max([layer, *(stages[source] for source in made_from)]))
-        from_values = any(computed[source] for source in made_from) or not inputs.isdisjoint(node.input)
+        from_values = any(computed[source] for source in made_from) or not inputs.isdisjoint(names)
         computed.append(from_values and node.op_type != "Shape")
     last = max(stages, default=_EMBEDDINGS)
     if last == _EMBEDDINGS:
@@ -77,6 +78,17 @@ def _split_off_head(
             sums = node.op_type == "Add" and len(branches) == 2
             if not sums or max(stages[branch] for branch in branches) > last:
                 stages[index] = last + 1
+
+
+def _captured(node: onnx.NodeProto) -> set[str]:
+    """What a node's subgraphs take from the graph around them."""
+    found: set[str] = set()
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            own = {name for inner in graph.node for name in inner.output} | {value.name for value in graph.input}
+            used = {name for inner in graph.node for name in (*inner.input, *_captured(inner))}
+            found |= (used | {value.name for value in graph.output}) - own
+    return found
 
 
 def _converted(index: int, nodes: Sequence[onnx.NodeProto], sources: list[list[int]]) -> int:

@@ -16,7 +16,7 @@ from vitdeploy.errors import UnavailableError
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from vitdeploy.bundle import Bundle
     from vitdeploy.manifest import Artifact
@@ -99,14 +99,19 @@ def hidden_states(graph: onnx.GraphProto, source: Path) -> list[str]:
             f"{source} must have layers that each end with an Add to be compared layer by layer, "
             f"{sum(end is not None for end in ends)} of {len(layers)} do; export it without --optimize"
         )
-    own = {name for node in layers[0] for name in node.output} | weights
-    first = next(
-        (name for node in layers[0] if node.op_type == "Add"
-         for name in node.input if name not in own), None
-    )  # fmt: skip
+    first = _start(graph.node, layers[0])
     if first is None:
-        raise UnavailableError(f"{source} must have a residual sum in its first layer, has none; export it again")
+        raise UnavailableError(f"{source} must have a norm in its first layer, has none; export it without --optimize")
     return [first, *(end for end in ends if end)]
+
+
+def _start(nodes: Iterable[onnx.NodeProto], layer: Sequence[onnx.NodeProto]) -> str | None:
+    """What the first norm of a layer takes, before it was converted."""
+    value = next((node.input[0] for node in layer if node.op_type == "LayerNormalization"), None)
+    conversions = {node.output[0]: node.input[0] for node in nodes if node.op_type in CONVERSIONS}
+    while value in conversions:
+        value = conversions[value]
+    return value
 
 
 def _end(layer: Sequence[onnx.NodeProto]) -> str | None:

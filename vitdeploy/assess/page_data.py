@@ -160,7 +160,7 @@ def _of_latency(report: Report) -> Iterator[Headline]:
     for first in latencies[:1]:
         same_batch = [latency for latency in latencies if latency.batch_size == first.batch_size]
         fastest = max(same_batch, key=lambda latency: latency.images_per_second)
-        ratio = f"{fastest.images_per_second / first.images_per_second:.1f} times as fast as {first.name}"
+        ratio = f"{fastest.ratio(first).median:.2f} of the time of {first.name}"
         note = "the fastest" if fastest is first else ratio
         yield Headline(f"{fastest.name}, batch {first.batch_size}", f"{fastest.percentile_ms(50):.3g} ms", note)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
 _SHARD = re.compile(r"(?P<split>.+)-[0-9]{5}-of-[0-9]{5}.*")
+_SPLITS = frozenset({"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"})
 _GROUPS_KEPT = 2  # images are asked for in their order by a few threads: of the end of one and the start of the next
 
 
@@ -130,7 +131,8 @@ def _check_one_split(source: Path, files: Sequence[Path]) -> None:
     splits = set()
     for file in files:
         shard = _SHARD.fullmatch(file.name)
-        splits.add((file.parent / shard["split"] if shard else file.parent).as_posix())
+        split = shard["split"] if shard else file.stem if file.stem in _SPLITS else ""
+        splits.add((file.parent / split).as_posix())
     if len(splits) > 1:
         raise InputError(
             f"{source} must hold the parquet files of one split, holds {', '.join(sorted(splits)[:5])}; give one file, "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vitdeploy import __version__
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.specs import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +62,8 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
         name, _, precision = asked.partition(":")
         if name not in BACKENDS:
             raise UsageError(f"a backend must be one of {', '.join(BACKENDS)}, got {asked!r}")
+        if precision and precision not in list(Precision):
+            raise UsageError(f"a precision must be one of {', '.join(Precision)}, got {asked!r}")
         kind = BACKENDS[name].artifact_format
         if kind is None:
             found[Selected(REFERENCE, name, precision or "fp32")] = None
@@ -74,8 +77,19 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
     return list(found)
 
 
-def artifacts(bundle: Bundle) -> list[Selected]:
-    """Every artifact with each backend that runs it, or with "" where none does."""
+def artifacts(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Selected]:
+    """Every artifact with each backend that runs it, or with "" where none does; or those asked for, see `select`.
+
+    Raises:
+        UsageError: as `select`, or only the reference is asked for.
+    """
+    if backends is not None:
+        found = [selected for selected in select(bundle, backends) if selected.artifact != REFERENCE]
+        if not found:
+            raise UsageError(
+                f"an artifact must be compared with the reference, got {', '.join(backends)} alone; name another"
+            )
+        return found
     return [
         Selected(artifact.name, backend, artifact.precision)
         for artifact in bundle.manifest.artifacts

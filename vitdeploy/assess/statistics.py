@@ -11,6 +11,7 @@ from vitdeploy.errors import UsageError
 
 _SPREAD = 8.0  # standard deviations of a binomial that are summed over; what lies beyond is below 1e-14
 _MOST_IMAGES = 1 << 22
+_MOST_SUMMED = 10_000  # images that only one classifies correctly
 
 
 def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -50,14 +51,18 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * total / (1 << count))
 
 
-def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05) -> float:
-    """The chance that McNemar's exact test, at level `alpha`, finds a true drop in accuracy.
+def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05, beyond: float = 0.0) -> float:
+    """The chance that a true drop in accuracy is seen: larger than `beyond`, with McNemar's exact test at `alpha`.
+
+    Above some 10,000 images that only one classifies correctly, by the normal approximation (Connor 1987,
+    doi:10.2307/2531961).
 
     Args:
         images: how many both classifiers see.
         lost: the share of all images that only the first classifies correctly, from 0 to 1.
         gained: the share that only the second does; less than `lost`.
         alpha: the largest p-value that counts.
+        beyond: the largest drop among these images that is allowed, as a share of them.
     """
     share = lost + gained
     if not (images >= 1 and 0 <= gained < lost and share <= 1 and 0 < alpha < 1):
@@ -65,6 +70,10 @@ def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05) 
             f"power needs images from 1 up, shares 0 <= gained < lost with a sum of at most 1, and 0 < alpha < 1; got "
             f"{images}, {gained}, {lost} and {alpha}"
         )
+    if images * share > _MOST_SUMMED:
+        least_seen = max(beyond, -NormalDist().inv_cdf(alpha / 2) * math.sqrt(share / images))
+        deviation = math.sqrt(max(share - (lost - gained) ** 2, 0.0) / images)
+        return NormalDist(lost - gained, deviation).cdf(2 * (lost - gained) - least_seen) if deviation else 1.0
     spread = _SPREAD * math.sqrt(images * share * (1 - share)) + 1
     least, most = max(0, math.floor(images * share - spread)), min(images, math.ceil(images * share + spread))
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, images + 1, dtype=np.float64)))])
@@ -81,13 +90,21 @@ def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05) 
     for count, weight in zip(range(least, most + 1), pmf(images, share, least, most), strict=True):
         tail = np.cumsum(pmf(count, 0.5, 0, count)[::-1])[::-1]  # the chance of k losses or more, if both are equal
         found = np.flatnonzero(2 * tail <= alpha)
-        if len(found):
-            power += weight * pmf(count, lost / share, int(found[0]), count).sum()
+        first = max(found[0] if len(found) else count + 1, math.floor((count + beyond * images) / 2 + 1e-9) + 1)
+        if first <= count:
+            power += weight * pmf(count, lost / share, int(first), count).sum()
     return float(power)
 
 
-def images_needed(drop: float, *, disagreement: float | None = None, alpha: float = 0.05, power: float = 0.9) -> int:
-    """How many images McNemar's exact test needs to find a drop in accuracy, both classifiers seeing the same ones.
+def images_needed(
+    drop: float,
+    *,
+    disagreement: float | None = None,
+    alpha: float = 0.05,
+    power: float = 0.9,
+    beyond: float = 0.0,
+) -> int:
+    """How many images a drop in accuracy needs to be seen (see `mcnemar_power`), both classifiers seeing the same ones.
 
     A number of images whose power is enough; nearby ones can have a little less or more, as the test is discrete.
 
@@ -96,20 +113,21 @@ def images_needed(drop: float, *, disagreement: float | None = None, alpha: floa
         disagreement: the share of images that exactly one of the two classifies correctly; it is at least the drop,
             and the drop by default. The more they disagree, the more images are needed.
         alpha: the largest p-value that counts as a drop.
-        power: the chance with which a drop of this size is to be found.
+        power: the chance with which a drop of this size is to be seen.
+        beyond: less than the drop: the largest that is allowed.
 
     Raises:
         UsageError: a number is not what it must be, or more than 4 million images are needed.
     """
     disagreement = drop if disagreement is None else disagreement
-    if not (0 < drop <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
+    if not (0 <= beyond < drop <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
         raise UsageError(
-            f"0 < drop <= disagreement <= 1, 0 < alpha < 1 and 0 < power < 1 must hold, got {drop}, {disagreement}, "
-            f"{alpha} and {power}"
+            f"0 <= beyond < drop <= disagreement <= 1, 0 < alpha < 1 and 0 < power < 1 must hold, got {beyond}, "
+            f"{drop}, {disagreement}, {alpha} and {power}"
         )
     lost, gained = (disagreement + drop) / 2, (disagreement - drop) / 2
     low, high = 0, 16
-    while mcnemar_power(high, lost, gained, alpha) < power:
+    while mcnemar_power(high, lost, gained, alpha, beyond) < power:
         low, high = high, 2 * high
         if high > _MOST_IMAGES:
             raise UsageError(
@@ -118,43 +136,49 @@ def images_needed(drop: float, *, disagreement: float | None = None, alpha: floa
             )
     while high - low > 1:
         middle = (low + high) // 2
-        if mcnemar_power(middle, lost, gained, alpha) < power:
+        if mcnemar_power(middle, lost, gained, alpha, beyond) < power:
             low = middle
         else:
             high = middle
     return high
 
 
-def smallest_drop(images: int, *, disagreement: float = 0.0, alpha: float = 0.05, power: float = 0.9) -> float:
-    """The smallest drop in accuracy, as a share of the images, that `images` of them are enough for.
+def smallest_bound(
+    images: int, times: float, *, disagreement: float = 0.0, alpha: float = 0.05, power: float = 0.9
+) -> float:
+    """The smallest drop in accuracy that can be the largest allowed: so many images show one of `times` its size.
 
     Args:
         images: how many both classifiers see.
-        disagreement: as in `images_needed`; the drop itself where that is more.
+        times: more than 1.
+        disagreement: as in `images_needed`; the larger drop itself where that is more.
         alpha: the largest p-value that counts as a drop.
-        power: the chance with which a drop of this size is to be found.
+        power: the chance with which the larger drop is to be seen.
+
+    Returns:
+        A share of the images.
 
     Raises:
         UsageError: a number is not what it must be, or so few images show no drop at all.
     """
-    if not (images >= 1 and 0 <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
+    if not (images >= 1 and times > 1 and 0 <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
         raise UsageError(
-            f"images from 1 up, 0 <= disagreement <= 1, 0 < alpha < 1 and 0 < power < 1 must hold, got {images}, "
-            f"{disagreement}, {alpha} and {power}"
+            f"images from 1 up, times above 1, 0 <= disagreement <= 1, 0 < alpha < 1 and 0 < power < 1 must hold, got "
+            f"{images}, {times}, {disagreement}, {alpha} and {power}"
         )
 
-    def is_found(lost: int) -> bool:
-        drop = lost / images
+    def is_seen(allowed: int) -> bool:
+        drop = min(times * allowed / images, 1.0)
         share = max(drop, disagreement)
-        return mcnemar_power(images, (share + drop) / 2, (share - drop) / 2, alpha) >= power
+        return mcnemar_power(images, (share + drop) / 2, (share - drop) / 2, alpha, allowed / images) >= power
 
-    if not is_found(images):
+    most = math.floor(images / times)
+    if most < 1 or not is_seen(most):
         raise UsageError(f"images must be enough to show a drop, {images} show none at all; add images")
     low, high = 0, 1
-    while high < images and not is_found(high):
-        low, high = high, 2 * high
-    high = min(high, images)
+    while high < most and not is_seen(high):
+        low, high = high, min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if is_found(middle) else (middle, high)
+        low, high = (low, middle) if is_seen(middle) else (middle, high)
     return high / images

@@ -11,6 +11,7 @@ import signal
 import statistics
 import sys
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,7 @@ def _signals_wait() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # not POSIX
         yield
         return
+    resource_tracker.ensure_running()  # which the first start of a process does else, and lets signals through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield

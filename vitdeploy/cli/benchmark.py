@@ -6,7 +6,15 @@ import sys
 
 import click
 
-from vitdeploy.cli.output import EXIT_CODES, Reports, json_option, print_figures, print_json, print_step, report_options
+from vitdeploy.cli.output import (
+    EXIT_CODES,
+    device_option,
+    json_option,
+    print_figures,
+    print_json,
+    print_step,
+)
+from vitdeploy.cli.reports import Reports, report_options
 
 
 class BatchSizes(click.ParamType[tuple[int, ...]]):
@@ -30,7 +38,7 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
     "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
     help="Such as onnxruntime:fp16; may be repeated. By default the reference (torch) and every artifact.",
 )  # fmt: skip
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
+@device_option
 @click.option("--threads", default=0, type=click.IntRange(min=0), help="Of each backend; its own choice by default.")
 @click.option("--images", type=click.Path(), help="A folder of images; synthetic JPEG files by default.")
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Turns of each backend.")
@@ -60,10 +68,10 @@ def benchmark(
         bundle, batch_sizes=batch_sizes, backends=backends or None, device=device, threads=threads, images=images,
         rounds=rounds, runs=runs, on_step=print_step,
     )  # fmt: skip
-    reports.write(result)
     if as_json:
         print_json(result.to_dict())
     else:
         title = f"{result.bundle} on {result.settings['device']}, ready input unless it says from image files"
         print_figures(f"{title}: {result.status}", result.figures)
+    reports.write(result)
     sys.exit(EXIT_CODES[result.status])

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.output import EXIT_CODES, print_json, print_step, print_table, print_text
-from vitdeploy.errors import InputError, UsageError
+from vitdeploy.cli.output import print_table, print_text
+from vitdeploy.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from vitdeploy.assess.bisection import Bisection
 
 
 def bisect_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `--bisect`, which `report_bisection` takes."""
+    """The options of `--bisect`."""
     options = (
         click.option("--bisect", is_flag=True, help="Find the nodes that must stay float32 for --precision to pass."),
         click.option("--precision", metavar="fp16|bf16|int8|fp8", help="Of --bisect; fp16 by default."),
@@ -30,34 +29,6 @@ def bisect_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def report_bisection(bundle: str, as_json: bool, options: Mapping[str, Any], **of_compare: Any) -> None:
-    """Where `--bisect` is among `options`, run `vitdeploy.bisect`, print what it found, and exit.
-
-    Args:
-        bundle: the folder.
-        as_json: whether to print JSON.
-        options: those of `bisect_options`.
-        of_compare: further arguments of `vitdeploy.bisect`.
-
-    Raises:
-        UsageError: there are others of these options without `--bisect`.
-    """
-    given = {name: value for name, value in options.items() if value is not None and name != "bisect"}
-    if not options["bisect"]:
-        if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(f"{names} must go with --bisect, which is not given; leave it out, or bisect")
-        return
-    from vitdeploy.assess.bisection import bisect
-
-    result = bisect(bundle, on_step=print_step, **given, **of_compare)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        _print(result)
-    sys.exit(EXIT_CODES[result.status])
 
 
 def kept_nodes(path: str) -> tuple[str, ...]:
@@ -77,7 +48,8 @@ def kept_nodes(path: str) -> tuple[str, ...]:
     return names
 
 
-def _print(result: Bisection) -> None:
+def print_bisection(result: Bisection) -> None:
+    """Print which nodes must stay in float32."""
     kind = "synthetic images" if result.synthetic else "images"
     print_text(
         f"{result.bundle} in {result.precision} against the reference, {result.images} {kind}: {result.status}\n"

@@ -3,119 +3,133 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.bisect_report import bisect_options, report_bisection
-from vitdeploy.cli.output import EXIT_CODES, Reports, json_option, print_json, print_step, print_table, report_options
+from vitdeploy.cli.bisect_report import bisect_options, print_bisection
+from vitdeploy.cli.output import (
+    EXIT_CODES,
+    json_option,
+    print_json,
+    print_step,
+    print_table,
+)
+from vitdeploy.cli.reports import Reports, report_options
 from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from vitdeploy.assess.compare import Comparison
+    from vitdeploy.assess.layers import LayerComparison
+
+# The options that go with each way to compare: of outputs, layer by layer, and with nodes in float32.
+_OPTIONS = {
+    "": ("images", "tolerance", "batch_size", "backends", "device", "golden", "save_golden"),
+    "--layers": ("images", "tolerance", "backends", "against"),
+    "--bisect": ("images", "tolerance", "batch_size", "precision", "max_runs"),
+}
 
 
 @click.command()
 @click.argument("bundle", type=click.Path())
 @click.option("--images", type=click.Path(), help="A folder of images; synthetic ones by default.")
 @click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
-@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
+@click.option("--batch-size", type=click.IntRange(min=1), help="8 by default.")
+@click.option(
+    "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
+    help="These artifacts alone, such as onnxruntime:fp16; may be repeated. By default all.",
+)  # fmt: skip
+@click.option("--device", help="cpu by default; or cuda, cuda:1.")
 @click.option("--save-golden", type=click.Path(), help="Write the reference's outputs to this file, too.")
 @click.option("--golden", type=click.Path(), help="Compare with the outputs in this file; torch is not needed then.")
 @click.option("--layers", is_flag=True, help="Each layer of the artifacts, given the reference's hidden states.")
-@click.option(
-    "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
-    help="With --layers: these artifacts alone; may be repeated. By default all.",
-)  # fmt: skip
-@click.option(
-    "--against", metavar="BACKEND:PRECISION", help="With --layers: another artifact, instead of the reference."
-)
+@click.option("--against", metavar="BACKEND:PRECISION", help="Of --layers: another artifact, not the reference.")
 @bisect_options
 @report_options("html", "markdown", "junit")
 @json_option
-def compare(
-    bundle: str,
-    images: str | None,
-    tolerance: float | None,
-    batch_size: int,
-    save_golden: str | None,
-    golden: str | None,
-    layers: bool,
-    backends: tuple[str, ...],
-    against: str | None,
-    reports: Reports,
-    as_json: bool,
-    **bisection: Any,
-) -> None:
+def compare(bundle: str, layers: bool, bisect: bool, reports: Reports, as_json: bool, **options: Any) -> None:
     """Compare every artifact of BUNDLE with the reference, on the same processed images.
 
     Exits with 1 if one differs by more than the tolerance, and with 3 if one could not run. With --bisect, finds which
     nodes must stay float32 for another precision to pass; exits with 1 if not even float32 passes. With --layers, names
     the first layer that diverges.
     """
-    kinds = {"--layers": layers, "--bisect": bisection["bisect"], "--golden and --save-golden": golden or save_golden}
-    if reports.asked and bisection["bisect"]:
-        raise UsageError(f"--{' and --'.join(reports.asked)} cannot show what --bisect finds; use --json")
-    if sum(map(bool, kinds.values())) > 1:
-        given = [name for name, value in kinds.items() if value]
-        raise UsageError(f"compare takes one of {', '.join(kinds)}, got {' and '.join(given)}; run it twice")
+    if layers and bisect:
+        raise UsageError("compare takes one of --layers and --bisect, got both; run it twice")
+    way = "--layers" if layers else "--bisect" if bisect else ""
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    _check_options(way, [*given, *(reports.asked if bisect else ())])
+    result: Any
+    show: Callable[[Any], None]
     if layers:
-        sys.exit(_compare_layers(bundle, reports, as_json, images=images, tolerance=tolerance,
-                                 backends=backends or None, against=against))  # fmt: skip
-    for name, value in (("--against", against), ("--backend", backends)):
-        if value:
-            raise UsageError(f"{name} is of --layers, got it without; add --layers")
-    from vitdeploy.assess.compare import compare as compare_bundle
+        from vitdeploy.assess.layers import compare_layers
 
-    report_bisection(bundle, as_json, bisection, images=images, tolerance=tolerance, batch_size=batch_size)
-    result = compare_bundle(
-        bundle, images=images, tolerance=tolerance, batch_size=batch_size, golden=golden, save_golden=save_golden,
-        on_step=print_step,
-    )  # fmt: skip
-    reports.write(result)
+        result, show = compare_layers(bundle, on_step=print_step, **given), _print_layers
+    elif bisect:
+        from vitdeploy.assess.bisection import bisect as bisect_bundle
+
+        result, show = bisect_bundle(bundle, on_step=print_step, **given), print_bisection
+    else:
+        from vitdeploy.assess.compare import compare as compare_bundle
+
+        result, show = compare_bundle(bundle, on_step=print_step, **given), _print
     if as_json:
         print_json(result.to_dict())
     else:
-        rows: list[tuple[str, ...]] = []
-        for item in result.results:
-            head = (item.artifact, item.backend, item.status)
-            if item.skipped is not None:
-                rows.append((*head, item.skipped))
-            if item.not_finite:
-                images_named = ", ".join(map(str, item.not_finite[:5])) + (" ..." if len(item.not_finite) > 5 else "")
-                rows.append((*head, f"NaN or infinite for images {images_named}, counted from 0"))
-            rows.extend(
-                (
-                    *head,
-                    difference.output,
-                    f"{difference.max_abs:.2e}",
-                    f"{difference.max_relative:.2e}",
-                    f"{item.tolerance:g}",
-                    f"{difference.required_tolerance:g}",
-                    f"{difference.min_cosine:.8f}",
-                    "" if difference.psnr_db is None else f"{difference.psnr_db:.0f}",
-                    "" if difference.top1_agreement is None else f"{difference.top1_agreement:.2%}",
-                    *(
-                        (f"{item.logits.flips} + {item.logits.low_margin_flips}", f"{item.logits.kl_divergence:.1e}")
-                        if item.logits is not None and difference.output == "logits"
-                        else ()
-                    ),
-                )
-                for difference in item.differences
-            )
-        kind = "synthetic images" if result.synthetic else "images"
-        columns = ("artifact", "backend", "status", "output", "max abs", "max relative", "tolerance", "would pass at",
-                   "min cosine", "PSNR dB", "top-1 agreement", "flips + low margin", "KL")  # fmt: skip
-        print_table(f"{result.bundle} against the reference, {result.images} {kind}: {result.status}", columns, rows)
+        show(result)
+    reports.write(result)
     sys.exit(EXIT_CODES[result.status])
 
 
-def _compare_layers(bundle: str, reports: Reports, as_json: bool, **options: Any) -> int:
-    """Print the comparison layer by layer; the exit code."""
-    from vitdeploy.assess.layers import compare_layers
+def _check_options(way: str, given: Collection[str]) -> None:
+    """Refuse what the way to compare would ignore."""
+    for name in given:
+        if name not in _OPTIONS[way]:
+            ways = [other or "the comparison of outputs" for other, names in _OPTIONS.items() if name in names]
+            option = f"--{name.removesuffix('s') if name == 'backends' else name.replace('_', '-')}"
+            raise UsageError(
+                f"{option} is of {' and '.join(ways or ['the comparison of outputs and --layers'])}, got "
+                f"{way or 'neither --layers nor --bisect'}; leave it out"
+            )
 
-    result = compare_layers(bundle, **options, on_step=print_step)
-    reports.write(result)
-    if as_json:
-        print_json(result.to_dict())
-        return EXIT_CODES[result.status]
+
+def _print(result: Comparison) -> None:
+    rows: list[tuple[str, ...]] = []
+    for item in result.results:
+        head = (item.artifact, item.backend, item.status)
+        if item.skipped is not None:
+            rows.append((*head, item.skipped))
+        if item.not_finite:
+            images_named = ", ".join(map(str, item.not_finite[:5])) + (" ..." if len(item.not_finite) > 5 else "")
+            rows.append((*head, f"NaN or infinite for images {images_named}, counted from 0"))
+        rows.extend(
+            (
+                *head,
+                difference.output,
+                f"{difference.max_abs:.2e}",
+                f"{difference.max_relative:.2e}",
+                f"{item.tolerance:g}",
+                f"{difference.required_tolerance:g}",
+                f"{difference.min_cosine:.8f}",
+                "" if difference.psnr_db is None else f"{difference.psnr_db:.0f}",
+                "" if difference.top1_agreement is None else f"{difference.top1_agreement:.2%}",
+                *(
+                    (f"{item.logits.flips} + {item.logits.low_margin_flips}", f"{item.logits.kl_divergence:.1e}")
+                    if item.logits is not None and difference.output == "logits"
+                    else ()
+                ),
+            )
+            for difference in item.differences
+        )
+    kind = "synthetic images" if result.synthetic else "images"
+    columns = ("artifact", "backend", "status", "output", "max abs", "max relative", "tolerance", "would pass at",
+               "min cosine", "PSNR dB", "top-1 agreement", "flips + low margin", "KL")  # fmt: skip
+    print_table(f"{result.bundle} against the reference, {result.images} {kind}: {result.status}", columns, rows)
+
+
+def _print_layers(result: LayerComparison) -> None:
     rows: list[tuple[str, ...]] = []
     for item in result.results:
         if item.skipped is not None:
@@ -130,4 +144,3 @@ def _compare_layers(bundle: str, reports: Reports, as_json: bool, **options: Any
     kind = "synthetic images" if result.synthetic else "images"
     title = f"{result.bundle} layer by layer against {result.against}, {result.images} {kind}: {result.status}"
     print_table(title, columns, rows)
-    return EXIT_CODES[result.status]

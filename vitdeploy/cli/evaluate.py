@@ -9,15 +9,15 @@ import click
 
 from vitdeploy.cli.output import (
     EXIT_CODES,
-    Reports,
+    device_option,
     json_option,
     print_figures,
     print_json,
     print_step,
     print_table,
     progress_bar,
-    report_options,
 )
+from vitdeploy.cli.reports import Reports, report_options
 
 if TYPE_CHECKING:
     from vitdeploy.assess.evaluate import Evaluation
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     help="Such as onnxruntime:fp16; may be repeated. By default the reference (torch) and every artifact.",
 )  # fmt: skip
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@device_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many images, drawn by --seed.")
 @click.option("--seed", default=0, show_default=True, type=int, help="Which images, with --limit.")
 @click.option("--resume", type=click.Path(), help="Keep finished batches in this file, and go on from those there.")
@@ -46,6 +47,7 @@ def evaluate(
     data: str,
     backends: tuple[str, ...],
     batch_size: int,
+    device: str,
     limit: int | None,
     seed: int,
     resume: str | None,
@@ -63,14 +65,14 @@ def evaluate(
 
     with progress_bar("images") as on_progress:
         result = evaluate_bundle(
-            bundle, data=data, backends=backends or None, batch_size=batch_size, limit=limit, seed=seed, resume=resume,
-            on_step=print_step, on_progress=on_progress,
+            bundle, data=data, backends=backends or None, batch_size=batch_size, device=device, limit=limit, seed=seed,
+            resume=resume, on_step=print_step, on_progress=on_progress,
         )  # fmt: skip
-    reports.write(result)
     if as_json:
         print_json(result.to_dict())
     else:
         _print(result, per_class, confusion)
+    reports.write(result)
     sys.exit(EXIT_CODES[result.status])
 
 

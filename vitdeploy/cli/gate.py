@@ -9,15 +9,15 @@ import click
 
 from vitdeploy.cli.output import (
     EXIT_CODES,
-    Reports,
+    device_option,
     json_option,
     print_json,
     print_step,
     print_table,
     print_text,
     progress_bar,
-    report_options,
 )
+from vitdeploy.cli.reports import Reports, report_options
 
 if TYPE_CHECKING:
     from vitdeploy.assess.gate import GateResult
@@ -39,6 +39,8 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> str
 @click.option("--min-agreement", type=float, metavar="PERCENT", help="The same best class as the reference.")
 @click.option("--max-difference", type=float, metavar="SHARE", help="From the reference's outputs, of their largest "
               "value; by default the precision's tolerance.")  # fmt: skip
+@click.option("--max-layer-difference", type=float, metavar="SHARE", help="Of a layer's own result, in half precision "
+              "by default; see compare --layers.")  # fmt: skip
 @click.option(
     "--max-latency-ratio", type=float, metavar="RATIO", help="Of an image's median time, to --latency-against."
 )
@@ -49,6 +51,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     help="Hold these alone; may be repeated. By default the reference (torch) and every artifact.",
 )  # fmt: skip
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@device_option
 @report_options("html", "markdown", "junit")
 @json_option
 def gate(
@@ -59,6 +62,7 @@ def gate(
     rules: str | None,
     backends: tuple[str, ...],
     batch_size: int,
+    device: str,
     reports: Reports,
     as_json: bool,
     **flags: Any,
@@ -76,17 +80,17 @@ def gate(
 
     given = {name: value for name, value in flags.items() if value is not None}
     held = GateRules() if rules is None else read_rules(rules)
-    held = GateRules(held.every.with_(Rules.from_dict(given, "the flags")), held.artifacts)
+    held = held.with_(Rules.from_dict(given, "the flags"))
     with progress_bar("images") as on_progress:
         result = gate_bundle(
             bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends or None,
-            batch_size=batch_size, on_step=print_step, on_progress=on_progress,
+            batch_size=batch_size, device=device, on_step=print_step, on_progress=on_progress,
         )  # fmt: skip
-    reports.write(result)
     if as_json:
         print_json(result.to_dict())
     else:
         _print(result)
+    reports.write(result)
     sys.exit(EXIT_CODES[result.status])
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
+import io
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -20,58 +20,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = {"passed": 0, "failed": 1, "skipped": 3}
 
-_REPORTS = {
-    "html": ("vitdeploy.assess.page:write_html", "Write a page that holds everything it shows, for a browser."),
-    "markdown": ("vitdeploy.assess.markdown:write_markdown", "Write the outcome in Markdown, for a job's summary."),
-    "junit": ("vitdeploy.assess.junit:write_junit", "Write the outcome as JUnit XML, for a CI server."),
-}
-
-
-def report_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options for these files, which the command gets as `reports`: a function that writes those that were asked for.
-
-    That a library is missing, or the place of a file is none, is told before the command's work begins.
-    """
-
-    def decorated(command: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(command)
-        def with_reports(**arguments: Any) -> Any:
-            files = {name: arguments.pop(name) for name in names}
-            return command(reports=Reports(files), **arguments)
-
-        decorated: Callable[..., Any] = with_reports
-        for name in reversed(names):
-            option = click.option(f"--{name}", type=click.Path(dir_okay=False), metavar="FILE", help=_REPORTS[name][1])
-            decorated = option(decorated)
-        return decorated
-
-    return decorated
-
-
-class Reports:
-    """Files to write a result to, by the names of `report_options`.
-
-    Raises:
-        MissingDependencyError: what writes one needs a library that is not installed.
-    """
-
-    def __init__(self, files: Mapping[str, str | None]) -> None:
-        self.asked = {name: path for name, path in files.items() if path is not None}
-        self._writers = {}
-        for name in self.asked:
-            module, function = _REPORTS[name][0].split(":")
-            self._writers[name] = getattr(importlib.import_module(module), function)
-
-    def write(self, result: Any) -> None:
-        """Write each file.
-
-        Raises:
-            OutputError: a file cannot be written.
-        """
-        for name, path in self.asked.items():
-            self._writers[name](path, result)
-
-
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -86,19 +35,17 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=10_000)
+    terminal, file = sys.stdout.isatty(), io.StringIO()
+    console = Console(file=file, highlight=False, force_terminal=terminal, width=None if terminal else 10_000)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
-    with console.capture() as capture:
-        if title:  # a table's own title is folded at the table's width
-            console.print(Text(printable(title), style="italic"))
-        console.print(table)
-    _print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    if title:  # a table's own title is folded at the table's width
+        console.print(Text(printable(title), style="italic"))
+    console.print(table)
+    _print("\n".join(line.rstrip() for line in file.getvalue().splitlines()))
 
 
 def print_figures(title: str, figures: Iterable[Figures]) -> None:
@@ -134,7 +81,7 @@ def print_step(step: str) -> None:
 
     A line a step and no live display, which would hide the progress bars of a download.
     """
-    if sys.stderr.isatty():
+    if _stderr_is_a_terminal():
         click.echo(f"{step} …", err=True)
 
 
@@ -144,7 +91,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
     What `print_step` says meanwhile stands above the bar, which goes when the block ends.
     """
-    if not sys.stderr.isatty():
+    if not _stderr_is_a_terminal():
         yield lambda _done, _total: None
         return
     from rich.console import Console
@@ -176,7 +123,13 @@ def _print(text: str) -> None:
     except BrokenPipeError:  # whoever read this has read enough; click ends the program
         raise
     except OSError as exc:
+        with contextlib.suppress(OSError):  # what is left in its buffer would be tried, and complained of, again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OutputError(f"standard output must take what is printed: {exc.strerror}") from exc
+
+
+def _stderr_is_a_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()  # it is None where it was closed
 
 
 def _strict(value: Any) -> Any:

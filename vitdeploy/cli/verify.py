@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vitdeploy.cli.output import json_option, print_json
+from vitdeploy.cli.output import json_option, print_json, print_text
 
 
 @click.command()
@@ -21,4 +21,4 @@ def verify(bundle: str, as_json: bool) -> None:
     if as_json:
         print_json({"bundle": bundle, "status": "passed", "files": [file.path for file in files]})
     else:
-        click.echo(f"{bundle}: {len(files)} files are what the manifest says")
+        print_text(f"{bundle}: {len(files)} files are what the manifest says")

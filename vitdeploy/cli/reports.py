@@ -1,0 +1,90 @@
+"""The options of commands that write what they found to files, too."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitdeploy.atomic import check_writable
+from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# Arguments of commands that name a file or a folder, and the endings of what is read from the data's.
+_FILES = ("bundle", "data", "images", "baseline", "rules", "resume", "golden", "save_golden")
+_DATA = frozenset({".bmp", ".csv", ".gif", ".jpeg", ".jpg", ".parquet", ".png", ".tif", ".tiff", ".webp"})
+_REPORTS = {
+    "html": ("vitdeploy.assess.page:write_html", "Write a page that holds everything it shows, for a browser."),
+    "markdown": ("vitdeploy.assess.markdown:write_markdown", "Write the outcome in Markdown, for a job's summary."),
+    "junit": ("vitdeploy.assess.junit:write_junit", "Write the outcome as JUnit XML, for a CI server."),
+}
+
+
+def report_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options for these files, which the command gets as `reports`: a function that writes those that were asked for.
+
+    That a library is missing, or the place of a file is none, is told before the command's work begins.
+    """
+
+    def decorated(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_reports(**arguments: Any) -> Any:
+            files = {name: arguments.pop(name) for name in names}
+            return command(reports=Reports(files, arguments), **arguments)
+
+        decorated: Callable[..., Any] = with_reports
+        for name in reversed(names):
+            option = click.option(f"--{name}", type=click.Path(dir_okay=False), metavar="FILE", help=_REPORTS[name][1])
+            decorated = option(decorated)
+        return decorated
+
+    return decorated
+
+
+class Reports:
+    """Files to write a result to, by the names of `report_options`.
+
+    Args:
+        files: by name; None where it is not asked for.
+        arguments: the command's other ones, whose files are not to be overwritten.
+
+    Raises:
+        MissingDependencyError: what writes one needs a library that is not installed.
+        OutputError: the folder of one is none, or cannot be written.
+        UsageError: it is another file of the command's, or lies in the bundle or among the data.
+    """
+
+    def __init__(self, files: Mapping[str, str | None], arguments: Mapping[str, Any]) -> None:
+        self.asked = {name: path for name, path in files.items() if path is not None}
+        self._writers = {}
+        for name, path in self.asked.items():
+            check_writable(Path(path))
+            others = {f"--{other}": each for other, each in self.asked.items() if other != name}
+            _check_apart(f"--{name}", Path(path), others, arguments)
+            module, function = _REPORTS[name][0].split(":")
+            self._writers[name] = getattr(importlib.import_module(module), function)
+
+    def write(self, result: Any) -> None:
+        """Write each file.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        for name, path in self.asked.items():
+            self._writers[name](path, result)
+
+
+def _check_apart(name: str, path: Path, reports: Mapping[str, str], arguments: Mapping[str, Any]) -> None:
+    """Refuse a place where a report would destroy what the command reads or writes."""
+    given = {argument: arguments[argument] for argument in _FILES if arguments.get(argument) is not None}
+    target = path.resolve()
+    for other, place in {**given, **reports}.items():
+        taken = Path(place).resolve()
+        is_data = other in ("data", "images") and target.suffix.lower() in _DATA
+        if target == taken or (taken in target.parents and (other == "bundle" or is_data)):
+            raise UsageError(f"{name} must name a file of its own, {path} is of {other.replace('_', '-')} {place}")
