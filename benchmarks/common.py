@@ -94,7 +94,9 @@ def peer_versions(python: Path) -> dict[str, str]:
 def record(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
     """Print the table of `results`, and write them where `--json` says, with what it takes to repeat them."""
     script = Path(sys.argv[0]).stem
-    options = [f" --{name} {_words(value)}" for name, value in vars(arguments).items() if _is_setting(value)]
+    options = [
+        f" --{name.replace('_', '-')} {_words(value)}" for name, value in vars(arguments).items() if _is_setting(value)
+    ]
     document = {
         "command": f"python benchmarks/{script}.py{''.join(options)}",
         "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),

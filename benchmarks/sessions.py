@@ -23,7 +23,7 @@ from common import turns
 from vitdeploy.errors import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _worker: dict[str, Any] = {}  # the state of a worker process: its session
@@ -45,13 +45,21 @@ class Latencies:
 
 
 def latencies(
-    files: dict[str, Path], batch_sizes: tuple[int, ...], processes: int, rounds: int
+    files: dict[str, Path],
+    batch_sizes: tuple[int, ...],
+    processes: int,
+    rounds: int,
+    *,
+    processor_time: bool = False,
 ) -> dict[int, Latencies]:
-    """Time every file at every batch size, `rounds` turns in each of `processes` sets of fresh processes."""
+    """Time every file at every batch size, `rounds` turns in each of `processes` sets of fresh processes.
+
+    With `processor_time`, it is the processor's time of sessions of one thread, which other work disturbs less.
+    """
     found = {batch_size: Latencies({name: [] for name in files}, {}, {}) for batch_size in batch_sizes}
     for index in range(processes):
         print(f"processes {index}", file=sys.stderr)
-        with _sessions(files) as workers:
+        with _sessions(files, processor_time) as workers:
             for batch_size, of_one in found.items():
                 _add(of_one, workers, batch_size, rounds)
     return found
@@ -72,17 +80,20 @@ def _add(to: Latencies, workers: dict[str, ProcessPoolExecutor], batch_size: int
 
 
 @contextmanager
-def _sessions(files: dict[str, Path]) -> Iterator[dict[str, ProcessPoolExecutor]]:
+def _sessions(files: dict[str, Path], processor_time: bool) -> Iterator[dict[str, ProcessPoolExecutor]]:
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         workers = {name: stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for name in files}
         for name, file in files.items():
-            workers[name].submit(_open, str(file)).result()
+            workers[name].submit(_open, str(file), processor_time).result()
         yield workers
 
 
-def _open(file: str) -> None:
-    _worker["session"] = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+def _open(file: str, processor_time: bool) -> None:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = int(processor_time)
+    _worker["session"] = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    _worker["clock"] = time.process_time if processor_time else time.perf_counter
 
 
 def _logits(pixel_values: np.ndarray) -> np.ndarray:
@@ -100,9 +111,10 @@ def _answer(pixel_values: np.ndarray) -> np.ndarray | str:
 def _time(pixel_values: np.ndarray, runs: int = 3) -> float:
     """The median of a turn in milliseconds, after a run that is not timed."""
     _logits(pixel_values)
+    clock: Callable[[], float] = _worker["clock"]
     times = []
     for _ in range(runs):
-        start_time = time.perf_counter()
+        start_time = clock()
         _logits(pixel_values)
-        times.append(1e3 * (time.perf_counter() - start_time))
+        times.append(1e3 * (clock() - start_time))
     return statistics.median(times)

@@ -202,9 +202,21 @@ def _power(value: float | None) -> str:
     return "fails" if value is None else f"{value:.1e}"
 
 
+def int8(document: Document) -> str:
+    rows = []
+    for batch_size, measured in document["batch_sizes"].items():
+        for name, row in measured.items():
+            p25, ratio, p75 = row["ratio"]
+            spread = "1" if name == "fp32" else f"{ratio:.3f} ({p25:.3f} to {p75:.3f})"
+            differs = f"{row['max_relative']:.1e}", f"{row['min_cosine']:.5f}"
+            rows.append([batch_size, name, f"{row['median_ms']:.1f}", spread, f"{row['file_mb']:.1f}", *differs])
+    header = ["batch", "file", "ms", "time / fp32's (quartiles)", "MB", "largest difference of logits", "lowest cosine"]
+    return markdown(header, rows)
+
+
 TABLES: dict[str, Callable[[Document], str]] = {
     of_one.__name__: of_one
-    for of_one in (export, attention, dynamic_size, engines, evaluate, large, pixels, predict_overhead, processor)
+    for of_one in (export, attention, dynamic_size, engines, evaluate, int8, large, pixels, predict_overhead, processor)
 }
 
 

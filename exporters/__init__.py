@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from vitdeploy.exporters.quantization.calibration import CalibrationData
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.specs import ExportSpec, PixelFormat, TensorSpec
@@ -52,10 +53,18 @@ class ExportFunction(Protocol):
         processor: of the bundle; what it leaves out (see `ExportSpec.pixels`) the artifact does itself.
         observe: runs an ONNX file, which takes pixels of that format, on sample images, and tells the largest value of
             each output that it saw.
+        calibration: images to measure activations on; None where there are none.
     """
 
     def __call__(
-        self, model: VisionTransformer, folder: Path, spec: ExportSpec, *, processor: ImageProcessor, observe: Observe
+        self,
+        model: VisionTransformer,
+        folder: Path,
+        spec: ExportSpec,
+        *,
+        processor: ImageProcessor,
+        observe: Observe,
+        calibration: CalibrationData | None,
     ) -> Exported: ...
 
 
@@ -85,12 +94,23 @@ _ENGINE = Exporter(
     ("opset", "keep_fp32", "engine"),
     made_from="onnx",
 )
+# What `vitdeploy.export` takes for int8 and fp8 alone.
+QUANTIZATION_OPTIONS = (
+    "target",
+    "scheme",
+    "reduce_range",
+    "calibration_data",
+    "calibration",
+    "calibration_images",
+    "calibration_cache",
+)
+
 EXPORTERS: dict[str, Exporter] = {
     "onnx": Exporter(
         "vitdeploy.exporters.onnx_graph:export_onnx",
-        ("fp32", "fp16", "bf16"),
+        ("fp32", "fp16", "bf16", "int8", "fp8"),
         "onnxruntime",
-        ("opset", "embed_resize", "optimize", "keep_fp32"),
+        ("opset", "embed_resize", "optimize", "keep_fp32", *QUANTIZATION_OPTIONS),
     ),
     "torchscript": Exporter(
         "vitdeploy.exporters.torchscript_trace:export_torchscript", ("fp32", "fp16", "bf16"), "torchscript"

@@ -26,6 +26,7 @@ from vitdeploy.exporters.onnx_layers import repeat_first_layer
 from vitdeploy.exporters.onnxruntime_graph import write_optimized
 from vitdeploy.exporters.passes import simplify
 from vitdeploy.exporters.precision import TYPES, activations, set_precision
+from vitdeploy.exporters.quantization.apply import apply_scheme, scheme_for
 from vitdeploy.models.normalization import fold_normalization
 from vitdeploy.models.signature import Served, input_specs, output_names
 from vitdeploy.specs import PixelFormat, PixelStage, Precision
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vitdeploy.exporters import Observe
+    from vitdeploy.exporters.quantization.calibration import CalibrationData
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.specs import ExportSpec, TensorSpec
@@ -54,6 +56,7 @@ def export_onnx(
     *,
     processor: ImageProcessor,
     observe: Observe,
+    calibration: CalibrationData | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Exported:
     """Write `onnx/model.onnx` with a free batch axis.
@@ -65,19 +68,20 @@ def export_onnx(
         model: in float32.
         folder: the bundle's.
         spec: what the artifact is to be. The opset is 18 to 23, 20 by default; LayerNormalization is one operator in
-            all of them, Gelu from 20.
+            all of them, Gelu from 20. For fp8 it is 21 or more.
         processor: see `vitdeploy.exporters.ExportFunction`.
         observe: see `vitdeploy.exporters.ExportFunction`.
+        calibration: see `vitdeploy.exporters.ExportFunction`.
         max_bytes: weights beyond this go to `model.onnx.data` beside the model.
 
     Raises:
-        UsageError: the opset is none of these, or there is no such output, or no such node to keep in float32.
+        UsageError: the opset is none of these, or there is no such output, or no such node to keep in float32, or the
+            precision needs images to calibrate on.
         CheckFailedError: the graph is not valid, or does not have the model's inputs and outputs.
         OSError: a file cannot be written.
     """
-    opset = DEFAULT_OPSET if spec.opset is None else spec.opset
-    if type(opset) is not int or opset not in OPSETS:
-        raise UsageError(f"opset must be from {OPSETS.start} to {OPSETS.stop - 1}, got {opset!r:.80}")
+    scheme = scheme_for(spec, calibrated=calibration is not None)
+    opset = _opset(spec, OPSETS.start if scheme is None else max(scheme.min_opset, OPSETS.start))
     decoded = spec.pixels.stage is PixelStage.DECODED
     if decoded:
         check_embeddable(processor)
@@ -89,7 +93,8 @@ def export_onnx(
     )
     inputs = served.inputs
     graph = _trace(served, opset)
-    kept = _set_precision(graph, spec, _traced_pixels(served), observe, folder)
+    done = {} if scheme is None else apply_scheme(graph, scheme, spec, calibration, _traced_pixels(served), folder)
+    kept = done | _set_precision(graph, spec, _traced_pixels(served), observe, folder)
     if decoded:
         inputs = input_specs(model.config, model.task, pixels=spec.pixels)
         embed_resize(graph, processor)
@@ -117,6 +122,14 @@ def export_onnx(
         tools={tool: version(tool) for tool in (*_TOOLS, *(["pillow"] if decoded else []))} | fused,
         emulation=tuple(f"onnx/{file}" for file in emulation),
     )
+
+
+def _opset(spec: ExportSpec, lowest: int) -> int:
+    """The opset that is asked for, or the usual one."""
+    opset = max(DEFAULT_OPSET, lowest) if spec.opset is None else spec.opset
+    if type(opset) is not int or opset not in range(lowest, OPSETS.stop):
+        raise UsageError(f"opset must be from {lowest} to {OPSETS.stop - 1}, got {opset!r:.80}")
+    return opset
 
 
 def _trace(served: Served, opset: int) -> ir.Model:
@@ -179,7 +192,7 @@ def _set_precision(
     graph: ir.Model, spec: ExportSpec, pixels: PixelFormat, observe: Observe, folder: Path
 ) -> dict[str, Any]:
     """Make the graph compute, take and give what is asked for; what it keeps in float32, for the manifest."""
-    dtype, io = TYPES[spec.precision], ir.DataType.from_numpy(np.dtype(spec.io_dtype))
+    dtype, io = TYPES.get(spec.precision, ir.DataType.FLOAT), ir.DataType.from_numpy(np.dtype(spec.io_dtype))
     if dtype == io == ir.DataType.FLOAT:
         return {}
     ShapeInferencePass()(graph)

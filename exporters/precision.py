@@ -44,14 +44,14 @@ class Kept:
 
 def activations(model: ir.Model) -> list[ir.Value]:
     """The float32 values that are made from the content of an input; the rest is made from weights or sizes alone."""
-    return [value for node in _on_data_path(model) for value in node.outputs if value.dtype == FLOAT]
+    return [value for node in on_data_path(model) for value in node.outputs if value.dtype == FLOAT]
 
 
 def can_be_half(model: ir.Model, dtype: ir.DataType) -> list[ir.Node]:
     """The nodes that `set_precision` makes compute in `dtype` where nothing was observed and none is asked for."""
     return [
         node
-        for node in _on_data_path(model)
+        for node in on_data_path(model)
         if not _stays_float(node, dtype, model.graph)
         and any(map(_is_float, (*node.inputs, *node.outputs)))
         and _largest_of(node, {}) <= _limit(dtype)
@@ -77,7 +77,7 @@ def set_precision(
     Raises:
         UsageError: there is no such node.
     """
-    graph, nodes = model.graph, _on_data_path(model)
+    graph, nodes = model.graph, on_data_path(model)
     floats = {
         node: [(index, value) for index, value in enumerate(node.inputs) if value is not None and _is_float(value)]
         for node in nodes
@@ -171,7 +171,7 @@ class _Casts:
         return made
 
 
-def _on_data_path(model: ir.Model) -> list[ir.Node]:
+def on_data_path(model: ir.Model) -> list[ir.Node]:
     """The nodes that work on the content of an input, in the order of the graph; sizes are no content."""
     reached = set(model.graph.inputs)
     nodes = []

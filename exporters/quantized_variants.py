@@ -1,4 +1,4 @@
-"""A graph with QuantizeLinear and DequantizeLinear around its nodes, and chosen nodes of it without."""
+"""A graph whose nodes take quantized values, and chosen nodes of it that do not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vitdeploy.errors import UsageError
+from vitdeploy.exporters.integer_variants import integer_products, registered, write_integer_variant
 from vitdeploy.exporters.onnx_file import write_onnx
 from vitdeploy.exporters.precision import name_of
 from vitdeploy.exporters.variants import Variants
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 def quantized_variants(path: Path, float_path: Path) -> Variants:
     """Variants of a quantized graph: a node that is kept takes what it took before the graph was quantized.
 
+    0. In a graph with MatMulInteger, see `vitdeploy.exporters.integer_variants`.
     1. A node computes in integers where one of its inputs comes from DequantizeLinear.
     2. Kept, it takes what was quantized; of a weight, that of the float32 graph's node of the same name.
     3. What is quantized for others stays so; an output of the graph is not quantized where its node is kept.
 
     Args:
-        path: the quantized graph, in the form of onnxruntime.quantization's QDQ.
+        path: the quantized graph, as `vitdeploy.export` or onnxruntime.quantization writes it.
         float_path: the graph that it was made from.
 
     Raises:
@@ -39,17 +41,28 @@ def quantized_variants(path: Path, float_path: Path) -> Variants:
         for index, value in enumerate(node.inputs)
         if value is not None and value.is_initializer()
     }
+    products = integer_products(model.graph)
+    if products:
+        for name in products:
+            _check_known(path, float_path, "MatMul", name, known=(name, 1) in weights)
+        of_integers = {name: weights[name, 1] for name in products}
+        return Variants(tuple(products), functools.partial(write_integer_variant, model, of_integers))
     nodes = [node for node in model.graph if any(_quantized(value) is not None for value in node.inputs)]
     computing = [node for node in nodes if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
     known = set(map(name_of, original.graph))
     for node in computing:
         name = _original_name(node)
-        if name not in known or any((name, index) not in weights for index in _quantized_weights(node)):
-            raise UsageError(
-                f"{path.name} must be made from {float_path.name}, which has no {node.op_type} {name} with these "
-                f"weights; quantize that graph"
-            )
+        has_weights = all((name, index) in weights for index in _quantized_weights(node))
+        _check_known(path, float_path, node.op_type, name, known=name in known and has_weights)
     return Variants(tuple(map(_original_name, computing)), functools.partial(_write, model, weights))
+
+
+def _check_known(path: Path, float_path: Path, op_type: str, name: str, *, known: bool) -> None:
+    if not known:
+        raise UsageError(
+            f"{path.name} must be made from {float_path.name}, which has no {op_type} {name} with these weights; "
+            f"quantize that graph"
+        )
 
 
 def _write(model: ir.Model, weights: dict[tuple[str, int], ir.Value], kept: Collection[str], path: Path) -> None:
@@ -64,7 +77,7 @@ def _write(model: ir.Model, weights: dict[tuple[str, int], ir.Value], kept: Coll
             if source is None:
                 continue
             if index in _quantized_weights(node):
-                source = _registered(weights[name, index], graph)
+                source = registered(weights[name, index], graph)
             node.replace_input_with(index, source)
         _give_unquantized(node, graph)
     RemoveUnusedNodesPass()(twin)
@@ -112,13 +125,3 @@ def _give_unquantized(node: ir.Node, graph: ir.Graph) -> None:
     output.name, final.name = final.name, None
     output.shape, output.type = final.shape, final.type
     graph.outputs[list(graph.outputs).index(final)] = output
-
-
-def _registered(weight: ir.Value, graph: ir.Graph) -> ir.Value:
-    """A weight of another graph in this one."""
-    name = str(weight.name)
-    if name not in graph.initializers:
-        graph.register_initializer(
-            ir.Value(name=name, const_value=weight.const_value, shape=weight.shape, type=weight.type)
-        )
-    return graph.initializers[name]

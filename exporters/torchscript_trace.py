@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitdeploy.exporters import Observe
+    from vitdeploy.exporters.quantization.calibration import CalibrationData
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.specs import ExportSpec
@@ -37,6 +38,7 @@ def export_torchscript(
     *,
     processor: ImageProcessor,
     observe: Observe,  # noqa: ARG001  (for other formats)
+    calibration: CalibrationData | None = None,  # noqa: ARG001  (for other precisions)
 ) -> Exported:
     """Write `torchscript/model_fp32.pt`, or `model_fp16.pt` or `model_bf16.pt`, with a free batch axis.
 
@@ -52,6 +54,7 @@ def export_torchscript(
         spec: what the artifact is to be; without an opset.
         processor: see `vitdeploy.exporters.ExportFunction`.
         observe: see `vitdeploy.exporters.ExportFunction`.
+        calibration: see `vitdeploy.exporters.ExportFunction`.
 
     Raises:
         UsageError: there is no such output.

@@ -50,6 +50,14 @@ def _torchlib_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's own calibration ranges are neither read nor added to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VITDEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A folder that transformers wrote, and the model that it wrote there.

@@ -222,6 +222,25 @@ def test_pixels_and_axes_that_are_not_the_inputs(tmp_path: Path, change: dict[st
         Bundle.open(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "measured",
+    [
+        {},
+        [{}],
+        [{"output": "logits", "images": 2.5, "mean_cosine": 1.0, "top1_agreement": None}],
+        [{"output": "logits", "images": 2, "mean_cosine": "1", "top1_agreement": None}],
+        [{"output": "logits", "images": 2, "mean_cosine": 1.0, "top1_agreement": True}],
+    ],
+    ids=str,
+)
+def test_what_was_measured_on_calibration_images_is_what_inspect_shows(tmp_path: Path, measured: Any) -> None:
+    write(tmp_path / "out")
+    checked = {"tolerance": 0.2, "images": "given", "engine": "x", "outputs": [], "calibration_images": measured}
+    edit(tmp_path / "out", lambda data: data["artifacts"][0].update(validation=checked))
+    with pytest.raises(BundleError, match=r"out: manifest.json must have every field of its schema: [^\n]+$"):
+        Bundle.open(tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
 def test_a_name_that_no_bundle_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(BundleError, match=r"must be a bundle, and cannot be read|has no manifest"):

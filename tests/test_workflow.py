@@ -111,7 +111,7 @@ def test_given_images_are_what_is_compared(bundle: Bundle, tmp_path: Path) -> No
         ({}, UsageError, "export needs a model, or random_weights"),
         ({"model": "a", "random_weights": "b"}, UsageError, "or random_weights, got both"),
         ({"random_weights": "vit-tiny-patch16-32", "to": "coreml"}, UsageError, "format must be one of onnx"),
-        ({"random_weights": "vit-tiny-patch16-32", "precision": "int8"}, UsageError, "precision for onnx must be"),
+        ({"random_weights": "vit-tiny-patch16-32", "precision": "int4"}, UsageError, "precision for onnx must be"),
         ({"random_weights": "vit-tiny-patch16-32", "task": "x"}, UsageError, "task must be one of"),
         ({"random_weights": "vit-tiny-patch16-32", "opset": 17}, UsageError, "opset must be from 18 to 23, got 17"),
         ({"random_weights": "vit-tiny-patch16-32", "opset": 20.0}, UsageError, "opset must be .* got 20.0"),

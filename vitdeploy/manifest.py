@@ -229,6 +229,12 @@ def _validation(item: Any) -> dict[str, Any]:
         for output in _typed(item["outputs"], list):
             _typed(output["output"], str)
             _typed(output["max_relative"], float)
+        for output in _typed(item.get("calibration_images", []), list):
+            _typed(output["output"], str)
+            _typed(output["images"], int)
+            _typed(output["mean_cosine"], float)
+            if output["top1_agreement"] is not None:
+                _typed(output["top1_agreement"], float)
     return dict(item)
 
 

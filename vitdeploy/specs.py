@@ -197,7 +197,11 @@ class ExportSpec:
         io_dtype: the type of what it gives, "float32" or "float16".
         opset: of an ONNX graph; None for the exporter's choice.
         optimize: "onnxruntime" for an ONNX graph with that runtime's own operators; None for a portable one.
-        keep_fp32: nodes of the graph that stay float32 in half precision, by the names of their first outputs.
+        keep_fp32: nodes of the graph that stay float32 in a lower precision, by the names of their first outputs.
+        target: of int8 and fp8: what is to run the graph, "cpu" or "tensorrt"; None for the precision's first.
+        scheme: of int8: "dynamic" or "static"; None for the first that can be made.
+        calibration: of int8 and fp8: the method by which ranges are chosen; None for the exporter's choice.
+        reduce_range: of int8 on a CPU: whether weights have 7 bits, for processors that add products in 16 bits.
     """
 
     precision: Precision = Precision.FP32
@@ -208,3 +212,7 @@ class ExportSpec:
     opset: int | None = None
     optimize: str | None = None
     keep_fp32: tuple[str, ...] = ()
+    target: str | None = None
+    scheme: str | None = None
+    calibration: str | None = None
+    reduce_range: bool = False

@@ -10,29 +10,39 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from vitdeploy import __version__
+from vitdeploy.assess.backend_run import BESIDE_OTHERS
+from vitdeploy.assess.calibration_images import DEFAULT_COUNT, CalibrationImages
 from vitdeploy.assess.difference import default_tolerance
-from vitdeploy.assess.proof import Observer, prove, reference_outputs, samples
+from vitdeploy.assess.proof import Observer, prove, reference_outputs, reference_runtime, samples
 from vitdeploy.atomic import staged_folder
 from vitdeploy.bundle import Bundle, check_target, commit
 from vitdeploy.engine_options import EngineOptions
 from vitdeploy.engines import ProofRequest, add_engine
 from vitdeploy.errors import CheckpointError, MissingDependencyError, UnavailableError, UsageError
+from vitdeploy.export_arguments import (
+    axes_of,
+    check_optimize,
+    check_quantization,
+    image_size_of,
+    names_of,
+    pixels_of,
+    task_of,
+)
 from vitdeploy.exporters import EXPORTERS, export_function, find_exporter
 from vitdeploy.exporters.engine_build import check_request
 from vitdeploy.manifest import MANIFEST, Artifact, FileRecord, Manifest
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.specs import AxisRange, ExportSpec, PixelFormat, PixelStage, Precision, Task
+from vitdeploy.specs import ExportSpec, Precision, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from vitdeploy.models.config import ViTConfig
-    from vitdeploy.processor import ImageProcessor
+    from vitdeploy.exporters.quantization.calibration import CalibrationData
 
     Size = int | tuple[int, int]
 
@@ -61,12 +71,19 @@ def export(
     images: str | os.PathLike[str] | None = None,
     tolerance: float | None = None,
     engine: EngineOptions | None = None,
+    target: str | None = None,
+    scheme: str | None = None,
+    reduce_range: bool = False,
+    calibration_data: str | os.PathLike[str] | None = None,
+    calibration: str | None = None,
+    calibration_images: int | None = None,
+    calibration_cache: str | os.PathLike[str] | Literal[False] | None = None,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     offline: bool = False,
     on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[int, int], None] = lambda *_: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Bundle:
     """Export a checkpoint, prove that the artifact is the same model, and keep both in a bundle.
 
@@ -82,14 +99,14 @@ def export(
     Args:
         model: a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files.
         to: the format, "onnx", "torchscript", "tensorrt" or "tensorrt-rtx".
-        precision: the number format, "fp32", "fp16" or "bf16".
+        precision: the number format, "fp32", "fp16" or "bf16"; of ONNX also "int8" or "fp8".
         output: the bundle's folder; by default named after the model, in the working directory.
         task: a value of `vitdeploy.specs.Task`; by default what the checkpoint was made for.
-        opset: ONNX opset, 18 to 23; 20 by default.
+        opset: ONNX opset, 18 to 23; 20 by default, and 21 for fp8, which has none below.
         optimize: "onnxruntime" for an ONNX graph with the operators that ONNX Runtime fuses, which opens sooner, and
             nowhere else; in float32 alone.
-        keep_fp32: nodes of an ONNX graph that stay float32 in half precision, beside those that do anyway; by the names
-            that `vitdeploy.bisect` gives.
+        keep_fp32: nodes of an ONNX graph that stay float32 in a lower precision, beside those that do anyway; by the
+            names that `vitdeploy.bisect` gives.
         outputs: what the artifact gives: names such as "logits"; "hidden_states" and "attentions" stand for those of
             all layers. By default the outputs of the task.
         image_size: (height, width), or one number for both, that the model is to take; by default what its image
@@ -103,18 +120,32 @@ def export(
         embed_resize: whether the artifact resizes and crops too; it then takes uint8 images of any size.
         io_dtype: the type of the artifact's floating-point inputs and outputs, "float32" or "float16".
         random_weights: instead of `model`, an architecture such as "vit-base-patch16-224", with random weights.
-        seed: of the random weights.
+        seed: of the random weights, and of the choice of images to calibrate on.
         images: a folder; the first three images below it are compared, by themselves where the artifact takes them
             in sizes of their own. By default three synthetic images are.
         tolerance: largest difference allowed, relative to each output's largest value; by default by precision, see
             `vitdeploy.assess.difference.DEFAULT_TOLERANCES`.
         engine: of an engine: sizes of batches, and options of its builder.
+        target: of int8 and fp8: what is to run the graph, "cpu" for ONNX Runtime on a CPU or "tensorrt"; by default
+            "cpu" for int8, and for fp8 "tensorrt", which alone has it.
+        scheme: of int8 on a CPU: "static", with ranges from images, or "dynamic", which measures them as it runs; by
+            default what needs no images where there are none, else static.
+        reduce_range: of int8 on a CPU: 7 bits for weights, for x86 processors without VNNI, which add two products in
+            16 bits and lose what exceeds these.
+        calibration_data: images to measure activations on, as those to come: a folder, or a data set as `evaluate`
+            takes it. The artifact is compared with the reference on all of them before it is written.
+        calibration: how a range is chosen from what was seen: "minmax", "entropy", "percentile" or "mse"; see
+            `vitdeploy.exporters.quantization.methods`. By default "mse".
+        calibration_images: how many images, at most; by default 512. Which ones depends on their names and `seed`.
+        calibration_cache: a folder that keeps ranges by the content that they were measured from; by default the
+            user's, or `VITDEPLOY_CACHE`; False for none.
         revision: branch, tag or commit on the Hub.
         token: for private and gated models.
         cache_dir: of the Hub's files; by default huggingface_hub's.
         offline: use the Hub's cache alone.
         on_step: called with what is being done.
-        on_progress: called with how much of an engine is built, and of how much.
+        on_progress: called with the number of calibration images that are done, or how much of an engine is built, and
+            of how many or how much.
 
     Raises:
         UsageError: an argument is not what it must be, or `output` holds something else.
@@ -125,8 +156,24 @@ def export(
         CheckFailedError: the artifact differs from the reference, or an engine cannot be built; it was not written.
         OutputError: the bundle cannot be written.
     """
-    options = {"opset": opset, "embed_resize": embed_resize, "optimize": optimize, "keep_fp32": keep_fp32}
-    exporter = find_exporter(to, precision, {**options, "engine": engine})
+    options: dict[str, Any] = {
+        "opset": opset,
+        "embed_resize": embed_resize,
+        "optimize": optimize,
+        "keep_fp32": keep_fp32,
+        "engine": engine,
+    }
+    of_quantization = {
+        "target": target,
+        "scheme": scheme,
+        "reduce_range": reduce_range or None,
+        "calibration_data": calibration_data,
+        "calibration": calibration,
+        "calibration_images": calibration_images,
+        "calibration_cache": calibration_cache,
+    }
+    options |= of_quantization
+    exporter = find_exporter(to, precision, options)
     asked, to = to, exporter.made_from or to
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
         raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance!r:.80}")
@@ -134,27 +181,32 @@ def export(
         raise UsageError(f"export needs a model or random_weights, got both: {model} and {random_weights}")
     if random_weights is not None and revision is not None:
         raise UsageError(f"revision is of a model on the Hub, got {revision!r} with random_weights; leave it out")
-    _check_optimize(optimize, precision)
+    check_optimize(optimize, precision)
     if keep_fp32 and precision == Precision.FP32:
-        raise UsageError(f"keep_fp32 needs precision fp16 or bf16, got fp32 and {len(keep_fp32)} nodes; leave it out")
-    size, bounds = _image_size(image_size, dynamic_image_size=dynamic_image_size)
+        raise UsageError(f"keep_fp32 needs a precision below fp32, got fp32 and {len(keep_fp32)} nodes; leave it out")
+    check_quantization(precision, of_quantization)
+    size, bounds = image_size_of(image_size, dynamic_image_size=dynamic_image_size)
     dynamic_image_size = dynamic_image_size or bounds is not None
-    pixels = _pixels(input, layout, io_dtype, embed_resize=embed_resize)
+    pixels = pixels_of(input, layout, io_dtype, embed_resize=embed_resize)
     if embed_resize and dynamic_image_size:
         raise UsageError(
             "embed_resize makes images of one size in the artifact, which cannot be dynamic; leave one out"
         )
     spec = ExportSpec(
         precision=Precision(precision),
-        outputs=_names("outputs", outputs),
+        outputs=names_of("outputs", outputs),
         dynamic_image_size=dynamic_image_size,
         pixels=pixels,
         io_dtype=io_dtype,
         opset=opset,
         optimize=optimize,
-        keep_fp32=_names("keep_fp32", keep_fp32) or (),
+        keep_fp32=names_of("keep_fp32", keep_fp32) or (),
+        target=target,
+        scheme=scheme,
+        calibration=calibration,
+        reduce_range=reduce_range,
     )
-    chosen_task = _task(task)
+    chosen_task = task_of(task)
     if asked != to:
         if dynamic_image_size and bounds is None:
             raise UsageError(
@@ -204,14 +256,28 @@ def export(
         )
     else:
         raise UsageError("export needs a model, or random_weights")
-    target = Path(Path(checkpoint.source.id).name if output is None else output).resolve()
-    check_target(target)
+    place = Path(Path(checkpoint.source.id).name if output is None else output).resolve()
+    check_target(place)
     reference, processor = checkpoint.model, checkpoint.processor
-    axes = _axes(reference.config, processor, bounds) if dynamic_image_size else {}
+    axes = axes_of(reference.config, processor, bounds) if dynamic_image_size else {}
     sample = samples(reference, processor, axes, pixels.stage, images)
-    with staged_folder(target) as staging:
+    data = measured = None
+    if calibration_data is not None:
+        on_step(f"reading the images of {calibration_data}")
+        limit = DEFAULT_COUNT if calibration_images is None else calibration_images
+        labels = reference.config.labels
+        data = CalibrationImages.open(calibration_data, processor, labels, limit, seed, on_progress)
+        measured = _calibration(data, calibration_cache)
+    with staged_folder(place) as staging:
         on_step(f"exporting to {to} {precision}")
-        exported = write(reference, staging, spec, processor=processor, observe=Observer(sample))
+        exported = write(
+            reference,
+            staging,
+            spec,
+            processor=processor,
+            observe=Observer(sample),
+            calibration=measured,
+        )
         # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(reference_outputs, reference, sample, spec)
@@ -244,14 +310,21 @@ def export(
                 f"{manifest.source.id} must give finite values, gives others; "
                 f"mend its weights, or the numbers of its image processor"
             )
-        del checkpoint, reference  # its weights, before the artifact's are loaded
+        beside = None if data is None else reference_runtime(reference, spec)
+        del checkpoint, reference  # its weights, before the artifact's are loaded, where they are not needed
         on_step(f"comparing {to} {precision} with the reference")
         files = _records(staging, exported.emulation) if exported.emulation else artifact.files
         to_prove = dataclasses.replace(artifact, files=files)
         bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
-        with open_runtime(bundle, exporter.backend, precision=precision) as runtime:
+        turns = {} if data is None else BESIDE_OTHERS.get(exporter.backend, {})
+        with open_runtime(bundle, exporter.backend, precision=precision, **turns) as runtime:
             allowed = default_tolerance(artifact) if tolerance is None else tolerance
             proof = prove(runtime, artifact.name, sample, expected, allowed)
+            if data is not None and measured is not None and beside is not None:
+                on_step(f"comparing {to} {precision} with the reference on {len(data.images)} images")
+                with beside:
+                    proof |= {"calibration_sha256": measured.sha256, "calibration_seed": seed}
+                    proof["calibration_images"] = data.agreement(beside, runtime, artifact.name, allowed)
         for name in exported.emulation:
             (staging / name).unlink()
         validation = {
@@ -261,7 +334,7 @@ def export(
         }
         artifact = dataclasses.replace(artifact, validation=validation)
         on_step("writing the bundle")
-        bundle = commit(staging, target, dataclasses.replace(manifest, artifacts=(artifact,)))
+        bundle = commit(staging, place, dataclasses.replace(manifest, artifacts=(artifact,)))
     return bundle if asked == to else finish(bundle)
 
 
@@ -286,89 +359,14 @@ def _add_engine(to: str, precision: str, options: EngineOptions, bundle: Bundle,
         raise type(exc)(f"{exc}; {made}") from exc
 
 
+def _calibration(images: CalibrationImages, cache: str | os.PathLike[str] | Literal[False] | None) -> CalibrationData:
+    """What exporters take of the images."""
+    from vitdeploy.exporters.quantization.calibration import CalibrationData
+    from vitdeploy.exporters.quantization.range_cache import default_folder
+
+    folder = None if cache is False else default_folder() if cache is None else Path(cache)
+    return CalibrationData(len(images.images), images.sha256(), images.run, folder)
+
+
 def _records(folder: Path, names: Iterable[str]) -> tuple[FileRecord, ...]:
     return tuple(FileRecord.of(folder, name) for name in names)
-
-
-def _names(option: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"{option} must be a list of names, got {names!r:.80}")
-    return tuple(names)
-
-
-def _task(name: str | None) -> Task | None:
-    try:
-        return None if name is None else Task(name)
-    except ValueError as exc:
-        raise UsageError(f"task must be one of {', '.join(Task)}, got {name!r}") from exc
-
-
-def _check_optimize(optimize: str | None, precision: str) -> None:
-    if optimize is None:
-        return
-    if optimize != "onnxruntime":
-        raise UsageError(f"optimize must be onnxruntime, got {optimize!r:.80}")
-    if precision != Precision.FP32:
-        raise UsageError(
-            f"optimize needs precision fp32, got {precision}: onnxruntime optimizes for the CPU, where it would write "
-            f"casts to float32 into the file; leave one out"
-        )
-
-
-def _image_size(
-    size: Any, *, dynamic_image_size: bool
-) -> tuple[tuple[int, int] | None, tuple[tuple[int, int], tuple[int, int]] | None]:
-    """The size of the model, or of what its processor gives where the model takes others; and the limits of those."""
-    if size is None:
-        return None, None
-    if dynamic_image_size:
-        raise UsageError(f"export needs an image size or a dynamic one, got both: {size!r}; leave one out")
-    if isinstance(size, (tuple, list)) and len(size) == 3:
-        smallest, usual, largest = (_pair(each) for each in size)
-        return usual, (smallest, largest)
-    return _pair(size), None
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(pair) != 2 or not all(type(edge) is int and edge > 0 for edge in pair):
-        raise UsageError(
-            f"image_size must be a positive integer, a pair of them (height, width), or three of either, got {size!r}"
-        )
-    return pair[0], pair[1]
-
-
-def _pixels(dtype: str, layout: str | None, io_dtype: str, *, embed_resize: bool) -> PixelFormat:
-    if io_dtype not in ("float32", "float16"):
-        raise UsageError(f"io_dtype must be float32 or float16, got {io_dtype!r:.80}")
-    if dtype not in ("float32", "uint8"):
-        raise UsageError(f"input must be float32 or uint8, got {dtype!r:.80}")
-    if dtype == "uint8" or embed_resize:
-        stage = PixelStage.DECODED if embed_resize else PixelStage.RESIZED
-        return PixelFormat(stage, "nhwc" if layout is None else layout, "uint8")  # type: ignore[arg-type]  # it is checked there
-    return PixelFormat(PixelStage.NORMALIZED, "nchw" if layout is None else layout, io_dtype)  # type: ignore[arg-type]
-
-
-def _axes(
-    config: ViTConfig, processor: ImageProcessor, bounds: tuple[tuple[int, int], tuple[int, int]] | None
-) -> dict[str, AxisRange]:
-    """The sizes of images that are taken where they are free."""
-    from vitdeploy.models.signature import size_ranges
-
-    if bounds is not None:
-        dataclasses.replace(config, image_size=bounds[1])  # which refuses a size of more patches than any machine holds
-    usual = processor.output_size or config.image_size
-    ranges = size_ranges(config, usual)
-    if bounds is None:
-        return ranges
-    for (name, every), smallest, size, largest in zip(ranges.items(), bounds[0], usual, bounds[1], strict=True):
-        if smallest < every.minimum:
-            raise UsageError(
-                f"image_size must be at least one patch, {config.patch_size} pixels, got {name} {smallest}"
-            )
-        if not smallest <= size <= largest:
-            raise UsageError(f"image_size must be smallest:usual:largest, got {name} {smallest}:{size}:{largest}")
-        ranges[name] = AxisRange(smallest, size, largest)
-    return ranges

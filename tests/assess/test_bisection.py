@@ -196,7 +196,7 @@ def test_a_graph_of_bytes_with_several_half_outputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"precision": "fp32"}, "precision to bisect must be one of fp16, bf16, int8, got 'fp32'"),
+        ({"precision": "fp32"}, "precision to bisect must be one of fp16, bf16, int8, fp8, got 'fp32'"),
         ({"batch_size": 0}, "batch_size and max_images must be at least 1"),
         ({"max_images": 0}, "batch_size and max_images must be at least 1"),
         ({"tolerance": math.nan}, "tolerance a finite number from 0 up, got 8, 16 and nan"),
@@ -242,7 +242,7 @@ def test_names_to_keep(tmp_path: Path) -> None:
     ):
         vitdeploy.export(default_checkpoint(), precision="fp16", keep_fp32=["none"], output=tmp_path / "out")
     cases: tuple[tuple[dict[str, Any], str], ...] = (
-        ({}, "keep_fp32 needs precision fp16 or bf16, got fp32 and 1 nodes"),
+        ({}, "keep_fp32 needs a precision below fp32, got fp32 and 1 nodes"),
         ({"precision": "fp16", "to": "torchscript"}, "keep_fp32 is not for torchscript"),
     )
     for options, problem in cases:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.specs import PixelFormat
 
-# Idle threads that spin would take the cores from the images' decoding and from the next backend.
-_OPTIONS: dict[str, dict[str, Any]] = {"onnxruntime": {"allow_spinning": False}}
+# Options of a backend that takes turns: idle threads that spin would take the cores from the images' decoding and from
+# the next backend.
+BESIDE_OTHERS: dict[str, dict[str, Any]] = {"onnxruntime": {"allow_spinning": False}}
 
 
 class BackendRun:
@@ -62,7 +63,7 @@ class BackendRun:
         self._classes = np.full((count, min(MOST_CLASSES, len(labels))), NOT_FINITE, np.int32)
         self._scores = np.full(count, np.nan, np.float32)
         try:
-            self.runtime = selected.open(bundle, device=device, **_OPTIONS.get(selected.backend, {}))
+            self.runtime = selected.open(bundle, device=device, **BESIDE_OTHERS.get(selected.backend, {}))
         except UnavailableError as exc:
             self._skip(str(exc))
             return

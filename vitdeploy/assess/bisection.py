@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from vitdeploy.manifest import Artifact
     from vitdeploy.processor import ImageProcessor
 
-PRECISIONS = ("fp16", "bf16", "int8")
+PRECISIONS = ("fp16", "bf16", "int8", "fp8")
+_QUANTIZED = (Precision.INT8, Precision.FP8)
 MAX_IMAGES = 16  # every set of nodes runs on all of them
 MAX_RUNS = 200
 _WHAT, _EXTRA, _PACKAGE = "compare --bisect", "export", "onnx"
@@ -127,12 +128,12 @@ def bisect(
 
     For fp16 and bf16 the nodes are those of the bundle's `onnx-fp32`, which is rewritten as `export` does it, but that
     no node is kept for what was observed; every rounding is done, also those that ONNX Runtime leaves out on a CPU. For
-    int8 they are those of the bundle's `onnx-int8`, made from its `onnx-fp32`. What "smallest" means, and how many runs
-    it takes, is said at `vitdeploy.assess.bisect.smallest_kept`.
+    int8 and fp8 they are those of the bundle's artifact, made from its `onnx-fp32`. What "smallest" means, and how many
+    runs it takes, is said at `vitdeploy.assess.bisect.smallest_kept`.
 
     Args:
         bundle: the bundle or its folder.
-        precision: "fp16", "bf16" or "int8".
+        precision: "fp16", "bf16", "int8" or "fp8".
         images: a folder; at most `max_images` of the images below it are compared, at even distances. By default
             seeded synthetic ones are.
         tolerance: largest difference allowed, relative to each output's largest value; by default by precision.
@@ -200,7 +201,7 @@ def _lower(bundle: Bundle, source: Artifact, precision: str) -> Artifact:
             f"{bundle.path} must hold a portable onnx-fp32 that takes resized images to bisect; export it to another "
             f"folder without --embed-resize and --optimize"
         )
-    if precision == Precision.INT8:
+    if precision in _QUANTIZED:
         return bundle.artifact("onnx", precision)
     return dataclasses.replace(source, precision=precision)
 
@@ -209,7 +210,7 @@ def _variants(bundle: Bundle, artifact: Artifact, float_path: Path) -> Variants:
     from vitdeploy.assess.onnx_reader import valid_onnx
 
     variants: Variants
-    if artifact.precision == Precision.INT8:
+    if artifact.precision in _QUANTIZED:
         make = load_target("vitdeploy.exporters.quantized_variants:quantized_variants", _WHAT, _EXTRA, _PACKAGE)
         path, *_ = bundle.verified(artifact.files)
         _loaded(path)

@@ -56,22 +56,26 @@ class LabelledData:
 
         The same seed and names give the same images everywhere, and a smaller limit some of a larger one's.
         """
-        if limit is not None and limit < 1:
-            raise UsageError(f"limit must be at least 1, got {limit}")
         if limit is None or limit >= len(self):
             return self
-
-        def rank(index: int) -> bytes:
-            return hashlib.sha256(f"{seed}\0{self.names[index]}".encode("utf-8", "surrogatepass")).digest()
-
-        order = sorted(range(len(self)), key=rank)
-        chosen = sorted(order[:limit])
+        chosen = chosen_names(self.names, limit, seed)
         return dataclasses.replace(
             self,
             names=tuple(self.names[index] for index in chosen),
             targets=self.targets[chosen],
             load=lambda position: self.load(chosen[position]),
         )
+
+
+def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int]:
+    """The positions of the `limit` names whose SHA-256 of seed and name comes first, in order; all without a limit."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be at least 1, got {limit}")
+
+    def rank(index: int) -> bytes:
+        return hashlib.sha256(f"{seed}\0{names[index]}".encode("utf-8", "surrogatepass")).digest()
+
+    return list(range(len(names))) if limit is None else sorted(sorted(range(len(names)), key=rank)[:limit])
 
 
 def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledData:
@@ -110,7 +114,7 @@ def _from_folder(root: Path, classes: Classes) -> LabelledData:
     matched = classes.rule({path.relative_to(root).parts[0]: index for path, index in pairs}, str(root))
     names = tuple(path.relative_to(root).as_posix() for path in paths)
     targets = np.array([index for _, index in pairs], np.int32)
-    return LabelledData(str(root), "folder", matched, names, targets, _reader(paths))
+    return LabelledData(str(root), "folder", matched, names, targets, file_reader(paths))
 
 
 def _from_csv(path: Path, classes: Classes) -> LabelledData:
@@ -132,7 +136,7 @@ def _from_csv(path: Path, classes: Classes) -> LabelledData:
     index_of, matched = classes.match_any(list(dict.fromkeys(label for _, label, _ in rows)), str(path))
     targets = np.array([index_of[label] for _, label, _ in rows], np.int32)
     return LabelledData(
-        str(path), "csv", matched, tuple(names), targets, _reader([path.parent / name for name in names])
+        str(path), "csv", matched, tuple(names), targets, file_reader([path.parent / name for name in names])
     )
 
 
@@ -188,7 +192,9 @@ def _from_parquet(source: Path, files: Sequence[Path], classes: Classes) -> Labe
     return LabelledData(str(source), "parquet", matched, found.names, targets, found.load)
 
 
-def _reader(paths: Sequence[Path]) -> Callable[[int], bytes]:
+def file_reader(paths: Sequence[Path]) -> Callable[[int], bytes]:
+    """What reads the file at a position; may be called from several threads."""
+
     def load(position: int) -> bytes:
         try:
             return paths[position].read_bytes()

@@ -25,8 +25,8 @@ class GraphSummary:
         weight_bytes: their size by element type, the largest first.
         duplicates: how many of those that lie in the graph's own file are equal to an earlier one.
         duplicate_bytes: the size of these.
-        layers: by part ("embeddings", "layers.0" ..., "head"), how many nodes give each element type. Nodes that
-            compute shapes, indices or masks are not among them.
+        layers: by part ("embeddings", "layers.0" ..., "head"), how many nodes give each element type, or multiply
+            numbers of it. Nodes that compute shapes, indices or masks are not among them.
     """
 
     versions: dict[str, int | str]

@@ -17,13 +17,14 @@ from vitdeploy.assess.onnx_parts import nodes_by_part
 from vitdeploy.errors import BundleError, VitDeployError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 _UNKNOWN = "unknown"
 # What is not floating point, and yet no shape, index or mask.
 _NOT_INDICES = frozenset({"int8", "uint8", "int4", "uint4", _UNKNOWN})
+_OF_INTEGERS = ("MatMulInteger", "ConvInteger")  # which give int32
 
 
 class _Weight(NamedTuple):
@@ -116,13 +117,29 @@ def _make_inputs_of_weights(graph: onnx.GraphProto) -> None:
 def _types_by_part(graph: onnx.GraphProto, inputs: set[str]) -> dict[str, dict[str, int]]:
     values = [*graph.input, *graph.value_info, *graph.output]
     types = {value.name: _name(value.type.tensor_type.elem_type) for value in values}
+    sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     counted: dict[str, dict[str, int]] = {}
     for part, nodes in nodes_by_part(graph.node, inputs).items():
-        found = [next((types.get(name, _UNKNOWN) for name in node.output if name), _UNKNOWN) for node in nodes]
+        found = [_computes_in(node, types, sources) for node in nodes]
         counts = collections.Counter(dtype for dtype in found if "float" in dtype or dtype in _NOT_INDICES)
         if counts:
             counted[part] = most_first(counts)
     return counted
+
+
+def _computes_in(node: onnx.NodeProto, types: Mapping[str, str], sources: Mapping[str, str]) -> str:
+    """The type of what a node gives; of a product of quantized factors, in either form, that of the first one.
+
+    Args:
+        node: of a graph.
+        types: of its values.
+        sources: what each DequantizeLinear takes, by what it gives.
+    """
+    if node.op_type in _OF_INTEGERS:
+        return types.get(node.input[0], _UNKNOWN)
+    if len(node.input) > 1 and all(name in sources for name in node.input[:2]):
+        return types.get(sources[node.input[0]], _UNKNOWN)
+    return next((types.get(name, _UNKNOWN) for name in node.output if name), _UNKNOWN)
 
 
 def _bytes_by_type(weights: Iterable[_Weight]) -> collections.Counter[str]:

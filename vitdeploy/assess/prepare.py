@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vitdeploy.assess.dataset import LabelledData
+    from vitdeploy.assess.image_set import ImageSet
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.specs import PixelFormat
 
@@ -37,7 +38,7 @@ class Prepared:
 
 
 def prepare(
-    data: LabelledData,
+    data: LabelledData | ImageSet,
     processor: ImageProcessor,
     formats: Collection[PixelFormat],
     *,

@@ -128,14 +128,19 @@ class Observer:
         return largest
 
 
-def reference_outputs(model: VisionTransformer, images: Sequence[Sample], spec: ExportSpec) -> list[dict[str, Any]]:
-    """What the reference gives for each sample, where its outputs are those of an artifact."""
+def reference_runtime(model: VisionTransformer, spec: ExportSpec) -> Runtime:
+    """The reference, with the outputs of an artifact."""
     from vitdeploy.models.signature import output_names
     from vitdeploy.runtimes.pytorch import PyTorchRuntime
 
     names = output_names(model, spec.outputs)
     twin = model.with_attention(attention_for(names))
-    with PyTorchRuntime(twin, outputs=names, dynamic_image_size=spec.dynamic_image_size) as runtime:
+    return PyTorchRuntime(twin, outputs=names, dynamic_image_size=spec.dynamic_image_size)
+
+
+def reference_outputs(model: VisionTransformer, images: Sequence[Sample], spec: ExportSpec) -> list[dict[str, Any]]:
+    """What the reference gives for each sample."""
+    with reference_runtime(model, spec) as runtime:
         return [runtime.run(feeds(runtime.inputs, sample.pixel_values())) for sample in images]
 
 

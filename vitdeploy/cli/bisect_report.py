@@ -21,7 +21,7 @@ def bisect_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `--bisect`."""
     options = (
         click.option("--bisect", is_flag=True, help="Find the nodes that must stay float32 for --precision to pass."),
-        click.option("--precision", metavar="fp16|bf16|int8", help="Of --bisect; fp16 by default."),
+        click.option("--precision", metavar="fp16|bf16|int8|fp8", help="Of --bisect; fp16 by default."),
         click.option(
             "--max-runs", type=click.IntRange(min=2), help="Of --bisect: sets of nodes to run; 200 by default."
         ),

@@ -10,7 +10,8 @@ import click
 
 from vitdeploy.cli.bisect_report import kept_nodes
 from vitdeploy.cli.engine_options import engine_options
-from vitdeploy.cli.output import PATH, json_option, late_progress_bar, print_json, print_step, print_table
+from vitdeploy.cli.output import PATH, agreement, json_option, late_progress_bar, print_json, print_step, print_table
+from vitdeploy.cli.quantization_options import quantization_options
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, find_exporter
 from vitdeploy.specs import Task
@@ -55,7 +56,13 @@ def _difference(artifact: Artifact) -> str:
     metavar="PRESET",
     help="Instead of --model: an architecture with random weights, such as vit-base-patch16-224.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of the random weights.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 2**63 - 1),
+    help="Of the random weights, and of the choice of calibration images.",
+)
 @click.option(
     "--to", "formats", multiple=True, default=["onnx"], show_default=True, type=click.Choice(list(EXPORTERS)),
     help="Format; may be repeated.",
@@ -63,6 +70,9 @@ def _difference(artifact: Artifact) -> str:
 @click.option("--precision", type=click.Choice(_PRECISIONS), help="fp32 by default.")
 @click.option("--fp16", "short", flag_value="fp16", help="The same as --precision fp16.")
 @click.option("--bf16", "short", flag_value="bf16", help="The same as --precision bf16.")
+@click.option("--int8", "short", flag_value="int8", help="The same as --precision int8.")
+@click.option("--fp8", "short", flag_value="fp8", help="The same as --precision fp8.")
+@quantization_options
 @click.option(
     "--io-dtype",
     default="float32",
@@ -101,7 +111,7 @@ def _difference(artifact: Artifact) -> str:
     type=click.Choice(["onnxruntime"]),
     help="Fuse for that runtime alone, which then opens the file sooner; by default the graph runs anywhere.",
 )
-@click.option("--keep-fp32", metavar="NODE", multiple=True, help="Of half precision: stays float32; may be repeated.")
+@click.option("--keep-fp32", metavar="NODE", multiple=True, help="Below fp32: stays float32; may be repeated.")
 @click.option(
     "--keep-fp32-from",
     type=PATH,
@@ -127,9 +137,10 @@ def export(
 ) -> None:
     """Export a checkpoint, prove that the artifact is the same model, and keep both in a bundle.
 
-    The artifact is compared with the reference on three images, in batches of 1, 2 and 7; out of tolerance, nothing is
-    written. An engine is built from the ONNX artifact of its precision, which is made first; without --model or
-    --random-weights from the one that --output has. Without a GPU it is kept, and completed by verify --run there.
+    The artifact is compared with the reference on three images, in batches of 1, 2 and 7, and on the calibration images
+    where there are some; out of tolerance, nothing is written. An engine is built from the ONNX artifact of its
+    precision, which is made first; without --model or --random-weights from the one that --output has. Without a GPU it
+    is kept, and completed by verify --run there.
     """
     from vitdeploy.workflow import export as export_model
 
@@ -137,12 +148,15 @@ def export(
         raise UsageError(f"export needs one precision, got --precision {precision} and --{short}")
     options["precision"] = precision or short or "fp32"
     options["keep_fp32"] = (*keep_fp32, *(() if keep_fp32_from is None else kept_nodes(keep_fp32_from))) or None
+    if options.pop("no_calibration_cache"):
+        options["calibration_cache"] = False
     for to in formats:  # before the first is made
         find_exporter(to, options["precision"], options)
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:
         for to in formats:
-            with late_progress_bar(f"building {to}") as on_progress:
+            what = "calibration images" if EXPORTERS[to].made_from is None else f"building {to}"
+            with late_progress_bar(what) as on_progress:
                 bundle = export_model(to=to, on_step=print_step, on_progress=on_progress, **options)
     finally:
         gc.enable()
@@ -151,8 +165,7 @@ def export(
         return
     rows = []
     for artifact in (bundle.artifact(to, options["precision"]) for to in formats):
-        rows += [
-            (artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", _difference(artifact))
-            for file in artifact.files
-        ]
+        difference = _difference(artifact)
+        difference += "".join(f"; {agreement(each)}" for each in artifact.validation.get("calibration_images", ()))
+        rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", difference) for file in artifact.files]
     print_table(str(bundle.path), ("artifact", "file", "size", "largest difference"), rows)

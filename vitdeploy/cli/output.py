@@ -65,6 +65,13 @@ def pairs(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
+def agreement(measured: Mapping[str, Any]) -> str:
+    """What a validation says of one output on the calibration images, for people."""
+    share = measured["top1_agreement"]
+    same = "" if share is None else f"the reference's class for {share:.2%} of {measured['images']} images, "
+    return f"{measured['output']}: {same}mean cosine {measured['mean_cosine']:.5f}"
+
+
 def size(size_bytes: int) -> str:
     """A size for people."""
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 50_000 else f"{size_bytes} bytes"

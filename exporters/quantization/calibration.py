@@ -1,0 +1,117 @@
+"""The ranges of a graph's activations on real images."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.errors import CheckFailedError
+from vitdeploy.exporters.onnx_file import write_onnx
+from vitdeploy.exporters.quantization.histogram import Histogram
+from vitdeploy.exporters.quantization.range_cache import RangeCache, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from vitdeploy.exporters.quantization.methods import Method
+    from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
+    from vitdeploy.specs import PixelFormat
+
+
+class Run(Protocol):
+    """Runs an ONNX file, which takes pixels of a format, on each image, and gives its outputs, by name."""
+
+    def __call__(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationData:
+    """The images to calibrate on.
+
+    Attributes:
+        count: how many.
+        sha256: of their bytes, and of what makes pixels of them.
+        run: see `Run`.
+        cache: where ranges are kept; None for nowhere.
+    """
+
+    count: int
+    sha256: str
+    run: Run
+    cache: Path | None = None
+
+
+def calibrated_ranges(
+    model: ir.Model,
+    values: Sequence[ir.Value],
+    number_format: NumberFormat,
+    method: Method,
+    data: CalibrationData,
+    pixels: PixelFormat,
+    folder: Path,
+) -> dict[str, Range]:
+    """The range of each of `values`, by name.
+
+    Ranges are kept by what they depend on: the graph with its weights, the images, their processor and the method.
+    Memory holds one image's values at a time, and a histogram of each.
+
+    Args:
+        model: a graph in float32; it stays as it is.
+        values: of it.
+        number_format: that they are to have.
+        method: how much of a histogram a range holds.
+        data: the images.
+        pixels: what the graph takes.
+        folder: where a copy of the graph may lie meanwhile.
+
+    Raises:
+        CheckFailedError: a value is not finite.
+        OSError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        path = Path(scratch, "calibrated.onnx")
+        twin, names = _giving(model, values)
+        write_onnx(twin, path)
+        parts = (digest(path.parent), data.sha256, str(pixels), repr(method), repr(number_format))
+        cache = None if data.cache is None else RangeCache(data.cache, parts)
+        found = None if cache is None else cache.read(names.values())
+        if found is None:
+            histograms = {name: Histogram() for name in names.values()}
+            for outputs in data.run(path, pixels):
+                for output, value in outputs.items():
+                    _add(histograms[names[output]], value, names[output])
+            found = {name: method.range_of(histogram, number_format) for name, histogram in histograms.items()}
+            if cache is not None:
+                cache.write(found)
+    return found
+
+
+def _giving(model: ir.Model, values: Sequence[ir.Value]) -> tuple[ir.Model, dict[str, str]]:
+    """A copy of `model` whose outputs are these values, and what each of its outputs is."""
+    twin = model.clone()
+    graph = twin.graph
+    by_name = {value.name: value for value in (*graph.inputs, *(value for node in graph for value in node.outputs))}
+    graph.outputs.clear()
+    names = {}
+    for index, value in enumerate(dict.fromkeys(values)):
+        node = ir.node("Identity", [by_name[value.name]])
+        graph.append(node)
+        output = node.outputs[0]
+        output.name, output.type, output.shape = f"value_{index}", ir.TensorType(ir.DataType.FLOAT), value.shape
+        names[output.name] = str(value.name)
+        graph.outputs.append(output)
+    return twin, names
+
+
+def _add(histogram: Histogram, value: np.ndarray, name: str) -> None:
+    if not np.isfinite(value).all():
+        raise CheckFailedError(
+            f"activations to quantize must be finite, {name} has others on the calibration images; mend the weights"
+        )
+    histogram.add(value)

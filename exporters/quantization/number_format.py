@@ -1,0 +1,84 @@
+"""The 8-bit number formats, and how values are laid onto them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Of a tensor that holds nothing but zeros, or next to nothing: 1/scale must be a float32.
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What values of a tensor are to be represented; those beyond become the nearest of these.
+
+    Attributes:
+        lowest: of them.
+        highest: of them.
+    """
+
+    lowest: float
+    highest: float
+
+    @property
+    def magnitude(self) -> float:
+        """The largest absolute value."""
+        return max(abs(self.lowest), abs(self.highest))
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberFormat:
+    """Numbers q of 8 bits, which stand for (q - zero point) * scale.
+
+    Attributes:
+        dtype: ONNX's type of q.
+        lowest: q.
+        highest: q.
+        symmetric: whether the zero point is always 0.
+    """
+
+    dtype: ir.DataType
+    lowest: float
+    highest: float
+    symmetric: bool
+
+    def scale_of(self, values: Range) -> tuple[np.float32, int]:
+        """The scale and the zero point that represent a range, and 0 exactly.
+
+        Padding and the zeros of softmax must stay 0, so that a range without 0 is extended to it (Jacob et al. 2018,
+        arXiv:1712.05877, section 2.1).
+        """
+        if self.symmetric:
+            return np.float32(max(values.magnitude / self.highest, _SMALLEST_SCALE)), 0
+        low, high = min(values.lowest, 0.0), max(values.highest, 0.0)
+        scale = np.float32(max((high - low) / (self.highest - self.lowest), _SMALLEST_SCALE))
+        return scale, int(np.clip(np.rint(self.lowest - low / scale), self.lowest, self.highest))
+
+    def quantized(self, values: NDArray[np.floating], scale: NDArray[np.float32] | np.float32) -> NDArray[np.generic]:
+        """The nearest q of float32 values, with a zero point of 0; halves go to even numbers, as ONNX has it."""
+        scaled = np.clip(values / scale, self.lowest, self.highest)
+        if not self.dtype.is_floating_point():
+            scaled = np.rint(scaled)
+        return np.asarray(scaled.astype(self.dtype.numpy()))
+
+    def rounded(self, values: NDArray[np.floating], of: Range) -> NDArray[np.float64]:
+        """What becomes of values where this range is represented."""
+        scale, zero_point = self.scale_of(of)
+        q = np.clip(values / scale + zero_point, self.lowest, self.highest)
+        kept = q.astype(self.dtype.numpy()).astype(np.float64) if self.dtype.is_floating_point() else np.rint(q)
+        return np.asarray((kept - zero_point) * np.float64(scale))
+
+
+UINT8 = NumberFormat(ir.DataType.UINT8, 0, 255, symmetric=False)
+# Without -128, so that a number and its negative are both there, as TensorRT has it.
+INT8 = NumberFormat(ir.DataType.INT8, -127, 127, symmetric=True)
+# For weights where the sum of two products must fit 16 bits: x86 without VNNI.
+INT7 = NumberFormat(ir.DataType.INT8, -64, 64, symmetric=True)
+FP8 = NumberFormat(ir.DataType.FLOAT8E4M3FN, -448, 448, symmetric=True)  # Micikevicius et al. 2022, arXiv:2209.05433

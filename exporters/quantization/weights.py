@@ -1,0 +1,88 @@
+"""Weights in 8 bits, each output channel with a scale of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from vitdeploy.exporters.quantization.number_format import NumberFormat
+
+
+class QuantizedWeight(NamedTuple):
+    """Three initializers of the graph: numbers of 8 bits, a scale for each output channel (or one), zero points."""
+
+    values: ir.Value
+    scales: ir.Value
+    zero_points: ir.Value
+    axis: int
+
+
+class Weights:
+    """The weights of a graph in 8 bits, each once, however many nodes use it.
+
+    Args:
+        graph: it gets the new initializers.
+        number_format: symmetric.
+        per_channel: whether each output channel has its own scale.
+    """
+
+    def __init__(self, graph: ir.Graph, number_format: NumberFormat, *, per_channel: bool) -> None:
+        self._graph, self._format, self._per_channel = graph, number_format, per_channel
+        self._made: dict[tuple[ir.Value, int], QuantizedWeight] = {}
+
+    def of(self, node: ir.Node) -> QuantizedWeight:
+        """That of a node, its second input."""
+        weight = node.inputs[1]
+        if weight is None or weight.const_value is None:
+            raise TypeError(f"the second input of {node} must be a weight")
+        key = weight, output_axis(node, len(weight.const_value.shape))
+        if key not in self._made:
+            self._made[key] = self._quantized(*key, weight.const_value)
+        return self._made[key]
+
+    def drop_unused(self) -> None:
+        """Drop the weights that nothing takes in float32 any more."""
+        for weight, _ in self._made:
+            if not weight.uses() and weight.name in self._graph.initializers:
+                del self._graph.initializers[str(weight.name)]
+
+    def _quantized(self, weight: ir.Value, axis: int, tensor: ir.TensorProtocol) -> QuantizedWeight:
+        values = tensor.numpy()
+        others = tuple(index for index in range(values.ndim) if index != axis)
+        largest = np.abs(values).max(axis=others if self._per_channel else None)
+        scales = np.maximum(largest / self._format.highest, np.finfo(np.float32).tiny).astype(np.float32)
+        along = [1] * values.ndim
+        if self._per_channel:
+            along[axis] = -1
+
+        def content() -> ir.TensorProtocol:  # when it is written, so that not all are in memory twice
+            return ir.Tensor(self._format.quantized(tensor.numpy(), scales.reshape(along)), dtype=self._format.dtype)
+
+        lazy = ir.LazyTensor(content, self._format.dtype, ir.Shape(values.shape))
+        zeros = np.zeros(scales.shape, self._format.dtype.numpy())
+        suffix = "" if f"{weight.name}_scale" not in self._graph.initializers else f"_axis{axis}"
+        return QuantizedWeight(
+            register(self._graph, f"{weight.name}_quantized{suffix}", lazy),
+            register(self._graph, f"{weight.name}_scale{suffix}", ir.Tensor(scales)),
+            register(self._graph, f"{weight.name}_zero_point{suffix}", ir.Tensor(zeros, dtype=self._format.dtype)),
+            axis,
+        )
+
+
+def output_axis(node: ir.Node, rank: int) -> int:
+    """The axis of a weight along which the outputs lie: the columns of a MatMul, the rows of what is transposed."""
+    if node.op_type == "MatMul":
+        return rank - 1
+    transposed = node.attributes.get("transB")
+    return 1 if node.op_type == "Gemm" and (transposed is None or not transposed.as_int()) else 0
+
+
+def register(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new initializer."""
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, const_value=tensor, shape=shape, type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(value)
+    return value

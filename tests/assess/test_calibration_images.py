@@ -1,0 +1,144 @@
+"""The images of a calibration: which ones, what vouches for them, and what is measured on them."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitdeploy.assess.calibration_images import CalibrationImages
+from vitdeploy.assess.image_set import open_images
+from vitdeploy.errors import CheckFailedError, ImageError, InputError
+from vitdeploy.processor import ImageProcessor
+from vitdeploy.runtimes.base import Runtime
+from vitdeploy.specs import PixelFormat, PixelStage, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from typing_extensions import Self
+
+    from vitdeploy.bundle import Bundle
+
+PROCESSOR = ImageProcessor.default("vit", 8, 8)
+BYTES = PixelFormat(PixelStage.RESIZED, "nhwc", "uint8")
+
+
+class Answers(Runtime):
+    """Gives the mean color of an image, and something that is added to it."""
+
+    backend = "test"
+
+    def __init__(self, add: list[float], output: str = "logits", pixels: PixelFormat = PixelFormat()) -> None:  # noqa: B008
+        super().__init__()
+        self.inputs = (TensorSpec("pixel_values", pixels.dtype, ("batch", *pixels.shape(3, (8, 8)))),)
+        self.outputs = (TensorSpec(output, "float32", ("batch", 3)),)
+        self.pixels = pixels
+        self._add = np.array(add, np.float32)
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        pixels = feeds["pixel_values"].astype(np.float32)
+        if pixels.shape[-1] == 3:
+            pixels = pixels.transpose(0, 3, 1, 2) / 127.5 - 1
+        return {self.outputs[0].name: pixels.mean(axis=(2, 3)) + self._add}
+
+    def _close(self) -> None:
+        pass
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
+        raise NotImplementedError
+
+    @classmethod
+    def probe(cls) -> dict[str, str | None]:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index in range(6):
+        color = [40 * index, 255 - 40 * index, 7]
+        path = tmp_path / "images" / ("even" if index % 2 == 0 else "odd") / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((10, 9, 3), color, np.uint8)).save(path)
+    return tmp_path / "images"
+
+
+def images_of(folder: Path, limit: int = 512, seed: int = 0, **options: Any) -> CalibrationImages:
+    progress = options.get("on_progress", lambda _done, _total: None)
+    return CalibrationImages.open(folder, PROCESSOR, (), limit, seed, progress)
+
+
+def test_a_seeded_part_that_a_smaller_one_is_in(folder: Path) -> None:
+    assert images_of(folder).images.names == (
+        "even/0.png",
+        "even/2.png",
+        "even/4.png",
+        "odd/1.png",
+        "odd/3.png",
+        "odd/5.png",
+    )
+    three, two = (images_of(folder, limit).images.names for limit in (3, 2))
+    assert set(two) < set(three)
+    assert list(three) == sorted(three)
+    assert len({images_of(folder, 2, seed).images.names for seed in range(20)}) > 3
+
+
+def test_the_hash_is_of_what_is_seen(folder: Path, tmp_path: Path) -> None:
+    first = images_of(folder).sha256()
+    assert images_of(folder).sha256() == first
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert images_of(tmp_path / "elsewhere").sha256() == first
+    assert images_of(folder, 5).sha256() != first
+    other = CalibrationImages(images_of(folder).images, PROCESSOR.resized(9, 8), lambda *_: None)
+    assert other.sha256() != first
+    Image.fromarray(np.zeros((10, 9, 3), np.uint8)).save(folder / "even" / "0.png")
+    assert images_of(folder).sha256() != first
+
+
+def test_images_come_one_by_one_in_each_format(folder: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    images = images_of(folder, on_progress=lambda done, total: seen.append((done, total)))
+    found = list(images.pixels(PixelFormat(), BYTES))
+    assert seen == [(index, 6) for index in range(1, 7)]
+    assert [each[BYTES].shape for each in found] == [(1, 8, 8, 3)] * 6
+    np.testing.assert_array_equal(found[0][PixelFormat()], PROCESSOR([folder / "even" / "0.png"]))
+
+
+def test_agreement_is_measured_in_each_ones_own_pixels(folder: Path) -> None:
+    (same,) = images_of(folder).agreement(Answers([0, 0, 0]), Answers([0, 0, 0], pixels=BYTES), "x", 0.1)
+    assert (same["output"], same["images"], same["top1_agreement"]) == ("logits", 6, 1.0)
+    assert same["min_cosine"] == pytest.approx(1, abs=1e-5)
+    # Red is 0, 40 ... 200 of 255 and green the rest: red is best from 160 on, and with 89 more from 120 on.
+    (other,) = images_of(folder).agreement(Answers([0, 0, 0]), Answers([0.7, 0, 0]), "x", 1.0)
+    assert other["top1_agreement"] == pytest.approx(5 / 6, abs=1e-6)
+    assert other["min_cosine"] < other["mean_cosine"] < 1
+    (features,) = images_of(folder).agreement(Answers([0, 0, 0], "features"), Answers([0, 0, 0], "features"), "x", 0.1)
+    assert features["top1_agreement"] is None
+
+
+def test_what_differs_too_much_is_refused(folder: Path) -> None:
+    with pytest.raises(
+        CheckFailedError,
+        match=r"onnx-int8 must have a mean cosine of 0\.98 with the reference on the calibration images \(tolerance",
+    ):
+        images_of(folder).agreement(Answers([0, 0, 0]), Answers([0.7, 0, 0]), "onnx-int8", 0.2)
+
+
+def test_a_data_set_with_labels_gives_its_images(folder: Path) -> None:
+    (folder / "images.csv").write_text("image,label\nodd/1.png,cat\neven/2.png,dog\n", encoding="utf-8")
+    found = open_images(folder / "images.csv", ("cat", "dog"))
+    assert found.names == ("odd/1.png", "even/2.png")
+    assert found.load(1) == (folder / "even" / "2.png").read_bytes()
+
+
+def test_images_that_cannot_be_had(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must be a folder of images, but is none"):
+        images_of(tmp_path / "none")
+    (folder / "odd" / "1.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"odd/1\.png"):
+        list(images_of(folder).pixels(PixelFormat()))

@@ -1,0 +1,144 @@
+"""The images that a quantized artifact is calibrated on, and measured on before it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL
+
+from vitdeploy.assess.difference import compare_outputs, least_cosine
+from vitdeploy.assess.image_set import open_images
+from vitdeploy.assess.prepare import prepare
+from vitdeploy.assess.samples import feeds
+from vitdeploy.errors import CheckFailedError, UsageError
+from vitdeploy.processor import available_cores
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from vitdeploy.assess.image_set import ImageSet
+    from vitdeploy.processor import ImageProcessor
+    from vitdeploy.runtimes.base import Runtime
+    from vitdeploy.specs import PixelFormat
+
+DEFAULT_COUNT = 512  # TensorRT's and NNCF's guides ask for some hundreds
+_AHEAD = 2  # images a core that may be ready before they are run
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationImages:
+    """A seeded part of a data set, gone through an image at a time.
+
+    Attributes:
+        images: them.
+        processor: of the bundle.
+        on_progress: called with the number of images that are done, and of all.
+    """
+
+    images: ImageSet
+    processor: ImageProcessor
+    on_progress: Callable[[int, int], None]
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        processor: ImageProcessor,
+        labels: Sequence[str],
+        limit: int,
+        seed: int,
+        on_progress: Callable[[int, int], None],
+    ) -> CalibrationImages:
+        """The images whose SHA-256 of seed and name comes first.
+
+        Args:
+            path: see `open_images`.
+            processor: of the bundle.
+            labels: the model's class names.
+            limit: how many, at most.
+            seed: which ones.
+            on_progress: see `CalibrationImages`.
+
+        Raises:
+            UsageError: the limit is none.
+            InputError: there are no images.
+        """
+        if type(limit) is not int or limit < 1:
+            raise UsageError(f"calibration_images must be an integer from 1 up, got {limit!r:.80}")
+        return cls(open_images(path, labels).subset(limit, seed), processor, on_progress)
+
+    def sha256(self) -> str:
+        """Of the bytes of the images, in order, and of what makes pixels of them."""
+        digest = hashlib.sha256(json.dumps([self.processor.to_dict(), PIL.__version__], sort_keys=True).encode())
+        for position in range(len(self.images)):
+            digest.update(hashlib.sha256(self.images.load(position)).digest())
+        return digest.hexdigest()
+
+    def pixels(self, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
+        """Each image in these formats, (1, ...)."""
+        threads = available_cores()
+        stream = prepare(self.images, self.processor, set(formats), threads=threads, ahead=_AHEAD * threads)
+        with contextlib.closing(stream):
+            for done, image in enumerate(stream, 1):
+                yield image.pixels
+                self.on_progress(done, len(self.images))
+
+    def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
+        """See `vitdeploy.exporters.quantization.calibration.Run`."""
+        from vitdeploy.runtimes.onnxrt import OnnxRuntime
+
+        with OnnxRuntime(path, allow_spinning=False) as runtime:
+            for image in self.pixels(pixels):
+                yield runtime.run(feeds(runtime.inputs, image[pixels]))
+
+    def agreement(self, reference: Runtime, artifact: Runtime, name: str, tolerance: float) -> list[dict[str, Any]]:
+        """What the artifact gives for each image beside what the reference gives, an entry an output.
+
+        Each entry holds the output's name, how many images there are, the share of those with the same best class (of
+        logits alone), and the mean and the lowest cosine of an image.
+
+        Args:
+            reference: its runtime.
+            artifact: its runtime.
+            name: the artifact's.
+            tolerance: see `least_cosine`.
+
+        Raises:
+            CheckFailedError: the mean cosine of an output is lower.
+        """
+        found: dict[str, list[tuple[float, float | None]]] = {}
+        for image in self.pixels(reference.pixels, artifact.pixels):
+            wanted, given = (
+                runtime.run(feeds(runtime.inputs, image[runtime.pixels])) for runtime in (reference, artifact)
+            )
+            for difference in compare_outputs(wanted, given):
+                found.setdefault(difference.output, []).append((difference.min_cosine, difference.top1_agreement))
+        entries: list[dict[str, Any]] = []
+        for output, each in found.items():
+            cosines = [cosine for cosine, _ in each]
+            agree = [share for _, share in each if share is not None]
+            entries.append(
+                {
+                    "output": output,
+                    "images": len(each),
+                    "top1_agreement": round(float(np.mean(agree)), 6) if agree else None,
+                    "mean_cosine": round(float(np.mean(cosines)), 6),
+                    "min_cosine": round(min(cosines), 6),
+                }
+            )
+        worst, lowest = min(((each["output"], each["mean_cosine"]) for each in entries), key=operator.itemgetter(1))
+        if not lowest >= least_cosine(tolerance):
+            raise CheckFailedError(
+                f"{name} must have a mean cosine of {least_cosine(tolerance):.4g} with the reference on the "
+                f"calibration images (tolerance {tolerance:g}), has {lowest:.4g} in {worst}; keep nodes in float32, "
+                f"see vitdeploy compare --bisect; nothing was written"
+            )
+        return entries
