@@ -68,8 +68,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return vitdeploy.export(write_checkpoint_of(tiny_model(), folder / "checkpoint"), output=folder / "bundle")
 
 
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "dynamic"])
+@pytest.mark.parametrize(("layout", "dynamic"), [("nchw", False), ("nhwc", True)])
 def test_a_bundle_of_bytes_predicts_alike(tmp_path: Path, plain: Bundle, layout: str, dynamic: bool) -> None:
     bundle = vitdeploy.export(
         plain.path, input="uint8", layout=layout, dynamic_image_size=dynamic, output=tmp_path / "out"
