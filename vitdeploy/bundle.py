@@ -165,8 +165,7 @@ def commit(staging: Path, target: Path, manifest: Manifest) -> Bundle:
         check_target(target)
         if (target / MANIFEST).exists():
             manifest = _with_existing(staging, Bundle.open(target), manifest)
-        text = json.dumps(manifest.to_dict(), indent=2, allow_nan=False) + "\n"
-        (staging / MANIFEST).write_text(text, encoding="utf-8")
+        (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         replace_folder(staging, target)
     return Bundle(target, manifest)
 

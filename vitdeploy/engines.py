@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,8 +181,7 @@ def prove_engines(
         with exclusive(bundle.path.resolve()):
             now = Bundle.open(bundle.path)
             bundle = Bundle(bundle.path, _with(now.manifest, found))
-            text = json.dumps(bundle.manifest.to_dict(), indent=2, allow_nan=False) + "\n"
-            write_file(bundle.path / MANIFEST, text.encode())
+            write_file(bundle.path / MANIFEST, bundle.manifest.to_json().encode())
     return bundle, tuple(found)
 
 

@@ -13,7 +13,8 @@ import onnx_ir as ir
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.onnx_file import write_onnx
 from vitdeploy.exporters.quantization.histogram import Histogram
-from vitdeploy.exporters.quantization.range_cache import RangeCache, digest
+from vitdeploy.exporters.quantization.range_cache import RangeCache
+from vitdeploy.manifest import FileRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -78,7 +79,8 @@ def calibrated_ranges(
         path = Path(scratch, "calibrated.onnx")
         twin, names = _giving(model, values)
         write_onnx(twin, path)
-        parts = (digest(path.parent), data.sha256, str(pixels), repr(method), repr(number_format))
+        files = [FileRecord.of(path.parent, file.name).sha256 for file in sorted(path.parent.iterdir())]
+        parts = (*files, data.sha256, str(pixels), repr(method), repr(number_format))
         cache = None if data.cache is None else RangeCache(data.cache, parts)
         found = None if cache is None else cache.read(names.values())
         if found is None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitdeploy.atomic import write_file
+from vitdeploy.errors import OutputError
 from vitdeploy.exporters.quantization.number_format import Range
 
 if TYPE_CHECKING:
@@ -44,14 +46,8 @@ class RangeCache:
     def write(self, ranges: Mapping[str, Range]) -> None:
         """Keep them, whole or not at all."""
         text = json.dumps({name: dataclasses.astuple(each) for name, each in ranges.items()}, indent=1)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".part")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).replace(self.path)
-        except OSError:
-            return  # a full or read-only disk costs time alone
+        with contextlib.suppress(OutputError):  # a full or read-only disk costs time alone
+            write_file(self.path, text.encode())
 
 
 def default_folder() -> Path:
@@ -61,13 +57,3 @@ def default_folder() -> Path:
         return Path(named) / "ranges"
     system = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
     return Path(system) / "vitdeploy" / "ranges"
-
-
-def digest(folder: Path) -> str:
-    """SHA-256 of the content of the files in a folder."""
-    found = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                found.update(chunk)
-    return found.hexdigest()

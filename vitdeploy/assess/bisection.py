@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.bisect import smallest_kept
-from vitdeploy.assess.compare import Batches, run_batches
+from vitdeploy.assess.compare import Batches, run_batches, run_reference
 from vitdeploy.assess.difference import compare_outputs, default_tolerance
 from vitdeploy.assess.samples import image_files, images_for
-from vitdeploy.assess.selection import reference_backend
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UsageError
-from vitdeploy.predictor import check_fit, load_processor
-from vitdeploy.runtimes import open_runtime
-from vitdeploy.specs import PixelStage, Precision, attention_for
+from vitdeploy.predictor import load_processor
+from vitdeploy.specs import PixelStage, Precision
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
@@ -168,7 +166,7 @@ def bisect(
     chosen = _images(processor, images, max_images)
     on_step(f"running the reference on {len(chosen)} images")
     batches = Batches(processor, chosen, batch_size)
-    expected = _reference(bundle, artifact, batches)
+    expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
     given = list(batches.feeds(artifact))
     count = itertools.count(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -246,14 +244,6 @@ def _images(processor: ImageProcessor, folder: str | os.PathLike[str] | None, mo
     files = image_files(folder)
     count = min(most, len(files))
     return [files[index * len(files) // count] for index in range(count)]
-
-
-def _reference(bundle: Bundle, artifact: Artifact, batches: Batches) -> dict[str, np.ndarray]:
-    """What the reference gives for the images."""
-    names = tuple(spec.name for spec in artifact.outputs)
-    with open_runtime(bundle, reference_backend(), outputs=names, attention=attention_for(names)) as runtime:
-        check_fit(bundle, batches.processor, runtime)
-        return run_batches(runtime, batches.feeds(runtime))
 
 
 def _error(

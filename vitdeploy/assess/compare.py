@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,17 +13,17 @@ from vitdeploy.assess.difference import Difference, compare_outputs, default_tol
 from vitdeploy.assess.furthest import FarImage, furthest
 from vitdeploy.assess.golden import Golden
 from vitdeploy.assess.logits import LogitsDifference, compare_logits
-from vitdeploy.assess.samples import feeds, image_files, images_for
+from vitdeploy.assess.samples import chosen_images, feeds
 from vitdeploy.assess.selection import artifacts, reference_backend
-from vitdeploy.assess.verdicts import Verdict, overall
+from vitdeploy.assess.verdicts import ByResult, Verdict
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import batch_size_for, check_fit, load_processor
-from vitdeploy.processor import as_batch
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import attention_for
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from vitdeploy.assess.selection import Selected
@@ -93,7 +92,7 @@ class BackendComparison:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(ByResult):
     """Every artifact of a bundle against the reference.
 
     Attributes:
@@ -107,21 +106,6 @@ class Comparison:
     images: int
     synthetic: bool
     results: tuple[BackendComparison, ...]
-
-    @property
-    def status(self) -> str:
-        """The outcome: "failed" if a result is, else "skipped" if one is or nothing ran, else "passed"."""
-        return overall(result.status for result in self.results)
-
-    @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """Those of every result, for a report."""
-        return tuple(verdict for result in self.results for verdict in result.verdicts)
-
-    @property
-    def changes(self) -> tuple[str, ...]:
-        """None: nothing is compared with an earlier comparison."""
-        return ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -176,10 +160,7 @@ def compare(
     if golden is not None and save_golden is not None:
         raise UsageError(f"compare saves golden outputs or compares with them, got both: {save_golden} and {golden}")
     processor = load_processor(bundle)
-    if images is None:
-        sources: Sequence[Any] = images_for(processor)
-    else:
-        sources = image_files(images) if isinstance(images, (str, os.PathLike)) else as_batch(images)
+    sources = chosen_images(processor, images)
     if not sources:
         raise UsageError("compare needs at least one image, got none")
     batches = Batches(processor, sources, batch_size)
@@ -195,10 +176,8 @@ def compare(
         expected = found.outputs
     else:
         on_step(f"running the reference on {len(sources)} images")
-        with open_runtime(bundle, reference_backend(), device=device, **_reference_options(bundle)) as runtime:
-            check_fit(bundle, processor, runtime)
-            expected = run_batches(runtime, batches.feeds(runtime))
-            tools = {"vitdeploy": __version__, "engine": str(runtime.details["engine"])}
+        expected, engine = run_reference(bundle, batches, _reference_outputs(bundle), device)
+        tools = {"vitdeploy": __version__, "engine": engine}
     results = tuple(
         _result(
             bundle, selected, by_name[selected.artifact], batches, expected, allowed[selected.artifact], device, on_step
@@ -208,6 +187,21 @@ def compare(
     if save_golden is not None:
         Golden(expected, bundle.manifest.reference, batches.pixels_sha256(), batch_size, tools).write(save_golden)
     return Comparison(str(bundle.path), len(sources), images is None, results)
+
+
+def run_reference(
+    bundle: Bundle, batches: Batches, outputs: tuple[str, ...] | None = None, device: str = "cpu"
+) -> tuple[dict[str, np.ndarray], str]:
+    """What the reference gives for the images, and the engine that ran it; by default its own outputs.
+
+    Raises:
+        MissingDependencyError: torch is not installed.
+        BundleError: the image processor does not fit the model.
+    """
+    attention = attention_for(outputs or ())
+    with open_runtime(bundle, reference_backend(), device=device, outputs=outputs, attention=attention) as runtime:
+        check_fit(bundle, batches.processor, runtime)
+        return run_batches(runtime, batches.feeds(runtime)), str(runtime.details["engine"])
 
 
 class Runs(Protocol):
@@ -258,12 +252,11 @@ class Batches:
         return digest.hexdigest()
 
 
-def _reference_options(bundle: Bundle) -> dict[str, Any]:
-    """What makes the reference give all that any artifact gives."""
+def _reference_outputs(bundle: Bundle) -> tuple[str, ...] | None:
+    """All that any artifact gives; None where nothing runs one."""
     runnable = {selected.artifact for selected in artifacts(bundle) if selected.backend}
     specs = [spec for artifact in bundle.manifest.artifacts if artifact.name in runnable for spec in artifact.outputs]
-    names = tuple(dict.fromkeys(spec.name for spec in specs))
-    return {"outputs": names or None, "attention": attention_for(names)}
+    return tuple(dict.fromkeys(spec.name for spec in specs)) or None
 
 
 def _result(

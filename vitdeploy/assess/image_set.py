@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitdeploy.assess.dataset import chosen_names, file_reader, open_data
-from vitdeploy.assess.samples import image_files
+from vitdeploy.assess.samples import files_below, image_files
 
 if TYPE_CHECKING:
     import os
@@ -50,7 +50,7 @@ def open_images(path: str | os.PathLike[str], labels: Sequence[str]) -> ImageSet
         MissingDependencyError: pyarrow is not installed, for parquet files.
     """
     source = Path(path)
-    if source.suffix.lower() in (".csv", ".parquet") or (source.is_dir() and any(source.rglob("*.parquet"))):
+    if source.suffix.lower() in (".csv", ".parquet") or (source.is_dir() and files_below(source, {".parquet"})):
         data = open_data(source, labels)
         return ImageSet(data.source, data.names, data.load)
     files = image_files(source)

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vitdeploy.assess.compare import Batches, run_batches
+from vitdeploy.assess.compare import Batches, run_batches, run_reference
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
-from vitdeploy.assess.samples import SYNTHETIC_COUNT, image_files, images_for
-from vitdeploy.assess.selection import REFERENCE, artifacts, reference_backend, select
-from vitdeploy.assess.verdicts import Verdict, overall
+from vitdeploy.assess.samples import SYNTHETIC_COUNT, chosen_images
+from vitdeploy.assess.selection import REFERENCE, artifacts, select
+from vitdeploy.assess.verdicts import ByResult, Verdict
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
-from vitdeploy.predictor import check_fit, load_processor
-from vitdeploy.processor import as_batch
-from vitdeploy.runtimes import open_runtime
-from vitdeploy.specs import Precision, attention_for
+from vitdeploy.predictor import load_processor
+from vitdeploy.specs import Precision
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from vitdeploy.manifest import Artifact
@@ -123,7 +121,7 @@ class ArtifactLayers:
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerComparison:
+class LayerComparison(ByResult):
     """Every artifact of a bundle against the reference, part by part; see `compare_layers`.
 
     Attributes:
@@ -139,21 +137,6 @@ class LayerComparison:
     synthetic: bool
     against: str
     results: tuple[ArtifactLayers, ...]
-
-    @property
-    def status(self) -> str:
-        """The outcome: "failed" if a result is, else "skipped" if one is or nothing ran, else "passed"."""
-        return overall(result.status for result in self.results)
-
-    @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """Those of every result, for a report."""
-        return tuple(verdict for result in self.results for verdict in result.verdicts)
-
-    @property
-    def changes(self) -> tuple[str, ...]:
-        """None: nothing is compared with an earlier comparison."""
-        return ()
 
     def to_dict(self) -> dict[str, Any]:
         results = [result.to_dict() for result in self.results]
@@ -204,11 +187,7 @@ def compare_layers(
     if not chosen:
         raise UsageError(f"an artifact must be compared with {other}, got none but that; name another")
     processor = load_processor(bundle)
-    if images is None:
-        sources: Sequence[Any] = images_for(processor)
-    else:
-        sources = image_files(images) if isinstance(images, (str, os.PathLike)) else as_batch(images)
-    sources = sources[:SYNTHETIC_COUNT]
+    sources = chosen_images(processor, images)[:SYNTHETIC_COUNT]
     batches = Batches(processor, sources, batch_size=1)
     on_step(f"running the reference on {len(sources)} images")
     states = _reference(bundle, batches)
@@ -251,10 +230,7 @@ def _reference(bundle: Bundle, batches: Batches) -> dict[str, np.ndarray]:
     """All hidden states, and every output of an artifact."""
     outputs = [spec.name for artifact in bundle.manifest.artifacts for spec in artifact.outputs]
     heads = [name for name in dict.fromkeys(outputs) if not name.startswith(_INSIDE)]
-    names = (*heads, "hidden_states")
-    with open_runtime(bundle, reference_backend(), outputs=names, attention=attention_for(names)) as runtime:
-        check_fit(bundle, batches.processor, runtime)
-        return run_batches(runtime, batches.feeds(runtime))
+    return run_reference(bundle, batches, (*heads, "hidden_states"))[0]
 
 
 def _run(
@@ -303,9 +279,6 @@ def _scale(states: np.ndarray) -> np.ndarray:
 def _differences(
     artifact: Artifact, expected: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray]
 ) -> tuple[PartDifference, ...]:
-    def of(*names: str) -> tuple[Difference, ...]:
-        return compare_outputs({name: expected[name] for name in names}, {name: made[name] for name in names})
-
     states = [name for name in made if name.startswith(_STATES)]
     states.sort(key=lambda name: int(name.removeprefix(_STATES)))
     heads = [spec.name for spec in artifact.outputs if not spec.name.startswith(_INSIDE)]
@@ -315,4 +288,7 @@ def _differences(
         scale = _scale(expected[name])
         difference = compare_outputs({name: expected[name] / scale}, {name: made[name] / scale})
         found.append(PartDifference("embeddings" if index == 0 else f"layers.{index - 1}", difference))
-    return (*found, PartDifference("head", of(*heads))) if heads else tuple(found)
+    if heads:
+        of_heads = ({name: side[name] for name in heads} for side in (expected, made))
+        found.append(PartDifference("head", compare_outputs(*of_heads)))
+    return tuple(found)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from vitdeploy.assess.matching import Classes
 from vitdeploy.errors import InputError, readable
+from vitdeploy.processor import as_batch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -114,6 +115,17 @@ def synthetic_images(count: int, height: int, width: int, seed: int = 0) -> list
 def images_for(processor: ImageProcessor, count: int = SYNTHETIC_COUNT) -> list[Image.Image]:
     """Synthetic images of the size that the model takes."""
     return synthetic_images(count, *(processor.output_size or _SYNTHETIC_SIZE))
+
+
+def chosen_images(processor: ImageProcessor, images: str | os.PathLike[str] | Sequence[Any] | None) -> Sequence[Any]:
+    """The files of a folder, the images themselves, or synthetic ones where there are none.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+    if images is None:
+        return images_for(processor)
+    return image_files(images) if isinstance(images, (str, os.PathLike)) else as_batch(images)
 
 
 def fingerprint(*arrays: np.ndarray) -> str:

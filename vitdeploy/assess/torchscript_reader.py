@@ -39,8 +39,9 @@ def read_torchscript(path: Path) -> GraphSummary:
     graph = module.graph
     nodes = [node for node in graph.nodes() if node.kind() != "prim::Constant"]
     weights = _weights(graph).values()
-    counts = collections.Counter(_content(weight) for weight in weights)
-    sizes = {_content(weight): weight.nbytes for weight in weights}
+    sizes: dict[tuple[object, ...], list[int]] = {}  # of equal ones
+    for weight in weights:
+        sizes.setdefault(_content(weight), []).append(weight.nbytes)
     by_type: collections.Counter[str] = collections.Counter()
     for weight in weights:
         by_type[_name(weight.dtype)] += weight.nbytes
@@ -49,8 +50,8 @@ def read_torchscript(path: Path) -> GraphSummary:
         node_types=most_first(collections.Counter(node.kind().removeprefix("aten::") for node in nodes)),
         weights=len(weights),
         weight_bytes=most_first(by_type),
-        duplicates=sum(count - 1 for count in counts.values()),
-        duplicate_bytes=sum((count - 1) * sizes[content] for content, count in counts.items()),
+        duplicates=sum(len(equal) - 1 for equal in sizes.values()),
+        duplicate_bytes=sum(sum(equal[1:]) for equal in sizes.values()),
         layers=_types_by_part(graph, nodes, [spec["dtype"] for spec in json.loads(signature)["inputs"]]),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,6 +43,31 @@ class Judged(Protocol):
     def changes(self) -> tuple[str, ...]:
         """What is otherwise than it was, a line each."""
         ...
+
+
+class ByResult:
+    """A comparison of several, judged by what each came to.
+
+    Attributes:
+        results: of each; they have a `status` and `verdicts` of their own.
+    """
+
+    results: tuple[Any, ...]
+
+    @property
+    def status(self) -> str:
+        """The outcome: "failed" if a result is, else "skipped" if one is or nothing ran, else "passed"."""
+        return overall(result.status for result in self.results)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Those of every result, for a report."""
+        return tuple(verdict for result in self.results for verdict in result.verdicts)
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """None: nothing is compared with an earlier comparison."""
+        return ()
 
 
 def overall(statuses: Iterable[str]) -> str:
