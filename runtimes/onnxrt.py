@@ -50,6 +50,8 @@ class OnnxRuntime(Runtime):
         intra_op_threads: threads inside an operator; 0 lets ONNX Runtime take one a physical core.
         inter_op_threads: operators that may run at a time, in graphs with parallel branches; with 0 and 1, one.
         allow_spinning: whether idle threads spin, which is faster alone and slower beside other work.
+        prepack: whether weights are laid out anew for the processor when the file is opened, which is faster to run and
+            takes longer, and more memory, to open.
         graph_optimization: "disabled", "basic", "extended" or "all".
         io_binding: whether to run through an IO binding, which copies each array once between the host and the
             device; by default where a provider is not the CPU's.
@@ -72,6 +74,7 @@ class OnnxRuntime(Runtime):
         intra_op_threads: int = 0,
         inter_op_threads: int = 0,
         allow_spinning: bool = True,
+        prepack: bool = True,
         graph_optimization: str = "all",
         io_binding: bool | None = None,
         log_severity: int = 2,
@@ -93,6 +96,7 @@ class OnnxRuntime(Runtime):
         options.graph_optimization_level = _LEVELS[graph_optimization]
         for pool in ("intra_op", "inter_op"):
             options.add_session_config_entry(f"session.{pool}.allow_spinning", str(int(allow_spinning)))
+        options.add_session_config_entry("session.disable_prepacking", str(int(not prepack)))
         if CPU not in providers:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         self._session = _open_session(Path(path), options, tuple(providers), provider_options or {})
@@ -106,6 +110,7 @@ class OnnxRuntime(Runtime):
             "intra_op_threads": intra_op_threads,
             "inter_op_threads": inter_op_threads,
             "allow_spinning": allow_spinning,
+            "prepack": prepack,
             "graph_optimization": graph_optimization,
             "io_binding": self._io_binding,
         }

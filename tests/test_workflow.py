@@ -72,7 +72,7 @@ def test_the_manifest_says_where_everything_came_from(
     (artifact,) = manifest.artifacts
     assert (artifact.name, artifact.options["opset"]) == ("onnx-fp32", 18)
     assert artifact.tools["torch"] == torch.__version__
-    assert artifact.validation["batches"] == [1, 2, 7]
+    assert artifact.validation["batches"] == [1, 2, 4]
     assert 0 < artifact.validation["outputs"][0]["max_relative"] < TOLERANCE
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
 

@@ -185,6 +185,14 @@ def test_spinning(probe: Path, spinning: bool) -> None:
             assert options.get_session_config_entry(f"session.{pool}.allow_spinning") == str(int(spinning))
 
 
+@pytest.mark.parametrize("prepack", [True, False])
+def test_weights_that_are_laid_out_anew(probe: Path, prepack: bool) -> None:
+    with OnnxRuntime(probe, prepack=prepack) as runtime:
+        options = runtime._session.get_session_options()
+        assert options.get_session_config_entry("session.disable_prepacking") == str(int(not prepack))
+        assert runtime.details["prepack"] is prepack
+
+
 @pytest.mark.parametrize("option", ["intra_op_threads", "inter_op_threads", "log_severity"])
 @pytest.mark.parametrize("value", [-1, 2**31, 1.5, "2", True, None])
 def test_numbers_that_cannot_be(probe: Path, option: str, value: object) -> None:

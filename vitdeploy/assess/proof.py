@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.specs import AxisRange, ExportSpec
 
-# Images by their index, in batches of 1, 2 and 7: alone, beside another, and beside several and itself again.
+# Images by their index, in batches of 1, 2 and 4: alone, beside another, and beside several and itself again.
 COUNT = 3
-BATCHES = ([0], [1, 2], [0, 1, 2, 0, 1, 2, 0])
+BATCHES = ([0], [1, 2], [0, 1, 2, 0])
 OTHER_SIZE_BATCHES = ([0], [1, 2])  # where every image size is taken
 LARGEST_SIZE_BATCHES = ([0], [1])  # whose attention may take gigabytes an image
 OF_ONE = ([0], [0, 0])  # where no other image has its size

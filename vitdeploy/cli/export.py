@@ -137,7 +137,7 @@ def export(
 ) -> None:
     """Export a checkpoint, prove that the artifact is the same model, and keep both in a bundle.
 
-    The artifact is compared with the reference on three images, in batches of 1, 2 and 7, and on the calibration images
+    The artifact is compared with the reference on three images, in batches of 1, 2 and 4, and on the calibration images
     where there are some; out of tolerance, nothing is written. An engine is built from the ONNX artifact of its
     precision, which is made first; without --model or --random-weights from the one that --output has. Without a GPU it
     is kept, and completed by verify --run there.

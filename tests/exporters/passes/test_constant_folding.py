@@ -21,6 +21,17 @@ def test_what_is_made_of_weights_is_a_weight() -> None:
     np.testing.assert_array_equal(weight.const_value.numpy(), -2 * table)
 
 
+def test_a_transposed_weight_keeps_its_name() -> None:
+    weight = np.arange(12, dtype=np.float32).reshape(3, 4)
+    model = graph_of(
+        "g (float[n, 4] x) => (float[n, 3] y) { t = Transpose <perm=[1, 0]> (w) y = MatMul(x, t) }", w=weight
+    )
+    check(fold_constants, model)
+    used = {name: value.const_value for name, value in model.graph.initializers.items() if value.uses()}
+    assert list(used) == ["w.transposed"]
+    np.testing.assert_array_equal(used["w.transposed"].numpy(), weight.T)  # type: ignore[union-attr]
+
+
 def test_a_size_is_known_where_its_axis_is_fixed() -> None:
     fixed = "g (float[2, 4] x) => (float[2, 4] y) { s = Shape(x) a = Relu(x) y = Reshape(a, s) }"
     free = "g (float[n, 4] x) => (float[n, 4] y) { s = Shape(x) a = Relu(x) y = Reshape(a, s) }"
