@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.errors import UsageError
 from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Precision, Task
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
     from vitdeploy.models.config import ViTConfig
@@ -111,3 +113,10 @@ def axes_of(
             raise UsageError(f"image_size must be smallest:usual:largest, got {name} {smallest}:{size}:{largest}")
         ranges[name] = AxisRange(smallest, size, largest)
     return ranges
+
+
+def cache_folder(path: str | os.PathLike[str] | Literal[False] | None) -> Path | None:
+    """Where measured ranges are kept: the folder that is named, the user's for None, and nowhere for False."""
+    from vitdeploy.exporters.quantization.range_cache import default_folder
+
+    return None if path is False else default_folder() if path is None else Path(path)

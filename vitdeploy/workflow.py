@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import gc
 import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from vitdeploy import __version__
-from vitdeploy.assess.backend_run import BESIDE_OTHERS
-from vitdeploy.assess.calibration_images import DEFAULT_COUNT, CalibrationImages
-from vitdeploy.assess.difference import default_tolerance
-from vitdeploy.assess.proof import Observer, prove, reference_outputs, reference_runtime, samples
-from vitdeploy.atomic import staged_folder
-from vitdeploy.bundle import Bundle, check_target, commit
+from vitdeploy.artifacts import ArtifactRequest, ImagesRequest, add_artifact
+from vitdeploy.assess.calibration_images import DEFAULT_COUNT
+from vitdeploy.bundle import Bundle, check_target
 from vitdeploy.engine_options import EngineOptions
 from vitdeploy.engines import ProofRequest, add_engine
-from vitdeploy.errors import CheckpointError, MissingDependencyError, UnavailableError, UsageError
+from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
 from vitdeploy.export_arguments import (
-    axes_of,
+    cache_folder,
     check_optimize,
     check_quantization,
     image_size_of,
@@ -35,20 +26,15 @@ from vitdeploy.export_arguments import (
 )
 from vitdeploy.exporters import EXPORTERS, export_function, find_exporter
 from vitdeploy.exporters.engine_build import check_request
-from vitdeploy.manifest import MANIFEST, Artifact, FileRecord, Manifest
-from vitdeploy.runtimes import open_runtime
+from vitdeploy.manifest import MANIFEST
 from vitdeploy.specs import ExportSpec, Precision, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from vitdeploy.exporters.quantization.calibration import CalibrationData
+    from vitdeploy.sources import Checkpoint
 
     Size = int | tuple[int, int]
-
-_WEIGHTS = "model.safetensors"
-# Of a session that runs a few batches: laying out weights anew would take longer than it gains, and twice their memory.
-_FOR_A_FEW_RUNS: dict[str, dict[str, Any]] = {"onnxruntime": {"prepack": False}}
 
 
 def export(
@@ -208,7 +194,7 @@ def export(
         calibration=calibration,
         reduce_range=reduce_range,
     )
-    chosen_task = task_of(task)
+    of_task = task_of(task)
     if asked != to:
         if dynamic_image_size and bounds is None:
             raise UsageError(
@@ -233,111 +219,53 @@ def export(
         )
         if made is not None:
             return finish(made, sizes=None if bounds is None or size is None else (bounds[0], size, bounds[1]))
-    exporter = EXPORTERS[to]
-    write = export_function(exporter)  # imports torch and onnx, or says what to install
-    from vitdeploy.models.checkpoint import save_model
-    from vitdeploy.sources import random_checkpoint, read_checkpoint
-
+    export_function(EXPORTERS[to])  # imports torch and onnx, or says what to install
     if output is not None:
         if not os.fspath(output):
             raise UsageError("output must name a folder, got ''; leave it out for one named after the model")
         check_target(Path(output))
-    on_step("reading the checkpoint")
-    if model is not None:
-        hub_options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir, "offline": offline}
-        checkpoint = read_checkpoint(
-            model, chosen_task, image_size=size, dynamic_image_size=dynamic_image_size, **hub_options
-        )
-    elif random_weights is not None:
-        checkpoint = random_checkpoint(
+    images_asked = None
+    if calibration_data is not None:
+        limit = DEFAULT_COUNT if calibration_images is None else calibration_images
+        images_asked = ImagesRequest(calibration_data, limit, seed, cache_folder(calibration_cache))
+    request = ArtifactRequest(
+        read=_reader(
+            model,
             random_weights,
-            chosen_task or Task.CLASSIFICATION,
             seed,
+            hub={"revision": revision, "token": token, "cache_dir": cache_dir, "offline": offline},
+            task=of_task,
             image_size=size,
             dynamic_image_size=dynamic_image_size,
-        )
-    else:
-        raise UsageError("export needs a model, or random_weights")
-    place = Path(Path(checkpoint.source.id).name if output is None else output).resolve()
-    check_target(place)
-    reference, processor = checkpoint.model, checkpoint.processor
-    axes = axes_of(reference.config, processor, bounds) if dynamic_image_size else {}
-    sample = samples(reference, processor, axes, pixels.stage, images)
-    data = measured = None
-    if calibration_data is not None:
-        on_step(f"reading the images of {calibration_data}")
-        limit = DEFAULT_COUNT if calibration_images is None else calibration_images
-        labels = reference.config.labels
-        data = CalibrationImages.open(calibration_data, processor, labels, limit, seed, on_progress)
-        measured = _calibration(data, calibration_cache)
-    with staged_folder(place) as staging:
-        on_step(f"exporting to {to} {precision}")
-        exported = write(
-            reference,
-            staging,
-            spec,
-            processor=processor,
-            observe=Observer(sample),
-            calibration=measured,
-        )
-        # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
-        with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(reference_outputs, reference, sample, spec)
-            for name, content in checkpoint.files.items():
-                (staging / name).write_bytes(content)
-            save_model(reference, staging / _WEIGHTS)
-            names = sorted((*checkpoint.files, _WEIGHTS))
-            artifact = Artifact(
-                format=to,
-                precision=precision,
-                files=_records(staging, exported.files),
-                inputs=exported.inputs,
-                outputs=exported.outputs,
-                pixels=pixels,
-                axes=axes,
-                options=dict(exported.options),
-                tools={"vitdeploy": __version__, **exported.tools},
-                validation={},
-            )
-            manifest = Manifest(
-                source=checkpoint.source,
-                task=str(reference.task),
-                files=_records(staging, names),
-                artifacts=(artifact,),
-            )
-            gc.collect()  # what was traced, whose cycles hold the weights
-            expected = running.result()
-        if not all(np.isfinite(value).all() for values in expected for value in values.values()):
-            raise CheckpointError(
-                f"{manifest.source.id} must give finite values, gives others; "
-                f"mend its weights, or the numbers of its image processor"
-            )
-        beside = None if data is None else reference_runtime(reference, spec)
-        del checkpoint, reference  # its weights, before the artifact's are loaded, where they are not needed
-        on_step(f"comparing {to} {precision} with the reference")
-        files = _records(staging, exported.emulation) if exported.emulation else artifact.files
-        to_prove = dataclasses.replace(artifact, files=files)
-        bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
-        turns = (_FOR_A_FEW_RUNS if data is None else BESIDE_OTHERS).get(exporter.backend, {})
-        with open_runtime(bundle, exporter.backend, precision=precision, **turns) as runtime:
-            allowed = default_tolerance(artifact) if tolerance is None else tolerance
-            proof = prove(runtime, artifact.name, sample, expected, allowed)
-            if data is not None and measured is not None and beside is not None:
-                on_step(f"comparing {to} {precision} with the reference on {len(data.images)} images")
-                with beside:
-                    proof |= {"calibration_sha256": measured.sha256, "calibration_seed": seed}
-                    proof["calibration_images"] = data.agreement(beside, runtime, artifact.name, allowed)
-        for name in exported.emulation:
-            (staging / name).unlink()
-        validation = {
-            "images": "synthetic" if images is None else "given",
-            **proof,
-            "emulated": bool(exported.emulation),
-        }
-        artifact = dataclasses.replace(artifact, validation=validation)
-        on_step("writing the bundle")
-        bundle = commit(staging, place, dataclasses.replace(manifest, artifacts=(artifact,)))
+        ),
+        format=to,
+        spec=spec,
+        bounds=bounds,
+        images=images,
+        tolerance=tolerance,
+        calibration=images_asked,
+    )
+    bundle = add_artifact(request, None if output is None else Path(output), on_step=on_step, on_progress=on_progress)
     return bundle if asked == to else finish(bundle)
+
+
+def _reader(
+    model: str | Path | None,
+    random_weights: str | None,
+    seed: int,
+    *,
+    hub: Mapping[str, Any],
+    task: Task | None,
+    **sizes: Any,
+) -> Callable[[], Checkpoint]:
+    """What gives the model that is named, or one with random weights."""
+    from vitdeploy.sources import random_checkpoint, read_checkpoint
+
+    if model is not None:
+        return functools.partial(read_checkpoint, model, task, **sizes, **hub)
+    if random_weights is not None:
+        return functools.partial(random_checkpoint, random_weights, task or Task.CLASSIFICATION, seed, **sizes)
+    raise UsageError("export needs a model, or random_weights")
 
 
 def _made_before(output: Any, to: str, precision: str, model: str | Path | None) -> Bundle | None:
@@ -359,16 +287,3 @@ def _add_engine(to: str, precision: str, options: EngineOptions, bundle: Bundle,
             instead = "; ".join(part for part in (exc.instead, made) if part)
             raise MissingDependencyError(exc.what, exc.extra, instead) from exc
         raise type(exc)(f"{exc}; {made}") from exc
-
-
-def _calibration(images: CalibrationImages, cache: str | os.PathLike[str] | Literal[False] | None) -> CalibrationData:
-    """What exporters take of the images."""
-    from vitdeploy.exporters.quantization.calibration import CalibrationData
-    from vitdeploy.exporters.quantization.range_cache import default_folder
-
-    folder = None if cache is False else default_folder() if cache is None else Path(cache)
-    return CalibrationData(len(images.images), images.sha256(), images.run, folder)
-
-
-def _records(folder: Path, names: Iterable[str]) -> tuple[FileRecord, ...]:
-    return tuple(FileRecord.of(folder, name) for name in names)

@@ -94,7 +94,7 @@ def test_the_hash_is_of_what_is_seen(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "elsewhere")
     assert images_of(tmp_path / "elsewhere").sha256() == first
     assert images_of(folder, 5).sha256() != first
-    other = CalibrationImages(images_of(folder).images, PROCESSOR.resized(9, 8), lambda *_: None)
+    other = CalibrationImages(images_of(folder).images, PROCESSOR.resized(9, 8), 0, lambda *_: None)
     assert other.sha256() != first
     Image.fromarray(np.zeros((10, 9, 3), np.uint8)).save(folder / "even" / "0.png")
     assert images_of(folder).sha256() != first

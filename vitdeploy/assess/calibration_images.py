@@ -40,11 +40,13 @@ class CalibrationImages:
     Attributes:
         images: them.
         processor: of the bundle.
+        seed: which part.
         on_progress: called with the number of images that are done, and of all.
     """
 
     images: ImageSet
     processor: ImageProcessor
+    seed: int
     on_progress: Callable[[int, int], None]
 
     @classmethod
@@ -73,7 +75,7 @@ class CalibrationImages:
         """
         if type(limit) is not int or limit < 1:
             raise UsageError(f"calibration_images must be an integer from 1 up, got {limit!r:.80}")
-        return cls(open_images(path, labels).subset(limit, seed), processor, on_progress)
+        return cls(open_images(path, labels).subset(limit, seed), processor, seed, on_progress)
 
     def sha256(self) -> str:
         """Of the bytes of the images, in order, and of what makes pixels of them."""
