@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vitdeploy.exporters.quantization.calibration import CalibrationData
+    from vitdeploy.exporters.quantization.choice import Choose
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.specs import ExportSpec, PixelFormat, TensorSpec
@@ -33,6 +34,7 @@ class Exported:
         tools: the version of each library that made it.
         emulation: files beside them that give the same, to be proven where no CPU can run the artifact itself. They do
             not belong into the bundle.
+        measured: what was measured to make them, for the record of the proof.
     """
 
     files: tuple[str, ...]
@@ -41,6 +43,7 @@ class Exported:
     options: Mapping[str, Any]
     tools: Mapping[str, str]
     emulation: tuple[str, ...] = ()
+    measured: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class ExportFunction(Protocol):
@@ -54,6 +57,7 @@ class ExportFunction(Protocol):
         observe: runs an ONNX file, which takes pixels of that format, on sample images, and tells the largest value of
             each output that it saw.
         calibration: images to measure activations on; None where there are none.
+        choose: which of several ways to quantize is taken, and what stays in float32; None for the usual one.
     """
 
     def __call__(
@@ -65,6 +69,7 @@ class ExportFunction(Protocol):
         processor: ImageProcessor,
         observe: Observe,
         calibration: CalibrationData | None,
+        choose: Choose | None,
     ) -> Exported: ...
 
 
@@ -103,6 +108,10 @@ QUANTIZATION_OPTIONS = (
     "calibration",
     "calibration_images",
     "calibration_cache",
+    "smooth_quant",
+    "max_drop",
+    "min_agreement",
+    "accuracy_data",
 )
 
 EXPORTERS: dict[str, Exporter] = {

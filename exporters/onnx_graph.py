@@ -32,13 +32,14 @@ from vitdeploy.models.signature import Served, input_specs, output_names
 from vitdeploy.specs import PixelFormat, PixelStage, Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
 
     from vitdeploy.exporters import Observe
     from vitdeploy.exporters.quantization.calibration import CalibrationData
+    from vitdeploy.exporters.quantization.choice import Choose
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.specs import ExportSpec, TensorSpec
@@ -57,6 +58,7 @@ def export_onnx(
     processor: ImageProcessor,
     observe: Observe,
     calibration: CalibrationData | None = None,
+    choose: Choose | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Exported:
     """Write `onnx/model.onnx` with a free batch axis.
@@ -72,6 +74,7 @@ def export_onnx(
         processor: see `vitdeploy.exporters.ExportFunction`.
         observe: see `vitdeploy.exporters.ExportFunction`.
         calibration: see `vitdeploy.exporters.ExportFunction`.
+        choose: see `vitdeploy.exporters.ExportFunction`.
         max_bytes: weights beyond this go to `model.onnx.data` beside the model.
 
     Raises:
@@ -93,8 +96,12 @@ def export_onnx(
     )
     inputs = served.inputs
     graph = _trace(served, opset)
-    done = {} if scheme is None else apply_scheme(graph, scheme, spec, calibration, _traced_pixels(served), folder)
-    kept = done | _set_precision(graph, spec, _traced_pixels(served), observe, folder)
+    taken = _traced_pixels(served)
+    done: dict[str, Any] = {}
+    measured: Mapping[str, Any] = {}
+    if scheme is not None:
+        done, measured = apply_scheme(graph, scheme, spec, calibration, choose, taken, folder)
+    kept = done | _set_precision(graph, spec, taken, observe, folder)
     if decoded:
         inputs = input_specs(model.config, model.task, pixels=spec.pixels)
         embed_resize(graph, processor)
@@ -121,6 +128,7 @@ def export_onnx(
         options={"opset": opset, **kept},
         tools={tool: version(tool) for tool in (*_TOOLS, *(["pillow"] if decoded else []))} | fused,
         emulation=tuple(f"onnx/{file}" for file in emulation),
+        measured=measured,
     )
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.exporters import Observe
     from vitdeploy.exporters.quantization.calibration import CalibrationData
+    from vitdeploy.exporters.quantization.choice import Choose
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.specs import ExportSpec
@@ -39,6 +40,7 @@ def export_torchscript(
     processor: ImageProcessor,
     observe: Observe,  # noqa: ARG001  (for other formats)
     calibration: CalibrationData | None = None,  # noqa: ARG001  (for other precisions)
+    choose: Choose | None = None,  # noqa: ARG001
 ) -> Exported:
     """Write `torchscript/model_fp32.pt`, or `model_fp16.pt` or `model_bf16.pt`, with a free batch axis.
 
@@ -55,6 +57,7 @@ def export_torchscript(
         processor: see `vitdeploy.exporters.ExportFunction`.
         observe: see `vitdeploy.exporters.ExportFunction`.
         calibration: see `vitdeploy.exporters.ExportFunction`.
+        choose: see `vitdeploy.exporters.ExportFunction`.
 
     Raises:
         UsageError: there is no such output.

@@ -14,7 +14,7 @@ from vitdeploy.exporters.onnx_file import write_onnx
 from vitdeploy.exporters.precision import TYPES, can_be_half, name_of, set_precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from vitdeploy.specs import Precision
@@ -29,10 +29,12 @@ class Variants:
             in the order of the graph.
         write: writes the variant that keeps these nodes to a file, from which ONNX Runtime computes on a CPU what the
             variant computes, with every rounding.
+        labels: what nodes are called after their weights, such as "layers.0.mlp.fc1"; those that have some.
     """
 
     nodes: tuple[str, ...]
     write: Callable[[Collection[str], Path], None]
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def half_variants(path: Path, precision: Precision) -> Variants:

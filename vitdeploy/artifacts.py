@@ -12,9 +12,9 @@ import numpy as np
 
 from vitdeploy import __version__
 from vitdeploy.assess.backend_run import BESIDE_OTHERS
-from vitdeploy.assess.calibration_images import CalibrationImages
 from vitdeploy.assess.difference import default_tolerance
 from vitdeploy.assess.proof import Observer, prove, reference_outputs, reference_runtime, samples
+from vitdeploy.assess.quantization import Quantization, QuantizationRequest
 from vitdeploy.atomic import staged_folder
 from vitdeploy.bundle import Bundle, check_target, commit
 from vitdeploy.errors import CheckpointError
@@ -27,30 +27,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping
 
-    from vitdeploy.exporters.quantization.calibration import CalibrationData
     from vitdeploy.sources import Checkpoint
     from vitdeploy.specs import ExportSpec
 
 _WEIGHTS = "model.safetensors"
 # Of a session that runs a few batches: laying out weights anew would take longer than it gains, and twice their memory.
 _FOR_A_FEW_RUNS: dict[str, dict[str, Any]] = {"onnxruntime": {"prepack": False}}
-
-
-@dataclasses.dataclass(frozen=True)
-class ImagesRequest:
-    """Images to measure on.
-
-    Attributes:
-        path: see `vitdeploy.assess.image_set.open_images`.
-        limit: how many, at most.
-        seed: which ones.
-        cache: a folder that keeps what was measured; None for none.
-    """
-
-    path: str | os.PathLike[str]
-    limit: int
-    seed: int
-    cache: Path | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +46,7 @@ class ArtifactRequest:
         bounds: the smallest and the largest (height, width) that it is to take, where sizes are free; None for all.
         images: a folder of images to compare it on; None for synthetic ones.
         tolerance: largest difference allowed, relative to each output's largest value; None for the precision's.
-        calibration: images to measure activations on, and the artifact; None where there are none.
+        quantization: of int8 and fp8: what is to be measured.
     """
 
     read: Callable[[], Checkpoint]
@@ -73,7 +55,7 @@ class ArtifactRequest:
     bounds: tuple[tuple[int, int], tuple[int, int]] | None = None
     images: str | os.PathLike[str] | None = None
     tolerance: float | None = None
-    calibration: ImagesRequest | None = None
+    quantization: QuantizationRequest | None = None
 
 
 def add_artifact(
@@ -107,17 +89,22 @@ def add_artifact(
     reference, processor = checkpoint.model, checkpoint.processor
     axes = axes_of(reference.config, processor, request.bounds) if spec.dynamic_image_size else {}
     sample = samples(reference, processor, axes, spec.pixels.stage, request.images)
-    calibration = data = None
-    if request.calibration is not None:
-        on_step(f"reading the images of {request.calibration.path}")
-        labels, asked = reference.config.labels, request.calibration
-        calibration = CalibrationImages.open(asked.path, processor, labels, asked.limit, asked.seed, on_progress)
-        data = _calibration_data(calibration, asked.cache)
+    quantization = None
+    if request.quantization is not None:
+        beside = reference_runtime(reference, spec)
+        labels = reference.config.labels
+        quantization = Quantization.open(request.quantization, beside, processor, labels, on_step, on_progress)
     title = f"{request.format} {spec.precision}"
     with staged_folder(place) as staging:
         on_step(f"exporting to {title}")
         exported = export_function(exporter)(
-            reference, staging, spec, processor=processor, observe=Observer(sample), calibration=data
+            reference,
+            staging,
+            spec,
+            processor=processor,
+            observe=Observer(sample),
+            calibration=None if quantization is None else quantization.data,
+            choose=None if quantization is None else quantization.choose,
         )
         # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
         with ThreadPoolExecutor(1) as pool:
@@ -146,38 +133,28 @@ def add_artifact(
             gc.collect()  # what was traced, whose cycles hold the weights
             expected = running.result()
         _check_finite(expected, checkpoint.source.id)
-        beside = None if calibration is None else reference_runtime(reference, spec)
         del checkpoint, reference  # its weights, before the artifact's are loaded, where they are not needed
         on_step(f"comparing {title} with the reference")
         files = _records(staging, exported.emulation) if exported.emulation else artifact.files
         to_prove = dataclasses.replace(artifact, files=files)
         bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
-        options = (_FOR_A_FEW_RUNS if beside is None else BESIDE_OTHERS).get(exporter.backend, {})
+        options = (_FOR_A_FEW_RUNS if quantization is None else BESIDE_OTHERS).get(exporter.backend, {})
         with open_runtime(bundle, exporter.backend, precision=spec.precision, **options) as runtime:
             allowed = default_tolerance(artifact) if request.tolerance is None else request.tolerance
             proof = prove(runtime, artifact.name, sample, expected, allowed)
-            if calibration is not None and data is not None and beside is not None:
-                on_step(f"comparing {title} with the reference on {len(calibration.images)} images")
-                with beside:
-                    proof |= {"calibration_sha256": data.sha256, "calibration_seed": calibration.seed}
-                    proof["calibration_images"] = calibration.agreement(beside, runtime, artifact.name, allowed)
+            if quantization is not None:
+                proof |= quantization.check(runtime, artifact.name, allowed, on_step)
         for name in exported.emulation:
             (staging / name).unlink()
         validation = {
             "images": "synthetic" if request.images is None else "given",
             **proof,
+            **exported.measured,
             "emulated": bool(exported.emulation),
         }
         artifact = dataclasses.replace(artifact, validation=validation)
         on_step("writing the bundle")
         return commit(staging, place, dataclasses.replace(manifest, artifacts=(artifact,)))
-
-
-def _calibration_data(images: CalibrationImages, cache: Path | None) -> CalibrationData:
-    """What exporters take of the images."""
-    from vitdeploy.exporters.quantization.calibration import CalibrationData
-
-    return CalibrationData(len(images.images), images.sha256(), images.run, cache)
 
 
 def _check_finite(outputs: Iterable[Mapping[str, np.ndarray]], source: str) -> None:

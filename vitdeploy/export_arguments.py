@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vitdeploy.assess.accuracy_goal import Bound
 from vitdeploy.errors import UsageError
 from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Precision, Task
 
@@ -17,14 +18,34 @@ if TYPE_CHECKING:
     from vitdeploy.processor import ImageProcessor
 
 
+QUANTIZED = (Precision.INT8, Precision.FP8)
+
+
 def check_quantization(precision: str, options: Mapping[str, Any]) -> None:
     """What only int8 and fp8 take is theirs, and what says how to calibrate has something to calibrate on."""
     given = [name for name, value in options.items() if value is not None]
-    if given and precision not in (Precision.INT8, Precision.FP8):
+    if given and precision not in QUANTIZED:
         raise UsageError(f"{given[0]} needs precision int8 or fp8, got {precision}; leave it out")
     of_images = [name for name in given if name.startswith("calibration")]
     if of_images and "calibration_data" not in given:
         raise UsageError(f"{of_images[0]} needs calibration_data, got none; give a folder of images, or leave it out")
+    bounds = [name for name in given if name in ("max_drop", "min_agreement")]
+    if bounds and not {"calibration_data", "accuracy_data"}.intersection(given):
+        raise UsageError(
+            f"{bounds[0]} needs images to measure the artifact on, got none; give calibration_data "
+            f"(--calibration-data) or accuracy_data (--accuracy-data)"
+        )
+    if "accuracy_data" in given and not bounds:
+        raise UsageError("accuracy_data needs max_drop or min_agreement, got neither; give one, or leave it out")
+    smooth = options.get("smooth_quant")
+    is_strength = isinstance(smooth, (int, float)) and not isinstance(smooth, bool) and 0 <= smooth <= 1
+    if smooth not in (None, "auto", "off") and not is_strength:
+        raise UsageError(f"smooth_quant must be auto, off or a number from 0 to 1, got {smooth!r:.80}")
+
+
+def bound_of(max_drop: float | None, min_agreement: float | None) -> Bound | None:
+    """How accurate an artifact must be; UsageError where the numbers are none."""
+    return None if max_drop is None and min_agreement is None else Bound(max_drop, min_agreement)
 
 
 def names_of(option: str, names: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -202,6 +202,8 @@ class ExportSpec:
         scheme: of int8: "dynamic" or "static"; None for the first that can be made.
         calibration: of int8 and fp8: the method by which ranges are chosen; None for the exporter's choice.
         reduce_range: of int8 on a CPU: whether weights have 7 bits, for processors that add products in 16 bits.
+        smooth_quant: of int8 and fp8: how much of what sets the channels of activations apart is moved into weights,
+            from 0 to 1; "auto" for half of it where that lowers the error on images; "off" for nothing.
     """
 
     precision: Precision = Precision.FP32
@@ -216,3 +218,4 @@ class ExportSpec:
     scheme: str | None = None
     calibration: str | None = None
     reduce_range: bool = False
+    smooth_quant: float | str = "auto"

@@ -9,13 +9,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitdeploy.artifacts import ArtifactRequest, ImagesRequest, add_artifact
+from vitdeploy.artifacts import ArtifactRequest, add_artifact
 from vitdeploy.assess.calibration_images import DEFAULT_COUNT
+from vitdeploy.assess.quantization import QuantizationRequest
 from vitdeploy.bundle import Bundle, check_target
 from vitdeploy.engine_options import EngineOptions
 from vitdeploy.engines import ProofRequest, add_engine
 from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
 from vitdeploy.export_arguments import (
+    QUANTIZED,
+    bound_of,
     cache_folder,
     check_optimize,
     check_quantization,
@@ -66,6 +69,10 @@ def export(
     calibration: str | None = None,
     calibration_images: int | None = None,
     calibration_cache: str | os.PathLike[str] | Literal[False] | None = None,
+    smooth_quant: float | str | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+    accuracy_data: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -127,13 +134,22 @@ def export(
         calibration_images: how many images, at most; by default 512. Which ones depends on their names and `seed`.
         calibration_cache: a folder that keeps ranges by the content that they were measured from; by default the
             user's, or `VITDEPLOY_CACHE`; False for none.
+        smooth_quant: how much of what sets the channels of activations apart is moved into weights before they are
+            quantized, exactly, from 0 to 1; "auto", the default, for half of it where that brings the artifact nearer
+            to the reference; "off" for nothing. See `vitdeploy.exporters.quantization.smooth_quant`.
+        max_drop: how many points of top-1 accuracy int8 or fp8 may lose against the reference, on labelled images: as
+            few layers as that takes stay float32, the most sensitive ones.
+        min_agreement: the same by the least share of images, from 0 to 1, of which the best class is the reference's;
+            no labels are needed.
+        accuracy_data: the images of `max_drop` or `min_agreement`, all of them, as `evaluate` takes them or, without
+            labels, a folder; by default those of the calibration.
         revision: branch, tag or commit on the Hub.
         token: for private and gated models.
         cache_dir: of the Hub's files; by default huggingface_hub's.
         offline: use the Hub's cache alone.
         on_step: called with what is being done.
-        on_progress: called with the number of calibration images that are done, or how much of an engine is built, and
-            of how many or how much.
+        on_progress: called with the number of calibration images or layers that are done, or how much of an engine is
+            built, and of how many or how much.
 
     Raises:
         UsageError: an argument is not what it must be, or `output` holds something else.
@@ -141,7 +157,8 @@ def export(
         HubError: the Hub cannot be reached.
         MissingDependencyError: a library is not installed; where it is an engine's, the ONNX artifact was made.
         DeviceError: an engine needs a GPU to be built, and there is none; the ONNX artifact was made.
-        CheckFailedError: the artifact differs from the reference, or an engine cannot be built; it was not written.
+        CheckFailedError: the artifact differs from the reference, or is not as accurate as is asked for with any layer
+            in 8 bits, or an engine cannot be built; it was not written.
         OutputError: the bundle cannot be written.
     """
     options: dict[str, Any] = {
@@ -159,6 +176,10 @@ def export(
         "calibration": calibration,
         "calibration_images": calibration_images,
         "calibration_cache": calibration_cache,
+        "smooth_quant": smooth_quant,
+        "max_drop": max_drop,
+        "min_agreement": min_agreement,
+        "accuracy_data": accuracy_data,
     }
     options |= of_quantization
     exporter = find_exporter(to, precision, options)
@@ -173,6 +194,7 @@ def export(
     if keep_fp32 and precision == Precision.FP32:
         raise UsageError(f"keep_fp32 needs a precision below fp32, got fp32 and {len(keep_fp32)} nodes; leave it out")
     check_quantization(precision, of_quantization)
+    bound = bound_of(max_drop, min_agreement)
     size, bounds = image_size_of(image_size, dynamic_image_size=dynamic_image_size)
     dynamic_image_size = dynamic_image_size or bounds is not None
     pixels = pixels_of(input, layout, io_dtype, embed_resize=embed_resize)
@@ -193,6 +215,7 @@ def export(
         scheme=scheme,
         calibration=calibration,
         reduce_range=reduce_range,
+        smooth_quant="auto" if smooth_quant is None else smooth_quant,
     )
     of_task = task_of(task)
     if asked != to:
@@ -224,10 +247,16 @@ def export(
         if not os.fspath(output):
             raise UsageError("output must name a folder, got ''; leave it out for one named after the model")
         check_target(Path(output))
-    images_asked = None
-    if calibration_data is not None:
-        limit = DEFAULT_COUNT if calibration_images is None else calibration_images
-        images_asked = ImagesRequest(calibration_data, limit, seed, cache_folder(calibration_cache))
+    quantization = None
+    if precision in QUANTIZED:
+        quantization = QuantizationRequest(
+            calibration_data,
+            DEFAULT_COUNT if calibration_images is None else calibration_images,
+            seed,
+            cache_folder(calibration_cache),
+            bound,
+            accuracy_data,
+        )
     request = ArtifactRequest(
         read=_reader(
             model,
@@ -243,7 +272,7 @@ def export(
         bounds=bounds,
         images=images,
         tolerance=tolerance,
-        calibration=images_asked,
+        quantization=quantization,
     )
     bundle = add_artifact(request, None if output is None else Path(output), on_step=on_step, on_progress=on_progress)
     return bundle if asked == to else finish(bundle)

@@ -9,12 +9,14 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters.precision import name_of
-from vitdeploy.exporters.quantization.calibration import calibrated_ranges
+from vitdeploy.exporters.quantization.choice import Candidate
 from vitdeploy.exporters.quantization.dynamic_int8 import DynamicInt8
 from vitdeploy.exporters.quantization.methods import find_method
-from vitdeploy.exporters.quantization.scheme import quantizable, quantize
+from vitdeploy.exporters.quantization.scheme import check_kept, quantizable
 from vitdeploy.exporters.quantization.schemes import find_scheme
+from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, smoothable
 from vitdeploy.exporters.quantization.static_int8 import StaticInt8
+from vitdeploy.exporters.quantization.trial import DEFAULT_METHOD, Trial
 from vitdeploy.specs import Precision
 
 if TYPE_CHECKING:
@@ -24,14 +26,12 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from vitdeploy.exporters.quantization.calibration import CalibrationData
-    from vitdeploy.exporters.quantization.number_format import Range
+    from vitdeploy.exporters.quantization.choice import Choose
     from vitdeploy.exporters.quantization.scheme import Scheme
     from vitdeploy.specs import ExportSpec, PixelFormat
 
 PRECISIONS = (Precision.INT8, Precision.FP8)
 WANTED_IMAGES = 512
-# No wider than the whole, nor worse where values lie far apart: a cut-off must lower the error to be chosen.
-DEFAULT_METHOD = "mse"
 
 
 def scheme_for(spec: ExportSpec, *, calibrated: bool) -> Scheme | None:
@@ -56,37 +56,78 @@ def apply_scheme(
     scheme: Scheme,
     spec: ExportSpec,
     data: CalibrationData | None,
+    choose: Choose | None,
     pixels: PixelFormat,
     folder: Path,
-) -> dict[str, Any]:
-    """Quantize a float32 graph in place; see `calibrated_ranges` for the arguments.
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Quantize a float32 graph in place.
+
+    Args:
+        model: the graph.
+        scheme: how.
+        spec: what the artifact is to be.
+        data: images to measure activations on; None where there are none.
+        choose: which of several graphs is taken, and what stays in float32; None for the first, and what `spec` keeps.
+        pixels: what the graph takes.
+        folder: where copies of the graph may lie meanwhile.
 
     Returns:
-        What was done, for the manifest.
+        What was done, and what was measured to choose it, for the manifest.
 
     Raises:
         UsageError: there is nothing to quantize, or no such node to keep.
-        CheckFailedError: a value is not finite on the images.
+        CheckFailedError: a value is not finite on the images, or nothing that could be chosen is accurate enough.
     """
     ShapeInferencePass()(model)
     done: dict[str, Any] = {"target": scheme.target, "scheme": scheme.name}
     if spec.reduce_range:
         done["reduce_range"] = True
-    ranges: Mapping[str, Range] = {}
-    nodes = quantizable(model, scheme)
-    names = list(map(name_of, nodes))
     if scheme.static is not None and data is not None:
-        method = find_method(spec.calibration or DEFAULT_METHOD)
-        taken = [value for value in (node.inputs[0] for node in nodes) if value is not None]
-        ranges = calibrated_ranges(model, taken, scheme.static, method, data, pixels, folder)
         done |= {
-            "calibration": str(method),
+            "calibration": str(find_method(spec.calibration or DEFAULT_METHOD)),
             "calibration_images": data.count,
             "calibration_sha256": data.sha256,
         }
-    quantized = set(quantize(model, scheme, ranges, spec.keep_fp32))
-    return {
-        **done,
-        "quantized_nodes": len(quantized),
-        "float32_nodes": [name for name in names if name not in quantized],
+    check_kept(model, scheme, spec.keep_fp32)
+    names = list(map(name_of, quantizable(model, scheme)))
+    trials = {
+        trial.name: trial
+        for trial in (
+            Trial(model, scheme, spec, smooth, data, pixels, folder)
+            for smooth in _smoothing(model, spec, calibrated=data is not None)
+        )
     }
+    chosen, kept = next(iter(trials)), frozenset(spec.keep_fp32)
+    measured: Mapping[str, Any] = {}
+    if choose is not None:
+        differing = {name_of(node) for value in smoothable(model) for node, _ in value.uses()}
+        choice = choose([Candidate(name, trial.variants, differing) for name, trial in trials.items()], pixels)
+        chosen, kept = choice.candidate, kept.union(choice.kept)
+        measured = choice.record
+    trial = trials[chosen]
+    if trial.smooth is not None:
+        done["smooth_quant"] = trial.smooth.strength
+    trial.apply(model, kept)
+    done["quantized_nodes"] = len(names) - len(kept)
+    done["float32_nodes"] = [name for name in names if name in kept]
+    return done, measured
+
+
+def _smoothing(model: ir.Model, spec: ExportSpec, *, calibrated: bool) -> tuple[SmoothQuant | None, ...]:
+    """What is to be tried; the first is taken where the other is not better."""
+    asked = spec.smooth_quant
+    if asked == "off" or (asked == "auto" and not calibrated):
+        return (None,)
+    if not calibrated:
+        raise UsageError(
+            f"smooth_quant needs images to measure activations on, got none with {asked}; give calibration_data "
+            f"(--calibration-data)"
+        )
+    if smoothable(model):
+        return (None, SmoothQuant()) if asked == "auto" else (SmoothQuant(float(asked)),)
+    if asked == "auto":
+        return (None,)
+    raise UsageError(
+        f"smooth_quant needs a LayerNormalization whose result products with weights alone take, the graph has none "
+        f"for {asked}; leave it out"
+    )

@@ -20,6 +20,12 @@ def weighted_nodes(model: ir.Model, operators: Collection[str]) -> list[ir.Node]
     return [node for node in on_data_path(model) if node.op_type in operators and _has_weight(node)]
 
 
+def label_of(node: ir.Node) -> str:
+    """What a node is called after its weight: "layers.0.mlp.fc1" of "layers.0.mlp.fc1.weight.transposed"."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    return str(node.outputs[0].name) if weight is None else str(weight.name).partition(".weight")[0]
+
+
 def _has_weight(node: ir.Node) -> bool:
     activation, weight = node.inputs[:2]
     return (

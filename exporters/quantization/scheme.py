@@ -62,17 +62,21 @@ def quantize(
     Raises:
         UsageError: there is no node to quantize, or no such node to keep.
     """
-    nodes = quantizable(model, scheme)
-    unknown = set(keep).difference(map(name_of, nodes))
+    check_kept(model, scheme, keep)
+    chosen = [node for node in quantizable(model, scheme) if name_of(node) not in keep]
+    names = tuple(map(name_of, chosen))
+    scheme.write(model, chosen, ranges)
+    return names
+
+
+def check_kept(model: ir.Model, scheme: Scheme, keep: Collection[str]) -> None:
+    """Raise UsageError unless these nodes, which are to stay float32, are ones that the scheme quantizes."""
+    unknown = set(keep).difference(map(name_of, quantizable(model, scheme)))
     if unknown:
         raise UsageError(
             f"nodes to keep in float32 must be ones that {scheme.name} quantizes, {', '.join(sorted(unknown))[:80]} "
             f"are not; take the names from vitdeploy compare --bisect, on the same model, with the same options"
         )
-    chosen = [node for node in nodes if name_of(node) not in keep]
-    names = tuple(map(name_of, chosen))
-    scheme.write(model, chosen, ranges)
-    return names
 
 
 def quantizable(model: ir.Model, scheme: Scheme) -> list[ir.Node]:

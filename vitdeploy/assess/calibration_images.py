@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vitdeploy.specs import PixelFormat
 
 DEFAULT_COUNT = 512  # TensorRT's and NNCF's guides ask for some hundreds
+FEW = 32
 _AHEAD = 2  # images a core that may be ready before they are run
 
 
@@ -55,7 +56,7 @@ class CalibrationImages:
         path: str | os.PathLike[str],
         processor: ImageProcessor,
         labels: Sequence[str],
-        limit: int,
+        limit: int | None,
         seed: int,
         on_progress: Callable[[int, int], None],
     ) -> CalibrationImages:
@@ -65,15 +66,15 @@ class CalibrationImages:
             path: see `open_images`.
             processor: of the bundle.
             labels: the model's class names.
-            limit: how many, at most.
+            limit: how many, at most; None for all.
             seed: which ones.
             on_progress: see `CalibrationImages`.
 
         Raises:
-            UsageError: the limit is none.
+            UsageError: the limit is no number of images.
             InputError: there are no images.
         """
-        if type(limit) is not int or limit < 1:
+        if limit is not None and (type(limit) is not int or limit < 1):
             raise UsageError(f"calibration_images must be an integer from 1 up, got {limit!r:.80}")
         return cls(open_images(path, labels).subset(limit, seed), processor, seed, on_progress)
 
@@ -83,6 +84,10 @@ class CalibrationImages:
         for position in range(len(self.images)):
             digest.update(hashlib.sha256(self.images.load(position)).digest())
         return digest.hexdigest()
+
+    def few(self, count: int = FEW) -> CalibrationImages:
+        """Some of them, chosen alike, for what is measured again and again; their progress is not told."""
+        return dataclasses.replace(self, images=self.images.subset(count, self.seed), on_progress=lambda *_: None)
 
     def pixels(self, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
         """Each image in these formats, (1, ...)."""

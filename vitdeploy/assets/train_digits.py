@@ -97,13 +97,13 @@ def augment(images: Tensor) -> Tensor:
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def train(pixels: Pixels, labels: Indices, epochs: int, seed: int) -> VisionTransformer:
+def train(pixels: Pixels, labels: Indices, epochs: int, seed: int, config: ViTConfig = CONFIG) -> VisionTransformer:
     """Fit the model: AdamW with a warm-up and a cosine, on augmented images normalised as PROCESSOR does."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # the order of additions, and so the weights, must not depend on the number of cores
     torch.use_deterministic_algorithms(True)
     images, targets = torch.from_numpy(pixels)[:, None] / 255, torch.from_numpy(labels)
-    model = VisionTransformer(CONFIG, attention="eager")  # on one core a little faster than the fused attention
+    model = VisionTransformer(config, attention="eager")  # on one core a little faster than the fused attention
     model.reset_parameters(seed)
     kernels = [parameter for parameter in model.parameters() if parameter.ndim in (2, 4)]
     others = [parameter for parameter in model.parameters() if parameter.ndim not in (2, 4)]  # biases, norms, tokens

@@ -10,7 +10,16 @@ import click
 
 from vitdeploy.cli.bisect_report import kept_nodes
 from vitdeploy.cli.engine_options import engine_options
-from vitdeploy.cli.output import PATH, agreement, json_option, late_progress_bar, print_json, print_step, print_table
+from vitdeploy.cli.output import (
+    PATH,
+    agreement,
+    json_option,
+    late_progress_bar,
+    print_json,
+    print_step,
+    print_table,
+    print_text,
+)
 from vitdeploy.cli.quantization_options import quantization_options
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, find_exporter
@@ -44,6 +53,20 @@ def _difference(artifact: Artifact) -> str:
         return f"{checked['status']}; there: vitdeploy verify --run"
     worst = max(checked["outputs"], key=lambda output: output["max_relative"])
     return f"{worst['max_relative']:.1e} of {worst['output']} (tolerance {checked['tolerance']:g})"
+
+
+def _print_accuracy(artifact: Artifact) -> None:
+    """Print how accurate an artifact is, what was kept in float32 for that, and why."""
+    found, kept = artifact.validation["accuracy"], artifact.validation["kept_layers"]
+    effects = artifact.validation["layer_effects"]
+    total = artifact.options["quantized_nodes"] + len(artifact.options["float32_nodes"])
+    print_text(
+        f"{artifact.name} honours {found['bound']}: {found['correct']} of {found['images']} images, at least "
+        f"{found['at_least']} wanted; {len(kept)} of {total} layers kept float32 for it"
+    )
+    if kept:
+        rows = [(layer, f"{float(effects[layer]):.2%}") for layer in kept]
+        print_table("", ("kept float32", "relative error of the outputs when it alone is not"), rows)
 
 
 @click.command()
@@ -155,7 +178,7 @@ def export(
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:
         for to in formats:
-            what = "calibration images" if EXPORTERS[to].made_from is None else f"building {to}"
+            what = "measuring" if EXPORTERS[to].made_from is None else f"building {to}"
             with late_progress_bar(what) as on_progress:
                 bundle = export_model(to=to, on_step=print_step, on_progress=on_progress, **options)
     finally:
@@ -169,3 +192,6 @@ def export(
         difference += "".join(f"; {agreement(each)}" for each in artifact.validation.get("calibration_images", ()))
         rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", difference) for file in artifact.files]
     print_table(str(bundle.path), ("artifact", "file", "size", "largest difference"), rows)
+    for artifact in (bundle.artifact(to, options["precision"]) for to in formats):
+        if "accuracy" in artifact.validation:
+            _print_accuracy(artifact)

@@ -16,6 +16,28 @@ _SCHEMES = ("static", "dynamic")
 _METHODS = ("minmax", "entropy", "percentile", "mse")
 
 
+def _smooth_quant(ctx: click.Context, param: click.Parameter, value: str | None) -> str | float | None:  # noqa: ARG001
+    return value if value in (None, "auto", "off") else _number(value, "auto, off or a number from 0 to 1")
+
+
+def _points(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:  # noqa: ARG001
+    return None if value is None else _number(value.removesuffix("%"), "points of accuracy, such as 0.5%")
+
+
+def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:  # noqa: ARG001
+    if value is None:
+        return None
+    number = _number(value.removesuffix("%"), "a share such as 0.99 or 99%")
+    return number / 100 if value.endswith("%") else number
+
+
+def _number(text: str, wanted: str) -> float:
+    try:
+        return float(text)
+    except ValueError as exc:
+        raise click.BadParameter(f"must be {wanted}, got {text!r}") from exc
+
+
 def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that have the names of `vitdeploy.export`'s arguments, and `no_calibration_cache`."""
     options = (
@@ -32,6 +54,27 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--calibration-images", type=click.IntRange(min=1), help="How many, at most; 512 by default."),
         click.option("--calibration-cache", type=PATH, help="Where ranges are kept; the user's by default."),
+        click.option(
+            "--smooth-quant",
+            metavar="auto|off|STRENGTH",
+            callback=_smooth_quant,
+            help="Move outliers of activations into weights: where that helps, never, or with this strength, 0 to 1.",
+        ),
+        click.option(
+            "--max-drop",
+            metavar="POINTS%",
+            callback=_points,
+            help="Of int8 and fp8: keep as few layers float32 as hold top-1 accuracy within, such as 0.5%, on labels.",
+        ),
+        click.option(
+            "--min-agreement",
+            metavar="SHARE",
+            callback=_share,
+            help="The same by agreement with the reference, such as 0.99 or 99%; no labels needed.",
+        ),
+        click.option(
+            "--accuracy-data", type=PATH, help="The images of these two; those of the calibration by default."
+        ),
         click.option("--no-calibration-cache", is_flag=True, help="Keep no ranges, and use none."),
     )
     for option in reversed(options):

@@ -63,7 +63,7 @@ def ranges(
 
 def test_the_ranges_of_inputs_and_results(tmp_path: Path) -> None:
     model = graph()
-    found = ranges(CalibrationData(3, "sha", Runner()), tmp_path / "made", made=model)
+    found = ranges(CalibrationData(3, "sha", Runner(), Runner()), tmp_path / "made", made=model)
     x = np.concatenate(IMAGES)
     assert found == {
         "x": Range(x.min(), x.max()),
@@ -76,7 +76,7 @@ def test_the_ranges_of_inputs_and_results(tmp_path: Path) -> None:
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     run = Runner()
-    data = CalibrationData(3, "sha", run, tmp_path / "cache")
+    data = CalibrationData(3, "sha", run, run, tmp_path / "cache")
     first = ranges(data, tmp_path)
     assert ranges(data, tmp_path) == first
     assert run.runs == 1
@@ -98,7 +98,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
                                      b'{"x": [NaN, 1], "a": [0, 1], "y": [0, 1]}'])  # fmt: skip
 def test_a_spoilt_file_is_measured_again(tmp_path: Path, content: bytes) -> None:
     run = Runner()
-    data = CalibrationData(3, "sha", run, tmp_path / "cache")
+    data = CalibrationData(3, "sha", run, run, tmp_path / "cache")
     first = ranges(data, tmp_path)
     (kept,) = (tmp_path / "cache").iterdir()
     whole = kept.read_bytes()
@@ -111,7 +111,7 @@ def test_a_spoilt_file_is_measured_again(tmp_path: Path, content: bytes) -> None
 def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     run = Runner()
-    data = CalibrationData(3, "sha", run, tmp_path / "file" / "cache")
+    data = CalibrationData(3, "sha", run, run, tmp_path / "file" / "cache")
     assert ranges(data, tmp_path) == ranges(data, tmp_path)
     assert run.runs == 2
 
@@ -134,11 +134,11 @@ def test_where_ranges_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckFailedError, match="activations to quantize must be finite, a has others"):
-        ranges(CalibrationData(3, "sha", Runner()), tmp_path, made=graph(np.inf))
+        ranges(CalibrationData(3, "sha", Runner(), Runner()), tmp_path, made=graph(np.inf))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_every_method_gives_the_same_in_every_run(tmp_path: Path, method: Method) -> None:
-    first, second = (ranges(CalibrationData(3, "sha", Runner()), tmp_path, method=method) for _ in range(2))
+    first, second = (ranges(CalibrationData(3, "sha", Runner(), Runner()), tmp_path, method=method) for _ in range(2))
     assert first == second

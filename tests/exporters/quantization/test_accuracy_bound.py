@@ -1,0 +1,230 @@
+"""int8 and fp8 within an accuracy bound: outliers moved into weights, and as few layers in float32 as that takes."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import vitdeploy
+from bundles import tiny_model, write_checkpoint_of
+from outliers import with_outliers
+from vitdeploy.assess.accuracy_goal import AccuracyGoal
+from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.bundle import Bundle
+from vitdeploy.cli.export import export as export_command
+from vitdeploy.errors import CheckFailedError, InputError, UsageError
+from vitdeploy.runtimes.pytorch import PyTorchRuntime
+from vitdeploy.sources import read_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vitdeploy.manifest import Artifact
+
+IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 150}
+# What is to be seen in 8 bits needs a model that they harm: the range of all that was seen, and nothing moved.
+NAIVE: dict[str, Any] = {
+    "precision": "int8",
+    "calibration": "minmax",
+    "smooth_quant": "off",
+    "tolerance": 3.0,
+    **IMAGES,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with outliers."""
+    return with_outliers(default_checkpoint(), tmp_path_factory.mktemp("outliers") / "checkpoint", 80)
+
+
+def only(bundle: Bundle) -> Artifact:
+    (artifact,) = bundle.manifest.artifacts
+    return artifact
+
+
+def test_outliers_change_nothing_but_what_is_between(checkpoint: Path) -> None:
+    images = sorted(held_out_images().rglob("*.png"))[:8]
+    outputs = []
+    for path in (checkpoint, default_checkpoint()):
+        read = read_checkpoint(path)
+        with PyTorchRuntime(read.model) as runtime:
+            outputs.append(runtime.run({"pixel_values": read.processor(images)})["logits"])
+    found, want = outputs
+    np.testing.assert_allclose(found, want, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.fixture(scope="module")
+def bound(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[str]]:
+    """The model within a bound that takes some layers in float32, and the steps that were told."""
+    steps: list[str] = []
+    output = tmp_path_factory.mktemp("bound") / "out"
+    return vitdeploy.export(checkpoint, output=output, min_agreement=1.0, on_step=steps.append, **NAIVE), steps
+
+
+def test_as_few_layers_as_the_bound_takes(bound: tuple[Bundle, list[str]], checkpoint: Path, tmp_path: Path) -> None:
+    bundle, steps = bound
+    artifact = only(bundle)
+    made, measured = artifact.options, artifact.validation
+    wanted = {"bound": "min_agreement 1", "images": 150, "correct": 150, "at_least": 150, "reference": 150}
+    assert measured["accuracy"] == wanted
+    assert 0 < len(measured["kept_layers"]) <= 10  # a third
+    assert len(made["float32_nodes"]) == len(measured["kept_layers"]) == 30 - made["quantized_nodes"]
+    assert measured["correct_without"] < 150
+    assert measured["minimal"]
+    assert measured["runs"] == sum(step.startswith("run ") for step in steps)
+    assert set(measured["kept_layers"]) < set(measured["layer_effects"])
+    assert len(measured["layer_effects"]) == 30
+    assert all(name.startswith("layers.") for name in measured["layer_effects"])
+    # The figures are of the artifact: an evaluation by itself comes to the same.
+    whole = vitdeploy.export(checkpoint, output=tmp_path / "whole", **NAIVE)
+    assert only(whole).validation["calibration_images"][0]["top1_agreement"] == pytest.approx(
+        measured["correct_without"] / 150, abs=1e-6
+    )
+    fewer = {**NAIVE, "keep_fp32": made["float32_nodes"][1:]}
+    without_one = vitdeploy.export(checkpoint, output=tmp_path / "fewer", **fewer)
+    assert only(without_one).validation["calibration_images"][0]["top1_agreement"] < 1, "each of them is needed"
+
+
+def test_the_same_bytes_again(bound: tuple[Bundle, list[str]], checkpoint: Path, tmp_path: Path) -> None:
+    again = vitdeploy.export(checkpoint, output=tmp_path / "out", min_agreement=1.0, **NAIVE)
+    assert only(again) == only(bound[0]) == only(Bundle.open(again.path))
+
+
+def test_labels_and_nodes_that_somebody_keeps(
+    checkpoint: Path, tmp_path: Path, bound: tuple[Bundle, list[str]]
+) -> None:
+    kept = only(bound[0]).options["float32_nodes"][:1]
+    bundle = vitdeploy.export(checkpoint, output=tmp_path / "out", max_drop=0.5, keep_fp32=kept, **NAIVE)
+    artifact = only(bundle)
+    found = artifact.validation["accuracy"]
+    assert found["bound"] == "max_drop 0.5"
+    assert found["correct"] >= found["at_least"] == found["reference"]  # half a point of 150 images is none of them
+    assert set(kept) <= set(artifact.options["float32_nodes"])
+    evaluation = vitdeploy.evaluate(
+        bundle, data=held_out_images(), backends=["onnxruntime:int8"], limit=150, batch_size=1
+    )
+    assert evaluation.top1(evaluation.results[0]).correct == found["correct"]
+
+
+def test_outliers_are_moved_where_that_helps(checkpoint: Path, tmp_path: Path) -> None:
+    auto = {**NAIVE, "smooth_quant": None}
+    for folder, path, helps in (("with", checkpoint, True), ("without", default_checkpoint(), None)):
+        artifact = only(vitdeploy.export(path, output=tmp_path / folder, **auto))
+        errors = artifact.validation["relative_errors"]
+        assert list(errors) == ["plain", "smooth_quant 0.5"]
+        assert ("smooth_quant" in artifact.options) == (errors["smooth_quant 0.5"] < errors["plain"])
+        if helps:
+            assert errors["smooth_quant 0.5"] < 0.7 * errors["plain"]
+    strong = only(vitdeploy.export(checkpoint, output=tmp_path / "strong", **{**NAIVE, "smooth_quant": 0.75}))
+    assert strong.options["smooth_quant"] == 0.75
+    assert "relative_errors" not in strong.validation
+
+
+def test_the_smoothed_graph_is_the_one_that_was_measured(checkpoint: Path, tmp_path: Path) -> None:
+    """Whether it is asked for or chosen, it is the same graph, with the ranges of its own activations."""
+    chosen = only(vitdeploy.export(checkpoint, output=tmp_path / "auto", **{**NAIVE, "smooth_quant": "auto"}))
+    asked = only(vitdeploy.export(checkpoint, output=tmp_path / "asked", **{**NAIVE, "smooth_quant": 0.5}))
+    assert chosen.options["smooth_quant"] == 0.5
+    assert asked.files == chosen.files
+
+
+def test_a_bound_without_calibration(checkpoint: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"accuracy_data": held_out_images(), "min_agreement": 0.9, "tolerance": 3.0}
+    artifact = only(vitdeploy.export(checkpoint, output=tmp_path / "out", precision="int8", **options))
+    assert artifact.options["scheme"] == "dynamic"
+    assert artifact.validation["accuracy"]["images"] == 450
+    assert "calibration_images" not in artifact.validation
+    assert "smooth_quant" not in artifact.options
+
+
+@pytest.mark.parametrize("options", [{"precision": "fp8"}, {"precision": "int8", "target": "tensorrt"}], ids=str)
+def test_for_tensorrt(tmp_path: Path, options: dict[str, Any]) -> None:
+    bundle = vitdeploy.export(default_checkpoint(), output=tmp_path / "out", min_agreement=0.99, **options, **IMAGES)
+    assert only(bundle).validation["accuracy"]["correct"] >= 149
+
+
+def test_what_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is enough: the least that can be in 8 bits is one layer."""
+    checkpoint = write_checkpoint_of(tiny_model(num_hidden_layers=1), tmp_path / "checkpoint")
+    monkeypatch.setattr(AccuracyGoal, "honoured_by", lambda *_: False)
+    problem = (
+        r"int8 or fp8 must honour min_agreement 1, 8 of 8 images; the best found has .* with [0-5] of 6 layers in "
+        r"float32, .* with none; allow more, or choose fp16; nothing was written"
+    )
+    steps: list[str] = []
+    images: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 8}
+    with pytest.raises(CheckFailedError, match=problem):
+        vitdeploy.export(
+            checkpoint, precision="int8", output=tmp_path / "out", min_agreement=1, on_step=steps.append, **images
+        )
+    assert sum(step.startswith("run ") for step in steps) == 5  # none, one, two, four and five layers
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "problem"),
+    [
+        ({"min_agreement": 0.9, "max_drop": 1}, UsageError, "must be one of max_drop and min_agreement, got 1 and 0.9"),
+        ({"min_agreement": 0}, UsageError, "min_agreement must be a share above 0 and up to 1, got 0"),
+        ({"min_agreement": 99}, UsageError, "min_agreement must be a share above 0 and up to 1, got 99"),
+        ({"max_drop": -1}, UsageError, "max_drop must be points of accuracy from 0 up to 100, got -1"),
+        ({"max_drop": float("nan")}, UsageError, "max_drop must be points of accuracy from 0 up to 100, got nan"),
+        ({"max_drop": True}, UsageError, "max_drop must be points of accuracy from 0 up to 100, got True"),
+        ({"min_agreement": 0.9, "calibration_data": None}, UsageError, "min_agreement needs images to measure"),
+        ({"accuracy_data": "x"}, UsageError, "accuracy_data needs max_drop or min_agreement, got neither"),
+        ({"min_agreement": 0.9, "accuracy_data": "none"}, InputError, "none must be a folder of images, but is none"),
+        ({"max_drop": 1, "accuracy_data": "none"}, InputError, "none must be a folder, a .csv file or a .parquet file"),
+        ({"smooth_quant": 2}, UsageError, "smooth_quant must be auto, off or a number from 0 to 1, got 2"),
+        ({"smooth_quant": "on"}, UsageError, "smooth_quant must be auto, off or a number from 0 to 1, got 'on'"),
+        ({"smooth_quant": 0.5, "calibration_data": None}, UsageError, "smooth_quant needs images to measure"),
+        (
+            {"precision": "fp16", "max_drop": 1, "calibration_data": None},
+            UsageError,
+            "needs precision int8 or fp8, got fp16",
+        ),
+        ({"to": "torchscript", "precision": "fp32", "max_drop": 1}, UsageError, "is not for torchscript"),
+        (
+            {"task": "image-feature-extraction", "min_agreement": 0.9},
+            UsageError,
+            "min_agreement 0.9 is of a model that gives logits of each image, got last_hidden_state",
+        ),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_for(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception], problem: str
+) -> None:
+    asked = {"precision": "int8", "calibration_data": held_out_images(), **options}
+    with pytest.raises(error, match=problem):
+        vitdeploy.export(default_checkpoint(), output=tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
+
+
+def test_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
+    run = CliRunner()
+    arguments = ["--model", str(checkpoint), "-o", str(tmp_path / "out"), "--int8", "--tolerance", "3"]
+    images = ["--calibration-data", os.fspath(held_out_images()), "--calibration-images", "150"]
+    naive = [*arguments, *images, "--calibration", "minmax", "--smooth-quant", "off"]
+    printed = run.invoke(export_command, [*naive, "--min-agreement", "100%"])
+    assert printed.exit_code == 0, printed.output
+    assert "onnx-int8 honours min_agreement 1: 150 of 150 images, at least 150 wanted; " in printed.output
+    assert "of 30 layers kept float32 for it" in printed.output
+    assert "relative error of the outputs when it alone is not" in printed.output
+    printed = run.invoke(export_command, [*naive, "--max-drop", "50%", "--json"])
+    assert printed.exit_code == 0, printed.exception
+    (artifact,) = json.loads(printed.output)["artifacts"]
+    assert artifact["validation"]["accuracy"]["bound"] == "max_drop 50"
+    for option, value, problem in (
+        ("--max-drop", "much", "must be points of accuracy, such as 0.5%, got 'much'"),
+        ("--min-agreement", "all", "must be a share such as 0.99 or 99%, got 'all'"),
+        ("--smooth-quant", "on", "must be auto, off or a number from 0 to 1, got 'on'"),
+    ):
+        refused = run.invoke(export_command, [*naive, option, value])
+        assert refused.exit_code == 2
+        assert problem in " ".join(refused.output.split())
