@@ -33,7 +33,7 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/.dev $(ENVS)/optimum/.done  ## record results and rewrite the tables of benchmarks/README.md
+bench: .venv/.dev $(ENVS)/optimum/.done $(ENVS)/openvino/.done  ## record results and rewrite the tables of benchmarks/README.md
 	for name in $(BENCHMARKS); do \
 		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; done
 	$(BIN)/python benchmarks/tables.py
@@ -76,6 +76,15 @@ $(ENVS)/optimum/.done: constraints-optimum.txt .venv/.dev
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_main.pth
 	$(@D)/bin/python $(PIP_INSTALL) -c constraints-optimum.txt 'optimum-onnx[onnxruntime]'
+	touch $@
+
+# OpenVINO and NNCF borrow the rest from .venv. Without openvino-telemetry, which pip would bring, they report nothing to
+# their makers.
+$(ENVS)/openvino/.done: constraints-openvino.txt .venv/.dev
+	$(PYTHON) -m venv $(@D)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_main.pth
+	$(@D)/bin/python $(PIP_INSTALL) --no-deps -c constraints-openvino.txt openvino nncf ninja psutil pydot tabulate
 	touch $@
 
 # NVIDIA's Python bindings of TensorRT without its libraries: the tests ask them which names there are.

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 PRESET = "vit-base-patch16-224"
-_PEER_PACKAGES = ("optimum-onnx", "optimum", "transformers", "torch", "onnxruntime")
 _OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}  # neither side asks the Hub about a local folder
 _draw = random.Random(0)
 
@@ -31,12 +30,12 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return result
 
 
-def add_optimum_python(to: argparse.ArgumentParser) -> None:
+def add_peer_python(to: argparse.ArgumentParser, environment: str) -> None:
     to.add_argument(
-        "--optimum-python",
+        f"--{environment}-python",
         type=Path,
-        default=Path(".venvs/optimum/bin/python"),
-        help="interpreter of the environment with optimum-onnx",
+        default=Path(f".venvs/{environment}/bin/python"),
+        help=f"interpreter of the environment with {environment}",
     )
 
 
@@ -80,13 +79,13 @@ def turns(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
         yield _draw.sample(names, len(names))
 
 
-def peer_versions(python: Path) -> dict[str, str]:
+def peer_versions(python: Path, *packages: str) -> dict[str, str]:
     code = (
         "import importlib.metadata as m, json, sys; "
         "found = {d.name: d.version for d in reversed(list(m.distributions()))}; "  # the first on the path wins
         "print(json.dumps({name: found[name] for name in sys.argv[1:]}))"
     )
-    result = subprocess.run([python, "-c", code, *_PEER_PACKAGES], stdout=subprocess.PIPE, check=True)
+    result = subprocess.run([python, "-c", code, *packages], stdout=subprocess.PIPE, check=True)
     versions: dict[str, str] = json.loads(result.stdout)
     return versions
 

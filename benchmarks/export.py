@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 from common import (
-    add_optimum_python,
+    add_peer_python,
     optimum_export,
     parser,
     peer_versions,
@@ -32,12 +32,13 @@ from common import (
     vitdeploy_export,
     wait,
 )
-from sessions import latencies
+from sessions import Session, latencies
 
 if TYPE_CHECKING:
     from sessions import Latencies
 
 OURS = "vitdeploy"
+PEER_PACKAGES = ("optimum-onnx", "optimum", "transformers", "torch", "onnxruntime")
 BATCH_SIZES = (1, 8)
 SESSION_TURNS = 4
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -91,7 +92,7 @@ def measure(optimum_python: Path, rounds: int, processes: int) -> dict[str, Any]
                 if index:  # the first round fills the caches of files
                     runs[name].append(run)
         files = {name: tool.file() for name, tool in compared.items()}
-        graphs = {name: tool.output / tool.graph for name, tool in compared.items()}
+        graphs = {name: Session(tool.output / tool.graph) for name, tool in compared.items()}
         timed = latencies(graphs, BATCH_SIZES, processes, SESSION_TURNS)
     columns = {
         **{column: {name: [run[column] for run in runs[name]] for name in runs} for column in runs[OURS][0]},
@@ -133,12 +134,13 @@ def largest_differences(timed: dict[int, Latencies]) -> dict[str, float]:
 
 def main() -> None:
     arguments_parser = parser(__doc__)
-    add_optimum_python(arguments_parser)
+    add_peer_python(arguments_parser, "optimum")
     arguments_parser.add_argument("--rounds", type=int, default=5, help="exports with each tool")
     arguments_parser.add_argument("--processes", type=int, default=8, help="sets of fresh processes to time the files")
     arguments = arguments_parser.parse_args()
     results = measure(arguments.optimum_python, arguments.rounds, arguments.processes)
-    record(arguments, {"optimum": peer_versions(arguments.optimum_python), **results})
+    versions = peer_versions(arguments.optimum_python, *PEER_PACKAGES)
+    record(arguments, {"optimum": versions, **results})
 
 
 if __name__ == "__main__":

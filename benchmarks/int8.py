@@ -1,8 +1,10 @@
-"""Latency and agreement of int8 on the CPU against our own float32, on ViT-B with random weights.
+"""Latency and agreement of int8 on the CPU against our own float32 and against the peers, on ViT-B with random weights.
 
-The files of `vitdeploy export`, `--int8` (dynamic) and `--int8 --calibration-data` (static) are timed in ONNX Runtime,
-each alone in its process, in turns. Static ranges come from two photographs: its speed does not depend on them. Ratios
-are of the same turn.
+The files of `vitdeploy export`, `--int8` (dynamic) and `--int8 --calibration-data` (static), and those that NNCF and
+ONNX Runtime's tool make of our float32 file with their defaults, are timed in ONNX Runtime; our float32 file and NNCF's
+model also in OpenVINO. Each is alone in its process, in turns: see `sessions.py`. OpenVINO runs the float32 file in
+float32, and int8 as it does by default: with the rest in bfloat16, where the processor has it. Static ranges come from
+two photographs: speed does not depend on them. Ratios are of the same turn.
 """
 
 from __future__ import annotations
@@ -15,20 +17,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sklearn.datasets
-from common import PRESET, parser, record, start, vitdeploy_export, wait
-from sessions import latencies
+from common import PRESET, add_peer_python, parser, peer_versions, record, start, vitdeploy_export, wait
+from sessions import Session, latencies
 
 from vitdeploy.assess.difference import compare_outputs
+from vitdeploy.processor import ImageProcessor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sessions import Latencies
 
 PHOTOGRAPHS = [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
 FLOAT = "fp32"
+PEER = "OpenVINO int8"
+PEER_PACKAGES = ("openvino", "nncf", "onnxruntime")
 
 
-def make(folder: Path, preset: str) -> dict[str, Path]:
-    """The files to time, by name."""
+def ours(folder: Path, preset: str) -> dict[str, Session]:
     photographs = folder / "photographs"
     photographs.mkdir()
     for path in PHOTOGRAPHS:
@@ -38,33 +44,69 @@ def make(folder: Path, preset: str) -> dict[str, Path]:
         "int8 dynamic": ["--int8"],
         "int8 static": ["--int8", "--calibration-data", str(photographs), "--no-calibration-cache"],
     }
-    files = {}
+    sessions = {}
     for name, of_one in options.items():
         bundle = folder / name.replace(" ", "-")
         wait(start([*vitdeploy_export(bundle, "--random-weights", preset), *of_one]))
-        files[name] = bundle / "onnx" / ("model.onnx" if name == FLOAT else "model_int8.onnx")
-    return files
+        sessions[name] = Session(bundle / "onnx" / ("model.onnx" if name == FLOAT else "model_int8.onnx"))
+    return sessions
 
 
-def figures(found: Latencies, files: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """Of each file: its median, its ratio to float32 (quartiles of the turns), its size, and how its logits differ."""
-    floats = found.times_ms[FLOAT]
+def peers(folder: Path, own: Mapping[str, Session], python: Path) -> dict[str, Session]:
+    """What the peers make of our float32 file, on the photographs as our image processor gives them; ours in OpenVINO.
+
+    Our static file in OpenVINO tells what of a difference is the engine's, and what the file's.
+    """
+    model = own[FLOAT].file
+    images = folder / "photographs.npy"
+    np.save(images, ImageProcessor.from_pretrained(model.parent.parent)(PHOTOGRAPHS))
+
+    def quantized(peer: str, file: str) -> Path:
+        output = folder / peer / file
+        output.parent.mkdir()
+        script = Path(__file__).with_name("quantize_peers.py")
+        wait(start([str(python), str(script), peer, str(model), str(images), str(output)]))
+        return output
+
+    return {
+        "NNCF int8": Session(quantized("nncf_onnx", "model.onnx")),
+        "ONNX Runtime int8": Session(quantized("onnxruntime", "model.onnx")),
+        "OpenVINO fp32": Session(model, "openvino", python, ("INFERENCE_PRECISION_HINT=f32",)),
+        "int8 static, OpenVINO": Session(own["int8 static"].file, "openvino", python),
+        PEER: Session(quantized("nncf_openvino", "model.xml"), "openvino", python),
+    }
+
+
+def figures(found: Latencies, sessions: Mapping[str, Session]) -> dict[str, dict[str, Any]]:
+    """Of each: its median, its ratios to float32 and the peer (quartiles of the turns), its size, how logits differ."""
+    if found.problems:
+        raise SystemExit(f"every file must run, got: {found.problems}")
     rows = {}
     for name, times in found.times_ms.items():
-        ratios = [own / base for own, base in zip(times, floats, strict=True)]
-        (difference,) = compare_outputs({"logits": found.logits[FLOAT]}, {"logits": np.asarray(found.logits[name])})
+        (difference,) = compare_outputs({"logits": found.logits[FLOAT]}, {"logits": found.logits[name]})
         rows[name] = {
             "median_ms": statistics.median(times),
-            "ratio": statistics.quantiles(ratios, n=4),
-            "file_mb": files[name].stat().st_size / 1e6,
+            "ratios": {base: quartiles(times, found.times_ms[base]) for base in (FLOAT, PEER)},
+            "file_mb": size_mb(sessions[name].file),
             "max_relative": difference.max_relative,
             "min_cosine": difference.min_cosine,
         }
     return rows
 
 
+def quartiles(times: list[float], base: list[float]) -> list[float]:
+    ratios = np.percentile([own / other for own, other in zip(times, base, strict=True)], (25, 50, 75))
+    return [float(ratio) for ratio in ratios]
+
+
+def size_mb(file: Path) -> float:
+    """Of `file` and the weights beside it."""
+    return sum(path.stat().st_size for path in file.parent.glob(f"{file.stem}.*")) / 1e6
+
+
 def main() -> None:
     arguments_parser = parser(__doc__)
+    add_peer_python(arguments_parser, "openvino")
     arguments_parser.add_argument("--preset", default=PRESET, help="architecture, with random weights")
     arguments_parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     arguments_parser.add_argument("--processes", type=int, default=4, help="sets of fresh processes")
@@ -73,16 +115,20 @@ def main() -> None:
         "--clock", choices=("wall", "processor"), default="wall", help="processor: of one thread, on a busy machine"
     )
     arguments = arguments_parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        files = make(Path(folder), arguments.preset)
+    versions = peer_versions(arguments.openvino_python, *PEER_PACKAGES)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sessions = ours(folder, arguments.preset)
+        sessions |= peers(folder, sessions, arguments.openvino_python)
         found = latencies(
-            files,
+            sessions,
             tuple(arguments.batch_sizes),
             arguments.processes,
             arguments.rounds,
             processor_time=arguments.clock == "processor",
         )
-        record(arguments, {"batch_sizes": {size: figures(each, files) for size, each in found.items()}})
+        measured = {size: figures(of_one, sessions) for size, of_one in found.items()}
+        record(arguments, {"peers": versions, "batch_sizes": measured})
 
 
 if __name__ == "__main__":

@@ -206,12 +206,16 @@ def int8(document: Document) -> str:
     rows = []
     for batch_size, measured in document["batch_sizes"].items():
         for name, row in measured.items():
-            p25, ratio, p75 = row["ratio"]
-            spread = "1" if name == "fp32" else f"{ratio:.3f} ({p25:.3f} to {p75:.3f})"
+            ratios = (
+                "1" if name == base else f"{ratio:.3f} ({p25:.3f} to {p75:.3f})"
+                for base, (p25, ratio, p75) in row["ratios"].items()
+            )
             differs = f"{row['max_relative']:.1e}", f"{row['min_cosine']:.5f}"
-            rows.append([batch_size, name, f"{row['median_ms']:.1f}", spread, f"{row['file_mb']:.1f}", *differs])
-    header = ["batch", "file", "ms", "time / fp32's (quartiles)", "MB", "largest difference of logits", "lowest cosine"]
-    return markdown(header, rows)
+            rows.append([batch_size, name, f"{row['median_ms']:.1f}", *ratios, f"{row['file_mb']:.1f}", *differs])
+    bases = (f"time / {base}'s (quartiles)" for base in row["ratios"])
+    header = ["batch", "", "ms", *bases, "MB", "largest difference of logits", "lowest cosine"]
+    versions = ", ".join(f"{package} {version}" for package, version in document["peers"].items())
+    return f"{markdown(header, rows)}\n\nPeers: {versions or 'none'}."
 
 
 TABLES: dict[str, Callable[[Document], str]] = {

@@ -1,11 +1,44 @@
-"""The figures of the benchmarks' README are the recorded ones."""
+"""The figures of the benchmarks' README are the recorded ones, and a session that is timed gives what its file says."""
 
 from __future__ import annotations
 
+import io
+import pickle
+import subprocess
 import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime as ort
 
 from environments import ROOT, run
+
+if TYPE_CHECKING:
+    from vitdeploy.bundle import Bundle
 
 
 def test_tables_hold_the_recorded_results() -> None:
     run(sys.executable, ROOT / "benchmarks" / "tables.py", "--check")
+
+
+def test_a_session_alone_in_its_process(digits: Bundle) -> None:
+    file = str(digits.path / "onnx" / "model.onnx")
+    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    shape = session.get_inputs()[0].shape[1:]
+    good = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
+    requests = b"".join(map(pickle.dumps, ((good, 0), (good[0], 1), (good, 3))))
+
+    worker = str(ROOT / "benchmarks" / "session_worker.py")
+    command = [sys.executable, worker, "onnxruntime", file, "--processor-time"]
+    process = subprocess.run(command, input=requests, stdout=subprocess.PIPE, check=True)
+
+    replies = io.BytesIO(process.stdout)
+    opened, (logits, untimed), problem, (again, times) = (pickle.load(replies) for _ in range(4))
+    assert opened is None
+    assert "rank" in problem
+    assert untimed == []
+    assert len(times) == 3
+    assert min(times) > 0
+    (expected,) = session.run(["logits"], {"pixel_values": good})
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)  # sums of another order: another number of threads
+    np.testing.assert_array_equal(again, logits)

@@ -1,0 +1,111 @@
+"""One session alone in its process, which runs batches until its input ends; `sessions.py` starts it.
+
+Requests and replies are pickles on its standard input and output. In: pixel values (N, 3, H, W), float32, and how often
+to time them. Out: None when it is open; then the logits and the times in milliseconds, of runs after one that is not
+timed, or the text of an error. It needs numpy and the engine alone: an engine may have an environment of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import pickle
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    Run = Callable[[np.ndarray], np.ndarray]
+
+
+def onnxruntime(file: Path, threads: int, options: dict[str, str]) -> Run:
+    """Args: threads: 0 for one on each core; options: of the session's configuration."""
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    for key, value in options.items():
+        settings.add_session_config_entry(key, value)
+    session = ort.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
+
+    def run(pixel_values: np.ndarray) -> np.ndarray:
+        (logits,) = session.run(["logits"], {"pixel_values": pixel_values})
+        return logits  # type: ignore[no-any-return]
+
+    return run
+
+
+def openvino(file: Path, threads: int, options: dict[str, str]) -> Run:
+    """Compiled for the shape that comes: somewhat faster than for any batch, so that no peer is held back.
+
+    Args: threads: 0 for one on each core; options: properties of its CPU device.
+    """
+    import openvino as ov
+
+    properties = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **options}
+    core = ov.Core()
+
+    @functools.lru_cache(maxsize=1)  # one is alive: several disturb each other
+    def compiled(shape: tuple[int, ...]) -> Any:
+        model = core.read_model(file)
+        model.reshape(shape)
+        return core.compile_model(model, "CPU", properties)
+
+    def run(pixel_values: np.ndarray) -> np.ndarray:
+        return compiled(pixel_values.shape)([pixel_values])[0]  # type: ignore[no-any-return]
+
+    return run
+
+
+ENGINES: dict[str, Callable[[Path, int, dict[str, str]], Run]] = {"onnxruntime": onnxruntime, "openvino": openvino}
+
+
+def serve(run: Run, clock: Callable[[], float], requests: Any, replies: Any) -> None:
+    reply = None
+    while True:
+        pickle.dump(reply, replies)
+        replies.flush()
+        try:
+            pixel_values, runs = pickle.load(requests)
+        except EOFError:
+            return
+        reply = answer(run, clock, pixel_values, runs)
+
+
+def answer(
+    run: Run, clock: Callable[[], float], pixel_values: np.ndarray, runs: int
+) -> tuple[np.ndarray, list[float]] | str:
+    times = []
+    try:
+        logits = run(pixel_values)
+        for _ in range(runs):
+            start_time = clock()
+            run(pixel_values)
+            times.append(1e3 * (clock() - start_time))
+    except Exception as exc:  # noqa: BLE001  (whatever a peer's file raises is the result)
+        return str(exc) or repr(exc)
+    return logits, times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("engine", choices=ENGINES)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("options", nargs="*", metavar="NAME=VALUE", help="of the engine")
+    parser.add_argument("--processor-time", action="store_true", help="the processor's time, of one thread")
+    arguments = parser.parse_args()
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what an engine prints must not stand among the replies
+    options = dict(option.split("=", 1) for option in arguments.options)
+    run = ENGINES[arguments.engine](arguments.file, int(arguments.processor_time), options)
+    serve(run, time.process_time if arguments.processor_time else time.perf_counter, sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    main()
