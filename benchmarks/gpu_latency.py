@@ -38,7 +38,9 @@ def problem(backend: str) -> str | None:
 
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-ENGINES = [name for name, row in BACKENDS.items() if row.device == "cuda" and not problem(name)]
+ENGINES = [
+    name for name, row in BACKENDS.items() if row.artifact_format == name and row.device == "cuda" and not problem(name)
+]
 
 
 def configurations() -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import DeviceError, UsageError
 from vitdeploy.specs import PixelFormat
 
 if TYPE_CHECKING:
@@ -171,3 +171,16 @@ def parse_device(name: str) -> tuple[str, int | None]:
         raise UsageError(f"device must be one of cpu, cuda, cuda:N; got {name!r}")
     index = match[1]
     return name.partition(":")[0], None if index is None else int(index)
+
+
+def cuda_index(backend: str, device: str) -> int | None:
+    """The index of "cuda" or "cuda:1", for a backend that runs on a GPU alone.
+
+    Raises:
+        UsageError: it is no device.
+        DeviceError: it is another one.
+    """
+    kind, index = parse_device(device)
+    if kind != "cuda":
+        raise DeviceError(f"{backend} runs on an NVIDIA GPU alone, got device {device!r}; give cuda, or cuda:N")
+    return index

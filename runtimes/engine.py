@@ -12,7 +12,7 @@ import numpy as np
 from vitdeploy.atomic import write_file
 from vitdeploy.errors import BundleError, DeviceError, UnavailableError, UsageError
 from vitdeploy.gpu import find_gpu, find_gpus
-from vitdeploy.runtimes.base import Runtime, check_options, parse_device
+from vitdeploy.runtimes.base import Runtime, check_options, cuda_index
 from vitdeploy.runtimes.cuda_memory import close_all, use_device
 from vitdeploy.runtimes.engine_fit import check_hardware, check_version, choose_profile
 from vitdeploy.runtimes.engine_plan import ShapePlan
@@ -70,7 +70,7 @@ class EngineRuntime(Runtime):
         has_cache = hasattr(self.library, "IRuntimeCache")
         if runtime_cache is not None and not has_cache:
             raise UsageError(f"{self.backend} {self.library.__version__} has no runtime_cache; leave it out")
-        gpu = find_gpu(_cuda_index(self.backend, device))
+        gpu = find_gpu(cuda_index(self.backend, device))
         self.inputs, self.outputs = inputs, outputs
         self._device = gpu.index
         self._cuda_graphs, self._shapes_kept = cuda_graphs, shapes_kept
@@ -106,7 +106,7 @@ class EngineRuntime(Runtime):
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
         check_options(cls, options)
-        index = _cuda_index(cls.backend, device)
+        index = cuda_index(cls.backend, device)
         artifact = bundle.artifact(cls.backend, precision)
         (path,) = bundle.verified(artifact.files)
         check_version(bundle, artifact, LIBRARIES[cls.backend].package, cls.library.__version__)
@@ -253,10 +253,3 @@ class EngineRuntime(Runtime):
 
     def _last_error(self) -> str:
         return self._logger.errors[-1] if self._logger.errors else "it does not say why"
-
-
-def _cuda_index(backend: str, device: str) -> int | None:
-    kind, index = parse_device(device)
-    if kind != "cuda":
-        raise DeviceError(f"{backend} runs on an NVIDIA GPU alone, got device {device!r}; give cuda, or cuda:N")
-    return index
