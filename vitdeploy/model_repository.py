@@ -118,7 +118,7 @@ def _check_name(name: str) -> None:
     if not isinstance(name, str) or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
         raise UsageError(
             f"a Triton model's name must be letters, digits and . _ - alone, a letter or a digit first, "
-            f"got {name!r:.220}; give another with --name"
+            f"got {name!r:.220}; give another: vitdeploy triton --name NAME"
         )
 
 
@@ -156,7 +156,7 @@ def _check_target(target: Path) -> None:
     if target.is_symlink() or (target.exists() and not _is_made(target)):
         raise UsageError(
             f"{target} must be a model that vitdeploy wrote, and nobody altered, to be replaced; it is not: "
-            f"remove it, or give another name with --name"
+            f"remove it, or give another name: vitdeploy triton --name NAME"
         )
 
 
