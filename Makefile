@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 TENSORRT := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),10 11)
 BENCHMARKS := processor export predict_overhead pixels evaluate int8 attention dynamic_size engines
 
-.PHONY: demo test check chromium format bench bench-large golden gpu-check clean
+.PHONY: demo test check chromium format bench bench-large golden triton-schema gpu-check clean
 
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
@@ -44,6 +44,10 @@ bench-large: .venv/.dev  ## export a model of 4 GB: its peak memory; minutes
 
 golden: $(ENVS)/timm/.done  ## rewrite tests/golden with timm itself
 	$(TEST_ENV) $(ENVS)/timm/bin/python tests/golden/make_timm.py
+
+triton-schema: $(ENVS)/protoc/.done  ## compile Triton's schema, tests/data/triton_model_config.proto, for the tests
+	$(ENVS)/protoc/bin/python -m grpc_tools.protoc -Itests/data \
+		--descriptor_set_out=tests/data/triton_model_config.pb triton_model_config.proto
 
 gpu-check:  ## GPU tests, then GPU benchmarks, with the python that is there; results under $$OUT
 	OUT=$${OUT:-gpu-results} $(PYTHON) benchmarks/gpu_check.py
@@ -92,6 +96,11 @@ $(ENVS)/tensorrt-10/.done: VERSION := 10.16.1.11
 $(ENVS)/tensorrt-11/.done: VERSION := 11.4.0.106
 $(ENVS)/tensorrt-%/.done: .venv/.dev
 	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(@D) tensorrt-cu13-bindings==$(VERSION)
+	touch $@
+
+$(ENVS)/protoc/.done:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP_INSTALL) grpcio-tools==1.85.1
 	touch $@
 
 # timm, for the golden files. It borrows everything but timm and torchvision from .venv.

@@ -18,6 +18,7 @@ import torch
 import vitdeploy
 from vitdeploy import EngineOptions
 from vitdeploy.assess.environment import machine
+from vitdeploy.engine_options import colons
 from vitdeploy.errors import UnavailableError
 from vitdeploy.runtimes import BACKENDS, open_runtime, runtime_class
 from vitdeploy.specs import AxisRange
@@ -38,15 +39,19 @@ def problem(backend: str) -> str | None:
 
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-ENGINES = [name for name, row in BACKENDS.items() if row.device == "cuda" and not problem(name)]
+ENGINES = [
+    name for name, row in BACKENDS.items() if row.artifact_format == name and row.device == "cuda" and not problem(name)
+]
 
 
-def configurations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+def configurations(batch: AxisRange) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for precision, attention in itertools.product(PRECISIONS, ("eager", "sdpa")):
         yield "torch", precision, {"attention": attention}
     yield "torch", "fp16", {"attention": "sdpa", "compile": True}
     if "CUDAExecutionProvider" in ort.get_available_providers():
         yield "onnxruntime", "fp32", {}
+    if not problem("onnxruntime-tensorrt"):
+        yield "onnxruntime-tensorrt", "fp32", {"batch": colons(batch)}
     for backend, precision, graphs in itertools.product(ENGINES, PRECISIONS, (True, False)):
         yield backend, precision, {"cuda_graphs": graphs}
 
@@ -62,9 +67,9 @@ def median_ms(runtime: Runtime, batch_size: int, runs: int) -> float:
     return statistics.median(times[5:])
 
 
-def measure(bundle: Bundle, batch_sizes: list[int], runs: int) -> list[dict[str, Any]]:
+def measure(bundle: Bundle, batch_sizes: list[int], runs: int, batch: AxisRange) -> list[dict[str, Any]]:
     rows = []
-    for backend, precision, options in configurations():
+    for backend, precision, options in configurations(batch):
         with open_runtime(bundle, backend, precision=precision, device="cuda", **options) as runtime:
             for batch_size in batch_sizes:
                 milliseconds = median_ms(runtime, batch_size, runs)
@@ -85,13 +90,13 @@ def main() -> None:
         parser.exit(3, "gpu_latency needs a CUDA device, torch finds none\n")
     with tempfile.TemporaryDirectory() as folder:
         bundle = vitdeploy.export(random_weights=arguments.preset, output=Path(folder) / "bundle")
-        batch = (AxisRange(min(arguments.batch_sizes), 32, max(32, *arguments.batch_sizes)),)
+        batch = AxisRange(min(32, *arguments.batch_sizes), 32, max(32, *arguments.batch_sizes))
         for engine, precision in itertools.product(ENGINES, PRECISIONS):
             bundle = vitdeploy.export(
                 random_weights=arguments.preset, to=engine, precision=precision, output=bundle.path,
-                engine=EngineOptions(batch=batch),
+                engine=EngineOptions(batch=(batch,)),
             )  # fmt: skip
-        rows = measure(bundle, arguments.batch_sizes, arguments.runs)
+        rows = measure(bundle, arguments.batch_sizes, arguments.runs, batch)
     not_run = {name: why for name, row in BACKENDS.items() if row.device == "cuda" and (why := problem(name))}
     device = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, **machine()}
     if arguments.json:

@@ -21,6 +21,7 @@ class Backend(NamedTuple):
         extra: the extra of vitdeploy that installs its engine.
         package: the engine's import name.
         device: what it runs on where none is asked for.
+        by_default: whether artifacts of its format are assessed with it where no backend is named.
     """
 
     target: str
@@ -28,12 +29,21 @@ class Backend(NamedTuple):
     extra: str
     package: str
     device: str = "cpu"
+    by_default: bool = True
 
 
 BACKENDS: dict[str, Backend] = {
     "torch": Backend("vitdeploy.runtimes.pytorch:PyTorchRuntime", None, "torch", "torch"),
     "torchscript": Backend("vitdeploy.runtimes.torchscript:TorchScriptRuntime", "torchscript", "torch", "torch"),
     "onnxruntime": Backend("vitdeploy.runtimes.onnxrt:OnnxRuntime", "onnx", "onnxruntime", "onnxruntime"),
+    "onnxruntime-tensorrt": Backend(
+        "vitdeploy.runtimes.onnxrt_tensorrt:TensorRTOnnxRuntime",
+        "onnx",
+        "onnxruntime-gpu",
+        "onnxruntime",
+        "cuda",
+        by_default=False,
+    ),
     "tensorrt": Backend("vitdeploy.runtimes.trt:TensorRTRuntime", "tensorrt", "tensorrt", "tensorrt", "cuda"),
     "tensorrt-rtx": Backend(
         "vitdeploy.runtimes.trt_rtx:TensorRTRTXRuntime", "tensorrt-rtx", "tensorrt-rtx", "tensorrt_rtx", "cuda"
@@ -65,7 +75,7 @@ def open_runtime(
         bundle: the bundle.
         backend: a name of `BACKENDS`.
         precision: of the artifact; for torch, of the weights and activations.
-        device: "cpu", "cuda" or "cuda:1"; by default the backend's own, "cpu" for all but engines.
+        device: "cpu", "cuda" or "cuda:1"; by default the backend's own: "cuda" where TensorRT runs, else "cpu".
         options: of the runtime's constructor.
 
     Raises:
@@ -87,5 +97,5 @@ def open_runtime(
                 f"takes {', '.join(map(str, runtime.inputs))} and gives {', '.join(map(str, runtime.outputs))}; "
                 f"export the bundle again"
             )
-        runtime.pixels, runtime.axes = artifact.pixels, artifact.axes
+        runtime.pixels, runtime.axes = artifact.pixels, {**artifact.axes, **runtime.axes}
     return runtime

@@ -8,21 +8,30 @@ import inspect
 import re
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import DeviceError, UsageError
 from vitdeploy.specs import PixelFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
     from vitdeploy.specs import AxisRange, TensorSpec
+
+
+class Array(Protocol):
+    """What an array, of whatever library, is checked by."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 class Runtime(abc.ABC):
@@ -120,17 +129,17 @@ class Runtime(abc.ABC):
         """Let go of the engine."""
 
     def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
-        names = [spec.name for spec in self.inputs]
-        if not isinstance(feeds, Mapping):
-            raise UsageError(f"expected arrays by name ({', '.join(names)}), got {type(feeds).__name__}")
-        if set(feeds) != set(names):
-            raise UsageError(f"inputs must be {', '.join(names)}, got {', '.join(map(str, feeds)) or 'none'}")
+        check_names("inputs", feeds, self.inputs)
+        for spec in self.inputs:
+            if not isinstance(feeds[spec.name], np.ndarray):
+                raise UsageError(f"expected a numpy array for {spec}, got {type(feeds[spec.name]).__name__}")
+        self._check_shapes(feeds)
+
+    def _check_shapes(self, feeds: Mapping[str, Array]) -> None:
         sizes: dict[str, int] = {}
         for spec in self.inputs:
             array = feeds[spec.name]
-            if not isinstance(array, np.ndarray):
-                raise UsageError(f"expected a numpy array for {spec}, got {type(array).__name__}")
-            fits = array.dtype == np.dtype(spec.dtype) and array.ndim == len(spec.shape) and array.size > 0
+            fits = array.dtype == np.dtype(spec.dtype) and len(array.shape) == len(spec.shape) and all(array.shape)
             for want, got in zip(spec.shape, array.shape, strict=False):
                 fits = fits and got == (sizes.setdefault(want, got) if isinstance(want, str) else want)
             if not fits:
@@ -145,6 +154,21 @@ class Runtime(abc.ABC):
                     f"{name} must be {self.axes[name]}, got {size}; give what the artifact takes, or export "
                     f"the model for it"
                 )
+
+
+def check_names(what: str, arrays: object, specs: Iterable[TensorSpec]) -> None:
+    """Raise UsageError unless there is something for each name, and nothing else.
+
+    Args:
+        what: is checked, "inputs" or "outputs".
+        arrays: by name.
+        specs: what there must be.
+    """
+    names = [spec.name for spec in specs]
+    if not isinstance(arrays, Mapping):
+        raise UsageError(f"expected arrays by name ({', '.join(names)}), got {type(arrays).__name__}")
+    if set(arrays) != set(names):
+        raise UsageError(f"{what} must be {', '.join(names)}, got {', '.join(map(str, arrays)) or 'none'}")
 
 
 def check_options(cls: type[Runtime], options: Mapping[str, Any]) -> None:
@@ -171,3 +195,16 @@ def parse_device(name: str) -> tuple[str, int | None]:
         raise UsageError(f"device must be one of cpu, cuda, cuda:N; got {name!r}")
     index = match[1]
     return name.partition(":")[0], None if index is None else int(index)
+
+
+def cuda_index(backend: str, device: str) -> int | None:
+    """The index of "cuda" or "cuda:1", for a backend that runs on a GPU alone.
+
+    Raises:
+        UsageError: it is no device.
+        DeviceError: it is another one.
+    """
+    kind, index = parse_device(device)
+    if kind != "cuda":
+        raise DeviceError(f"{backend} runs on an NVIDIA GPU alone, got device {device!r}; give cuda, or cuda:N")
+    return index

@@ -5,15 +5,16 @@ from __future__ import annotations
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from vitdeploy.atomic import write_file
 from vitdeploy.errors import BundleError, DeviceError, UnavailableError, UsageError
 from vitdeploy.gpu import find_gpu, find_gpus
-from vitdeploy.runtimes.base import Runtime, check_options, parse_device
+from vitdeploy.runtimes.base import Runtime, check_names, check_options, cuda_index
 from vitdeploy.runtimes.cuda_memory import close_all, use_device
+from vitdeploy.runtimes.device_arrays import NO_STREAM, view
 from vitdeploy.runtimes.engine_fit import check_hardware, check_version, choose_profile
 from vitdeploy.runtimes.engine_plan import ShapePlan
 from vitdeploy.specs import TensorSpec
@@ -21,12 +22,14 @@ from vitdeploy.trt_library import LIBRARIES, make_builder, make_logger, make_run
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
     from vitdeploy.runtimes.engine_fit import ProfileShapes, Shapes
+
+T = TypeVar("T")
 
 
 class EngineRuntime(Runtime):
@@ -70,7 +73,7 @@ class EngineRuntime(Runtime):
         has_cache = hasattr(self.library, "IRuntimeCache")
         if runtime_cache is not None and not has_cache:
             raise UsageError(f"{self.backend} {self.library.__version__} has no runtime_cache; leave it out")
-        gpu = find_gpu(_cuda_index(self.backend, device))
+        gpu = find_gpu(cuda_index(self.backend, device))
         self.inputs, self.outputs = inputs, outputs
         self._device = gpu.index
         self._cuda_graphs, self._shapes_kept = cuda_graphs, shapes_kept
@@ -106,7 +109,7 @@ class EngineRuntime(Runtime):
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
         check_options(cls, options)
-        index = _cuda_index(cls.backend, device)
+        index = cuda_index(cls.backend, device)
         artifact = bundle.artifact(cls.backend, precision)
         (path,) = bundle.verified(artifact.files)
         check_version(bundle, artifact, LIBRARIES[cls.backend].package, cls.library.__version__)
@@ -156,17 +159,44 @@ class EngineRuntime(Runtime):
             return str(exc)
         return None
 
+    def run_device(self, feeds: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+        """Run the model once on arrays that are on its GPU, and write into others there; nothing is copied.
+
+        Arrays are those of a library with DLPack, such as torch or CuPy: contiguous, and aligned to 256 bytes, as new
+        ones are. What their library has queued on its current stream is waited for on the GPU; on return all is done.
+
+        Args:
+            feeds: an array for each of `inputs`, of exactly its type and shape, free axes within `axes`.
+            results: an array for each of `outputs`, which is overwritten.
+
+        Raises:
+            UsageError: an array is missing, unknown, or not as stated; or the runtime is closed.
+            DeviceError: the engine failed.
+        """
+        with self._in_use():
+            check_names("inputs", feeds, self.inputs)
+            check_names("outputs", results, self.outputs)
+            use_device(self._device)
+            views = {name: view(name, array, self._device, NO_STREAM) for name, array in feeds.items()}
+            self._check_shapes(views)
+            shapes = {spec.name: views[spec.name].shape for spec in self.inputs}
+            self._with_plan(shapes, lambda plan: plan.run_device(feeds, results))
+
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         use_device(self._device)
         shapes = {spec.name: feeds[spec.name].shape for spec in self.inputs}
+        return self._with_plan(shapes, lambda plan: plan.run(feeds))
+
+    def _with_plan(self, shapes: Shapes, work: Callable[[ShapePlan], T]) -> T:
+        """What `work` gives with a plan for these shapes, which is kept if it succeeds."""
         plan = self._taken(shapes)
         try:
-            outputs = plan.run(feeds)
+            result = work(plan)
         except BaseException:
             plan.close()
             raise
         self._put_back(shapes, plan)
-        return outputs
+        return result
 
     def _taken(self, shapes: Shapes) -> ShapePlan:
         """A plan for these shapes that no other thread has."""
@@ -180,7 +210,9 @@ class EngineRuntime(Runtime):
             raise DeviceError(f"{self.backend} must make room for a context on the GPU: {self._last_error()}")
         dtypes = {spec.name: np.dtype(spec.dtype) for spec in self.inputs}
         errors: Sequence[str] = self._logger.errors
-        return ShapePlan(context, profile, shapes, self.outputs, dtypes, capture=self._captures, errors=errors)
+        return ShapePlan(
+            context, profile, shapes, self.outputs, dtypes, device=self._device, capture=self._captures, errors=errors
+        )
 
     def _put_back(self, shapes: Shapes, plan: ShapePlan) -> None:
         with self._lock:
@@ -253,10 +285,3 @@ class EngineRuntime(Runtime):
 
     def _last_error(self) -> str:
         return self._logger.errors[-1] if self._logger.errors else "it does not say why"
-
-
-def _cuda_index(backend: str, device: str) -> int | None:
-    kind, index = parse_device(device)
-    if kind != "cuda":
-        raise DeviceError(f"{backend} runs on an NVIDIA GPU alone, got device {device!r}; give cuda, or cuda:N")
-    return index

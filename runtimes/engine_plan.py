@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.errors import DeviceError, first_line
+from vitdeploy.errors import DeviceError, UsageError, first_line
 from vitdeploy.runtimes.cuda_memory import Graph, Stream, Tensor, close_all
+from vitdeploy.runtimes.device_arrays import view
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ class ShapePlan:
         shapes: of each input.
         outputs: what the engine gives.
         dtypes: of each input.
+        device: the number of the GPU.
         capture: whether the work is captured as a CUDA graph here; False where the library does that itself, or none
             is wanted.
         errors: what the library's logger keeps; the last is told where a call fails.
@@ -43,10 +45,12 @@ class ShapePlan:
         outputs: Sequence[TensorSpec],
         dtypes: Mapping[str, np.dtype[Any]],
         *,
+        device: int,
         capture: bool,
         errors: Sequence[str],
     ) -> None:
         self._context = context
+        self._device = device
         self._errors = errors
         self._graph: Graph | None = None
         self._inputs: dict[str, Tensor] = {}
@@ -77,6 +81,32 @@ class ShapePlan:
         self._stream.wait()
         return {name: tensor.array.copy() for name, tensor in self._outputs.items()}
 
+    def run_device(self, feeds: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+        """Run the engine once on arrays on the GPU, which are checked but for the shapes of the results.
+
+        It is not captured: a CUDA graph would have the addresses of these very arrays.
+
+        Args:
+            feeds: of another library, by name.
+            results: likewise; they are written to.
+
+        Raises:
+            UsageError: a result has another shape or type than the engine gives.
+            DeviceError: it failed.
+        """
+        arrays = {
+            name: view(name, array, self._device, self._stream.handle) for name, array in {**feeds, **results}.items()
+        }
+        for name, own in self._outputs.items():
+            found = arrays[name]
+            if (found.dtype, found.shape) != (own.array.dtype, own.array.shape):
+                want = f"{own.array.dtype} '{name}' {own.array.shape}"
+                raise UsageError(f"expected {want} to write to, got {found.dtype} {found.shape}")
+        self._use({name: array.address for name, array in arrays.items()})
+        self._checked(self._context.execute_async_v3(self._stream.handle), "run")
+        self._stream.wait()
+        self._use_own()
+
     def close(self) -> None:
         close_all(self._stream, *self._inputs.values(), *self._outputs.values(), self._graph)
         del self._context
@@ -97,8 +127,14 @@ class ShapePlan:
         for spec in outputs:
             shape = tuple(context.get_tensor_shape(spec.name))
             self._outputs[spec.name] = Tensor(shape, np.dtype(spec.dtype))
-        for name, tensor in (*self._inputs.items(), *self._outputs.items()):
-            self._checked(context.set_tensor_address(name, tensor.address), f"take the memory of '{name}'")
+        self._use_own()
+
+    def _use_own(self) -> None:
+        self._use({name: tensor.address for name, tensor in (*self._inputs.items(), *self._outputs.items())})
+
+    def _use(self, addresses: Mapping[str, int]) -> None:
+        for name, address in addresses.items():
+            self._checked(self._context.set_tensor_address(name, address), f"take the memory of '{name}'")
 
     def _enqueue(self) -> None:
         for tensor in self._inputs.values():

@@ -15,14 +15,20 @@ from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.specs import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
 
-CPU = "CPUExecutionProvider"
-_DEVICE_PROVIDERS = {"cpu": CPU, "cuda": "CUDAExecutionProvider"}
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+# The patch projection is a ViT's one convolution: ONNX Runtime's own default times every algorithm anew for each shape.
+_CUDA_DEFAULTS = {"cudnn_conv_algo_search": "HEURISTIC"}
+_GPU_PACKAGE = "pip install 'vitdeploy[onnxruntime-gpu]' in place of onnxruntime"
+_NEEDED = {
+    CUDA: f"{_GPU_PACKAGE}, and the CUDA and cuDNN that it was built for",
+    TENSORRT: f"{_GPU_PACKAGE}, and the CUDA and TensorRT that it was built for (pip install 'vitdeploy[tensorrt]')",
+}
 _LEVELS = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -118,22 +124,29 @@ class OnnxRuntime(Runtime):
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
         check_options(cls, options)
-        options |= _device_options(device, options)
+        kind, index = parse_device(device)
+        if "providers" in options:
+            if kind != "cpu":
+                raise UsageError(f"a session needs device or providers, got both: {device} and {options['providers']}")
+        elif kind == "cuda":
+            options |= provider_on_gpu(CUDA, index, options, _CUDA_DEFAULTS)
         model, *_ = bundle.verified(bundle.artifact("onnx", precision).files)
         return cls(model, **options)
 
     @classmethod
     def probe(cls) -> dict[str, str | None]:
-        found: dict[str, str | None] = {}
+        return {name: cls._problem(name) for name in ort.get_available_providers()}
+
+    @classmethod
+    def _problem(cls, provider: str) -> str | None:
+        """Why a provider does not run a model of one node; None where it does."""
         with resources.as_file(resources.files("vitdeploy.runtimes") / "probe.onnx") as path:
-            for name in ort.get_available_providers():
-                try:
-                    with cls(path, providers=(name,), log_severity=4) as runtime:
-                        runtime.run({"x": np.ones((2, 2), np.float32)})
-                    found[name] = None
-                except VitDeployError as exc:
-                    found[name] = str(exc)
-        return found
+            try:
+                with cls(path, providers=(provider,), log_severity=4) as runtime:
+                    runtime.run({"x": np.ones((2, 2), np.float32)})
+            except VitDeployError as exc:
+                return str(exc)
+        return None
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [spec.name for spec in self.outputs]
@@ -159,21 +172,41 @@ class OnnxRuntime(Runtime):
         del self._session
 
 
-def _device_options(device: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The providers, and their options, that `device` stands for; UsageError where `options` contradict it."""
-    kind, index = parse_device(device)
-    provider = _DEVICE_PROVIDERS[kind]
-    if "providers" in options:
-        if provider != CPU:
-            raise UsageError(f"a session needs device or providers, got both: {device} and {options['providers']}")
-        return {}
-    found: dict[str, Any] = {"providers": (provider,)}
-    if index is not None:
-        given = dict(options.get("provider_options") or {})
-        if "device_id" in given.get(provider, {}):
-            raise UsageError(f"a session needs a device index or a device_id, got both: {device} and {given}")
-        found["provider_options"] = {**given, provider: {**given.get(provider, {}), "device_id": index}}
-    return found
+def provider_on_gpu(
+    provider: str, index: int | None, options: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The constructor's arguments for a provider on a GPU.
+
+    Args:
+        provider: its name.
+        index: of the GPU; None for the first.
+        options: of the runtime; the provider's own among them go before the defaults.
+        defaults: options of the provider.
+
+    Raises:
+        UsageError: they name a GPU too.
+    """
+    given = dict(options.get("provider_options") or {})
+    if index is not None and "device_id" in given.get(provider, {}):
+        raise UsageError(f"a session needs a device index or a device_id, got both: cuda:{index} and {given}")
+    return {
+        "providers": (provider,),
+        "provider_options": {**given, provider: {"device_id": index or 0, **defaults, **given.get(provider, {})}},
+    }
+
+
+def check_built(providers: Sequence[str]) -> None:
+    """Raise DeviceError unless onnxruntime was built with every provider."""
+    available = ort.get_available_providers()
+    for name in providers:
+        if name not in available:
+            built_with = f"{', '.join(available)}{_install((name,))}"
+            raise DeviceError(f"provider {name} must be one that onnxruntime was built with: {built_with}")
+
+
+def _install(providers: Iterable[str]) -> str:
+    """What to install for those that need something, to end a message with."""
+    return "".join(f"; {_NEEDED[name]}" for name in providers if name in _NEEDED)
 
 
 def _open_session(
@@ -182,12 +215,9 @@ def _open_session(
     providers: tuple[str, ...],
     provider_options: Mapping[str, Mapping[str, Any]],
 ) -> ort.InferenceSession:
-    available = ort.get_available_providers()
     if not providers or len(set(providers)) != len(providers):
         raise UsageError(f"providers must be one or more different names, got {providers}")
-    for name in providers:
-        if name not in available:
-            raise DeviceError(f"provider {name} must be one that onnxruntime was built with: {', '.join(available)}")
+    check_built(providers)
     for name in provider_options:
         if name not in providers:
             raise UsageError(f"provider_options must be of providers asked for, {', '.join(providers)}; got {name!r}")
@@ -220,7 +250,7 @@ def _open_session(
     if tuple(got[: len(providers)]) != providers:
         raise DeviceError(
             f"providers {', '.join(providers)} must all start, onnxruntime started {', '.join(got)}; "
-            f"see its log above, and `vitdeploy doctor`"
+            f"see its log above{_install(name for name in providers if name not in got)}"
         )
     return session
 

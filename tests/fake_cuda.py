@@ -25,6 +25,7 @@ class FakeCuda:
     Attributes:
         live: what is open, by CUDA's handle of it.
         room: how many allocations there is room for.
+        copies: how many copies were asked for.
     """
 
     cudaStreamNonBlocking = 1  # noqa: N815  (CUDA's names)
@@ -34,6 +35,7 @@ class FakeCuda:
     def __init__(self) -> None:
         self.live: dict[int, Any] = {}
         self.room = 1000
+        self.copies = 0
         self.capturing: dict[int, list[Callable[[], object]]] = {}
         self._handles = itertools.count(1)
 
@@ -79,6 +81,7 @@ class FakeCuda:
         return (0,)
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:  # noqa: N802
+        self.copies += 1
         self.submit(stream, functools.partial(ctypes.memmove, target, source, size))
         return (0,)
 
@@ -102,6 +105,34 @@ class FakeCuda:
         for work in self.live[graph]:
             work()
         return (0,)
+
+
+class OnTheGpu:
+    """An array that says that it is on a GPU, in the memory of an array of numpy or torch.
+
+    Attributes:
+        streams: that were made to wait for it, and -1 where none was.
+    """
+
+    def __init__(self, array: Any, device: tuple[int, int] = (2, 0)) -> None:
+        self.array, self.device = array, device
+        self.streams: list[int] = []
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device
+
+    def __dlpack__(self, *, stream: int) -> object:
+        self.streams.append(stream)
+        return self.array.__dlpack__()
+
+
+def aligned(array: np.ndarray, beyond: int = 0) -> np.ndarray:
+    """A copy that begins so many bytes beyond a multiple of 256."""
+    room = np.zeros(array.nbytes + 512, np.uint8)
+    start = -room.ctypes.data % 256 + beyond
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 class FakeContext:

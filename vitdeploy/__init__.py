@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
     from vitdeploy.engine_options import EngineOptions
     from vitdeploy.errors import VitDeployError
+    from vitdeploy.model_repository import TritonModel, write_triton_model
     from vitdeploy.predictor import Prediction, Predictor, load
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.workflow import export
@@ -32,6 +33,7 @@ __all__ = [
     "ImageProcessor",
     "Prediction",
     "Predictor",
+    "TritonModel",
     "VitDeployError",
     "__version__",
     "benchmark",
@@ -41,6 +43,7 @@ __all__ = [
     "export",
     "gate",
     "load",
+    "write_triton_model",
 ]
 
 # Imported on first use: `import vitdeploy` costs nothing, and no name needs more than it uses.
@@ -55,6 +58,7 @@ _MODULES = {
     "ImageProcessor": "processor",
     "Prediction": "predictor",
     "Predictor": "predictor",
+    "TritonModel": "model_repository",
     "VitDeployError": "errors",
     "benchmark": "assess.benchmark",
     "bisect": "assess.bisection",
@@ -63,6 +67,7 @@ _MODULES = {
     "export": "workflow",
     "gate": "assess.gate",
     "load": "predictor",
+    "write_triton_model": "model_repository",
 }
 
 

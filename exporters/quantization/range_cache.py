@@ -7,16 +7,16 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitdeploy.atomic import write_file
 from vitdeploy.errors import OutputError
 from vitdeploy.exporters.quantization.number_format import Range
+from vitdeploy.user_cache import user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
+    from pathlib import Path
 
 _VERSION = 1  # of how ranges are measured: another one reads nothing of what this one wrote
 
@@ -51,9 +51,5 @@ class RangeCache:
 
 
 def default_folder() -> Path:
-    """The user's: `VITDEPLOY_CACHE`, or "vitdeploy" in the system's folder for what can be made again."""
-    named = os.environ.get("VITDEPLOY_CACHE")
-    if named:
-        return Path(named) / "ranges"
-    system = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return Path(system) / "vitdeploy" / "ranges"
+    """In the user's cache."""
+    return user_cache() / "ranges"

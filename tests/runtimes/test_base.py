@@ -90,9 +90,8 @@ def test_devices() -> None:
 
 
 def test_an_unknown_backend_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(
-        UsageError, match="one of torch, torchscript, onnxruntime, tensorrt, tensorrt-rtx, got 'openvino'"
-    ):
+    known = "torch, torchscript, onnxruntime, onnxruntime-tensorrt, tensorrt, tensorrt-rtx"
+    with pytest.raises(UsageError, match=f"one of {known}, got 'openvino'"):
         runtime_class("openvino")
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import types
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
-from fake_cuda import FakeCuda, fake_library
+from fake_cuda import FakeCuda, OnTheGpu, aligned, fake_library
 from vitdeploy import gpu
 from vitdeploy.errors import BundleError, DeviceError, UsageError
 from vitdeploy.runtimes import cuda_memory
@@ -192,6 +194,113 @@ def test_the_runtime_cache_is_read_and_written(open_engine: Open, tmp_path: Path
     path.write_bytes(b"broken")
     with pytest.raises(DeviceError, match=r"cache must be a runtime cache of tensorrt-rtx 1\.0, is not: .*; remove it"):
         open_engine(runtime_cache=path)
+
+
+def on_the_gpu(count: int, seed: int = 0) -> tuple[dict[str, OnTheGpu], dict[str, OnTheGpu]]:
+    """Inputs, and room for the results."""
+    results = aligned(np.full(count, np.nan, np.float32))
+    return {"x": OnTheGpu(aligned(rows(count, seed)["x"]))}, {"y": OnTheGpu(results)}
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_arrays_on_the_gpu_are_used_where_they_lie(open_engine: Open, cuda: FakeCuda, graphs: bool) -> None:
+    with open_engine(cuda_graphs=graphs) as runtime:
+        assert_sums(runtime, rows(3))
+        copies = cuda.copies
+        for seed in range(3):
+            feeds, results = on_the_gpu(3, seed)
+            runtime.run_device(feeds, results)
+            np.testing.assert_array_equal(results["y"].array, feeds["x"].array.sum(1))
+            for array in (feeds["x"], results["y"]):
+                assert cuda.live[array.streams[-1]] == "stream", "what is queued there is waited for"
+            assert feeds["x"].streams[0] == -1
+        assert cuda.copies == copies
+        assert runtime.library.engine.contexts == 1
+        kept = results["y"].array.copy()
+        for seed in range(3, 6):  # in its own memory again
+            assert_sums(runtime, rows(3, seed))
+        np.testing.assert_array_equal(results["y"].array, kept)
+    assert cuda.live == {}
+
+
+def test_arrays_of_torch_and_axes_of_one_element(open_engine: Open) -> None:
+    with open_engine() as runtime:
+        x, y = (torch.from_numpy(aligned(array)) for array in (rows(1)["x"], np.zeros(1, np.float32)))
+        runtime.run_device({"x": OnTheGpu(x)}, {"y": OnTheGpu(y)})
+        np.testing.assert_array_equal(y.numpy(), x.numpy().sum(1))
+        one = np.lib.stride_tricks.as_strided(aligned(rows(1)["x"]), (1, 4), (800, 4))
+        runtime.run_device({"x": OnTheGpu(one)}, {"y": OnTheGpu(y)})
+        np.testing.assert_array_equal(y.numpy(), one.sum(1))
+
+
+def test_threads_with_arrays_on_the_gpu(open_engine: Open, cuda: FakeCuda) -> None:
+    calls = [on_the_gpu(1 + seed % 3, seed) for seed in range(40)]
+    with open_engine() as runtime, ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(lambda call: runtime.run_device(*call), calls):
+            pass
+    for feeds, results in calls:
+        np.testing.assert_array_equal(results["y"].array, feeds["x"].array.sum(1))
+    assert cuda.live == {}
+
+
+WIDE = np.zeros((3, 8), np.float32)
+REFUSED: list[tuple[Any, str]] = [
+    ([[1.0] * 4] * 3, "'x' must be an array that is shared through DLPack, got list"),
+    (WIDE[:, :4], "'x' must be on cuda:0, is on number 0 of DLPack's device type 1; move it there, or call run"),
+    (OnTheGpu(WIDE[:, :4], (2, 1)), "'x' must be on cuda:0, is on number 1 of DLPack's device type 2"),
+    (OnTheGpu(WIDE[:, :4]), r"'x' must be contiguous, its strides are \[8, 1\]; copy it"),
+    (OnTheGpu(aligned(WIDE[:, :4], 4)), "'x' must begin at a multiple of 256 bytes"),
+    (OnTheGpu(aligned(WIDE[:, :5])), r"expected float32 'x' \(batch, 4\), got float32 \(3, 5\)"),
+    (OnTheGpu(aligned(WIDE[:0, :4])), r"expected float32 'x' \(batch, 4\), got float32 \(0, 4\)"),
+    (OnTheGpu(aligned(WIDE[:, :4].astype(np.float16))), r"expected float32 'x' \(batch, 4\), got float16 \(3, 4\)"),
+    (
+        OnTheGpu(torch.zeros(3, 4, dtype=torch.bfloat16)),
+        "must be of a type that numpy has, is of DLPack's type 4 with 16",
+    ),
+    (OnTheGpu(torch.zeros(3, 4, requires_grad=True)), "'x' must be shared through DLPack, is not: .*gradient"),
+    (
+        OnTheGpu(types.SimpleNamespace(__dlpack__=object)),
+        "'x' must be shared through DLPack, is not: PyCapsule_GetPointer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("array", "message"), REFUSED)
+def test_arrays_that_are_refused(open_engine: Open, cuda: FakeCuda, array: Any, message: str) -> None:
+    _, results = on_the_gpu(3)
+    with open_engine() as runtime:
+        with pytest.raises(UsageError, match=message):
+            runtime.run_device({"x": array}, results)
+        assert np.isnan(results["y"].array).all()
+        assert_sums(runtime, rows(3))
+    assert cuda.live == {}
+
+
+def test_results_that_are_refused(open_engine: Open, cuda: FakeCuda) -> None:
+    feeds, results = on_the_gpu(3)
+    with open_engine() as runtime:
+        for wrong, message in (
+            ({}, "outputs must be y, got none"),
+            ({"z": results["y"]}, "outputs must be y, got z"),
+            ({"y": on_the_gpu(2)[1]["y"]}, r"expected float32 'y' \(3,\) to write to, got float32 \(2,\)"),
+            ({"y": OnTheGpu(aligned(np.zeros(3)))}, r"expected float32 'y' \(3,\) to write to, got float64 \(3,\)"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                runtime.run_device(feeds, wrong)
+        for names in ({}, {"z": feeds["x"]}):
+            with pytest.raises(UsageError, match="inputs must be x, got"):
+                runtime.run_device(names, results)
+        with pytest.raises(UsageError, match="the engine takes 'x'"):
+            runtime.run_device(*on_the_gpu(9))
+        runtime.library.engine.fails = True
+        with pytest.raises(DeviceError, match="the engine must run: the kernel cannot run"):
+            runtime.run_device(feeds, results)
+        runtime.library.engine.fails = False
+        runtime.run_device(feeds, results)
+        np.testing.assert_array_equal(results["y"].array, feeds["x"].array.sum(1))
+    with pytest.raises(UsageError, match="this one is closed"):
+        runtime.run_device(feeds, results)
+    assert cuda.live == {}
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, None])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 import vitdeploy
 from engine_machines import gpu_marks
@@ -16,6 +17,7 @@ from vitdeploy.assess.difference import DEFAULT_TOLERANCES, compare_outputs
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import DeviceError
 from vitdeploy.runtimes import open_runtime
+from vitdeploy.runtimes.engine import EngineRuntime
 from vitdeploy.specs import AxisRange
 
 if TYPE_CHECKING:
@@ -58,6 +60,20 @@ def test_an_engine_agrees_with_the_reference(bundle: tuple[Bundle, str], precisi
             feeds = pixel_values(*shape)
             for difference in compare_outputs(reference.run(feeds), runtime.run(feeds)):
                 assert difference.within(DEFAULT_TOLERANCES[precision]), (shape, difference)
+
+
+def test_tensors_on_the_gpu_give_what_arrays_give(bundle: tuple[Bundle, str]) -> None:
+    made, backend = bundle
+    with open_runtime(made, backend, precision="fp16") as runtime:
+        assert isinstance(runtime, EngineRuntime)
+        for shape in (*SHAPES, *SHAPES):
+            feeds = pixel_values(*shape)
+            expected = runtime.run(feeds)
+            tensors = {name: torch.from_numpy(array).cuda() for name, array in feeds.items()}
+            results = {name: torch.from_numpy(array).cuda().zero_() for name, array in expected.items()}
+            runtime.run_device(tensors, results)
+            for name, array in expected.items():
+                np.testing.assert_array_equal(results[name].cpu().numpy(), array)
 
 
 def test_threads_get_what_one_gets(bundle: tuple[Bundle, str]) -> None:

@@ -10,11 +10,14 @@ import pytest
 import torch
 
 import vitdeploy
+from engine_machines import why_not
 from vitdeploy.assess.compare import run_batches
 from vitdeploy.assess.difference import DEFAULT_TOLERANCES, compare_outputs
 from vitdeploy.runtimes import open_runtime
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vitdeploy.bundle import Bundle
 
 pytestmark = [
@@ -90,3 +93,20 @@ def test_onnxruntime_on_cuda(
         found = run_batches(runtime, [{"pixel_values": part} for part in np.split(pixel_values, [1, 3])])
     for difference in compare_outputs(expected, found):
         assert difference.within(DEFAULT_TOLERANCES["fp32"]), difference
+
+
+@pytest.mark.skipif(why_not("onnxruntime-tensorrt") is not None, reason=str(why_not("onnxruntime-tensorrt")))
+def test_onnxruntime_on_tensorrt(
+    bundle: Bundle, pixel_values: np.ndarray, expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """TensorRT rounds products of float32 to 11 bits unless told otherwise, which its provider cannot be."""
+    kept = []
+    for _ in range(2):
+        with open_runtime(bundle, "onnxruntime-tensorrt", batch="1:2:8", engine_cache=tmp_path) as runtime:
+            assert runtime.details["providers"] == ["TensorrtExecutionProvider"]
+            found = run_batches(runtime, [{"pixel_values": part} for part in np.split(pixel_values, [1, 3])])
+        for difference in compare_outputs(expected, found):
+            assert difference.within(TOLERANCES["fp32"]), difference
+        kept.append({path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.engine")})
+    assert kept[0]
+    assert kept[0] == kept[1], "the second session takes the engine of the first"

@@ -69,8 +69,11 @@ def test_providers_that_are_no_list_of_different_names(probe: Path, providers: A
 )
 @pytest.mark.parametrize("beside", [(), (CPU,)])
 def test_a_provider_that_onnxruntime_lacks(probe: Path, name: str, beside: tuple[str, ...]) -> None:
-    with pytest.raises(DeviceError, match=f"provider {name} must be one that onnxruntime was built with: .*{CPU}"):
+    with pytest.raises(
+        DeviceError, match=f"provider {name} must be one that onnxruntime was built with: .*{CPU}"
+    ) as caught:
         OnnxRuntime(probe, providers=(name, *beside))
+    assert ("pip install 'vitdeploy[onnxruntime-gpu]' in place of onnxruntime" in str(caught.value)) == (name == CUDA)
 
 
 @NEEDS_AZURE
@@ -113,7 +116,8 @@ def test_a_provider_that_onnxruntime_drops(monkeypatch: pytest.MonkeyPatch, prob
         return session(path, providers=[CPU])
 
     monkeypatch.setattr(ort, "InferenceSession", without_cuda)
-    with pytest.raises(DeviceError, match=f"providers {CUDA}, {CPU} must all start, onnxruntime started {CPU}"):
+    message = f"providers {CUDA}, {CPU} must all start, onnxruntime started {CPU}; see its log above; pip install"
+    with pytest.raises(DeviceError, match=message):
         OnnxRuntime(probe, providers=(CUDA, CPU))
 
 
@@ -145,7 +149,12 @@ def test_a_device_index_reaches_the_provider(monkeypatch: pytest.MonkeyPatch, bu
     monkeypatch.setattr("vitdeploy.runtimes.onnxrt.check_options", lambda *_: None)
     options = {"provider_options": {CUDA: {"use_tf32": 0}}}
     OnnxRuntime.from_bundle(bundle, precision="fp32", device="cuda:1", **options)
-    assert asked == {"providers": (CUDA,), "provider_options": {CUDA: {"use_tf32": 0, "device_id": 1}}}
+    chosen = {"device_id": 1, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": 0}
+    assert asked == {"providers": (CUDA,), "provider_options": {CUDA: chosen}}
+    own = {"provider_options": {CUDA: {"cudnn_conv_algo_search": "EXHAUSTIVE"}}}
+    OnnxRuntime.from_bundle(bundle, precision="fp32", device="cuda", **own)
+    chosen = {"device_id": 0, "cudnn_conv_algo_search": "EXHAUSTIVE"}
+    assert asked == {"providers": (CUDA,), "provider_options": {CUDA: chosen}}
 
 
 def threads_of_this_process() -> int:

@@ -70,7 +70,11 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
         elif precision:
             found[Selected(bundle.artifact(kind, precision).name, name, precision)] = None
         else:
-            of_backend = [selected for selected in artifacts(bundle) if selected.backend == name]
+            of_backend = [
+                Selected(artifact.name, name, artifact.precision)
+                for artifact in bundle.manifest.artifacts
+                if artifact.format == kind
+            ]
             if not of_backend:
                 raise UsageError(f"{bundle.path} has no artifact for {name}; make it: vitdeploy export --to {kind}")
             found |= dict.fromkeys(of_backend)
@@ -78,7 +82,7 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
 
 
 def artifacts(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Selected]:
-    """Every artifact with each backend that runs it, or with "" where none does; or those asked for, see `select`.
+    """Every artifact with each backend that runs it by default, with "" where none does; or those asked for.
 
     Raises:
         UsageError: as `select`, or only the reference is asked for.
@@ -90,10 +94,11 @@ def artifacts(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Sel
                 f"an artifact must be compared with the reference, got {', '.join(backends)} alone; name another"
             )
         return found
+    by_default = {name: row.artifact_format for name, row in BACKENDS.items() if row.by_default}
     return [
         Selected(artifact.name, backend, artifact.precision)
         for artifact in bundle.manifest.artifacts
-        for backend in [name for name, row in BACKENDS.items() if row.artifact_format == artifact.format] or [""]
+        for backend in [name for name, kind in by_default.items() if kind == artifact.format] or [""]
     ]
 
 

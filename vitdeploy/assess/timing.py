@@ -158,8 +158,9 @@ class _Timer:
         self._processor: ImageProcessor = load_processor(bundle)
         if name:
             runtime_class(name)  # imports its libraries
-        threads = _torch_threads(job.threads) if name and BACKENDS[name].package == "torch" else {}
-        options: dict[str, Any] = {"intra_op_threads": job.threads} if job.threads and name == "onnxruntime" else {}
+        package = BACKENDS[name].package if name else ""
+        threads = _torch_threads(job.threads) if package == "torch" else {}
+        options: dict[str, Any] = {"intra_op_threads": job.threads} if job.threads and package == "onnxruntime" else {}
         begin = time.perf_counter()
         self._runtime: Runtime = job.selected.open(bundle, device=job.device, **options)
         load_ms = _since(begin)

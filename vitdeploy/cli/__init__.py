@@ -25,6 +25,10 @@ COMMANDS = {
         "vitdeploy.cli.inspect_bundle:inspect",
         "Show what a bundle holds, or what differs between two artifacts.",
     ),
+    "triton": (
+        "vitdeploy.cli.model_repository:triton",
+        "Write an artifact into a model repository of Triton Inference Server.",
+    ),
     "verify": ("vitdeploy.cli.verify:verify", "Check every file of a bundle against its manifest."),
     "doctor": ("vitdeploy.cli.doctor:doctor", "Say which backends work here, and what the others need."),
     "demo": ("vitdeploy.cli.demo:demo", "Export, compare and time the embedded model, with a report."),

@@ -24,6 +24,7 @@ from vitdeploy.cli.quantization_options import quantization_options
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, find_exporter
 from vitdeploy.specs import Task
+from vitdeploy.triton_config import triton_backend
 
 if TYPE_CHECKING:
     from vitdeploy.manifest import Artifact
@@ -41,6 +42,15 @@ def _image_size(ctx: click.Context, param: click.Parameter, value: str | None) -
             f"must be HEIGHTxWIDTH in pixels, such as 384x512, or one number, or MIN:OPT:MAX of these, got {value!r}"
         )
     return pairs[0] if len(pairs) == 1 else tuple(pairs)
+
+
+class _Layout(click.Choice[str]):
+    """The order of the axes of images; who looks for another layout is told where it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == "triton":
+            self.fail("triton is no layout of images; --triton DIR writes a model repository of Triton", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
@@ -110,7 +120,7 @@ def _print_accuracy(artifact: Artifact) -> None:
     type=click.Choice(["float32", "uint8"]),
     help="What goes in: normalised images, or bytes, which the model then normalises.",
 )
-@click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Of uint8 images; nhwc by default.")
+@click.option("--layout", type=_Layout(["nchw", "nhwc"]), help="Of uint8 images; nhwc by default.")
 @click.option("--embed-resize", is_flag=True, help="Resize and crop in the model; takes uint8 images of any size.")
 @click.option(
     "--task", type=click.Choice([task.value for task in Task]), help="By default what the checkpoint was made for."
@@ -144,6 +154,12 @@ def _print_accuracy(artifact: Artifact) -> None:
 @click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
 @engine_options
 @click.option("-o", "--output", type=PATH, help="The bundle; by default ./ and the model's name.")
+@click.option(
+    "--triton",
+    metavar="DIR",
+    type=PATH,
+    help="Also write each artifact into this model repository of Triton, as vitdeploy triton does.",
+)
 @click.option("--revision", help="Branch, tag or commit on the Hub.")
 @click.option("--token", envvar="HF_TOKEN", help="Hub token, for private and gated models.  [env: HF_TOKEN]")
 @click.option("--cache-dir", type=PATH, help="Of the Hub's files.")
@@ -155,6 +171,7 @@ def export(
     short: str | None,
     keep_fp32: tuple[str, ...],
     keep_fp32_from: str | None,
+    triton: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -165,6 +182,7 @@ def export(
     precision, which is made first; without --model or --random-weights from the one that --output has. Without a GPU it
     is kept, and completed by verify --run there.
     """
+    from vitdeploy.model_repository import write_triton_model
     from vitdeploy.workflow import export as export_model
 
     if precision is not None and short is not None:
@@ -175,6 +193,8 @@ def export(
         options["calibration_cache"] = False
     for to in formats:  # before the first is made
         find_exporter(to, options["precision"], options)
+        if triton is not None:
+            triton_backend(to)
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:
         for to in formats:
@@ -183,8 +203,13 @@ def export(
                 bundle = export_model(to=to, on_step=print_step, on_progress=on_progress, **options)
     finally:
         gc.enable()
+    models = []
+    if triton is not None:
+        names = [f"{to}-{options['precision']}" for to in formats]
+        models = [write_triton_model(bundle.path, triton, artifact=name) for name in names]
     if as_json:
-        print_json({"bundle": str(bundle.path), **bundle.manifest.to_dict()})
+        shown = {} if triton is None else {"triton": [model.to_dict() for model in models]}
+        print_json({"bundle": str(bundle.path), **bundle.manifest.to_dict(), **shown})
         return
     rows = []
     for artifact in (bundle.artifact(to, options["precision"]) for to in formats):
@@ -195,3 +220,5 @@ def export(
     for artifact in (bundle.artifact(to, options["precision"]) for to in formats):
         if "accuracy" in artifact.validation:
             _print_accuracy(artifact)
+    for model in models:
+        print_text(f"{model.artifact} is served by Triton as {model.name}, from {model.path}")

@@ -1,0 +1,166 @@
+"""Run an ONNX artifact with ONNX Runtime's TensorRT provider, which builds an engine of it and keeps that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import onnxruntime as ort
+
+from vitdeploy.engine_options import DEFAULT_BATCH, EngineOptions, read_range
+from vitdeploy.errors import MissingDependencyError, OutputError, UnavailableError, UsageError
+from vitdeploy.runtimes.base import check_options, cuda_index
+from vitdeploy.runtimes.onnxrt import TENSORRT, OnnxRuntime, check_built, provider_on_gpu
+from vitdeploy.specs import AxisRange, Precision
+from vitdeploy.trt_library import load_library
+from vitdeploy.user_cache import user_cache
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from typing_extensions import Self
+
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.engine_options import Profile
+    from vitdeploy.manifest import Artifact
+    from vitdeploy.specs import TensorSpec
+
+# The builder's flags for each precision. TensorRT before 11 types a graph weakly: without the flag it computes in
+# float32, and with it would compute norms in half precision, too, which the artifact does not.
+_FLAGS: dict[str, dict[str, bool]] = {
+    Precision.FP16: {"trt_fp16_enable": True, "trt_layer_norm_fp32_fallback": True},
+    Precision.BF16: {"trt_bf16_enable": True},
+    Precision.INT8: {"trt_int8_enable": True},
+}
+_NO_FLAGS = {"trt_fp16_enable": False, "trt_int8_enable": False}
+
+
+class TensorRTOnnxRuntime(OnnxRuntime):
+    """A session whose every node TensorRT runs, or which does not open.
+
+    The engine is built when the session opens, for a range of batches and the artifact's own image sizes; other shapes,
+    for which ONNX Runtime would build it anew, are refused by `run`. It is kept, so that the next session opens sooner.
+    """
+
+    backend = "onnxruntime-tensorrt"
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        *,
+        precision: str,
+        device: str,
+        batch: str | AxisRange = DEFAULT_BATCH,
+        engine_cache: str | os.PathLike[str] | Literal[False] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Open the bundle's ONNX artifact of that precision.
+
+        Args:
+            bundle: the bundle.
+            precision: of the artifact.
+            device: "cuda" or "cuda:1".
+            batch: the smallest number of images, the one to be fastest at, and the largest, such as "1:8:32".
+            engine_cache: the folder that engines and measured kernels are kept in, by what they were made from; by
+                default the user's, or `VITDEPLOY_CACHE`; False for none. An engine can run code: the folder must be one
+                that only trusted users write to.
+            options: of the constructor, all but `providers`. Options of the provider, as ONNX Runtime documents them,
+                go before those that are chosen here.
+
+        Raises:
+            UsageError: an option is not what it must be, or the artifact is for a CPU, or takes images of any size.
+            DeviceError: the provider cannot be had.
+            BundleError: a file was altered.
+            OutputError: there can be no folder for engines.
+        """
+        check_options(cls, options)
+        index = cuda_index(cls.backend, device)
+        if "providers" in options:
+            raise UsageError(f"{cls.backend} has its provider, got {options['providers']}; use the onnxruntime backend")
+        artifact = bundle.artifact("onnx", precision)
+        if artifact.options.get("target") == "cpu":
+            raise UsageError(f"{artifact.name} was quantized for a CPU; export it with --target tensorrt")
+        sizes = batch if isinstance(batch, AxisRange) else read_range(str(batch))
+        (profile,) = EngineOptions(batch=(sizes,)).profiles(artifact.inputs, artifact.axes)
+        check_built((TENSORRT,))
+        version = _load_tensorrt()
+        model, *_ = bundle.verified(artifact.files)
+        flags = {**_NO_FLAGS, **_FLAGS.get(precision, {})}
+        settings = provider_on_gpu(TENSORRT, index, options, {**flags, **_profile_options(artifact.inputs, profile)})
+        chosen = settings["provider_options"][TENSORRT]
+        folder = None
+        if engine_cache is not False:
+            parent = user_cache() / "tensorrt-provider" if engine_cache is None else Path(engine_cache)
+            folder = _made(parent / _key(artifact, version, chosen))
+        settings["provider_options"][TENSORRT] = {**_cache_options(folder), **chosen}
+        runtime = cls(model, **{**options, **settings})
+        runtime.axes = profile
+        return runtime
+
+    @classmethod
+    def probe(cls) -> dict[str, str | None]:
+        try:
+            check_built((TENSORRT,))
+            _load_tensorrt()
+        except UnavailableError as exc:
+            return {TENSORRT: str(exc)}
+        return {TENSORRT: cls._problem(TENSORRT)}
+
+
+def _load_tensorrt() -> str:
+    """The version of TensorRT's package; "" where its libraries were installed without one.
+
+    Importing it loads the libraries, which a package has where ONNX Runtime does not look.
+    """
+    try:
+        return str(load_library("tensorrt", "the TensorRT provider").__version__)
+    except MissingDependencyError:
+        return ""
+
+
+def _profile_options(inputs: Sequence[TensorSpec], profile: Profile) -> dict[str, str]:
+    """The smallest, the best and the largest shape of each input, as ONNX Runtime spells them: "x:1x3x224x224,..."."""
+
+    def shape(spec: TensorSpec, size: str) -> str:
+        return "x".join(str(axis if isinstance(axis, int) else getattr(profile[axis], size)) for axis in spec.shape)
+
+    return {
+        f"trt_profile_{which}_shapes": ",".join(f"{spec.name}:{shape(spec, size)}" for spec in inputs)
+        for which, size in (("min", "minimum"), ("opt", "optimum"), ("max", "maximum"))
+    }
+
+
+def _key(artifact: Artifact, tensorrt: str, settings: Mapping[str, Any]) -> str:
+    """What an engine depends on, but for the GPU, whose compute capability ONNX Runtime has in the file's name."""
+    parts = [
+        [file.sha256 for file in artifact.files],
+        ort.__version__,
+        tensorrt,
+        {k: str(v) for k, v in settings.items()},
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _cache_options(folder: Path | None) -> dict[str, Any]:
+    if folder is None:
+        return {"trt_engine_cache_enable": False, "trt_timing_cache_enable": False}
+    return {
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(folder),
+    }
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(
+            f"{folder} must be a folder for engines, cannot be made: {exc.strerror}; give another engine_cache or False"
+        ) from exc
+    return folder

@@ -1,0 +1,304 @@
+"""ONNX Runtime's TensorRT provider: what the session is asked for, and what is refused before it.
+
+The provider itself is run by `make gpu-check`. Here a session on the CPU stands for one on it, and keeps what it was
+asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+import vitdeploy
+from bundles import (
+    FLOAT32_TOLERANCE,
+    make_feeds,
+    reference,
+    sign_again,
+    tiny_model,
+    worst_difference,
+    write_bundle,
+    write_checkpoint_of,
+)
+from vitdeploy.assess.selection import select
+from vitdeploy.bundle import Bundle
+from vitdeploy.cli import main
+from vitdeploy.errors import DeviceError, OutputError, UsageError
+from vitdeploy.runtimes import open_runtime
+from vitdeploy.runtimes.onnxrt import CPU, CUDA, TENSORRT
+from vitdeploy.specs import AxisRange, Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BACKEND = "onnxruntime-tensorrt"
+NEEDS_NONE = pytest.mark.skipif(TENSORRT in ort.get_available_providers(), reason="this onnxruntime has the provider")
+PROFILES = ("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def limited(tmp_path: Path) -> Bundle:
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    return vitdeploy.export(checkpoint, image_size=((16, 16), (32, 32), (40, 48)), output=tmp_path / "bundle")
+
+
+@pytest.fixture
+def masked(tmp_path: Path) -> Bundle:
+    return write_bundle(tmp_path, Task.MASKED_IMAGE_MODELING)
+
+
+class Asked:
+    """What a session was asked for.
+
+    Attributes:
+        started: the providers that it then says it has.
+        options: of the TensorRT provider, as the session got them.
+        strict: whether it was told not to use the CPU.
+    """
+
+    def __init__(self) -> None:
+        self.started = [TENSORRT, CPU]
+        self.options: dict[str, str] = {}
+        self.strict = ""
+        self.fallback = True
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """An onnxruntime that lists the provider, and sessions that run on the CPU instead."""
+    found, session = Asked(), ort.InferenceSession  # onnxruntime has no types
+
+    class OnTheCpu(session):  # type: ignore[misc, valid-type]
+        def __init__(self, path: Path, options: Any, *, providers: Any, enable_fallback: bool) -> None:
+            ((name, found.options),) = providers
+            assert name == TENSORRT
+            found.strict = options.get_session_config_entry("session.disable_cpu_ep_fallback")
+            found.fallback = enable_fallback
+            super().__init__(path, providers=[CPU])
+
+        def get_providers(self) -> list[str]:
+            return found.started
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    monkeypatch.setattr(ort, "InferenceSession", OnTheCpu)
+    monkeypatch.setitem(sys.modules, "tensorrt", types.SimpleNamespace(__version__="10.9.0"))
+    return found
+
+
+def changed(bundle: Bundle, target: Path, **changes: Any) -> Bundle:
+    """A copy of the bundle whose artifact is another in its manifest."""
+    copy = Bundle.open(shutil.copytree(bundle.path, target))
+    artifacts = tuple(dataclasses.replace(each, **changes) for each in copy.manifest.artifacts)
+    return sign_again(dataclasses.replace(copy, manifest=dataclasses.replace(copy.manifest, artifacts=artifacts)))
+
+
+def test_what_the_session_is_asked_for(bundle: Bundle, asked: Asked, tmp_path: Path) -> None:
+    with open_runtime(bundle, BACKEND, engine_cache=tmp_path) as runtime:
+        (folder,) = tmp_path.iterdir()
+        assert asked.options == {
+            "device_id": "0",
+            "trt_fp16_enable": "False",
+            "trt_int8_enable": "False",
+            "trt_profile_min_shapes": "pixel_values:1x3x32x32",
+            "trt_profile_opt_shapes": "pixel_values:8x3x32x32",
+            "trt_profile_max_shapes": "pixel_values:32x3x32x32",
+            "trt_engine_cache_enable": "True",
+            "trt_engine_cache_path": str(folder),
+            "trt_timing_cache_enable": "True",
+            "trt_timing_cache_path": str(folder),
+        }
+        assert (asked.strict, asked.fallback) == ("1", False)
+        assert runtime.backend == BACKEND
+        assert runtime.details["providers"] == [TENSORRT]
+        assert {
+            key: str(value) for key, value in runtime.details["provider_options"][TENSORRT].items()
+        } == asked.options
+        arrays = make_feeds(tiny_model(), 3)
+        assert worst_difference(runtime.run(arrays), reference(tiny_model(), arrays)) <= FLOAT32_TOLERANCE
+
+
+def test_a_shape_beyond_the_profile_is_refused_and_not_built_for(bundle: Bundle, asked: Asked) -> None:
+    with open_runtime(bundle, BACKEND, batch="2:4:6", engine_cache=False) as runtime:
+        assert [asked.options[name] for name in PROFILES] == [f"pixel_values:{n}x3x32x32" for n in (2, 4, 6)]
+        runtime.run(make_feeds(tiny_model(), 6))
+        for size in (1, 7):
+            with pytest.raises(UsageError, match=f"batch must be from 2 to 6, got {size}"):
+                runtime.run(make_feeds(tiny_model(), size))
+    with vitdeploy.load(bundle.path, backend=BACKEND, batch=AxisRange(1, 1, 2), engine_cache=False) as predictor:
+        assert len(predictor.predict([np.zeros((32, 32, 3), np.uint8)] * 5)) == 5, "in batches that the engine takes"
+
+
+def test_the_sizes_of_images_are_the_artifacts(limited: Bundle, asked: Asked) -> None:
+    with open_runtime(limited, BACKEND, engine_cache=False) as runtime:
+        assert [asked.options[name] for name in PROFILES] == [
+            "pixel_values:1x3x16x16",
+            "pixel_values:8x3x32x32",
+            "pixel_values:32x3x40x48",
+        ]
+        assert {name: str(sizes) for name, sizes in runtime.axes.items()} == {
+            "batch": "from 1 to 32",
+            "height": "from 16 to 40",
+            "width": "from 16 to 48",
+        }
+
+
+def test_a_mask_has_a_profile_too(masked: Bundle, asked: Asked) -> None:
+    with open_runtime(masked, BACKEND, engine_cache=False):
+        assert asked.options["trt_profile_opt_shapes"] == "pixel_values:8x3x32x32,bool_masked_pos:8x16"
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "flags"),
+    [
+        ("fp16", {}, {"trt_fp16_enable": "True", "trt_layer_norm_fp32_fallback": "True", "trt_int8_enable": "False"}),
+        ("bf16", {}, {"trt_bf16_enable": "True", "trt_fp16_enable": "False", "trt_int8_enable": "False"}),
+        ("int8", {"target": "tensorrt"}, {"trt_fp16_enable": "False", "trt_int8_enable": "True"}),
+    ],
+)
+def test_the_builder_may_use_the_artifacts_types_and_no_other(
+    bundle: Bundle, asked: Asked, tmp_path: Path, precision: str, options: dict[str, Any], flags: dict[str, str]
+) -> None:
+    other = changed(bundle, tmp_path / "other", precision=precision, options=options)
+    with open_runtime(other, BACKEND, precision=precision, engine_cache=False):
+        found = {name: value for name, value in asked.options.items() if name not in PROFILES}
+    caches = {"trt_engine_cache_enable": "False", "trt_timing_cache_enable": "False"}
+    assert found == {"device_id": "0", **flags, **caches}
+
+
+def test_an_engine_is_kept_by_all_that_it_was_made_from(
+    bundle: Bundle, asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def folder(of: Bundle = bundle, **options: Any) -> str:
+        with open_runtime(of, BACKEND, engine_cache=tmp_path / "cache", **options):
+            return asked.options["trt_engine_cache_path"]
+
+    first = folder()
+    assert folder() == first
+    assert folder(batch="1:8:32") == first
+    others = [folder(batch="1:8:16"), folder(provider_options={TENSORRT: {"trt_builder_optimization_level": 5}})]
+    copy = Bundle.open(shutil.copytree(bundle.path, tmp_path / "copy"))
+    with (copy.path / "onnx" / "model.onnx").open("ab") as file:
+        file.write(b"\x9a\x06\x00")  # field 99, unknown to ONNX, of no bytes
+    others.append(folder(sign_again(copy)))
+    monkeypatch.setattr(ort, "__version__", "1.99.0")
+    others.append(folder())
+    monkeypatch.setitem(sys.modules, "tensorrt", types.SimpleNamespace(__version__="11.0.0"))
+    others.append(folder())
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # its libraries are the system's
+    others.append(folder())
+    assert len({first, *others}) == 7
+    assert len(list((tmp_path / "cache").iterdir())) == 7
+
+
+def test_the_users_cache(bundle: Bundle, asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path))
+    with open_runtime(bundle, BACKEND):
+        (folder,) = (tmp_path / "tensorrt-provider").iterdir()
+    assert asked.options["trt_engine_cache_path"] == str(folder)
+
+
+def test_a_cache_that_cannot_be(bundle: Bundle, asked: Asked, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        OutputError, match=r"must be a folder for engines, cannot be made: .*another engine_cache or False"
+    ):
+        open_runtime(bundle, BACKEND, engine_cache=tmp_path / "file")
+
+
+def test_options_of_the_provider_go_first(bundle: Bundle, asked: Asked) -> None:
+    own = {"trt_max_workspace_size": 2**30, "trt_engine_cache_path": "/elsewhere", "trt_fp16_enable": True}
+    with open_runtime(
+        bundle, BACKEND, device="cuda:1", engine_cache=False, provider_options={TENSORRT: own}, intra_op_threads=1
+    ) as runtime:
+        assert runtime.details["intra_op_threads"] == 1
+    assert asked.options["device_id"] == "1"
+    assert {name: asked.options[name] for name in own} == {name: str(value) for name, value in own.items()}
+
+
+def test_a_provider_that_onnxruntime_drops_is_told_with_what_it_needs(bundle: Bundle, asked: Asked) -> None:
+    """As it does where TensorRT's libraries are not found; it then runs on CUDA, or on the CPU."""
+    for started in ([CUDA, CPU], [CPU]):
+        asked.started = started
+        with pytest.raises(DeviceError) as caught:
+            open_runtime(bundle, BACKEND, engine_cache=False)
+        assert str(caught.value).startswith(
+            f"providers {TENSORRT} must all start, onnxruntime started {', '.join(started)}; see its log above; pip"
+        )
+        assert "vitdeploy[tensorrt]" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"device": "cpu"}, DeviceError, "onnxruntime-tensorrt runs on an NVIDIA GPU alone, got device 'cpu'"),
+        (
+            {"providers": (CUDA,)},
+            UsageError,
+            "onnxruntime-tensorrt has its provider, got .*; use the onnxruntime backend",
+        ),
+        ({"batch": "8"}, None, ""),
+        ({"batch": "8:4:1"}, UsageError, "minimum <= optimum <= maximum"),
+        ({"batch": None}, UsageError, "batch must be MIN:OPT:MAX, such as 1:8:32, or one number, got 'None'"),
+        ({"batch": AxisRange(1, 2)}, UsageError, "batch must be one or more of MIN:OPT:MAX"),
+        ({"provider_options": {CUDA: {"device_id": 1}}}, UsageError, "must be of providers asked for, Tensorrt"),
+        (
+            {"device": "cuda:0", "provider_options": {TENSORRT: {"device_id": 1}}},
+            UsageError,
+            "index or a device_id, got both: cuda:0",
+        ),
+    ],
+)
+def test_options_that_cannot_be(
+    bundle: Bundle, asked: Asked, options: dict[str, Any], error: type[Exception] | None, message: str
+) -> None:
+    if error is None:
+        open_runtime(bundle, BACKEND, engine_cache=False, **options).close()
+        return
+    with pytest.raises(error, match=message):
+        open_runtime(bundle, BACKEND, engine_cache=False, **options)
+
+
+def test_artifacts_that_it_does_not_run(bundle: Bundle, asked: Asked, tmp_path: Path) -> None:
+    quantized = changed(bundle, tmp_path / "int8", precision="int8", options={"target": "cpu"})
+    with pytest.raises(UsageError, match="onnx-int8 was quantized for a CPU; export it with --target tensorrt"):
+        open_runtime(quantized, BACKEND, precision="int8")
+    (artifact,) = bundle.manifest.artifacts
+    spec = dataclasses.replace(artifact.inputs[0], shape=("batch", 3, "height", "width"))
+    free = changed(
+        bundle, tmp_path / "free", inputs=(spec,), axes={"height": AxisRange(8, 32), "width": AxisRange(8, 32)}
+    )
+    with pytest.raises(UsageError, match=r"needs the largest height that it is to take, .*--image-size MIN:OPT:MAX"):
+        open_runtime(free, BACKEND)
+
+
+@NEEDS_NONE
+def test_this_onnxruntime_refuses(bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(
+        DeviceError, match=f"provider {TENSORRT} must be one that onnxruntime was built with: .*{CPU}; pip"
+    ):
+        open_runtime(bundle, BACKEND, engine_cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(SystemExit) as exited:
+        main(["predict", str(bundle.path), "x.jpg", "--backend", BACKEND])
+    assert exited.value.code == 3
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "vitdeploy[onnxruntime-gpu]" in err
+
+
+def test_it_is_assessed_where_it_is_named(bundle: Bundle) -> None:
+    assert [selected.backend for selected in select(bundle)] == ["torch", "onnxruntime"]
+    for name in (BACKEND, f"{BACKEND}:fp32"):
+        assert [tuple(selected) for selected in select(bundle, [name])] == [("onnx-fp32", BACKEND, "fp32")]

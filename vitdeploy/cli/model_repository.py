@@ -1,0 +1,50 @@
+"""`vitdeploy triton`."""
+
+from __future__ import annotations
+
+import click
+
+from vitdeploy.cli.output import PATH, json_option, print_json, print_table
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.argument("repository", type=PATH)
+@click.option("--artifact", help="Such as onnx-fp16; by default the only one.")
+@click.option("--name", help="Of the model; by default the bundle's and the artifact's, such as vit-onnx-fp16.")
+@click.option(
+    "--max-batch-size",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Images that run together, at most.  [default: all that an engine takes; of ONNX 32]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="By default what the artifact is for: of ONNX in fp32, the GPUs where the server has some.",
+)
+@json_option
+def triton(
+    bundle: str,
+    repository: str,
+    artifact: str | None,
+    name: str | None,
+    max_batch_size: int | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Write an ONNX or TensorRT artifact of BUNDLE into REPOSITORY, a folder of models for Triton Inference Server.
+
+    A model that this command wrote is replaced if nothing in it was altered; anything else that is there is refused.
+    """
+    from vitdeploy.model_repository import write_triton_model
+
+    model = write_triton_model(
+        bundle, repository, artifact=artifact, name=name, max_batch_size=max_batch_size, device=device
+    )
+    if as_json:
+        print_json({"bundle": bundle, **model.to_dict()})
+        return
+    print_table(
+        f"{model.artifact} of {bundle} as {model.name}", ("file",), [(model.path / file,) for file in model.files]
+    )
