@@ -218,9 +218,38 @@ def int8(document: Document) -> str:
     return f"{markdown(header, rows)}\n\nPeers: {versions or 'none'}."
 
 
+def accuracy_bound(document: Document) -> str:
+    accuracy = document["accuracy"]
+    rows = [
+        (
+            name,
+            f"{found['agreement']:.2%}",
+            "" if found["layers"] is None else f"{len(found['float32_layers'])} of {found['layers']}",
+            {None: ""}.get(found.get("smooth_quant"), found.get("smooth_quant")),
+            f"{found['seconds']:.0f}",
+        )
+        for name, found in document["ways"].items()
+    ]
+    header = ("", "the reference's class", "layers in float32", "smooth_quant", "seconds")
+    title = f"Accuracy of the reference after {document['epochs']} epochs: {accuracy['accuracy']:.2%}."
+    return f"{title}\n\n{markdown(header, rows)}"
+
+
 TABLES: dict[str, Callable[[Document], str]] = {
     of_one.__name__: of_one
-    for of_one in (export, attention, dynamic_size, engines, evaluate, int8, large, pixels, predict_overhead, processor)
+    for of_one in (
+        accuracy_bound,
+        export,
+        attention,
+        dynamic_size,
+        engines,
+        evaluate,
+        int8,
+        large,
+        pixels,
+        predict_overhead,
+        processor,
+    )
 }
 
 

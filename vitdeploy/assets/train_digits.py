@@ -97,7 +97,16 @@ def augment(images: Tensor) -> Tensor:
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def train(pixels: Pixels, labels: Indices, epochs: int, seed: int, config: ViTConfig = CONFIG) -> VisionTransformer:
+def train(
+    pixels: Pixels,
+    labels: Indices,
+    epochs: int,
+    seed: int,
+    *,
+    config: ViTConfig = CONFIG,
+    peak_learning_rate: float = PEAK_LEARNING_RATE,
+    warm_up_epochs: int = WARM_UP_EPOCHS,
+) -> VisionTransformer:
     """Fit the model: AdamW with a warm-up and a cosine, on augmented images normalised as PROCESSOR does."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # the order of additions, and so the weights, must not depend on the number of cores
@@ -109,11 +118,11 @@ def train(pixels: Pixels, labels: Indices, epochs: int, seed: int, config: ViTCo
     others = [parameter for parameter in model.parameters() if parameter.ndim not in (2, 4)]  # biases, norms, tokens
     optimizer = torch.optim.AdamW(
         [{"params": kernels, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
-        lr=PEAK_LEARNING_RATE,
+        lr=peak_learning_rate,
     )
     steps = math.ceil(len(images) / BATCH_SIZE)
     total = epochs * steps
-    warm_up = min(WARM_UP_EPOCHS * steps, total - 1)
+    warm_up = min(warm_up_epochs * steps, total - 1)
 
     def share_of_peak(step: int) -> float:
         if step < warm_up:
