@@ -4,7 +4,8 @@ The files of `vitdeploy export`, `--int8` (dynamic) and `--int8 --calibration-da
 ONNX Runtime's tool make of our float32 file with their defaults, are timed in ONNX Runtime; our float32 file and NNCF's
 model also in OpenVINO. Each is alone in its process, in turns: see `sessions.py`. OpenVINO runs the float32 file in
 float32, and int8 as it does by default, with the rest in bfloat16 where the processor has it, and with the rest in
-float32, as ours is. Static ranges come from two photographs: speed does not depend on them. Ratios are of the same turn.
+float32, as ours is. Static ranges come from two photographs: speed does not depend on them. Ratios are of the same
+turn.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def peers(folder: Path, own: Mapping[str, Session], python: Path) -> dict[str, S
 
 
 def figures(found: Latencies, sessions: Mapping[str, Session]) -> dict[str, dict[str, Any]]:
-    """Of each: its median, its ratios to float32 and the peers (quartiles of the turns), its size, how logits differ."""
+    """Of each: its median, its ratios to others (quartiles of the turns), its size, and how its logits differ."""
     if found.problems:
         raise SystemExit(f"every file must run, got: {found.problems}")
     rows = {}
