@@ -223,14 +223,22 @@ def accuracy_bound(document: Document) -> str:
     rows = [
         (
             name,
+            "" if found["agreement_seen"] is None else f"{found['agreement_seen']:.2%}",
             f"{found['agreement']:.2%}",
             "" if found["layers"] is None else f"{len(found['float32_layers'])} of {found['layers']}",
-            {None: ""}.get(found.get("smooth_quant"), found.get("smooth_quant")),
+            f"{found['smooth_quant']:g}" if found.get("smooth_quant") is not None else "",
             f"{found['seconds']:.0f}",
         )
         for name, found in document["ways"].items()
     ]
-    header = ("", "the reference's class", "layers in float32", "smooth_quant", "seconds")
+    header = (
+        "",
+        "the reference's class: images that it was made on",
+        "held-out images",
+        "layers in float32",
+        "smooth_quant",
+        "seconds",
+    )
     title = f"Accuracy of the reference after {document['epochs']} epochs: {accuracy['accuracy']:.2%}."
     return f"{title}\n\n{markdown(header, rows)}"
 

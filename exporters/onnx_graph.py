@@ -99,7 +99,9 @@ def export_onnx(
     taken = _traced_pixels(served)
     done: dict[str, Any] = {}
     measured: Mapping[str, Any] = {}
+    measuring: dict[str, str] = {}
     if scheme is not None:
+        measuring = {} if calibration is None else {"onnxruntime": ort.__version__}
         done, measured = apply_scheme(graph, scheme, spec, calibration, choose, taken, folder)
     kept = done | _set_precision(graph, spec, taken, observe, folder)
     if decoded:
@@ -126,7 +128,7 @@ def export_onnx(
         inputs=inputs,
         outputs=served.outputs,
         options={"opset": opset, **kept},
-        tools={tool: version(tool) for tool in (*_TOOLS, *(["pillow"] if decoded else []))} | fused,
+        tools={tool: version(tool) for tool in (*_TOOLS, *(["pillow"] if decoded else []))} | fused | measuring,
         emulation=tuple(f"onnx/{file}" for file in emulation),
         measured=measured,
     )

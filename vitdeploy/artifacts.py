@@ -140,7 +140,9 @@ def add_artifact(
         bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
         options = (_FOR_A_FEW_RUNS if quantization is None else BESIDE_OTHERS).get(exporter.backend, {})
         with open_runtime(bundle, exporter.backend, precision=spec.precision, **options) as runtime:
-            allowed = default_tolerance(artifact) if request.tolerance is None else request.tolerance
+            allowed = request.tolerance
+            if allowed is None and (quantization is None or quantization.goal is None):  # which judges by itself
+                allowed = default_tolerance(artifact)
             proof = prove(runtime, artifact.name, sample, expected, allowed)
             if quantization is not None:
                 proof |= quantization.check(runtime, artifact.name, allowed, on_step)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.models.config import ViTConfig
     from vitdeploy.processor import ImageProcessor
+    from vitdeploy.specs import ExportSpec
 
 
 QUANTIZED = (Precision.INT8, Precision.FP8)
@@ -30,17 +31,24 @@ def check_quantization(precision: str, options: Mapping[str, Any]) -> None:
     if of_images and "calibration_data" not in given:
         raise UsageError(f"{of_images[0]} needs calibration_data, got none; give a folder of images, or leave it out")
     bounds = [name for name in given if name in ("max_drop", "min_agreement")]
-    if bounds and not {"calibration_data", "accuracy_data"}.intersection(given):
-        raise UsageError(
-            f"{bounds[0]} needs images to measure the artifact on, got none; give calibration_data "
-            f"(--calibration-data) or accuracy_data (--accuracy-data)"
-        )
     if "accuracy_data" in given and not bounds:
         raise UsageError("accuracy_data needs max_drop or min_agreement, got neither; give one, or leave it out")
     smooth = options.get("smooth_quant")
     is_strength = isinstance(smooth, (int, float)) and not isinstance(smooth, bool) and 0 <= smooth <= 1
     if smooth not in (None, "auto", "off") and not is_strength:
         raise UsageError(f"smooth_quant must be auto, off or a number from 0 to 1, got {smooth!r:.80}")
+
+
+def check_scheme(spec: ExportSpec, bound: Bound | None, *, calibrated: bool) -> None:
+    """What int8 and fp8 are to be can be made, before anything is measured; UsageError where it cannot."""
+    from vitdeploy.exporters.quantization.apply import scheme_for
+
+    scheme = scheme_for(spec, calibrated=calibrated)
+    if bound is not None and scheme is not None and scheme.static is None:
+        raise UsageError(
+            f"{bound} needs fixed ranges, got the scheme {scheme.name}, which gives for an image what depends on those "
+            f"beside it in a batch; give calibration_data (--calibration-data)"
+        )
 
 
 def bound_of(max_drop: float | None, min_agreement: float | None) -> Bound | None:

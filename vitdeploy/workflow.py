@@ -22,6 +22,7 @@ from vitdeploy.export_arguments import (
     cache_folder,
     check_optimize,
     check_quantization,
+    check_scheme,
     image_size_of,
     names_of,
     pixels_of,
@@ -137,8 +138,10 @@ def export(
         smooth_quant: how much of what sets the channels of activations apart is moved into weights before they are
             quantized, exactly, from 0 to 1; "auto", the default, for half of it where that brings the artifact nearer
             to the reference; "off" for nothing. See `vitdeploy.exporters.quantization.smooth_quant`.
-        max_drop: how many points of top-1 accuracy int8 or fp8 may lose against the reference, on labelled images: as
-            few layers as that takes stay float32, the most sensitive ones.
+        max_drop: how many points of top-1 accuracy int8 or fp8 may lose against the reference, on labelled images:
+            layers stay float32, the most sensitive ones first, until that is so and none of them can be left out. The
+            bound then judges the artifact, and no tolerance that is not given. Not for dynamic int8, which gives for an
+            image what depends on its batch.
         min_agreement: the same by the least share of images, from 0 to 1, of which the best class is the reference's;
             no labels are needed.
         accuracy_data: the images of `max_drop` or `min_agreement`, all of them, as `evaluate` takes them or, without
@@ -243,6 +246,7 @@ def export(
         if made is not None:
             return finish(made, sizes=None if bounds is None or size is None else (bounds[0], size, bounds[1]))
     export_function(EXPORTERS[to])  # imports torch and onnx, or says what to install
+    check_scheme(spec, bound, calibrated=calibration_data is not None)
     if output is not None:
         if not os.fspath(output):
             raise UsageError("output must name a folder, got ''; leave it out for one named after the model")

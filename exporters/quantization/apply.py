@@ -16,11 +16,12 @@ from vitdeploy.exporters.quantization.scheme import check_kept, quantizable
 from vitdeploy.exporters.quantization.schemes import find_scheme
 from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, smoothable
 from vitdeploy.exporters.quantization.static_int8 import StaticInt8
+from vitdeploy.exporters.quantization.tensorrt_int8 import TensorRTInt8
 from vitdeploy.exporters.quantization.trial import DEFAULT_METHOD, Trial
 from vitdeploy.specs import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     import onnx_ir as ir
@@ -44,6 +45,12 @@ def scheme_for(spec: ExportSpec, *, calibrated: bool) -> Scheme | None:
         return None
     find_method(spec.calibration or DEFAULT_METHOD)
     scheme = find_scheme(spec.precision, spec.target, spec.scheme, calibrated=calibrated, wanted_images=WANTED_IMAGES)
+    if scheme.static is None and spec.calibration is not None:
+        raise UsageError(
+            f"calibration is of fixed ranges, got {spec.calibration} with the scheme {scheme.name}; leave it out"
+        )
+    if isinstance(scheme, TensorRTInt8) and spec.pixels.dtype == "uint8":
+        scheme = dataclasses.replace(scheme, quantize_patches=False)  # bytes would lose a bit to the sign
     if not spec.reduce_range:
         return scheme
     if not isinstance(scheme, (StaticInt8, DynamicInt8)):
@@ -90,18 +97,22 @@ def apply_scheme(
         }
     check_kept(model, scheme, spec.keep_fp32)
     names = list(map(name_of, quantizable(model, scheme)))
+    if len(set(spec.keep_fp32)) == len(names):
+        raise UsageError(
+            f"{spec.precision} must have a node in 8 bits, got all {len(names)} to keep in float32; export to fp32"
+        )
+    differing = {name_of(node) for value in smoothable(model) for node, _ in value.uses()}
     trials = {
         trial.name: trial
         for trial in (
             Trial(model, scheme, spec, smooth, data, pixels, folder)
-            for smooth in _smoothing(model, spec, calibrated=data is not None)
+            for smooth in _smoothing(spec, differing.difference(spec.keep_fp32), calibrated=data is not None)
         )
     }
     chosen, kept = next(iter(trials)), frozenset(spec.keep_fp32)
     measured: Mapping[str, Any] = {}
     if choose is not None:
-        differing = {name_of(node) for value in smoothable(model) for node, _ in value.uses()}
-        choice = choose([Candidate(name, trial.variants, differing) for name, trial in trials.items()], pixels)
+        choice = choose([Candidate(name, trial.variants, differing) for name, trial in trials.items()], pixels, folder)
         chosen, kept = choice.candidate, kept.union(choice.kept)
         measured = choice.record
     trial = trials[chosen]
@@ -113,21 +124,19 @@ def apply_scheme(
     return done, measured
 
 
-def _smoothing(model: ir.Model, spec: ExportSpec, *, calibrated: bool) -> tuple[SmoothQuant | None, ...]:
-    """What is to be tried; the first is taken where the other is not better."""
+def _smoothing(spec: ExportSpec, smoothed: Collection[str], *, calibrated: bool) -> tuple[SmoothQuant | None, ...]:
+    """What is to be tried, for the nodes that take what can be smoothed; the first where the other is not better."""
     asked = spec.smooth_quant
-    if asked == "off" or (asked == "auto" and not calibrated):
+    if asked == "off" or (asked == "auto" and not (calibrated and smoothed)):
         return (None,)
     if not calibrated:
         raise UsageError(
             f"smooth_quant needs images to measure activations on, got none with {asked}; give calibration_data "
             f"(--calibration-data)"
         )
-    if smoothable(model):
-        return (None, SmoothQuant()) if asked == "auto" else (SmoothQuant(float(asked)),)
-    if asked == "auto":
-        return (None,)
-    raise UsageError(
-        f"smooth_quant needs a LayerNormalization whose result products with weights alone take, the graph has none "
-        f"for {asked}; leave it out"
-    )
+    if not smoothed:
+        raise UsageError(
+            f"smooth_quant needs a LayerNormalization whose result products with weights in 8 bits alone take, the "
+            f"graph has none for {asked}; leave it out"
+        )
+    return (None, SmoothQuant()) if asked == "auto" else (SmoothQuant(float(asked)),)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.onnx_file import write_onnx
@@ -63,7 +64,8 @@ def calibrated_ranges(
 ) -> dict[str, Range]:
     """The range of each of `values`, by name.
 
-    Ranges are kept by what they depend on: the graph with its weights, the images, their processor and the method.
+    Ranges are kept by what they depend on: the graph with its weights, the images, their processor, the method, and the
+    version of ONNX Runtime, which runs the graph.
     Memory holds one image's values at a time, and a histogram of each.
 
     Args:
@@ -85,7 +87,7 @@ def calibrated_ranges(
         twin, names = _giving(model, values)
         write_onnx(twin, path)
         files = [FileRecord.of(path.parent, file.name).sha256 for file in sorted(path.parent.iterdir())]
-        parts = (*files, data.sha256, str(pixels), repr(method), repr(number_format))
+        parts = (*files, data.sha256, str(pixels), repr(method), repr(number_format), ort.__version__)
         cache = None if data.cache is None else RangeCache(data.cache, parts)
         found = None if cache is None else cache.read(names.values())
         if found is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
 
     from vitdeploy.exporters.variants import Variants
     from vitdeploy.specs import PixelFormat
@@ -45,9 +46,10 @@ class Choose(Protocol):
     Args:
         candidates: in the order in which they are to be taken where none is better.
         pixels: what their graphs take.
+        folder: where graphs may lie meanwhile.
 
     Raises:
         CheckFailedError: none of them is accurate enough.
     """
 
-    def __call__(self, candidates: Sequence[Candidate], pixels: PixelFormat) -> Choice: ...
+    def __call__(self, candidates: Sequence[Candidate], pixels: PixelFormat, folder: Path) -> Choice: ...

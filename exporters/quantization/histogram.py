@@ -68,6 +68,6 @@ def _wider(seen: Range | None, lowest: float, highest: float) -> tuple[float, fl
 
 
 def _power_of_two_above(magnitude: float) -> float:
-    """The smallest power of two above it; that of the smallest normal float32 for nothing at all."""
+    """The smallest power of two above it; 2^-99 for nothing at all."""
     _, exponent = math.frexp(max(magnitude, 2.0**-100))
     return 2.0**exponent

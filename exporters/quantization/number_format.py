@@ -77,8 +77,8 @@ class NumberFormat:
 
 
 UINT8 = NumberFormat(ir.DataType.UINT8, 0, 255, symmetric=False)
-# Without -128, so that a number and its negative are both there, as TensorRT has it.
-INT8 = NumberFormat(ir.DataType.INT8, -127, 127, symmetric=True)
+# 127 scales both signs; -128 is what QuantizeLinear gives where a value is beyond the range.
+INT8 = NumberFormat(ir.DataType.INT8, -128, 127, symmetric=True)
 # For weights where the sum of two products must fit 16 bits: x86 without VNNI.
 INT7 = NumberFormat(ir.DataType.INT8, -64, 64, symmetric=True)
 FP8 = NumberFormat(ir.DataType.FLOAT8E4M3FN, -448, 448, symmetric=True)  # Micikevicius et al. 2022, arXiv:2209.05433

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,9 @@ class Bound:
         if self.max_drop is not None and not (_is_number(self.max_drop) and 0 <= self.max_drop < 100):
             raise UsageError(f"max_drop must be points of accuracy from 0 up to 100, got {self.max_drop!r:.80}")
         if self.min_agreement is not None and not (_is_number(self.min_agreement) and 0 < self.min_agreement <= 1):
-            raise UsageError(f"min_agreement must be a share above 0 and up to 1, got {self.min_agreement!r:.80}")
+            raise UsageError(
+                f"min_agreement must be a share above 0 and up to 1, such as 0.99, got {self.min_agreement!r:.80}"
+            )
 
     def __str__(self) -> str:
         return f"max_drop {self.max_drop:g}" if self.max_drop is not None else f"min_agreement {self.min_agreement:g}"
@@ -148,11 +151,17 @@ class AccuracyGoal:
             CheckFailedError: it is not.
         """
         if not self.honoured_by(found):
-            raise CheckFailedError(f"{name} must honour {self}, has {found}; nothing was written")
+            raise CheckFailedError(
+                f"{name} must honour {self}, has {found}, though the graph did before its inputs and outputs became "
+                f"what was asked for; loosen the bound, or leave out embed_resize and io_dtype; nothing was written"
+            )
+        low, high = found.interval
         return {
             "bound": str(self.bound),
             "images": found.total,
             "correct": found.correct,
+            "low": round(low, 4),
+            "high": round(high, 4),
             "at_least": self.minimum,
             "reference": self.reference,
         }
@@ -171,4 +180,4 @@ def _best(images: CalibrationImages, runtime: Runtime) -> NDArray[np.int32]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -106,7 +106,9 @@ class CalibrationImages:
             for image in self.pixels(pixels):
                 yield runtime.run(feeds(runtime.inputs, image[pixels]))
 
-    def agreement(self, reference: Runtime, artifact: Runtime, name: str, tolerance: float) -> list[dict[str, Any]]:
+    def agreement(
+        self, reference: Runtime, artifact: Runtime, name: str, tolerance: float | None
+    ) -> list[dict[str, Any]]:
         """What the artifact gives for each image beside what the reference gives, an entry an output.
 
         Each entry holds the output's name, how many images there are, the share of those with the same best class (of
@@ -116,7 +118,7 @@ class CalibrationImages:
             reference: its runtime.
             artifact: its runtime.
             name: the artifact's.
-            tolerance: see `least_cosine`.
+            tolerance: see `least_cosine`; None for any cosine.
 
         Raises:
             CheckFailedError: the mean cosine of an output is lower.
@@ -141,6 +143,8 @@ class CalibrationImages:
                     "min_cosine": round(min(cosines), 6),
                 }
             )
+        if tolerance is None:
+            return entries
         worst, lowest = min(((each["output"], each["mean_cosine"]) for each in entries), key=operator.itemgetter(1))
         if not lowest >= least_cosine(tolerance):
             raise CheckFailedError(

@@ -149,7 +149,7 @@ def prove(
     name: str,
     images: Sequence[Sample],
     expected: Sequence[Mapping[str, np.ndarray]],
-    tolerance: float,
+    tolerance: float | None,
 ) -> dict[str, Any]:
     """Compare an artifact with the reference, in the batches of the samples.
 
@@ -158,10 +158,10 @@ def prove(
         name: the artifact's.
         images: see `samples`.
         expected: what the reference gives for each of them.
-        tolerance: largest difference allowed, relative to each output's largest value.
+        tolerance: largest difference allowed, relative to each output's largest value; None for any that is finite.
 
     Returns:
-        The record of it, for the manifest.
+        The record of it, for the manifest; its tolerance is the one that would have passed where none is given.
 
     Raises:
         CheckFailedError: the difference is larger.
@@ -179,6 +179,8 @@ def prove(
             f"{name} must give finite values, {worst.output} has others: they exceed what its type holds; choose "
             f"another precision, or float32 outputs; nothing was written"
         )
+    if tolerance is None:
+        tolerance = worst.required_tolerance
     if not worst.within(tolerance):
         raise CheckFailedError(
             f"{name} must equal the reference within {tolerance:g} of the largest value of each output, "

@@ -104,7 +104,9 @@ class Quantization:
             return None
         return cls(reference, calibration, data, goal, Chooser(reference, images.few(), goal, on_step, on_progress))
 
-    def check(self, runtime: Runtime, name: str, tolerance: float, on_step: Callable[[str], None]) -> dict[str, Any]:
+    def check(
+        self, runtime: Runtime, name: str, tolerance: float | None, on_step: Callable[[str], None]
+    ) -> dict[str, Any]:
         """Measure the artifact.
 
         Args:

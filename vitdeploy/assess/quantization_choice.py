@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.assess.fewest_kept import Fewest, fewest_kept
+from vitdeploy.assess.fewest_kept import fewest_kept
 from vitdeploy.assess.samples import feeds
 from vitdeploy.assess.yardstick import Yardstick, effects
 from vitdeploy.errors import CheckFailedError
@@ -47,12 +48,10 @@ class Chooser:
     on_step: Callable[[str], None]
     on_progress: Callable[[int, int], None]
 
-    def __call__(self, candidates: Sequence[Candidate], pixels: PixelFormat) -> Choice:
+    def __call__(self, candidates: Sequence[Candidate], pixels: PixelFormat, folder: Path) -> Choice:
         from vitdeploy.exporters.quantization.choice import Choice
 
-        if len(candidates) == 1 and self.goal is None:
-            return Choice(candidates[0].name, (), {})
-        yardstick = self._yardstick(pixels)
+        yardstick = functools.cache(lambda: self._yardstick(pixels))  # it is not always needed
         chosen = candidates[0]
         record: dict[str, Any] = {}
         if len(candidates) > 1:
@@ -60,20 +59,29 @@ class Chooser:
             for candidate in candidates:
                 # Of these alone: what harms more elsewhere would hide which is better.
                 others = set(candidate.variants.nodes).difference(candidate.differing)
-                errors[candidate.name] = yardstick.error(candidate.variants, others)
-                self.on_step(f"{candidate.name} differs from the reference by {errors[candidate.name]:.2%}")
+                errors[candidate.name] = yardstick().error(candidate.variants, others)
+                self.on_step(f"{candidate.name}: the reference's outputs but for {errors[candidate.name]:.2%}")
             chosen = min(candidates, key=lambda candidate: errors[candidate.name])  # the first of equals
-            record["relative_errors"] = {name: _rounded(error) for name, error in errors.items()}
+            record["smooth_quant_errors"] = {name: _rounded(error) for name, error in errors.items()}
         if self.goal is None:
             return Choice(chosen.name, (), record)
-        found, of_layers = self._fewest(self.goal, chosen.variants, yardstick, pixels)
+        of_layers: dict[str, float] = {}
+        variants, labels = chosen.variants, chosen.variants.labels
+
+        def rank() -> list[str]:
+            self.on_step(f"measuring how much each of {len(variants.nodes)} layers matters")
+            measured = effects(variants, lambda kept: yardstick().error(variants, kept), self.on_progress)
+            of_layers.update(measured)
+            return sorted(measured, key=lambda node: -measured[node])
+
+        found = fewest_kept(rank, self._measure(self.goal, variants, pixels, folder), self.goal.honoured_by)
         if not found.enough:
-            total = len(chosen.variants.nodes)
+            low = [labels.get(node, node) for node in variants.nodes if node not in found.kept]
             raise CheckFailedError(
-                f"int8 or fp8 must honour {self.goal}; the best found has {found.accuracy} with {len(found.kept)} of "
-                f"{total} layers in float32, {found.without} with none; allow more, or choose fp16; nothing was written"
+                f"8 bits must honour {self.goal}; the best that was found has {found.accuracy}, with "
+                f"{len(found.kept)} of {len(variants.nodes)} layers in float32 and {_few(low)} in 8 bits; with none in "
+                f"float32 it is {found.without}; loosen the bound, or choose fp16; nothing was written"
             )
-        labels = chosen.variants.labels
         record |= {
             "kept_layers": [labels.get(node, node) for node in found.kept],
             "layer_effects": {labels.get(node, node): _rounded(error) for node, error in of_layers.items()},
@@ -93,27 +101,25 @@ class Chooser:
                 expected.setdefault(name, []).append(value)
         return Yardstick(given, {name: np.concatenate(values) for name, values in expected.items()})
 
-    def _fewest(
-        self, goal: AccuracyGoal, variants: Variants, yardstick: Yardstick, pixels: PixelFormat
-    ) -> tuple[Fewest, dict[str, float]]:
-        """The layers to keep, and the effect of each layer, where it was needed."""
-        of_layers: dict[str, float] = {}
+    def _measure(
+        self, goal: AccuracyGoal, variants: Variants, pixels: PixelFormat, folder: Path
+    ) -> Callable[[frozenset[str]], Accuracy]:
+        """What counts the right images of the variant that keeps these layers in float32."""
         count = itertools.count(1)
 
-        def rank() -> list[str]:
-            self.on_step(f"measuring how much each of {len(variants.nodes)} layers matters")
-            of_layers.update(effects(variants, lambda kept: yardstick.error(variants, kept), self.on_progress))
-            return sorted(of_layers, key=lambda node: -of_layers[node])
-
         def measure(kept: frozenset[str]) -> Accuracy:
-            with tempfile.TemporaryDirectory() as scratch:
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 path = Path(scratch, "variant.onnx")
                 variants.write(kept, path)
                 found = goal.measure_file(path, pixels)
             self.on_step(f"run {next(count)}: {len(kept)} of {len(variants.nodes)} layers in float32, {found}")
             return found
 
-        return fewest_kept(rank, measure, goal.honoured_by), of_layers
+        return measure
+
+
+def _few(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _rounded(value: float) -> Any:

@@ -74,6 +74,8 @@ def _print_accuracy(artifact: Artifact) -> None:
         f"{artifact.name} honours {found['bound']}: {found['correct']} of {found['images']} images, at least "
         f"{found['at_least']} wanted; {len(kept)} of {total} layers kept float32 for it"
     )
+    if not artifact.validation["minimal"]:
+        print_text("the runs were used up before it was shown that none of them can be left out")
     if kept:
         rows = [(layer, f"{float(effects[layer]):.2%}") for layer in kept]
         print_table("", ("kept float32", "relative error of the outputs when it alone is not"), rows)

@@ -64,7 +64,7 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--max-drop",
             metavar="POINTS%",
             callback=_points,
-            help="Of int8 and fp8: keep as few layers float32 as hold top-1 accuracy within, such as 0.5%, on labels.",
+            help="Of int8 and fp8: points of top-1 accuracy that may go, such as 0.5%; layers stay float32 for it.",
         ),
         click.option(
             "--min-agreement",
