@@ -12,6 +12,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.exporters.integer_variants import integer_products, registered, write_integer_variant
 from vitdeploy.exporters.onnx_file import write_onnx
 from vitdeploy.exporters.precision import name_of
+from vitdeploy.exporters.quantization.smooth_quant import smooth_alike
 from vitdeploy.exporters.variants import Variants
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def quantized_variants(path: Path, float_path: Path) -> Variants:
     0. In a graph with MatMulInteger, see `vitdeploy.exporters.integer_variants`.
     1. A node computes in integers where one of its inputs comes from DequantizeLinear.
     2. Kept, it takes what was quantized; of a weight, that of the float32 graph's node of the same name.
-    3. What is quantized for others stays so; an output of the graph is not quantized where its node is kept.
+    3. Where the graph was smoothed first (SmoothQuant), so is the float32 graph, by the same scales.
+    4. What is quantized for others stays so; an output of the graph is not quantized where its node is kept.
 
     Args:
         path: the quantized graph, as `vitdeploy.export` or onnxruntime.quantization writes it.
@@ -35,6 +37,7 @@ def quantized_variants(path: Path, float_path: Path) -> Variants:
         UsageError: a node that computes in integers, or a weight of it, is not in the float32 graph.
     """
     model, original = ir.load(path), ir.load(float_path)
+    smooth_alike(original, model)
     weights = {
         (name_of(node), index): value
         for node in original.graph
