@@ -11,14 +11,15 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from schemas import FOLDER, schema, validated, validator
-from vitdeploy.assess.bisection import Bisection, KeptNode
+from vitdeploy.assess.bisection import Bisection
+from vitdeploy.assess.lower_precision import GraphNode
 from vitdeploy.cli.output import print_json
 from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, gate_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NODE = KeptNode("/layers.0/MatMul", "MatMul", "layers.0")
+NODE = GraphNode("/layers.0/MatMul", "MatMul", "layers.0")
 BISECTION = Bisection("b", "fp16", 16, True, 1e-4, 9, (NODE,), float("inf"), 1e-5, 12, True)
 RESULTS = [
     ("compare", COMPARISON),
