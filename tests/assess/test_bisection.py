@@ -224,7 +224,9 @@ def test_a_graph_that_is_not_portable(digits: Bundle, change: dict[str, Any]) ->
 def test_options_of_bisect_alone(digits: Bundle) -> None:
     result = CliRunner().invoke(compare_command, [str(digits.path), "--precision", "fp16"])
     assert isinstance(result.exception, UsageError)
-    assert "--precision is of --bisect, got neither --layers nor --bisect" in str(result.exception)
+    assert "--precision is of --bisect and --sensitivity, got none of --layers, --bisect and --sensitivity" in str(
+        result.exception
+    )
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"kept": [1]}', '{"kept": [{"name": 1}]}', '{"kept": null}'])
