@@ -12,6 +12,8 @@ from vitdeploy.errors import UsageError
 from vitdeploy.exporters.integer_variants import integer_products, registered, write_integer_variant
 from vitdeploy.exporters.onnx_file import write_onnx
 from vitdeploy.exporters.precision import name_of
+from vitdeploy.exporters.quantization.candidates import labels_of
+from vitdeploy.exporters.quantization.smooth_quant import smooth_alike
 from vitdeploy.exporters.variants import Variants
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ def quantized_variants(path: Path, float_path: Path) -> Variants:
     0. In a graph with MatMulInteger, see `vitdeploy.exporters.integer_variants`.
     1. A node computes in integers where one of its inputs comes from DequantizeLinear.
     2. Kept, it takes what was quantized; of a weight, that of the float32 graph's node of the same name.
-    3. What is quantized for others stays so; an output of the graph is not quantized where its node is kept.
+    3. Where the graph was smoothed first (SmoothQuant), so is the float32 graph, by the same scales.
+    4. What is quantized for others stays so; an output of the graph is not quantized where its node is kept.
 
     Args:
         path: the quantized graph, as `vitdeploy.export` or onnxruntime.quantization writes it.
@@ -35,18 +38,20 @@ def quantized_variants(path: Path, float_path: Path) -> Variants:
         UsageError: a node that computes in integers, or a weight of it, is not in the float32 graph.
     """
     model, original = ir.load(path), ir.load(float_path)
+    smooth_alike(original, model)
     weights = {
         (name_of(node), index): value
         for node in original.graph
         for index, value in enumerate(node.inputs)
         if value is not None and value.is_initializer()
     }
+    labels = labels_of(original.graph)
     products = integer_products(model.graph)
     if products:
         for name in products:
             _check_known(path, float_path, "MatMul", name, known=(name, 1) in weights)
         of_integers = {name: weights[name, 1] for name in products}
-        return Variants(tuple(products), functools.partial(write_integer_variant, model, of_integers))
+        return Variants(tuple(products), functools.partial(write_integer_variant, model, of_integers), labels)
     nodes = [node for node in model.graph if any(_quantized(value) is not None for value in node.inputs)]
     computing = [node for node in nodes if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
     known = set(map(name_of, original.graph))
@@ -54,7 +59,7 @@ def quantized_variants(path: Path, float_path: Path) -> Variants:
         name = _original_name(node)
         has_weights = all((name, index) in weights for index in _quantized_weights(node))
         _check_known(path, float_path, node.op_type, name, known=name in known and has_weights)
-    return Variants(tuple(map(_original_name, computing)), functools.partial(_write, model, weights))
+    return Variants(tuple(map(_original_name, computing)), functools.partial(_write, model, weights), labels)
 
 
 def _check_known(path: Path, float_path: Path, op_type: str, name: str, *, known: bool) -> None:

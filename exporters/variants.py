@@ -12,6 +12,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from vitdeploy.exporters.emulation import emulated
 from vitdeploy.exporters.onnx_file import write_onnx
 from vitdeploy.exporters.precision import TYPES, can_be_half, name_of, set_precision
+from vitdeploy.exporters.quantization.candidates import labels_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -29,7 +30,8 @@ class Variants:
             in the order of the graph.
         write: writes the variant that keeps these nodes to a file, from which ONNX Runtime computes on a CPU what the
             variant computes, with every rounding.
-        labels: what nodes are called after their weights, such as "layers.0.mlp.fc1"; those that have some.
+        labels: what nodes are called after their weights, such as "layers.0.mlp.fc1", by their names; those that have
+            such weights. The addition of a bias is called as the product that it is added to.
     """
 
     nodes: tuple[str, ...]
@@ -46,8 +48,9 @@ def half_variants(path: Path, precision: Precision) -> Variants:
     """
     model = ir.load(path)
     ShapeInferencePass()(model)
-    nodes = tuple(map(name_of, can_be_half(model, TYPES[precision])))
-    return Variants(nodes, functools.partial(_write_half, model, TYPES[precision]))
+    nodes = can_be_half(model, TYPES[precision])
+    write = functools.partial(_write_half, model, TYPES[precision])
+    return Variants(tuple(map(name_of, nodes)), write, labels_of(nodes))
 
 
 def _write_half(model: ir.Model, half: ir.DataType, kept: Collection[str], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from vitdeploy.assess.page import write_html
 from vitdeploy.assess.report import Report
 from vitdeploy.assess.shown_images import Sample
 from vitdeploy.predictor import Prediction
-from written_results import EVALUATION, LAYERS
+from written_results import EVALUATION, LAYERS, SENSITIVITY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,12 +79,14 @@ def hostile_report(image: Path) -> Report:
         "Second": [Sample(image.name, "newt", {"torch": wrong}, image.read_bytes)],
         "Empty": [],
     }
+    hostile = [dataclasses.replace(layer, label=f"{HOSTILE}{layer.label}") for layer in SENSITIVITY.layers[2:]]
     return Report(
         title=f"A report of {HOSTILE}",
         source={"model": HOSTILE, "revision": ""},
         machine={"cpu": "abacus"},
         comparison=Comparison("bundle", 2, False, results),
         layers=LAYERS,
+        sensitivity=dataclasses.replace(SENSITIVITY, layers=(*SENSITIVITY.layers[:2], *hostile)),
         evaluation=EVALUATION,
         benchmark=Benchmark("bundle", {}, {"rounds": 1, "batch_sizes": [1, 8]}, latencies),
         samples=samples,

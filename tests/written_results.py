@@ -17,6 +17,7 @@ from vitdeploy.assess.gate_checks import Check
 from vitdeploy.assess.latency import Benchmark, Latency, NotMeasured
 from vitdeploy.assess.layers import ArtifactLayers, LayerComparison, PartDifference
 from vitdeploy.assess.logits import LogitsDifference
+from vitdeploy.assess.sensitivity import LayerEffect, Sensitivity
 from vitdeploy.predictor import Prediction
 
 if TYPE_CHECKING:
@@ -58,6 +59,21 @@ LAYERS = LayerComparison(
         ),
         ArtifactLayers("torchscript-fp32", 1e-4, skipped="its layers cannot be told apart"),
     ),
+)
+
+SENSITIVITY = Sensitivity(
+    "gone",
+    "fp16",
+    16,
+    True,
+    (
+        LayerEffect("embeddings.projection", ("conv",), "Conv", "embeddings", 0.25),
+        LayerEffect("layers.0.mlp.fc1", ("val_1", "linear_1"), "MatMul", "layers.0", math.inf),
+        LayerEffect("gelu", ("gelu",), "Gelu", "layers.0", 0.25),
+        LayerEffect("head.classifier", ("logits",), "Gemm", "head", 0.0),
+    ),
+    math.inf,
+    1e-7,
 )
 
 # Two cats, two newts. The artifact takes the first newt for a cat, and has nothing finite for the second.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.evaluate import Evaluation, evaluate
     from vitdeploy.assess.gate import GateResult, gate
     from vitdeploy.assess.latency import Benchmark
+    from vitdeploy.assess.sensitivity import Sensitivity, sensitivity
     from vitdeploy.bundle import Bundle
     from vitdeploy.engine_options import EngineOptions
     from vitdeploy.errors import VitDeployError
@@ -33,6 +34,7 @@ __all__ = [
     "ImageProcessor",
     "Prediction",
     "Predictor",
+    "Sensitivity",
     "TritonModel",
     "VitDeployError",
     "__version__",
@@ -43,6 +45,7 @@ __all__ = [
     "export",
     "gate",
     "load",
+    "sensitivity",
     "write_triton_model",
 ]
 
@@ -58,6 +61,7 @@ _MODULES = {
     "ImageProcessor": "processor",
     "Prediction": "predictor",
     "Predictor": "predictor",
+    "Sensitivity": "assess.sensitivity",
     "TritonModel": "model_repository",
     "VitDeployError": "errors",
     "benchmark": "assess.benchmark",
@@ -67,6 +71,7 @@ _MODULES = {
     "export": "workflow",
     "gate": "assess.gate",
     "load": "predictor",
+    "sensitivity": "assess.sensitivity",
     "write_triton_model": "model_repository",
 }
 

@@ -102,7 +102,7 @@ def export(
         optimize: "onnxruntime" for an ONNX graph with the operators that ONNX Runtime fuses, which opens sooner, and
             nowhere else; in float32 alone.
         keep_fp32: nodes of an ONNX graph that stay float32 in a lower precision, beside those that do anyway; by the
-            names that `vitdeploy.bisect` gives.
+            names that `vitdeploy.bisect` and `vitdeploy.sensitivity` give.
         outputs: what the artifact gives: names such as "logits"; "hidden_states" and "attentions" stand for those of
             all layers. By default the outputs of the task.
         image_size: (height, width), or one number for both, that the model is to take; by default what its image

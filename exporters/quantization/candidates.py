@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from vitdeploy.exporters.precision import on_data_path
+from vitdeploy.exporters.precision import name_of, on_data_path
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Mapping
 
 
 def weighted_nodes(model: ir.Model, operators: Collection[str]) -> list[ir.Node]:
@@ -20,10 +20,35 @@ def weighted_nodes(model: ir.Model, operators: Collection[str]) -> list[ir.Node]
     return [node for node in on_data_path(model) if node.op_type in operators and _has_weight(node)]
 
 
-def label_of(node: ir.Node) -> str:
-    """What a node is called after its weight: "layers.0.mlp.fc1" of "layers.0.mlp.fc1.weight.transposed"."""
+def labels_of(nodes: Iterable[ir.Node]) -> dict[str, str]:
+    """What nodes are called after their weights, by their own names; those whose weights have names that tell.
+
+    It is "layers.0.mlp.fc1" of "layers.0.mlp.fc1.weight.transposed", and of an Add of its bias to what it gives.
+    """
+    found: dict[str, str] = {}
+    for node in nodes:
+        label = _label(node)
+        if label is None and node.op_type == "Add":
+            label = _label_of_biased(node, found)
+        if label is not None:
+            found[name_of(node)] = label
+    return found
+
+
+def _label_of_biased(add: ir.Node, labels: Mapping[str, str]) -> str | None:
+    """That of the product to which an initializer is added."""
+    given = [value for value in add.inputs if value is not None]
+    if not any(value.is_initializer() for value in given):
+        return None
+    return next((labels[str(value.name)] for value in given if value.name in labels), None)
+
+
+def _label(node: ir.Node) -> str | None:
     weight = node.inputs[1] if len(node.inputs) > 1 else None
-    return str(node.outputs[0].name) if weight is None else str(weight.name).partition(".weight")[0]
+    if weight is None or not weight.is_initializer():
+        return None
+    module, mark, _ = str(weight.name).partition(".weight")
+    return module if mark else None
 
 
 def _has_weight(node: ir.Node) -> bool:

@@ -50,22 +50,9 @@ class SmoothQuant:
                 self._smooth(model.graph, value, largest[str(value.name)])
 
     def _smooth(self, graph: ir.Graph, value: ir.Value, largest: NDArray[np.float32]) -> None:
-        nodes = [node for node, _ in value.uses()]
-        weights = list(dict.fromkeys(_weight(node) for node in nodes))
+        weights = dict.fromkeys(_weight(node) for node, _ in value.uses())
         of_weights = np.max([np.abs(_array(weight)).max(axis=1) for weight in weights], axis=0)  # (C,)
-        scales = self._scales(largest.astype(np.float64), of_weights.astype(np.float64))
-        norm = value.producer()
-        if norm is None:
-            raise TypeError(f"{value} must come from a {_NORM}")
-        before = [*weights, *(each for each in norm.inputs[1:] if each is not None)]
-        for index in range(1, len(norm.inputs)):
-            norm.replace_input_with(index, _scaled(graph, norm.inputs[index], 1 / scales, value))
-        smoothed = {weight: _scaled(graph, weight, scales[:, None], value) for weight in weights}
-        for node in nodes:
-            node.replace_input_with(1, smoothed[_weight(node)])
-        for old in before:
-            if not old.uses() and str(old.name) in graph.initializers:
-                del graph.initializers[str(old.name)]
+        _divide(graph, value, self._scales(largest.astype(np.float64), of_weights.astype(np.float64)))
 
     def _scales(self, of_activation: NDArray[np.float64], of_weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """(C,) s; 1 where a channel, or what multiplies it, is nothing."""
@@ -75,9 +62,51 @@ class SmoothQuant:
         return scales
 
 
+def smooth_alike(model: ir.Model, smoothed: ir.Model) -> None:
+    """Rewrite a graph in place by the scales of another one, which was smoothed before it was quantized.
+
+    What a LayerNormalization's scale and bias were divided by is told from both graphs; the larger of the two in a
+    channel has the smaller rounding.
+
+    Args:
+        model: in float32; `smoothed` was made from it.
+        smoothed: whose values have the same names. Where it was not smoothed, nothing is changed.
+    """
+    norms = {str(node.outputs[0].name): node for node in smoothed.graph if node.op_type == _NORM}
+    for value in smoothable(model):
+        before, after = value.producer(), norms.get(str(value.name))
+        if before is None or after is None or not all(_is_weight(each) for each in after.inputs[1:]):
+            continue
+        old, new = (
+            np.stack([_array(_given(each)) for each in norm.inputs[1:]]) for norm in (before, after)
+        )  # (1|2, C)
+        if old.shape == new.shape and not np.array_equal(old, new):
+            larger = np.abs(old).argmax(axis=0)[None]
+            of, by = (np.take_along_axis(each, larger, axis=0)[0].astype(np.float64) for each in (old, new))
+            _divide(model.graph, value, np.divide(of, by, out=np.ones_like(of), where=by != 0))
+
+
 def smoothable(model: ir.Model) -> list[ir.Value]:
     """What LayerNormalizations give to nothing but MatMul nodes with a weight, in the order of the graph."""
     return [node.outputs[0] for node in model.graph if node.op_type == _NORM and _is_smoothable(node)]
+
+
+def _divide(graph: ir.Graph, value: ir.Value, scales: NDArray[np.float64]) -> None:
+    """Divide what a LayerNormalization gives by (C,) scales, and multiply the rows of what it is multiplied by."""
+    nodes = [node for node, _ in value.uses()]
+    weights = list(dict.fromkeys(map(_weight, nodes)))
+    norm = value.producer()
+    if norm is None:
+        raise TypeError(f"{value} must come from a {_NORM}")
+    before = [*weights, *(each for each in norm.inputs[1:] if each is not None)]
+    for index in range(1, len(norm.inputs)):
+        norm.replace_input_with(index, _scaled(graph, norm.inputs[index], 1 / scales, value))
+    smoothed = {weight: _scaled(graph, weight, scales[:, None], value) for weight in weights}
+    for node in nodes:
+        node.replace_input_with(1, smoothed[_weight(node)])
+    for old in before:
+        if not old.uses() and str(old.name) in graph.initializers:
+            del graph.initializers[str(old.name)]
 
 
 def _is_smoothable(norm: ir.Node) -> bool:
@@ -97,10 +126,13 @@ def _is_weight(value: ir.Value | None) -> bool:
 
 
 def _weight(node: ir.Node) -> ir.Value:
-    weight = node.inputs[1]
-    if weight is None:
-        raise TypeError(f"{node} must have a weight")
-    return weight
+    return _given(node.inputs[1])
+
+
+def _given(value: ir.Value | None) -> ir.Value:
+    if value is None:
+        raise TypeError("an input that a node must have is left out")
+    return value
 
 
 def _array(value: ir.Value) -> NDArray[np.float32]:

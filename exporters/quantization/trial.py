@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vitdeploy.exporters.onnx_file import write_onnx
 from vitdeploy.exporters.precision import name_of
 from vitdeploy.exporters.quantization.calibration import calibrated_ranges, largest_by_channel
-from vitdeploy.exporters.quantization.candidates import label_of
+from vitdeploy.exporters.quantization.candidates import labels_of
 from vitdeploy.exporters.quantization.methods import find_method
 from vitdeploy.exporters.quantization.scheme import quantizable, quantize
 from vitdeploy.exporters.quantization.smooth_quant import smoothable
@@ -64,7 +64,7 @@ class Trial:
     def variants(self) -> Variants:
         """With more nodes in float32 than `spec` keeps."""
         nodes = [node for node in quantizable(self._model, self._scheme) if name_of(node) not in self._spec.keep_fp32]
-        return Variants(tuple(map(name_of, nodes)), self._write, {name_of(node): label_of(node) for node in nodes})
+        return Variants(tuple(map(name_of, nodes)), self._write, labels_of(nodes))
 
     def apply(self, model: ir.Model, kept: Collection[str]) -> None:
         """Quantize, in place, the graph that it was made with, or a copy of it."""

@@ -196,7 +196,7 @@ def test_a_graph_of_bytes_with_several_half_outputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"precision": "fp32"}, "precision to bisect must be one of fp16, bf16, int8, fp8, got 'fp32'"),
+        ({"precision": "fp32"}, "precision must be one of fp16, bf16, int8, fp8, got 'fp32'"),
         ({"batch_size": 0}, "batch_size and max_images must be at least 1"),
         ({"max_images": 0}, "batch_size and max_images must be at least 1"),
         ({"tolerance": math.nan}, "tolerance a finite number from 0 up, got 8, 16 and nan"),
@@ -217,14 +217,16 @@ def test_arguments(digits: Bundle, options: dict[str, Any], problem: str) -> Non
 def test_a_graph_that_is_not_portable(digits: Bundle, change: dict[str, Any]) -> None:
     artifacts = tuple(dataclasses.replace(artifact, **change) for artifact in digits.manifest.artifacts)
     bundle = Bundle(digits.path, dataclasses.replace(digits.manifest, artifacts=artifacts))
-    with pytest.raises(UsageError, match="must hold a portable onnx-fp32 that takes resized images to bisect"):
+    with pytest.raises(UsageError, match="compare --bisect needs a portable onnx-fp32 that takes resized images"):
         bisect(bundle)
 
 
 def test_options_of_bisect_alone(digits: Bundle) -> None:
     result = CliRunner().invoke(compare_command, [str(digits.path), "--precision", "fp16"])
     assert isinstance(result.exception, UsageError)
-    assert "--precision is of --bisect, got neither --layers nor --bisect" in str(result.exception)
+    assert "--precision is of --bisect and --sensitivity, got none of --layers, --bisect and --sensitivity" in str(
+        result.exception
+    )
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"kept": [1]}', '{"kept": [{"name": 1}]}', '{"kept": null}'])

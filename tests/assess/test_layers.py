@@ -187,12 +187,15 @@ def test_the_command_names_the_layer_and_exits_with_1(embedded: Bundle, tmp_path
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--against", "onnxruntime"], "--against is of --layers, got neither --layers nor --bisect"),
+        (["--against", "onnxruntime"], "--against is of --layers, got none of --layers, --bisect and --sensitivity"),
         (["--layers", "--batch-size", "4"], "--batch-size is of the comparison of outputs and --bisect, got --layers"),
         (["--layers", "--max-runs", "4"], "--max-runs is of --bisect, got --layers; leave it out"),
         (["--bisect", "--backend", "onnxruntime"], "--backend is of the comparison of outputs and --layers"),
-        (["--bisect", "--html", "page.html"], "--html is of the comparison of outputs and --layers, got --bisect"),
-        (["--bisect", "--layers"], "compare takes one of --layers and --bisect, got both"),
+        (
+            ["--bisect", "--html", "page.html"],
+            "--html is of the comparison of outputs, --layers and --sensitivity, got --bisect",
+        ),
+        (["--bisect", "--layers"], "compare takes one of --layers, --bisect and --sensitivity, got --layers and"),
     ],
     ids=str,
 )

@@ -82,13 +82,13 @@ def test_the_page_can_be_used_without_seeing_it(page: Page) -> None:
     assert page.all("html") == [{"lang": "en"}]
     assert any(meta.get("name") == "viewport" for meta in page.all("meta"))
     assert all(picture.get("alt") for picture in page.all("img"))
-    assert len(page.all("table")) == len(page.all("caption")) == 9
+    assert len(page.all("table")) == len(page.all("caption")) == 10
     assert all(header.get("scope") in {"row", "col"} for header in page.all("th"))
     levels = [int(name[1]) for name, _ in page.elements if name in {"h1", "h2", "h3", "h4"}]
     assert levels[0] == 1
     assert all(next_ <= level + 1 for level, next_ in itertools.pairwise(levels))
     scrolled = [item for item in page.all("div") if item.get("class") == "scroll"]
-    assert len(scrolled) == 9
+    assert len(scrolled) == 10
     assert all(item["tabindex"] == "0" and item["role"] == "region" and item["aria-label"] for item in scrolled)
     identifiers = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(identifiers) == len(set(identifiers))

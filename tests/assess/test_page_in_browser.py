@@ -13,7 +13,7 @@ from PIL import Image
 from browser import Browser, browser
 from vitdeploy.assess.page import write_html
 from vitdeploy.assess.report import report_of
-from written_results import COMPARISON, EVALUATION, LAYERS, gate_result
+from written_results import COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (400, 300), (60 * index, 200, 100)).save(folder / name)
     evaluation = dataclasses.replace(EVALUATION, data=str(folder), labels=labels, images=images)
     gate = dataclasses.replace(gate_result(folder / "baseline.json"), evaluation=evaluation)
-    report = dataclasses.replace(report_of(gate), comparison=COMPARISON, layers=LAYERS)
+    report = dataclasses.replace(report_of(gate), comparison=COMPARISON, layers=LAYERS, sensitivity=SENSITIVITY)
     write_html(folder / "page.html", report)
     return folder / "page.html"
 

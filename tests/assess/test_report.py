@@ -16,7 +16,8 @@ from vitdeploy.assess.evaluate import Evaluation
 from vitdeploy.assess.latency import Benchmark, NotMeasured
 from vitdeploy.assess.layers import ArtifactLayers, PartDifference
 from vitdeploy.assess.report import Report
-from written_results import EVALUATION, LAYERS
+from vitdeploy.assess.sensitivity import LayerEffect
+from written_results import EVALUATION, LAYERS, SENSITIVITY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,9 +92,33 @@ def test_the_first_layer_that_diverges_is_named(page: Page) -> None:
     assert any(text.endswith("cannot be told apart") for text in page.text["li"])
 
 
+def test_the_most_sensitive_layer_is_named_first(page: Page) -> None:
+    place = page.text["th"].index("layers.0.mlp.fc1")
+    assert page.text["th"][place + 1] == "embeddings.projection"
+    assert after(page, "layers.0.mlp.fc1", 4) == ["layers.0", "MatMul", "not finite", "val_1, linear_1"]
+    assert after(page, "embeddings.projection", 4) == ["embeddings", "Conv", "2.50e-01", "conv"]
+    assert after(page, "layers.0.mlp.fc1, the most sensitive layer", 2, tag="span") == [
+        "not finite",
+        "relative error with it alone in fp16; not finite with all layers",
+    ]
+    bars = page.text["text"]
+    assert bars.index("embeddings.projection") + 1 == bars.index("layers.0.mlp.fc1")
+
+
+def test_a_great_many_layers_are_folded_away(tmp_path: Path) -> None:
+    layers = [LayerEffect(f"layers.{index}.fc", (f"n{index}",), "MatMul", "head", 1e-3 * index) for index in range(150)]
+    found = dataclasses.replace(SENSITIVITY, layers=tuple(layers), error=0.0)
+    page = written(tmp_path / "report.html", Report("Many", {}, {}, sensitivity=found))
+    assert page.text["summary"] == ["The other 140 layers"]
+    assert [text for text in page.text["th"] if text.startswith("layers.")][:2] == ["layers.149.fc", "layers.148.fc"]
+    assert len(page.all("td")) == 4 * 150
+    assert (tmp_path / "report.html").stat().st_size < 250_000
+
+
 def test_a_status_is_told_in_words(page: Page) -> None:
     marks = [attributes["class"] for attributes in page.all("span") if "mark" in (attributes.get("class") or "")]
-    assert marks[:4] == ["mark skipped", "mark failed", "mark skipped", "mark passed"]  # of the parts of the page
+    wanted = ["skipped", "failed", "passed", "skipped", "passed"]
+    assert marks[:5] == [f"mark {status}" for status in wanted]  # of the parts of the page
     assert [item.get("class") for item in page.all("li")[-2:]] == ["wrong", None]
     assert [span["aria-label"] for span in page.all("span") if "aria-label" in span] == ["correct", "wrong", "correct"]
 

@@ -11,19 +11,21 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from schemas import FOLDER, schema, validated, validator
-from vitdeploy.assess.bisection import Bisection, KeptNode
+from vitdeploy.assess.bisection import Bisection
+from vitdeploy.assess.lower_precision import GraphNode
 from vitdeploy.cli.output import print_json
-from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, gate_result
+from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NODE = KeptNode("/layers.0/MatMul", "MatMul", "layers.0")
+NODE = GraphNode("/layers.0/MatMul", "MatMul", "layers.0")
 BISECTION = Bisection("b", "fp16", 16, True, 1e-4, 9, (NODE,), float("inf"), 1e-5, 12, True)
 RESULTS = [
     ("compare", COMPARISON),
     ("compare", LAYERS),
     ("compare", BISECTION),
+    ("compare", SENSITIVITY),
     ("evaluate", EVALUATION),
     ("benchmark", BENCHMARK),
     ("gate", gate_result()),
@@ -76,6 +78,8 @@ def test_no_key_may_be_missing_or_another(command: str, result: Any, capsys: pyt
     [
         ("compare", COMPARISON, ("status",), "perhaps"),
         ("compare", COMPARISON, ("results", 0, "tolerance"), "1e-4"),
+        ("compare", SENSITIVITY, ("status",), "failed"),
+        ("compare", SENSITIVITY, ("layers", 0, "nodes"), []),
         ("evaluate", EVALUATION, ("results", 0, "top1", "accuracy"), 1.5),
         ("evaluate", EVALUATION, ("data_sha256",), "0"),
         ("benchmark", BENCHMARK, ("latencies", 0, "steady"), 1),

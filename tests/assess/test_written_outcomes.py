@@ -12,7 +12,7 @@ from vitdeploy.assess.junit import junit, write_junit
 from vitdeploy.assess.markdown import markdown, write_markdown
 from vitdeploy.assess.verdicts import Verdict
 from vitdeploy.errors import OutputError
-from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS
+from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVITY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +77,10 @@ def test_markdown_of_figures() -> None:
     lines = markdown(BENCHMARK).splitlines()
     assert lines[4].startswith("| torch fp32 | 1 | 5.000 | 5.800 |")
     assert lines[6:10] == ["", "Not measured:", "", "| backend | batch | why |"]
+    lines = markdown(SENSITIVITY).splitlines()
+    assert lines[0] == "### ✅ passed: gone"
+    assert lines[2].startswith("layers.0.mlp.fc1 is the most sensitive of 4 layers: relative error inf with it alone")
+    assert lines[6] == "| layers.0.mlp.fc1 | layers.0 | MatMul | inf | val\\_1, linear\\_1 |"
     for text in (markdown(EVALUATION), markdown(BENCHMARK)):
         tables = [line for line in text.splitlines() if line.startswith("|")]
         assert {line.count("|") for line in tables} <= {8, 13, 4}

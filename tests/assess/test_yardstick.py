@@ -44,6 +44,12 @@ def test_the_effect_of_each_node() -> None:
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_the_effect_of_nodes_that_are_one_layer() -> None:
+    layers = {"first": ("a", "b"), "second": ("c",)}
+    found = effects(VARIANTS, lambda kept: YARDSTICK.error(VARIANTS, kept), lambda *_: None, layers)
+    assert found == pytest.approx({"first": 3 / LENGTH, "second": 0.5 / LENGTH})
+
+
 def test_of_several_outputs_the_largest_error_counts() -> None:
     want = {"x": np.ones((2, 3)), "y": np.full((2, 3), 2.0)}
     assert relative_error(want, {"x": np.full((2, 3), 1.1), "y": np.full((2, 3), 2.02)}) == pytest.approx(0.1)

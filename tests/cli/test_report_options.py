@@ -46,7 +46,14 @@ def test_every_file_is_written_of_a_result_that_failed(
 
 @pytest.mark.parametrize(
     "command",
-    [["compare"], ["compare", "--layers"], ["evaluate", "--data", "d"], ["gate", "--data", "d"], ["benchmark"]],
+    [
+        ["compare"],
+        ["compare", "--layers"],
+        ["compare", "--sensitivity"],
+        ["evaluate", "--data", "d"],
+        ["gate", "--data", "d"],
+        ["benchmark"],
+    ],
 )
 def test_what_cannot_be_written_is_told_before_the_work(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -73,7 +80,10 @@ def test_only_verdicts_go_into_junit_and_nothing_of_a_bisection(
         code, _, err = run(capsys, *command, tmp_path, "--junit", tmp_path / "a.xml")
         assert (code, "No such option" in err) == (2, True)
     code, _, err = run(capsys, "compare", tmp_path / "b", "--bisect", "--html", tmp_path / "a.html")
-    assert (code, "--html is of the comparison of outputs and --layers, got --bisect; leave it out" in err) == (2, True)
+    assert (code, "--html is of the comparison of outputs, --layers and --sensitivity, got --bisect" in err) == (
+        2,
+        True,
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,44 +12,23 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.assess.bisect import smallest_kept
 from vitdeploy.assess.compare import Batches, run_batches, run_reference
 from vitdeploy.assess.difference import compare_outputs, default_tolerance
-from vitdeploy.assess.samples import image_files, images_for
+from vitdeploy.assess.lower_precision import LowerPrecision
+from vitdeploy.assess.samples import few_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import load_processor
-from vitdeploy.specs import PixelStage, Precision
-from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
-    from vitdeploy.assess.onnx_reader import Loaded
+    from vitdeploy.assess.lower_precision import GraphNode
     from vitdeploy.exporters.variants import Variants
-    from vitdeploy.manifest import Artifact
-    from vitdeploy.processor import ImageProcessor
 
-PRECISIONS = ("fp16", "bf16", "int8", "fp8")
-_QUANTIZED = (Precision.INT8, Precision.FP8)
 MAX_IMAGES = 16  # every set of nodes runs on all of them
 MAX_RUNS = 200
-_WHAT, _EXTRA, _PACKAGE = "compare --bisect", "export", "onnx"
-
-
-@dataclasses.dataclass(frozen=True)
-class KeptNode:
-    """A node that must stay in float32.
-
-    Attributes:
-        name: of its first output, which is its name for `vitdeploy.export(keep_fp32=...)`.
-        op_type: its operator.
-        part: "embeddings", "layers.0" ..., "head".
-    """
-
-    name: str
-    op_type: str
-    part: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +60,7 @@ class Bisection:
     synthetic: bool
     tolerance: float
     candidates: int
-    kept: tuple[KeptNode, ...]
+    kept: tuple[GraphNode, ...]
     error_without: float
     error: float
     runs: int
@@ -124,10 +103,8 @@ def bisect(
 ) -> Bisection:
     """Find a smallest set of nodes that must stay in float32 for an ONNX artifact to equal the reference.
 
-    For fp16 and bf16 the nodes are those of the bundle's `onnx-fp32`, which is rewritten as `export` does it, but that
-    no node is kept for what was observed; every rounding is done, also those that ONNX Runtime leaves out on a CPU. For
-    int8 and fp8 they are those of the bundle's artifact, made from its `onnx-fp32`. What "smallest" means, and how many
-    runs it takes, is said at `vitdeploy.assess.bisect.smallest_kept`.
+    Which graph that is, is said at `vitdeploy.assess.lower_precision.LowerPrecision.of`; what "smallest" means, and how
+    many runs it takes, at `vitdeploy.assess.bisect.smallest_kept`.
 
     Args:
         bundle: the bundle or its folder.
@@ -147,23 +124,17 @@ def bisect(
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision to bisect must be one of {', '.join(PRECISIONS)}, got {precision!r:.80}")
     if batch_size < 1 or max_images < 1 or (tolerance is not None and not 0 <= tolerance < math.inf):
         raise UsageError(
             f"batch_size and max_images must be at least 1 and tolerance a finite number from 0 up, "
             f"got {batch_size}, {max_images} and {tolerance}"
         )
-    source = bundle.artifact("onnx", Precision.FP32)
-    artifact = _lower(bundle, source, precision)
+    lower = LowerPrecision.of(bundle, precision, "compare --bisect")
+    artifact, candidates = lower.artifact, lower.nodes
     allowed = default_tolerance(artifact) if tolerance is None else tolerance
-    float_path, *_ = bundle.verified(source.files)
-    loaded = _loaded(float_path)
-    variants = _variants(bundle, artifact, float_path)
-    candidates = _in_parts(loaded, variants.nodes)
     groups = [list(nodes) for _, nodes in itertools.groupby(candidates, key=lambda node: node.part)]
     processor = load_processor(bundle)
-    chosen = _images(processor, images, max_images)
+    chosen = few_images(processor, images, max_images)
     on_step(f"running the reference on {len(chosen)} images")
     batches = Batches(processor, chosen, batch_size)
     expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
@@ -172,7 +143,7 @@ def bisect(
     with tempfile.TemporaryDirectory() as scratch:
 
         def evaluate(kept: frozenset[str]) -> float:
-            error = _error(variants, kept, Path(scratch, "variant.onnx"), given, expected)
+            error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), given, expected)
             on_step(f"run {next(count)}: {len(kept)} of {len(candidates)} nodes in float32, difference {error:.2e}")
             return error
 
@@ -190,60 +161,6 @@ def bisect(
         runs=found.runs,
         minimal=found.minimal,
     )
-
-
-def _lower(bundle: Bundle, source: Artifact, precision: str) -> Artifact:
-    """What is to pass: the quantized artifact, or what `export` would make in half precision."""
-    if source.pixels.stage is PixelStage.DECODED or "optimize" in source.options:
-        raise UsageError(
-            f"{bundle.path} must hold a portable onnx-fp32 that takes resized images to bisect; export it to another "
-            f"folder without --embed-resize and --optimize"
-        )
-    if precision in _QUANTIZED:
-        return bundle.artifact("onnx", precision)
-    return dataclasses.replace(source, precision=precision)
-
-
-def _variants(bundle: Bundle, artifact: Artifact, float_path: Path) -> Variants:
-    from vitdeploy.assess.onnx_reader import valid_onnx
-
-    variants: Variants
-    if artifact.precision in _QUANTIZED:
-        make = load_target("vitdeploy.exporters.quantized_variants:quantized_variants", _WHAT, _EXTRA, _PACKAGE)
-        path, *_ = bundle.verified(artifact.files)
-        _loaded(path)
-        with valid_onnx(path):
-            variants = make(path, float_path)
-    else:
-        make = load_target("vitdeploy.exporters.variants:half_variants", _WHAT, _EXTRA, _PACKAGE)
-        with valid_onnx(float_path):  # weights in a file of their own are read only here
-            variants = make(float_path, Precision(artifact.precision))
-    return variants
-
-
-def _loaded(path: Path) -> Loaded:
-    found: Loaded = load_target("vitdeploy.assess.onnx_reader:load_onnx", _WHAT, _EXTRA, _PACKAGE)(path)
-    return found
-
-
-def _in_parts(loaded: Loaded, names: Collection[str]) -> list[KeptNode]:
-    """The nodes of these names, part by part."""
-    from vitdeploy.assess.onnx_parts import nodes_by_part
-
-    return [
-        KeptNode(node.output[0], node.op_type, part)
-        for part, nodes in nodes_by_part(loaded.model.graph.node, loaded.inputs).items()
-        for node in nodes
-        if node.output[0] in names
-    ]
-
-
-def _images(processor: ImageProcessor, folder: str | os.PathLike[str] | None, most: int) -> Sequence[Any]:
-    if folder is None:
-        return images_for(processor, most)
-    files = image_files(folder)
-    count = min(most, len(files))
-    return [files[index * len(files) // count] for index in range(count)]
 
 
 def _error(

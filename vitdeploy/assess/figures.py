@@ -8,13 +8,14 @@ if TYPE_CHECKING:
     from vitdeploy.assess.accuracy import Predictions
     from vitdeploy.assess.evaluate import Evaluation
     from vitdeploy.assess.latency import Benchmark, Latency
+    from vitdeploy.assess.sensitivity import Sensitivity
 
 
 class Figures(NamedTuple):
     """A table.
 
     Attributes:
-        title: of the table; "" where it is the only one, or the first.
+        title: of the table; "" where it needs none.
         columns: their names.
         rows: a cell a column, or fewer.
     """
@@ -26,7 +27,7 @@ class Figures(NamedTuple):
 
 @runtime_checkable
 class Tabled(Protocol):
-    """A result that is figures, and no verdict on each: an evaluation or a benchmark."""
+    """A result that is figures, and no verdict on each: an evaluation, a benchmark, sensitivities."""
 
     @property
     def bundle(self) -> str: ...
@@ -63,6 +64,15 @@ def benchmark_figures(result: Benchmark) -> tuple[Figures, ...]:
     )
     missing = (Figures("Not measured", ("backend", "batch", "why"), skipped),) if skipped else ()
     return (Figures("", columns, rows), *missing)
+
+
+def sensitivity_figures(result: Sensitivity) -> tuple[Figures, ...]:
+    """A row a layer, the most sensitive first."""
+    columns = ("layer", "part", "operator", "relative error", "nodes, as --keep-fp32 takes them")
+    rows = tuple(
+        (each.label, each.part, each.op_type, f"{each.error:.2e}", ", ".join(each.nodes)) for each in result.ranked
+    )
+    return (Figures(result.summary, columns, rows),)
 
 
 def _accuracies(result: Evaluation, predictions: Predictions) -> tuple[str, ...]:

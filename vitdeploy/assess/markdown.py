@@ -55,7 +55,7 @@ def _verdicts(result: Judged) -> list[str]:
 def _figures(result: Tabled) -> list[str]:
     lines: list[str] = []
     for title, columns, rows in result.figures:
-        lines += [f"{title}:", ""] if title else []
+        lines += [f"{_cell(title)}:", ""] if title else []
         full = [(*map(_cell, row), *[""] * (len(columns) - len(row))) for row in rows]
         lines += [*_table([_cell(name) for name in columns], full), ""]
     return lines[:-1]

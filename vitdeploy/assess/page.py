@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.assess.page_data import confusions, headlines, least_accurate, statuses
+from vitdeploy.assess.page_data import MOST_LAYERS, confusions, headlines, least_accurate, statuses
 from vitdeploy.assess.pictures import picture_of
-from vitdeploy.assess.plots import accuracy_plot, calibration_plot, latency_plot, layers_plot
+from vitdeploy.assess.plots import accuracy_plot, calibration_plot, latency_plot, layers_plot, sensitivity_plot
 from vitdeploy.assess.report import Report, report_of
 from vitdeploy.assess.verdicts import writable
 from vitdeploy.atomic import write_file
@@ -53,6 +53,7 @@ def _render(report: Report) -> str:
         headlines=headlines(report),
         statuses=statuses(report),
         **_layers(report),
+        **_sensitivity(report),
         **_accuracy(report),
         **_latency(report),
     )
@@ -61,6 +62,11 @@ def _render(report: Report) -> str:
 def _layers(report: Report) -> dict[str, Any]:
     compared = [each for each in report.layers.results if each.parts] if report.layers else []
     return {"layers_plot": layers_plot(compared) if compared else None}
+
+
+def _sensitivity(report: Report) -> dict[str, Any]:
+    found = report.sensitivity
+    return {"sensitivity_plot": None if found is None else sensitivity_plot(found), "most_layers": MOST_LAYERS}
 
 
 def _accuracy(report: Report) -> dict[str, Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MATRIX_CLASSES = 25  # a larger confusion matrix is no longer read, and grows with the square
 MOST_PAIRS = 30
+MOST_LAYERS = 10  # of the table of sensitivities that is open; the others are below it
 MOST_CLASSES = 50  # of a table of classes, where there are more than twice as many
 
 
@@ -63,6 +64,7 @@ def statuses(report: Report) -> dict[str, str]:
         "Gate": report.gate,
         "Comparison": report.comparison,
         "Layers": report.layers,
+        "Sensitivity": report.sensitivity,
         "Accuracy": report.evaluation,
         "Latency": report.benchmark,
     }
@@ -75,6 +77,7 @@ def headlines(report: Report) -> list[Headline]:
         *_of_gate(report),
         *_of_comparison(report),
         *_of_layers(report),
+        *_of_sensitivity(report),
         *_of_accuracy(report),
         *_of_latency(report),
     ]
@@ -144,6 +147,14 @@ def _of_layers(report: Report) -> Iterator[Headline]:
             largest = f"{_exponential(worst.worst.max_relative)}, of {worst.part}"
             note = f"{result.tolerance:g} is allowed; the largest is {largest}"
             yield Headline(f"{result.artifact}, first part that diverges", result.first or "none", note)
+
+
+def _of_sensitivity(report: Report) -> Iterator[Headline]:
+    found = report.sensitivity
+    if found is not None:
+        first = found.ranked[0]
+        note = f"relative error with it alone in {found.precision}; {_exponential(found.error)} with all layers"
+        yield Headline(f"{first.label}, the most sensitive layer", _exponential(first.error), note)
 
 
 def _of_accuracy(report: Report) -> Iterator[Headline]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.evaluate import Evaluation
     from vitdeploy.assess.latency import Latency
     from vitdeploy.assess.layers import ArtifactLayers
+    from vitdeploy.assess.sensitivity import Sensitivity
 
 # Colours that matplotlib writes and the page then takes from its own style.
 _INK, _BAD = "#0000e0", "#0000e1"
@@ -103,20 +104,40 @@ def layers_plot(results: Sequence[ArtifactLayers]) -> Markup:
     return _svg("layers", draw, [0.2 * len(result.parts) + 0.8 for result in results])
 
 
+def sensitivity_plot(result: Sensitivity) -> Markup:
+    """A bar a layer, in the order of the graph: the error with it alone in the lower precision, beside that of all."""
+
+    def draw(panels: Sequence[Axes]) -> None:
+        axes = panels[0]
+        values = [layer.error for layer in result.layers]
+        colours = [_SERIES[1] if math.isfinite(value) else _BAD for value in values]
+        _log_bars(axes, values, colours, result.error, alpha=0.3)
+        for row, layer in enumerate(result.layers):  # names of nodes may be as long as the plot is wide
+            axes.text(0.01, row, layer.label, parse_math=False, va="center", transform=axes.get_yaxis_transform())
+        axes.set_yticks([])
+        axes.set_xlabel("relative error of the outputs", color=_INK)
+
+    return _svg("sensitivity", draw, [0.2 * len(result.layers) + 0.6])
+
+
 def _parts(axes: Axes, result: ArtifactLayers) -> None:
     values = [part.worst.max_relative for part in result.parts]
-    finite = [value for value in (*values, result.tolerance) if 0 < value < math.inf] or [1.0]
-    low, high = _BELOW * min(finite), 3 * max(finite)
-    for row, (part, value) in enumerate(zip(result.parts, values, strict=True)):
-        within = part.worst.within(result.tolerance)
-        drawn = min(max(value, low), high) if math.isfinite(value) else high
-        axes.barh(row, drawn, left=0, height=0.62, color=_SERIES[1] if within else _BAD, alpha=0.75)
-    axes.axvline(result.tolerance or low, color=_INK, linewidth=1.4, linestyle="--")
+    colours = [_SERIES[1] if part.worst.within(result.tolerance) else _BAD for part in result.parts]
+    _log_bars(axes, values, colours, result.tolerance)
     names = [f"{part.part} (first)" if part.part == result.first else part.part for part in result.parts]
     axes.set_yticks(range(len(names)), names)
+
+
+def _log_bars(axes: Axes, values: Sequence[float], colours: Sequence[str], line: float, alpha: float = 0.75) -> None:
+    """A bar a value on a logarithmic axis, one that is not finite up to its end, and a dashed line."""
+    finite = [value for value in (*values, line) if 0 < value < math.inf] or [1.0]
+    low, high = _BELOW * min(finite), 3 * max(finite)
+    drawn = [min(max(value, low), high) if math.isfinite(value) else high for value in values]
+    axes.barh(range(len(values)), drawn, left=0, height=0.62, color=colours, alpha=alpha)
+    axes.axvline(min(line, high) or low, color=_INK, linewidth=1.4, linestyle="--")
     axes.set_xscale("log")
     axes.set_xlim(low / 2, high)
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_ylim(len(values) - 0.4, -0.6)
 
 
 def _latencies(axes: Axes, latencies: Sequence[Latency]) -> None:

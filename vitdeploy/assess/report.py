@@ -12,6 +12,7 @@ from vitdeploy.assess.evaluate import Evaluation
 from vitdeploy.assess.gate import GateResult
 from vitdeploy.assess.latency import Benchmark
 from vitdeploy.assess.layers import LayerComparison
+from vitdeploy.assess.sensitivity import Sensitivity
 from vitdeploy.assess.shown_images import Sample, furthest_images, worst_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BundleError, UsageError
@@ -19,7 +20,7 @@ from vitdeploy.errors import BundleError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-Assessed: TypeAlias = "Comparison | LayerComparison | Evaluation | Benchmark | GateResult"
+Assessed: TypeAlias = "Comparison | LayerComparison | Sensitivity | Evaluation | Benchmark | GateResult"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class Report:
         gate: its checks.
         comparison: the artifacts against the reference.
         layers: the same, part by part.
+        sensitivity: what each layer does alone in a lower precision.
         evaluation: accuracy on labelled images.
         benchmark: latencies; the first of each batch size is what the others are compared with.
         samples: images with predictions, in groups by heading.
@@ -44,12 +46,14 @@ class Report:
     gate: GateResult | None = None
     comparison: Comparison | None = None
     layers: LayerComparison | None = None
+    sensitivity: Sensitivity | None = None
     evaluation: Evaluation | None = None
     benchmark: Benchmark | None = None
     samples: Mapping[str, Sequence[Sample]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        parts = {name: getattr(self, name) for name in ("gate", "comparison", "layers", "evaluation", "benchmark")}
+        names = ("gate", "comparison", "layers", "sensitivity", "evaluation", "benchmark")
+        parts = {name: getattr(self, name) for name in names}
         return {
             "title": self.title,
             "source": dict(self.source),
@@ -68,6 +72,7 @@ def report_of(result: Assessed) -> Report:
     kinds = {
         Comparison: ("comparison", "Comparison with the reference"),
         LayerComparison: ("layers", "Comparison layer by layer"),
+        Sensitivity: ("sensitivity", "Sensitivity"),
         Evaluation: ("evaluation", "Accuracy"),
         Benchmark: ("benchmark", "Latency"),
         GateResult: ("gate", "Gate"),

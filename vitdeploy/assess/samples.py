@@ -128,6 +128,19 @@ def chosen_images(processor: ImageProcessor, images: str | os.PathLike[str] | Se
     return image_files(images) if isinstance(images, (str, os.PathLike)) else as_batch(images)
 
 
+def few_images(processor: ImageProcessor, folder: str | os.PathLike[str] | None, most: int) -> Sequence[Any]:
+    """At most so many of the files of a folder, at even distances; or so many synthetic images.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+    if folder is None:
+        return images_for(processor, most)
+    files = image_files(folder)
+    count = min(most, len(files))
+    return [files[index * len(files) // count] for index in range(count)]
+
+
 def fingerprint(*arrays: np.ndarray) -> str:
     """SHA-256 of the content of arrays, to tell which images a figure was measured on."""
     digest = hashlib.sha256()

@@ -61,18 +61,24 @@ def relative_error(expected: Mapping[str, np.ndarray], found: Mapping[str, np.nd
 
 
 def effects(
-    variants: Variants, error: Callable[[frozenset[str]], float], on_node: Callable[[int, int], None]
+    variants: Variants,
+    error: Callable[[frozenset[str]], float],
+    on_layer: Callable[[int, int], None],
+    layers: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, float]:
-    """The error with one node alone in the lower precision, for each node: how sensitive the outputs are to it.
+    """The error with one layer alone in the lower precision, for each: how sensitive the outputs are to it.
 
     Args:
         variants: the nodes.
         error: of the variant that keeps these nodes in float32.
-        on_node: called with the number of nodes that are done, and of all.
+        on_layer: called with the number of layers that are done, and of all.
+        layers: the nodes of each, by its name; by default each node is one.
     """
+    if layers is None:
+        layers = {node: (node,) for node in variants.nodes}
     found = {}
     everything = frozenset(variants.nodes)
-    for done, node in enumerate(variants.nodes, 1):
-        found[node] = error(everything - {node})
-        on_node(done, len(everything))
+    for done, (layer, nodes) in enumerate(layers.items(), 1):
+        found[layer] = error(everything.difference(nodes))
+        on_layer(done, len(layers))
     return found

@@ -17,15 +17,23 @@ if TYPE_CHECKING:
     from vitdeploy.assess.bisection import Bisection
 
 
-def bisect_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `--bisect`."""
+def lower_precision_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `--bisect` and `--sensitivity`, which take the same graph."""
     options = (
         click.option("--bisect", is_flag=True, help="Find the nodes that must stay float32 for --precision to pass."),
-        click.option("--precision", metavar="fp16|bf16|int8|fp8", help="Of --bisect; fp16 by default."),
+        click.option("--sensitivity", is_flag=True, help="Measure each layer alone in --precision."),
+        click.option(
+            "--precision", metavar="fp16|bf16|int8|fp8",
+            help="Of --bisect, fp16 by default, and of --sensitivity, int8 by default.",
+        ),
+        click.option(
+            "--max-images", type=click.IntRange(min=1),
+            help="Of --bisect, 16 by default, and of --sensitivity, 32 by default: how many of --images.",
+        ),
         click.option(
             "--max-runs", type=click.IntRange(min=2), help="Of --bisect: sets of nodes to run; 200 by default."
         ),
-    )
+    )  # fmt: skip
     for option in reversed(options):
         command = option(command)
     return command

@@ -7,29 +7,45 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.bisect_report import bisect_options, print_bisection
+from vitdeploy.cli.bisect_report import lower_precision_options, print_bisection
 from vitdeploy.cli.output import (
     EXIT_CODES,
     PATH,
     json_option,
+    late_progress_bar,
+    print_figures,
     print_json,
     print_step,
     print_table,
+    print_text,
 )
 from vitdeploy.cli.reports import Reports, report_options
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
     from vitdeploy.assess.compare import Comparison
     from vitdeploy.assess.layers import LayerComparison
+    from vitdeploy.assess.sensitivity import Sensitivity
 
-# The options that go with each way to compare: of outputs, layer by layer, and with nodes in float32.
+# The options that go with each way to compare: of outputs, layer by layer, with nodes in float32, and all but a layer.
 _OPTIONS = {
-    "": ("images", "tolerance", "batch_size", "backends", "device", "golden", "save_golden"),
-    "--layers": ("images", "tolerance", "backends", "against"),
-    "--bisect": ("images", "tolerance", "batch_size", "precision", "max_runs"),
+    "": (
+        "images",
+        "tolerance",
+        "batch_size",
+        "backends",
+        "device",
+        "golden",
+        "save_golden",
+        "html",
+        "markdown",
+        "junit",
+    ),
+    "--layers": ("images", "tolerance", "backends", "against", "html", "markdown", "junit"),
+    "--bisect": ("images", "tolerance", "batch_size", "precision", "max_images", "max_runs"),
+    "--sensitivity": ("images", "precision", "max_images", "html", "markdown"),
 }
 
 
@@ -47,21 +63,26 @@ _OPTIONS = {
 @click.option("--golden", type=PATH, help="Compare with the outputs in this file; torch is not needed then.")
 @click.option("--layers", is_flag=True, help="Each layer of the artifacts, given the reference's hidden states.")
 @click.option("--against", metavar="BACKEND:PRECISION", help="Of --layers: another artifact, not the reference.")
-@bisect_options
+@lower_precision_options
 @report_options("html", "markdown", "junit")
 @json_option
-def compare(bundle: str, layers: bool, bisect: bool, reports: Reports, as_json: bool, **options: Any) -> None:
+def compare(
+    bundle: str, layers: bool, bisect: bool, sensitivity: bool, reports: Reports, as_json: bool, **options: Any
+) -> None:
     """Compare every artifact of BUNDLE with the reference, on the same processed images.
 
     Exits with 1 if one differs by more than the tolerance, and with 3 if one could not run. With --bisect, finds which
     nodes must stay float32 for another precision to pass; exits with 1 if not even float32 passes. With --layers, names
-    the first layer that diverges.
+    the first layer that diverges. With --sensitivity, measures how far from the reference each layer takes the outputs,
+    alone in the precision; exits with 0.
     """
-    if layers and bisect:
-        raise UsageError("compare takes one of --layers and --bisect, got both; run it twice")
-    way = "--layers" if layers else "--bisect" if bisect else ""
+    flags = {"--layers": layers, "--bisect": bisect, "--sensitivity": sensitivity}
+    ways = [name for name, given in flags.items() if given]
+    if len(ways) > 1:
+        raise UsageError(f"compare takes one of {_listed(flags)}, got {_listed(ways)}; run it once for each")
+    way = ways[0] if ways else ""
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    _check_options(way, [*given, *(reports.asked if bisect else ())])
+    _check_options(way, [*given, *reports.asked])
     result: Any
     show: Callable[[Any], None]
     if layers:
@@ -72,6 +93,12 @@ def compare(bundle: str, layers: bool, bisect: bool, reports: Reports, as_json: 
         from vitdeploy.assess.bisection import bisect as bisect_bundle
 
         result, show = bisect_bundle(bundle, on_step=print_step, **given), print_bisection
+    elif sensitivity:
+        from vitdeploy.assess.sensitivity import sensitivity as measure
+
+        with late_progress_bar("measuring layers") as on_progress:
+            result = measure(bundle, on_step=print_step, on_progress=on_progress, **given)
+        show = _print_sensitivity
     else:
         from vitdeploy.assess.compare import compare as compare_bundle
 
@@ -90,10 +117,13 @@ def _check_options(way: str, given: Collection[str]) -> None:
         if name not in _OPTIONS[way]:
             ways = [other or "the comparison of outputs" for other, names in _OPTIONS.items() if name in names]
             option = f"--{name.removesuffix('s') if name == 'backends' else name.replace('_', '-')}"
-            raise UsageError(
-                f"{option} is of {' and '.join(ways or ['the comparison of outputs and --layers'])}, got "
-                f"{way or 'neither --layers nor --bisect'}; leave it out"
-            )
+            others = [other for other in _OPTIONS if other]
+            raise UsageError(f"{option} is of {_listed(ways)}, got {way or f'none of {_listed(others)}'}; leave it out")
+
+
+def _listed(names: Iterable[str]) -> str:
+    *before, last = names
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def _print(result: Comparison) -> None:
@@ -145,3 +175,9 @@ def _print_layers(result: LayerComparison) -> None:
     kind = "synthetic images" if result.synthetic else "images"
     title = f"{result.bundle} layer by layer against {result.against}, {result.images} {kind}: {result.status}"
     print_table(title, columns, rows)
+
+
+def _print_sensitivity(result: Sensitivity) -> None:
+    kind = "synthetic images" if result.synthetic else "images"
+    print_text(f"{result.bundle} in {result.precision}, a layer at a time, {result.images} {kind}\n{result.summary}")
+    print_figures("", result.figures)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
 from small_graphs import X, answers, check, graph_of, operators
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, smoothable
+from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, smooth_alike, smoothable
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 RNG = np.random.default_rng(0)
 SCALE = np.array([1, 90, 1, 0.5], np.float32)  # a channel that stands out
@@ -43,14 +48,13 @@ def test_how_much_moves(strength: float) -> None:
     model = graph_of(TEXT, s=SCALE, b=BIAS, **W)
     seen = largest()
     SmoothQuant(strength).smooth(model, {"h": seen})
-    tensors = {name: value.const_value.numpy() for name, value in model.graph.initializers.items() if value.const_value}
-    moved = SCALE / tensors["s.smoothed"]
+    moved = SCALE / tensors(model)["s.smoothed"]
     of_weights = np.max([np.abs(each).max(axis=1) for each in W.values()], axis=0)
     np.testing.assert_allclose(moved, seen**strength / of_weights ** (1 - strength), rtol=1e-5)
     if strength == 1:
         np.testing.assert_allclose(seen / moved, 1, rtol=1e-5)  # every channel reaches as far
     if strength == 0:
-        rows = np.max([np.abs(tensors[f"{name}.smoothed"]).max(axis=1) for name in W], axis=0)
+        rows = np.max([np.abs(tensors(model)[f"{name}.smoothed"]).max(axis=1) for name in W], axis=0)
         np.testing.assert_allclose(rows, 1, rtol=1e-5)
 
 
@@ -100,6 +104,33 @@ def test_what_others_take_or_is_not_known_stays(text: str) -> None:
     model = graph_of(text, s=SCALE, b=BIAS, v=W["v"])
     assert smoothable(model) == []
     check(lambda graph: SmoothQuant().smooth(graph, {"h": np.abs(X).max(axis=0)}), model)
+
+
+def tensors(model: ir.Model) -> dict[str, np.ndarray]:
+    return {name: value.const_value.numpy() for name, value in model.graph.initializers.items() if value.const_value}
+
+
+def test_another_graph_is_smoothed_alike() -> None:
+    """By what is left of the norm alone: of products in 8 bits the weights are not known as they were."""
+    scale, bias = SCALE.copy(), BIAS.copy()
+    scale[3] = bias[2] = 0  # a channel of which only the bias tells, and one of which only the scale does
+    bias[3] = 0.5
+    smoothed, other = (graph_of(TEXT, s=scale, b=bias, **W) for _ in range(2))
+    want = answers(other)
+    SmoothQuant().smooth(smoothed, {"h": largest(scale, bias)})
+    smooth_alike(other, smoothed)
+    assert set(tensors(other)) == set(tensors(smoothed)) == {f"{name}.smoothed" for name in "sbvw"}
+    for name, expected in tensors(smoothed).items():
+        np.testing.assert_allclose(tensors(other)[name], expected, rtol=1e-6)
+    for found, expected in zip(answers(other), want, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_graph_that_was_not_smoothed_changes_nothing() -> None:
+    plain, other = (graph_of(TEXT, s=SCALE, b=BIAS, **W) for _ in range(2))
+    smooth_alike(other, plain)
+    smooth_alike(other, graph_of(TEXT.replace("h =", "k =").replace("(h,", "(k,"), s=BIAS, b=SCALE, **W))
+    assert set(tensors(other)) == {"s", "b", "v", "w"}
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), True])
