@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from onnxscript.optimizer import fold_constants as fold
 
+from vitdeploy.exporters.weight_names import TRANSPOSED
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -35,4 +37,4 @@ def _transposed(graph: ir.Graph) -> Iterator[tuple[str, str]]:
     for node in graph:
         source = node.inputs[0] if node.op_type == "Transpose" else None
         if source is not None and source.is_initializer():
-            yield str(node.outputs[0].name), f"{source.name}.transposed"
+            yield str(node.outputs[0].name), f"{source.name}{TRANSPOSED}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from vitdeploy.exporters.precision import name_of, on_data_path
+from vitdeploy.exporters.weight_names import SMOOTHED, TRANSPOSED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -47,8 +48,8 @@ def _label(node: ir.Node) -> str | None:
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     if weight is None or not weight.is_initializer():
         return None
-    module, mark, _ = str(weight.name).partition(".weight")
-    return module if mark else None
+    name = str(weight.name).removesuffix(SMOOTHED).removesuffix(TRANSPOSED)
+    return name.removesuffix(".weight") if name.endswith(".weight") else None
 
 
 def _has_weight(node: ir.Node) -> bool:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters.quantization.weights import register
+from vitdeploy.exporters.weight_names import SMOOTHED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -151,5 +152,5 @@ def _scaled(graph: ir.Graph, weight: ir.Value | None, by: NDArray[np.float64], o
         return ir.Tensor((tensor.numpy() * by).astype(np.float32))
 
     lazy = ir.LazyTensor(content, ir.DataType.FLOAT, ir.Shape(tensor.shape.numpy()))
-    name = f"{weight.name}.smoothed"
+    name = f"{weight.name}{SMOOTHED}"
     return register(graph, name if name not in graph.initializers else f"{name}_{of.name}", lazy)

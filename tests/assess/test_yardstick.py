@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from small_graphs import graph_of
-from vitdeploy.assess.yardstick import Yardstick, effects, relative_error
+from vitdeploy.assess.yardstick import Yardstick, effects
 from vitdeploy.exporters.onnx_file import write_onnx
 from vitdeploy.exporters.variants import Variants
 
@@ -17,12 +17,22 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+ADDING = "g (float[n, 4] pixel_values) => (float[n, 4] y) { y = Add(pixel_values, w) }"
 HARM = {"a": 0.0, "b": 3.0, "c": 0.5}  # what each node adds to every value where it is not kept
 
 
 def write(kept: Collection[str], path: Path) -> None:
     added = np.array(sum(harm for node, harm in HARM.items() if node not in kept), np.float32)
-    write_onnx(graph_of("g (float[n, 4] pixel_values) => (float[n, 4] y) { y = Add(pixel_values, w) }", w=added), path)
+    write_onnx(graph_of(ADDING, w=added), path)
+
+
+def variant(text: str, value: float) -> Variants:
+    """The graph, whatever is kept."""
+
+    def write_graph(_: Collection[str], path: Path) -> None:
+        write_onnx(graph_of(text, w=np.array(value, np.float32)), path)
+
+    return Variants(("a",), write_graph)
 
 
 VARIANTS = Variants(tuple(HARM), write)
@@ -50,22 +60,32 @@ def test_the_effect_of_nodes_that_are_one_layer() -> None:
     assert found == pytest.approx({"first": 3 / LENGTH, "second": 0.5 / LENGTH})
 
 
-def test_of_several_outputs_the_largest_error_counts() -> None:
-    want = {"x": np.ones((2, 3)), "y": np.full((2, 3), 2.0)}
-    assert relative_error(want, {"x": np.full((2, 3), 1.1), "y": np.full((2, 3), 2.02)}) == pytest.approx(0.1)
-    assert relative_error(want, want) == 0
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_is_no_result(value: float) -> None:
-    assert relative_error({"x": np.ones(2)}, {"x": np.array([1, value])}) == math.inf
-
-
-def test_half_floats_do_not_overflow() -> None:
-    want = np.full(1000, 300, np.float16)  # whose squares are beyond 65,504
-    assert relative_error({"x": want}, {"x": want + np.float16(30)}) == pytest.approx(0.1)
+    assert YARDSTICK.error(variant(ADDING, value), ()) == math.inf
 
 
 def test_nothing_is_expected() -> None:
-    assert relative_error({"x": np.zeros(3)}, {"x": np.zeros(3)}) == 0
-    assert relative_error({"x": np.zeros(3)}, {"x": np.ones(3)}) > 1e100
+    nothing = Yardstick([np.zeros((1, 4), np.float32)], {"y": np.zeros((1, 4), np.float32)})
+    assert nothing.error(VARIANTS, HARM) == 0
+    assert nothing.error(VARIANTS, ()) == math.inf
+
+
+def test_of_several_outputs_the_largest_error_counts_and_others_do_not() -> None:
+    text = "g (float[n, 4] pixel_values) => (float[n, 4] y, float[n, 4] z) { y = Add(pixel_values, w) z = Neg(y) }"
+    variants = variant(text, 0.3)
+    ones = np.ones((1, 4), np.float32)
+    assert Yardstick([ones], {"y": ones, "z": -2 * ones}).error(variants, ()) == pytest.approx(0.35)
+    assert Yardstick([ones], {"y": ones}).error(variants, ()) == pytest.approx(0.3)
+
+
+def test_a_file_lies_where_it_may_and_goes_again(tmp_path: Path) -> None:
+    seen = []
+
+    def note(kept: Collection[str], path: Path) -> None:
+        seen.append(path)
+        write(kept, path)
+
+    Yardstick(IMAGES, {"y": np.concatenate(IMAGES)}, tmp_path).error(Variants(tuple(HARM), note), ())
+    assert tmp_path in seen[0].parents
+    assert list(tmp_path.iterdir()) == []

@@ -18,13 +18,11 @@ from vitdeploy.errors import CheckFailedError, UsageError
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
-    from vitdeploy.specs import PixelFormat
 
 LOGITS = "logits"
 
@@ -131,14 +129,6 @@ class AccuracyGoal:
         found = _best(self.images, runtime)
         right = (found == self.wanted) & (found != NOT_FINITE)
         return Accuracy(int(right.sum()), len(right))
-
-    def measure_file(self, path: Path, pixels: PixelFormat) -> Accuracy:
-        """The same of an ONNX file that takes pixels of a format."""
-        from vitdeploy.runtimes.onnxrt import OnnxRuntime
-
-        with OnnxRuntime(path, allow_spinning=False) as runtime:
-            runtime.pixels = pixels
-            return self.measure(runtime)
 
     def honoured_by(self, found: Accuracy) -> bool:
         """Whether that is enough."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitdeploy.assess.accuracy_goal import LOGITS
 from vitdeploy.assess.fewest_kept import fewest_kept
 from vitdeploy.assess.samples import feeds
-from vitdeploy.assess.yardstick import Yardstick, effects
+from vitdeploy.assess.yardstick import Yardstick, effects, opened_variant
 from vitdeploy.errors import CheckFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from vitdeploy.assess.accuracy import Accuracy
     from vitdeploy.assess.accuracy_goal import AccuracyGoal
@@ -51,7 +51,7 @@ class Chooser:
     def __call__(self, candidates: Sequence[Candidate], pixels: PixelFormat, folder: Path) -> Choice:
         from vitdeploy.exporters.quantization.choice import Choice
 
-        yardstick = functools.cache(lambda: self._yardstick(pixels))  # it is not always needed
+        yardstick = functools.cache(lambda: self._yardstick(pixels, folder))  # it is not always needed
         chosen = candidates[0]
         record: dict[str, Any] = {}
         if len(candidates) > 1:
@@ -91,15 +91,18 @@ class Chooser:
         }
         return Choice(chosen.name, found.kept, record)
 
-    def _yardstick(self, pixels: PixelFormat) -> Yardstick:
+    def _yardstick(self, pixels: PixelFormat, folder: Path) -> Yardstick:
+        """On the logits where there are some, else on all outputs."""
+        names = [spec.name for spec in self.reference.outputs]
+        counting = [LOGITS] if LOGITS in names else names
         given: list[np.ndarray] = []
         expected: dict[str, list[np.ndarray]] = {}
         for image in self.images.pixels(self.reference.pixels, pixels):
             given.append(image[pixels])
             outputs = self.reference.run(feeds(self.reference.inputs, image[self.reference.pixels]))
-            for name, value in outputs.items():
-                expected.setdefault(name, []).append(value)
-        return Yardstick(given, {name: np.concatenate(values) for name, values in expected.items()})
+            for name in counting:
+                expected.setdefault(name, []).append(outputs[name])
+        return Yardstick(given, {name: np.concatenate(values) for name, values in expected.items()}, folder)
 
     def _measure(
         self, goal: AccuracyGoal, variants: Variants, pixels: PixelFormat, folder: Path
@@ -108,10 +111,8 @@ class Chooser:
         count = itertools.count(1)
 
         def measure(kept: frozenset[str]) -> Accuracy:
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                path = Path(scratch, "variant.onnx")
-                variants.write(kept, path)
-                found = goal.measure_file(path, pixels)
+            with opened_variant(variants, kept, folder, pixels) as runtime:
+                found = goal.measure(runtime)
             self.on_step(f"run {next(count)}: {len(kept)} of {len(variants.nodes)} layers in float32, {found}")
             return found
 

@@ -55,7 +55,7 @@ class Sensitivity:
     """How much each layer costs.
 
     An error is the length of the difference from the reference over the length of what that gives, of all images
-    together, and of several outputs the largest; see `vitdeploy.assess.yardstick.relative_error`.
+    together, and of several outputs the largest; see `vitdeploy.assess.yardstick.Yardstick`.
 
     Attributes:
         bundle: the folder.

@@ -2,62 +2,87 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitdeploy.assess.compare import run_batches
 from vitdeploy.assess.samples import feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from vitdeploy.exporters.variants import Variants
+    from vitdeploy.runtimes.onnxrt import OnnxRuntime
+    from vitdeploy.specs import PixelFormat
 
 
 class Yardstick:
-    """Runs variants of a graph.
+    """Runs variants of a graph, and holds of them no more than what one batch gives.
 
     Args:
         pixel_values: batches of images, as the graph takes them.
-        expected: what the reference gives for all of them, (N, ...) by output.
+        expected: what the reference gives for all of them, (N, ...), by the names of the outputs that count.
+        folder: where a graph may lie meanwhile; the system's for temporary files by default.
     """
 
-    def __init__(self, pixel_values: Sequence[np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
-        self._pixel_values, self._expected = pixel_values, expected
+    def __init__(
+        self, pixel_values: Sequence[np.ndarray], expected: Mapping[str, np.ndarray], folder: Path | None = None
+    ) -> None:
+        self._pixel_values, self._expected, self._folder = pixel_values, expected, folder
 
     def error(self, variants: Variants, kept: Collection[str]) -> float:
-        """The relative error of the variant that keeps these nodes in float32; see `relative_error`."""
-        from vitdeploy.runtimes.onnxrt import OnnxRuntime
+        """The relative error of the variant that keeps these nodes in float32.
 
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch, "variant.onnx")
-            variants.write(kept, path)
-            with OnnxRuntime(path, allow_spinning=False) as runtime:
-                batches: list[dict[str, Any]] = [feeds(runtime.inputs, pixels) for pixels in self._pixel_values]
-                return relative_error(self._expected, run_batches(runtime, batches))
+        It is the length of the difference over the length of what is expected, of all images together: the square root
+        of the inverse of the signal-to-quantization-noise ratio. Of several outputs it is the largest.
+
+        Returns:
+            From 0 up; infinite where a value is not finite.
+        """
+        different, whole = dict.fromkeys(self._expected, 0.0), dict.fromkeys(self._expected, 0.0)
+        with opened_variant(variants, kept, self._folder) as runtime:
+            first = 0
+            for pixels in self._pixel_values:
+                outputs = runtime.run(feeds(runtime.inputs, pixels))
+                rows = slice(first, first := first + len(pixels))
+                for name, wanted in self._expected.items():
+                    want, got = np.float64(wanted[rows]), np.float64(outputs[name])
+                    whole[name] += float(np.square(want).sum())
+                    different[name] += float(np.square(got - want).sum())
+        return max(_ratio(different[name], whole[name]) for name in whole)
 
 
-def relative_error(expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
-    """The length of the difference over the length of what is expected, of all images together.
-
-    That is the square root of the inverse of the signal-to-quantization-noise ratio; of several outputs the largest.
+@contextlib.contextmanager
+def opened_variant(
+    variants: Variants, kept: Collection[str], folder: Path | None, pixels: PixelFormat | None = None
+) -> Iterator[OnnxRuntime]:
+    """The variant that keeps these nodes in float32, in ONNX Runtime.
 
     Args:
-        expected: arrays (N, ...) by name.
-        found: the same.
-
-    Returns:
-        From 0 up; infinite where a value is not finite.
+        variants: of a graph.
+        kept: the nodes.
+        folder: where its file lies meanwhile; None for the system's for temporary files.
+        pixels: what it takes for an image; by default what the image processor gives.
     """
-    errors = []
-    for name, want in expected.items():
-        wanted, difference = np.float64(want), np.float64(found[name]) - np.float64(want)
-        error = float(np.linalg.norm(difference) / max(np.linalg.norm(wanted), np.finfo(np.float64).tiny))
-        errors.append(error if np.isfinite(error) else np.inf)
-    return max(errors)
+    from vitdeploy.runtimes.onnxrt import OnnxRuntime
+
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        path = Path(scratch, "variant.onnx")
+        variants.write(kept, path)
+        with OnnxRuntime(path, allow_spinning=False) as runtime:
+            if pixels is not None:
+                runtime.pixels = pixels
+            yield runtime
+
+
+def _ratio(different: float, whole: float) -> float:
+    if not math.isfinite(different) or (whole == 0 < different):
+        return math.inf
+    return math.sqrt(different / whole) if different else 0.0
 
 
 def effects(

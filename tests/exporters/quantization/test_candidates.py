@@ -33,6 +33,11 @@ def test_a_product_and_the_addition_of_its_bias_are_one_module(ending: str) -> N
     assert labels_of(graph) == {"a": "layers.0.fc1", "c": "layers.0.fc1"}  # of v no name tells, and e adds no bias
 
 
+def test_modules_whose_names_begin_with_weight() -> None:
+    graph = model(w="layers.0.mlp.weights_in.weight.transposed", v="layers.0.mlp.weights_out.weight.transposed").graph
+    assert {labels_of(graph)[name] for name in "af"} == {"layers.0.mlp.weights_in", "layers.0.mlp.weights_out"}
+
+
 def test_a_bias_that_two_products_share_is_of_each() -> None:
     """Equal weights are stored once, under the name of the first."""
     graph = model(w="layers.0.fc1.weight", v="layers.0.fc2.weight", b="layers.0.fc1.bias").graph
