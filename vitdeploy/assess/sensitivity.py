@@ -118,8 +118,8 @@ def sensitivity(
     module's weights, or a node that computes without any. Each takes one run over the images, which go one by one, as a
     graph that measures the ranges of what it is given must have them. Of int8 and fp8 the layers are the nodes that the
     artifact quantizes. Of fp16 and bf16, where some hundreds of nodes are rounded, a product and the addition of its
-    bias are one layer, and nodes that only move values are none, which leaves about twelve runs a block; they are in
-    the lower precision where all are.
+    bias are one layer, and nodes that only move values are none, which leaves twelve runs a block, 147 for ViT-B; they
+    are in the lower precision where all are.
 
     Args:
         bundle: the bundle or its folder.
@@ -143,7 +143,9 @@ def sensitivity(
     artifact, variants = lower.artifact, lower.variants
     layers = _layers(lower)
     if not layers:
-        raise UsageError(f"{artifact.name} must have nodes in {precision} to measure, has none; export it again")
+        raise UsageError(
+            f"{artifact.name} must have nodes in {precision} to measure, has none; export it without keep_fp32"
+        )
     processor = load_processor(bundle)
     chosen = few_images(processor, images, max_images)
     on_step(f"running the reference on {len(chosen)} images")
