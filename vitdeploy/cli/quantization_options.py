@@ -41,7 +41,9 @@ def _number(text: str, wanted: str) -> float:
 def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that have the names of `vitdeploy.export`'s arguments, and `no_calibration_cache`."""
     options = (
-        click.option("--target", type=click.Choice(_TARGETS), help="Of int8 and fp8: what is to run the graph."),
+        click.option(
+            "--target", type=click.Choice(_TARGETS), help="Of int8 and fp8: what is to run the graph; by --to."
+        ),
         click.option(
             "--scheme", type=click.Choice(_SCHEMES), help="Of int8 on a CPU; static by default where there are images."
         ),
