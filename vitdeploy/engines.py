@@ -107,6 +107,7 @@ def add_engine(
     request = EngineRequest(
         library=to,
         onnx=onnx,
+        precision=precision,
         inputs=source.inputs,
         outputs=source.outputs,
         profiles=profiles,

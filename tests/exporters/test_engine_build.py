@@ -73,13 +73,18 @@ def test_the_embedded_model_with_free_batch_and_size(tmp_path: Path, precision: 
     assert artifact.options["onnx_sha256"] == [file.sha256 for file in onnx_artifact.files]
     assert set(artifact.tools) == {"vitdeploy", "tensorrt_rtx"}
     assert artifact.hardware is not None
-    assert artifact.hardware["compute_capabilities"] == ["portable: 8.0, 8.6, 8.9, 12.0 and later"]
+    targets = "8.9, 12.0" if precision == "fp8" else "8.0, 8.6, 8.9, 12.0"
+    assert artifact.hardware["compute_capabilities"] == [f"portable: {targets} and later"]
     assert artifact.validation["status"] == "not yet run on a GPU"
     assert artifact.validation["tolerance"] == DEFAULT_TOLERANCES[precision]
     assert onnx_artifact.options.get("target") == ("tensorrt" if quantized else None)
     assert len(onnx_artifact.validation.get("calibration_images", ())) == quantized
     bundle.verify()
     assert Manifest.from_dict(json.loads(json.dumps(bundle.manifest.to_dict()))) == bundle.manifest
+    if precision == "fp8":  # what is recorded above
+        older = EngineOptions(compute_capabilities=("8.6",))
+        with pytest.raises(CheckFailedError, match=r"Cannot compile for target.* sm86, .*fp8_e4m3"):
+            vitdeploy.export(to="tensorrt-rtx", precision=precision, output=output, engine=older)
     done = [share for share, total in shares if total == 1000]  # others are of the calibration
     assert done == sorted(set(done))
     assert (done[0] < 500, shares[-1]) == (True, (1000, 1000))
@@ -189,6 +194,7 @@ def request_of_tiny(tiny: Bundle, tmp_path: Path) -> EngineRequest:
     return EngineRequest(
         library="tensorrt-rtx",
         onnx=tiny.path / artifact.files[0].path,
+        precision=artifact.precision,
         inputs=artifact.inputs,
         outputs=artifact.outputs,
         profiles=options.profiles(artifact.inputs, artifact.axes),
