@@ -100,6 +100,7 @@ QUANTIZATION_OPTIONS = (
     "target",
     "scheme",
     "reduce_range",
+    "rest",
     "calibration_data",
     "calibration",
     "calibration_images",

@@ -25,6 +25,7 @@ from vitdeploy.export_arguments import (
     image_size_of,
     names_of,
     pixels_of,
+    rest_of,
     task_of,
 )
 from vitdeploy.exporters import EXPORTERS, export_function, find_exporter, quantization_target
@@ -65,6 +66,7 @@ def export(
     target: str | None = None,
     scheme: str | None = None,
     reduce_range: bool = False,
+    rest: str | None = None,
     calibration_data: str | os.PathLike[str] | None = None,
     calibration: str | None = None,
     calibration_images: int | None = None,
@@ -128,6 +130,8 @@ def export(
             default what needs no images where there are none, else static.
         reduce_range: of int8 on a CPU: 7 bits for weights, for x86 processors without VNNI, which add two products in
             16 bits and lose what exceeds these.
+        rest: of int8 and fp8 for TensorRT: "fp16" for all that is not in 8 bits to compute as in a graph in fp16; by
+            default in float32. ONNX opset 19 is the first that has it.
         calibration_data: images to measure activations on, as those to come: a folder, or a data set as `evaluate`
             takes it. The artifact is compared with the reference on all of them before it is written.
         calibration: how a range is chosen from what was seen: "minmax", "entropy", "percentile" or "mse"; see
@@ -173,6 +177,7 @@ def export(
         "target": target,
         "scheme": scheme,
         "reduce_range": reduce_range or None,
+        "rest": rest,
         "calibration_data": calibration_data,
         "calibration": calibration,
         "calibration_images": calibration_images,
@@ -217,6 +222,7 @@ def export(
         scheme=scheme,
         calibration=calibration,
         reduce_range=reduce_range,
+        rest=rest_of(rest),
         smooth_quant="auto" if smooth_quant is None else smooth_quant,
     )
     of_task = task_of(task)

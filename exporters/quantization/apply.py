@@ -44,6 +44,8 @@ def scheme_for(spec: ExportSpec, *, calibrated: bool) -> Scheme | None:
         return None
     find_method(spec.calibration or DEFAULT_METHOD)
     scheme = find_scheme(spec.precision, spec.target, spec.scheme, calibrated=calibrated, wanted_images=WANTED_IMAGES)
+    if spec.rest is not None and scheme.target != "tensorrt":
+        raise UsageError(f"rest is of int8 and fp8 for tensorrt, got {spec.rest} for {scheme.target}; leave it out")
     if not spec.reduce_range:
         return scheme
     if not isinstance(scheme, (StaticInt8, DynamicInt8)):
@@ -80,6 +82,8 @@ def apply_scheme(
     """
     ShapeInferencePass()(model)
     done: dict[str, Any] = {"target": scheme.target, "scheme": scheme.name}
+    if spec.rest is not None:
+        done["rest"] = str(spec.rest)
     if spec.reduce_range:
         done["reduce_range"] = True
     if scheme.static is not None and data is not None:

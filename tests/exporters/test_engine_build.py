@@ -127,10 +127,10 @@ def test_what_was_quantized_for_tensorrt_is_taken_and_not_replaced(
 ) -> None:
     checkpoint, _ = for_a_cpu
     output = tmp_path / "out"
-    how: dict[str, Any] = {"smooth_quant": 0.25, "min_agreement": 0.1, "tolerance": 0.5, **IMAGES}
+    how: dict[str, Any] = {"rest": "fp16", "smooth_quant": 0.25, "min_agreement": 0.1, "tolerance": 0.5, **IMAGES}
     first = vitdeploy.export(checkpoint, to="tensorrt-rtx", precision="int8", output=output, **how)
     quantized, engine = first.manifest.artifacts
-    assert quantized.options["smooth_quant"] == 0.25
+    assert (quantized.options["smooth_quant"], quantized.options["rest"]) == (0.25, "fp16")
     assert quantized.validation["accuracy"]["bound"] == "min_agreement 0.1"
     assert engine.validation["tolerance"] == 0.5
     again: dict[str, Any] = {"to": "tensorrt-rtx", "precision": "int8", "output": output}

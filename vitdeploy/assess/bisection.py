@@ -200,7 +200,13 @@ def _lower(bundle: Bundle, source: Artifact, precision: str) -> Artifact:
             f"folder without --embed-resize and --optimize"
         )
     if precision in _QUANTIZED:
-        return bundle.artifact("onnx", precision)
+        artifact = bundle.artifact("onnx", precision)
+        if "rest" in artifact.options:
+            raise UsageError(
+                f"{artifact.name} must compute in float32 but for 8 bits to bisect, computes in "
+                f"{artifact.options['rest']}; export it to another folder without --rest"
+            )
+        return artifact
     return dataclasses.replace(source, precision=precision)
 
 

@@ -50,6 +50,9 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--reduce-range", is_flag=True, help="Of int8 on a CPU: 7 bits for weights, for x86 without VNNI."
         ),
+        click.option(
+            "--rest", type=click.Choice(["fp16"]), help="Of 8 bits for TensorRT: of all that is not; fp32 by default."
+        ),
         click.option("--calibration-data", type=PATH, help="Of int8 and fp8: a folder of images like those to come."),
         click.option(
             "--calibration", type=click.Choice(_METHODS), help="How ranges are chosen from these; mse by default."
