@@ -18,6 +18,7 @@ import torch
 import vitdeploy
 from vitdeploy import EngineOptions
 from vitdeploy.assess.environment import machine
+from vitdeploy.assets import held_out_images
 from vitdeploy.engine_options import colons
 from vitdeploy.errors import UnavailableError
 from vitdeploy.runtimes import BACKENDS, open_runtime, runtime_class
@@ -39,6 +40,8 @@ def problem(backend: str) -> str | None:
 
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+QUANTIZED = ("int8", "fp8")  # of engines; speed does not depend on the images
+IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 2, "calibration_cache": False}
 ENGINES = [
     name for name, row in BACKENDS.items() if row.artifact_format == name and row.device == "cuda" and not problem(name)
 ]
@@ -52,7 +55,7 @@ def configurations(batch: AxisRange) -> Iterator[tuple[str, str, dict[str, Any]]
         yield "onnxruntime", "fp32", {}
     if not problem("onnxruntime-tensorrt"):
         yield "onnxruntime-tensorrt", "fp32", {"batch": colons(batch)}
-    for backend, precision, graphs in itertools.product(ENGINES, PRECISIONS, (True, False)):
+    for backend, precision, graphs in itertools.product(ENGINES, (*PRECISIONS, *QUANTIZED), (True, False)):
         yield backend, precision, {"cuda_graphs": graphs}
 
 
@@ -91,10 +94,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = vitdeploy.export(random_weights=arguments.preset, output=Path(folder) / "bundle")
         batch = AxisRange(min(32, *arguments.batch_sizes), 32, max(32, *arguments.batch_sizes))
-        for engine, precision in itertools.product(ENGINES, PRECISIONS):
+        for engine, precision in itertools.product(ENGINES, (*PRECISIONS, *QUANTIZED)):
             bundle = vitdeploy.export(
                 random_weights=arguments.preset, to=engine, precision=precision, output=bundle.path,
-                engine=EngineOptions(batch=(batch,)),
+                engine=EngineOptions(batch=(batch,)), **(IMAGES if precision in QUANTIZED else {}),
             )  # fmt: skip
         rows = measure(bundle, arguments.batch_sizes, arguments.runs, batch)
     not_run = {name: why for name, row in BACKENDS.items() if row.device == "cuda" and (why := problem(name))}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vitdeploy.errors import UsageError
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
@@ -83,6 +84,7 @@ class Exporter(NamedTuple):
         options: those of `vitdeploy.export` that not every exporter takes.
         made_from: the format of the artifact that it makes its own from; None where it is made from the reference. The
             target is then a function of `vitdeploy.exporters.engine_build.EngineRequest`.
+        quantized_for: what may run an artifact of a precision that is quantized, the usual one first.
     """
 
     target: str
@@ -90,20 +92,15 @@ class Exporter(NamedTuple):
     backend: str
     options: tuple[str, ...] = ()
     made_from: str | None = None
+    quantized_for: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
-_ENGINE = Exporter(
-    "vitdeploy.exporters.engine_build:build_engine",
-    ("fp32", "fp16", "bf16"),
-    "tensorrt",
-    ("opset", "keep_fp32", "engine"),
-    made_from="onnx",
-)
 # What `vitdeploy.export` takes for int8 and fp8 alone.
 QUANTIZATION_OPTIONS = (
     "target",
     "scheme",
     "reduce_range",
+    "rest",
     "calibration_data",
     "calibration",
     "calibration_images",
@@ -113,13 +110,23 @@ QUANTIZATION_OPTIONS = (
     "min_agreement",
     "accuracy_data",
 )
+_OF_A_CPU = ("scheme", "reduce_range")  # of these
 
+_ENGINE = Exporter(
+    "vitdeploy.exporters.engine_build:build_engine",
+    ("fp32", "fp16", "bf16", "int8", "fp8"),
+    "tensorrt",
+    ("opset", "keep_fp32", "engine", *(name for name in QUANTIZATION_OPTIONS if name not in _OF_A_CPU)),
+    made_from="onnx",
+    quantized_for={"int8": ("tensorrt",), "fp8": ("tensorrt",)},
+)
 EXPORTERS: dict[str, Exporter] = {
     "onnx": Exporter(
         "vitdeploy.exporters.onnx_graph:export_onnx",
         ("fp32", "fp16", "bf16", "int8", "fp8"),
         "onnxruntime",
         ("opset", "embed_resize", "optimize", "keep_fp32", *QUANTIZATION_OPTIONS),
+        quantized_for={"int8": ("cpu", "tensorrt"), "fp8": ("tensorrt",)},
     ),
     "torchscript": Exporter(
         "vitdeploy.exporters.torchscript_trace:export_torchscript", ("fp32", "fp16", "bf16"), "torchscript"
@@ -146,6 +153,20 @@ def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Export
                 f"{name} is not for {to}, got {options[name]!r:.80}; leave it out, or export to another format"
             )
     return exporter
+
+
+def quantization_target(formats: Sequence[str], precision: str, asked: str | None) -> str | None:
+    """What is to run a quantized graph from which artifacts of all these formats are made; None for other precisions.
+
+    Raises:
+        UsageError: what is asked for does not run one of them.
+    """
+    rows = {to: EXPORTERS[to].quantized_for.get(precision, ()) for to in formats}
+    for to, known in rows.items():
+        if known and asked is not None and asked not in known:
+            raise UsageError(f"target for {to} in {precision} must be {' or '.join(known)}, got {asked!r:.80}")
+    shared = [target for known in rows.values() for target in known if all(target in each for each in rows.values())]
+    return asked or next(iter(shared), None)
 
 
 def export_function(exporter: Exporter) -> ExportFunction:

@@ -16,6 +16,7 @@ from vitdeploy.exporters import Exported
 from vitdeploy.exporters.engine_capabilities import CAPABILITIES, check_options, configure, network_flags
 from vitdeploy.exporters.engine_progress import make_monitor
 from vitdeploy.gpu import find_gpu
+from vitdeploy.specs import Precision
 from vitdeploy.trt_library import LIBRARIES, compiles_on_target, load_library, make_builder, make_logger
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ _AVOIDED_BY = {
     "DequantizeLinear": "choose --fp16 or --bf16",
 }
 _OTHERWISE = "export the ONNX artifact again with its default options, without --optimize"
-_TARGETS = "portable: 8.0, 8.6, 8.9, 12.0 and later"  # TensorRT-RTX's documentation, of builds that name none
+# Of builds that name none, as TensorRT-RTX's documentation has it: "if the model precisions are supported on the target
+# architecture", which E4M3 is from 8.9 on; the builder refuses others that are named.
+_TARGETS = "portable: 8.0, 8.6, 8.9, 12.0 and later"
+_TARGETS_OF = {Precision.FP8: "portable: 8.9, 12.0 and later"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,7 @@ class EngineRequest:
     Attributes:
         library: of `vitdeploy.trt_library.LIBRARIES`.
         onnx: the verified file of the ONNX artifact.
+        precision: of that.
         inputs: what the artifact takes.
         outputs: what it gives.
         profiles: the sizes of its free axes; see `EngineOptions.profiles`.
@@ -53,6 +58,7 @@ class EngineRequest:
 
     library: str
     onnx: Path
+    precision: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     profiles: Sequence[Profile]
@@ -172,7 +178,8 @@ def _hardware(trt: Any, request: EngineRequest) -> dict[str, Any]:
             raise DeviceError(
                 f"refit and strip_weights need a GPU to build with {request.library}: {exc}; leave them out"
             ) from exc
-    return found | {"compute_capabilities": list(options.compute_capabilities) or [_TARGETS]}
+    portable = _TARGETS_OF.get(Precision(request.precision), _TARGETS)
+    return found | {"compute_capabilities": list(options.compute_capabilities) or [portable]}
 
 
 def _parse(trt: Any, parser: Any, network: Any, request: EngineRequest) -> None:

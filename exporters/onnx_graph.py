@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 DEFAULT_OPSET = 20
 OPSETS = range(18, 24)
+_HALF_SCALES = 19  # the opset whose DequantizeLinear gives half precision
 _WRAPPER = "model."  # what `Served` puts before the names of the model's weights
 _TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")
 
@@ -84,7 +85,8 @@ def export_onnx(
         OSError: a file cannot be written.
     """
     scheme = scheme_for(spec, calibrated=calibration is not None)
-    opset = _opset(spec, OPSETS.start if scheme is None else max(scheme.min_opset, OPSETS.start))
+    lowest = OPSETS.start if scheme is None else max(scheme.min_opset, OPSETS.start)
+    opset = _opset(spec, lowest if spec.rest is None else max(lowest, _HALF_SCALES))
     decoded = spec.pixels.stage is PixelStage.DECODED
     if decoded:
         check_embeddable(processor)
@@ -103,7 +105,10 @@ def export_onnx(
     if scheme is not None:
         measuring = {} if calibration is None else {"onnxruntime": ort.__version__}
         done, measured = apply_scheme(graph, scheme, spec, calibration, choose, taken, folder)
-    kept = done | _set_precision(graph, spec, taken, observe, folder)
+    kept = _set_precision(graph, spec, taken, observe, folder, done.get("float32_nodes", spec.keep_fp32))
+    if scheme is not None and kept:
+        kept["rest_float32_nodes"] = kept.pop("float32_nodes")
+    kept = done | kept
     if decoded:
         inputs = input_specs(model.config, model.task, pixels=spec.pixels)
         embed_resize(graph, processor)
@@ -199,10 +204,11 @@ def traced(asked: Served, opset: int) -> ir.Model:
 
 
 def _set_precision(
-    graph: ir.Model, spec: ExportSpec, pixels: PixelFormat, observe: Observe, folder: Path
+    graph: ir.Model, spec: ExportSpec, pixels: PixelFormat, observe: Observe, folder: Path, keep: Sequence[str]
 ) -> dict[str, Any]:
     """Make the graph compute, take and give what is asked for; what it keeps in float32, for the manifest."""
-    dtype, io = TYPES.get(spec.precision, ir.DataType.FLOAT), ir.DataType.from_numpy(np.dtype(spec.io_dtype))
+    dtype = TYPES.get(spec.rest or spec.precision, ir.DataType.FLOAT)
+    io = ir.DataType.from_numpy(np.dtype(spec.io_dtype))
     if dtype == io == ir.DataType.FLOAT:
         return {}
     ShapeInferencePass()(graph)
@@ -210,7 +216,7 @@ def _set_precision(
         set_precision(graph, dtype, io, {})
         return {}
     largest = observed_ranges(graph, activations(graph), pixels, observe, folder)
-    kept = set_precision(graph, dtype, io, largest, spec.keep_fp32)
+    kept = set_precision(graph, dtype, io, largest, keep)
     return {
         "float32_operators": list(kept.operators),
         "float32_nodes": list(kept.nodes),

@@ -63,9 +63,10 @@ def set_precision(
 ) -> Kept:
     """Make the nodes on the way from the inputs to the outputs compute in `dtype`, in place.
 
-    What is made from weights or image sizes alone, such as interpolated positions, stays float32, and so do
-    `FLOAT_OPERATORS`, operators that ONNX has not in `dtype` (convolution in bfloat16 before opset 22), and the nodes
-    whose values come near the largest that `dtype` has. Where two types meet, a value is cast once for all its users.
+    What is made from weights or image sizes alone, such as interpolated positions, stays float32, but for weights in 8
+    bits, whose scales have the type of their products': TensorRT-RTX takes no other. So do `FLOAT_OPERATORS`, operators
+    that ONNX has not in `dtype` (convolution in bfloat16 before opset 22), and the nodes whose values come near the
+    largest that `dtype` has. Where two types meet, a value is cast once for all its users.
 
     Args:
         model: in float32, with the type of every value.
@@ -77,7 +78,7 @@ def set_precision(
     Raises:
         UsageError: there is no such node.
     """
-    graph, nodes = model.graph, on_data_path(model)
+    graph, nodes = model.graph, _on_data_path_or_dequantized(model)
     floats = {
         node: [(index, value) for index, value in enumerate(node.inputs) if value is not None and _is_float(value)]
         for node in nodes
@@ -180,6 +181,14 @@ def on_data_path(model: ir.Model) -> list[ir.Node]:
             nodes.append(node)
             reached.update(node.outputs)
     return nodes
+
+
+def _on_data_path_or_dequantized(model: ir.Model) -> list[ir.Node]:
+    """What `on_data_path` gives, and what makes floats of the 8 bits of weights for it, in the order of the graph."""
+    nodes = set(on_data_path(model))
+    makers = {value.producer() for node in nodes for value in node.inputs if value is not None}
+    nodes |= {node for node in makers if node is not None and node.op_type == "DequantizeLinear"}
+    return [node for node in model.graph if node in nodes]
 
 
 def _limit(dtype: ir.DataType) -> float:

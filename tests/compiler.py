@@ -15,10 +15,12 @@ BATCHES = AxisRange(1, 2, 7)
 LARGEST_SIZE = 64  # pixels, where an artifact takes every size
 
 
-def build_engine(bundle: Bundle, of: str | None = None) -> int:
-    """Compile an artifact of a bundle, the only one or that of a format; the size of the engine in bytes."""
+def build_engine(bundle: Bundle, of: str | None = None, precision: str | None = None) -> int:
+    """Compile an artifact of a bundle, the only one or that of a format and a precision; the engine's size in bytes."""
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
-    (artifact,) = (each for each in bundle.manifest.artifacts if of in (None, each.format))
+    (artifact,) = (
+        each for each in bundle.manifest.artifacts if of in (None, each.format) and precision in (None, each.precision)
+    )
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(0)

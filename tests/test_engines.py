@@ -248,6 +248,8 @@ def test_options_that_are_none(values: dict[str, Any], message: str) -> None:
         (["--to", "tensorrt-rtx", "--batch", "0"], 2, "batch must be MIN:OPT:MAX"),
         (["--to", "tensorrt-rtx", "--timing-cache", "x"], 2, "has no timing_cache, got 'x'"),
         (["--to", "tensorrt-rtx", "--dynamic-image-size"], 2, "give --image-size MIN:OPT:MAX"),
+        (["--to", "tensorrt-rtx", "--int8", "--target", "cpu"], 2, "target for tensorrt-rtx in int8 must be tensorrt"),
+        (["--to", "tensorrt-rtx", "--int8", "--scheme", "dynamic"], 2, "scheme is not for tensorrt-rtx"),
     ],
 )
 def test_the_command_line_refuses(

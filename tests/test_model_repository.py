@@ -249,6 +249,13 @@ def test_an_engine_with_a_profile(copy: Bundle, tmp_path: Path) -> None:
     assert [sample["batch_size"] for sample in config["model_warmup"]] == [1, 16]
 
 
+def test_an_engine_in_8_bits(copy: Bundle, tmp_path: Path) -> None:
+    """What was quantized for TensorRT is served as an engine, which is on a GPU."""
+    with_artifact(as_engine(copy, "1:4:16"), precision="int8")
+    config = configured(write_triton_model(copy.path, tmp_path / "models").path)
+    assert config["instance_group"] == [{"count": 1, "kind": "KIND_GPU"}]
+
+
 def test_an_engine_with_profiles(copy: Bundle, tmp_path: Path) -> None:
     """Triton takes the first profile alone where none is named, and is advised of sizes where there are several."""
     as_engine(copy, "1:1:1", "2:8:16", "17:32:64")
@@ -375,7 +382,7 @@ PENDING = {"status": NOT_RUN, "images": "none", "engine": "tensorrt 11", "tolera
         ({"format": "tensorrt-rtx"}, "got tensorrt-rtx, which no backend of it takes; .* export --to tensorrt$"),
         (
             {"precision": "int8", "options": {"target": "tensorrt"}},
-            "onnx-int8 was quantized for TensorRT, .*target cpu",
+            "onnx-int8 was quantized for TensorRT, .*target cpu, or build an engine: vitdeploy export --to tensorrt$",
         ),
         ({"validation": PENDING}, "onnx-fp32 must have been compared with the reference to be served, was not yet run"),
     ],

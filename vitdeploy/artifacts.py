@@ -17,10 +17,10 @@ from vitdeploy.assess.proof import Observer, prove, reference_outputs, reference
 from vitdeploy.assess.quantization import Quantization, QuantizationRequest
 from vitdeploy.atomic import staged_folder
 from vitdeploy.bundle import Bundle, check_target, commit
-from vitdeploy.errors import CheckpointError
+from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.export_arguments import axes_of
 from vitdeploy.exporters import EXPORTERS, export_function
-from vitdeploy.manifest import Artifact, FileRecord, Manifest
+from vitdeploy.manifest import MANIFEST, Artifact, FileRecord, Manifest
 from vitdeploy.runtimes import open_runtime
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def add_artifact(
         on_progress: called with the number of calibration images that are done, and of how many.
 
     Raises:
-        UsageError: the exporter cannot make this artifact.
+        UsageError: the exporter cannot make this artifact, or it would replace one that was quantized for another
+            target.
         CheckpointError: the checkpoint cannot be used, or the reference gives values that are not finite.
         CheckFailedError: the artifact differs from the reference.
         OutputError: the bundle cannot be written.
@@ -86,6 +87,7 @@ def add_artifact(
     checkpoint = request.read()
     place = (Path(Path(checkpoint.source.id).name) if output is None else output).resolve()
     check_target(place)
+    _check_replaced(place, f"{request.format}-{spec.precision}", spec.target)
     reference, processor = checkpoint.model, checkpoint.processor
     axes = axes_of(reference.config, processor, request.bounds) if spec.dynamic_image_size else {}
     sample = samples(reference, processor, axes, spec.pixels.stage, request.images)
@@ -157,6 +159,18 @@ def add_artifact(
         artifact = dataclasses.replace(artifact, validation=validation)
         on_step("writing the bundle")
         return commit(staging, place, dataclasses.replace(manifest, artifacts=(artifact,)))
+
+
+def _check_replaced(place: Path, name: str, target: str | None) -> None:
+    """Raise UsageError where `place` has the artifact, quantized for another target: who has both needs both."""
+    held = Bundle.open(place).manifest.artifacts if (place / MANIFEST).exists() else ()
+    for artifact in held:
+        other = artifact.options.get("target")
+        if artifact.name == name and None not in (target, other) and other != target:
+            raise UsageError(
+                f"{name} of {place} must be for {target} to be replaced by one for {target}, is for {other}; "
+                f"choose another output"
+            )
 
 
 def _check_finite(outputs: Iterable[Mapping[str, np.ndarray]], source: str) -> None:

@@ -78,7 +78,8 @@ def add_engine(
         on_progress: called with how much of the build is done, and of how much.
 
     Raises:
-        UsageError: an option is not what it must be, or not the library's; or there is no such ONNX artifact.
+        UsageError: an option is not what it must be, or not the library's; or there is no such ONNX artifact, or it
+            cannot be an engine's.
         UnavailableError: the library is not installed, or needs a GPU that is not there.
         CheckFailedError: it refuses the graph, or the engine is another model; nothing was written.
         OutputError: the bundle cannot be written.
@@ -92,6 +93,11 @@ def add_engine(
             f"an engine takes images of sizes within limits, {source.name} takes decoded ones of any; "
             f"export it without --embed-resize"
         )
+    if source.options.get("target") == "cpu":
+        raise UsageError(
+            f"an engine needs an ONNX artifact that was quantized for TensorRT, {source.name} of {bundle.path} was for "
+            f"a CPU; export the model to another output, with --to {to}, which makes one"
+        )
     onnx, *_ = bundle.verified(source.files)
     axes = _limits(source, sizes)
     profiles = options.profiles(source.inputs, axes)
@@ -101,6 +107,7 @@ def add_engine(
     request = EngineRequest(
         library=to,
         onnx=onnx,
+        precision=precision,
         inputs=source.inputs,
         outputs=source.outputs,
         profiles=profiles,

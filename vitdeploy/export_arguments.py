@@ -56,6 +56,13 @@ def bound_of(max_drop: float | None, min_agreement: float | None) -> Bound | Non
     return None if max_drop is None and min_agreement is None else Bound(max_drop, min_agreement)
 
 
+def rest_of(name: str | None) -> Precision | None:
+    """What is not in 8 bits computes in; UsageError where it cannot."""
+    if name not in (None, Precision.FP16):
+        raise UsageError(f"rest must be fp16, got {name!r:.80}; leave it out for float32")
+    return None if name is None else Precision.FP16
+
+
 def names_of(option: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
     """The names; UsageError where they are no list of texts."""
     if names is None:

@@ -204,6 +204,7 @@ class ExportSpec:
         reduce_range: of int8 on a CPU: whether weights have 7 bits, for processors that add products in 16 bits.
         smooth_quant: of int8 and fp8: how much of what sets the channels of activations apart is moved into weights,
             from 0 to 1; "auto" for half of it where that lowers the error on images; "off" for nothing.
+        rest: of int8 and fp8 for TensorRT: what all that is not in 8 bits computes in, "fp16"; None for float32.
     """
 
     precision: Precision = Precision.FP32
@@ -219,3 +220,4 @@ class ExportSpec:
     calibration: str | None = None
     reduce_range: bool = False
     smooth_quant: float | str = "auto"
+    rest: Precision | None = None

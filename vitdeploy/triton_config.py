@@ -125,7 +125,7 @@ def _check_artifact(artifact: Artifact) -> None:
     if artifact.options.get("target") == "tensorrt":
         raise UsageError(
             f"{artifact.name} was quantized for TensorRT, and Triton's onnxruntime backend runs it as if it were not; "
-            f"export it with --target cpu, or serve it in fp16"
+            f"export it with --target cpu, or build an engine: vitdeploy export --to tensorrt"
         )
     if artifact.options.get("strip_weights") is True:
         raise UsageError(

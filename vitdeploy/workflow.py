@@ -26,9 +26,10 @@ from vitdeploy.export_arguments import (
     image_size_of,
     names_of,
     pixels_of,
+    rest_of,
     task_of,
 )
-from vitdeploy.exporters import EXPORTERS, export_function, find_exporter
+from vitdeploy.exporters import EXPORTERS, export_function, find_exporter, quantization_target
 from vitdeploy.exporters.engine_build import check_request
 from vitdeploy.manifest import MANIFEST
 from vitdeploy.specs import ExportSpec, Precision, Task
@@ -66,6 +67,7 @@ def export(
     target: str | None = None,
     scheme: str | None = None,
     reduce_range: bool = False,
+    rest: str | None = None,
     calibration_data: str | os.PathLike[str] | None = None,
     calibration: str | None = None,
     calibration_images: int | None = None,
@@ -89,13 +91,14 @@ def export(
 
     An engine ("tensorrt", "tensorrt-rtx") is built from the ONNX artifact of its precision, which is made and proven
     first, and stays in the bundle. One that is at `output` already is taken where no model is named, or the model is
-    the same one of the Hub, and nothing else is said of the graph. The engine is compared with the reference where a
+    the same one of the Hub, and nothing else is said of the graph; one that was quantized for a CPU is neither taken
+    nor replaced. The engine is compared with the reference where a
     GPU runs it; elsewhere the manifest says that it has not run yet, and `vitdeploy verify --run` completes it.
 
     Args:
         model: a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files.
         to: the format, "onnx", "torchscript", "tensorrt" or "tensorrt-rtx".
-        precision: the number format, "fp32", "fp16" or "bf16"; of ONNX also "int8" or "fp8".
+        precision: the number format, "fp32", "fp16" or "bf16"; of ONNX and engines also "int8" or "fp8".
         output: the bundle's folder; by default named after the model, in the working directory.
         task: a value of `vitdeploy.specs.Task`; by default what the checkpoint was made for.
         opset: ONNX opset, 18 to 23; 20 by default, and 21 for fp8, which has none below.
@@ -123,11 +126,13 @@ def export(
             `vitdeploy.assess.difference.DEFAULT_TOLERANCES`.
         engine: of an engine: sizes of batches, and options of its builder.
         target: of int8 and fp8: what is to run the graph, "cpu" for ONNX Runtime on a CPU or "tensorrt"; by default
-            "cpu" for int8, and for fp8 "tensorrt", which alone has it.
+            "cpu" for ONNX in int8, and "tensorrt" for engines and for fp8, which nothing else takes.
         scheme: of int8 on a CPU: "static", with ranges from images, or "dynamic", which measures them as it runs; by
             default what needs no images where there are none, else static.
         reduce_range: of int8 on a CPU: 7 bits for weights, for x86 processors without VNNI, which add two products in
             16 bits and lose what exceeds these.
+        rest: of int8 and fp8 for TensorRT: "fp16" for all that is not in 8 bits to compute as in a graph in fp16; by
+            default in float32. ONNX opset 19 is the first that has it.
         calibration_data: images to measure activations on, as those to come: a folder, or a data set as `evaluate`
             takes it. The artifact is compared with the reference on all of them before it is written.
         calibration: how a range is chosen from what was seen: "minmax", "entropy", "percentile" or "mse"; see
@@ -175,6 +180,7 @@ def export(
         "target": target,
         "scheme": scheme,
         "reduce_range": reduce_range or None,
+        "rest": rest,
         "calibration_data": calibration_data,
         "calibration": calibration,
         "calibration_images": calibration_images,
@@ -197,6 +203,7 @@ def export(
     if keep_fp32 and precision == Precision.FP32:
         raise UsageError(f"keep_fp32 needs a precision below fp32, got fp32 and {len(keep_fp32)} nodes; leave it out")
     check_quantization(precision, of_quantization)
+    target = quantization_target([asked], precision, target)
     bound = bound_of(max_drop, min_agreement)
     size, bounds = image_size_of(image_size, dynamic_image_size=dynamic_image_size)
     dynamic_image_size = dynamic_image_size or bounds is not None
@@ -218,6 +225,7 @@ def export(
         scheme=scheme,
         calibration=calibration,
         reduce_range=reduce_range,
+        rest=rest_of(rest),
         smooth_quant="auto" if smooth_quant is None else smooth_quant,
     )
     of_task = task_of(task)
@@ -238,8 +246,9 @@ def export(
             on_step=on_step,
             on_progress=on_progress,
         )
-        plain = spec == ExportSpec(Precision(precision), dynamic_image_size=dynamic_image_size)
-        own = plain and task is None and revision is None and random_weights is None
+        plain = spec == ExportSpec(Precision(precision), dynamic_image_size=dynamic_image_size, target=target)
+        measured = any(value is not None for name, value in of_quantization.items() if name != "target")
+        own = plain and not measured and task is None and revision is None and random_weights is None
         made = (
             _made_before(output, to, precision, model) if own and (size is None or (bounds and model is None)) else None
         )

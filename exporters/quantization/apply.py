@@ -49,6 +49,8 @@ def scheme_for(spec: ExportSpec, *, calibrated: bool) -> Scheme | None:
         raise UsageError(
             f"calibration is of fixed ranges, got {spec.calibration} with the scheme {scheme.name}; leave it out"
         )
+    if spec.rest is not None and scheme.target != "tensorrt":
+        raise UsageError(f"rest is of int8 and fp8 for tensorrt, got {spec.rest} for {scheme.target}; leave it out")
     if isinstance(scheme, TensorRTInt8) and spec.pixels.dtype == "uint8":
         scheme = dataclasses.replace(scheme, quantize_patches=False)  # bytes would lose a bit to the sign
     if not spec.reduce_range:
@@ -87,6 +89,8 @@ def apply_scheme(
     """
     ShapeInferencePass()(model)
     done: dict[str, Any] = {"target": scheme.target, "scheme": scheme.name}
+    if spec.rest is not None:
+        done["rest"] = str(spec.rest)
     if spec.reduce_range:
         done["reduce_range"] = True
     if scheme.static is not None and data is not None:

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 import vitdeploy
 from bundles import tiny_model, write_checkpoint_of
 from vitdeploy import EngineOptions
-from vitdeploy.assets import default_checkpoint
+from vitdeploy.assess.difference import DEFAULT_TOLERANCES
+from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.errors import CheckFailedError, DeviceError, UsageError
 from vitdeploy.exporters import engine_build
 from vitdeploy.exporters.engine_build import EngineRequest, build_engine
@@ -35,6 +36,8 @@ trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for 
 
 BOUNDS = ((16, 24), (32, 32), (48, 64))
 BATCH = (AxisRange(1, 2, 8),)
+QUANTIZED = ("int8", "fp8")
+IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 8}
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +48,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return vitdeploy.export(checkpoint, image_size=BOUNDS, output=folder / "bundle")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
 def test_the_embedded_model_with_free_batch_and_size(tmp_path: Path, precision: str) -> None:
     output = tmp_path / "out"
     shares: list[tuple[int, int]] = []
     engine = EngineOptions(batch=(AxisRange(1, 1, 1), *BATCH))
+    quantized = precision in QUANTIZED
     bundle = vitdeploy.export(
         default_checkpoint(), to="tensorrt-rtx", precision=precision, image_size=BOUNDS, output=output, engine=engine,
-        on_progress=lambda done, total: shares.append((done, total)),
+        on_progress=lambda done, total: shares.append((done, total)), **(IMAGES if quantized else {}),
     )  # fmt: skip
     onnx_artifact, artifact = bundle.manifest.artifacts
     assert (onnx_artifact.name, artifact.name) == (f"onnx-{precision}", f"tensorrt-rtx-{precision}")
@@ -69,11 +73,19 @@ def test_the_embedded_model_with_free_batch_and_size(tmp_path: Path, precision: 
     assert artifact.options["onnx_sha256"] == [file.sha256 for file in onnx_artifact.files]
     assert set(artifact.tools) == {"vitdeploy", "tensorrt_rtx"}
     assert artifact.hardware is not None
-    assert artifact.hardware["compute_capabilities"] == ["portable: 8.0, 8.6, 8.9, 12.0 and later"]
+    targets = "8.9, 12.0" if precision == "fp8" else "8.0, 8.6, 8.9, 12.0"
+    assert artifact.hardware["compute_capabilities"] == [f"portable: {targets} and later"]
     assert artifact.validation["status"] == "not yet run on a GPU"
+    assert artifact.validation["tolerance"] == DEFAULT_TOLERANCES[precision]
+    assert onnx_artifact.options.get("target") == ("tensorrt" if quantized else None)
+    assert len(onnx_artifact.validation.get("calibration_images", ())) == quantized
     bundle.verify()
     assert Manifest.from_dict(json.loads(json.dumps(bundle.manifest.to_dict()))) == bundle.manifest
-    done = [share for share, _ in shares]
+    if precision == "fp8":  # what is recorded above
+        older = EngineOptions(compute_capabilities=("8.6",))
+        with pytest.raises(CheckFailedError, match=r"Cannot compile for target.* sm86, .*fp8_e4m3"):
+            vitdeploy.export(to="tensorrt-rtx", precision=precision, output=output, engine=older)
+    done = [share for share, total in shares if total == 1000]  # others are of the calibration
     assert done == sorted(set(done))
     assert (done[0] < 500, shares[-1]) == (True, (1000, 1000))
     assert (output.parent / f"out.tensorrt-rtx-{precision}.log").stat().st_size > 0
@@ -88,6 +100,47 @@ def test_an_engine_is_made_from_the_artifact_that_is_there_(tiny: Bundle) -> Non
     other = vitdeploy.export(to="tensorrt-rtx", output=tiny.path, image_size=((16, 24), (16, 24), (32, 32)))
     (artifact,) = (each for each in other.manifest.artifacts if each.format == "tensorrt-rtx")
     assert (artifact.axes["height"], artifact.options["width"]) == (AxisRange(16, 16, 32), "24:24:32")
+
+
+@pytest.fixture(scope="module")
+def for_a_cpu(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
+    """A checkpoint, and its bundle with an ONNX artifact in int8 as a CPU wants it."""
+    folder = tmp_path_factory.mktemp("cpu")
+    checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
+    return checkpoint, vitdeploy.export(checkpoint, precision="int8", tolerance=0.5, output=folder / "bundle")
+
+
+def test_what_was_quantized_for_a_cpu_is_neither_taken_nor_replaced(for_a_cpu: tuple[Path, Bundle]) -> None:
+    checkpoint, bundle = for_a_cpu
+    before = (bundle.path / "manifest.json").read_bytes()
+    made: dict[str, Any] = {"to": "tensorrt-rtx", "precision": "int8", "output": bundle.path}
+    with pytest.raises(UsageError, match=r"onnx-int8 of .* was for a CPU; export the model to another output"):
+        vitdeploy.export(**made)
+    with pytest.raises(UsageError, match=r"onnx-int8 of .* one for tensorrt, is for cpu; choose another output"):
+        vitdeploy.export(checkpoint, **made, **IMAGES)
+    assert (bundle.path / "manifest.json").read_bytes() == before
+    bundle.verify()
+
+
+def test_what_was_quantized_for_tensorrt_is_taken_and_not_replaced(
+    for_a_cpu: tuple[Path, Bundle], tmp_path: Path
+) -> None:
+    checkpoint, _ = for_a_cpu
+    output = tmp_path / "out"
+    how: dict[str, Any] = {"rest": "fp16", "smooth_quant": 0.25, "min_agreement": 0.1, "tolerance": 0.5, **IMAGES}
+    first = vitdeploy.export(checkpoint, to="tensorrt-rtx", precision="int8", output=output, **how)
+    quantized, engine = first.manifest.artifacts
+    assert (quantized.options["smooth_quant"], quantized.options["rest"]) == (0.25, "fp16")
+    assert quantized.validation["accuracy"]["bound"] == "min_agreement 0.1"
+    assert engine.validation["tolerance"] == 0.5
+    again: dict[str, Any] = {"to": "tensorrt-rtx", "precision": "int8", "output": output}
+    other = vitdeploy.export(**again, target="tensorrt", engine=EngineOptions(batch=BATCH))
+    assert other.manifest.artifacts[0] == quantized
+    assert other.manifest.artifacts[1].options["batch"] == ["1:2:8"]
+    with pytest.raises(UsageError, match="export needs a model, or random_weights"):
+        vitdeploy.export(**again, **IMAGES)
+    with pytest.raises(UsageError, match=r"onnx-int8 of .* one for cpu, is for tensorrt; choose another output"):
+        vitdeploy.export(checkpoint, precision="int8", output=output)
 
 
 def what_is_stated(bundle: Bundle) -> list[Artifact]:
@@ -105,7 +158,12 @@ def what_is_stated(bundle: Bundle) -> list[Artifact]:
         ({"dynamic_image_size": True}, "an engine needs limits of image sizes.*give --image-size MIN:OPT:MAX"),
         ({"embed_resize": True}, "embed_resize is not for tensorrt-rtx, got True"),
         ({"optimize": "onnxruntime"}, "optimize is not for tensorrt-rtx, got 'onnxruntime'"),
-        ({"precision": "int8"}, "precision for tensorrt-rtx must be one of fp32, fp16, bf16, got 'int8'"),
+        ({"precision": "int4"}, "precision for tensorrt-rtx must be one of fp32, fp16, bf16, int8, fp8, got 'int4'"),
+        ({"precision": "int8"}, "export needs a model, or random_weights"),
+        ({"precision": "int8", "target": "cpu"}, "target for tensorrt-rtx in int8 must be tensorrt, got 'cpu'"),
+        ({"precision": "int8", "scheme": "static"}, "scheme is not for tensorrt-rtx, got 'static'"),
+        ({"precision": "int8", "reduce_range": True}, "reduce_range is not for tensorrt-rtx, got True"),
+        ({"precision": "fp16", "target": "tensorrt"}, "target needs precision int8 or fp8, got fp16"),
     ],
 )
 def test_what_cannot_be_made_of_the_bundle(tiny: Bundle, arguments: dict[str, Any], message: str) -> None:
@@ -136,6 +194,7 @@ def request_of_tiny(tiny: Bundle, tmp_path: Path) -> EngineRequest:
     return EngineRequest(
         library="tensorrt-rtx",
         onnx=tiny.path / artifact.files[0].path,
+        precision=artifact.precision,
         inputs=artifact.inputs,
         outputs=artifact.outputs,
         profiles=options.profiles(artifact.inputs, artifact.axes),

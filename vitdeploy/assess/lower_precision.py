@@ -79,6 +79,11 @@ class LowerPrecision:
             )
         quantized = precision in _QUANTIZED
         artifact = bundle.artifact("onnx", precision) if quantized else dataclasses.replace(source, precision=precision)
+        if "rest" in artifact.options:
+            raise UsageError(
+                f"{what} needs an {artifact.name} that computes in float32 but for 8 bits, {bundle.path} has one in "
+                f"{artifact.options['rest']}; export it to another folder without --rest"
+            )
         float_path, *_ = bundle.verified(source.files)
         loaded = _loaded(float_path, what)
         variants = _variants(bundle, artifact, float_path, what)

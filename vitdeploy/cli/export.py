@@ -22,7 +22,7 @@ from vitdeploy.cli.output import (
 )
 from vitdeploy.cli.quantization_options import quantization_options
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters import EXPORTERS, find_exporter
+from vitdeploy.exporters import EXPORTERS, find_exporter, quantization_target
 from vitdeploy.specs import Task
 from vitdeploy.triton_config import triton_backend
 
@@ -197,11 +197,11 @@ def export(
         find_exporter(to, options["precision"], options)
         if triton is not None:
             triton_backend(to)
+    options["target"] = quantization_target(formats, options["precision"], options["target"])
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:
         for to in formats:
-            what = "measuring" if EXPORTERS[to].made_from is None else f"building {to}"
-            with late_progress_bar(what) as on_progress:
+            with late_progress_bar(f"exporting to {to}") as on_progress:
                 bundle = export_model(to=to, on_step=print_step, on_progress=on_progress, **options)
     finally:
         gc.enable()

@@ -113,7 +113,10 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def late_progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """`progress_bar` that stands there from the first call until all is done: a download before it has its own."""
+    """`progress_bar` that stands there from the first call until all is done, and again where there is more to do.
+
+    A download before it has its own.
+    """
     with contextlib.ExitStack() as stack:
         bars: list[Callable[[int, int], None]] = []
 
@@ -123,6 +126,7 @@ def late_progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
             bars[0](done, total)
             if done == total:
                 stack.close()
+                bars.clear()
 
         yield on_progress
 

@@ -41,12 +41,17 @@ def _number(text: str, wanted: str) -> float:
 def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that have the names of `vitdeploy.export`'s arguments, and `no_calibration_cache`."""
     options = (
-        click.option("--target", type=click.Choice(_TARGETS), help="Of int8 and fp8: what is to run the graph."),
+        click.option(
+            "--target", type=click.Choice(_TARGETS), help="Of int8 and fp8: what is to run the graph; by --to."
+        ),
         click.option(
             "--scheme", type=click.Choice(_SCHEMES), help="Of int8 on a CPU; static by default where there are images."
         ),
         click.option(
             "--reduce-range", is_flag=True, help="Of int8 on a CPU: 7 bits for weights, for x86 without VNNI."
+        ),
+        click.option(
+            "--rest", type=click.Choice(["fp16"]), help="Of 8 bits for TensorRT: of all that is not; fp32 by default."
         ),
         click.option("--calibration-data", type=PATH, help="Of int8 and fp8: a folder of images like those to come."),
         click.option(

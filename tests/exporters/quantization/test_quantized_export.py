@@ -180,6 +180,30 @@ def test_other_inputs_and_outputs(tmp_path: Path, options: dict[str, Any]) -> No
         assert len(predictor.predict([np.zeros((40, 50, 3), np.uint8)])[0]) == len(TINY["labels"])
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_the_rest_in_half_precision(bundles: dict[str, Bundle], tmp_path: Path, precision: str) -> None:
+    """Scales are half too: TensorRT takes those of an activation and a weight in one type alone."""
+    whole = bundles["static-symmetric" if precision == "int8" else "static-e4m3"]
+    shutil.copytree(whole.path, tmp_path / "out")
+    options: dict[str, Any] = {"precision": precision, "target": "tensorrt", "rest": "fp16", **IMAGES}
+    bundle = vitdeploy.export(default_checkpoint(), output=tmp_path / "out", **options)
+    artifact = bundle.artifact("onnx", precision)
+    assert (artifact.options["rest"], artifact.options["float32_nodes"]) == ("fp16", [])
+    assert artifact.options["rest_float32_nodes"] == []
+    before, after = (onnx.load(each.path / artifact.files[0].path).graph for each in (whole, bundle))
+    scales = {node.input[1] for node in after.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    assert {tensor.data_type for tensor in after.initializer if tensor.name in scales} == {onnx.TensorProto.FLOAT16}
+    makers = {name: node for node in after.node for name in node.output}
+    products = [node for node in after.node if node.op_type == "MatMul"]
+    from_8_bits = [{makers[name].op_type for name in node.input} == {"DequantizeLinear"} for node in products]
+    assert (sum(from_8_bits), len(products)) == (30, 40)
+    count = [sum(node.op_type == "Cast" for node in graph.node) for graph in (before, after)]
+    assert count[0] < count[1] < 50
+    assert build_engine(bundle, of="onnx", precision=precision) > 0
+    with pytest.raises(UsageError, match="needs an onnx-.* that computes in float32 but for 8 bits, .* has one in fp16"):
+        bisect(bundle, precision)
+
+
 def test_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
     model = tiny_model()
     whole = export_graph(model, tmp_path / "whole", precision=Precision.INT8)
@@ -217,6 +241,14 @@ def test_a_model_that_does_not_stand_it_is_not_written(tmp_path: Path) -> None:
         ({"precision": "int8", "calibration": "x", **IMAGES}, UsageError, "calibration must be one of minmax, "),
         ({"precision": "int8", **IMAGES, "calibration_images": 0}, UsageError, "must be an integer from 1 up, got 0"),
         ({"precision": "int8", "calibration_data": "none"}, InputError, "none must be a folder of images, but is none"),
+        ({"precision": "int8", "rest": "fp16", **IMAGES}, UsageError, "rest is of int8 and fp8 for tensorrt, got fp16"),
+        ({"precision": "fp8", "rest": "bf16", **IMAGES}, UsageError, "rest must be fp16, got 'bf16'"),
+        ({"precision": "fp16", "rest": "fp16"}, UsageError, "rest needs precision int8 or fp8, got fp16"),
+        (
+            {"precision": "int8", "target": "tensorrt", "rest": "fp16", "opset": 18, **IMAGES},
+            UsageError,
+            "opset must be from 19 to 23, got 18",
+        ),
         ({"precision": "fp16", "to": "torchscript", "target": "cpu"}, UsageError, "target is not for torchscript"),
     ],
     ids=str,

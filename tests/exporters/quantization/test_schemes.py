@@ -9,6 +9,7 @@ import pytest
 
 from vitdeploy.cli.export import export as export_command
 from vitdeploy.errors import UsageError
+from vitdeploy.exporters import EXPORTERS, quantization_target
 from vitdeploy.exporters.quantization.methods import METHODS
 from vitdeploy.exporters.quantization.schemes import SCHEMES, find_scheme
 from vitdeploy.specs import Precision
@@ -31,6 +32,20 @@ def test_the_target_and_the_images_decide(
     scheme = find_scheme(Precision(precision), target, name, calibrated=calibrated, wanted_images=512)
     assert scheme.name == found
     assert scheme.target == (target or ("tensorrt" if precision == "fp8" else "cpu"))
+
+
+def test_the_format_decides_the_target() -> None:
+    for precision in ("int8", "fp8"):
+        known = [target for of, target in SCHEMES if of == precision]
+        assert EXPORTERS["onnx"].quantized_for[precision] == tuple(known)
+        for engine in ("tensorrt", "tensorrt-rtx"):
+            assert quantization_target([engine], precision, None) == "tensorrt"
+            assert quantization_target(["onnx", engine], precision, None) == "tensorrt", "one ONNX artifact for both"
+    assert quantization_target(["onnx"], "int8", None) == "cpu"
+    assert quantization_target(["onnx"], "int8", "tensorrt") == "tensorrt"
+    assert quantization_target(["onnx", "tensorrt"], "fp16", None) is None
+    with pytest.raises(UsageError, match="target for tensorrt in int8 must be tensorrt, got 'cpu'"):
+        quantization_target(["onnx", "tensorrt"], "int8", "cpu")
 
 
 @pytest.mark.parametrize(
