@@ -227,7 +227,6 @@ def accuracy_bound(document: Document) -> str:
             f"{found['agreement']:.2%}",
             "" if found["layers"] is None else f"{len(found['float32_layers'])} of {found['layers']}",
             f"{found['smooth_quant']:g}" if found.get("smooth_quant") is not None else "",
-            f"{found['seconds']:.0f}",
         )
         for name, found in document["ways"].items()
     ]
