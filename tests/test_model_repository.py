@@ -372,6 +372,13 @@ def test_a_repository_that_is_none(copy: Bundle, tmp_path: Path, place: str) -> 
         write_triton_model(copy.path, tmp_path / place)
 
 
+def test_a_repository_that_cannot_be_a_path(copy: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    for place in ("", tmp_path / "circle", tmp_path / ("y" * 300), "a\0b"):
+        with pytest.raises(UsageError, match="a repository must be a folder of Triton's models, "):
+            write_triton_model(copy.path, place)
+
+
 PENDING = {"status": NOT_RUN, "images": "none", "engine": "tensorrt 11", "tolerance": 1e-4, "outputs": []}
 
 
@@ -496,4 +503,8 @@ def test_export_refuses_before_anything_is_made(tmp_path: Path, capsys: pytest.C
     code, _, err = run(capsys, "export", *preset, "--layout", "triton")
     assert code == 2
     assert "triton is no layout of images; --triton DIR writes a model repository of Triton" in err
+    for repository, output in (("", "vit"), (tmp_path / "vit", "vit"), (tmp_path / "models", "no name")):
+        options = ("--random-weights", "vit-tiny-patch16-32", "--output", tmp_path / output)
+        code, _, err = run(capsys, "export", *options, "--triton", repository)
+        assert (code, len(err.splitlines())) == (2, 1)
     assert list(tmp_path.iterdir()) == []

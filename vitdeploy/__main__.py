@@ -1,6 +1,12 @@
 """`python -m vitdeploy`."""
 
+import sys
+from pathlib import Path
+
 from vitdeploy.cli import main
 
 if __name__ == "__main__":
+    # Python puts the working directory first, where a folder named like a library (triton, of models) hides it.
+    if Path(sys.path[0]) == Path.cwd():
+        del sys.path[0]
     main()

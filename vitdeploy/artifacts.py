@@ -25,8 +25,10 @@ from vitdeploy.runtimes import open_runtime
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from vitdeploy.assess.proof import Sample
+    from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.sources import Checkpoint
     from vitdeploy.specs import ExportSpec
 
@@ -91,8 +93,10 @@ def add_artifact(
     reference, processor = checkpoint.model, checkpoint.processor
     axes = axes_of(reference.config, processor, request.bounds) if spec.dynamic_image_size else {}
     sample = samples(reference, processor, axes, spec.pixels.stage, request.images)
-    quantization = None
+    quantization = early = None
     if request.quantization is not None:
+        early = reference_outputs(reference, sample, spec)  # before much is measured of what may not be finite
+        _check_finite(early, checkpoint.source.id)
         beside = reference_runtime(reference, spec)
         labels = reference.config.labels
         quantization = Quantization.open(request.quantization, beside, processor, labels, on_step, on_progress)
@@ -110,7 +114,7 @@ def add_artifact(
         )
         # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(reference_outputs, reference, sample, spec)
+            running = pool.submit(_expected, early, reference, sample, spec)
             for name, content in checkpoint.files.items():
                 (staging / name).write_bytes(content)
             save_model(reference, staging / _WEIGHTS)
@@ -159,6 +163,13 @@ def add_artifact(
         artifact = dataclasses.replace(artifact, validation=validation)
         on_step("writing the bundle")
         return commit(staging, place, dataclasses.replace(manifest, artifacts=(artifact,)))
+
+
+def _expected(
+    found: list[dict[str, Any]] | None, reference: VisionTransformer, images: Sequence[Sample], spec: ExportSpec
+) -> list[dict[str, Any]]:
+    """What the reference gives, where that was not found yet."""
+    return reference_outputs(reference, images, spec) if found is None else found
 
 
 def _check_replaced(place: Path, name: str, target: str | None) -> None:

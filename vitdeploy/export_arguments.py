@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +12,6 @@ from vitdeploy.errors import UsageError
 from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Precision, Task
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     from vitdeploy.models.config import ViTConfig
@@ -27,6 +27,9 @@ def check_quantization(precision: str, options: Mapping[str, Any]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given and precision not in QUANTIZED:
         raise UsageError(f"{given[0]} needs precision int8 or fp8, got {precision}; leave it out")
+    for name in ("calibration_data", "accuracy_data", "calibration_cache"):
+        if name in given and options[name] is not False:
+            _check_path(name, options[name])
     of_images = [name for name in given if name.startswith("calibration")]
     if of_images and "calibration_data" not in given:
         raise UsageError(f"{of_images[0]} needs calibration_data, got none; give a folder of images, or leave it out")
@@ -37,6 +40,11 @@ def check_quantization(precision: str, options: Mapping[str, Any]) -> None:
     is_strength = isinstance(smooth, (int, float)) and not isinstance(smooth, bool) and 0 <= smooth <= 1
     if smooth not in (None, "auto", "off") and not is_strength:
         raise UsageError(f"smooth_quant must be auto, off or a number from 0 to 1, got {smooth!r:.80}")
+
+
+def _check_path(name: str, path: Any) -> None:
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise UsageError(f"{name} must be a path, got {path!r:.80}")
 
 
 def check_scheme(spec: ExportSpec, bound: Bound | None, *, calibrated: bool) -> None:

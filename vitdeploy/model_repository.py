@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path, PurePosixPath
@@ -20,7 +21,6 @@ from vitdeploy.specs import Task
 from vitdeploy.triton_config import LABELED_OUTPUT, LABELS, model_config, triton_backend
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
 
     from vitdeploy.manifest import Artifact
@@ -86,13 +86,11 @@ def write_triton_model(
             f"{chosen.name} must have been compared with the reference to be served, was "
             f"{chosen.validation['status']}; there: vitdeploy verify {bundle} --run"
         )
-    chosen_name = f"{opened.path.resolve().name}-{chosen.name}" if name is None else name
+    chosen_name = _default_name(opened.path, chosen.name) if name is None else name
     _check_name(chosen_name)
     labels = _labels(opened, chosen)
     config = model_config(chosen, chosen_name, labeled=labels is not None, max_batch_size=max_batch_size, device=device)
-    place = Path(repository).resolve()
-    if (place / MANIFEST).exists() or (place.exists() and not place.is_dir()):
-        raise UsageError(f"{repository} must be a folder of Triton's models, is a bundle or a file; choose another")
+    place = _checked_repository(repository)
     target = place / chosen_name
     _check_target(target)
     names = _model_files(chosen)
@@ -112,6 +110,36 @@ def write_triton_model(
             _check_target(target)
             replace_folder(staging, target)
     return TritonModel(chosen_name, target, chosen.name, (CONFIG, *digests))
+
+
+def check_place(bundle: str | os.PathLike[str], repository: str | os.PathLike[str], artifact: str) -> None:
+    """Whether an artifact of a bundle that is to be made at `bundle` can have its model in a repository.
+
+    Raises:
+        UsageError: its name cannot be a model's, or the repository is no folder of models.
+    """
+    _check_name(_default_name(Path(bundle), artifact))
+    if Path(bundle).resolve() == _checked_repository(repository):
+        raise UsageError(f"{repository} must be a folder of Triton's models, is the bundle; choose another")
+
+
+def _default_name(bundle: Path, artifact: str) -> str:
+    return f"{bundle.resolve().name}-{artifact}"
+
+
+def _checked_repository(repository: str | os.PathLike[str]) -> Path:
+    if not os.fspath(repository):
+        raise UsageError("a repository must be a folder of Triton's models, got ''; name one")
+    try:
+        place = Path(repository).resolve()
+        wrong = (place / MANIFEST).exists() or (place.exists() and not place.is_dir())
+    except (OSError, RuntimeError, ValueError) as exc:  # a name too long, links in a circle, a null byte
+        raise UsageError(
+            f"a repository must be a folder of Triton's models, {str(repository)!r:.80} is none: {exc}"
+        ) from exc
+    if wrong:
+        raise UsageError(f"{repository} must be a folder of Triton's models, is a bundle or a file; choose another")
+    return place
 
 
 def _check_name(name: str) -> None:

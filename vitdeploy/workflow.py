@@ -195,6 +195,8 @@ def export(
     asked, to = to, exporter.made_from or to
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
         raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance!r:.80}")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise UsageError(f"seed must be an integer from 0 up to 2^63, got {seed!r:.80}")
     if model is not None and random_weights is not None:
         raise UsageError(f"export needs a model or random_weights, got both: {model} and {random_weights}")
     if random_weights is not None and revision is not None:

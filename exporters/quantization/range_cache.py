@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 from typing import TYPE_CHECKING
 
 from vitdeploy.atomic import write_file
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
+_LARGEST = 3.4028234663852886e38  # that a float32 has, which they are ranges of
 _VERSION = 1  # of how ranges are measured: another one reads nothing of what this one wrote
 
 
@@ -36,11 +36,13 @@ class RangeCache:
     def read(self, names: Collection[str]) -> dict[str, Range] | None:
         """The ranges of these values; None where they are not all there."""
         try:
+            if not self.path.is_file():
+                return None
             data = json.loads(self.path.read_text(encoding="utf-8"))
             found = {name: Range(float(data[name][0]), float(data[name][1])) for name in names}
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
+        except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
             return None
-        whole = all(math.isfinite(each.magnitude) and each.lowest <= each.highest for each in found.values())
+        whole = all(each.lowest <= each.highest and each.magnitude <= _LARGEST for each in found.values())
         return found if whole and len(data) == len(found) else None
 
     def write(self, ranges: Mapping[str, Range]) -> None:

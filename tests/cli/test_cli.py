@@ -287,6 +287,13 @@ def test_a_name_that_is_no_text(bundle: Bundle, tmp_path: Path, capsys: pytest.C
     assert Result("inspect", strange, "--json", capsys=capsys).json["task"] == "image-classification"
 
 
+def test_a_folder_named_like_a_library_hides_none(tmp_path: Path) -> None:
+    """Torch looks whether there is a `triton`."""
+    (tmp_path / "triton").mkdir()
+    command = [sys.executable, "-m", "vitdeploy", "export", "--random-weights", "vit-tiny-patch16-32", "-o", "out"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+
+
 def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vitdeploy", "export", "--random-weights", "vit-tiny-patch16-32", "-o", "out"]
     with subprocess.Popen(command, cwd=tmp_path) as process:

@@ -13,7 +13,7 @@ from vitdeploy.assess.calibration_images import CalibrationImages
 from vitdeploy.assess.dataset import open_data
 from vitdeploy.assess.image_set import ImageSet
 from vitdeploy.assess.samples import feeds
-from vitdeploy.errors import CheckFailedError, UsageError
+from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
 
 if TYPE_CHECKING:
     import os
@@ -103,6 +103,7 @@ class AccuracyGoal:
         Raises:
             UsageError: the model gives no logits of an image.
             InputError: there are no images, or they have no labels.
+        CheckpointError: the reference gives values that are not finite.
         """
         if not any(spec.name == LOGITS and len(spec.shape) == 2 for spec in reference.outputs):
             names = ", ".join(spec.name for spec in reference.outputs)
@@ -113,15 +114,15 @@ class AccuracyGoal:
         if bound.max_drop is None:
             images = CalibrationImages.open(path, processor, labels, limit, seed, on_progress)
             wanted = _best(images, reference)
-            right = int((wanted != NOT_FINITE).sum())
+            right = int((_finite(wanted, images) != NOT_FINITE).sum())
             # of 1000 images, 0.99 asks for 990, not for 991, as 0.99 in binary would
-            minimum = int(np.ceil(round((bound.min_agreement or 0) * len(wanted), 6)))
+            minimum = max(1, int(np.ceil(round((bound.min_agreement or 0) * len(wanted), 6))))
             return cls(bound, images, wanted, minimum, right)
         data = open_data(path, labels).subset(limit, seed)
         unlabelled = ImageSet(data.source, data.names, data.load)
         images = CalibrationImages(unlabelled, processor, seed, on_progress)
-        right = int((_best(images, reference) == data.targets).sum())
-        minimum = int(np.ceil(round(right - bound.max_drop * len(data) / 100, 6)))
+        right = int((_finite(_best(images, reference), images) == data.targets).sum())
+        minimum = max(0, int(np.ceil(round(right - bound.max_drop * len(data) / 100, 6))))
         return cls(bound, images, data.targets, minimum, right)
 
     def measure(self, runtime: Runtime) -> Accuracy:
@@ -167,6 +168,17 @@ def _best(images: CalibrationImages, runtime: Runtime) -> NDArray[np.int32]:
         for image in images.pixels(runtime.pixels)
     ]
     return np.array(found, np.int32)
+
+
+def _finite(classes: NDArray[np.int32], images: CalibrationImages) -> NDArray[np.int32]:
+    """What the reference says, where it says something of every image."""
+    for name, best in zip(images.images.names, classes, strict=True):
+        if best == NOT_FINITE:
+            raise CheckpointError(
+                f"the reference must give finite logits, gives others for {name!r} of {images.images.source}; mend the "
+                f"weights, or the numbers of the image processor"
+            )
+    return classes
 
 
 def _is_number(value: Any) -> bool:

@@ -184,7 +184,7 @@ def export(
     precision, which is made first; without --model or --random-weights from the one that --output has. Without a GPU it
     is kept, and completed by verify --run there.
     """
-    from vitdeploy.model_repository import write_triton_model
+    from vitdeploy.model_repository import check_place, write_triton_model
     from vitdeploy.workflow import export as export_model
 
     if precision is not None and short is not None:
@@ -197,6 +197,8 @@ def export(
         find_exporter(to, options["precision"], options)
         if triton is not None:
             triton_backend(to)
+            if options["output"]:
+                check_place(options["output"], triton, f"{to}-{options['precision']}")
     options["target"] = quantization_target(formats, options["precision"], options["target"])
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:

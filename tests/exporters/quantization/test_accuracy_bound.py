@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 
 import vitdeploy
 from bundles import tiny_model, write_checkpoint_of
@@ -18,7 +20,7 @@ from vitdeploy.assess.accuracy_goal import AccuracyGoal
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli.export import export as export_command
-from vitdeploy.errors import CheckFailedError, InputError, UsageError
+from vitdeploy.errors import CheckFailedError, CheckpointError, InputError, UsageError
 from vitdeploy.runtimes.pytorch import PyTorchRuntime
 from vitdeploy.sources import read_checkpoint
 
@@ -213,6 +215,10 @@ def test_what_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"accuracy_data": "x"}, UsageError, "accuracy_data needs max_drop or min_agreement, got neither"),
         ({"min_agreement": 0.9, "accuracy_data": "none"}, InputError, "none must be a folder of images, but is none"),
         ({"max_drop": 1, "accuracy_data": "none"}, InputError, "none must be a folder, a .csv file or a .parquet file"),
+        ({"accuracy_data": "", "min_agreement": 0.9}, UsageError, "accuracy_data must be a path, got ''"),
+        ({"calibration_data": 3}, UsageError, "calibration_data must be a path, got 3"),
+        ({"calibration_cache": ""}, UsageError, "calibration_cache must be a path, got ''"),
+        ({"seed": 1.5}, UsageError, r"seed must be an integer from 0 up to 2\^63, got 1.5"),
         ({"smooth_quant": 2}, UsageError, "smooth_quant must be auto, off or a number from 0 to 1, got 2"),
         ({"smooth_quant": "on"}, UsageError, "smooth_quant must be auto, off or a number from 0 to 1, got 'on'"),
         ({"smooth_quant": 0.5, "calibration_data": None}, UsageError, "smooth_quant needs images to measure"),
@@ -237,6 +243,15 @@ def test_what_cannot_be_asked_for(
     with pytest.raises(error, match=problem):
         vitdeploy.export(default_checkpoint(), output=tmp_path / "out", **asked)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_reference_that_is_not_finite_is_what_is_at_fault(checkpoint: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["vit.layernorm.bias"][0] = np.nan
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="broken must give finite values, gives others; mend its weights"):
+        vitdeploy.export(broken, output=tmp_path / "out", min_agreement=0.9, **NAIVE)
 
 
 def test_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:

@@ -95,7 +95,10 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"x": [1]}', b'{"x": [2, 1], "a": [0, 1], "y": [0, 1]}',
-                                     b'{"x": [NaN, 1], "a": [0, 1], "y": [0, 1]}'])  # fmt: skip
+                                     b'{"x": [NaN, 1], "a": [0, 1], "y": [0, 1]}',
+                                     b'{"x": [-1e300, 1], "a": [0, 1], "y": [0, 1]}',
+                                     b'{"x": [0, 1' + b"0" * 400 + b'], "a": [0, 1], "y": [0, 1]}',
+                                     b"[" * 100_000])  # fmt: skip
 def test_a_spoilt_file_is_measured_again(tmp_path: Path, content: bytes) -> None:
     run = Runner()
     data = CalibrationData(3, "sha", run, run, tmp_path / "cache")

@@ -201,7 +201,7 @@ def test_the_rest_in_half_precision(bundles: dict[str, Bundle], tmp_path: Path, 
     assert count[0] < count[1] < 50
     assert build_engine(bundle, of="onnx", precision=precision) > 0
     with pytest.raises(
-        UsageError, match="needs an onnx-.* that computes in float32 but for 8 bits, .* has one in fp16"
+        UsageError, match=r"needs an onnx-.* that computes in float32 but for 8 bits, .* has one in fp16"
     ):
         bisect(bundle, precision)
 
