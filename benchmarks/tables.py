@@ -236,7 +236,6 @@ def accuracy_bound(document: Document) -> str:
         "held-out images",
         "layers in float32",
         "smooth_quant",
-        "seconds",
     )
     title = f"Accuracy of the reference after {document['epochs']} epochs: {accuracy['accuracy']:.2%}."
     return f"{title}\n\n{markdown(header, rows)}"
