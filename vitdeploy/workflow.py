@@ -257,6 +257,15 @@ def export(
         if made is not None:
             return finish(made, sizes=None if bounds is None or size is None else (bounds[0], size, bounds[1]))
     export_function(EXPORTERS[to])  # imports torch and onnx, or says what to install
+    read = _reader(
+        model,
+        random_weights,
+        seed,
+        hub={"revision": revision, "token": token, "cache_dir": cache_dir, "offline": offline},
+        task=of_task,
+        image_size=size,
+        dynamic_image_size=dynamic_image_size,
+    )
     check_scheme(spec, bound, calibrated=calibration_data is not None)
     if output is not None:
         if not os.fspath(output):
@@ -273,15 +282,7 @@ def export(
             accuracy_data,
         )
     request = ArtifactRequest(
-        read=_reader(
-            model,
-            random_weights,
-            seed,
-            hub={"revision": revision, "token": token, "cache_dir": cache_dir, "offline": offline},
-            task=of_task,
-            image_size=size,
-            dynamic_image_size=dynamic_image_size,
-        ),
+        read=read,
         format=to,
         spec=spec,
         bounds=bounds,

@@ -179,15 +179,6 @@ def test_values_that_are_not_finite_come_first() -> None:
     assert "relative error inf with it alone in fp16, inf with all of them, 1e-07 in float32" in SENSITIVITY.summary
 
 
-def test_an_artifact_of_which_everything_is_kept(tiny: Bundle, tmp_path: Path) -> None:
-    shutil.copytree(tiny.path, tmp_path / "out")
-    kept = LowerPrecision.of(tiny, "int8", "a test").variants.nodes
-    options: dict[str, Any] = {"precision": "int8", "keep_fp32": kept, "output": tmp_path / "out"}
-    bundle = vitdeploy.export(tiny.path.parent / "checkpoint", **options)
-    with pytest.raises(UsageError, match="onnx-int8 must have nodes in int8 to measure, has none; export it without"):
-        sensitivity(bundle)
-
-
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
