@@ -48,7 +48,7 @@ class ArtifactRequest:
         bounds: the smallest and the largest (height, width) that it is to take, where sizes are free; None for all.
         images: a folder of images to compare it on; None for synthetic ones.
         tolerance: largest difference allowed, relative to each output's largest value; None for the precision's.
-        quantization: of int8 and fp8: what is to be measured.
+        quantization: of int8 and fp8: what is to be measured; None where there are no images.
     """
 
     read: Callable[[], Checkpoint]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.assess.accuracy_goal import Bound
 from vitdeploy.errors import UsageError
-from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Precision, Task
+from vitdeploy.specs import QUANTIZED, AxisRange, PixelFormat, PixelStage, Precision, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from vitdeploy.models.config import ViTConfig
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.specs import ExportSpec
-
-
-QUANTIZED = (Precision.INT8, Precision.FP8)
 
 
 def check_quantization(precision: str, options: Mapping[str, Any]) -> None:

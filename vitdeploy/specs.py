@@ -29,6 +29,9 @@ class Precision(str, enum.Enum):
         return self.value
 
 
+QUANTIZED = (Precision.INT8, Precision.FP8)  # whose values are laid onto a scale
+
+
 class Task(str, enum.Enum):
     """What a model's head computes; the values are the Hugging Face Hub's task names where it has one."""
 

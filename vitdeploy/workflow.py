@@ -17,7 +17,6 @@ from vitdeploy.engine_options import EngineOptions
 from vitdeploy.engines import ProofRequest, add_engine
 from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
 from vitdeploy.export_arguments import (
-    QUANTIZED,
     bound_of,
     cache_folder,
     check_optimize,
@@ -272,7 +271,7 @@ def export(
             raise UsageError("output must name a folder, got ''; leave it out for one named after the model")
         check_target(Path(output))
     quantization = None
-    if precision in QUANTIZED:
+    if calibration_data is not None:
         quantization = QuantizationRequest(
             calibration_data,
             DEFAULT_COUNT if calibration_images is None else calibration_images,

@@ -18,7 +18,7 @@ from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, smoothabl
 from vitdeploy.exporters.quantization.static_int8 import StaticInt8
 from vitdeploy.exporters.quantization.tensorrt_int8 import TensorRTInt8
 from vitdeploy.exporters.quantization.trial import DEFAULT_METHOD, Trial
-from vitdeploy.specs import Precision
+from vitdeploy.specs import QUANTIZED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from vitdeploy.exporters.quantization.scheme import Scheme
     from vitdeploy.specs import ExportSpec, PixelFormat
 
-PRECISIONS = (Precision.INT8, Precision.FP8)
 WANTED_IMAGES = 512
 
 
@@ -41,7 +40,7 @@ def scheme_for(spec: ExportSpec, *, calibrated: bool) -> Scheme | None:
     Raises:
         UsageError: there is no such scheme, or it needs images, or has no such option.
     """
-    if spec.precision not in PRECISIONS:
+    if spec.precision not in QUANTIZED:
         return None
     find_method(spec.calibration or DEFAULT_METHOD)
     scheme = find_scheme(spec.precision, spec.target, spec.scheme, calibrated=calibrated, wanted_images=WANTED_IMAGES)

@@ -103,7 +103,7 @@ class AccuracyGoal:
         Raises:
             UsageError: the model gives no logits of an image.
             InputError: there are no images, or they have no labels.
-        CheckpointError: the reference gives values that are not finite.
+            CheckpointError: the reference gives values that are not finite.
         """
         if not any(spec.name == LOGITS and len(spec.shape) == 2 for spec in reference.outputs):
             names = ", ".join(spec.name for spec in reference.outputs)
@@ -113,11 +113,10 @@ class AccuracyGoal:
             )
         if bound.max_drop is None:
             images = CalibrationImages.open(path, processor, labels, limit, seed, on_progress)
-            wanted = _best(images, reference)
-            right = int((_finite(wanted, images) != NOT_FINITE).sum())
+            wanted = _finite(_best(images, reference), images)
             # of 1000 images, 0.99 asks for 990, not for 991, as 0.99 in binary would
             minimum = max(1, int(np.ceil(round((bound.min_agreement or 0) * len(wanted), 6))))
-            return cls(bound, images, wanted, minimum, right)
+            return cls(bound, images, wanted, minimum, len(wanted))
         data = open_data(path, labels).subset(limit, seed)
         unlabelled = ImageSet(data.source, data.names, data.load)
         images = CalibrationImages(unlabelled, processor, seed, on_progress)
@@ -128,8 +127,7 @@ class AccuracyGoal:
     def measure(self, runtime: Runtime) -> Accuracy:
         """Of how many images an artifact says what is wanted."""
         found = _best(self.images, runtime)
-        right = (found == self.wanted) & (found != NOT_FINITE)
-        return Accuracy(int(right.sum()), len(right))
+        return Accuracy(int((found == self.wanted).sum()), len(found))
 
     def honoured_by(self, found: Accuracy) -> bool:
         """Whether that is enough."""

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import UsageError
-from vitdeploy.specs import PixelStage, Precision
+from vitdeploy.specs import QUANTIZED, PixelStage, Precision
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from vitdeploy.manifest import Artifact
 
 PRECISIONS = ("fp16", "bf16", "int8", "fp8")
-_QUANTIZED = (Precision.INT8, Precision.FP8)
 _EXTRA, _PACKAGE = "export", "onnx"
 
 
@@ -77,7 +76,7 @@ class LowerPrecision:
                 f"{what} needs a portable onnx-fp32 that takes resized images, {bundle.path} has another; export it to "
                 f"another folder without --embed-resize and --optimize"
             )
-        quantized = precision in _QUANTIZED
+        quantized = precision in QUANTIZED
         artifact = bundle.artifact("onnx", precision) if quantized else dataclasses.replace(source, precision=precision)
         if "rest" in artifact.options:
             raise UsageError(
@@ -94,7 +93,7 @@ def _variants(bundle: Bundle, artifact: Artifact, float_path: Path, what: str) -
     from vitdeploy.assess.onnx_reader import valid_onnx
 
     variants: Variants
-    if artifact.precision in _QUANTIZED:
+    if artifact.precision in QUANTIZED:
         make = load_target("vitdeploy.exporters.quantized_variants:quantized_variants", what, _EXTRA, _PACKAGE)
         path, *_ = bundle.verified(artifact.files)
         _loaded(path, what)

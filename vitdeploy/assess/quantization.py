@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.assess.accuracy_goal import AccuracyGoal, Bound
 from vitdeploy.assess.calibration_images import CalibrationImages
 from vitdeploy.assess.quantization_choice import Chooser
-from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     import os
@@ -25,8 +24,7 @@ class QuantizationRequest:
     """What is to be measured.
 
     Attributes:
-        images: to measure activations on, and the artifact; see `vitdeploy.assess.image_set.open_images`. None where
-            there are none.
+        images: to measure activations on, and the artifact; see `vitdeploy.assess.image_set.open_images`.
         limit: how many of them, at most.
         seed: which ones.
         cache: a folder that keeps ranges; None for none.
@@ -34,7 +32,7 @@ class QuantizationRequest:
         accuracy_data: the images on which it must be; None for `images`.
     """
 
-    images: str | os.PathLike[str] | None
+    images: str | os.PathLike[str]
     limit: int
     seed: int
     cache: Path | None
@@ -48,15 +46,15 @@ class Quantization:
 
     Attributes:
         reference: its runtime.
-        calibration: None where there are none.
+        calibration: the images to measure activations on.
         data: what exporters take of them.
         goal: how accurate the artifact must be; None where that is not said.
         choose: see `vitdeploy.exporters.quantization.choice`.
     """
 
     reference: Runtime
-    calibration: CalibrationImages | None
-    data: CalibrationData | None
+    calibration: CalibrationImages
+    data: CalibrationData
     goal: AccuracyGoal | None
     choose: Chooser
 
@@ -69,8 +67,8 @@ class Quantization:
         labels: Sequence[str],
         on_step: Callable[[str], None],
         on_progress: Callable[[int, int], None],
-    ) -> Quantization | None:
-        """Read the images, and run the reference on those of the goal; None where there are none.
+    ) -> Quantization:
+        """Read the images, and run the reference on those of the goal.
 
         Args:
             request: what is to be measured.
@@ -84,25 +82,21 @@ class Quantization:
             UsageError: an argument is not what it must be, or a bound does not fit the model.
             InputError: there are no images, or they have no labels.
         """
-        calibration = data = goal = None
-        limit: int | None = request.limit
-        if request.images is not None:
-            on_step(f"reading the images of {request.images}")
-            calibration = CalibrationImages.open(request.images, processor, labels, limit, request.seed, on_progress)
-            data = _data(calibration, request.cache)
+        on_step(f"reading the images of {request.images}")
+        calibration = CalibrationImages.open(
+            request.images, processor, labels, request.limit, request.seed, on_progress
+        )
+        data = _data(calibration, request.cache)
+        goal = None
         if request.bound is not None:
-            own = request.accuracy_data is not None
-            path, limit = (request.accuracy_data, None) if own else (request.images, limit)
-            if path is None:
-                raise UsageError(f"{request.bound} needs images to measure the artifact on, got none; give some")
+            own = request.accuracy_data
+            path, limit = (request.images, request.limit) if own is None else (own, None)
             on_step(f"running the reference on the images of {path}")
             goal = AccuracyGoal.open(
                 request.bound, path, reference, processor, labels, limit, request.seed, on_progress
             )
-        images = calibration or (None if goal is None else goal.images)
-        if images is None:
-            return None
-        return cls(reference, calibration, data, goal, Chooser(reference, images.few(), goal, on_step, on_progress))
+        choose = Chooser(reference, calibration.few(), goal, on_step, on_progress)
+        return cls(reference, calibration, data, goal, choose)
 
     def check(
         self, runtime: Runtime, name: str, tolerance: float | None, on_step: Callable[[str], None]
@@ -121,11 +115,12 @@ class Quantization:
         Raises:
             CheckFailedError: it is too far from the reference, or not accurate enough.
         """
-        record: dict[str, Any] = {}
-        if self.calibration is not None and self.data is not None:
-            on_step(f"comparing {name} with the reference on {self.data.count} images")
-            record |= {"calibration_sha256": self.data.sha256, "calibration_seed": self.calibration.seed}
-            record["calibration_images"] = self.calibration.agreement(self.reference, runtime, name, tolerance)
+        on_step(f"comparing {name} with the reference on {self.data.count} images")
+        record: dict[str, Any] = {
+            "calibration_sha256": self.data.sha256,
+            "calibration_seed": self.calibration.seed,
+            "calibration_images": self.calibration.agreement(self.reference, runtime, name, tolerance),
+        }
         if self.goal is not None:
             on_step(f"measuring the accuracy of {name} on {len(self.goal.images.images)} images")
             record["accuracy"] = self.goal.check(name, self.goal.measure(runtime))
