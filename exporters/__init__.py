@@ -116,7 +116,7 @@ _ENGINE = Exporter(
     "vitdeploy.exporters.engine_build:build_engine",
     ("fp32", "fp16", "bf16", "int8", "fp8"),
     "tensorrt",
-    ("opset", "keep_fp32", "engine", *(name for name in QUANTIZATION_OPTIONS if name not in _OF_A_CPU)),
+    ("opset", "embed_resize", "keep_fp32", "engine", *(name for name in QUANTIZATION_OPTIONS if name not in _OF_A_CPU)),
     made_from="onnx",
     quantized_for={"int8": ("tensorrt",), "fp8": ("tensorrt",)},
 )

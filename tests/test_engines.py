@@ -14,6 +14,7 @@ import vitdeploy
 from bundles import tiny_model, write_checkpoint_of
 from engine_machines import why_not
 from vitdeploy import EngineOptions, engines
+from vitdeploy.assets import held_out_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import CheckFailedError, DeviceError, MissingDependencyError, UnavailableError, UsageError
@@ -205,11 +206,31 @@ def test_masks_and_outputs_of_other_tasks_go_through(tmp_path: Path, monkeypatch
     assert artifact.pixels == made.artifact("onnx", "fp32").pixels
 
 
-def test_an_engine_of_decoded_images_is_refused(tmp_path: Path) -> None:
+DECODED = EngineOptions(batch=BATCH, decoded_size=((16, 20), (37, 50), (70, 64)))
+
+
+def test_an_engine_of_decoded_images_has_limits_of_its_own(tmp_path: Path, on_a_gpu: type[OnAGpu]) -> None:
+    output = tmp_path / "out"
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
-    vitdeploy.export(checkpoint, embed_resize=True, output=tmp_path / "out")
-    with pytest.raises(UsageError, match="onnx-fp32 takes decoded ones of any; export it without --embed-resize"):
-        vitdeploy.export(to="tensorrt-rtx", output=tmp_path / "out")
+    made: dict[str, Any] = {"to": "tensorrt-rtx", "output": output}
+    with pytest.raises(UsageError, match="got none for decoded ones; give decoded_size, such as"):
+        vitdeploy.export(checkpoint, embed_resize=True, **made)
+    with pytest.raises(UsageError, match=r"decoded_size is of .* takes decoded images, this one takes normalized ones"):
+        vitdeploy.export(checkpoint, engine=DECODED, **made)
+    assert not output.exists()
+    bundle = vitdeploy.export(checkpoint, embed_resize=True, engine=DECODED, **made)
+    artifact = bundle.artifact("tensorrt-rtx", "fp32")
+    assert {name: str(sizes) for name, sizes in artifact.axes.items()} == {
+        "batch": "from 1 to 5", "height": "from 16 to 70", "width": "from 20 to 64"
+    }  # fmt: skip
+    assert (artifact.options["height"], artifact.options["width"]) == ("16:37:70", "20:50:64")
+    found = artifact.validation
+    assert found["image_sizes"] == [[37, 50], [16, 20], [70, 64]]
+    assert on_a_gpu.batches == [1, 2, 4, 5] * 3
+    with pytest.raises(UsageError, match="an ONNX artifact that interpolates positions, onnx-fp32 does not"):
+        vitdeploy.export(image_size=((16, 16), (32, 32), (40, 48)), engine=DECODED, **made)
+    again = vitdeploy.export(engine=DECODED, images=held_out_images(), **made)  # of the artifact that is there
+    assert again.artifact("tensorrt-rtx", "fp32").validation["batches"] == [1, 2, 4, 5]
 
 
 def test_an_option_that_the_library_has_not_is_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -226,6 +247,10 @@ def test_an_option_that_the_library_has_not_is_refused_before_anything_is_made(t
     [
         ({"batch": ()}, "batch must be one or more"),
         ({"batch": (AxisRange(1, 2),)}, "batch must be one or more of MIN:OPT:MAX"),
+        ({"decoded_size": ((1, 1), (2, 2))}, r"decoded_size must be three \(height, width\): .* got \(\(1, 1\)"),
+        ({"decoded_size": ((8, 8), (8, 4), (8, 8))}, "decoded_size must be three"),
+        ({"decoded_size": ((0, 8), (8, 8), (8, 8))}, "decoded_size must be three"),
+        ({"decoded_size": "1:2:3"}, "decoded_size must be three"),
         ({"workspace_mib": 0}, "workspace_mib must be a whole number of MiB from 1 up, got 0"),
         ({"workspace_mib": True}, "workspace_mib must be a whole number"),
         ({"optimization_level": 6}, "optimization_level must be from 0 to 5, got 6"),
@@ -246,6 +271,8 @@ def test_options_that_are_none(values: dict[str, Any], message: str) -> None:
         (["--to", "tensorrt-rtx", "--batch", "4:2:1"], 2, "minimum <= optimum <= maximum"),
         (["--to", "tensorrt-rtx", "--batch", "1:2"], 2, "batch must be MIN:OPT:MAX"),
         (["--to", "tensorrt-rtx", "--batch", "0"], 2, "batch must be MIN:OPT:MAX"),
+        (["--to", "tensorrt-rtx", "--decoded-size", "8:16:x"], 2, "must be HEIGHTxWIDTH in pixels"),
+        (["--to", "tensorrt-rtx", "--decoded-size", "16"], 2, "leave it out, or export with --embed-resize"),
         (["--to", "tensorrt-rtx", "--timing-cache", "x"], 2, "has no timing_cache, got 'x'"),
         (["--to", "tensorrt-rtx", "--dynamic-image-size"], 2, "give --image-size MIN:OPT:MAX"),
         (["--to", "tensorrt-rtx", "--int8", "--target", "cpu"], 2, "target for tensorrt-rtx in int8 must be tensorrt"),

@@ -7,19 +7,21 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import UsageError
-from vitdeploy.specs import AxisRange
+from vitdeploy.specs import AxisRange, PixelStage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vitdeploy.specs import TensorSpec
+    from vitdeploy.specs import PixelFormat, TensorSpec
 
     Profile = dict[str, AxisRange]
+    Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 BATCH = "batch"
 DEFAULT_BATCH = AxisRange(1, 8, 32)
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 _OPTIMIZATION_LEVELS = range(6)
+_SIZES = ("batch", "decoded_size")  # every library's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,8 @@ class EngineOptions:
 
     Attributes:
         batch: a profile for each range of batch sizes: the smallest, the one to be fastest at, and the largest.
+        decoded_size: of an engine that takes decoded images and resizes them itself: the smallest, the usual and the
+            largest (height, width) that it takes. The memory that it reserves on the GPU grows with the largest.
         workspace_mib: device memory that the builder may use for scratch, in MiB; None for all that there is.
         optimization_level: 0 to 5: how long the builder searches. 3 is TensorRT's own default.
         tf32: whether float32 products are rounded to TF32's 11 bits, as TensorRT does by default. Off: the engine is to
@@ -46,6 +50,7 @@ class EngineOptions:
     """
 
     batch: tuple[AxisRange, ...] = (DEFAULT_BATCH,)
+    decoded_size: Bounds | None = None
     workspace_mib: int | None = None
     optimization_level: int = 3
     tf32: bool = False
@@ -59,6 +64,11 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if not self.batch or any(each.maximum is None for each in self.batch):
             raise UsageError("batch must be one or more of MIN:OPT:MAX, got one without a largest size")
+        if self.decoded_size is not None and not _are_sizes(self.decoded_size):
+            raise UsageError(
+                f"decoded_size must be three (height, width): the smallest, the usual and the largest, "
+                f"got {self.decoded_size!r:.80}"
+            )
         if self.workspace_mib is not None and not (type(self.workspace_mib) is int and self.workspace_mib > 0):
             raise UsageError(f"workspace_mib must be a whole number of MiB from 1 up, got {self.workspace_mib!r:.80}")
         if type(self.optimization_level) is not int or self.optimization_level not in _OPTIMIZATION_LEVELS:
@@ -71,17 +81,38 @@ class EngineOptions:
                 raise UsageError(f"a compute capability must be such as 8.9, got {name!r:.80}")
 
     def chosen(self) -> dict[str, Any]:
-        """What differs from the defaults, by name; the batch sizes are every library's."""
+        """What differs from the defaults, by name; sizes are every library's."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if name != "batch" and value != defaults[name]}
+        return {name: value for name, value in values.items() if name not in _SIZES and value != defaults[name]}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for the manifest; where the timing cache lies is the machine's, and stays there."""
+        """Plain values for the manifest, but for image sizes, which its axes have, and the file that is a cache."""
         values = {**dataclasses.asdict(self), "batch": [colons(each) for each in self.batch]}
         values["compute_capabilities"] = list(self.compute_capabilities)
-        del values["timing_cache"]
+        del values["timing_cache"], values["decoded_size"]
         return values
+
+    def check_pixels(self, pixels: PixelFormat) -> None:
+        """Raise UsageError unless sizes of decoded images are given where such images are taken, and only there."""
+        if pixels.stage is not PixelStage.DECODED:
+            if self.decoded_size is not None:
+                raise UsageError(
+                    f"decoded_size is of an engine that takes decoded images, this one takes {pixels.stage} ones; "
+                    f"leave it out, or export with --embed-resize"
+                )
+        elif self.decoded_size is None:
+            raise UsageError(
+                "an engine takes images of sizes within limits, got none for decoded ones; "
+                "give decoded_size, such as --decoded-size 32x32:480x640:1080x1920"
+            )
+
+    def decoded_axes(self, pixels: PixelFormat, images: TensorSpec) -> Profile:
+        """The sizes of the height and the width of decoded images; none where there are no such images."""
+        if self.decoded_size is None:
+            return {}
+        edges = zip(*self.decoded_size, strict=True)
+        return {str(name): AxisRange(*each) for name, each in zip(pixels.size(images.shape), edges, strict=True)}
 
     def profiles(self, inputs: Sequence[TensorSpec], axes: Mapping[str, AxisRange]) -> list[Profile]:
         """The sizes of every free axis, for each range of batch sizes.
@@ -101,6 +132,15 @@ class EngineOptions:
                     f"give --image-size MIN:OPT:MAX"
                 )
         return [{BATCH: batch, **{name: axes[name] for name in sorted(free)}} for batch in self.batch]
+
+
+def _are_sizes(bounds: Any) -> bool:
+    """Whether these are three (height, width), none smaller than the one before."""
+    pairs = isinstance(bounds, tuple) and len(bounds) == 3 and all(isinstance(p, tuple) and len(p) == 2 for p in bounds)
+    return pairs and all(
+        all(type(edge) is int for edge in edges) and 1 <= edges[0] <= edges[1] <= edges[2]
+        for edges in zip(*bounds, strict=True)
+    )
 
 
 def colons(sizes: AxisRange) -> str:

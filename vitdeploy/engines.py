@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy import __version__
 from vitdeploy.assess.difference import default_tolerance
-from vitdeploy.assess.proof import COUNT, prove, reference_outputs, samples
+from vitdeploy.assess.proof import prove, reference_outputs, samples
 from vitdeploy.atomic import exclusive, staged_folder, write_file
 from vitdeploy.bundle import Bundle, commit, link
 from vitdeploy.engine_options import BATCH, EngineOptions, reach, read_range
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vitdeploy.assess.proof import Sample
+    from vitdeploy.engine_options import Bounds
     from vitdeploy.runtimes.base import Runtime
-
-    Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 NOT_RUN = "not yet run on a GPU"
 
@@ -88,18 +87,14 @@ def add_engine(
 
     exporter = EXPORTERS[to]
     source = bundle.artifact(str(exporter.made_from), precision)
-    if source.pixels.stage is PixelStage.DECODED:
-        raise UsageError(
-            f"an engine takes images of sizes within limits, {source.name} takes decoded ones of any; "
-            f"export it without --embed-resize"
-        )
     if source.options.get("target") == "cpu":
         raise UsageError(
             f"an engine needs an ONNX artifact that was quantized for TensorRT, {source.name} of {bundle.path} was for "
             f"a CPU; export the model to another output, with --to {to}, which makes one"
         )
     onnx, *_ = bundle.verified(source.files)
-    axes = _limits(source, sizes)
+    options.check_pixels(source.pixels)
+    axes = _limits(source, sizes, options)
     profiles = options.profiles(source.inputs, axes)
     path = bundle.path.resolve()
     name = f"{to}-{precision}"
@@ -201,14 +196,14 @@ def _with(manifest: Manifest, proven: Mapping[str, Artifact]) -> Manifest:
     return dataclasses.replace(manifest, artifacts=tuple(artifacts))
 
 
-def _limits(source: Artifact, sizes: Bounds | None) -> dict[str, AxisRange]:
+def _limits(source: Artifact, sizes: Bounds | None, options: EngineOptions) -> dict[str, AxisRange]:
     """The image sizes that an engine is to take, within those of its ONNX artifact."""
     axes = {name: each for name, each in source.axes.items() if name != BATCH}
     if sizes is None:
-        return axes
+        return {**axes, **options.decoded_axes(source.pixels, source.inputs[0])}
     if not axes:
         raise UsageError(
-            f"image sizes from and to are for an ONNX artifact that takes several, {source.name} takes one"
+            f"image sizes from and to are for an ONNX artifact that interpolates positions, {source.name} does not"
         )
     for (name, every), smallest, usual, largest in zip(axes.items(), *sizes, strict=True):
         if smallest not in every or largest not in every:
@@ -254,12 +249,14 @@ def _reference(bundle: Bundle, artifact: Artifact, proof: ProofRequest) -> tuple
     spec = ExportSpec(
         precision=Precision(artifact.precision),
         outputs=tuple(output.name for output in artifact.outputs),
-        dynamic_image_size=bool(axes),
+        dynamic_image_size=bool(axes) and artifact.pixels.stage is not PixelStage.DECODED,
     )
     ranges = [read_range(text) for text in artifact.options["batch"]]
     counts = sorted({size for each in ranges for size in (each.minimum, each.optimum, each.maximum or each.optimum)})
-    batches = [[index % COUNT for index in range(count)] for count in counts]
-    images = [dataclasses.replace(sample, batches=batches) for sample in images]
+    images = [
+        dataclasses.replace(sample, batches=[[index % len(sample.images) for index in range(n)] for n in counts])
+        for sample in images
+    ]
     return images, reference_outputs(model, images, spec)
 
 

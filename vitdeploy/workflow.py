@@ -115,7 +115,8 @@ def export(
             itself; the image processor stays as it is.
         input: "float32" for images that the processor has normalised, or "uint8" for the artifact to do that.
         layout: of uint8 images: "nhwc", which is how they are decoded and the default, or "nchw".
-        embed_resize: whether the artifact resizes and crops too; it then takes uint8 images of any size.
+        embed_resize: whether the artifact resizes and crops too; it then takes uint8 images of any size, an engine of
+            sizes within the limits of its options.
         io_dtype: the type of the artifact's floating-point inputs and outputs, "float32" or "float16".
         random_weights: instead of `model`, an architecture such as "vit-base-patch16-224", with random weights.
         seed: of the random weights, and of the choice of images to calibrate on.
@@ -255,6 +256,7 @@ def export(
         )
         if made is not None:
             return finish(made, sizes=None if bounds is None or size is None else (bounds[0], size, bounds[1]))
+        (engine or EngineOptions()).check_pixels(pixels)
     export_function(EXPORTERS[to])  # imports torch and onnx, or says what to install
     read = _reader(
         model,

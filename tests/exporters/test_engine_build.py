@@ -156,7 +156,7 @@ def what_is_stated(bundle: Bundle) -> list[Artifact]:
         ({"precision": "fp16"}, "export needs a model, or random_weights"),
         ({"opset": 18}, "export needs a model, or random_weights"),
         ({"dynamic_image_size": True}, "an engine needs limits of image sizes.*give --image-size MIN:OPT:MAX"),
-        ({"embed_resize": True}, "embed_resize is not for tensorrt-rtx, got True"),
+        ({"embed_resize": True}, "got none for decoded ones; give decoded_size"),
         ({"optimize": "onnxruntime"}, "optimize is not for tensorrt-rtx, got 'onnxruntime'"),
         ({"precision": "int4"}, "precision for tensorrt-rtx must be one of fp32, fp16, bf16, int8, fp8, got 'int4'"),
         ({"precision": "int8"}, "export needs a model, or random_weights"),

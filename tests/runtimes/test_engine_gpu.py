@@ -119,6 +119,16 @@ def test_a_stripped_engine_is_given_its_weights(tmp_path: Path, backend: str) ->
     assert stripped.artifact(backend, "fp16").validation["outputs"]
 
 
+@pytest.mark.parametrize("backend", ENGINES)
+def test_decoded_images_are_resized_in_the_engine(tmp_path: Path, backend: str) -> None:
+    sizes = ((32, 48), (240, 320), (480, 640))
+    made = vitdeploy.export(
+        random_weights="vit-tiny-patch16-224", to=backend, embed_resize=True, output=tmp_path / "out",
+        engine=EngineOptions(batch=BATCH, decoded_size=sizes),
+    )  # fmt: skip
+    assert made.artifact(backend, "fp32").validation["image_sizes"] == [[240, 320], [32, 48], [480, 640]]
+
+
 @pytest.mark.parametrize("backend", ENGINES[1:])
 def test_compiled_kernels_are_kept_and_used_again(bundle: tuple[Bundle, str], tmp_path: Path, backend: str) -> None:
     made, found = bundle

@@ -55,6 +55,12 @@ def limited(tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
+def decoded(tmp_path: Path) -> Bundle:
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    return vitdeploy.export(checkpoint, embed_resize=True, output=tmp_path / "bundle")
+
+
+@pytest.fixture
 def masked(tmp_path: Path) -> Bundle:
     return write_bundle(tmp_path, Task.MASKED_IMAGE_MODELING)
 
@@ -268,6 +274,19 @@ def test_options_that_cannot_be(
         return
     with pytest.raises(error, match=message):
         open_runtime(bundle, BACKEND, engine_cache=False, **options)
+
+
+def test_decoded_images_have_limits(decoded: Bundle, asked: Asked) -> None:
+    with pytest.raises(UsageError, match="got none for decoded ones; give decoded_size, such as"):
+        open_runtime(decoded, BACKEND, engine_cache=False)
+    sizes = ((16, 20), (48, 64), (70, 64))
+    with open_runtime(decoded, BACKEND, engine_cache=False, decoded_size=sizes) as runtime:
+        assert [asked.options[name] for name in PROFILES] == [
+            "pixel_values:1x16x20x3", "pixel_values:8x48x64x3", "pixel_values:32x70x64x3",
+        ]  # fmt: skip
+        assert runtime.run({"pixel_values": np.zeros((2, 16, 64, 3), np.uint8)})["logits"].shape[0] == 2
+        with pytest.raises(UsageError, match="height"):
+            runtime.run({"pixel_values": np.zeros((2, 15, 64, 3), np.uint8)})
 
 
 def test_artifacts_that_it_does_not_run(bundle: Bundle, asked: Asked, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def samples(
     """
     native = processor.output_size or model.config.image_size
     if stage is PixelStage.DECODED:
-        return _decoded_samples(processor, native, images)
+        return _decoded_samples(processor, native, axes, images)
     if images is None:
         sources: list[Any] = list(synthetic_images(COUNT, *native))
     else:
@@ -83,14 +83,20 @@ def samples(
 
 
 def _decoded_samples(
-    processor: ImageProcessor, native: tuple[int, int], images: str | os.PathLike[str] | None
+    processor: ImageProcessor,
+    native: tuple[int, int],
+    axes: Mapping[str, AxisRange],
+    images: str | os.PathLike[str] | None,
 ) -> list[Sample]:
-    """Images in sizes of their own; synthetic ones in one that stays, one that shrinks and one that grows."""
+    """Images in sizes of their own; synthetic ones at the limits, or as they are, larger and smaller."""
     if images is not None:
         files = image_files(images)
         return [Sample([files[index % len(files)]], processor, OF_ONE) for index in range(COUNT)]
     height, width = native
     sizes = [native, (2 * height + 3, width + 5), (height // 2 + 1, 3 * width // 4 + 1)]
+    if axes:
+        limits = [(each.optimum, each.minimum, each.maximum or each.optimum) for each in axes.values()]
+        sizes = list(zip(*limits, strict=True))
     return [
         Sample(synthetic_images(COUNT, *size), processor, OTHER_SIZE_BATCHES if index else BATCHES)
         for index, size in enumerate(sizes)

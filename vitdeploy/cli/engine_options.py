@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,11 +25,33 @@ def _batch(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
         raise click.BadParameter(str(exc)) from exc
 
 
+def image_size(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:  # noqa: ARG001
+    """(height, width), or three of them, of what is typed."""
+    if value is None:
+        return None
+    sizes = [re.fullmatch("([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", size) for size in value.split(":")]
+    pairs = [(int(size[1]), int(size[2] or size[1])) for size in sizes if size is not None]
+    if len(pairs) != len(sizes) or len(pairs) not in (1, 3):
+        raise click.BadParameter(
+            f"must be HEIGHTxWIDTH in pixels, such as 384x512, or one number, or MIN:OPT:MAX of these, got {value!r}"
+        )
+    return pairs[0] if len(pairs) == 1 else tuple(pairs)
+
+
+def _decoded_size(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    sizes = image_size(ctx, param, value)
+    return (sizes,) * 3 if sizes and isinstance(sizes[0], int) else sizes
+
+
 # By the field of `EngineOptions`. A value that is not given is None, or empty: only what is given is an engine's.
 _OPTIONS = {
     "batch": click.option(
         "--batch", multiple=True, metavar="MIN:OPT:MAX", callback=_batch,
         help="Of an engine: sizes of batches; once for each profile.  [default: 1:8:32]",
+    ),
+    "decoded_size": click.option(
+        "--decoded-size", metavar="MIN:OPT:MAX", callback=_decoded_size,
+        help="Of an engine with --embed-resize: sizes of decoded images, such as 32x32:480x640:1080x1920.",
     ),
     "workspace_mib": click.option(
         "--workspace-mib", type=click.IntRange(1), metavar="MIB",

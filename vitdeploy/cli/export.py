@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vitdeploy.cli.bisect_report import kept_nodes
-from vitdeploy.cli.engine_options import engine_options
+from vitdeploy.cli.engine_options import engine_options, image_size
 from vitdeploy.cli.output import (
     PATH,
     agreement,
@@ -30,18 +29,6 @@ if TYPE_CHECKING:
     from vitdeploy.manifest import Artifact
 
 _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision in exporter.precisions})
-
-
-def _image_size(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:  # noqa: ARG001
-    if value is None:
-        return None
-    sizes = [re.fullmatch("([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", size) for size in value.split(":")]
-    pairs = [(int(size[1]), int(size[2] or size[1])) for size in sizes if size is not None]
-    if len(pairs) != len(sizes) or len(pairs) not in (1, 3):
-        raise click.BadParameter(
-            f"must be HEIGHTxWIDTH in pixels, such as 384x512, or one number, or MIN:OPT:MAX of these, got {value!r}"
-        )
-    return pairs[0] if len(pairs) == 1 else tuple(pairs)
 
 
 class _Layout(click.Choice[str]):
@@ -136,7 +123,7 @@ def _print_accuracy(artifact: Artifact) -> None:
 @click.option(
     "--image-size",
     metavar="HxW",
-    callback=_image_size,
+    callback=image_size,
     help="By default what the image processor gives. MIN:OPT:MAX for a model that takes sizes within limits.",
 )
 @click.option("--dynamic-image-size", is_flag=True, help="Take images of every size from one patch up.")
