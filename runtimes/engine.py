@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -19,14 +21,16 @@ from vitdeploy.runtimes.engine_fit import check_hardware, check_version, choose_
 from vitdeploy.runtimes.engine_plan import ShapePlan
 from vitdeploy.specs import TensorSpec
 from vitdeploy.trt_library import LIBRARIES, make_builder, make_logger, make_runtime
+from vitdeploy.user_cache import user_cache
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Mapping, Sequence
 
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
+    from vitdeploy.gpu import Gpu
+    from vitdeploy.manifest import FileRecord
     from vitdeploy.runtimes.engine_fit import ProfileShapes, Shapes
 
 T = TypeVar("T")
@@ -107,13 +111,37 @@ class EngineRuntime(Runtime):
         }
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        *,
+        precision: str,
+        device: str,
+        runtime_cache: str | os.PathLike[str] | Literal[False] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Open the bundle's engine of that precision.
+
+        Args:
+            bundle: the bundle.
+            precision: of the engine.
+            device: "cuda" or "cuda:1".
+            runtime_cache: see the constructor. By default a file for this engine, GPU and version in the user's cache,
+                or `VITDEPLOY_CACHE`, where that can be written; False for none.
+            options: of the constructor.
+
+        Raises:
+            UsageError: an option is not what it must be.
+            UnavailableError: the engine was built for another system, version or GPU, or the GPU cannot be had.
+            BundleError: a file was altered, or is missing.
+        """
         check_options(cls, options)
         index = cuda_index(cls.backend, device)
         artifact = bundle.artifact(cls.backend, precision)
         (path,) = bundle.verified(artifact.files)
         check_version(bundle, artifact, LIBRARIES[cls.backend].package, cls.library.__version__)
-        check_hardware(bundle, artifact, find_gpu(index))
+        gpu = find_gpu(index)
+        check_hardware(bundle, artifact, gpu)
         weights = None
         if artifact.options.get("strip_weights") is True:
             source = bundle.artifact("onnx", precision)
@@ -124,6 +152,9 @@ class EngineRuntime(Runtime):
                 )
             weights, *_ = bundle.verified(source.files)
         host_code = artifact.options.get("version_compatible") is True
+        if runtime_cache is None and hasattr(cls.library, "IRuntimeCache"):
+            runtime_cache = _own_cache(cls.backend, artifact.files[0], cls.library.__version__, gpu)
+        options["runtime_cache"] = None if runtime_cache is False else runtime_cache
         return cls(path, artifact.inputs, artifact.outputs, weights, host_code, device=device, **options)
 
     @classmethod
@@ -285,3 +316,15 @@ class EngineRuntime(Runtime):
 
     def _last_error(self) -> str:
         return self._logger.errors[-1] if self._logger.errors else "it does not say why"
+
+
+def _own_cache(backend: str, engine: FileRecord, version: str, gpu: Gpu) -> Path | None:
+    """The file for an engine's compiled kernels in the user's cache; None where that cannot be written."""
+    folder = user_cache() / backend
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    parts = engine.sha256, version, gpu.name, gpu.compute_capability, gpu.driver
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return folder / name if os.access(folder, os.W_OK) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import types
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,10 @@ import torch
 from fake_cuda import FakeCuda, OnTheGpu, aligned, fake_library
 from vitdeploy import gpu
 from vitdeploy.errors import BundleError, DeviceError, UsageError
+from vitdeploy.manifest import Artifact, FileRecord
 from vitdeploy.runtimes import cuda_memory
 from vitdeploy.runtimes.engine import EngineRuntime
-from vitdeploy.specs import TensorSpec
+from vitdeploy.specs import PixelFormat, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,6 +196,43 @@ def test_the_runtime_cache_is_read_and_written(open_engine: Open, tmp_path: Path
     path.write_bytes(b"broken")
     with pytest.raises(DeviceError, match=r"cache must be a runtime cache of tensorrt-rtx 1\.0, is not: .*; remove it"):
         open_engine(runtime_cache=path)
+
+
+def test_compiled_kernels_are_kept_for_the_user_(
+    open_engine: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_engine() as runtime:
+        kind = type(runtime)
+    monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path / "kept"))
+    rtx = kind.backend == "tensorrt-rtx"
+    built = {"gpu": "Fake GPU", "compute_capability": "8.9", "hardware_compatibility": "none"}
+    artifact = Artifact(
+        format=kind.backend, precision="fp32", files=(FileRecord.of(tmp_path, "x.engine"),), inputs=INPUTS,
+        outputs=OUTPUTS, pixels=PixelFormat(), axes={}, options={}, validation={},
+        tools={"tensorrt_rtx" if rtx else "tensorrt": "1.0"},
+        hardware={
+            "platform": f"{platform.system()} {platform.machine()}",
+            **({"compute_capabilities": ["portable"]} if rtx else built),
+        },
+    )  # fmt: skip
+    bundle: Any = types.SimpleNamespace(
+        path=tmp_path, artifact=lambda *_: artifact, verified=lambda _: [tmp_path / "x.engine"]
+    )
+    if not rtx:
+        kind.from_bundle(bundle, precision="fp32", device="cuda").close()
+        assert not (tmp_path / "kept").exists()
+        return
+    for times in (1, 2):
+        with kind.from_bundle(bundle, precision="fp32", device="cuda") as runtime:
+            where = runtime.details["runtime_cache"]
+        (kept,) = (tmp_path / "kept" / "tensorrt-rtx").iterdir()
+        assert (str(kept), kept.read_bytes()) == (where, b"+kernels" * times)
+    with kind.from_bundle(bundle, precision="fp32", device="cuda", runtime_cache=False) as runtime:
+        assert runtime.details["runtime_cache"] is None
+    monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path / "x.engine"))  # no folder
+    with kind.from_bundle(bundle, precision="fp32", device="cuda") as runtime:
+        assert runtime.details["runtime_cache"] is None
+    assert kept.read_bytes() == b"+kernels" * 2
 
 
 def on_the_gpu(count: int, seed: int = 0) -> tuple[dict[str, OnTheGpu], dict[str, OnTheGpu]]:
