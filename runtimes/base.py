@@ -8,11 +8,12 @@ import inspect
 import re
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 import numpy as np
 
 from vitdeploy.errors import DeviceError, UsageError
+from vitdeploy.runtimes.device_arrays import view
 from vitdeploy.specs import PixelFormat
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
+    from vitdeploy.runtimes.device_arrays import DeviceArray
     from vitdeploy.specs import AxisRange, TensorSpec
 
 
@@ -45,6 +47,7 @@ class Runtime(abc.ABC):
         outputs: what `run` gives.
         pixels: what an image must be among the inputs.
         axes: the sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
+        gpu: the number of the GPU that arrays of `run_device` are on; None for the host.
         details: what really runs: engine and version, device or providers, and the options in force.
     """
 
@@ -52,10 +55,12 @@ class Runtime(abc.ABC):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     details: dict[str, Any]
+    _alignment: ClassVar[int] = 1  # of the arrays of `run_device`, in bytes
 
     def __init__(self) -> None:
         self.pixels = PixelFormat()
         self.axes: Mapping[str, AxisRange] = {}
+        self.gpu: int | None = None
         self._closed = False
         self._running = 0
         self._idle = threading.Condition()
@@ -86,6 +91,34 @@ class Runtime(abc.ABC):
         with self._in_use():
             self._check(feeds)
             return self._run(feeds)
+
+    def run_device(self, feeds: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+        """Run the model once on arrays that are on its device, and write into others there; none goes through the host.
+
+        Arrays are those of a library with DLPack, such as torch or CuPy, or numpy where `gpu` is None: contiguous,
+        writable and, for an engine, aligned to 256 bytes, as new ones are. What their library has queued on its current
+        stream is waited for; on return all is done.
+
+        Args:
+            feeds: an array for each of `inputs`, of exactly its type and shape, free axes within `axes`.
+            results: an array for each of `outputs`, which is overwritten.
+
+        Raises:
+            UsageError: an array is missing, unknown, or not as stated; or the runtime is closed.
+            DeviceError: the engine failed.
+        """
+        with self._in_use():
+            check_names("inputs", feeds, self.inputs)
+            check_names("outputs", results, self.outputs)
+            arrays = {
+                name: view(name, array, self.gpu, alignment=self._alignment)
+                for name, array in {**feeds, **results}.items()
+            }
+            sizes = self._check_shapes(arrays)
+            for spec in self.outputs:
+                if not _fits(spec, arrays[spec.name], sizes):
+                    raise _misfit(spec, arrays[spec.name], sizes, "give an array to write to that has what comes out")
+            self._run_device(arrays)
 
     def close(self) -> None:
         """Free what the engine holds, when the runs in progress are done; `run` is an error from here on."""
@@ -124,6 +157,10 @@ class Runtime(abc.ABC):
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`run`, with feeds that were checked."""
 
+    def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:  # noqa: ARG002  (of those that have it)
+        """`run_device`, with inputs and outputs that were checked, but for what only the engine knows of the latter."""
+        raise UsageError(f"the {self.backend} backend takes arrays of numpy alone; call run")
+
     @abc.abstractmethod
     def _close(self) -> None:
         """Let go of the engine."""
@@ -135,25 +172,32 @@ class Runtime(abc.ABC):
                 raise UsageError(f"expected a numpy array for {spec}, got {type(feeds[spec.name]).__name__}")
         self._check_shapes(feeds)
 
-    def _check_shapes(self, feeds: Mapping[str, Array]) -> None:
+    def _check_shapes(self, feeds: Mapping[str, Array]) -> dict[str, int]:
+        """The sizes of the free axes."""
         sizes: dict[str, int] = {}
         for spec in self.inputs:
-            array = feeds[spec.name]
-            fits = array.dtype == np.dtype(spec.dtype) and len(array.shape) == len(spec.shape) and all(array.shape)
-            for want, got in zip(spec.shape, array.shape, strict=False):
-                fits = fits and got == (sizes.setdefault(want, got) if isinstance(want, str) else want)
-            if not fits:
-                free = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
-                raise UsageError(
-                    f"expected {spec}, got {array.dtype} {array.shape}{f' with {free}' if free else ''}; "
-                    f"preprocess images with ImageProcessor"
-                )
+            if not _fits(spec, feeds[spec.name], sizes):
+                raise _misfit(spec, feeds[spec.name], sizes, "preprocess images with ImageProcessor")
         for name, size in sizes.items():
             if name in self.axes and size not in self.axes[name]:
                 raise UsageError(
                     f"{name} must be {self.axes[name]}, got {size}; give what the artifact takes, or export "
                     f"the model for it"
                 )
+        return sizes
+
+
+def _fits(spec: TensorSpec, array: Array, sizes: dict[str, int]) -> bool:
+    """Whether an array is as stated; free axes that have no size yet have the array's from here on."""
+    fits = array.dtype == np.dtype(spec.dtype) and len(array.shape) == len(spec.shape) and all(array.shape)
+    for want, got in zip(spec.shape, array.shape, strict=False):
+        fits = fits and got == (sizes.setdefault(want, got) if isinstance(want, str) else want)
+    return fits
+
+
+def _misfit(spec: TensorSpec, array: Array, sizes: Mapping[str, int], instead: str) -> UsageError:
+    free = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    return UsageError(f"expected {spec}, got {array.dtype} {array.shape}{f' with {free}' if free else ''}; {instead}")
 
 
 def check_names(what: str, arrays: object, specs: Iterable[TensorSpec]) -> None:

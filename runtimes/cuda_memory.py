@@ -1,4 +1,4 @@
-"""Memory, streams and graphs of CUDA for an engine, through cuda-python; what is opened here must be closed."""
+"""Memory, streams and graphs of CUDA, through cuda-python; what is opened here must be closed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 from vitdeploy.gpu import check, cuda_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from vitdeploy.runtimes.device_arrays import DeviceArray
 
 
 class Tensor:
@@ -120,6 +122,23 @@ def use_device(index: int) -> None:
         DeviceError: it cannot.
     """
     check(f"use device cuda:{index}", cuda_runtime().cudaSetDevice(index))
+
+
+def wait_for(arrays: Iterable[DeviceArray], gpu: int) -> None:
+    """Wait until what is queued on arrays of a GPU is done.
+
+    Raises:
+        MissingDependencyError: cuda-python is not installed.
+        DeviceError: some of it failed.
+    """
+    use_device(gpu)
+    stream = Stream()
+    try:
+        for array in arrays:
+            array.hold_up(stream.handle)
+        stream.wait()
+    finally:
+        stream.close()
 
 
 def close_all(*opened: Any) -> None:

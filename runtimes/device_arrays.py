@@ -1,4 +1,4 @@
-"""Arrays of other libraries that are on the GPU, by DLPack: their memory is used where it lies.
+"""Arrays of other libraries, on the GPU or the host, by DLPack: their memory is used where it lies.
 
 The structures are those of DLPack's `dlpack.h`; the protocol is the Python array API standard's.
 """
@@ -14,9 +14,9 @@ import numpy as np
 
 from vitdeploy.errors import UsageError, first_line
 
-NO_STREAM = -1  # of `__dlpack__`: nothing is to be waited for
-ALIGNMENT = 256  # of addresses, in bytes: TensorRT's documentation of setTensorAddress
+_NO_STREAM = -1  # of `__dlpack__`: nothing is to be waited for
 _ON_GPU = (2, 13)  # kDLCUDA, kDLCUDAManaged
+_ON_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 _KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}  # kDLInt, kDLUInt, kDLFloat, kDLBool: numpy's letters
 
 
@@ -47,26 +47,32 @@ class DeviceArray:
     """A view of an array.
 
     Attributes:
-        address: on the device.
+        address: of the first element.
         dtype: of its elements.
         shape: of the array, which is contiguous.
+        source: whose memory it is.
         capsule: keeps the memory from being freed. Nobody takes it over, so that it frees what it holds itself.
     """
 
     address: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    source: Any
     capsule: object
 
+    def hold_up(self, stream: int) -> None:
+        """Make a stream of the GPU wait for what its library has queued on the array."""
+        self.source.__dlpack__(stream=stream)
 
-def view(name: str, array: Any, device: int, stream: int) -> DeviceArray:
-    """A view of an array on a GPU.
+
+def view(name: str, array: Any, gpu: int | None, alignment: int = 1) -> DeviceArray:
+    """A view of an array.
 
     Args:
         name: to be told where it does not fit.
-        array: of torch, CuPy, JAX or another library with DLPack.
-        device: the number of the GPU.
-        stream: that is made to wait for what is queued on the array; or `NO_STREAM`.
+        array: of numpy, torch, CuPy, JAX or another library with DLPack.
+        gpu: the number of the GPU that it must be on; None for the host.
+        alignment: of its address, in bytes.
 
     Raises:
         UsageError: it has no DLPack, or is somewhere else, or not contiguous and aligned, or of a type without numpy's.
@@ -74,13 +80,13 @@ def view(name: str, array: Any, device: int, stream: int) -> DeviceArray:
     if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
         raise UsageError(f"'{name}' must be an array that is shared through DLPack, got {type(array).__name__}")
     kind, index = array.__dlpack_device__()
-    if kind not in _ON_GPU or index != device:
+    if kind not in _ON_HOST if gpu is None else kind not in _ON_GPU or index != gpu:
         raise UsageError(
-            f"'{name}' must be on cuda:{device}, is on number {int(index)} of DLPack's device type {int(kind)}; "
-            f"move it there, or call run"
+            f"'{name}' must be on {'the host' if gpu is None else f'cuda:{gpu}'}, is on number {int(index)} of "
+            f"DLPack's device type {int(kind)}; move it there, or call run"
         )
     try:
-        capsule = array.__dlpack__(stream=stream)
+        capsule = array.__dlpack__(stream=None if gpu is None else _NO_STREAM)
         pointer = _capsule_pointer(capsule, b"dltensor")
     except (BufferError, RuntimeError, TypeError, ValueError) as exc:  # one that requires gradients, for example
         raise UsageError(f"'{name}' must be shared through DLPack, is not: {first_line(exc)}") from exc
@@ -93,9 +99,9 @@ def view(name: str, array: Any, device: int, stream: int) -> DeviceArray:
     address = (tensor.data or 0) + tensor.byte_offset
     if tensor.strides and not _contiguous(shape, tensor.strides[: tensor.ndim]):
         raise UsageError(f"'{name}' must be contiguous, its strides are {tensor.strides[: tensor.ndim]}; copy it")
-    if address % ALIGNMENT and all(shape):  # where an array of no elements lies means nothing
-        raise UsageError(f"'{name}' must begin at a multiple of {ALIGNMENT} bytes, as new arrays do, does not; copy it")
-    return DeviceArray(address, np.dtype(f"{_KINDS[tensor.code]}{tensor.bits // 8}"), shape, capsule)
+    if address % alignment and all(shape):  # where an array of no elements lies means nothing
+        raise UsageError(f"'{name}' must begin at a multiple of {alignment} bytes, as new arrays do, does not; copy it")
+    return DeviceArray(address, np.dtype(f"{_KINDS[tensor.code]}{tensor.bits // 8}"), shape, array, capsule)
 
 
 def _contiguous(shape: tuple[int, ...], strides: list[int]) -> bool:

@@ -14,9 +14,8 @@ import numpy as np
 from vitdeploy.atomic import write_file
 from vitdeploy.errors import BundleError, DeviceError, UnavailableError, UsageError
 from vitdeploy.gpu import find_gpu, find_gpus
-from vitdeploy.runtimes.base import Runtime, check_names, check_options, cuda_index
+from vitdeploy.runtimes.base import Runtime, check_options, cuda_index
 from vitdeploy.runtimes.cuda_memory import close_all, use_device
-from vitdeploy.runtimes.device_arrays import NO_STREAM, view
 from vitdeploy.runtimes.engine_fit import check_hardware, check_version, choose_profile
 from vitdeploy.runtimes.engine_plan import ShapePlan
 from vitdeploy.specs import TensorSpec
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
     from vitdeploy.gpu import Gpu
     from vitdeploy.manifest import FileRecord
+    from vitdeploy.runtimes.device_arrays import DeviceArray
     from vitdeploy.runtimes.engine_fit import ProfileShapes, Shapes
 
 T = TypeVar("T")
@@ -57,6 +57,7 @@ class EngineRuntime(Runtime):
     """
 
     library: ClassVar[Any]
+    _alignment = 256  # TensorRT's documentation of setTensorAddress
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class EngineRuntime(Runtime):
             raise UsageError(f"{self.backend} {self.library.__version__} has no runtime_cache; leave it out")
         gpu = find_gpu(cuda_index(self.backend, device))
         self.inputs, self.outputs = inputs, outputs
-        self._device = gpu.index
+        self._device = self.gpu = gpu.index
         self._cuda_graphs, self._shapes_kept = cuda_graphs, shapes_kept
         self._ready: list[tuple[Shapes, ShapePlan]] = []
         self._lock = threading.Lock()
@@ -190,33 +191,15 @@ class EngineRuntime(Runtime):
             return str(exc)
         return None
 
-    def run_device(self, feeds: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-        """Run the model once on arrays that are on its GPU, and write into others there; nothing is copied.
-
-        Arrays are those of a library with DLPack, such as torch or CuPy: contiguous, and aligned to 256 bytes, as new
-        ones are. What their library has queued on its current stream is waited for on the GPU; on return all is done.
-
-        Args:
-            feeds: an array for each of `inputs`, of exactly its type and shape, free axes within `axes`.
-            results: an array for each of `outputs`, which is overwritten.
-
-        Raises:
-            UsageError: an array is missing, unknown, or not as stated; or the runtime is closed.
-            DeviceError: the engine failed.
-        """
-        with self._in_use():
-            check_names("inputs", feeds, self.inputs)
-            check_names("outputs", results, self.outputs)
-            use_device(self._device)
-            views = {name: view(name, array, self._device, NO_STREAM) for name, array in feeds.items()}
-            self._check_shapes(views)
-            shapes = {spec.name: views[spec.name].shape for spec in self.inputs}
-            self._with_plan(shapes, lambda plan: plan.run_device(feeds, results))
-
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         use_device(self._device)
         shapes = {spec.name: feeds[spec.name].shape for spec in self.inputs}
         return self._with_plan(shapes, lambda plan: plan.run(feeds))
+
+    def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
+        use_device(self._device)
+        shapes = {spec.name: arrays[spec.name].shape for spec in self.inputs}
+        self._with_plan(shapes, lambda plan: plan.run_device(arrays))
 
     def _with_plan(self, shapes: Shapes, work: Callable[[ShapePlan], T]) -> T:
         """What `work` gives with a plan for these shapes, which is kept if it succeeds."""
@@ -241,9 +224,7 @@ class EngineRuntime(Runtime):
             raise DeviceError(f"{self.backend} must make room for a context on the GPU: {self._last_error()}")
         dtypes = {spec.name: np.dtype(spec.dtype) for spec in self.inputs}
         errors: Sequence[str] = self._logger.errors
-        return ShapePlan(
-            context, profile, shapes, self.outputs, dtypes, device=self._device, capture=self._captures, errors=errors
-        )
+        return ShapePlan(context, profile, shapes, self.outputs, dtypes, capture=self._captures, errors=errors)
 
     def _put_back(self, shapes: Shapes, plan: ShapePlan) -> None:
         with self._lock:
@@ -318,13 +299,13 @@ class EngineRuntime(Runtime):
         return self._logger.errors[-1] if self._logger.errors else "it does not say why"
 
 
-def _own_cache(backend: str, engine: FileRecord, version: str, gpu: Gpu) -> Path | None:
+def _own_cache(backend: str, file: FileRecord, version: str, gpu: Gpu) -> Path | None:
     """The file for an engine's compiled kernels in the user's cache; None where that cannot be written."""
     folder = user_cache() / backend
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
-    parts = engine.sha256, version, gpu.name, gpu.compute_capability, gpu.driver
+    parts = file.sha256, version, gpu.name, gpu.compute_capability, gpu.driver
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return folder / name if os.access(folder, os.W_OK) else None

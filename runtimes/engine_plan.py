@@ -8,11 +8,11 @@ import numpy as np
 
 from vitdeploy.errors import DeviceError, UsageError, first_line
 from vitdeploy.runtimes.cuda_memory import Graph, Stream, Tensor, close_all
-from vitdeploy.runtimes.device_arrays import view
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vitdeploy.runtimes.device_arrays import DeviceArray
     from vitdeploy.runtimes.engine_fit import Shapes
     from vitdeploy.specs import TensorSpec
 
@@ -28,7 +28,6 @@ class ShapePlan:
         shapes: of each input.
         outputs: what the engine gives.
         dtypes: of each input.
-        device: the number of the GPU.
         capture: whether the work is captured as a CUDA graph here; False where the library does that itself, or none
             is wanted.
         errors: what the library's logger keeps; the last is told where a call fails.
@@ -45,12 +44,10 @@ class ShapePlan:
         outputs: Sequence[TensorSpec],
         dtypes: Mapping[str, np.dtype[Any]],
         *,
-        device: int,
         capture: bool,
         errors: Sequence[str],
     ) -> None:
         self._context = context
-        self._device = device
         self._errors = errors
         self._graph: Graph | None = None
         self._inputs: dict[str, Tensor] = {}
@@ -81,27 +78,21 @@ class ShapePlan:
         self._stream.wait()
         return {name: tensor.array.copy() for name, tensor in self._outputs.items()}
 
-    def run_device(self, feeds: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-        """Run the engine once on arrays on the GPU, which are checked but for the shapes of the results.
+    def run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
+        """Run the engine once on arrays on the GPU, its inputs and its outputs by name.
 
         It is not captured: a CUDA graph would have the addresses of these very arrays.
 
-        Args:
-            feeds: of another library, by name.
-            results: likewise; they are written to.
-
         Raises:
-            UsageError: a result has another shape or type than the engine gives.
+            UsageError: an output has another shape than the engine gives.
             DeviceError: it failed.
         """
-        arrays = {
-            name: view(name, array, self._device, self._stream.handle) for name, array in {**feeds, **results}.items()
-        }
         for name, own in self._outputs.items():
-            found = arrays[name]
-            if (found.dtype, found.shape) != (own.array.dtype, own.array.shape):
+            if arrays[name].shape != own.array.shape:
                 want = f"{own.array.dtype} '{name}' {own.array.shape}"
-                raise UsageError(f"expected {want} to write to, got {found.dtype} {found.shape}")
+                raise UsageError(f"expected {want} to write to, got {arrays[name].dtype} {arrays[name].shape}")
+        for array in arrays.values():
+            array.hold_up(self._stream.handle)
         self._use({name: array.address for name, array in arrays.items()})
         self._checked(self._context.execute_async_v3(self._stream.handle), "run")
         self._stream.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from importlib import resources
 from pathlib import Path
@@ -12,14 +13,16 @@ import onnxruntime as ort
 
 from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError, first_line
 from vitdeploy.runtimes.base import Runtime, check_options, parse_device
+from vitdeploy.runtimes.cuda_memory import wait_for
 from vitdeploy.specs import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
+    from vitdeploy.runtimes.device_arrays import DeviceArray
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # The patch projection is a ViT's one convolution: ONNX Runtime's own default times every algorithm anew for each shape.
@@ -106,6 +109,8 @@ class OnnxRuntime(Runtime):
         if CPU not in providers:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         self._session = _open_session(Path(path), options, tuple(providers), provider_options or {})
+        if providers[0] in (CUDA, TENSORRT):
+            self.gpu = int((provider_options or {}).get(providers[0], {}).get("device_id", 0))
         self._io_binding = any(name != CPU for name in providers) if io_binding is None else io_binding
         self.inputs = tuple(_tensor_spec(path, node) for node in self._session.get_inputs())
         self.outputs = tuple(_tensor_spec(path, node) for node in self._session.get_outputs())
@@ -150,8 +155,26 @@ class OnnxRuntime(Runtime):
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [spec.name for spec in self.outputs]
-        try:
+        with self._errors():
             return dict(zip(names, self._values(names, feeds), strict=True))
+
+    def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
+        if self.gpu is not None:
+            wait_for(arrays.values(), self.gpu)
+        place = ("cpu", 0) if self.gpu is None else ("cuda", self.gpu)
+        binding = self._session.io_binding()
+        for specs, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
+            for spec in specs:
+                array = arrays[spec.name]
+                bind(spec.name, *place, array.dtype.type, array.shape, array.address)
+        with self._errors():
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
         except _ENGINE_ERRORS as exc:
             raise DeviceError(
                 f"onnxruntime must run the model on {', '.join(self.details['providers'])}: {first_line(exc)}"

@@ -11,7 +11,16 @@ from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.signature import TORCH_TYPES, Served, size_ranges
 from vitdeploy.runtimes.base import Runtime, check_options
-from vitdeploy.runtimes.torch_device import open_device, probe_devices, to_array, to_tensors
+from vitdeploy.runtimes.torch_device import (
+    as_tensors,
+    finish,
+    gpu_of,
+    open_device,
+    probe_devices,
+    to_array,
+    to_tensors,
+    write,
+)
 from vitdeploy.specs import Precision, Task
 
 if TYPE_CHECKING:
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
     from vitdeploy.models.layers import AttentionKind
     from vitdeploy.models.vit import VisionTransformer
+    from vitdeploy.runtimes.device_arrays import DeviceArray
 
 
 class PyTorchRuntime(Runtime):
@@ -59,6 +69,7 @@ class PyTorchRuntime(Runtime):
                 f"precision of the torch backend must be one of {', '.join(TORCH_TYPES)}, got {precision!r}"
             )
         self._device = open_device(device)
+        self.gpu = gpu_of(self._device)
         served = Served(model, outputs, dynamic_image_size=dynamic_image_size)
         self.inputs, self.outputs = served.inputs, served.outputs
         self.axes = size_ranges(model.config, model.config.image_size) if dynamic_image_size else {}
@@ -98,6 +109,17 @@ class PyTorchRuntime(Runtime):
                 outputs = self._model(**to_tensors(feeds, self._device))
                 return {name: to_array(value.float()) for name, value in outputs.items()}
         except RuntimeError as exc:  # out of memory, or no compiler for `compile`
+            raise DeviceError(f"torch must run the model on {self._device}: {first_line(exc)}") from exc
+
+    def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
+        try:
+            with torch.inference_mode():
+                tensors = as_tensors(arrays)
+                outputs = self._model(**{spec.name: tensors[spec.name] for spec in self.inputs})
+                for name, value in outputs.items():
+                    write(name, value, tensors[name])
+                finish(self._device)
+        except RuntimeError as exc:
             raise DeviceError(f"torch must run the model on {self._device}: {first_line(exc)}") from exc
 
     def _close(self) -> None:

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
-from vitdeploy.errors import DeviceError, first_line
+from vitdeploy.errors import DeviceError, UsageError, first_line
 from vitdeploy.runtimes.base import parse_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+
+    from vitdeploy.runtimes.device_arrays import DeviceArray
 
 
 def open_device(name: str) -> torch.device:
@@ -54,3 +57,30 @@ def to_tensors(feeds: Mapping[str, np.ndarray], device: torch.device) -> dict[st
 def to_array(value: Tensor) -> np.ndarray:
     """A tensor of any device as a contiguous array."""
     return value.cpu().contiguous().numpy()
+
+
+def gpu_of(device: torch.device) -> int | None:
+    """The number of the GPU; None for the host."""
+    return None if device.type == "cpu" else device.index or 0
+
+
+def as_tensors(arrays: Mapping[str, DeviceArray]) -> dict[str, Tensor]:
+    """The arrays themselves, in whose memory the tensors are; torch's stream waits for what is queued on them."""
+    return {name: from_dlpack(array.source) for name, array in arrays.items()}
+
+
+def write(name: str, value: Tensor, target: Tensor) -> None:
+    """Put an output where it is wanted.
+
+    Raises:
+        UsageError: that has another shape.
+    """
+    if value.shape != target.shape:
+        raise UsageError(f"expected '{name}' {tuple(value.shape)} to write to, got {tuple(target.shape)}")
+    target.copy_(value)
+
+
+def finish(device: torch.device) -> None:
+    """Wait until all that this thread has queued on a device is done."""
+    if device.type != "cpu":
+        torch.cuda.current_stream(device).synchronize()

@@ -13,7 +13,16 @@ from torch.jit import optimized_execution as _optimized  # type: ignore[attr-def
 from vitdeploy.errors import BundleError, DeviceError, first_line
 from vitdeploy.models.signature import SIGNATURE_FILE
 from vitdeploy.runtimes.base import Runtime, check_options
-from vitdeploy.runtimes.torch_device import open_device, probe_devices, to_array, to_tensors
+from vitdeploy.runtimes.torch_device import (
+    as_tensors,
+    finish,
+    gpu_of,
+    open_device,
+    probe_devices,
+    to_array,
+    to_tensors,
+    write,
+)
 from vitdeploy.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
+    from vitdeploy.runtimes.device_arrays import DeviceArray
 
 
 class TorchScriptRuntime(Runtime):
@@ -45,6 +55,7 @@ class TorchScriptRuntime(Runtime):
     def __init__(self, path: str | Path, *, device: str = "cpu", optimized_execution: bool = False) -> None:
         super().__init__()
         self._device = open_device(device)
+        self.gpu = gpu_of(self._device)
         self._optimized_execution = optimized_execution
         self._model, signature = load_module(Path(path), self._device)
         try:
@@ -81,8 +92,22 @@ class TorchScriptRuntime(Runtime):
                 outputs = self._model(*(tensors[spec.name] for spec in self.inputs))
                 return {spec.name: to_array(value) for spec, value in zip(self.outputs, outputs, strict=True)}
         except RuntimeError as exc:
-            reason = str(exc).strip().splitlines()[-1]  # after a traceback of the traced code
-            raise DeviceError(f"torch must run the model on {self._device}: {reason}") from exc
+            raise self._failure(exc) from exc
+
+    def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
+        try:
+            with torch.inference_mode(), _optimized(self._optimized_execution):
+                tensors = as_tensors(arrays)
+                outputs = self._model(*(tensors[spec.name] for spec in self.inputs))
+                for spec, value in zip(self.outputs, outputs, strict=True):
+                    write(spec.name, value, tensors[spec.name])
+                finish(self._device)
+        except RuntimeError as exc:
+            raise self._failure(exc) from exc
+
+    def _failure(self, exc: RuntimeError) -> DeviceError:
+        reason = str(exc).strip().splitlines()[-1]  # after a traceback of the traced code
+        return DeviceError(f"torch must run the model on {self._device}: {reason}")
 
     def _close(self) -> None:
         del self._model

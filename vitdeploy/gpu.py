@@ -32,7 +32,7 @@ def cuda_runtime() -> Any:
     Raises:
         MissingDependencyError: it is not installed.
     """
-    return load_package("cuda.bindings.runtime", "running an engine on a GPU", "tensorrt-rtx")
+    return load_package("cuda.bindings.runtime", "using a GPU without torch", "cuda")
 
 
 def check(what: str, result: tuple[Any, ...]) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 from bundles import CPU_BACKENDS, FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
 from engine_machines import gpu_marks
@@ -226,6 +227,36 @@ def test_threads_get_what_a_single_one_gets(runtime: Runtime, model: VisionTrans
         parallel = list(pool.map(runtime.run, calls))
     for found, want in zip(parallel, serial, strict=True):
         assert worst_difference(found, want) <= TOLERANCES[runtime.backend]
+
+
+def on_its_device(runtime: Runtime, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Copies of the arrays where the runtime takes them, as torch's tensors."""
+    device = "cpu" if runtime.gpu is None else f"cuda:{runtime.gpu}"
+    return {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
+
+
+def test_arrays_on_its_device_are_read_and_written_where_they_lie(runtime: Runtime, model: VisionTransformer) -> None:
+    for batch_size in (1, 3, 1):
+        arrays = make_feeds(model, batch_size, seed=batch_size)
+        expected = runtime.run(arrays)
+        feeds = on_its_device(runtime, arrays)
+        results = on_its_device(runtime, {name: np.full_like(array, 7) for name, array in expected.items()})
+        runtime.run_device(feeds, results)
+        assert worst_difference({name: each.cpu().numpy() for name, each in results.items()}, expected) == 0
+    with pytest.raises(UsageError, match="outputs must be"):
+        runtime.run_device(feeds, {})
+    name = runtime.outputs[0].name
+    with pytest.raises(UsageError, match=f"expected float32 '{name}' .* with batch=1"):
+        runtime.run_device(feeds, {**results, name: torch.cat([results[name]] * 2)})
+    with pytest.raises(UsageError, match="'pixel_values' must be contiguous"):
+        runtime.run_device({**feeds, "pixel_values": feeds["pixel_values"].transpose(2, 3)}, results)
+    if runtime.gpu is None:
+        written = {name: np.empty_like(array) for name, array in expected.items()}
+        runtime.run_device(arrays, written)
+        assert worst_difference(written, expected) == 0
+    else:
+        with pytest.raises(UsageError, match="'pixel_values' must be on cuda:0, is on"):
+            runtime.run_device(arrays, results)
 
 
 @BY_BACKEND

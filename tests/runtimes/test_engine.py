@@ -321,8 +321,8 @@ def test_results_that_are_refused(open_engine: Open, cuda: FakeCuda) -> None:
         for wrong, message in (
             ({}, "outputs must be y, got none"),
             ({"z": results["y"]}, "outputs must be y, got z"),
-            ({"y": on_the_gpu(2)[1]["y"]}, r"expected float32 'y' \(3,\) to write to, got float32 \(2,\)"),
-            ({"y": OnTheGpu(aligned(np.zeros(3)))}, r"expected float32 'y' \(3,\) to write to, got float64 \(3,\)"),
+            ({"y": on_the_gpu(2)[1]["y"]}, r"expected float32 'y' \(batch\), got float32 \(2,\) with batch=3; give an"),
+            ({"y": OnTheGpu(aligned(np.zeros(3)))}, r"expected float32 'y' \(batch\), got float64 \(3,\) with batch=3"),
         ):
             with pytest.raises(UsageError, match=message):
                 runtime.run_device(feeds, wrong)
