@@ -10,7 +10,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.atomic import write_file
-from vitdeploy.engine_options import EngineOptions, colons
+from vitdeploy.engine_options import BATCH, EngineOptions, colons
 from vitdeploy.errors import CheckFailedError, DeviceError
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.engine_capabilities import CAPABILITIES, check_options, configure, network_flags
@@ -224,15 +224,20 @@ def _use_timing_cache(config: Any, request: EngineRequest) -> None:
     with contextlib.suppress(FileNotFoundError):
         content = request.timing_cache.read_bytes()
     cache = config.create_timing_cache(content)
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+    if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+        return
+    if request.options.timing_cache is not None:
         raise CheckFailedError(
             f"{request.timing_cache} must be a timing cache of this {request.library} on this GPU, is not; remove it"
         )
+    config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # instead of another GPU's
 
 
 def _recorded(trt: Any, request: EngineRequest) -> dict[str, Any]:
-    """The options in force, for the manifest: those that the library has, and the profiles."""
+    """The options in force, for the manifest: those that the library has, and the sizes of images for each batch."""
     values = request.options.to_dict()
     kept = {name: value for name, value in values.items() if name not in CAPABILITIES or CAPABILITIES[name].has(trt)}
-    axes = request.profiles[0].items()
-    return kept | {name: colons(sizes) for name, sizes in axes if name != "batch"} | {"strongly_typed": True}
+    first = request.profiles[0]
+    of_images = [profile for profile in request.profiles if profile[BATCH] == first[BATCH]]
+    sizes = {name: [colons(profile[name]) for profile in of_images] for name in first if name != BATCH}
+    return kept | sizes | {"strongly_typed": True}

@@ -38,6 +38,17 @@ def _has_flag(name: str) -> Callable[[Any], bool]:
     return lambda trt: hasattr(trt.BuilderFlag, name)
 
 
+def _set_strip(trt: Any, config: Any, on: bool) -> None:
+    """Leave weights out, to be given later: the same ones, for which TensorRT need not keep more than their places.
+
+    TensorRT-RTX's documentation names REFIT for it, TensorRT's REFIT_IDENTICAL, which any other weights would break.
+    """
+    _flag("STRIP_PLAN")(trt, config, on)
+    if on:
+        given_again = _flag("REFIT") if compiles_on_target(trt) else _flag("REFIT_IDENTICAL")
+        given_again(trt, config, True)
+
+
 def _set_workspace(trt: Any, config: Any, mib: int | None) -> None:
     if mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, mib << 20)
@@ -79,7 +90,7 @@ CAPABILITIES = {
     "compute_capabilities": Capability(compiles_on_target, _set_targets),
     "refit": Capability(_has_flag("REFIT"), _flag("REFIT")),
     "strip_weights": Capability(
-        lambda trt: _has_flag("STRIP_PLAN")(trt) and hasattr(trt, "OnnxParserRefitter"), _flag("STRIP_PLAN")
+        lambda trt: _has_flag("STRIP_PLAN")(trt) and hasattr(trt, "OnnxParserRefitter"), _set_strip
     ),
 }
 

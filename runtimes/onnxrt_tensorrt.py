@@ -55,7 +55,7 @@ class TensorRTOnnxRuntime(OnnxRuntime):
         precision: str,
         device: str,
         batch: str | AxisRange = DEFAULT_BATCH,
-        decoded_size: Bounds | None = None,
+        image_sizes: Bounds | None = None,
         engine_cache: str | os.PathLike[str] | Literal[False] | None = None,
         **options: Any,
     ) -> Self:
@@ -66,7 +66,8 @@ class TensorRTOnnxRuntime(OnnxRuntime):
             precision: of the artifact.
             device: "cuda" or "cuda:1".
             batch: the smallest number of images, the one to be fastest at, and the largest, such as "1:8:32".
-            decoded_size: of an artifact that takes decoded images; see `EngineOptions`.
+            image_sizes: the smallest, the usual and the largest (height, width) of images, where it takes several; by
+                default the artifact's limits. One that takes any, decoded ones for example, must be given them.
             engine_cache: the folder that engines and measured kernels are kept in, by what they were made from; by
                 default the user's, or `VITDEPLOY_CACHE`; False for none. An engine can run code: the folder must be one
                 that only trusted users write to.
@@ -87,10 +88,8 @@ class TensorRTOnnxRuntime(OnnxRuntime):
         if artifact.options.get("target") == "cpu":
             raise UsageError(f"{artifact.name} was quantized for a CPU; export it with --target tensorrt")
         sizes = batch if isinstance(batch, AxisRange) else read_range(str(batch))
-        of_engine = EngineOptions(batch=(sizes,), decoded_size=decoded_size)
-        of_engine.check_pixels(artifact.pixels)
-        axes = {**artifact.axes, **of_engine.decoded_axes(artifact.pixels, artifact.inputs[0])}
-        (profile,) = of_engine.profiles(artifact.inputs, axes)
+        limits = EngineOptions(batch=(sizes,), image_sizes=() if image_sizes is None else (image_sizes,))
+        (profile,) = limits.profiles(artifact.inputs, artifact.pixels, artifact.axes)
         check_built((TENSORRT,))
         version = _load_tensorrt()
         model, *_ = bundle.verified(artifact.files)

@@ -13,11 +13,19 @@ import pytest
 import vitdeploy
 from bundles import tiny_model, write_checkpoint_of
 from engine_machines import why_not
-from vitdeploy import EngineOptions, engines
+from vitdeploy import EngineOptions, engine_proof, engines
 from vitdeploy.assets import held_out_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
-from vitdeploy.errors import CheckFailedError, DeviceError, MissingDependencyError, UnavailableError, UsageError
+from vitdeploy.errors import (
+    CheckFailedError,
+    DeviceError,
+    MissingDependencyError,
+    OtherHardwareError,
+    UnavailableError,
+    UsageError,
+)
+from vitdeploy.gpu import Gpu
 from vitdeploy.runtimes import BACKENDS, open_runtime
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import AxisRange, Task
@@ -37,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("engines")
     checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines, "open_runtime", not_here)
+        patch.setattr(engines, "find_gpu", not_here)
         return vitdeploy.export(
             checkpoint, to="tensorrt-rtx", output=folder / "bundle", image_size=((16, 16), (32, 32), (40, 48)),
             engine=EngineOptions(batch=BATCH),
@@ -57,15 +65,22 @@ class OnAGpu(OnnxRuntime):
     """Stands for an engine that runs: the ONNX artifact beside it, its logits a little off where asked for."""
 
     off = 0.0
+    problems: Mapping[str, DeviceError] = {}
     batches: list[int] = []  # noqa: RUF012
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> OnAGpu:
         assert device == "cuda"
+        if precision in cls.problems:
+            raise cls.problems[precision]
         runtime = cls(*bundle.verified(bundle.artifact("onnx", precision).files))
         bundle.verified(bundle.artifact("tensorrt-rtx", precision).files)
         runtime.details["device"] = "cuda:0 Fake GPU"
         return runtime
+
+    @classmethod
+    def here(cls, bundle: Bundle) -> OnAGpu:
+        return cls.from_bundle(bundle, precision="fp32", device="cuda")
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.batches.append(len(feeds["pixel_values"]))
@@ -78,6 +93,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> type[OnAGpu]:
         BACKENDS, "tensorrt-rtx", BACKENDS["tensorrt-rtx"]._replace(target=f"{__name__}:{OnAGpu.__name__}")
     )
     monkeypatch.setattr(OnAGpu, "batches", [])
+    monkeypatch.setattr(engines, "find_gpu", lambda: Gpu(0, "Fake GPU", "8.9", "13.0"))
     return OnAGpu
 
 
@@ -105,12 +121,12 @@ def test_the_proof_is_completed_where_there_is_a_gpu(
     found = validation_of(bundle)
     assert "status" not in found
     assert (found["device"], found["images"]) == ("cuda:0 Fake GPU", "synthetic")
-    assert found["batches"] == [1, 2, 4, 5]
+    assert (found["batches"], found["against"]) == ([1, 2, 4, 5], "the reference")
     assert found["image_sizes"] == [[32, 32], [16, 16], [40, 48]]
     assert on_a_gpu.batches == [1, 2, 4, 5] * 3
     assert 0 <= found["outputs"][0]["max_relative"] < 1e-5
     Bundle.open(bundle.path).verify()
-    proven, names = engines.prove_engines(Bundle.open(bundle.path))
+    proven, names = engine_proof.prove_engines(Bundle.open(bundle.path))
     assert names == ()
     assert proven.manifest == Bundle.open(bundle.path).manifest
 
@@ -121,7 +137,8 @@ def test_an_engine_that_is_another_model_fails_and_the_manifest_stays(
     before = (bundle.path / "manifest.json").read_bytes()
     monkeypatch.setattr(on_a_gpu, "off", 0.5)
     with pytest.raises(CheckFailedError, match=r"tensorrt-rtx-fp32 must equal the reference within 0\.0001"):
-        engines.prove_engines(bundle)
+        engine_proof.prove_engines(bundle)
+    assert "against" not in validation_of(bundle)
     with pytest.raises(CheckFailedError, match="tensorrt-rtx-fp32 must equal the reference"):
         vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=EngineOptions(batch=BATCH))
     assert (bundle.path / "manifest.json").read_bytes() == before
@@ -132,6 +149,70 @@ def test_an_engine_is_proven_at_once_where_there_is_a_gpu(bundle: Bundle, on_a_g
     vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=EngineOptions(batch=BATCH), tolerance=0.5)
     found = validation_of(bundle)
     assert (found["tolerance"], found["device"], found["batches"]) == (0.5, "cuda:0 Fake GPU", [1, 2, 4, 5])
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [(OtherHardwareError("built for another"), True), (DeviceError("out of memory"), False)],
+    ids=["another GPU's", "fails on this one"],
+)
+def test_what_does_not_open_on_the_gpu_that_is_there(
+    bundle: Bundle, on_a_gpu: type[OnAGpu], monkeypatch: pytest.MonkeyPatch, error: DeviceError, kept: bool
+) -> None:
+    before = (bundle.path / "manifest.json").read_bytes()
+    monkeypatch.setattr(on_a_gpu, "problems", {"fp32": error})
+    engine = EngineOptions(batch=(AxisRange(1, 2, 3),))
+    if kept:
+        found = vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=engine)
+        assert found.artifact("tensorrt-rtx", "fp32").validation["status"] == "not yet run on a GPU"
+        return
+    message = "tensorrt-rtx-fp32 must run on Fake GPU, does not: out of memory; nothing was written"
+    with pytest.raises(CheckFailedError, match=message):
+        vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=engine)
+    assert (bundle.path / "manifest.json").read_bytes() == before
+
+
+def test_one_engine_that_cannot_run_keeps_no_other_from_being_proven(
+    bundle: Bundle, on_a_gpu: type[OnAGpu], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "find_gpu", not_here)
+        vitdeploy.export(
+            str(bundle.path), to="tensorrt-rtx", precision="fp16", output=bundle.path, engine=EngineOptions(batch=BATCH)
+        )
+    monkeypatch.setattr(on_a_gpu, "problems", {"fp32": OtherHardwareError("built for another GPU")})
+    with pytest.raises(SystemExit) as exited:
+        main(["verify", str(bundle.path), "--run"])
+    assert exited.value.code == 3
+    assert "Error: built for another GPU; proven: tensorrt-rtx-fp16\n" in capsys.readouterr().err
+    assert "outputs" in Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp16").validation
+    assert validation_of(bundle)["status"] == "not yet run on a GPU"
+    with pytest.raises(UsageError, match="one that was not yet, tensorrt-rtx-fp32, got tensorrt-rtx-fp16"):
+        engine_proof.prove_engines(Bundle.open(bundle.path), names=["tensorrt-rtx-fp16"])
+    monkeypatch.setattr(on_a_gpu, "problems", {})
+    assert engine_proof.prove_engines(Bundle.open(bundle.path), names=["tensorrt-rtx-fp32"])[1] == (
+        "tensorrt-rtx-fp32",
+    )
+
+
+def test_without_torch_an_engine_is_compared_with_the_artifact_it_was_built_from(
+    bundle: Bundle, on_a_gpu: type[OnAGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_torch(target: str, what: str, extra: str, package: str = "package") -> Any:
+        raise MissingDependencyError(what, extra)
+
+    monkeypatch.setattr(engine_proof, "load_target", without_torch)
+    with monkeypatch.context() as patch:
+        patch.setattr(on_a_gpu, "off", 0.5)
+        with pytest.raises(CheckFailedError, match="tensorrt-rtx-fp32 must equal the reference"):
+            engine_proof.prove_engines(bundle)
+    engine_proof.prove_engines(bundle)
+    assert validation_of(bundle)["against"] == "onnx-fp32"
+    vitdeploy.export(str(bundle.path), output=bundle.path, opset=18)  # another artifact than the engine's
+    now = Bundle.open(bundle.path)
+    built = now.artifact("tensorrt-rtx", "fp32")
+    with pytest.raises(MissingDependencyError, match=r"the reference needs a package .*vitdeploy\[torch\]"):
+        engine_proof.prove_engine(on_a_gpu.here(now), built, now, engine_proof.ProofRequest(), print)
 
 
 @NO_GPU
@@ -198,7 +279,7 @@ def test_the_cpu_is_no_device_of_an_engine(bundle: Bundle) -> None:
 
 
 def test_masks_and_outputs_of_other_tasks_go_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "open_runtime", not_here)
+    monkeypatch.setattr(engines, "find_gpu", not_here)
     checkpoint = write_checkpoint_of(tiny_model(Task.MASKED_IMAGE_MODELING), tmp_path / "checkpoint")
     made = vitdeploy.export(checkpoint, to="tensorrt-rtx", output=tmp_path / "out", input="uint8")
     artifact = made.artifact("tensorrt-rtx", "fp32")
@@ -206,31 +287,49 @@ def test_masks_and_outputs_of_other_tasks_go_through(tmp_path: Path, monkeypatch
     assert artifact.pixels == made.artifact("onnx", "fp32").pixels
 
 
-DECODED = EngineOptions(batch=BATCH, decoded_size=((16, 20), (37, 50), (70, 64)))
+DECODED = EngineOptions(batch=BATCH, image_sizes=(((16, 20), (37, 50), (70, 64)),))
+NO_LIMITS = "an engine takes images of sizes within limits, the ONNX artifact any; give them: --engine-size"
 
 
 def test_an_engine_of_decoded_images_has_limits_of_its_own(tmp_path: Path, on_a_gpu: type[OnAGpu]) -> None:
     output = tmp_path / "out"
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     made: dict[str, Any] = {"to": "tensorrt-rtx", "output": output}
-    with pytest.raises(UsageError, match="got none for decoded ones; give decoded_size, such as"):
+    with pytest.raises(UsageError, match=NO_LIMITS):
         vitdeploy.export(checkpoint, embed_resize=True, **made)
-    with pytest.raises(UsageError, match=r"decoded_size is of .* takes decoded images, this one takes normalized ones"):
-        vitdeploy.export(checkpoint, engine=DECODED, **made)
     assert not output.exists()
     bundle = vitdeploy.export(checkpoint, embed_resize=True, engine=DECODED, **made)
     artifact = bundle.artifact("tensorrt-rtx", "fp32")
     assert {name: str(sizes) for name, sizes in artifact.axes.items()} == {
         "batch": "from 1 to 5", "height": "from 16 to 70", "width": "from 20 to 64"
     }  # fmt: skip
-    assert (artifact.options["height"], artifact.options["width"]) == ("16:37:70", "20:50:64")
-    found = artifact.validation
-    assert found["image_sizes"] == [[37, 50], [16, 20], [70, 64]]
+    assert (artifact.options["height"], artifact.options["width"]) == (["16:37:70"], ["20:50:64"])
+    assert artifact.validation["image_sizes"] == [[37, 50], [16, 20], [70, 64]]
     assert on_a_gpu.batches == [1, 2, 4, 5] * 3
-    with pytest.raises(UsageError, match="an ONNX artifact that interpolates positions, onnx-fp32 does not"):
-        vitdeploy.export(image_size=((16, 16), (32, 32), (40, 48)), engine=DECODED, **made)
     again = vitdeploy.export(engine=DECODED, images=held_out_images(), **made)  # of the artifact that is there
     assert again.artifact("tensorrt-rtx", "fp32").validation["batches"] == [1, 2, 4, 5]
+
+
+def test_profiles_of_several_sizes(bundle: Bundle, on_a_gpu: type[OnAGpu], capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--engine-size", "16:16:16", "--engine-size", "24x24:32x40:40x48"]
+    with pytest.raises(SystemExit) as exited:
+        main(["export", "--to", "tensorrt-rtx", "-o", str(bundle.path), "--batch", "1", "--batch", "2:4:5", *sizes])
+    assert exited.value.code == 0
+    capsys.readouterr()
+    artifact = Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp32")
+    assert artifact.options["batch"] == ["1:1:1", "2:4:5"]
+    assert artifact.options["height"] == ["16:16:16", "24:32:40"]
+    assert artifact.options["width"] == ["16:16:16", "24:40:48"]
+    assert (artifact.axes["height"], artifact.axes["width"]) == (AxisRange(16, 16, 40), AxisRange(16, 16, 48))
+    assert artifact.validation["image_sizes"] == [[16, 16], [32, 40], [24, 24], [40, 48]]
+    assert on_a_gpu.batches == [1, 2, 4, 5] * 4
+
+
+def test_sizes_for_a_model_of_one_size_are_refused(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match="image_sizes must be for an ONNX artifact that takes several, this one takes"):
+        vitdeploy.export(checkpoint, to="tensorrt-rtx", output=tmp_path / "out", engine=DECODED)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_option_that_the_library_has_not_is_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -247,10 +346,13 @@ def test_an_option_that_the_library_has_not_is_refused_before_anything_is_made(t
     [
         ({"batch": ()}, "batch must be one or more"),
         ({"batch": (AxisRange(1, 2),)}, "batch must be one or more of MIN:OPT:MAX"),
-        ({"decoded_size": ((1, 1), (2, 2))}, r"decoded_size must be three \(height, width\): .* got \(\(1, 1\)"),
-        ({"decoded_size": ((8, 8), (8, 4), (8, 8))}, "decoded_size must be three"),
-        ({"decoded_size": ((0, 8), (8, 8), (8, 8))}, "decoded_size must be three"),
-        ({"decoded_size": "1:2:3"}, "decoded_size must be three"),
+        (
+            {"image_sizes": ((1, 1), (2, 2), (3, 3))},
+            r"image_sizes must be ranges of three \(height, width\), .*got \(\(1,",
+        ),
+        ({"image_sizes": (((8, 8), (8, 4), (8, 8)),)}, "image_sizes must be ranges of three"),
+        ({"image_sizes": (((0, 8), (8, 8), (8, 8)),)}, "image_sizes must be ranges of three"),
+        ({"image_sizes": "1:2:3"}, "image_sizes must be ranges of three"),
         ({"workspace_mib": 0}, "workspace_mib must be a whole number of MiB from 1 up, got 0"),
         ({"workspace_mib": True}, "workspace_mib must be a whole number"),
         ({"optimization_level": 6}, "optimization_level must be from 0 to 5, got 6"),
@@ -271,10 +373,14 @@ def test_options_that_are_none(values: dict[str, Any], message: str) -> None:
         (["--to", "tensorrt-rtx", "--batch", "4:2:1"], 2, "minimum <= optimum <= maximum"),
         (["--to", "tensorrt-rtx", "--batch", "1:2"], 2, "batch must be MIN:OPT:MAX"),
         (["--to", "tensorrt-rtx", "--batch", "0"], 2, "batch must be MIN:OPT:MAX"),
-        (["--to", "tensorrt-rtx", "--decoded-size", "8:16:x"], 2, "must be HEIGHTxWIDTH in pixels"),
-        (["--to", "tensorrt-rtx", "--decoded-size", "16"], 2, "leave it out, or export with --embed-resize"),
+        (["--to", "tensorrt-rtx", "--engine-size", "8:16:x"], 2, "must be HEIGHTxWIDTH in pixels"),
+        (
+            ["--to", "tensorrt-rtx", "--engine-size", "8"],
+            2,
+            "height must be from 16 to 40 in the ONNX artifact, got 8:8:8",
+        ),
         (["--to", "tensorrt-rtx", "--timing-cache", "x"], 2, "has no timing_cache, got 'x'"),
-        (["--to", "tensorrt-rtx", "--dynamic-image-size"], 2, "give --image-size MIN:OPT:MAX"),
+        (["--to", "tensorrt-rtx", "--dynamic-image-size"], 2, "give them: --engine-size MIN:OPT:MAX"),
         (["--to", "tensorrt-rtx", "--int8", "--target", "cpu"], 2, "target for tensorrt-rtx in int8 must be tensorrt"),
         (["--to", "tensorrt-rtx", "--int8", "--scheme", "dynamic"], 2, "scheme is not for tensorrt-rtx"),
     ],
@@ -291,7 +397,7 @@ def test_the_command_line_refuses(
 def test_the_command_line_shows_what_was_not_run(
     bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "open_runtime", not_here)
+    monkeypatch.setattr(engines, "find_gpu", not_here)
     for command in (["export", "--to", "tensorrt-rtx", "--batch", "1:2:4", "-o"], ["inspect"]):
         with pytest.raises(SystemExit) as exited:
             main([*command, str(bundle.path)])

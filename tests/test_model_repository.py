@@ -24,7 +24,7 @@ from triton_schema import PROTO, descriptors, read_config
 from vitdeploy import write_triton_model
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
-from vitdeploy.engines import NOT_RUN
+from vitdeploy.engine_proof import NOT_RUN
 from vitdeploy.errors import BundleError, OutputError, UsageError
 from vitdeploy.manifest import FileRecord
 from vitdeploy.model_repository import CONFIG

@@ -92,7 +92,7 @@ def add_artifact(
     _check_replaced(place, f"{request.format}-{spec.precision}", spec.target)
     reference, processor = checkpoint.model, checkpoint.processor
     axes = axes_of(reference.config, processor, request.bounds) if spec.dynamic_image_size else {}
-    sample = samples(reference, processor, axes, spec.pixels.stage, request.images)
+    sample = samples(reference.config, processor, axes, spec.pixels.stage, request.images)
     quantization = early = None
     if request.quantization is not None:
         early = reference_outputs(reference, sample, spec)  # before much is measured of what may not be finite

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import UsageError
-from vitdeploy.specs import AxisRange, PixelStage
+from vitdeploy.specs import AxisRange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ BATCH = "batch"
 DEFAULT_BATCH = AxisRange(1, 8, 32)
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 _OPTIMIZATION_LEVELS = range(6)
-_SIZES = ("batch", "decoded_size")  # every library's
+_SIZES = ("batch", "image_sizes")  # every library's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,10 @@ class EngineOptions:
 
     Attributes:
         batch: a profile for each range of batch sizes: the smallest, the one to be fastest at, and the largest.
-        decoded_size: of an engine that takes decoded images and resizes them itself: the smallest, the usual and the
-            largest (height, width) that it takes. The memory that it reserves on the GPU grows with the largest.
+        image_sizes: likewise for each range of sizes of the images that the engine takes, each three (height, width);
+            by default one range, the limits of the ONNX artifact. One that takes images of any size, decoded ones for
+            example, has none: there they must be given. Memory on the GPU grows with the largest. Each range of batch
+            sizes and each of image sizes are a profile.
         workspace_mib: device memory that the builder may use for scratch, in MiB; None for all that there is.
         optimization_level: 0 to 5: how long the builder searches. 3 is TensorRT's own default.
         tf32: whether float32 products are rounded to TF32's 11 bits, as TensorRT does by default. Off: the engine is to
@@ -50,7 +52,7 @@ class EngineOptions:
     """
 
     batch: tuple[AxisRange, ...] = (DEFAULT_BATCH,)
-    decoded_size: Bounds | None = None
+    image_sizes: tuple[Bounds, ...] = ()
     workspace_mib: int | None = None
     optimization_level: int = 3
     tf32: bool = False
@@ -64,10 +66,10 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if not self.batch or any(each.maximum is None for each in self.batch):
             raise UsageError("batch must be one or more of MIN:OPT:MAX, got one without a largest size")
-        if self.decoded_size is not None and not _are_sizes(self.decoded_size):
+        if not isinstance(self.image_sizes, tuple) or not all(map(_are_sizes, self.image_sizes)):
             raise UsageError(
-                f"decoded_size must be three (height, width): the smallest, the usual and the largest, "
-                f"got {self.decoded_size!r:.80}"
+                f"image_sizes must be ranges of three (height, width), the smallest, the usual and the largest, "
+                f"got {self.image_sizes!r:.80}"
             )
         if self.workspace_mib is not None and not (type(self.workspace_mib) is int and self.workspace_mib > 0):
             raise UsageError(f"workspace_mib must be a whole number of MiB from 1 up, got {self.workspace_mib!r:.80}")
@@ -90,53 +92,54 @@ class EngineOptions:
         """Plain values for the manifest, but for image sizes, which its axes have, and the file that is a cache."""
         values = {**dataclasses.asdict(self), "batch": [colons(each) for each in self.batch]}
         values["compute_capabilities"] = list(self.compute_capabilities)
-        del values["timing_cache"], values["decoded_size"]
+        del values["timing_cache"], values["image_sizes"]
         return values
 
-    def check_pixels(self, pixels: PixelFormat) -> None:
-        """Raise UsageError unless sizes of decoded images are given where such images are taken, and only there."""
-        if pixels.stage is not PixelStage.DECODED:
-            if self.decoded_size is not None:
-                raise UsageError(
-                    f"decoded_size is of an engine that takes decoded images, this one takes {pixels.stage} ones; "
-                    f"leave it out, or export with --embed-resize"
-                )
-        elif self.decoded_size is None:
-            raise UsageError(
-                "an engine takes images of sizes within limits, got none for decoded ones; "
-                "give decoded_size, such as --decoded-size 32x32:480x640:1080x1920"
-            )
-
-    def decoded_axes(self, pixels: PixelFormat, images: TensorSpec) -> Profile:
-        """The sizes of the height and the width of decoded images; none where there are no such images."""
-        if self.decoded_size is None:
-            return {}
-        edges = zip(*self.decoded_size, strict=True)
-        return {str(name): AxisRange(*each) for name, each in zip(pixels.size(images.shape), edges, strict=True)}
-
-    def profiles(self, inputs: Sequence[TensorSpec], axes: Mapping[str, AxisRange]) -> list[Profile]:
-        """The sizes of every free axis, for each range of batch sizes.
+    def check_limits(self, *, free: bool, limited: bool) -> None:
+        """Raise UsageError unless there are limits for the sizes of images where they are free, and only there.
 
         Args:
-            inputs: what the engine takes.
-            axes: the sizes of its free axes, but for the batch.
+            free: whether the ONNX artifact takes several sizes.
+            limited: whether it has limits of its own.
+        """
+        if self.image_sizes and not free:
+            raise UsageError("image_sizes must be for an ONNX artifact that takes several, this one takes one")
+        if free and not limited and not self.image_sizes:
+            raise UsageError(
+                "an engine takes images of sizes within limits, the ONNX artifact any; "
+                "give them: --engine-size MIN:OPT:MAX, such as 112:224:384 or 32x32:480x640:1080x1920"
+            )
+
+    def profiles(
+        self, inputs: Sequence[TensorSpec], pixels: PixelFormat, axes: Mapping[str, AxisRange]
+    ) -> list[Profile]:
+        """The sizes of every free axis, for each range of batch and of image sizes.
+
+        Args:
+            inputs: what the engine takes, images first.
+            pixels: what it takes for an image.
+            axes: the sizes of images that the ONNX artifact takes, where they are free and limited.
 
         Raises:
-            UsageError: a free axis has no largest size.
+            UsageError: there are no limits for free sizes, or they are not within those that are taken.
         """
-        free = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)} - {BATCH}
-        for name in sorted(free):
-            if name not in axes or axes[name].maximum is None:
-                raise UsageError(
-                    f"an engine needs the largest {name} that it is to take, the ONNX artifact takes any; "
-                    f"give --image-size MIN:OPT:MAX"
-                )
-        return [{BATCH: batch, **{name: axes[name] for name in sorted(free)}} for batch in self.batch]
+        names = [axis for axis in pixels.size(inputs[0].shape) if isinstance(axis, str)]
+        limits = {name: axes[name] for name in names if name in axes}
+        limited = all(name in limits and limits[name].maximum is not None for name in names)
+        self.check_limits(free=bool(names), limited=limited)
+        given = [
+            {name: AxisRange(*each) for name, each in zip(names, zip(*bounds, strict=True), strict=True)}
+            for bounds in self.image_sizes
+        ]
+        for name, each in ((name, sizes[name]) for sizes in given for name in limits):
+            if each.minimum not in limits[name] or (each.maximum or 0) not in limits[name]:
+                raise UsageError(f"{name} must be {limits[name]} in the ONNX artifact, got {colons(each)}")
+        return [{BATCH: batch, **sizes} for batch in self.batch for sizes in given or [limits]]
 
 
 def _are_sizes(bounds: Any) -> bool:
     """Whether these are three (height, width), none smaller than the one before."""
-    pairs = isinstance(bounds, tuple) and len(bounds) == 3 and all(isinstance(p, tuple) and len(p) == 2 for p in bounds)
+    pairs = isinstance(bounds, tuple) and [isinstance(each, tuple) and len(each) for each in bounds] == [2, 2, 2]
     return pairs and all(
         all(type(edge) is int for edge in edges) and 1 <= edges[0] <= edges[1] <= edges[2]
         for edges in zip(*bounds, strict=True)

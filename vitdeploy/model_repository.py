@@ -14,7 +14,7 @@ from vitdeploy import __version__
 from vitdeploy.assess.inspection import artifact_named
 from vitdeploy.atomic import exclusive, replace_folder, staged_folder
 from vitdeploy.bundle import Bundle
-from vitdeploy.engines import is_pending
+from vitdeploy.engine_proof import is_pending
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.manifest import MANIFEST, FileRecord
 from vitdeploy.specs import Task

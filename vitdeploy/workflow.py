@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import os
@@ -14,7 +15,8 @@ from vitdeploy.assess.calibration_images import DEFAULT_COUNT
 from vitdeploy.assess.quantization import QuantizationRequest
 from vitdeploy.bundle import Bundle, check_target
 from vitdeploy.engine_options import EngineOptions
-from vitdeploy.engines import ProofRequest, add_engine
+from vitdeploy.engine_proof import ProofRequest
+from vitdeploy.engines import add_engine
 from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
 from vitdeploy.export_arguments import (
     bound_of,
@@ -232,18 +234,13 @@ def export(
     )
     of_task = task_of(task)
     if asked != to:
-        if dynamic_image_size and bounds is None:
-            raise UsageError(
-                f"an engine needs limits of image sizes, got --dynamic-image-size for {asked}; "
-                f"give --image-size MIN:OPT:MAX"
-            )
+        engine = engine or EngineOptions()
         with contextlib.suppress(UnavailableError):  # which is told when the ONNX artifact is made, and kept
-            check_request(asked, engine or EngineOptions())
+            check_request(asked, engine)
         finish = functools.partial(
             _add_engine,
             asked,
             precision,
-            engine or EngineOptions(),
             proof=ProofRequest(images, tolerance),
             on_step=on_step,
             on_progress=on_progress,
@@ -251,12 +248,14 @@ def export(
         plain = spec == ExportSpec(Precision(precision), dynamic_image_size=dynamic_image_size, target=target)
         measured = any(value is not None for name, value in of_quantization.items() if name != "target")
         own = plain and not measured and task is None and revision is None and random_weights is None
+        own = own and (bounds is not None or not dynamic_image_size)  # which is said of the graph
         made = (
             _made_before(output, to, precision, model) if own and (size is None or (bounds and model is None)) else None
         )
         if made is not None:
-            return finish(made, sizes=None if bounds is None or size is None else (bounds[0], size, bounds[1]))
-        (engine or EngineOptions()).check_pixels(pixels)
+            within = () if bounds is None or size is None else ((bounds[0], size, bounds[1]),)
+            return finish(made, dataclasses.replace(engine, image_sizes=engine.image_sizes or within))
+        engine.check_limits(free=dynamic_image_size or embed_resize, limited=bounds is not None)
     export_function(EXPORTERS[to])  # imports torch and onnx, or says what to install
     read = _reader(
         model,
@@ -292,7 +291,7 @@ def export(
         quantization=quantization,
     )
     bundle = add_artifact(request, None if output is None else Path(output), on_step=on_step, on_progress=on_progress)
-    return bundle if asked == to else finish(bundle)
+    return bundle if asked == to else finish(bundle, engine or EngineOptions())
 
 
 def _reader(
@@ -323,7 +322,7 @@ def _made_before(output: Any, to: str, precision: str, model: str | Path | None)
     return bundle if f"{to}-{precision}" in names and model in (None, bundle.manifest.source.id) else None
 
 
-def _add_engine(to: str, precision: str, options: EngineOptions, bundle: Bundle, **settings: Any) -> Bundle:
+def _add_engine(to: str, precision: str, bundle: Bundle, options: EngineOptions, **settings: Any) -> Bundle:
     """The bundle with an engine; what keeps it from being built also tells what was made."""
     try:
         return add_engine(bundle, to, precision, options, **settings)

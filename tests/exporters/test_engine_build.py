@@ -99,7 +99,7 @@ def test_an_engine_is_made_from_the_artifact_that_is_there_(tiny: Bundle) -> Non
     assert what_is_stated(first) == what_is_stated(again)
     other = vitdeploy.export(to="tensorrt-rtx", output=tiny.path, image_size=((16, 24), (16, 24), (32, 32)))
     (artifact,) = (each for each in other.manifest.artifacts if each.format == "tensorrt-rtx")
-    assert (artifact.axes["height"], artifact.options["width"]) == (AxisRange(16, 16, 32), "24:24:32")
+    assert (artifact.axes["height"], artifact.options["width"]) == (AxisRange(16, 16, 32), ["24:24:32"])
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +151,21 @@ def what_is_stated(bundle: Bundle) -> list[Artifact]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": ((8, 8), (32, 32), (48, 64))}, "height must be from 16 to 48 in onnx-fp32, got 8:32:48"),
-        ({"image_size": ((16, 24), (32, 32), (48, 65))}, "width must be from 24 to 64 in onnx-fp32, got 24:32:65"),
+        (
+            {"image_size": ((8, 8), (32, 32), (48, 64))},
+            "height must be from 16 to 48 in the ONNX .*, got 8:32:48",
+        ),
+        (
+            {"image_size": ((16, 24), (32, 32), (48, 65))},
+            "width must be from 24 to 64 in the ONNX .*, got 24:32:65",
+        ),
         ({"precision": "fp16"}, "export needs a model, or random_weights"),
         ({"opset": 18}, "export needs a model, or random_weights"),
-        ({"dynamic_image_size": True}, "an engine needs limits of image sizes.*give --image-size MIN:OPT:MAX"),
-        ({"embed_resize": True}, "got none for decoded ones; give decoded_size"),
+        ({"dynamic_image_size": True}, r"an engine takes images of sizes within limits, the ONNX artifact any"),
+        (
+            {"embed_resize": True},
+            "an engine takes images of sizes within limits, .* give them: --engine-size",
+        ),
         ({"optimize": "onnxruntime"}, "optimize is not for tensorrt-rtx, got 'onnxruntime'"),
         ({"precision": "int4"}, "precision for tensorrt-rtx must be one of fp32, fp16, bf16, int8, fp8, got 'int4'"),
         ({"precision": "int8"}, "export needs a model, or random_weights"),
@@ -197,7 +206,7 @@ def request_of_tiny(tiny: Bundle, tmp_path: Path) -> EngineRequest:
         precision=artifact.precision,
         inputs=artifact.inputs,
         outputs=artifact.outputs,
-        profiles=options.profiles(artifact.inputs, artifact.axes),
+        profiles=options.profiles(artifact.inputs, artifact.pixels, artifact.axes),
         options=options,
         timing_cache=tmp_path / "timing",
         log=tmp_path / "build.log",
@@ -266,7 +275,7 @@ def test_what_the_parser_refuses_is_told_before_the_build(
         request_of_tiny,
         onnx=graph_of(tmp_path / "one.onnx", operator, domain, opset),
         inputs=(spec,),
-        profiles=request_of_tiny.options.profiles((spec,), {}),
+        profiles=[{"batch": batch} for batch in BATCH],
         on_progress=lambda *_: pytest.fail("the build has started"),
     )
     with pytest.raises(CheckFailedError, match=message) as caught:

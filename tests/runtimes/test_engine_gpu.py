@@ -124,7 +124,7 @@ def test_decoded_images_are_resized_in_the_engine(tmp_path: Path, backend: str) 
     sizes = ((32, 48), (240, 320), (480, 640))
     made = vitdeploy.export(
         random_weights="vit-tiny-patch16-224", to=backend, embed_resize=True, output=tmp_path / "out",
-        engine=EngineOptions(batch=BATCH, decoded_size=sizes),
+        engine=EngineOptions(batch=BATCH, image_sizes=(sizes,)),
     )  # fmt: skip
     assert made.artifact(backend, "fp32").validation["image_sizes"] == [[240, 320], [32, 48], [480, 640]]
 

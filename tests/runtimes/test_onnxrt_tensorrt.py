@@ -277,10 +277,10 @@ def test_options_that_cannot_be(
 
 
 def test_decoded_images_have_limits(decoded: Bundle, asked: Asked) -> None:
-    with pytest.raises(UsageError, match="got none for decoded ones; give decoded_size, such as"):
+    with pytest.raises(UsageError, match="an engine takes images of sizes within limits, the ONNX artifact any"):
         open_runtime(decoded, BACKEND, engine_cache=False)
     sizes = ((16, 20), (48, 64), (70, 64))
-    with open_runtime(decoded, BACKEND, engine_cache=False, decoded_size=sizes) as runtime:
+    with open_runtime(decoded, BACKEND, engine_cache=False, image_sizes=sizes) as runtime:
         assert [asked.options[name] for name in PROFILES] == [
             "pixel_values:1x16x20x3", "pixel_values:8x48x64x3", "pixel_values:32x70x64x3",
         ]  # fmt: skip
@@ -298,7 +298,7 @@ def test_artifacts_that_it_does_not_run(bundle: Bundle, asked: Asked, tmp_path: 
     free = changed(
         bundle, tmp_path / "free", inputs=(spec,), axes={"height": AxisRange(8, 32), "width": AxisRange(8, 32)}
     )
-    with pytest.raises(UsageError, match=r"needs the largest height that it is to take, .*--image-size MIN:OPT:MAX"):
+    with pytest.raises(UsageError, match="an engine takes images of sizes within limits, the ONNX artifact any"):
         open_runtime(free, BACKEND)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vitdeploy.assess.difference import Difference
+    from vitdeploy.models.config import ViTConfig
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
@@ -52,55 +53,57 @@ class Sample:
 
 
 def samples(
-    model: VisionTransformer,
+    config: ViTConfig,
     processor: ImageProcessor,
     axes: Mapping[str, AxisRange],
     stage: PixelStage,
     images: str | os.PathLike[str] | None,
+    *,
+    sizes: Sequence[tuple[int, int]] | None = None,
 ) -> list[Sample]:
     """Images to compare on, in each of the sizes to compare at: the usual one first.
 
     Args:
-        model: the reference.
+        config: the model's.
         processor: of the bundle.
         axes: the sizes that the artifact takes; none where it takes the model's own alone.
         stage: of the images that the artifact takes.
         images: a folder, of which the first images are used; by default synthetic ones are.
+        sizes: the (height, width) to compare at; by default three, where the artifact takes several.
     """
-    native = processor.output_size or model.config.image_size
+    native = processor.output_size or config.image_size
     if stage is PixelStage.DECODED:
-        return _decoded_samples(processor, native, axes, images)
+        return _decoded_samples(processor, sizes or _decoded_sizes(*native), images)
     if images is None:
         sources: list[Any] = list(synthetic_images(COUNT, *native))
     else:
         files = image_files(images)
         sources = [files[index % len(files)] for index in range(COUNT)]
+    if sizes is not None:
+        return [Sample(sources, processor.resized(*size)) for size in sizes]
     if not axes:
         return [Sample(sources, processor)]
-    sizes = [native, *_other_sizes(native, model.config.patch_size, *axes.values())]
+    sizes = [native, *_other_sizes(native, config.patch_size, *axes.values())]
     batches = (BATCHES, OTHER_SIZE_BATCHES, LARGEST_SIZE_BATCHES)
     return [Sample(sources, processor.resized(*size), of_one) for size, of_one in zip(sizes, batches, strict=True)]
 
 
 def _decoded_samples(
-    processor: ImageProcessor,
-    native: tuple[int, int],
-    axes: Mapping[str, AxisRange],
-    images: str | os.PathLike[str] | None,
+    processor: ImageProcessor, sizes: Sequence[tuple[int, int]], images: str | os.PathLike[str] | None
 ) -> list[Sample]:
-    """Images in sizes of their own; synthetic ones at the limits, or as they are, larger and smaller."""
+    """Images in sizes of their own, or synthetic ones in these."""
     if images is not None:
         files = image_files(images)
         return [Sample([files[index % len(files)]], processor, OF_ONE) for index in range(COUNT)]
-    height, width = native
-    sizes = [native, (2 * height + 3, width + 5), (height // 2 + 1, 3 * width // 4 + 1)]
-    if axes:
-        limits = [(each.optimum, each.minimum, each.maximum or each.optimum) for each in axes.values()]
-        sizes = list(zip(*limits, strict=True))
     return [
         Sample(synthetic_images(COUNT, *size), processor, OTHER_SIZE_BATCHES if index else BATCHES)
         for index, size in enumerate(sizes)
     ]
+
+
+def _decoded_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """A size that stays, one that shrinks and one that grows."""
+    return [(height, width), (2 * height + 3, width + 5), (height // 2 + 1, 3 * width // 4 + 1)]
 
 
 def _other_sizes(

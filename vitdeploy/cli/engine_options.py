@@ -38,9 +38,9 @@ def image_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return pairs[0] if len(pairs) == 1 else tuple(pairs)
 
 
-def _decoded_size(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-    sizes = image_size(ctx, param, value)
-    return (sizes,) * 3 if sizes and isinstance(sizes[0], int) else sizes
+def _image_sizes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Any:
+    sizes = [image_size(ctx, param, value) for value in values]
+    return tuple((each,) * 3 if isinstance(each[0], int) else each for each in sizes)
 
 
 # By the field of `EngineOptions`. A value that is not given is None, or empty: only what is given is an engine's.
@@ -49,9 +49,10 @@ _OPTIONS = {
         "--batch", multiple=True, metavar="MIN:OPT:MAX", callback=_batch,
         help="Of an engine: sizes of batches; once for each profile.  [default: 1:8:32]",
     ),
-    "decoded_size": click.option(
-        "--decoded-size", metavar="MIN:OPT:MAX", callback=_decoded_size,
-        help="Of an engine with --embed-resize: sizes of decoded images, such as 32x32:480x640:1080x1920.",
+    "image_sizes": click.option(
+        "--engine-size", "image_sizes", multiple=True, metavar="MIN:OPT:MAX", callback=_image_sizes,
+        help="Of an engine: sizes of images within those of the ONNX artifact, or with --embed-resize of decoded ones, "
+        "such as 32x32:480x640:1080x1920; once for each profile.  [default: those of --image-size]",
     ),
     "workspace_mib": click.option(
         "--workspace-mib", type=click.IntRange(1), metavar="MIB",

@@ -11,25 +11,33 @@ from vitdeploy.errors import UsageError
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.option("--run", is_flag=True, help="Also compare engines that have not run yet with the reference, on this GPU.")
+@click.option(
+    "--artifact",
+    "artifacts",
+    multiple=True,
+    help="With --run: an engine to run, such as tensorrt-rtx-fp16; all by default.",
+)
 @click.option("--images", type=PATH, help="With --run: a folder of images; synthetic by default.")
 @json_option
-def verify(bundle: str, run: bool, images: str | None, as_json: bool) -> None:
+def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | None, as_json: bool) -> None:
     """Check every file of BUNDLE against its manifest; exits with 4 at the first that was altered.
 
-    With --run, engines that were built elsewhere are compared with the reference, and the manifest says so from then
-    on; exits with 1 where one differs, and with 3 without a GPU.
+    With --run, engines that were built elsewhere are compared with the reference, or where there is no torch with the
+    ONNX artifact that each was built from, and the manifest says so from then on, of each as it is proven; exits with
+    1 where one differs, and with 3 where one cannot run.
     """
     from vitdeploy.bundle import Bundle
 
-    if images is not None and not run:
-        raise UsageError(f"images are for verify --run, got {images} without it; leave it out")
+    for name, value in (("images", images), ("artifact", ", ".join(artifacts) or None)):
+        if value is not None and not run:
+            raise UsageError(f"--{name} is for verify --run, got {value} without it; leave it out")
     opened = Bundle.open(bundle)
     opened.verify()
     proven: tuple[str, ...] = ()
     if run:
-        from vitdeploy.engines import ProofRequest, prove_engines
+        from vitdeploy.engine_proof import ProofRequest, prove_engines
 
-        opened, proven = prove_engines(opened, proof=ProofRequest(images), on_step=print_step)
+        opened, proven = prove_engines(opened, names=artifacts, proof=ProofRequest(images), on_step=print_step)
     manifest = opened.manifest
     files = [*manifest.files, *(file for artifact in manifest.artifacts for file in artifact.files)]
     if as_json:

@@ -1,0 +1,226 @@
+"""Prove that an engine is the same model: the reference and the engine on the same images, on the GPU that runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.assess.difference import default_tolerance
+from vitdeploy.assess.proof import prove, reference_outputs, samples
+from vitdeploy.assess.samples import feeds
+from vitdeploy.atomic import exclusive, write_file
+from vitdeploy.bundle import Bundle
+from vitdeploy.engine_options import read_range
+from vitdeploy.errors import CheckFailedError, MissingDependencyError, UnavailableError, UsageError
+from vitdeploy.exporters import EXPORTERS
+from vitdeploy.manifest import MANIFEST
+from vitdeploy.models.config import ViTConfig
+from vitdeploy.predictor import load_processor
+from vitdeploy.runtimes import open_runtime
+from vitdeploy.specs import ExportSpec, PixelStage, Precision, Task
+from vitdeploy.tables import load_target
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Collection
+
+    from vitdeploy.assess.proof import Sample
+    from vitdeploy.manifest import Artifact
+    from vitdeploy.runtimes.base import Runtime
+
+NOT_RUN = "not yet run on a GPU"
+
+
+@dataclasses.dataclass(frozen=True)
+class ProofRequest:
+    """How an engine is to be compared with the reference.
+
+    Attributes:
+        images: a folder of images; None for synthetic ones.
+        tolerance: largest difference allowed, relative to each output's largest value; None for the precision's.
+    """
+
+    images: str | os.PathLike[str] | None = None
+    tolerance: float | None = None
+
+    def allowed(self, artifact: Artifact) -> float:
+        """The tolerance for an artifact."""
+        return default_tolerance(artifact) if self.tolerance is None else self.tolerance
+
+
+def is_pending(artifact: Artifact) -> bool:
+    """Whether an engine was built, and has not been compared with the reference."""
+    return artifact.validation.get("status") == NOT_RUN
+
+
+def pending(artifact: Artifact, proof: ProofRequest) -> dict[str, Any]:
+    """The validation of an engine that has not run yet."""
+    return {
+        "status": NOT_RUN,
+        "images": "none",
+        "engine": " ".join(next(item for item in artifact.tools.items() if item[0] != "vitdeploy")),
+        "tolerance": proof.allowed(artifact),
+        "outputs": [],
+    }
+
+
+def open_engine(bundle: Bundle, artifact: Artifact) -> Runtime:
+    """The runtime of an engine, on the first GPU."""
+    return open_runtime(bundle, EXPORTERS[artifact.format].backend, precision=artifact.precision)
+
+
+def prove_engine(
+    engine: Runtime, artifact: Artifact, of: Bundle, proof: ProofRequest, on_step: Callable[[str], None]
+) -> dict[str, Any]:
+    """Compare an engine with the reference, at the limits of its profiles and where they are fastest.
+
+    Args:
+        engine: is closed.
+        artifact: what it runs.
+        of: where the reference is.
+        proof: how to compare.
+        on_step: called with what is being done.
+
+    Returns:
+        The record of it, for the manifest.
+
+    Raises:
+        CheckFailedError: it is another model.
+        MissingDependencyError: there is neither torch nor onnxruntime.
+    """
+    with engine as runtime:
+        on_step(f"comparing {artifact.name} with the reference")
+        images, expected, against = _expected(of, artifact, proof)
+        record = prove(runtime, artifact.name, images, expected, proof.allowed(artifact))
+        device = runtime.details["device"]
+    return {
+        "images": "synthetic" if proof.images is None else "given",
+        **record,
+        "against": against,
+        "device": device,
+    }
+
+
+def prove_engines(
+    bundle: Bundle,
+    *,
+    names: Collection[str] = (),
+    proof: ProofRequest = ProofRequest(),
+    on_step: Callable[[str], None] = lambda _: None,
+) -> tuple[Bundle, tuple[str, ...]]:
+    """Compare every engine that was not run yet with the reference, on the machine that is to run them.
+
+    What is proven is written at once, and one that fails, or cannot run here, keeps no other from being proven.
+
+    Args:
+        bundle: the bundle; its manifest is written again.
+        names: of the artifacts; by default all that are pending.
+        proof: how to compare; the tolerance is by default that of the export.
+        on_step: called with what is being done.
+
+    Returns:
+        The bundle, and the names of the engines that were proven.
+
+    Raises:
+        UsageError: there is no such engine.
+        CheckFailedError: one differs from the reference.
+        UnavailableError: none differs, and one cannot run here.
+        OutputError: the manifest cannot be written.
+    """
+    waiting = {artifact.name: artifact for artifact in bundle.manifest.artifacts if is_pending(artifact)}
+    for name in names:
+        if name not in waiting:
+            raise UsageError(
+                f"an engine to be run must be one that was not yet, {', '.join(waiting) or 'none'}, got {name}"
+            )
+    proven: list[str] = []
+    problems: list[CheckFailedError | UnavailableError] = []
+    for artifact in (waiting[name] for name in names or waiting):
+        asked = proof if proof.tolerance is not None else ProofRequest(proof.images, artifact.validation["tolerance"])
+        try:
+            validation = prove_engine(open_engine(bundle, artifact), artifact, bundle, asked, on_step)
+        except (CheckFailedError, UnavailableError) as exc:
+            problems.append(exc)
+        else:
+            bundle = _written(bundle, dataclasses.replace(artifact, validation=validation))
+            proven.append(artifact.name)
+    if problems:
+        worst = next((each for each in problems if isinstance(each, CheckFailedError)), problems[0])
+        others = [f"{len(problems) - 1} others cannot be proven either"] if len(problems) > 1 else []
+        done = [f"proven: {', '.join(proven)}"] if proven else []
+        kind = CheckFailedError if isinstance(worst, CheckFailedError) else UnavailableError
+        raise kind("; ".join([str(worst), *others, *done])) from worst
+    return bundle, tuple(proven)
+
+
+def _written(bundle: Bundle, proven: Artifact) -> Bundle:
+    """The bundle as it is now, with what was proven of the very files that it names."""
+    with exclusive(bundle.path.resolve()):
+        now = Bundle.open(bundle.path)
+        artifacts = tuple(
+            proven if (each.name, each.files) == (proven.name, proven.files) else each
+            for each in now.manifest.artifacts
+        )
+        manifest = dataclasses.replace(now.manifest, artifacts=artifacts)
+        write_file(bundle.path / MANIFEST, manifest.to_json().encode())
+    return Bundle(bundle.path, manifest)
+
+
+def _expected(
+    bundle: Bundle, artifact: Artifact, proof: ProofRequest
+) -> tuple[list[Sample], list[dict[str, Any]], str]:
+    """Images in every size and number that the engine has limits for, what they give, and what gave that."""
+    bundle.verified_configs()
+    images = samples(
+        ViTConfig.from_pretrained(bundle.path),
+        load_processor(bundle),
+        {},
+        artifact.pixels.stage,
+        proof.images,
+        sizes=_sizes(artifact),
+    )
+    ranges = [read_range(text) for text in artifact.options["batch"]]
+    counts = sorted({size for each in ranges for size in (each.minimum, each.optimum, each.maximum or each.optimum)})
+    images = [
+        dataclasses.replace(sample, batches=[[index % len(sample.images) for index in range(n)] for n in counts])
+        for sample in images
+    ]
+    try:
+        return images, _of_reference(bundle, artifact, images), "the reference"
+    except MissingDependencyError as exc:
+        return images, _of_artifact(bundle, artifact, images, exc), f"onnx-{artifact.precision}"
+
+
+def _sizes(artifact: Artifact) -> list[tuple[int, int]] | None:
+    """The usual, the smallest and the largest (height, width) of each profile; None where there is one size alone."""
+    names = [axis for axis in artifact.pixels.size(artifact.inputs[0].shape) if isinstance(axis, str)]
+    if not names:
+        return None
+    heights, widths = ([read_range(text) for text in artifact.options[name]] for name in names)
+    edges = ("optimum", "minimum", "maximum")
+    pairs = [(getattr(h, edge), getattr(w, edge)) for h, w in zip(heights, widths, strict=True) for edge in edges]
+    return list(dict.fromkeys(pairs))
+
+
+def _of_reference(bundle: Bundle, artifact: Artifact, images: list[Sample]) -> list[dict[str, Any]]:
+    load_model = load_target("vitdeploy.models.checkpoint:load_model", "the reference", "torch")
+    weights = [path for path in bundle.verified(bundle.manifest.files) if path.suffix == ".safetensors"]
+    model = load_model(ViTConfig.from_pretrained(bundle.path), weights, Task(bundle.manifest.task))
+    resized = artifact.pixels.stage is not PixelStage.DECODED
+    spec = ExportSpec(
+        precision=Precision(artifact.precision),
+        outputs=tuple(output.name for output in artifact.outputs),
+        dynamic_image_size=resized and _sizes(artifact) is not None,
+    )
+    return reference_outputs(model, images, spec)
+
+
+def _of_artifact(
+    bundle: Bundle, artifact: Artifact, images: list[Sample], no_torch: MissingDependencyError
+) -> list[dict[str, Any]]:
+    """What the ONNX artifact gives that the engine was built from, which was compared with the reference itself."""
+    source = bundle.artifact("onnx", artifact.precision)
+    if [file.sha256 for file in source.files] != artifact.options.get("onnx_sha256"):
+        raise no_torch
+    with open_runtime(bundle, "onnxruntime", precision=artifact.precision) as runtime:
+        return [runtime.run(feeds(runtime.inputs, sample.pixel_values(runtime.pixels))) for sample in images]
