@@ -7,14 +7,16 @@ import dataclasses
 import gc
 import platform
 import traceback
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.atomic import write_file
+from vitdeploy.atomic import check_writable, write_file
 from vitdeploy.engine_options import BATCH, EngineOptions, colons
-from vitdeploy.errors import CheckFailedError, DeviceError
+from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, UsageError
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.engine_capabilities import CAPABILITIES, check_options, configure, network_flags
 from vitdeploy.exporters.engine_progress import make_monitor
+from vitdeploy.exporters.interrupts import interrupts_held
 from vitdeploy.gpu import find_gpu
 from vitdeploy.specs import Precision
 from vitdeploy.trt_library import LIBRARIES, compiles_on_target, load_library, make_builder, make_logger
@@ -106,12 +108,14 @@ def build_engine(request: EngineRequest, folder: Path, file: str) -> Built:
     """
     trt = load_library(request.library, f"exporting to {request.library}")
     check_options(trt, request.library, request.options)
+    _check_files(request)
     # The libraries hold a lock while they call the logger and the monitor. What Python lets go of there, such as an
     # older builder in a cycle or a traceback, would wait for that lock for ever (seen with TensorRT-RTX 1.7).
     collected = gc.isenabled()
     gc.disable()
     try:
-        return _build(trt, request, folder, file)
+        with interrupts_held() as came:
+            return _build(trt, request, folder, file, came)
     except BaseException as exc:
         traceback.clear_frames(exc.__traceback__)
         raise
@@ -120,9 +124,22 @@ def build_engine(request: EngineRequest, folder: Path, file: str) -> Built:
             gc.enable()
 
 
-def _build(trt: Any, request: EngineRequest, folder: Path, file: str) -> Built:
+def _check_files(request: EngineRequest) -> None:
+    """Raise UsageError or OutputError unless the files beside the engine can be what they are to be."""
+    try:
+        str(request.onnx).encode()
+    except UnicodeEncodeError as exc:
+        raise UsageError(
+            f"{request.library} must be given a path in UTF-8, got {str(request.onnx)!r}; rename the folder"
+        ) from exc
+    for file, what in ((request.log, "the builder's log"), (request.timing_cache, "the timing cache")):
+        check_writable(file)
+        if file.is_symlink() or (file.exists() and not file.is_file()):
+            raise OutputError(f"{file} must be a file for {what}, is something else; remove it, or name another")
+
+
+def _build(trt: Any, request: EngineRequest, folder: Path, file: str, came: Sequence[int]) -> Built:
     name = request.library
-    request.log.parent.mkdir(parents=True, exist_ok=True)
     with request.log.open("w", encoding="utf-8") as log:
         logger = make_logger(trt, log)
         builder = make_builder(trt, name, logger)
@@ -136,14 +153,16 @@ def _build(trt: Any, request: EngineRequest, folder: Path, file: str) -> Built:
         caches = CAPABILITIES["timing_cache"].has(trt)
         if caches:
             _use_timing_cache(config, request)
-        monitor = config.progress_monitor = make_monitor(trt, request.on_progress)
+        monitor = config.progress_monitor = make_monitor(trt, request.on_progress, came)
         plan = builder.build_serialized_network(network, config)
         for problem in (monitor.error, logger.lost):
             if problem is not None:
                 raise problem
         if plan is None:
             why = logger.errors[0] if logger.errors else "it does not say why"
-            raise CheckFailedError(f"{name} {trt.__version__} must build the engine: {why:.300}; see {request.log}")
+            raise CheckFailedError(
+                f"{name} {trt.__version__} must build the engine: {shorten(why, 300)}; see {request.log}"
+            )
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(plan)
@@ -189,10 +208,10 @@ def _parse(trt: Any, parser: Any, network: Any, request: EngineRequest) -> None:
         operator = error.node_operator() or "unknown"
         node = error.node_name() or f"number {error.node()}"
         avoid = _AVOIDED_BY.get(operator, _OTHERWISE)
-        reason = " ".join(error.desc().split())
+        reason = shorten(error.desc(), 300)
         raise CheckFailedError(
             f"{request.library} {trt.__version__} must take every node of {request.onnx.name}, refuses node {node} "
-            f"({operator}): {reason:.300}; {avoid}; see {request.log}"
+            f"({operator}): {reason}; {avoid}; see {request.log}"
         )
     fused = getattr(trt.LayerType, "ATTENTION_INPUT", None)  # parsed, and then refused by the builder in float32
     layers = (network.get_layer(index) for index in range(network.num_layers))

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 OF = 1000  # the whole, in what is reported
 
@@ -56,11 +56,11 @@ class Progress:
         return min(shares, default=0.0)
 
 
-def make_monitor(trt: Any, report: Callable[[int, int], None]) -> Any:
-    """The library's monitor, reporting to `report`.
+def make_monitor(trt: Any, report: Callable[[int, int], None], came: Sequence[int]) -> Any:
+    """The library's monitor, reporting to `report`; a signal that came ends the build.
 
-    An exception in there, an interrupt for example, cannot pass through the library: the build is cancelled, and the
-    exception is the monitor's `error`.
+    An exception in there cannot pass through the library: the build is cancelled, and the exception is the monitor's
+    `error`.
     """
     progress = Progress(report)
 
@@ -74,7 +74,7 @@ def make_monitor(trt: Any, report: Callable[[int, int], None]) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._guarded(progress.step, phase_name, step)
-            return self.error is None
+            return self.error is None and not came
 
         def phase_finish(self, phase_name: str) -> None:
             self._guarded(progress.finish, phase_name)

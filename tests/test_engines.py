@@ -18,6 +18,7 @@ from vitdeploy.assets import held_out_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import (
+    BundleError,
     CheckFailedError,
     DeviceError,
     MissingDependencyError,
@@ -345,7 +346,7 @@ def test_an_option_that_the_library_has_not_is_refused_before_anything_is_made(t
     ("values", "message"),
     [
         ({"batch": ()}, "batch must be one or more"),
-        ({"batch": (AxisRange(1, 2),)}, "batch must be one or more of MIN:OPT:MAX"),
+        ({"batch": (AxisRange(1, 2),)}, "batch must be one or more AxisRange with a largest size"),
         (
             {"image_sizes": ((1, 1), (2, 2), (3, 3))},
             r"image_sizes must be ranges of three \(height, width\), .*got \(\(1,",
@@ -353,7 +354,15 @@ def test_an_option_that_the_library_has_not_is_refused_before_anything_is_made(t
         ({"image_sizes": (((8, 8), (8, 4), (8, 8)),)}, "image_sizes must be ranges of three"),
         ({"image_sizes": (((0, 8), (8, 8), (8, 8)),)}, "image_sizes must be ranges of three"),
         ({"image_sizes": "1:2:3"}, "image_sizes must be ranges of three"),
-        ({"workspace_mib": 0}, "workspace_mib must be a whole number of MiB from 1 up, got 0"),
+        ({"workspace_mib": 0}, "workspace_mib must be a whole number of MiB from 1 to 16777216, got 0"),
+        ({"workspace_mib": 2**24 + 1}, "from 1 to 16777216, got 16777217"),
+        ({"batch": "1:8:32"}, "batch must be one or more AxisRange"),
+        ({"batch": ("1:8:32",)}, "batch must be one or more AxisRange"),
+        ({"tf32": "no"}, "tf32 must be True or False, got 'no'"),
+        ({"strip_weights": 1}, "strip_weights must be True or False, got 1"),
+        ({"timing_cache": ""}, "timing_cache must be the path of a file, got ''"),
+        ({"timing_cache": 5}, "timing_cache must be the path of a file, got 5"),
+        ({"compute_capabilities": "8.9"}, "compute_capabilities must be a tuple of names, got '8.9'"),
         ({"workspace_mib": True}, "workspace_mib must be a whole number"),
         ({"optimization_level": 6}, "optimization_level must be from 0 to 5, got 6"),
         ({"optimization_level": None}, "optimization_level must be from 0 to 5"),
@@ -392,6 +401,60 @@ def test_the_command_line_refuses(
         main(["export", *arguments, "-o", str(bundle.path)])
     assert exited.value.code == code
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_the_models_name_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights may be others by now: only a model of the Hub is known by its name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engines, "find_gpu", not_here)
+    write_checkpoint_of(tiny_model(), tmp_path / "model")
+    vitdeploy.export("model", to="tensorrt-rtx", output="out")
+    shutil.rmtree(tmp_path / "model")
+    other = tiny_model()
+    next(iter(other.parameters())).data.neg_()
+    write_checkpoint_of(other, tmp_path / "model")
+    with pytest.raises(UsageError, match="must hold the same model"):
+        vitdeploy.export("model", to="tensorrt-rtx", output="out")
+
+
+@pytest.mark.parametrize("how", ["replaced", "altered"])
+def test_an_artifact_that_changes_while_its_engine_is_built(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(engines, "find_gpu", not_here)
+    onnx = bundle.path / bundle.artifact("onnx", "fp32").files[0].path
+
+    def meanwhile(_done: int, _total: int) -> None:
+        if how == "altered":
+            with onnx.open("ab") as file:
+                file.write(b"x")
+        else:
+            vitdeploy.export(str(bundle.path), output=bundle.path, opset=18)
+
+    options: dict[str, Any] = {"to": "tensorrt-rtx", "output": bundle.path, "engine": EngineOptions(batch=BATCH)}
+    message = "onnx-fp32 that was begun with; export again" if how == "replaced" else "it was altered"
+    with monkeypatch.context() as patch:
+        once = iter([meanwhile])
+        patch.setattr(engines, "pending", lambda *given: next(once)(0, 0) or engine_proof.pending(*given))
+        with pytest.raises(BundleError, match=message):
+            vitdeploy.export(**options)
+    if how == "replaced":
+        Bundle.open(bundle.path).verify()
+        vitdeploy.export(**options)
+        Bundle.open(bundle.path).verify()
+
+
+def test_what_is_no_option_leaves_the_bundle_as_it_is(bundle: Bundle) -> None:
+    before = (bundle.path / "manifest.json").read_bytes()
+    for options, message in (
+        ({"tolerance": True}, "tolerance must be a finite number from 0 up, got True"),
+        ({"engine": {"batch": "1"}}, "engine must be EngineOptions, got "),
+        ({"engine": False}, "engine must be EngineOptions, got False"),
+        ({"output": 5}, "output must be the path of a folder, got 5"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            vitdeploy.export(**{"to": "tensorrt-rtx", "output": bundle.path, **options})  # type: ignore[arg-type]
+    assert (bundle.path / "manifest.json").read_bytes() == before
 
 
 def test_the_command_line_shows_what_was_not_run(

@@ -146,7 +146,7 @@ def check_target(target: Path) -> None:
         raise UsageError(f"{target} must be empty or a bundle, holds other files; choose another output")
 
 
-def commit(staging: Path, target: Path, manifest: Manifest) -> Bundle:
+def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifact | None = None) -> Bundle:
     """Make `staging`, the content of a bundle with one artifact, take the place of `target`.
 
     Artifacts and other files that `target` has already are kept; an artifact of the same format and precision is
@@ -156,15 +156,20 @@ def commit(staging: Path, target: Path, manifest: Manifest) -> Bundle:
         staging: a folder with every file that `manifest` names.
         target: where the bundle is to be.
         manifest: of what is in `staging`.
+        made_from: an artifact of `target` that the new one was made from, and has need of.
 
     Raises:
+        BundleError: `target` has that no more: another process has replaced it, or the bundle.
         UsageError: `target` holds another model, or files that are no bundle.
         OSError: a file cannot be written; `target` is as it was.
     """
     with exclusive(target):
         check_target(target)
-        if (target / MANIFEST).exists():
-            manifest = _with_existing(staging, Bundle.open(target), manifest)
+        old = Bundle.open(target) if made_from is not None or (target / MANIFEST).exists() else None
+        if old is not None:
+            if made_from is not None and made_from not in old.manifest.artifacts:
+                raise BundleError(f"{target} must still have the {made_from.name} that was begun with; export again")
+            manifest = _with_existing(staging, old, manifest)
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         replace_folder(staging, target)
     return Bundle(target, manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ BATCH = "batch"
 DEFAULT_BATCH = AxisRange(1, 8, 32)
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 _OPTIMIZATION_LEVELS = range(6)
+LARGEST_WORKSPACE_MIB = 2**24  # 16 TiB, more than any GPU has; the libraries count bytes in 63 bits
 _SIZES = ("batch", "image_sizes")  # every library's
 
 
@@ -56,7 +58,7 @@ class EngineOptions:
     workspace_mib: int | None = None
     optimization_level: int = 3
     tf32: bool = False
-    timing_cache: str | None = None
+    timing_cache: str | os.PathLike[str] | None = None
     version_compatible: bool = False
     hardware_compatibility: str = "none"
     compute_capabilities: tuple[str, ...] = ()
@@ -64,20 +66,34 @@ class EngineOptions:
     strip_weights: bool = False
 
     def __post_init__(self) -> None:
-        if not self.batch or any(each.maximum is None for each in self.batch):
-            raise UsageError("batch must be one or more of MIN:OPT:MAX, got one without a largest size")
+        if not isinstance(self.batch, tuple) or not self.batch or not all(map(_is_limited, self.batch)):
+            raise UsageError(f"batch must be one or more AxisRange with a largest size, got {self.batch!r:.80}")
         if not isinstance(self.image_sizes, tuple) or not all(map(_are_sizes, self.image_sizes)):
             raise UsageError(
                 f"image_sizes must be ranges of three (height, width), the smallest, the usual and the largest, "
                 f"got {self.image_sizes!r:.80}"
             )
-        if self.workspace_mib is not None and not (type(self.workspace_mib) is int and self.workspace_mib > 0):
-            raise UsageError(f"workspace_mib must be a whole number of MiB from 1 up, got {self.workspace_mib!r:.80}")
+        if self.workspace_mib is not None and not (
+            type(self.workspace_mib) is int and 0 < self.workspace_mib <= LARGEST_WORKSPACE_MIB
+        ):
+            raise UsageError(
+                f"workspace_mib must be a whole number of MiB from 1 to {LARGEST_WORKSPACE_MIB}, "
+                f"got {self.workspace_mib!r:.80}"
+            )
+        for name in ("tf32", "version_compatible", "refit", "strip_weights"):
+            if type(getattr(self, name)) is not bool:
+                raise UsageError(f"{name} must be True or False, got {getattr(self, name)!r:.80}")
+        if self.timing_cache is not None and not (
+            isinstance(self.timing_cache, (str, os.PathLike)) and os.fspath(self.timing_cache)
+        ):
+            raise UsageError(f"timing_cache must be the path of a file, got {self.timing_cache!r:.80}")
         if type(self.optimization_level) is not int or self.optimization_level not in _OPTIMIZATION_LEVELS:
             raise UsageError(f"optimization_level must be from 0 to 5, got {self.optimization_level!r:.80}")
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
             known = ", ".join(HARDWARE_COMPATIBILITY)
             raise UsageError(f"hardware_compatibility must be one of {known}, got {self.hardware_compatibility!r:.80}")
+        if not isinstance(self.compute_capabilities, tuple):
+            raise UsageError(f"compute_capabilities must be a tuple of names, got {self.compute_capabilities!r:.80}")
         for name in self.compute_capabilities:
             if not isinstance(name, str) or not re.fullmatch(r"[0-9]+\.[0-9]", name):
                 raise UsageError(f"a compute capability must be such as 8.9, got {name!r:.80}")
@@ -135,6 +151,10 @@ class EngineOptions:
             if each.minimum not in limits[name] or (each.maximum or 0) not in limits[name]:
                 raise UsageError(f"{name} must be {limits[name]} in the ONNX artifact, got {colons(each)}")
         return [{BATCH: batch, **sizes} for batch in self.batch for sizes in given or [limits]]
+
+
+def _is_limited(sizes: Any) -> bool:
+    return isinstance(sizes, AxisRange) and sizes.maximum is not None
 
 
 def _are_sizes(bounds: Any) -> bool:

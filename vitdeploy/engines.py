@@ -11,7 +11,14 @@ from vitdeploy.atomic import staged_folder
 from vitdeploy.bundle import Bundle, commit, link
 from vitdeploy.engine_options import EngineOptions, reach
 from vitdeploy.engine_proof import NOT_RUN, ProofRequest, open_engine, pending, prove_engine
-from vitdeploy.errors import CheckFailedError, DeviceError, OtherHardwareError, UnavailableError, UsageError
+from vitdeploy.errors import (
+    CheckFailedError,
+    DeviceError,
+    OtherHardwareError,
+    UnavailableError,
+    UsageError,
+    readable,
+)
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.gpu import find_gpu
 from vitdeploy.manifest import Artifact, FileRecord
@@ -64,26 +71,26 @@ def add_engine(
             f"an engine needs an ONNX artifact that was quantized for TensorRT, {source.name} of {bundle.path} was for "
             f"a CPU; export the model to another output, with --to {to}, which makes one"
         )
-    onnx, *_ = bundle.verified(source.files)
     profiles = options.profiles(source.inputs, source.pixels, source.axes)
     path = bundle.path.resolve()
     name = f"{to}-{precision}"
     cache = path.with_name(f"{path.name}.{to}.timing-cache")
-    request = EngineRequest(
-        library=to,
-        onnx=onnx,
-        precision=precision,
-        inputs=source.inputs,
-        outputs=source.outputs,
-        profiles=profiles,
-        options=options,
-        timing_cache=cache if options.timing_cache is None else Path(options.timing_cache),
-        log=path.with_name(f"{path.name}.{name}.log"),
-        on_progress=on_progress,
-    )
     on_step(f"building {to} {precision}")
     build = load_target(exporter.target, f"exporting to {to}", "export")
     with staged_folder(path) as staging:
+        onnx, *_ = _linked(bundle, source, staging)
+        request = EngineRequest(
+            library=to,
+            onnx=onnx,
+            precision=precision,
+            inputs=source.inputs,
+            outputs=source.outputs,
+            profiles=profiles,
+            options=options,
+            timing_cache=cache if options.timing_cache is None else Path(options.timing_cache),
+            log=path.with_name(f"{path.name}.{name}.log"),
+            on_progress=on_progress,
+        )
         built = build(request, staging, f"{to}/model_{precision}.engine")
         artifact = Artifact(
             format=to,
@@ -100,15 +107,23 @@ def add_engine(
         )
         artifact = dataclasses.replace(artifact, validation=pending(artifact, proof))
         manifest = dataclasses.replace(bundle.manifest, artifacts=(artifact, source))
-        for file in source.files:  # of which a stripped engine takes its weights
-            (staging / file.path).parent.mkdir(parents=True, exist_ok=True)
-            link(bundle.path / file.path, staging / file.path)
-        runtime = _opened(Bundle(staging, manifest), artifact, on_step)
+        staged = Bundle(staging, manifest)
+        runtime = _opened(staged, artifact, on_step)
         if runtime is not None:
             validation = prove_engine(runtime, artifact, bundle, proof, on_step)
             artifact = dataclasses.replace(artifact, validation=validation)
         on_step("writing the bundle")
-        return commit(staging, path, dataclasses.replace(manifest, artifacts=(artifact, source)))
+        staged.verified(source.files)  # which may have been altered meanwhile, here and there
+        return commit(staging, path, dataclasses.replace(manifest, artifacts=(artifact,)), made_from=source)
+
+
+def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> tuple[Path, ...]:
+    """An artifact's files in another folder, verified: what replaces them in the bundle leaves these alone."""
+    for file in artifact.files:
+        (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+        with readable(bundle.path / file.path, "a file of the bundle"):
+            link(bundle.path / file.path, folder / file.path)
+    return Bundle(folder, bundle.manifest).verified(artifact.files)
 
 
 def _opened(bundle: Bundle, artifact: Artifact, on_step: Callable[[str], None]) -> Runtime | None:

@@ -43,6 +43,9 @@ class Task(str, enum.Enum):
         return self.value
 
 
+_LARGEST_AXIS = 2**31 - 1  # of ONNX Runtime's and TensorRT's tensors
+
+
 @dataclasses.dataclass(frozen=True)
 class AxisRange:
     """The sizes that a free axis may have.
@@ -53,7 +56,7 @@ class AxisRange:
         maximum: the largest one; None where there is no limit.
 
     Raises:
-        UsageError: they are not positive, or not in this order.
+        UsageError: they are no whole numbers that a tensor's axis can have, or not in this order.
     """
 
     minimum: int
@@ -61,6 +64,9 @@ class AxisRange:
     maximum: int | None = None
 
     def __post_init__(self) -> None:
+        given = [self.minimum, self.optimum, *([] if self.maximum is None else [self.maximum])]
+        if not all(type(each) is int and each <= _LARGEST_AXIS for each in given):
+            raise UsageError(f"sizes of an axis must be whole numbers up to {_LARGEST_AXIS}, got {given!r:.80}")
         if not 1 <= self.minimum <= self.optimum <= (self.optimum if self.maximum is None else self.maximum):
             raise UsageError(f"a range must be minimum <= optimum <= maximum, from 1 up, got {self!r}")
 

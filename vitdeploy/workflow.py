@@ -193,9 +193,13 @@ def export(
         "accuracy_data": accuracy_data,
     }
     options |= of_quantization
+    if engine is not None and not isinstance(engine, EngineOptions):
+        raise UsageError(f"engine must be EngineOptions, got {engine!r:.80}")
+    if output is not None and not isinstance(output, (str, os.PathLike)):
+        raise UsageError(f"output must be the path of a folder, got {output!r:.80}")
     exporter = find_exporter(to, precision, options)
     asked, to = to, exporter.made_from or to
-    if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
+    if tolerance is not None and not (type(tolerance) in (int, float) and 0 <= tolerance < math.inf):
         raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance!r:.80}")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise UsageError(f"seed must be an integer from 0 up to 2^63, got {seed!r:.80}")
@@ -256,6 +260,11 @@ def export(
             within = () if bounds is None or size is None else ((bounds[0], size, bounds[1]),)
             return finish(made, dataclasses.replace(engine, image_sizes=engine.image_sizes or within))
         engine.check_limits(free=dynamic_image_size or embed_resize, limited=bounds is not None)
+        if model is None and random_weights is None:
+            raise UsageError(
+                f"an engine needs the model, or a bundle at output with its {to}-{precision} and nothing else said of "
+                f"that graph, got {output!s:.400}; name the model that one is to be made of"
+            )
     export_function(EXPORTERS[to])  # imports torch and onnx, or says what to install
     read = _reader(
         model,
@@ -318,8 +327,12 @@ def _made_before(output: Any, to: str, precision: str, model: str | Path | None)
     if output is None or not (Path(output) / MANIFEST).exists():
         return None
     bundle = Bundle.open(output)
-    names = [artifact.name for artifact in bundle.manifest.artifacts]
-    return bundle if f"{to}-{precision}" in names and model in (None, bundle.manifest.source.id) else None
+    if f"{to}-{precision}" not in [artifact.name for artifact in bundle.manifest.artifacts]:
+        return None
+    # A folder of the model's name may hold others by now; of the Hub's the bundle has the commit.
+    source = bundle.manifest.source
+    of_hub = source.revision is not None and model == source.id and not Path(model).exists()
+    return bundle if model is None or of_hub else None
 
 
 def _add_engine(to: str, precision: str, bundle: Bundle, options: EngineOptions, **settings: Any) -> Bundle:

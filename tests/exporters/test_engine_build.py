@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from bundles import tiny_model, write_checkpoint_of
 from vitdeploy import EngineOptions
 from vitdeploy.assess.difference import DEFAULT_TOLERANCES
 from vitdeploy.assets import default_checkpoint, held_out_images
-from vitdeploy.errors import CheckFailedError, DeviceError, UsageError
+from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, UsageError
 from vitdeploy.exporters import engine_build
 from vitdeploy.exporters.engine_build import EngineRequest, build_engine
 from vitdeploy.exporters.engine_capabilities import CAPABILITIES, configure
@@ -137,7 +138,7 @@ def test_what_was_quantized_for_tensorrt_is_taken_and_not_replaced(
     other = vitdeploy.export(**again, target="tensorrt", engine=EngineOptions(batch=BATCH))
     assert other.manifest.artifacts[0] == quantized
     assert other.manifest.artifacts[1].options["batch"] == ["1:2:8"]
-    with pytest.raises(UsageError, match="export needs a model, or random_weights"):
+    with pytest.raises(UsageError, match="an engine needs the model, or a bundle at output with its onnx-"):
         vitdeploy.export(**again, **IMAGES)
     with pytest.raises(UsageError, match=r"onnx-int8 of .* one for cpu, is for tensorrt; choose another output"):
         vitdeploy.export(checkpoint, precision="int8", output=output)
@@ -159,8 +160,8 @@ def what_is_stated(bundle: Bundle) -> list[Artifact]:
             {"image_size": ((16, 24), (32, 32), (48, 65))},
             "width must be from 24 to 64 in the ONNX .*, got 24:32:65",
         ),
-        ({"precision": "fp16"}, "export needs a model, or random_weights"),
-        ({"opset": 18}, "export needs a model, or random_weights"),
+        ({"precision": "fp16"}, "an engine needs the model, or a bundle at output with its onnx-"),
+        ({"opset": 18}, "an engine needs the model, or a bundle at output with its onnx-"),
         ({"dynamic_image_size": True}, r"an engine takes images of sizes within limits, the ONNX artifact any"),
         (
             {"embed_resize": True},
@@ -168,7 +169,7 @@ def what_is_stated(bundle: Bundle) -> list[Artifact]:
         ),
         ({"optimize": "onnxruntime"}, "optimize is not for tensorrt-rtx, got 'onnxruntime'"),
         ({"precision": "int4"}, "precision for tensorrt-rtx must be one of fp32, fp16, bf16, int8, fp8, got 'int4'"),
-        ({"precision": "int8"}, "export needs a model, or random_weights"),
+        ({"precision": "int8"}, "an engine needs the model, or a bundle at output with its onnx-"),
         ({"precision": "int8", "target": "cpu"}, "target for tensorrt-rtx in int8 must be tensorrt, got 'cpu'"),
         ({"precision": "int8", "scheme": "static"}, "scheme is not for tensorrt-rtx, got 'static'"),
         ({"precision": "int8", "reduce_range": True}, "reduce_range is not for tensorrt-rtx, got True"),
@@ -303,11 +304,16 @@ def test_what_needs_a_gpu_to_be_built(
     assert not (tmp_path / "x.engine").exists()
 
 
-def test_a_log_that_cannot_be_written_is_an_error(request_of_tiny: EngineRequest, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_an_error(
+    request_of_tiny: EngineRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full, which Linux has")
-    with pytest.raises(OSError, match="No space left on device"):
-        build_engine(dataclasses.replace(request_of_tiny, log=Path("/dev/full")), tmp_path, "x.engine")
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        unbuffered: Any = types.SimpleNamespace(closed=False, write=lambda text: full.write(text.encode()))
+        monkeypatch.setattr(engine_build, "make_logger", lambda trt, _: make_logger(trt, unbuffered))
+        with pytest.raises(OSError, match="No space left on device"):
+            build_engine(request_of_tiny, tmp_path, "x.engine")
 
 
 def test_what_a_library_says_after_its_log_was_closed_goes_nowhere(tmp_path: Path) -> None:
@@ -327,6 +333,60 @@ def interrupt(done, total):
 
 vitdeploy.export(random_weights="vit-tiny-patch16-32", to="tensorrt-rtx", output=sys.argv[1], on_progress=interrupt)
 """
+
+
+ENDED = """
+import os, signal, sys, threading
+from vitdeploy.cli import main
+
+step = sys.argv[2]
+def kill():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+if step == "log":  # which the library calls before any step is done
+    import vitdeploy.trt_library as library
+    make = library.make_logger
+    def made(trt, file=None):
+        logger = make(trt, file)
+        log = logger.log
+        logger.__class__.log = lambda self, severity, message: (kill(), log(severity, message))
+        return logger
+    import vitdeploy.exporters.engine_build as engine_build
+    engine_build.make_logger = made
+else:
+    import vitdeploy.exporters.engine_progress as progress
+    start = progress.Progress.start
+    progress.Progress.start = lambda *given: (kill(), start(*given))
+main(["export", "--random-weights", "vit-tiny-patch16-32", "--to", "tensorrt-rtx", "-o", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("step", ["log", "phase"])
+def test_a_signal_during_the_build_ends_it(tmp_path: Path, step: str) -> None:
+    command = [sys.executable, "-c", ENDED, str(tmp_path / "out"), step]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (found.returncode, "Exception caught" in found.stderr, found.stdout) == (128 + signal.SIGTERM, False, "")
+    assert not list((tmp_path / "out").rglob("*.engine"))
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+@pytest.mark.parametrize("what", ["log", "timing_cache"])
+def test_files_beside_the_engine_must_be_files(request_of_tiny: EngineRequest, tmp_path: Path, what: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    link, folder = tmp_path / "link", tmp_path / "folder"
+    link.symlink_to(precious)
+    folder.mkdir()
+    for path in (link, folder, Path("/dev/full"), tmp_path / "a\0b"):
+        with pytest.raises(OutputError, match="must be a file"):
+            build_engine(dataclasses.replace(request_of_tiny, **{what: path}), tmp_path, "x.engine")  # type: ignore[arg-type]
+    assert precious.read_text() == "precious"
+
+
+def test_a_path_that_is_not_utf_8(request_of_tiny: EngineRequest, tmp_path: Path) -> None:
+    request = dataclasses.replace(request_of_tiny, onnx=tmp_path / "bad\udcff.onnx")
+    with pytest.raises(UsageError, match=r"tensorrt-rtx must be given a path in UTF-8, got .*; rename the folder"):
+        build_engine(request, tmp_path, "x.engine")
 
 
 def test_an_interrupt_ends_the_build(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.cli.output import PATH
-from vitdeploy.engine_options import HARDWARE_COMPATIBILITY, EngineOptions, read_range
+from vitdeploy.engine_options import HARDWARE_COMPATIBILITY, LARGEST_WORKSPACE_MIB, EngineOptions, read_range
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _OPTIONS = {
         "such as 32x32:480x640:1080x1920; once for each profile.  [default: those of --image-size]",
     ),
     "workspace_mib": click.option(
-        "--workspace-mib", type=click.IntRange(1), metavar="MIB",
+        "--workspace-mib", type=click.IntRange(1, LARGEST_WORKSPACE_MIB), metavar="MIB",
         help="Device memory for the builder's scratch.  [default: all]",
     ),
     "optimization_level": click.option(

@@ -1,0 +1,43 @@
+"""Signals that come while another library runs."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[list[int]]:
+    """Hold SIGINT and SIGTERM back; they take effect when the block ends.
+
+    What a handler raises while a library calls back into Python is lost there. In another thread than the main one,
+    where no handler runs, nothing is held.
+
+    Yields:
+        The signals that have come so far, at which the work can be ended early.
+    """
+    came: list[int] = []
+    handlers: dict[int, Any] = {}
+
+    def hold(number: int, _frame: object) -> None:
+        came.append(number)
+
+    if threading.current_thread() is threading.main_thread():
+        # What was not installed from Python could not be put back.
+        handlers = {number: each for number in _ENDING if (each := signal.getsignal(number)) is not None}
+    for number in handlers:
+        signal.signal(number, hold)
+    try:
+        yield came
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
