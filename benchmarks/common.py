@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tables import TABLES
 
 from vitdeploy.assess.environment import machine
+from vitdeploy.atomic import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -90,23 +91,32 @@ def peer_versions(python: Path, *packages: str) -> dict[str, str]:
     return versions
 
 
-def record(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Print the table of `results`, and write them where `--json` says, with what it takes to repeat them."""
+def document(arguments: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
+    """`results`, with what it takes to repeat them."""
     script = Path(sys.argv[0]).stem
     options = [
         f" --{name.replace('_', '-')} {_words(value)}" for name, value in vars(arguments).items() if _is_setting(value)
     ]
-    document = {
+    return {
         "command": f"python benchmarks/{script}.py{''.join(options)}",
         "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
         "machine": machine(),
         "load_average": [round(load, 1) for load in os.getloadavg()],
         **results,
     }
-    text = json.dumps(document, indent=2) + "\n"
-    print(TABLES[script](json.loads(text)))
+
+
+def save(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Write a document where `--json` says, whole."""
     if arguments.json is not None:
-        arguments.json.write_text(text, encoding="utf-8")
+        write_file(arguments.json, (json.dumps(found, indent=2) + "\n").encode())
+
+
+def record(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Print the table of `results`, and write them where `--json` says, with what it takes to repeat them."""
+    found = json.loads(json.dumps(document(arguments, results)))
+    print(TABLES[Path(sys.argv[0]).stem](found))
+    save(arguments, found)
 
 
 def _is_setting(value: object) -> bool:

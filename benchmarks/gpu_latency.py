@@ -1,110 +1,234 @@
-"""Latency of torch, ONNX Runtime and engines on a GPU, transfers from and to numpy included."""
+"""Latency of torch, ONNX Runtime and engines on a GPU, with transfers from and to numpy and without them.
+
+How far each is from the reference stands beside it. Results are written after each configuration; what fails, or is
+left when the time is over, is listed as not run.
+"""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import itertools
-import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import onnxruntime as ort
 import torch
+from common import PRESET, document, parser, record, save
+from matrix_peak import matrix_peak
+from torch.utils.flop_counter import FlopCounterMode
 
 import vitdeploy
 from vitdeploy import EngineOptions
-from vitdeploy.assess.environment import machine
+from vitdeploy.assess.difference import DEFAULT_TOLERANCES, compare_outputs
+from vitdeploy.assess.samples import image_files
 from vitdeploy.assets import held_out_images
 from vitdeploy.engine_options import colons
-from vitdeploy.errors import UnavailableError
+from vitdeploy.errors import UnavailableError, VitDeployError, first_line
+from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import BACKENDS, open_runtime, runtime_class
 from vitdeploy.specs import AxisRange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from vitdeploy.bundle import Bundle
     from vitdeploy.runtimes.base import Runtime
 
+HALF = ("fp16", "bf16")
+QUANTIZED = ("int8", "fp8")  # of engines; speed does not depend on the images
+IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 2, "calibration_cache": False}
+ENGINES = [name for name, row in BACKENDS.items() if row.artifact_format == name and row.device == "cuda"]
 
-def problem(backend: str) -> str | None:
-    """Why a backend of engines does not run here; None where it does."""
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    backend: str
+    precision: str
+    options: dict[str, Any]
+
+    def __str__(self) -> str:
+        options = (f"{name}={value}" for name, value in self.options.items())
+        return " ".join([self.backend, self.precision, *options])
+
+
+def configurations(device: str, batch: AxisRange) -> list[Configuration]:
+    """The most telling ones first."""
+    sdpa, eager = {"attention": "sdpa"}, {"attention": "eager"}
+    if device == "cpu":
+        tried = [("torch", "fp32", sdpa), ("torch", "fp32", eager), ("onnxruntime", "fp32", {}), *_engines(("fp32",))]
+    else:
+        sizes = {"batch": colons(batch)}
+        tried = [
+            ("torch", "fp16", sdpa),
+            *_engines(("fp16",)),
+            ("onnxruntime", "fp16", {}),
+            ("onnxruntime-tensorrt", "fp16", sizes),
+            ("torch", "fp16", {**sdpa, "compile": True}),
+            ("torch", "fp32", sdpa),
+            *_engines(("fp32", *QUANTIZED, "bf16")),
+            ("onnxruntime", "fp32", {}),
+            ("onnxruntime-tensorrt", "fp32", sizes),
+            *(("torch", precision, eager) for precision in ("fp32", *HALF)),
+            ("torch", "bf16", sdpa),
+            *_engines(("fp16",), graphs=False),
+        ]
+    return [Configuration(*each) for each in tried]
+
+
+def _engines(precisions: tuple[str, ...], *, graphs: bool = True) -> list[tuple[str, str, dict[str, Any]]]:
+    return [(name, precision, {"cuda_graphs": graphs}) for precision, name in itertools.product(precisions, ENGINES)]
+
+
+class Measurement:
+    """Everything that one configuration after another is measured with.
+
+    Args:
+        folder: of the bundle.
+        preset: of the model, with random weights.
+        device: "cuda" or "cpu".
+        batch_sizes: how many images.
+        seconds: of each figure, about.
+    """
+
+    def __init__(self, folder: Path, preset: str, device: str, batch_sizes: list[int], seconds: float) -> None:
+        self.preset, self.device, self.seconds = preset, device, seconds
+        self.bundle: Bundle = vitdeploy.export(random_weights=preset, output=folder)
+        self.batch = AxisRange(min(batch_sizes), sorted(batch_sizes)[len(batch_sizes) // 2], max(batch_sizes))
+        processor, files = load_processor(self.bundle), image_files(held_out_images())
+        self.pixel_values = {
+            size: processor(list(itertools.islice(itertools.cycle(files[:64]), size))) for size in batch_sizes
+        }
+        with open_runtime(self.bundle, "torch", device=device, attention="eager") as runtime:
+            self.expected = {size: runtime.run({"pixel_values": x}) for size, x in self.pixel_values.items()}
+        counter = FlopCounterMode(display=False)
+        with open_runtime(self.bundle, "torch", attention="eager") as runtime, counter:
+            runtime.run({"pixel_values": self.pixel_values[min(batch_sizes)][:1]})
+        self.operations = counter.get_total_flops()  # of an image
+
+    def of(self, configuration: Configuration, peak: float | None) -> list[dict[str, Any]]:
+        """A row for each batch size.
+
+        Args:
+            configuration: is opened and closed.
+            peak: operations a second that are the whole; None where they are not known.
+
+        Raises:
+            VitDeployError: it does not run here, or is another model.
+        """
+        self._make(configuration)
+        backend, precision, options = dataclasses.astuple(configuration)
+        with open_runtime(self.bundle, backend, precision=precision, device=self.device, **options) as runtime:
+            return [self._row(configuration, runtime, size, peak) for size in self.pixel_values]
+
+    def _make(self, configuration: Configuration) -> None:
+        """The artifact, where the bundle has none yet."""
+        backend, precision = configuration.backend, configuration.precision
+        made_as = BACKENDS[backend].artifact_format
+        if made_as is None or any(each.name == f"{made_as}-{precision}" for each in self.bundle.manifest.artifacts):
+            return
+        self.bundle = vitdeploy.export(
+            random_weights=self.preset, to=made_as, precision=precision, output=self.bundle.path,
+            engine=EngineOptions(batch=(self.batch,)) if made_as in ENGINES else None,
+            **(IMAGES if precision in QUANTIZED else {}),
+        )  # fmt: skip
+
+    def _row(self, configuration: Configuration, runtime: Runtime, size: int, peak: float | None) -> dict[str, Any]:
+        feeds = {"pixel_values": self.pixel_values[size]}
+        (difference,) = compare_outputs(self.expected[size], runtime.run(feeds))
+        here = {name: torch.from_numpy(array).to(self.device) for name, array in feeds.items()}
+        results = {name: torch.empty(each.shape, device=self.device) for name, each in self.expected[size].items()}
+        without = self._median_ms(lambda: runtime.run_device(here, results))
+        (resident,) = compare_outputs(self.expected[size], {name: each.cpu().numpy() for name, each in results.items()})
+        return {
+            "backend": configuration.backend,
+            "precision": configuration.precision,
+            **configuration.options,
+            "batch_size": size,
+            "ms": without,
+            "ms_with_transfers": self._median_ms(lambda: runtime.run(feeds)),
+            "images_per_second": 1e3 * size / without,
+            "peak_share": None if peak is None else 1e3 * self.operations * size / without / peak,
+            "max_relative": max(difference.max_relative, resident.max_relative),
+            "min_cosine": min(difference.min_cosine, resident.min_cosine),
+            "within_tolerance": all(
+                each.within(DEFAULT_TOLERANCES[configuration.precision]) for each in (difference, resident)
+            ),
+        }
+
+    def _median_ms(self, work: Callable[[], object]) -> float:
+        """Of as many runs as fit the time, five at least, after three that are not timed."""
+        for _ in range(3):
+            work()
+        times: list[float] = []
+        end = time.perf_counter() + self.seconds
+        while len(times) < 5 or time.perf_counter() < end:
+            start = time.perf_counter()
+            work()
+            times.append(1e3 * (time.perf_counter() - start))
+        return statistics.median(times)
+
+
+def peaks(device: str, size: int, not_run: dict[str, str]) -> dict[str, float]:
+    found = {}
+    for precision in ("fp32", *HALF, *QUANTIZED):
+        try:
+            found[precision] = matrix_peak(precision, device, size)
+        except (RuntimeError, NotImplementedError) as exc:
+            not_run[f"matrix product in {precision}"] = first_line(exc)
+    return found
+
+
+def unavailable(backend: str) -> str | None:
+    """Why an engine's backend does not run here; None where it does."""
     try:
         return next(iter(runtime_class(backend).probe().values()))
     except UnavailableError as exc:
         return str(exc)
 
 
-PRECISIONS = ("fp32", "fp16", "bf16")
-QUANTIZED = ("int8", "fp8")  # of engines; speed does not depend on the images
-IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 2, "calibration_cache": False}
-ENGINES = [
-    name for name, row in BACKENDS.items() if row.artifact_format == name and row.device == "cuda" and not problem(name)
-]
-
-
-def configurations(batch: AxisRange) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for precision, attention in itertools.product(PRECISIONS, ("eager", "sdpa")):
-        yield "torch", precision, {"attention": attention}
-    yield "torch", "fp16", {"attention": "sdpa", "compile": True}
-    if "CUDAExecutionProvider" in ort.get_available_providers():
-        yield "onnxruntime", "fp32", {}
-    if not problem("onnxruntime-tensorrt"):
-        yield "onnxruntime-tensorrt", "fp32", {"batch": colons(batch)}
-    for backend, precision, graphs in itertools.product(ENGINES, (*PRECISIONS, *QUANTIZED), (True, False)):
-        yield backend, precision, {"cuda_graphs": graphs}
-
-
-def median_ms(runtime: Runtime, batch_size: int, runs: int) -> float:
-    shape = (batch_size, *runtime.inputs[0].shape[1:])
-    pixel_values = np.random.default_rng(0).standard_normal(shape, np.float32)  # type: ignore[arg-type]
-    times = []
-    for _ in range(runs + 5):
-        start = time.perf_counter()
-        runtime.run({"pixel_values": pixel_values})
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[5:])
-
-
-def measure(bundle: Bundle, batch_sizes: list[int], runs: int, batch: AxisRange) -> list[dict[str, Any]]:
-    rows = []
-    for backend, precision, options in configurations(batch):
-        with open_runtime(bundle, backend, precision=precision, device="cuda", **options) as runtime:
-            for batch_size in batch_sizes:
-                milliseconds = median_ms(runtime, batch_size, runs)
-                row = {"backend": backend, "precision": precision, **options, "batch_size": batch_size}
-                rows.append({**row, "median_ms": milliseconds, "images_per_second": 1e3 * batch_size / milliseconds})
-                print(rows[-1], flush=True)
-    return rows
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="vit-base-patch16-224")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 256])
-    parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--json", type=Path, help="write the results here")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.exit(3, "gpu_latency needs a CUDA device, torch finds none\n")
+    start = time.monotonic()
+    arguments_parser = parser(__doc__)
+    arguments_parser.add_argument("--preset", default=PRESET, help="with random weights")
+    arguments_parser.add_argument("--device", default="cuda", help="cpu to try this script without a GPU")
+    arguments_parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 256])
+    arguments_parser.add_argument("--matrix-size", type=int, default=8192, help="of the peak's product")
+    arguments_parser.add_argument("--seconds", type=int, default=280, help="after which nothing more is begun")
+    arguments = arguments_parser.parse_args()
+    if arguments.device != "cpu" and not torch.cuda.is_available():
+        arguments_parser.exit(3, "gpu_latency needs a CUDA device, torch finds none\n")
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as of ONNX Runtime and engines
+    not_run: dict[str, str] = {}
+    results: dict[str, Any] = {
+        "device": "cpu" if arguments.device == "cpu" else torch.cuda.get_device_name(),
+        "cuda": torch.version.cuda,
+        "peaks": peaks(arguments.device, arguments.matrix_size, not_run),
+        "rows": [],
+        "not_run": not_run,
+    }
+    problems = {name: why for name in ENGINES if (why := unavailable(name))}
     with tempfile.TemporaryDirectory() as folder:
-        bundle = vitdeploy.export(random_weights=arguments.preset, output=Path(folder) / "bundle")
-        batch = AxisRange(min(32, *arguments.batch_sizes), 32, max(32, *arguments.batch_sizes))
-        for engine, precision in itertools.product(ENGINES, (*PRECISIONS, *QUANTIZED)):
-            bundle = vitdeploy.export(
-                random_weights=arguments.preset, to=engine, precision=precision, output=bundle.path,
-                engine=EngineOptions(batch=(batch,)), **(IMAGES if precision in QUANTIZED else {}),
-            )  # fmt: skip
-        rows = measure(bundle, arguments.batch_sizes, arguments.runs, batch)
-    not_run = {name: why for name, row in BACKENDS.items() if row.device == "cuda" and (why := problem(name))}
-    device = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, **machine()}
-    if arguments.json:
-        found = {"machine": device, "preset": arguments.preset, "not_run": not_run, "rows": rows}
-        arguments.json.write_text(json.dumps(found, indent=2))
+        measurement = Measurement(
+            Path(folder, "bundle"), arguments.preset, arguments.device, arguments.batch_sizes, seconds=0.5
+        )
+        results["operations_an_image"] = measurement.operations
+        for configuration in configurations(arguments.device, measurement.batch):
+            if configuration.backend in problems:
+                not_run[str(configuration)] = problems[configuration.backend]
+                continue
+            if time.monotonic() - start > arguments.seconds:
+                not_run[str(configuration)] = "the time was over"
+                continue
+            try:
+                rows = measurement.of(configuration, results["peaks"].get(configuration.precision))
+            except VitDeployError as exc:
+                not_run[str(configuration)] = str(exc)
+            else:
+                results["rows"] += rows
+            save(arguments, document(arguments, results))
+    record(arguments, results)
 
 
 if __name__ == "__main__":

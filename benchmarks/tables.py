@@ -159,6 +159,26 @@ def engines(document: Document) -> str:
     return markdown(header, rows)
 
 
+def gpu_latency(document: Document) -> str:
+    known = ("backend", "precision", "batch_size", "ms", "ms_with_transfers", "images_per_second", "peak_share",
+             "max_relative", "min_cosine", "within_tolerance")  # fmt: skip
+    rows = []
+    for row in document["rows"]:
+        options = ", ".join(f"{name} {value}" for name, value in row.items() if name not in known)
+        share = "" if row["peak_share"] is None else f"{row['peak_share']:.0%}"
+        near = f"{row['max_relative']:.1e}{'' if row['within_tolerance'] else ' (beyond its tolerance)'}"
+        rows.append([
+            row["backend"], row["precision"], options, str(row["batch_size"]), f"{row['ms']:.2f}",
+            f"{row['ms_with_transfers']:.2f}", f"{row['images_per_second']:.0f}", share, near,
+        ])  # fmt: skip
+    header = ["backend", "precision", "options", "batch", "without transfers (ms)", "with transfers (ms)", "images/s",
+              "share of the peak", "largest difference"]  # fmt: skip
+    peaks = ", ".join(f"{each / 1e12:.1f} in {precision}" for precision, each in document["peaks"].items())
+    measured = f"{document['device']}; its own matrix products: {peaks} (10^12 operations a second)."
+    not_run = [f"- not run: {name}: {why}" for name, why in document["not_run"].items()]
+    return "\n".join([measured, "", markdown(header, rows), *([""] if not_run else []), *not_run])
+
+
 def evaluate(document: Document) -> str:
     rows = []
     for preset, found in document["presets"].items():
@@ -250,6 +270,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         dynamic_size,
         engines,
         evaluate,
+        gpu_latency,
         int8,
         large,
         pixels,
