@@ -199,7 +199,6 @@ def main() -> None:
     arguments = arguments_parser.parse_args()
     if arguments.device != "cpu" and not torch.cuda.is_available():
         arguments_parser.exit(3, "gpu_latency needs a CUDA device, torch finds none\n")
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as of ONNX Runtime and engines
     not_run: dict[str, str] = {}
     results: dict[str, Any] = {
         "device": "cpu" if arguments.device == "cpu" else torch.cuda.get_device_name(),

@@ -213,7 +213,8 @@ def _parse(trt: Any, parser: Any, network: Any, request: EngineRequest) -> None:
             f"{request.library} {trt.__version__} must take every node of {request.onnx.name}, refuses node {node} "
             f"({operator}): {reason}; {avoid}; see {request.log}"
         )
-    fused = getattr(trt.LayerType, "ATTENTION_INPUT", None)  # parsed, and then refused by the builder in float32
+    # TensorRT-RTX 1.7 parses it, and then refuses to build it or crashes.
+    fused = getattr(trt.LayerType, "ATTENTION_INPUT", None) if compiles_on_target(trt) else None
     layers = (network.get_layer(index) for index in range(network.num_layers))
     for layer in layers:
         if fused is not None and layer.type == fused:

@@ -16,6 +16,7 @@ from vitdeploy.runtimes.torch_device import (
     finish,
     gpu_of,
     open_device,
+    plain_convolutions,
     probe_devices,
     to_array,
     to_tensors,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 class PyTorchRuntime(Runtime):
     """The reference model on a device; inputs and outputs stay float32 whatever the precision.
+
+    In fp32 no factor of a product is rounded to TF32, unless torch was told to (`torch.set_float32_matmul_precision`).
 
     Args:
         model: the model; it is moved to the device and converted.
@@ -105,7 +108,7 @@ class PyTorchRuntime(Runtime):
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), plain_convolutions:
                 outputs = self._model(**to_tensors(feeds, self._device))
                 return {name: to_array(value.float()) for name, value in outputs.items()}
         except RuntimeError as exc:  # out of memory, or no compiler for `compile`
@@ -113,7 +116,7 @@ class PyTorchRuntime(Runtime):
 
     def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), plain_convolutions:
                 tensors = as_tensors(arrays)
                 outputs = self._model(**{spec.name: tensors[spec.name] for spec in self.inputs})
                 for name, value in outputs.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -84,3 +85,36 @@ def finish(device: torch.device) -> None:
     """Wait until all that this thread has queued on a device is done."""
     if device.type != "cpu":
         torch.cuda.current_stream(device).synchronize()
+
+
+class _PlainConvolutions:
+    """Keeps cuDNN from rounding the factors of float32 convolutions to the 11 bits of TF32, as it does by default.
+
+    The setting is the process's: it is put back when the last block of all threads ends.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks = 0
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._blocks == 0:
+                self._before = getattr(*_CONVOLUTIONS)
+                setattr(*_CONVOLUTIONS, _PLAIN)
+            self._blocks += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if self._blocks == 0:
+                setattr(*_CONVOLUTIONS, self._before)
+
+
+# Before torch 2.9 there was one setting for all of cuDNN.
+_CUDNN: Any = torch.backends.cudnn
+_OWN = hasattr(_CUDNN, "conv")
+_CONVOLUTIONS = (_CUDNN.conv, "fp32_precision") if _OWN else (_CUDNN, "allow_tf32")
+_PLAIN: Any = "ieee" if _OWN else False
+plain_convolutions = _PlainConvolutions()

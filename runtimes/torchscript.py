@@ -18,6 +18,7 @@ from vitdeploy.runtimes.torch_device import (
     finish,
     gpu_of,
     open_device,
+    plain_convolutions,
     probe_devices,
     to_array,
     to_tensors,
@@ -87,7 +88,7 @@ class TorchScriptRuntime(Runtime):
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
             # The setting is of the thread.
-            with torch.inference_mode(), _optimized(self._optimized_execution):
+            with torch.inference_mode(), plain_convolutions, _optimized(self._optimized_execution):
                 tensors = to_tensors(feeds, self._device)
                 outputs = self._model(*(tensors[spec.name] for spec in self.inputs))
                 return {spec.name: to_array(value) for spec, value in zip(self.outputs, outputs, strict=True)}
@@ -96,7 +97,7 @@ class TorchScriptRuntime(Runtime):
 
     def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
         try:
-            with torch.inference_mode(), _optimized(self._optimized_execution):
+            with torch.inference_mode(), plain_convolutions, _optimized(self._optimized_execution):
                 tensors = as_tensors(arrays)
                 outputs = self._model(*(tensors[spec.name] for spec in self.inputs))
                 for spec, value in zip(self.outputs, outputs, strict=True):

@@ -60,7 +60,10 @@ def find_gpus() -> list[Gpu]:
         DeviceError: there is no driver, or no GPU.
     """
     cuda = cuda_runtime()
-    count = check("find an NVIDIA GPU", cuda.cudaGetDeviceCount())
+    try:
+        count = check("find an NVIDIA GPU", cuda.cudaGetDeviceCount())
+    except DeviceError as exc:
+        raise DeviceError(f"{exc}; use a machine with one and its driver") from exc
     version = check("tell the driver's version", cuda.cudaDriverGetVersion())
     driver = f"{version // 1000}.{version % 1000 // 10}"  # 1000 * major + 10 * minor, CUDA runtime API
     return [_gpu(cuda, index, driver) for index in range(count)]

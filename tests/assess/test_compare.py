@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import shutil
 from typing import TYPE_CHECKING
@@ -15,13 +16,14 @@ from click.testing import CliRunner
 import vitdeploy
 from bundles import sign_again, tiny_model, write_bundle, write_checkpoint_of
 from schemas import validated
-from vitdeploy.assess.compare import BackendComparison, Comparison, compare, run_batches
+from vitdeploy.assess.compare import BackendComparison, Batches, Comparison, compare, run_batches, run_reference
 from vitdeploy.assess.difference import DEFAULT_TOLERANCES, Difference
 from vitdeploy.assess.samples import feeds, synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli.compare import compare as compare_command
-from vitdeploy.errors import BundleError, InputError, UsageError
+from vitdeploy.errors import BundleError, DeviceError, InputError, UsageError
 from vitdeploy.manifest import MANIFEST
+from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import BACKENDS, open_runtime
 from vitdeploy.specs import Task
 
@@ -224,3 +226,16 @@ def test_images_of_sizes_of_their_own(tmp_path: Path) -> None:
     assert compare(bundle, images=[wide, wide]).status == "passed"
     with pytest.raises(UsageError, match="images to compare must give last_hidden_state of one shape, give"):
         compare(bundle, images=[wide, synthetic_images(1, 80, 80)[0]])
+
+
+def test_on_a_gpu_that_torch_cannot_use_the_reference_runs_on_the_cpu(
+    digits: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As beside an engine; where there is no GPU at all, nothing runs."""
+    batches = Batches(load_processor(digits), synthetic_images(2, 32, 32), 2)
+    with pytest.raises(DeviceError, match="device 'cuda' must be one that torch can use"):
+        run_reference(digits, batches, device="cuda")
+    monkeypatch.setattr(importlib.import_module("vitdeploy.assess.compare"), "find_gpus", list)
+    found, _ = run_reference(digits, batches, device="cuda")
+    expected, _ = run_reference(digits, batches)
+    np.testing.assert_array_equal(found["logits"], expected["logits"])

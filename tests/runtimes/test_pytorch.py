@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from bundles import FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_
 from vitdeploy.errors import DeviceError, UsageError
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.pytorch import PyTorchRuntime
+from vitdeploy.runtimes.torch_device import plain_convolutions
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -91,3 +93,19 @@ def test_an_output_that_is_a_slice_of_a_larger_tensor_keeps_only_itself() -> Non
         logits = runtime.run(make_feeds(model, 3))["logits"]
     assert logits.shape == (3, 24)
     assert logits.flags.c_contiguous
+
+
+def test_convolutions_are_not_rounded_while_something_runs_and_the_setting_is_put_back() -> None:
+    def setting() -> object:
+        cudnn: Any = torch.backends.cudnn
+        return cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else cudnn.allow_tf32
+
+    before, plain = setting(), plain_convolutions
+    with plain:
+        off = setting()
+        assert off != before
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(plain.__enter__).result()
+    assert setting() == off, "another thread is still at it"
+    plain.__exit__()
+    assert setting() == before

@@ -17,7 +17,8 @@ from vitdeploy.assess.samples import chosen_images, feeds
 from vitdeploy.assess.selection import artifacts, reference_backend
 from vitdeploy.assess.verdicts import ByResult, Verdict
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import UnavailableError, UsageError
+from vitdeploy.errors import DeviceError, UnavailableError, UsageError
+from vitdeploy.gpu import find_gpus
 from vitdeploy.predictor import batch_size_for, check_fit, load_processor
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import attention_for
@@ -194,12 +195,22 @@ def run_reference(
 ) -> tuple[dict[str, np.ndarray], str]:
     """What the reference gives for the images, and the engine that ran it; by default its own outputs.
 
+    On a GPU that torch cannot use, as engines can, it runs on the CPU.
+
     Raises:
         MissingDependencyError: torch is not installed.
         BundleError: the image processor does not fit the model.
     """
-    attention = attention_for(outputs or ())
-    with open_runtime(bundle, reference_backend(), device=device, outputs=outputs, attention=attention) as runtime:
+    options: dict[str, Any] = {"outputs": outputs, "attention": attention_for(outputs or ())}
+    try:
+        reference = open_runtime(bundle, reference_backend(), device=device, **options)
+    except DeviceError as exc:
+        try:
+            find_gpus()
+        except UnavailableError:
+            raise exc from None
+        reference = open_runtime(bundle, reference_backend(), **options)
+    with reference as runtime:
         check_fit(bundle, batches.processor, runtime)
         return run_batches(runtime, batches.feeds(runtime)), str(runtime.details["engine"])
 
