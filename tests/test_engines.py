@@ -444,6 +444,17 @@ def test_an_artifact_that_changes_while_its_engine_is_built(
         Bundle.open(bundle.path).verify()
 
 
+@NO_GPU
+def test_images_that_are_not_there_are_missed_without_a_gpu_too(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["export", "--to", "tensorrt-rtx", "-o"], ["verify", "--run"]):
+        with pytest.raises(SystemExit) as exited:
+            main([*command, str(bundle.path), "--images", "nope"])
+        assert exited.value.code == 4
+        assert "nope must be a folder of images" in capsys.readouterr().err
+
+
 def test_what_is_no_option_leaves_the_bundle_as_it_is(bundle: Bundle) -> None:
     before = (bundle.path / "manifest.json").read_bytes()
     for options, message in (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.difference import default_tolerance
 from vitdeploy.assess.proof import prove, reference_outputs, samples
-from vitdeploy.assess.samples import feeds
+from vitdeploy.assess.samples import feeds, image_files
 from vitdeploy.atomic import exclusive, write_file
 from vitdeploy.bundle import Bundle
 from vitdeploy.engine_options import read_range
@@ -38,10 +38,17 @@ class ProofRequest:
     Attributes:
         images: a folder of images; None for synthetic ones.
         tolerance: largest difference allowed, relative to each output's largest value; None for the precision's.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
     """
 
     images: str | os.PathLike[str] | None = None
     tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.images is not None:  # which without a GPU nobody else looks at
+            image_files(self.images)
 
     def allowed(self, artifact: Artifact) -> float:
         """The tolerance for an artifact."""
