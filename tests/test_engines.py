@@ -311,6 +311,18 @@ def test_an_engine_of_decoded_images_has_limits_of_its_own(tmp_path: Path, on_a_
     assert again.artifact("tensorrt-rtx", "fp32").validation["batches"] == [1, 2, 4, 5]
 
 
+def test_a_calibrated_engine_is_compared_on_the_images_of_its_calibration(
+    tmp_path: Path, on_a_gpu: type[OnAGpu]
+) -> None:
+    bundle = vitdeploy.export(
+        write_checkpoint_of(tiny_model(), tmp_path / "checkpoint"), to="tensorrt-rtx", precision="int8", tolerance=0.5,
+        output=tmp_path / "out", calibration_data=held_out_images(), calibration_images=4, calibration_cache=False,
+        engine=EngineOptions(batch=(AxisRange(1, 2, 4),)),
+    )  # fmt: skip
+    found = bundle.artifact("tensorrt-rtx", "int8").validation
+    assert (found["images"], found["batches"], on_a_gpu.batches) == ("given", [1, 2, 4], [1, 2, 4])
+
+
 def test_profiles_of_several_sizes(bundle: Bundle, on_a_gpu: type[OnAGpu], capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--engine-size", "16:16:16", "--engine-size", "24x24:32x40:40x48"]
     with pytest.raises(SystemExit) as exited:

@@ -123,7 +123,8 @@ def export(
         random_weights: instead of `model`, an architecture such as "vit-base-patch16-224", with random weights.
         seed: of the random weights, and of the choice of images to calibrate on.
         images: a folder; the first three images below it are compared, by themselves where the artifact takes them
-            in sizes of their own. By default three synthetic images are.
+            in sizes of their own. By default three synthetic images are, and of an engine three of the folder that it
+            was calibrated on.
         tolerance: largest difference allowed, relative to each output's largest value; by default by precision, see
             `vitdeploy.assess.difference.DEFAULT_TOLERANCES`.
         engine: of an engine: sizes of batches, and options of its builder.
@@ -245,7 +246,9 @@ def export(
             _add_engine,
             asked,
             precision,
-            proof=ProofRequest(images, tolerance),
+            proof=ProofRequest(
+                calibration_data if images is None and _is_folder(calibration_data) else images, tolerance
+            ),
             on_step=on_step,
             on_progress=on_progress,
         )
@@ -320,6 +323,10 @@ def _reader(
     if random_weights is not None:
         return functools.partial(random_checkpoint, random_weights, task or Task.CLASSIFICATION, seed, **sizes)
     raise UsageError("export needs a model, or random_weights")
+
+
+def _is_folder(path: Any) -> bool:
+    return isinstance(path, (str, os.PathLike)) and Path(path).is_dir()
 
 
 def _made_before(output: Any, to: str, precision: str, model: str | Path | None) -> Bundle | None:
