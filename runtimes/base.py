@@ -111,7 +111,7 @@ class Runtime(abc.ABC):
             check_names("inputs", feeds, self.inputs)
             check_names("outputs", results, self.outputs)
             arrays = {
-                name: view(name, array, self.gpu, alignment=self._alignment)
+                name: view(name, array, self.gpu, alignment=self._alignment, writable=name in results)
                 for name, array in {**feeds, **results}.items()
             }
             sizes = self._check_shapes(arrays)
