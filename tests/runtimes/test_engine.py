@@ -284,20 +284,24 @@ def test_weights_change_between_runs(open_engine: Open, cuda: FakeCuda, tmp_path
     for weight in weights:
         (tmp_path / f"{weight}.onnx").write_text(str(weight))
     stop = threading.Event()
+    until = time.monotonic() + 60
     found: list[float] = []
 
     def run_on(runtime: EngineRuntime, seed: int) -> None:
         feeds = rows(4, seed)
-        while not stop.is_set():
+        while not stop.is_set() and time.monotonic() < until:
             times = runtime.run(feeds)["y"] / feeds["x"].sum(1)
             np.testing.assert_allclose(times, times[0], rtol=1e-6)
             found.append(round(float(times[0]), 3))
 
     with open_engine(INPUTS, OUTPUTS, None, False, True) as runtime, ThreadPoolExecutor(3) as pool:
         running = [pool.submit(run_on, runtime, seed) for seed in range(3)]
-        for weight in weights:
-            runtime.refit(tmp_path / f"{weight}.onnx")
-        stop.set()
+        try:
+            for weight in weights:
+                runtime.refit(tmp_path / f"{weight}.onnx")
+        finally:
+            stop.set()
+        assert time.monotonic() < until, "it waited for a moment in which nothing ran"
         for each in running:
             each.result()
     assert set(found) <= {float(weight) for weight in weights}
@@ -571,6 +575,7 @@ def test_what_is_queued_on_arrays_is_waited_for(cuda: FakeCuda) -> None:
     class Queued(OnTheGpu):
         def __dlpack__(self, *, stream: int, max_version: tuple[int, int]) -> object:
             if stream != -1:
+                assert cuda.device == 1
                 cuda.submit(stream, lambda: done.append(stream))
             return super().__dlpack__(stream=stream, max_version=max_version)
 
