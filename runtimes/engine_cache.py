@@ -38,7 +38,7 @@ class KernelCache:
         errors: what the library's logger keeps.
 
     Raises:
-        DeviceError: the file is no cache of this library, and not disposable.
+        DeviceError: the file is no cache of this library, and not disposable; or the library uses none.
         InputError: it cannot be read, and is not disposable.
     """
 
@@ -49,11 +49,11 @@ class KernelCache:
         self._saved_s = -math.inf
         self._cache = config.create_runtime_cache()
         content = self._read()
-        if content is not None and not self._cache.deserialize(content):
-            if not disposable:
-                raise DeviceError(f"{file} must be a runtime cache of {made_by}, is not: {last_of(errors)}; remove it")
-            self._cache = config.create_runtime_cache()
-        config.set_runtime_cache(self._cache)
+        # One of another version, GPU or driver is rejected as well, and the cache is empty then.
+        if content is not None and not self._cache.deserialize(content) and not disposable:
+            raise DeviceError(f"{file} must be a runtime cache of {made_by}, is not: {last_of(errors)}; remove it")
+        if not config.set_runtime_cache(self._cache):
+            raise DeviceError(f"{made_by} must use a runtime cache, does not: {last_of(errors)}")
 
     def is_due(self) -> bool:
         """Whether there is a file, and it was not written just now."""

@@ -386,8 +386,10 @@ class FakeCache:
         self.content = b""
 
     def deserialize(self, content: bytes) -> bool:
+        if content == b"broken":
+            return False
         self.content = content
-        return content != b"broken"
+        return True
 
     def serialize(self) -> bytes:
         return self.content + b"+kernels"
@@ -408,9 +410,14 @@ def fake_library(cuda: FakeCuda, *, rtx: bool) -> Any:
         engine=None,
         host_code=None,
         validity=(0, 0),
+        takes_cache=True,
     )
     config = types.SimpleNamespace(allocation="static")
     config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "allocation", strategy)
+
+    def set_runtime_cache(cache: FakeCache) -> bool:
+        config.cache = cache
+        return bool(library.takes_cache)
 
     class Runtime:
         engine_host_code_allowed = False
@@ -461,7 +468,7 @@ def fake_library(cuda: FakeCuda, *, rtx: bool) -> Any:
         config.cuda_graph_strategy, config.cache = None, None
         config.dynamic_shapes_kernel_specialization_strategy = "lazy"
         config.create_runtime_cache = FakeCache
-        config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
+        config.set_runtime_cache = set_runtime_cache
         library.ComputeCapability = types.SimpleNamespace()
         library.CudaGraphStrategy = types.SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
         library.DynamicShapesKernelSpecializationStrategy = types.SimpleNamespace(

@@ -371,6 +371,17 @@ def test_a_runtime_cache_that_cannot_be_used(open_rtx: Open, tmp_path: Path) -> 
         runtime.close()
 
 
+def test_a_library_without_a_use_for_its_runtime_cache(open_rtx: Open, tmp_path: Path) -> None:
+    runtime = open_rtx(runtime_cache=tmp_path / "cache")
+    library = runtime.library
+    library.engine.config.cache.serialize = lambda: None
+    with pytest.raises(OutputError, match="cache could not be written: the library does not give its content"):
+        runtime.close()
+    library.takes_cache = False
+    with pytest.raises(DeviceError, match=r"tensorrt-rtx 1\.0 must use a runtime cache, does not: it does not say why"):
+        open_rtx()
+
+
 def test_what_was_compiled_is_saved_while_the_runtime_is_open(
     open_rtx: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
