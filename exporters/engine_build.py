@@ -14,12 +14,19 @@ from vitdeploy.atomic import check_writable, write_file
 from vitdeploy.engine_options import BATCH, EngineOptions, colons
 from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, UsageError
 from vitdeploy.exporters import Exported
-from vitdeploy.exporters.engine_capabilities import CAPABILITIES, check_options, configure, network_flags
+from vitdeploy.exporters.engine_capabilities import CAPABILITIES, check_options, configure
 from vitdeploy.exporters.engine_progress import make_monitor
 from vitdeploy.exporters.interrupts import interrupts_held
 from vitdeploy.gpu import find_gpu
 from vitdeploy.specs import Precision
-from vitdeploy.trt_library import LIBRARIES, compiles_on_target, load_library, make_builder, make_logger
+from vitdeploy.trt_library import (
+    LIBRARIES,
+    compiles_on_target,
+    load_library,
+    make_builder,
+    make_logger,
+    network_flags,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -124,8 +124,3 @@ def configure(trt: Any, config: Any, options: EngineOptions) -> None:
         value = getattr(options, option)
         if row.has(trt) and row.apply(trt, config, value) is False:
             raise UsageError(f"{option} must be what {trt.__version__} of the library takes, got {value!r:.80}")
-
-
-def network_flags(trt: Any) -> int:
-    """Strongly typed: the tensors' types of the ONNX graph are those of the engine. Implied since TensorRT 11."""
-    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)

@@ -95,13 +95,13 @@ class Runtime(abc.ABC):
     def run_device(self, feeds: Mapping[str, Any], results: Mapping[str, Any]) -> None:
         """Run the model once on arrays that are on its device, and write into others there; none goes through the host.
 
-        Arrays are those of a library with DLPack, such as torch or CuPy, or numpy where `gpu` is None: contiguous,
-        writable and, for an engine, aligned to 256 bytes, as new ones are. What their library has queued on its current
-        stream is waited for; on return all is done.
+        Arrays are those of a library with DLPack, such as torch or CuPy, or numpy where `gpu` is None: contiguous and,
+        for an engine, aligned to 256 bytes, as new ones are. What their library has queued on its current stream is
+        waited for; on return all is done.
 
         Args:
             feeds: an array for each of `inputs`, of exactly its type and shape, free axes within `axes`.
-            results: an array for each of `outputs`, which is overwritten.
+            results: a writable array for each of `outputs`, which is overwritten.
 
         Raises:
             UsageError: an array is missing, unknown, or not as stated; or the runtime is closed.
@@ -111,7 +111,7 @@ class Runtime(abc.ABC):
             check_names("inputs", feeds, self.inputs)
             check_names("outputs", results, self.outputs)
             arrays = {
-                name: view(name, array, self.gpu, alignment=self._alignment)
+                name: view(name, array, self.gpu, alignment=self._alignment, writable=name in results)
                 for name, array in {**feeds, **results}.items()
             }
             sizes = self._check_shapes(arrays)

@@ -11,9 +11,30 @@ import numpy as np
 from vitdeploy.gpu import check, cuda_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from vitdeploy.runtimes.device_arrays import DeviceArray
+
+
+class Memory:
+    """Memory of the current device.
+
+    Args:
+        size: in bytes, from 1 up.
+
+    Attributes:
+        address: where it begins, a multiple of 256 (CUDA programming guide, "Device Memory Accesses").
+
+    Raises:
+        DeviceError: there is not enough.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._cuda = cuda_runtime()
+        self.address = int(check("reserve memory of the GPU", self._cuda.cudaMalloc(size)))
+
+    def close(self) -> None:
+        check("free memory of the GPU", self._cuda.cudaFree(self.address))
 
 
 class Tensor:
@@ -36,10 +57,11 @@ class Tensor:
         self._size = int(np.prod(shape)) * dtype.itemsize
         self._host = int(check("reserve pinned memory", self._cuda.cudaMallocHost(self._size)))
         try:
-            self.address = int(check("reserve memory of the GPU", self._cuda.cudaMalloc(self._size)))
+            self._memory = Memory(self._size)
         except BaseException:
             self._cuda.cudaFreeHost(self._host)
             raise
+        self.address = self._memory.address
         memory = (ctypes.c_uint8 * self._size).from_address(self._host)
         self.array: np.ndarray = np.frombuffer(memoryview(memory).cast("B"), dtype).reshape(shape)
 
@@ -51,7 +73,7 @@ class Tensor:
 
     def close(self) -> None:
         del self.array
-        check("free memory of the GPU", self._cuda.cudaFree(self.address))
+        self._memory.close()
         check("free pinned memory", self._cuda.cudaFreeHost(self._host))
 
     def _copy(self, target: int, source: int, kind: Any, stream: Stream) -> None:
@@ -115,13 +137,21 @@ class Graph:
         check("free a CUDA graph", self._cuda.cudaGraphExecDestroy(self._executable))
 
 
-def use_device(index: int) -> None:
-    """Make the calling thread use a device.
+@contextlib.contextmanager
+def on_device(index: int) -> Iterator[None]:
+    """Make a device the calling thread's current one in this block, and the one before it again afterwards.
 
     Raises:
-        DeviceError: it cannot.
+        DeviceError: it cannot be used.
     """
-    check(f"use device cuda:{index}", cuda_runtime().cudaSetDevice(index))
+    cuda = cuda_runtime()
+    before = int(check("tell the current device", cuda.cudaGetDevice()))
+    check(f"use device cuda:{index}", cuda.cudaSetDevice(index))
+    try:
+        yield
+    finally:
+        if before != index:  # setting a device starts CUDA on it, which takes memory there
+            cuda.cudaSetDevice(before)  # what failed in the block is told, rather than that this fails, too
 
 
 def wait_for(arrays: Iterable[DeviceArray], gpu: int) -> None:
@@ -131,14 +161,14 @@ def wait_for(arrays: Iterable[DeviceArray], gpu: int) -> None:
         MissingDependencyError: cuda-python is not installed.
         DeviceError: some of it failed.
     """
-    use_device(gpu)
-    stream = Stream()
-    try:
-        for array in arrays:
-            array.hold_up(stream.handle)
-        stream.wait()
-    finally:
-        stream.close()
+    with on_device(gpu):
+        stream = Stream()
+        try:
+            for array in arrays:
+                array.hold_up(stream.handle)
+            stream.wait()
+        finally:
+            stream.close()
 
 
 def close_all(*opened: Any) -> None:

@@ -14,10 +14,14 @@ import numpy as np
 
 from vitdeploy.errors import UsageError, first_line
 
+_VERSION = (1, 0)  # the first whose capsules have flags
+_READ_ONLY = 1  # DLPACK_FLAG_BITMASK_READ_ONLY
 _NO_STREAM = -1  # of `__dlpack__`: nothing is to be waited for
 _ON_GPU = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _ON_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 _KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}  # kDLInt, kDLUInt, kDLFloat, kDLBool: numpy's letters
+_BITS = {0: (8, 16, 32, 64), 1: (8, 16, 32, 64), 2: (16, 32, 64), 6: (8,)}  # of each, that numpy has
+_MOST_AXES = 64  # of numpy's arrays
 
 
 class _DLTensor(ctypes.Structure):
@@ -37,6 +41,22 @@ class _DLTensor(ctypes.Structure):
     )
 
 
+class _DLManagedTensorVersioned(ctypes.Structure):
+    """DLManagedTensorVersioned, of capsules that are called "dltensor_versioned"."""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("manager_ctx", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("dl_tensor", _DLTensor),
+    )
+
+
+_is_capsule = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_IsValid", ctypes.pythonapi)
+)
 _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
@@ -62,10 +82,10 @@ class DeviceArray:
 
     def hold_up(self, stream: int) -> None:
         """Make a stream of the GPU wait for what its library has queued on the array."""
-        self.source.__dlpack__(stream=stream)
+        _share(self.source, stream)
 
 
-def view(name: str, array: Any, gpu: int | None, alignment: int = 1) -> DeviceArray:
+def view(name: str, array: Any, gpu: int | None, alignment: int = 1, *, writable: bool = False) -> DeviceArray:
     """A view of an array.
 
     Args:
@@ -73,35 +93,78 @@ def view(name: str, array: Any, gpu: int | None, alignment: int = 1) -> DeviceAr
         array: of numpy, torch, CuPy, JAX or another library with DLPack.
         gpu: the number of the GPU that it must be on; None for the host.
         alignment: of its address, in bytes.
+        writable: whether it is to be written to.
 
     Raises:
-        UsageError: it has no DLPack, or is somewhere else, or not contiguous and aligned, or of a type without numpy's.
+        UsageError: it has no DLPack, or is somewhere else, or not contiguous and aligned, or of a type without numpy's,
+            or read-only where it is to be written to.
     """
     if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
         raise UsageError(f"'{name}' must be an array that is shared through DLPack, got {type(array).__name__}")
-    kind, index = array.__dlpack_device__()
+    try:
+        kind, index = map(int, array.__dlpack_device__())
+    except Exception as exc:
+        raise UsageError(f"'{name}' must say where it is, does not: {type(exc).__name__}: {first_line(exc)}") from exc
     if kind not in _ON_HOST if gpu is None else kind not in _ON_GPU or index != gpu:
         raise UsageError(
-            f"'{name}' must be on {'the host' if gpu is None else f'cuda:{gpu}'}, is on number {int(index)} of "
-            f"DLPack's device type {int(kind)}; move it there, or call run"
+            f"'{name}' must be on {'the host' if gpu is None else f'cuda:{gpu}'}, is on number {index} of "
+            f"DLPack's device type {kind}; move it there, or call run"
         )
     try:
-        capsule = array.__dlpack__(stream=None if gpu is None else _NO_STREAM)
-        pointer = _capsule_pointer(capsule, b"dltensor")
-    except (BufferError, RuntimeError, TypeError, ValueError) as exc:  # one that requires gradients, for example
+        capsule = _share(array, None if gpu is None else _NO_STREAM)
+        tensor, read_only = _opened(capsule, array)
+    except Exception as exc:
         raise UsageError(f"'{name}' must be shared through DLPack, is not: {first_line(exc)}") from exc
-    tensor = _DLTensor.from_address(pointer)
-    if tensor.code not in _KINDS or tensor.lanes != 1 or tensor.bits not in (8, 16, 32, 64):
+    if writable and read_only:
+        raise UsageError(f"'{name}' must be an array that can be written to, is read-only; give another")
+    if not 0 <= tensor.ndim <= _MOST_AXES or (tensor.ndim and not tensor.shape):
+        raise UsageError(f"'{name}' must have a shape, its DLPack capsule has {tensor.ndim} axes and none")
+    if tensor.bits not in _BITS.get(tensor.code, ()) or tensor.lanes != 1:
         raise UsageError(
             f"'{name}' must be of a type that numpy has, is of DLPack's type {tensor.code} with {tensor.bits} bits"
         )
     shape = tuple(tensor.shape[: tensor.ndim])
     address = (tensor.data or 0) + tensor.byte_offset
+    if min(shape, default=0) < 0 or (all(shape) and not tensor.data):
+        raise UsageError(f"'{name}' must be memory of a size, its DLPack capsule has shape {shape} at {address:#x}")
     if tensor.strides and not _contiguous(shape, tensor.strides[: tensor.ndim]):
         raise UsageError(f"'{name}' must be contiguous, its strides are {tensor.strides[: tensor.ndim]}; copy it")
     if address % alignment and all(shape):  # where an array of no elements lies means nothing
         raise UsageError(f"'{name}' must begin at a multiple of {alignment} bytes, as new arrays do, does not; copy it")
     return DeviceArray(address, np.dtype(f"{_KINDS[tensor.code]}{tensor.bits // 8}"), shape, array, capsule)
+
+
+def _share(array: Any, stream: int | None) -> object:
+    """Its capsule: one with flags, where its library has such."""
+    try:
+        return array.__dlpack__(stream=stream, max_version=_VERSION)
+    except TypeError:  # a library of before the array API standard of 2023
+        return array.__dlpack__(stream=stream)
+
+
+def _opened(capsule: object, array: Any) -> tuple[_DLTensor, bool]:
+    """What a capsule has, and whether it must not be written to.
+
+    Raises:
+        ValueError: it is no capsule of DLPack, or one of a later version.
+    """
+    if not _is_capsule(capsule, b"dltensor_versioned"):
+        return _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor")), _is_read_only(array)
+    managed = _DLManagedTensorVersioned.from_address(_capsule_pointer(capsule, b"dltensor_versioned"))
+    if managed.major != _VERSION[0]:  # of which nothing but the first fields is known
+        raise ValueError(f"it is of DLPack {managed.major}.{managed.minor}, {_VERSION[0]}.x was asked for")
+    return managed.dl_tensor, bool(managed.flags & _READ_ONLY)
+
+
+def _is_read_only(array: Any) -> bool:
+    """What an array says elsewhere, as its capsule has no flags: JAX's, which are all read-only (jax-ml/jax#40789)."""
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is not None:
+        return bool(interface["data"][1])
+    try:
+        return memoryview(array).readonly
+    except TypeError:  # it has no buffer
+        return False
 
 
 def _contiguous(shape: tuple[int, ...], strides: list[int]) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import contextlib
 import tempfile
 import threading
 from pathlib import Path
@@ -11,29 +10,37 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from vitdeploy.atomic import write_file
-from vitdeploy.errors import BundleError, DeviceError, UnavailableError, UsageError
+from vitdeploy.errors import BundleError, DeviceError, OutputError, UnavailableError, UsageError, readable
 from vitdeploy.gpu import find_gpu, find_gpus
 from vitdeploy.runtimes.base import Runtime, check_options, cuda_index
-from vitdeploy.runtimes.cuda_memory import close_all, use_device
+from vitdeploy.runtimes.cuda_memory import close_all, on_device
+from vitdeploy.runtimes.engine_cache import KernelCache, own_cache
 from vitdeploy.runtimes.engine_fit import check_hardware, check_version, choose_profile
+from vitdeploy.runtimes.engine_load import check_tensors, last_of, load_engine, profiles_of, why_refused
 from vitdeploy.runtimes.engine_plan import ShapePlan
 from vitdeploy.specs import TensorSpec
-from vitdeploy.trt_library import LIBRARIES, make_builder, make_logger, make_runtime
-from vitdeploy.user_cache import user_cache
+from vitdeploy.trt_library import (
+    LIBRARIES,
+    compiles_on_target,
+    make_builder,
+    make_logger,
+    make_runtime,
+    network_flags,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    import os
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
-    from vitdeploy.gpu import Gpu
-    from vitdeploy.manifest import FileRecord
     from vitdeploy.runtimes.device_arrays import DeviceArray
-    from vitdeploy.runtimes.engine_fit import ProfileShapes, Shapes
+    from vitdeploy.runtimes.engine_fit import Shapes
 
 T = TypeVar("T")
+
+KERNEL_SPECIALIZATIONS = ("eager", "lazy", "none")  # of TensorRT-RTX, the default first
 
 
 class EngineRuntime(Runtime):
@@ -45,12 +52,18 @@ class EngineRuntime(Runtime):
         outputs: what it gives.
         weights: the ONNX file of an engine that was written without weights.
         host_code: whether the engine brings a runtime of its own version, which may then run.
+        takes_weights: whether it was built to be given other weights (`refit`).
+        disposable_cache: as `runtime_cache`, but one that may be replaced, or left unwritten.
         device: "cuda" or "cuda:1".
-        cuda_graphs: whether the work of each shape is recorded once and replayed.
+        cuda_graphs: whether the work of a shape is recorded at its second run, and replayed from then on.
         shapes_kept: how many shapes stay ready, with their memory, in the order of their last use.
+        kernel_specialization: for TensorRT-RTX: whether kernels for the very sizes of a new shape are compiled at once
+            ("eager", its default here), meanwhile ("lazy": slower ones run until then), or never ("none").
         runtime_cache: for TensorRT-RTX: the file in which compiled kernels are kept, to open sooner; they can run code.
+            It is written when new ones were compiled, at most once in a minute, and when the runtime is closed.
 
     Raises:
+        OtherHardwareError: the engine was built for another GPU.
         DeviceError: the device cannot be had, or the library does not load the engine.
         UsageError: an option is not what it must be, or not the library's.
         BundleError: the engine does not take and give what is stated.
@@ -66,40 +79,45 @@ class EngineRuntime(Runtime):
         outputs: tuple[TensorSpec, ...],
         weights: Path | None = None,
         host_code: bool = False,
+        takes_weights: bool = False,
+        disposable_cache: Path | None = None,
         *,
         device: str = "cuda",
         cuda_graphs: bool = True,
         shapes_kept: int = 8,
+        kernel_specialization: str | None = None,
         runtime_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if type(shapes_kept) is not int or shapes_kept < 1:
             raise UsageError(f"shapes_kept must be a whole number from 1 up, got {shapes_kept!r:.80}")
-        has_cache = hasattr(self.library, "IRuntimeCache")
-        if runtime_cache is not None and not has_cache:
-            raise UsageError(f"{self.backend} {self.library.__version__} has no runtime_cache; leave it out")
+        if kernel_specialization not in (None, *KERNEL_SPECIALIZATIONS):
+            names = ", ".join(KERNEL_SPECIALIZATIONS)
+            raise UsageError(f"kernel_specialization must be one of {names}, got {kernel_specialization!r:.80}")
+        name, compiles = f"{self.backend} {self.library.__version__}", compiles_on_target(self.library)
+        for option, value in (("runtime_cache", runtime_cache), ("kernel_specialization", kernel_specialization)):
+            if value is not None and not compiles:
+                raise UsageError(f"{name} has no {option}; leave it out")
+        specialization = kernel_specialization or KERNEL_SPECIALIZATIONS[0] if compiles else None
         gpu = find_gpu(cuda_index(self.backend, device))
         self.inputs, self.outputs = inputs, outputs
         self._device = self.gpu = gpu.index
-        self._cuda_graphs, self._shapes_kept = cuda_graphs, shapes_kept
+        self._shapes_kept, self._takes_weights = shapes_kept, takes_weights
         self._ready: list[tuple[Shapes, ShapePlan]] = []
         self._lock = threading.Lock()
-        use_device(self._device)
+        self._gate = threading.Lock()
         self._logger = make_logger(self.library)
-        self._runtime = make_runtime(self.library, self.backend, self._logger)
-        if host_code:
-            self._runtime.engine_host_code_allowed = True
-        self._engine = self._load(Path(path))
-        if weights is not None:
-            self._refit(weights)
-        self._check_tensors(Path(path))
-        self._profiles = [self._profile(index) for index in range(self._engine.num_optimization_profiles)]
-        self._config = self._engine.create_runtime_config()
-        self._captures = cuda_graphs and not hasattr(self._config, "cuda_graph_strategy")
-        if cuda_graphs and not self._captures:  # the library records graphs itself
-            self._config.cuda_graph_strategy = self.library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        self._cache_file = None if runtime_cache is None else Path(runtime_cache)
-        self._cache = self._open_cache() if has_cache else None
+        self._cache: KernelCache | None = None
+        self._unsaved = False
+        with on_device(self._device):
+            self._open(Path(path), weights, host_code)
+            self._configure(cuda_graphs, specialization)
+            if compiles:
+                file = disposable_cache if runtime_cache is None else Path(runtime_cache)
+                self._cache = KernelCache(
+                    self._config, file, disposable=runtime_cache is None, made_by=name, errors=self._logger.errors
+                )
+        cache_file = None if self._cache is None else self._cache.file
         self.details = {
             "engine": f"{LIBRARIES[self.backend].package} {self.library.__version__}",
             "device": f"cuda:{gpu.index} {gpu.name}",
@@ -108,7 +126,8 @@ class EngineRuntime(Runtime):
             "profiles": len(self._profiles),
             "cuda_graphs": cuda_graphs,
             "shapes_kept": shapes_kept,
-            "runtime_cache": None if self._cache_file is None else str(self._cache_file),
+            "kernel_specialization": specialization,
+            "runtime_cache": None if cache_file is None else str(cache_file),
         }
 
     @classmethod
@@ -153,10 +172,13 @@ class EngineRuntime(Runtime):
                 )
             weights, *_ = bundle.verified(source.files)
         host_code = artifact.options.get("version_compatible") is True
-        if runtime_cache is None and hasattr(cls.library, "IRuntimeCache"):
-            runtime_cache = _own_cache(cls.backend, artifact.files[0], cls.library.__version__, gpu)
+        takes_weights = artifact.options.get("refit") is True
+        kept = None
+        if runtime_cache is None and compiles_on_target(cls.library):
+            kept = own_cache(cls.backend, artifact.files[0], cls.library.__version__, gpu)
         options["runtime_cache"] = None if runtime_cache is False else runtime_cache
-        return cls(path, artifact.inputs, artifact.outputs, weights, host_code, device=device, **options)
+        specs = artifact.inputs, artifact.outputs
+        return cls(path, *specs, weights, host_code, takes_weights, kept, device=device, **options)
 
     @classmethod
     def probe(cls) -> dict[str, str | None]:
@@ -171,15 +193,15 @@ class EngineRuntime(Runtime):
         """Build and run the smallest engine that there is."""
         spec = TensorSpec("x", "float32", (2, 2))
         try:
-            use_device(int(device.partition(":")[2]))
-            logger = make_logger(cls.library)
-            builder = make_builder(cls.library, cls.backend, logger)
-            network = builder.create_network(1 << int(cls.library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-            x = network.add_input("x", cls.library.float32, (2, 2))
-            y = network.add_unary(x, cls.library.UnaryOperation.NEG).get_output(0)
-            y.name = "y"
-            network.mark_output(y)
-            plan = builder.build_serialized_network(network, builder.create_builder_config())
+            with on_device(int(device.partition(":")[2])):
+                logger = make_logger(cls.library)
+                builder = make_builder(cls.library, cls.backend, logger)
+                network = builder.create_network(network_flags(cls.library))
+                x = network.add_input("x", cls.library.float32, (2, 2))
+                y = network.add_unary(x, cls.library.UnaryOperation.NEG).get_output(0)
+                y.name = "y"
+                network.mark_output(y)
+                plan = builder.build_serialized_network(network, builder.create_builder_config())
             if plan is None:
                 return logger.errors[0] if logger.errors else "an engine of one layer was not built"
             with tempfile.TemporaryDirectory() as folder:
@@ -191,33 +213,105 @@ class EngineRuntime(Runtime):
             return str(exc)
         return None
 
+    def refit(self, onnx: str | os.PathLike[str]) -> None:
+        """Give the engine the weights of another ONNX file of the same graph, when the runs in progress are done.
+
+        Args:
+            onnx: the file; its weights have the names, shapes and types of the one that the engine was built from.
+
+        Raises:
+            UsageError: the engine was not built with `--refit`, or does not take these weights, and has those before;
+                or the runtime is closed.
+            InputError: the file cannot be read.
+            DeviceError: the library failed in between; the runtime is closed.
+        """
+        path = Path(onnx)
+        with readable(path, "an ONNX file"):
+            path.open("rb").close()
+        with self._alone(), on_device(self._device):
+            if not (self._takes_weights and self._engine.refittable):
+                raise UsageError(
+                    f"an engine must be built with --refit to take the weights of {path}, this one was not"
+                )
+            refitter = self.library.Refitter(self._engine, self._logger)
+            refused = why_refused(self.library, refitter, path, self._logger)
+            if refused is not None:
+                raise UsageError(f"{path} must have the weights of the engine's graph: {refused}; give another")
+            self._drop_ready()
+            if not refitter.refit_cuda_engine():  # which leaves some of the new weights in it
+                self._closed = True
+                self._close()
+                raise DeviceError(f"the engine must take the weights of {path}: {self._last_error()}; open it again")
+            self.details["weights"] = str(path)
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._gate:
+            pass  # who wants to be alone is before us
+        with super()._in_use():
+            yield
+        cache = self._cache  # which another thread may close
+        if cache is not None and self._unsaved and cache.is_due():
+            self._save()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold off new runs in this block, which begins when those in progress are done.
+
+        Raises:
+            UsageError: the runtime is closed.
+        """
+        with self._gate, self._idle:
+            self._idle.wait_for(lambda: self._running == 0)
+            with super()._in_use():
+                yield
+
+    def _save(self) -> None:
+        """Keep what was compiled, for a process that is killed before it closes the runtime.
+
+        Alone, as a run that compiles writes to what is read here.
+        """
+        with contextlib.suppress(UsageError, OutputError), self._alone():  # closing saves as well, and tells
+            if self._cache is not None and self._unsaved:
+                self._unsaved = False
+                self._cache.save()
+
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        use_device(self._device)
         shapes = {spec.name: feeds[spec.name].shape for spec in self.inputs}
-        return self._with_plan(shapes, lambda plan: plan.run(feeds))
+        with on_device(self._device):
+            return self._with_plan(shapes, lambda plan: plan.run(feeds))
 
     def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
-        use_device(self._device)
         shapes = {spec.name: arrays[spec.name].shape for spec in self.inputs}
-        self._with_plan(shapes, lambda plan: plan.run_device(arrays))
+        with on_device(self._device):
+            self._with_plan(shapes, lambda plan: plan.run_device(arrays))
 
     def _with_plan(self, shapes: Shapes, work: Callable[[ShapePlan], T]) -> T:
-        """What `work` gives with a plan for these shapes, which is kept if it succeeds."""
+        """What `work` gives with a plan for these shapes, which is kept unless it fails."""
         plan = self._taken(shapes)
+        if plan is None:
+            plan = self._made(shapes)
+            self._unsaved = True
         try:
             result = work(plan)
+        except UsageError:  # of the caller: the plan is as it was
+            self._put_back(shapes, plan)
+            raise
         except BaseException:
             plan.close()
             raise
         self._put_back(shapes, plan)
         return result
 
-    def _taken(self, shapes: Shapes) -> ShapePlan:
-        """A plan for these shapes that no other thread has."""
+    def _taken(self, shapes: Shapes) -> ShapePlan | None:
+        """A plan that is ready for these shapes, and that no other thread has from here on."""
         with self._lock:
             for index, (kept, _) in enumerate(self._ready):
                 if kept == shapes:
                     return self._ready.pop(index)[1]
+        return None
+
+    def _made(self, shapes: Shapes) -> ShapePlan:
         profile = choose_profile(self._profiles, shapes)
         context = self._engine.create_execution_context(self._config)
         if context is None:
@@ -232,80 +326,49 @@ class EngineRuntime(Runtime):
             too_many = [self._ready.pop(0)[1] for _ in range(len(self._ready) - self._shapes_kept)]
         close_all(*too_many)
 
-    def _close(self) -> None:
-        use_device(self._device)
-        close_all(*(plan for _, plan in self._ready))
+    def _drop_ready(self) -> None:
+        plans = [plan for _, plan in self._ready]
         self._ready.clear()
-        if self._cache is not None and self._cache_file is not None:
-            write_file(self._cache_file, bytes(self._cache.serialize()))
-        del self._cache, self._config, self._engine, self._runtime
+        close_all(*plans)
 
-    def _load(self, path: Path) -> Any:
-        content = path.read_bytes()
-        if hasattr(self._runtime, "get_engine_validity"):
-            validity, reasons = self._runtime.get_engine_validity(content[: self._runtime.engine_header_size])
-            if validity == self.library.EngineValidity.INVALID:
-                bits = self.library.EngineInvalidityDiagnostics.__members__.items()
-                why = ", ".join(name for name, bit in bits if int(bit) & reasons) or self._last_error()
-                raise DeviceError(f"{path} must be an engine for this GPU and library, is not: {why}; build it again")
-        engine = self._runtime.deserialize_cuda_engine(content)
-        if engine is None:
-            raise DeviceError(f"{path} must load with {self.backend}: {self._last_error()}; build it again")
-        return engine
+    def _close(self) -> None:
+        with on_device(self._device):
+            self._drop_ready()
+            cache = self._cache
+            self._cache = None
+            try:
+                if cache is not None:
+                    cache.save()
+            finally:
+                del cache, self._config, self._engine, self._runtime
 
-    def _refit(self, weights: Path) -> None:
-        refitter = self.library.Refitter(self._engine, self._logger)
-        parser = self.library.OnnxParserRefitter(refitter, self._logger)
-        if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
-            raise DeviceError(f"the engine must take the weights of {weights}: {self._last_error()}; build it again")
-
-    def _check_tensors(self, path: Path) -> None:
-        engine, mode = self._engine, self.library.TensorIOMode
-        for specs, kind in ((self.inputs, mode.INPUT), (self.outputs, mode.OUTPUT)):
-            names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-            found = {
-                name: (
-                    np.dtype(self.library.nptype(engine.get_tensor_dtype(name))),
-                    tuple(engine.get_tensor_shape(name)),
+    def _open(self, path: Path, weights: Path | None, host_code: bool) -> None:
+        self._runtime = make_runtime(self.library, self.backend, self._logger)
+        if host_code:
+            self._runtime.engine_host_code_allowed = True
+        self._engine = load_engine(self.library, self._runtime, path, self.backend, self._logger.errors)
+        if weights is not None:
+            refitter = self.library.Refitter(self._engine, self._logger)
+            refused = why_refused(self.library, refitter, weights, self._logger)
+            if refused is not None or not refitter.refit_cuda_engine():
+                raise DeviceError(
+                    f"the engine must take the weights of {weights}: {refused or self._last_error()}; build it again"
                 )
-                for name in names
-                if engine.get_tensor_mode(name) == kind
-            }
-            want = {
-                spec.name: (np.dtype(spec.dtype), tuple(axis if isinstance(axis, int) else -1 for axis in spec.shape))
-                for spec in specs
-            }
-            if found != want:
-                raise BundleError(
-                    f"{path} must take and give what its manifest says, {want}, has {found}; build it again"
-                )
+        check_tensors(self.library, self._engine, path, self.inputs, self.outputs)
+        self._profiles = profiles_of(self._engine, self.inputs)
 
-    def _profile(self, index: int) -> ProfileShapes:
-        shapes = {spec.name: self._engine.get_tensor_profile_shape(spec.name, index) for spec in self.inputs}
-        return {name: (tuple(low), tuple(best), tuple(high)) for name, (low, best, high) in shapes.items()}
-
-    def _open_cache(self) -> Any:
-        cache = self._config.create_runtime_cache()
-        file = self._cache_file
-        if file is not None and file.exists() and not cache.deserialize(file.read_bytes()):
-            raise DeviceError(
-                f"{file} must be a runtime cache of {self.backend} {self.library.__version__}, is not: "
-                f"{self._last_error()}; remove it"
-            )
-        self._config.set_runtime_cache(cache)
-        return cache
+    def _configure(self, cuda_graphs: bool, specialization: str | None) -> None:
+        self._config = self._engine.create_runtime_config()
+        # A context with memory of its own has as much as the largest shape of all profiles needs.
+        self._config.set_execution_context_allocation_strategy(
+            self.library.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        self._captures = cuda_graphs and not hasattr(self._config, "cuda_graph_strategy")
+        if cuda_graphs and not self._captures:  # the library records graphs itself
+            self._config.cuda_graph_strategy = self.library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if specialization is not None:
+            strategies = self.library.DynamicShapesKernelSpecializationStrategy
+            self._config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, specialization.upper())
 
     def _last_error(self) -> str:
-        return self._logger.errors[-1] if self._logger.errors else "it does not say why"
-
-
-def _own_cache(backend: str, file: FileRecord, version: str, gpu: Gpu) -> Path | None:
-    """The file for an engine's compiled kernels in the user's cache; None where that cannot be written."""
-    folder = user_cache() / backend
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    parts = file.sha256, version, gpu.name, gpu.compute_capability, gpu.driver
-    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return folder / name if os.access(folder, os.W_OK) else None
+        return last_of(self._logger.errors)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.errors import DeviceError, UnavailableError, UsageError
+from vitdeploy.errors import OtherHardwareError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 
 
 def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    return tuple(int(part) for part in version.split(".") if re.fullmatch("[0-9]{1,9}", part))
 
+
+# The major versions between which a version-compatible engine may go (NVIDIA's support matrix of TensorRT 11.4, "Engine
+# Portability").
+_ACROSS_MAJORS = ((10,), (11,))
 
 # By hardware compatibility, whether an engine that was built on a GPU runs on another.
 _COMPATIBLE: dict[str, Callable[[Mapping[str, Any], Gpu], bool]] = {
@@ -34,6 +39,9 @@ _COMPATIBLE: dict[str, Callable[[Mapping[str, Any], Gpu], bool]] = {
 def check_version(bundle: Bundle, artifact: Artifact, package: str, version: str) -> None:
     """Raise UnavailableError unless this version of the library, and this system, may run the engine.
 
+    One for which the last step is left to the machine that runs it, of TensorRT-RTX, is for Linux and Windows alike
+    (NVIDIA's "CPU-Only AOT and TensorRT-RTX Engines").
+
     Args:
         bundle: of the engine.
         artifact: the engine.
@@ -42,10 +50,9 @@ def check_version(bundle: Bundle, artifact: Artifact, package: str, version: str
     """
     hardware = artifact.hardware or {}
     built, here = str(artifact.tools.get(package)), f"{platform.system()} {platform.machine()}"
-    later = artifact.options.get("version_compatible") is True and (
-        _number(built)[:1] == _number(version)[:1] and _number(built) <= _number(version)
-    )
-    if (built != version and not later) or hardware.get("platform") != here:
+    later = artifact.options.get("version_compatible") is True and _runs_later(_number(built), _number(version))
+    elsewhere = hardware.get("platform") != here and "compute_capabilities" not in hardware
+    if (built != version and not later) or elsewhere:
         raise UnavailableError(
             f"{_engine(bundle, artifact)} was built by {package} {built} for {hardware.get('platform')}, this is "
             f"{package} {version} on {here}; {_rebuild(bundle, artifact)}"
@@ -53,7 +60,7 @@ def check_version(bundle: Bundle, artifact: Artifact, package: str, version: str
 
 
 def check_hardware(bundle: Bundle, artifact: Artifact, gpu: Gpu) -> None:
-    """Raise DeviceError unless the engine was built for this GPU.
+    """Raise OtherHardwareError unless the engine was built for this GPU.
 
     An engine of TensorRT-RTX that names no compute capability is for the library to judge.
     """
@@ -63,10 +70,10 @@ def check_hardware(bundle: Bundle, artifact: Artifact, gpu: Gpu) -> None:
         rule = _COMPATIBLE.get(str(built.get("hardware_compatibility")))
         fits = rule is not None and {"gpu", "compute_capability"} <= set(built) and rule(built, gpu)
     else:
-        fits = gpu.compute_capability in named or any(not each[:1].isdigit() for each in named)
+        fits = gpu.compute_capability in named or any(each.startswith("portable") for each in named)
     if not fits:
         made_for = ", ".join(f"{key} {value}" for key, value in built.items())
-        raise DeviceError(
+        raise OtherHardwareError(
             f"{_engine(bundle, artifact)} was built for {made_for or 'nothing that its manifest names'}; this is "
             f"{gpu.name}, compute capability {gpu.compute_capability}; {_rebuild(bundle, artifact)}"
         )
@@ -102,6 +109,11 @@ def choose_profile(profiles: Sequence[ProfileShapes], shapes: Shapes) -> int:
 def _distance(profile: ProfileShapes, shapes: Shapes) -> float:
     """How far shapes are from those that a profile is fastest at: as a factor of elements, in logarithms."""
     return sum(abs(math.log(math.prod(shape) / math.prod(profile[name][1]))) for name, shape in shapes.items())
+
+
+def _runs_later(built: tuple[int, ...], here: tuple[int, ...]) -> bool:
+    """Whether a version-compatible engine of a version runs with another."""
+    return built <= here and (built[:1] == here[:1] or (built[:1], here[:1]) == _ACROSS_MAJORS)
 
 
 def _engine(bundle: Bundle, artifact: Artifact) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.errors import DeviceError, UsageError, first_line
-from vitdeploy.runtimes.cuda_memory import Graph, Stream, Tensor, close_all
+from vitdeploy.runtimes.cuda_memory import Graph, Memory, Stream, Tensor, close_all
+from vitdeploy.runtimes.engine_load import last_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,9 +22,10 @@ class ShapePlan:
     """Runs an engine on inputs of one shape; for one thread at a time.
 
     A context of its own: a CUDA graph that was captured from a context is lost when the context is given other shapes.
+    The first run is not captured: many a shape is not seen twice, and what a library sets up then cannot be captured.
 
     Args:
-        context: the library's execution context.
+        context: the library's execution context, without memory of its own (`USER_MANAGED`).
         profile: the number of the profile.
         shapes: of each input.
         outputs: what the engine gives.
@@ -33,7 +35,7 @@ class ShapePlan:
         errors: what the library's logger keeps; the last is told where a call fails.
 
     Raises:
-        DeviceError: there is not enough memory, or the work cannot be captured.
+        DeviceError: there is not enough memory, or the engine does not take the shapes.
     """
 
     def __init__(
@@ -49,16 +51,15 @@ class ShapePlan:
     ) -> None:
         self._context = context
         self._errors = errors
+        self._capture = capture
+        self._has_run = False
         self._graph: Graph | None = None
+        self._scratch: Memory | None = None
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
         self._stream = Stream()
         try:
             self._bind(profile, shapes, outputs, dtypes)
-            self._enqueue()  # what a library sets up at its first run cannot be captured
-            self._stream.wait()
-            if capture:
-                self._graph = self._stream.captured(self._enqueue)
         except BaseException:
             self.close()
             raise
@@ -67,15 +68,18 @@ class ShapePlan:
         """Run the engine once; the results are the caller's own.
 
         Raises:
-            DeviceError: it failed.
+            DeviceError: it failed, or cannot be captured.
         """
         for name, tensor in self._inputs.items():
             np.copyto(tensor.array, feeds[name])
+        if self._capture and self._has_run and self._graph is None:
+            self._graph = self._stream.captured(self._enqueue)
         if self._graph is None:
             self._enqueue()
         else:
             self._graph.launch(self._stream)
         self._stream.wait()
+        self._has_run = True
         return {name: tensor.array.copy() for name, tensor in self._outputs.items()}
 
     def run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
@@ -84,7 +88,7 @@ class ShapePlan:
         It is not captured: a CUDA graph would have the addresses of these very arrays.
 
         Raises:
-            UsageError: an output has another shape than the engine gives.
+            UsageError: an output has another shape than the engine gives; the plan is as before.
             DeviceError: it failed.
         """
         for name, own in self._outputs.items():
@@ -99,7 +103,7 @@ class ShapePlan:
         self._use_own()
 
     def close(self) -> None:
-        close_all(self._stream, *self._inputs.values(), *self._outputs.values(), self._graph)
+        close_all(self._stream, self._scratch, *self._inputs.values(), *self._outputs.values(), self._graph)
         del self._context
 
     def _bind(
@@ -115,10 +119,23 @@ class ShapePlan:
             self._checked(not context.infer_shapes(), "tell the shapes of its outputs")
         except RuntimeError as exc:
             raise DeviceError(f"the engine must tell the shapes of its outputs: {first_line(exc)}") from exc
+        self._scratch = self._reserved()
         for spec in outputs:
             shape = tuple(context.get_tensor_shape(spec.name))
             self._outputs[spec.name] = Tensor(shape, np.dtype(spec.dtype))
         self._use_own()
+
+    def _reserved(self) -> Memory | None:
+        """Scratch for these shapes, which the context has; None where it needs none in any."""
+        context = self._context
+        # 0 is the answer both where these shapes need none and where it cannot tell; it refuses to run without any
+        # (pytorch/TensorRT#4600).
+        size = context.update_device_memory_size_for_shapes() or context.engine.device_memory_size_v2
+        if not size:
+            return None
+        scratch = Memory(size)
+        context.set_device_memory(scratch.address, size)
+        return scratch
 
     def _use_own(self) -> None:
         self._use({name: tensor.address for name, tensor in (*self._inputs.items(), *self._outputs.items())})
@@ -136,4 +153,4 @@ class ShapePlan:
 
     def _checked(self, done: bool, what: str) -> None:
         if not done:
-            raise DeviceError(f"the engine must {what}: {self._errors[-1] if self._errors else 'it does not say why'}")
+            raise DeviceError(f"the engine must {what}: {last_of(self._errors)}")

@@ -8,7 +8,7 @@ from vitdeploy.runtimes.engine import EngineRuntime
 
 
 class TensorRTRuntime(EngineRuntime):
-    """See `EngineRuntime`; each shape's work is captured as a CUDA graph."""
+    """See `EngineRuntime`; a shape's work is captured as a CUDA graph at its second run."""
 
     backend = "tensorrt"
     library = tensorrt

@@ -41,7 +41,8 @@ class EngineOptions:
         tf32: whether float32 products are rounded to TF32's 11 bits, as TensorRT does by default. Off: the engine is to
             equal a float32 reference.
         timing_cache: the file in which measured kernels are kept, to be reused; None for one beside the bundle.
-        version_compatible: whether later versions of the same major version may run the engine.
+        version_compatible: whether later versions of the same major version may run the engine, and TensorRT 11 one
+            of TensorRT 10.
         hardware_compatibility: "none" for the GPU that it is built on, "same_compute_capability", or "ampere_plus" for
             every GPU from Ampere on.
         compute_capabilities: for TensorRT-RTX: the GPUs, such as "8.9"; none for its portable default.

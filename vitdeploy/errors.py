@@ -6,7 +6,7 @@ VitDeployError                     1
 ├── UnavailableError               3  something this machine or network does not have
 │   ├── MissingDependencyError     3
 │   ├── DeviceError                3
-│   │   └── OtherHardwareError     3
+│   │   └── OtherHardwareError     3  an engine was built for another GPU
 │   ├── HubError                   3
 │   └── OutputError                3  the result could not be written (full disk, no permission)
 └── InputError                     4  absent, unreadable or corrupt input
@@ -74,7 +74,7 @@ class DeviceError(UnavailableError):
 
 
 class OtherHardwareError(DeviceError):
-    """An engine was built for another GPU than the one that is to run it."""
+    """An engine was built for another GPU than this one; it may be good where it belongs."""
 
 
 class HubError(UnavailableError):

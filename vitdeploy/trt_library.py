@@ -54,6 +54,11 @@ def compiles_on_target(trt: Any) -> bool:
     return hasattr(trt, "ComputeCapability")
 
 
+def network_flags(trt: Any) -> int:
+    """Strongly typed: the tensors' types of the ONNX graph are those of the engine. Implied since TensorRT 11."""
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
 def make_logger(trt: Any, file: TextIO | None = None) -> Any:
     """A logger that writes what the library says to a file, and keeps its errors, a line each, in `errors`.
 

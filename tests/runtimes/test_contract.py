@@ -41,8 +41,8 @@ OPTIONS = {
     "torchscript": ["optimized_execution"],
     "onnxruntime": ["providers", "intra_op_threads", "io_binding"],
     "onnxruntime-tensorrt": ["batch", "engine_cache", "provider_options"],
-    "tensorrt": ["cuda_graphs", "shapes_kept", "runtime_cache"],
-    "tensorrt-rtx": ["cuda_graphs", "shapes_kept", "runtime_cache"],
+    "tensorrt": ["cuda_graphs", "shapes_kept", "kernel_specialization", "runtime_cache"],
+    "tensorrt-rtx": ["cuda_graphs", "shapes_kept", "kernel_specialization", "runtime_cache"],
 }
 # ONNX Runtime has no option to keep TensorRT from rounding products of float32 to 11 bits (TF32).
 TOLERANCES = dict.fromkeys(FILES, FLOAT32_TOLERANCE) | {"onnxruntime-tensorrt": 2e-3}

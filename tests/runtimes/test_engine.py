@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import threading
+import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -11,16 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from fake_cuda import FakeCuda, OnTheGpu, aligned, fake_library
+from fake_cuda import FakeCuda, OfAnOlderLibrary, OnTheGpu, aligned, fake_library
 from vitdeploy import gpu
-from vitdeploy.errors import BundleError, DeviceError, UsageError
+from vitdeploy.errors import BundleError, DeviceError, InputError, OtherHardwareError, OutputError, UsageError
 from vitdeploy.manifest import Artifact, FileRecord
-from vitdeploy.runtimes import cuda_memory
-from vitdeploy.runtimes.engine import EngineRuntime
+from vitdeploy.runtimes import cuda_memory, device_arrays, engine_cache
+from vitdeploy.runtimes.cuda_memory import wait_for
+from vitdeploy.runtimes.device_arrays import view
+from vitdeploy.runtimes.engine import KERNEL_SPECIALIZATIONS, EngineRuntime
 from vitdeploy.specs import PixelFormat, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     Open = Callable[..., EngineRuntime]
@@ -30,25 +35,42 @@ OUTPUTS = (TensorSpec("y", "float32", ("batch",)),)
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    """A fake of which all is closed after the test, and the thread on the device that it was on."""
     fake = FakeCuda()
     for module in (gpu, cuda_memory):
         monkeypatch.setattr(module, "cuda_runtime", lambda: fake)
-    return fake
+    yield fake
+    assert fake.device == 0
+    assert {each.flags for each in fake.streams} <= {fake.cudaStreamNonBlocking}, "no stream waits for another"
+
+
+def opener(cuda: FakeCuda, folder: Path, name: str) -> Open:
+    """A function that opens an engine of a library on the second device."""
+
+    class Fake(EngineRuntime):
+        backend = name
+        library = fake_library(cuda, rtx=name == "tensorrt-rtx")
+
+    (folder / "x.engine").write_bytes(b"an engine")
+
+    def opened(
+        inputs: Any = INPUTS, outputs: Any = OUTPUTS, weights: Any = None, *more: Any, **options: Any
+    ) -> EngineRuntime:
+        return Fake(folder / "x.engine", inputs, outputs, weights, *more, **{"device": "cuda:1", **options})
+
+    return opened
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
 def open_engine(request: pytest.FixtureRequest, cuda: FakeCuda, tmp_path: Path) -> Open:
-    class Fake(EngineRuntime):
-        backend = request.param
-        library = fake_library(cuda, rtx=request.param == "tensorrt-rtx")
+    return opener(cuda, tmp_path, request.param)
 
-    (tmp_path / "x.engine").write_bytes(b"an engine")
 
-    def opened(inputs: Any = INPUTS, outputs: Any = OUTPUTS, weights: Any = None, **options: Any) -> EngineRuntime:
-        return Fake(tmp_path / "x.engine", inputs, outputs, weights, **options)
-
-    return opened
+@pytest.fixture
+def open_rtx(cuda: FakeCuda, tmp_path: Path) -> Open:
+    """Of what only TensorRT-RTX has: it compiles on the machine that runs it."""
+    return opener(cuda, tmp_path, "tensorrt-rtx")
 
 
 def rows(count: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -59,36 +81,68 @@ def assert_sums(runtime: EngineRuntime, feeds: dict[str, np.ndarray]) -> None:
     np.testing.assert_array_equal(runtime.run(feeds)["y"], feeds["x"].sum(1))
 
 
+def records_itself(runtime: EngineRuntime) -> bool:
+    return runtime.backend == "tensorrt-rtx"
+
+
 def test_every_shape_has_a_context_and_the_profile_that_is_nearest(open_engine: Open, cuda: FakeCuda) -> None:
     with open_engine() as runtime:
         for count in (1, 3, 8, 3, 1, 8):
             assert_sums(runtime, rows(count, count))
         engine = runtime.library.engine
         assert engine.contexts == 3
-        assert set(engine.executed) == {0, 1}
-        assert engine.executed[0] == 0
-        assert runtime.details["device"] == "cuda:0 Fake GPU"
+        assert [profile for profile, _ in engine.executed[:3]] == [0, 1, 1]
+        assert runtime.details["device"] == "cuda:1 Fake GPU"
         assert runtime.details["profiles"] == 2
     assert cuda.live == {}
 
 
-def test_what_is_recorded_once_is_replayed(open_engine: Open, cuda: FakeCuda) -> None:
+def test_the_second_run_of_a_shape_is_recorded_and_replayed_from_then_on(open_engine: Open, cuda: FakeCuda) -> None:
     with open_engine() as runtime:
+        engine = runtime.library.engine
         for seed in range(5):
             assert_sums(runtime, rows(4, seed))
-        records_itself = runtime.backend == "tensorrt-rtx"
-        # The first run is one that nothing records, then one that is recorded; the library's own graphs are not seen.
-        assert len(runtime.library.engine.executed) == (6 if records_itself else 2)
-        if records_itself:
-            assert runtime.library.engine.config.cuda_graph_strategy == "whole"
+            graphs = len(cuda.of_kind("executable"))
+            # The library's own graphs are not seen.
+            assert graphs == (0 if records_itself(runtime) else min(seed, 1))
+        assert len(engine.executed) == (5 if records_itself(runtime) else 2)
+        if records_itself(runtime):
+            assert engine.config.cuda_graph_strategy == "whole"
+
+
+def test_a_shape_that_is_seen_once_is_run_once(open_engine: Open, cuda: FakeCuda) -> None:
+    with open_engine() as runtime:
+        for count in range(1, 9):
+            assert_sums(runtime, rows(count))
+        assert len(runtime.library.engine.executed) == 8
+        assert cuda.of_kind("executable") == []
 
 
 def test_without_graphs_every_run_is_executed(open_engine: Open) -> None:
     with open_engine(cuda_graphs=False) as runtime:
         for seed in range(5):
             assert_sums(runtime, rows(4, seed))
-        assert len(runtime.library.engine.executed) == 6
+        assert len(runtime.library.engine.executed) == 5
         assert getattr(runtime.library.engine.config, "cuda_graph_strategy", None) is None
+
+
+@pytest.mark.parametrize(
+    ("a_row_needs", "the_largest_needs", "expected"),
+    [(1000, 8000, {1: 1000, 3: 3000}), (0, 8000, {1: 8000, 3: 8000}), (0, 0, {1: None, 3: None})],
+)
+def test_scratch_is_what_a_shape_needs(
+    open_engine: Open, cuda: FakeCuda, a_row_needs: int, the_largest_needs: int, expected: dict[int, int | None]
+) -> None:
+    with open_engine() as runtime:
+        engine = runtime.library.engine
+        engine.scratch, engine.device_memory_size_v2 = a_row_needs, the_largest_needs
+        for count, size in expected.items():
+            before = [each.size for each in cuda.of_kind("device memory")]
+            for seed in range(3):
+                assert_sums(runtime, rows(count, seed))
+            now = [each.size for each in cuda.of_kind("device memory")][len(before) :]
+            assert sorted(now) == sorted([16 * count, 4 * count, *([] if size is None else [size])])
+    assert cuda.live == {}
 
 
 def test_memory_of_shapes_beyond_those_kept_is_freed(open_engine: Open, cuda: FakeCuda) -> None:
@@ -125,10 +179,11 @@ def test_what_fails_says_why_and_leaves_nothing(open_engine: Open, cuda: FakeCud
             runtime.run(rows(3))
         assert len(cuda.live) == kept
         runtime.library.engine.fails = False
-        cuda.room = 1
-        with pytest.raises(DeviceError, match=r"CUDA must reserve memory of the GPU: out of memory \(error 2\)"):
-            runtime.run(rows(3))
-        assert len(cuda.live) == kept
+        for room in range(5):  # two arrays have memory of both kinds, and there is scratch
+            cuda.room = room
+            with pytest.raises(DeviceError, match=r"CUDA must reserve .*memory.*: out of memory \(error 2\)"):
+                runtime.run(rows(3))
+            assert len(cuda.live) == kept
         cuda.room = 100
         assert_sums(runtime, rows(3))
     assert cuda.live == {}
@@ -162,40 +217,233 @@ def test_an_engine_that_does_not_load_is_a_device_error(open_engine: Open, tmp_p
         open_engine()
 
 
-def test_what_the_library_says_of_an_engine_is_told(open_engine: Open) -> None:
-    with open_engine() as runtime:
-        library, rtx = runtime.library, runtime.backend == "tensorrt-rtx"
+def test_what_the_library_says_of_an_engine_is_told(open_rtx: Open) -> None:
+    with open_rtx() as runtime:
+        library = runtime.library
     library.validity = (2, 3)
-    if rtx:
-        with pytest.raises(DeviceError, match="is not: VERSION_MISMATCH, UNSUPPORTED_CC; build it again"):
-            open_engine()
-    else:
-        open_engine().close()
+    with pytest.raises(OtherHardwareError, match="is not: VERSION_MISMATCH, UNSUPPORTED_CC; build it again"):
+        open_rtx()
+    library.validity = (2, 1)
+    with pytest.raises(DeviceError, match="is not: VERSION_MISMATCH; build it again") as caught:
+        open_rtx()
+    assert type(caught.value) is DeviceError
 
 
 def test_a_stripped_engine_is_given_its_weights(open_engine: Open, tmp_path: Path) -> None:
-    with open_engine(weights=tmp_path / "model.onnx") as runtime:
-        assert runtime.library.refitted == [str(tmp_path / "model.onnx")]
-    with pytest.raises(DeviceError, match="must take the weights of"):
-        open_engine(weights=tmp_path / "other.bin")
+    file = tmp_path / "model.onnx"
+    file.write_text("3")
+    with open_engine(weights=file) as runtime:
+        feeds = rows(2)
+        np.testing.assert_array_equal(runtime.run(feeds)["y"], feeds["x"].sum(1) * 3)
+    for content, why in (("wrong", "the count of 'w' differs"), ("lacks", "it lacks layer"), ("fails", "out of mem")):
+        file.write_text(content)
+        with pytest.raises(DeviceError, match=rf"must take the weights of .*model\.onnx: {why}.*; build it again"):
+            open_engine(weights=file)
 
 
-def test_the_runtime_cache_is_read_and_written(open_engine: Open, tmp_path: Path) -> None:
+def test_an_engine_is_given_other_weights(open_engine: Open, cuda: FakeCuda, tmp_path: Path) -> None:
+    file, feeds = tmp_path / "model.onnx", rows(2)
+    with open_engine(INPUTS, OUTPUTS, None, False, True) as runtime:
+        for weight in (1, 2, 5):
+            file.write_text(str(weight))
+            runtime.refit(file)
+            assert len(cuda.live) == 0, "graphs of the weights before are gone"
+            assert runtime.details["weights"] == str(file)
+            for _ in range(3):
+                np.testing.assert_array_equal(runtime.run(feeds)["y"], feeds["x"].sum(1) * weight)
+        for content, why in (("wrong", "the count of 'w' differs"), ("lacks", r"it lacks layer\.0\.bias")):
+            file.write_text(content)
+            with pytest.raises(UsageError, match=rf"must have the weights of the engine's graph: {why}; give another"):
+                runtime.refit(file)
+            np.testing.assert_array_equal(runtime.run(feeds)["y"], feeds["x"].sum(1) * 5)
+        with pytest.raises(InputError, match="must be an ONNX file that can be read: No such file"):
+            runtime.refit(tmp_path / "none.onnx")
+        file.write_text("fails")
+        with pytest.raises(DeviceError, match=r"must take the weights of .*: out of memory; open it again"):
+            runtime.refit(file)
+        with pytest.raises(UsageError, match="this one is closed"):
+            runtime.run(feeds)
+    assert cuda.live == {}
+    with pytest.raises(UsageError, match="this one is closed"):
+        runtime.refit(file)
+
+
+def test_an_engine_that_takes_no_other_weights(open_engine: Open, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("2")
+    for takes_weights, refittable in ((False, True), (True, False)):
+        with open_engine(INPUTS, OUTPUTS, None, False, takes_weights) as runtime:
+            runtime.library.engine.refittable = refittable
+            with pytest.raises(UsageError, match=r"must be built with --refit to take the weights of .*, this one was"):
+                runtime.refit(tmp_path / "model.onnx")
+            assert_sums(runtime, rows(2))
+
+
+def test_weights_change_between_runs(open_engine: Open, cuda: FakeCuda, tmp_path: Path) -> None:
+    """While runs overlap without end; what a run gives is of one weight."""
+    weights = range(1, 9)
+    for weight in weights:
+        (tmp_path / f"{weight}.onnx").write_text(str(weight))
+    stop = threading.Event()
+    until = time.monotonic() + 60
+    found: list[float] = []
+
+    def run_on(runtime: EngineRuntime, seed: int) -> None:
+        feeds = rows(4, seed)
+        while not stop.is_set() and time.monotonic() < until:
+            times = runtime.run(feeds)["y"] / feeds["x"].sum(1)
+            np.testing.assert_allclose(times, times[0], rtol=1e-6)
+            found.append(round(float(times[0]), 3))
+
+    with open_engine(INPUTS, OUTPUTS, None, False, True) as runtime, ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(run_on, runtime, seed) for seed in range(3)]
+        try:
+            for weight in weights:
+                runtime.refit(tmp_path / f"{weight}.onnx")
+        finally:
+            stop.set()
+        assert time.monotonic() < until, "it waited for a moment in which nothing ran"
+        for each in running:
+            each.result()
+    assert set(found) <= {float(weight) for weight in weights}
+    assert cuda.live == {}
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_code_of_an_engine_runs_where_it_is_allowed_alone(open_engine: Open, allowed: bool) -> None:
+    with open_engine(INPUTS, OUTPUTS, None, allowed) as runtime:
+        assert runtime.library.host_code is allowed
+
+
+def test_kernels_for_the_very_sizes_are_compiled_at_once_unless_asked(open_engine: Open) -> None:
+    for asked in (None, *KERNEL_SPECIALIZATIONS):
+        options = {} if asked is None else {"kernel_specialization": asked}
+        with open_engine() as runtime:
+            refused = asked is not None and not records_itself(runtime)
+        if refused:
+            with pytest.raises(UsageError, match=r"tensorrt 1\.0 has no kernel_specialization; leave it out"):
+                open_engine(**options)
+            continue
+        with open_engine(**options) as runtime:
+            expected = (asked or "eager") if records_itself(runtime) else None
+            assert runtime.details["kernel_specialization"] == expected
+            config = runtime.library.engine.config
+            assert getattr(config, "dynamic_shapes_kernel_specialization_strategy", None) == expected
+    with pytest.raises(UsageError, match="kernel_specialization must be one of eager, lazy, none, got 'EAGER'"):
+        open_engine(kernel_specialization="EAGER")
+
+
+def test_tensorrt_has_no_runtime_cache(cuda: FakeCuda, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"tensorrt 1\.0 has no runtime_cache; leave it out"):
+        opener(cuda, tmp_path, "tensorrt")(runtime_cache=tmp_path / "cache")
+
+
+def test_the_runtime_cache_is_read_and_written(open_rtx: Open, tmp_path: Path) -> None:
     path = tmp_path / "cache"
-    with open_engine() as runtime:
-        rtx = runtime.backend == "tensorrt-rtx"
+    open_rtx().close()
     assert not path.exists()
-    if not rtx:
-        with pytest.raises(UsageError, match=r"tensorrt 1\.0 has no runtime_cache; leave it out"):
-            open_engine(runtime_cache=path)
-        return
     for times in (1, 2):
-        with open_engine(runtime_cache=path) as runtime:
+        with open_rtx(runtime_cache=path) as runtime:
             assert runtime.details["runtime_cache"] == str(path)
         assert path.read_bytes() == b"+kernels" * times
+
+
+def test_a_runtime_cache_that_cannot_be_used(open_rtx: Open, tmp_path: Path) -> None:
+    """One that the user has named is refused; another is replaced."""
+    path = tmp_path / "cache"
     path.write_bytes(b"broken")
     with pytest.raises(DeviceError, match=r"cache must be a runtime cache of tensorrt-rtx 1\.0, is not: .*; remove it"):
-        open_engine(runtime_cache=path)
+        open_rtx(runtime_cache=path)
+    assert path.read_bytes() == b"broken"
+    open_rtx(INPUTS, OUTPUTS, None, False, False, path).close()
+    assert path.read_bytes() == b"+kernels", "nothing of the broken one is left"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match="cache must be a runtime cache that can be read: Is a directory"):
+        open_rtx(runtime_cache=path)
+    open_rtx(INPUTS, OUTPUTS, None, False, False, path).close()
+    (tmp_path / "file").write_bytes(b"")
+    nowhere = tmp_path / "file" / "cache"
+    with open_rtx(INPUTS, OUTPUTS, None, False, False, nowhere) as runtime:
+        assert_sums(runtime, rows(2))
+    runtime = open_rtx(runtime_cache=nowhere)
+    assert_sums(runtime, rows(2))  # its result is worth more
+    with pytest.raises(OutputError, match="could not be written"):
+        runtime.close()
+
+
+def test_a_library_without_a_use_for_its_runtime_cache(open_rtx: Open, tmp_path: Path) -> None:
+    runtime = open_rtx(runtime_cache=tmp_path / "cache")
+    library = runtime.library
+    library.engine.config.cache.serialize = lambda: None
+    with pytest.raises(OutputError, match="cache could not be written: the library does not give its content"):
+        runtime.close()
+    library.takes_cache = False
+    with pytest.raises(DeviceError, match=r"tensorrt-rtx 1\.0 must use a runtime cache, does not: it does not say why"):
+        open_rtx()
+
+
+def test_what_was_compiled_is_saved_while_the_runtime_is_open(
+    open_rtx: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, now = tmp_path / "cache", [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with open_rtx(runtime_cache=path) as runtime:
+        assert not path.exists()
+        assert_sums(runtime, rows(1))
+        assert path.read_bytes() == b"+kernels"
+        path.unlink()
+        assert_sums(runtime, rows(1))
+        now[0] += engine_cache.SAVE_EVERY_S
+        assert_sums(runtime, rows(1))
+        assert not path.exists(), "nothing is new"
+        now[0] += engine_cache.SAVE_EVERY_S - 1
+        assert_sums(runtime, rows(2))
+        assert path.exists()
+        path.unlink()
+        assert_sums(runtime, rows(3))
+        assert not path.exists(), "it was saved just now"
+        now[0] += engine_cache.SAVE_EVERY_S
+        assert_sums(runtime, rows(3))
+        assert path.exists()
+
+
+def test_what_was_compiled_is_saved_when_nothing_runs(
+    open_rtx: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_cache, "SAVE_EVERY_S", 0.0)
+    calls = [rows(1 + seed % 8, seed) for seed in range(80)]
+    saves = []
+    with open_rtx(runtime_cache=tmp_path / "cache", shapes_kept=1) as runtime:
+        cache: Any = runtime._cache
+        save = cache.save
+
+        def noted() -> None:
+            saves.append(runtime._running)
+            save()
+
+        monkeypatch.setattr(cache, "save", noted)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(runtime.run, calls))
+    for outputs, feeds in zip(found, calls, strict=True):
+        np.testing.assert_array_equal(outputs["y"], feeds["x"].sum(1))
+    assert len(saves) > 8
+    assert set(saves[:-1]) == {1}, "who saves, alone"
+
+
+def bundle_of(kind: type[EngineRuntime], folder: Path, **options: Any) -> Any:
+    """What is asked of a bundle with the engine in a folder."""
+    rtx = kind.backend == "tensorrt-rtx"
+    built = {"gpu": "Fake GPU", "compute_capability": "8.9", "hardware_compatibility": "none"}
+    artifact = Artifact(
+        format=kind.backend, precision="fp32", files=(FileRecord.of(folder, "x.engine"),), inputs=INPUTS,
+        outputs=OUTPUTS, pixels=PixelFormat(), axes={}, options=options, validation={},
+        tools={"tensorrt_rtx" if rtx else "tensorrt": "1.0"},
+        hardware={
+            "platform": f"{platform.system()} {platform.machine()}",
+            **({"compute_capabilities": ["portable"]} if rtx else built),
+        },
+    )  # fmt: skip
+    return types.SimpleNamespace(path=folder, artifact=lambda *_: artifact, verified=lambda _: [folder / "x.engine"])
 
 
 def test_compiled_kernels_are_kept_for_the_user_(
@@ -204,35 +452,45 @@ def test_compiled_kernels_are_kept_for_the_user_(
     with open_engine() as runtime:
         kind = type(runtime)
     monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path / "kept"))
-    rtx = kind.backend == "tensorrt-rtx"
-    built = {"gpu": "Fake GPU", "compute_capability": "8.9", "hardware_compatibility": "none"}
-    artifact = Artifact(
-        format=kind.backend, precision="fp32", files=(FileRecord.of(tmp_path, "x.engine"),), inputs=INPUTS,
-        outputs=OUTPUTS, pixels=PixelFormat(), axes={}, options={}, validation={},
-        tools={"tensorrt_rtx" if rtx else "tensorrt": "1.0"},
-        hardware={
-            "platform": f"{platform.system()} {platform.machine()}",
-            **({"compute_capabilities": ["portable"]} if rtx else built),
-        },
-    )  # fmt: skip
-    bundle: Any = types.SimpleNamespace(
-        path=tmp_path, artifact=lambda *_: artifact, verified=lambda _: [tmp_path / "x.engine"]
-    )
-    if not rtx:
-        kind.from_bundle(bundle, precision="fp32", device="cuda").close()
+    opened: dict[str, Any] = {"bundle": bundle_of(kind, tmp_path), "precision": "fp32", "device": "cuda"}
+    if kind.backend == "tensorrt":
+        kind.from_bundle(**opened).close()
         assert not (tmp_path / "kept").exists()
         return
     for times in (1, 2):
-        with kind.from_bundle(bundle, precision="fp32", device="cuda") as runtime:
+        with kind.from_bundle(**opened) as runtime:
             where = runtime.details["runtime_cache"]
         (kept,) = (tmp_path / "kept" / "tensorrt-rtx").iterdir()
         assert (str(kept), kept.read_bytes()) == (where, b"+kernels" * times)
-    with kind.from_bundle(bundle, precision="fp32", device="cuda", runtime_cache=False) as runtime:
+    with kind.from_bundle(**opened, runtime_cache=False) as runtime:
         assert runtime.details["runtime_cache"] is None
-    monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path / "x.engine"))  # no folder
-    with kind.from_bundle(bundle, precision="fp32", device="cuda") as runtime:
-        assert runtime.details["runtime_cache"] is None
+    with kind.from_bundle(**opened, runtime_cache=tmp_path / "named") as runtime:
+        assert runtime.details["runtime_cache"] == str(tmp_path / "named")
     assert kept.read_bytes() == b"+kernels" * 2
+    kept.write_bytes(b"broken")
+    kind.from_bundle(**opened).close()
+    assert kept.read_bytes() == b"+kernels"
+    monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path / "x.engine"))  # no folder
+    with kind.from_bundle(**opened) as runtime:
+        assert runtime.details["runtime_cache"] is None
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_what_an_engine_was_built_with_says_what_it_may(
+    open_engine: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path / "kept"))
+    (tmp_path / "model.onnx").write_text("2")
+    with open_engine() as runtime:
+        kind = type(runtime)
+    bundle = bundle_of(kind, tmp_path, version_compatible=given, refit=given)
+    with kind.from_bundle(bundle, precision="fp32", device="cuda:1") as runtime:
+        assert runtime.library.host_code is given
+        if given:
+            runtime.refit(tmp_path / "model.onnx")
+        else:
+            with pytest.raises(UsageError, match="must be built with --refit"):
+                runtime.refit(tmp_path / "model.onnx")
 
 
 def on_the_gpu(count: int, seed: int = 0) -> tuple[dict[str, OnTheGpu], dict[str, OnTheGpu]]:
@@ -250,9 +508,9 @@ def test_arrays_on_the_gpu_are_used_where_they_lie(open_engine: Open, cuda: Fake
             feeds, results = on_the_gpu(3, seed)
             runtime.run_device(feeds, results)
             np.testing.assert_array_equal(results["y"].array, feeds["x"].array.sum(1))
+            _, stream = runtime.library.engine.executed[-1]
             for array in (feeds["x"], results["y"]):
-                assert cuda.live[array.streams[-1]] == "stream", "what is queued there is waited for"
-            assert feeds["x"].streams[0] == -1
+                assert array.streams == [-1, stream], "what is queued there is waited for, by the one that works on it"
         assert cuda.copies == copies
         assert runtime.library.engine.contexts == 1
         kept = results["y"].array.copy()
@@ -272,6 +530,96 @@ def test_arrays_of_torch_and_axes_of_one_element(open_engine: Open) -> None:
         np.testing.assert_array_equal(y.numpy(), one.sum(1))
 
 
+def test_the_plan_outlives_what_the_caller_did_wrong(open_engine: Open, cuda: FakeCuda) -> None:
+    """Here: to give an output of another shape, which only the engine knows."""
+    with open_engine(INPUTS, (TensorSpec("y", "float32", ("other",)),)) as runtime:
+        for seed in range(2):
+            assert_sums(runtime, rows(3, seed))
+        kept = len(cuda.live)
+        feeds, results = on_the_gpu(3)[0], on_the_gpu(2)[1]
+        with pytest.raises(UsageError, match=r"expected float32 'y' \(3,\) to write to, got float32 \(2,\)"):
+            runtime.run_device(feeds, results)
+        assert len(cuda.live) == kept
+        assert_sums(runtime, rows(3, 2))
+        assert runtime.library.engine.contexts == 1
+
+
+def test_read_only_arrays_are_inputs_alone(open_engine: Open) -> None:
+    x, y = aligned(rows(3)["x"]), aligned(np.zeros(3, np.float32))
+    x.flags.writeable = False
+    with open_engine() as runtime:
+        runtime.run_device({"x": OnTheGpu(x)}, {"y": OfAnOlderLibrary(y)})
+        np.testing.assert_array_equal(y, x.sum(1))
+        immutable = OfAnOlderLibrary(y)
+        immutable.read_only = True  # as JAX's arrays say
+        frozen = aligned(y)
+        frozen.flags.writeable = False
+        for array in (OnTheGpu(frozen), immutable):
+            with pytest.raises(UsageError, match="'y' must be an array that can be written to, is read-only; give an"):
+                runtime.run_device({"x": OnTheGpu(x)}, {"y": array})
+
+
+def test_arrays_of_the_host_that_are_read_only() -> None:
+    array = np.zeros(3, np.float32)
+    assert view("x", array, None, writable=True).address == array.ctypes.data
+    array.flags.writeable = False
+    assert view("x", array, None).address == array.ctypes.data
+    with pytest.raises(UsageError, match="'x' must be an array that can be written to, is read-only"):
+        view("x", array, None, writable=True)
+
+
+def test_a_capsule_of_a_later_dlpack_is_refused() -> None:
+    array = OnTheGpu(aligned(np.zeros(3, np.float32)))
+    capsule = array.__dlpack__(stream=-1, max_version=(1, 0))
+    version = ctypes.c_uint32.from_address(device_arrays._capsule_pointer(capsule, b"dltensor_versioned"))
+    assert version.value == 1
+    version.value = 2
+    array.__dlpack__ = lambda **_: capsule  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match=r"must be shared through DLPack, is not: it is of DLPack 2\.\d+, 1\.x was"):
+        view("x", array, 1)
+    version.value = 1
+
+
+def test_what_is_queued_on_arrays_is_waited_for(cuda: FakeCuda) -> None:
+    done = []
+
+    class Queued(OnTheGpu):
+        def __dlpack__(self, *, stream: int, max_version: tuple[int, int]) -> object:
+            if stream != -1:
+                assert cuda.device == 1
+                cuda.submit(stream, lambda: done.append(stream))
+            return super().__dlpack__(stream=stream, max_version=max_version)
+
+    arrays = [view("x", Queued(aligned(rows(3)["x"])), 1) for _ in range(2)]
+    wait_for(arrays, 1)
+    assert len(done) == 2
+    assert len(set(done)) == 1
+    assert cuda.live == {}
+
+
+def test_the_device_before_is_the_one_after(open_engine: Open, cuda: FakeCuda) -> None:
+    """Also where what was asked for fails; of the main thread the fixture sees to it."""
+
+    def work() -> int:
+        cuda.cudaSetDevice(0)
+        runtime = open_engine()
+        assert_sums(runtime, rows(2))
+        runtime.run_device(*on_the_gpu(2))
+        runtime.library.engine.fails = True
+        with pytest.raises(DeviceError):
+            runtime.run(rows(3))
+        runtime.close()
+        return cuda.device
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() == 0
+    cuda.cudaSetDevice(1)
+    with open_engine() as runtime:
+        assert_sums(runtime, rows(2))
+    assert cuda.device == 1
+    cuda.cudaSetDevice(0)
+
+
 def test_threads_with_arrays_on_the_gpu(open_engine: Open, cuda: FakeCuda) -> None:
     calls = [on_the_gpu(1 + seed % 3, seed) for seed in range(40)]
     with open_engine() as runtime, ThreadPoolExecutor(4) as pool:
@@ -285,8 +633,8 @@ def test_threads_with_arrays_on_the_gpu(open_engine: Open, cuda: FakeCuda) -> No
 WIDE = np.zeros((3, 8), np.float32)
 REFUSED: list[tuple[Any, str]] = [
     ([[1.0] * 4] * 3, "'x' must be an array that is shared through DLPack, got list"),
-    (WIDE[:, :4], "'x' must be on cuda:0, is on number 0 of DLPack's device type 1; move it there, or call run"),
-    (OnTheGpu(WIDE[:, :4], (2, 1)), "'x' must be on cuda:0, is on number 1 of DLPack's device type 2"),
+    (WIDE[:, :4], "'x' must be on cuda:1, is on number 0 of DLPack's device type 1; move it there, or call run"),
+    (OnTheGpu(WIDE[:, :4], (2, 0)), "'x' must be on cuda:1, is on number 0 of DLPack's device type 2"),
     (OnTheGpu(WIDE[:, :4]), r"'x' must be contiguous, its strides are \[8, 1\]; copy it"),
     (OnTheGpu(aligned(WIDE[:, :4], 4)), "'x' must begin at a multiple of 256 bytes"),
     (OnTheGpu(aligned(WIDE[:, :5])), r"expected float32 'x' \(batch, 4\), got float32 \(3, 5\)"),
@@ -298,7 +646,7 @@ REFUSED: list[tuple[Any, str]] = [
     ),
     (OnTheGpu(torch.zeros(3, 4, requires_grad=True)), "'x' must be shared through DLPack, is not: .*gradient"),
     (
-        OnTheGpu(types.SimpleNamespace(__dlpack__=object)),
+        OnTheGpu(types.SimpleNamespace(__dlpack__=lambda **_: object())),
         "'x' must be shared through DLPack, is not: PyCapsule_GetPointer",
     ),
 ]
@@ -352,7 +700,7 @@ def test_shapes_kept_must_be_a_number(open_engine: Open, value: Any) -> None:
     ("device", "error", "message"),
     [
         ("cpu", DeviceError, "runs on an NVIDIA GPU alone, got device 'cpu'; give cuda, or cuda:N"),
-        ("cuda:1", DeviceError, "device cuda:1 must be a GPU of this machine, which has 1: Fake GPU"),
+        ("cuda:2", DeviceError, "device cuda:2 must be a GPU of this machine, which has 2: Fake GPU, Fake GPU"),
         ("gpu", UsageError, "device must be one of cpu, cuda, cuda:N; got 'gpu'"),
     ],
 )

@@ -15,6 +15,7 @@ from bundles import tiny_model, write_checkpoint_of
 from environments import ROOT
 from vitdeploy.bundle import Bundle
 from vitdeploy.engine_options import HARDWARE_COMPATIBILITY
+from vitdeploy.runtimes.engine import KERNEL_SPECIALIZATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,16 +36,22 @@ FILES: dict[str, dict[str, str]] = {
     },
     "exporters/engine_capabilities.py": {},
     "exporters/engine_progress.py": {},
-    "runtimes/engine.py": {
-        "self._config": "IRuntimeConfig", "cache": "IRuntimeCache", "self._cache": "IRuntimeCache",
-        "parser": "OnnxParserRefitter", "refitter": "Refitter",
+    "runtimes/engine.py": {"self._config": "IRuntimeConfig", "refitter": "Refitter"},
+    "runtimes/engine_cache.py": {"config": "IRuntimeConfig", "self._cache": "IRuntimeCache"},
+    "runtimes/engine_load.py": {
+        "library": "", "runtime": "Runtime", "parser": "OnnxParserRefitter", "refitter": "Refitter",
     },
-    "runtimes/engine_plan.py": {},
+    "runtimes/engine_plan.py": {"context.engine": "ICudaEngine"},
 }  # fmt: skip
 # What TensorRT-RTX alone has, and is used only where it is found.
 OF_RTX = {
     "ComputeCapability",
     "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
+    "DynamicShapesKernelSpecializationStrategy",
+    "DynamicShapesKernelSpecializationStrategy.EAGER",
+    "DynamicShapesKernelSpecializationStrategy.LAZY",
+    "DynamicShapesKernelSpecializationStrategy.NONE",
+    "EngineInvalidityDiagnostics.UNSUPPORTED_CC",
     "EngineInvalidityDiagnostics.__members__",
     "EngineValidity.INVALID",
     "IBuilderConfig.num_compute_capabilities",
@@ -53,6 +60,7 @@ OF_RTX = {
     "IRuntimeCache.serialize",
     "IRuntimeConfig.create_runtime_cache",
     "IRuntimeConfig.cuda_graph_strategy",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
     "IRuntimeConfig.set_runtime_cache",
     "Runtime.engine_header_size",
     "Runtime.get_engine_validity",
@@ -77,6 +85,7 @@ def is_plain(node: ast.expr) -> bool:
 
 def names_of_tensorrt() -> list[str]:
     found = {f"HardwareCompatibilityLevel.{level.upper()}" for level in HARDWARE_COMPATIBILITY}
+    found |= {f"DynamicShapesKernelSpecializationStrategy.{name.upper()}" for name in KERNEL_SPECIALIZATIONS}
     for file, more in FILES.items():
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
         roots = {**SHARED, **more}
@@ -94,7 +103,12 @@ def names_of_tensorrt() -> list[str]:
 
 def test_the_names_are_found_in_the_code() -> None:
     names = names_of_tensorrt()
-    some = {"BuilderFlag.STRIP_PLAN", "IExecutionContext.execute_async_v3", "Builder.build_serialized_network"}
+    some = {
+        "BuilderFlag.STRIP_PLAN", "IExecutionContext.execute_async_v3", "Builder.build_serialized_network",
+        "IRuntimeConfig.set_execution_context_allocation_strategy", "ExecutionContextAllocationStrategy.USER_MANAGED",
+        "IExecutionContext.set_device_memory", "ICudaEngine.device_memory_size_v2", "ICudaEngine.refittable",
+        "Refitter.get_missing_weights", "OnnxParserRefitter.get_error",
+    }  # fmt: skip
     assert set(names) >= OF_RTX | some
     assert len(names) > 60
 
@@ -152,7 +166,12 @@ def names_of_cuda() -> set[str]:
 
 def test_cuda_python_has_every_name() -> None:
     names = names_of_cuda()
-    assert {"cudaMemcpyAsync", "cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal", "cudaGraphLaunch"} <= names
+    assert {
+        "cudaMemcpyAsync",
+        "cudaGetDevice",
+        "cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal",
+        "cudaGraphLaunch",
+    } <= names
     pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
     cuda: Any = importlib.import_module("cuda.bindings.runtime")
     assert missing(cuda, sorted(names)) == []

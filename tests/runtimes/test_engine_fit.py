@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import DeviceError, UnavailableError, UsageError
+from vitdeploy.errors import OtherHardwareError, UnavailableError, UsageError
 from vitdeploy.gpu import Gpu
 from vitdeploy.manifest import Artifact, FileRecord, Manifest, Source
 from vitdeploy.runtimes.engine_fit import check_hardware, check_version, choose_profile
@@ -47,8 +47,11 @@ def engine(
         ("10.16.1", "10.16.2", False, False),
         ("10.16.1", "10.16.2", True, True),
         ("10.16.1", "10.9.0", True, False),
-        ("10.16.1", "11.4.0", True, False),
+        ("10.16.1", "11.4.0", True, True),
         ("10.16.1", "11.4.0", False, False),
+        ("11.4.0", "10.16.1", True, False),
+        ("10.16.1", "12.0.0", True, False),
+        ("11.4.0", "12.0.0", True, False),
     ],
 )
 def test_versions(built: str, here: str, compatible: bool, runs: bool) -> None:
@@ -75,6 +78,15 @@ def test_another_system_and_a_manifest_that_says_nothing() -> None:
             check_version(BUNDLE, artifact, "tensorrt", "10.16.1")
 
 
+@pytest.mark.parametrize("system", ["Windows AMD64", "Linux x86_64"])
+def test_what_is_compiled_on_the_machine_that_runs_it_is_for_every_system(system: str) -> None:
+    artifact = engine({"platform": system, "compute_capabilities": ["portable"]}, to="tensorrt-rtx")
+    artifact = dataclasses.replace(artifact, tools={"tensorrt_rtx": "1.7.1"})
+    check_version(BUNDLE, artifact, "tensorrt_rtx", "1.7.1")
+    with pytest.raises(UnavailableError, match=rf"by tensorrt_rtx 1\.7\.1 for {system}, this is tensorrt_rtx 1\.8 on"):
+        check_version(BUNDLE, artifact, "tensorrt_rtx", "1.8")
+
+
 @pytest.mark.parametrize(
     ("compatibility", "name", "capability", "runs"),
     [
@@ -94,7 +106,7 @@ def test_gpus_of_tensorrt(compatibility: str, name: str, capability: str, runs: 
     if runs:
         check_hardware(BUNDLE, artifact, here)
         return
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(OtherHardwareError) as caught:
         check_hardware(BUNDLE, artifact, here)
     assert f"gpu NVIDIA L4, compute_capability 8.9, driver 13.0, hardware_compatibility {compatibility}" in str(
         caught.value
@@ -117,12 +129,12 @@ def test_gpus_of_tensorrt_rtx(named: list[str], runs: bool) -> None:
     if runs:
         check_hardware(BUNDLE, artifact, L4)
     else:
-        with pytest.raises(DeviceError, match=r"compute_capabilities \['12\.0'\]; this is NVIDIA L4"):
+        with pytest.raises(OtherHardwareError, match=r"compute_capabilities \['12\.0'\]; this is NVIDIA L4"):
             check_hardware(BUNDLE, artifact, L4)
 
 
 def test_an_engine_that_does_not_say_what_it_is_for() -> None:
-    with pytest.raises(DeviceError, match="was built for nothing that its manifest names; this is NVIDIA L4"):
+    with pytest.raises(OtherHardwareError, match="was built for nothing that its manifest names; this is NVIDIA L4"):
         check_hardware(BUNDLE, engine({}), L4)
 
 

@@ -71,7 +71,7 @@ _OPTIONS = {
     ),
     "version_compatible": click.option(
         "--version-compatible", is_flag=True, default=None,
-        help="tensorrt: for later versions of the same major version too; off by default.",
+        help="tensorrt: for later versions too, as its support matrix says; off by default.",
     ),
     "hardware_compatibility": click.option(
         "--hardware-compatibility", type=click.Choice(HARDWARE_COMPATIBILITY),
