@@ -249,6 +249,12 @@ def test_an_engine_with_a_profile(copy: Bundle, tmp_path: Path) -> None:
     assert [sample["batch_size"] for sample in config["model_warmup"]] == [1, 16]
 
 
+def test_an_engine_in_bfloat16(copy: Bundle, tmp_path: Path) -> None:
+    with_artifact(as_engine(copy, "1:4:16"), precision="bf16")
+    config = configured(write_triton_model(copy.path, tmp_path / "models").path)
+    assert config["instance_group"] == [{"count": 1, "kind": "KIND_GPU"}]
+
+
 def test_an_engine_in_8_bits(copy: Bundle, tmp_path: Path) -> None:
     """What was quantized for TensorRT is served as an engine, which is on a GPU."""
     with_artifact(as_engine(copy, "1:4:16"), precision="int8")
@@ -390,6 +396,10 @@ PENDING = {"status": NOT_RUN, "images": "none", "engine": "tensorrt 11", "tolera
         (
             {"precision": "int8", "options": {"target": "tensorrt"}},
             "onnx-int8 was quantized for TensorRT, .*target cpu, or build an engine: vitdeploy export --to tensorrt$",
+        ),
+        (
+            {"precision": "bf16"},
+            "onnx-bf16 runs nowhere in Triton's onnxruntime backend, .* --to tensorrt, or export fp16$",
         ),
         ({"validation": PENDING}, "onnx-fp32 must have been compared with the reference to be served, was not yet run"),
     ],
