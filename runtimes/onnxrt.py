@@ -293,6 +293,7 @@ def _open_session(
         raise BundleError(
             f"{path} must be a model that onnxruntime {ort.__version__} loads: {first_line(exc)}"
         ) from exc
+    session.disable_fallback()  # of runs that fail, to the CPU: old ones do not know the keyword above
     # ONNX Runtime drops a provider that it cannot start, and appends its own CPU provider.
     got = session.get_providers()
     if tuple(got[: len(providers)]) != providers:

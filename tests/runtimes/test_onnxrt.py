@@ -439,6 +439,11 @@ def test_a_type_that_numpy_lacks_does_not_open(tmp_path: Path) -> None:
         OnnxRuntime(path)
 
 
+def test_a_run_that_fails_is_not_tried_on_the_cpu(probe: Path) -> None:
+    with OnnxRuntime(probe) as runtime:
+        assert runtime._session._enable_fallback is False
+
+
 def test_a_failure_while_running_is_a_device_error(monkeypatch: pytest.MonkeyPatch, probe: Path) -> None:
     with OnnxRuntime(probe) as runtime:
         monkeypatch.setattr(runtime, "_check", lambda feeds: None)
