@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import os
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnxruntime as ort
@@ -14,6 +16,7 @@ import onnxruntime as ort
 from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError, first_line
 from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.runtimes.cuda_memory import wait_for
+from vitdeploy.runtimes.shape_nodes import shape_nodes
 from vitdeploy.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -26,7 +29,11 @@ if TYPE_CHECKING:
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # The patch projection is a ViT's one convolution: ONNX Runtime's own default times every algorithm anew for each shape.
-_CUDA_DEFAULTS = {"cudnn_conv_algo_search": "HEURISTIC"}
+# Its default of TF32 keeps 11 bits of the factors of float32 products, of which an fp32 artifact is to keep all.
+_CUDA_DEFAULTS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+_RECORD_PLACES = "session.record_ep_graph_assignment_info"
+_KEEPS_RECORD = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")  # since 1.24
+_INSTEAD = "export it with --opset 18, install a newer onnxruntime-gpu, or choose device cpu"
 _GPU_PACKAGE = "pip install 'vitdeploy[onnxruntime-gpu]' in place of onnxruntime"
 _NEEDED = {
     CUDA: f"{_GPU_PACKAGE}, and the CUDA and cuDNN that it was built for",
@@ -46,6 +53,7 @@ _DTYPES = {
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 _MAX_THREADS = 1024
+_NAMED = 3  # nodes in a message
 
 
 class OnnxRuntime(Runtime):
@@ -54,7 +62,7 @@ class OnnxRuntime(Runtime):
     Args:
         path: the .onnx file; external data lies beside it.
         providers: execution providers, the preferred one first. A node that none of them takes is an error, unless the
-            CPU provider is among them.
+            CPU provider is among them, or it computes shapes, which belong there.
         provider_options: options by provider name, as ONNX Runtime documents them.
         intra_op_threads: threads inside an operator; 0 lets ONNX Runtime take one a physical core.
         inter_op_threads: operators that may run at a time, in graphs with parallel branches; with 0 and 1, one.
@@ -73,6 +81,7 @@ class OnnxRuntime(Runtime):
     """
 
     backend = "onnxruntime"
+    shapes_on_cpu: ClassVar[bool] = True  # whether nodes that compute shapes may run there, unasked
 
     def __init__(
         self,
@@ -106,9 +115,20 @@ class OnnxRuntime(Runtime):
         for pool in ("intra_op", "inter_op"):
             options.add_session_config_entry(f"session.{pool}.allow_spinning", str(int(allow_spinning)))
         options.add_session_config_entry("session.disable_prepacking", str(int(not prepack)))
-        if CPU not in providers:
+        judged = CPU not in providers and self.shapes_on_cpu and _KEEPS_RECORD
+        if judged:
+            options.add_session_config_entry(_RECORD_PLACES, "1")
+        elif CPU not in providers:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        self._session = _open_session(Path(path), options, tuple(providers), provider_options or {})
+        beside = (CPU,) if judged else ()  # onnxruntime would add it, and then warn of it
+        self._session = _open_session(Path(path), options, tuple(providers), provider_options or {}, beside)
+        if judged and (left := _computing_on_cpu(self._session, Path(path))):
+            self.close()
+            more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+            raise DeviceError(
+                f"{path} must run on {', '.join(providers)}, onnxruntime {ort.__version__} leaves to the CPU: "
+                f"{', '.join(left[:_NAMED])}{more}; {_INSTEAD}"
+            )
         if providers[0] in (CUDA, TENSORRT):
             self.gpu = int((provider_options or {}).get(providers[0], {}).get("device_id", 0))
         self._io_binding = any(name != CPU for name in providers) if io_binding is None else io_binding
@@ -219,7 +239,9 @@ def provider_on_gpu(
 
 
 def check_built(providers: Sequence[str]) -> None:
-    """Raise DeviceError unless onnxruntime was built with every provider."""
+    """Raise DeviceError unless onnxruntime was built with every provider; load what NVIDIA's need."""
+    if not {CUDA, TENSORRT}.isdisjoint(providers):
+        _preload_libraries()  # first: some builds list a provider only when it was loaded
     available = ort.get_available_providers()
     for name in providers:
         if name not in available:
@@ -237,6 +259,7 @@ def _open_session(
     options: ort.SessionOptions,
     providers: tuple[str, ...],
     provider_options: Mapping[str, Mapping[str, Any]],
+    beside: tuple[str, ...],
 ) -> ort.InferenceSession:
     if not providers or len(set(providers)) != len(providers):
         raise UsageError(f"providers must be one or more different names, got {providers}")
@@ -253,7 +276,8 @@ def _open_session(
     except UnicodeEncodeError as exc:
         raise UsageError(f"onnxruntime must be given a path in UTF-8, got {str(path)!r}; rename the folder") from exc
     requested = [
-        (name, {key: str(value) for key, value in provider_options.get(name, {}).items()}) for name in providers
+        (name, {key: str(value) for key, value in provider_options.get(name, {}).items()})
+        for name in (*providers, *beside)
     ]
     try:
         session = ort.InferenceSession(path, options, providers=requested, enable_fallback=False)
@@ -264,10 +288,12 @@ def _open_session(
         ) from exc
     except _ENGINE_ERRORS as exc:
         if providers != (CPU,):
-            raise DeviceError(f"{path} must load on {', '.join(providers)}: {first_line(exc)}") from exc
+            instead = f"; {_INSTEAD}" if "CPU EP" in str(exc) else ""
+            raise DeviceError(f"{path} must load on {', '.join(providers)}: {first_line(exc)}{instead}") from exc
         raise BundleError(
             f"{path} must be a model that onnxruntime {ort.__version__} loads: {first_line(exc)}"
         ) from exc
+    session.disable_fallback()  # of runs that fail, to the CPU: old ones do not know the keyword above
     # ONNX Runtime drops a provider that it cannot start, and appends its own CPU provider.
     got = session.get_providers()
     if tuple(got[: len(providers)]) != providers:
@@ -276,6 +302,26 @@ def _open_session(
             f"see its log above{_install(name for name in providers if name not in got)}"
         )
     return session
+
+
+def _computing_on_cpu(session: ort.InferenceSession, path: Path) -> list[str]:
+    """The nodes on the CPU that compute more than shapes: operator and name of each."""
+    parts = session.get_provider_graph_assignment_info()
+    on_cpu = [(node.name, node.op_type) for part in parts if part.ep_name == CPU for node in part.get_nodes()]
+    shapes = shape_nodes(path) if on_cpu else set()
+    return [f"{operator} {name!r}" for name, operator in on_cpu if (name, operator) not in shapes]
+
+
+@functools.cache
+def _preload_libraries() -> None:
+    """Load CUDA and cuDNN from NVIDIA's Python packages, where onnxruntime alone does not look.
+
+    It prints what it misses; that matters where the provider does not start, and is then told with what it needs.
+    """
+    preload = getattr(ort, "preload_dlls", None)  # since 1.21
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            preload()
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:

@@ -13,7 +13,7 @@ from vitdeploy.engine_options import DEFAULT_BATCH, EngineOptions, read_range
 from vitdeploy.errors import MissingDependencyError, OutputError, UnavailableError, UsageError
 from vitdeploy.runtimes.base import check_options, cuda_index
 from vitdeploy.runtimes.onnxrt import TENSORRT, OnnxRuntime, check_built, provider_on_gpu
-from vitdeploy.specs import AxisRange, Precision
+from vitdeploy.specs import AxisRange
 from vitdeploy.trt_library import load_library
 from vitdeploy.user_cache import user_cache
 
@@ -28,24 +28,18 @@ if TYPE_CHECKING:
     from vitdeploy.manifest import Artifact
     from vitdeploy.specs import TensorSpec
 
-# The builder's flags for each precision. TensorRT before 11 types a graph weakly: without the flag it computes in
-# float32, and with it would compute norms in half precision, too, which the artifact does not.
-_FLAGS: dict[str, dict[str, bool]] = {
-    Precision.FP16: {"trt_fp16_enable": True, "trt_layer_norm_fp32_fallback": True},
-    Precision.BF16: {"trt_bf16_enable": True},
-    Precision.INT8: {"trt_int8_enable": True},
-}
-_NO_FLAGS = {"trt_fp16_enable": False, "trt_int8_enable": False}
-
 
 class TensorRTOnnxRuntime(OnnxRuntime):
-    """A session whose every node TensorRT runs, or which does not open.
+    """A session whose every node TensorRT runs in one engine, or which does not open.
 
-    The engine is built when the session opens, for a range of batches and the artifact's own image sizes; other shapes,
-    for which ONNX Runtime would build it anew, are refused by `run`. It is kept, so that the next session opens sooner.
+    What is half in the artifact is half in the engine, and nothing else: ONNX Runtime makes the network strongly typed
+    where neither `trt_fp16_enable` nor `trt_int8_enable` is on, so that no precision is asked for. The engine is built
+    when the session opens, for a range of batches and the artifact's own image sizes; other shapes, for which ONNX
+    Runtime would build it anew, are refused by `run`. It is kept, so that the next session opens sooner.
     """
 
     backend = "onnxruntime-tensorrt"
+    shapes_on_cpu = False  # the engine computes them, and a second one would have no profile
 
     @classmethod
     def from_bundle(
@@ -65,7 +59,7 @@ class TensorRTOnnxRuntime(OnnxRuntime):
             bundle: the bundle.
             precision: of the artifact.
             device: "cuda" or "cuda:1".
-            batch: the smallest number of images, the one to be fastest at, and the largest, such as "1:8:32".
+            batch: the smallest number of images, the one to be fastest at, and the largest, such as "1:8:64".
             image_sizes: the smallest, the usual and the largest (height, width) of images, where it takes several; by
                 default the artifact's limits. One that takes any, decoded ones for example, must be given them.
             engine_cache: the folder that engines and measured kernels are kept in, by what they were made from; by
@@ -93,8 +87,7 @@ class TensorRTOnnxRuntime(OnnxRuntime):
         check_built((TENSORRT,))
         version = _load_tensorrt()
         model, *_ = bundle.verified(artifact.files)
-        flags = {**_NO_FLAGS, **_FLAGS.get(precision, {})}
-        settings = provider_on_gpu(TENSORRT, index, options, {**flags, **_profile_options(artifact.inputs, profile)})
+        settings = provider_on_gpu(TENSORRT, index, options, _profile_options(artifact.inputs, profile))
         chosen = settings["provider_options"][TENSORRT]
         folder = None
         if engine_cache is not False:

@@ -249,6 +249,12 @@ def test_an_engine_with_a_profile(copy: Bundle, tmp_path: Path) -> None:
     assert [sample["batch_size"] for sample in config["model_warmup"]] == [1, 16]
 
 
+def test_an_engine_in_bfloat16(copy: Bundle, tmp_path: Path) -> None:
+    with_artifact(as_engine(copy, "1:4:16"), precision="bf16")
+    config = configured(write_triton_model(copy.path, tmp_path / "models").path)
+    assert config["instance_group"] == [{"count": 1, "kind": "KIND_GPU"}]
+
+
 def test_an_engine_in_8_bits(copy: Bundle, tmp_path: Path) -> None:
     """What was quantized for TensorRT is served as an engine, which is on a GPU."""
     with_artifact(as_engine(copy, "1:4:16"), precision="int8")
@@ -267,6 +273,13 @@ def test_an_engine_with_profiles(copy: Bundle, tmp_path: Path) -> None:
     smaller = configured(write_triton_model(copy.path, tmp_path / "models", name="smaller", max_batch_size=8).path)
     assert smaller["dynamic_batching"] == {"preferred_batch_size": [8]}
     assert [sample["batch_size"] for sample in smaller["model_warmup"]] == [1, 8]
+
+
+def test_an_engine_with_profiles_of_image_sizes(copy: Bundle, tmp_path: Path) -> None:
+    """Each range of batches with each of sizes is a profile of the engine."""
+    as_engine(copy, "1:1:1", "2:8:16", height=["16:16:16", "24:32:40"], width=["16:16:16", "24:40:48"])
+    config = configured(write_triton_model(copy.path, tmp_path / "models").path)
+    assert config["instance_group"] == [{"count": 1, "kind": "KIND_GPU", "profile": ["0", "1", "2", "3"]}]
 
 
 def test_an_engine_is_warmed_up_in_a_size_that_it_takes(copy: Bundle, tmp_path: Path) -> None:
@@ -390,6 +403,10 @@ PENDING = {"status": NOT_RUN, "images": "none", "engine": "tensorrt 11", "tolera
         (
             {"precision": "int8", "options": {"target": "tensorrt"}},
             "onnx-int8 was quantized for TensorRT, .*target cpu, or build an engine: vitdeploy export --to tensorrt$",
+        ),
+        (
+            {"precision": "bf16"},
+            "onnx-bf16 runs nowhere in Triton's onnxruntime backend, .* --to tensorrt, or export fp16$",
         ),
         ({"validation": PENDING}, "onnx-fp32 must have been compared with the reference to be served, was not yet run"),
     ],

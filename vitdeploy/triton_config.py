@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 LABELS = "labels.txt"
 LABELED_OUTPUT = "logits"
+_SIZES = ("height", "width")  # of images, of which an engine has the ranges of its profiles
 _ANY_SIZE = 256  # to warm up with, of an axis that takes every size
 
 
-class Backend(NamedTuple):
+class TritonBackend(NamedTuple):
     """One of Triton's backends.
 
     Attributes:
@@ -38,9 +39,9 @@ class Backend(NamedTuple):
 
 
 # By an artifact's format.
-BACKENDS = {
-    "onnx": Backend("onnxruntime", "onnxruntime_onnx", "model.onnx"),
-    "tensorrt": Backend("tensorrt", "tensorrt_plan", "model.plan"),
+TRITON_BACKENDS = {
+    "onnx": TritonBackend("onnxruntime", "onnxruntime_onnx", "model.onnx"),
+    "tensorrt": TritonBackend("tensorrt", "tensorrt_plan", "model.plan"),
 }
 _KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 _TYPES = {
@@ -58,19 +59,19 @@ class _Word(str):
     __slots__ = ()
 
 
-def triton_backend(artifact_format: str) -> Backend:
+def triton_backend(artifact_format: str) -> TritonBackend:
     """The backend for a format.
 
     Raises:
         UsageError: there is none.
     """
-    if artifact_format not in BACKENDS:
+    if artifact_format not in TRITON_BACKENDS:
         instead = "tensorrt" if artifact_format == "tensorrt-rtx" else "onnx"
         raise UsageError(
-            f"a Triton model must be made of {' or '.join(BACKENDS)}, got {artifact_format}, which no backend of it "
-            f"takes; make another artifact: vitdeploy export --to {instead}"
+            f"a Triton model must be made of {' or '.join(TRITON_BACKENDS)}, got {artifact_format}, which no backend "
+            f"of it takes; make another artifact: vitdeploy export --to {instead}"
         )
-    return BACKENDS[artifact_format]
+    return TRITON_BACKENDS[artifact_format]
 
 
 def model_config(
@@ -87,8 +88,8 @@ def model_config(
         labeled: whether the file `LABELS` names the classes of `LABELED_OUTPUT`.
         max_batch_size: the most images that run together; by default the most that an engine takes, and of ONNX as
             many as an engine takes by default.
-        device: "cpu" or "cuda"; by default "cuda" for an engine and in half precision, "cpu" for what was quantized
-            for one, and else the GPUs where the server has some.
+        device: "cpu" or "cuda"; by default "cuda" for an engine and in fp16, "cpu" for what was quantized for one, and
+            else the GPUs where the server has some.
 
     Raises:
         UsageError: Triton cannot serve it, or not so.
@@ -102,8 +103,9 @@ def model_config(
     preferred = sorted(optima) if len(profiles) > 1 else []
     batching = {"preferred_batch_size": preferred} if preferred else {}
     group: dict[str, Any] = {"count": 1, "kind": _Word(_kind(artifact, device))}
-    if len(profiles) > 1:  # of none that is named, Triton uses the first alone
-        group["profile"] = [str(index) for index in range(len(profiles))]
+    count = len(profiles) * max(len(artifact.options.get(axis, [0])) for axis in _SIZES)
+    if count > 1:  # of none that is named, Triton uses the first alone
+        group["profile"] = [str(index) for index in range(count)]
     config: dict[str, Any] = {
         "name": name,
         "platform": backend.platform,
@@ -126,6 +128,11 @@ def _check_artifact(artifact: Artifact) -> None:
         raise UsageError(
             f"{artifact.name} was quantized for TensorRT, and Triton's onnxruntime backend runs it as if it were not; "
             f"export it with --target cpu, or build an engine: vitdeploy export --to tensorrt"
+        )
+    if artifact.format == "onnx" and artifact.precision == Precision.BF16:
+        raise UsageError(
+            f"{artifact.name} runs nowhere in Triton's onnxruntime backend, whose providers lack kernels for bfloat16; "
+            f"build an engine: vitdeploy export --to tensorrt, or export fp16"
         )
     if artifact.options.get("strip_weights") is True:
         raise UsageError(
@@ -157,7 +164,7 @@ def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | 
         if not any(size in each for each in profiles):
             raise UsageError(
                 f"an engine must take every batch from 1 to {limit} for Triton, {artifact.name} takes none of {size}; "
-                f"build it with --batch 1:{min(8, limit)}:{limit}"
+                f"build it with --batch 1:{min(DEFAULT_BATCH.optimum, limit)}:{limit}"
             )
     return limit
 
@@ -173,7 +180,7 @@ def _kind(artifact: Artifact, device: str | None) -> str:
         return _KINDS[device]
     if artifact.options.get("target") == "cpu":
         return "KIND_CPU"
-    return "KIND_GPU" if artifact.precision in (Precision.FP16, Precision.BF16) else "KIND_AUTO"
+    return "KIND_GPU" if artifact.precision == Precision.FP16 else "KIND_AUTO"
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
+import types
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +18,21 @@ import pytest
 
 from bundles import FLOAT32_TOLERANCE, export_graph, make_feeds, reference, tiny_model, worst_difference, write_bundle
 from vitdeploy.errors import BundleError, DeviceError, UsageError
-from vitdeploy.runtimes import open_runtime
+from vitdeploy.runtimes import onnxrt, open_runtime
 from vitdeploy.runtimes.onnxrt import CPU, OnnxRuntime
+from vitdeploy.runtimes.shape_nodes import shape_nodes
 from vitdeploy.specs import TensorSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from vitdeploy.bundle import Bundle
 
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 AZURE = "AzureExecutionProvider"
 NEEDS_NO_CUDA = pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime was built with CUDA")
+NEEDS_RECORD = pytest.mark.skipif(not onnxrt._KEEPS_RECORD, reason="this onnxruntime does not tell where nodes run")
 NEEDS_AZURE = pytest.mark.skipif(AZURE not in ort.get_available_providers(), reason="only some wheels list Azure")
 PROBE_FEEDS = {"x": np.ones((2, 2), np.float32)}
 
@@ -77,10 +84,140 @@ def test_a_provider_that_onnxruntime_lacks(probe: Path, name: str, beside: tuple
 
 
 @NEEDS_AZURE
-def test_a_provider_that_is_listed_but_takes_no_node(probe: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DeviceError, match=f"must load on {AZURE}: .*fallback to CPU EP has been explicitly disabled"):
+@pytest.mark.parametrize(
+    ("keeps_record", "message"),
+    [
+        pytest.param(
+            True,
+            rf"probe.onnx must run on {AZURE}, onnxruntime [0-9.]+ leaves to the CPU: MatMul ''; export it with",
+            marks=NEEDS_RECORD,
+        ),
+        (
+            False,
+            f"probe.onnx must load on {AZURE}: .*fallback to CPU EP has been explicitly disabled.*; export it with",
+        ),
+    ],
+)
+def test_a_provider_that_is_listed_but_takes_no_node(
+    monkeypatch: pytest.MonkeyPatch, probe: Path, keeps_record: bool, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnxrt, "_KEEPS_RECORD", keeps_record)
+    with pytest.raises(DeviceError, match=f"{message} --opset 18, install a newer onnxruntime-gpu, or .* device cpu$"):
         OnnxRuntime(probe, providers=(AZURE,), log_severity=4)
     assert capfd.readouterr() == ("", "")
+
+
+class OnCuda:
+    """An onnxruntime whose CUDA provider takes each node, but for those in `left`; they run on the CPU.
+
+    Attributes:
+        left: name and operator of each.
+        providers: of the session, as it was asked for.
+        config: which of the two ways to hold nodes to their place it was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.left: Sequence[tuple[str, str]] = ()
+        self.providers: list[str] = []
+        self.config: list[str] = []
+
+    def parts(self) -> Iterator[Any]:
+        for name, nodes in ((CUDA, [("taken", "Softmax")]), (CPU, self.left)):
+            found = [types.SimpleNamespace(name=node, op_type=operator, domain="") for node, operator in nodes]
+            yield types.SimpleNamespace(ep_name=name, get_nodes=lambda found=found: found)
+
+
+@pytest.fixture
+def on_cuda(monkeypatch: pytest.MonkeyPatch) -> OnCuda:
+    found, session = OnCuda(), ort.InferenceSession
+
+    class OnTheCpu(session):  # type: ignore[misc, valid-type]  # onnxruntime has no types
+        def __init__(self, path: Path, options: Any, *, providers: Any, **rest: object) -> None:
+            found.providers, found.config = [name for name, _ in providers], []
+            for key in ("disable_cpu_ep_fallback", "record_ep_graph_assignment_info"):
+                with contextlib.suppress(RuntimeError):  # it was not set
+                    assert options.get_session_config_entry(f"session.{key}") == "1"
+                    found.config.append(key)
+            super().__init__(path, providers=[CPU])
+
+        def get_providers(self) -> list[str]:
+            return [CUDA, CPU]
+
+        def get_provider_graph_assignment_info(self) -> list[Any]:
+            return list(found.parts())
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(ort, "InferenceSession", OnTheCpu)
+    monkeypatch.setattr(onnxrt, "_KEEPS_RECORD", True)
+    return found
+
+
+@pytest.fixture(scope="module")
+def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph that takes images of any size."""
+    folder = tmp_path_factory.mktemp("any_size")
+    return folder / export_graph(tiny_model(), folder, dynamic_image_size=True).files[0]
+
+
+def test_shapes_may_be_computed_on_the_cpu_and_nothing_else(any_size: Path, on_cuda: OnCuda) -> None:
+    nodes = [(node.name, node.op_type) for node in onnx.load(any_size).graph.node]
+    shapes = [node for node in nodes if node in shape_nodes(any_size)]
+    on_cuda.left = shapes
+    with OnnxRuntime(any_size, providers=(CUDA,)) as runtime:
+        assert runtime.gpu == 0
+        assert runtime.details["providers"] == [CUDA]
+        assert on_cuda.providers == [CUDA, CPU], "or ONNX Runtime warns of the shapes"
+        assert on_cuda.config == ["record_ep_graph_assignment_info"]
+    others = [node for node in nodes if node not in shapes]
+    assert {"Conv", "Pad", "Resize", "MatMul", "Softmax", "Mul", "Reshape", "Concat"} <= {kind for _, kind in others}
+    for name, operator in others:
+        on_cuda.left = [*shapes, (name, operator)]
+        with pytest.raises(
+            DeviceError, match=rf"any_size.*model.onnx must run on {CUDA}, .* leaves to the CPU: {operator} '{name}'; "
+        ):
+            OnnxRuntime(any_size, providers=(CUDA,))
+
+
+def test_several_nodes_on_the_cpu(any_size: Path, on_cuda: OnCuda) -> None:
+    on_cuda.left = [(f"node_{index}", "Erf") for index in range(5)]
+    with pytest.raises(DeviceError, match="CPU: Erf 'node_0', Erf 'node_1', Erf 'node_2' and 2 more; export it"):
+        OnnxRuntime(any_size, providers=(CUDA,))
+    with OnnxRuntime(any_size, providers=(CUDA, CPU)):
+        assert on_cuda.config == [], "the CPU was asked for too"
+
+
+def test_an_onnxruntime_that_tells_no_places_is_strict(
+    monkeypatch: pytest.MonkeyPatch, any_size: Path, on_cuda: OnCuda
+) -> None:
+    monkeypatch.setattr(onnxrt, "_KEEPS_RECORD", False)
+    with OnnxRuntime(any_size, providers=(CUDA,)):
+        assert (on_cuda.providers, on_cuda.config) == ([CUDA], ["disable_cpu_ep_fallback"])
+
+
+@pytest.mark.parametrize("provider", [CUDA, TENSORRT])
+def test_libraries_of_python_packages_are_loaded_once_and_quietly(
+    monkeypatch: pytest.MonkeyPatch, probe: Path, provider: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = []
+
+    def preload(*arguments: object) -> None:
+        loaded.append(arguments)
+        print("Failed to load libcufft.so.12")
+
+    monkeypatch.setattr(ort, "preload_dlls", preload, raising=False)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [AZURE, CPU])
+    onnxrt._preload_libraries.cache_clear()
+    OnnxRuntime(probe).close()
+    assert loaded == []
+    for _ in range(2):
+        with pytest.raises(DeviceError, match=f"provider {provider} must be one that onnxruntime was built with"):
+            OnnxRuntime(probe, providers=(provider,))
+    assert loaded == [()]
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.delattr(ort, "preload_dlls")
+    onnxrt._preload_libraries.cache_clear()
+    with pytest.raises(DeviceError, match=f"provider {provider} must be one that onnxruntime was built with"):
+        OnnxRuntime(probe, providers=(provider,))
 
 
 def test_a_session_that_fails_is_not_tried_on_another_provider(
@@ -147,13 +284,14 @@ def test_a_device_index_reaches_the_provider(monkeypatch: pytest.MonkeyPatch, bu
 
     monkeypatch.setattr(OnnxRuntime, "__init__", note)
     monkeypatch.setattr("vitdeploy.runtimes.onnxrt.check_options", lambda *_: None)
-    options = {"provider_options": {CUDA: {"use_tf32": 0}}}
+    options = {"provider_options": {CUDA: {"gpu_mem_limit": 2**30}}}
     OnnxRuntime.from_bundle(bundle, precision="fp32", device="cuda:1", **options)
-    chosen = {"device_id": 1, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": 0}
+    defaults = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+    chosen = {"device_id": 1, **defaults, "gpu_mem_limit": 2**30}
     assert asked == {"providers": (CUDA,), "provider_options": {CUDA: chosen}}
-    own = {"provider_options": {CUDA: {"cudnn_conv_algo_search": "EXHAUSTIVE"}}}
-    OnnxRuntime.from_bundle(bundle, precision="fp32", device="cuda", **own)
-    chosen = {"device_id": 0, "cudnn_conv_algo_search": "EXHAUSTIVE"}
+    own = {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "1"}
+    OnnxRuntime.from_bundle(bundle, precision="fp32", device="cuda", provider_options={CUDA: own})
+    chosen = {"device_id": 0, **own}
     assert asked == {"providers": (CUDA,), "provider_options": {CUDA: chosen}}
 
 
@@ -165,6 +303,8 @@ def threads_of_this_process() -> int:
 @pytest.mark.parametrize(("intra", "inter", "more"), [(1, 0, 0), (3, 0, 2), (1, 1, 0), (1, 3, 2), (2, 3, 3)])
 def test_thread_counts_are_the_threads_that_start(model_file: Path, intra: int, inter: int, more: int) -> None:
     """A pool of n has n - 1 threads of its own, the caller being the last."""
+    arrays = make_feeds(tiny_model(), 2)
+    expected = reference(tiny_model(), arrays)  # torch's own threads are started by now
     before = threads_of_this_process()
     with OnnxRuntime(model_file, intra_op_threads=intra, inter_op_threads=inter) as runtime:
         assert threads_of_this_process() - before == more
@@ -172,8 +312,7 @@ def test_thread_counts_are_the_threads_that_start(model_file: Path, intra: int, 
         assert options.intra_op_num_threads == intra
         parallel = options.execution_mode == ort.ExecutionMode.ORT_PARALLEL
         assert parallel == (inter > 1)
-        arrays = make_feeds(tiny_model(), 2)
-        assert worst_difference(runtime.run(arrays), reference(tiny_model(), arrays)) <= FLOAT32_TOLERANCE
+        assert worst_difference(runtime.run(arrays), expected) <= FLOAT32_TOLERANCE
     assert threads_of_this_process() == before
 
 
@@ -298,6 +437,11 @@ def test_a_type_that_numpy_lacks_does_not_open(tmp_path: Path) -> None:
     path = write_cast(tmp_path / "cast.onnx", onnx.TensorProto.BFLOAT16)
     with pytest.raises(BundleError, match=r"'y' must be of a type that numpy has, is tensor\(bfloat16\)"):
         OnnxRuntime(path)
+
+
+def test_a_run_that_fails_is_not_tried_on_the_cpu(probe: Path) -> None:
+    with OnnxRuntime(probe) as runtime:
+        assert runtime._session._enable_fallback is False
 
 
 def test_a_failure_while_running_is_a_device_error(monkeypatch: pytest.MonkeyPatch, probe: Path) -> None:

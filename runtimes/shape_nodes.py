@@ -1,0 +1,98 @@
+"""Which nodes of an ONNX file compute shapes, which ONNX Runtime's GPU providers leave to the CPU on purpose."""
+
+from __future__ import annotations
+
+import collections
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Numbers of fields in onnx.proto.
+_MODEL_GRAPH = 7
+_GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATOR, _NODE_DOMAIN = 1, 2, 3, 4, 7
+_TENSOR_DIMS, _TENSOR_NAME = 1, 8
+
+_SIZES = {"Shape", "Size"}
+# What sizes are computed with; none makes a large tensor of small ones.
+_ON_SIZES = {
+    "Abs", "Add", "And", "Cast", "Concat", "Div", "Equal", "Gather", "Greater", "GreaterOrEqual", "Identity", "Less",
+    "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "ReduceProd", "Reshape", "Slice", "Split", "Squeeze",
+    "Sub", "Unsqueeze", "Where",
+}  # fmt: skip
+_SMALL = 100  # elements of a constant: the limit of onnxruntime/core/framework/fallback_cpu_capability.cc
+
+
+def shape_nodes(path: Path) -> set[tuple[str, str]]:
+    """The nodes that take nothing but shapes of tensors and small constants: no image changes what they compute.
+
+    ONNX Runtime tells of a node which provider has it, its name and its operator, but no type: whether a Mul is of a
+    size or of an image can be seen in the file alone.
+
+    Args:
+        path: of a file that ONNX Runtime loads, whose nodes are in topological order.
+
+    Returns:
+        The name and the operator of each; those of nested graphs are left out.
+    """
+    (graph,) = _fields(np.memmap(path, np.uint8, "r").data)[_MODEL_GRAPH]  # weights are not read
+    parts = _fields(graph)
+    tensors = map(_fields, parts[_GRAPH_INITIALIZER])
+    small = {"", *(_text(each[_TENSOR_NAME]) for each in tensors if _elements(each[_TENSOR_DIMS]) <= _SMALL)}
+    shapes: set[tuple[str, str]] = set()
+    others: set[tuple[str, str]] = set()
+    for node in map(_fields, parts[_GRAPH_NODE]):
+        operator = _text(node[_NODE_OPERATOR])
+        on_sizes = operator in _ON_SIZES and small.issuperset(_text([name]) for name in node[_NODE_INPUT])
+        is_shape = not _text(node[_NODE_DOMAIN]) and (operator in _SIZES or on_sizes)
+        if is_shape:
+            small.update(_text([name]) for name in node[_NODE_OUTPUT])
+        (shapes if is_shape else others).add((_text(node[_NODE_NAME]), operator))
+    return shapes - others
+
+
+def _elements(dims: list[Any]) -> int:
+    return math.prod(size for each in dims for size in ([each] if isinstance(each, int) else _numbers(each)))
+
+
+def _text(values: list[Any]) -> str:
+    return str(values[-1], "utf-8") if values else ""
+
+
+def _fields(message: memoryview) -> dict[int, list[Any]]:
+    """The values of a message in protobuf's wire format, by the number of the field: whole numbers, else bytes."""
+    found: dict[int, list[Any]] = collections.defaultdict(list)
+    at = 0
+    while at < len(message):
+        key, at = _number(message, at)
+        if key & 7 == 0:
+            value, at = _number(message, at)
+            found[key >> 3].append(value)
+        else:
+            size, at = {1: (8, at), 5: (4, at)}.get(key & 7) or _number(message, at)
+            found[key >> 3].append(message[at : at + size])
+            at += size
+    return found
+
+
+def _numbers(packed: memoryview) -> list[int]:
+    found, at = [], 0
+    while at < len(packed):
+        value, at = _number(packed, at)
+        found.append(value)
+    return found
+
+
+def _number(message: memoryview, at: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, the lowest first, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
