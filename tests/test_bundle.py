@@ -11,8 +11,10 @@ import pytest
 from vitdeploy.atomic import staged_folder
 from vitdeploy.bundle import Bundle, commit
 from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.exporters import EXPORTERS
 from vitdeploy.manifest import Artifact, FileRecord, Manifest, Source
 from vitdeploy.specs import AxisRange, PixelFormat, TensorSpec
+from vitdeploy.trt_library import LIBRARIES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,13 +128,29 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
         ("files", []),
         ("files", {}),
         ("format", None),
+        ("precision", "fp7"),
+        ("precision", []),
+        ("inputs", []),
         ("inputs", [{"name": 1, "dtype": "float32", "shape": []}]),
+        ("outputs", []),
+        ("outputs", [{"name": "logits", "dtype": "float32", "shape": []}]),
+        ("outputs", [{"name": "logits", "dtype": "float32", "shape": ["batch", -1]}]),
+        ("outputs", [{"name": "\ud800", "dtype": "float32", "shape": ["batch", 2]}]),
+        ("outputs", [{"name": "logits", "dtype": "float32", "shape": ["batch", 2]}] * 2),
         ("outputs", [{"name": "logits", "dtype": "float32", "shape": [1.5]}]),
         ("options", {"opset": {"deep": []}}),
+        ("options", {"batch": 5}),
+        ("options", {"learning_rate": float("inf")}),
         ("tools", 5),
+        ("tools", {"onnx": 1}),
         ("validation", {"tolerance": None}),
+        ("validation", {"tolerance": 10**400, "images": "given", "engine": "x", "outputs": []}),
+        ("validation", {"tolerance": 1, "images": "given", "engine": "x", "outputs": [], "status": "pending"}),
         ("validation", {"tolerance": 1, "images": "given", "engine": "x", "outputs": [{"output": "logits"}]}),
         ("hardware", "x"),
+        ("hardware", {"compute_capabilities": "8.9"}),
+        ("hardware", {"compute_capabilities": [8.9]}),
+        ("hardware", {"compute_capabilities": None}),
     ],
 )
 def test_an_artifact_with_a_wrong_value(tmp_path: Path, key: str, value: Any) -> None:
@@ -163,7 +181,22 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["../x", "a/../../x", "/etc/passwd", "C:/x", "C:x", "..\\x", "a\\..\\x", "//host/share/x", "", ".", "a\0b", 5],
+    [
+        "../x",
+        "a/../../x",
+        "/etc/passwd",
+        "C:/x",
+        "C:x",
+        "..\\x",
+        "a\\..\\x",
+        "//host/share/x",
+        "",
+        ".",
+        "a\0b",
+        "a\nb",
+        "\ud800",
+        5,
+    ],
 )
 def test_a_file_name_that_leaves_the_bundle(tmp_path: Path, path: Any) -> None:
     write(tmp_path / "out")
@@ -255,3 +288,54 @@ def test_no_bundle(tmp_path: Path) -> None:
 def test_an_artifact_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no artifact onnx-int8, only: onnx-fp32; make it: vitdeploy export"):
         write(tmp_path / "out").artifact("onnx", "int8")
+
+
+ENGINE = {
+    "format": "tensorrt",
+    "options": {"batch": ["1:8:32", "64:64:64"], "height": ["16:32:64"], "width": "32"},
+    "validation": {"status": "not yet run", "images": "none", "engine": "x", "tolerance": 1e-4, "outputs": []},
+    "hardware": {"platform": "x", "compute_capabilities": ["8.9"]},
+}
+
+
+def test_an_engine_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    edit(tmp_path / "out", lambda data: data["artifacts"][0].update(ENGINE))
+    assert Bundle.open(tmp_path / "out").artifact("tensorrt", "fp32").options == ENGINE["options"]
+
+
+@pytest.mark.parametrize("batch", [5, None, "1:8:32", [], [1, 2], [["1:8:32"]], ["1:8"], ["8:1:32"], ["x"], [None]])
+def test_an_engine_without_profiles(tmp_path: Path, batch: Any) -> None:
+    write(tmp_path / "out")
+    edit(tmp_path / "out", lambda data: data["artifacts"][0].update(ENGINE, options={"batch": batch}))
+    with pytest.raises(BundleError, match=r"must have every field of its schema: [^\n]+$"):
+        Bundle.open(tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", [{"options": {}}, {"format": "coreml"}, {"format": "onnx"}], ids=str)
+def test_what_waits_to_be_run_is_an_engine_with_profiles(tmp_path: Path, change: dict[str, Any]) -> None:
+    write(tmp_path / "out")
+    edit(tmp_path / "out", lambda data: data["artifacts"][0].update({**ENGINE, **change}))
+    with pytest.raises(BundleError, match=r"must have every field of its schema: [^\n]+$"):
+        Bundle.open(tmp_path / "out")
+
+
+def test_every_artifact_that_is_made_from_another_is_an_engine() -> None:
+    """The manifest, which is below the table of exporters, has it from the libraries that build them."""
+    assert set(LIBRARIES) == {name for name, row in EXPORTERS.items() if row.made_from is not None}
+
+
+@pytest.mark.parametrize(
+    ("format", "path"), [("onnx", "other/model.data"), ("onnx", "model.data"), ("tensorrt", "onnx/model.data")]
+)
+def test_a_second_file_elsewhere_or_of_an_engine(tmp_path: Path, format: str, path: str) -> None:  # noqa: A002
+    write(tmp_path / "out")
+
+    def change(data: Any) -> None:
+        (artifact,) = data["artifacts"]
+        artifact.update(format=format, options={"batch": ["1:8:32"]})
+        artifact["files"].append({**artifact["files"][0], "path": path})
+
+    edit(tmp_path / "out", change)
+    with pytest.raises(BundleError, match=r"must (lie beside onnx/model.onnx, got|be one file, has 2)"):
+        Bundle.open(tmp_path / "out")

@@ -399,7 +399,10 @@ PENDING = {"status": NOT_RUN, "images": "none", "engine": "tensorrt 11", "tolera
     ("changes", "message"),
     [
         ({"format": "torchscript"}, "made of onnx or tensorrt, got torchscript, .*: vitdeploy export --to onnx"),
-        ({"format": "tensorrt-rtx"}, "got tensorrt-rtx, which no backend of it takes; .* export --to tensorrt$"),
+        (
+            {"format": "tensorrt-rtx", "options": {"batch": ["1:4:8"]}},
+            "got tensorrt-rtx, which no backend of it takes; .* export --to tensorrt$",
+        ),
         (
             {"precision": "int8", "options": {"target": "tensorrt"}},
             "onnx-int8 was quantized for TensorRT, .*target cpu, or build an engine: vitdeploy export --to tensorrt$",
@@ -408,7 +411,10 @@ PENDING = {"status": NOT_RUN, "images": "none", "engine": "tensorrt 11", "tolera
             {"precision": "bf16"},
             "onnx-bf16 runs nowhere in Triton's onnxruntime backend, .* --to tensorrt, or export fp16$",
         ),
-        ({"validation": PENDING}, "onnx-fp32 must have been compared with the reference to be served, was not yet run"),
+        (
+            {"format": "tensorrt", "options": {"batch": ["1:4:8"]}, "validation": PENDING},
+            "tensorrt-fp32 must have been compared with the reference to be served, was not yet run",
+        ),
     ],
 )
 def test_artifacts_that_are_refused(copy: Bundle, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -525,3 +531,125 @@ def test_export_refuses_before_anything_is_made(tmp_path: Path, capsys: pytest.C
         code, _, err = run(capsys, "export", *options, "--triton", repository)
         assert (code, len(err.splitlines())) == (2, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+LINKED: dict[str, Callable[[Path], object]] = {
+    "a link to a folder": lambda path: (path / "2").symlink_to(path.parent),
+    "an empty folder": lambda path: (path / "2").mkdir(),
+    "a folder in the version's": lambda path: (path / "1" / "empty").mkdir(),
+    "its model behind a link": lambda path: moved(path / "1" / "model.onnx", path.parent / "elsewhere"),
+    "its version behind a link": lambda path: moved(path / "1", path.parent / "elsewhere"),
+    "its configuration behind a link": lambda path: moved(path / CONFIG, path.parent / "elsewhere"),
+    "a link to nowhere": lambda path: (path / "README").symlink_to("nowhere"),
+}
+
+
+def moved(path: Path, to: Path) -> None:
+    path.rename(to)
+    path.symlink_to(to)
+
+
+@pytest.mark.parametrize("what", LINKED)
+def test_what_was_put_there_is_not_removed(copy: Bundle, tmp_path: Path, what: str) -> None:
+    made = write_triton_model(copy.path, tmp_path / "models", name="m")
+    LINKED[what](made.path)
+    before = sorted((tmp_path / "models").rglob("*"))
+    with pytest.raises(UsageError, match="m must be a model that vitdeploy wrote, and nobody altered, to be replaced"):
+        write_triton_model(copy.path, tmp_path / "models", name="m")
+    assert sorted((tmp_path / "models").rglob("*")) == before
+
+
+def test_a_repository_in_the_bundle(copy: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(copy.path / "onnx")
+    for place in (copy.path / "onnx", copy.path / "models" / "of" / "triton", tmp_path / "link"):
+        with pytest.raises(UsageError, match="must be a folder of Triton's models, lies in the bundle"):
+            write_triton_model(copy.path, place)
+
+
+def named(folder: Path, label: str) -> None:
+    """Give the first class of a checkpoint that name."""
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {**config["id2label"], "0": label}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+BREAKS = ["", "\r", "a\0b", "a\x0bb", "a\x0c", "a\x1eb", "a\x85b", "a\u2028b", "a\u2029", "\ud800", "a\r\nb"]
+
+
+@pytest.mark.parametrize("label", BREAKS, ids=ascii)
+def test_class_names_that_are_no_line_of_text(copy: Bundle, tmp_path: Path, label: str) -> None:
+    named(copy.path, label)
+    sign_again(copy)
+    with pytest.raises(UsageError, match=r"a class must have a name of one line of text for Triton, got [^\n]+$"):
+        write_triton_model(copy.path, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_class_names_with_marks(copy: Bundle, tmp_path: Path) -> None:
+    label = 'H\u00e4her, \u732b: "a"\tb \U0001f600'
+    named(copy.path, label)
+    sign_again(copy)
+    made = write_triton_model(copy.path, tmp_path / "models")
+    assert (made.path / "labels.txt").read_bytes().decode() == f"{label}\ndog\nnewt\n"
+
+
+def test_export_refuses_class_names_before_anything_is_made(
+    copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    named(checkpoint, "\ud800")
+    to = ("--triton", tmp_path / "models", "-o", tmp_path / "out")
+    for options in ((), ("--task", "image-classification"), ("--outputs", "logits,hidden_states.1")):
+        code, _, err = run(capsys, "export", "--model", checkpoint, *to, *options)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert "a class must have a name of one line of text for Triton, got '\\ud800'; rename it" in err
+        assert not (tmp_path / "out").exists()
+    code, _, err = run(capsys, "export", "--model", checkpoint, *to, "--outputs", "hidden_states.1")
+    assert (code, err) == (0, "")
+    named(copy.path, "a\nb")
+    sign_again(copy)
+    code, _, err = run(capsys, "export", "--to", "tensorrt", "-o", copy.path, "--triton", tmp_path / "models")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "a class must have a name of one line of text" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "bundle-onnx-fp32 must be a model that vitdeploy wrote, and nobody altered, to be replaced"),
+        (("--int8", "--target", "tensorrt"), "onnx-int8 was quantized for TensorRT"),
+        (("--fp8",), "onnx-fp8 was quantized for TensorRT"),
+        (("--int8", "--to", "tensorrt", "--to", "onnx"), "onnx-int8 was quantized for TensorRT"),
+        (("--to", "tensorrt", "--batch", "2:4:8"), "every batch from 1 to 8 for Triton, tensorrt-fp32 takes none of 1"),
+        (
+            ("--to", "tensorrt", "--strip-weights"),
+            "must hold its weights for Triton, tensorrt-fp32 was written without",
+        ),
+    ],
+)
+def test_export_refuses_what_triton_cannot_have_before_anything_is_made(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: Sequence[str],
+    message: str,
+) -> None:
+    """By the name of the bundle that is given, or that it has after the model."""
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "of" / "bundle")
+    foreign = tmp_path / "models" / "bundle-onnx-fp32"
+    foreign.mkdir(parents=True)
+    (foreign / "mine.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    for output in (("-o", "out/bundle"), ()):
+        code, _, err = run(capsys, "export", "--model", checkpoint, *options, *output, "--triton", "models")
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert message in err
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "of"]
+
+
+def test_the_largest_batch_of_the_command(copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "triton", copy.path, tmp_path / "models", "--max-batch-size", 2**31)
+    assert code == 2
+    assert "2147483648 is not in the range 1<=x<=65535" in err
+    code, _, _ = run(capsys, "triton", copy.path, tmp_path / "models", "--max-batch-size", 65_535)
+    assert code == 0

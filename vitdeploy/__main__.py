@@ -1,5 +1,6 @@
 """`python -m vitdeploy`."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from vitdeploy.cli import main
 
 if __name__ == "__main__":
     # Python puts the working directory first, where a folder named like a library (triton, of models) hides it.
-    if Path(sys.path[0]) == Path.cwd():
-        del sys.path[0]
+    with contextlib.suppress(FileNotFoundError):  # it is gone, and Python put nothing first
+        if Path(sys.path[0]) == Path.cwd():
+            del sys.path[0]
     main()

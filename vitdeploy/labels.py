@@ -14,6 +14,12 @@ _INDEX = re.compile(r"[0-9]{1,9}")
 _MAX_LABELS = 2**20
 
 
+def fits_a_line(name: str) -> bool:
+    """Whether a file of text that holds a name a line can hold this one, and gives it again, whoever reads it."""
+    is_text = name.encode(errors="ignore").decode() == name  # half of a surrogate pair is none
+    return is_text and "\0" not in name and name.splitlines() == [name]
+
+
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The class names of `config` in the order of the logits; `LABEL_0` ... where it names none, as transformers does.
 

@@ -9,8 +9,10 @@ import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vitdeploy.engine_options import read_range
 from vitdeploy.errors import BundleError
-from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Task, TensorSpec
+from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Precision, Task, TensorSpec
+from vitdeploy.trt_library import LIBRARIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -140,7 +142,8 @@ class Manifest:
                 files=_records(data["files"]),
                 artifacts=tuple(_artifact(item) for item in _typed(data["artifacts"], list)),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as exc:
+            manifest.to_json()  # which has no numbers that are not finite
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as exc:
             raise BundleError(
                 f"{MANIFEST} must have every field of its schema: {type(exc).__name__} {exc}; export the bundle again"
             ) from exc
@@ -175,7 +178,7 @@ def _records(items: Any) -> tuple[FileRecord, ...]:
 
 
 def _inside(path: str) -> str:
-    """`path`, when it is a plain relative one that cannot leave the bundle on any system."""
+    """`path`, when it is a plain relative one, of one line of text, that cannot leave the bundle on any system."""
     plain = PurePosixPath(path)
     if (
         not plain.parts
@@ -184,31 +187,69 @@ def _inside(path: str) -> str:
         or ".." in plain.parts
         or PureWindowsPath(path).anchor
         or "\\" in path
-        or "\0" in path
+        or not path.isprintable()
     ):
-        raise BundleError(f"{MANIFEST}: file names must stay inside the bundle, got {path!r}; do not use this bundle")
+        raise BundleError(
+            f"{MANIFEST}: file names must be printable and stay inside the bundle, got {path!r}; do not use this bundle"
+        )
     return path
 
 
 def _artifact(item: Mapping[str, Any]) -> Artifact:
-    files = _records(item["files"])
-    if not files:
-        raise ValueError("an artifact has no file")
     artifact = Artifact(
         format=_typed(item["format"], str),
-        precision=_typed(item["precision"], str),
-        files=files,
-        inputs=tuple(TensorSpec.from_dict(spec) for spec in _typed(item["inputs"], list)),
-        outputs=tuple(TensorSpec.from_dict(spec) for spec in _typed(item["outputs"], list)),
+        precision=Precision(item["precision"]).value,
+        files=_records(item["files"]),
+        inputs=_tensors(item["inputs"]),
+        outputs=_tensors(item["outputs"]),
         pixels=PixelFormat.from_dict(item["pixels"]),
         axes={name: AxisRange.from_dict(sizes) for name, sizes in _typed(item["axes"], dict).items()},
         options=_plain(item["options"]),
-        tools=_plain(item["tools"]),
+        tools={name: _typed(version, str) for name, version in _typed(item["tools"], dict).items()},
         validation=_validation(item["validation"]),
         hardware=None if item["hardware"] is None else _plain(item["hardware"]),
     )
+    _check_files(artifact)
     _check_pixels(artifact)
+    _check_engine(artifact)
     return artifact
+
+
+def _tensors(items: Any) -> tuple[TensorSpec, ...]:
+    """What goes in or comes out: one tensor or more, each with a name of its own and axes."""
+    specs = tuple(TensorSpec.from_dict(spec) for spec in _typed(items, list))
+    for spec in specs:
+        spec.name.encode()  # which raises ValueError where it is no text
+        if not spec.shape or any(isinstance(axis, int) and axis < 0 for axis in spec.shape):
+            raise ValueError(f"a tensor must have axes, and sizes from 0 up, is {spec}")
+    if len({spec.name for spec in specs}) < max(1, len(specs)):
+        raise ValueError(f"tensors must have names of their own, got {[spec.name for spec in specs]}")
+    return specs
+
+
+def _check_files(artifact: Artifact) -> None:
+    """There is a file to open, and the others are where it finds them."""
+    if not artifact.files:
+        raise ValueError(f"{artifact.name} has no file")
+    first, *others = (PurePosixPath(file.path) for file in artifact.files)
+    if not all(other.is_relative_to(first.parent) for other in others):
+        raise ValueError(f"the files of {artifact.name} must lie beside {first}, got {', '.join(map(str, others))}")
+
+
+def _check_engine(artifact: Artifact) -> None:
+    """An engine is one file, with profiles; nothing else waits to be run."""
+    engine = artifact.format in LIBRARIES
+    if engine and len(artifact.files) != 1:
+        raise ValueError(f"{artifact.name} must be one file, has {len(artifact.files)}")
+    if not engine and "status" in artifact.validation:
+        raise ValueError(f"{artifact.name} must have been run, and is no engine: {', '.join(LIBRARIES)}")
+    if engine or "batch" in artifact.options:
+        profiles = _texts(artifact.options["batch"])
+        if not profiles:
+            raise ValueError(f"batch of {artifact.name} must be one or more of MIN:OPT:MAX, is none")
+        for profile in profiles:
+            read_range(profile)
+    _texts((artifact.hardware or {}).get("compute_capabilities", []))
 
 
 def _check_pixels(artifact: Artifact) -> None:
@@ -231,6 +272,7 @@ def _validation(item: Any) -> dict[str, Any]:
     if _typed(item, dict):
         for key, kind in (("tolerance", float), ("images", str), ("engine", str)):
             _typed(item[key], kind)
+        _typed(item.get("status", ""), str)
         for output in _typed(item["outputs"], list):
             _typed(output["output"], str)
             _typed(output["max_relative"], float)
@@ -241,6 +283,10 @@ def _validation(item: Any) -> dict[str, Any]:
             if output["top1_agreement"] is not None:
                 _typed(output["top1_agreement"], float)
     return dict(item)
+
+
+def _texts(items: Any) -> list[str]:
+    return [_typed(item, str) for item in _typed(items, list)]
 
 
 def _plain(item: Any) -> dict[str, Any]:
@@ -257,4 +303,6 @@ def _typed(value: Any, kind: type[T]) -> T:
     kinds = (int, float) if kind is float else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"expected {kind.__name__}, got {str(value)[:40]!r}")
+    if kind is float:
+        float(value)  # type: ignore[arg-type]  # which raises OverflowError where it is too large for one
     return value  # type: ignore[return-value]

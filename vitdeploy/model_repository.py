@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy import __version__
 from vitdeploy.assess.inspection import artifact_named
 from vitdeploy.atomic import exclusive, replace_folder, staged_folder
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle import Bundle, check_target
+from vitdeploy.engine_options import EngineOptions
 from vitdeploy.engine_proof import is_pending
-from vitdeploy.errors import BundleError, UsageError
-from vitdeploy.manifest import MANIFEST, FileRecord
-from vitdeploy.specs import Task
+from vitdeploy.errors import BundleError, InputError, UsageError
+from vitdeploy.exporters import EXPORTERS
+from vitdeploy.labels import class_names, fits_a_line
+from vitdeploy.manifest import CONFIG as MODEL_CONFIG
+from vitdeploy.manifest import MANIFEST, Artifact, FileRecord
+from vitdeploy.specs import PixelFormat, Task, TensorSpec
 from vitdeploy.triton_config import LABELED_OUTPUT, LABELS, model_config, triton_backend
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from vitdeploy.manifest import Artifact
+    from collections.abc import Iterable, Mapping
 
 CONFIG = "config.pbtxt"
 _VERSION = "1"  # of the model; Triton serves the largest
@@ -90,8 +93,7 @@ def write_triton_model(
     _check_name(chosen_name)
     labels = _labels(opened, chosen)
     config = model_config(chosen, chosen_name, labeled=labels is not None, max_batch_size=max_batch_size, device=device)
-    place = _checked_repository(repository)
-    target = place / chosen_name
+    target = _checked_repository(repository, opened.path) / chosen_name
     _check_target(target)
     names = _model_files(chosen)
     digests = {name: file.sha256 for name, file in zip(names, chosen.files, strict=True)}
@@ -112,22 +114,67 @@ def write_triton_model(
     return TritonModel(chosen_name, target, chosen.name, (CONFIG, *digests))
 
 
-def check_place(bundle: str | os.PathLike[str], repository: str | os.PathLike[str], artifact: str) -> None:
-    """Whether an artifact of a bundle that is to be made at `bundle` can have its model in a repository.
+def check_place(
+    bundle: str | os.PathLike[str] | None,
+    repository: str | os.PathLike[str],
+    to: str,
+    precision: str,
+    *,
+    target: str | None = None,
+    engine: EngineOptions | None = None,
+) -> None:
+    """Whether an artifact that is to be made can have its model in a repository, as far as can be told before.
+
+    Args:
+        bundle: where the artifact is to be; None where that is not known yet.
+        repository: the folder that Triton is given.
+        to: the artifact's format.
+        precision: its precision.
+        target: of int8 and fp8: what is to run the graph.
+        engine: what an engine is to be built for; None for the usual.
 
     Raises:
-        UsageError: its name cannot be a model's, or the repository is no folder of models.
+        UsageError: Triton cannot serve such an artifact, or its name cannot be a model's, or what is at that place was
+            not made by `write_triton_model`, or the repository is no folder of models, or `bundle` no place for one.
     """
-    _check_name(_default_name(Path(bundle), artifact))
-    if Path(bundle).resolve() == _checked_repository(repository):
-        raise UsageError(f"{repository} must be a folder of Triton's models, is the bundle; choose another")
+    options = (engine or EngineOptions()).to_dict() if EXPORTERS[to].made_from else {"target": target}
+    images = TensorSpec("", "float32", ("batch", 3))  # the exporters' own are batched along the first axis, too
+    planned = Artifact(to, precision, (), (images,), (), PixelFormat(), {}, options, {}, {})
+    model_config(planned, "", labeled=False)
+    if bundle is not None:
+        check_target(Path(bundle))
+        name = _default_name(Path(bundle), planned.name)
+        _check_name(name)
+        _check_target(_checked_repository(repository, Path(bundle)) / name)
+
+
+def check_labels_of(folder: str | os.PathLike[str], task: str | None) -> None:
+    """Whether Triton can have the class names of a local checkpoint, or of a bundle, that is to be exported.
+
+    What cannot be read is not judged: the export tells.
+
+    Args:
+        folder: with the `config.json`.
+        task: that it is exported for; None for the one that it was made for.
+
+    Raises:
+        UsageError: a name is not one line of text.
+    """
+    try:
+        config = json.loads((Path(folder).expanduser() / MODEL_CONFIG).read_bytes())
+        labels = class_names(config)
+        classifies = task == Task.CLASSIFICATION if task else "ForImageClassification" in str(config["architectures"])
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, InputError):
+        return
+    if classifies:
+        _check_labels(labels)
 
 
 def _default_name(bundle: Path, artifact: str) -> str:
     return f"{bundle.resolve().name}-{artifact}"
 
 
-def _checked_repository(repository: str | os.PathLike[str]) -> Path:
+def _checked_repository(repository: str | os.PathLike[str], bundle: Path) -> Path:
     if not os.fspath(repository):
         raise UsageError("a repository must be a folder of Triton's models, got ''; name one")
     try:
@@ -139,6 +186,8 @@ def _checked_repository(repository: str | os.PathLike[str]) -> Path:
         ) from exc
     if wrong:
         raise UsageError(f"{repository} must be a folder of Triton's models, is a bundle or a file; choose another")
+    if place.is_relative_to(bundle.resolve()):
+        raise UsageError(f"{repository} must be a folder of Triton's models, lies in the bundle; choose another")
     return place
 
 
@@ -158,10 +207,14 @@ def _labels(bundle: Bundle, artifact: Artifact) -> str | None:
     labels = bundle.labels
     if len(labels) != width:
         raise BundleError(f"{bundle.path} must name a class for each of {width} logits, names {len(labels)}")
-    for label in labels:
-        if "\n" in label:
-            raise UsageError(f"a class must have a name of one line for Triton, got {label!r:.80}; rename it")
+    _check_labels(labels)
     return "".join(f"{label}\n" for label in labels)
+
+
+def _check_labels(labels: Iterable[str]) -> None:
+    for label in labels:
+        if not fits_a_line(label):
+            raise UsageError(f"a class must have a name of one line of text for Triton, got {label!r:.80}; rename it")
 
 
 def _model_files(artifact: Artifact) -> tuple[str, ...]:
@@ -195,10 +248,14 @@ def _is_made(folder: Path) -> bool:
     header, _, config = path.read_bytes().decode(errors="replace").partition(f" {_BELOW}\n")
     *lines, last = header.splitlines() or [""]
     digests = {match[2]: match[1] for match in (re.fullmatch("# ([0-9a-f]{64}) (.+)", line) for line in lines) if match}
-    held = {each.relative_to(folder).as_posix() for each in folder.rglob("*") if not each.is_dir()}
+    files = {CONFIG, *digests}
+    folders = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents} - {"."}
+    held = {each.relative_to(folder).as_posix(): each for each in folder.rglob("*")}
     return (
         header.startswith(_MADE)
         and last == f"# {hashlib.sha256(config.encode()).hexdigest()}"
-        and held == {CONFIG, *digests}
+        and set(held) == files | folders
+        and not any(each.is_symlink() for each in held.values())
+        and all(held[name].is_file() for name in files)
         and all(FileRecord.of(folder, name).sha256 == digest for name, digest in digests.items())
     )

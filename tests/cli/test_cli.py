@@ -22,7 +22,7 @@ from sklearn.datasets import load_sample_images
 import vitdeploy
 from schemas import validated
 from vitdeploy.cli import main
-from vitdeploy.specs import Task
+from vitdeploy.specs import AxisRange, Task
 
 if TYPE_CHECKING:
     from conftest import WriteCheckpoint
@@ -353,3 +353,86 @@ def test_an_image_of_every_common_kind(bundle: Bundle, tmp_path: Path, capsys: p
         paths.append(tmp_path / f"{mode}.{suffix}")
         Image.new(mode, (50, 40)).save(paths[-1])
     assert Result("predict", bundle.path, *paths, "--json", capsys=capsys).code == 0
+
+
+def test_a_working_directory_that_is_gone_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    vitdeploy_ = f"'{sys.executable}' -m vitdeploy"
+    command = f"rmdir ../gone && {vitdeploy_} --version && exec {vitdeploy_} verify '{bundle.path}'"
+    found = subprocess.run(["sh", "-c", command], cwd=tmp_path / "gone", capture_output=True, text=True, check=False)
+    assert found.returncode == 4
+    assert found.stdout.startswith("vitdeploy, version ")
+    assert found.stderr == (
+        "Error: the working directory must be there: No such file or directory; cd to one that is\n"
+    )
+
+
+@pytest.mark.parametrize("output", [".", "..", "../../here"])
+def test_a_bundle_is_not_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    """Its folder is replaced: the shell would stand in one that is gone."""
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    result = Result("export", *TINY, "-o", output, capsys=capsys)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert f"must not be the working directory, nor around it, since its folder is replaced: got {output}" in result.err
+    assert list((tmp_path / "here" / "below").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["verify"], ["verify", "--json"], ["inspect"]])
+def test_a_closed_standard_output_is_one_line(bundle: Bundle, command: list[str]) -> None:
+    name, *options = command
+    line = f"exec '{sys.executable}' -m vitdeploy {name} '{bundle.path}' {' '.join(options)} >&-"
+    found = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 3
+    assert found.stderr == "Error: standard output must take what is printed: it is closed\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fp16", "--bf16"], "export needs one precision, got --fp16 and --bf16"),
+        (["--fp8", "--int8", "--precision", "fp32"], "got --precision fp32 and --int8 and --fp8"),
+        (["--fp16", "--precision", "fp16"], "export needs one precision, got --precision fp16 and --fp16"),
+        (
+            ["--batch", "1:1:2"],
+            "what is of an engine is not for onnx, got --batch; leave it out, or export to tensorrt",
+        ),
+        (
+            ["--to", "onnx", "--to", "torchscript", "--compute-capability", "8.9", "--tf32"],
+            "what is of an engine is not for onnx or torchscript, got --tf32, --compute-capability; leave it out",
+        ),
+        (["--to", "tensorrt-rtx", "--batch", "3:2:1"], "'3:2:1'"),
+        (["--to", "tensorrt-rtx", "--image-size", "64:32:16"], "got '64:32:16'"),
+        (["--image-size", "16x32:32x32:32x16"], "none smaller than the one before, got '16x32:32x32:32x16'"),
+    ],
+)
+def test_options_are_refused_as_they_were_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    result = Result("export", *TINY, *arguments, "-o", tmp_path / "out", capsys=capsys)
+    assert result.code == 2
+    assert message in result.err
+    assert "AxisRange" not in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_engines_go_to_engines_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what is typed twice is taken once."""
+    asked = []
+
+    def record(to: str, engine: Any, **_: Any) -> Bundle:
+        asked.append((to, engine))
+        return vitdeploy.export(random_weights=TINY[1], output=tmp_path / "out")
+
+    monkeypatch.setattr("vitdeploy.workflow.export", record)
+    formats = ("onnx", "tensorrt-rtx", "onnx", "tensorrt-rtx")
+    options = ("--batch", "1:1:2", "--batch", "1:1:2", *("--compute-capability", "8.9") * 2)
+    arguments = [argument for to in formats for argument in ("--to", to)]
+    result = Result("export", *TINY, *arguments, *options, "-o", tmp_path / "out", capsys=capsys)
+    assert result.code == 2  # the stand-in makes no engine
+    engine = vitdeploy.EngineOptions(batch=(AxisRange(1, 1, 2),), compute_capabilities=("8.9",))
+    assert asked == [("onnx", None), ("tensorrt-rtx", engine)]

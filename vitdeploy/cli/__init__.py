@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from vitdeploy import __version__
 from vitdeploy.cli.output import printable
-from vitdeploy.errors import VitDeployError
+from vitdeploy.errors import InputError, VitDeployError
 
 # Name -> "module:command" and its line in the help, so that the help imports no command.
 COMMANDS = {
@@ -61,6 +62,10 @@ def cli() -> None:
     Exit codes: 0 passed, 1 a check failed, 2 usage, 3 a dependency, a device, the network or room on the disk is
     missing, 4 absent, unreadable or corrupt input.
     """
+    try:  # which the libraries ask for when they are imported, whatever the paths are
+        Path.cwd()
+    except OSError as exc:
+        raise InputError(f"the working directory must be there: {exc.strerror}; cd to one that is") from exc
 
 
 def main(args: list[str] | None = None) -> Any:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitdeploy.cli.output import EXIT_CODES, PATH, json_option, print_figures, print_json, print_step, print_table
+from vitdeploy.cli.output import (
+    EXIT_CODES,
+    PATH,
+    json_option,
+    print_figures,
+    print_json,
+    print_step,
+    print_table,
+    print_text,
+)
 
 if TYPE_CHECKING:
     from vitdeploy.demo import DemoResult
@@ -49,4 +58,4 @@ def _print(result: DemoResult) -> None:
         print_table(f"\n{heading}", ("image", "class", *samples[0].predictions), found)
     print_figures("\nAccuracy on the same images", result.evaluation.figures)
     print_figures("\nLatency of the runtime", result.benchmark.figures)
-    click.echo(f"\nBundle: {result.bundle}\nReport: {result.path}\nDone in {result.seconds:.0f} s.")
+    print_text(f"\nBundle: {result.bundle}\nReport: {result.path}\nDone in {result.seconds:.0f} s.")

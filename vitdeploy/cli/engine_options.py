@@ -11,18 +11,33 @@ import click
 from vitdeploy.cli.output import PATH
 from vitdeploy.engine_options import HARDWARE_COMPATIBILITY, LARGEST_WORKSPACE_MIB, EngineOptions, read_range
 from vitdeploy.errors import UsageError
+from vitdeploy.exporters import EXPORTERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
+
+    from vitdeploy.specs import AxisRange
 
 _DEFAULTS = EngineOptions()
 
 
-def _batch(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Any:  # noqa: ARG001
+def once(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ARG001
+    """Each of the values of an option that may be repeated, the first time that it is typed."""
+    return tuple(dict.fromkeys(values))
+
+
+def _batch(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Any:
+    return tuple(_range(value) for value in once(ctx, param, values))
+
+
+def _range(value: str) -> AxisRange:
     try:
-        return tuple(read_range(value) for value in values)
+        return read_range(value)
     except UsageError as exc:
-        raise click.BadParameter(str(exc)) from exc
+        raise click.BadParameter(
+            f"batch must be MIN:OPT:MAX, such as 1:8:32, with minimum <= optimum <= maximum, or one number, "
+            f"got {value!r:.80}"
+        ) from exc
 
 
 def image_size(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:  # noqa: ARG001
@@ -78,7 +93,7 @@ _OPTIONS = {
         help=f"tensorrt: the GPUs beside the one that it is built on.  [default: {_DEFAULTS.hardware_compatibility}]",
     ),
     "compute_capabilities": click.option(
-        "--compute-capability", "compute_capabilities", multiple=True, metavar="N.N",
+        "--compute-capability", "compute_capabilities", multiple=True, metavar="N.N", callback=once,
         help="tensorrt-rtx: of the GPUs, such as 8.9; may be repeated.  [default: the library's portable ones]",
     ),
     "refit": click.option(
@@ -92,15 +107,30 @@ _OPTIONS = {
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of engines, which the command gets as `engine`: an `EngineOptions`, or None where none is given."""
+    """Options of engines, which the command gets as `engine`: an `EngineOptions`, or None where none is given.
+
+    They are refused where none of the command's `formats` is an engine.
+    """
 
     @functools.wraps(command)
     def with_engine(**arguments: Any) -> Any:
         values = {name: arguments.pop(name) for name in _OPTIONS}
         given = {name: value for name, value in values.items() if value not in (None, ())}
+        _check_formats(given, arguments["formats"])
         return command(engine=EngineOptions(**given) if given else None, **arguments)
 
     decorated: Callable[..., Any] = with_engine
     for option in reversed(_OPTIONS.values()):
         decorated = option(decorated)
     return decorated
+
+
+def _check_formats(given: Iterable[str], formats: Sequence[str]) -> None:
+    engines = [name for name, exporter in EXPORTERS.items() if exporter.made_from is not None]
+    typed = {param.name: param.opts[0] for param in click.get_current_context().command.params}
+    wrong = [str(typed[name]) for name in given]
+    if wrong and not set(engines).intersection(formats):
+        raise UsageError(
+            f"what is of an engine is not for {' or '.join(formats)}, got {', '.join(wrong)}; leave it out, "
+            f"or export to {' or '.join(engines)}"
+        )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vitdeploy.cli.bisect_report import kept_nodes
-from vitdeploy.cli.engine_options import engine_options, image_size
+from vitdeploy.cli.engine_options import engine_options, image_size, once
 from vitdeploy.cli.output import (
     PATH,
     agreement,
@@ -23,11 +25,15 @@ from vitdeploy.cli.quantization_options import quantization_options
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, find_exporter, quantization_target
 from vitdeploy.specs import Task
-from vitdeploy.triton_config import triton_backend
+from vitdeploy.triton_config import LABELED_OUTPUT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vitdeploy.engine_options import EngineOptions
     from vitdeploy.manifest import Artifact
 
+_SHORT = ("fp16", "bf16", "int8", "fp8")  # precisions that have a flag
 _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision in exporter.precisions})
 
 
@@ -42,6 +48,37 @@ class _Layout(click.Choice[str]):
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
     return None if value is None else tuple(name.strip() for name in value.split(","))
+
+
+def _image_size(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    sizes = image_size(ctx, param, value)
+    if sizes and len(sizes) == 3 and any(list(edges) != sorted(edges) for edges in zip(*sizes, strict=True)):
+        raise click.BadParameter(f"must be MIN:OPT:MAX, none smaller than the one before, got {value!r:.80}")
+    return sizes
+
+
+def _bundle_of(options: Mapping[str, Any]) -> Path | None:
+    """Where the bundle is to be; None where the model's name does not tell."""
+    if options["output"]:
+        return Path(options["output"])
+    if options["random_weights"] is not None:
+        return Path(f"{options['random_weights']}-random-{options['seed']}")
+    if not options["model"]:
+        return None
+    try:
+        model = Path(options["model"]).expanduser()
+        return Path(model.stem if model.is_file() else model.resolve().name)
+    except (OSError, RuntimeError):  # a name too long, the home of an unknown user
+        return None
+
+
+def _check_around(bundle: Path) -> None:
+    """Refuse what would leave the shell in a folder that is gone: a bundle's is replaced whole."""
+    if Path.cwd().is_relative_to(os.path.realpath(bundle)):
+        raise UsageError(
+            f"a bundle must not be the working directory, nor around it, since its folder is replaced: got {bundle}; "
+            f"cd out of it, and name it from there"
+        )
 
 
 def _difference(artifact: Artifact) -> str:
@@ -87,13 +124,13 @@ def _print_accuracy(artifact: Artifact) -> None:
 )
 @click.option(
     "--to", "formats", multiple=True, default=["onnx"], show_default=True, type=click.Choice(list(EXPORTERS)),
-    help="Format; may be repeated.",
+    callback=once, help="Format; may be repeated.",
 )  # fmt: skip
 @click.option("--precision", type=click.Choice(_PRECISIONS), help="fp32 by default.")
-@click.option("--fp16", "short", flag_value="fp16", help="The same as --precision fp16.")
-@click.option("--bf16", "short", flag_value="bf16", help="The same as --precision bf16.")
-@click.option("--int8", "short", flag_value="int8", help="The same as --precision int8.")
-@click.option("--fp8", "short", flag_value="fp8", help="The same as --precision fp8.")
+@click.option("--fp16", is_flag=True, help="The same as --precision fp16.")
+@click.option("--bf16", is_flag=True, help="The same as --precision bf16.")
+@click.option("--int8", is_flag=True, help="The same as --precision int8.")
+@click.option("--fp8", is_flag=True, help="The same as --precision fp8.")
 @quantization_options
 @click.option(
     "--io-dtype",
@@ -123,7 +160,7 @@ def _print_accuracy(artifact: Artifact) -> None:
 @click.option(
     "--image-size",
     metavar="HxW",
-    callback=image_size,
+    callback=_image_size,
     help="By default what the image processor gives. MIN:OPT:MAX for a model that takes sizes within limits.",
 )
 @click.option("--dynamic-image-size", is_flag=True, help="Take images of every size from one patch up.")
@@ -157,9 +194,9 @@ def _print_accuracy(artifact: Artifact) -> None:
 def export(
     formats: tuple[str, ...],
     precision: str | None,
-    short: str | None,
     keep_fp32: tuple[str, ...],
     keep_fp32_from: str | None,
+    engine: EngineOptions | None,
     triton: str | None,
     as_json: bool,
     **options: Any,
@@ -171,27 +208,36 @@ def export(
     precision, which is made first; without --model or --random-weights from the one that --output has. Without a GPU it
     is kept, and completed by verify --run there.
     """
-    from vitdeploy.model_repository import check_place, write_triton_model
+    from vitdeploy.model_repository import check_labels_of, check_place, write_triton_model
     from vitdeploy.workflow import export as export_model
 
-    if precision is not None and short is not None:
-        raise UsageError(f"export needs one precision, got --precision {precision} and --{short}")
-    options["precision"] = precision or short or "fp32"
+    short = [name for name in _SHORT if options.pop(name)]
+    typed = [*([] if precision is None else [f"--precision {precision}"]), *(f"--{name}" for name in short)]
+    if len(typed) > 1:
+        raise UsageError(f"export needs one precision, got {' and '.join(typed)}")
+    options["precision"] = precision or next(iter(short), "fp32")
     options["keep_fp32"] = (*keep_fp32, *(() if keep_fp32_from is None else kept_nodes(keep_fp32_from))) or None
     if options.pop("no_calibration_cache"):
         options["calibration_cache"] = False
+    engines = {to: engine if EXPORTERS[to].made_from else None for to in formats}
     for to in formats:  # before the first is made
-        find_exporter(to, options["precision"], options)
-        if triton is not None:
-            triton_backend(to)
-            if options["output"]:
-                check_place(options["output"], triton, f"{to}-{options['precision']}")
-    options["target"] = quantization_target(formats, options["precision"], options["target"])
+        find_exporter(to, options["precision"], options | {"engine": engines[to]})
+    target = options["target"] = quantization_target(formats, options["precision"], options["target"])
+    place = _bundle_of(options)
+    if place is not None:
+        _check_around(place)
+    if triton is not None:
+        for to in formats:
+            check_place(place, triton, to, options["precision"], target=target, engine=engines[to])
+        source = options["model"] or options["output"]  # an engine may be of the model that is there
+        labeled = options["outputs"] is None or LABELED_OUTPUT in options["outputs"]
+        if source and labeled and options["random_weights"] is None:
+            check_labels_of(source, options["task"])
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:
         for to in formats:
             with late_progress_bar(f"exporting to {to}") as on_progress:
-                bundle = export_model(to=to, on_step=print_step, on_progress=on_progress, **options)
+                bundle = export_model(to=to, engine=engines[to], on_step=print_step, on_progress=on_progress, **options)
     finally:
         gc.enable()
     models = []

@@ -6,6 +6,9 @@ import click
 
 from vitdeploy.cli.output import PATH, json_option, print_json, print_table
 
+# A CUDA grid's second and third dimension, along which kernels lay a batch; Triton's warm-up runs the largest one.
+_LARGEST_BATCH = 65_535
+
 
 @click.command()
 @click.argument("bundle", type=PATH)
@@ -14,7 +17,7 @@ from vitdeploy.cli.output import PATH, json_option, print_json, print_table
 @click.option("--name", help="Of the model; by default the bundle's and the artifact's, such as vit-onnx-fp16.")
 @click.option(
     "--max-batch-size",
-    type=click.IntRange(1),
+    type=click.IntRange(1, _LARGEST_BATCH),
     metavar="N",
     help="Images that run together, at most.  [default: all that an engine takes; of ONNX 32]",
 )

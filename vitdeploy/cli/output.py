@@ -15,6 +15,7 @@ from vitdeploy.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import TextIO
 
     from vitdeploy.assess.figures import Figures
 
@@ -36,7 +37,7 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
     from rich.table import Table
     from rich.text import Text
 
-    terminal, file = sys.stdout.isatty(), io.StringIO()
+    terminal, file = _is_a_terminal(sys.stdout), io.StringIO()
     console = Console(file=file, highlight=False, force_terminal=terminal, width=None if terminal else 10_000)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -82,7 +83,7 @@ def print_step(step: str) -> None:
 
     A line a step and no live display, which would hide the progress bars of a download.
     """
-    if _stderr_is_a_terminal():
+    if _is_a_terminal(sys.stderr):
         click.echo(f"{step} …", err=True)
 
 
@@ -92,7 +93,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
     What `print_step` says meanwhile stands above the bar, which goes when the block ends.
     """
-    if not _stderr_is_a_terminal():
+    if not _is_a_terminal(sys.stderr):
         yield lambda _done, _total: None
         return
     from rich.console import Console
@@ -139,6 +140,8 @@ def printable(text: str) -> str:
 
 
 def _print(text: str) -> None:
+    if sys.stdout is None:
+        raise OutputError("standard output must take what is printed: it is closed")
     try:
         click.echo(text)
     except BrokenPipeError:  # whoever read this has read enough; click ends the program
@@ -149,8 +152,8 @@ def _print(text: str) -> None:
         raise OutputError(f"standard output must take what is printed: {exc.strerror}") from exc
 
 
-def _stderr_is_a_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()  # it is None where it was closed
+def _is_a_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # it is None where it was closed
 
 
 def _strict(value: Any) -> Any:
