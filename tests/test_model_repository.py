@@ -283,7 +283,7 @@ def test_an_engine_with_profiles_of_image_sizes(copy: Bundle, tmp_path: Path) ->
 
 
 def test_an_engine_is_warmed_up_in_a_size_that_it_takes(copy: Bundle, tmp_path: Path) -> None:
-    made = as_engine(copy, "1:2:2")
+    made = as_engine(copy, "1:2:2", height=["16:32:64"], width=["16:48:64"])
     (artifact,) = made.manifest.artifacts
     spec = dataclasses.replace(artifact.inputs[0], dtype="float16", shape=("batch", 3, "height", "width"))
     axes = {"height": AxisRange(16, 32, 64), "width": AxisRange(16, 48, 64)}

@@ -243,12 +243,14 @@ def _check_engine(artifact: Artifact) -> None:
         raise ValueError(f"{artifact.name} must be one file, has {len(artifact.files)}")
     if not engine and "status" in artifact.validation:
         raise ValueError(f"{artifact.name} must have been run, and is no engine: {', '.join(LIBRARIES)}")
-    if engine or "batch" in artifact.options:
-        profiles = _texts(artifact.options["batch"])
-        if not profiles:
-            raise ValueError(f"batch of {artifact.name} must be one or more of MIN:OPT:MAX, is none")
-        for profile in profiles:
-            read_range(profile)
+    sizes = [axis for axis in artifact.pixels.size(artifact.inputs[0].shape) if isinstance(axis, str)]
+    for axis in ("batch", *sizes):
+        if engine or axis in artifact.options:
+            profiles = _texts(artifact.options[axis])
+            if not profiles:
+                raise ValueError(f"{axis} of {artifact.name} must be one or more of MIN:OPT:MAX, is none")
+            for profile in profiles:
+                read_range(profile)
     _texts((artifact.hardware or {}).get("compute_capabilities", []))
 
 
