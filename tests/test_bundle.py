@@ -128,7 +128,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
         ("files", []),
         ("files", {}),
         ("format", None),
-        ("precision", "fp7"),
+        ("precision", 7),
         ("precision", []),
         ("inputs", []),
         ("inputs", [{"name": 1, "dtype": "float32", "shape": []}]),
@@ -312,7 +312,9 @@ def test_an_engine_without_profiles(tmp_path: Path, batch: Any) -> None:
         Bundle.open(tmp_path / "out")
 
 
-@pytest.mark.parametrize("change", [{"options": {}}, {"format": "coreml"}, {"format": "onnx"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"options": {}}, {"format": "coreml"}, {"format": "onnx"}, {"precision": "fp7"}], ids=str
+)
 def test_what_waits_to_be_run_is_an_engine_with_profiles(tmp_path: Path, change: dict[str, Any]) -> None:
     write(tmp_path / "out")
     edit(tmp_path / "out", lambda data: data["artifacts"][0].update({**ENGINE, **change}))

@@ -198,7 +198,7 @@ def _inside(path: str) -> str:
 def _artifact(item: Mapping[str, Any]) -> Artifact:
     artifact = Artifact(
         format=_typed(item["format"], str),
-        precision=Precision(item["precision"]).value,
+        precision=_typed(item["precision"], str),
         files=_records(item["files"]),
         inputs=_tensors(item["inputs"]),
         outputs=_tensors(item["outputs"]),
@@ -237,10 +237,12 @@ def _check_files(artifact: Artifact) -> None:
 
 
 def _check_engine(artifact: Artifact) -> None:
-    """An engine is one file, with profiles; nothing else waits to be run."""
+    """An engine is one file of a known precision, with profiles; nothing else waits to be run."""
     engine = artifact.format in LIBRARIES
     if engine and len(artifact.files) != 1:
         raise ValueError(f"{artifact.name} must be one file, has {len(artifact.files)}")
+    if engine:
+        Precision(artifact.precision)  # ValueError
     if not engine and "status" in artifact.validation:
         raise ValueError(f"{artifact.name} must have been run, and is no engine: {', '.join(LIBRARIES)}")
     sizes = [axis for axis in artifact.pixels.size(artifact.inputs[0].shape) if isinstance(axis, str)]
