@@ -18,7 +18,10 @@ ROOT = Path(__file__).parent.parent
 TEST_SECONDS = 200
 LATENCY_SECONDS = 320  # nothing is begun after 280
 ATTENTION_SECONDS = 60
-NEEDED = {"tests": ("pytest", "click", "rich", "torch"), "benchmarks": ("click", "rich", "torch", "onnx", "onnxscript")}
+NEEDED = {
+    "tests": ("pytest", "click", "rich", "torch"),
+    "benchmarks": ("click", "rich", "torch", "onnx", "onnxscript", "cuda"),
+}
 
 
 def run(name: str, seconds: int, out: Path, *command: str) -> dict[str, object]:

@@ -31,7 +31,7 @@ from vitdeploy.runtimes import BACKENDS, open_runtime, runtime_class
 from vitdeploy.specs import AxisRange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from vitdeploy.bundle import Bundle
     from vitdeploy.runtimes.base import Runtime
@@ -107,20 +107,21 @@ class Measurement:
             runtime.run({"pixel_values": self.pixel_values[min(batch_sizes)][:1]})
         self.operations = counter.get_total_flops()  # of an image
 
-    def of(self, configuration: Configuration, peak: float | None) -> list[dict[str, Any]]:
-        """A row for each batch size.
+    def of(self, configuration: Configuration, peak: float | None) -> Iterator[dict[str, Any]]:
+        """A row for each batch size, as it is measured.
 
         Args:
             configuration: is opened and closed.
             peak: operations a second that are the whole; None where they are not known.
 
         Raises:
-            VitDeployError: it does not run here, or is another model.
+            VitDeployError, RuntimeError: it does not run here, or is another model.
         """
         self._make(configuration)
         backend, precision, options = dataclasses.astuple(configuration)
         with open_runtime(self.bundle, backend, precision=precision, device=self.device, **options) as runtime:
-            return [self._row(configuration, runtime, size, peak) for size in self.pixel_values]
+            for size in self.pixel_values:
+                yield self._row(configuration, runtime, size, peak)
 
     def _make(self, configuration: Configuration) -> None:
         """The artifact, where the bundle has none yet."""
@@ -175,7 +176,7 @@ def peaks(device: str, size: int, not_run: dict[str, str]) -> dict[str, float]:
     for precision in ("fp32", *HALF, *QUANTIZED):
         try:
             found[precision] = matrix_peak(precision, device, size)
-        except (RuntimeError, NotImplementedError) as exc:
+        except RuntimeError as exc:
             not_run[f"matrix product in {precision}"] = first_line(exc)
     return found
 
@@ -213,19 +214,19 @@ def main() -> None:
             Path(folder, "bundle"), arguments.preset, arguments.device, arguments.batch_sizes, seconds=0.5
         )
         results["operations_an_image"] = measurement.operations
-        for configuration in configurations(arguments.device, measurement.batch):
-            if configuration.backend in problems:
-                not_run[str(configuration)] = problems[configuration.backend]
-                continue
+        chosen = configurations(arguments.device, measurement.batch)
+        not_run.update({str(each): problems.get(each.backend, "the time was over") for each in chosen})
+        for configuration in (each for each in chosen if each.backend not in problems):
             if time.monotonic() - start > arguments.seconds:
-                not_run[str(configuration)] = "the time was over"
-                continue
+                break
             try:
-                rows = measurement.of(configuration, results["peaks"].get(configuration.precision))
-            except VitDeployError as exc:
-                not_run[str(configuration)] = str(exc)
+                for row in measurement.of(configuration, results["peaks"].get(configuration.precision)):
+                    results["rows"].append(row)
+                    save(arguments, document(arguments, results))
+            except (VitDeployError, RuntimeError) as exc:  # torch's own, for want of memory
+                not_run[str(configuration)] = first_line(exc)
             else:
-                results["rows"] += rows
+                del not_run[str(configuration)]
             save(arguments, document(arguments, results))
     record(arguments, results)
 

@@ -124,11 +124,18 @@ def build_engine(request: EngineRequest, folder: Path, file: str) -> Built:
         with interrupts_held() as came:
             return _build(trt, request, folder, file, came)
     except BaseException as exc:
-        traceback.clear_frames(exc.__traceback__)
+        _let_go(exc)
         raise
     finally:
         if collected:
             gc.enable()
+
+
+def _let_go(exc: BaseException | None) -> None:
+    """Clear the frames of an exception, and of those that it came from."""
+    while exc is not None:
+        traceback.clear_frames(exc.__traceback__)
+        exc = exc.__cause__ or exc.__context__
 
 
 def _check_files(request: EngineRequest) -> None:

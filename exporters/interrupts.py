@@ -30,11 +30,12 @@ def interrupts_held() -> Iterator[list[int]]:
         came.append(number)
 
     if threading.current_thread() is threading.main_thread():
-        # What was not installed from Python could not be put back.
-        handlers = {number: each for number in _ENDING if (each := signal.getsignal(number)) is not None}
-    for number in handlers:
-        signal.signal(number, hold)
+        # What was not installed from Python could not be put back, and what is ignored ends nothing.
+        found = {number: signal.getsignal(number) for number in _ENDING}
+        handlers = {number: each for number, each in found.items() if each not in (None, signal.SIG_IGN)}
     try:
+        for number in handlers:
+            signal.signal(number, hold)
         yield came
     finally:
         for number, handler in handlers.items():

@@ -55,7 +55,8 @@ class EngineRuntime(Runtime):
         takes_weights: whether it was built to be given other weights (`refit`).
         disposable_cache: as `runtime_cache`, but one that may be replaced, or left unwritten.
         device: "cuda" or "cuda:1".
-        cuda_graphs: whether the work of a shape is recorded at its second run, and replayed from then on.
+        cuda_graphs: whether a shape's work is recorded and replayed: of TensorRT at its second run, of TensorRT-RTX
+            as that library does.
         shapes_kept: how many shapes stay ready, with their memory, in the order of their last use.
         kernel_specialization: for TensorRT-RTX: whether kernels for the very sizes of a new shape are compiled at once
             ("eager", its default here), meanwhile ("lazy": slower ones run until then), or never ("none").
@@ -333,10 +334,10 @@ class EngineRuntime(Runtime):
 
     def _close(self) -> None:
         with on_device(self._device):
-            self._drop_ready()
             cache = self._cache
             self._cache = None
             try:
+                self._drop_ready()
                 if cache is not None:
                     cache.save()
             finally:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def open_device(name: str) -> torch.device:
-    """The device of that name.
+    """The device of that name; "cuda" is the one that torch has chosen for this thread, by its number.
 
     Raises:
         UsageError: the name is none of a device.
@@ -29,11 +29,9 @@ def open_device(name: str) -> torch.device:
     """
     parse_device(name)
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        return torch.empty(1, device=torch.device(name)).device
     except (RuntimeError, AssertionError) as exc:  # torch asserts that it was built for the device
         raise DeviceError(f"device {name!r} must be one that torch can use: {first_line(exc)}") from exc
-    return device
 
 
 def probe_devices() -> dict[str, str | None]:
@@ -96,25 +94,29 @@ class _PlainConvolutions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._blocks = 0
+        self._place: tuple[Any, str] = _OF_CUDNN
         self._before: Any = None
 
     def __enter__(self) -> None:
         with self._lock:
             if self._blocks == 0:
-                self._before = getattr(*_CONVOLUTIONS)
-                setattr(*_CONVOLUTIONS, _PLAIN)
+                plain: object = False
+                self._place = _OF_CUDNN
+                try:
+                    self._before = getattr(*self._place)
+                except RuntimeError:  # whoever set what torch has had since 2.9 cannot read this one
+                    self._place, plain = (_CUDNN.conv, "fp32_precision"), "ieee"
+                    self._before = getattr(*self._place)
+                setattr(*self._place, plain)
             self._blocks += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._blocks -= 1
             if self._blocks == 0:
-                setattr(*_CONVOLUTIONS, self._before)
+                setattr(*self._place, self._before)
 
 
-# Before torch 2.9 there was one setting for all of cuDNN.
 _CUDNN: Any = torch.backends.cudnn
-_OWN = hasattr(_CUDNN, "conv")
-_CONVOLUTIONS = (_CUDNN.conv, "fp32_precision") if _OWN else (_CUDNN, "allow_tf32")
-_PLAIN: Any = "ieee" if _OWN else False
+_OF_CUDNN = (_CUDNN, "allow_tf32")
 plain_convolutions = _PlainConvolutions()

@@ -14,6 +14,7 @@ import vitdeploy
 from bundles import tiny_model, write_checkpoint_of
 from engine_machines import why_not
 from vitdeploy import EngineOptions, engine_proof, engines
+from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.assets import held_out_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
@@ -25,6 +26,7 @@ from vitdeploy.errors import (
     OtherHardwareError,
     UnavailableError,
     UsageError,
+    VitDeployError,
 )
 from vitdeploy.gpu import Gpu
 from vitdeploy.runtimes import BACKENDS, open_runtime
@@ -66,7 +68,8 @@ class OnAGpu(OnnxRuntime):
     """Stands for an engine that runs: the ONNX artifact beside it, its logits a little off where asked for."""
 
     off = 0.0
-    problems: Mapping[str, DeviceError] = {}
+    problems: Mapping[str, VitDeployError] = {}
+    fails = False
     batches: list[int] = []  # noqa: RUF012
 
     @classmethod
@@ -85,6 +88,8 @@ class OnAGpu(OnnxRuntime):
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.batches.append(len(feeds["pixel_values"]))
+        if self.fails:
+            raise DeviceError("out of memory")
         return {name: value + np.float32(self.off) for name, value in super()._run(feeds).items()}
 
 
@@ -168,32 +173,47 @@ def test_what_does_not_open_on_the_gpu_that_is_there(
         assert found.artifact("tensorrt-rtx", "fp32").validation["status"] == "not yet run on a GPU"
         return
     message = "tensorrt-rtx-fp32 must run on Fake GPU, does not: out of memory; nothing was written"
-    with pytest.raises(CheckFailedError, match=message):
-        vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=engine)
+    for problems, fails in (({"fp32": error}, False), ({}, True)):  # when it is opened, and when it runs
+        monkeypatch.setattr(on_a_gpu, "problems", problems)
+        monkeypatch.setattr(on_a_gpu, "fails", fails)
+        with pytest.raises(CheckFailedError, match=message):
+            vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=engine)
     assert (bundle.path / "manifest.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "error", [OtherHardwareError("of another GPU"), BundleError("damaged"), CheckFailedError("differs")], ids=repr
+)
 def test_one_engine_that_cannot_run_keeps_no_other_from_being_proven(
-    bundle: Bundle, on_a_gpu: type[OnAGpu], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle: Bundle,
+    on_a_gpu: type[OnAGpu],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: VitDeployError,
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(engines, "find_gpu", not_here)
         vitdeploy.export(
             str(bundle.path), to="tensorrt-rtx", precision="fp16", output=bundle.path, engine=EngineOptions(batch=BATCH)
         )
-    monkeypatch.setattr(on_a_gpu, "problems", {"fp32": OtherHardwareError("built for another GPU")})
+    assert [each.name for each in Bundle.open(bundle.path).manifest.artifacts][2:] == [
+        "tensorrt-rtx-fp16", "tensorrt-rtx-fp32"
+    ]  # fmt: skip
+    monkeypatch.setattr(on_a_gpu, "problems", {"fp16": error})  # the first
     with pytest.raises(SystemExit) as exited:
         main(["verify", str(bundle.path), "--run"])
-    assert exited.value.code == 3
-    assert "Error: built for another GPU; proven: tensorrt-rtx-fp16\n" in capsys.readouterr().err
-    assert "outputs" in Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp16").validation
-    assert validation_of(bundle)["status"] == "not yet run on a GPU"
-    with pytest.raises(UsageError, match="one that was not yet, tensorrt-rtx-fp32, got tensorrt-rtx-fp16"):
-        engine_proof.prove_engines(Bundle.open(bundle.path), names=["tensorrt-rtx-fp16"])
+    assert exited.value.code == error.exit_code
+    assert f"Error: {error}; proven: tensorrt-rtx-fp32\n" in capsys.readouterr().err
+    assert validation_of(bundle)["against"] == "the reference"
+    first = Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp16")
+    assert first.validation["status"] == "not yet run on a GPU"
+    with pytest.raises(UsageError, match="one that was not yet, tensorrt-rtx-fp16, got tensorrt-rtx-fp32"):
+        engine_proof.prove_engines(Bundle.open(bundle.path), names=["tensorrt-rtx-fp32"])
     monkeypatch.setattr(on_a_gpu, "problems", {})
-    assert engine_proof.prove_engines(Bundle.open(bundle.path), names=["tensorrt-rtx-fp32"])[1] == (
-        "tensorrt-rtx-fp32",
-    )
+    monkeypatch.setattr(on_a_gpu, "batches", [])
+    names = ["tensorrt-rtx-fp16"] * 2
+    assert engine_proof.prove_engines(Bundle.open(bundle.path), names=names)[1] == ("tensorrt-rtx-fp16",)
+    assert on_a_gpu.batches == [1, 2, 4, 5]
 
 
 def test_without_torch_an_engine_is_compared_with_the_artifact_it_was_built_from(
@@ -305,10 +325,16 @@ def test_an_engine_of_decoded_images_has_limits_of_its_own(tmp_path: Path, on_a_
         "batch": "from 1 to 5", "height": "from 16 to 70", "width": "from 20 to 64"
     }  # fmt: skip
     assert (artifact.options["height"], artifact.options["width"]) == (["16:37:70"], ["20:50:64"])
-    assert artifact.validation["image_sizes"] == [[37, 50], [16, 20], [70, 64]]
+    found = artifact.validation
+    assert found["image_sizes"] == [[37, 50], [16, 20], [70, 64]]
     assert on_a_gpu.batches == [1, 2, 4, 5] * 3
-    again = vitdeploy.export(engine=DECODED, images=held_out_images(), **made)  # of the artifact that is there
-    assert again.artifact("tensorrt-rtx", "fp32").validation["batches"] == [1, 2, 4, 5]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    synthetic_images(1, 90, 120)[0].save(photos / "larger.png")
+    again = vitdeploy.export(engine=DECODED, images=photos, **made)  # of the artifact that is there
+    compared = again.artifact("tensorrt-rtx", "fp32").validation
+    assert (compared["images"], compared["batches"]) == ("given", [1, 2, 4, 5])
+    assert compared["image_sizes"] == found["image_sizes"]
 
 
 def test_a_calibrated_engine_is_compared_on_the_images_of_its_calibration(

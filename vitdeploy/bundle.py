@@ -167,7 +167,8 @@ def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifa
         check_target(target)
         old = Bundle.open(target) if made_from is not None or (target / MANIFEST).exists() else None
         if old is not None:
-            if made_from is not None and made_from not in old.manifest.artifacts:
+            kept = [(artifact.name, artifact.files) for artifact in old.manifest.artifacts]
+            if made_from is not None and (made_from.name, made_from.files) not in kept:
                 raise BundleError(f"{target} must still have the {made_from.name} that was begun with; export again")
             manifest = _with_existing(staging, old, manifest)
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

@@ -11,7 +11,15 @@ from vitdeploy.assess.samples import feeds, image_files
 from vitdeploy.atomic import exclusive, write_file
 from vitdeploy.bundle import Bundle
 from vitdeploy.engine_options import read_range
-from vitdeploy.errors import CheckFailedError, MissingDependencyError, UnavailableError, UsageError
+from vitdeploy.errors import (
+    BundleError,
+    CheckFailedError,
+    InputError,
+    MissingDependencyError,
+    UnavailableError,
+    UsageError,
+    VitDeployError,
+)
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.manifest import MANIFEST
 from vitdeploy.models.config import ViTConfig
@@ -72,8 +80,9 @@ def pending(artifact: Artifact, proof: ProofRequest) -> dict[str, Any]:
 
 
 def open_engine(bundle: Bundle, artifact: Artifact) -> Runtime:
-    """The runtime of an engine, on the first GPU."""
-    return open_runtime(bundle, EXPORTERS[artifact.format].backend, precision=artifact.precision)
+    """The runtime of an engine, on the first GPU; what it compiles is not kept for one that may be refused."""
+    backend = EXPORTERS[artifact.format].backend
+    return open_runtime(bundle, backend, precision=artifact.precision, runtime_cache=False)
 
 
 def prove_engine(
@@ -131,7 +140,8 @@ def prove_engines(
     Raises:
         UsageError: there is no such engine.
         CheckFailedError: one differs from the reference.
-        UnavailableError: none differs, and one cannot run here.
+        InputError: none does, and what one needs is damaged, or an image.
+        UnavailableError: one cannot run here.
         OutputError: the manifest cannot be written.
     """
     waiting = {artifact.name: artifact for artifact in bundle.manifest.artifacts if is_pending(artifact)}
@@ -141,33 +151,36 @@ def prove_engines(
                 f"an engine to be run must be one that was not yet, {', '.join(waiting) or 'none'}, got {name}"
             )
     proven: list[str] = []
-    problems: list[CheckFailedError | UnavailableError] = []
-    for artifact in (waiting[name] for name in names or waiting):
+    problems: list[VitDeployError] = []
+    for artifact in (waiting[name] for name in dict.fromkeys(names or waiting)):
         asked = proof if proof.tolerance is not None else ProofRequest(proof.images, artifact.validation["tolerance"])
         try:
             validation = prove_engine(open_engine(bundle, artifact), artifact, bundle, asked, on_step)
-        except (CheckFailedError, UnavailableError) as exc:
+            bundle = _written(bundle, dataclasses.replace(artifact, validation=validation))
+        except VitDeployError as exc:
             problems.append(exc)
         else:
-            bundle = _written(bundle, dataclasses.replace(artifact, validation=validation))
             proven.append(artifact.name)
     if problems:
-        worst = next((each for each in problems if isinstance(each, CheckFailedError)), problems[0])
-        others = [f"{len(problems) - 1} others cannot be proven either"] if len(problems) > 1 else []
+        kinds = (CheckFailedError, InputError, UsageError, UnavailableError)  # the worst first
+        kind, worst = next((kind, each) for kind in kinds for each in problems if isinstance(each, kind))
+        others = [f"{len(problems) - 1} more cannot be proven either"] if len(problems) > 1 else []
         done = [f"proven: {', '.join(proven)}"] if proven else []
-        kind = CheckFailedError if isinstance(worst, CheckFailedError) else UnavailableError
         raise kind("; ".join([str(worst), *others, *done])) from worst
     return bundle, tuple(proven)
 
 
 def _written(bundle: Bundle, proven: Artifact) -> Bundle:
-    """The bundle as it is now, with what was proven of the very files that it names."""
+    """The bundle as it is now, with what was proven of the very files that it names.
+
+    Raises:
+        BundleError: it names others now.
+    """
     with exclusive(bundle.path.resolve()):
         now = Bundle.open(bundle.path)
-        artifacts = tuple(
-            proven if (each.name, each.files) == (proven.name, proven.files) else each
-            for each in now.manifest.artifacts
-        )
+        if proven.files not in [each.files for each in now.manifest.artifacts if each.name == proven.name]:
+            raise BundleError(f"{bundle.path} must still have the {proven.name} that was run; run it again")
+        artifacts = tuple(proven if each.name == proven.name else each for each in now.manifest.artifacts)
         manifest = dataclasses.replace(now.manifest, artifacts=artifacts)
         write_file(bundle.path / MANIFEST, manifest.to_json().encode())
     return Bundle(bundle.path, manifest)

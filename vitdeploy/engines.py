@@ -27,8 +27,6 @@ from vitdeploy.tables import load_target
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vitdeploy.runtimes.base import Runtime
-
 
 def add_engine(
     bundle: Bundle,
@@ -108,10 +106,7 @@ def add_engine(
         artifact = dataclasses.replace(artifact, validation=pending(artifact, proof))
         manifest = dataclasses.replace(bundle.manifest, artifacts=(artifact, source))
         staged = Bundle(staging, manifest)
-        runtime = _opened(staged, artifact, on_step)
-        if runtime is not None:
-            validation = prove_engine(runtime, artifact, bundle, proof, on_step)
-            artifact = dataclasses.replace(artifact, validation=validation)
+        artifact = _proven(staged, artifact, bundle, proof, on_step)
         on_step("writing the bundle")
         staged.verified(source.files)  # which may have been altered meanwhile, here and there
         return commit(staging, path, dataclasses.replace(manifest, artifacts=(artifact,)), made_from=source)
@@ -126,11 +121,13 @@ def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> tuple[Path, ...
     return Bundle(folder, bundle.manifest).verified(artifact.files)
 
 
-def _opened(bundle: Bundle, artifact: Artifact, on_step: Callable[[str], None]) -> Runtime | None:
-    """The engine on a GPU of this machine; None where there is none, or none that it was built for.
+def _proven(
+    staged: Bundle, engine: Artifact, bundle: Bundle, proof: ProofRequest, on_step: Callable[[str], None]
+) -> Artifact:
+    """The engine, compared with the reference where a GPU of this machine is what it was built for.
 
     Raises:
-        CheckFailedError: there is, and the engine does not open there.
+        CheckFailedError: it fails there, or is another model.
     """
     why: UnavailableError
     try:
@@ -139,12 +136,13 @@ def _opened(bundle: Bundle, artifact: Artifact, on_step: Callable[[str], None]) 
         why = exc
     else:
         try:
-            return open_engine(bundle, artifact)
+            validation = prove_engine(open_engine(staged, engine), engine, bundle, proof, on_step)
+            return dataclasses.replace(engine, validation=validation)
         except OtherHardwareError as exc:
             why = exc
         except DeviceError as exc:
             raise CheckFailedError(
-                f"{artifact.name} must run on {gpu.name}, does not: {exc}; nothing was written"
+                f"{engine.name} must run on {gpu.name}, does not: {exc}; nothing was written"
             ) from exc
-    on_step(f"{artifact.name} was {NOT_RUN}: {why}")
-    return None
+    on_step(f"{engine.name} was {NOT_RUN}: {why}")
+    return engine

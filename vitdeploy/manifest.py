@@ -253,6 +253,8 @@ def _check_engine(artifact: Artifact) -> None:
                 raise ValueError(f"{axis} of {artifact.name} must be one or more of MIN:OPT:MAX, is none")
             for profile in profiles:
                 read_range(profile)
+    if engine and len({len(artifact.options[axis]) for axis in sizes}) > 1:
+        raise ValueError(f"{' and '.join(sizes)} of {artifact.name} must be of as many profiles")
     _texts((artifact.hardware or {}).get("compute_capabilities", []))
 
 

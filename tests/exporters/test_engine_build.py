@@ -24,6 +24,7 @@ from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, UsageEr
 from vitdeploy.exporters import engine_build
 from vitdeploy.exporters.engine_build import EngineRequest, build_engine
 from vitdeploy.exporters.engine_capabilities import CAPABILITIES, configure
+from vitdeploy.exporters.interrupts import interrupts_held
 from vitdeploy.manifest import Manifest
 from vitdeploy.specs import AxisRange, TensorSpec
 from vitdeploy.trt_library import make_logger
@@ -387,6 +388,23 @@ def test_a_path_that_is_not_utf_8(request_of_tiny: EngineRequest, tmp_path: Path
     request = dataclasses.replace(request_of_tiny, onnx=tmp_path / "bad\udcff.onnx")
     with pytest.raises(UsageError, match=r"tensorrt-rtx must be given a path in UTF-8, got .*; rename the folder"):
         build_engine(request, tmp_path, "x.engine")
+
+
+def test_what_is_ignored_stays_so_and_what_is_handled_is_handled_afterwards() -> None:
+    seen: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with interrupts_held() as came:
+            signal.raise_signal(signal.SIGTERM)
+        assert came == []
+        signal.signal(signal.SIGTERM, lambda *_: seen.append("handled"))
+        with interrupts_held() as came:
+            signal.raise_signal(signal.SIGTERM)
+            assert (came, seen) == ([signal.SIGTERM], [])
+        assert seen == ["handled"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_an_interrupt_ends_the_build(tmp_path: Path) -> None:

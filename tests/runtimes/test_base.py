@@ -128,3 +128,9 @@ def test_a_mistake_of_our_own_keeps_its_traceback(broken: Path, mistake: str) ->
     with pytest.raises(ImportError) as caught:
         runtime_class("broken")
     assert not isinstance(caught.value, UnavailableError)
+
+
+def test_a_runtime_that_takes_arrays_of_numpy_alone_says_so() -> None:
+    array = np.ones(2, np.float32)
+    with Slow() as runtime, pytest.raises(UsageError, match="the slow backend takes arrays of numpy alone; call run"):
+        runtime.run_device({"x": array}, {"x": array})

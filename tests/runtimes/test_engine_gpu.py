@@ -227,7 +227,7 @@ def test_kernels_of_every_specialization_give_the_same(build: Build, backend: st
 
 
 @pytest.mark.parametrize("backend", ENGINES[1:])
-def test_compiled_kernels_are_kept_and_used_again(
+def test_compiled_kernels_are_kept_and_do_no_harm(
     build: Build, tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, feeds, file = build(backend, "fp16"), pixel_values(*SHAPES[0]), tmp_path / "cache"
@@ -250,7 +250,7 @@ def test_compiled_kernels_are_kept_and_used_again(
 
 
 @pytest.mark.parametrize("backend", ENGINES[:1])
-def test_the_timing_cache_lies_beside_the_bundle_and_is_used_again(tmp_path: Path, backend: str) -> None:
+def test_the_timing_cache_lies_beside_the_bundle_and_does_no_harm(tmp_path: Path, backend: str) -> None:
     for _ in range(2):
         vitdeploy.export(random_weights="vit-tiny-patch16-224", to=backend, precision="fp16", output=tmp_path / "out")
         assert (tmp_path / "out.tensorrt.timing-cache").stat().st_size > 0

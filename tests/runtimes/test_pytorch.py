@@ -96,16 +96,20 @@ def test_an_output_that_is_a_slice_of_a_larger_tensor_keeps_only_itself() -> Non
 
 
 def test_convolutions_are_not_rounded_while_something_runs_and_the_setting_is_put_back() -> None:
-    def setting() -> object:
-        cudnn: Any = torch.backends.cudnn
-        return cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else cudnn.allow_tf32
-
-    before, plain = setting(), plain_convolutions
-    with plain:
-        off = setting()
-        assert off != before
+    cudnn: Any = torch.backends.cudnn
+    assert cudnn.allow_tf32 is True
+    with plain_convolutions:
+        assert cudnn.allow_tf32 is False
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(plain.__enter__).result()
-    assert setting() == off, "another thread is still at it"
-    plain.__exit__()
-    assert setting() == before
+            pool.submit(plain_convolutions.__enter__).result()
+    assert cudnn.allow_tf32 is False, "another thread is still at it"
+    plain_convolutions.__exit__()
+    assert cudnn.allow_tf32 is True
+    if hasattr(cudnn, "conv"):  # as who uses the settings that torch has had since 2.9
+        cudnn.rnn.fp32_precision = "ieee"
+        try:
+            with plain_convolutions:
+                assert cudnn.conv.fp32_precision == "ieee"
+            assert cudnn.conv.fp32_precision == "tf32"
+        finally:
+            cudnn.allow_tf32 = True

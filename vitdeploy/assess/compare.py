@@ -21,6 +21,7 @@ from vitdeploy.errors import DeviceError, UnavailableError, UsageError
 from vitdeploy.gpu import find_gpus
 from vitdeploy.predictor import batch_size_for, check_fit, load_processor
 from vitdeploy.runtimes import open_runtime
+from vitdeploy.runtimes.base import parse_device
 from vitdeploy.specs import attention_for
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def compare(
         expected = found.outputs
     else:
         on_step(f"running the reference on {len(sources)} images")
-        expected, engine = run_reference(bundle, batches, _reference_outputs(bundle), device)
+        expected, engine = run_reference(bundle, batches, _reference_outputs(bundle), device, on_step)
         tools = {"vitdeploy": __version__, "engine": engine}
     results = tuple(
         _result(
@@ -191,9 +192,13 @@ def compare(
 
 
 def run_reference(
-    bundle: Bundle, batches: Batches, outputs: tuple[str, ...] | None = None, device: str = "cpu"
+    bundle: Bundle,
+    batches: Batches,
+    outputs: tuple[str, ...] | None = None,
+    device: str = "cpu",
+    on_step: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, np.ndarray], str]:
-    """What the reference gives for the images, and the engine that ran it; by default its own outputs.
+    """What the reference gives for the images, and the engine and device that ran it; by default its own outputs.
 
     On a GPU that torch cannot use, as engines can, it runs on the CPU.
 
@@ -205,14 +210,25 @@ def run_reference(
     try:
         reference = open_runtime(bundle, reference_backend(), device=device, **options)
     except DeviceError as exc:
-        try:
-            find_gpus()
-        except UnavailableError:
-            raise exc from None
+        if not _is_gpu_beyond_torch(device):
+            raise
+        on_step(f"running the reference on the CPU: {exc}")
         reference = open_runtime(bundle, reference_backend(), **options)
     with reference as runtime:
         check_fit(bundle, batches.processor, runtime)
-        return run_batches(runtime, batches.feeds(runtime)), str(runtime.details["engine"])
+        engine = f"{runtime.details['engine']} on {runtime.details['device']}"
+        return run_batches(runtime, batches.feeds(runtime)), engine
+
+
+def _is_gpu_beyond_torch(device: str) -> bool:
+    """Whether that is a GPU of this machine, and torch was built without CUDA or finds none."""
+    import torch
+
+    kind, index = parse_device(device)
+    try:
+        return kind == "cuda" and not torch.cuda.is_available() and (index or 0) < len(find_gpus())
+    except UnavailableError:
+        return False
 
 
 class Runs(Protocol):

@@ -12,6 +12,7 @@ from vitdeploy.assess.compare import run_batches
 from vitdeploy.assess.difference import compare_outputs
 from vitdeploy.assess.samples import feeds, fingerprint, image_files, synthetic_images
 from vitdeploy.errors import CheckFailedError
+from vitdeploy.images import open_image
 from vitdeploy.specs import PixelFormat, PixelStage, attention_for
 
 if TYPE_CHECKING:
@@ -73,12 +74,8 @@ def samples(
     """
     native = processor.output_size or config.image_size
     if stage is PixelStage.DECODED:
-        return _decoded_samples(processor, sizes or _decoded_sizes(*native), images)
-    if images is None:
-        sources: list[Any] = list(synthetic_images(COUNT, *native))
-    else:
-        files = image_files(images)
-        sources = [files[index % len(files)] for index in range(COUNT)]
+        return _decoded_samples(processor, native, sizes, images)
+    sources: list[Any] = list(synthetic_images(COUNT, *native)) if images is None else _first(images)
     if sizes is not None:
         return [Sample(sources, processor.resized(*size)) for size in sizes]
     if not axes:
@@ -89,21 +86,28 @@ def samples(
 
 
 def _decoded_samples(
-    processor: ImageProcessor, sizes: Sequence[tuple[int, int]], images: str | os.PathLike[str] | None
+    processor: ImageProcessor,
+    native: tuple[int, int],
+    sizes: Sequence[tuple[int, int]] | None,
+    images: str | os.PathLike[str] | None,
 ) -> list[Sample]:
-    """Images in sizes of their own, or synthetic ones in these."""
-    if images is not None:
-        files = image_files(images)
-        return [Sample([files[index % len(files)]], processor, OF_ONE) for index in range(COUNT)]
+    """Images in these sizes; where none are given, in sizes of their own, or one that stays, shrinks and grows."""
+    if images is not None and sizes is None:
+        return [Sample([file], processor, OF_ONE) for file in _first(images)]
+    if images is not None and sizes is not None:
+        photos = [open_image(file) for file in _first(images)]
+        return [Sample([photo.resize((width, height)) for photo in photos], processor) for height, width in sizes]
+    height, width = native
+    of_itself = [native, (2 * height + 3, width + 5), (height // 2 + 1, 3 * width // 4 + 1)]
     return [
         Sample(synthetic_images(COUNT, *size), processor, OTHER_SIZE_BATCHES if index else BATCHES)
-        for index, size in enumerate(sizes)
+        for index, size in enumerate(sizes or of_itself)
     ]
 
 
-def _decoded_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """A size that stays, one that shrinks and one that grows."""
-    return [(height, width), (2 * height + 3, width + 5), (height // 2 + 1, 3 * width // 4 + 1)]
+def _first(images: str | os.PathLike[str]) -> list[Path]:
+    """The first images of a folder, again from the start where there are fewer."""
+    return list(itertools.islice(itertools.cycle(image_files(images)), COUNT))
 
 
 def _other_sizes(
