@@ -13,6 +13,7 @@ import pytest
 import vitdeploy
 from bundles import tiny_model, write_checkpoint_of
 from engine_machines import why_not
+from environments import ROOT, run
 from vitdeploy import EngineOptions, engine_proof, engines
 from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.assets import held_out_images
@@ -214,6 +215,11 @@ def test_one_engine_that_cannot_run_keeps_no_other_from_being_proven(
     names = ["tensorrt-rtx-fp16"] * 2
     assert engine_proof.prove_engines(Bundle.open(bundle.path), names=names)[1] == ("tensorrt-rtx-fp16",)
     assert on_a_gpu.batches == [1, 2, 4, 5]
+
+
+def test_the_machine_that_runs_an_engine_needs_no_torch_to_prove_it() -> None:
+    blocked = "import sys; sys.modules |= dict.fromkeys(['torch', 'onnx', 'onnxscript', 'onnx_ir', 'safetensors'])"
+    run(sys.executable, "-c", f"{blocked}; import vitdeploy.engine_proof, vitdeploy.cli.verify", PYTHONPATH=str(ROOT))
 
 
 def test_without_torch_an_engine_is_compared_with_the_artifact_it_was_built_from(
