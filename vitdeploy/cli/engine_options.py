@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.cli.output import PATH
-from vitdeploy.engine_options import HARDWARE_COMPATIBILITY, LARGEST_WORKSPACE_MIB, EngineOptions, read_range
+from vitdeploy.engine_options import (
+    DEFAULT_BATCH,
+    HARDWARE_COMPATIBILITY,
+    LARGEST_WORKSPACE_MIB,
+    EngineOptions,
+    colons,
+    read_range,
+)
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS
 
@@ -62,7 +69,7 @@ def _image_sizes(ctx: click.Context, param: click.Parameter, values: tuple[str, 
 _OPTIONS = {
     "batch": click.option(
         "--batch", multiple=True, metavar="MIN:OPT:MAX", callback=_batch,
-        help="Of an engine: sizes of batches; once for each profile.  [default: 1:8:32]",
+        help=f"Of an engine: sizes of batches; once for each profile.  [default: {colons(DEFAULT_BATCH)}]",
     ),
     "image_sizes": click.option(
         "--engine-size", "image_sizes", multiple=True, metavar="MIN:OPT:MAX", callback=_image_sizes,

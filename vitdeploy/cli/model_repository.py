@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from vitdeploy.cli.output import PATH, json_option, print_json, print_table
+from vitdeploy.engine_options import DEFAULT_BATCH
 
 # A CUDA grid's second and third dimension, along which kernels lay a batch; Triton's warm-up runs the largest one.
 _LARGEST_BATCH = 65_535
@@ -19,7 +20,7 @@ _LARGEST_BATCH = 65_535
     "--max-batch-size",
     type=click.IntRange(1, _LARGEST_BATCH),
     metavar="N",
-    help="Images that run together, at most.  [default: all that an engine takes; of ONNX 32]",
+    help=f"Images that run together, at most.  [default: all that an engine takes; of ONNX {DEFAULT_BATCH.maximum}]",
 )
 @click.option(
     "--device",
