@@ -20,7 +20,7 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.errors import DeviceError, UnavailableError, UsageError
 from vitdeploy.gpu import find_gpus
 from vitdeploy.predictor import batch_size_for, check_fit, load_processor
-from vitdeploy.runtimes import open_runtime
+from vitdeploy.runtimes import open_runtime, runtime_class
 from vitdeploy.runtimes.base import parse_device
 from vitdeploy.specs import attention_for
 
@@ -222,11 +222,11 @@ def run_reference(
 
 def _is_gpu_beyond_torch(device: str) -> bool:
     """Whether that is a GPU of this machine, and torch was built without CUDA or finds none."""
-    import torch
-
     kind, index = parse_device(device)
+    if kind != "cuda" or any(name.startswith("cuda") for name in runtime_class(reference_backend()).probe()):
+        return False
     try:
-        return kind == "cuda" and not torch.cuda.is_available() and (index or 0) < len(find_gpus())
+        return (index or 0) < len(find_gpus())
     except UnavailableError:
         return False
 
