@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vitdeploy.atomic import staged_folder
-from vitdeploy.bundle import Bundle, commit
+from vitdeploy.bundle import Bundle, check_target, commit
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.manifest import Artifact, FileRecord, Manifest, Source
@@ -341,3 +341,14 @@ def test_a_second_file_elsewhere_or_of_an_engine(tmp_path: Path, format: str, pa
     edit(tmp_path / "out", change)
     with pytest.raises(BundleError, match=r"must (lie beside onnx/model.onnx, got|be one file, has 2)"):
         Bundle.open(tmp_path / "out")
+
+
+@pytest.mark.parametrize("inside", [".", "below"])
+def test_a_bundle_is_not_around_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    (tmp_path / "out" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "out" / inside)
+    with pytest.raises(UsageError, match="must not be the working directory, nor around it"):
+        check_target(tmp_path / "out")
+    check_target(tmp_path / "out" / "below" / "other")

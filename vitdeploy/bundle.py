@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -133,15 +134,25 @@ class Bundle:
 
 
 def check_target(target: Path) -> None:
-    """Raise UsageError unless `target` may take a bundle: absent, an empty folder, or a bundle."""
+    """Raise UsageError unless `target` may take a bundle: absent, an empty folder, or a bundle.
+
+    Nor may the working directory be in it: the folder is replaced whole, and who is there would be nowhere.
+    """
     try:
-        exists = target.resolve().exists()
+        resolved = target.resolve()
+        exists = resolved.exists()
     except (OSError, RuntimeError) as exc:  # a name too long, a loop of links
         raise UsageError(f"{target} must be a folder that can be made: {exc}; choose another output") from exc
     if not exists:
         return
     if not target.is_dir():
         raise UsageError(f"{target} must be a folder, is a file; choose another output")
+    with contextlib.suppress(OSError):  # there is none
+        if Path.cwd().is_relative_to(resolved):
+            raise UsageError(
+                f"a bundle must not be the working directory, nor around it, since its folder is replaced: got "
+                f"{target}; cd out of it, and name it from there"
+            )
     if not (target / MANIFEST).exists() and any(target.iterdir()):
         raise UsageError(f"{target} must be empty or a bundle, holds other files; choose another output")
 

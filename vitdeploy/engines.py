@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vitdeploy import __version__
 from vitdeploy.atomic import staged_folder
-from vitdeploy.bundle import Bundle, commit, link
+from vitdeploy.bundle import Bundle, check_target, commit, link
 from vitdeploy.engine_options import EngineOptions, reach
 from vitdeploy.engine_proof import NOT_RUN, ProofRequest, open_engine, pending, prove_engine
 from vitdeploy.errors import (
@@ -62,6 +62,7 @@ def add_engine(
     """
     from vitdeploy.exporters.engine_build import EngineRequest
 
+    check_target(bundle.path)
     exporter = EXPORTERS[to]
     source = bundle.artifact(str(exporter.made_from), precision)
     if source.options.get("target") == "cpu":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,15 +69,6 @@ def _bundle_of(options: Mapping[str, Any]) -> Path | None:
         return Path(model.stem if model.is_file() else model.resolve().name)
     except (OSError, RuntimeError):  # a name too long, the home of an unknown user
         return None
-
-
-def _check_around(bundle: Path) -> None:
-    """Refuse what would leave the shell in a folder that is gone: a bundle's is replaced whole."""
-    if Path.cwd().is_relative_to(os.path.realpath(bundle)):
-        raise UsageError(
-            f"a bundle must not be the working directory, nor around it, since its folder is replaced: got {bundle}; "
-            f"cd out of it, and name it from there"
-        )
 
 
 def _difference(artifact: Artifact) -> str:
@@ -224,8 +214,6 @@ def export(
         find_exporter(to, options["precision"], options | {"engine": engines[to]})
     target = options["target"] = quantization_target(formats, options["precision"], options["target"])
     place = _bundle_of(options)
-    if place is not None:
-        _check_around(place)
     if triton is not None:
         for to in formats:
             check_place(place, triton, to, options["precision"], target=target, engine=engines[to])
