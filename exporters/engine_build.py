@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.atomic import check_writable, write_file
 from vitdeploy.engine_options import BATCH, EngineOptions, colons
-from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, UsageError
+from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, check_utf_8
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.engine_capabilities import CAPABILITIES, check_options, configure
 from vitdeploy.exporters.engine_progress import make_monitor
@@ -140,12 +140,7 @@ def _let_go(exc: BaseException | None) -> None:
 
 def _check_files(request: EngineRequest) -> None:
     """Raise UsageError or OutputError unless the files beside the engine can be what they are to be."""
-    try:
-        str(request.onnx).encode()
-    except UnicodeEncodeError as exc:
-        raise UsageError(
-            f"{request.library} must be given a path in UTF-8, got {str(request.onnx)!r}; rename the folder"
-        ) from exc
+    check_utf_8(request.library, request.onnx)
     for file, what in ((request.log, "the builder's log"), (request.timing_cache, "the timing cache")):
         check_writable(file)
         if file.is_symlink() or (file.exists() and not file.is_file()):

@@ -19,8 +19,17 @@ _READ_ONLY = 1  # DLPACK_FLAG_BITMASK_READ_ONLY
 _NO_STREAM = -1  # of `__dlpack__`: nothing is to be waited for
 _ON_GPU = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _ON_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
-_KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}  # kDLInt, kDLUInt, kDLFloat, kDLBool: numpy's letters
-_BITS = {0: (8, 16, 32, 64), 1: (8, 16, 32, 64), 2: (16, 32, 64), 6: (8,)}  # of each, that numpy has
+# numpy's types, by DLPack's code (kDLInt, kDLUInt, kDLFloat, kDLBool) and bits.
+_DTYPES = {
+    (code, bits): np.dtype(f"{letter}{bits // 8}")
+    for code, letter, sizes in (
+        (0, "i", (8, 16, 32, 64)),
+        (1, "u", (8, 16, 32, 64)),
+        (2, "f", (16, 32, 64)),
+        (6, "b", (8,)),
+    )
+    for bits in sizes
+}
 _MOST_AXES = 64  # of numpy's arrays
 
 
@@ -103,7 +112,7 @@ def view(name: str, array: Any, gpu: int | None, alignment: int = 1, *, writable
         raise UsageError(f"'{name}' must be an array that is shared through DLPack, got {type(array).__name__}")
     try:
         kind, index = map(int, array.__dlpack_device__())
-    except Exception as exc:
+    except Exception as exc:  # whatever its library raises
         raise UsageError(f"'{name}' must say where it is, does not: {type(exc).__name__}: {first_line(exc)}") from exc
     if kind not in _ON_HOST if gpu is None else kind not in _ON_GPU or index != gpu:
         raise UsageError(
@@ -113,13 +122,13 @@ def view(name: str, array: Any, gpu: int | None, alignment: int = 1, *, writable
     try:
         capsule = _share(array, None if gpu is None else _NO_STREAM)
         tensor, read_only = _opened(capsule, array)
-    except Exception as exc:
+    except Exception as exc:  # likewise: of one that requires gradients, for example
         raise UsageError(f"'{name}' must be shared through DLPack, is not: {first_line(exc)}") from exc
     if writable and read_only:
         raise UsageError(f"'{name}' must be an array that can be written to, is read-only; give another")
     if not 0 <= tensor.ndim <= _MOST_AXES or (tensor.ndim and not tensor.shape):
         raise UsageError(f"'{name}' must have a shape, its DLPack capsule has {tensor.ndim} axes and none")
-    if tensor.bits not in _BITS.get(tensor.code, ()) or tensor.lanes != 1:
+    if (tensor.code, tensor.bits) not in _DTYPES or tensor.lanes != 1:
         raise UsageError(
             f"'{name}' must be of a type that numpy has, is of DLPack's type {tensor.code} with {tensor.bits} bits"
         )
@@ -131,7 +140,7 @@ def view(name: str, array: Any, gpu: int | None, alignment: int = 1, *, writable
         raise UsageError(f"'{name}' must be contiguous, its strides are {tensor.strides[: tensor.ndim]}; copy it")
     if address % alignment and all(shape):  # where an array of no elements lies means nothing
         raise UsageError(f"'{name}' must begin at a multiple of {alignment} bytes, as new arrays do, does not; copy it")
-    return DeviceArray(address, np.dtype(f"{_KINDS[tensor.code]}{tensor.bits // 8}"), shape, array, capsule)
+    return DeviceArray(address, _DTYPES[tensor.code, tensor.bits], shape, array, capsule)
 
 
 def _share(array: Any, stream: int | None) -> object:

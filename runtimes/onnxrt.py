@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import os
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import onnxruntime as ort
 
-from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError, first_line
+from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError, check_utf_8, first_line
 from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.runtimes.cuda_memory import wait_for
 from vitdeploy.runtimes.shape_nodes import shape_nodes
@@ -271,10 +270,7 @@ def _open_session(
         raise UsageError(f"{CPU} takes no options, got {', '.join(provider_options[CPU])}")
     if not path.is_file():
         raise BundleError(f"{path} must be an ONNX file, but is no file")
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError as exc:
-        raise UsageError(f"onnxruntime must be given a path in UTF-8, got {str(path)!r}; rename the folder") from exc
+    check_utf_8("onnxruntime", path)
     requested = [
         (name, {key: str(value) for key, value in provider_options.get(name, {}).items()})
         for name in (*providers, *beside)

@@ -6,37 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vitdeploy.errors import DeviceError, UsageError, first_line
+from vitdeploy.errors import UsageError
 from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.signature import TORCH_TYPES, Served, size_ranges
-from vitdeploy.runtimes.base import Runtime, check_options
-from vitdeploy.runtimes.torch_device import (
-    as_tensors,
-    finish,
-    gpu_of,
-    open_device,
-    plain_convolutions,
-    probe_devices,
-    to_array,
-    to_tensors,
-    write,
-)
+from vitdeploy.runtimes.base import check_options
+from vitdeploy.runtimes.torch_device import TorchRuntime
 from vitdeploy.specs import Precision, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
+    from torch import Tensor
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
     from vitdeploy.models.layers import AttentionKind
     from vitdeploy.models.vit import VisionTransformer
-    from vitdeploy.runtimes.device_arrays import DeviceArray
 
 
-class PyTorchRuntime(Runtime):
+class PyTorchRuntime(TorchRuntime):
     """The reference model on a device; inputs and outputs stay float32 whatever the precision.
 
     In fp32 no factor of a product is rounded to TF32, unless torch was told to (`torch.set_float32_matmul_precision`).
@@ -66,13 +55,11 @@ class PyTorchRuntime(Runtime):
         dynamic_image_size: bool = False,
         compile: bool = False,  # noqa: A002  (torch's word)
     ) -> None:
-        super().__init__()
         if precision not in set(TORCH_TYPES):
             raise UsageError(
                 f"precision of the torch backend must be one of {', '.join(TORCH_TYPES)}, got {precision!r}"
             )
-        self._device = open_device(device)
-        self.gpu = gpu_of(self._device)
+        super().__init__(device)
         served = Served(model, outputs, dynamic_image_size=dynamic_image_size)
         self.inputs, self.outputs = served.inputs, served.outputs
         self.axes = size_ranges(model.config, model.config.image_size) if dynamic_image_size else {}
@@ -102,28 +89,9 @@ class PyTorchRuntime(Runtime):
         options.setdefault("dynamic_image_size", bundle.dynamic_image_size)
         return cls(model, device=device, precision=precision, **options)
 
-    @classmethod
-    def probe(cls) -> dict[str, str | None]:
-        return probe_devices()
-
-    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        try:
-            with torch.inference_mode(), plain_convolutions:
-                outputs = self._model(**to_tensors(feeds, self._device))
-                return {name: to_array(value.float()) for name, value in outputs.items()}
-        except RuntimeError as exc:  # out of memory, or no compiler for `compile`
-            raise DeviceError(f"torch must run the model on {self._device}: {first_line(exc)}") from exc
-
-    def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
-        try:
-            with torch.inference_mode(), plain_convolutions:
-                tensors = as_tensors(arrays)
-                outputs = self._model(**{spec.name: tensors[spec.name] for spec in self.inputs})
-                for name, value in outputs.items():
-                    write(name, value, tensors[name])
-                finish(self._device)
-        except RuntimeError as exc:
-            raise DeviceError(f"torch must run the model on {self._device}: {first_line(exc)}") from exc
+    def _outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        outputs = self._model(**{spec.name: tensors[spec.name] for spec in self.inputs})
+        return {name: value.float() for name, value in outputs.items()}
 
     def _close(self) -> None:
         del self._model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import abc
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +12,10 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from vitdeploy.errors import DeviceError, UsageError, first_line
-from vitdeploy.runtimes.base import parse_device
+from vitdeploy.runtimes.base import Runtime, parse_device
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -58,33 +60,6 @@ def to_array(value: Tensor) -> np.ndarray:
     return value.cpu().contiguous().numpy()
 
 
-def gpu_of(device: torch.device) -> int | None:
-    """The number of the GPU; None for the host."""
-    return None if device.type == "cpu" else device.index or 0
-
-
-def as_tensors(arrays: Mapping[str, DeviceArray]) -> dict[str, Tensor]:
-    """The arrays themselves, in whose memory the tensors are; torch's stream waits for what is queued on them."""
-    return {name: from_dlpack(array.source) for name, array in arrays.items()}
-
-
-def write(name: str, value: Tensor, target: Tensor) -> None:
-    """Put an output where it is wanted.
-
-    Raises:
-        UsageError: that has another shape.
-    """
-    if value.shape != target.shape:
-        raise UsageError(f"expected '{name}' {tuple(value.shape)} to write to, got {tuple(target.shape)}")
-    target.copy_(value)
-
-
-def finish(device: torch.device) -> None:
-    """Wait until all that this thread has queued on a device is done."""
-    if device.type != "cpu":
-        torch.cuda.current_stream(device).synchronize()
-
-
 class _PlainConvolutions:
     """Keeps cuDNN from rounding the factors of float32 convolutions to the 11 bits of TF32, as it does by default.
 
@@ -120,3 +95,57 @@ class _PlainConvolutions:
 _CUDNN: Any = torch.backends.cudnn
 _OF_CUDNN = (_CUDNN, "allow_tf32")
 plain_convolutions = _PlainConvolutions()
+
+
+class TorchRuntime(Runtime):
+    """A model that torch runs.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        DeviceError: the device cannot be had.
+        UsageError: the device is not one of these.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = open_device(device)
+        self.gpu = None if self._device.type == "cpu" else self._device.index
+
+    @classmethod
+    def probe(cls) -> dict[str, str | None]:
+        return probe_devices()
+
+    @abc.abstractmethod
+    def _outputs(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the model gives, by name, for inputs that are on its device; other tensors may stand beside these."""
+
+    def _why(self, exc: RuntimeError) -> str:
+        return first_line(exc)
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with self._inference():
+            outputs = self._outputs(to_tensors(feeds, self._device))
+            return {name: to_array(value) for name, value in outputs.items()}
+
+    def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
+        with self._inference():
+            # In the arrays' own memory; torch's stream waits for what is queued on them.
+            tensors = {name: from_dlpack(array.source) for name, array in arrays.items()}
+            for name, value in self._outputs(tensors).items():
+                target = tensors[name]
+                if value.shape != target.shape:
+                    raise UsageError(f"expected '{name}' {tuple(value.shape)} to write to, got {tuple(target.shape)}")
+                target.copy_(value)
+            if self.gpu is not None:
+                torch.cuda.current_stream(self._device).synchronize()
+
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[None]:
+        plain = contextlib.nullcontext() if self.gpu is None else plain_convolutions
+        try:
+            with torch.inference_mode(), plain:
+                yield
+        except RuntimeError as exc:  # out of memory, or no compiler for torch.compile
+            raise DeviceError(f"torch must run the model on {self._device}: {self._why(exc)}") from exc

@@ -12,31 +12,20 @@ from torch.jit import optimized_execution as _optimized  # type: ignore[attr-def
 
 from vitdeploy.errors import BundleError, DeviceError, first_line
 from vitdeploy.models.signature import SIGNATURE_FILE
-from vitdeploy.runtimes.base import Runtime, check_options
-from vitdeploy.runtimes.torch_device import (
-    as_tensors,
-    finish,
-    gpu_of,
-    open_device,
-    plain_convolutions,
-    probe_devices,
-    to_array,
-    to_tensors,
-    write,
-)
+from vitdeploy.runtimes.base import check_options
+from vitdeploy.runtimes.torch_device import TorchRuntime
 from vitdeploy.specs import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
+    from torch import Tensor
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
-    from vitdeploy.runtimes.device_arrays import DeviceArray
 
 
-class TorchScriptRuntime(Runtime):
+class TorchScriptRuntime(TorchRuntime):
     """A frozen trace on a device.
 
     Args:
@@ -54,9 +43,7 @@ class TorchScriptRuntime(Runtime):
     backend = "torchscript"
 
     def __init__(self, path: str | Path, *, device: str = "cpu", optimized_execution: bool = False) -> None:
-        super().__init__()
-        self._device = open_device(device)
-        self.gpu = gpu_of(self._device)
+        super().__init__(device)
         self._optimized_execution = optimized_execution
         self._model, signature = load_module(Path(path), self._device)
         try:
@@ -81,34 +68,13 @@ class TorchScriptRuntime(Runtime):
         (path,) = bundle.verified(bundle.artifact("torchscript", precision).files)
         return cls(path, device=device, **options)
 
-    @classmethod
-    def probe(cls) -> dict[str, str | None]:
-        return probe_devices()
+    def _outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with _optimized(self._optimized_execution):  # of the thread
+            outputs = self._model(*(tensors[spec.name] for spec in self.inputs))
+        return {spec.name: value for spec, value in zip(self.outputs, outputs, strict=True)}
 
-    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        try:
-            # The setting is of the thread.
-            with torch.inference_mode(), plain_convolutions, _optimized(self._optimized_execution):
-                tensors = to_tensors(feeds, self._device)
-                outputs = self._model(*(tensors[spec.name] for spec in self.inputs))
-                return {spec.name: to_array(value) for spec, value in zip(self.outputs, outputs, strict=True)}
-        except RuntimeError as exc:
-            raise self._failure(exc) from exc
-
-    def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
-        try:
-            with torch.inference_mode(), plain_convolutions, _optimized(self._optimized_execution):
-                tensors = as_tensors(arrays)
-                outputs = self._model(*(tensors[spec.name] for spec in self.inputs))
-                for spec, value in zip(self.outputs, outputs, strict=True):
-                    write(spec.name, value, tensors[spec.name])
-                finish(self._device)
-        except RuntimeError as exc:
-            raise self._failure(exc) from exc
-
-    def _failure(self, exc: RuntimeError) -> DeviceError:
-        reason = str(exc).strip().splitlines()[-1]  # after a traceback of the traced code
-        return DeviceError(f"torch must run the model on {self._device}: {reason}")
+    def _why(self, exc: RuntimeError) -> str:
+        return str(exc).strip().splitlines()[-1]  # after a traceback of the traced code
 
     def _close(self) -> None:
         del self._model

@@ -140,7 +140,7 @@ class EngineOptions:
         Raises:
             UsageError: there are no limits for free sizes, or they are not within those that are taken.
         """
-        names = [axis for axis in pixels.size(inputs[0].shape) if isinstance(axis, str)]
+        names = pixels.free_size(inputs[0].shape)
         limits = {name: axes[name] for name in names if name in axes}
         limited = all(name in limits and limits[name].maximum is not None for name in names)
         self.check_limits(free=bool(names), limited=limited)

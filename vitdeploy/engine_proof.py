@@ -6,8 +6,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.difference import default_tolerance
-from vitdeploy.assess.proof import prove, reference_outputs, samples
+from vitdeploy.assess.proof import prove, samples
 from vitdeploy.assess.samples import feeds, image_files
+from vitdeploy.assess.selection import reference_backend
 from vitdeploy.atomic import exclusive, write_file
 from vitdeploy.bundle import Bundle
 from vitdeploy.engine_options import read_range
@@ -24,8 +25,8 @@ from vitdeploy.exporters import EXPORTERS
 from vitdeploy.manifest import MANIFEST
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.predictor import load_processor
-from vitdeploy.runtimes import open_runtime
-from vitdeploy.specs import ExportSpec, PixelStage, Precision, Task
+from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.specs import PixelStage, attention_for
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _expected(
 
 def _sizes(artifact: Artifact) -> list[tuple[int, int]] | None:
     """The usual, the smallest and the largest (height, width) of each profile; None where there is one size alone."""
-    names = [axis for axis in artifact.pixels.size(artifact.inputs[0].shape) if isinstance(axis, str)]
+    names = artifact.pixels.free_size(artifact.inputs[0].shape)
     if not names:
         return None
     heights, widths = ([read_range(text) for text in artifact.options[name]] for name in names)
@@ -223,16 +224,12 @@ def _sizes(artifact: Artifact) -> list[tuple[int, int]] | None:
 
 
 def _of_reference(bundle: Bundle, artifact: Artifact, images: list[Sample]) -> list[dict[str, Any]]:
-    load_model = load_target("vitdeploy.models.checkpoint:load_model", "the reference", "torch")
-    weights = [path for path in bundle.verified(bundle.manifest.files) if path.suffix == ".safetensors"]
-    model = load_model(ViTConfig.from_pretrained(bundle.path), weights, Task(bundle.manifest.task))
+    reference = load_target(BACKENDS[reference_backend()].target, "the reference", "torch")
+    names = tuple(output.name for output in artifact.outputs)
     resized = artifact.pixels.stage is not PixelStage.DECODED
-    spec = ExportSpec(
-        precision=Precision(artifact.precision),
-        outputs=tuple(output.name for output in artifact.outputs),
-        dynamic_image_size=resized and _sizes(artifact) is not None,
-    )
-    return reference_outputs(model, images, spec)
+    dynamic = resized and _sizes(artifact) is not None
+    options = {"outputs": names, "attention": attention_for(names), "dynamic_image_size": dynamic}
+    return _outputs(reference.from_bundle(bundle, precision="fp32", device="cpu", **options), images)
 
 
 def _of_artifact(
@@ -242,5 +239,10 @@ def _of_artifact(
     source = bundle.artifact("onnx", artifact.precision)
     if [file.sha256 for file in source.files] != artifact.options.get("onnx_sha256"):
         raise no_torch
-    with open_runtime(bundle, "onnxruntime", precision=artifact.precision) as runtime:
+    return _outputs(open_runtime(bundle, "onnxruntime", precision=artifact.precision), images)
+
+
+def _outputs(opened: Runtime, images: list[Sample]) -> list[dict[str, Any]]:
+    """What a runtime, which is closed, gives for each sample."""
+    with opened as runtime:
         return [runtime.run(feeds(runtime.inputs, sample.pixel_values(runtime.pixels))) for sample in images]

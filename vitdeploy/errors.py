@@ -115,6 +115,14 @@ def readable(path: str | os.PathLike[str], what: str) -> Iterator[None]:
         ) from exc
 
 
+def check_utf_8(library: str, path: str | os.PathLike[str]) -> None:
+    """Raise UsageError unless a library that takes paths in UTF-8 can be given this one."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as exc:
+        raise UsageError(f"{library} must be given a path in UTF-8, got {str(path)!r}; rename the folder") from exc
+
+
 def first_line(exc: BaseException) -> str:
     """The first line of another library's message, to stand in one of ours."""
     return str(exc).strip().partition("\n")[0]

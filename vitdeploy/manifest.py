@@ -245,7 +245,7 @@ def _check_engine(artifact: Artifact) -> None:
         Precision(artifact.precision)  # ValueError
     if not engine and "status" in artifact.validation:
         raise ValueError(f"{artifact.name} must have been run, and is no engine: {', '.join(LIBRARIES)}")
-    sizes = [axis for axis in artifact.pixels.size(artifact.inputs[0].shape) if isinstance(axis, str)]
+    sizes = artifact.pixels.free_size(artifact.inputs[0].shape)
     for axis in ("batch", *sizes):
         if engine or axis in artifact.options:
             profiles = _texts(artifact.options[axis])

@@ -175,6 +175,10 @@ class PixelFormat:
         """The height and the width of a batch of this shape."""
         return shape[2:4] if self.layout == "nchw" else shape[1:3]
 
+    def free_size(self, shape: tuple[int | str, ...]) -> tuple[str, ...]:
+        """The names of the height and the width of a batch of this shape, where they are free."""
+        return tuple(axis for axis in self.size(shape) if isinstance(axis, str))
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PixelFormat:
         """Read the fields by their names.
