@@ -57,6 +57,8 @@ def image_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
         raise click.BadParameter(
             f"must be HEIGHTxWIDTH in pixels, such as 384x512, or one number, or MIN:OPT:MAX of these, got {value!r}"
         )
+    if any(list(edges) != sorted(edges) for edges in zip(*pairs, strict=True)):
+        raise click.BadParameter(f"must be MIN:OPT:MAX, none smaller than the one before, got {value!r:.80}")
     return pairs[0] if len(pairs) == 1 else tuple(pairs)
 
 

@@ -49,13 +49,6 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return None if value is None else tuple(name.strip() for name in value.split(","))
 
 
-def _image_size(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-    sizes = image_size(ctx, param, value)
-    if sizes and len(sizes) == 3 and any(list(edges) != sorted(edges) for edges in zip(*sizes, strict=True)):
-        raise click.BadParameter(f"must be MIN:OPT:MAX, none smaller than the one before, got {value!r:.80}")
-    return sizes
-
-
 def _bundle_of(options: Mapping[str, Any]) -> Path | None:
     """Where the bundle is to be; None where the model's name does not tell."""
     if options["output"]:
@@ -150,7 +143,7 @@ def _print_accuracy(artifact: Artifact) -> None:
 @click.option(
     "--image-size",
     metavar="HxW",
-    callback=_image_size,
+    callback=image_size,
     help="By default what the image processor gives. MIN:OPT:MAX for a model that takes sizes within limits.",
 )
 @click.option("--dynamic-image-size", is_flag=True, help="Take images of every size from one patch up.")
@@ -213,8 +206,8 @@ def export(
     for to in formats:  # before the first is made
         find_exporter(to, options["precision"], options | {"engine": engines[to]})
     target = options["target"] = quantization_target(formats, options["precision"], options["target"])
-    place = _bundle_of(options)
     if triton is not None:
+        place = _bundle_of(options)
         for to in formats:
             check_place(place, triton, to, options["precision"], target=target, engine=engines[to])
         source = options["model"] or options["output"]  # an engine may be of the model that is there
