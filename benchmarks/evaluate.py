@@ -26,8 +26,8 @@ from vitdeploy.assess.one_pass import run_all
 from vitdeploy.assess.prepare import prepare
 from vitdeploy.assess.selection import select
 from vitdeploy.bundle import Bundle
+from vitdeploy.cpu import usable_cpus
 from vitdeploy.predictor import load_processor
-from vitdeploy.processor import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ def measure(preset: str, images: int, rounds: int) -> dict[str, Any]:
         (selected,) = select(bundle, ["onnxruntime"])
         run = BackendRun(selected, bundle, labels, processor, images)
         formats = {run.pixels} if run.pixels is not None else set()
-        threads = available_cores()
+        threads = usable_cpus().workers
         ready = list(
             prepare(data.subset(min(images, BATCH_SIZE)), processor, formats, threads=threads, ahead=BATCH_SIZE)
         )
@@ -84,7 +84,7 @@ def _seconds(way: Callable[[], None]) -> tuple[float, float]:
 
 
 def _summary(taken: dict[str, list[tuple[float, float]]], images: int) -> dict[str, Any]:
-    cores = available_cores()
+    cores = usable_cpus().workers
     walls = {name: [wall for wall, _ in rows] for name, rows in taken.items()}
     slower = [max(pair) for pair in zip(walls["decoding"], walls["inference"], strict=True)]
     after = [sum(pair) for pair in zip(walls["decoding"], walls["inference"], strict=True)]

@@ -44,6 +44,7 @@ def write_optimized(model: ir.Model, path: Path, max_bytes: int = MAX_BYTES) -> 
 def _optimize(plain: Path, fused: Path) -> None:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.intra_op_num_threads = 1  # folded constants, and so the file, must not depend on the number of cores
     options.optimized_model_filepath = str(fused)
     prefix = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{prefix}_file_name", f"{fused.name}.data")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vitdeploy.bundle import Bundle
+    from vitdeploy.cpu import ThreadCount
     from vitdeploy.runtimes.device_arrays import DeviceArray
     from vitdeploy.specs import AxisRange, TensorSpec
 
@@ -48,6 +49,7 @@ class Runtime(abc.ABC):
         pixels: what an image must be among the inputs.
         axes: the sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
         gpu: the number of the GPU that arrays of `run_device` are on; None for the host.
+        threads: how many threads the engine computes with on the CPU, and why; None where it computes on a GPU alone.
         details: what really runs: engine and version, device or providers, and the options in force.
     """
 
@@ -61,6 +63,7 @@ class Runtime(abc.ABC):
         self.pixels = PixelFormat()
         self.axes: Mapping[str, AxisRange] = {}
         self.gpu: int | None = None
+        self.threads: ThreadCount | None = None
         self._closed = False
         self._running = 0
         self._idle = threading.Condition()

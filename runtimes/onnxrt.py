@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import onnxruntime as ort
 
+from vitdeploy.cpu import MOST_THREADS, session_threads, usable_cpus
 from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError, check_utf_8, first_line
 from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.runtimes.cuda_memory import wait_for
@@ -51,7 +52,6 @@ _DTYPES = {
     "tensor(bool)": "bool",
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
-_MAX_THREADS = 1024
 _NAMED = 3  # nodes in a message
 
 
@@ -63,9 +63,12 @@ class OnnxRuntime(Runtime):
         providers: execution providers, the preferred one first. A node that none of them takes is an error, unless the
             CPU provider is among them, or it computes shapes, which belong there.
         provider_options: options by provider name, as ONNX Runtime documents them.
-        intra_op_threads: threads inside an operator; 0 lets ONNX Runtime take one a physical core.
+        intra_op_threads: threads inside an operator. 0 is the default: `ORT_INTRA_OP_NUM_THREADS`, or else one thread a
+            physical core that the process's CPU affinity and cgroup quota allow; see `vitdeploy.cpu.session_threads`.
+            ONNX Runtime's own default counts the cores of the host, and pins its threads to them.
         inter_op_threads: operators that may run at a time, in graphs with parallel branches; with 0 and 1, one.
-        allow_spinning: whether idle threads spin, which is faster alone and slower beside other work.
+        allow_spinning: whether idle threads spin, which is faster alone and slower beside other work. By default they
+            do unless a cgroup quota limits the process: waiting would be paid from it as computing is.
         prepack: whether weights are laid out anew for the processor when the file is opened, which is faster to run and
             takes longer, and more memory, to open.
         graph_optimization: "disabled", "basic", "extended" or "all".
@@ -90,7 +93,7 @@ class OnnxRuntime(Runtime):
         provider_options: Mapping[str, Mapping[str, Any]] | None = None,
         intra_op_threads: int = 0,
         inter_op_threads: int = 0,
-        allow_spinning: bool = True,
+        allow_spinning: bool | None = None,
         prepack: bool = True,
         graph_optimization: str = "all",
         io_binding: bool | None = None,
@@ -99,18 +102,21 @@ class OnnxRuntime(Runtime):
         super().__init__()
         if graph_optimization not in _LEVELS:
             raise UsageError(f"graph_optimization must be one of {', '.join(_LEVELS)}, got {graph_optimization!r}")
-        _check_range("intra_op_threads", intra_op_threads, _MAX_THREADS)
-        _check_range("inter_op_threads", inter_op_threads, _MAX_THREADS)
+        _check_range("intra_op_threads", intra_op_threads, MOST_THREADS)
+        _check_range("inter_op_threads", inter_op_threads, MOST_THREADS)
         _check_range("log_severity", log_severity, 4)
         if isinstance(providers, str):
             raise UsageError(f"providers must be a sequence of names, got the name {providers!r}")
         options = ort.SessionOptions()
         options.log_severity_level = log_severity
-        options.intra_op_num_threads = intra_op_threads
+        self.threads = session_threads(intra_op_threads)
+        options.intra_op_num_threads = self.threads.count
         if inter_op_threads > 1:  # ONNX Runtime ignores the number in its sequential mode
             options.inter_op_num_threads = inter_op_threads
             options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
         options.graph_optimization_level = _LEVELS[graph_optimization]
+        if allow_spinning is None:
+            allow_spinning = not usable_cpus().limited
         for pool in ("intra_op", "inter_op"):
             options.add_session_config_entry(f"session.{pool}.allow_spinning", str(int(allow_spinning)))
         options.add_session_config_entry("session.disable_prepacking", str(int(not prepack)))
@@ -137,7 +143,8 @@ class OnnxRuntime(Runtime):
             "engine": f"onnxruntime {ort.__version__}",
             "providers": list(providers),
             "provider_options": {name: dict(values) for name, values in (provider_options or {}).items()},
-            "intra_op_threads": intra_op_threads,
+            "intra_op_threads": self.threads.count,
+            "threads_reason": self.threads.reason,
             "inter_op_threads": inter_op_threads,
             "allow_spinning": allow_spinning,
             "prepack": prepack,

@@ -73,7 +73,8 @@ class PyTorchRuntime(TorchRuntime):
             "precision": str(precision),
             "attention": model.attention,
             "compile": compile,
-            "threads": torch.get_num_threads(),
+            "threads": self.threads.count,
+            "threads_reason": self.threads.reason,
         }
 
     @classmethod

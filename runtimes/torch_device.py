@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from vitdeploy.cpu import ThreadCount, usable_cpus
 from vitdeploy.errors import DeviceError, UsageError, first_line
 from vitdeploy.runtimes.base import Runtime, parse_device
 
@@ -47,6 +49,22 @@ def probe_devices() -> dict[str, str | None]:
         except RuntimeError as exc:
             found[name] = first_line(exc)
     return found
+
+
+def torch_threads() -> ThreadCount:
+    """The threads that torch computes with in this process.
+
+    The number is global to the process, so that the runtimes leave it as it is: torch's own choice heeds the affinity
+    mask and `OMP_NUM_THREADS`, and no cgroup quota. Where it is more than that allows, the reason says what to do.
+    """
+    count, cpus = torch.get_num_threads(), usable_cpus()
+    reason = "OMP_NUM_THREADS" if os.environ.get("OMP_NUM_THREADS") == str(count) else "torch's setting for the process"
+    if not cpus.limited:
+        return ThreadCount(count, reason)
+    allowed = cpus.threads
+    if count > allowed.count:
+        reason += f", too many: call torch.set_num_threads({allowed.count})"
+    return ThreadCount(count, f"{reason}; {allowed.reason}")
 
 
 def to_tensors(feeds: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
@@ -111,6 +129,7 @@ class TorchRuntime(Runtime):
     def __init__(self, device: str) -> None:
         super().__init__()
         self._device = open_device(device)
+        self.threads: ThreadCount = torch_threads()
         self.gpu = None if self._device.type == "cpu" else self._device.index
 
     @classmethod

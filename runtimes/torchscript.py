@@ -59,7 +59,8 @@ class TorchScriptRuntime(TorchRuntime):
             "engine": f"torch {torch.__version__}",
             "device": str(self._device),
             "optimized_execution": optimized_execution,
-            "threads": torch.get_num_threads(),
+            "threads": self.threads.count,
+            "threads_reason": self.threads.reason,
         }
 
     @classmethod

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
+from vitdeploy.cpu import usable_cpus
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.images import ImageSource, check_pixel_count, image_name, open_image
 from vitdeploy.preprocessor_config import CLASS_OF_MODEL, ShortestEdge, Size, parse, read_folder
 from vitdeploy.specs import PixelFormat, PixelStage
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
@@ -155,7 +156,8 @@ class ImageProcessor:
             images: one image or a sequence of them; see `open_image` for what an image can be. An array with four
                 axes is a batch.
             pixels: how far to go; a model that takes bytes does the rest itself.
-            threads: how many images are decoded at a time; by default one a core.
+            threads: how many images are decoded at a time; by default one a CPU that the process's affinity and
+                cgroup quota allow.
             first_index: what an error counts from, when it names an image without a path.
 
         Returns:
@@ -169,7 +171,7 @@ class ImageProcessor:
         if not sources:
             raise UsageError("expected at least one image, got an empty batch")
         if threads is None:
-            threads = available_cores()
+            threads = usable_cpus().workers
         if threads < 1:
             raise UsageError(f"'threads' must be at least 1, got {threads}")
         names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources, first_index)]
@@ -258,8 +260,3 @@ def _crop_offset(length: int, crop: int, rounding: CropRounding) -> int:
 def _scaled(length: int, new: int, old: int) -> int:
     """`length` times `new` over `old`, rounded, and at least one pixel."""
     return max(1, round(length * new / old))
-
-
-def available_cores() -> int:
-    """The cores that this process may use; a container often allows fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

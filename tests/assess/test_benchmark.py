@@ -22,6 +22,7 @@ from vitdeploy.assess.benchmark import _encoded, benchmark
 from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.assess.selection import Selected
 from vitdeploy.assess.timing import MOST_WINDOWS, WINDOW, Job
+from vitdeploy.cpu import Cpus, ThreadCount
 from vitdeploy.errors import BundleError, ImageError, InputError, UsageError
 from vitdeploy.manifest import MANIFEST
 from vitdeploy.processor import ImageProcessor
@@ -67,6 +68,8 @@ def test_every_backend_and_batch_size_is_timed_in_turns(bundle: Bundle) -> None:
     assert [item.details["engine"].split()[0] for item in found.latencies] == ["torch", "onnxruntime"] * 2
     assert found.latencies[0].details["threads"] == 1
     assert found.latencies[1].details["intra_op_threads"] == 1
+    assert [item.threads and item.threads.count for item in found.latencies] == [1] * 4
+    assert found.latencies[1].threads == ThreadCount(1, "as asked for")
     assert found.status == "passed"
     assert (found.settings["images"], found.settings["runs"]) == ("synthetic JPEG files of 640x480 pixels", 4)
     assert "cpu" in found.machine
@@ -273,6 +276,38 @@ def test_the_threads_of_torch_are_those_in_force(bundle: Bundle) -> None:
     finally:
         torch.set_num_threads(before)
     assert timing._Timer(Job(str(bundle.path), REFERENCE, "cpu", 0, ())).open().details["threads"] == before
+
+
+@pytest.mark.parametrize(
+    ("cpus", "variable", "asked", "expected"),
+    [
+        (Cpus(8, 8, 8, 2.0), "", 0, 2),
+        (Cpus(8, 8, 8, 7.0), "", 0, 3),
+        (Cpus(8, 8, 8), "", 0, 3),
+        (Cpus(8, 8, 8, 2.0), "3", 0, 3),
+        (Cpus(8, 8, 8, 2.0), "", 4, 4),
+    ],
+)
+def test_the_worker_of_torch_keeps_within_a_quota(
+    monkeypatch: pytest.MonkeyPatch, cpus: Cpus, variable: str, asked: int, expected: int
+) -> None:
+    """It is a process of the benchmark's own; ONNX Runtime beside it keeps within the quota too."""
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setattr(timing, "usable_cpus", lambda: cpus)
+    try:
+        torch.set_num_threads(3)
+        timing._set_torch_threads(asked)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_malformed_variable_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    monkeypatch.setenv("ORT_INTRA_OP_NUM_THREADS", "all")
+    with pytest.raises(UsageError, match="ORT_INTRA_OP_NUM_THREADS"):
+        benchmark(bundle, backends=ONNX, rounds=1, runs=1)
 
 
 KILLED = """

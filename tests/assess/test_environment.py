@@ -14,6 +14,7 @@ import torch
 from vitdeploy import __version__
 from vitdeploy.assess import environment
 from vitdeploy.assess.environment import BackendCheck, check_backends, machine, version_of
+from vitdeploy.cpu import INTRA_OP_VARIABLE, Cpus, session_threads
 from vitdeploy.runtimes import BACKENDS
 
 if TYPE_CHECKING:
@@ -78,4 +79,18 @@ def test_the_machine() -> None:
     assert found["onnxruntime"] == ort.__version__
     assert found["cpu"]
     assert 1 <= int(found["cores"]) <= (os.cpu_count() or 1)
+    assert found["default threads"] == str(session_threads())
     assert all(isinstance(value, str) for value in found.values())
+
+
+def test_the_machine_says_where_the_threads_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(INTRA_OP_VARIABLE, "7")
+    assert machine()["default threads"] == f"7: {INTRA_OP_VARIABLE}"
+    monkeypatch.setenv(INTRA_OP_VARIABLE, "seven")
+    assert INTRA_OP_VARIABLE in machine()["default threads"]
+    (check,) = (check for check in check_backends() if check.device == "CPUExecutionProvider")
+    assert not check.ready
+    assert INTRA_OP_VARIABLE in check.note
+    monkeypatch.setenv(INTRA_OP_VARIABLE, "")
+    monkeypatch.setattr("vitdeploy.cpu.usable_cpus", lambda: Cpus(8, 8, 8, 1.5))
+    assert machine()["default threads"] == "2: cgroup quota of 1.5 CPUs, 8 physical cores"

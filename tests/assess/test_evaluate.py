@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -39,10 +39,11 @@ class Brightness(Runtime):
     inputs = (TensorSpec("pixel_values", "float32", ("batch", 3, 32, 32)),)
     outputs = (TensorSpec("logits", "float32", ("batch", 3)),)
     batches: list[int] = []  # noqa: RUF012  (of all instances)
+    thread_details: ClassVar[Mapping[str, object]] = {}
 
     def __init__(self) -> None:
         super().__init__()
-        self.details = {"engine": "brightness 1"}
+        self.details = {"engine": "brightness 1", **self.thread_details}
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Brightness:
@@ -240,6 +241,20 @@ def test_finished_batches_are_not_computed_again(bundle: Bundle, data: Path, tmp
         np.testing.assert_array_equal(result.scores, expected.scores)
         assert evaluation.to_dict() == whole.to_dict()
         assert (tmp_path / "work").read_bytes() == b"".join(lines)
+
+
+def test_the_reason_for_a_number_of_threads_does_not_count(
+    bundle: Bundle, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number does: sums of another order differ in their last bits."""
+    work = tmp_path / "work"
+    monkeypatch.setattr(Brightness, "thread_details", {"threads": 2, "threads_reason": "2 physical cores"})
+    reference(bundle, data, batch_size=2, resume=work)
+    monkeypatch.setattr(Brightness, "thread_details", {"threads": 2, "threads_reason": "OMP_NUM_THREADS"})
+    reference(bundle, data, batch_size=2, resume=work)
+    monkeypatch.setattr(Brightness, "thread_details", {"threads": 1, "threads_reason": "OMP_NUM_THREADS"})
+    with pytest.raises(InputError, match="begun with another backends"):
+        reference(bundle, data, batch_size=2, resume=work)
 
 
 def test_finished_batches_of_other_work_are_refused(bundle: Bundle, data: Path, tmp_path: Path) -> None:

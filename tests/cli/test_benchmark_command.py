@@ -8,6 +8,7 @@ import pytest
 
 from schemas import validated
 from vitdeploy.cli import main
+from vitdeploy.cpu import session_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,11 +28,19 @@ def test_table_and_json(single: Bundle, tmp_path: Path, capsys: pytest.CaptureFi
     page, summary = tmp_path / "page.html", tmp_path / "summary.md"
     code, out, err = run(capsys, *arguments, "--html", page, "--markdown", summary)
     assert page.read_text(encoding="utf-8").count("<svg") == 1
-    assert [line.count("|") for line in summary.read_text(encoding="utf-8").splitlines()[2:]] == [13] * 6
+    timed, _, threads = summary.read_text(encoding="utf-8").partition("Threads")
+    assert [line.count("|") for line in timed.splitlines() if "|" in line] == [13] * 6
+    assert [line.count("|") for line in threads.splitlines() if "|" in line] == [4] * 4
     assert (code, err) == (0, "")
-    rows = [line.split() for line in out.splitlines()[2:]]
+    timed, _, threads = out.partition("\n\nThreads\n")
+    rows = [line.split() for line in timed.splitlines()[2:]]
     assert [row[:3] for row in rows] == [[name, "fp32", size] for size in "12" for name in ("torch", "onnxruntime")]
     assert [len(row) for row in rows] == [13, 16] * 2  # the first has no ratio with quartiles
+    default = session_threads()
+    names, counts = zip(*((row[:2], row[2]) for row in map(str.split, threads.splitlines()[1:])), strict=True)
+    assert names == (["torch", "fp32"], ["onnxruntime", "fp32"])
+    assert counts[1] == str(default.count)
+    assert threads.endswith(f"{default.reason}\n")
     code, out, _ = run(capsys, *arguments, "--backend", "onnxruntime", "--json")
     found = validated("benchmark", out)
     assert (code, found["status"], found["settings"]["rounds"]) == (0, "passed", 1)
@@ -39,6 +48,7 @@ def test_table_and_json(single: Bundle, tmp_path: Path, capsys: pytest.CaptureFi
         ("onnxruntime", 1, 2),
         ("onnxruntime", 2, 2),
     ]
+    assert [item["threads"] for item in found["latencies"]] == [default.to_dict()] * 2
     assert 0 < found["latencies"][0]["ready_input"]["p50_ms"] < found["latencies"][0]["image_files"]["p99_ms"]
 
 

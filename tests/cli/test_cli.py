@@ -22,6 +22,7 @@ from sklearn.datasets import load_sample_images
 import vitdeploy
 from schemas import validated
 from vitdeploy.cli import main
+from vitdeploy.cpu import session_threads
 from vitdeploy.specs import AxisRange, Task
 
 if TYPE_CHECKING:
@@ -173,6 +174,8 @@ def test_json_of_the_other_commands(bundle: Bundle, capsys: pytest.CaptureFixtur
     doctor = Result("doctor", "--json", capsys=capsys)
     assert doctor.code == 0
     assert {"torch", "onnxruntime"} <= {check["backend"] for check in doctor.json["backends"]}
+    assert doctor.json["machine"]["default threads"] == str(session_threads())
+    assert str(session_threads()) in Result("doctor", capsys=capsys).out
 
 
 def test_a_comparison_that_fails_exits_with_1(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

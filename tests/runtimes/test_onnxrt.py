@@ -17,6 +17,7 @@ import onnxruntime as ort
 import pytest
 
 from bundles import FLOAT32_TOLERANCE, export_graph, make_feeds, reference, tiny_model, worst_difference, write_bundle
+from vitdeploy.cpu import Cpus, ThreadCount
 from vitdeploy.errors import BundleError, DeviceError, UsageError
 from vitdeploy.runtimes import onnxrt, open_runtime
 from vitdeploy.runtimes.onnxrt import CPU, OnnxRuntime
@@ -314,6 +315,47 @@ def test_thread_counts_are_the_threads_that_start(model_file: Path, intra: int, 
         assert parallel == (inter > 1)
         assert worst_difference(runtime.run(arrays), expected) <= FLOAT32_TOLERANCE
     assert threads_of_this_process() == before
+
+
+@pytest.mark.parametrize(
+    ("cpus", "asked", "threads", "spinning"),
+    [
+        (Cpus(16, 16, 8), 0, 8, True),
+        (Cpus(8, 8, 8, 1.5), 0, 2, False),
+        (Cpus(8, 8, 8, 1.0), 0, 1, False),
+        (Cpus(8, 8, 8, 1.5), 3, 3, False),
+        (Cpus(2, 8, 2, 4.0), 0, 2, True),
+    ],
+)
+def test_the_session_fits_the_cpus(
+    monkeypatch: pytest.MonkeyPatch, probe: Path, cpus: Cpus, asked: int, threads: int, spinning: bool
+) -> None:
+    """0 is the default, and is never left to ONNX Runtime, which knows neither quota nor mask."""
+    monkeypatch.delenv("ORT_INTRA_OP_NUM_THREADS", raising=False)
+    for module in ("cpu", "runtimes.onnxrt"):
+        monkeypatch.setattr(f"vitdeploy.{module}.usable_cpus", lambda: cpus)
+    expected = ThreadCount(asked, "as asked for") if asked else cpus.threads
+    with OnnxRuntime(probe, intra_op_threads=asked) as runtime:
+        options = runtime._session.get_session_options()
+        assert options.intra_op_num_threads == threads
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spinning))
+        assert runtime.threads == expected
+        assert runtime.details["intra_op_threads"] == threads
+        assert runtime.details["threads_reason"] == expected.reason
+        assert runtime.details["allow_spinning"] is spinning
+    with OnnxRuntime(probe, allow_spinning=True) as runtime:
+        assert runtime.details["allow_spinning"] is True
+
+
+def test_the_variable_that_sets_the_threads(monkeypatch: pytest.MonkeyPatch, probe: Path) -> None:
+    monkeypatch.setenv("ORT_INTRA_OP_NUM_THREADS", "3")
+    for asked, threads in ((0, 3), (2, 2)):
+        with OnnxRuntime(probe, intra_op_threads=asked) as runtime:
+            assert runtime._session.get_session_options().intra_op_num_threads == threads
+    monkeypatch.setenv("ORT_INTRA_OP_NUM_THREADS", "many")
+    with pytest.raises(UsageError, match="ORT_INTRA_OP_NUM_THREADS"):
+        OnnxRuntime(probe)
+    OnnxRuntime(probe, intra_op_threads=2).close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bundles import FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
+from vitdeploy.cpu import Cpus
 from vitdeploy.errors import DeviceError, UsageError
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.pytorch import PyTorchRuntime
@@ -44,6 +45,36 @@ def test_precisions_and_attentions(bundle: Bundle, precision: str, attention: st
         assert outputs["logits"].dtype == np.float32
     difference = worst_difference(outputs, reference(model, arrays))
     assert AT_LEAST[precision] <= difference <= TOLERANCES[precision]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "reason"),
+    [
+        (Cpus(8, 8, 8), "torch's setting for the process"),
+        (Cpus(8, 8, 8, 3.0), "torch's setting for the process; cgroup quota of 3 CPUs, 8 physical cores"),
+        (
+            Cpus(8, 8, 8, 1.5),
+            "torch's setting for the process, too many: call torch.set_num_threads(2); "
+            "cgroup quota of 1.5 CPUs, 8 physical cores",
+        ),
+    ],
+)
+def test_the_threads_of_the_process_stay_and_are_told(
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle, cpus: Cpus, reason: str
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("vitdeploy.runtimes.torch_device.usable_cpus", lambda: cpus)
+    try:
+        torch.set_num_threads(3)
+        with open_runtime(bundle, "torch") as runtime:
+            assert torch.get_num_threads() == 3
+            assert (runtime.details["threads"], runtime.details["threads_reason"]) == (3, reason)
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        with open_runtime(bundle, "torch") as runtime:
+            assert runtime.details["threads_reason"].startswith("OMP_NUM_THREADS")
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_unknown_attention_is_a_usage_error(bundle: Bundle) -> None:

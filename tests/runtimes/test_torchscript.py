@@ -55,6 +55,13 @@ def test_every_precision_of_one_bundle(bundle: Bundle) -> None:
             assert worst_difference(runtime.run(arrays), reference(model, arrays)) <= tolerance
 
 
+def test_the_threads_are_told(bundle: Bundle) -> None:
+    with open_runtime(bundle, "torchscript") as runtime:
+        assert runtime.threads is not None
+        assert runtime.details["threads"] == runtime.threads.count == torch.get_num_threads()
+        assert runtime.details["threads_reason"] == runtime.threads.reason
+
+
 @pytest.mark.parametrize("optimized_execution", [False, True])
 def test_both_ways_of_execution_in_several_threads(bundle: Bundle, optimized_execution: bool) -> None:
     model = tiny_model()

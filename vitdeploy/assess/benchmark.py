@@ -55,7 +55,8 @@ def benchmark(
         batch_sizes: images a run, from 1 to 2**20.
         backends: such as "onnxruntime:fp16", see `select`; by default the reference and every artifact.
         device: "cpu", "cuda" or "cuda:1".
-        threads: of each backend, up to 1024; 0 for its own choice.
+        threads: of each backend, up to 1024; 0 for the default: of ONNX Runtime see `vitdeploy.cpu.session_threads`, of
+            torch its own choice, within the cgroup quota.
         images: a folder, every image below it; by default JPEG files of 640x480 synthetic pixels.
         rounds: turns that each backend gets.
         runs: timed runs of each kind and batch size a turn.
@@ -165,6 +166,7 @@ class _Timed:
                 first_ms=self._first_ms,
                 peak_memory_bytes=self._peak,
                 steady=self._steady[size],
+                threads=self._opened.threads,
                 details=self._opened.details,
             )
         ]

@@ -16,8 +16,8 @@ from vitdeploy.assess.difference import compare_outputs, least_cosine
 from vitdeploy.assess.image_set import open_images
 from vitdeploy.assess.prepare import prepare
 from vitdeploy.assess.samples import feeds
+from vitdeploy.cpu import usable_cpus
 from vitdeploy.errors import CheckFailedError, UsageError
-from vitdeploy.processor import available_cores
 
 if TYPE_CHECKING:
     import os
@@ -91,7 +91,7 @@ class CalibrationImages:
 
     def pixels(self, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
         """Each image in these formats, (1, ...)."""
-        threads = available_cores()
+        threads = usable_cpus().workers
         stream = prepare(self.images, self.processor, set(formats), threads=threads, ahead=_AHEAD * threads)
         with contextlib.closing(stream):
             for done, image in enumerate(stream, 1):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from vitdeploy import __version__
-from vitdeploy.errors import UnavailableError
+from vitdeploy.cpu import session_threads, usable_cpus
+from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.runtimes import BACKENDS, runtime_class
 
 _PACKAGES = (
@@ -67,7 +67,7 @@ def check_backends() -> list[BackendCheck]:
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores and versions, to stand beside every figure that is measured."""
+    """Processor, CPUs, threads and versions, to stand beside every figure that is measured."""
     flags = _cpu_info("flags").split()
     return {
         "vitdeploy": __version__,
@@ -75,8 +75,17 @@ def machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_info("model name") or platform.processor() or "unknown",
         "cpu flags": " ".join(flag for flag in _CPU_FLAGS if flag in flags),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(usable_cpus().logical),
+        "default threads": _session_threads(),
     } | {name: found for name in _PACKAGES if (found := version_of(name))}
+
+
+def _session_threads() -> str:
+    """The threads that an ONNX Runtime session gets unless it is given a number, and why."""
+    try:
+        return str(session_threads())
+    except UsageError as exc:
+        return str(exc)
 
 
 def version_of(package: str) -> str:

@@ -54,7 +54,7 @@ def evaluation_figures(result: Evaluation) -> tuple[Figures, ...]:
 
 
 def benchmark_figures(result: Benchmark) -> tuple[Figures, ...]:
-    """A row a backend and batch size; and another table of what could not be measured, if anything."""
+    """A row a backend and batch size; their threads; and a table of what could not be measured, if anything."""
     first = {latency.batch_size: latency for latency in reversed(result.latencies)}
     columns = ("backend", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "time / the first's (quartiles)",
                "from image files, p50 ms", "load ms", "first run ms", "peak MB", "steady")  # fmt: skip
@@ -63,7 +63,10 @@ def benchmark_figures(result: Benchmark) -> tuple[Figures, ...]:
         (f"{each.backend} {each.precision}", str(each.batch_size or "all"), each.reason) for each in result.skipped
     )
     missing = (Figures("Not measured", ("backend", "batch", "why"), skipped),) if skipped else ()
-    return (Figures("", columns, rows), *missing)
+    counts = {each.name: each.threads for each in result.latencies if each.threads is not None}
+    threads = tuple((name, str(found.count), found.reason) for name, found in counts.items())
+    started = (Figures("Threads", ("backend", "threads", "why"), threads),) if threads else ()
+    return (Figures("", columns, rows), *started, *missing)
 
 
 def sensitivity_figures(result: Sensitivity) -> tuple[Figures, ...]:

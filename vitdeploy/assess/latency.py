@@ -14,6 +14,8 @@ from vitdeploy.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vitdeploy.cpu import ThreadCount
+
 PERCENTILES = (50, 90, 99)
 
 
@@ -42,6 +44,7 @@ class Latency:
         peak_memory_bytes: the most resident memory that the process held, with all batch sizes; None where the system
             does not tell.
         steady: whether the times had settled when the warm-up ended.
+        threads: how many threads it computes with on the CPU, and why; None where it has none.
         details: what really ran.
     """
 
@@ -56,6 +59,7 @@ class Latency:
     first_ms: float | None = None
     peak_memory_bytes: int | None = None
     steady: bool = True
+    threads: ThreadCount | None = None
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -116,6 +120,7 @@ class Latency:
             "first_ms": self.first_ms,
             "peak_memory_bytes": self.peak_memory_bytes,
             "steady": self.steady,
+            "threads": None if self.threads is None else self.threads.to_dict(),
             "details": self.details,
         }
 

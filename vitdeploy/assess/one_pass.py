@@ -12,9 +12,9 @@ import PIL
 
 from vitdeploy import __version__
 from vitdeploy.assess.prepare import prepare
+from vitdeploy.cpu import usable_cpus
 from vitdeploy.errors import InputError
 from vitdeploy.manifest import MANIFEST
-from vitdeploy.processor import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +50,7 @@ def run_all(
     """
     finished = work.batches if work is not None else []
     opened = [run for run in runs if run.skipped is None]
-    threads = available_cores()
+    threads = usable_cpus().workers
     stream = prepare(
         images,
         processor,
@@ -90,9 +90,14 @@ def header(
         **settings,
         "data": hashlib.sha256(listing.encode("utf-8", "surrogatepass")).hexdigest(),
         "images": len(images),
-        "backends": {f"{run.selected} {run.selected.precision}": run.details for run in runs},
+        "backends": {f"{run.selected} {run.selected.precision}": _that_counts(run.details) for run in runs},
         "versions": {"vitdeploy": __version__, "pillow": PIL.__version__, "numpy": np.__version__},
     }
+
+
+def _that_counts(details: Mapping[str, Any]) -> dict[str, Any]:
+    """What results depend on: the number of threads, which orders the sums, and not the reason for it."""
+    return {name: value for name, value in details.items() if name != "threads_reason"}
 
 
 def _restore(

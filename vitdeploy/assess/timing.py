@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.samples import feeds
 from vitdeploy.bundle import Bundle
+from vitdeploy.cpu import MOST_THREADS, openmp_is_set, usable_cpus
 from vitdeploy.errors import UnavailableError, UsageError, VitDeployError
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import BACKENDS, runtime_class
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vitdeploy.assess.selection import Selected
+    from vitdeploy.cpu import ThreadCount
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
 
@@ -48,7 +50,7 @@ class Job:
         bundle: its folder.
         selected: the artifact and its backend.
         device: see `open_runtime`.
-        threads: of the backend; 0 for its own choice.
+        threads: of the backend; 0 for the default.
         images: the bytes of image files.
     """
 
@@ -64,6 +66,7 @@ class Opened:
     """An artifact that was opened; see `Latency`."""
 
     load_ms: float
+    threads: ThreadCount | None
     details: dict[str, Any]
 
 
@@ -159,12 +162,13 @@ class _Timer:
         if name:
             runtime_class(name)  # imports its libraries
         package = BACKENDS[name].package if name else ""
-        threads = _torch_threads(job.threads) if package == "torch" else {}
+        if package == "torch":
+            _set_torch_threads(job.threads)
         options: dict[str, Any] = {"intra_op_threads": job.threads} if job.threads and package == "onnxruntime" else {}
         begin = time.perf_counter()
         self._runtime: Runtime = job.selected.open(bundle, device=job.device, **options)
         load_ms = _since(begin)
-        return Opened(load_ms, {**self._runtime.details, **threads})
+        return Opened(load_ms, self._runtime.threads, self._runtime.details)
 
     def first_run(self, batch_size: int) -> float:
         """Milliseconds of a run, which nothing has run before."""
@@ -226,17 +230,19 @@ class _Timer:
         return _since(begin), processing
 
 
-def _torch_threads(wanted: int) -> dict[str, int]:
-    """Set torch's number of threads, unless 0 is wanted; the number in force.
+def _set_torch_threads(wanted: int) -> None:
+    """Set torch's number of threads; with 0 only where its own choice, which heeds no cgroup quota, is too many.
 
     Its environment variable would come too late where the caller's script, which a spawned process runs again, imports
     torch.
     """
     import torch
 
+    cpus = usable_cpus()
+    if not wanted and cpus.limited and not openmp_is_set():
+        wanted = min(torch.get_num_threads(), cpus.threads.count)
     if wanted:
         torch.set_num_threads(wanted)
-    return {"threads": torch.get_num_threads()}
 
 
 def _since(begin: float) -> float:
@@ -245,12 +251,11 @@ def _since(begin: float) -> float:
 
 def check_threads(threads: int, selected: Sequence[Selected]) -> None:
     """Raise UsageError unless the number of threads is one that can be, and every backend is known to heed it."""
-    if not 0 <= threads <= _MOST_THREADS:
-        raise UsageError(f"threads must be from 0 to {_MOST_THREADS}, got {threads!r:.40}")
+    if not 0 <= threads <= MOST_THREADS:
+        raise UsageError(f"threads must be from 0 to {MOST_THREADS}, got {threads!r:.40}")
     deaf = {each.backend for each in selected if each.backend} - {*_HEED_THREADS}
     if threads and deaf:
         raise UsageError(f"threads are for {', '.join(_HEED_THREADS)}, not for {', '.join(sorted(deaf))}; leave it out")
 
 
-_MOST_THREADS = 1024
 _HEED_THREADS = [name for name, row in BACKENDS.items() if row.package in ("torch", "onnxruntime")]

@@ -12,6 +12,7 @@ import click
 
 from vitdeploy import __version__
 from vitdeploy.cli.output import printable
+from vitdeploy.cpu import limit_openmp
 from vitdeploy.errors import InputError, VitDeployError
 
 # Name -> "module:command" and its line in the help, so that the help imports no command.
@@ -72,6 +73,7 @@ def main(args: list[str] | None = None) -> Any:
     """Run the command line; a VitDeployError becomes one line on stderr and its exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    limit_openmp()
     try:
         return cli(args)
     except VitDeployError as exc:

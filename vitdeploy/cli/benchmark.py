@@ -43,7 +43,12 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
     help="Such as onnxruntime:fp16; may be repeated. By default the reference (torch) and every artifact.",
 )  # fmt: skip
 @device_option
-@click.option("--threads", default=0, type=click.IntRange(min=0), help="Of each backend; its own choice by default.")
+@click.option(
+    "--threads",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Threads of each backend. Default (0): as many as the CPU affinity, the cgroup quota and the cores allow.",
+)
 @click.option("--images", type=PATH, help="A folder of images; synthetic JPEG files by default.")
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Turns of each backend.")
 @click.option("--runs", default=10, show_default=True, type=click.IntRange(min=1), help="Timed runs a turn.")

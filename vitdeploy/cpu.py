@@ -1,0 +1,271 @@
+"""The CPUs that this process may use, and how many threads to start for them.
+
+Files are read as the Linux kernel documents them: proc_pid_cgroup(5), proc_pid_mountinfo(5), cgroup_namespaces(7),
+Documentation/admin-guide/cgroup-v2.rst (cpu.max), Documentation/scheduler/sched-bwc.rst (cpu.cfs_quota_us of version 1)
+and Documentation/admin-guide/cputopology.rst. A file that is absent, or that reads otherwise, limits nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import re
+from typing import TYPE_CHECKING
+
+from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+INTRA_OP_VARIABLE = "ORT_INTRA_OP_NUM_THREADS"  # ONNX Runtime's own: new versions read it where they are given 0
+MOST_THREADS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreadCount:
+    """A number of threads, and the reason for it."""
+
+    count: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.count}: {self.reason}"
+
+    def to_dict(self) -> dict[str, int | str]:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cpus:
+    """The CPUs that the calling thread, and every thread that it starts, may use.
+
+    Attributes:
+        logical: those in the affinity mask, which a cpuset limits too; the machine's where the system has no masks.
+        online: the machine's.
+        cores: the physical cores that `logical` are on: SMT siblings count once. None if unknown.
+        quota: CPU time a wall time, the lowest limit of the process's cgroup and of those above it. None for no limit.
+    """
+
+    logical: int
+    online: int
+    cores: int | None = None
+    quota: float | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether the quota is less than what the affinity mask allows."""
+        return self.quota is not None and self.quota < self.logical
+
+    @property
+    def workers(self) -> int:
+        """Threads for work that gains from SMT siblings, as decoding does: one a logical CPU within the quota."""
+        return min(self.logical, self._quota_threads)
+
+    @property
+    def threads(self) -> ThreadCount:
+        """Threads for work that fills the floating-point units: one a physical core within the quota."""
+        cores = self.logical if self.cores is None else self.cores
+        one, many = ("CPU", "CPUs") if self.cores is None else ("physical core", "physical cores")
+        there = f"{cores} {one if cores == 1 else many}"
+        if self.logical < self.online:
+            there += f" in the affinity mask of {self.logical} of {self.online} CPUs"
+        if self._quota_threads < cores:
+            return ThreadCount(
+                self._quota_threads, f"cgroup quota of {self.quota:g} {'CPU' if self.quota == 1 else 'CPUs'}, {there}"
+            )
+        return ThreadCount(cores, there)
+
+    @property
+    def _quota_threads(self) -> int:
+        return MOST_THREADS if self.quota is None else max(1, math.ceil(min(self.quota, MOST_THREADS)))
+
+
+def usable_cpus(root: str = "", mask: frozenset[int] | None = None) -> Cpus:
+    """The CPUs of the calling thread as they are now.
+
+    It takes some tens of microseconds: what changes in the life of a process (its affinity mask, its cgroup and the
+    limits of that) is read at each call, and what does not (the mounts and the topology) is kept.
+
+    Args:
+        root: the folder that holds `/proc` and `/sys`.
+        mask: the numbers of the CPUs in the affinity mask; by default the calling thread's.
+    """
+    mask = _affinity() if mask is None else mask
+    if mask is None:
+        count = getattr(os, "process_cpu_count", os.cpu_count)() or 1  # process_cpu_count: since Python 3.13
+        return Cpus(count, max(count, os.cpu_count() or 1))
+    cores, online = _topology(root, mask)
+    return Cpus(len(mask), online, cores, _quota(root))
+
+
+def session_threads(asked: int = 0) -> ThreadCount:
+    """The threads inside an operator of an ONNX Runtime session.
+
+    Args:
+        asked: the number that the caller wants; 0 for `ORT_INTRA_OP_NUM_THREADS`, or if that is not set (or 0), for one
+            thread a physical core of the affinity mask within the cgroup quota.
+
+    Returns:
+        The number. It is 0 where the system has neither masks nor quotas (macOS, Windows): ONNX Runtime then counts the
+        physical cores itself.
+
+    Raises:
+        UsageError: the variable is no number of threads.
+    """
+    if asked:
+        return ThreadCount(asked, "as asked for")
+    value = os.environ.get(INTRA_OP_VARIABLE, "")
+    if not re.fullmatch("[0-9]{0,9}", value) or int(value or 0) > MOST_THREADS:
+        raise UsageError(
+            f"{INTRA_OP_VARIABLE} is {value!r:.80}, which is not a number of threads; set it to a whole number from 1 "
+            f"to {MOST_THREADS}, or unset it for the default"
+        )
+    if int(value or 0):
+        return ThreadCount(int(value), INTRA_OP_VARIABLE)
+    if _affinity() is None:
+        return ThreadCount(0, "ONNX Runtime's choice, one a physical core")
+    return usable_cpus().threads
+
+
+def limit_openmp() -> None:
+    """Keep OpenMP, which torch computes with, within a cgroup quota, by `OMP_NUM_THREADS`.
+
+    It is for a process that is all ours, before torch is imported. A number that the user has set stays.
+    """
+    cpus = usable_cpus()
+    if cpus.limited and not openmp_is_set():
+        os.environ["OMP_NUM_THREADS"] = str(cpus.threads.count)
+
+
+def openmp_is_set() -> bool:
+    """Whether the environment says how many threads OpenMP or MKL is to start."""
+    return any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
+
+
+def _affinity() -> frozenset[int] | None:
+    """The calling thread's mask; None where the system has none, or does not tell."""
+    try:
+        return frozenset(os.sched_getaffinity(0)) or None
+    except (AttributeError, OSError):
+        return None
+
+
+@functools.lru_cache(maxsize=16)
+def _topology(root: str, mask: frozenset[int]) -> tuple[int | None, int]:
+    """The physical cores of these CPUs, None if unknown, and the number of CPUs that are online."""
+    folder = f"{root}/sys/devices/system/cpu"
+    online = max(len(mask), _list_length(_read(f"{folder}/online")))
+    names = ("core_cpus_list", "thread_siblings_list")  # one thing; the kernel had the latter name alone before 5.3
+    siblings = {
+        next(filter(None, (_read(f"{folder}/cpu{cpu}/topology/{name}").strip() for name in names)), "") for cpu in mask
+    }
+    if "" not in siblings:
+        return len(siblings), online
+    cores = _cpuinfo_cores(_read(f"{root}/proc/cpuinfo"))
+    found = {cores.get(cpu) for cpu in mask}
+    return None if None in found else len(found), online
+
+
+def _cpuinfo_cores(text: str) -> dict[int, tuple[str, str]]:
+    """The core of each CPU, by its number; x86 alone tells."""
+    cores = {}
+    for block in text.split("\n\n"):
+        values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+        if values.get("processor", "").isdecimal() and {"physical id", "core id"} <= values.keys():
+            cores[int(values["processor"])] = values["physical id"], values["core id"]
+    return cores
+
+
+def _list_length(text: str) -> int:
+    """How many numbers a list such as "0-3,8" has; 0 if it is none."""
+    ranges = [part.split("-") for part in text.strip().split(",")]
+    try:
+        return sum(int(ends[-1]) - int(ends[0]) + 1 for ends in ranges)
+    except ValueError:
+        return 0
+
+
+def _quota(root: str) -> float | None:
+    """The lowest limit in force; a nested cgroup may state more than those above it allow."""
+    limits = (_limit(folder, version) for folder, version in _limit_folders(root, _read(f"{root}/proc/self/cgroup")))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _limit(folder: str, version: int) -> float | None:
+    """CPUs that a cgroup is limited to."""
+    if version == 2:
+        fields = _read(f"{folder}/cpu.max").split()
+    else:
+        fields = [_read(f"{folder}/cpu.cfs_{name}_us") for name in ("quota", "period")]
+    try:
+        quota, period = map(int, fields)
+        return quota / period if quota > 0 < period else None
+    except (ValueError, OverflowError):  # "max", or no such file
+        return None
+
+
+@functools.lru_cache(maxsize=16)
+def _limit_folders(root: str, memberships: str) -> tuple[tuple[str, int], ...]:
+    """The folders whose limits count, and the version of their cgroups; of both in a hybrid system.
+
+    Args:
+        root: see `usable_cpus`.
+        memberships: the content of /proc/self/cgroup.
+    """
+    mounts = list(_cgroup_mounts(_read(f"{root}/proc/self/mountinfo")))
+    found = []
+    for line in memberships.splitlines():
+        number, controllers, path = (*line.split(":", 2), "", "")[:3]
+        version = 1 if "cpu" in controllers.split(",") else 2 if (number, controllers) == ("0", "") else None
+        if version is None or not path:
+            continue
+        places = [(top, point) for of, top, point in mounts if of == version]
+        found += [(f"{root}{folder}", version) for folder in _folders_up(places, path)]
+    return tuple(dict.fromkeys(found))
+
+
+def _folders_up(mounts: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
+    """The folders of a cgroup and of all above it, in every mount that shows them.
+
+    Args:
+        mounts: the cgroup at the top of each mount of the hierarchy, and the folder that it is mounted on.
+        path: the cgroup, from the root of the process's cgroup namespace.
+    """
+    names = _names(path)
+    if names[:1] == [".."]:  # not in its namespace, so that the mounts show others
+        return
+    below = [(point, names[len(_names(top)) :]) for top, point in mounts if names[: len(_names(top))] == _names(top)]
+    # Else the mount is from outside of the namespace, and its top, "/..", is above the process.
+    for point, rest in below or [(point, []) for _, point in mounts]:
+        for depth in range(len(rest), -1, -1):
+            yield "/".join([point, *rest[:depth]])
+
+
+def _cgroup_mounts(text: str) -> Iterator[tuple[int, str, str]]:
+    """The version, the cgroup at the top and the folder of every mount that can limit CPUs."""
+    for line in text.splitlines():
+        place, _, kind = line.partition(" - ")
+        fields, (filesystem, _, options) = place.split(" "), (*kind.split(" "), "", "", "")[:3]
+        version = {"cgroup2": 2, "cgroup": 1 if "cpu" in options.split(",") else None}.get(filesystem)
+        if version is not None and len(fields) > 4:
+            yield version, _unescaped(fields[3]), _unescaped(fields[4])
+
+
+def _unescaped(path: str) -> str:
+    r"""A path of mountinfo, which has blanks and backslashes in octal: "\040"."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
+
+
+def _names(path: str) -> list[str]:
+    return [name for name in path.split("/") if name]
+
+
+def _read(path: str) -> str:
+    """A file's text; "" where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123  (half the time)
+            return file.read()
+    except (OSError, ValueError):
+        return ""
