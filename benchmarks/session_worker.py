@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def onnxruntime(file: Path, threads: int, options: dict[str, str]) -> Run:
-    """Args: threads: 0 for one on each core; options: of the session's configuration."""
+    """Args: threads: 0 for its own choice; options: of the session's configuration."""
     import onnxruntime as ort
 
     settings = ort.SessionOptions()
@@ -44,7 +44,7 @@ def onnxruntime(file: Path, threads: int, options: dict[str, str]) -> Run:
 def openvino(file: Path, threads: int, options: dict[str, str]) -> Run:
     """Compiled for the shape that comes: somewhat faster than for any batch, so that no peer is held back.
 
-    Args: threads: 0 for one on each core; options: properties of its CPU device.
+    Args: threads: 0 for its own choice; options: properties of its CPU device.
     """
     import openvino as ov
 
@@ -98,12 +98,14 @@ def main() -> None:
     parser.add_argument("engine", choices=ENGINES)
     parser.add_argument("file", type=Path)
     parser.add_argument("options", nargs="*", metavar="NAME=VALUE", help="of the engine")
+    parser.add_argument("--threads", type=int, default=0, help="of the engine; 0 for its own choice")
     parser.add_argument("--processor-time", action="store_true", help="the processor's time, of one thread")
     arguments = parser.parse_args()
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what an engine prints must not stand among the replies
     options = dict(option.split("=", 1) for option in arguments.options)
-    run = ENGINES[arguments.engine](arguments.file, int(arguments.processor_time), options)
+    threads = 1 if arguments.processor_time else arguments.threads
+    run = ENGINES[arguments.engine](arguments.file, threads, options)
     serve(run, time.process_time if arguments.processor_time else time.perf_counter, sys.stdin.buffer, replies)
 
 

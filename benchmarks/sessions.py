@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from common import turns
 
+from vitdeploy.cpu import session_threads
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -68,7 +70,8 @@ def latencies(
 ) -> dict[int, Latencies]:
     """Time every session at every batch size, `rounds` turns in each of `processes` sets of fresh processes.
 
-    With `processor_time`, it is the processor's time of sessions of one thread, which other work disturbs less.
+    Every engine gets the number of threads that vitdeploy gives ONNX Runtime. With `processor_time`, it is the
+    processor's time of sessions of one thread, which other work disturbs less.
     """
     found = {batch_size: Latencies({name: [] for name in sessions}, {}, {}) for batch_size in batch_sizes}
     for index in range(processes):
@@ -116,11 +119,11 @@ class _Worker:
 
 @contextmanager
 def _started(sessions: Mapping[str, Session], processor_time: bool) -> Iterator[dict[str, _Worker]]:
-    clock = ["--processor-time"] if processor_time else []
+    threads = ["--processor-time"] if processor_time else ["--threads", str(session_threads().count)]
     with ExitStack() as stack:
         workers = {}
         for name, of_one in sessions.items():
-            command = [str(of_one.python), str(WORKER), *clock, of_one.engine, str(of_one.file), *of_one.options]
+            command = [str(of_one.python), str(WORKER), *threads, of_one.engine, str(of_one.file), *of_one.options]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             stack.enter_context(process)  # at its exit the worker's input ends, and so does the worker
             workers[name] = _Worker(command, process.stdin, process.stdout)

@@ -68,7 +68,7 @@ class OnnxRuntime(Runtime):
             ONNX Runtime's own default counts the cores of the host, and pins its threads to them.
         inter_op_threads: operators that may run at a time, in graphs with parallel branches; with 0 and 1, one.
         allow_spinning: whether idle threads spin, which is faster alone and slower beside other work. By default they
-            do unless a cgroup quota limits the process: waiting would be paid from it as computing is.
+            do unless there are more of them than a cgroup quota has CPUs: waiting is then paid with time to compute.
         prepack: whether weights are laid out anew for the processor when the file is opened, which is faster to run and
             takes longer, and more memory, to open.
         graph_optimization: "disabled", "basic", "extended" or "all".
@@ -116,7 +116,7 @@ class OnnxRuntime(Runtime):
             options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
         options.graph_optimization_level = _LEVELS[graph_optimization]
         if allow_spinning is None:
-            allow_spinning = not usable_cpus().limited
+            allow_spinning = usable_cpus().within_quota(self.threads.count)
         for pool in ("intra_op", "inter_op"):
             options.add_session_config_entry(f"session.{pool}.allow_spinning", str(int(allow_spinning)))
         options.add_session_config_entry("session.disable_prepacking", str(int(not prepack)))

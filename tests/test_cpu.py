@@ -263,6 +263,14 @@ def test_the_smallest_number_and_its_reason(cpus: Cpus, count: int, reason: str,
     assert cpus.workers == workers
 
 
+def test_threads_that_are_never_stopped() -> None:
+    assert Cpus(8, 8, 8).within_quota(100)
+    assert Cpus(8, 8, 8, 2.0).within_quota(2)
+    assert not Cpus(8, 8, 8, 1.5).within_quota(2)
+    assert not Cpus(8, 8, 8, 0.5).within_quota(1)
+    assert [Cpus(8, 8, 8, quota).limited for quota in (None, 9.0, 8.0, 7.9)] == [False, False, False, True]
+
+
 @pytest.mark.parametrize("failing", [AttributeError, PermissionError])
 def test_systems_without_affinity_masks(monkeypatch: pytest.MonkeyPatch, failing: type[Exception]) -> None:
     """Neither macOS nor Windows has no such function; a sandbox may refuse it."""

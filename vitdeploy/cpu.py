@@ -58,6 +58,10 @@ class Cpus:
         """Whether the quota is less than what the affinity mask allows."""
         return self.quota is not None and self.quota < self.logical
 
+    def within_quota(self, threads: int) -> bool:
+        """Whether so many threads, all of them busy all the time, are never stopped."""
+        return self.quota is None or threads <= self.quota
+
     @property
     def workers(self) -> int:
         """Threads for work that gains from SMT siblings, as decoding does: one a logical CPU within the quota."""
