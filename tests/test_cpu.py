@@ -253,6 +253,8 @@ def test_without_topology_cpuinfo_counts_and_then_the_mask(tmp_path: Path) -> No
         (Cpus(4, 16, 2), 2, "2 physical cores in the affinity mask of 4 of 16 CPUs", 4),
         (Cpus(1, 16, 1, 0.5), 1, "1 physical core in the affinity mask of 1 of 16 CPUs", 1),
         (Cpus(16, 16, 8, 10.0), 8, "8 physical cores", 10),
+        (Cpus(4096, 4096, 2048), 2048, "2048 physical cores", 4096),
+        (Cpus(4096, 4096, 2048, 1e300), 2048, "2048 physical cores", 4096),
         (Cpus(6, 8, None, 2.0), 2, "cgroup quota of 2 CPUs, 6 CPUs in the affinity mask of 6 of 8 CPUs", 2),
     ],
 )

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import skimage
 import sklearn.datasets
 from PIL import Image
 
+from vitdeploy.cpu import Cpus
 from vitdeploy.errors import ImageError, InputError, UsageError
 from vitdeploy.models.families import FAMILIES
 from vitdeploy.preprocessor_config import ShortestEdge, Size
@@ -318,6 +320,26 @@ def test_threads_do_not_change_the_result() -> None:
     for threads in (2, 8, 100, None):
         np.testing.assert_array_equal(processor(images, threads=threads), single)
     np.testing.assert_array_equal(np.concatenate([processor(image) for image in images]), single)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "images", "threads"), [(Cpus(16, 16, 8), 3, 3), (Cpus(16, 16, 8, 1.5), 3, 2), (Cpus(4, 16, 2, 9.0), 6, 4)]
+)
+def test_as_many_images_at_a_time_as_there_are_cpus(
+    monkeypatch: pytest.MonkeyPatch, cpus: Cpus, images: int, threads: int
+) -> None:
+    started: list[int] = []
+
+    class Noted(ThreadPoolExecutor):
+        def __init__(self, count: int) -> None:
+            started.append(count)
+            super().__init__(count)
+
+    monkeypatch.setattr("vitdeploy.processor.ThreadPoolExecutor", Noted)
+    monkeypatch.setattr("vitdeploy.processor.usable_cpus", lambda: cpus)
+    ImageProcessor()([CHINA] * images)
+    ImageProcessor()(CHINA)
+    assert started == [threads]
 
 
 def test_a_batch_of_every_kind_of_source() -> None:

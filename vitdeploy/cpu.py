@@ -65,7 +65,7 @@ class Cpus:
     @property
     def workers(self) -> int:
         """Threads for work that gains from SMT siblings, as decoding does: one a logical CPU within the quota."""
-        return min(self.logical, self._quota_threads)
+        return self.logical if self.quota is None else max(1, math.ceil(min(self.quota, self.logical)))
 
     @property
     def threads(self) -> ThreadCount:
@@ -75,15 +75,10 @@ class Cpus:
         there = f"{cores} {one if cores == 1 else many}"
         if self.logical < self.online:
             there += f" in the affinity mask of {self.logical} of {self.online} CPUs"
-        if self._quota_threads < cores:
-            return ThreadCount(
-                self._quota_threads, f"cgroup quota of {self.quota:g} {'CPU' if self.quota == 1 else 'CPUs'}, {there}"
-            )
+        if self.workers < cores:
+            quota = f"{self.quota:g} {'CPU' if self.quota == 1 else 'CPUs'}"
+            return ThreadCount(self.workers, f"cgroup quota of {quota}, {there}")
         return ThreadCount(cores, there)
-
-    @property
-    def _quota_threads(self) -> int:
-        return MOST_THREADS if self.quota is None else max(1, math.ceil(min(self.quota, MOST_THREADS)))
 
 
 def usable_cpus(root: str = "", mask: frozenset[int] | None = None) -> Cpus:

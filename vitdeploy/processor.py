@@ -171,7 +171,7 @@ class ImageProcessor:
         if not sources:
             raise UsageError("expected at least one image, got an empty batch")
         if threads is None:
-            threads = usable_cpus().workers
+            threads = usable_cpus().workers if len(sources) > 1 else 1
         if threads < 1:
             raise UsageError(f"'threads' must be at least 1, got {threads}")
         names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources, first_index)]

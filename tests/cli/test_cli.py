@@ -22,7 +22,7 @@ from sklearn.datasets import load_sample_images
 import vitdeploy
 from schemas import validated
 from vitdeploy.cli import main
-from vitdeploy.cpu import session_threads
+from vitdeploy.cpu import Cpus, session_threads, usable_cpus
 from vitdeploy.specs import AxisRange, Task
 
 if TYPE_CHECKING:
@@ -176,6 +176,19 @@ def test_json_of_the_other_commands(bundle: Bundle, capsys: pytest.CaptureFixtur
     assert {"torch", "onnxruntime"} <= {check["backend"] for check in doctor.json["backends"]}
     assert doctor.json["machine"]["default threads"] == str(session_threads())
     assert str(session_threads()) in Result("doctor", capsys=capsys).out
+
+
+def test_the_command_line_keeps_openmp_within_a_quota(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "")
+    assert Result("doctor", "--help", capsys=capsys).code == 0
+    assert os.environ["OMP_NUM_THREADS"] == ("" if not usable_cpus().limited else str(usable_cpus().threads.count))
+    monkeypatch.setattr("vitdeploy.cpu.usable_cpus", lambda: Cpus(8, 8, 8, 1.5))
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert Result("doctor", "--help", capsys=capsys).code == 0
+    assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
 def test_a_comparison_that_fails_exits_with_1(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
