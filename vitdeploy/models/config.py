@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.labels import class_names
+from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
 from vitdeploy.scores import ProblemType, stated_problem_type
 
@@ -188,10 +189,11 @@ class ViTConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ViTConfig:
-        """Read the content of a `config.json`; keys that do not change the computation are ignored.
+        """Read the content of a `config.json`; see `vitdeploy.models.config_keys` for every key.
 
         Raises:
-            CheckpointError: the model type is not known here, or a value is not what it must be.
+            CheckpointError: the model type is not known here, a value is not what it must be, or a key asks for
+                something that is not built.
         """
         model_type = data.get("model_type")
         if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -204,6 +206,7 @@ class ViTConfig:
             if name in values:
                 values[name] = _pair(values[name])
         try:
+            check_keys(model_type, data)
             fields = {**family.sets, **values, **family.derive(data)}
             return cls(
                 model_type=model_type, **fields, labels=class_names(data), problem_type=stated_problem_type(data)
