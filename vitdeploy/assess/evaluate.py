@@ -259,7 +259,7 @@ def single_labels(bundle: Bundle, command: str) -> tuple[str, ...]:
         heads = {ProblemType.REGRESSION: "a regression", ProblemType.MULTI_LABEL: "for several labels an image"}
         head = "a single output" if len(labels) == 1 else heads[bundle.problem_type]
         raise UsageError(
-            f"{command} counts images by their best class, and this model is {head} ({bundle.problem_type}); "
+            f"{command} counts images by their best class, and this model is {head}; "
             f"compare its outputs with the reference instead: vitdeploy compare {bundle.path} --images DIR"
         )
     return labels
