@@ -91,6 +91,7 @@ def add_artifact(
     check_target(place)
     _check_replaced(place, f"{request.format}-{spec.precision}", spec.target)
     reference, processor = checkpoint.model, checkpoint.processor
+    problem_type = reference.problem_type
     axes = axes_of(reference.config, processor, request.bounds) if spec.dynamic_image_size else {}
     sample = samples(reference.config, processor, axes, spec.pixels.stage, request.images)
     quantization = early = None
@@ -99,7 +100,9 @@ def add_artifact(
         _check_finite(early, checkpoint.source.id)
         beside = reference_runtime(reference, spec)
         labels = reference.config.labels
-        quantization = Quantization.open(request.quantization, beside, processor, labels, on_step, on_progress)
+        quantization = Quantization.open(
+            request.quantization, beside, processor, labels, problem_type, on_step, on_progress
+        )
     title = f"{request.format} {spec.precision}"
     with staged_folder(place) as staging:
         on_step(f"exporting to {title}")
@@ -149,7 +152,7 @@ def add_artifact(
             allowed = request.tolerance
             if allowed is None and (quantization is None or quantization.goal is None):  # which judges by itself
                 allowed = default_tolerance(artifact)
-            proof = prove(runtime, artifact.name, sample, expected, allowed)
+            proof = prove(runtime, artifact.name, sample, expected, allowed, problem_type)
             if quantization is not None:
                 proof |= quantization.check(runtime, artifact.name, allowed, on_step)
         for name in exported.emulation:

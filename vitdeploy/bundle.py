@@ -14,6 +14,7 @@ from vitdeploy.atomic import exclusive, replace_folder
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.labels import class_names
 from vitdeploy.manifest import CONFIG, MANIFEST, PROCESSOR_CONFIGS, Artifact, FileRecord, Manifest
+from vitdeploy.scores import ProblemType, problem_type_of
 from vitdeploy.specs import PixelStage
 
 if TYPE_CHECKING:
@@ -76,6 +77,15 @@ class Bundle:
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the logits."""
         return class_names(self.config)
+
+    @property
+    def problem_type(self) -> ProblemType:
+        """How `logits` are read: as classes of which one is the best, each by itself, or as values.
+
+        Raises:
+            CheckpointError: `config.json` has an unknown problem type.
+        """
+        return problem_type_of(self.manifest.task, self.config)
 
     @property
     def dynamic_image_size(self) -> bool:

@@ -108,7 +108,7 @@ def prove_engine(
     with engine as runtime:
         on_step(f"comparing {artifact.name} with the reference")
         images, expected, against = _expected(of, artifact, proof)
-        record = prove(runtime, artifact.name, images, expected, proof.allowed(artifact))
+        record = prove(runtime, artifact.name, images, expected, proof.allowed(artifact), of.problem_type)
         device = runtime.details["device"]
     return {
         "images": "synthetic" if proof.images is None else "given",

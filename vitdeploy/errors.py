@@ -2,6 +2,7 @@
 
 VitDeployError                     1
 ├── CheckFailedError               1  a check ran and did not pass
+├── NotFiniteError                 1  a model gave NaN or infinite values for an image
 ├── UsageError                     2  an option, argument or input tensor is not what it must be
 ├── UnavailableError               3  something this machine or network does not have
 │   ├── MissingDependencyError     3
@@ -35,6 +36,10 @@ class VitDeployError(Exception):
 
 class CheckFailedError(VitDeployError):
     """A comparison or validation ran, and its result is outside the tolerance."""
+
+
+class NotFiniteError(VitDeployError):
+    """A model gave NaN or infinite values for an image, of which nothing can be said."""
 
 
 class UsageError(VitDeployError, ValueError):

@@ -288,6 +288,7 @@ def _validation(item: Any) -> dict[str, Any]:
             _typed(output["mean_cosine"], float)
             if output["top1_agreement"] is not None:
                 _typed(output["top1_agreement"], float)
+            _typed(output.get("relative_error", 0.0), float)
     return dict(item)
 
 

@@ -22,6 +22,7 @@ from vitdeploy.exporters import EXPORTERS
 from vitdeploy.labels import class_names, fits_a_line
 from vitdeploy.manifest import CONFIG as MODEL_CONFIG
 from vitdeploy.manifest import MANIFEST, Artifact, FileRecord
+from vitdeploy.scores import ProblemType
 from vitdeploy.specs import PixelFormat, Task, TensorSpec
 from vitdeploy.triton_config import LABELED_OUTPUT, LABELS, model_config, triton_backend
 
@@ -162,7 +163,7 @@ def check_labels_of(folder: str | os.PathLike[str], task: str | None) -> None:
     """
     try:
         config = json.loads((Path(folder).expanduser() / MODEL_CONFIG).read_bytes())
-        labels = class_names(config)
+        labels = class_names(config) if config.get("problem_type") != ProblemType.REGRESSION else ()
         classifies = task == Task.CLASSIFICATION if task else "ForImageClassification" in str(config["architectures"])
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, InputError):
         return
@@ -200,9 +201,9 @@ def _check_name(name: str) -> None:
 
 
 def _labels(bundle: Bundle, artifact: Artifact) -> str | None:
-    """The content of the file of class names; None where nothing gives classes."""
+    """The content of the file of class names, by which Triton ranks outputs; None where nothing gives classes."""
     width = next((spec.shape[-1] for spec in artifact.outputs if spec.name == LABELED_OUTPUT), None)
-    if bundle.manifest.task != Task.CLASSIFICATION or width is None:
+    if bundle.manifest.task != Task.CLASSIFICATION or width is None or bundle.problem_type is ProblemType.REGRESSION:
         return None
     labels = bundle.labels
     if len(labels) != width:

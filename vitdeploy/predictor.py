@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import BundleError, UsageError
-from vitdeploy.labels import class_names
+from vitdeploy.errors import BundleError, NotFiniteError, UsageError
+from vitdeploy.images import image_name
 from vitdeploy.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import open_runtime
+from vitdeploy.scores import ProblemType
 from vitdeploy.specs import PixelStage, Task
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -26,11 +27,18 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
 
 MOST_A_BATCH = 2**20
+DEFAULT_TOP_K = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A class, its index among the logits, and its score from 0 to 1."""
+    """An output of the model for an image.
+
+    Attributes:
+        label: its name, such as that of a class.
+        index: its position among the logits.
+        score: from 0 to 1; of a regression, the value as the model gives it.
+    """
 
     label: str
     index: int
@@ -47,32 +55,39 @@ class Predictor:
         processor: images to what the runtime takes.
         runtime: executes the artifact.
         labels: class names in the order of the logits.
+        problem_type: how the logits are read.
     """
 
     def __init__(
-        self, processor: ImageProcessor, runtime: Runtime, labels: Sequence[str], problem_type: str | None = None
+        self,
+        processor: ImageProcessor,
+        runtime: Runtime,
+        labels: Sequence[str],
+        problem_type: ProblemType = ProblemType.SINGLE_LABEL,
     ) -> None:
         self.processor = processor
         self.runtime = runtime
         self.labels = tuple(labels)
-        self._scores = _score_function(problem_type, len(self.labels))
+        self.problem_type = problem_type
 
     def predict(
-        self, images: ImageSource | Sequence[ImageSource], *, top_k: int = 5, batch_size: int = 8
+        self, images: ImageSource | Sequence[ImageSource], *, top_k: int | None = None, batch_size: int = 8
     ) -> list[list[Prediction]]:
-        """The best classes of each image, the best first.
+        """The best classes of each image, the best first; the values of a regression, in the order of its outputs.
 
-        Scores are what transformers' image-classification pipeline gives: softmax of the logits; a sigmoid each for
-        multi-label models and for those of one class.
+        Scores are those of transformers' image-classification pipeline: softmax of the logits; a sigmoid each for
+        multi-label models and for those with one output; the logits themselves for a regression, which has no best.
 
         Args:
             images: see `ImageProcessor`; none of them give no predictions.
-            top_k: how many classes an image, from 1 up; all of them where there are fewer.
+            top_k: how many classes an image, from 1 up; by default 5, or all of them where there are fewer. Not for a
+                regression.
             batch_size: images that go through the runtime together, from 1 up.
 
         Raises:
             UsageError: the model is no classifier, or an argument is not what it must be.
             ImageError: an image cannot be read.
+            NotFiniteError: the model gives NaN or infinite logits for an image.
         """
         names = [spec.name for spec in self.runtime.outputs]
         if "logits" not in names:
@@ -81,6 +96,9 @@ class Predictor:
             )
         if not self.labels:
             raise UsageError("predict needs a model with classes, this one has none; call runtime.run")
+        if top_k is not None and self.problem_type is ProblemType.REGRESSION:
+            raise UsageError("top_k ranks classes, and this model is a regression; leave it out for all of its values")
+        top_k = DEFAULT_TOP_K if top_k is None else top_k
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if not isinstance(value, int) or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1 up, got {value!r}")
@@ -90,11 +108,12 @@ class Predictor:
         for start in range(0, len(batch), batch_size):
             part = batch[start : start + batch_size]
             logits = self.logits(self.processor(part, pixels=self.runtime.pixels, first_index=start))
-            predictions.extend(self._best(scores, top_k) for scores in self._scores(logits))
+            self._check_finite(logits, part, start)
+            predictions.extend(self._best(scores, top_k) for scores in self.problem_type.scores(logits))
         return predictions
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
-        """Processed images, in the runtime's format, (N, ...) -> (N, num_labels) float32."""
+        """Processed images, in the runtime's format, (N, ...) -> (N, num_labels) float32, finite or not."""
         return self.runtime.run({"pixel_values": pixel_values})["logits"].astype(np.float32, copy=False)
 
     def close(self) -> None:
@@ -109,8 +128,19 @@ class Predictor:
     ) -> None:
         self.close()
 
+    def _check_finite(self, logits: np.ndarray, images: Sequence[ImageSource], first_index: int) -> None:
+        rows = np.flatnonzero(~np.isfinite(logits).all(axis=1)).tolist()
+        if rows:
+            names = [image_name(images[row], default=f"images[{first_index + row}]") for row in rows]
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise NotFiniteError(
+                f"the model gives NaN or infinite logits for {names[0]}{others}, so nothing can be predicted; try a "
+                f"higher precision such as fp32, and check the weights with vitdeploy compare"
+            )
+
     def _best(self, scores: np.ndarray, top_k: int) -> list[Prediction]:
-        order = np.argsort(-scores, kind="stable")[:top_k]
+        ranked = self.problem_type is not ProblemType.REGRESSION
+        order = np.argsort(-scores, kind="stable")[:top_k] if ranked else np.arange(len(scores))
         return [Prediction(self.labels[index], int(index), float(scores[index])) for index in order]
 
 
@@ -138,8 +168,8 @@ def load(
         DeviceError: the device cannot be had.
     """
     bundle = Bundle.open(path)
-    config, processor = bundle.config, load_processor(bundle)
-    labels = class_names(config) if bundle.manifest.task == Task.CLASSIFICATION else ()
+    processor, problem_type = load_processor(bundle), bundle.problem_type
+    labels = bundle.labels if bundle.manifest.task == Task.CLASSIFICATION else ()
     runtime = open_runtime(bundle, backend, precision=precision, device=device, **options)
     try:
         check_fit(bundle, processor, runtime)
@@ -148,7 +178,7 @@ def load(
     except BundleError:
         runtime.close()
         raise
-    return Predictor(processor, runtime, labels, config.get("problem_type"))
+    return Predictor(processor, runtime, labels, problem_type)
 
 
 def load_processor(bundle: Bundle) -> ImageProcessor:
@@ -201,18 +231,3 @@ def check_classes(bundle: Bundle, labels: Sequence[str], runtime: Runtime) -> No
             f"{bundle.path}: config.json must name a class for each of {width} logits, names {len(labels)}; "
             f"export the bundle again"
         )
-
-
-def _score_function(problem_type: str | None, num_labels: int) -> Callable[[np.ndarray], np.ndarray]:
-    if problem_type == "multi_label_classification" or num_labels == 1:
-        return _sigmoid
-    return _softmax
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1.0 / (1.0 + np.exp(-logits))  # type: ignore[no-any-return]
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponents / exponents.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from vitdeploy.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ def parse(config: Mapping[str, Any]) -> dict[str, Any]:
     """Read the settings into the fields of ImageProcessor, those that are not its defaults.
 
     As in transformers, absent keys have the class's defaults, a step (`do_...`) that is null is off, and keys of other
-    classes mean nothing; but a step that is on and not implemented is an error.
+    classes mean nothing; but a step that is on and not implemented is an error, and so is code of the checkpoint's own.
 
     Raises:
         InputError: the class is unknown, a value is not what it must be, or a step is not implemented.
@@ -81,6 +84,11 @@ def parse(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         if key.startswith("do_") and value and key not in _STEPS and key != "do_reduce_labels":
             raise InputError(f"{key!r} must be false, got {value!r}: this step is not implemented")
+    if settings.get("auto_map"):
+        raise InputError(
+            f"'auto_map' names code in the checkpoint's folder, which is not run, got {settings['auto_map']!r:.80}; if "
+            f"transformers gives the same pixels without trust_remote_code, remove the key"
+        )
     if isinstance(settings.get("size"), int) and not settings.get("default_to_square", True):
         settings["size"] = {"shortest_edge": settings["size"]}
     steps = {step: _flag(step, settings[step]) for step in _STEPS}
@@ -90,6 +98,25 @@ def parse(config: Mapping[str, Any]) -> dict[str, Any]:
         if key in settings and (settings[key] is not None or steps[step])
     }
     return {"image_processor_type": kind, **steps, **values}
+
+
+def note_unknown_settings(files: Mapping[str, bytes]) -> None:
+    """Log the keys that the classes do not have in transformers, which have no effect there or here.
+
+    Args:
+        files: the content of a checkpoint's processor files, by name, which could be read.
+    """
+    for name, content in files.items():
+        settings = json.loads(content)
+        settings = settings.get("image_processor") if name == "processor_config.json" else settings
+        unknown = sorted(settings.keys() - _KNOWN) if isinstance(settings, dict) else []
+        if unknown:
+            more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+            logger.warning(
+                "%s has keys that its class does not have in transformers; like there, they have no effect: %s",
+                name,
+                ", ".join(key[:40] for key in unknown[:8]) + more,
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -196,6 +223,24 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "do_convert_rgb": True,
     },
 }
+
+# What becomes of every key that transformers 4 and 5 write, but for other steps (`do_...`), which must be off.
+APPLIED = frozenset({"image_processor_type", "feature_extractor_type", "default_to_square", *_STEPS, *_VALUES})
+REFUSED = frozenset({"auto_map", "do_pad"})  # unless they are null, false or empty
+WITHOUT_EFFECT = frozenset(
+    {
+        *(
+            "do_reduce_labels",
+            "reduce_labels",
+            "pad_size",
+            "image_seq_length",
+        ),  # of label maps, a batch's padding, text
+        *("data_format", "input_data_format", "return_tensors", "device", "disable_grouping"),  # what a call is given
+        *("processor_class", "_processor_class", "_auto_class", "model_input_names"),  # how transformers finds classes
+        *("_valid_processor_keys", "_valid_kwargs_names"),
+    }
+)
+_KNOWN = APPLIED | REFUSED | WITHOUT_EFFECT
 
 # The class of each family's processor; the oldest files do not name it.
 CLASS_OF_MODEL = {

@@ -15,8 +15,10 @@ from vitdeploy.layouts.timm_layout import from_timm, is_timm, processor_config
 from vitdeploy.manifest import PROCESSOR_CONFIGS, FileRecord, Source
 from vitdeploy.models.checkpoint import architecture_of, make_model, task_of
 from vitdeploy.models.config import ViTConfig, json_size, read_json
+from vitdeploy.models.config_keys import note_unknown_keys
 from vitdeploy.models.presets import preset_config, random_model
 from vitdeploy.models.weights import read_weights
+from vitdeploy.preprocessor_config import note_unknown_settings
 from vitdeploy.processor import ImageProcessor
 
 if TYPE_CHECKING:
@@ -92,6 +94,8 @@ def read_checkpoint(
     found = resolve(model, **hub_options)
     content = _read(found, task, image_size)
     config = ViTConfig.from_dict(content.config)
+    note_unknown_keys(content.config)
+    note_unknown_settings(content.files)
     if config.num_channels != 3:
         raise CheckpointError(
             f"{model}: the model must take what the image processor gives, 3 channels of RGB, takes "

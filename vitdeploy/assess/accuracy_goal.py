@@ -14,6 +14,7 @@ from vitdeploy.assess.dataset import open_data
 from vitdeploy.assess.image_set import ImageSet
 from vitdeploy.assess.samples import feeds
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
+from vitdeploy.scores import ProblemType
 
 if TYPE_CHECKING:
     import os
@@ -86,6 +87,7 @@ class AccuracyGoal:
         labels: Sequence[str],
         limit: int | None,
         seed: int,
+        problem_type: ProblemType,
         on_progress: Callable[[int, int], None],
     ) -> AccuracyGoal:
         """Run the reference on the images.
@@ -98,10 +100,11 @@ class AccuracyGoal:
             labels: the model's class names.
             limit: how many images, at most; None for all.
             seed: which ones.
+            problem_type: of the model.
             on_progress: called with the number of images that are done, and of all.
 
         Raises:
-            UsageError: the model gives no logits of an image.
+            UsageError: the model gives no logits of an image, or none of them is the image's class.
             InputError: there are no images, or they have no labels.
             CheckpointError: the reference gives values that are not finite.
         """
@@ -110,6 +113,11 @@ class AccuracyGoal:
             raise UsageError(
                 f"{bound} is of a model that gives {LOGITS} of each image, got {names}; leave it out, and see "
                 f"vitdeploy compare --bisect"
+            )
+        if problem_type is not ProblemType.SINGLE_LABEL:
+            raise UsageError(
+                f"{bound} counts images by their best class, which a {problem_type} model does not have; leave it out, "
+                f"and bound the difference of its outputs with --tolerance"
             )
         if bound.max_drop is None:
             images = CalibrationImages.open(path, processor, labels, limit, seed, on_progress)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL
 
-from vitdeploy.assess.difference import compare_outputs, least_cosine
+from vitdeploy.assess.difference import RelativeError, compare_outputs, least_cosine
 from vitdeploy.assess.image_set import open_images
 from vitdeploy.assess.prepare import prepare
 from vitdeploy.assess.samples import feeds
 from vitdeploy.cpu import usable_cpus
 from vitdeploy.errors import CheckFailedError, UsageError
+from vitdeploy.scores import ProblemType
 
 if TYPE_CHECKING:
     import os
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 DEFAULT_COUNT = 512  # TensorRT's and NNCF's guides ask for some hundreds
 FEW = 32
+LOGITS = "logits"
 _AHEAD = 2  # images a core that may be ready before they are run
 
 
@@ -107,28 +109,41 @@ class CalibrationImages:
                 yield runtime.run(feeds(runtime.inputs, image[pixels]))
 
     def agreement(
-        self, reference: Runtime, artifact: Runtime, name: str, tolerance: float | None
+        self,
+        reference: Runtime,
+        artifact: Runtime,
+        name: str,
+        tolerance: float | None,
+        problem_type: ProblemType = ProblemType.SINGLE_LABEL,
     ) -> list[dict[str, Any]]:
         """What the artifact gives for each image beside what the reference gives, an entry an output.
 
         Each entry holds the output's name, how many images there are, the share of those with the same best class (of
-        logits alone), and the mean and the lowest cosine of an image.
+        a single-label classifier's logits alone), and the mean and the lowest cosine of an image. The logits of another
+        head have no best class, and the cosine of a single value is that of its sign: their entry holds the relative
+        error, the length of the difference over that of the reference's values, of all images together. Of a
+        regression, whose values have units of their own, it is that of its worst output.
 
         Args:
             reference: its runtime.
             artifact: its runtime.
             name: the artifact's.
-            tolerance: see `least_cosine`; None for any cosine.
+            tolerance: the largest relative error, or see `least_cosine`; None for any.
+            problem_type: of the model.
 
         Raises:
-            CheckFailedError: the mean cosine of an output is lower.
+            CheckFailedError: the relative error of the logits is larger, or the mean cosine of another output is lower.
         """
+        ranked = problem_type is ProblemType.SINGLE_LABEL
+        error = None if ranked else RelativeError(by_output=problem_type is ProblemType.REGRESSION)
         found: dict[str, list[tuple[float, float | None]]] = {}
         for image in self.pixels(reference.pixels, artifact.pixels):
             wanted, given = (
                 runtime.run(feeds(runtime.inputs, image[runtime.pixels])) for runtime in (reference, artifact)
             )
-            for difference in compare_outputs(wanted, given):
+            if error is not None and LOGITS in wanted:
+                error.add(wanted[LOGITS], given[LOGITS])
+            for difference in compare_outputs(wanted, given, ranked=ranked):
                 found.setdefault(difference.output, []).append((difference.min_cosine, difference.top1_agreement))
         entries: list[dict[str, Any]] = []
         for output, each in found.items():
@@ -143,9 +158,22 @@ class CalibrationImages:
                     "min_cosine": round(min(cosines), 6),
                 }
             )
+        by_error = {LOGITS} if error is not None and LOGITS in found else set()
+        if error is not None and by_error:
+            entry = next(each for each in entries if each["output"] == LOGITS)
+            entry["relative_error"] = float(f"{error.value:.3g}")
         if tolerance is None:
             return entries
-        worst, lowest = min(((each["output"], each["mean_cosine"]) for each in entries), key=operator.itemgetter(1))
+        if error is not None and by_error and not error.value <= tolerance:
+            raise CheckFailedError(
+                f"the {LOGITS} of {name} differ from the reference by {error.value:.3g} of their length on the "
+                f"calibration images, {tolerance:g} is allowed; keep nodes in float32, see vitdeploy compare --bisect; "
+                f"nothing was written"
+            )
+        cosines_of = [(each["output"], each["mean_cosine"]) for each in entries if each["output"] not in by_error]
+        if not cosines_of:
+            return entries
+        worst, lowest = min(cosines_of, key=operator.itemgetter(1))
         if not lowest >= least_cosine(tolerance):
             raise CheckFailedError(
                 f"{name} must have a mean cosine of {least_cosine(tolerance):.4g} with the reference on the "

@@ -22,6 +22,7 @@ from vitdeploy.gpu import find_gpus
 from vitdeploy.predictor import batch_size_for, check_fit, load_processor
 from vitdeploy.runtimes import open_runtime, runtime_class
 from vitdeploy.runtimes.base import parse_device
+from vitdeploy.scores import ProblemType
 from vitdeploy.specs import attention_for
 
 if TYPE_CHECKING:
@@ -45,9 +46,10 @@ class BackendComparison:
         differences: one an output; none where the backend was skipped.
         details: what really ran.
         skipped: why it could not run; None where it did.
-        logits: what else is said of logits; None where there are none, or some are not finite.
+        logits: what else is said of the logits of a single-label classifier; None where there are none, or some are
+            not finite.
         not_finite: the positions of the images for which a value of the artifact is NaN or infinite, from 0.
-        furthest: of logits of one class an image, the images that differ most, the furthest first.
+        furthest: of a single-label classifier, the images that differ most, the furthest first.
     """
 
     artifact: str
@@ -102,16 +104,26 @@ class Comparison(ByResult):
         images: how many were compared.
         synthetic: whether they were made up, none having been given.
         results: one an artifact and backend.
+        problem_type: how logits are read; only those of a single-label classifier are compared as classes, too.
     """
 
     bundle: str
     images: int
     synthetic: bool
     results: tuple[BackendComparison, ...]
+    problem_type: ProblemType = ProblemType.SINGLE_LABEL
+
+    @property
+    def note(self) -> str:
+        """Which figures do not apply to the model, for people; empty where all do."""
+        if self.problem_type is ProblemType.SINGLE_LABEL:
+            return ""
+        return f"{self.problem_type}: outputs are compared as numbers, as no class of an image is the best one"
 
     def to_dict(self) -> dict[str, Any]:
         return {
             **dataclasses.asdict(self),
+            "problem_type": str(self.problem_type),
             "status": self.status,
             "results": [result.to_dict() for result in self.results],
         }
@@ -161,7 +173,7 @@ def compare(
         raise UsageError(f"{bundle.path} must hold an artifact to compare, holds none; make one: vitdeploy export")
     if golden is not None and save_golden is not None:
         raise UsageError(f"compare saves golden outputs or compares with them, got both: {save_golden} and {golden}")
-    processor = load_processor(bundle)
+    processor, problem_type = load_processor(bundle), bundle.problem_type
     sources = chosen_images(processor, images)
     if not sources:
         raise UsageError("compare needs at least one image, got none")
@@ -188,7 +200,7 @@ def compare(
     )
     if save_golden is not None:
         Golden(expected, bundle.manifest.reference, batches.pixels_sha256(), batch_size, tools).write(save_golden)
-    return Comparison(str(bundle.path), len(sources), images is None, results)
+    return Comparison(str(bundle.path), len(sources), images is None, results, problem_type)
 
 
 def run_reference(
@@ -297,6 +309,7 @@ def _result(
     on_step: Callable[[str], None],
 ) -> BackendComparison:
     head = (artifact.name, selected.backend, tolerance)
+    ranked = bundle.problem_type is ProblemType.SINGLE_LABEL
     on_step(f"running {selected}")
     try:
         with selected.open(bundle, device=device) as runtime:
@@ -304,11 +317,11 @@ def _result(
             found = run_batches(runtime, batches.feeds(runtime))
             return BackendComparison(
                 *head,
-                compare_outputs(wanted, found),
+                compare_outputs(wanted, found, ranked=ranked),
                 runtime.details,
-                logits=_compare_logits(wanted, found, tolerance),
+                logits=_compare_logits(wanted, found, tolerance) if ranked else None,
                 not_finite=_not_finite(found),
-                furthest=_furthest(bundle, wanted, found, batches.sources),
+                furthest=_furthest(bundle, wanted, found, batches.sources) if ranked else (),
             )
     except UnavailableError as exc:
         return BackendComparison(*head, skipped=str(exc))

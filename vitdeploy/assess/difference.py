@@ -40,7 +40,7 @@ class Difference:
         max_relative: `max_abs` over the largest absolute value of the reference.
         min_cosine: the lowest cosine similarity of one image's output with the reference's.
         top1_agreement: share of images (of patches, where each has its own) with the same best class, from 0 to 1;
-            None for an output that is not `logits`.
+            None for an output that is not `logits`, and for logits of which none is the best class.
         mean_relative: `mean_abs` over the mean absolute value of the reference.
         mean_cosine: the mean of the images' cosine similarities.
         psnr_db: the largest absolute value of the reference over the root mean square of the difference, in decibels
@@ -72,6 +72,36 @@ class Difference:
         return {**dataclasses.asdict(self), "required_tolerance": self.required_tolerance}
 
 
+@dataclasses.dataclass
+class RelativeError:
+    """The length of a difference over the length of the reference's values, of all the images that are added.
+
+    It is the square root of the inverse of the signal-to-quantization-noise ratio.
+
+    Args:
+        by_output: whether each output by itself, of which the largest error counts.
+    """
+
+    by_output: bool
+    _different: Any = 0.0
+    _whole: Any = 0.0
+
+    def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
+        """Add images: (N, outputs) each."""
+        axis = 0 if self.by_output else None
+        want, got = reference.astype(np.float64), candidate.astype(np.float64)
+        self._whole = self._whole + np.square(want).sum(axis=axis)
+        self._different = self._different + np.square(got - want).sum(axis=axis)
+
+    @property
+    def value(self) -> float:
+        """From 0 up; infinite where a value is not finite, or differs from a reference that is always 0."""
+        different, whole = np.atleast_1d(self._different), np.atleast_1d(self._whole)
+        if not (np.isfinite(different).all() and np.isfinite(whole).all()):
+            return math.inf
+        return max(math.sqrt(_share(a, b)) for a, b in zip(different.tolist(), whole.tolist(), strict=True))
+
+
 def default_tolerance(artifact: Artifact) -> float:
     """What an artifact may differ by, relative to each output's largest value.
 
@@ -94,12 +124,15 @@ def least_cosine(tolerance: float) -> float:
     return 1 - tolerance**2 / 2
 
 
-def compare_outputs(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> tuple[Difference, ...]:
+def compare_outputs(
+    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], *, ranked: bool = True
+) -> tuple[Difference, ...]:
     """Compare every output of two runs on the same images.
 
     Args:
         reference: arrays (N, ...) by name.
         candidate: as many of the same names and shapes.
+        ranked: whether the largest of an image's `logits` is its class, as in a single-label classifier.
 
     Raises:
         UsageError: names or shapes are not the same, or there is nothing to compare.
@@ -108,10 +141,13 @@ def compare_outputs(reference: Mapping[str, np.ndarray], candidate: Mapping[str,
         raise UsageError(
             f"outputs must be {', '.join(reference) or 'one or more'}, got {', '.join(candidate) or 'none'}"
         )
-    return tuple(_difference(name, reference[name], candidate[name]) for name in reference)
+    return tuple(
+        _difference(name, reference[name], candidate[name], of_classes=ranked and name == "logits")
+        for name in reference
+    )
 
 
-def _difference(name: str, reference: np.ndarray, candidate: np.ndarray) -> Difference:
+def _difference(name: str, reference: np.ndarray, candidate: np.ndarray, *, of_classes: bool) -> Difference:
     if reference.shape != candidate.shape:
         raise UsageError(f"output {name} must have shape {reference.shape}, has {candidate.shape}")
     if reference.size == 0:
@@ -119,7 +155,7 @@ def _difference(name: str, reference: np.ndarray, candidate: np.ndarray) -> Diff
     count = len(reference)
     a, b = (array.reshape(count, -1).astype(np.float64) for array in (reference, candidate))
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        agreement = 0.0 if name == "logits" else None
+        agreement = 0.0 if of_classes else None
         return Difference(name, count, False, math.inf, math.inf, math.inf, -1.0, agreement, math.inf, -1.0, None)
     absolute = np.abs(a - b)
     max_abs = float(absolute.max())
@@ -135,7 +171,7 @@ def _difference(name: str, reference: np.ndarray, candidate: np.ndarray) -> Diff
         mean_abs=float(absolute.mean()),
         max_relative=_share(max_abs, scale),
         min_cosine=float(min(cosine.min(), 1.0)),
-        top1_agreement=_top1_agreement(reference, candidate) if name == "logits" else None,
+        top1_agreement=_top1_agreement(reference, candidate) if of_classes else None,
         mean_relative=_share(float(absolute.mean()), float(np.abs(a).mean())),
         mean_cosine=float(min(cosine.mean(), 1.0)),
         psnr_db=20 * math.log10(scale / math.sqrt(np.square(absolute).mean())) if scale and max_abs else None,

@@ -19,6 +19,7 @@ from vitdeploy.assess.workfile import WorkFile
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import check_batch_size, load_processor
+from vitdeploy.scores import ProblemType
 from vitdeploy.specs import Precision, Task
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def evaluate(
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     check_batch_size(batch_size)
-    labels, processor = _single_labels(bundle), load_processor(bundle)
+    labels, processor = single_labels(bundle, "evaluate"), load_processor(bundle)
     selection = select(bundle, backends)
     if isinstance(data, LabelledData):
         whole = data
@@ -245,12 +246,20 @@ def evaluate(
     )
 
 
-def _single_labels(bundle: Bundle) -> tuple[str, ...]:
+def single_labels(bundle: Bundle, command: str) -> tuple[str, ...]:
+    """The class names of a model that gives an image one of several classes.
+
+    Raises:
+        UsageError: the model does something else, which `command` cannot measure.
+    """
     labels = bundle.labels if bundle.manifest.task == Task.CLASSIFICATION else ()
     if not labels:
-        raise UsageError("evaluate needs a model with classes, this one has none; export it as image-classification")
-    if bundle.config.get("problem_type") == "multi_label_classification":
+        raise UsageError(f"{command} needs a model with classes, this one has none; export it as image-classification")
+    if bundle.problem_type is not ProblemType.SINGLE_LABEL:
+        heads = {ProblemType.REGRESSION: "a regression", ProblemType.MULTI_LABEL: "for several labels an image"}
+        head = "a single output" if len(labels) == 1 else heads[bundle.problem_type]
         raise UsageError(
-            "evaluate needs a model that gives an image one class, this one is for several labels an image"
+            f"{command} counts images by their best class, and this model is {head}; "
+            f"compare its outputs with the reference instead: vitdeploy compare {bundle.path} --images DIR"
         )
     return labels

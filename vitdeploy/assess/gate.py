@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.assess.baseline import Baseline
 from vitdeploy.assess.dataset import open_data
-from vitdeploy.assess.evaluate import evaluate
+from vitdeploy.assess.evaluate import evaluate, single_labels
 from vitdeploy.assess.gate_checks import Check, Measured, judge
 from vitdeploy.assess.gate_plan import plan
 from vitdeploy.assess.gate_rules import GateRules, read_rules
@@ -188,9 +188,7 @@ def _prepare(
         )
     file = None if baseline is None else Path(baseline)
     accepted = None if file is None or (update and not _exists(file)) else Baseline.read(file)
-    if not bundle.labels:
-        raise UsageError("gate needs a model with classes, this one has none; export it as image-classification")
-    images = open_data(data, bundle.labels)
+    images = open_data(data, single_labels(bundle, "gate"))
     if accepted is not None and not update and accepted.images != len(images):
         raise _other_data(file, f"{accepted.images} images, the data has {len(images)}")
     compared = None if update else accepted

@@ -15,6 +15,7 @@ from vitdeploy.assess.verdicts import ByResult, Verdict
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import load_processor
+from vitdeploy.scores import ProblemType
 from vitdeploy.specs import Precision
 from vitdeploy.tables import load_target
 
@@ -186,7 +187,7 @@ def compare_layers(
     chosen.pop(other, None)
     if not chosen:
         raise UsageError(f"an artifact must be compared with {other}, got none but that; name another")
-    processor = load_processor(bundle)
+    processor, ranked = load_processor(bundle), bundle.problem_type is ProblemType.SINGLE_LABEL
     sources = chosen_images(processor, images)[:SYNTHETIC_COUNT]
     batches = Batches(processor, sources, batch_size=1)
     on_step(f"running the reference on {len(sources)} images")
@@ -201,7 +202,8 @@ def compare_layers(
         on_step(f"running {name} layer by layer")
         try:
             made = _run(bundle, by_name[name], batches, states)
-            results.append(ArtifactLayers(name, limit, _differences(by_name[name], expected, made)))
+            differences = _differences(by_name[name], expected, made, ranked=ranked)
+            results.append(ArtifactLayers(name, limit, differences))
         except UnavailableError as exc:
             results.append(ArtifactLayers(name, limit, skipped=str(exc)))
     return LayerComparison(str(bundle.path), len(sources), images is None, other, tuple(results))
@@ -277,7 +279,7 @@ def _scale(states: np.ndarray) -> np.ndarray:
 
 
 def _differences(
-    artifact: Artifact, expected: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray]
+    artifact: Artifact, expected: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray], *, ranked: bool
 ) -> tuple[PartDifference, ...]:
     states = [name for name in made if name.startswith(_STATES)]
     states.sort(key=lambda name: int(name.removeprefix(_STATES)))
@@ -290,5 +292,5 @@ def _differences(
         found.append(PartDifference("embeddings" if index == 0 else f"layers.{index - 1}", difference))
     if heads:
         of_heads = ({name: side[name] for name in heads} for side in (expected, made))
-        found.append(PartDifference("head", compare_outputs(*of_heads)))
+        found.append(PartDifference("head", compare_outputs(*of_heads, ranked=ranked)))
     return tuple(found)

@@ -13,6 +13,7 @@ from vitdeploy.assess.difference import compare_outputs
 from vitdeploy.assess.samples import feeds, fingerprint, image_files, synthetic_images
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.images import open_image
+from vitdeploy.scores import ProblemType
 from vitdeploy.specs import PixelFormat, PixelStage, attention_for
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def prove(
     images: Sequence[Sample],
     expected: Sequence[Mapping[str, np.ndarray]],
     tolerance: float | None,
+    problem_type: ProblemType = ProblemType.SINGLE_LABEL,
 ) -> dict[str, Any]:
     """Compare an artifact with the reference, in the batches of the samples.
 
@@ -172,6 +174,7 @@ def prove(
         images: see `samples`.
         expected: what the reference gives for each of them.
         tolerance: largest difference allowed, relative to each output's largest value; None for any that is finite.
+        problem_type: of the model.
 
     Returns:
         The record of it, for the manifest; its tolerance is the one that would have passed where none is given.
@@ -181,7 +184,7 @@ def prove(
     """
     pixel_values = [sample.pixel_values(runtime.pixels) for sample in images]
     found = [
-        _differences(runtime, pixels, sample.batches, want)
+        _differences(runtime, pixels, sample.batches, want, problem_type)
         for sample, pixels, want in zip(images, pixel_values, expected, strict=True)
     ]
     # Of each output, its difference at the image size where that is largest.
@@ -212,13 +215,18 @@ def prove(
 
 
 def _differences(
-    runtime: Runtime, pixel_values: np.ndarray, batches: Sequence[list[int]], expected: Mapping[str, np.ndarray]
+    runtime: Runtime,
+    pixel_values: np.ndarray,
+    batches: Sequence[list[int]],
+    expected: Mapping[str, np.ndarray],
+    problem_type: ProblemType,
 ) -> tuple[Difference, ...]:
     """Each output, in batches of these images, against the reference's, which ran every image once."""
     arrays = feeds(runtime.inputs, pixel_values)
     outputs = run_batches(runtime, [{name: array[rows] for name, array in arrays.items()} for rows in batches])
     rows = list(itertools.chain(*batches))
-    return compare_outputs({name: value[rows] for name, value in expected.items()}, outputs)
+    wanted = {name: value[rows] for name, value in expected.items()}
+    return compare_outputs(wanted, outputs, ranked=problem_type is ProblemType.SINGLE_LABEL)
 
 
 def _rounded(difference: Difference) -> dict[str, Any]:

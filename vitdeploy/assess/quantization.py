@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vitdeploy.exporters.quantization.calibration import CalibrationData
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
+    from vitdeploy.scores import ProblemType
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Quantization:
         data: what exporters take of them.
         goal: how accurate the artifact must be; None where that is not said.
         choose: see `vitdeploy.exporters.quantization.choice`.
+        problem_type: of the model.
     """
 
     reference: Runtime
@@ -57,6 +59,7 @@ class Quantization:
     data: CalibrationData
     goal: AccuracyGoal | None
     choose: Chooser
+    problem_type: ProblemType
 
     @classmethod
     def open(
@@ -65,6 +68,7 @@ class Quantization:
         reference: Runtime,
         processor: ImageProcessor,
         labels: Sequence[str],
+        problem_type: ProblemType,
         on_step: Callable[[str], None],
         on_progress: Callable[[int, int], None],
     ) -> Quantization:
@@ -75,6 +79,7 @@ class Quantization:
             reference: its runtime.
             processor: of the bundle.
             labels: the model's class names.
+            problem_type: of the model.
             on_step: called with what is being done.
             on_progress: called with the number of images, or layers, that are done, and of all.
 
@@ -93,10 +98,10 @@ class Quantization:
             path, limit = (request.images, request.limit) if own is None else (own, None)
             on_step(f"running the reference on the images of {path}")
             goal = AccuracyGoal.open(
-                request.bound, path, reference, processor, labels, limit, request.seed, on_progress
+                request.bound, path, reference, processor, labels, limit, request.seed, problem_type, on_progress
             )
         choose = Chooser(reference, calibration.few(), goal, on_step, on_progress)
-        return cls(reference, calibration, data, goal, choose)
+        return cls(reference, calibration, data, goal, choose, problem_type)
 
     def check(
         self, runtime: Runtime, name: str, tolerance: float | None, on_step: Callable[[str], None]
@@ -119,7 +124,9 @@ class Quantization:
         record: dict[str, Any] = {
             "calibration_sha256": self.data.sha256,
             "calibration_seed": self.calibration.seed,
-            "calibration_images": self.calibration.agreement(self.reference, runtime, name, tolerance),
+            "calibration_images": self.calibration.agreement(
+                self.reference, runtime, name, tolerance, self.problem_type
+            ),
         }
         if self.goal is not None:
             on_step(f"measuring the accuracy of {name} on {len(self.goal.images.images)} images")

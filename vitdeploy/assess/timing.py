@@ -15,6 +15,8 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vitdeploy.assess.samples import feeds
 from vitdeploy.bundle import Bundle
 from vitdeploy.cpu import MOST_THREADS, openmp_is_set, usable_cpus
@@ -26,8 +28,6 @@ from vitdeploy.specs import PixelStage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from multiprocessing.connection import Connection
-
-    import numpy as np
 
     from vitdeploy.assess.selection import Selected
     from vitdeploy.cpu import ThreadCount
@@ -171,8 +171,22 @@ class _Timer:
         return Opened(load_ms, self._runtime.threads, self._runtime.details)
 
     def first_run(self, batch_size: int) -> float:
-        """Milliseconds of a run, which nothing has run before."""
-        return self._run_ms(self._inputs(batch_size))
+        """Milliseconds of a run, which nothing has run before.
+
+        Raises:
+            UnavailableError: an output is not finite: how fast that is computed tells nothing of the model.
+        """
+        inputs = self._inputs(batch_size)
+        begin = time.perf_counter()
+        outputs = self._runtime.run(inputs)
+        elapsed = _since(begin)
+        for name, value in outputs.items():
+            if not np.isfinite(value).all():
+                raise UnavailableError(
+                    f"{self._job.selected} gives NaN or infinite {name}, so its time says nothing; find the cause with "
+                    f"vitdeploy compare"
+                )
+        return elapsed
 
     def warm_up(self, batch_size: int) -> bool:
         """Run until times are steady; whether they are."""

@@ -158,6 +158,8 @@ def _print(result: Comparison) -> None:
     columns = ("artifact", "backend", "status", "output", "max abs", "max relative", "tolerance", "would pass at",
                "min cosine", "PSNR dB", "top-1 agreement", "flips + low margin", "KL")  # fmt: skip
     print_table(f"{result.bundle} against the reference, {result.images} {kind}: {result.status}", columns, rows)
+    if result.note:
+        print_text(result.note)
 
 
 def _print_layers(result: LayerComparison) -> None:

@@ -70,6 +70,8 @@ def agreement(measured: Mapping[str, Any]) -> str:
     """What a validation says of one output on the calibration images, for people."""
     share = measured["top1_agreement"]
     same = "" if share is None else f"the reference's class for {share:.2%} of {measured['images']} images, "
+    if "relative_error" in measured:
+        same = f"relative error {measured['relative_error']:.2%} on {measured['images']} images, "
     return f"{measured['output']}: {same}mean cosine {measured['mean_cosine']:.5f}"
 
 

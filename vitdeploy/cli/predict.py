@@ -14,23 +14,36 @@ from vitdeploy.runtimes import BACKENDS
 @click.option("--backend", default="onnxruntime", show_default=True, type=click.Choice(list(BACKENDS)))
 @click.option("--precision", default="fp32", show_default=True)
 @click.option("--device", help="cpu, cuda or cuda:1; cpu by default, cuda for an engine.")
-@click.option("--top-k", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--top-k", type=click.IntRange(min=1), help="Classes an image; 5 by default. Not for a regression.")
 @json_option
 def predict(
-    bundle: str, images: tuple[str, ...], backend: str, precision: str, device: str | None, top_k: int, as_json: bool
+    bundle: str,
+    images: tuple[str, ...],
+    backend: str,
+    precision: str,
+    device: str | None,
+    top_k: int | None,
+    as_json: bool,
 ) -> None:
-    """Classify IMAGES with a BUNDLE."""
+    """Classify IMAGES with a BUNDLE, or print the values that a regression gives for them.
+
+    Scores are those of transformers' image-classification pipeline: softmax over the classes, a sigmoid each for a
+    multi-label model, and the values themselves, all of them in the model's order, for a regression. Exits with 1 if
+    the model gives NaN or infinite values for an image.
+    """
     from vitdeploy.predictor import load
+    from vitdeploy.scores import ProblemType
 
     with load(bundle, backend=backend, precision=precision, device=device) as predictor:
         results = predictor.predict(list(images), top_k=top_k)
-        details = predictor.runtime.details
+        details, problem_type = predictor.runtime.details, predictor.problem_type
     if as_json:
         print_json(
             {
                 "bundle": bundle,
                 "backend": backend,
                 "precision": precision,
+                "problem_type": str(problem_type),
                 "details": details,
                 "results": [
                     {"image": image, "predictions": [prediction.to_dict() for prediction in best]}
@@ -39,9 +52,10 @@ def predict(
             }
         )
         return
+    score, form = ("value", ".6g") if problem_type is ProblemType.REGRESSION else ("score", ".4f")
     rows = [
-        (image if rank == 0 else "", prediction.label, f"{prediction.score:.4f}")
+        (image if rank == 0 else "", prediction.label, f"{prediction.score:{form}}")
         for image, best in zip(images, results, strict=True)
         for rank, prediction in enumerate(best)
     ]
-    print_table(f"{bundle} on {backend} {precision}", ("image", "label", "score"), rows)
+    print_table(f"{bundle} on {backend} {precision}", ("image", "label", score), rows)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.labels import class_names
+from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
+from vitdeploy.scores import ProblemType, stated_problem_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,6 +61,7 @@ class ViTConfig:
         encoder_stride: pixels that one token is decoded to, on each side, in masked image modeling.
         pooler_output_size: width of the pooler; by default hidden_size.
         labels: class names in the order of the logits; none of them means that the head is the identity.
+        problem_type: how the logits of a classifier are read; by default it follows from the number of labels.
         key_bias: whether the key projection has a bias where the query's and the value's have.
         distillation_token: whether a second token, with a position of its own, follows the class token.
         mask_token: whether the model has a mask token whatever its task, though only masked image modeling uses it.
@@ -101,6 +104,7 @@ class ViTConfig:
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
+    problem_type: ProblemType | None = None
     key_bias: bool = True
     distillation_token: bool = False
     mask_token: bool = False
@@ -185,10 +189,11 @@ class ViTConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ViTConfig:
-        """Read the content of a `config.json`; keys that do not change the computation are ignored.
+        """Read the content of a `config.json`; see `vitdeploy.models.config_keys` for every key.
 
         Raises:
-            CheckpointError: the model type is not known here, or a value is not what it must be.
+            CheckpointError: the model type is not known here, a value is not what it must be, or a key asks for
+                something that is not built.
         """
         model_type = data.get("model_type")
         if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -201,8 +206,11 @@ class ViTConfig:
             if name in values:
                 values[name] = _pair(values[name])
         try:
+            check_keys(model_type, data)
             fields = {**family.sets, **values, **family.derive(data)}
-            return cls(model_type=model_type, **fields, labels=class_names(data))
+            return cls(
+                model_type=model_type, **fields, labels=class_names(data), problem_type=stated_problem_type(data)
+            )
         except UsageError as exc:
             raise CheckpointError(f"config.json: {exc}") from exc
 
@@ -222,6 +230,7 @@ class ViTConfig:
         data = {"model_type": self.model_type} | {name: getattr(self, name) for name in _KEYS}
         data["id2label"] = {str(index): name for index, name in enumerate(self.labels)}
         data["label2id"] = {name: index for index, name in enumerate(self.labels)}
+        data["problem_type"] = None if self.problem_type is None else str(self.problem_type)
         for name in ("image_size", "patch_size"):
             data[name] = json_size(data[name])
         for name in ("initializer_range", "layer_norm_eps"):

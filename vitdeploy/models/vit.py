@@ -14,6 +14,7 @@ from vitdeploy.models.embeddings import Embeddings
 from vitdeploy.models.heads import make_head
 from vitdeploy.models.layers import Attention, AttentionKind, Layer, check_attention
 from vitdeploy.models.positions import RelativePositionBias, relative_position_index
+from vitdeploy.scores import ProblemType, default_problem_type
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -63,6 +64,13 @@ class VisionTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """The type of the weights."""
         return self.embeddings.cls_token.dtype
+
+    @property
+    def problem_type(self) -> ProblemType:
+        """How `logits` are read; see `vitdeploy.scores.problem_type_of`."""
+        if self.task is not Task.CLASSIFICATION:
+            return ProblemType.SINGLE_LABEL
+        return self.config.problem_type or default_problem_type(len(self.config.labels))
 
     def forward(
         self,

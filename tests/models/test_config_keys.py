@@ -1,0 +1,358 @@
+"""Every key of transformers' configurations is in a table, and the table tells the truth about its effect."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import transformers
+from transformers.generation import GenerationConfig
+
+from families import HEADS, Head, random_config
+from models.parity import TOLERANCES, answers, images, masks
+from vitdeploy.errors import CheckpointError
+from vitdeploy.models.checkpoint import make_model
+from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.config_keys import COMMON, OF_FAMILY, Effect, rules_of
+from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.weights import read_weights
+from vitdeploy.sources import read_checkpoint
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from conftest import Checkpoint, WriteCheckpoint
+    from vitdeploy.models.vit import VisionTransformer
+
+BY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
+CLASSES: dict[str, Any] = {
+    head.family: getattr(transformers, head.name).config_class for head in HEADS if head.task is Task.FEATURES
+}
+# Of PretrainedConfig in transformers 4 (4.57, configuration_utils.py), which wrote most files of the Hub.
+OF_TRANSFORMERS_4 = """
+    return_dict output_hidden_states torchscript dtype torch_dtype tf_legacy_loss pruned_heads tie_word_embeddings
+    chunk_size_feed_forward is_encoder_decoder is_decoder cross_attention_hidden_size add_cross_attention
+    tie_encoder_decoder architectures finetuning_task id2label label2id num_labels task_specific_params problem_type
+    tokenizer_class prefix bos_token_id pad_token_id eos_token_id sep_token_id decoder_start_token_id use_bfloat16
+    output_attentions _name_or_path _commit_hash _attn_implementation _attn_implementation_autoset transformers_version
+    gradient_checkpointing auto_map quantization_config model_type loss_type xla_device use_return_dict
+"""
+
+
+def test_the_families_are_those_that_are_supported() -> None:
+    assert OF_FAMILY.keys() == FAMILIES.keys() == CLASSES.keys()
+
+
+@BY_FAMILY
+def test_every_attribute_of_a_configuration_class_is_in_the_table(family: str) -> None:
+    config = CLASSES[family]()
+    keys = {*config.to_dict(), *vars(config), *(field.name for field in dataclasses.fields(config))}
+    assert keys - rules_of(family).keys() == set()
+
+
+@BY_FAMILY
+def test_every_key_that_the_models_read_is_in_the_table(family: str) -> None:
+    modules = {inspect.getmodule(getattr(transformers, head.name)) for head in HEADS if head.family == family}
+    read = {key for module in modules if module is not None for key in attributes_read(inspect.getsource(module))}
+    assert len(read) > 10
+    assert read - {"post_init", "get_text_config"} - rules_of(family).keys() == set()
+
+
+def attributes_read(source: str) -> Iterator[str]:
+    """Of `config` and `self.config`, by attribute or by getattr."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and _is_config(node.value):
+            yield node.attr
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
+            where, name, *_ = node.args
+            if _is_config(where) and isinstance(name, ast.Constant):
+                yield str(name.value)
+
+
+def _is_config(node: ast.expr) -> bool:
+    return (isinstance(node, ast.Name) and node.id == "config") or (
+        isinstance(node, ast.Attribute) and node.attr == "config"
+    )
+
+
+def test_what_every_version_reads_by_itself_is_in_the_table() -> None:
+    source = inspect.getsource(inspect.getmodule(transformers.PretrainedConfig))  # type: ignore[arg-type]
+    (initialize,) = [
+        node
+        for of_class in ast.parse(source).body
+        if isinstance(of_class, ast.ClassDef) and of_class.name == "PreTrainedConfig"
+        for node in of_class.body
+        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__"
+    ]
+    keys = {
+        node.args[0].value
+        for node in ast.walk(initialize)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("kwargs.pop", "kwargs.get")
+        and isinstance(node.args[0], ast.Constant)
+    }
+    assert {"torch_dtype", "num_labels", "per_layer_config"} <= keys
+    assert keys - {"rope_scaling", "rope_theta"} - COMMON.keys() == set()  # these are of models of text
+    generation: Any = GenerationConfig
+    assert generation._get_default_generation_params().keys() - COMMON.keys() == set()
+    assert set(OF_TRANSFORMERS_4.split()) - COMMON.keys() == set()
+
+
+@BY_FAMILY
+def test_a_key_has_one_rule(family: str) -> None:
+    assert COMMON.keys() & OF_FAMILY[family].keys() == set()
+
+
+@BY_FAMILY
+def test_defaults_are_those_of_transformers(family: str) -> None:
+    """A file without a key, such as that of an older version, means the same here and there."""
+    written = CLASSES[family]().to_dict()
+    assert ViTConfig.from_dict(written) == dataclasses.replace(
+        ViTConfig.from_dict({"model_type": family}), pooler_output_size=written.get("pooler_output_size")
+    )
+
+
+# Values that change what is computed, by the heads that show it.
+TINY = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 24,
+    "patch_size": 8,
+    "num_labels": 3,
+}
+APPLIED_VALUES: dict[str, Any] = {
+    "hidden_size": 36,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 0.1,
+    "image_size": [24, 32],
+    "patch_size": 6,
+    "num_channels": 1,
+    "head_dim": 12,
+    "num_labels": 5,
+    "id2label": {0: "a", 1: "b", 2: "c", 3: "d"},
+    "intermediate_size": 56,
+    "qkv_bias": False,
+    "pooler_act": "relu",
+    "pooler_output_size": 7,
+    "encoder_stride": 4,
+    "use_absolute_position_embeddings": True,
+    "use_relative_position_bias": True,
+    "use_shared_relative_position_bias": True,
+    "layer_scale_init_value": 0.0,
+    "use_mean_pooling": False,
+    "vocab_size": 11,
+    "mlp_ratio": 3,
+    "use_swiglu_ffn": True,
+    "num_register_tokens": 2,
+}
+NOT_COMPUTED = {"model_type", "architectures", "problem_type", "position_antialias", "relative_position_interpolation"}
+HEADS_OF_KEY = {
+    "pooler_act": Task.FEATURES,
+    "pooler_output_size": Task.FEATURES,
+    "encoder_stride": Task.MASKED_IMAGE_MODELING,
+    "vocab_size": Task.MASKED_IMAGE_MODELING,
+    "num_labels": Task.CLASSIFICATION,
+    "id2label": Task.CLASSIFICATION,
+}
+
+
+def config_of(head: Head, **keys: Any) -> dict[str, Any]:
+    """A tiny configuration of a head."""
+    config: dict[str, Any] = {**TINY}
+    if head.family not in ("dinov2", "dinov2_with_registers"):
+        config["intermediate_size"] = 40
+    if head.task is Task.MASKED_IMAGE_MODELING:
+        config |= {"use_mask_token": True, "vocab_size": 17} if head.family == "beit" else {"encoder_stride": 8}
+    if head.family == "vit_mae":
+        config |= {
+            key: value for key, value in random_config(head, 0).items() if "decoder" in key or key == "mask_ratio"
+        }
+    return config | keys
+
+
+def head_of(family: str, task: Task | None) -> Head:
+    heads = [head for head in HEADS if head.family == family and not head.name.endswith(("WithTeacher", "PreTraining"))]
+    found = [head for head in heads if head.task is task]
+    return found[0] if found else heads[0]
+
+
+def both(checkpoint: Checkpoint, head: Head, model: VisionTransformer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What transformers' model and ours answer."""
+    peer = checkpoint.peer
+    height, width = checkpoint.config.image_size
+    pixels = images(2, checkpoint.config.num_channels, height, width)
+    options: dict[str, Any] = {}
+    if head.task is Task.MASKED_IMAGE_MODELING and head.family == "beit":
+        options = {"bool_masked_pos": masks(2, checkpoint.config.num_patches)}
+    if head.family == "vit_mae":
+        options = {"noise": torch.arange(checkpoint.config.num_patches, dtype=torch.float32).expand(2, -1)}
+    want, got = answers(peer, pixels, **options), model(pixels, options.get("bool_masked_pos"))
+    return {name: want[name] for name in got}, got
+
+
+def assert_equal(want: dict[str, Tensor], got: dict[str, Tensor]) -> None:
+    for name, value in want.items():
+        assert got[name].shape == value.shape, name
+        assert (got[name] - value).abs().max() <= TOLERANCES[torch.float32] * value.abs().max(), name
+
+
+APPLIED_CASES = [
+    (family, key)
+    for family in FAMILIES
+    for key, rule in rules_of(family).items()
+    if rule.effect is Effect.APPLIED and key not in NOT_COMPUTED
+    if (family, HEADS_OF_KEY.get(key)) != ("vit_mae", Task.CLASSIFICATION)  # it has no classifier
+]
+
+
+@pytest.mark.parametrize(("family", "key"), APPLIED_CASES)
+def test_what_is_applied_is_so_as_in_transformers(write_checkpoint: WriteCheckpoint, family: str, key: str) -> None:
+    head = head_of(family, HEADS_OF_KEY.get(key, Task.CLASSIFICATION))
+    keys = {"num_labels": None} if key == "id2label" else {}
+    value = APPLIED_VALUES[key]
+    if key == "image_size" and family.startswith("dinov2"):
+        value = 40  # transformers takes square ones alone there
+    config = config_of(head, **keys, **{key: value})
+    checkpoint = write_checkpoint(head, {name: value for name, value in config.items() if value is not None})
+    want, got = both(checkpoint, head, checkpoint.load())
+    assert_equal(want, got)
+    usual = write_checkpoint(head, config_of(head))
+    plain, _ = both(usual, head, usual.load())
+    name = next(iter(want)) if not key.startswith("pooler_") else "pooler_output"
+    same = want[name].shape == plain[name].shape and torch.equal(want[name], plain[name])
+    assert not same, f"{key} changes nothing that could show whether it is applied"
+
+
+# Values that are not the defaults, of keys that change nothing. Those of `OTHER` are no business of a model.
+CARRIED_VALUES: dict[str, Any] = {
+    "label2id": {"x": 0},
+    "function_to_apply": "sigmoid",
+    "attention_probs_dropout_prob": 0.5,
+    "hidden_dropout_prob": 0.5,
+    "drop_path_rate": 0.4,
+    "initializer_range": 1.5,
+    "gradient_checkpointing": True,
+    "loss_type": "ForTokenClassification",
+    "name_or_path": "somewhere",
+    "finetuning_task": "x",
+    "task_specific_params": {"x": 1},
+    "tokenizer_class": "X",
+    "prefix": "x",
+    "custom_pipelines": {"x": {"impl": "x.X"}},
+    "output_hidden_states": True,
+    "attn_implementation": "eager",
+    "chunk_size_feed_forward": 2,
+    "use_cache": True,
+    "tie_word_embeddings": True,
+    "tie_encoder_decoder": True,
+    "cross_attention_hidden_size": 8,
+    "tf_legacy_loss": True,
+    "use_bfloat16": True,
+    "bos_token_id": 1,
+    "pad_token_id": 1,
+    "eos_token_id": 1,
+    "sep_token_id": 1,
+    "decoder_start_token_id": 1,
+    "temperature": 0.5,
+    "num_beams": 4,
+    "out_indices": [1],
+    "out_features": ["stage1"],
+    "reshape_hidden_states": False,
+    "apply_layernorm": False,
+    "layerscale_value": 0.3,
+    "use_mask_token": False,
+    "pool_scales": [1, 2],
+    "use_auxiliary_head": False,
+    "auxiliary_loss_weight": 0.9,
+    "auxiliary_channels": 8,
+    "auxiliary_num_convs": 2,
+    "auxiliary_concat_input": True,
+    "semantic_loss_ignore_index": 1,
+    "norm_pix_loss": True,
+    "decoder_hidden_size": 8,
+    "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 4,
+    "decoder_intermediate_size": 8,
+}
+# Where files come from, what is returned and how kernels are chosen: transformers sets some of these itself.
+OTHER = {
+    key
+    for key, rule in COMMON.items()
+    if rule.effect is Effect.CARRIED
+    and any(word in rule.why for word in ("came from", "returned", "kernels", "float32", "generation", "internal"))
+}
+CARRIED_CASES = [
+    (family, key)
+    for family in FAMILIES
+    for key, rule in rules_of(family).items()
+    if rule.effect is Effect.CARRIED and (key in CARRIED_VALUES or key not in OTHER)
+    # of a backbone's or a segmentation's class: not written, or one with another; the others of theirs are here
+    if key not in ("_out_features", "_out_indices", "stage_names", "segmentation_indices", "add_fpn", "mask_ratio")
+]
+
+
+@pytest.mark.parametrize(("family", "key"), CARRIED_CASES)
+def test_what_is_carried_changes_nothing_in_transformers_either(
+    write_checkpoint: WriteCheckpoint, family: str, key: str
+) -> None:
+    head = head_of(family, Task.CLASSIFICATION)
+    checkpoint = write_checkpoint(head, config_of(head))
+    kind = type(checkpoint.peer)
+    peer = kind(kind.config_class(**config_of(head, **{key: CARRIED_VALUES[key]})))
+    report = peer.eval().load_state_dict(checkpoint.peer.state_dict(), strict=False)
+    assert not report.missing_keys or key.startswith("decoder_")
+    plain, ours = both(checkpoint, head, checkpoint.load())
+    config = ViTConfig.from_dict({**peer.config.to_dict(), key: CARRIED_VALUES[key]})
+    _, got = both(checkpoint, head, make_model(config, read_weights(checkpoint.weights), head.task, origin="here"))
+    want, _ = both(dataclasses.replace(checkpoint, peer=peer), head, checkpoint.load())
+    for answer in (want, ours, got):
+        assert_equal(plain, answer)
+
+
+@pytest.mark.parametrize("key", [key for key, rule in COMMON.items() if rule.effect is Effect.REFUSED])
+def test_what_is_not_built_is_refused(key: str) -> None:
+    value: Any = {"0": [1]}
+    accepted: list[Any] = [None, False, {}]
+    for harmless in accepted:
+        assert ViTConfig.from_dict({"model_type": "vit", key: harmless}) == ViTConfig()
+    with pytest.raises(CheckpointError, match=key) as error:
+        ViTConfig.from_dict({"model_type": "vit", key: value})
+    assert str(error.value).startswith("config.json: ")
+
+
+def test_a_key_of_no_table_is_named_once(
+    write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = write_checkpoint(Task.CLASSIFICATION, {**tiny_config, "use_rope": True, "mlp_ratio": 2})
+    transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(checkpoint.folder)
+    with caplog.at_level(logging.WARNING, logger="vitdeploy"):
+        read_checkpoint(checkpoint.folder)
+    (record,) = caplog.records
+    assert "mlp_ratio, use_rope" in record.getMessage()
+    pixels = images(1, 3, 32, 32)
+    assert_equal(dict(answers(checkpoint.peer, pixels)), checkpoint.load()(pixels))
+
+
+def test_real_configurations_have_no_unknown_keys(
+    write_checkpoint: WriteCheckpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="vitdeploy"):
+        for head in HEADS:
+            checkpoint = write_checkpoint(head, config_of(head))
+            height, width = checkpoint.config.image_size
+            transformers.ViTImageProcessorPil(size={"height": height, "width": width}).save_pretrained(
+                checkpoint.folder
+            )
+            read_checkpoint(checkpoint.folder)
+    assert not caplog.records

@@ -1,0 +1,159 @@
+"""Every key that the `config.json` of a supported family may have, and what becomes of it here.
+
+The keys are those of the configuration classes of transformers 4 and 5: of `PretrainedConfig`, and of each family. A
+key that a family does not have in transformers has no effect there, and none here; `note_unknown_keys` names it.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+logger = logging.getLogger(__name__)
+
+
+class Effect(enum.Enum):
+    """What becomes of a key."""
+
+    APPLIED = "changes what is computed, as in transformers"
+    CARRIED = "stays in the bundle's config.json; without effect on what is computed"
+    REFUSED = "would change what is computed, and is not built: only null, false or an empty value is accepted"
+
+
+class KeyRule(NamedTuple):
+    """What becomes of a key, and why.
+
+    Attributes:
+        effect: see `Effect`.
+        why: what the key is for; of a refused one, what to do.
+    """
+
+    effect: Effect
+    why: str
+
+
+def _rules(*groups: tuple[Effect, str, str]) -> dict[str, KeyRule]:
+    """Each of the keys, with spaces between them, of each group."""
+    return {key: KeyRule(effect, why) for effect, why, keys in groups for key in keys.split()}
+
+
+_APPLIED, _CARRIED, _REFUSED = Effect
+
+COMMON = _rules(
+    (_APPLIED, "the family, the class of the model and with it the task", "model_type architectures"),
+    (_APPLIED, "the architecture", """hidden_size num_hidden_layers num_attention_heads hidden_act layer_norm_eps
+        image_size patch_size num_channels head_dim"""),
+    (_APPLIED, "the names of the outputs", "id2label num_labels"),
+    (_APPLIED, "the scores of a classifier", "problem_type"),
+    (_APPLIED, "how positions are resized: keys of vitdeploy's own", """position_antialias
+        relative_position_interpolation"""),
+    (_CARRIED, "the inverse of id2label", "label2id"),
+    (_CARRIED, "read by the pipeline only where a model has no labels", "function_to_apply"),
+    (_CARRIED, "weights are read as float32, whatever their type", "dtype torch_dtype use_bfloat16"),
+    (_CARRIED, "training", """attention_probs_dropout_prob hidden_dropout_prob initializer_range gradient_checkpointing
+        loss_type"""),
+    (_CARRIED, "where the file came from", """_name_or_path name_or_path _commit_hash transformers_version
+        finetuning_task task_specific_params tokenizer_class prefix custom_pipelines"""),
+    (_CARRIED, "which outputs are returned, and as what: `--outputs` chooses them here", """output_attentions
+        output_hidden_states return_dict use_return_dict torchscript"""),
+    (_CARRIED, "which kernels run the same formulas, and where", """_attn_implementation attn_implementation
+        _attn_implementation_autoset _attn_implementation_internal _experts_implementation experts_implementation
+        _experts_implementation_internal _output_attentions chunk_size_feed_forward xla_device base_model_tp_plan
+        base_model_pp_plan fusion_config distributed_config"""),
+    (_CARRIED, "text", """tie_word_embeddings tie_encoder_decoder cross_attention_hidden_size tf_legacy_loss use_cache
+        bos_token_id pad_token_id eos_token_id sep_token_id decoder_start_token_id"""),
+    (_CARRIED, "text generation", """max_length min_length do_sample early_stopping num_beams num_beam_groups
+        diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+        encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate
+        forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
+        begin_suppress_tokens epsilon_cutoff eta_cutoff encoder_repetition_penalty num_assistant_tokens
+        num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind target_lookbehind"""),
+    (_CARRIED, "internal to transformers", "_post_init_done"),
+    (_REFUSED, "the weights are quantized; export the checkpoint that they were made from, and quantize it here: "
+        "--int8, --fp8", "quantization_config compression_config"),
+    (_REFUSED, "the model is code in the checkpoint's folder, which is not run; if transformers gives the same without "
+        "trust_remote_code, remove the key", "auto_map"),
+    (_REFUSED, "attention heads were removed; save the model with zeros in their place", "pruned_heads"),
+    (_REFUSED, "layers differ in their configuration, which no layer here does", "per_layer_config"),
+    (_REFUSED, "the weights are in a file of another name; rename it to model.safetensors, and remove the key",
+        "transformers_weights"),
+    (_REFUSED, "decoders and cross-attention are not built; only the encoder is", "is_decoder is_encoder_decoder "
+        "add_cross_attention"),
+    (_REFUSED, "the last hidden state is given before the final norm; remove the key", "tie_last_hidden_states"),
+)  # fmt: skip
+
+_MLP = (_APPLIED, "the width of the MLP", "intermediate_size")
+_BIAS = (_APPLIED, "the bias of queries, keys and values", "qkv_bias")
+_POOLER = (_APPLIED, "the pooler", "pooler_act pooler_output_size")
+_DECODED = (_APPLIED, "how large a patch masked image modeling decodes a token to", "encoder_stride")
+_BACKBONE = (_CARRIED, "classes for detection and segmentation, which are not exported", """out_features out_indices
+    _out_features _out_indices stage_names reshape_hidden_states apply_layernorm""")  # fmt: skip
+_STOCHASTIC_DEPTH = (_CARRIED, "training", "drop_path_rate")
+_DINOV2 = _rules(
+    _BIAS,
+    _BACKBONE,
+    _STOCHASTIC_DEPTH,
+    (_APPLIED, "the MLP's form and width", "mlp_ratio use_swiglu_ffn"),
+    (_CARRIED, "what the scales of layers are before training", "layerscale_value"),
+)
+OF_FAMILY: dict[str, dict[str, KeyRule]] = {
+    "vit": _rules(_MLP, _BIAS, _POOLER, _DECODED),
+    "deit": _rules(_MLP, _BIAS, _POOLER, _DECODED),
+    "beit": _rules(
+        _MLP,
+        _BACKBONE,
+        _STOCHASTIC_DEPTH,
+        (_APPLIED, "positions", "use_absolute_position_embeddings use_relative_position_bias "
+            "use_shared_relative_position_bias"),
+        (_APPLIED, "whether layers have scales: whether it is above 0", "layer_scale_init_value"),
+        (_APPLIED, "what is classified", "use_mean_pooling"),
+        (_APPLIED, "the number of visual tokens", "vocab_size"),
+        (_CARRIED, "whether there is a mask token, which only masked image modeling uses", "use_mask_token"),
+        (_CARRIED, "segmentation", """pool_scales use_auxiliary_head auxiliary_loss_weight auxiliary_channels
+            auxiliary_num_convs auxiliary_concat_input semantic_loss_ignore_index segmentation_indices add_fpn"""),
+    ),
+    "vit_mae": _rules(
+        _MLP,
+        _BIAS,
+        (_CARRIED, "pretraining: nothing is masked here, and features are those of the whole image", """mask_ratio
+            norm_pix_loss decoder_num_attention_heads decoder_hidden_size decoder_num_hidden_layers
+            decoder_intermediate_size"""),
+    ),
+    "vit_msn": _rules(_MLP, _BIAS),
+    "dinov2": _DINOV2 | _rules((_CARRIED, "whether there is a mask token, for pretraining alone", "use_mask_token")),
+    "dinov2_with_registers": _DINOV2 | _rules((_APPLIED, "tokens", "num_register_tokens")),
+}  # fmt: skip
+
+
+def rules_of(model_type: str) -> dict[str, KeyRule]:
+    """The keys that a family's `config.json` may have."""
+    return COMMON | OF_FAMILY[model_type]
+
+
+def check_keys(model_type: str, config: Mapping[str, Any]) -> None:
+    """Refuse what would change the computation and is not built.
+
+    Raises:
+        UsageError: the configuration has such a key.
+    """
+    for key, rule in rules_of(model_type).items():
+        if rule.effect is Effect.REFUSED and config.get(key):
+            raise UsageError(f"{key} {config[key]!r:.60} is not supported: {rule.why}")
+
+
+def note_unknown_keys(config: Mapping[str, Any]) -> None:
+    """Log the keys that the family does not have in transformers, which have no effect there or here."""
+    unknown = sorted(config.keys() - rules_of(config["model_type"]).keys())
+    if unknown:
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        logger.warning(
+            "config.json has keys that a %s model does not have in transformers; like there, they have no effect: %s",
+            config["model_type"],
+            ", ".join(key[:40] for key in unknown[:8]) + more,
+        )
