@@ -102,12 +102,14 @@ class Comparison(ByResult):
         images: how many were compared.
         synthetic: whether they were made up, none having been given.
         results: one an artifact and backend.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
     """
 
     bundle: str
     images: int
     synthetic: bool
     results: tuple[BackendComparison, ...]
+    processor: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -188,7 +190,7 @@ def compare(
     )
     if save_golden is not None:
         Golden(expected, bundle.manifest.reference, batches.pixels_sha256(), batch_size, tools).write(save_golden)
-    return Comparison(str(bundle.path), len(sources), images is None, results)
+    return Comparison(str(bundle.path), len(sources), images is None, results, bundle.manifest.processor)
 
 
 def run_reference(
