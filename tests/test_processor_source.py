@@ -149,7 +149,7 @@ def test_the_defaults_of_the_class_would_be_less_accurate(lost: Path, answers: d
     vitdeploy.export(lost, processor=defaults, output=tmp_path / "out")
     evaluation = vitdeploy.evaluate(tmp_path / "out", data=held_out_images(), backends=["onnxruntime:fp32"])
     right = sum(name.split("/")[0] == label for name, label in answers.items())
-    assert evaluation.top1(evaluation.results[0]).correct < right
+    assert evaluation.top1(evaluation.results[0]).correct < right - 50  # seen: 333 and 446 of 450
 
 
 # What is refused.
