@@ -80,7 +80,9 @@ def exporters(model: Model, made: Any, folder: Path) -> dict[str, Callable[[], P
 
     def ours() -> Path:
         made.save_pretrained(checkpoint)
-        bundle = vitdeploy.export(checkpoint, output=folder / "vitdeploy", dynamic_image_size=True)
+        # Nothing here has photographs: the processor is any one, and transformers writes none with a model.
+        processor = vitdeploy.ProcessorOptions(image_mean=0.5, image_std=0.5, size=native, resample="bilinear")
+        bundle = vitdeploy.export(checkpoint, processor=processor, output=folder / "vitdeploy", dynamic_image_size=True)
         return bundle.path / "onnx" / "model.onnx"
 
     def theirs(*image_size: int) -> Path:

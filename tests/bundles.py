@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import vitdeploy
+from processors import write_processor
 from vitdeploy.assess.samples import feeds
 from vitdeploy.bundle import Bundle
 from vitdeploy.exporters import EXPORTERS
@@ -19,6 +20,7 @@ from vitdeploy.models.checkpoint import architecture_of, save_model
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.presets import random_model
 from vitdeploy.models.signature import input_specs
+from vitdeploy.preprocessor_config import CLASS_OF_MODEL, Size
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.runtimes import BACKENDS
 from vitdeploy.specs import ExportSpec, Task
@@ -64,6 +66,7 @@ def write_checkpoint_of(model: VisionTransformer, folder: Path) -> Path:
     save_model(model, folder / "model.safetensors")
     config = {**model.config.to_dict(), "architectures": [architecture_of(model)]}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_processor(folder, model.config.image_size, CLASS_OF_MODEL[model.config.model_type])
     return folder
 
 
@@ -84,7 +87,7 @@ def export_graph(model: VisionTransformer, folder: Path, *, max_bytes: int | Non
     """Write the model's ONNX graph, with an image processor of its size and no images to observe."""
     from vitdeploy.exporters.onnx_graph import export_onnx
 
-    processor = ImageProcessor.default("vit", *model.config.image_size)
+    processor = ImageProcessor(size=Size(*model.config.image_size))
     limit: dict[str, Any] = {} if max_bytes is None else {"max_bytes": max_bytes}
     return export_onnx(model, folder, ExportSpec(**spec), processor=processor, observe=lambda *_: {}, **limit)
 

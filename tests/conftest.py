@@ -97,10 +97,11 @@ class WriteCheckpoint(Protocol):
         config: arguments of transformers' configuration.
         pooler: whether a feature-extraction model has a pooler.
         seed: of the weights.
+        processor: whether to write an image processor of the family's class, for images of the model's size.
     """
 
     def __call__(
-        self, head: Task | Head, config: dict[str, Any], *, pooler: bool = True, seed: int = 0
+        self, head: Task | Head, config: dict[str, Any], *, pooler: bool = True, seed: int = 0, processor: bool = True
     ) -> Checkpoint: ...
 
 
@@ -151,10 +152,13 @@ def write_checkpoint(
     import transformers
 
     from families import VIT_CLASSES, Head
+    from processors import write_processor
 
     transformers.utils.logging.disable_progress_bar()
 
-    def write(head: Task | Head, config: dict[str, Any], *, pooler: bool = True, seed: int = 0) -> Checkpoint:
+    def write(
+        head: Task | Head, config: dict[str, Any], *, pooler: bool = True, seed: int = 0, processor: bool = True
+    ) -> Checkpoint:
         name, task = (head.name, head.task) if isinstance(head, Head) else (VIT_CLASSES[head], head)
         options = {"add_pooling_layer": pooler} if name == "ViTModel" else {}
         architecture = getattr(transformers, name)
@@ -162,6 +166,10 @@ def write_checkpoint(
         spread(peer, seed)
         folder = tmp_path_factory.mktemp("checkpoint")
         peer.save_pretrained(folder)
+        size = peer.config.image_size
+        if processor:
+            of_class = head.processor if isinstance(head, Head) else "ViTImageProcessor"
+            write_processor(folder, (size, size) if isinstance(size, int) else tuple(size), of_class)
         return Checkpoint(folder, peer, task)
 
     return write

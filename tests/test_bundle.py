@@ -210,9 +210,14 @@ def test_a_file_name_that_leaves_the_bundle(tmp_path: Path, path: Any) -> None:
     [
         ("{", "must hold JSON"),
         ("[]", "must hold a JSON object, got list"),
-        ("{}", "schema_version must be 2, got None"),
-        ('{"schema_version": 1}', "schema_version must be 2, got 1; use the vitdeploy version that wrote the bundle"),
+        ("{}", "schema_version must be 2 or 3, got None"),
+        (
+            '{"schema_version": 1}',
+            "schema_version must be 2 or 3, got 1; use the vitdeploy version",
+        ),
         ('{"schema_version": 2}', "must have every field of its schema: KeyError 'source'"),
+        ('{"schema_version": 3}', "must have every field of its schema: KeyError 'source'"),
+        ('{"schema_version": 4}', "schema_version must be 2 or 3, got 4"),
         ("\xff", "must hold JSON"),
         ("[" * 100_000, "must hold JSON"),
     ],

@@ -17,6 +17,7 @@ from PIL import Image
 import vitdeploy
 from npz_files import NPZ_CONFIG, write_npz
 from vitdeploy.errors import CheckpointError
+from vitdeploy.preprocessor_config import Size
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.runtimes.pytorch import PyTorchRuntime
 from vitdeploy.sources import read_checkpoint
@@ -275,4 +276,4 @@ def test_what_lies_beside_an_npz_file_is_not_of_it(
     for name in ("config.json", "preprocessor_config.json"):
         (tmp_path / name).write_text("{}")
     bundle = vitdeploy.export(tmp_path / "a.npz", image_size=(24, 40), output=tmp_path / "out")
-    assert ImageProcessor.from_pretrained(bundle.path) == ImageProcessor.default("vit", 24, 40)
+    assert ImageProcessor.from_pretrained(bundle.path) == ImageProcessor(size=Size(24, 40))

@@ -18,7 +18,6 @@ from PIL import Image
 
 from vitdeploy.cpu import Cpus
 from vitdeploy.errors import ImageError, InputError, UsageError
-from vitdeploy.models.families import FAMILIES
 from vitdeploy.preprocessor_config import ShortestEdge, Size
 from vitdeploy.processor import ImageProcessor
 
@@ -206,12 +205,112 @@ def test_a_file_that_does_not_name_its_class(tmp_path: Path, model_type: str) ->
     np.testing.assert_array_equal(ImageProcessor.from_pretrained(tmp_path)(CHINA), oracle(tmp_path)(CHINA))
 
 
+# The files of a folder that leave something out of the processor's class. transformers decides what each stands for.
+SIZES = {"size": 48, "crop_size": 24}
+OF_CLASS: dict[str, dict[str, dict[str, Any]]] = {
+    "nothing": {},
+    "a model alone": {"config": {"model_type": "vit"}},
+    "a DINOv2 alone": {"config": {"model_type": "dinov2", "image_size": 518}},
+    "a processor of several parts, none of images": {
+        "processor_config": {"processor_class": "X"},
+        "config": {"model_type": "vit"},
+    },
+    "settings that are not nested": {
+        "processor_config": {**SIZES, "image_processor_type": "BitImageProcessor"},
+        "config": {"model_type": "vit"},
+    },
+    "a nested feature extractor": {
+        "processor_config": {"feature_extractor": {**SIZES, "image_processor_type": "BitImageProcessor"}},
+        "config": {"model_type": "vit"},
+    },
+    "no class, no model": {"preprocessor_config": SIZES},
+    "no class, an unknown model": {"preprocessor_config": SIZES, "config": {"model_type": "unknown"}},
+    "no class, a model without one": {
+        "preprocessor_config": SIZES,
+        "config": {"model_type": "dinov2_with_registers"},
+    },
+    "no class, and no setting": {"preprocessor_config": {}, "config": {"model_type": "beit"}},
+    "the class in config.json": {
+        "preprocessor_config": SIZES,
+        "config": {"model_type": "vit", "image_processor_type": "BitImageProcessor"},
+    },
+    "the class in config.json, no model": {
+        "preprocessor_config": SIZES,
+        "config": {"image_processor_type": "BitImageProcessor"},
+    },
+    "an unknown class": {
+        "preprocessor_config": {**SIZES, "image_processor_type": "OtherImageProcessor"},
+        "config": {"model_type": "vit"},
+    },
+    "an empty class": {
+        "preprocessor_config": {**SIZES, "image_processor_type": "", "feature_extractor_type": "BitFeatureExtractor"},
+        "config": {"model_type": "vit"},
+    },
+    "a feature extractor's class": {
+        "preprocessor_config": {**SIZES, "feature_extractor_type": "BitFeatureExtractor"},
+        "config": {"model_type": "vit"},
+    },
+    "an unknown feature extractor": {
+        "preprocessor_config": {**SIZES, "feature_extractor_type": "OtherFeatureExtractor"},
+        "config": {"model_type": "vit"},
+    },
+    "a feature extractor's class as the image processor's": {
+        "preprocessor_config": {**SIZES, "image_processor_type": "ViTFeatureExtractor"},
+        "config": {"model_type": "vit"},
+    },
+    "a feature extractor's class, and code": {
+        "preprocessor_config": {
+            **SIZES,
+            "feature_extractor_type": "BitFeatureExtractor",
+            "auto_map": {"AutoImageProcessor": "code.Processor"},
+        },
+        "config": {"model_type": "vit"},
+    },
+    "both classes": {
+        "preprocessor_config": {
+            **SIZES,
+            "image_processor_type": "BitImageProcessor",
+            "feature_extractor_type": "ViTFeatureExtractor",
+        },
+        "config": {"model_type": "vit"},
+    },
+    "nested settings that are null": {
+        "processor_config": {"image_processor": None},
+        "preprocessor_config": {**SIZES, "image_processor_type": "BitImageProcessor"},
+    },
+    "nested settings that are empty": {
+        "processor_config": {"image_processor": {}},
+        "preprocessor_config": {**SIZES, "image_processor_type": "BitImageProcessor"},
+        "config": {"model_type": "deit"},
+    },
+}
+
+
+@pytest.mark.parametrize("case", OF_CLASS, ids=lambda name: name.replace(" ", "-"))
+def test_the_class_is_that_of_transformers_or_both_refuse(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "n")  # transformers asks whether to run code
+    for name, content in OF_CLASS[case].items():
+        write(tmp_path, content, f"{name}.json")
+    try:
+        expected = oracle(tmp_path)(CHINA)
+    except (OSError, ValueError):
+        with pytest.raises(InputError):
+            ImageProcessor.from_pretrained(tmp_path)
+    else:
+        np.testing.assert_array_equal(ImageProcessor.from_pretrained(tmp_path)(CHINA), expected)
+
+
 @pytest.mark.parametrize("base", ["ViT", "DeiT", "Beit", "Bit"])
 def test_class_names_of_all_times(base: str) -> None:
     processors = {
         ImageProcessor.from_dict({key: base + suffix})
-        for key in ("image_processor_type", "feature_extractor_type")
-        for suffix in ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
+        for key, suffixes in (
+            ("image_processor_type", ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil")),
+            ("feature_extractor_type", ("FeatureExtractor", "ImageProcessor")),
+        )
+        for suffix in suffixes
     }
     assert len(processors) == 1
 
@@ -223,15 +322,6 @@ def test_to_dict_is_read_back_by_us_and_by_transformers(folder: Path, tmp_path: 
     written = tmp_path / "written"
     written.mkdir()
     np.testing.assert_array_equal(oracle(write(written, config))(CHINA), processor(CHINA))
-
-
-def test_the_default_is_that_of_the_family_for_the_models_size() -> None:
-    processor = ImageProcessor.default("vit", 96, 64)
-    assert processor.output_size == (96, 64)
-    assert processor == ImageProcessor.from_dict({**CONFIGS["vit"], "size": {"height": 96, "width": 64}})
-    for family in FAMILIES:
-        assert ImageProcessor.default(family, 96, 64).output_size == (96, 64)
-    assert ImageProcessor.default("dinov2_with_registers", 96, 64).image_processor_type == "BitImageProcessor"
 
 
 @pytest.mark.parametrize(
@@ -291,7 +381,7 @@ def test_settings_that_are_refused(tmp_path: Path, change: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot read .*preprocessor_config.json: No such file"),
+        (None, "has no image processor"),
         (b"", "cannot read .*preprocessor_config.json: expected JSON"),
         (b"{", "expected JSON"),
         (b"\xff\xfe", "expected JSON"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitdeploy.model_repository import TritonModel, write_triton_model
     from vitdeploy.predictor import Prediction, Predictor, load
     from vitdeploy.processor import ImageProcessor
+    from vitdeploy.processor_options import ProcessorOptions
     from vitdeploy.workflow import export
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "ImageProcessor",
     "Prediction",
     "Predictor",
+    "ProcessorOptions",
     "Sensitivity",
     "TritonModel",
     "VitDeployError",
@@ -61,6 +63,7 @@ _MODULES = {
     "ImageProcessor": "processor",
     "Prediction": "predictor",
     "Predictor": "predictor",
+    "ProcessorOptions": "processor_options",
     "Sensitivity": "assess.sensitivity",
     "TritonModel": "model_repository",
     "VitDeployError": "errors",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.atomic import exclusive, replace_folder
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.labels import class_names
-from vitdeploy.manifest import CONFIG, MANIFEST, PROCESSOR_CONFIGS, Artifact, FileRecord, Manifest
+from vitdeploy.manifest import CONFIG, MANIFEST, NOT_RECORDED, PROCESSOR_CONFIGS, Artifact, FileRecord, Manifest
 from vitdeploy.scores import ProblemType, problem_type_of
 from vitdeploy.specs import PixelStage
 
@@ -200,7 +200,13 @@ def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifa
 def _with_existing(staging: Path, old: Bundle, new: Manifest) -> Manifest:
     old_files = {record.path: record.sha256 for record in old.manifest.files}
     new_files = {record.path: record.sha256 for record in new.files}
-    if old_files != new_files or old.manifest.task != new.task:
+    changed = {name for name in {**old_files, **new_files} if old_files.get(name) != new_files.get(name)}
+    if changed and changed <= set(PROCESSOR_CONFIGS):
+        raise UsageError(
+            f"{old.path} holds this model with another image processor: {old.manifest.processor or NOT_RECORDED}; "
+            f"choose another output or give the same processor"
+        )
+    if changed or old.manifest.task != new.task:
         raise UsageError(
             f"{old.path} must hold the same model, holds {old.manifest.source.id} ({old.manifest.task}); "
             f"choose another output or remove it"

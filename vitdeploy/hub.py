@@ -6,10 +6,11 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, OutputError, UsageError
 
@@ -40,12 +41,31 @@ class CheckpointFiles:
         folder: holds config.json, the weights and, where the checkpoint has them, the processor's configurations; a
             `.npz` file is a whole checkpoint, and what lies beside it is not of it.
         weights: one form of weights: a single file, or all shards.
+        cached: whether the files are those of the Hub's cache, and the Hub, which was not reached, may have more.
     """
 
     model_id: str
     revision: str | None
     folder: Path
     weights: tuple[Path, ...]
+    cached: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True)
+class ProcessorFiles:
+    """Where an image processor's files are.
+
+    Attributes:
+        name: the Hub id, or the name of a local folder or file.
+        revision: the commit, for one from the Hub.
+        path: the folder with the processor's configurations and config.json, or the one file.
+        cached: see `CheckpointFiles`.
+    """
+
+    name: str
+    revision: str | None
+    path: Path
+    cached: bool = field(default=False, compare=False)
 
 
 def resolve(
@@ -77,12 +97,55 @@ def resolve(
     """
     path = _local_path(model)
     if path is None:
-        return _from_hub(str(model), revision, token, cache_dir, offline, endpoint)
+        return _from_hub(str(model), revision, token, cache_dir, offline, endpoint, _CHECKPOINT)
     if revision is not None:
         raise UsageError(f"a revision selects a commit on the Hub, but '{model}' is local; omit the revision")
     if path.is_file():
         return CheckpointFiles(path.stem, None, path.parent, (path,))
-    return CheckpointFiles(path.resolve().name, None, path, _open_folder(path))
+    return CheckpointFiles(path.resolve().name, None, path, _open_folder(path, _CHECKPOINT))
+
+
+def resolve_processor(
+    source: str | os.PathLike[str],
+    *,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+    endpoint: str | None = None,
+) -> ProcessorFiles:
+    """Find an image processor; of a Hub repository, download its processor's configurations and config.json alone.
+
+    Args:
+        source: a local folder, a local file, or a Hub id, which may end in "@" and a branch, tag or commit.
+        token: see `resolve`, also for the other arguments.
+        cache_dir: of the Hub's files.
+        offline: use the cache alone.
+        endpoint: the Hub's address.
+
+    Raises:
+        CheckpointError: there is no such folder, file or repository, or it holds no configuration.
+        HubError: the Hub refuses, or cannot be reached and the cache has no copy.
+        UsageError: the source is neither a path nor a Hub id.
+    """
+    name = os.fspath(source)
+    try:
+        path = Path(source).expanduser()
+        if path.exists():
+            return ProcessorFiles(path.resolve().name, None, path)
+    except (OSError, RuntimeError, ValueError) as exc:  # ValueError: a null byte
+        raise CheckpointError(f"cannot open {name}: {exc}") from exc
+    model, at, revision = name.partition("@")
+    if at and not revision:
+        raise UsageError(f"no revision after the '@' of {name}; give a branch, tag or commit, or leave out the '@'")
+    if isinstance(source, Path) or _is_path(path, name) or path.suffix == ".json":
+        raise CheckpointError(f"image processor not found: {name}; give a folder, a file or a Hub id")
+    files = _from_hub(model, revision or None, token, cache_dir, offline, endpoint, _PROCESSOR)
+    return ProcessorFiles(files.model_id, files.revision, files.folder, files.cached)
+
+
+def _is_path(path: Path, name: str) -> bool:
+    """Whether a name can be no Hub id."""
+    return path.is_absolute() or re.search(r"^[.~]|\\|/.*/|/$", name) is not None
 
 
 def _local_path(model: str | Path) -> Path | None:
@@ -102,7 +165,7 @@ def _local_path(model: str | Path) -> Path | None:
         raise CheckpointError(f"cannot open {name}: {exc}") from exc
     if path.suffix == _ONE_FILE:
         raise CheckpointError(f"no such file: {name}; check the path")
-    if isinstance(model, Path) or path.is_absolute() or re.search(r"^[.~]|\\|/.*/|/$", name):
+    if isinstance(model, Path) or _is_path(path, name):
         raise CheckpointError(f"no such folder: {name}; a Hub id is 'name' or 'organization/name'")
     return None
 
@@ -114,6 +177,7 @@ def _from_hub(
     cache_dir: str | Path | None,
     offline: bool,
     endpoint: str | None,
+    wanted: _Wanted,
 ) -> CheckpointFiles:
     try:
         from huggingface_hub import HfApi, constants, errors, hf_hub_download
@@ -127,11 +191,17 @@ def _from_hub(
 
     def from_cache(reason: str) -> CheckpointFiles:
         try:
-            folder = Path(download(_CONFIG, revision=revision, local_files_only=True)).parent
-            weights = _open_folder(folder)
+            folder = cached_folder()
+            files = _open_folder(folder, wanted)
         except (errors.LocalEntryNotFoundError, CheckpointError) as exc:
             raise HubError(f"the cache has no usable copy of '{model}', and {reason}, or pass a local folder") from exc
-        return CheckpointFiles(model, folder.name, folder, weights)
+        return CheckpointFiles(model, folder.name, folder, files, cached=True)
+
+    def cached_folder() -> Path:
+        for name in wanted.any_of[:-1]:
+            with contextlib.suppress(errors.LocalEntryNotFoundError):
+                return Path(download(name, revision=revision, local_files_only=True)).parent
+        return Path(download(wanted.any_of[-1], revision=revision, local_files_only=True)).parent
 
     with _hub_errors(model, revision, api.endpoint):
         if offline or constants.HF_HUB_OFFLINE:
@@ -156,19 +226,19 @@ def _from_hub(
             commit = path.parent.name
             return path
 
-        weights = _open(fetch, f"'{model}'")
-        return CheckpointFiles(model, commit, weights[0].parent, weights)
+        paths = wanted.open_files(fetch, f"'{model}'")
+        return CheckpointFiles(model, commit, paths[0].parent, paths)
 
 
-def _open_folder(folder: Path) -> tuple[Path, ...]:
-    """Return the paths of the weights in a complete folder."""
+def _open_folder(folder: Path, wanted: _Wanted) -> tuple[Path, ...]:
+    """Return the paths of what is wanted of a complete folder."""
 
     def fetch(name: str) -> Path | None:
         path = folder / name
         return path if path.is_file() else None
 
     try:
-        return _open(fetch, str(folder))
+        return wanted.open_files(fetch, str(folder))
     except OSError as exc:
         raise CheckpointError(f"cannot read {folder}: {exc.strerror}") from exc
 
@@ -187,6 +257,30 @@ def _open(fetch: Callable[[str], Path | None], source: str) -> tuple[Path, ...]:
         if path is not None:
             return _shards(path, fetch) if name.endswith(_INDEX_SUFFIX) else (path,)
     raise CheckpointError(f"{source} has no weights; looked for {', '.join(_WEIGHTS)}")
+
+
+def _open_processor(fetch: Callable[[str], Path | None], source: str) -> tuple[Path, ...]:
+    """Fetch the configurations, and return their paths: config.json may name the processor's class, or be timm's."""
+    paths = tuple(path for path in map(fetch, (*_PROCESSORS, _CONFIG)) if path is not None)
+    if not paths:
+        raise CheckpointError(f"{source} has no image processor; looked for {', '.join(_PROCESSORS)}")
+    return paths
+
+
+class _Wanted(NamedTuple):
+    """Files of a repository.
+
+    Attributes:
+        any_of: names of which a usable copy has at least one.
+        open_files: fetches the files, and returns the paths of those that count.
+    """
+
+    any_of: tuple[str, ...]
+    open_files: Callable[[Callable[[str], Path | None], str], tuple[Path, ...]]
+
+
+_CHECKPOINT = _Wanted((_CONFIG,), _open)
+_PROCESSOR = _Wanted((*_PROCESSORS, _CONFIG), _open_processor)
 
 
 def _shards(index: Path, fetch: Callable[[str], Path | None]) -> tuple[Path, ...]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_READABLE = (2, SCHEMA_VERSION)  # 2 does not say where the image processor came from
 # What is read of a bundle beside weights and artifacts: none of these may lie there unvouched for.
 CONFIG = "config.json"
 PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
@@ -41,6 +42,52 @@ class FileRecord:
         return cls(path, (root / path).stat().st_size, digest.hexdigest())
 
 
+NOT_RECORDED = "not recorded (the bundle was made by an earlier version)"
+# The kinds of origin of an image processor, and how people are told.
+_PROCESSOR_KINDS = {
+    "checkpoint": "the checkpoint's own",
+    "timm": "timm's pretrained_cfg",
+    "npz": "that of Google's vit_jax for its .npz files: the whole image resized, (x - 127.5) / 127.5",
+    "preset": "that of the preset: the whole image resized, (x - 127.5) / 127.5",
+    "given": "--processor",
+    "options": "stated with options",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessorOrigin:
+    """Where an image processor came from.
+
+    Attributes:
+        kind: "checkpoint", its own file; "timm", its `pretrained_cfg`; "npz", stated by the library of Google's files;
+            "preset", that of random weights; "given", another one than the checkpoint's; "options", settings alone.
+        id: of a given one: the Hub id, or the name of the folder or file.
+        revision: of a given one from the Hub: the commit.
+        settings: the keys of preprocessor_config.json, or "image_size", that were stated for this export.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+
+    kind: str
+    id: str | None = None
+    revision: str | None = None
+    settings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in _PROCESSOR_KINDS:
+            raise ValueError(f"an image processor is from one of {', '.join(_PROCESSOR_KINDS)}, got {self.kind!r:.80}")
+
+    def __str__(self) -> str:
+        """One line for people."""
+        origin = _PROCESSOR_KINDS[self.kind]
+        if self.id is not None:
+            origin += f" {self.id}" + (f"@{self.revision}" if self.revision else "")
+        if not self.settings:
+            return origin
+        return f"{origin}{': ' if self.kind == 'options' else ', with '}{', '.join(self.settings)}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Where a model came from.
@@ -49,11 +96,13 @@ class Source:
         id: a Hub id, a folder's name, or a preset's.
         revision: the commit on the Hub; None elsewhere.
         weights: the files that held the weights; none for random ones.
+        processor: where the image processor came from; None in a bundle of schema version 2, which does not say it.
     """
 
     id: str
     revision: str | None = None
     weights: tuple[FileRecord, ...] = ()
+    processor: ProcessorOrigin | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +150,11 @@ class Manifest:
     artifacts: tuple[Artifact, ...] = ()
 
     @property
+    def processor(self) -> str | None:
+        """Where the image processor came from, in a line; None in a bundle that does not say."""
+        return None if self.source.processor is None else str(self.source.processor)
+
+    @property
     def weights(self) -> dict[str, str]:
         """The SHA-256 of each file of the reference's weights, by name."""
         return {file.path: file.sha256 for file in self.files if file.path.endswith(".safetensors")}
@@ -125,9 +179,9 @@ class Manifest:
             BundleError: a key is missing or its value is not what it must be, or the schema is a newer one.
         """
         version = data.get("schema_version")
-        if type(version) is not int or version != SCHEMA_VERSION:
+        if type(version) is not int or version not in _READABLE:
             raise BundleError(
-                f"{MANIFEST}: schema_version must be {SCHEMA_VERSION}, got {version!r}; "
+                f"{MANIFEST}: schema_version must be {' or '.join(map(str, _READABLE))}, got {version!r}; "
                 f"use the vitdeploy version that wrote the bundle, or export it again"
             )
         try:
@@ -137,6 +191,7 @@ class Manifest:
                     _typed(source["id"], str),
                     None if source["revision"] is None else _typed(source["revision"], str),
                     _records(source["weights"]),
+                    None if version == 2 else _processor_origin(source["processor"]),
                 ),
                 task=Task(data["task"]).value,
                 files=_records(data["files"]),
@@ -193,6 +248,13 @@ def _inside(path: str) -> str:
             f"{MANIFEST}: file names must be printable and stay inside the bundle, got {path!r}; do not use this bundle"
         )
     return path
+
+
+def _processor_origin(item: Any) -> ProcessorOrigin | None:
+    if item is None:  # an artifact was added to a bundle of version 2
+        return None
+    name, revision = (None if item[key] is None else _typed(item[key], str) for key in ("id", "revision"))
+    return ProcessorOrigin(_typed(item["kind"], str), name, revision, tuple(_texts(item["settings"])))
 
 
 def _artifact(item: Mapping[str, Any]) -> Artifact:

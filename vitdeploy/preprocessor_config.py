@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,29 +43,64 @@ class ShortestEdge:
         return (longest_edge, self.shortest_edge) if image_width <= image_height else (self.shortest_edge, longest_edge)
 
 
+SETTINGS_FILE, NESTED_FILE = "preprocessor_config.json", "processor_config.json"
 _MOST = 1e30  # far from what float32 holds at most, so that no result of it is infinite
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
     """Find a model folder's settings, and the file that holds them.
 
-    As in transformers, a processor_config.json that nests them goes first, and a file that does not name its class
-    has the one of the model in config.json.
+    As transformers' AutoImageProcessor does: a processor_config.json that nests the settings goes first, and a file
+    that does not name its class has the one that config.json names, or else that of config.json's model.
 
     Raises:
-        InputError: there is no such file, or it is not JSON.
+        InputError: the folder has no image processor, or its file is not JSON.
     """
-    path = folder / "processor_config.json"
-    settings = _read_json(path).get("image_processor") if path.is_file() else None
-    if settings is None:
-        path = folder / "preprocessor_config.json"
-        settings = _read_json(path)
-    if not isinstance(settings, dict):
-        raise InputError(f"{path}: 'image_processor' must be an object, got {settings!r}")
-    if not _class_name(settings) and (folder / "config.json").is_file():
-        model_type = _read_json(folder / "config.json").get("model_type")
-        settings = {**settings, "image_processor_type": CLASS_OF_MODEL.get(str(model_type))}
+    found = find_settings(folder)
+    if found is None:
+        raise InputError(f"{folder} has no image processor: {SETTINGS_FILE} not found, nor one in {NESTED_FILE}")
+    settings, path = found
+    if _class_name(settings) is None and (folder / "config.json").is_file():
+        model = _read_json(folder / "config.json")
+        known = CLASS_OF_MODEL.get(str(model.get("model_type")))
+        named = model.get("image_processor_type") if "model_type" in model else None
+        settings = {**settings, "image_processor_type": known if named is None else named}
     return settings, path
+
+
+def find_settings(folder: Path) -> tuple[dict[str, Any], Path] | None:
+    """A model folder's settings as they are written, and their file; None where the folder has no image processor.
+
+    Raises:
+        InputError: a file cannot be read, or is not JSON.
+    """
+    path = folder / NESTED_FILE
+    if path.is_file():
+        settings = _read_json(path).get("image_processor")
+        if settings is not None:
+            return _object(settings, path), path
+    path = folder / SETTINGS_FILE
+    return (_read_json(path), path) if os.path.lexists(path) else None
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read one file of settings, or one that nests them.
+
+    Raises:
+        InputError: the file cannot be read, or is not JSON.
+    """
+    content = _read_json(path)
+    settings = content.get("image_processor")
+    return content if settings is None else _object(settings, path)
+
+
+def read_setting(key: str, value: object) -> Any:
+    """Read one value of a preprocessor_config.json, such as `size`, into what a field of ImageProcessor holds.
+
+    Raises:
+        InputError: it is not what it must be.
+    """
+    return _VALUES[key][0](key, value)
 
 
 def parse(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +113,7 @@ def parse(config: Mapping[str, Any]) -> dict[str, Any]:
         InputError: the class is unknown, a value is not what it must be, or a step is not implemented.
     """
     name = _class_name(config)
-    kind = str(name).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    kind = str(name).removesuffix("Fast").removesuffix("Pil")
     if kind not in _CLASS_DEFAULTS:
         raise InputError(f"'image_processor_type' must be one of {', '.join(_CLASS_DEFAULTS)}, got {name!r}")
     settings = {**_STEPS, **_CLASS_DEFAULTS[kind], **config}
@@ -131,8 +167,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _object(settings: object, path: Path) -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: 'image_processor' must be an object, got {settings!r}")
+    return settings
+
+
 def _class_name(config: Mapping[str, Any]) -> object:
-    return config.get("image_processor_type") or config.get("feature_extractor_type")
+    """The class that settings name; as in transformers, one of feature extractors counts where no code is named."""
+    name, code = config.get("image_processor_type"), config.get("auto_map") or {}
+    if name is None and not (isinstance(code, Mapping) and "AutoImageProcessor" in code):
+        name = config.get("feature_extractor_type")
+        return name.replace("FeatureExtractor", "ImageProcessor") if isinstance(name, str) else name
+    return name
 
 
 def _flag(key: str, value: object) -> bool:
@@ -242,7 +289,8 @@ WITHOUT_EFFECT = frozenset(
 )
 _KNOWN = APPLIED | REFUSED | WITHOUT_EFFECT
 
-# The class of each family's processor; the oldest files do not name it.
+# The class of each family's processor, for the oldest files, which do not name it. As in transformers, whose table
+# (IMAGE_PROCESSOR_MAPPING) has none for dinov2_with_registers: such a file is refused.
 CLASS_OF_MODEL = {
     "vit": "ViTImageProcessor",
     "vit_mae": "ViTImageProcessor",
@@ -250,5 +298,4 @@ CLASS_OF_MODEL = {
     "deit": "DeiTImageProcessor",
     "beit": "BeitImageProcessor",
     "dinov2": "BitImageProcessor",
-    "dinov2_with_registers": "BitImageProcessor",
 }

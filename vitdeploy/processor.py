@@ -16,7 +16,7 @@ from PIL import Image
 from vitdeploy.cpu import usable_cpus
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.images import ImageSource, check_pixel_count, image_name, open_image
-from vitdeploy.preprocessor_config import CLASS_OF_MODEL, ShortestEdge, Size, parse, read_folder
+from vitdeploy.preprocessor_config import ShortestEdge, Size, parse, read_folder
 from vitdeploy.specs import PixelFormat, PixelStage
 
 if TYPE_CHECKING:
@@ -64,11 +64,6 @@ class ImageProcessor:
             raise UsageError("'do_center_crop' needs 'crop_size', got none")
         if 0 in self.image_std:
             raise UsageError(f"'image_std' must not be zero, got {self.image_std}")
-
-    @classmethod
-    def default(cls, model_type: str, height: int, width: int) -> ImageProcessor:
-        """The processor of a model whose checkpoint brings no preprocessor_config.json: its family's defaults."""
-        return cls.from_dict({"image_processor_type": CLASS_OF_MODEL[model_type]}).resized(height, width)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> ImageProcessor:

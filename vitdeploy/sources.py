@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import operator
-import os
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.hub import CheckpointFiles, resolve
 from vitdeploy.layouts.npz_layout import read_npz
-from vitdeploy.layouts.timm_layout import from_timm, is_timm, processor_config
-from vitdeploy.manifest import PROCESSOR_CONFIGS, FileRecord, Source
+from vitdeploy.layouts.timm_layout import from_timm, is_timm
+from vitdeploy.manifest import FileRecord, ProcessorOrigin, Source
 from vitdeploy.models.checkpoint import architecture_of, make_model, task_of
 from vitdeploy.models.config import ViTConfig, json_size, read_json
 from vitdeploy.models.config_keys import note_unknown_keys
 from vitdeploy.models.presets import preset_config, random_model
 from vitdeploy.models.weights import read_weights
 from vitdeploy.preprocessor_config import note_unknown_settings
-from vitdeploy.processor import ImageProcessor
+from vitdeploy.processor_source import FoundProcessor, adapt_processor, find_processor, given_processor, whole_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitdeploy.models.vit import VisionTransformer
+    from vitdeploy.processor import ImageProcessor
+    from vitdeploy.processor_options import ProcessorOptions
     from vitdeploy.specs import Task
-
-_PROCESSOR = "preprocessor_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +55,17 @@ class _Content:
     Attributes:
         config: the content of `config.json`.
         weights: tensors under transformers' names.
-        processor: the image processor; None where the source has none.
-        files: its image processor's JSON files, by name.
     """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
-    processor: ImageProcessor | None
-    files: dict[str, bytes]
 
 
 def read_checkpoint(
     model: str | Path,
     task: Task | None = None,
     *,
+    processor: ProcessorOptions | None = None,
     image_size: tuple[int, int] | None = None,
     dynamic_image_size: bool = False,
     **hub_options: Any,
@@ -82,55 +78,42 @@ def read_checkpoint(
     Args:
         model: see `vitdeploy.hub.resolve`.
         task: by default the one that the checkpoint was made for.
+        processor: another image processor than the checkpoint's, or settings of it.
         image_size: (height, width) that model and processor are to be changed to.
         dynamic_image_size: leave the model's size as it is, since others will be taken too.
-        hub_options: of `vitdeploy.hub.resolve`.
+        hub_options: of `vitdeploy.hub.resolve`; the revision is the model's.
 
     Raises:
-        CheckpointError: a file is missing or corrupt, or the processor does not fit the model.
+        CheckpointError: a file is missing or corrupt, there is no image processor, or it does not fit the model.
         HubError: the Hub cannot be reached.
-        UsageError: the image size is smaller than a patch.
+        UsageError: the image size is smaller than a patch, or the settings of the processor contradict it.
     """
     found = resolve(model, **hub_options)
-    content = _read(found, task, image_size)
+    content = _read(found, task)
     config = ViTConfig.from_dict(content.config)
     note_unknown_keys(content.config)
-    note_unknown_settings(content.files)
     if config.num_channels != 3:
         raise CheckpointError(
             f"{model}: the model must take what the image processor gives, 3 channels of RGB, takes "
             f"{config.num_channels}; only models of RGB images are exported"
         )
+    hub = {name: value for name, value in hub_options.items() if name != "revision"}
+    image_processor = find_processor(found, processor, config.image_size, image_size, **hub)
+    note_unknown_settings(image_processor.files)
     task = task or task_of(content.config)
     reference = make_model(config, content.weights, task, origin=", ".join(map(str, found.weights)))
-    data, files, processor = content.config, content.files, content.processor
-    if processor is None:
-        processor = _default_processor(config, files)
-    if image_size is not None:
-        processor = processor.resized(*image_size)
-        files = {_PROCESSOR: _json(processor.to_dict())}
-    given = processor.output_size
-    if image_size is None and given is not None and any(map(operator.lt, given, config.patch_size)):
-        raise CheckpointError(
-            f"{model}: the image processor must give at least one patch, {config.patch_size} pixels, gives {given}: "
-            f"mend {_PROCESSOR}, or say an image size"
-        )
-    new_size = None if dynamic_image_size else image_size or (given if config.any_image_size else None)
-    if new_size not in (None, config.image_size):
-        reference.resize(new_size)
-        data["image_size"] = json_size(new_size)
-    if not dynamic_image_size and given != reference.config.image_size:
-        raise CheckpointError(
-            f"{model}: the model must take what the image processor gives, {given or 'any size of'} pixels, it takes "
-            f"{config.image_size}: mend {_PROCESSOR}, or say an image size"
-        )
+    data = content.config
+    _fit(reference, image_processor.processor, str(model), image_size, dynamic_image_size=dynamic_image_size)
+    if reference.config.image_size != config.image_size:
+        data["image_size"] = json_size(reference.config.image_size)
     # The bundle's weights are float32, whatever the source's type and whichever of its heads is used.
     data |= {"architectures": [architecture_of(reference)]} | {
         key: "float32" for key in ("dtype", "torch_dtype") if key in data
     }
     weights = tuple(FileRecord.of(path.parent, path.name) for path in found.weights)
-    source = Source(found.model_id, found.revision, weights)
-    return Checkpoint(source, reference, processor, files | {"config.json": _json(data)})
+    source = Source(found.model_id, found.revision, weights, image_processor.origin)
+    files = image_processor.files | {"config.json": _json(data)}
+    return Checkpoint(source, reference, image_processor.processor, files)
 
 
 def random_checkpoint(
@@ -138,57 +121,71 @@ def random_checkpoint(
     task: Task,
     seed: int,
     *,
+    processor: ProcessorOptions | None = None,
     image_size: tuple[int, int] | None = None,
     dynamic_image_size: bool = False,
+    **hub_options: Any,
 ) -> Checkpoint:
     """An architecture by its name, with random weights. See `vitdeploy.models.presets` and `read_checkpoint`.
 
+    A preset is no one's checkpoint: its image processor is that of Google's Vision Transformers.
+
     Raises:
+        CheckpointError: the image processor does not fit the model.
         UsageError: there is no such architecture.
     """
     config = preset_config(preset)
     if image_size is not None and not dynamic_image_size:
         config = dataclasses.replace(config, image_size=image_size)
+    origin = ProcessorOrigin("preset")
+    stated = FoundProcessor.of(whole_image(*config.image_size), origin)
+    if processor is not None and processor.source is not None:
+        stated = given_processor(processor.source, image_size, **hub_options)
+    image_processor = adapt_processor(stated, processor, image_size)
     model = random_model(config, task, seed=seed)
+    name = f"{preset}-random-{seed}"
+    _fit(model, image_processor.processor, name, image_size, dynamic_image_size=dynamic_image_size)
     files = {"config.json": _json({**config.to_dict(), "architectures": [architecture_of(model)]})}
-    processor = _default_processor(config, files, image_size)
-    return Checkpoint(Source(f"{preset}-random-{seed}"), model, processor, files)
+    source = Source(name, processor=image_processor.origin)
+    return Checkpoint(source, model, image_processor.processor, files | image_processor.files)
 
 
-def _read(found: CheckpointFiles, task: Task | None, image_size: tuple[int, int] | None) -> _Content:
+def _read(found: CheckpointFiles, task: Task | None) -> _Content:
     if found.weights[0].suffix == ".npz":
-        return _Content(*read_npz(found.weights[0], task), None, {})
+        return _Content(*read_npz(found.weights[0], task))
     data = read_json(found.folder / "config.json")
     weights = read_weights(found.weights)
     if is_timm(data):
         try:
-            config, weights = from_timm(data, weights)
-            # timm works its resize out from the size; of one that is not square, it resizes otherwise
-            size = image_size if image_size and image_size[0] == image_size[1] else None
-            processor = ImageProcessor.from_dict(processor_config(data, size))
+            data, weights = from_timm(data, weights)
         except CheckpointError as exc:
             raise CheckpointError(f"{found.folder}: {exc}") from exc
-        return _Content(config, weights, processor, {_PROCESSOR: _json(processor.to_dict())})
-    paths = {name: found.folder / name for name in PROCESSOR_CONFIGS}
-    files = {name: _read_file(path) for name, path in paths.items() if os.path.lexists(path)}
-    return _Content(data, weights, ImageProcessor.from_pretrained(found.folder) if files else None, files)
+    return _Content(data, weights)
 
 
-def _default_processor(
-    config: ViTConfig, files: dict[str, bytes], image_size: tuple[int, int] | None = None
-) -> ImageProcessor:
-    processor = ImageProcessor.default(config.model_type, *(image_size or config.image_size))
-    files[_PROCESSOR] = _json(processor.to_dict())
-    return processor
-
-
-def _read_file(path: Path) -> bytes:
-    if not path.is_file():  # a broken link, for example: what is there must not be taken for absent
-        raise CheckpointError(f"{path} must be a file, is something else; download or copy it again")
-    try:
-        return path.read_bytes()
-    except OSError as exc:
-        raise CheckpointError(f"{path} must be readable: {exc.strerror}") from exc
+def _fit(
+    reference: VisionTransformer,
+    processor: ImageProcessor,
+    name: str,
+    image_size: tuple[int, int] | None,
+    *,
+    dynamic_image_size: bool,
+) -> None:
+    """Make the model one of the image size, or where it takes every size, of the processor's; else they must agree."""
+    given, config = processor.output_size, reference.config
+    if image_size is None and given is not None and any(map(operator.lt, given, config.patch_size)):
+        raise CheckpointError(
+            f"{name}: the image processor gives {given} pixels, less than one patch of {config.patch_size}; give an "
+            f"image size, or another processor"
+        )
+    new_size = None if dynamic_image_size else image_size or (given if config.any_image_size else None)
+    if new_size not in (None, config.image_size):
+        reference.resize(new_size)
+    if not dynamic_image_size and given != reference.config.image_size:
+        raise CheckpointError(
+            f"{name}: the image processor gives {given or 'any size of'} pixels, but the model takes "
+            f"{reference.config.image_size}; give an image size, or another processor"
+        )
 
 
 def _json(data: dict[str, Any]) -> bytes:

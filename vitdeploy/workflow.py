@@ -33,6 +33,7 @@ from vitdeploy.export_arguments import (
 from vitdeploy.exporters import EXPORTERS, export_function, find_exporter, quantization_target
 from vitdeploy.exporters.engine_build import check_request
 from vitdeploy.manifest import MANIFEST
+from vitdeploy.processor_options import ProcessorOptions
 from vitdeploy.specs import ExportSpec, Precision, Task
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def export(
     outputs: Sequence[str] | None = None,
     image_size: Size | tuple[Size, Size, Size] | None = None,
     dynamic_image_size: bool = False,
+    processor: ProcessorOptions | None = None,
     input: str = "float32",  # noqa: A002  (the command line's word)
     layout: str | None = None,
     embed_resize: bool = False,
@@ -115,6 +117,8 @@ def export(
             then interpolated in the artifact.
         dynamic_image_size: whether the artifact takes images of every size from one patch up, interpolating positions
             itself; the image processor stays as it is.
+        processor: another image processor than the checkpoint's, or settings of it; required where the checkpoint has
+            none, since the defaults of its class are not assumed. See `ProcessorOptions`.
         input: "float32" for images that the processor has normalised, or "uint8" for the artifact to do that.
         layout: of uint8 images: "nhwc", which is how they are decoded and the default, or "nchw".
         embed_resize: whether the artifact resizes and crops too; it then takes uint8 images of any size, an engine of
@@ -164,7 +168,8 @@ def export(
 
     Raises:
         UsageError: an argument is not what it must be, or `output` holds something else.
-        CheckpointError: the checkpoint cannot be used, or gives values that are not finite.
+        CheckpointError: the checkpoint cannot be used, has no image processor and `processor` defines none, or gives
+            values that are not finite.
         HubError: the Hub cannot be reached.
         MissingDependencyError: a library is not installed; where it is an engine's, the ONNX artifact was made.
         DeviceError: an engine needs a GPU to be built, and there is none; the ONNX artifact was made.
@@ -196,6 +201,8 @@ def export(
     options |= of_quantization
     if engine is not None and not isinstance(engine, EngineOptions):
         raise UsageError(f"engine must be EngineOptions, got {engine!r:.80}")
+    if processor is not None and not isinstance(processor, ProcessorOptions):
+        raise UsageError(f"processor takes ProcessorOptions(...), got {processor!r:.80}")
     if output is not None and not isinstance(output, (str, os.PathLike)):
         raise UsageError(f"output must be the path of a folder, got {output!r:.80}")
     exporter = find_exporter(to, precision, options)
@@ -255,7 +262,7 @@ def export(
         plain = spec == ExportSpec(Precision(precision), dynamic_image_size=dynamic_image_size, target=target)
         measured = any(value is not None for name, value in of_quantization.items() if name != "target")
         own = plain and not measured and task is None and revision is None and random_weights is None
-        own = own and (bounds is not None or not dynamic_image_size)  # which is said of the graph
+        own = own and processor is None and (bounds is not None or not dynamic_image_size)  # which is said of the graph
         made = (
             _made_before(output, to, precision, model) if own and (size is None or (bounds and model is None)) else None
         )
@@ -275,6 +282,7 @@ def export(
         seed,
         hub={"revision": revision, "token": token, "cache_dir": cache_dir, "offline": offline},
         task=of_task,
+        processor=processor,
         image_size=size,
         dynamic_image_size=dynamic_image_size,
     )
@@ -313,15 +321,17 @@ def _reader(
     *,
     hub: Mapping[str, Any],
     task: Task | None,
-    **sizes: Any,
+    **images: Any,
 ) -> Callable[[], Checkpoint]:
     """What gives the model that is named, or one with random weights."""
     from vitdeploy.sources import random_checkpoint, read_checkpoint
 
     if model is not None:
-        return functools.partial(read_checkpoint, model, task, **sizes, **hub)
+        return functools.partial(read_checkpoint, model, task, **images, **hub)
     if random_weights is not None:
-        return functools.partial(random_checkpoint, random_weights, task or Task.CLASSIFICATION, seed, **sizes)
+        of_processor = {name: value for name, value in hub.items() if name != "revision"}
+        task = task or Task.CLASSIFICATION
+        return functools.partial(random_checkpoint, random_weights, task, seed, **images, **of_processor)
     raise UsageError("export needs a model, or random_weights")
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from vitdeploy.assess.calibration_images import CalibrationImages
 from vitdeploy.assess.image_set import open_images
 from vitdeploy.errors import CheckFailedError, ImageError, InputError
+from vitdeploy.preprocessor_config import Size
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.runtimes.base import Runtime
 from vitdeploy.specs import PixelFormat, PixelStage, TensorSpec
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.bundle import Bundle
 
-PROCESSOR = ImageProcessor.default("vit", 8, 8)
+PROCESSOR = ImageProcessor(size=Size(8, 8))
 BYTES = PixelFormat(PixelStage.RESIZED, "nhwc", "uint8")
 
 

@@ -15,6 +15,7 @@ from vitdeploy.assess.dataset import LabelledData
 from vitdeploy.assess.prepare import prepare
 from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.errors import ImageError
+from vitdeploy.preprocessor_config import Size
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.specs import PixelFormat, PixelStage
 
@@ -26,7 +27,7 @@ FORMATS = (
     PixelFormat(PixelStage.RESIZED, "nhwc", "uint8"),
     PixelFormat(PixelStage.DECODED, "nhwc", "uint8"),
 )
-PROCESSOR = ImageProcessor.default("vit", 8, 8)
+PROCESSOR = ImageProcessor(size=Size(8, 8))
 
 
 def encoded(count: int) -> list[bytes]:

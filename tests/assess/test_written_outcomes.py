@@ -27,6 +27,10 @@ class Odd:
     changes: tuple[str, ...] = ()
 
     @property
+    def processor(self) -> str:
+        return self.text
+
+    @property
     def bundle(self) -> str:
         return self.text
 
@@ -94,10 +98,10 @@ def test_odd_texts(text: str, tmp_path: Path) -> None:
     (suite,) = ET.fromstring(junit(Odd(text)))
     assert suite[0][0].tag == "failure"
     rows = markdown(Odd(text, changes=(text,))).splitlines()
-    assert len(rows) == 11
-    assert rows[6].replace("\\|", "").count("|") == 5
-    assert "<" not in rows[6]
-    assert "`" not in rows[6].replace("\\`", "")
+    assert len(rows) == 13
+    assert rows[8].replace("\\|", "").count("|") == 5
+    assert "<" not in rows[2] + rows[8]
+    assert "`" not in (rows[2] + rows[8]).replace("\\`", "")
     write_junit(tmp_path / "a.xml", Odd(text))
     write_markdown(tmp_path / "a.md", Odd(text))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.md", "a.xml"]

@@ -21,6 +21,7 @@ from vitdeploy.assess.samples import feeds
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters.torchscript_trace import export_torchscript
 from vitdeploy.models.signature import Served, input_specs, output_specs
+from vitdeploy.preprocessor_config import Size
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.runtimes.torchscript import TorchScriptRuntime
 from vitdeploy.specs import ExportSpec, PixelFormat, PixelStage, Precision, Task
@@ -42,7 +43,7 @@ AT_LEAST = {Precision.FP32: 0.0, Precision.FP16: 2e-5, Precision.BF16: 2e-4}
 
 
 def export(model: VisionTransformer, folder: Path, **spec: Any) -> Exported:
-    processor = ImageProcessor.default("vit", *model.config.image_size)
+    processor = ImageProcessor(size=Size(*model.config.image_size))
     return export_torchscript(model, folder, ExportSpec(**spec), processor=processor, observe=lambda *_: {})
 
 
@@ -130,7 +131,7 @@ def test_the_weights_take_half_the_room_in_half_precision(tmp_path: Path) -> Non
 @pytest.mark.parametrize("precision", list(TOLERANCES), ids=str)
 def test_bytes_give_what_the_processor_and_the_model_give(tmp_path: Path, precision: Precision, layout: Any) -> None:
     model = tiny_model()
-    processor = ImageProcessor.default("vit", *model.config.image_size)
+    processor = ImageProcessor(size=Size(*model.config.image_size))
     pictures = list(np.random.default_rng(0).integers(0, 256, (3, 50, 40, 3), np.uint8))
     pixels = PixelFormat(PixelStage.RESIZED, layout, "uint8")
     exported = export(model, tmp_path, precision=precision, pixels=pixels)

@@ -110,6 +110,7 @@ def benchmark(
         },
         latencies=tuple(latency for size in sizes for each in timed for latency in each.latency(size)),
         skipped=tuple(reason for each in timed for reason in each.skipped),
+        processor=bundle.manifest.processor,
     )
 
 

@@ -52,6 +52,7 @@ class Bisection:
         error: with `kept`; with everything kept, where even that does not pass.
         runs: how many sets of nodes were run.
         minimal: whether it was shown that none of `kept` can be left out; else the runs were used up.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
     """
 
     bundle: str
@@ -65,6 +66,7 @@ class Bisection:
     error: float
     runs: int
     minimal: bool
+    processor: str | None = None
 
     @property
     def status(self) -> str:
@@ -160,6 +162,7 @@ def bisect(
         error=found.error,
         runs=found.runs,
         minimal=found.minimal,
+        processor=bundle.manifest.processor,
     )
 
 

@@ -105,6 +105,7 @@ class Comparison(ByResult):
         synthetic: whether they were made up, none having been given.
         results: one an artifact and backend.
         problem_type: how logits are read; only those of a single-label classifier are compared as classes, too.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
     """
 
     bundle: str
@@ -112,6 +113,7 @@ class Comparison(ByResult):
     synthetic: bool
     results: tuple[BackendComparison, ...]
     problem_type: ProblemType = ProblemType.SINGLE_LABEL
+    processor: str | None = None
 
     @property
     def note(self) -> str:
@@ -200,7 +202,7 @@ def compare(
     )
     if save_golden is not None:
         Golden(expected, bundle.manifest.reference, batches.pixels_sha256(), batch_size, tools).write(save_golden)
-    return Comparison(str(bundle.path), len(sources), images is None, results, problem_type)
+    return Comparison(str(bundle.path), len(sources), images is None, results, problem_type, bundle.manifest.processor)
 
 
 def run_reference(

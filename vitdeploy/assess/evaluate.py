@@ -42,6 +42,7 @@ class Evaluation:
         data_sha256: of the names, labels and bytes of every image.
         results: one a backend and artifact, also of those that were skipped.
         settings: how the images were chosen and their labels matched, and what they ran with.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
     """
 
     bundle: str
@@ -52,6 +53,7 @@ class Evaluation:
     data_sha256: str
     results: tuple[Predictions, ...]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    processor: str | None = None
 
     @property
     def status(self) -> str:
@@ -129,6 +131,7 @@ class Evaluation:
         return {
             "status": self.status,
             "bundle": self.bundle,
+            "processor": self.processor,
             "data": self.data,
             "data_sha256": self.data_sha256,
             "images": len(self.images),
@@ -243,6 +246,7 @@ def evaluate(
         data_sha256=data_sha256,
         results=tuple(run.predictions() for run in runs),
         settings={"kind": images.kind, "labels_matched": images.matched, "images": len(whole), **settings},
+        processor=bundle.manifest.processor,
     )
 
 

@@ -33,6 +33,9 @@ class Tabled(Protocol):
     def bundle(self) -> str: ...
 
     @property
+    def processor(self) -> str | None: ...
+
+    @property
     def status(self) -> str: ...
 
     @property

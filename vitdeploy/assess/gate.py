@@ -58,6 +58,11 @@ class GateResult:
         return overall(check.status for check in self.checks)
 
     @property
+    def processor(self) -> str | None:
+        """Where the image processor came from, in a line; None where the bundle does not say."""
+        return self.evaluation.processor
+
+    @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """Every check, for a report."""
         return tuple(Verdict(check.subject, check.rule, check.status, check.message) for check in self.checks)
@@ -66,6 +71,7 @@ class GateResult:
         return {
             "status": self.status,
             "bundle": self.bundle,
+            "processor": self.processor,
             "data": self.data,
             "baseline": None if self.baseline is None else str(self.baseline),
             "updated": self.updated,

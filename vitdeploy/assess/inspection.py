@@ -182,6 +182,7 @@ def _manifest_facts(item: Inspection) -> dict[str, dict[str, Any]]:
             "revision": source.revision,
             "weights": [file.sha256 for file in source.weights],
             "task": item.task,
+            "processor": None if source.processor is None else str(source.processor),
         },
         "artifact": {"format": artifact.format, "precision": artifact.precision},
         "files": {

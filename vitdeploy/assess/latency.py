@@ -157,6 +157,7 @@ class Benchmark:
         settings: how.
         latencies: by batch size, and in that in the order of the backends.
         skipped: what could not be measured.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
     """
 
     bundle: str
@@ -164,6 +165,7 @@ class Benchmark:
     settings: dict[str, Any]
     latencies: tuple[Latency, ...]
     skipped: tuple[NotMeasured, ...] = ()
+    processor: str | None = None
 
     @property
     def status(self) -> str:
@@ -194,6 +196,7 @@ class Benchmark:
     def to_dict(self) -> dict[str, Any]:
         return {
             "bundle": self.bundle,
+            "processor": self.processor,
             "status": self.status,
             "machine": self.machine,
             "settings": self.settings,

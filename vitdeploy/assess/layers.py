@@ -131,6 +131,7 @@ class LayerComparison(ByResult):
         synthetic: whether they were made up, none having been given.
         against: what the artifacts are compared with: "reference", or another artifact.
         results: one an artifact.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
     """
 
     bundle: str
@@ -138,6 +139,7 @@ class LayerComparison(ByResult):
     synthetic: bool
     against: str
     results: tuple[ArtifactLayers, ...]
+    processor: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         results = [result.to_dict() for result in self.results]
@@ -206,7 +208,8 @@ def compare_layers(
             results.append(ArtifactLayers(name, limit, differences))
         except UnavailableError as exc:
             results.append(ArtifactLayers(name, limit, skipped=str(exc)))
-    return LayerComparison(str(bundle.path), len(sources), images is None, other, tuple(results))
+    processor_origin = bundle.manifest.processor
+    return LayerComparison(str(bundle.path), len(sources), images is None, other, tuple(results), processor_origin)
 
 
 def _one(bundle: Bundle, against: str) -> str:

@@ -22,6 +22,8 @@ _MARKS = {"passed": "✅ passed", "failed": "❌ failed", "skipped": "⚠️ ski
 def markdown(result: Judged | Tabled) -> str:
     """A heading with the outcome, and tables: of what did not pass before what did, or of what was measured."""
     lines = [f"### {_MARKS[result.status]}: {_cell(result.bundle)}", ""]
+    if result.processor is not None:
+        lines += [f"Image processor: {_cell(result.processor)}", ""]
     lines += _figures(result) if isinstance(result, Tabled) else _verdicts(result)
     return "\n".join(lines) + "\n"
 

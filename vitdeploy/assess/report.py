@@ -16,6 +16,7 @@ from vitdeploy.assess.sensitivity import Sensitivity
 from vitdeploy.assess.shown_images import Sample, furthest_images, worst_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.manifest import NOT_RECORDED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,6 +106,7 @@ def source_of(folder: str) -> dict[str, str]:
     except BundleError:
         return facts
     facts |= {"model": manifest.source.id, "revision": manifest.source.revision or "", "task": manifest.task}
+    facts["image processor"] = manifest.processor or NOT_RECORDED
     facts |= {f"{file.path} sha256": file.sha256 for file in manifest.source.weights}
     for artifact in manifest.artifacts:
         name = artifact.name

@@ -65,6 +65,7 @@ class Sensitivity:
         layers: in the order of the graph.
         error: with every node in the lower precision.
         error_float32: with none: what float32 itself differs by, below which an effect says nothing.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
     """
 
     bundle: str
@@ -74,6 +75,7 @@ class Sensitivity:
     layers: tuple[LayerEffect, ...]
     error: float
     error_float32: float
+    processor: str | None = None
 
     @property
     def status(self) -> str:
@@ -168,6 +170,7 @@ def sensitivity(
         ),
         error=of_all,
         error_float32=of_none,
+        processor=bundle.manifest.processor,
     )
 
 

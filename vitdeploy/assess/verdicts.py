@@ -34,6 +34,9 @@ class Judged(Protocol):
     def bundle(self) -> str: ...
 
     @property
+    def processor(self) -> str | None: ...
+
+    @property
     def status(self) -> str: ...
 
     @property

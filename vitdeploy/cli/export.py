@@ -20,6 +20,7 @@ from vitdeploy.cli.output import (
     print_table,
     print_text,
 )
+from vitdeploy.cli.processor_options import processor_options
 from vitdeploy.cli.quantization_options import quantization_options
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, find_exporter, quantization_target
@@ -147,6 +148,7 @@ def _print_accuracy(artifact: Artifact) -> None:
     help="By default what the image processor gives. MIN:OPT:MAX for a model that takes sizes within limits.",
 )
 @click.option("--dynamic-image-size", is_flag=True, help="Take images of every size from one patch up.")
+@processor_options
 @click.option("--opset", type=int, help="ONNX opset, 18 to 23; 20 by default.")
 @click.option(
     "--optimize",

@@ -9,6 +9,7 @@ import click
 
 from vitdeploy.cli.output import PATH, agreement, json_option, pairs, print_json, print_table, print_text, size
 from vitdeploy.errors import UsageError
+from vitdeploy.manifest import NOT_RECORDED
 
 if TYPE_CHECKING:
     from vitdeploy.assess.graph_summary import GraphSummary
@@ -82,7 +83,7 @@ def _show_differences(path: str, other_path: str, names: tuple[str, ...], as_jso
 
 def _bundle_rows(manifest: Manifest, inspections: list[Inspection]) -> list[tuple[str, str]]:
     source = manifest.source.id + (f" @ {manifest.source.revision}" if manifest.source.revision else "")
-    rows = [("source", source), ("task", manifest.task)]
+    rows = [("source", source), ("task", manifest.task), ("processor", manifest.processor or NOT_RECORDED)]
     for item in inspections:
         rows += _artifact_rows(item.artifact)
         rows += _graph_rows(item.graph) if item.graph else [("  graph", f"not read: {item.note}")]
