@@ -56,12 +56,15 @@ class _Content:
         weights: tensors under transformers' names.
         processor: the image processor; None where the source has none.
         files: its image processor's JSON files, by name.
+        any_image_size: whether the model is one of the processor's size, though its tables may be of another: timm
+            interpolates them where it evaluates at another size (`dynamic_img_size`).
     """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
     processor: ImageProcessor | None
     files: dict[str, bytes]
+    any_image_size: bool = False
 
 
 def read_checkpoint(
@@ -111,7 +114,8 @@ def read_checkpoint(
             f"{model}: the image processor must give at least one patch, {config.patch_size} pixels, gives {given}: "
             f"mend {_PROCESSOR}, or say an image size"
         )
-    new_size = None if dynamic_image_size else image_size or (given if config.any_image_size else None)
+    any_image_size = config.any_image_size or content.any_image_size
+    new_size = None if dynamic_image_size else image_size or (given if any_image_size else None)
     if new_size not in (None, config.image_size):
         reference.resize(new_size)
         data["image_size"] = json_size(new_size)
@@ -158,13 +162,14 @@ def _read(found: CheckpointFiles, task: Task | None, image_size: tuple[int, int]
     weights = read_weights(found.weights)
     if is_timm(data):
         try:
-            config, weights = from_timm(data, weights)
+            config, weights = from_timm(data, weights, task)
             # timm works its resize out from the size; of one that is not square, it resizes otherwise
             size = image_size if image_size and image_size[0] == image_size[1] else None
             processor = ImageProcessor.from_dict(processor_config(data, size))
         except CheckpointError as exc:
             raise CheckpointError(f"{found.folder}: {exc}") from exc
-        return _Content(config, weights, processor, {_PROCESSOR: _json(processor.to_dict())})
+        files = {_PROCESSOR: _json(processor.to_dict())}
+        return _Content(config, weights, processor, files, any_image_size=True)
     paths = {name: found.folder / name for name in PROCESSOR_CONFIGS}
     files = {name: _read_file(path) for name, path in paths.items() if os.path.lexists(path)}
     return _Content(data, weights, ImageProcessor.from_pretrained(found.folder) if files else None, files)
