@@ -429,6 +429,23 @@ def write_wrapped(case: str, name: str) -> None:
     shutil.copy(OUT / case / "expected.npz", folder)
 
 
+def write_pipeline(case: str) -> None:
+    """Labels and scores of transformers' pipeline with the wrapper, by problem type."""
+    import transformers
+
+    photographed = {}
+    for problem in (None, "single_label_classification", "multi_label_classification", "regression"):
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(OUT / case, folder, dirs_exist_ok=True)
+            config = json.loads((OUT / case / "config.json").read_text())
+            config |= {"label_names": list("abcd"), "label_descriptions": {"a": "first"}, "problem_type": problem}
+            (Path(folder) / "config.json").write_text(json.dumps(config))
+            pipeline = transformers.pipeline("image-classification", folder, dtype=torch.float32, device="cpu")
+            photographed[str(problem)] = {name: pipeline(image, top_k=4) for name, image in photographs().items()}
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in photographed.items())
+    (OUT / "pipeline.json").write_text(f"{{\n{lines}\n}}\n")
+
+
 def write_transforms() -> None:
     """Of every transform of every photograph the middle column and row, and the mean of all pixels."""
     results = {}
@@ -544,6 +561,7 @@ def main() -> None:
             write_case(kind, number, architecture, arguments)
     write_wrapped("vit_0", "TimmWrapperForImageClassification")
     write_wrapped("dinov2_0", "TimmWrapperModel")
+    write_pipeline("vit_0_wrapped")
     write_transforms()
     write_forms()
     write_keys()

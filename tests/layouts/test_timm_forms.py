@@ -29,6 +29,7 @@ from vitdeploy.specs import Task
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "timm"
 FORMS = json.loads((GOLDEN / "forms.json").read_text())
+PIPELINE = json.loads((GOLDEN / "pipeline.json").read_text())
 KEYS = json.loads((GOLDEN / "keys.json").read_text())
 # Forms that timm takes, and that are refused here: it draws a new head, resamples positions twice, leaves global_pool
 # out, or pools as no model of transformers does.
@@ -102,14 +103,20 @@ def test_what_is_refused_may_be_as_in_a_plain_model() -> None:
     assert MODEL_ARGS.keys() >= NULLABLE
 
 
-@pytest.mark.parametrize(("key", "fate"), PRETRAINED_CFG.items())
-def test_a_key_of_pretrained_cfg_without_effect_changes_nothing(key: str, fate: str) -> None:
-    if fate != "no effect":
-        return
+@pytest.mark.parametrize("key", [key for key, fate in PRETRAINED_CFG.items() if fate == "no effect"])
+def test_a_key_of_pretrained_cfg_without_effect_changes_nothing(key: str) -> None:
     config, tensors = read("vit_0")
-    plain = json.dumps([from_timm(config, tensors)[0], processor_config(config)])
+    plain = from_timm(config, tensors)[0], processor_config(config)
     config["pretrained_cfg"][key] = [3, 99, 99]
-    assert json.dumps([from_timm(config, tensors)[0], processor_config(config)]) == plain
+    assert (from_timm(config, tensors)[0], processor_config(config)) == plain
+
+
+@pytest.mark.parametrize("key", [key for key, fate in CONFIG.items() if fate == "no effect"])
+def test_a_key_of_a_configuration_without_effect_changes_nothing(key: str) -> None:
+    config, tensors = read("vit_0_wrapped")
+    plain = from_timm(config, tensors)[0], processor_config(config)
+    config[key] = [3, 99, 99]
+    assert (from_timm(config, tensors)[0], processor_config(config)) == plain
 
 
 @pytest.mark.parametrize("name", KEYS["deprecated"])
@@ -132,16 +139,21 @@ def test_the_problem_type_is_carried(tmp_path: Path, case: str, value: str) -> N
     assert content["problem_type"] == value
 
 
-def test_a_multi_label_wrapper_gets_the_scores_of_transformers(tmp_path: Path) -> None:
-    """The sigmoid of each of timm's logits, which is what the pipeline of transformers makes of them."""
+@pytest.mark.parametrize("value", ["None", "single_label_classification", "multi_label_classification"])
+def test_a_wrapper_gets_the_labels_and_scores_of_transformers(tmp_path: Path, value: str) -> None:
+    """Those of its pipeline in pipeline.json, in float32; scores within 1e-6."""
     config, _ = read("vit_0_wrapped")
-    form = {"case": "vit_0_wrapped", "rows": 0, "config": {**config, "problem_type": "multi_label_classification"}}
+    config |= {"label_names": list("abcd"), "label_descriptions": {"a": "first"}}
+    config["problem_type"] = None if value == "None" else value
+    form = {"case": "vit_0_wrapped", "rows": 0, "config": config}
     vitdeploy.export(write(tmp_path / "model", form), output=tmp_path / "out")
-    with np.load(GOLDEN / "vit_0" / "expected.npz") as expected, vitdeploy.load(tmp_path / "out") as predictor:
-        (logits,) = expected["china/logits"]
-        (predictions,) = predictor.predict([sklearn.datasets.load_sample_images().images[0]], top_k=4)
-    scores = {prediction.index: prediction.score for prediction in predictions}
-    np.testing.assert_allclose([scores[index] for index in range(4)], 1 / (1 + np.exp(-logits)), atol=1e-6)
+    china = sklearn.datasets.load_sample_images().images[0]
+    with vitdeploy.load(tmp_path / "out") as predictor:
+        (predictions,) = predictor.predict([china], top_k=4)
+    want = PIPELINE[value]["china"]
+    assert [prediction.label for prediction in predictions] == [row["label"] for row in want]
+    scores = [prediction.score for prediction in predictions]
+    np.testing.assert_allclose(scores, [row["score"] for row in want], rtol=0, atol=1e-6)
 
 
 def flat(config: dict[str, Any]) -> dict[str, Any]:
