@@ -196,6 +196,15 @@ def test_the_labels_are_those_of_the_library_that_reads_the_file() -> None:
         from_timm(config | {"label_names": "abcd"}, tensors)
 
 
+def test_the_wrappers_weights_are_past_the_label_offset() -> None:
+    config, tensors = read("vit_0_wrapped")
+    content, weights = from_timm(config, tensors)
+    config["pretrained_cfg"]["label_offset"] = 1
+    changed, same = from_timm(config, tensors)
+    assert changed == content
+    assert torch.equal(same["classifier.weight"], weights["classifier.weight"])
+
+
 def labels(config: dict[str, Any], tensors: dict[str, Tensor]) -> list[str]:
     return list(from_timm(config, tensors)[0]["id2label"].values())
 

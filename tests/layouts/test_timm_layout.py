@@ -381,6 +381,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("vit_0", setting("pretrained_cfg", "hf_hub_filename", value="other.bin"), "hf_hub_filename"),
     ("vit_0", setting("pretrained_cfg", "label_offset", value="1"), "label_offset"),
     ("vit_0", setting("problem_type", value="multi_class"), "problem_type"),
+    ("mean_0", argument("img_size", [32, 40]), "average pooling.* must have a square grid"),
     ("mean_0", adding("reg_token", 1, 4, 32), "register tokens"),
     ("mean_0", setting("architecture", value="vit_giant_patch14_dinov2"), "SwiGLU"),
     ("norm_mean_0", argument("num_classes", 0), "num_classes"),

@@ -139,7 +139,10 @@ def _beit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
     absolute = source.has("pos_embed") or not stated.beit
     mean = stated.global_pool == "avg" or (stated.late_norm and not stated.global_pool)
     if source.grid[0] != source.grid[1] or source.patch[0] != source.patch[1]:
-        raise refuse("a BEiT must have a square grid of square patches", (source.grid, source.patch))
+        kind = (
+            "a BEiT" if stated.beit else "a model with a norm after average pooling, which is a BEiT to transformers,"
+        )
+        raise refuse(f"{kind} must have a square grid of square patches", (source.grid, source.patch))
     prefix = "beit." if stated.num_classes else ""
     rows, weights = _embeddings(source, f"{prefix}embeddings", 0, absolute=absolute)
     if stated.beit and absolute and not rows:
