@@ -258,14 +258,6 @@ OF_CLASS: dict[str, dict[str, dict[str, Any]]] = {
         "preprocessor_config": {**SIZES, "image_processor_type": "ViTFeatureExtractor"},
         "config": {"model_type": "vit"},
     },
-    "a feature extractor's class, and code": {
-        "preprocessor_config": {
-            **SIZES,
-            "feature_extractor_type": "BitFeatureExtractor",
-            "auto_map": {"AutoImageProcessor": "code.Processor"},
-        },
-        "config": {"model_type": "vit"},
-    },
     "both classes": {
         "preprocessor_config": {
             **SIZES,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.errors import CheckpointError
 from vitdeploy.hub import CheckpointFiles, resolve
 from vitdeploy.layouts.npz_layout import read_npz
+from vitdeploy.layouts.timm_config import is_dynamic
 from vitdeploy.layouts.timm_layout import from_timm, is_timm
 from vitdeploy.manifest import FileRecord, ProcessorOrigin, Source
 from vitdeploy.models.checkpoint import architecture_of, make_model, task_of
@@ -55,10 +56,13 @@ class _Content:
     Attributes:
         config: the content of `config.json`.
         weights: tensors under transformers' names.
+        any_image_size: whether the model becomes one of the processor's size, though its tables are of another: timm
+            interpolates them where it evaluates at another size (`dynamic_img_size`).
     """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
+    any_image_size: bool = False
 
 
 def read_checkpoint(
@@ -103,7 +107,15 @@ def read_checkpoint(
     task = task or task_of(content.config)
     reference = make_model(config, content.weights, task, origin=", ".join(map(str, found.weights)))
     data = content.config
-    _fit(reference, image_processor.processor, str(model), image_size, dynamic_image_size=dynamic_image_size)
+    any_image_size = config.any_image_size or content.any_image_size
+    _fit(
+        reference,
+        image_processor.processor,
+        str(model),
+        image_size,
+        dynamic_image_size=dynamic_image_size,
+        any_image_size=any_image_size,
+    )
     if reference.config.image_size != config.image_size:
         data["image_size"] = json_size(reference.config.image_size)
     # The bundle's weights are float32, whatever the source's type and whichever of its heads is used.
@@ -157,9 +169,10 @@ def _read(found: CheckpointFiles, task: Task | None) -> _Content:
     weights = read_weights(found.weights)
     if is_timm(data):
         try:
-            data, weights = from_timm(data, weights)
+            config, weights = from_timm(data, weights, task)
         except CheckpointError as exc:
             raise CheckpointError(f"{found.folder}: {exc}") from exc
+        return _Content(config, weights, any_image_size=is_dynamic(data.get("model_args") or {}))
     return _Content(data, weights)
 
 
@@ -170,6 +183,7 @@ def _fit(
     image_size: tuple[int, int] | None,
     *,
     dynamic_image_size: bool,
+    any_image_size: bool = False,
 ) -> None:
     """Make the model one of the image size, or where it takes every size, of the processor's; else they must agree."""
     given, config = processor.output_size, reference.config
@@ -178,7 +192,7 @@ def _fit(
             f"{name}: the image processor gives {given} pixels, less than one patch of {config.patch_size}; give an "
             f"image size, or another processor"
         )
-    new_size = None if dynamic_image_size else image_size or (given if config.any_image_size else None)
+    new_size = None if dynamic_image_size else image_size or (given if any_image_size else None)
     if new_size not in (None, config.image_size):
         reference.resize(new_size)
     if not dynamic_image_size and given != reference.config.image_size:

@@ -7,7 +7,9 @@ on the same processor write the same files.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
+import inspect
 import json
 import shutil
 import tempfile
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import sklearn.datasets
 import torch
 from PIL import Image
@@ -103,8 +106,126 @@ KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
             {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 2, "num_classes": 5},
         ),
     ],
+    # The norm after the mean of the patches (fc_norm), a BEiT to transformers.
+    "mean": [
+        (
+            "vit_base_patch16_224",
+            {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2, "global_pool": "avg"},
+        ),
+        (
+            "deit3_small_patch16_224",
+            {"img_size": 30, "patch_size": 6, "embed_dim": 24, "mlp_ratio": 2.5, "global_pool": "avg"},
+        ),
+        (
+            "vit_large_patch16_224",
+            {"img_size": 33, "patch_size": 8, "embed_dim": 32, "mlp_ratio": 1, "global_pool": "avg", "qkv_bias": False},
+        ),
+    ],
+    "mean_features": [
+        (
+            "vit_small_patch14_dinov2",
+            {"img_size": 28, "patch_size": 7, "embed_dim": 24, "mlp_ratio": 1, "global_pool": "avg"},
+        ),
+        (
+            "deit_tiny_patch16_224",
+            {"img_size": 32, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 1, "global_pool": "avg"},
+        ),
+        (
+            "vit_tiny_patch16_224",
+            {
+                "img_size": 24,
+                "patch_size": 6,
+                "embed_dim": 24,
+                "mlp_ratio": 1,
+                "global_pool": "avg",
+                "no_embed_class": True,
+            },
+        ),
+    ],
+    # The norm before the mean of the patches, a DINOv2 to transformers.
+    "norm_mean": [
+        (
+            "vit_base_patch16_224",
+            {"img_size": 32, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 2, "global_pool": "avg", "fc_norm": False},
+        ),
+        (
+            "vit_small_patch14_reg4_dinov2",
+            {"img_size": 28, "patch_size": 7, "embed_dim": 24, "mlp_ratio": 2, "global_pool": "avg", "fc_norm": False},
+        ),
+        (
+            "vit_giant_patch14_dinov2",
+            {"img_size": 24, "patch_size": 6, "embed_dim": 24, "global_pool": "avg", "fc_norm": False},
+        ),
+    ],
+    # The norm after the choice of the class token.
+    "token_norm": [
+        (
+            "vit_base_patch16_224",
+            {"img_size": 32, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 2, "fc_norm": True},
+        ),
+        (
+            "vit_small_patch14_reg4_dinov2",
+            {"img_size": 28, "patch_size": 7, "embed_dim": 24, "mlp_ratio": 2, "fc_norm": True},
+        ),
+        (
+            "deit3_small_patch16_224",
+            {"img_size": 30, "patch_size": 6, "embed_dim": 24, "mlp_ratio": 2, "fc_norm": True},
+        ),
+    ],
+    "beit_token_norm": [
+        (
+            "beit_base_patch16_224",
+            {
+                "img_size": 24,
+                "patch_size": 6,
+                "embed_dim": 24,
+                "mlp_ratio": 2,
+                "global_pool": "token",
+                "use_fc_norm": True,
+            },
+        ),
+    ],
+    # Models that interpolate their positions to each image; `input_size` is of the images that timm evaluates.
+    "dynamic": [
+        (
+            "vit_base_patch16_224",
+            {
+                "img_size": 32,
+                "patch_size": 8,
+                "embed_dim": 24,
+                "mlp_ratio": 2,
+                "dynamic_img_size": True,
+                "input_size": (3, 48, 48),
+            },
+        ),
+        (
+            "deit_small_distilled_patch16_224",
+            {
+                "img_size": (24, 36),
+                "patch_size": 6,
+                "embed_dim": 24,
+                "mlp_ratio": 2,
+                "dynamic_img_size": True,
+                "input_size": (3, 30, 30),
+            },
+        ),
+        (
+            "vit_base_patch16_224",
+            {
+                "img_size": 40,
+                "patch_size": 8,
+                "embed_dim": 24,
+                "mlp_ratio": 2,
+                "dynamic_img_size": True,
+                "global_pool": "avg",
+                "input_size": (3, 24, 24),
+            },
+        ),
+    ],
 }
-FEATURES = ("vit_features", "beit_features", "dinov2", "reg4_dinov2", "swiglu")
+FEATURES = ("vit_features", "beit_features", "dinov2", "reg4_dinov2", "swiglu", "mean_features")
+# Of models without a head, those whose pooled features are written too.
+POOLED = ("mean_features",)
 # Evaluation transforms beside those of the models; the last ones are smaller than their crop.
 TRANSFORMS: dict[str, dict[str, Any]] = {
     "augreg": {"crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3},
@@ -118,6 +239,90 @@ TRANSFORMS: dict[str, dict[str, Any]] = {
     "squash and crop": {"crop_pct": 0.93, "crop_mode": "squash", "input_size": [3, 161, 98]},
     "padded by 3": {"crop_pct": 1.1, "input_size": [3, 33, 33]},
     "padded by 1": {"crop_pct": 1.02, "input_size": [3, 50, 50], "crop_mode": "squash"},
+    "nearest": {"interpolation": "nearest", "input_size": [3, 65, 65]},
+    "box": {"interpolation": "box", "input_size": [3, 64, 64]},
+    "hamming": {"interpolation": "hamming", "input_size": [3, 64, 64]},
+    "empty": {"input_size": None, "interpolation": "", "crop_pct": 0, "crop_mode": None, "mean": [], "std": None},
+    "one mean": {"input_size": [3, 48, 48], "mean": [0.4], "std": [0.3]},
+    "sizes for tests": {
+        "input_size": [3, 48, 48],
+        "crop_pct": 0.9,
+        "test_input_size": [3, 64, 64],
+        "test_crop_pct": 1.0,
+        "min_input_size": [3, 32, 32],
+    },
+    "unequal, resized alike": {"input_size": [3, 30, 31], "crop_pct": 1.5},
+}
+# Forms of a configuration, each of a case above: keys to set, by their path, and keys to remove ("-").
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "as saved": ("vit_0", {}),
+    "nulls": (
+        "vit_0",
+        {
+            f"model_args.{key}": None
+            for key in ("fc_norm", "init_values", "norm_layer", "embed_norm_layer", "act_layer")
+        },
+    ),
+    "null for true": ("vit_0", {"model_args.class_token": None}),
+    "null for a number": ("vit_0", {"model_args.img_size": None}),
+    "a former name": ("vit_0", {"architecture": "vit_base_patch16_224_in21k"}),
+    "without information": ("vit_0", {"num_features": "-", "global_pool": "-", "pretrained_cfg.tag": "-"}),
+    "problem type": ("vit_0", {"problem_type": "multi_label_classification"}),
+    "custom load": ("vit_0", {"pretrained_cfg.custom_load": True}),
+    "sizes for tests": (
+        "vit_0",
+        {"pretrained_cfg.test_input_size": [3, 48, 48], "pretrained_cfg.test_crop_pct": 1.0},
+    ),
+    "unknown key": ("vit_0", {"pretrained_cfg.test_crop_mode": "squash"}),
+    "unknown argument": ("vit_0", {"model_args.strict_img_size": False}),
+    "classes at the top": ("vit_0", {"model_args.num_classes": "-", "pretrained_cfg.num_classes": "-"}),
+    "classes in pretrained_cfg": ("vit_0", {"model_args.num_classes": "-", "num_classes": "-"}),
+    "classes in model_args": ("vit_0", {"num_classes": "-", "pretrained_cfg.num_classes": "-"}),
+    "classes overridden at the top": ("vit_0", {"pretrained_cfg.num_classes": 1000}),
+    "classes contradicted": ("vit_0", {"num_classes": 5, "pretrained_cfg.num_classes": 5}),
+    "offset": ("vit_0", {"pretrained_cfg.label_offset": 1, "rows": 1}),
+    "offset of two layers": (
+        "deit_distilled_0",
+        {"pretrained_cfg.label_offset": 2, "pretrained_cfg.classifier": ["head", "head_dist"], "rows": 2},
+    ),
+    "offset without rows": ("vit_0", {"pretrained_cfg.label_offset": 1}),
+    "offset of no layer": ("vit_0", {"pretrained_cfg.label_offset": 1, "pretrained_cfg.classifier": None}),
+    "no offset": ("vit_0", {"pretrained_cfg.label_offset": 0}),
+    "another input size": ("vit_0", {"pretrained_cfg.input_size": [3, 48, 48]}),
+    "another input size, not fixed": (
+        "vit_0",
+        {"pretrained_cfg.input_size": [3, 48, 48], "pretrained_cfg.fixed_input_size": False},
+    ),
+    "dynamic": ("vit_0", {"pretrained_cfg.input_size": [3, 48, 48], "model_args.dynamic_img_size": True}),
+    "dynamic, not square": (
+        "vit_0",
+        {
+            "pretrained_cfg.input_size": [3, 24, 48],
+            "pretrained_cfg.crop_mode": "squash",
+            "model_args.dynamic_img_size": True,
+        },
+    ),
+    "dynamic, part of a patch": (
+        "vit_0",
+        {"pretrained_cfg.input_size": [3, 44, 44], "model_args.dynamic_img_size": True},
+    ),
+    "dynamic, without img_size": ("vit_0", {"model_args.img_size": "-", "model_args.dynamic_img_size": True}),
+    "dynamic BEiT": ("beit_0", {"model_args.dynamic_img_size": True}),
+    "without img_size": ("vit_0", {"model_args.img_size": "-"}),
+    "avg at the top alone": ("vit_0", {"global_pool": "avg", "model_args.global_pool": "-"}),
+    "avg at the top alone, fc_norm": ("mean_0", {"model_args.global_pool": "-"}),
+    "token for fc_norm": ("mean_0", {"global_pool": "-", "model_args.global_pool": "token"}),
+    "avg": ("mean_0", {"model_args.fc_norm": True}),
+    "avg, unnormalized": ("vit_0", {"global_pool": "-", "model_args.global_pool": "avg", "model_args.fc_norm": False}),
+    "max": ("mean_0", {"global_pool": "-", "model_args.global_pool": "max"}),
+    "avgmax": ("mean_0", {"global_pool": "-", "model_args.global_pool": "avgmax"}),
+    "every token": ("vit_0", {"global_pool": "-", "model_args.global_pool": ""}),
+    "prefix in the mean": ("mean_0", {"model_args.pool_include_prefix": True}),
+    "avg of a BEiT": ("beit_token_norm_0", {"global_pool": "-", "model_args.global_pool": "avg"}),
+    "avg of a BEiT, normalized before": (
+        "beit_features_1",
+        {"global_pool": "-", "model_args.global_pool": "avg", "model_args.use_fc_norm": False},
+    ),
 }
 
 
@@ -148,11 +353,11 @@ def inputs(seed: int, height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((2, 3, height, width), np.float32))
 
 
-def compute(model: Any, pixels: torch.Tensor, prefix: str) -> dict[str, np.ndarray[Any, Any]]:
+def compute(model: Any, pixels: torch.Tensor, prefix: str, *, pooled: bool = False) -> dict[str, np.ndarray[Any, Any]]:
     with torch.inference_mode():
         results = {f"{prefix}/last_hidden_state": model.forward_features(pixels).numpy()}
-        if model.num_classes:
-            results[f"{prefix}/logits"] = model(pixels).numpy()
+        if model.num_classes or pooled:
+            results[f"{prefix}/{'logits' if model.num_classes else 'pooler_output'}"] = model(pixels).numpy()
     return results
 
 
@@ -170,14 +375,18 @@ def hidden_states(model: Any, pixels: torch.Tensor, prefix: str) -> dict[str, np
 
 def write_case(kind: str, number: int, architecture: str, arguments: dict[str, Any]) -> None:
     seed = 10 * list(KINDS).index(kind) + number
-    classes = 0 if kind in FEATURES else 4 + number
+    classes, pooled = 0 if kind in FEATURES else 4 + number, kind in POOLED
+    arguments = dict(arguments)
+    data_config = {"input_size": arguments.pop("input_size")} if "input_size" in arguments else None
     model = timm.create_model(architecture, **{"depth": 2, "num_classes": classes, **arguments}).eval()
     spread(model, seed)
     folder = OUT / f"{kind}_{number}"
     labels = [f"n{index:04}" for index in range(model.num_classes)]
     names = {"label_names": labels, "label_descriptions": {name: f"class {name}" for name in labels[1:]}}
     in_half = copy.deepcopy(model).half()  # half the bytes, the same values
-    timm.models.save_for_hf(in_half, folder, names if labels and number else {}, safe_serialization=True)
+    timm.models.save_for_hf(
+        in_half, folder, names if labels and number else {}, safe_serialization=True, data_config=data_config
+    )
     config = json.loads((folder / "config.json").read_text())
     height, width = config["model_args"]["img_size"]
     patch_height, patch_width = model.patch_embed.patch_size
@@ -188,18 +397,20 @@ def write_case(kind: str, number: int, architecture: str, arguments: dict[str, A
     if not number:
         more = ((2, 2), (1, 5), (6, 3))
         sizes += [(rows * patch_height, columns * patch_width) for rows, columns in more]
+    if data_config:  # the size of the evaluation comes first, then that of the position table
+        sizes = [tuple(config["pretrained_cfg"]["input_size"][1:]), sizes[0], *sizes[2:]]
     results: dict[str, np.ndarray[Any, Any]] = {"seed": np.array(seed)}
-    results |= hidden_states(model, inputs(seed, height, width), f"{height}x{width}")
+    results |= hidden_states(model, inputs(seed, *sizes[0]), f"{sizes[0][0]}x{sizes[0][1]}")
     for size in sizes:
         resized = copy.deepcopy(model)
-        if size != (height, width):
+        if size != (height, width) and not data_config:
             resized.set_input_size(img_size=size)
-        results |= compute(resized, inputs(seed, *size), f"{size[0]}x{size[1]}")
-    if not number:
+        results |= compute(resized, inputs(seed, *size), f"{size[0]}x{size[1]}", pooled=pooled)
+    if not number or data_config:
         transform = timm.data.create_transform(**timm.data.resolve_data_config({}, config["pretrained_cfg"]))
         for name, image in photographs().items():
             pixels = transform(image)[None]
-            results |= {f"{name}/pixel_values": pixels.numpy(), **compute(model, pixels, name)}
+            results |= {f"{name}/pixel_values": pixels.numpy(), **compute(model, pixels, name, pooled=pooled)}
     np.savez_compressed(folder / "expected.npz", **results)  # type: ignore[arg-type, unused-ignore]
 
 
@@ -216,6 +427,23 @@ def write_wrapped(case: str, name: str) -> None:
         model: Any = getattr(transformers, name).from_pretrained(source)
     model.save_pretrained(folder)
     shutil.copy(OUT / case / "expected.npz", folder)
+
+
+def write_pipeline(case: str) -> None:
+    """Labels and scores of transformers' pipeline with the wrapper, by problem type."""
+    import transformers
+
+    photographed = {}
+    for problem in (None, "single_label_classification", "multi_label_classification", "regression"):
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(OUT / case, folder, dirs_exist_ok=True)
+            config = json.loads((OUT / case / "config.json").read_text())
+            config |= {"label_names": list("abcd"), "label_descriptions": {"a": "first"}, "problem_type": problem}
+            (Path(folder) / "config.json").write_text(json.dumps(config))
+            pipeline = transformers.pipeline("image-classification", folder, dtype=torch.float32, device="cpu")
+            photographed[str(problem)] = {name: pipeline(image, top_k=4) for name, image in photographs().items()}
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in photographed.items())
+    (OUT / "pipeline.json").write_text(f"{{\n{lines}\n}}\n")
 
 
 def write_transforms() -> None:
@@ -254,6 +482,76 @@ def write_architectures() -> None:
     (OUT / "architectures.json").write_text(f"{{\n{lines}\n}}\n")
 
 
+def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy with the keys of a form set or removed."""
+    config = copy.deepcopy(config)
+    for path, value in changes.items():
+        *parents, key = path.split(".")
+        place = config
+        for parent in parents:
+            place = place[parent]
+        if value == "-":
+            place.pop(key, None)
+        elif path != "rows":
+            place[key] = value
+    return config
+
+
+def write_forms() -> None:
+    """What timm makes of each form of a configuration: the transform's settings and logits, or an error."""
+    rows = {}
+    for name, (case, changes) in FORMS.items():
+        config = changed(json.loads((OUT / case / "config.json").read_text()), changes)
+        tensors = safetensors.torch.load_file(OUT / case / "model.safetensors")
+        for key in ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias"):
+            if changes.get("rows") and key in tensors:
+                tensors[key] = torch.cat([tensors[key][: changes["rows"]] + 1, tensors[key]])
+        rows[name] = {"case": case, "rows": changes.get("rows", 0), "config": config}
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(config))
+            safetensors.torch.save_file(tensors, Path(folder) / "model.safetensors")
+            try:
+                model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+                settings = timm.data.resolve_model_data_config(model)
+                height, width = settings["input_size"][1:]
+                with torch.inference_mode():
+                    logits = model(inputs(0, height, width))
+            except (AssertionError, KeyError, RuntimeError, TypeError) as exc:
+                rows[name] |= {"error": type(exc).__name__}
+                continue
+            head = tensors.get("head.weight")
+            taken = head is None or torch.equal(model.head.weight, head[changes.get("rows", 0) :].float())
+            rows[name] |= {"transform": settings, "head": "taken" if taken else "drawn"}
+            rows[name] |= {"logits": logits.tolist()} if taken else {}
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    (OUT / "forms.json").write_text(f"{{\n{lines}\n}}\n")
+
+
+def write_keys() -> None:
+    """The keys that a configuration may have, by the libraries that read it, and the names that timm gave up."""
+    import transformers
+
+    registry = importlib.import_module("timm.models._registry")
+    modules = [importlib.import_module(f"timm.models.{name}") for name in ("vision_transformer", "deit", "beit")]
+    classes = (modules[0].VisionTransformer, modules[1].VisionTransformerDistilled, modules[2].Beit)
+    config = transformers.TimmWrapperConfig()
+    content = {
+        "PretrainedCfg": [field.name for field in dataclasses.fields(timm.models.PretrainedCfg)],
+        "model_args": sorted(
+            {name for cls in classes for name in inspect.signature(cls).parameters} - {"args", "kwargs"}
+        ),
+        "TimmWrapperConfig": sorted({*config.to_dict(), *(field.name for field in dataclasses.fields(config))}),
+        "deprecated": {
+            name: target
+            for name, target in sorted(registry._deprecated_models.items())
+            if target
+            and timm.models.get_arch_name(target) in registry._model_to_module
+            and registry._model_to_module[timm.models.get_arch_name(target)] in ("vision_transformer", "deit", "beit")
+        },
+    }
+    (OUT / "keys.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     shutil.rmtree(OUT, ignore_errors=True)
@@ -263,7 +561,10 @@ def main() -> None:
             write_case(kind, number, architecture, arguments)
     write_wrapped("vit_0", "TimmWrapperForImageClassification")
     write_wrapped("dinov2_0", "TimmWrapperModel")
+    write_pipeline("vit_0_wrapped")
     write_transforms()
+    write_forms()
+    write_keys()
     write_architectures()
 
 

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vitdeploy.layouts.timm_config import is_timm, read_config, refuse
+from vitdeploy.layouts.timm_config import read_config
+from vitdeploy.layouts.timm_parts import is_timm, refuse, unsupported
 from vitdeploy.layouts.timm_processor import processor_config
 from vitdeploy.layouts.timm_tensors import Source
+from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["from_timm", "is_timm", "processor_config"]
 
 
-def from_timm(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def from_timm(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], task: Task | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Convert a timm Vision Transformer, DeiT or BEiT.
 
     Sizes come from the tensors' shapes where those tell them, and are checked against `model_args`. A position table
@@ -27,9 +31,13 @@ def from_timm(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple
     the configuration are vitdeploy's own, since timm makes a model one of another image size by other rules than
     transformers: `position_antialias` and `relative_position_interpolation`.
 
+    A model that averages the patches becomes one that does so in transformers, whatever its family in timm: a BEiT
+    where the norm comes after the mean (`fc_norm`), a DINOv2 where it comes before.
+
     Args:
         config: the content of timm's config.json, or of that of transformers' wrapper around timm.
         tensors: the weights under timm's names, with or without the wrapper's prefix "timm_model.".
+        task: what the model is for; by default what it was made for.
 
     Returns:
         The content of the Hugging Face config.json, and the tensors under the names that transformers writes.
@@ -41,21 +49,55 @@ def from_timm(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple
     if all(name.startswith("timm_model.") for name in tensors):
         tensors = {name.removeprefix("timm_model."): tensor for name, tensor in tensors.items()}
     source = Source(stated, tensors)
-    return _beit(source) if stated.beit else _vit(source)
+    _check_pooling(source, features=not stated.num_classes or task is Task.FEATURES)
+    if stated.dynamic and any(side % patch for side, patch in zip(stated.evaluation_size, source.patch, strict=True)):
+        raise unsupported(f"input_size {stated.evaluation_size} is not made of whole patches of {source.patch} pixels")
+    return _beit(source) if stated.beit or (stated.late_norm and stated.global_pool == "avg") else _vit(source)
+
+
+def _check_pooling(source: Source, *, features: bool) -> None:
+    """Refuse the combinations of pooling and norm that no model of transformers has, with or without a head."""
+    stated = source.stated
+    mean, late = stated.global_pool == "avg", stated.late_norm
+    built, other = ("fc_norm", "norm") if late else ("norm", "fc_norm")
+    if source.has(f"{other}.weight") and not source.has(f"{built}.weight"):
+        key = "use_fc_norm" if stated.beit else "fc_norm"
+        raise unsupported(
+            f"timm builds it with global_pool {stated.global_pool!r} and {built}, but the weights have {other}. "
+            f"Set global_pool and {key} in model_args to those of training"
+        )
+    if mean and late and (source.has("reg_token") or stated.gated):
+        kind = "SwiGLU" if stated.gated else "register tokens"
+        raise unsupported(f"no model of transformers with {kind} has a norm after average pooling (fc_norm)")
+    if mean and not late and stated.beit:
+        raise unsupported("no BEiT of transformers has its norm before average pooling (use_fc_norm false)")
+    if mean and not late and features:
+        raise unsupported(
+            "no model of transformers gives the mean of normalized patches as its features; set global_pool to '' in "
+            "model_args for the tokens alone"
+        )
+    if features and late and not mean and (stated.global_pool or not stated.beit):
+        raise unsupported(
+            f"no model of transformers gives tokens before the last norm beside what global_pool "
+            f"{stated.global_pool!r} makes of them after it"
+        )
 
 
 def _vit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """ViT and DeiT; what has layer scales, registers or SwiGLU is a DINOv2 to transformers."""
+    """ViT and DeiT; what has layer scales, registers, SwiGLU or the patches' mean is a DINOv2 to transformers."""
     stated, width = source.stated, source.width
     registers = source.shape("reg_token", 3)[1] if source.has("reg_token") else 0
     scaled, biased = source.has("blocks.0.ls1.gamma"), source.has("blocks.0.attn.qkv.bias")
-    dino = (scaled or registers > 0 or stated.gated) and not stated.distilled
+    mean = stated.global_pool == "avg"
+    dino = (scaled or registers > 0 or stated.gated or mean) and not stated.distilled
     family, name = ("deit", "DeiT") if stated.distilled else ("vit", "ViT")
     if dino:
         family, name = ("dinov2_with_registers", "Dinov2WithRegisters") if registers else ("dinov2", "Dinov2")
     prefix = f"{family}." if stated.num_classes else ""
     rows, embeddings = _embeddings(source, f"{prefix}embeddings", registers)
-    weights = embeddings | source.layer("norm", f"{prefix}layernorm", width)
+    # A norm after the pooling of one token is that token's.
+    norm = "fc_norm" if stated.late_norm else "norm"
+    weights = embeddings | source.layer(norm, f"{prefix}layernorm", width)
     norms = ("norm1", "norm2") if dino else ("layernorm_before", "layernorm_after")
     for index in range(source.depth):
         block, layer = f"blocks.{index}", f"{prefix}encoder.layer.{index}"
@@ -70,13 +112,13 @@ def _vit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
     kind = "ForImageClassification" if stated.num_classes else "Model"
     if stated.num_classes and stated.distilled:
         kind += "WithTeacher"
-        weights |= source.layer("head", "cls_classifier", stated.num_classes, width)
-        weights |= source.layer("head_dist", "distillation_classifier", stated.num_classes, width)
+        weights |= source.head("head", "cls_classifier") | source.head("head_dist", "distillation_classifier")
     elif stated.num_classes:
-        weights |= source.layer("head", "classifier", stated.num_classes, width)
-        if dino:  # transformers classifies the class token and the mean of the patches, timm the class token
+        weights |= source.head("head", "classifier")
+        if dino:  # transformers classifies the class token and the mean of the patches, timm one of them
             weight = weights["classifier.weight"]
-            weights["classifier.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)  # (classes, 2 * width)
+            parts = [torch.zeros_like(weight), weight] if mean else [weight, torch.zeros_like(weight)]
+            weights["classifier.weight"] = torch.cat(parts, dim=1)  # (classes, 2 * width)
     source.finish({"qkv_bias": biased, "init_values": scaled, "reg_tokens": registers, "no_embed_class": rows == 0})
     content = source.content(family, name + kind) | {"qkv_bias": biased, "position_antialias": True}
     if not dino:
@@ -86,41 +128,51 @@ def _vit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _beit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """BEiT and BEiTv2, whose keys have no bias."""
-    stated, width, heads = source.stated, source.width, source.stated.num_heads
+    """BEiT, and the ViT or DeiT that is one to transformers since its norm comes after the mean of the patches.
+
+    BEiT's key projection has no bias. That of a ViT is left out: it adds the same number to all scores of a query,
+    q (k + b) = q k + q b, and so nothing to their softmax.
+    """
+    stated, width = source.stated, source.width
+    scales = "blocks.{}.gamma_{}" if stated.beit else "blocks.{}.ls{}.gamma"
+    scaled, biased = source.has(scales.format(0, 1)), stated.beit or source.has("blocks.0.attn.qkv.bias")
+    absolute = source.has("pos_embed") or not stated.beit
+    mean = stated.global_pool == "avg" or (stated.late_norm and not stated.global_pool)
     if source.grid[0] != source.grid[1] or source.patch[0] != source.patch[1]:
-        raise refuse("a BEiT must have a square grid of square patches", (source.grid, source.patch))
-    offsets = (2 * source.grid[0] - 1) * (2 * source.grid[1] - 1) + 3  # between patches, and to, from and at the class
-    scaled, absolute = source.has("blocks.0.gamma_1"), source.has("pos_embed")
-    table, shared = "relative_position_bias_table", source.has("rel_pos_bias.relative_position_bias_table")
-    relative = source.has(f"blocks.0.attn.{table}")
-    mean = stated.global_pool == "avg" or (not stated.global_pool and source.has("fc_norm.weight"))
+        kind = (
+            "a BEiT" if stated.beit else "a model with a norm after average pooling, which is a BEiT to transformers,"
+        )
+        raise refuse(f"{kind} must have a square grid of square patches", (source.grid, source.patch))
     prefix = "beit." if stated.num_classes else ""
     rows, weights = _embeddings(source, f"{prefix}embeddings", 0, absolute=absolute)
-    if absolute and not rows:
+    if stated.beit and absolute and not rows:
         raise refuse("the position table of a BEiT must have a row for the class token", "none")
-    norm, target = ("fc_norm", "pooler.layernorm") if mean else ("norm", "layernorm")
-    weights |= source.layer(norm, f"{prefix}{target}", width)
-    if shared:
-        bias = source.take(f"rel_pos_bias.{table}", offsets, heads)
-        weights[f"{prefix}encoder.relative_position_bias.{table}"] = bias
+    norm = "fc_norm" if stated.late_norm else "norm"
+    weights |= source.layer(norm, f"{prefix}pooler.layernorm" if mean else f"{prefix}layernorm", width)
+    relative, shared, biases = _relative_positions(source, prefix)
+    weights |= biases
     for index in range(source.depth):
         block, layer = f"blocks.{index}", f"{prefix}encoder.layer.{index}"
         attention = f"{layer}.attention.attention"
-        weights |= _thirds(source.take(f"{block}.attn.qkv.weight", 3 * width, width), attention, "weight")
-        weights[f"{attention}.query.bias"] = source.take(f"{block}.attn.q_bias", width)
-        weights[f"{attention}.value.bias"] = source.take(f"{block}.attn.v_bias", width)
-        if relative:
-            bias = source.take(f"{block}.attn.{table}", offsets, heads)
-            weights[f"{attention}.relative_position_bias.{table}"] = bias
-        source.drop_index(f"{block}.attn.relative_position_index")
+        qkv = source.take(f"{block}.attn.qkv.weight", 3 * width, width)
+        weights |= _thirds(qkv, attention, "weight")
+        if stated.beit:
+            query, value = source.take(f"{block}.attn.q_bias", width), source.take(f"{block}.attn.v_bias", width)
+        else:
+            bias = source.take(f"{block}.attn.qkv.bias", 3 * width) if biased else qkv.new_zeros(3 * width)
+            query, _, value = bias.chunk(3)
+        weights |= {f"{attention}.query.bias": query, f"{attention}.value.bias": value}
         weights |= _rest_of_block(source, block, layer, ("layernorm_before", "layernorm_after"))
         for number in (1, 2) if scaled else ():
-            weights[f"{layer}.lambda_{number}"] = source.take(f"{block}.gamma_{number}", width)
+            weights[f"{layer}.lambda_{number}"] = source.take(scales.format(index, number), width)
     if stated.num_classes:
-        weights |= source.layer("head", "classifier", stated.num_classes, width)
-    uses = {"use_abs_pos_emb": absolute, "use_rel_pos_bias": relative, "use_shared_rel_pos_bias": shared}
-    source.finish({"qkv_bias": True, "init_values": scaled, **uses, "use_fc_norm": mean})
+        weights |= source.head("head", "classifier")
+    source.finish(
+        {"qkv_bias": biased, "init_values": scaled}
+        | {"use_abs_pos_emb": absolute, "use_rel_pos_bias": relative, "use_shared_rel_pos_bias": shared}
+        if stated.beit
+        else {"qkv_bias": biased, "init_values": scaled, "reg_tokens": 0, "no_embed_class": rows == 0}
+    )
     content = source.content("beit", "BeitForImageClassification" if stated.num_classes else "BeitModel")
     return content | {
         "intermediate_size": source.mlp,
@@ -132,6 +184,23 @@ def _beit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
         **({"position_antialias": True} if absolute else {}),
         **({"relative_position_interpolation": "geometric"} if relative or shared else {}),
     }, weights
+
+
+def _relative_positions(source: Source, prefix: str) -> tuple[bool, bool, dict[str, Tensor]]:
+    """Whether each block has a table of relative positions, whether all share one, and these tables."""
+    table, heads = "relative_position_bias_table", source.stated.num_heads
+    offsets = (2 * source.grid[0] - 1) * (2 * source.grid[1] - 1) + 3  # between patches, and to, from and at the class
+    own, shared = source.has(f"blocks.0.attn.{table}"), source.has(f"rel_pos_bias.{table}")
+    weights = {}
+    if shared:
+        bias = source.take(f"rel_pos_bias.{table}", offsets, heads)
+        weights[f"{prefix}encoder.relative_position_bias.{table}"] = bias
+    for index in range(source.depth):
+        if own:
+            bias = source.take(f"blocks.{index}.attn.{table}", offsets, heads)
+            weights[f"{prefix}encoder.layer.{index}.attention.attention.relative_position_bias.{table}"] = bias
+        source.drop_index(f"blocks.{index}.attn.relative_position_index")
+    return own, shared, weights
 
 
 def _embeddings(source: Source, target: str, registers: int, *, absolute: bool = True) -> tuple[int, dict[str, Tensor]]:

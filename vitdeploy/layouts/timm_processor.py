@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitdeploy.layouts.timm_config import MOST, image_size, mapping, refuse
+from vitdeploy.layouts.timm_config import image_size
+from vitdeploy.layouts.timm_parts import MOST, pretrained_cfg, refuse
 
 _FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # as Pillow numbers them
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -20,12 +21,12 @@ def processor_config(config: Mapping[str, Any], size: tuple[int, int] | None = N
 
     Args:
         config: the content of timm's config.json.
-        size: (height, width) in pixels of what comes out; by default what the model takes.
+        size: (height, width) in pixels of what comes out; by default what timm evaluates at.
 
     Raises:
         CheckpointError: a value is malformed, or the transform has no equivalent.
     """
-    cfg = mapping("pretrained_cfg", config.get("pretrained_cfg"))
+    cfg = pretrained_cfg(config)
     height, width = size or image_size(config)
     crop_pct = cfg.get("crop_pct") or 0.875
     if isinstance(crop_pct, bool) or not isinstance(crop_pct, (int, float)) or not 0.1 <= crop_pct <= 2:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.layouts.timm_config import TimmConfig, pair, refuse
+from vitdeploy.layouts.timm_parts import pair, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+
+    from vitdeploy.layouts.timm_config import TimmConfig
 
 _EPS = 1e-6  # timm.layers.LayerNorm
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -66,6 +68,12 @@ class Source:
             f"{target}.weight": self.take(f"{name}.weight", *shape),
             f"{target}.bias": self.take(f"{name}.bias", shape[0]),
         }
+
+    def head(self, name: str, target: str) -> dict[str, Tensor]:
+        """A classifier without the rows before its classes that `label_offset` counts."""
+        first = self.stated.label_offset
+        layer = self.layer(name, target, first + self.stated.num_classes, self.width)
+        return {key: tensor[first:] for key, tensor in layer.items()}
 
     def drop_index(self, name: str) -> None:
         """Leave out what older versions of timm store though it follows from the grid: (1 + patches, 1 + patches)."""
