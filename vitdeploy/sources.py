@@ -18,6 +18,7 @@ from vitdeploy.models.config import ViTConfig, json_size, read_json
 from vitdeploy.models.presets import preset_config, random_model
 from vitdeploy.models.weights import read_weights
 from vitdeploy.processor import ImageProcessor
+from vitdeploy.specs import MODES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,16 +93,21 @@ def read_checkpoint(
     found = resolve(model, **hub_options)
     content = _read(found, task, image_size)
     config = ViTConfig.from_dict(content.config)
-    if config.num_channels != 3:
+    if config.num_channels not in MODES:
         raise CheckpointError(
-            f"{model}: the model must take what the image processor gives, 3 channels of RGB, takes "
-            f"{config.num_channels}; only models of RGB images are exported"
+            f"{model}: the model takes images of {config.num_channels} channels; only models of 1 (gray), 3 (RGB) or "
+            f"4 (RGBA) channels can be exported"
         )
     task = task or task_of(content.config)
     reference = make_model(config, content.weights, task, origin=", ".join(map(str, found.weights)))
     data, files, processor = content.config, content.files, content.processor
     if processor is None:
         processor = _default_processor(config, files)
+    if processor.num_channels != config.num_channels:
+        raise CheckpointError(
+            f"{model}: the image processor gives {processor.num_channels} channels, and the model takes "
+            f"{config.num_channels}; mend the configuration of one of them"
+        )
     if image_size is not None:
         processor = processor.resized(*image_size)
         files = {_PROCESSOR: _json(processor.to_dict())}
@@ -173,7 +179,8 @@ def _read(found: CheckpointFiles, task: Task | None, image_size: tuple[int, int]
 def _default_processor(
     config: ViTConfig, files: dict[str, bytes], image_size: tuple[int, int] | None = None
 ) -> ImageProcessor:
-    processor = ImageProcessor.default(config.model_type, *(image_size or config.image_size))
+    size = image_size or config.image_size
+    processor = ImageProcessor.default(config.model_type, *size, num_channels=config.num_channels)
     files[_PROCESSOR] = _json(processor.to_dict())
     return processor
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     Layout = Literal["nchw", "nhwc"]
     Mode = Literal["L", "RGB", "RGBA"]
@@ -175,7 +175,7 @@ class PixelFormat:
         """The axes of one image."""
         return (channels, *size) if self.layout == "nchw" else (*size, channels)
 
-    def channels(self, shape: tuple[Axis, ...]) -> Axis:
+    def channels(self, shape: Sequence[int | str]) -> int | str:
         """The number of channels of a batch of this shape."""
         return shape[1 if self.layout == "nchw" else 3]
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitdeploy.errors import CheckpointError
+from vitdeploy.specs import MODES
 
 # The names of timm 1.0 whose blocks are plain: exact GELU (SwiGLU in the giant DINOv2), LayerNorm with eps 1e-6, one
 # attention then one MLP. Other names with these prefixes (clip, siglip, rpn ...) may differ where no tensor shows it.
@@ -167,11 +168,23 @@ def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
     """(height, width): model_args go first, as a model of fixed size takes no other whatever pretrained_cfg says."""
     arguments = mapping("model_args", config.get("model_args") or {})
     size = mapping("pretrained_cfg", config.get("pretrained_cfg")).get("input_size") or (3, 224, 224)
-    if not isinstance(size, Sequence) or len(size) != 3 or size[0] != arguments.get("in_chans", size[0]):
-        raise refuse("pretrained_cfg.input_size must be [channels, height, width] of model_args", size)
-    if size[0] != 3:
-        raise refuse("a model must take images of 3 channels", size[0])
+    if not isinstance(size, Sequence) or len(size) != 3:
+        raise refuse("pretrained_cfg.input_size must be [channels, height, width]", size)
     return pair("the image size", arguments.get("img_size") or size[1:])
+
+
+def num_channels(config: Mapping[str, Any]) -> int:
+    """The model's, of model_args; pretrained_cfg often keeps the 3 channels of the model that this one was made from.
+
+    Raises:
+        CheckpointError: it is not 1, 3 or 4.
+    """
+    arguments = mapping("model_args", config.get("model_args") or {})
+    size = mapping("pretrained_cfg", config.get("pretrained_cfg")).get("input_size") or (3, 224, 224)
+    channels = arguments.get("in_chans", size[0])
+    if type(channels) is not int or channels not in MODES:
+        raise refuse("a model must take images of 1 (gray), 3 (RGB) or 4 (RGBA) channels", channels)
+    return channels
 
 
 def _num_classes(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> int:
