@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -210,3 +212,31 @@ def test_the_option_holds_for_one_command(digits: Bundle, tmp_path: Path) -> Non
     assert isinstance(small.exception, ImageError)
     assert MAX_PIXELS_VARIABLE not in os.environ
     assert CliRunner().invoke(cli, arguments).exit_code == 0
+
+
+@pytest.mark.parametrize("source", ["path", "opened"])
+def test_a_large_photograph_is_in_memory_once(tmp_path: Path, source: str) -> None:
+    """Pillow takes 4 bytes for a pixel of RGB; measured in a process of its own, as the growth of its peak."""
+    pytest.importorskip("resource", reason="no process tells its peak here")
+    side = 5000
+    path = tmp_path / "large.jpg"
+    Image.fromarray(np.tile(pixels(), (side // HEIGHT, side // WIDTH, 1))).save(path)
+    done = subprocess.run([sys.executable, "-c", _PEAK, str(path), source], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 4.8
+
+
+_PEAK = """
+import resource, sys
+from PIL import Image
+from vitdeploy.processor import ImageProcessor
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+processor = ImageProcessor()
+processor(Image.new("RGB", (300, 300)), threads=1)
+before = peak()
+image = Image.open(sys.argv[1]) if sys.argv[2] == "opened" else sys.argv[1]
+processor(image, threads=1)
+print((peak() - before) / (5000 * 5000))
+"""

@@ -367,7 +367,7 @@ def test_usage_errors() -> None:
 
 def test_a_sliver_is_not_resized_to_a_giant() -> None:
     processor = ImageProcessor.from_dict(CONFIGS["dinov2"])
-    with pytest.raises(ImageError, match=r"images\[0\]: 2560000x256 pixels exceed the limit"):
+    with pytest.raises(ImageError, match="2560000x256"):
         processor(np.zeros((1, 10_000), np.uint8))
 
 
