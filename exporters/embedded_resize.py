@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from vitdeploy.processor import ImageProcessor
 
-_CHANNELS = 3
 _WEIGHT_BITS = 22  # of Pillow's fixed-point weights for bytes (src/libImaging/Resample.c, PRECISION_BITS)
 # A weight is cut into parts so short that neither their products with bytes nor sums of 512 of those are rounded in
 # float32, also where an engine cuts the factors to the 11 bits of TF32.
@@ -47,9 +46,9 @@ def embed_resize(model: ir.Model, processor: ImageProcessor) -> None:
     is a choice of the matrix's rows, and padding a row of zeros.
 
     Args:
-        model: takes `pixel_values` (batch, 3, H, W) uint8, which it converts first; it will take (batch, height, width,
-            3) uint8.
-        processor: of the size that the graph takes.
+        model: takes `pixel_values` (batch, C, H, W) uint8, which it converts first; it will take (batch, height, width,
+            C) uint8.
+        processor: of the size and the channels that the graph takes.
 
     Raises:
         UsageError: see `check_embeddable`.
@@ -61,7 +60,7 @@ def embed_resize(model: ir.Model, processor: ImageProcessor) -> None:
     images = ir.Value(
         name=old.name,
         type=ir.TensorType(ir.DataType.UINT8),
-        shape=ir.Shape([BATCH_AXIS, *SIZE_AXES, _CHANNELS]),
+        shape=ir.Shape([BATCH_AXIS, *SIZE_AXES, processor.num_channels]),
     )
     ops = _Ops()
     shape = ops("Shape", images)
@@ -71,7 +70,13 @@ def embed_resize(model: ir.Model, processor: ImageProcessor) -> None:
     x = ops("Transpose", _float(ops, images), perm=(0, 3, 1, 2))
     down = _weights(ops, height, processor, filter_weights)
     across = [ops("Transpose", part, perm=(1, 0)) for part in _weights(ops, width, processor, filter_weights)]
+    alpha = processor.num_channels == 4 and processor.do_resize
+    unchanged = ops("And", *(ops("Equal", axis.length, axis.resized) for axis in (height, width))) if alpha else None
+    if unchanged is not None:
+        x = ops("Where", unchanged, x, _premultiplied(ops, x))
     x = _passes(ops, x, down, across, _height_first(ops, height, width))
+    if unchanged is not None:
+        x = ops("Where", unchanged, x, _straight(ops, x))
     graph.insert_before(graph[0], ops.nodes)
     for value in ops.constants:
         graph.register_initializer(value)
@@ -151,7 +156,7 @@ def _height_first(ops: _Ops, height: _Axis, width: _Axis) -> ir.Value | None:
 def _passes(
     ops: _Ops, x: ir.Value, down: list[ir.Value], across: list[ir.Value], height_first: ir.Value | None
 ) -> ir.Value:
-    """(batch, 3, height, width) -> (batch, 3, H, W), with the parts of the weights (H, height) and (width, W)."""
+    """(batch, C, height, width) -> (batch, C, H, W), with the parts of the weights (H, height) and (width, W)."""
 
     def resize_height(ops: _Ops, x: ir.Value) -> ir.Value:
         return _bytes(ops, [ops("MatMul", part, x) for part in down])
@@ -166,6 +171,34 @@ def _passes(
         lambda ops: resize_width(ops, resize_height(ops, x)),
         lambda ops: resize_height(ops, resize_width(ops, x)),
     )
+
+
+def _premultiplied(ops: _Ops, x: ir.Value) -> ir.Value:
+    """RGBA -> colours times alpha, (batch, 4, H, W): so Pillow resizes it, unless its size stays (`Image.resize`).
+
+    Divides by 255 with rounding, as Convert.c's rgbA2rgba: t = colour alpha + 128, then (t / 256 + t) / 256.
+    """
+    whole = ops("Cast", x, to=int(ir.DataType.INT32))
+    colours, alpha = _channels(ops, whole, 0, 3), _channels(ops, whole, 3, 4)
+    t = ops("Add", ops("Mul", colours, alpha), ops.int32(128))
+    of_256 = ops.int32(256)
+    colours = ops("Div", ops("Add", ops("Div", t, of_256), t), of_256)
+    return _float(ops, ops("Concat", colours, alpha, axis=1))
+
+
+def _straight(ops: _Ops, x: ir.Value) -> ir.Value:
+    """The inverse of `_premultiplied`, as Convert.c's rgba2rgbA: 255 colour / alpha, cut off; none where alpha is 0."""
+    whole = ops("Cast", x, to=int(ir.DataType.INT32))
+    colours, alpha = _channels(ops, whole, 0, 3), _channels(ops, whole, 3, 4)
+    zero, one, most = ops.int32(0), ops.int32(1), ops.int32(255)
+    divided = ops("Min", ops("Div", ops("Mul", colours, most), ops("Max", alpha, one)), most)
+    colours = ops("Where", ops("Equal", alpha, zero), colours, divided)
+    return _float(ops, ops("Concat", colours, alpha, axis=1))
+
+
+def _channels(ops: _Ops, x: ir.Value, first: int, end: int) -> ir.Value:
+    """(batch, end - first, H, W)."""
+    return ops("Slice", x, ops.int64([first]), ops.int64([end]), ops.int64([1]))
 
 
 def _resized(ops: _Ops, processor: ImageProcessor, lengths: list[ir.Value]) -> list[ir.Value]:
@@ -207,6 +240,7 @@ def _parts(ops: _Ops, weights: ir.Value, total: ir.Value) -> list[ir.Value]:
     """`weights` / `total` in `_WEIGHT_BITS` bits, halves rounded up, the highest part first: long division.
 
     The filters' numbers fit 63 bits as long as length^4 / resized is less than 2^51: to 224 pixels from 26,000.
+    `vitdeploy.image_limit.check_embedded_side` refuses others.
     """
     parts, rest = [], weights
     for bits in _PART_BITS:

@@ -207,9 +207,9 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> P
     ("change", "message"),
     [
         (lambda config: config.update(architecture="swin_tiny"), "architecture must start with one of vit_, deit_, "),
-        (lambda config: config.update(global_pool="avg"), "global_pool must be one of 'token'"),
-        (lambda config: config.pop("pretrained_cfg"), "pretrained_cfg must be an object"),
-        (lambda config: config.update(num_classes=7), "model_args.num_classes must be num_classes, 7, got 4"),
+        (lambda config: config.update(global_pool="avg"), "global_pool"),
+        (lambda config: config.pop("pretrained_cfg"), "pretrained_cfg.input_size"),
+        (lambda config: config.update(num_classes=7), "num_classes"),
         (lambda config: config.pop("architecture"), "model_type must be one of vit, deit, "),
     ],
 )

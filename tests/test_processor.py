@@ -357,7 +357,9 @@ def test_another_size_keeps_the_share_of_the_crop(
         ({"resample": "bilinear"}, "'resample' must be"),
         ({"rescale_factor": "1/255"}, "'rescale_factor' must be a number"),
         ({"rescale_factor": float("nan")}, "'rescale_factor' must be a number, got nan"),
-        ({"image_mean": [0.5]}, "'image_mean' must be one number or three"),
+        ({"image_mean": [0.5, 0.5]}, "'image_mean' must be one number"),
+        ({"image_mean": [0.5]}, "'image_std' has 3 numbers"),
+        ({"image_std": [0.5]}, "'image_std' has 1 number"),
         ({"image_mean": [0.5, 0.5, "0.5"]}, "'image_mean' must be a number, got '0.5'"),
         ({"image_std": [0.5, 0, 0.5]}, "'image_std' must not be zero"),
     ],
@@ -469,7 +471,7 @@ def test_usage_errors() -> None:
 
 def test_a_sliver_is_not_resized_to_a_giant() -> None:
     processor = ImageProcessor.from_dict(CONFIGS["dinov2"])
-    with pytest.raises(ImageError, match=r"images\[0\]: 2560000x256 pixels exceed the limit"):
+    with pytest.raises(ImageError, match="2560000x256"):
         processor(np.zeros((1, 10_000), np.uint8))
 
 

@@ -128,7 +128,7 @@ def test_a_value_gives_the_pixels_of_transformers(
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, values in NOT_BUILT.items() for v in values], ids=str)
 def test_what_is_not_built_is_refused(base: str, key: str, value: Any) -> None:
     settings = {"image_processor_type": f"{base}ImageProcessor", "do_center_crop": True, "crop_size": 64, key: value}
-    with pytest.raises(InputError, match=key):
+    with pytest.raises(InputError, match="image_(mean|std)" if key == "image_mean" else key):
         ImageProcessor.from_dict(settings)
 
 

@@ -407,7 +407,7 @@ def test_timms_processor_is_kept_changed_or_replaced(fine_tuned: Path) -> None:
     assert changed.processor.crop_rounding == "half_even"
     assert changed.processor.image_mean == (0.25, 0.25, 0.25)
     for source in (timm, timm / "config.json"):
-        found = given_processor(source, None)
+        found = given_processor(source, None, 3)
         assert found.processor == own.processor
         assert found.origin == ProcessorOrigin("given", source.name)
 

@@ -10,7 +10,7 @@ import pytest
 
 from families import HEADS, random_config
 from hub_server import hub_server
-from vitdeploy.errors import CheckpointError
+from vitdeploy.errors import CheckpointError, InputError
 from vitdeploy.manifest import FileRecord
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.sources import random_checkpoint, read_checkpoint
@@ -64,9 +64,15 @@ def test_the_task_may_be_another_than_the_checkpoints(
         read_checkpoint(folder, Task.MASKED_IMAGE_MODELING)
 
 
-def test_a_model_of_gray_images_is_refused(write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]) -> None:
-    folder = write_checkpoint(Task.CLASSIFICATION, {**tiny_config, "num_channels": 1}).folder
-    with pytest.raises(CheckpointError, match="3 channels of"):
+@pytest.mark.parametrize("processor", [True, False])
+def test_a_model_of_two_channels_is_refused(
+    write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], processor: bool
+) -> None:
+    folder = write_checkpoint(Task.CLASSIFICATION, {**tiny_config, "num_channels": 2}).folder
+    if processor:
+        settings = {"image_processor_type": "ViTImageProcessor", "image_mean": 0.5, "image_std": 0.5, "size": 32}
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="channels"):
         read_checkpoint(folder)
 
 

@@ -1,4 +1,4 @@
-"""Open an image, wherever it comes from, as upright 8-bit RGB."""
+"""Open an image, wherever it comes from, upright and with 8 bits: gray, RGB or RGBA."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vitdeploy.errors import ImageError, UsageError
+from vitdeploy.image_limit import HOW_TO_RAISE, check_pixel_count, limit_lifted
+from vitdeploy.sample_depth import check_samples, to_8_bits
+from vitdeploy.specs import MODES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
+    from vitdeploy.specs import Mode
+
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]"
 )
-
-_CHANNELS = (1, 3, 4)
 
 # What Pillow's decoders are known to raise on a damaged file. A `Warning` is raised where warnings are errors.
 _DECODER_ERRORS = (
@@ -39,58 +42,57 @@ _DECODER_ERRORS = (
     ValueError,
     Warning,
     struct.error,
-    Image.DecompressionBombError,
 )
 
 
-def open_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
-    """Open an image as a model sees it: EXIF orientation applied, converted to 8-bit RGB.
+def open_image(source: ImageSource, *, mode: Mode = "RGB", name: str | None = None) -> Image.Image:
+    """Open an image as a model sees it: EXIF orientation applied, converted to 8 bits a channel.
 
-    The pixels are those of transformers' `load_image`: transparency is dropped, not blended, and of an animation the
-    first frame is used. One thing differs: 16-bit gray keeps its high byte, where Pillow's conversion clips to white.
+    The pixels are those of transformers' `load_image`, by Pillow's conversion to `mode`: for "L" its luma of a colour
+    image; for "RGB" the gray three times, transparency dropped and not blended; for "RGBA" an alpha of 255 where the
+    image has none. Of an animation the first frame is used. One thing differs: gray of more than 8 bits keeps the 8
+    highest of the bits that the file states, where Pillow's conversion clips to white; see `vitdeploy.sample_depth`.
 
     Args:
         source: a path, an encoded image (bytes or a binary file object), a PIL image, or a uint8 array of shape
-            (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4.
+            (H, W), (H, W, C) or (C, H, W) with C of 1 (gray), 3 (RGB) or 4 (RGBA).
+        mode: of the result; see `vitdeploy.specs.MODES` for the one that a model takes.
         name: what an error calls the image; by default its path.
 
     Returns:
-        An image of mode "RGB", independent of `source`.
+        An image of that mode, independent of `source`.
 
     Raises:
-        ImageError: the image is absent, unreadable, damaged, too large, or has no fixed range of values.
+        ImageError: the image is absent, unreadable, damaged, too large (see `vitdeploy.image_limit`), or has no fixed
+            range of values.
         UsageError: `source` is none of the above.
     """
-    name = name or image_name(source)
+    image = decode_image(source, mode, name or image_name(source))
+    return image.copy() if isinstance(source, (Image.Image, np.ndarray)) else image
+
+
+def decode_image(source: ImageSource, mode: Mode, name: str) -> Image.Image:
+    """As `open_image`, for reading only: the image may share its memory with `source`."""
     if isinstance(source, np.ndarray):
-        return _from_array(source, name).convert("RGB")
+        image = _from_array(source, name)
+        return image if image.mode == mode else image.convert(mode)
     if isinstance(source, Image.Image):
-        with _decoder_errors(name):
-            return _to_rgb(ImageOps.exif_transpose(source), name)
+        with limit_lifted(), _decoder_errors(name):
+            check_samples(source, name)
+            source.load()  # a file may have its orientation after its pixels
+            turned = source.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            return _converted(ImageOps.exif_transpose(source) if turned else source, mode, source, name)
     file = _encoded(source, name)
-    with _decoder_errors(name), Image.open(file) as image:
-        check_pixel_count(image.width, image.height, name)
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image, name)
+    with limit_lifted(), _decoder_errors(name), Image.open(file) as opened:
+        check_pixel_count(opened.width, opened.height, name)
+        check_samples(opened, name)
+        ImageOps.exif_transpose(opened, in_place=True)
+        return _converted(opened, mode, opened, name)
 
 
 def image_name(source: ImageSource, default: str = "the image") -> str:
     """What an error calls an image: its path, quoted, where it has one."""
     return repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else default
-
-
-def check_pixel_count(width: int, height: int, name: str) -> None:
-    """Refuse a decompression bomb: more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, for which Pillow only warns.
-
-    Raises:
-        ImageError: the image, or what it would be resized to, is too large.
-    """
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise ImageError(
-            f"cannot read {name}: {width}x{height} pixels exceed the limit of {limit}; "
-            "raise PIL.Image.MAX_IMAGE_PIXELS for images that you trust"
-        )
 
 
 def _encoded(source: object, name: str) -> Any:
@@ -128,8 +130,8 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
         )
     if array.size == 0:
         raise ImageError(f"cannot read {name}: an array of shape {array.shape} holds no pixels")
-    if array.ndim == 3 and (array.shape[0] in _CHANNELS) != (array.shape[2] in _CHANNELS):
-        if array.shape[0] in _CHANNELS:
+    if array.ndim == 3 and (array.shape[0] in MODES) != (array.shape[2] in MODES):
+        if array.shape[0] in MODES:
             array = np.moveaxis(array, 0, -1)  # (H, W, C)
         if array.shape[2] == 1:
             array = array[:, :, 0]  # (H, W)
@@ -141,20 +143,18 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "RGB":
+def _converted(image: Image.Image, mode: Mode, origin: Image.Image, name: str) -> Image.Image:
+    """An image of that mode, which may be `image` itself; `origin` is the image as Pillow opened it."""
+    image = to_8_bits(image, origin, name)
+    if image.mode == mode:
         return image
-    # Pillow reads 16-bit gray PNG and PGM files as mode "I" in some versions; nothing else bounds that mode's values.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ImageError(
-            f"cannot read {name}: 32-bit pixels (mode {image.mode!r}) have no fixed range; "
-            "scale them to 0..255 and save the image with 8 bits"
-        )
-    # Transparency is dropped in any case; without this Pillow warns for a palette with several transparent colours.
-    image.info.pop("transparency", None)
-    return image.convert("RGB")
+    if "transparency" in image.info and mode != "RGBA":
+        # It is dropped in any case; left there, Pillow warns for a palette with several transparent colours.
+        image = image.copy()
+        del image.info["transparency"]
+    if image.mode == "LAB":  # which Pillow converts to colours alone
+        image = image.convert("RGB")
+    return image.convert(mode)
 
 
 @contextlib.contextmanager
@@ -163,6 +163,8 @@ def _decoder_errors(name: str) -> Iterator[None]:
         yield
     except UnidentifiedImageError as exc:
         raise ImageError(f"cannot read {name}: it is empty, or not in an image format that Pillow reads") from exc
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        raise ImageError(f"cannot read {name}: {str(exc).rstrip('.')}; {HOW_TO_RAISE}") from exc
     except _DECODER_ERRORS as exc:
         reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
         raise ImageError(f"cannot read {name}: {' '.join(reason.split())}") from exc

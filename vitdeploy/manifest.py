@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitdeploy.engine_options import read_range
 from vitdeploy.errors import BundleError
-from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Precision, Task, TensorSpec
+from vitdeploy.specs import MODES, AxisRange, PixelFormat, PixelStage, Precision, Task, TensorSpec
 from vitdeploy.trt_library import LIBRARIES
 
 if TYPE_CHECKING:
@@ -330,8 +330,8 @@ def _check_pixels(artifact: Artifact) -> None:
         raise ValueError(f"the first input must be images, is {images}")
     height, width = pixels.size(images.shape)
     fixed = isinstance(height, int) or isinstance(width, int)
-    of_channels = images.shape[1 if pixels.layout == "nchw" else 3]
-    if images.dtype != pixels.dtype or of_channels != 3 or (fixed and pixels.stage is PixelStage.DECODED):
+    channels = pixels.channels(images.shape)
+    if images.dtype != pixels.dtype or channels not in MODES or (fixed and pixels.stage is PixelStage.DECODED):
         raise ValueError(f"the first input must be {pixels.stage} {pixels.dtype} {pixels.layout} images, is {images}")
 
 

@@ -207,8 +207,14 @@ def batch_size_for(processor: ImageProcessor, of: Runtime | Artifact, wanted: in
 
 
 def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> None:
-    """Raise BundleError unless the processor gives images of a size that the runtime takes."""
-    takes, gives = runtime.pixels.size(runtime.inputs[0].shape), processor.output_size
+    """Raise BundleError unless the processor gives images of a size, and of the channels, that the runtime takes."""
+    shape = runtime.inputs[0].shape
+    if runtime.pixels.channels(shape) != processor.num_channels:
+        raise BundleError(
+            f"{bundle.path}: the image processor gives {processor.num_channels} channels, the model takes "
+            f"{runtime.pixels.channels(shape)}; export the bundle again"
+        )
+    takes, gives = runtime.pixels.size(shape), processor.output_size
     if runtime.pixels.stage is PixelStage.DECODED or (gives is None and all(isinstance(axis, str) for axis in takes)):
         return
     fits = gives is not None and all(

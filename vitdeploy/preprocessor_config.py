@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import InputError
+from vitdeploy.specs import MODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +45,8 @@ class ShortestEdge:
 
 
 SETTINGS_FILE, NESTED_FILE = "preprocessor_config.json", "processor_config.json"
+_USUAL_CHANNELS = 3
+_USUAL_STATISTICS = (0.5, 0.5, 0.5)  # of the classes that name no others
 _MOST = 1e30  # far from what float32 holds at most, so that no result of it is infinite
 
 
@@ -103,14 +106,39 @@ def read_setting(key: str, value: object) -> Any:
     return _VALUES[key][0](key, value)
 
 
-def parse(config: Mapping[str, Any]) -> dict[str, Any]:
+def channels_of_model(folder: Path) -> int | None:
+    """The number of channels that the model of a folder takes; None where there is no config.json of a model.
+
+    Raises:
+        InputError: the file is not JSON, or the number is not 1, 3 or 4.
+    """
+    path = folder / "config.json"
+    config = _read_json(path) if path.is_file() else {}
+    if "model_type" not in config:
+        return None
+    channels = config.get("num_channels", _USUAL_CHANNELS)
+    if type(channels) is not int or channels not in MODES:
+        raise InputError(
+            f"{path}: 'num_channels' is {channels!r:.80}; only images of 1 (gray), 3 (RGB) or 4 (RGBA) channels can be "
+            f"processed"
+        )
+    return channels
+
+
+def parse(config: Mapping[str, Any], num_channels: int | None = None) -> dict[str, Any]:
     """Read the settings into the fields of ImageProcessor, those that are not its defaults.
 
     As in transformers, absent keys have the class's defaults, a step (`do_...`) that is null is off, and keys of other
     classes mean nothing; but a step that is on and not implemented is an error, and so is code of the checkpoint's own.
+    One number as mean or standard deviation is for every channel, and a list has to be as long as there are channels.
+
+    Args:
+        config: the settings.
+        num_channels: of the model; by default as many as there are means, and 3 where one number is for all.
 
     Raises:
-        InputError: the class is unknown, a value is not what it must be, or a step is not implemented.
+        InputError: the class is unknown, a value is not what it must be, a step is not implemented, or there is another
+            number of means than of channels.
     """
     name = _class_name(config)
     kind = str(name).removesuffix("Fast").removesuffix("Pil")
@@ -133,7 +161,24 @@ def parse(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, (read, step) in _VALUES.items()
         if key in settings and (settings[key] is not None or steps[step])
     }
-    return {"image_processor_type": kind, **steps, **values}
+    return {"image_processor_type": kind, **steps, **values, **_statistics(values, num_channels, steps["do_normalize"])}
+
+
+def _statistics(values: Mapping[str, Any], num_channels: int | None, used: bool) -> dict[str, tuple[float, ...]]:
+    """`image_mean` and `image_std` with a number for each channel."""
+    given = {key: values.get(key, _USUAL_STATISTICS) for key in ("image_mean", "image_std")}
+    lists = [value for value in given.values() if isinstance(value, tuple)]
+    count = num_channels or next(map(len, lists), _USUAL_CHANNELS)
+    if not used and any(len(value) != count for value in lists):  # it matters to nobody
+        return dict.fromkeys(given, (_USUAL_STATISTICS[0],) * count)
+    for key, value in given.items():
+        if isinstance(value, tuple) and len(value) != count:
+            stated = "" if key in values else ", the defaults of its class"
+            raise InputError(
+                f"{key!r} has {len(value)} numbers, {list(value)}{stated}, for images of {count} channel"
+                f"{'s' * (count > 1)}; state one number for each channel, or one for all"
+            )
+    return {key: value if isinstance(value, tuple) else (value,) * count for key, value in given.items()}
 
 
 def note_unknown_settings(files: Mapping[str, bytes]) -> None:
@@ -194,12 +239,13 @@ def _number(key: str, value: object) -> float:
     return value
 
 
-def _channels(key: str, value: object) -> tuple[float, ...]:
+def _channels(key: str, value: object) -> float | tuple[float, ...]:
     """Read one number for all channels, or one a channel."""
-    values = value if isinstance(value, Sequence) else [value] * 3
-    if len(values) != 3:
-        raise InputError(f"{key!r} must be one number or three, got {value!r}")
-    return tuple(_number(key, item) for item in values)
+    if not isinstance(value, Sequence):
+        return _number(key, value)
+    if len(value) not in MODES:
+        raise InputError(f"{key!r} must be one number, or one for each of 1, 3 or 4 channels, got {value!r:.80}")
+    return tuple(_number(key, item) for item in value)
 
 
 def _resample(key: str, value: object) -> int:

@@ -15,9 +15,10 @@ from PIL import Image
 
 from vitdeploy.cpu import usable_cpus
 from vitdeploy.errors import InputError, UsageError
-from vitdeploy.images import ImageSource, check_pixel_count, image_name, open_image
-from vitdeploy.preprocessor_config import ShortestEdge, Size, parse, read_folder
-from vitdeploy.specs import PixelFormat, PixelStage
+from vitdeploy.image_limit import check_embedded_side, check_pixel_count
+from vitdeploy.images import ImageSource, decode_image, image_name
+from vitdeploy.preprocessor_config import ShortestEdge, Size, channels_of_model, parse, read_folder
+from vitdeploy.specs import MODES, PixelFormat, PixelStage
 
 if TYPE_CHECKING:
     import os
@@ -25,24 +26,28 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Channels = tuple[float, float, float]
+    from vitdeploy.specs import Mode
+
+    Channels = tuple[float, ...]
     CropRounding = Literal["floor", "half_even"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageProcessor:
-    """Images -> (N, 3, H, W) float32: decode, resize, center-crop, rescale, normalise.
+    """Images -> (N, C, H, W) float32: decode, resize, center-crop, rescale, normalise.
 
-    The fields are the keys of `preprocessor_config.json`, and their defaults those of ViTImageProcessor.
+    The fields are the keys of `preprocessor_config.json`, and their defaults those of ViTImageProcessor. The number of
+    means is that of the channels, C, also where `do_normalize` is off: 1 (images are opened as gray), 3 (RGB) or 4
+    (RGBA).
 
     Attributes:
         image_processor_type: the transformers class whose file this is.
         size: what images are resized to.
         resample: the filter, as Pillow numbers it (2 bilinear, 3 bicubic).
-        crop_size: the center crop; an image that is smaller is padded with black.
+        crop_size: the center crop; an image that is smaller is padded with zeros, which are black.
         crop_rounding: where the crop begins when it cannot be centered: "floor" is transformers' PIL backend, and
             "half_even" is torchvision's CenterCrop, which timm uses. A key of our own, absent where it is "floor".
-        do_convert_rgb: kept for transformers. Here every image is RGB (see `open_image`).
+        do_convert_rgb: kept for transformers. Here the number of channels decides (see `open_image`).
     """
 
     image_processor_type: str = "ViTImageProcessor"
@@ -62,30 +67,46 @@ class ImageProcessor:
     def __post_init__(self) -> None:
         if self.do_center_crop and self.crop_size is None:
             raise UsageError("'do_center_crop' needs 'crop_size', got none")
+        if len(self.image_mean) not in MODES or len(self.image_std) != len(self.image_mean):
+            raise UsageError(
+                f"'image_mean' and 'image_std' need a number for each of 1, 3 or 4 channels, got {self.image_mean} and "
+                f"{self.image_std}"
+            )
         if 0 in self.image_std:
             raise UsageError(f"'image_std' must not be zero, got {self.image_std}")
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> ImageProcessor:
+    def from_pretrained(cls, folder: str | os.PathLike[str], *, num_channels: int | None = None) -> ImageProcessor:
         """Read a model folder's preprocessor_config.json, or processor_config.json where that holds the settings.
+
+        Args:
+            folder: with that file.
+            num_channels: of the model; by default that of the config.json in the folder.
 
         Raises:
             InputError: there is no such file, or it asks for something that cannot be done exactly.
         """
         config, path = read_folder(Path(folder))
+        if num_channels is None:
+            num_channels = channels_of_model(Path(folder))
         try:
-            return cls.from_dict(config)
+            return cls.from_dict(config, num_channels=num_channels)
         except InputError as exc:
             raise InputError(f"{path}: {exc}") from exc
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> ImageProcessor:
+    def from_dict(cls, config: Mapping[str, Any], *, num_channels: int | None = None) -> ImageProcessor:
         """Read the content of a preprocessor_config.json; see `preprocessor_config.parse` for what is accepted.
 
+        Args:
+            config: the content.
+            num_channels: of the model; by default as many as there are means, and 3 where one number is for all.
+
         Raises:
-            InputError: the class is unknown, a value is not what it must be, or a step is not implemented.
+            InputError: the class is unknown, a value is not what it must be, a step is not implemented, or there is
+                another number of means than of channels.
         """
-        fields = parse(config)
+        fields = parse(config, num_channels)
         try:
             return cls(**fields)
         except UsageError as exc:
@@ -101,6 +122,16 @@ class ImageProcessor:
             for key, value in fields.items()
             if value is not None
         }
+
+    @property
+    def num_channels(self) -> int:
+        """The channels of what comes out."""
+        return len(self.image_mean)
+
+    @property
+    def mode(self) -> Mode:
+        """Pillow's mode that images are opened in."""
+        return MODES[self.num_channels]
 
     @property
     def output_size(self) -> tuple[int, int] | None:
@@ -129,13 +160,15 @@ class ImageProcessor:
 
     @property
     def scale(self) -> NDArray[np.float64]:
-        """What a byte of each channel is multiplied with, (3,), before `offset` is added to it."""
-        return self._rescale / np.array(self.image_std if self.do_normalize else (1, 1, 1))
+        """What a byte of each channel is multiplied with, (C,), before `offset` is added to it."""
+        std = self.image_std if self.do_normalize else (1,) * self.num_channels
+        return self._rescale / np.array(std)
 
     @property
     def offset(self) -> NDArray[np.float64]:
-        """See `scale`; (3,)."""
-        return np.array(self.image_mean) / -np.array(self.image_std) if self.do_normalize else np.zeros(3)
+        """See `scale`; (C,)."""
+        offset: NDArray[np.float64] = np.array(self.image_mean) / -np.array(self.image_std)
+        return offset if self.do_normalize else np.zeros_like(offset)
 
     def __call__(
         self,
@@ -156,7 +189,7 @@ class ImageProcessor:
             first_index: what an error counts from, when it names an image without a path.
 
         Returns:
-            (N, 3, H, W) float32, contiguous, or what `pixels` says. The number of threads does not change a bit of it.
+            (N, C, H, W) float32, contiguous, or what `pixels` says. The number of threads does not change a bit of it.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
@@ -170,32 +203,40 @@ class ImageProcessor:
         if threads < 1:
             raise UsageError(f"'threads' must be at least 1, got {threads}")
         names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources, first_index)]
-        read = _decoded if pixels.stage is PixelStage.DECODED else self._resized
+        read = self._decoded if pixels.stage is PixelStage.DECODED else self._resized
         if min(threads, len(sources)) == 1:
             return self._batch(map(read, sources, names), len(sources), pixels)
         Image.init()  # Pillow registers its formats on first use, without a lock
         with ThreadPoolExecutor(min(threads, len(sources))) as pool:
             return self._batch(pool.map(read, sources, names), len(sources), pixels)
 
+    def _decoded(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
+        """An image as it is in its file -> (H, W, C)."""
+        image = decode_image(source, self.mode, name)
+        sides = image.height, image.width
+        for length, resized in zip(sides, self.size.of(*sides) if self.do_resize else sides, strict=True):
+            check_embedded_side(length, resized, name)
+        return _array(image)
+
     def _resized(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
-        """Decode, resize and crop: an image -> (H, W, 3)."""
-        image = open_image(source, name=name)
+        """Decode, resize and crop: an image -> (H, W, C)."""
+        image = decode_image(source, self.mode, name)
         if self.do_resize:
             height, width = self.size.of(image.height, image.width)
-            check_pixel_count(width, height, name)
+            check_pixel_count(width, height, name, resized=True)
             image = image.resize((width, height), Image.Resampling(self.resample))
         if self._crop:
             left = _crop_offset(image.width, self._crop.width, self.crop_rounding)
             top = _crop_offset(image.height, self._crop.height, self.crop_rounding)
             image = image.crop((left, top, left + self._crop.width, top + self._crop.height))
-        return np.asarray(image)
+        return _array(image)
 
     def _batch(self, images: Iterator[NDArray[np.uint8]], count: int, pixels: PixelFormat) -> NDArray[Any]:
-        """One array of `count` images of (H, W, 3) as they come, rescaled and normalised where that is asked for."""
+        """One array of `count` images of (H, W, C) as they come, rescaled and normalised where that is asked for."""
         first = next(images)
         normalized = pixels.stage is PixelStage.NORMALIZED
         tables = self._tables.astype(pixels.dtype, copy=False) if normalized else ()
-        batch = np.empty((count, *pixels.shape(3, first.shape[:2])), pixels.dtype)
+        batch = np.empty((count, *pixels.shape(self.num_channels, first.shape[:2])), pixels.dtype)
         for image, out in zip(itertools.chain([first], images), batch, strict=True):
             if image.shape != first.shape:
                 raise UsageError(
@@ -219,11 +260,11 @@ class ImageProcessor:
 
     @functools.cached_property
     def _tables(self) -> NDArray[np.float32]:
-        """The value of every byte in every channel, (3, 256): a look-up instead of arithmetic, to the same bit."""
+        """The value of every byte in every channel, (C, 256): a look-up instead of arithmetic, to the same bit."""
         values = np.arange(256, dtype=np.float64) * self._rescale
-        tables = np.tile(values.astype(np.float32), (3, 1))
+        tables = np.tile(values.astype(np.float32), (self.num_channels, 1))
         if self.do_normalize:
-            mean, std = np.array([self.image_mean, self.image_std], np.float32)[:, :, None]  # (3, 1) each
+            mean, std = np.array([self.image_mean, self.image_std], np.float32)[:, :, None]  # (C, 1) each
             tables = (tables - mean) / std
         return tables
 
@@ -237,9 +278,10 @@ def as_batch(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
     return [images]
 
 
-def _decoded(source: ImageSource, name: str) -> NDArray[np.uint8]:
-    """An image as it is in its file -> (H, W, 3)."""
-    return np.asarray(open_image(source, name=name))
+def _array(image: Image.Image) -> NDArray[np.uint8]:
+    """An image -> (H, W, C)."""
+    array = np.asarray(image)
+    return array[:, :, None] if array.ndim == 2 else array
 
 
 def _crop_offset(length: int, crop: int, rounding: CropRounding) -> int:

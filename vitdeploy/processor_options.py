@@ -56,7 +56,7 @@ class ProcessorOptions:
             raise UsageError(f"source is a folder, a file or a Hub id, got {self.source!r:.80}")
         for name in self.settings:
             object.__setattr__(self, name, self._read(name, getattr(self, name)))
-        if self.image_std is not None and 0 in self.image_std:
+        if 0 in (self.image_std if isinstance(self.image_std, tuple) else (self.image_std,)):
             raise UsageError("image_std contains 0, by which no value can be divided; give positive numbers")
         if self.size is False and self.resample is not None:
             raise UsageError("resample has no effect with size=False; leave one out")

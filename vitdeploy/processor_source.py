@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vitdeploy.hub import CheckpointFiles
+    from vitdeploy.models.config import ViTConfig
 
     Extent = tuple[int, int]
 
@@ -49,12 +50,15 @@ class FoundProcessor:
         return cls(processor, origin, {SETTINGS_FILE: content.encode()})
 
 
-def own_processor(files: CheckpointFiles, image_size: Extent | None) -> FoundProcessor | None:
+def own_processor(
+    files: CheckpointFiles, image_size: Extent | None, num_channels: int | None = None
+) -> FoundProcessor | None:
     """The processor that a folder of transformers or timm brings; None where it has none.
 
     Args:
         files: the checkpoint.
         image_size: (height, width) of what timm's processor is to give; by default what its configuration states.
+        num_channels: of the model; by default what the configurations say.
 
     Raises:
         InputError: its file cannot be read, or asks for something that cannot be done exactly.
@@ -66,15 +70,19 @@ def own_processor(files: CheckpointFiles, image_size: Extent | None) -> FoundPro
     content = {name: _read_bytes(path) for name, path in paths.items() if os.path.lexists(path)}
     if find_settings(files.folder) is None:
         return None
-    return FoundProcessor(ImageProcessor.from_pretrained(files.folder), ProcessorOrigin("checkpoint"), content)
+    processor = ImageProcessor.from_pretrained(files.folder, num_channels=num_channels)
+    return FoundProcessor(processor, ProcessorOrigin("checkpoint"), content)
 
 
-def given_processor(source: str | os.PathLike[str], image_size: Extent | None, **hub: Any) -> FoundProcessor:
+def given_processor(
+    source: str | os.PathLike[str], image_size: Extent | None, num_channels: int, **hub: Any
+) -> FoundProcessor:
     """The processor of another folder or repository, or of a file.
 
     Args:
         source: see `ProcessorOptions`.
         image_size: see `own_processor`.
+        num_channels: of the model that the processor is for.
         hub: options of `vitdeploy.hub.resolve_processor`.
 
     Raises:
@@ -89,7 +97,7 @@ def given_processor(source: str | os.PathLike[str], image_size: Extent | None, *
         if is_timm(content):
             return FoundProcessor.of(_timm_processor(found.path, content, image_size), origin)
         try:
-            return FoundProcessor.of(ImageProcessor.from_dict(content), origin)
+            return FoundProcessor.of(ImageProcessor.from_dict(content, num_channels=num_channels), origin)
         except InputError as exc:
             raise InputError(f"{found.path}: {exc}") from exc
     if (found.path / "config.json").is_file():
@@ -101,13 +109,13 @@ def given_processor(source: str | os.PathLike[str], image_size: Extent | None, *
             f"{os.fspath(source)} has no image processor ({SETTINGS_FILE} not found{_in_cache(found.cached)}); "
             f"name another folder, file or Hub id with --processor"
         )
-    return FoundProcessor.of(ImageProcessor.from_pretrained(found.path), origin)
+    return FoundProcessor.of(ImageProcessor.from_pretrained(found.path, num_channels=num_channels), origin)
 
 
 def find_processor(
     files: CheckpointFiles,
     options: ProcessorOptions | None,
-    model_size: Extent,
+    model: ViTConfig,
     image_size: Extent | None = None,
     **hub: Any,
 ) -> FoundProcessor:
@@ -116,7 +124,7 @@ def find_processor(
     Args:
         files: the checkpoint.
         options: what was asked for; None for the checkpoint's own processor as it is.
-        model_size: (height, width) that the model was made for.
+        model: the configuration of the model, which decides the number of channels.
         image_size: (height, width) that the processor is changed to, after all settings.
         hub: options of `vitdeploy.hub.resolve_processor`.
 
@@ -129,21 +137,21 @@ def find_processor(
     options = options or ProcessorOptions()
     found: FoundProcessor | None
     if options.source is not None:
-        found = given_processor(options.source, image_size, **hub)
+        found = given_processor(options.source, image_size, model.num_channels, **hub)
     elif files.weights[0].suffix == ".npz":
-        found = FoundProcessor.of(whole_image(*model_size), ProcessorOrigin("npz"))
+        found = FoundProcessor.of(whole_image(model), ProcessorOrigin("npz"))
     else:
-        found = own_processor(files, image_size)
+        found = own_processor(files, image_size, model.num_channels)
     if found is None:
         missing = options.missing(sized=image_size is not None)
         if missing:
             raise CheckpointError(_no_processor(files, options, missing))
         found = FoundProcessor.of(ImageProcessor(), ProcessorOrigin("options"))
-    return adapt_processor(found, options, image_size)
+    return adapt_processor(found, options, image_size, model.num_channels)
 
 
 def adapt_processor(
-    found: FoundProcessor, options: ProcessorOptions | None, image_size: Extent | None
+    found: FoundProcessor, options: ProcessorOptions | None, image_size: Extent | None, num_channels: int
 ) -> FoundProcessor:
     """The processor with the settings of the options, then for another image size.
 
@@ -154,7 +162,7 @@ def adapt_processor(
     stated = (*options.settings, *(() if image_size is None else ("image_size",)))
     if not stated:
         return found
-    processor = ImageProcessor.from_dict(options.replace_in(found.processor.to_dict()))
+    processor = ImageProcessor.from_dict(options.replace_in(found.processor.to_dict()), num_channels=num_channels)
     if image_size is not None and (options.size is not None or options.crop_size not in (None, False)):
         if processor.output_size != image_size:
             gives = "any size" if processor.output_size is None else _pixels(processor.output_size)
@@ -168,15 +176,16 @@ def adapt_processor(
     return FoundProcessor.of(processor, dataclasses.replace(found.origin, settings=stated))
 
 
-def whole_image(height: int, width: int) -> ImageProcessor:
-    """The processor of Google's Vision Transformers: the whole image resized, and bytes to -1..1.
+def whole_image(model: ViTConfig) -> ImageProcessor:
+    """The processor of Google's Vision Transformers: the whole image resized, and bytes to -1..1 in every channel.
 
     Evaluation in google-research/vision_transformer, vit_jax/input_pipeline.py: `tf.image.resize`, whose default is
     bilinear, then (x - 127.5) / 127.5. Pillow's bilinear filter, unlike TensorFlow's, averages where an image shrinks,
     as in transformers' copies of these checkpoints (ViTImageProcessor). An .npz file itself says nothing; those of
     big_vision have the same range of values, and a resize that differs by their configuration.
     """
-    return ImageProcessor(size=Size(height, width))
+    half = (0.5,) * model.num_channels
+    return ImageProcessor(size=Size(*model.image_size), image_mean=half, image_std=half)
 
 
 def _timm_processor(folder: Path, config: Mapping[str, Any], image_size: Extent | None) -> ImageProcessor:

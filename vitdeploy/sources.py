@@ -20,6 +20,7 @@ from vitdeploy.models.presets import preset_config, random_model
 from vitdeploy.models.weights import read_weights
 from vitdeploy.preprocessor_config import note_unknown_settings
 from vitdeploy.processor_source import FoundProcessor, adapt_processor, find_processor, given_processor, whole_image
+from vitdeploy.specs import MODES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,13 +97,13 @@ def read_checkpoint(
     content = _read(found, task)
     config = ViTConfig.from_dict(content.config)
     note_unknown_keys(content.config)
-    if config.num_channels != 3:
+    if config.num_channels not in MODES:
         raise CheckpointError(
-            f"{model}: the model must take what the image processor gives, 3 channels of RGB, takes "
-            f"{config.num_channels}; only models of RGB images are exported"
+            f"{model}: the model takes images of {config.num_channels} channels; only models of 1 (gray), 3 (RGB) or "
+            f"4 (RGBA) channels can be exported"
         )
     hub = {name: value for name, value in hub_options.items() if name != "revision"}
-    image_processor = find_processor(found, processor, config.image_size, image_size, **hub)
+    image_processor = find_processor(found, processor, config, image_size, **hub)
     note_unknown_settings(image_processor.files)
     task = task or task_of(content.config)
     reference = make_model(config, content.weights, task, origin=", ".join(map(str, found.weights)))
@@ -150,10 +151,10 @@ def random_checkpoint(
     if image_size is not None and not dynamic_image_size:
         config = dataclasses.replace(config, image_size=image_size)
     origin = ProcessorOrigin("preset")
-    stated = FoundProcessor.of(whole_image(*config.image_size), origin)
+    stated = FoundProcessor.of(whole_image(config), origin)
     if processor is not None and processor.source is not None:
-        stated = given_processor(processor.source, image_size, **hub_options)
-    image_processor = adapt_processor(stated, processor, image_size)
+        stated = given_processor(processor.source, image_size, config.num_channels, **hub_options)
+    image_processor = adapt_processor(stated, processor, image_size, config.num_channels)
     model = random_model(config, task, seed=seed)
     name = f"{preset}-random-{seed}"
     _fit(model, image_processor.processor, name, image_size, dynamic_image_size=dynamic_image_size)
@@ -187,6 +188,11 @@ def _fit(
 ) -> None:
     """Make the model one of the image size, or where it takes every size, of the processor's; else they must agree."""
     given, config = processor.output_size, reference.config
+    if processor.num_channels != config.num_channels:
+        raise CheckpointError(
+            f"{name}: the image processor gives {processor.num_channels} channels, and the model takes "
+            f"{config.num_channels}; give another processor"
+        )
     if image_size is None and given is not None and any(map(operator.lt, given, config.patch_size)):
         raise CheckpointError(
             f"{name}: the image processor gives {given} pixels, less than one patch of {config.patch_size}; give an "

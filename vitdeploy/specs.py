@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     Layout = Literal["nchw", "nhwc"]
+    Mode = Literal["L", "RGB", "RGBA"]
 
 Axis = TypeVar("Axis", bound="int | str")
+
+# Pillow's mode that the images of a model are opened in, by the model's number of channels.
+MODES: dict[int, Mode] = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Precision(str, enum.Enum):
@@ -138,7 +142,7 @@ class PixelStage(str, enum.Enum):
 
     NORMALIZED = "normalized"  # all the way: float
     RESIZED = "resized"  # resized and cropped, not rescaled nor normalised: bytes
-    DECODED = "decoded"  # RGB as it is in the file, in any size: bytes
+    DECODED = "decoded"  # gray, RGB or RGBA as it is in the file, in any size: bytes
 
     def __str__(self) -> str:
         return self.value
@@ -170,6 +174,10 @@ class PixelFormat:
     def shape(self, channels: int, size: tuple[Axis, Axis]) -> tuple[Axis | int, ...]:
         """The axes of one image."""
         return (channels, *size) if self.layout == "nchw" else (*size, channels)
+
+    def channels(self, shape: Sequence[int | str]) -> int | str:
+        """The number of channels of a batch of this shape."""
+        return shape[1 if self.layout == "nchw" else 3]
 
     def size(self, shape: tuple[Axis, ...]) -> tuple[Axis, ...]:
         """The height and the width of a batch of this shape."""

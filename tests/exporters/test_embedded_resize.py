@@ -65,12 +65,12 @@ def resize_graph(folder: Path, processor: ImageProcessor) -> OnnxRuntime:
     pixels = ir.Value(
         name="pixel_values",
         type=ir.TensorType(ir.DataType.UINT8),
-        shape=ir.Shape(["batch", 3, *processor.output_size]),
+        shape=ir.Shape(["batch", processor.num_channels, *processor.output_size]),
     )
     cast = ir.node("Cast", [pixels], {"to": int(ir.DataType.FLOAT)})
     bytes_out = cast.outputs[0]
     bytes_out.name, bytes_out.type = "bytes", ir.TensorType(ir.DataType.FLOAT)
-    bytes_out.shape = ir.Shape(["batch", 3, *processor.output_size])
+    bytes_out.shape = pixels.shape
     graph = ir.Graph([pixels], [bytes_out], nodes=[cast], opset_imports={"": 20}, name="resize")
     model = ir.Model(graph, ir_version=10)
     embed_resize(model, processor)
@@ -112,21 +112,26 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_every_byte_is_pillows(tmp_path: Path, name: str) -> None:
+def test_every_byte_is_pillows(tmp_path: Path, name: str, channels: int) -> None:
     settings = PROCESSORS[name]
     kind = "BitImageProcessor" if settings.get("do_center_crop") else "ViTImageProcessor"
+    settings = {**settings, "image_mean": [0.5] * channels, "image_std": [0.5] * channels}
     processor = ImageProcessor.from_dict({"image_processor_type": kind, **settings})
+    draw = np.random.default_rng(0)
     with resize_graph(tmp_path, processor) as runtime:
         for height, width in SIZES:
+            arrays = draw.integers(0, 256, (3, height, width, channels), np.uint8)
+            arrays[1] = 255
+            arrays[2, ..., -1] = draw.choice([0, 1, 254, 255], (height, width))  # of RGBA, the alphas of special rules
             images = [
-                *(np.asarray(image) for image in synthetic_images(1, height, width)),
-                np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8),
-                np.full((height, width, 3), 255, np.uint8),
+                *synthetic_images(1, height, width, mode=processor.mode),
+                *(Image.fromarray(array[:, :, 0] if channels == 1 else array) for array in arrays),
             ]
-            found = runtime.run({"pixel_values": np.stack(images)})["bytes"]
-            want = processor([Image.fromarray(image) for image in images], pixels=RESIZED)
-            np.testing.assert_array_equal(found, want, err_msg=f"{height}x{width}")
+            pixel_values = np.stack([np.asarray(image).reshape(height, width, channels) for image in images])
+            found = runtime.run({"pixel_values": pixel_values})["bytes"]
+            np.testing.assert_array_equal(found, processor(images, pixels=RESIZED), err_msg=f"{height}x{width}")
 
 
 @pytest.mark.parametrize(

@@ -402,7 +402,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("vit_0", argument("no_embed_class", True), "no_embed_class must fit"),
     ("vit_0", argument("use_rel_pos_bias", True), "use_rel_pos_bias must fit"),
     ("vit_0", argument("num_classes", 9), "num_classes is 9 in model_args and 4"),
-    ("vit_0", argument("in_chans", 1), "input_size must be"),
+    ("vit_0", argument("in_chans", 1), "in_chans must fit"),
     ("vit_0", argument("img_size", 4), "image size must be at least the patch size"),
     ("vit_0", argument("img_size", [32, 40]), r"pos_embed must be \(1, 21, 32\)"),
     ("vit_0", argument("img_size", 1 << 40), "image size must be made of integers"),
@@ -505,7 +505,9 @@ def test_an_mlp_that_dinov2_cannot_state_is_refused() -> None:
         ({"crop_mode": "border"}, "crop_mode must be center or squash, got 'border'"),
         ({"crop_mode": ["center"]}, "crop_mode must be"),
         ({"input_size": [3, 224, 160]}, "an image that is not square needs the crop_mode squash"),
-        ({"input_size": [1, 224, 224]}, "must take images of 3 channels"),
+        ({"input_size": [2, 224, 224]}, "must take images of 1"),
+        ({"input_size": [1, 224, 224]}, r"pretrained_cfg\.mean must be"),
+        ({"input_size": [1, 224, 224], "mean": 0.5, "std": [0.2] * 3}, r"pretrained_cfg\.std must be"),
         ({"input_size": "3"}, "input_size must be"),
         ({"input_size": [3, 224, 0]}, "image size must be made of integers"),
         ({"input_size": [3, 224, 224.0]}, "image size must be made of integers"),
@@ -514,7 +516,7 @@ def test_an_mlp_that_dinov2_cannot_state_is_refused() -> None:
         ({"crop_pct": "0.9"}, "crop_pct must be a number"),
         ({"crop_pct": 1e-300}, "crop_pct must be a number"),
         ({"crop_pct": math.nan}, "crop_pct must be a number"),
-        ({"mean": [0.5, 0.5]}, r"pretrained_cfg\.mean must be one number or three"),
+        ({"mean": [0.5, 0.5]}, r"pretrained_cfg\.mean must be"),
         ({"mean": ["a", "b", "c"]}, "mean must be"),
         ({"mean": [0.5, 0.5, math.nan]}, "mean must be"),
         ({"std": [0.5, 0.5, 0]}, "std must not be zero"),
@@ -532,9 +534,11 @@ def test_transforms_without_an_equivalent_are_refused(cfg: Any, message: str | N
         processor_config(config)
 
 
-def test_one_mean_stands_for_all_channels() -> None:
-    content = processor_config({"pretrained_cfg": {"mean": [0.4], "std": 0.3}})
-    assert (content["image_mean"], content["image_std"]) == ([0.4] * 3, [0.3] * 3)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_one_mean_stands_for_all_channels(channels: int) -> None:
+    config = {"model_args": {"in_chans": channels}, "pretrained_cfg": {"mean": [0.4], "std": 0.3}}
+    content = processor_config(config)
+    assert (content["image_mean"], content["image_std"]) == ([0.4] * channels, [0.3] * channels)
 
 
 def test_only_the_configurations_of_timm_are_taken_for_those() -> None:

@@ -36,7 +36,10 @@ class Picture(NamedTuple):
 
 
 def picture_of(sample: Sample) -> Picture:
-    """The pixels alone: nothing else that a file holds gets into the page. An image may be gone by now: it says so."""
+    """The colours alone: nothing else that a file holds gets into the page. An image may be gone by now: it says so.
+
+    For a model of gray or RGBA images too: as the file's colours, without alpha.
+    """
     try:
         image = open_image(sample.load(), name=repr(sample.image))
     except ImageError as exc:

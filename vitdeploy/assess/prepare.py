@@ -66,7 +66,7 @@ def prepare(
         sha256 = hashlib.sha256(encoded).hexdigest()
         if position < first or not formats:
             return Prepared(sha256, {})
-        image = open_image(encoded, name=f"{data.names[position]!r} of {data.source}")
+        image = open_image(encoded, mode=processor.mode, name=f"{data.names[position]!r} of {data.source}")
         return Prepared(sha256, {pixels: processor(image, pixels=pixels, threads=1) for pixels in formats})
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="vitdeploy-prepare")

@@ -76,7 +76,9 @@ def samples(
     native = processor.output_size or config.image_size
     if stage is PixelStage.DECODED:
         return _decoded_samples(processor, native, sizes, images)
-    sources: list[Any] = list(synthetic_images(COUNT, *native)) if images is None else _first(images)
+    sources: list[Any] = (
+        list(synthetic_images(COUNT, *native, mode=processor.mode)) if images is None else _first(images)
+    )
     if sizes is not None:
         return [Sample(sources, processor.resized(*size)) for size in sizes]
     if not axes:
@@ -96,12 +98,12 @@ def _decoded_samples(
     if images is not None and sizes is None:
         return [Sample([file], processor, OF_ONE) for file in _first(images)]
     if images is not None and sizes is not None:
-        photos = [open_image(file) for file in _first(images)]
+        photos = [open_image(file, mode=processor.mode) for file in _first(images)]
         return [Sample([photo.resize((width, height)) for photo in photos], processor) for height, width in sizes]
     height, width = native
     of_itself = [native, (2 * height + 3, width + 5), (height // 2 + 1, 3 * width // 4 + 1)]
     return [
-        Sample(synthetic_images(COUNT, *size), processor, OTHER_SIZE_BATCHES if index else BATCHES)
+        Sample(synthetic_images(COUNT, *size, mode=processor.mode), processor, OTHER_SIZE_BATCHES if index else BATCHES)
         for index, size in enumerate(sizes or of_itself)
     ]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from vitdeploy.processor import ImageProcessor
-    from vitdeploy.specs import TensorSpec
+    from vitdeploy.specs import Mode, TensorSpec
 
 SYNTHETIC_COUNT = 16
 _SYNTHETIC_SIZE = (224, 224)  # (height, width) in pixels, where the model takes every size
@@ -97,24 +97,28 @@ def labelled_files(folder: str | os.PathLike[str], labels: Sequence[str]) -> lis
     return pairs
 
 
-def synthetic_images(count: int, height: int, width: int, seed: int = 0) -> list[Image.Image]:
-    """Seeded RGB noise with the 1/f amplitude spectrum of photographs (Field 1987, doi:10.1364/JOSAA.4.002379)."""
+def synthetic_images(count: int, height: int, width: int, seed: int = 0, *, mode: Mode = "RGB") -> list[Image.Image]:
+    """Seeded noise in every channel, alpha too, with the 1/f amplitude spectrum of photographs.
+
+    Field 1987, doi:10.1364/JOSAA.4.002379.
+    """
     generator = np.random.default_rng(seed)
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
     falloff = 1.0 / np.maximum(np.hypot(fy, fx), 1.0 / max(height, width))
     images = []
     for _ in range(count):
-        spectrum = np.fft.rfft2(generator.standard_normal((3, height, width))) * falloff
+        spectrum = np.fft.rfft2(generator.standard_normal((Image.getmodebands(mode), height, width))) * falloff
         noise = np.fft.irfft2(spectrum, s=(height, width))
-        noise = (noise - noise.mean()) / noise.std()
+        noise = (noise - noise.mean()) / (noise.std() or 1.0)  # 0 where there is one number
         pixels = np.clip(noise * 64 + 128, 0, 255).astype(np.uint8)
-        images.append(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
+        array = np.ascontiguousarray(pixels.transpose(1, 2, 0))  # (H, W, C)
+        images.append(Image.fromarray(array[:, :, 0] if mode == "L" else array))
     return images
 
 
 def images_for(processor: ImageProcessor, count: int = SYNTHETIC_COUNT) -> list[Image.Image]:
     """Synthetic images of the size that the model takes."""
-    return synthetic_images(count, *(processor.output_size or _SYNTHETIC_SIZE))
+    return synthetic_images(count, *(processor.output_size or _SYNTHETIC_SIZE), mode=processor.mode)
 
 
 def chosen_images(processor: ImageProcessor, images: str | os.PathLike[str] | Sequence[Any] | None) -> Sequence[Any]:

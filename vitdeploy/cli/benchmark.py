@@ -11,6 +11,7 @@ from vitdeploy.cli.output import (
     EXIT_CODES,
     PATH,
     device_option,
+    image_limit_option,
     json_option,
     print_figures,
     print_json,
@@ -53,6 +54,7 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Turns of each backend.")
 @click.option("--runs", default=10, show_default=True, type=click.IntRange(min=1), help="Timed runs a turn.")
 @report_options("html", "markdown")
+@image_limit_option
 @json_option
 def benchmark(
     bundle: str,

@@ -11,6 +11,7 @@ from vitdeploy.cli.bisect_report import lower_precision_options, print_bisection
 from vitdeploy.cli.output import (
     EXIT_CODES,
     PATH,
+    image_limit_option,
     json_option,
     late_progress_bar,
     print_figures,
@@ -65,6 +66,7 @@ _OPTIONS = {
 @click.option("--against", metavar="BACKEND:PRECISION", help="Of --layers: another artifact, not the reference.")
 @lower_precision_options
 @report_options("html", "markdown", "junit")
+@image_limit_option
 @json_option
 def compare(
     bundle: str, layers: bool, bisect: bool, sensitivity: bool, reports: Reports, as_json: bool, **options: Any

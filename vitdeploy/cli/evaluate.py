@@ -11,6 +11,7 @@ from vitdeploy.cli.output import (
     EXIT_CODES,
     PATH,
     device_option,
+    image_limit_option,
     json_option,
     print_figures,
     print_json,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 @click.option("--per-class", is_flag=True, help="Print the accuracy of each class, too.")
 @click.option("--confusion", is_flag=True, help="Print which classes are taken for which, too.")
 @report_options("html", "markdown")
+@image_limit_option
 @json_option
 def evaluate(
     bundle: str,

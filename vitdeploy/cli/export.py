@@ -13,6 +13,7 @@ from vitdeploy.cli.engine_options import engine_options, image_size, once
 from vitdeploy.cli.output import (
     PATH,
     agreement,
+    image_limit_option,
     json_option,
     late_progress_bar,
     print_json,
@@ -175,6 +176,7 @@ def _print_accuracy(artifact: Artifact) -> None:
 @click.option("--token", envvar="HF_TOKEN", help="Hub token, for private and gated models.  [env: HF_TOKEN]")
 @click.option("--cache-dir", type=PATH, help="Of the Hub's files.")
 @click.option("--offline", is_flag=True, help="Use the Hub's cache alone.")
+@image_limit_option
 @json_option
 def export(
     formats: tuple[str, ...],

@@ -11,6 +11,7 @@ from vitdeploy.cli.output import (
     EXIT_CODES,
     PATH,
     device_option,
+    image_limit_option,
     json_option,
     print_json,
     print_step,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
 @device_option
 @report_options("html", "markdown", "junit")
+@image_limit_option
 @json_option
 def gate(
     bundle: str,

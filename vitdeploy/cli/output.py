@@ -26,6 +26,36 @@ device_option = click.option("--device", default="cpu", show_default=True, help=
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
+def _limit_images(context: click.Context, _option: click.Parameter, pixels: int | None) -> None:
+    """Set the variable until the command ends; processes that it starts have it too."""
+    from vitdeploy.image_limit import MAX_PIXELS_VARIABLE
+
+    if pixels is not None:
+        context.with_resource(_variable(MAX_PIXELS_VARIABLE, str(pixels)))
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+image_limit_option = click.option(
+    "--max-image-pixels",
+    metavar="N",
+    type=click.IntRange(min=1),
+    expose_value=False,
+    callback=_limit_images,
+    help="Refuse images of more pixels; VITDEPLOY_MAX_IMAGE_PIXELS or 178956970 by default, twice Pillow's limit.",
+)
+
+
 def print_json(data: Any) -> None:
     """Print strict JSON, in ASCII: a number that is not finite becomes null."""
     _print(json.dumps(_strict(data), indent=2, allow_nan=False))

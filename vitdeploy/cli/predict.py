@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vitdeploy.cli.output import PATH, json_option, print_json, print_table
+from vitdeploy.cli.output import PATH, image_limit_option, json_option, print_json, print_table
 from vitdeploy.runtimes import BACKENDS
 
 
@@ -15,6 +15,7 @@ from vitdeploy.runtimes import BACKENDS
 @click.option("--precision", default="fp32", show_default=True)
 @click.option("--device", help="cpu, cuda or cuda:1; cpu by default, cuda for an engine.")
 @click.option("--top-k", type=click.IntRange(min=1), help="Classes an image; 5 by default. Not for a regression.")
+@image_limit_option
 @json_option
 def predict(
     bundle: str,

@@ -10,6 +10,7 @@ from typing import Any
 from vitdeploy.layouts.timm_classes import label_offset, labels, num_classes, problem_type
 from vitdeploy.layouts.timm_keys import MODEL_ARGS
 from vitdeploy.layouts.timm_parts import count, first, flag, model_args, pair, pretrained_cfg, refuse, unsupported
+from vitdeploy.specs import MODES
 
 # The names of timm 1.0 whose blocks are plain: exact GELU (SwiGLU in the giant DINOv2), LayerNorm with eps 1e-6, one
 # attention then one MLP. Other names with these prefixes (clip, siglip, rpn ...) may differ where no tensor shows it.
@@ -122,12 +123,7 @@ def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
         CheckpointError: a value is malformed, or the model does not take images of that size.
     """
     arguments = model_args(config)
-    size = pretrained_cfg(config).get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE)
-    if not isinstance(size, Sequence) or len(size) != 3 or size[0] != arguments.get("in_chans", size[0]):
-        raise refuse("pretrained_cfg.input_size must be [channels, height, width] of model_args", size)
-    if size[0] != 3:
-        raise refuse("a model must take images of 3 channels", size[0])
-    given = pair("the image size", size[1:])
+    given = pair("the image size", _input_size(config)[1:])
     own = pair("the image size", arguments.get("img_size", given))
     if own == given or is_dynamic(arguments):
         return given
@@ -137,6 +133,25 @@ def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
             f"alone; set input_size to it, or fixed_input_size to true"
         )
     return own
+
+
+def num_channels(config: Mapping[str, Any]) -> int:
+    """The model's, of model_args; pretrained_cfg often keeps the 3 channels of the model that this one was made from.
+
+    Raises:
+        CheckpointError: it is not 1, 3 or 4.
+    """
+    channels = model_args(config).get("in_chans", _input_size(config)[0])
+    if type(channels) is not int or channels not in MODES:
+        raise refuse("a model must take images of 1 (gray), 3 (RGB) or 4 (RGBA) channels", channels)
+    return channels
+
+
+def _input_size(config: Mapping[str, Any]) -> Sequence[object]:
+    size = pretrained_cfg(config).get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE)
+    if not isinstance(size, Sequence) or len(size) != 3:
+        raise refuse("pretrained_cfg.input_size must be [channels, height, width]", size)
+    return size
 
 
 def is_dynamic(arguments: Mapping[str, Any]) -> bool:

@@ -89,12 +89,12 @@ PRETRAINED_CFG: dict[str, Fate] = {
 # The constructors' arguments, those of the factory among them. Other keys are refused, as timm does.
 MODEL_ARGS: dict[str, Fate] = {
     **dict.fromkeys(
-        ("img_size", "in_chans", "num_classes", "num_heads", "global_pool", "fc_norm", "use_fc_norm",
+        ("img_size", "num_classes", "num_heads", "global_pool", "fc_norm", "use_fc_norm",
          "dynamic_img_size"),
         "applied",
     ),
     **dict.fromkeys(
-        ("embed_dim", "depth", "patch_size", "mlp_ratio", "qkv_bias", "init_values", "reg_tokens", "no_embed_class",
+        ("in_chans", "embed_dim", "depth", "patch_size", "mlp_ratio", "qkv_bias", "init_values", "reg_tokens", "no_embed_class",
          "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias"),
         "compared",
     ),

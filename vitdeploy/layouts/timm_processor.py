@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitdeploy.layouts.timm_config import image_size
+from vitdeploy.layouts.timm_config import image_size, num_channels
 from vitdeploy.layouts.timm_parts import MOST, pretrained_cfg, refuse
 
 _FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # as Pillow numbers them
@@ -28,6 +28,7 @@ def processor_config(config: Mapping[str, Any], size: tuple[int, int] | None = N
     """
     cfg = pretrained_cfg(config)
     height, width = size or image_size(config)
+    channels = num_channels(config)
     crop_pct = cfg.get("crop_pct") or 0.875
     if isinstance(crop_pct, bool) or not isinstance(crop_pct, (int, float)) or not 0.1 <= crop_pct <= 2:
         raise refuse("pretrained_cfg.crop_pct must be a number from 0.1 to 2", crop_pct)
@@ -41,7 +42,7 @@ def processor_config(config: Mapping[str, Any], size: tuple[int, int] | None = N
         raise refuse("an image that is not square needs the crop_mode squash", (height, width))
     return {
         "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
+        "do_convert_rgb": channels == 3,
         "do_resize": True,
         "size": {"shortest_edge": resized[0]} if mode == "center" else {"height": resized[0], "width": resized[1]},
         "resample": _FILTERS[interpolation],
@@ -51,18 +52,18 @@ def processor_config(config: Mapping[str, Any], size: tuple[int, int] | None = N
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": _channels("mean", cfg.get("mean") or _IMAGENET_MEAN),
-        "image_std": _channels("std", cfg.get("std") or _IMAGENET_STD),
+        "image_mean": _channels("mean", cfg.get("mean") or _IMAGENET_MEAN, channels),
+        "image_std": _channels("std", cfg.get("std") or _IMAGENET_STD, channels),
     }
 
 
-def _channels(key: str, value: object) -> list[float]:
+def _channels(key: str, value: object, count: int) -> list[float]:
     items = list(value) if isinstance(value, Sequence) else [value]
     numbers = [
         item for item in items if isinstance(item, (int, float)) and not isinstance(item, bool) and abs(item) < MOST
     ]
-    if len(items) not in (1, 3) or len(numbers) != len(items):
-        raise refuse(f"pretrained_cfg.{key} must be one number or three", value)
+    if len(items) not in (1, count) or len(numbers) != len(items):
+        raise refuse(f"pretrained_cfg.{key} must be one number, or one for each of the model's {count} channels", value)
     if key == "std" and 0 in numbers:
         raise refuse("pretrained_cfg.std must not be zero", value)
-    return numbers if len(numbers) == 3 else numbers * 3
+    return numbers if len(numbers) == count else numbers * count

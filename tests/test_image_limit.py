@@ -1,0 +1,242 @@
+"""The most pixels that an image may have: Pillow's limit, without its warning, and how it is raised."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from vitdeploy.cli import COMMANDS, cli
+from vitdeploy.errors import ImageError, UsageError
+from vitdeploy.image_limit import MAX_PIXELS_VARIABLE, limit_lifted, max_pixels
+from vitdeploy.images import decode_image, open_image
+from vitdeploy.preprocessor_config import ShortestEdge
+from vitdeploy.processor import ImageProcessor
+from vitdeploy.specs import PixelFormat, PixelStage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vitdeploy.bundle import Bundle
+
+HEIGHT, WIDTH = 30, 40
+READS_IMAGES = ("export", "predict", "compare", "evaluate", "gate", "benchmark")
+DECODED = PixelFormat(PixelStage.DECODED, "nhwc", "uint8")
+
+
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+
+
+def encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels()).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def pillows_limit(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A limit of Pillow's of which the test image has one and a half."""
+    limit = HEIGHT * WIDTH * 2 // 3
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    return limit
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "PPM"])
+def test_what_pillow_warns_of_is_read_where_warnings_are_errors(pillows_limit: int, kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Image.DecompressionBombWarning):
+            Image.open(io.BytesIO(encoded(kind)))
+        np.testing.assert_array_equal(np.asarray(open_image(encoded(kind))), pixels())
+    assert pillows_limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_an_image_that_the_caller_opened(pillows_limit: int) -> None:
+    """Pillow checks the size of a TIFF file's image again when it decodes it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        opened = Image.open(io.BytesIO(encoded("TIFF")))
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(np.asarray(open_image(opened)), pixels())
+    assert pillows_limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("action", ["error", "ignore"])
+@pytest.mark.parametrize("factor", [2.1, 4.5])
+def test_what_pillow_refuses_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, action: Any
+) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(encoded("PNG"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(HEIGHT * WIDTH / factor))
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        with pytest.raises(ImageError, match=r"bomb.png': .*--max-image-pixels"):
+            open_image(path)
+
+
+def header_of(width: int, height: int) -> bytes:
+    """A PNG file whose header states a size that its data has not."""
+    data = encoded("PNG")
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+def test_the_bomb_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(ImageError, match="limit"):
+        open_image(header_of(50_000, 50_000))
+
+
+@pytest.mark.parametrize("width", [15_000, 17_894])
+def test_photographs_of_up_to_178_megapixels_are_decoded(width: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ImageError, match=r"truncated|broken|incomplete"):  # beyond the limit's check
+            open_image(header_of(width, 10_000))
+        with pytest.raises(ImageError, match="limit"):
+            open_image(header_of(17_896, 10_000))
+
+
+def test_a_photograph_of_100_megapixels() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (10_000, 10_000), 77).save(buffer, "PNG", compress_level=1)
+    values = ImageProcessor(image_mean=(0,), image_std=(1,))(buffer.getvalue())
+    np.testing.assert_array_equal(values, np.full((1, 1, 224, 224), 77 / 255, np.float32))
+
+
+def test_without_a_limit_of_pillows_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert max_pixels() is None
+    assert open_image(encoded("PNG")).size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(("limit", "allowed"), [(HEIGHT * WIDTH, True), (HEIGHT * WIDTH - 1, False)])
+@pytest.mark.parametrize("pillows", [10, None])
+def test_the_environment_sets_the_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: int, allowed: bool, pillows: int | None
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
+    monkeypatch.setenv(MAX_PIXELS_VARIABLE, str(limit))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if allowed:
+            np.testing.assert_array_equal(np.asarray(open_image(encoded("TIFF"))), pixels())
+        else:
+            with pytest.raises(ImageError, match="limit"):
+                open_image(encoded("TIFF"))
+    assert pillows == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1e6", "many", "²"])
+def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv(MAX_PIXELS_VARIABLE, value)
+    with pytest.raises(UsageError, match=MAX_PIXELS_VARIABLE):
+        open_image(encoded("PNG"))
+
+
+def test_pillows_limit_is_set_back_after_many_threads(pillows_limit: int) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: np.asarray(open_image(encoded("PNG"))), range(64)))
+    assert all(np.array_equal(each, pixels()) for each in found)
+    assert pillows_limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_what_the_caller_sets_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with limit_lifted():
+        assert max_pixels() == 200
+        Image.MAX_IMAGE_PIXELS = 7
+        assert max_pixels() == 14
+        with limit_lifted():
+            assert max_pixels() == 14
+    assert Image.MAX_IMAGE_PIXELS == 7
+
+
+def test_a_size_that_an_image_would_be_resized_to() -> None:
+    processor = ImageProcessor(size=ShortestEdge(224), do_center_crop=False)
+    with pytest.raises(ImageError, match=r"cannot resize .* to 896000x224"):
+        processor(Image.new("RGB", (4000, 1)))
+
+
+@pytest.mark.parametrize("size", [ShortestEdge(224), None])
+def test_a_side_that_a_graph_cannot_resize(size: ShortestEdge | None) -> None:
+    processor = ImageProcessor(resample=3) if size is None else ImageProcessor(size=size)
+    longest = 26_000 if size is None else 580  # 224 pixels high, and 130,000 wide
+    assert processor(Image.new("RGB", (1, longest)), pixels=DECODED).shape == (1, longest, 1, 3)
+    for length in (27_000, 2_000_000):
+        with pytest.raises(ImageError, match="a side of"):
+            processor(Image.new("RGB", (length, 1)), pixels=DECODED)
+
+
+def test_an_image_of_the_callers_is_not_copied_to_be_read() -> None:
+    image = Image.fromarray(pixels())
+    assert decode_image(image, "RGB", "it") is image
+    opened = open_image(image)
+    assert opened is not image
+    opened.putpixel((0, 0), (1, 2, 3))
+    np.testing.assert_array_equal(np.asarray(image), pixels())
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_result_is_independent_of_an_array(mode: Any) -> None:
+    array = np.array(Image.fromarray(pixels()).convert(mode))
+    want = array.copy()
+    opened = open_image(array, mode=mode)
+    array[:] = 0
+    np.testing.assert_array_equal(np.asarray(opened), want)
+
+
+def test_every_command_that_reads_images_has_the_option() -> None:
+    for name in COMMANDS:
+        shown = CliRunner().invoke(cli, [name, "--help"]).output
+        assert ("--max-image-pixels" in shown) == (name in READS_IMAGES), name
+
+
+def test_the_option_holds_for_one_command(digits: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded("PNG"))
+    arguments = ["predict", str(digits.path), str(path)]
+    small = CliRunner().invoke(cli, [*arguments, "--max-image-pixels", "100"])
+    assert isinstance(small.exception, ImageError)
+    assert MAX_PIXELS_VARIABLE not in os.environ
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+
+
+@pytest.mark.parametrize("source", ["path", "opened"])
+def test_a_large_photograph_is_in_memory_once(tmp_path: Path, source: str) -> None:
+    """Pillow takes 4 bytes for a pixel of RGB; measured in a process of its own, as the growth of its peak."""
+    pytest.importorskip("resource", reason="no process tells its peak here")
+    side = 5000
+    path = tmp_path / "large.jpg"
+    Image.fromarray(np.tile(pixels(), (side // HEIGHT, side // WIDTH, 1))).save(path)
+    done = subprocess.run([sys.executable, "-c", _PEAK, str(path), source], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 4.8
+
+
+_PEAK = """
+import resource, sys
+from PIL import Image
+from vitdeploy.processor import ImageProcessor
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+processor = ImageProcessor()
+processor(Image.new("RGB", (300, 300)), threads=1)
+before = peak()
+image = Image.open(sys.argv[1]) if sys.argv[2] == "opened" else sys.argv[1]
+processor(image, threads=1)
+print((peak() - before) / (5000 * 5000))
+"""

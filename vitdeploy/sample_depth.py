@@ -1,0 +1,95 @@
+"""Bring gray of more than 8 bits to 8 by the depth that its file states, and refuse samples that Pillow misreads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from vitdeploy.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+# Formats whose gray Pillow scales to 16 bits itself: PNG has no other depth, of PPM and PGM the maximum is divided by
+# (PpmImagePlugin), and JPEG 2000 is shifted (Jpeg2KDecode.c). None: an image that was made in memory.
+_FULL_RANGE = (None, "PNG", "PPM", "JPEG2000")
+# TIFF 6.0's tags.
+_BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 259, 262, 284, 339
+_WHITE_IS_ZERO, _UNCOMPRESSED, _SEPARATE_PLANES, _SIGNED = 0, 1, 2, 2
+
+
+def check_samples(image: Image.Image, name: str) -> None:
+    """Refuse a TIFF file of samples that have no fixed range, or that Pillow reads as something else.
+
+    Args:
+        image: as Pillow opened it, not decoded yet.
+        name: what an error calls it.
+
+    Raises:
+        ImageError: samples are signed (Pillow reads those of 8 bits as unsigned), or have 16 bits in uncompressed
+            planes (of which Pillow 13 takes every byte for a sample).
+    """
+    tags = _tags(image)
+    if _SIGNED in _numbers(tags, _SAMPLE_FORMAT):
+        raise ImageError(
+            f"cannot read {name}: signed samples have no fixed black and white; scale them to 0..255 and save the "
+            "image with 8 unsigned bits"
+        )
+    separate = _SEPARATE_PLANES in _numbers(tags, _PLANAR) and _UNCOMPRESSED in _numbers(tags, _COMPRESSION)
+    if separate and len(image.getbands()) > 1 and max(_numbers(tags, _BITS_PER_SAMPLE), default=0) > 8:
+        raise ImageError(
+            f"cannot read {name}: Pillow misreads uncompressed planes of 16 bits; save the image with 8 bits, or with "
+            "its channels interleaved"
+        )
+
+
+def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image:
+    """Gray of 9 to 16 bits as mode "L", by its 8 highest bits; other images as they are.
+
+    A TIFF file states its depth in BitsPerSample, and whether 0 is white in PhotometricInterpretation. Its
+    MaxSampleValue is not used: TIFF 6.0 has it for statistics, not for display.
+
+    Args:
+        image: of any mode.
+        origin: the image as Pillow opened it, which knows its file's format.
+        name: what an error calls it.
+
+    Raises:
+        ImageError: the range of the pixels is not known.
+    """
+    of_file = image.mode == "I" and origin.format in ("PNG", "PPM")  # 16 bits of these, in some versions of Pillow
+    if not image.mode.startswith("I;16") and not of_file:
+        if image.mode in ("I", "F"):
+            raise ImageError(
+                f"cannot read {name}: 32-bit pixels (mode {image.mode!r}) have no fixed range; "
+                "scale them to 0..255 and save the image with 8 bits"
+            )
+        return image
+    tags = _tags(origin)
+    bits = next(iter(_numbers(tags, _BITS_PER_SAMPLE)), None)
+    if bits is None:
+        if origin.format not in _FULL_RANGE:
+            raise ImageError(
+                f"cannot read {name}: the range of the 16-bit pixels of a {origin.format} file is not known; "
+                "scale them to 0..255 and save the image with 8 bits"
+            )
+        bits = 16
+    values = np.asarray(image)  # (H, W)
+    levels = np.empty(values.shape, np.uint8)
+    np.right_shift(values, bits - 8, out=levels, casting="unsafe")
+    if _WHITE_IS_ZERO in _numbers(tags, _PHOTOMETRIC):  # Pillow inverts up to 8 bits alone
+        np.invert(levels, out=levels)
+    return Image.fromarray(levels)
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """The tags of a TIFF file; none of other images."""
+    return getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+
+
+def _numbers(tags: Mapping[int, Any], tag: int) -> tuple[int, ...]:
+    value = tags.get(tag, ())
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
