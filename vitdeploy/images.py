@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitdeploy.errors import ImageError, UsageError
+from vitdeploy.image_formats import readable_formats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +69,7 @@ def open_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
         with _decoder_errors(name):
             return _to_rgb(ImageOps.exif_transpose(source), name)
     file = _encoded(source, name)
-    with _decoder_errors(name), Image.open(file) as image:
+    with _decoder_errors(name), Image.open(file, formats=readable_formats()) as image:
         check_pixel_count(image.width, image.height, name)
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image, name)
@@ -162,7 +163,8 @@ def _decoder_errors(name: str) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError as exc:
-        raise ImageError(f"cannot read {name}: it is empty, or not in an image format that Pillow reads") from exc
+        formats = ", ".join(readable_formats())
+        raise ImageError(f"cannot read {name}: it is empty, or not in an image format that is read: {formats}") from exc
     except _DECODER_ERRORS as exc:
         reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
         raise ImageError(f"cannot read {name}: {' '.join(reason.split())}") from exc

@@ -17,6 +17,8 @@ from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVI
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vitdeploy.assess.folder_listing import LeftOut
+
 
 @dataclasses.dataclass(frozen=True)
 class Odd:
@@ -25,6 +27,7 @@ class Odd:
     text: str
     status: str = "failed"
     changes: tuple[str, ...] = ()
+    left_out: LeftOut | None = None
 
     @property
     def bundle(self) -> str:

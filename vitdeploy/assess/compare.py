@@ -10,6 +10,7 @@ import numpy as np
 
 from vitdeploy import __version__
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
+from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.furthest import FarImage, furthest
 from vitdeploy.assess.golden import Golden
 from vitdeploy.assess.logits import LogitsDifference, compare_logits
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.assess.selection import Selected
     from vitdeploy.manifest import Artifact
     from vitdeploy.processor import ImageProcessor
@@ -102,17 +104,20 @@ class Comparison(ByResult):
         images: how many were compared.
         synthetic: whether they were made up, none having been given.
         results: one an artifact and backend.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
     bundle: str
     images: int
     synthetic: bool
     results: tuple[BackendComparison, ...]
+    left_out: LeftOut | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
             **dataclasses.asdict(self),
             "status": self.status,
+            "left_out": left_out_dict(self.left_out),
             "results": [result.to_dict() for result in self.results],
         }
 
@@ -162,7 +167,8 @@ def compare(
     if golden is not None and save_golden is not None:
         raise UsageError(f"compare saves golden outputs or compares with them, got both: {save_golden} and {golden}")
     processor = load_processor(bundle)
-    sources = chosen_images(processor, images)
+    chosen_sources = chosen_images(processor, images)
+    sources = chosen_sources.images
     if not sources:
         raise UsageError("compare needs at least one image, got none")
     batches = Batches(processor, sources, batch_size)
@@ -188,7 +194,7 @@ def compare(
     )
     if save_golden is not None:
         Golden(expected, bundle.manifest.reference, batches.pixels_sha256(), batch_size, tools).write(save_golden)
-    return Comparison(str(bundle.path), len(sources), images is None, results)
+    return Comparison(str(bundle.path), len(sources), images is None, results, chosen_sources.left_out)
 
 
 def run_reference(

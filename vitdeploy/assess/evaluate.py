@@ -13,6 +13,7 @@ from vitdeploy.assess.accuracy import Accuracy, Calibration, Predictions, calibr
 from vitdeploy.assess.backend_run import BackendRun
 from vitdeploy.assess.dataset import LabelledData, open_data
 from vitdeploy.assess.figures import Figures, evaluation_figures
+from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.one_pass import header, run_all
 from vitdeploy.assess.selection import REFERENCE, select
 from vitdeploy.assess.workfile import WorkFile
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+
+    from vitdeploy.assess.folder_listing import LeftOut
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +44,7 @@ class Evaluation:
         data_sha256: of the names, labels and bytes of every image.
         results: one a backend and artifact, also of those that were skipped.
         settings: how the images were chosen and their labels matched, and what they ran with.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
     bundle: str
@@ -51,6 +55,7 @@ class Evaluation:
     data_sha256: str
     results: tuple[Predictions, ...]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    left_out: LeftOut | None = None
 
     @property
     def status(self) -> str:
@@ -133,6 +138,7 @@ class Evaluation:
             "images": len(self.images),
             "labels": list(self.labels),
             "settings": self.settings,
+            "left_out": left_out_dict(self.left_out),
             "results": [self._result_dict(result) for result in self.results],
         }
 
@@ -242,6 +248,7 @@ def evaluate(
         data_sha256=data_sha256,
         results=tuple(run.predictions() for run in runs),
         settings={"kind": images.kind, "labels_matched": images.matched, "images": len(whole), **settings},
+        left_out=images.left_out,
     )
 
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vitdeploy.assess.figures import Figures, benchmark_figures
+from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from vitdeploy.assess.folder_listing import LeftOut
 
 PERCENTILES = (50, 90, 99)
 
@@ -152,6 +155,7 @@ class Benchmark:
         settings: how.
         latencies: by batch size, and in that in the order of the backends.
         skipped: what could not be measured.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
     bundle: str
@@ -159,6 +163,7 @@ class Benchmark:
     settings: dict[str, Any]
     latencies: tuple[Latency, ...]
     skipped: tuple[NotMeasured, ...] = ()
+    left_out: LeftOut | None = None
 
     @property
     def status(self) -> str:
@@ -192,6 +197,7 @@ class Benchmark:
             "status": self.status,
             "machine": self.machine,
             "settings": self.settings,
+            "left_out": left_out_dict(self.left_out),
             "latencies": [latency.to_dict() for latency in self.latencies],
             "skipped": [each.to_dict() for each in self.skipped],
         }

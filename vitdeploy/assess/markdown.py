@@ -23,6 +23,8 @@ def markdown(result: Judged | Tabled) -> str:
     """A heading with the outcome, and tables: of what did not pass before what did, or of what was measured."""
     lines = [f"### {_MARKS[result.status]}: {_cell(result.bundle)}", ""]
     lines += _figures(result) if isinstance(result, Tabled) else _verdicts(result)
+    if result.left_out is not None:
+        lines += ["", _cell(str(result.left_out))]
     return "\n".join(lines) + "\n"
 
 
