@@ -31,14 +31,20 @@ FORMATS = {
 }
 WEAK_MAGIC = frozenset({"DIB", "PCX", "TGA"})  # any file may begin as they do
 # Features of Pillow without which a format is registered, and cannot be decoded.
-_NEEDED = {"JPEG": "jpg", "MPO": "jpg", "JPEG2000": "jpg_2000", "PNG": "zlib"}
+_NEEDED = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "zlib",
+    "WEBP": "webp",
+    "JPEG2000": "jpg_2000",
+    "AVIF": "avif",
+}
 
 
 def readable_formats() -> tuple[str, ...]:
     """The formats of `FORMATS` that Pillow can decode here, in the order in which they are to be tried."""
     _register()
-    endings = set(Image.EXTENSION.values())  # a plugin whose library is missing registers none
-    return tuple(name for name in FORMATS if name in Image.OPEN and name in endings and _is_decoded(name))
+    return tuple(name for name in FORMATS if name in Image.OPEN and _is_decoded(name))
 
 
 def image_endings() -> frozenset[str]:
@@ -58,4 +64,6 @@ def _register() -> None:
 
 @functools.cache
 def _is_decoded(name: str) -> bool:
-    return name not in _NEEDED or bool(features.check(_NEEDED[name]))
+    needed = _NEEDED.get(name)
+    known = needed in features.modules or needed in features.codecs  # an older Pillow may have the format of a plugin
+    return needed is None or not known or bool(features.check(needed))

@@ -104,6 +104,41 @@ def test_other_types_and_columns(tmp_path: Path) -> None:
     assert open_data(write(tmp_path / "c.parquet", [0], images=large), LABELS).load(0) == b"z"
 
 
+def test_columns_that_the_dataset_says_are_an_image_and_a_class_label(tmp_path: Path) -> None:
+    """As of cifar100, but for one of its two kinds of labels, which make it unclear."""
+    data = open_data(
+        write(tmp_path / "a.parquet", [1, 0], names=["cat", "dog"], columns=("photo", "fine_label")), LABELS
+    )
+    assert (data.targets.tolist(), data.load(1)) == ([1, 0], b"a.parquet 1")
+    assert open_data(write(tmp_path / "b.parquet", ["dog"], columns=("Image", "LABEL")), LABELS).targets.tolist() == [1]
+    path = write(tmp_path / "c.parquet", [0], names=["cat"], columns=("img", "fine_label"))
+    table = pq.read_table(path)
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    features["coarse_label"] = features["fine_label"]
+    table = table.append_column("coarse_label", pa.array([0]))
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), path)
+    with pytest.raises(InputError, match=r"one ClassLabel .* it has the columns img, fine_label, coarse_label"):
+        open_data(path, LABELS)
+
+
+def test_a_list_that_is_the_models_tells_classes_of_one_name_apart(tmp_path: Path) -> None:
+    labels = ("crane", "cat", "crane")
+    data = open_data(write(tmp_path / "a.parquet", [2, 0, 1], names=labels), labels)
+    assert (data.targets.tolist(), data.matched) == ([2, 0, 1], "by position")
+    with pytest.raises(InputError, match="'crane'"):
+        open_data(write(tmp_path / "a.parquet", [1], names=["crane", "cat"]), labels)
+
+
+def test_other_files_of_the_folder_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "a.parquet", [0])
+    write(tmp_path / "data" / ".b.parquet", [1])
+    (tmp_path / "README.md").touch()
+    (tmp_path / "preview.png").touch()
+    data = open_data(tmp_path, LABELS)
+    assert (len(data), str(data.left_out)) == (1, "files left out: 3 (1 ending .md, 1 ending .png, 1 hidden)")
+    assert open_data(tmp_path / "data" / "a.parquet", LABELS).left_out is None
+
+
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
