@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vitdeploy
 from vitdeploy import EngineOptions
 from vitdeploy.assess.difference import DEFAULT_TOLERANCES, compare_outputs
-from vitdeploy.assess.samples import image_files
+from vitdeploy.assess.folder_listing import list_images
 from vitdeploy.assets import held_out_images
 from vitdeploy.engine_options import colons
 from vitdeploy.errors import UnavailableError, VitDeployError, first_line
@@ -96,7 +96,7 @@ class Measurement:
         self.preset, self.device, self.seconds = preset, device, seconds
         self.bundle: Bundle = vitdeploy.export(random_weights=preset, output=folder)
         self.batch = AxisRange(min(batch_sizes), sorted(batch_sizes)[len(batch_sizes) // 2], max(batch_sizes))
-        processor, files = load_processor(self.bundle), image_files(held_out_images())
+        processor, files = load_processor(self.bundle), list_images(held_out_images()).files
         self.pixel_values = {
             size: processor(list(itertools.islice(itertools.cycle(files[:64]), size))) for size in batch_sizes
         }

@@ -17,7 +17,8 @@ import transformers
 from PIL import Image
 
 from vitdeploy.assess.accuracy import Accuracy
-from vitdeploy.assess.samples import labelled_files
+from vitdeploy.assess.dataset import open_data
+from vitdeploy.assess.folder_listing import list_images
 from vitdeploy.assets import default_checkpoint, held_out_images, train_digits
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ LABELS = tuple("0123456789")
 
 @pytest.fixture(scope="module")
 def files() -> list[tuple[Path, int]]:
-    return labelled_files(held_out_images(), LABELS)
+    data = open_data(held_out_images(), LABELS)
+    return [(held_out_images() / name, int(target)) for name, target in zip(data.names, data.targets, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -171,10 +173,8 @@ def test_script_writes_the_assets(tmp_path: Path) -> None:
     assert {path.name for path in checkpoint.iterdir()} == {path.name for path in default_checkpoint().iterdir()}
     for name in ("config.json", "preprocessor_config.json"):
         assert (checkpoint / name).read_bytes() == (default_checkpoint() / name).read_bytes()
-    written = {
-        path.relative_to(tmp_path / "held-out"): path for path, _ in labelled_files(tmp_path / "held-out", LABELS)
-    }
-    for path, _ in labelled_files(held_out_images(), LABELS):
+    written = {path.relative_to(tmp_path / "held-out"): path for path in list_images(tmp_path / "held-out").files}
+    for path in list_images(held_out_images()).files:
         np.testing.assert_array_equal(pixels_of(written.pop(path.relative_to(held_out_images()))), pixels_of(path))
     assert not written
 

@@ -11,6 +11,7 @@ from vitdeploy.assess.accuracy import Predictions
 from vitdeploy.assess.compare import BackendComparison, Comparison
 from vitdeploy.assess.difference import Difference
 from vitdeploy.assess.evaluate import Evaluation
+from vitdeploy.assess.folder_listing import LeftOut, Reason
 from vitdeploy.assess.furthest import FarImage
 from vitdeploy.assess.gate import GateResult
 from vitdeploy.assess.gate_checks import Check
@@ -23,6 +24,7 @@ from vitdeploy.predictor import Prediction
 if TYPE_CHECKING:
     from pathlib import Path
 
+LEFT_OUT = LeftOut(4, (Reason("hidden", 3), Reason("ending .<b>", 1)), ("newt|s",))
 GOOD = Difference("logits", 16, True, 1e-6, 1e-7, 1e-6, 0.99999999, 1.0, 1e-6, 0.99999999, 132.0)
 POOLED = Difference("pooler_output", 16, True, 0.5, 0.1, 0.5, 0.9, None, 0.2, 0.95, 16.0)
 BROKEN = Difference("hidden_states.2", 16, False, math.inf, math.inf, math.inf, -1.0, None, math.inf, -1.0, None)
@@ -39,6 +41,7 @@ COMPARISON = Comparison(
         ),
         BackendComparison("tensorrt-fp16", "", 1e-2, skipped="no backend runs it"),
     ),
+    left_out=LEFT_OUT,
 )  # fmt: skip
 
 LAYERS = LayerComparison(
@@ -59,6 +62,7 @@ LAYERS = LayerComparison(
         ),
         ArtifactLayers("torchscript-fp32", 1e-4, skipped="its layers cannot be told apart"),
     ),
+    left_out=LEFT_OUT,
 )
 
 SENSITIVITY = Sensitivity(
@@ -74,6 +78,7 @@ SENSITIVITY = Sensitivity(
     ),
     math.inf,
     1e-7,
+    left_out=LEFT_OUT,
 )
 
 # Two cats, two newts. The artifact takes the first newt for a cat, and has nothing finite for the second.
@@ -113,6 +118,7 @@ EVALUATION = Evaluation(
         "limit": None,
         "seed": None,
     },
+    left_out=LEFT_OUT,
 )
 
 BENCHMARK = Benchmark(
@@ -127,6 +133,7 @@ BENCHMARK = Benchmark(
         Latency("x-fp32", "x", "fp32", 1, ((2.0, 2.5, 3.0),), steady=False),
     ),
     (NotMeasured("y-fp16", "y", "fp16", None, "no such device"), NotMeasured("x-fp32", "x", "fp32", 8, "takes one")),
+    left_out=LEFT_OUT,
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from vitdeploy import __version__
 from vitdeploy.assess.backend_run import BESIDE_OTHERS
 from vitdeploy.assess.difference import default_tolerance
+from vitdeploy.assess.folder_listing import list_images
 from vitdeploy.assess.proof import Observer, prove, reference_outputs, reference_runtime, samples
 from vitdeploy.assess.quantization import Quantization, QuantizationRequest
 from vitdeploy.atomic import staged_folder
@@ -93,7 +94,8 @@ def add_artifact(
     reference, processor = checkpoint.model, checkpoint.processor
     problem_type = reference.problem_type
     axes = axes_of(reference.config, processor, request.bounds) if spec.dynamic_image_size else {}
-    sample = samples(reference.config, processor, axes, spec.pixels.stage, request.images)
+    listing = None if request.images is None else list_images(request.images)
+    sample = samples(reference.config, processor, axes, spec.pixels.stage, listing)
     quantization = early = None
     if request.quantization is not None:
         early = reference_outputs(reference, sample, spec)  # before much is measured of what may not be finite
@@ -157,8 +159,11 @@ def add_artifact(
                 proof |= quantization.check(runtime, artifact.name, allowed, on_step)
         for name in exported.emulation:
             (staging / name).unlink()
+        left_out = {} if listing is None else {"images": listing.left_out}
+        left_out |= {} if quantization is None else quantization.left_out
         validation = {
-            "images": "synthetic" if request.images is None else "given",
+            "images": "synthetic" if listing is None else "given",
+            **({"left_out": {name: each.to_dict() for name, each in left_out.items()}} if left_out else {}),
             **proof,
             **exported.measured,
             "emulated": bool(exported.emulation),

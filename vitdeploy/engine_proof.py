@@ -6,8 +6,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.difference import default_tolerance
+from vitdeploy.assess.folder_listing import list_images
 from vitdeploy.assess.proof import prove, samples
-from vitdeploy.assess.samples import feeds, image_files
+from vitdeploy.assess.samples import feeds
 from vitdeploy.assess.selection import reference_backend
 from vitdeploy.atomic import exclusive, write_file
 from vitdeploy.bundle import Bundle
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection
 
+    from vitdeploy.assess.folder_listing import FolderListing
     from vitdeploy.assess.proof import Sample
     from vitdeploy.manifest import Artifact
     from vitdeploy.runtimes.base import Runtime
@@ -57,7 +59,7 @@ class ProofRequest:
 
     def __post_init__(self) -> None:
         if self.images is not None:  # which without a GPU nobody else looks at
-            image_files(self.images)
+            list_images(self.images)
 
     def allowed(self, artifact: Artifact) -> float:
         """The tolerance for an artifact."""
@@ -107,11 +109,13 @@ def prove_engine(
     """
     with engine as runtime:
         on_step(f"comparing {artifact.name} with the reference")
-        images, expected, against = _expected(of, artifact, proof)
+        listing = None if proof.images is None else list_images(proof.images)
+        images, expected, against = _expected(of, artifact, listing)
         record = prove(runtime, artifact.name, images, expected, proof.allowed(artifact), of.problem_type)
         device = runtime.details["device"]
     return {
-        "images": "synthetic" if proof.images is None else "given",
+        "images": "synthetic" if listing is None else "given",
+        **({} if listing is None else {"left_out": {"images": listing.left_out.to_dict()}}),
         **record,
         "against": against,
         "device": device,
@@ -188,7 +192,7 @@ def _written(bundle: Bundle, proven: Artifact) -> Bundle:
 
 
 def _expected(
-    bundle: Bundle, artifact: Artifact, proof: ProofRequest
+    bundle: Bundle, artifact: Artifact, listing: FolderListing | None
 ) -> tuple[list[Sample], list[dict[str, Any]], str]:
     """Images in every size and number that the engine has limits for, what they give, and what gave that."""
     bundle.verified_configs()
@@ -197,7 +201,7 @@ def _expected(
         load_processor(bundle),
         {},
         artifact.pixels.stage,
-        proof.images,
+        listing,
         sizes=_sizes(artifact),
     )
     ranges = [read_range(text) for text in artifact.options["batch"]]

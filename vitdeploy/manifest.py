@@ -344,6 +344,12 @@ def _validation(item: Any) -> dict[str, Any]:
         for output in _typed(item["outputs"], list):
             _typed(output["output"], str)
             _typed(output["max_relative"], float)
+        for left_out in _typed(item.get("left_out", {}), dict).values():
+            _typed(left_out["files"], int)
+            _texts(left_out["empty_folders"])
+            for reason in _typed(left_out["reasons"], list):
+                _typed(reason["reason"], str)
+                _typed(reason["files"], int)
         for output in _typed(item.get("calibration_images", []), list):
             _typed(output["output"], str)
             _typed(output["images"], int)

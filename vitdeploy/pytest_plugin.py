@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.gate import Check
 
+_LEFT_OUT = pytest.StashKey[str]()  # told below the tests: an image that nobody saw has passed nothing
 _OPTIONS = {
     "bundle": "hold the artifacts of this bundle to rules, a test a check",
     "data": "labelled images, as for `vitdeploy evaluate`",
@@ -46,6 +47,11 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         raise pytest.UsageError(f"vitdeploy: {exc}") from exc
 
 
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if _LEFT_OUT in config.stash:
+        terminalreporter.write_line(f"vitdeploy: {config.stash[_LEFT_OUT]}")
+
+
 class GateCollector(pytest.Collector):
     """The checks of one gate, which runs when the first of them does."""
 
@@ -72,7 +78,10 @@ class GateCollector(pytest.Collector):
             from vitdeploy.errors import VitDeployError
 
             try:
-                self._found = {(check.rule, check.subject): check for check in gate(**self.options).checks}
+                result = gate(**self.options)
+                self._found = {(check.rule, check.subject): check for check in result.checks}
+                if result.left_out is not None:
+                    self.config.stash[_LEFT_OUT] = str(result.left_out)
             except VitDeployError as exc:
                 self._error = exc
                 raise

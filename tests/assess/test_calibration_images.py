@@ -138,7 +138,7 @@ def test_a_data_set_with_labels_gives_its_images(folder: Path) -> None:
 
 
 def test_images_that_cannot_be_had(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="must be a folder of images, but is none"):
+    with pytest.raises(InputError, match="none is not a folder of images"):
         images_of(tmp_path / "none")
     (folder / "odd" / "1.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"odd/1\.png"):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from vitdeploy.assess.dataset import LabelledData, open_data
+from vitdeploy.assess.folder_listing import LeftOut, Reason
+from vitdeploy.assess.imagenet import synsets
 from vitdeploy.errors import ImageError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert content(data) == [("cat/more/b.png", 0, b"bytes of cat/more/b.png"), ("eft/a.png", 2, b"bytes of eft/a.png")]
     assert (data.kind, data.matched, data.source, len(data)) == ("folder", "by synonym", str(tmp_path), 2)
     assert open_data(fill(tmp_path.with_name("other"), "dog/a.png"), LABELS).matched == "by name"
-    with pytest.raises(InputError, match="'eft' and 'newt' both mean 'newt, eft'"):
+    with pytest.raises(InputError, match="'eft' and 'newt' both mean class 2"):
         open_data(fill(tmp_path, "newt/c.png"), LABELS)
 
 
@@ -65,8 +67,8 @@ def test_csv_of_indices_and_absolute_paths(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "one column named image or path or file or file_name"),
-        ("a.png,cat\n", "has columns a.png, cat"),
-        ("image;label\na.png;cat\n", "separated by commas, has columns image;label"),
+        ("a.png,cat\n", "it has a.png, cat"),
+        ("image;label\na.png;cat\n", "it has image;label; columns are separated by commas"),
         ("image,label,class\na.png,cat,cat\n", "one column named label or class"),
         ("image,label\n", "must hold images, holds none"),
         ("image,label\na.png\n", r"line 2: expected 2 values, with an image and a label, got 'a\.png'"),
@@ -74,8 +76,8 @@ def test_csv_of_indices_and_absolute_paths(tmp_path: Path) -> None:
         ("image,label\na.png, \n", "line 2: expected 2 values, with an image and a label"),
         ("image,label\na.png,cat\n./a.png,cat\n", r"names 'a\.png' in lines 2 and 3"),
         ("image,label\nb.png,cat\n", r"line 2: 'b\.png' must be the path of a file"),
-        ("image,label\na.png,bird\n", r"model's classes \(cat, dog, newt, eft\), has 'bird'"),
-        ("image,label\na.png,3\n", "labels from 0 to 2, the model's classes, has 3"),
+        ("image,label\na.png,bird\n", "'bird' is no class"),
+        ("image,label\na.png,3\n", "3 is not the index of a class"),
         ('image,label\n"a.png,cat\n', "must be a CSV file in UTF-8 that can be read: unexpected end of data"),
     ],
 )
@@ -90,6 +92,90 @@ def test_csv_names_an_image_once_whatever_the_path(tmp_path: Path) -> None:
     for other in (image.as_posix(), "b/../b/a.png"):
         with pytest.raises(InputError, match=r"must name an image once, names '.*a\.png' in lines 2 and 3"):
             open_data(write_csv(tmp_path, f"image,label\nb/a.png,cat\n{other},dog\n"), LABELS)
+
+
+def test_tabs_and_letter_case_of_columns(tmp_path: Path) -> None:
+    fill(tmp_path, "a.png", "b,c.png")
+    path = tmp_path / "labels.TSV"
+    path.write_text("\ufeffImage\tLABEL\na.png\t\ufeffdog \nb,c.png\tnewt, eft\n", encoding="utf-8-sig")
+    data = open_data(path, LABELS)
+    assert content(data) == [("a.png", 1, b"bytes of a.png"), ("b,c.png", 2, b"bytes of b,c.png")]
+    assert (data.kind, data.matched, data.left_out) == ("tsv", "by name", None)
+    with pytest.raises(InputError, match="columns are separated by commas"):
+        open_data(write_csv(tmp_path, "image\tlabel\na.png\tdog\n"), LABELS)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_folders_of_numbers_are_indices_where_none_is_a_name(tmp_path: Path, width: int) -> None:
+    fill(tmp_path, f"{1:0{width}}/a.png", f"{0:0{width}}/b.png")
+    data = open_data(tmp_path, LABELS)
+    assert (data.targets.tolist(), data.matched) == ([0, 1], "by index")
+    named = open_data(tmp_path, (f"{1:0{width}}", "x", f"{0:0{width}}"))
+    assert (named.targets.tolist(), named.matched) == ([2, 0], "by name")
+    fill(tmp_path, "3/c.png")
+    with pytest.raises(InputError, match="3 is not the index of a class"):
+        open_data(tmp_path, LABELS)
+
+
+def test_two_folders_of_one_index_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'01' and '1' both mean class 1"):
+        open_data(fill(tmp_path, "1/a.png", "01/b.png"), LABELS)
+
+
+def test_imagenet_v2_in_folders_of_indices(tmp_path: Path) -> None:
+    names = [", ".join(words) for words in synsets().values()]
+    fill(tmp_path, *(f"{index}/{index}.jpeg" for index in range(1000)))
+    data = open_data(tmp_path, names)
+    assert data.matched == "by index"
+    assert [int(name.split("/")[0]) for name in data.names] == data.targets.tolist()
+
+
+def test_classes_whose_names_hold_a_slash(tmp_path: Path) -> None:
+    data = open_data(fill(tmp_path, "tank/water/a.png", "tank/war/more/b.png"), ("tank/war", "tank/water"))
+    assert (data.targets.tolist(), data.matched) == ([0, 1], "by name")
+    with pytest.raises(InputError, match="'tank/war/more' names two classes of the model, 'tank' and 'tank/war'"):
+        open_data(tmp_path, ("tank/war", "tank", "tank/water"))
+
+
+def test_a_folder_of_one_class_in_that_of_another_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'cat/dog' names two classes of the model, 'cat' and 'dog'"):
+        open_data(fill(tmp_path, "cat/a.png", "cat/dog/b.png"), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bird/a.png", "'bird' is no class of the model"),
+        ("Cat/a.png", "'Cat' is no class of the model; the nearest are 'cat'"),
+        ("train/cat/a.png", "'train' is no class of the model .* name .*train instead"),
+        ("a.png", "images that are in no folder of a class"),
+    ],
+)
+def test_an_image_whose_class_is_not_clear(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_data(fill(tmp_path, name), LABELS)
+
+
+def test_a_name_that_two_classes_have_is_no_matter_where_no_image_is_of_them(tmp_path: Path) -> None:
+    labels = ("crane", "crane", "dog")
+    assert open_data(fill(tmp_path, "dog/a.png"), labels).targets.tolist() == [2]
+    with pytest.raises(InputError, match=r"'crane' may mean class 0 \('crane'\) or 1"):
+        open_data(fill(tmp_path, "crane/a.png"), labels)
+
+
+def test_labels_are_not_matched_by_a_part(tmp_path: Path) -> None:
+    labels = ("Pepper,_bell___healthy", "Potato___healthy")
+    data = open_data(fill(tmp_path, "Pepper,_bell___healthy/a.png"), labels)
+    assert (data.targets.tolist(), data.matched) == ([0], "by name")
+    with pytest.raises(InputError, match=r"'Pepper,_bell___Bacterial_spot' .* nearest are 'Pepper,_bell___healthy'"):
+        open_data(fill(tmp_path, "Pepper,_bell___Bacterial_spot/b.png"), labels)
+
+
+def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    fill(tmp_path, "cat/a.png", "cat/._a.png", "cat/.ipynb_checkpoints/b.png", "cat/notes.txt", "bird/c.heic", ".git/x")
+    left_out = open_data(tmp_path, LABELS).left_out
+    assert left_out == LeftOut(5, (Reason("hidden", 3), Reason("ending .heic", 1), Reason("ending .txt", 1)), ("bird",))
+    assert open_data(fill(tmp_path, "cat/d.png"), LABELS).subset(1).left_out == left_out
 
 
 def test_csv_goes_up_from_where_a_link_leads(tmp_path: Path) -> None:
@@ -112,7 +198,7 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="in UTF-8 that can be read"):
         open_data(tmp_path / "labels.csv", LABELS)
     for name in ("absent.csv", "absent", "absent.parquet"):
-        with pytest.raises(InputError, match=r"must be a folder, a \.csv file or a \.parquet file, is none of these"):
+        with pytest.raises(InputError, match=r"is no folder, and no \.csv, \.tsv or \.parquet file"):
             open_data(tmp_path / name, LABELS)
 
 

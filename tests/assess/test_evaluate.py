@@ -358,7 +358,7 @@ def test_what_cannot_be_evaluated_is_refused(bundle: Bundle, data: Path, tmp_pat
             evaluate(bundle, data=data, batch_size=size)
     with pytest.raises(BundleError, match="must be a bundle"):
         evaluate(tmp_path, data=data)
-    with pytest.raises(InputError, match="is in 'purple'"):
+    with pytest.raises(InputError, match="'purple' is no class"):
         evaluate(bundle, data=write(tmp_path / "other", {"purple": [1]}))
     features = write_bundle(tmp_path / "features", Task.FEATURES)
     with pytest.raises(UsageError, match="needs a model with classes"):

@@ -16,8 +16,8 @@ from bundles import tiny_model, write_checkpoint_of
 from outliers import with_outliers
 from pages import Page
 from schemas import validated
+from vitdeploy.assess.folder_listing import list_images
 from vitdeploy.assess.lower_precision import LowerPrecision
-from vitdeploy.assess.samples import image_files
 from vitdeploy.assess.sensitivity import sensitivity
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.cli.compare import compare as compare_command
@@ -37,7 +37,7 @@ NAIVE: dict[str, Any] = {"precision": "int8", "calibration": "minmax", "smooth_q
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    for index, file in enumerate(image_files(held_out_images())[::18][:COUNT]):
+    for index, file in enumerate(list_images(held_out_images()).files[::18][:COUNT]):
         shutil.copy(file, folder / f"{index}.png")
     return folder
 

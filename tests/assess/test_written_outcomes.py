@@ -12,10 +12,12 @@ from vitdeploy.assess.junit import junit, write_junit
 from vitdeploy.assess.markdown import markdown, write_markdown
 from vitdeploy.assess.verdicts import Verdict
 from vitdeploy.errors import OutputError
-from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVITY
+from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vitdeploy.assess.folder_listing import LeftOut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Odd:
     text: str
     status: str = "failed"
     changes: tuple[str, ...] = ()
+    left_out: LeftOut | None = None
 
     @property
     def processor(self) -> str:
@@ -58,8 +61,8 @@ def test_markdown_of_a_comparison_begins_with_what_failed() -> None:
     lines = markdown(COMPARISON).splitlines()
     assert lines[0] == "### ❌ failed: gone"
     assert lines[2] == "1 passed, 1 failed, 1 skipped"
-    assert [line.split(" | ")[0] for line in lines[6:]] == ["| ❌ failed", "| ⚠️ skipped", "| ✅ passed"]
-    assert len(lines) == 9
+    assert [line.split(" | ")[0] for line in lines[6:-2]] == ["| ❌ failed", "| ⚠️ skipped", "| ✅ passed"]
+    assert len(lines) == 11
 
 
 def test_layers_name_the_first_that_diverges() -> None:
@@ -88,7 +91,9 @@ def test_markdown_of_figures() -> None:
     for text in (markdown(EVALUATION), markdown(BENCHMARK)):
         tables = [line for line in text.splitlines() if line.startswith("|")]
         assert {line.count("|") for line in tables} <= {8, 13, 4}
-        assert text.endswith("|\n")
+    for result in (COMPARISON, LAYERS, SENSITIVITY, EVALUATION, BENCHMARK, gate_result()):
+        text = markdown(result).splitlines()[-1]
+        assert text == ("files left out: 4 (3 hidden, 1 ending .&lt;b&gt;); folders without an image: 1 (newt\\|s)")
 
 
 @pytest.mark.parametrize(

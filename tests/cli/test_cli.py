@@ -225,7 +225,7 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path, capsys: pytest.
         (["predict", "nowhere", "x.jpg"], 4, "nowhere must be a bundle"),
         (["inspect", "nowhere"], 4, "nowhere must be a bundle"),
         (["verify", "nowhere"], 4, "nowhere must be a bundle"),
-        (["compare", "{bundle}", "--images", "nowhere"], 4, "nowhere must be a folder of images"),
+        (["compare", "{bundle}", "--images", "nowhere"], 4, "nowhere is not a folder of images"),
         (["export", "--model", "./nowhere"], 4, "nowhere"),
         (["export", "--model", "nowhere.npz"], 4, "no such file: nowhere.npz"),
         *(

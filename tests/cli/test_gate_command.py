@@ -167,12 +167,14 @@ def test_the_plugin_holds_the_gate_an_item_a_check(digits: Bundle, baseline: Pat
     faulty = perturb_layer(copy_of(digits, tmp_path / "faulty"), layer=2)
     held = ("--vitdeploy-bundle", faulty.path, "--vitdeploy-data", held_out_images())
     found = pytest_run(suite, *held, "--vitdeploy-baseline", baseline)
+    assert "vitdeploy: files left out: none" in found.stdout
     assert found.returncode == 1, found.stdout
     assert "7 passed" in found.stdout  # six checks and the suite's own test
     assert "1 failed" in found.stdout
     assert "failed: " in found.stdout
     assert "of the largest logits from the reference" in found.stdout
-    assert pytest_run(suite).returncode == 0
+    plain = pytest_run(suite)
+    assert (plain.returncode, "left out" in plain.stdout) == (0, False)
     found = pytest_run(suite, *held[:2])
     assert (found.returncode, "must both be given" in found.stderr) == (4, True)
 

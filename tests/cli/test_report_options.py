@@ -107,6 +107,8 @@ def test_a_file_that_may_not_be_read_is_no_matter_of_usage(
         ("bundle/manifest.json", "is of bundle"),
         ("bundle/page.md", "is of bundle"),
         ("data/0/1.png", "is of data"),
+        ("data/0/1.AVIF", "is of data"),
+        ("data/labels.tsv", "is of data"),
         ("baseline.json", "is of baseline"),
         ("./rules.toml", "is of rules"),
         ("link", "is of baseline"),

@@ -17,7 +17,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 import vitdeploy
 from small_graphs import graph_of
 from vitdeploy.assess.bisection import bisect
-from vitdeploy.assess.samples import image_files
+from vitdeploy.assess.folder_listing import list_images
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UsageError
@@ -60,7 +60,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def with_int8(bundle: Bundle) -> Bundle:
-    images = image_files(held_out_images())[::30]
+    images = list_images(held_out_images()).files[::30]
     quantize_static(
         bundle.path / "onnx/model.onnx",
         bundle.path / "onnx/model_int8.onnx",
@@ -89,7 +89,7 @@ def variant(bundle: Bundle, kept: Collection[str] | None, folder: Path) -> Path:
 
 
 def test_nothing_and_everything_kept(bundle: Bundle, tmp_path: Path) -> None:
-    pixel_values = load_processor(bundle)(image_files(held_out_images())[:4])
+    pixel_values = load_processor(bundle)(list_images(held_out_images()).files[:4])
     quantized, plain = (logits(bundle.path / "onnx" / name, pixel_values) for name in ("model_int8.onnx", "model.onnx"))
     np.testing.assert_array_equal(logits(variant(bundle, (), tmp_path), pixel_values), quantized)
     found = variant(bundle, None, tmp_path)

@@ -8,8 +8,9 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.environment import machine
+from vitdeploy.assess.folder_listing import list_images
 from vitdeploy.assess.latency import Benchmark, Latency, NotMeasured
-from vitdeploy.assess.samples import image_files, synthetic_images
+from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.assess.selection import select
 from vitdeploy.assess.timing import MOST_WINDOWS, WINDOW, WITHIN, Job, Round, check_threads, worker
 from vitdeploy.bundle import Bundle
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.assess.selection import Selected
     from vitdeploy.assess.timing import Opened
 
@@ -77,7 +79,7 @@ def benchmark(
     selection = select(bundle, backends)
     check_threads(threads, selection)
     load_processor(bundle)  # or say what is wrong with it, before a process is made
-    encoded, kind = _encoded(images, max(sizes))
+    encoded, kind, left_out = _encoded(images, max(sizes))
     with contextlib.ExitStack() as stack:
         timed = [
             _Timed(
@@ -111,6 +113,7 @@ def benchmark(
         latencies=tuple(latency for size in sizes for each in timed for latency in each.latency(size)),
         skipped=tuple(reason for each in timed for reason in each.skipped),
         processor=bundle.manifest.processor,
+        left_out=left_out,
     )
 
 
@@ -190,18 +193,19 @@ class _Timed:
         self.skipped.append(NotMeasured(*self.selected, None, reason))
 
 
-def _encoded(images: str | os.PathLike[str] | None, count: int) -> tuple[tuple[bytes, ...], str]:
-    """The bytes of image files, and what they are."""
+def _encoded(images: str | os.PathLike[str] | None, count: int) -> tuple[tuple[bytes, ...], str, LeftOut | None]:
+    """The bytes of image files, their kind, and the files of the folder that are no images."""
     if images is not None:
-        files = image_files(images)[:count]
-        return tuple(_read(file) for file in files), f"{len(files)} files of a folder"
+        listing = list_images(images)
+        files = listing.files[:count]
+        return tuple(_read(file) for file in files), f"{len(files)} files of a folder", listing.left_out
     encoded = []
     for image in synthetic_images(min(count, _MOST_SYNTHETIC), *_SYNTHETIC_SIZE):
         file = io.BytesIO()
         image.save(file, "JPEG", quality=_JPEG_QUALITY)
         encoded.append(file.getvalue())
     height, width = _SYNTHETIC_SIZE
-    return tuple(encoded), f"synthetic JPEG files of {width}x{height} pixels"
+    return tuple(encoded), f"synthetic JPEG files of {width}x{height} pixels", None
 
 
 def _read(file: Path) -> bytes:

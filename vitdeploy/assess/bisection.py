@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.assess.bisect import smallest_kept
 from vitdeploy.assess.compare import Batches, run_batches, run_reference
 from vitdeploy.assess.difference import compare_outputs, default_tolerance
+from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.lower_precision import LowerPrecision
 from vitdeploy.assess.samples import few_images
 from vitdeploy.bundle import Bundle
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.assess.lower_precision import GraphNode
     from vitdeploy.exporters.variants import Variants
 
@@ -53,6 +55,7 @@ class Bisection:
         runs: how many sets of nodes were run.
         minimal: whether it was shown that none of `kept` can be left out; else the runs were used up.
         processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
     bundle: str
@@ -67,6 +70,7 @@ class Bisection:
     runs: int
     minimal: bool
     processor: str | None = None
+    left_out: LeftOut | None = None
 
     @property
     def status(self) -> str:
@@ -89,7 +93,8 @@ class Bisection:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
+        said = {"status": self.status, "summary": self.summary, "left_out": left_out_dict(self.left_out)}
+        return {**dataclasses.asdict(self), **said}
 
 
 def bisect(
@@ -136,7 +141,8 @@ def bisect(
     allowed = default_tolerance(artifact) if tolerance is None else tolerance
     groups = [list(nodes) for _, nodes in itertools.groupby(candidates, key=lambda node: node.part)]
     processor = load_processor(bundle)
-    chosen = few_images(processor, images, max_images)
+    sources = few_images(processor, images, max_images)
+    chosen = sources.images
     on_step(f"running the reference on {len(chosen)} images")
     batches = Batches(processor, chosen, batch_size)
     expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
@@ -155,6 +161,7 @@ def bisect(
         precision=precision,
         images=len(chosen),
         synthetic=images is None,
+        left_out=sources.left_out,
         tolerance=allowed,
         candidates=len(candidates),
         kept=tuple(node for node in candidates if node.name in found.kept) if found.error <= allowed else (),

@@ -10,6 +10,7 @@ import numpy as np
 
 from vitdeploy import __version__
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
+from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.furthest import FarImage, furthest
 from vitdeploy.assess.golden import Golden
 from vitdeploy.assess.logits import LogitsDifference, compare_logits
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.assess.selection import Selected
     from vitdeploy.manifest import Artifact
     from vitdeploy.processor import ImageProcessor
@@ -106,6 +108,7 @@ class Comparison(ByResult):
         results: one an artifact and backend.
         problem_type: how logits are read; only those of a single-label classifier are compared as classes, too.
         processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
     bundle: str
@@ -114,6 +117,7 @@ class Comparison(ByResult):
     results: tuple[BackendComparison, ...]
     problem_type: ProblemType = ProblemType.SINGLE_LABEL
     processor: str | None = None
+    left_out: LeftOut | None = None
 
     @property
     def note(self) -> str:
@@ -127,6 +131,7 @@ class Comparison(ByResult):
             **dataclasses.asdict(self),
             "problem_type": str(self.problem_type),
             "status": self.status,
+            "left_out": left_out_dict(self.left_out),
             "results": [result.to_dict() for result in self.results],
         }
 
@@ -176,7 +181,8 @@ def compare(
     if golden is not None and save_golden is not None:
         raise UsageError(f"compare saves golden outputs or compares with them, got both: {save_golden} and {golden}")
     processor, problem_type = load_processor(bundle), bundle.problem_type
-    sources = chosen_images(processor, images)
+    chosen_sources = chosen_images(processor, images)
+    sources = chosen_sources.images
     if not sources:
         raise UsageError("compare needs at least one image, got none")
     batches = Batches(processor, sources, batch_size)
@@ -202,7 +208,15 @@ def compare(
     )
     if save_golden is not None:
         Golden(expected, bundle.manifest.reference, batches.pixels_sha256(), batch_size, tools).write(save_golden)
-    return Comparison(str(bundle.path), len(sources), images is None, results, problem_type, bundle.manifest.processor)
+    return Comparison(
+        bundle=str(bundle.path),
+        images=len(sources),
+        synthetic=images is None,
+        results=results,
+        problem_type=problem_type,
+        processor=bundle.manifest.processor,
+        left_out=chosen_sources.left_out,
+    )
 
 
 def run_reference(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitdeploy.assess.folder_listing import list_folder, with_images
 from vitdeploy.assess.matching import BY_INDEX, Classes
-from vitdeploy.assess.samples import files_below, labelled_files
 from vitdeploy.errors import ImageError, InputError, UsageError, first_line, readable
 from vitdeploy.tables import load_target
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vitdeploy.assess.folder_listing import FolderListing, LeftOut
     from vitdeploy.assess.parquet_data import ParquetData
 
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 CSV_IMAGE_COLUMNS = ("image", "path", "file", "file_name")
 CSV_LABEL_COLUMNS = ("label", "class")
 
@@ -34,11 +36,12 @@ class LabelledData:
 
     Attributes:
         source: the folder or file.
-        kind: "folder", "csv" or "parquet".
-        matched: how labels were matched with the model's classes: "by name", "by synonym" or "by index".
+        kind: "folder", "csv", "tsv" or "parquet".
+        matched: how labels were matched with the model's classes, such as "by name"; see `vitdeploy.assess.matching`.
         names: of the images, each its own, with forward slashes.
         targets: (N,) int32, the index of each image's class.
         load: gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
+        left_out: the files of the folder that are not among the images; None where no folder was listed.
     """
 
     source: str
@@ -47,6 +50,7 @@ class LabelledData:
     names: tuple[str, ...]
     targets: NDArray[np.int32]
     load: Callable[[int], bytes]
+    left_out: LeftOut | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -81,12 +85,15 @@ def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int
 def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledData:
     """Read the names and labels of a data set, and match them with the model's classes; see `Classes` for the rules.
 
-    1. A folder with one folder a class, named like it.
-    2. A .csv file in UTF-8 with commas: a column `image`, `path`, `file` or `file_name`, the path of an image from the
-       CSV's folder; and a column `label` or `class`, a name, or an index where no label is a name.
+    1. A folder with one folder a class: named like it, by its WordNet id, or, where no folder is named like a class and
+       all are numbers, by its index.
+    2. A .csv file in UTF-8 with commas, or a .tsv file with tabs: a column `image`, `path`, `file` or `file_name`, the
+       path of an image from the file's folder; and a column `label` or `class`, which names it as a folder does.
+       Letter case of the columns' names does not matter.
     3. A .parquet file of a Hub dataset, or a folder with those of one split: a column `image` or `img` with the bytes
-       of a file, alone or in a struct {bytes, path}; and `label` or `labels`. Where the dataset names its classes,
-       each must be one of the model's, in whatever order; where not, labels are as in a CSV.
+       of a file, alone or in a struct {bytes, path}; and `label` or `labels`. Other columns are taken where the
+       dataset says that one alone is an Image, or a ClassLabel. Where the dataset names its classes, each must be one
+       of the model's, in whatever order; where not, labels are as in a CSV.
 
     Args:
         path: the folder or file.
@@ -98,27 +105,61 @@ def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledDa
     """
     source, classes = Path(path), Classes(labels)
     kind = source.suffix.lower()
-    with readable(source, "a folder, a .csv file or a .parquet file"):
+    with readable(source, "a folder, or a .csv, .tsv or .parquet file"):
         is_folder = source.is_dir()
-        if not is_folder and (kind not in (".csv", ".parquet") or not source.is_file()):
-            raise InputError(f"{source} must be a folder, a .csv file or a .parquet file, is none of these")
+        if not is_folder and (kind not in (*SEPARATORS, ".parquet") or not source.is_file()):
+            raise InputError(f"{source} is no folder, and no .csv, .tsv or .parquet file; name one of these")
     if is_folder:
-        files = files_below(source, {".parquet"})
-        return _from_parquet(source, files, classes) if files else _from_folder(source, classes)
-    return _from_csv(source, classes) if kind == ".csv" else _from_parquet(source, [source], classes)
+        images, tables = list_folder(source)
+        return _from_parquet(source, tables, classes) if tables.files else _from_folder(source, images, classes)
+    if kind in SEPARATORS:
+        return _from_csv(source, classes, kind)
+    return _from_parquet(source, None, classes)
 
 
-def _from_folder(root: Path, classes: Classes) -> LabelledData:
-    pairs = labelled_files(root, classes.names)
-    paths = [path for path, _ in pairs]
-    matched = classes.rule({path.relative_to(root).parts[0]: index for path, index in pairs}, str(root))
-    names = tuple(path.relative_to(root).as_posix() for path in paths)
-    targets = np.array([index for _, index in pairs], np.int32)
-    return LabelledData(str(root), "folder", matched, names, targets, file_reader(paths))
+def _from_folder(root: Path, listing: FolderListing, classes: Classes) -> LabelledData:
+    paths = with_images(root, listing).files
+    relative = [path.relative_to(root) for path in paths]
+    label_of = functools.cache(functools.partial(_label, root, classes))
+    labels = [label_of(path.parent.parts) for path in relative]
+    index_of, matched = classes.match_any(list(dict.fromkeys(labels)), str(root))
+    names = tuple(path.as_posix() for path in relative)
+    targets = np.array([index_of[label] for label in labels], np.int32)
+    return LabelledData(str(root), "folder", matched, names, targets, file_reader(paths), listing.left_out)
 
 
-def _from_csv(path: Path, classes: Classes) -> LabelledData:
-    rows = _csv_rows(path)
+def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
+    """The label of the images in folders below `root`: the first, or with a class "a/b" the first ones.
+
+    Raises:
+        InputError: there is none, or the folders name several classes.
+    """
+    if not folders:
+        raise InputError(
+            f"{root} holds images that are in no folder of a class; move each into a folder that is named like its "
+            f"class, or list them in a CSV file"
+        )
+    joined = ["/".join(folders[:count]) for count in range(1, len(folders) + 1)]
+    found = {label: classes.find(label) for label in (*joined, *folders[1:])}
+    named = [label for label, indices in found.items() if indices]
+    if not named:
+        return folders[0]
+    for label in named[1:]:
+        if found[label] != found[named[0]]:
+            raise InputError(
+                f"{root}: the folder {joined[-1]!r:.200} names two classes of the model, {named[0]!r} and {label!r}; "
+                f"move its images into the folder of one"
+            )
+    if named[0] not in joined:
+        raise InputError(
+            f"{root}: {folders[0]!r:.80} is no class of the model ({classes}), a folder in it is; "
+            f"name {root / folders[0]} instead"
+        )
+    return named[0]
+
+
+def _from_csv(path: Path, classes: Classes, ending: str) -> LabelledData:
+    rows = _csv_rows(path, SEPARATORS[ending])
     names = [Path(image).as_posix() for image, _, _ in rows]
     line_of: dict[tuple[str, str], int] = {}
     folder_of = functools.cache(os.path.realpath)
@@ -136,16 +177,16 @@ def _from_csv(path: Path, classes: Classes) -> LabelledData:
     index_of, matched = classes.match_any(list(dict.fromkeys(label for _, label, _ in rows)), str(path))
     targets = np.array([index_of[label] for _, label, _ in rows], np.int32)
     return LabelledData(
-        str(path), "csv", matched, tuple(names), targets, file_reader([path.parent / name for name in names])
+        str(path), ending[1:], matched, tuple(names), targets, file_reader([path.parent / name for name in names])
     )
 
 
-def _csv_rows(path: Path) -> list[tuple[str, str, int]]:
+def _csv_rows(path: Path, separator: str) -> list[tuple[str, str, int]]:
     """Image, label and line number of each row."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            header = [name.strip().strip("\ufeff") for name in next(reader, [])]
             image, label = (_column(path, header, names) for names in (CSV_IMAGE_COLUMNS, CSV_LABEL_COLUMNS))
             rows = []
             for row in reader:
@@ -158,38 +199,41 @@ def _csv_rows(path: Path) -> list[tuple[str, str, int]]:
                     )
                 rows.append((row[image].strip(), row[label].strip(), reader.line_num))
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise InputError(f"{path} must be a CSV file in UTF-8 that can be read: {first_line(exc)}") from exc
+        raise InputError(
+            f"{path} must be a {path.suffix[1:].upper()} file in UTF-8 that can be read: {first_line(exc)}"
+        ) from exc
     if not rows:
         raise InputError(f"{path} must hold images, holds none")
     return rows
 
 
 def _column(path: Path, header: list[str], names: Sequence[str]) -> int:
-    found = [index for index, column in enumerate(header) if column in names]
+    found = [index for index, column in enumerate(header) if column.lower() in names]
     if len(found) != 1:
         raise InputError(
-            f"{path} must have one column named {' or '.join(names)}, separated by commas, has columns "
-            f"{', '.join(header)[:200]}"
+            f"{path} needs one column named {' or '.join(names)}, it has {', '.join(header)[:200]}; columns are "
+            f"separated by commas in a .csv file and by tabs in a .tsv file"
         )
     return found[0]
 
 
-def _from_parquet(source: Path, files: Sequence[Path], classes: Classes) -> LabelledData:
+def _from_parquet(source: Path, listing: FolderListing | None, classes: Classes) -> LabelledData:
     target = "vitdeploy.assess.parquet_data:read_parquet"
-    found: ParquetData = load_target(target, "reading parquet files", "parquet", "pyarrow")(source, files)
+    read = load_target(target, "reading parquet files", "parquet", "pyarrow")
+    found: ParquetData = read(source, [source] if listing is None else listing.files)
     if found.class_names is not None:
-        index_of = classes.match(found.class_names, f"{source}, which names its classes,")
-        matched = classes.rule(index_of, str(source))
-        used = np.unique(np.asarray(found.labels, np.int64))
-        Classes(found.class_names).check_indices(used.tolist(), str(source))
-        targets = np.array([index_of[name] for name in found.class_names], np.int32)[np.asarray(found.labels, np.int64)]
+        indices, matched = classes.match_list(found.class_names, str(source))
+        labels = np.asarray(found.labels, np.int64)
+        Classes(found.class_names).check_indices(np.unique(labels).tolist(), str(source))
+        targets = np.array(indices, np.int32)[labels]
     elif isinstance(found.labels, np.ndarray):
         classes.check_indices(np.unique(found.labels).tolist(), str(source))
         matched, targets = BY_INDEX, found.labels.astype(np.int32)
     else:
         index_of, matched = classes.match_any(list(dict.fromkeys(found.labels)), str(source))
         targets = np.array([index_of[label] for label in found.labels], np.int32)
-    return LabelledData(str(source), "parquet", matched, found.names, targets, found.load)
+    left_out = None if listing is None else listing.left_out
+    return LabelledData(str(source), "parquet", matched, found.names, targets, found.load, left_out)
 
 
 def file_reader(paths: Sequence[Path]) -> Callable[[int], bytes]:

@@ -13,6 +13,7 @@ from vitdeploy.assess.accuracy import Accuracy, Calibration, Predictions, calibr
 from vitdeploy.assess.backend_run import BackendRun
 from vitdeploy.assess.dataset import LabelledData, open_data
 from vitdeploy.assess.figures import Figures, evaluation_figures
+from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.one_pass import header, run_all
 from vitdeploy.assess.selection import REFERENCE, select
 from vitdeploy.assess.workfile import WorkFile
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+
+    from vitdeploy.assess.folder_listing import LeftOut
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +46,7 @@ class Evaluation:
         results: one a backend and artifact, also of those that were skipped.
         settings: how the images were chosen and their labels matched, and what they ran with.
         processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
     bundle: str
@@ -54,6 +58,7 @@ class Evaluation:
     results: tuple[Predictions, ...]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     processor: str | None = None
+    left_out: LeftOut | None = None
 
     @property
     def status(self) -> str:
@@ -137,6 +142,7 @@ class Evaluation:
             "images": len(self.images),
             "labels": list(self.labels),
             "settings": self.settings,
+            "left_out": left_out_dict(self.left_out),
             "results": [self._result_dict(result) for result in self.results],
         }
 
@@ -247,6 +253,7 @@ def evaluate(
         results=tuple(run.predictions() for run in runs),
         settings={"kind": images.kind, "labels_matched": images.matched, "images": len(whole), **settings},
         processor=bundle.manifest.processor,
+        left_out=images.left_out,
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from vitdeploy.assess.accuracy import Predictions
     from vitdeploy.assess.evaluate import Evaluation
+    from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.assess.latency import Benchmark, Latency
     from vitdeploy.assess.sensitivity import Sensitivity
 
@@ -40,6 +41,9 @@ class Tabled(Protocol):
 
     @property
     def figures(self) -> tuple[Figures, ...]: ...
+
+    @property
+    def left_out(self) -> LeftOut | None: ...
 
 
 def evaluation_figures(result: Evaluation) -> tuple[Figures, ...]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.dataset import LabelledData
     from vitdeploy.assess.evaluate import Evaluation
+    from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.assess.gate_plan import Planned
     from vitdeploy.assess.latency import Benchmark
 
@@ -66,6 +67,11 @@ class GateResult:
     def verdicts(self) -> tuple[Verdict, ...]:
         """Every check, for a report."""
         return tuple(Verdict(check.subject, check.rule, check.status, check.message) for check in self.checks)
+
+    @property
+    def left_out(self) -> LeftOut | None:
+        """Those of the evaluation."""
+        return self.evaluation.left_out
 
     def to_dict(self) -> dict[str, Any]:
         return {

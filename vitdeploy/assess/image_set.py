@@ -6,12 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitdeploy.assess.dataset import chosen_names, file_reader, open_data
-from vitdeploy.assess.samples import files_below, image_files
+from vitdeploy.assess.dataset import SEPARATORS, chosen_names, file_reader, open_data
+from vitdeploy.assess.folder_listing import list_folder, list_images
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
+
+    from vitdeploy.assess.dataset import LabelledData
+    from vitdeploy.assess.folder_listing import LeftOut
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,11 +25,18 @@ class ImageSet:
         source: the folder or file.
         names: of the images, each its own, with forward slashes.
         load: gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
+        left_out: the files of the folder that are not among the images; None where no folder was listed.
     """
 
     source: str
     names: tuple[str, ...]
     load: Callable[[int], bytes]
+    left_out: LeftOut | None = None
+
+    @classmethod
+    def of(cls, data: LabelledData) -> ImageSet:
+        """The images of a labelled data set, without their labels."""
+        return cls(data.source, data.names, data.load, data.left_out)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -35,14 +45,14 @@ class ImageSet:
         """Some of the images; see `LabelledData.subset`."""
         chosen = chosen_names(self.names, limit, seed)
         names = tuple(self.names[index] for index in chosen)
-        return ImageSet(self.source, names, lambda position: self.load(chosen[position]))
+        return ImageSet(self.source, names, lambda position: self.load(chosen[position]), self.left_out)
 
 
 def open_images(path: str | os.PathLike[str], labels: Sequence[str]) -> ImageSet:
     """Every image below a folder, or of a data set that `open_data` reads.
 
     Args:
-        path: a folder of images; or a .csv or .parquet file, or a folder of .parquet files.
+        path: a folder of images; or a .csv, .tsv or .parquet file, or a folder of .parquet files.
         labels: the model's class names, which the labels of a data set must be.
 
     Raises:
@@ -50,9 +60,8 @@ def open_images(path: str | os.PathLike[str], labels: Sequence[str]) -> ImageSet
         MissingDependencyError: pyarrow is not installed, for parquet files.
     """
     source = Path(path)
-    if source.suffix.lower() in (".csv", ".parquet") or (source.is_dir() and files_below(source, {".parquet"})):
-        data = open_data(source, labels)
-        return ImageSet(data.source, data.names, data.load)
-    files = image_files(source)
-    names = tuple(file.relative_to(source).as_posix() for file in files)
-    return ImageSet(str(source), names, file_reader(files))
+    if source.suffix.lower() in (*SEPARATORS, ".parquet") or (source.is_dir() and list_folder(source)[1].files):
+        return ImageSet.of(open_data(source, labels))
+    listing = list_images(source)
+    names = tuple(file.relative_to(source).as_posix() for file in listing.files)
+    return ImageSet(str(source), names, file_reader(listing.files), listing.left_out)

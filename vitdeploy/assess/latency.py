@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vitdeploy.assess.figures import Figures, benchmark_figures
+from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.cpu import ThreadCount
 
 PERCENTILES = (50, 90, 99)
@@ -158,6 +160,7 @@ class Benchmark:
         latencies: by batch size, and in that in the order of the backends.
         skipped: what could not be measured.
         processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
     bundle: str
@@ -166,6 +169,7 @@ class Benchmark:
     latencies: tuple[Latency, ...]
     skipped: tuple[NotMeasured, ...] = ()
     processor: str | None = None
+    left_out: LeftOut | None = None
 
     @property
     def status(self) -> str:
@@ -200,6 +204,7 @@ class Benchmark:
             "status": self.status,
             "machine": self.machine,
             "settings": self.settings,
+            "left_out": left_out_dict(self.left_out),
             "latencies": [latency.to_dict() for latency in self.latencies],
             "skipped": [each.to_dict() for each in self.skipped],
         }

@@ -9,6 +9,7 @@ import numpy as np
 
 from vitdeploy.assess.compare import Batches, run_batches, run_reference
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
+from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.samples import SYNTHETIC_COUNT, chosen_images
 from vitdeploy.assess.selection import REFERENCE, artifacts, select
 from vitdeploy.assess.verdicts import ByResult, Verdict
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.manifest import Artifact
 
 _STATES = "hidden_states."
@@ -132,6 +134,7 @@ class LayerComparison(ByResult):
         against: what the artifacts are compared with: "reference", or another artifact.
         results: one an artifact.
         processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
     bundle: str
@@ -140,10 +143,12 @@ class LayerComparison(ByResult):
     against: str
     results: tuple[ArtifactLayers, ...]
     processor: str | None = None
+    left_out: LeftOut | None = None
 
     def to_dict(self) -> dict[str, Any]:
         results = [result.to_dict() for result in self.results]
-        return {**dataclasses.asdict(self), "status": self.status, "results": results}
+        left_out = left_out_dict(self.left_out)
+        return {**dataclasses.asdict(self), "status": self.status, "left_out": left_out, "results": results}
 
 
 def compare_layers(
@@ -190,7 +195,8 @@ def compare_layers(
     if not chosen:
         raise UsageError(f"an artifact must be compared with {other}, got none but that; name another")
     processor, ranked = load_processor(bundle), bundle.problem_type is ProblemType.SINGLE_LABEL
-    sources = chosen_images(processor, images)[:SYNTHETIC_COUNT]
+    chosen_sources = chosen_images(processor, images)
+    sources = chosen_sources.images[:SYNTHETIC_COUNT]
     batches = Batches(processor, sources, batch_size=1)
     on_step(f"running the reference on {len(sources)} images")
     states = _reference(bundle, batches)
@@ -208,8 +214,15 @@ def compare_layers(
             results.append(ArtifactLayers(name, limit, differences))
         except UnavailableError as exc:
             results.append(ArtifactLayers(name, limit, skipped=str(exc)))
-    processor_origin = bundle.manifest.processor
-    return LayerComparison(str(bundle.path), len(sources), images is None, other, tuple(results), processor_origin)
+    return LayerComparison(
+        bundle=str(bundle.path),
+        images=len(sources),
+        synthetic=images is None,
+        against=other,
+        results=tuple(results),
+        processor=bundle.manifest.processor,
+        left_out=chosen_sources.left_out,
+    )
 
 
 def _one(bundle: Bundle, against: str) -> str:

@@ -25,6 +25,8 @@ def markdown(result: Judged | Tabled) -> str:
     if result.processor is not None:
         lines += [f"Image processor: {_cell(result.processor)}", ""]
     lines += _figures(result) if isinstance(result, Tabled) else _verdicts(result)
+    if result.left_out is not None:
+        lines += ["", _cell(str(result.left_out))]
     return "\n".join(lines) + "\n"
 
 

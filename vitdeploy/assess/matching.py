@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import collections
+import difflib
+import functools
+import re
+import unicodedata
 from typing import TYPE_CHECKING
 
+from vitdeploy.assess.imagenet import in_ilsvrc_order, is_wordnet_id, synset_of, synsets
 from vitdeploy.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-BY_NAME, BY_SYNONYM, BY_INDEX = "by name", "by synonym", "by index"
+BY_NAME, BY_SYNONYM, BY_INDEX, BY_POSITION = "by name", "by synonym", "by index", "by position"
+BY_WORDNET_ID, BY_ILSVRC_ORDER = "by WordNet id", "by WordNet id, in the order of ILSVRC"
+_NUMBERED = re.compile(r"(?P<name>.+?)[ _-]?[(]?[0-9]+[)]?")  # "crane2", "crane (2)"
+_INSTEAD = "rename it, or list the images in a CSV file with class indices"
 
 
 class Classes:
     """The classes of a model, found by what a data set calls them.
 
     1. A label means the class of exactly that name.
-    2. Where there is none, names are taken for synonyms with commas between them, as in ImageNet's "tench, Tinca
-       tinca", and a label means the one class that has a synonym in common with it.
-    3. Letter case, underscores and WordNet ids are not interpreted.
+    2. Else the class that has the whole label for a synonym. Synonyms are the parts of a name between commas, as in
+       ImageNet's "tench, Tinca tinca".
+    3. Else the class that has every part of the label for a synonym.
+    4. Else, for the WordNet id of one of ILSVRC's 1,000 classes, the class that is that synset, see `synset_of`. Where
+       the model has these classes in ILSVRC's order, or 1,000 classes without names, it is the class at the synset's
+       position. A class that is named by its WordNet id has the synset's words for synonyms.
+
+    Text is compared in Unicode's form NFC, without surrounding white space; letter case and underscores count. A label
+    that means no class, or several, is refused.
 
     Attributes:
         names: in the order of the logits.
@@ -28,70 +43,150 @@ class Classes:
         self.names = tuple(names)
         self._exact: dict[str, list[int]] = {}
         self._synonyms: dict[str, list[int]] = {}
-        for index, name in enumerate(self.names):
-            self._exact.setdefault(name, []).append(index)
-            for synonym in _synonyms(name):
+        self._parts = [_synonyms(name) for name in self.names]
+        for index, (name, parts) in enumerate(zip(self.names, self._parts, strict=True)):
+            self._exact.setdefault(_plain(name), []).append(index)
+            for synonym in parts:
                 self._synonyms.setdefault(synonym, []).append(index)
 
     def find(self, label: str) -> list[int]:
         """The indices of all classes that the label may mean."""
-        if label in self._exact:
-            return self._exact[label]
-        return sorted({index for synonym in _synonyms(label) for index in self._synonyms.get(synonym, ())})
+        return self._find(label)[0]
 
-    def match(self, labels: Iterable[str], source: str) -> dict[str, int]:
-        """The index of each label's class.
+    def match(self, labels: Iterable[str], source: str) -> tuple[dict[str, int], str]:
+        """The index of each label's class, and by which rule it was found.
 
         Raises:
             InputError: a label means no class or several, or two labels mean the same one.
         """
-        found = {}
+        found, rules = {}, set()
         for label in labels:
-            indices = self.find(label)
+            indices, rule = self._find(label)
             if not indices:
-                raise InputError(f"{source} must label images with the model's classes ({self}), has {label!r}")
+                raise InputError(f"{source}: {self._unknown(label)}")
             if len(indices) > 1:
-                raise InputError(f"{source} must have labels that mean one class, {label!r} means those of {indices}")
+                raise InputError(f"{source}: {self._ambiguous(label, indices)}")
             found[label] = indices[0]
-        self.rule(found, source)
-        return found
+            rules.add(rule)
+        self._check_one_label_a_class(found, source)
+        order = (BY_ILSVRC_ORDER, BY_WORDNET_ID, BY_SYNONYM)
+        return found, next((rule for rule in order if rule in rules), BY_NAME)
 
     def match_any(self, labels: Sequence[str], source: str) -> tuple[dict[str, int], str]:
-        """As `match`, and by which rule; where no label means a class and all are numbers, they are indices."""
-        if any(self.find(label) for label in labels) or not all(_is_index(label) for label in labels):
-            found = self.match(labels, source)
-            return found, self.rule(found, source)
+        """As `match`; but where no label means a class and all are whole numbers, they are indices."""
+        if not all(_is_index(label) for label in labels) or any(self.find(label) for label in labels):
+            return self.match(labels, source)
         found = {label: int(label) for label in labels}
         self.check_indices(found.values(), source)
+        self._check_one_label_a_class(found, source)
         return found, BY_INDEX
+
+    def match_list(self, labels: Sequence[str], source: str) -> tuple[list[int], str]:
+        """The class of each label of a data set's complete, ordered list of class names.
+
+        Where a label means several classes, and the list has as many labels as the model has classes and each of them
+        may mean the class at its position, it does. Libraries whose lists take no name twice put a number behind the
+        second; for a name that two classes have, it is ignored.
+
+        Raises:
+            InputError: as `match`; or two labels are the same, and do not match by position.
+        """
+        meant = [self._in_list(label) for label in labels]
+        in_order = len(labels) == len(self.names) and all(index in each for index, each in enumerate(meant))
+        if in_order and any(len(each) > 1 for each in meant):
+            return list(range(len(labels))), BY_POSITION
+        most, count = collections.Counter(labels).most_common(1)[0] if labels else ("", 0)
+        if count > 1:
+            raise InputError(f"{source}: {count} of its classes are named {most!r:.80}; give each a name of its own")
+        found, rule = self.match(labels, source)
+        return [found[label] for label in labels], rule
 
     def check_indices(self, indices: Iterable[int], source: str) -> None:
         """Raise InputError unless each is the index of a class."""
         for index in indices:
             if not 0 <= index < len(self.names):
                 raise InputError(
-                    f"{source} must have labels from 0 to {len(self.names) - 1}, the model's classes, has {index}"
+                    f"{source}: the label {index} is not the index of a class; the model's {len(self.names)} classes "
+                    f"are numbered from 0 to {len(self.names) - 1}"
                 )
 
-    def rule(self, found: Mapping[str, int], source: str) -> str:
-        """By which rule labels were matched; InputError where two of them mean one class."""
+    def _find(self, label: str) -> tuple[list[int], str]:
+        """The indices of all classes that the label may mean, and by which rule."""
+        name = _plain(label)
+        if name in self._exact:
+            same = [index for index in self._exact[name] if self.names[index] == label]
+            return same or self._exact[name], BY_NAME
+        if name in self._synonyms:
+            return self._synonyms[name], BY_SYNONYM
+        parts = _parts(label)
+        if parts:
+            indices = sorted(set.intersection(*(set(self._synonyms.get(part, ())) for part in parts)))
+            if indices:
+                return indices, BY_SYNONYM
+        if is_wordnet_id(name) and name in synsets():
+            if self._ilsvrc_order is not None:
+                return [list(synsets()).index(name)], self._ilsvrc_order
+            return [index for index, parts in enumerate(self._parts) if synset_of(parts) == name], BY_WORDNET_ID
+        return [], BY_NAME
+
+    @functools.cached_property
+    def _ilsvrc_order(self) -> str | None:
+        """The rule by which a WordNet id gives a position; None where it does not."""
+        if in_ilsvrc_order(self._parts):
+            return BY_WORDNET_ID
+        unnamed = tuple(f"LABEL_{index}" for index in range(len(synsets())))
+        return BY_ILSVRC_ORDER if self.names == unnamed else None
+
+    def _in_list(self, label: str) -> list[int]:
+        """As `find`; and for a number behind a name that several classes have, these."""
+        found = self.find(label)
+        numbered = None if found else _NUMBERED.fullmatch(_plain(label))
+        several = self._exact.get(numbered["name"], []) if numbered else []
+        return several if len(several) > 1 else found
+
+    def _check_one_label_a_class(self, found: Mapping[str, int], source: str) -> None:
         label_of: dict[int, str] = {}
         for label, index in found.items():
             if index in label_of:
                 raise InputError(
-                    f"{source} must have one label for a class, {label_of[index]!r} and {label!r} both mean "
-                    f"{self.names[index]!r}"
+                    f"{source}: the labels {label_of[index]!r} and {label!r} both mean class {index} "
+                    f"({self.names[index]!r:.80}); use one of them"
                 )
             label_of[index] = label
-        return BY_NAME if all(self.names[index] == label for label, index in found.items()) else BY_SYNONYM
+
+    def _unknown(self, label: str) -> str:
+        if is_wordnet_id(_plain(label)):
+            words = ", ".join(sorted(synsets().get(_plain(label), ())))
+            what = f"the WordNet id {label!r} ({words})" if words else f"the WordNet id {label!r}, not one of ILSVRC's,"
+            return f"{what} is no class of the model ({self}); {_INSTEAD}"
+        spelled = {each.casefold(): each for each in (*self._synonyms, *self._exact)}
+        near = difflib.get_close_matches(_plain(label).casefold(), spelled, n=3)
+        nearest = f"the nearest are {', '.join(repr(spelled[each]) for each in near)}" if near else f"it has {self}"
+        return f"{label!r:.80} is no class of the model; {nearest}; {_INSTEAD}"
+
+    def _ambiguous(self, label: str, indices: Sequence[int]) -> str:
+        classes = " or ".join(f"{index} ({self.names[index]!r:.80})" for index in indices[:5])
+        return f"{label!r:.80} may mean class {classes}; {_INSTEAD}"
 
     def __str__(self) -> str:
         return ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
 
 
-def _synonyms(name: str) -> set[str]:
-    return {part.strip() for part in name.split(",")} - {""}
+def _plain(name: str) -> str:
+    """The text without what file systems and editors change: forms of Unicode, white space around it, a BOM."""
+    return unicodedata.normalize("NFC", name).strip().strip("\ufeff").strip()
+
+
+def _parts(name: str) -> frozenset[str]:
+    return frozenset(_plain(part) for part in name.split(",")) - {""}
+
+
+def _synonyms(name: str) -> frozenset[str]:
+    """Of a class: the parts of its name; and of one that is named by its WordNet id, the synset's words."""
+    words = synsets().get(_plain(name)) if is_wordnet_id(_plain(name)) else None
+    return _parts(name) if words is None else words | {_plain(name)}
 
 
 def _is_index(label: str) -> bool:
-    return label.isascii() and label.isdigit() and len(label) < 10
+    plain = _plain(label)
+    return plain.isascii() and plain.isdigit() and len(plain) < 10

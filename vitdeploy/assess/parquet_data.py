@@ -66,7 +66,8 @@ def read_parquet(source: Path, files: Sequence[Path]) -> ParquetData:
         try:
             with pq.ParquetFile(path) as file:
                 schema, metadata = file.schema_arrow, file.metadata
-                image, label = (_column(path, schema, columns) for columns in (IMAGE_COLUMNS, LABEL_COLUMNS))
+                image = _image_column(path, schema)
+                label = _column(path, schema, LABEL_COLUMNS, "ClassLabel")
                 class_names.append(_class_names(path, schema, label))
                 labels.append(_labels(path, file.read(columns=[label]).column(0)))
         except (OSError, pa.ArrowException) as exc:
@@ -140,17 +141,24 @@ def _check_one_split(source: Path, files: Sequence[Path]) -> None:
         )
 
 
-def _column(path: Path, schema: pa.Schema, names: Sequence[str]) -> str:
-    found = [name for name in schema.names if name in names]
-    if len(found) != 1:
-        raise InputError(
-            f"{path} must have one column named {' or '.join(names)}, has columns {', '.join(schema.names)[:200]}"
-        )
-    name = str(found[0])
+def _image_column(path: Path, schema: pa.Schema) -> str:
+    name = _column(path, schema, IMAGE_COLUMNS, "Image")
     kind = schema.field(name).type
-    if names is IMAGE_COLUMNS and not (_is_binary(kind) or _is_struct_with_bytes(kind)):
+    if not (_is_binary(kind) or _is_struct_with_bytes(kind)):
         raise InputError(f"{path} must have the bytes of files in column {name}, alone or in a struct, has {kind}")
     return name
+
+
+def _column(path: Path, schema: pa.Schema, names: Sequence[str], feature: str) -> str:
+    """The one column of such a name; else the one that the dataset says is such a feature."""
+    found = [name for name in schema.names if name.lower() in names]
+    found = found or [name for name in schema.names if _feature(path, schema, name).get("_type") == feature]
+    if len(found) != 1:
+        raise InputError(
+            f"{path} needs one column named {' or '.join(names)}, or one {feature} in its metadata 'huggingface'; "
+            f"it has the columns {', '.join(schema.names)[:200]}"
+        )
+    return str(found[0])
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -174,21 +182,35 @@ def _labels(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64] | list[str
 
 
 def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    """The names in the dataset's ClassLabel, which the Hub's libraries keep as JSON among the schema's metadata."""
+    """The names in the dataset's ClassLabel."""
+    if _features(path, schema) and not _feature(path, schema, label):
+        raise InputError(f"{path}: its metadata 'huggingface' says nothing of the column {label}; write the file again")
+    feature = _feature(path, schema, label)
+    if feature.get("_type") != "ClassLabel" or not pa.types.is_integer(schema.field(label).type):
+        return None
+    names = feature.get("names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: its metadata 'huggingface' names the classes of {label} by {names!r:.80}, no list")
+    return tuple(names)
+
+
+def _feature(path: Path, schema: pa.Schema, column: str) -> dict[str, Any]:
+    """Of one column; empty where nothing is said of it."""
+    feature = _features(path, schema).get(column)
+    return feature if isinstance(feature, dict) else {}
+
+
+def _features(path: Path, schema: pa.Schema) -> dict[str, Any]:
+    """What the Hub's libraries say of each column, as JSON among the schema's metadata; empty without it."""
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
-        return None
+        return {}
     try:
-        feature = json.loads(text)["info"]["features"][label]
-        if feature["_type"] != "ClassLabel" or not pa.types.is_integer(schema.field(label).type):
-            return None
-        names = feature["names"]
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TypeError("names must be a list of names")
-        if len(set(names)) < len(names):
-            raise ValueError(f"names must differ, {max(names, key=names.count)!r:.80} is there more than once")
+        features = json.loads(text)["info"]["features"]
+        if not isinstance(features, dict):
+            raise TypeError(f"expected an object, got {features!r:.80}")
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise InputError(
-            f"{path} must describe its column {label} in the metadata 'huggingface': {type(exc).__name__} {exc}"
+            f"{path} must describe its columns in the metadata 'huggingface': {type(exc).__name__} {exc}"
         ) from exc
-    return tuple(names)
+    return dict(features)

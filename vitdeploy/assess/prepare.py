@@ -8,8 +8,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
+from vitdeploy.image_formats import readable_formats
 from vitdeploy.images import open_image
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def prepare(
     Raises:
         ImageError: an image cannot be read.
     """
-    Image.init()  # Pillow registers its formats on first use, without a lock
+    readable_formats()  # Pillow registers its formats on first use, without a lock
 
     def one(position: int) -> Prepared:
         encoded = data.load(position)

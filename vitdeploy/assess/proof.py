@@ -10,18 +10,18 @@ import numpy as np
 
 from vitdeploy.assess.compare import run_batches
 from vitdeploy.assess.difference import compare_outputs
-from vitdeploy.assess.samples import feeds, fingerprint, image_files, synthetic_images
+from vitdeploy.assess.samples import feeds, fingerprint, synthetic_images
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.images import open_image
 from vitdeploy.scores import ProblemType
 from vitdeploy.specs import PixelFormat, PixelStage, attention_for
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vitdeploy.assess.difference import Difference
+    from vitdeploy.assess.folder_listing import FolderListing
     from vitdeploy.models.config import ViTConfig
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.processor import ImageProcessor
@@ -59,7 +59,7 @@ def samples(
     processor: ImageProcessor,
     axes: Mapping[str, AxisRange],
     stage: PixelStage,
-    images: str | os.PathLike[str] | None,
+    images: FolderListing | None,
     *,
     sizes: Sequence[tuple[int, int]] | None = None,
 ) -> list[Sample]:
@@ -70,7 +70,7 @@ def samples(
         processor: of the bundle.
         axes: the sizes that the artifact takes; none where it takes the model's own alone.
         stage: of the images that the artifact takes.
-        images: a folder, of which the first images are used; by default synthetic ones are.
+        images: those of a folder, of which the first are used; None for synthetic ones.
         sizes: the (height, width) to compare at; by default three, where the artifact takes several.
     """
     native = processor.output_size or config.image_size
@@ -92,7 +92,7 @@ def _decoded_samples(
     processor: ImageProcessor,
     native: tuple[int, int],
     sizes: Sequence[tuple[int, int]] | None,
-    images: str | os.PathLike[str] | None,
+    images: FolderListing | None,
 ) -> list[Sample]:
     """Images in these sizes; where none are given, in sizes of their own, or one that stays, shrinks and grows."""
     if images is not None and sizes is None:
@@ -108,9 +108,9 @@ def _decoded_samples(
     ]
 
 
-def _first(images: str | os.PathLike[str]) -> list[Path]:
+def _first(images: FolderListing) -> list[Path]:
     """The first images of a folder, again from the start where there are fewer."""
-    return list(itertools.islice(itertools.cycle(image_files(images)), COUNT))
+    return list(itertools.islice(itertools.cycle(images.files), COUNT))
 
 
 def _other_sizes(

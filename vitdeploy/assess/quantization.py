@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.exporters.quantization.calibration import CalibrationData
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
@@ -102,6 +103,14 @@ class Quantization:
             )
         choose = Chooser(reference, calibration.few(), goal, on_step, on_progress)
         return cls(reference, calibration, data, goal, choose, problem_type)
+
+    @property
+    def left_out(self) -> dict[str, LeftOut]:
+        """The files of each folder that are not among its images, by the argument that named the folder."""
+        found = {"calibration_data": self.calibration.images.left_out}
+        if self.goal is not None and self.goal.images.images.source != self.calibration.images.source:
+            found["accuracy_data"] = self.goal.images.images.left_out
+        return {name: left_out for name, left_out in found.items() if left_out is not None}
 
     def check(
         self, runtime: Runtime, name: str, tolerance: float | None, on_step: Callable[[str], None]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.assess.calibration_images import FEW
 from vitdeploy.assess.compare import Batches, run_reference
 from vitdeploy.assess.figures import Figures, sensitivity_figures
+from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.lower_precision import LowerPrecision
 from vitdeploy.assess.samples import few_images
 from vitdeploy.assess.yardstick import Yardstick, effects
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.assess.lower_precision import GraphNode
 
 MAX_IMAGES = FEW  # as many as `export` measures layers on
@@ -66,6 +68,7 @@ class Sensitivity:
         error: with every node in the lower precision.
         error_float32: with none: what float32 itself differs by, below which an effect says nothing.
         processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
     bundle: str
@@ -76,6 +79,7 @@ class Sensitivity:
     error: float
     error_float32: float
     processor: str | None = None
+    left_out: LeftOut | None = None
 
     @property
     def status(self) -> str:
@@ -102,7 +106,8 @@ class Sensitivity:
         return sensitivity_figures(self)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
+        said = {"status": self.status, "summary": self.summary, "left_out": left_out_dict(self.left_out)}
+        return {**dataclasses.asdict(self), **said}
 
 
 def sensitivity(
@@ -145,7 +150,8 @@ def sensitivity(
     artifact, variants = lower.artifact, lower.variants
     layers = _layers(lower)
     processor = load_processor(bundle)
-    chosen = few_images(processor, images, max_images)
+    sources = few_images(processor, images, max_images)
+    chosen = sources.images
     on_step(f"running the reference on {len(chosen)} images")
     batches = Batches(processor, chosen, 1)
     expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
@@ -164,6 +170,7 @@ def sensitivity(
         precision=precision,
         images=len(chosen),
         synthetic=images is None,
+        left_out=sources.left_out,
         layers=tuple(
             LayerEffect(label, names[label], nodes[0].op_type, nodes[0].part, found[label])
             for label, nodes in layers.items()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vitdeploy.assess.folder_listing import LeftOut
+
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2
 
 
@@ -45,6 +47,11 @@ class Judged(Protocol):
     @property
     def changes(self) -> tuple[str, ...]:
         """What is otherwise than it was, a line each."""
+        ...
+
+    @property
+    def left_out(self) -> LeftOut | None:
+        """The files of the folder that are not among its images; None where no folder was listed."""
         ...
 
 

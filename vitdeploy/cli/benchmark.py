@@ -15,6 +15,7 @@ from vitdeploy.cli.output import (
     json_option,
     print_figures,
     print_json,
+    print_left_out,
     print_step,
 )
 from vitdeploy.cli.reports import Reports, report_options
@@ -84,5 +85,6 @@ def benchmark(
     else:
         title = f"{result.bundle} on {result.settings['device']}, ready input unless it says from image files"
         print_figures(f"{title}: {result.status}", result.figures)
+        print_left_out(result.left_out)
     reports.write(result)
     sys.exit(EXIT_CODES[result.status])

@@ -16,6 +16,7 @@ from vitdeploy.cli.output import (
     late_progress_bar,
     print_figures,
     print_json,
+    print_left_out,
     print_step,
     print_table,
     print_text,
@@ -109,6 +110,7 @@ def compare(
         print_json(result.to_dict())
     else:
         show(result)
+        print_left_out(result.left_out)
     reports.write(result)
     sys.exit(EXIT_CODES[result.status])
 

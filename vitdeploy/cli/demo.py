@@ -13,6 +13,7 @@ from vitdeploy.cli.output import (
     json_option,
     print_figures,
     print_json,
+    print_left_out,
     print_step,
     print_table,
     print_text,
@@ -57,5 +58,6 @@ def _print(result: DemoResult) -> None:
         ]
         print_table(f"\n{heading}", ("image", "class", *samples[0].predictions), found)
     print_figures("\nAccuracy on the same images", result.evaluation.figures)
+    print_left_out(result.evaluation.left_out)
     print_figures("\nLatency of the runtime", result.benchmark.figures)
     print_text(f"\nBundle: {result.bundle}\nReport: {result.path}\nDone in {result.seconds:.0f} s.")

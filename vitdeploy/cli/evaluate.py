@@ -15,6 +15,7 @@ from vitdeploy.cli.output import (
     json_option,
     print_figures,
     print_json,
+    print_left_out,
     print_step,
     print_table,
     progress_bar,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=PATH)
 @click.option(
     "--data", required=True, type=PATH,
-    help="One folder a class; a .csv of images and labels; or a Hub dataset's .parquet file, or folder of them.",
+    help="One folder a class; a .csv or .tsv of images and labels; or a Hub dataset's .parquet files.",
 )  # fmt: skip
 @click.option(
     "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
@@ -61,8 +62,8 @@ def evaluate(
 ) -> None:
     """Measure the accuracy of BUNDLE on labelled images, with every backend in one pass.
 
-    Labels are the model's class names (or one of the synonyms in a name that lists some, with commas between them), or
-    indices where the data has no names. Exits with 3 if a backend could not run.
+    Labels are the model's class names (or one of the synonyms in a name that lists some, with commas between them),
+    WordNet ids of ImageNet's classes, or indices where the data has no names. Exits with 3 if a backend could not run.
     """
     from vitdeploy.assess.evaluate import evaluate as evaluate_bundle
 
@@ -83,6 +84,7 @@ def _print(result: Evaluation, per_class: bool, confusion: bool) -> None:
     matched = result.settings["labels_matched"]
     title = f"{result.bundle} on {len(result.images)} images of {result.data}, labels matched {matched}"
     print_figures(f"{title}: {result.status}", result.figures)
+    print_left_out(result.left_out)
     ran = [each for each in result.results if each.skipped is None]
     heads = [f"{each.artifact} on {each.backend}" for each in ran]
     if per_class and ran:

@@ -16,6 +16,7 @@ from vitdeploy.cli.output import (
     image_limit_option,
     json_option,
     late_progress_bar,
+    left_out_texts,
     print_json,
     print_step,
     print_table,
@@ -242,5 +243,7 @@ def export(
     for artifact in (bundle.artifact(to, options["precision"]) for to in formats):
         if "accuracy" in artifact.validation:
             _print_accuracy(artifact)
+        for name, text in left_out_texts(artifact.validation).items():
+            print_text(f"{artifact.name}, --{name.replace('_', '-')}: {text}")
     for model in models:
         print_text(f"{model.artifact} is served by Triton as {model.name}, from {model.path}")

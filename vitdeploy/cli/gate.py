@@ -14,6 +14,7 @@ from vitdeploy.cli.output import (
     image_limit_option,
     json_option,
     print_json,
+    print_left_out,
     print_step,
     print_table,
     print_text,
@@ -97,6 +98,7 @@ def _print(result: GateResult) -> None:
     rows = [(check.status, check.rule, check.subject, check.message) for check in result.checks]
     title = f"{result.bundle} on {len(result.evaluation.images)} images of {result.data}: {result.status}"
     print_table(title, ("status", "rule", "subject", "found"), rows)
+    print_left_out(result.evaluation.left_out)
     if result.changes:
         print_text("\nSince the baseline:\n" + "\n".join(f"  {line}" for line in result.changes))
     if result.updated:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.output import PATH, agreement, json_option, pairs, print_json, print_table, print_text, size
+from vitdeploy.cli.output import (
+    PATH,
+    agreement,
+    json_option,
+    left_out_texts,
+    pairs,
+    print_json,
+    print_table,
+    print_text,
+    size,
+)
 from vitdeploy.errors import UsageError
 from vitdeploy.manifest import NOT_RECORDED
 
@@ -111,6 +121,7 @@ def _artifact_rows(artifact: Artifact) -> list[tuple[str, str]]:
         ]  # fmt: skip
         rows += [("  not proven", checked["status"])] if not checked["outputs"] and "status" in checked else []
         rows += [("  measured", agreement(item)) for item in checked.get("calibration_images", ())]
+        rows += [("  " + name.replace("_", " "), text) for name, text in left_out_texts(checked).items()]
     rows += [("  built for", pairs(artifact.hardware))] if artifact.hardware else []
     return rows
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from vitdeploy.assess.figures import Figures
+    from vitdeploy.assess.folder_listing import LeftOut
 
 PATH = click.Path(readable=False)  # whoever reads it says in one line that it cannot be read
 EXIT_CODES = {"passed": 0, "failed": 1, "skipped": 3}
@@ -86,6 +87,13 @@ def print_figures(title: str, figures: Iterable[Figures]) -> None:
         print_table(f"\n{each.title}" if index else title, each.columns, each.rows)
 
 
+def print_left_out(left_out: LeftOut | None) -> None:
+    """Print which files of a folder are not among the images, or that all are; nothing where no folder was read."""
+    if left_out is not None:
+        text = str(left_out)
+        print_text(text[0].upper() + text[1:])
+
+
 def print_text(text: str) -> None:
     """Print lines of text."""
     _print(printable(text))
@@ -94,6 +102,13 @@ def print_text(text: str) -> None:
 def pairs(values: Mapping[str, object]) -> str:
     """Names and values on one line."""
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def left_out_texts(validation: Mapping[str, Any]) -> dict[str, str]:
+    """What a validation says of the files in its folders that are no images, by the folder's argument, for people."""
+    from vitdeploy.assess.folder_listing import LeftOut
+
+    return {name: str(LeftOut.from_dict(found)) for name, found in validation.get("left_out", {}).items()}
 
 
 def agreement(measured: Mapping[str, Any]) -> str:

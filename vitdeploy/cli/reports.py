@@ -16,9 +16,8 @@ from vitdeploy.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# Arguments of commands that name a file or a folder, and the endings of what is read from the data's.
+# Arguments of commands that name a file or a folder.
 _FILES = ("bundle", "data", "images", "baseline", "rules", "resume", "golden", "save_golden")
-_DATA = frozenset({".bmp", ".csv", ".gif", ".jpeg", ".jpg", ".parquet", ".png", ".tif", ".tiff", ".webp"})
 _REPORTS = {
     "html": ("vitdeploy.assess.page:write_html", "Write a page that holds everything it shows, for a browser."),
     "markdown": ("vitdeploy.assess.markdown:write_markdown", "Write the outcome in Markdown, for a job's summary."),
@@ -84,10 +83,15 @@ class Reports:
 
 def _check_apart(name: str, path: Path, reports: Mapping[str, str], arguments: Mapping[str, Any]) -> None:
     """Refuse a place where a report would destroy what the command reads or writes."""
+    from vitdeploy.assess.dataset import SEPARATORS
+    from vitdeploy.assess.folder_listing import PARQUET
+    from vitdeploy.image_formats import image_endings
+
     given = {argument: arguments[argument] for argument in _FILES if arguments.get(argument) is not None}
     target = path.resolve()
+    endings = {*image_endings(), *SEPARATORS, PARQUET}
     for other, place in {**given, **reports}.items():
         taken = Path(place).resolve()
-        is_data = other in ("data", "images") and target.suffix.lower() in _DATA
+        is_data = other in ("data", "images") and target.suffix.lower() in endings
         if target == taken or (taken in target.parents and (other == "bundle" or is_data)):
             raise UsageError(f"{name} must name a file of its own, {path} is of {other.replace('_', '-')} {place}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vitdeploy.cli.output import PATH, json_option, print_json, print_step, print_text
+from vitdeploy.cli.output import PATH, json_option, left_out_texts, print_json, print_step, print_text
 from vitdeploy.errors import UsageError
 
 
@@ -47,3 +47,7 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
     print_text(f"{bundle}: {len(files)} files are what the manifest says")
     if run:
         print_text(f"proven here: {', '.join(proven) or 'nothing, every engine was before'}")
+        for artifact in manifest.artifacts:
+            if images is not None and artifact.name in proven:
+                for name, text in left_out_texts(artifact.validation).items():
+                    print_text(f"{artifact.name}, --{name}: {text}")

@@ -94,8 +94,8 @@ MODEL_ARGS: dict[str, Fate] = {
         "applied",
     ),
     **dict.fromkeys(
-        ("in_chans", "embed_dim", "depth", "patch_size", "mlp_ratio", "qkv_bias", "init_values", "reg_tokens", "no_embed_class",
-         "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias"),
+        ("in_chans", "embed_dim", "depth", "patch_size", "mlp_ratio", "qkv_bias", "init_values", "reg_tokens",
+         "no_embed_class", "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias"),
         "compared",
     ),
     **dict.fromkeys(

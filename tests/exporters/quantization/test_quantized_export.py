@@ -242,7 +242,7 @@ def test_a_model_that_does_not_stand_it_is_not_written(tmp_path: Path) -> None:
         ({"precision": "int8", "calibration": "mse"}, UsageError, "calibration needs calibration_data, got none"),
         ({"precision": "int8", "calibration": "x", **IMAGES}, UsageError, "calibration must be one of minmax, "),
         ({"precision": "int8", **IMAGES, "calibration_images": 0}, UsageError, "must be an integer from 1 up, got 0"),
-        ({"precision": "int8", "calibration_data": "none"}, InputError, "none must be a folder of images, but is none"),
+        ({"precision": "int8", "calibration_data": "none"}, InputError, "none is not a folder of images"),
         ({"precision": "int8", "rest": "fp16", **IMAGES}, UsageError, "rest is of int8 and fp8 for tensorrt, got fp16"),
         ({"precision": "fp8", "rest": "bf16", **IMAGES}, UsageError, "rest must be fp16, got 'bf16'"),
         ({"precision": "fp16", "rest": "fp16"}, UsageError, "rest needs precision int8 or fp8, got fp16"),
