@@ -75,7 +75,7 @@ def resolve(
         OutputError: the cache cannot be written.
         UsageError: an argument is not what it must be.
     """
-    path = _local_path(model)
+    path = local_path(model)
     if path is None:
         return _from_hub(str(model), revision, token, cache_dir, offline, endpoint)
     if revision is not None:
@@ -85,8 +85,13 @@ def resolve(
     return CheckpointFiles(path.resolve().name, None, path, _open_folder(path))
 
 
-def _local_path(model: str | Path) -> Path | None:
-    """Return the folder or file that `model` names, or None where it can only be a Hub id."""
+def local_path(model: str | Path) -> Path | None:
+    """Return the folder or file that `model` names, or None where it can only be a Hub id.
+
+    Raises:
+        CheckpointError: it names a path that does not exist, or a file that is no checkpoint.
+        UsageError: it is empty.
+    """
     name = str(model)
     if not name:
         raise UsageError("expected a folder or a Hub id, got an empty string")
