@@ -12,15 +12,25 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, OutputError, UsageError
+from vitdeploy.file_kinds import (
+    file_advice,
+    folder_names,
+    is_lfs_pointer,
+    is_model_file_name,
+    lfs_advice,
+    names_advice,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 logger = logging.getLogger(__name__)
 
 _CONFIG = "config.json"
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _ONE_FILE = ".npz"
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
 _INDEX_SUFFIX = ".index.json"
 _WEIGHTS = (  # in order of preference
     "model.safetensors",
@@ -39,13 +49,15 @@ class CheckpointFiles:
         revision: the commit, for a checkpoint from the Hub.
         folder: holds config.json, the weights and, where the checkpoint has them, the processor's configurations; a
             `.npz` file is a whole checkpoint, and what lies beside it is not of it.
-        weights: one form of weights: a single file, or all shards.
+        weights: one form of weights: a single file, or all shards; none where the folder holds an adapter alone.
+        adapter: the configuration and the weights of an adapter of PEFT, where there is one.
     """
 
     model_id: str
     revision: str | None
     folder: Path
     weights: tuple[Path, ...]
+    adapter: tuple[Path, ...] = ()
 
 
 def resolve(
@@ -81,8 +93,10 @@ def resolve(
     if revision is not None:
         raise UsageError(f"a revision selects a commit on the Hub, but '{model}' is local; omit the revision")
     if path.is_file():
+        if is_lfs_pointer(path):
+            raise CheckpointError(lfs_advice(path))
         return CheckpointFiles(path.stem, None, path.parent, (path,))
-    return CheckpointFiles(path.resolve().name, None, path, _open_folder(path))
+    return CheckpointFiles(path.resolve().name, None, path, *_open_folder(path))
 
 
 def local_path(model: str | Path) -> Path | None:
@@ -100,12 +114,14 @@ def local_path(model: str | Path) -> Path | None:
         if path.is_dir() or (path.is_file() and path.suffix == _ONE_FILE):
             return path
         if path.exists():
-            raise CheckpointError(
-                f"expected a folder with {_CONFIG} and weights, got a file that is no {_ONE_FILE}: {name}"
-            )
+            if not path.is_file():  # a pipe or a device, which may never end
+                raise CheckpointError(
+                    f"{name} is neither a folder nor a file; name a folder with {_CONFIG} and weights"
+                )
+            raise CheckpointError(file_advice(path))
     except (OSError, RuntimeError) as exc:  # RuntimeError: the home of an unknown user
         raise CheckpointError(f"cannot open {name}: {exc}") from exc
-    if path.suffix == _ONE_FILE:
+    if is_model_file_name(name):
         raise CheckpointError(f"no such file: {name}; check the path")
     if isinstance(model, Path) or path.is_absolute() or re.search(r"^[.~]|\\|/.*/|/$", name):
         raise CheckpointError(f"no such folder: {name}; a Hub id is 'name' or 'organization/name'")
@@ -130,13 +146,19 @@ def _from_hub(
     api = HfApi(endpoint=endpoint, token=token)
     download = functools.partial(hf_hub_download, model, cache_dir=cache_dir, token=token, endpoint=endpoint)
 
+    def cached_folder() -> Path:
+        try:
+            return Path(download(_CONFIG, revision=revision, local_files_only=True)).parent
+        except errors.LocalEntryNotFoundError:
+            return Path(download(_ADAPTER_CONFIG, revision=revision, local_files_only=True)).parent
+
     def from_cache(reason: str) -> CheckpointFiles:
         try:
-            folder = Path(download(_CONFIG, revision=revision, local_files_only=True)).parent
-            weights = _open_folder(folder)
+            folder = cached_folder()
+            files = _open_folder(folder)
         except (errors.LocalEntryNotFoundError, CheckpointError) as exc:
             raise HubError(f"the cache has no usable copy of '{model}', and {reason}, or pass a local folder") from exc
-        return CheckpointFiles(model, folder.name, folder, weights)
+        return CheckpointFiles(model, folder.name, folder, *files)
 
     with _hub_errors(model, revision, api.endpoint):
         if offline or constants.HF_HUB_OFFLINE:
@@ -161,37 +183,73 @@ def _from_hub(
             commit = path.parent.name
             return path
 
-        weights = _open(fetch, f"'{model}'")
-        return CheckpointFiles(model, commit, weights[0].parent, weights)
+        weights, adapter = _open(fetch, lambda: names, f"'{model}'")
+        return CheckpointFiles(model, commit, (*weights, *adapter)[0].parent, weights, adapter)
 
 
-def _open_folder(folder: Path) -> tuple[Path, ...]:
-    """Return the paths of the weights in a complete folder."""
+def _open_folder(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return the paths of the weights in a complete folder, and those of the adapter."""
 
     def fetch(name: str) -> Path | None:
         path = folder / name
         return path if path.is_file() else None
 
     try:
-        return _open(fetch, str(folder))
+        return _open(fetch, lambda: folder_names(folder), str(folder))
     except OSError as exc:
         raise CheckpointError(f"cannot read {folder}: {exc.strerror}") from exc
 
 
-def _open(fetch: Callable[[str], Path | None], source: str) -> tuple[Path, ...]:
-    """Fetch the configurations, then the preferred form of weights, and return the paths of the weights.
+def _open(
+    get: Callable[[str], Path | None], names: Callable[[], Collection[str]], source: str
+) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Fetch the configurations, then the preferred form of weights; return the paths of the weights and of an adapter.
 
-    `fetch` turns a file's name into its path, or into None where the checkpoint, called `source`, has no such file.
+    `get` turns a file's name into its path, or into None where the checkpoint, called `source`, has no such file;
+    `names` gives all its files.
     """
-    if fetch(_CONFIG) is None:
-        raise CheckpointError(f"{source} has no {_CONFIG}; expected a Hugging Face checkpoint")
+
+    def fetch(name: str) -> Path | None:
+        path = get(name)
+        if path is not None and is_lfs_pointer(path):
+            raise CheckpointError(lfs_advice(path))
+        return path
+
+    config = fetch(_CONFIG)
+    adapter = _adapter(fetch, source)
+    if config is None and not adapter:
+        raise CheckpointError(
+            names_advice(source, names()) or f"{source} has no {_CONFIG}; expected a Hugging Face checkpoint"
+        )
     for name in _PROCESSORS:
         fetch(name)
-    for name in _WEIGHTS:
+    for name in _WEIGHTS if config is not None else ():
         path = fetch(name)
         if path is not None:
-            return _shards(path, fetch) if name.endswith(_INDEX_SUFFIX) else (path,)
-    raise CheckpointError(f"{source} has no weights; looked for {', '.join(_WEIGHTS)}")
+            return (_shards(path, fetch) if name.endswith(_INDEX_SUFFIX) else (path,)), adapter
+    if adapter:
+        return (), adapter
+    raise CheckpointError(names_advice(source, names()) or f"{source} has no weights; looked for {', '.join(_WEIGHTS)}")
+
+
+def _adapter(fetch: Callable[[str], Path | None], source: str) -> tuple[Path, ...]:
+    """Fetch the configuration and the weights of an adapter, which transformers applies without being asked to."""
+    config = fetch(_ADAPTER_CONFIG)
+    weights = next((path for name in _ADAPTER_WEIGHTS if (path := fetch(name)) is not None), None)
+    if config is None and weights is None:
+        return ()
+    if config is not None and weights is None and fetch("pytorch_adapter.bin") is not None:
+        raise CheckpointError(
+            f"{source} is an adapter of the adapters library; merge it there: model.merge_adapter(NAME), "
+            f"then model.save_pretrained(NEW_FOLDER)"
+        )
+    if config is None or weights is None:
+        there, missing = (weights, _ADAPTER_CONFIG) if config is None else (config, _ADAPTER_WEIGHTS[0])
+        raise CheckpointError(
+            f"{source} has {there.name if there else ''} but no {missing}; complete the adapter, or remove its files "
+            f"where the weights are to be used without it"
+        )
+    return config, weights
 
 
 def _shards(index: Path, fetch: Callable[[str], Path | None]) -> tuple[Path, ...]:

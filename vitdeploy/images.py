@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitdeploy.errors import ImageError, UsageError
+from vitdeploy.file_kinds import is_lfs_pointer, lfs_advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +69,8 @@ def open_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
         with _decoder_errors(name):
             return _to_rgb(ImageOps.exif_transpose(source), name)
     file = _encoded(source, name)
+    if isinstance(file, (str, os.PathLike)) and is_lfs_pointer(Path(file)):
+        raise ImageError(lfs_advice(Path(file)))
     with _decoder_errors(name), Image.open(file) as image:
         check_pixel_count(image.width, image.height, name)
         ImageOps.exif_transpose(image, in_place=True)

@@ -8,6 +8,7 @@ import operator
 import os
 from typing import TYPE_CHECKING, Any
 
+from vitdeploy.adapters import Adapter
 from vitdeploy.errors import CheckpointError
 from vitdeploy.hub import CheckpointFiles, resolve
 from vitdeploy.layouts.npz_layout import read_npz
@@ -20,6 +21,7 @@ from vitdeploy.models.weights import read_weights
 from vitdeploy.processor import ImageProcessor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -39,12 +41,14 @@ class Checkpoint:
         model: the reference.
         processor: what makes its input.
         files: the model repository's JSON files, by name.
+        notes: what was done that its user may not expect, a line each.
     """
 
     source: Source
     model: VisionTransformer
     processor: ImageProcessor
     files: dict[str, bytes]
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +60,14 @@ class _Content:
         weights: tensors under transformers' names.
         processor: the image processor; None where the source has none.
         files: its image processor's JSON files, by name.
+        notes: as of `Checkpoint`.
     """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
     processor: ImageProcessor | None
     files: dict[str, bytes]
+    notes: tuple[str, ...] = ()
 
 
 def read_checkpoint(
@@ -73,6 +79,8 @@ def read_checkpoint(
     **hub_options: Any,
 ) -> Checkpoint:
     """Read a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files.
+
+    A LoRA adapter of PEFT, beside the weights or alone, is merged into its base; see `vitdeploy.adapters`.
 
     Where the image processor's size is not the model's, a model that takes every size (`ViTConfig.any_image_size`) is
     made one of the processor's.
@@ -90,7 +98,9 @@ def read_checkpoint(
         UsageError: the image size is smaller than a patch.
     """
     found = resolve(model, **hub_options)
-    content = _read(found, task, image_size)
+    adapter = Adapter.find(found, hub_options) if found.adapter else None
+    base = found if adapter is None else adapter.base
+    content = _read(base, adapter, task, image_size)
     config = ViTConfig.from_dict(content.config)
     if config.num_channels != 3:
         raise CheckpointError(
@@ -98,7 +108,7 @@ def read_checkpoint(
             f"{config.num_channels}; only models of RGB images are exported"
         )
     task = task or task_of(content.config)
-    reference = make_model(config, content.weights, task, origin=", ".join(map(str, found.weights)))
+    reference = make_model(config, content.weights, task, origin=", ".join(map(str, base.weights)))
     data, files, processor = content.config, content.files, content.processor
     if processor is None:
         processor = _default_processor(config, files)
@@ -124,9 +134,11 @@ def read_checkpoint(
     data |= {"architectures": [architecture_of(reference)]} | {
         key: "float32" for key in ("dtype", "torch_dtype") if key in data
     }
-    weights = tuple(FileRecord.of(path.parent, path.name) for path in found.weights)
+    weights = tuple(FileRecord.of(path.parent, path.name) for path in (*base.weights, *found.adapter))
     source = Source(found.model_id, found.revision, weights)
-    return Checkpoint(source, reference, processor, files | {"config.json": _json(data)})
+    if adapter is not None and adapter.is_alone:
+        source = dataclasses.replace(source, base=base.model_id, base_revision=base.revision)
+    return Checkpoint(source, reference, processor, files | {"config.json": _json(data)}, content.notes)
 
 
 def random_checkpoint(
@@ -151,11 +163,19 @@ def random_checkpoint(
     return Checkpoint(Source(f"{preset}-random-{seed}"), model, processor, files)
 
 
-def _read(found: CheckpointFiles, task: Task | None, image_size: tuple[int, int] | None) -> _Content:
+def _read(
+    found: CheckpointFiles, adapter: Adapter | None, task: Task | None, image_size: tuple[int, int] | None
+) -> _Content:
+    """The content of the weights in `found`, with the adapter merged."""
+    notes: tuple[str, ...] = ()
     if found.weights[0].suffix == ".npz":
-        return _Content(*read_npz(found.weights[0], task), None, {})
-    data = read_json(found.folder / "config.json")
-    weights = read_weights(found.weights)
+        data, weights = read_npz(found.weights[0], task)
+    else:
+        data, weights = read_json(found.folder / "config.json"), read_weights(found.weights)
+        _check_not_quantized(data, found)
+    if adapter is not None:
+        data, weights, note = adapter.merge(data, weights)
+        notes = (note,)
     if is_timm(data):
         try:
             config, weights = from_timm(data, weights)
@@ -164,10 +184,27 @@ def _read(found: CheckpointFiles, task: Task | None, image_size: tuple[int, int]
             processor = ImageProcessor.from_dict(processor_config(data, size))
         except CheckpointError as exc:
             raise CheckpointError(f"{found.folder}: {exc}") from exc
-        return _Content(config, weights, processor, {_PROCESSOR: _json(processor.to_dict())})
-    paths = {name: found.folder / name for name in PROCESSOR_CONFIGS}
-    files = {name: _read_file(path) for name, path in paths.items() if os.path.lexists(path)}
-    return _Content(data, weights, ImageProcessor.from_pretrained(found.folder) if files else None, files)
+        return _Content(config, weights, processor, {_PROCESSOR: _json(processor.to_dict())}, notes)
+    folders = [found.folder] if adapter is None or not adapter.is_alone else [adapter.files.folder, found.folder]
+    if found.weights[0].suffix == ".npz":
+        folders.remove(found.folder)  # a whole checkpoint: what lies beside it is not of it
+    for folder in folders:
+        paths = {name: folder / name for name in PROCESSOR_CONFIGS}
+        files = {name: _read_file(path) for name, path in paths.items() if os.path.lexists(path)}
+        if files:
+            return _Content(data, weights, ImageProcessor.from_pretrained(folder), files, notes)
+    return _Content(data, weights, None, {}, notes)
+
+
+def _check_not_quantized(config: Mapping[str, Any], found: CheckpointFiles) -> None:
+    """Refuse quantized weights, and those to be run with quantized activations, whatever their types look like."""
+    for key in ("quantization_config", "compression_config"):
+        if config.get(key):
+            method = config[key].get("quant_method") if isinstance(config[key], dict) else None
+            raise CheckpointError(
+                f"{found.folder / 'config.json'}: the checkpoint is quantized ({method or key}); name the one that it "
+                f"was made from, and quantize at export (--int8, --fp8)"
+            )
 
 
 def _default_processor(
