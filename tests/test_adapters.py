@@ -23,6 +23,7 @@ from vitdeploy.cli import main
 from vitdeploy.errors import CheckpointError, HubError
 from vitdeploy.layouts.peft_config import LoraConfig
 from vitdeploy.manifest import FileRecord
+from vitdeploy.models.checkpoint import save_model
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.sources import read_checkpoint
 from vitdeploy.specs import Task
@@ -160,6 +161,40 @@ def test_names_without_the_prefix_and_with_the_adapters_name(case: Path) -> None
     }
     safetensors.torch.save_file(renamed, path)
     assert difference(read_checkpoint("adapter"), case) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["plain", "dora"], indirect=True)
+def test_an_adapter_beside_weights_that_have_it_is_not_merged_again(case: Path) -> None:
+    """`merge_and_unload().save_pretrained("adapter")` in PEFT leaves the adapter there."""
+    save_model(read_checkpoint("adapter").model, case / "adapter" / "model.safetensors")
+    shutil.copy(case / "base" / "config.json", case / "adapter")
+    with pytest.raises(CheckpointError, match=r"remove adapter_config\.json"):
+        read_checkpoint("adapter")
+    for path in (case / "adapter").glob("adapter_*"):
+        path.unlink()
+    shutil.copy(case / "base" / "preprocessor_config.json", case / "adapter")
+    assert difference(read_checkpoint("adapter"), case) < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_beside_may_be_a_copy_of_the_base(case: Path, dtype: torch.dtype) -> None:
+    shutil.copytree(case / "base", case / "copy")
+    tensors = safetensors.torch.load_file(case / "base" / "model.safetensors")
+    rounded = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    safetensors.torch.save_file(rounded, case / "copy" / "model.safetensors")
+    for path in (case / "adapter").iterdir():
+        shutil.copy(path, case / "copy")
+    assert difference(read_checkpoint("copy"), case) < (TOLERANCE if dtype is torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize("case", ["timm"], indirect=True)
+def test_transformers_wrapper_around_timm_has_the_names_of_its_classes(case: Path) -> None:
+    stated = json.loads((case / "base" / "config.json").read_bytes())
+    stated |= {"model_type": "timm_wrapper", "num_classes": 4, "label_names": ["a", "b", "c", "d"]}
+    (case / "adapter" / "config.json").write_text(json.dumps(stated))
+    found = read_checkpoint("adapter")
+    assert found.model.config.labels == ("a", "b", "c", "d")
+    assert difference(found, case) < TOLERANCE
 
 
 # From the Hub.

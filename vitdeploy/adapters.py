@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.errors import CheckpointError, HubError, UsageError
+from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, UsageError
 from vitdeploy.hub import CheckpointFiles, local_path, resolve
 from vitdeploy.labels import class_names
 from vitdeploy.layouts.peft_adapter import merge
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from torch import Tensor
+
+    from vitdeploy.layouts.peft_adapter import Canonical
 
 _LABELS = ("id2label", "label2id", "num_labels")
 _TIMM_LABELS = ("label_names", "label_descriptions", "num_classes")
@@ -104,7 +106,9 @@ class Adapter:
         config = config | stated
         origin = str(self.files.adapter[1])
         canonical = _timm_names if is_timm(config) else functools.partial(our_names, _family(config))
-        merged = merge(weights, read_weights(self.files.adapter[1:]), self.config, canonical, origin)
+        tensors = read_weights(self.files.adapter[1:])
+        merged = merge(weights, tensors, self.config, canonical, origin)
+        self._check_not_merged_before(weights, tensors, canonical)
         heads = {ours: name for name, ours in canonical(merged.weights).items() if ours in _HEADS}
         classes = next((len(merged.weights[heads[ours]]) for ours in merged.replaced if ours in heads), None)
         if is_timm(config):
@@ -114,15 +118,44 @@ class Adapter:
             config = self._with_head(config, None if says_labels else classes, classified=classes is not None)
         whole = f" and {len(merged.replaced)} tensors replaced" if merged.replaced else ""
         beside = f"'{self.config.base}'" if self.is_alone else "the weights beside it"
-        return config, merged.weights, f"merged the LoRA adapter into {beside}: {merged.adapted} weights changed{whole}"
+        return (
+            config,
+            merged.weights,
+            f"merged the LoRA adapter into {beside}: {len(merged.adapted)} weights changed{whole}",
+        )
+
+    def _check_not_merged_before(
+        self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], canonical: Canonical
+    ) -> None:
+        """Refuse an adapter beside weights that have it already, as far as can be told: by the base that it names.
+
+        `merge_and_unload().save_pretrained(FOLDER)` leaves an adapter that is in the folder where it is.
+        """
+        if self.is_alone or not self.config.base:
+            return
+        try:
+            named = resolve(self.config.base, offline=True)
+            base = read_weights(named.weights)
+            merged = merge(base, tensors, self.config, canonical, str(self.files.adapter[1]))
+        except (CheckpointError, HubError, UsageError, MissingDependencyError):
+            return
+        models = (weights, base, merged.weights)
+        ours, before, after = ({own: model[name] for name, own in canonical(model).items()} for model in models)
+        to_base = sum(_squared_distance(ours[name], before[name]) for name in merged.adapted)
+        to_merged = sum(_squared_distance(ours[name], after[name]) for name in merged.adapted)
+        if to_merged < to_base:
+            raise CheckpointError(
+                f"{self.files.folder}: the weights are those of the base '{self.config.base}' with the adapter merged; "
+                f"remove {' and '.join(path.name for path in self.files.adapter)}"
+            )
 
     def _stated_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         path = self.files.folder / "config.json"
         if not self.is_alone or not path.exists():
             return {}
         stated = read_json(path)
-        for key in ("model_type", "architecture"):
-            if key in stated and stated[key] != config.get(key):
+        for key in ("architecture",) if is_timm(config) else ("model_type",):
+            if stated.get(key, config.get(key)) != config.get(key):
                 raise CheckpointError(
                     f"{path}: {key} is {stated[key]!r:.80}, but the base '{self.config.base}' has "
                     f"{config.get(key)!r:.80}; the adapter belongs to another base"
@@ -147,6 +180,10 @@ class Adapter:
         if classes is not None and classes != len(class_names(config)):
             config = {key: value for key, value in config.items() if key not in _LABELS} | {"num_labels": classes}
         return config
+
+
+def _squared_distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).square().sum())
 
 
 def _family(config: Mapping[str, Any]) -> Family:

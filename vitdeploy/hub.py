@@ -216,7 +216,7 @@ def _open(
         return path
 
     config = fetch(_CONFIG)
-    adapter = _adapter(fetch, source)
+    adapter = _adapter(fetch, names, source)
     if config is None and not adapter:
         raise CheckpointError(
             names_advice(source, names()) or f"{source} has no {_CONFIG}; expected a Hugging Face checkpoint"
@@ -232,13 +232,15 @@ def _open(
     raise CheckpointError(names_advice(source, names()) or f"{source} has no weights; looked for {', '.join(_WEIGHTS)}")
 
 
-def _adapter(fetch: Callable[[str], Path | None], source: str) -> tuple[Path, ...]:
+def _adapter(
+    fetch: Callable[[str], Path | None], names: Callable[[], Collection[str]], source: str
+) -> tuple[Path, ...]:
     """Fetch the configuration and the weights of an adapter, which transformers applies without being asked to."""
     config = fetch(_ADAPTER_CONFIG)
     weights = next((path for name in _ADAPTER_WEIGHTS if (path := fetch(name)) is not None), None)
     if config is None and weights is None:
         return ()
-    if config is not None and weights is None and fetch("pytorch_adapter.bin") is not None:
+    if weights is None and "pytorch_adapter.bin" in names():
         raise CheckpointError(
             f"{source} is an adapter of the adapters library; merge it there: model.merge_adapter(NAME), "
             f"then model.save_pretrained(NEW_FOLDER)"

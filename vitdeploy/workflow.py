@@ -98,7 +98,8 @@ def export(
     GPU runs it; elsewhere the manifest says that it has not run yet, and `vitdeploy verify --run` completes it.
 
     Args:
-        model: a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files.
+        model: a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files. A LoRA adapter of
+            PEFT is merged into its base.
         to: the format, "onnx", "torchscript", "tensorrt" or "tensorrt-rtx".
         precision: the number format, "fp32", "fp16" or "bf16"; of ONNX and engines also "int8" or "fp8".
         output: the bundle's folder; by default named after the model, in the working directory, with "-vitdeploy" added

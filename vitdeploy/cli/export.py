@@ -73,7 +73,8 @@ def _print_accuracy(artifact: Artifact) -> None:
 @click.command()
 @click.option(
     "--model",
-    help="A Hub id, such as google/vit-base-patch16-224, a local folder (transformers, timm), or Google's .npz file.",
+    help="A Hub id, such as google/vit-base-patch16-224, a local folder (transformers, timm, an adapter of PEFT, which "
+    "is merged), or Google's .npz file.",
 )
 @click.option(
     "--random-weights",

@@ -43,12 +43,12 @@ class Merged:
 
     Attributes:
         weights: all tensors of the model, under the names that its base has.
-        adapted: how many weights had a product added.
-        replaced: the canonical names of tensors that the adapter has whole.
+        adapted: the canonical names of the weights that a product was added to.
+        replaced: those of the tensors that the adapter has whole.
     """
 
     weights: dict[str, Tensor]
-    adapted: int
+    adapted: tuple[str, ...]
     replaced: tuple[str, ...]
 
 
@@ -98,7 +98,7 @@ def merge(
                 raise CheckpointError(f"{origin}: '{module}' has a bias that does not fit the base's")
             total = weights[bias].double() + config.scale_of(module) * lora.bias.double()
             weights[bias] = total.float()
-    return Merged(weights, len(factors), tuple(replaced))
+    return Merged(weights, tuple(spelled[f"{module}.weight"] for module in factors), tuple(replaced))
 
 
 def _sorted_out(
