@@ -315,6 +315,23 @@ def test_initialisations_that_leave_the_base_alone_are_taken(case: Path, init: s
     assert difference(read_checkpoint("adapter"), case) < TOLERANCE
 
 
+def test_every_other_key_of_peft_has_an_effect_or_is_refused() -> None:
+    """Of those that peft 0.21 writes: given an odd value, all but these make a difference."""
+    written = json.loads((GOLDEN / "plain" / "adapter" / "adapter_config.json").read_bytes())
+
+    def is_ignored(key: str) -> bool:
+        try:
+            return LoraConfig.from_dict(written | {key: {"odd": 1}}) == LoraConfig.from_dict(written)
+        except CheckpointError:
+            return False
+
+    of_training = {"task_type", "inference_mode", "lora_dropout", "loftq_config", "eva_config", "corda_config"}
+    of_selection = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
+    of_other_models = {"fan_in_fan_out", "megatron_core", "qalora_group_size", "ensure_weight_tying", "lora_ga_config"}
+    ignored = {key for key in written if is_ignored(key)}
+    assert ignored == {"peft_version", *of_training, *of_selection, *of_other_models}
+
+
 def test_defaults_are_those_of_peft() -> None:
     """As `peft.LoraConfig()` has them in peft 0.21."""
     config = LoraConfig.from_dict({"peft_type": "LORA"})

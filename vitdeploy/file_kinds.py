@@ -184,12 +184,8 @@ def names_advice(source: str, names: Collection[str]) -> str | None:
             f"{source} is an OpenCLIP model, which cannot be exported; name a timm or transformers checkpoint of its "
             f"image encoder"
         )
-    complete = sorted(
-        {name.rpartition("/")[0] for name in names if re.fullmatch(r".+/(adapter_)?config\.json", name)}
-        if not top & {"config.json", "adapter_config.json"}
-        else ()
-    )
-    steps = [name for name in complete if re.fullmatch(r"checkpoint-\d+", name)]
+    below = sorted({name.rpartition("/")[0] for name in names if re.fullmatch(r".+/(adapter_)?config\.json", name)})
+    steps = [name for name in below if re.fullmatch(r"checkpoint-\d+", name)]
     if steps:
         newest = max(steps, key=lambda name: int(name.partition("-")[2]))
         return (
@@ -200,9 +196,11 @@ def names_advice(source: str, names: Collection[str]) -> str | None:
         return f"{source} has DeepSpeed's partitioned weights; join them with its zero_to_fp32.py --safe_serialization"
     if any(name.endswith(".distcp") for name in names):
         return f"{source} has FSDP's sharded weights; join them: accelerate merge-weights {plain} {plain}"
-    if complete:
-        others = f" (or {', '.join(complete[1:4])})" if complete[1:] else ""
-        return f"{source} has no checkpoint itself; name the folder in it that has: {plain}/{complete[0]}{others}"
+    if {"manifest.json", "config.json"} <= top:
+        return f"{source} is a vitdeploy bundle without its model.safetensors; name the checkpoint it was made from"
+    if below and not top & {"config.json", "adapter_config.json"}:
+        others = f" (or {', '.join(below[1:4])})" if below[1:] else ""
+        return f"{source} has no checkpoint itself; name the folder in it that has: {plain}/{below[0]}{others}"
     return _foreign_advice(source, sorted(top))
 
 
