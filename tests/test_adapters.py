@@ -282,6 +282,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "enable_lora": {"enable_lora": [True, False, True]},
     "a key that nobody knows": {"use_new_thing": True},
     "rank_pattern": {"rank_pattern": {"(": 3}},
+    "a pattern that is too long": {"rank_pattern": {"a{99999999999}": 3}},
     "alpha_pattern": {"alpha_pattern": {"q_proj": "3"}},
     "r": {"r": 0},
     "lora_alpha": {"lora_alpha": True},
@@ -383,6 +384,16 @@ def test_every_tensor_of_an_adapter_must_be_used(case: Path, fault: str) -> None
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors") as caught:
         read_checkpoint("adapter")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["classifier"], indirect=True)
+@pytest.mark.parametrize("shape", [(), (5,), (5, 17), (0, 16), (4, 16)])
+def test_a_head_that_does_not_fit_is_refused(case: Path, shape: tuple[int, ...]) -> None:
+    path = case / "adapter" / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(path) | {"base_model.model.classifier.weight": torch.zeros(shape)}
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(CheckpointError, match="classifier"):
+        read_checkpoint("adapter")
 
 
 @pytest.mark.parametrize("case", ["named"], indirect=True)

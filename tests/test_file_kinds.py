@@ -111,7 +111,12 @@ def test_weights_in_a_checkpoint_lead_to_its_folder(tmp_path: Path, capsys: pyte
     assert answer(tmp_path / "lora" / "adapter_model.safetensors", capsys).endswith(str(tmp_path / "lora"))
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 no archive"])
+DAMAGED = (  # a zip archive of which a newer version is needed to open it
+    b"PK\x01\x02" + bytes(2) + b"\xff" + bytes(39) + b"PK\x05\x06" + bytes(4) + b"\x01\0\x01\0" + b"\x2e" + bytes(9)
+)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 no archive", DAMAGED])
 def test_a_file_of_no_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
     (tmp_path / "notes").write_bytes(content)
     assert "no known kind" in answer(tmp_path / "notes", capsys)

@@ -1,4 +1,4 @@
-"""Adapters of PEFT beside weights, or alone: find the base, merge, and say what the merged model is."""
+"""Adapters of PEFT, beside weights or alone: find the base, merge them, and configure the merged model."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class Adapter:
         except (CheckpointError, HubError, UsageError) as exc:
             kind = HubError if isinstance(exc, HubError) else CheckpointError
             raise kind(
-                f"{what} '{config.base}', which cannot be had: {exc}; get it, or correct base_model_name_or_path in "
-                f"{files.adapter[0]}"
+                f"{what} '{config.base}', which is not available: {exc}; download it, or correct "
+                f"base_model_name_or_path in {files.adapter[0]}"
             ) from exc
         if base.adapter:
             raise CheckpointError(f"{what}: '{config.base}' is, or has, an adapter itself; merge that one first")
@@ -110,7 +110,8 @@ class Adapter:
         merged = merge(weights, tensors, self.config, canonical, origin)
         self._check_not_merged_before(weights, tensors, canonical)
         heads = {ours: name for name, ours in canonical(merged.weights).items() if ours in _HEADS}
-        classes = next((len(merged.weights[heads[ours]]) for ours in merged.replaced if ours in heads), None)
+        trained = [merged.weights[heads[ours]] for ours in merged.replaced if ours in heads]
+        classes = next((len(weight) for weight in trained if weight.ndim), None)
         if is_timm(config):
             if classes is not None and not says_labels and classes != config.get("num_classes"):
                 config = _timm_classes(config, classes)

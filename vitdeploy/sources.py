@@ -108,7 +108,8 @@ def read_checkpoint(
             f"{config.num_channels}; only models of RGB images are exported"
         )
     task = task or task_of(content.config)
-    reference = make_model(config, content.weights, task, origin=", ".join(map(str, base.weights)))
+    origin = ", ".join(map(str, (*base.weights, *found.adapter[1:])))
+    reference = make_model(config, content.weights, task, origin=origin)
     data, files, processor = content.config, content.files, content.processor
     if processor is None:
         processor = _default_processor(config, files)

@@ -127,7 +127,7 @@ def _sorted_out(
             continue
         field = fields.get((match["part"], match["leaf"]))
         if field is None or (field == "magnitude") > config.dora or (field == "bias") > config.lora_bias:
-            raise CheckpointError(f"{origin}: '{key}' is no tensor that adapter_config.json makes expect")
+            raise CheckpointError(f"{origin}: '{key}' does not fit adapter_config.json; save the adapter again")
         lora = factors.setdefault(match["module"], _Lora(key))
         if getattr(lora, field) is not None:
             raise CheckpointError(f"{origin}: '{key}' is there twice; save the adapter again")

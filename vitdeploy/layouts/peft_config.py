@@ -142,7 +142,7 @@ def _pattern(data: Mapping[str, Any], key: str, *, whole: bool = False) -> dict[
     for expression in value:
         try:
             re.compile(rf"(.*\.)?({expression})$")
-        except re.error as exc:
+        except (re.error, OverflowError, RecursionError) as exc:
             raise _malformed(key, f"an object of regular expressions ({exc})", expression) from exc
     return {expression: _number(key, number, whole=whole) for expression, number in value.items()}
 
