@@ -42,8 +42,10 @@ bench-large: .venv/.dev  ## export a model of 4 GB: its peak memory; minutes
 	$(BIN)/python benchmarks/large.py --json benchmarks/results/large.json
 	$(BIN)/python benchmarks/tables.py
 
-golden: $(ENVS)/timm/.done  ## rewrite tests/golden with timm itself
+golden: $(ENVS)/timm/.done $(ENVS)/transformers4/.done  ## rewrite tests/golden with timm and PEFT themselves
 	$(TEST_ENV) $(ENVS)/timm/bin/python tests/golden/make_timm.py
+	$(TEST_ENV) $(ENVS)/timm/bin/python tests/golden/make_peft.py
+	$(TEST_ENV) $(ENVS)/transformers4/bin/python tests/golden/make_peft.py
 
 triton-schema: $(ENVS)/protoc/.done  ## compile Triton's schema, tests/data/triton_model_config.proto, for the tests
 	$(ENVS)/protoc/bin/python -m grpc_tools.protoc -Itests/data \
@@ -103,10 +105,18 @@ $(ENVS)/protoc/.done:
 	$(@D)/bin/python $(PIP_INSTALL) grpcio-tools==1.85.1
 	touch $@
 
-# timm, for the golden files. It borrows everything but timm and torchvision from .venv.
+# timm and PEFT, for the golden files. The rest is borrowed from .venv.
 $(ENVS)/timm/.done: constraints-timm.txt .venv/.dev
 	$(PYTHON) -m venv $(@D)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_main.pth
-	$(@D)/bin/python $(PIP_INSTALL) --no-deps -c constraints-timm.txt timm torchvision
+	$(@D)/bin/python $(PIP_INSTALL) --no-deps -r constraints-timm.txt
+	touch $@
+
+# PEFT with transformers 4, whose names of modules adapters have had until 2026; torch and the rest are borrowed from .venv.
+$(ENVS)/transformers4/.done: constraints-transformers4.txt .venv/.dev
+	$(PYTHON) -m venv $(@D)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_main.pth
+	$(@D)/bin/python $(PIP_INSTALL) --no-deps -r constraints-transformers4.txt
 	touch $@

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import safetensors.torch
+import torch
 
 from families import HEADS, random_config
 from hub_server import hub_server
@@ -98,6 +101,19 @@ def test_a_timm_repository_on_the_hub_is_recognised(tmp_path: Path, monkeypatch:
         hub.commit("timm/deit_tiny_distilled", "main"),
     )
     assert found.processor.crop_rounding == "half_even"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "timm_model."])
+@pytest.mark.parametrize("case", ["deit_distilled_0", "beit_0"])
+def test_prefixes_and_loss_weights_of_a_timm_checkpoint_are_left_out(tmp_path: Path, case: str, prefix: str) -> None:
+    """As timm.models.clean_state_dict does, and for transformers' wrapper around timm."""
+    golden = Path(__file__).parent / "golden" / "timm" / case
+    tensors = safetensors.torch.load_file(golden / "model.safetensors")
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    safetensors.torch.save_file(wrapped | {"loss_fct.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    shutil.copy(golden / "config.json", tmp_path)
+    want, got = (read_checkpoint(folder).model.state_dict() for folder in (golden, tmp_path))
+    assert all(torch.equal(got[name], want[name]) for name in want)
 
 
 def test_a_model_that_takes_every_size_is_made_one_of_its_processors(write_checkpoint: WriteCheckpoint) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from vitdeploy.runtimes import open_runtime
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from vitdeploy.assess.proof import Sample
     from vitdeploy.models.vit import VisionTransformer
@@ -63,7 +63,7 @@ class ArtifactRequest:
 
 def add_artifact(
     request: ArtifactRequest,
-    output: Path | None,
+    place: Path,
     *,
     on_step: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
@@ -72,7 +72,7 @@ def add_artifact(
 
     Args:
         request: the artifact.
-        output: the bundle's folder, which stays as it is on any failure; by default named after the model.
+        place: the bundle's folder, absolute, which stays as it is on any failure.
         on_step: called with what is being done.
         on_progress: called with the number of calibration images that are done, and of how many.
 
@@ -88,7 +88,8 @@ def add_artifact(
     exporter, spec = EXPORTERS[request.format], request.spec
     on_step("reading the checkpoint")
     checkpoint = request.read()
-    place = (Path(Path(checkpoint.source.id).name) if output is None else output).resolve()
+    for note in checkpoint.notes:
+        on_step(note)
     check_target(place)
     _check_replaced(place, f"{request.format}-{spec.precision}", spec.target)
     reference, processor = checkpoint.model, checkpoint.processor

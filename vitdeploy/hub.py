@@ -13,15 +13,25 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, OutputError, UsageError
+from vitdeploy.file_kinds import (
+    file_advice,
+    folder_names,
+    is_lfs_pointer,
+    is_model_file_name,
+    lfs_advice,
+    names_advice,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 logger = logging.getLogger(__name__)
 
 _CONFIG = "config.json"
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _ONE_FILE = ".npz"
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
 _INDEX_SUFFIX = ".index.json"
 _WEIGHTS = (  # in order of preference
     "model.safetensors",
@@ -40,7 +50,8 @@ class CheckpointFiles:
         revision: the commit, for a checkpoint from the Hub.
         folder: holds config.json, the weights and, where the checkpoint has them, the processor's configurations; a
             `.npz` file is a whole checkpoint, and what lies beside it is not of it.
-        weights: one form of weights: a single file, or all shards.
+        weights: one form of weights: a single file, or all shards; none where the folder holds an adapter alone.
+        adapter: the configuration and the weights of an adapter of PEFT, where there is one.
         cached: whether the files are those of the Hub's cache, and the Hub, which was not reached, may have more.
     """
 
@@ -48,6 +59,7 @@ class CheckpointFiles:
     revision: str | None
     folder: Path
     weights: tuple[Path, ...]
+    adapter: tuple[Path, ...] = ()
     cached: bool = field(default=False, compare=False)
 
 
@@ -95,14 +107,16 @@ def resolve(
         OutputError: the cache cannot be written.
         UsageError: an argument is not what it must be.
     """
-    path = _local_path(model)
+    path = local_path(model)
     if path is None:
         return _from_hub(str(model), revision, token, cache_dir, offline, endpoint, _CHECKPOINT)
     if revision is not None:
         raise UsageError(f"a revision selects a commit on the Hub, but '{model}' is local; omit the revision")
     if path.is_file():
+        if is_lfs_pointer(path):
+            raise CheckpointError(lfs_advice(path))
         return CheckpointFiles(path.stem, None, path.parent, (path,))
-    return CheckpointFiles(path.resolve().name, None, path, _open_folder(path, _CHECKPOINT))
+    return CheckpointFiles(path.resolve().name, None, path, *_open_folder(path, _CHECKPOINT))
 
 
 def resolve_processor(
@@ -148,8 +162,13 @@ def _is_path(path: Path, name: str) -> bool:
     return path.is_absolute() or re.search(r"^[.~]|\\|/.*/|/$", name) is not None
 
 
-def _local_path(model: str | Path) -> Path | None:
-    """Return the folder or file that `model` names, or None where it can only be a Hub id."""
+def local_path(model: str | Path) -> Path | None:
+    """Return the folder or file that `model` names, or None where it can only be a Hub id.
+
+    Raises:
+        CheckpointError: it names a path that does not exist, or a file that is no checkpoint.
+        UsageError: it is empty.
+    """
     name = str(model)
     if not name:
         raise UsageError("expected a folder or a Hub id, got an empty string")
@@ -158,12 +177,14 @@ def _local_path(model: str | Path) -> Path | None:
         if path.is_dir() or (path.is_file() and path.suffix == _ONE_FILE):
             return path
         if path.exists():
-            raise CheckpointError(
-                f"expected a folder with {_CONFIG} and weights, got a file that is no {_ONE_FILE}: {name}"
-            )
+            if not path.is_file():  # a pipe or a device, which may never end
+                raise CheckpointError(
+                    f"{name} is neither a folder nor a file; name a folder with {_CONFIG} and weights"
+                )
+            raise CheckpointError(file_advice(path))
     except (OSError, RuntimeError) as exc:  # RuntimeError: the home of an unknown user
         raise CheckpointError(f"cannot open {name}: {exc}") from exc
-    if path.suffix == _ONE_FILE:
+    if is_model_file_name(name):
         raise CheckpointError(f"no such file: {name}; check the path")
     if isinstance(model, Path) or _is_path(path, name):
         raise CheckpointError(f"no such folder: {name}; a Hub id is 'name' or 'organization/name'")
@@ -189,19 +210,19 @@ def _from_hub(
     api = HfApi(endpoint=endpoint, token=token)
     download = functools.partial(hf_hub_download, model, cache_dir=cache_dir, token=token, endpoint=endpoint)
 
+    def cached_folder() -> Path:
+        for name in wanted.any_of[:-1]:
+            with contextlib.suppress(errors.LocalEntryNotFoundError):
+                return Path(download(name, revision=revision, local_files_only=True)).parent
+        return Path(download(wanted.any_of[-1], revision=revision, local_files_only=True)).parent
+
     def from_cache(reason: str) -> CheckpointFiles:
         try:
             folder = cached_folder()
             files = _open_folder(folder, wanted)
         except (errors.LocalEntryNotFoundError, CheckpointError) as exc:
             raise HubError(f"the cache has no usable copy of '{model}', and {reason}, or pass a local folder") from exc
-        return CheckpointFiles(model, folder.name, folder, files, cached=True)
-
-    def cached_folder() -> Path:
-        for name in wanted.any_of[:-1]:
-            with contextlib.suppress(errors.LocalEntryNotFoundError):
-                return Path(download(name, revision=revision, local_files_only=True)).parent
-        return Path(download(wanted.any_of[-1], revision=revision, local_files_only=True)).parent
+        return CheckpointFiles(model, folder.name, folder, *files, cached=True)
 
     with _hub_errors(model, revision, api.endpoint):
         if offline or constants.HF_HUB_OFFLINE:
@@ -226,45 +247,87 @@ def _from_hub(
             commit = path.parent.name
             return path
 
-        paths = wanted.open_files(fetch, f"'{model}'")
-        return CheckpointFiles(model, commit, paths[0].parent, paths)
+        paths, adapter = wanted.open_files(fetch, lambda: names, f"'{model}'")
+        return CheckpointFiles(model, commit, (*paths, *adapter)[0].parent, paths, adapter)
 
 
-def _open_folder(folder: Path, wanted: _Wanted) -> tuple[Path, ...]:
-    """Return the paths of what is wanted of a complete folder."""
+def _open_folder(folder: Path, wanted: _Wanted) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return the paths of what is wanted of a complete folder, and those of the adapter."""
 
     def fetch(name: str) -> Path | None:
         path = folder / name
         return path if path.is_file() else None
 
     try:
-        return wanted.open_files(fetch, str(folder))
+        return wanted.open_files(fetch, lambda: folder_names(folder), str(folder))
     except OSError as exc:
         raise CheckpointError(f"cannot read {folder}: {exc.strerror}") from exc
 
 
-def _open(fetch: Callable[[str], Path | None], source: str) -> tuple[Path, ...]:
-    """Fetch the configurations, then the preferred form of weights, and return the paths of the weights.
+def _open(
+    get: Callable[[str], Path | None], names: Callable[[], Collection[str]], source: str
+) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Fetch the configurations, then the preferred form of weights; return the paths of the weights and of an adapter.
 
-    `fetch` turns a file's name into its path, or into None where the checkpoint, called `source`, has no such file.
+    `get` turns a file's name into its path, or into None where the checkpoint, called `source`, has no such file;
+    `names` gives all its files.
     """
-    if fetch(_CONFIG) is None:
-        raise CheckpointError(f"{source} has no {_CONFIG}; expected a Hugging Face checkpoint")
+
+    def fetch(name: str) -> Path | None:
+        path = get(name)
+        if path is not None and is_lfs_pointer(path):
+            raise CheckpointError(lfs_advice(path))
+        return path
+
+    config = fetch(_CONFIG)
+    adapter = _adapter(fetch, names, source)
+    if config is None and not adapter:
+        raise CheckpointError(
+            names_advice(source, names()) or f"{source} has no {_CONFIG}; expected a Hugging Face checkpoint"
+        )
     for name in _PROCESSORS:
         fetch(name)
-    for name in _WEIGHTS:
+    for name in _WEIGHTS if config is not None else ():
         path = fetch(name)
         if path is not None:
-            return _shards(path, fetch) if name.endswith(_INDEX_SUFFIX) else (path,)
-    raise CheckpointError(f"{source} has no weights; looked for {', '.join(_WEIGHTS)}")
+            return (_shards(path, fetch) if name.endswith(_INDEX_SUFFIX) else (path,)), adapter
+    if adapter:
+        return (), adapter
+    raise CheckpointError(names_advice(source, names()) or f"{source} has no weights; looked for {', '.join(_WEIGHTS)}")
 
 
-def _open_processor(fetch: Callable[[str], Path | None], source: str) -> tuple[Path, ...]:
+def _adapter(
+    fetch: Callable[[str], Path | None], names: Callable[[], Collection[str]], source: str
+) -> tuple[Path, ...]:
+    """Fetch the configuration and the weights of an adapter, which transformers applies without being asked to."""
+    config = fetch(_ADAPTER_CONFIG)
+    weights = next((path for name in _ADAPTER_WEIGHTS if (path := fetch(name)) is not None), None)
+    if config is None and weights is None:
+        return ()
+    if weights is None and "pytorch_adapter.bin" in names():
+        raise CheckpointError(
+            f"{source} is an adapter of the adapters library; merge it there: model.merge_adapter(NAME), "
+            f"then model.save_pretrained(NEW_FOLDER)"
+        )
+    if config is None or weights is None:
+        there, missing = (weights, _ADAPTER_CONFIG) if config is None else (config, _ADAPTER_WEIGHTS[0])
+        raise CheckpointError(
+            f"{source} has {there.name if there else ''} but no {missing}; complete the adapter, or remove its files "
+            f"where the weights are to be used without it"
+        )
+    return config, weights
+
+
+def _open_processor(
+    fetch: Callable[[str], Path | None],
+    names: Callable[[], Collection[str]],  # noqa: ARG001  (one signature)
+    source: str,
+) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Fetch the configurations, and return their paths: config.json may name the processor's class, or be timm's."""
     paths = tuple(path for path in map(fetch, (*_PROCESSORS, _CONFIG)) if path is not None)
     if not paths:
         raise CheckpointError(f"{source} has no image processor; looked for {', '.join(_PROCESSORS)}")
-    return paths
+    return paths, ()
 
 
 class _Wanted(NamedTuple):
@@ -272,14 +335,16 @@ class _Wanted(NamedTuple):
 
     Attributes:
         any_of: names of which a usable copy has at least one.
-        open_files: fetches the files, and returns the paths of those that count.
+        open_files: fetches the files, and returns the paths of those that count, and of an adapter; see `_open`.
     """
 
     any_of: tuple[str, ...]
-    open_files: Callable[[Callable[[str], Path | None], str], tuple[Path, ...]]
+    open_files: Callable[
+        [Callable[[str], Path | None], Callable[[], Collection[str]], str], tuple[tuple[Path, ...], tuple[Path, ...]]
+    ]
 
 
-_CHECKPOINT = _Wanted((_CONFIG,), _open)
+_CHECKPOINT = _Wanted((_CONFIG, _ADAPTER_CONFIG), _open)
 _PROCESSOR = _Wanted((*_PROCESSORS, _CONFIG), _open_processor)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vitdeploy.errors import ImageError, UsageError
+from vitdeploy.file_kinds import is_lfs_pointer, lfs_advice
 from vitdeploy.image_formats import readable_formats
 from vitdeploy.image_limit import HOW_TO_RAISE, check_pixel_count, limit_lifted
 from vitdeploy.sample_depth import check_samples, to_8_bits
@@ -84,7 +85,7 @@ def decode_image(source: ImageSource, mode: Mode, name: str) -> Image.Image:
             turned = source.getexif().get(ExifTags.Base.Orientation, 1) != 1
             return _converted(ImageOps.exif_transpose(source) if turned else source, mode, source, name)
     file = _encoded(source, name)
-    with limit_lifted(), _decoder_errors(name), Image.open(file, formats=readable_formats()) as opened:
+    with limit_lifted(), _decoder_errors(name, file), Image.open(file, formats=readable_formats()) as opened:
         check_pixel_count(opened.width, opened.height, name)
         check_samples(opened, name)
         ImageOps.exif_transpose(opened, in_place=True)
@@ -159,10 +160,12 @@ def _converted(image: Image.Image, mode: Mode, origin: Image.Image, name: str) -
 
 
 @contextlib.contextmanager
-def _decoder_errors(name: str) -> Iterator[None]:
+def _decoder_errors(name: str, source: object = None) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError as exc:
+        if isinstance(source, (str, os.PathLike)) and is_lfs_pointer(Path(source)):
+            raise ImageError(lfs_advice(Path(source))) from exc
         formats = ", ".join(readable_formats())
         raise ImageError(f"cannot read {name}: it is empty, or not in an image format that is read: {formats}") from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:

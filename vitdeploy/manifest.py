@@ -95,14 +95,18 @@ class Source:
     Attributes:
         id: a Hub id, a folder's name, or a preset's.
         revision: the commit on the Hub; None elsewhere.
-        weights: the files that held the weights; none for random ones.
+        weights: the files that held the weights, an adapter's too; none for random ones.
         processor: where the image processor came from; None in a bundle of schema version 2, which does not say it.
+        base: the Hub id or name of the model that an adapter was merged into, where that is another one.
+        base_revision: its commit on the Hub.
     """
 
     id: str
     revision: str | None = None
     weights: tuple[FileRecord, ...] = ()
     processor: ProcessorOrigin | None = None
+    base: str | None = None
+    base_revision: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,9 +193,11 @@ class Manifest:
             manifest = cls(
                 source=Source(
                     _typed(source["id"], str),
-                    None if source["revision"] is None else _typed(source["revision"], str),
+                    _text_or_none(source["revision"]),
                     _records(source["weights"]),
                     None if version == 2 else _processor_origin(source["processor"]),
+                    _text_or_none(source.get("base")),  # which older manifests do not have
+                    _text_or_none(source.get("base_revision")),
                 ),
                 task=Task(data["task"]).value,
                 files=_records(data["files"]),
@@ -358,6 +364,10 @@ def _validation(item: Any) -> dict[str, Any]:
                 _typed(output["top1_agreement"], float)
             _typed(output.get("relative_error", 0.0), float)
     return dict(item)
+
+
+def _text_or_none(item: Any) -> str | None:
+    return None if item is None else _typed(item, str)
 
 
 def _texts(items: Any) -> list[str]:

@@ -17,7 +17,7 @@ from vitdeploy.processor import ImageProcessor
 from vitdeploy.processor_options import ProcessorOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from vitdeploy.hub import CheckpointFiles
@@ -50,27 +50,28 @@ class FoundProcessor:
         return cls(processor, origin, {SETTINGS_FILE: content.encode()})
 
 
-def own_processor(
-    files: CheckpointFiles, image_size: Extent | None, num_channels: int | None = None
-) -> FoundProcessor | None:
-    """The processor that a folder of transformers or timm brings; None where it has none.
+def own_processor(files: CheckpointFiles, image_size: Extent | None, model: ViTConfig) -> FoundProcessor | None:
+    """The processor that a checkpoint or an adapter brings; None where it has none.
 
     Args:
-        files: the checkpoint.
+        files: of the checkpoint or the adapter.
         image_size: (height, width) of what timm's processor is to give; by default what its configuration states.
-        num_channels: of the model; by default what the configurations say.
+        model: the configuration of the model.
 
     Raises:
         InputError: its file cannot be read, or asks for something that cannot be done exactly.
     """
-    config = read_json(files.folder / "config.json")
+    if files.weights and files.weights[0].suffix == ".npz":  # a whole checkpoint: what lies beside it is not of it
+        return FoundProcessor.of(whole_image(model), ProcessorOrigin("npz"))
+    path = files.folder / "config.json"
+    config = read_json(path) if files.weights or path.exists() else {}
     if is_timm(config):
         return FoundProcessor.of(_timm_processor(files.folder, config, image_size), ProcessorOrigin("timm"))
     paths = {name: files.folder / name for name in PROCESSOR_CONFIGS}
     content = {name: _read_bytes(path) for name, path in paths.items() if os.path.lexists(path)}
     if find_settings(files.folder) is None:
         return None
-    processor = ImageProcessor.from_pretrained(files.folder, num_channels=num_channels)
+    processor = ImageProcessor.from_pretrained(files.folder, num_channels=model.num_channels)
     return FoundProcessor(processor, ProcessorOrigin("checkpoint"), content)
 
 
@@ -113,7 +114,7 @@ def given_processor(
 
 
 def find_processor(
-    files: CheckpointFiles,
+    places: Collection[CheckpointFiles],
     options: ProcessorOptions | None,
     model: ViTConfig,
     image_size: Extent | None = None,
@@ -122,7 +123,7 @@ def find_processor(
     """The image processor of a checkpoint: the given one or else its own, with the settings of the options.
 
     Args:
-        files: the checkpoint.
+        places: the checkpoint; or an adapter and then its base, whose processor counts where the adapter has none.
         options: what was asked for; None for the checkpoint's own processor as it is.
         model: the configuration of the model, which decides the number of channels.
         image_size: (height, width) that the processor is changed to, after all settings.
@@ -138,14 +139,13 @@ def find_processor(
     found: FoundProcessor | None
     if options.source is not None:
         found = given_processor(options.source, image_size, model.num_channels, **hub)
-    elif files.weights[0].suffix == ".npz":
-        found = FoundProcessor.of(whole_image(model), ProcessorOrigin("npz"))
     else:
-        found = own_processor(files, image_size, model.num_channels)
+        own = (own_processor(files, image_size, model) for files in places)
+        found = next((each for each in own if each is not None), None)
     if found is None:
         missing = options.missing(sized=image_size is not None)
         if missing:
-            raise CheckpointError(_no_processor(files, options, missing))
+            raise CheckpointError(_no_processor(next(iter(places)), options, missing))
         found = FoundProcessor.of(ImageProcessor(), ProcessorOrigin("options"))
     return adapt_processor(found, options, image_size, model.num_channels)
 

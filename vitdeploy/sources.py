@@ -7,6 +7,7 @@ import json
 import operator
 from typing import TYPE_CHECKING, Any
 
+from vitdeploy.adapters import Adapter
 from vitdeploy.errors import CheckpointError
 from vitdeploy.hub import CheckpointFiles, resolve
 from vitdeploy.layouts.npz_layout import read_npz
@@ -42,12 +43,14 @@ class Checkpoint:
         model: the reference.
         processor: what makes its input.
         files: the model repository's JSON files, by name.
+        notes: what was done that its user may not expect, a line each.
     """
 
     source: Source
     model: VisionTransformer
     processor: ImageProcessor
     files: dict[str, bytes]
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +62,13 @@ class _Content:
         weights: tensors under transformers' names.
         any_image_size: whether the model becomes one of the processor's size, though its tables are of another: timm
             interpolates them where it evaluates at another size (`dynamic_img_size`).
+        notes: as of `Checkpoint`.
     """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
     any_image_size: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def read_checkpoint(
@@ -76,6 +81,8 @@ def read_checkpoint(
     **hub_options: Any,
 ) -> Checkpoint:
     """Read a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files.
+
+    A LoRA adapter of PEFT, beside the weights or alone, is merged into its base; see `vitdeploy.adapters`.
 
     Where the image processor's size is not the model's, a model that takes every size (`ViTConfig.any_image_size`) is
     made one of the processor's.
@@ -94,7 +101,9 @@ def read_checkpoint(
         UsageError: the image size is smaller than a patch, or the settings of the processor contradict it.
     """
     found = resolve(model, **hub_options)
-    content = _read(found, task)
+    adapter = Adapter.find(found, hub_options) if found.adapter else None
+    base = found if adapter is None else adapter.base
+    content = _read(base, adapter, task)
     config = ViTConfig.from_dict(content.config)
     note_unknown_keys(content.config)
     if config.num_channels not in MODES:
@@ -103,10 +112,11 @@ def read_checkpoint(
             f"4 (RGBA) channels can be exported"
         )
     hub = {name: value for name, value in hub_options.items() if name != "revision"}
-    image_processor = find_processor(found, processor, config, image_size, **hub)
+    image_processor = find_processor(dict.fromkeys((found, base)), processor, config, image_size, **hub)
     note_unknown_settings(image_processor.files)
     task = task or task_of(content.config)
-    reference = make_model(config, content.weights, task, origin=", ".join(map(str, found.weights)))
+    origin = ", ".join(map(str, (*base.weights, *found.adapter[1:])))
+    reference = make_model(config, content.weights, task, origin=origin)
     data = content.config
     any_image_size = config.any_image_size or content.any_image_size
     _fit(
@@ -123,10 +133,12 @@ def read_checkpoint(
     data |= {"architectures": [architecture_of(reference)]} | {
         key: "float32" for key in ("dtype", "torch_dtype") if key in data
     }
-    weights = tuple(FileRecord.of(path.parent, path.name) for path in found.weights)
+    weights = tuple(FileRecord.of(path.parent, path.name) for path in (*base.weights, *found.adapter))
     source = Source(found.model_id, found.revision, weights, image_processor.origin)
+    if adapter is not None and adapter.is_alone:
+        source = dataclasses.replace(source, base=base.model_id, base_revision=base.revision)
     files = image_processor.files | {"config.json": _json(data)}
-    return Checkpoint(source, reference, image_processor.processor, files)
+    return Checkpoint(source, reference, image_processor.processor, files, content.notes)
 
 
 def random_checkpoint(
@@ -163,18 +175,23 @@ def random_checkpoint(
     return Checkpoint(source, model, image_processor.processor, files | image_processor.files)
 
 
-def _read(found: CheckpointFiles, task: Task | None) -> _Content:
+def _read(found: CheckpointFiles, adapter: Adapter | None, task: Task | None) -> _Content:
+    """The content of the weights in `found`, with the adapter merged."""
+    notes: tuple[str, ...] = ()
     if found.weights[0].suffix == ".npz":
-        return _Content(*read_npz(found.weights[0], task))
-    data = read_json(found.folder / "config.json")
-    weights = read_weights(found.weights)
+        data, weights = read_npz(found.weights[0], task)
+    else:
+        data, weights = read_json(found.folder / "config.json"), read_weights(found.weights)
+    if adapter is not None:
+        data, weights, note = adapter.merge(data, weights)
+        notes = (note,)
     if is_timm(data):
         try:
             config, weights = from_timm(data, weights, task)
         except CheckpointError as exc:
             raise CheckpointError(f"{found.folder}: {exc}") from exc
-        return _Content(config, weights, any_image_size=is_dynamic(data.get("model_args") or {}))
-    return _Content(data, weights)
+        return _Content(config, weights, is_dynamic(data.get("model_args") or {}), notes)
+    return _Content(data, weights, notes=notes)
 
 
 def _fit(

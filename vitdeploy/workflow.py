@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitdeploy.artifacts import ArtifactRequest, add_artifact
 from vitdeploy.assess.calibration_images import DEFAULT_COUNT
 from vitdeploy.assess.quantization import QuantizationRequest
-from vitdeploy.bundle import Bundle, check_target
+from vitdeploy.bundle import Bundle
 from vitdeploy.engine_options import EngineOptions
 from vitdeploy.engine_proof import ProofRequest
 from vitdeploy.engines import add_engine
@@ -30,6 +30,7 @@ from vitdeploy.export_arguments import (
     rest_of,
     task_of,
 )
+from vitdeploy.export_place import place_of
 from vitdeploy.exporters import EXPORTERS, export_function, find_exporter, quantization_target
 from vitdeploy.exporters.engine_build import check_request
 from vitdeploy.manifest import MANIFEST
@@ -99,10 +100,12 @@ def export(
     GPU runs it; elsewhere the manifest says that it has not run yet, and `vitdeploy verify --run` completes it.
 
     Args:
-        model: a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files.
+        model: a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files. A LoRA adapter of
+            PEFT is merged into its base.
         to: the format, "onnx", "torchscript", "tensorrt" or "tensorrt-rtx".
         precision: the number format, "fp32", "fp16" or "bf16"; of ONNX and engines also "int8" or "fp8".
-        output: the bundle's folder; by default named after the model, in the working directory.
+        output: the bundle's folder; by default named after the model, in the working directory, with "-vitdeploy" added
+            where that is the checkpoint or something else that is no bundle.
         task: a value of `vitdeploy.specs.Task`; by default what the checkpoint was made for.
         opset: ONNX opset, 18 to 23; 20 by default, and 21 for fp8, which has none below.
         optimize: "onnxruntime" for an ONNX graph with the operators that ONNX Runtime fuses, which opens sooner, and
@@ -287,10 +290,7 @@ def export(
         dynamic_image_size=dynamic_image_size,
     )
     check_scheme(spec, bound, calibrated=calibration_data is not None)
-    if output is not None:
-        if not os.fspath(output):
-            raise UsageError("output must name a folder, got ''; leave it out for one named after the model")
-        check_target(Path(output))
+    place = place_of(output, model, random_weights, seed)
     quantization = None
     if calibration_data is not None:
         quantization = QuantizationRequest(
@@ -310,7 +310,7 @@ def export(
         tolerance=tolerance,
         quantization=quantization,
     )
-    bundle = add_artifact(request, None if output is None else Path(output), on_step=on_step, on_progress=on_progress)
+    bundle = add_artifact(request, place, on_step=on_step, on_progress=on_progress)
     return bundle if asked == to else finish(bundle, engine or EngineOptions())
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import safetensors.torch
@@ -18,6 +19,7 @@ from vitdeploy.hub import resolve
 from vitdeploy.models.checkpoint import load_model, save_model, task_of
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.presets import random_model
+from vitdeploy.models.weights import unwrapped
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -452,3 +454,63 @@ def test_the_task_is_that_of_the_architecture(task: Task) -> None:
 def test_an_unknown_architecture_is_named(architectures: object) -> None:
     with pytest.raises(CheckpointError, match=r"architectures must name one of ViTForImageClassification, .*--task"):
         task_of({"architectures": architectures})
+
+
+# What training leaves in a checkpoint.
+
+WRAPPED = {
+    "DataParallel": ("module.", ""),
+    "torch.compile": ("_orig_mod.", ""),
+    "compiled DataParallel": ("_orig_mod.module.", ""),
+    "DataParallel of a compiled model": ("module._orig_mod.", ""),
+    "compiled layers": ("", "_orig_mod."),
+    "FSDP": ("_fsdp_wrapped_module.", "_fsdp_wrapped_module._checkpoint_wrapped_module."),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_the_prefixes_of_wrappers_are_removed(checkpoint: Checkpoint, wrapped: str, name: str) -> None:
+    prefix, of_layer = WRAPPED[wrapped]
+
+    def wrap(key: str) -> str:
+        return prefix + re.sub(r"(layer\.\d+\.)", rf"\1{of_layer}", key)
+
+    state = {wrap(key): tensor for key, tensor in state_of(checkpoint).items()}
+    assert_same(load_state(state, checkpoint, name=name), checkpoint.load().state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # which torch.compile's imports call
+def test_the_prefixes_are_those_that_torch_gives(classifier: Checkpoint) -> None:
+    peer, compiled = classifier.peer, cast("Callable[[torch.nn.Module], torch.nn.Module]", torch.compile)
+    names = list(torch.nn.DataParallel(compiled(peer)).state_dict())
+    names += list(compiled(torch.optim.swa_utils.AveragedModel(peer)).state_dict())
+    names += [f"vit.layers.0.{name}" for name in compiled(peer.vit.layers[0]).state_dict()]
+    assert all(name.startswith(("module._orig_mod.", "_orig_mod.", "vit.layers.0._orig_mod.")) for name in names)
+    assert {unwrapped(name) for name in names} == {*peer.state_dict(), "n_averaged"}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_a_weight_with_and_without_a_prefix_is_refused(classifier: Checkpoint, prefix: str) -> None:
+    """Both may be there after a resumed training, and differ."""
+    with pytest.raises(CheckpointError, match="are the same weight"):
+        load_state(state_of(classifier) | {f"{prefix}{QUERY}": torch.zeros(32, 32)}, classifier)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["loss_fct.weight", "criterion.pos_weight", "loss_fn.weight", "vit.embeddings.position_ids", "n_averaged"],
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_what_only_training_needs_is_left_out(classifier: Checkpoint, name: str, prefix: str) -> None:
+    """As transformers does, which leaves out every tensor that its model does not have."""
+    state = {f"{prefix}{key}": tensor for key, tensor in state_of(classifier).items()}
+    state[f"{prefix}{name}"] = torch.arange(17) if name.endswith("ids") else torch.ones(3)
+    assert_same(load_state(state, classifier), classifier.load().state_dict())
+
+
+@pytest.mark.parametrize("name", ["mean", "pixel_std", "vit.norm.running_mean", "ema.weight", "head.loss.bias"])
+def test_a_tensor_that_may_have_an_effect_is_refused(classifier: Checkpoint, name: str) -> None:
+    """A model that normalises its images itself has the mean in its weights, for example."""
+    with pytest.raises(CheckpointError, match=f"unexpected .*{name.rpartition('.')[2]}"):
+        load_state(state_of(classifier) | {name: torch.ones(3)}, classifier)

@@ -107,6 +107,8 @@ def source_of(folder: str) -> dict[str, str]:
         return facts
     facts |= {"model": manifest.source.id, "revision": manifest.source.revision or "", "task": manifest.task}
     facts["image processor"] = manifest.processor or NOT_RECORDED
+    if manifest.source.base is not None:
+        facts |= {"merged into": manifest.source.base, "base revision": manifest.source.base_revision or ""}
     facts |= {f"{file.path} sha256": file.sha256 for file in manifest.source.weights}
     for artifact in manifest.artifacts:
         name = artifact.name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,8 +29,6 @@ from vitdeploy.specs import Task
 from vitdeploy.triton_config import LABELED_OUTPUT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vitdeploy.engine_options import EngineOptions
     from vitdeploy.manifest import Artifact
 
@@ -50,21 +47,6 @@ class _Layout(click.Choice[str]):
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
     return None if value is None else tuple(name.strip() for name in value.split(","))
-
-
-def _bundle_of(options: Mapping[str, Any]) -> Path | None:
-    """Where the bundle is to be; None where the model's name does not tell."""
-    if options["output"]:
-        return Path(options["output"])
-    if options["random_weights"] is not None:
-        return Path(f"{options['random_weights']}-random-{options['seed']}")
-    if not options["model"]:
-        return None
-    try:
-        model = Path(options["model"]).expanduser()
-        return Path(model.stem if model.is_file() else model.resolve().name)
-    except (OSError, RuntimeError):  # a name too long, the home of an unknown user
-        return None
 
 
 def _difference(artifact: Artifact) -> str:
@@ -94,7 +76,8 @@ def _print_accuracy(artifact: Artifact) -> None:
 @click.command()
 @click.option(
     "--model",
-    help="A Hub id, such as google/vit-base-patch16-224, a local folder (transformers, timm), or Google's .npz file.",
+    help="A Hub id, such as google/vit-base-patch16-224, a local folder (transformers, timm, an adapter of PEFT, which "
+    "is merged), or Google's .npz file.",
 )
 @click.option(
     "--random-weights",
@@ -166,7 +149,12 @@ def _print_accuracy(artifact: Artifact) -> None:
 @click.option("--images", type=PATH, help="A folder of images to prove the artifact on; synthetic by default.")
 @click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
 @engine_options
-@click.option("-o", "--output", type=PATH, help="The bundle; by default ./ and the model's name.")
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    help="The bundle; by default ./ and the model's name, with -vitdeploy where that is the checkpoint.",
+)
 @click.option(
     "--triton",
     metavar="DIR",
@@ -196,6 +184,7 @@ def export(
     precision, which is made first; without --model or --random-weights from the one that --output has. Without a GPU it
     is kept, and completed by verify --run there.
     """
+    from vitdeploy.export_place import place_of
     from vitdeploy.model_repository import check_labels_of, check_place, write_triton_model
     from vitdeploy.workflow import export as export_model
 
@@ -212,7 +201,8 @@ def export(
         find_exporter(to, options["precision"], options | {"engine": engines[to]})
     target = options["target"] = quantization_target(formats, options["precision"], options["target"])
     if triton is not None:
-        place = _bundle_of(options)
+        named = options["model"] or options["random_weights"] or options["output"]  # or the export says what it needs
+        place = place_of(*(options[name] for name in ("output", "model", "random_weights", "seed"))) if named else None
         for to in formats:
             check_place(place, triton, to, options["precision"], target=target, engine=engines[to])
         source = options["model"] or options["output"]  # an engine may be of the model that is there

@@ -92,8 +92,12 @@ def _show_differences(path: str, other_path: str, names: tuple[str, ...], as_jso
 
 
 def _bundle_rows(manifest: Manifest, inspections: list[Inspection]) -> list[tuple[str, str]]:
-    source = manifest.source.id + (f" @ {manifest.source.revision}" if manifest.source.revision else "")
-    rows = [("source", source), ("task", manifest.task), ("processor", manifest.processor or NOT_RECORDED)]
+    source = manifest.source
+    rows = [("source", source.id + (f" @ {source.revision}" if source.revision else ""))]
+    if source.base is not None:
+        rows += [("merged into", source.base + (f" @ {source.base_revision}" if source.base_revision else ""))]
+    rows += [("weights from", f"{file.path}  sha256 {file.sha256[:16]}…") for file in source.weights]
+    rows += [("task", manifest.task), ("processor", manifest.processor or NOT_RECORDED)]
     for item in inspections:
         rows += _artifact_rows(item.artifact)
         rows += _graph_rows(item.graph) if item.graph else [("  graph", f"not read: {item.note}")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,23 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+# Modules that only wrap others while a model is trained, of which no Vision Transformer has one of its own:
+# torch.compile's, FSDP's, and the one of activation checkpointing. Parts of a model may be wrapped one by one.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_PARALLEL = re.compile(r"^(?:module\.)+")  # DataParallel's, DistributedDataParallel's and AveragedModel's
+# Tensors that only training, or the code of another library, has a use for. None takes part in a forward pass.
+_WITHOUT_EFFECT = (
+    re.compile(r"(?:loss_fct|loss_fn|loss_func|loss|criterion)\.(?:weight|pos_weight)"),  # of the classes, in the loss
+    re.compile(r"(?:.+\.)?position_ids"),  # 0, 1, 2 ...: by which a model looks up position embeddings that it has
+    re.compile(r"n_averaged"),  # torch.optim.swa_utils.AveragedModel counts the averaged models
+)
+
 
 def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
     """The tensors of one or more files, by name.
+
+    The prefixes of wrappers ("module.", "_orig_mod." ...) are removed, as timm's `clean_state_dict` does, and tensors
+    without effect on inference (`_WITHOUT_EFFECT`) are left out.
 
     Args:
         files: safetensors files, or torch files, which are opened with `weights_only=True`.
@@ -29,12 +44,26 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
         CheckpointError: a file cannot be read, or a name occurs twice.
     """
     tensors: dict[str, Tensor] = {}
+    spelling: dict[str, str] = {}
     for path in files:
-        for name, tensor in _read(path):
+        for spelled, tensor in _read(path):
+            name = unwrapped(spelled)
+            if any(pattern.fullmatch(name) for pattern in _WITHOUT_EFFECT):
+                continue
+            if spelling.get(name, spelled) != spelled:
+                raise CheckpointError(
+                    f"{path}: '{spelling[name]}' and '{spelled}' are the same weight, once of a wrapped model; "
+                    f"keep one of them"
+                )
             if name in tensors:
                 raise CheckpointError(f"{path}: '{name}' must be in one file, is in several; keep one of them")
-            tensors[name] = tensor
+            tensors[name], spelling[name] = tensor, spelled
     return tensors
+
+
+def unwrapped(name: str) -> str:
+    """The name of a weight without what DataParallel, torch.compile and FSDP add to it."""
+    return _PARALLEL.sub("", _WRAPPERS.sub("", name))
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:

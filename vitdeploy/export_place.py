@@ -1,0 +1,103 @@
+"""The folder that an export writes to: its default, and whether it can be used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vitdeploy.bundle import check_target
+from vitdeploy.errors import OutputError, UsageError, first_line
+from vitdeploy.hub import local_path
+from vitdeploy.manifest import MANIFEST
+
+_SUFFIX = "-vitdeploy"
+
+
+def place_of(
+    output: str | os.PathLike[str] | None,
+    model: str | Path | None,
+    random_weights: str | None,
+    seed: int,
+) -> Path:
+    """The folder of the bundle, absolute, which has been checked for use.
+
+    By default it is named after the model, in the working directory. "-vitdeploy" is added where that is the checkpoint
+    itself, or something else that is no bundle, or would hide a Hub id without an organization.
+
+    Args:
+        output: the folder; None for the default.
+        model: what is exported, as `vitdeploy.hub.resolve` takes it; None for random weights, or the bundle's own.
+        random_weights: the preset; None where a model is named.
+        seed: of the random weights.
+
+    Raises:
+        CheckpointError: `model` is a path that does not exist.
+        OutputError: the folder cannot be written.
+        UsageError: it is neither absent nor empty nor a bundle, or it is in the checkpoint or around it.
+    """
+    checkpoint = None if model is None else local_path(model)
+    if output is not None:
+        if not os.fspath(output):
+            raise UsageError("output must name a folder, got ''; leave it out for one named after the model")
+        place = Path(output)
+    else:
+        place = Path(_default_name(model, checkpoint, random_weights, seed))
+        hides_hub_id = checkpoint is None and str(model) == place.name  # since a folder wins over a Hub id
+        if hides_hub_id or _is_taken(place, checkpoint):
+            place = place.with_name(place.name + _SUFFIX)
+    check_target(place)
+    if checkpoint is not None:
+        _check_apart(place.resolve(), checkpoint.resolve())
+    place = place.resolve()
+    _check_writable(place)
+    return place
+
+
+def _default_name(model: str | Path | None, checkpoint: Path | None, random_weights: str | None, seed: int) -> str:
+    if random_weights is not None:
+        return f"{random_weights}-random-{seed}"
+    if model is None:
+        raise UsageError("export needs a model, or random_weights")
+    if checkpoint is None:
+        name = Path(model).name
+    else:
+        name = checkpoint.stem if checkpoint.is_file() else checkpoint.resolve().name
+    if not name:
+        raise UsageError(f"{model} has no name to call the bundle by; choose an output")
+    return name
+
+
+def _is_taken(place: Path, checkpoint: Path | None) -> bool:
+    """Whether something is there that a bundle must not replace."""
+    try:
+        if not os.path.lexists(place):
+            return False
+        is_checkpoint = checkpoint is not None and place.exists() and place.samefile(checkpoint)
+        is_bundle = place.is_dir() and ((place / MANIFEST).exists() or not any(place.iterdir()))
+    except OSError:
+        return True
+    return is_checkpoint or not is_bundle
+
+
+def _check_apart(place: Path, checkpoint: Path) -> None:
+    """Raise UsageError where the bundle would be in the checkpoint, or the checkpoint in the bundle."""
+    if place == checkpoint:
+        return  # a bundle is a checkpoint too, and `check_target` takes nothing else
+    inside = checkpoint.is_dir() and place.is_relative_to(checkpoint)
+    if inside or checkpoint.is_relative_to(place):
+        raise UsageError(
+            f"the output {place} lies {'in' if inside else 'around'} the checkpoint {checkpoint}; "
+            f"choose a folder beside it (-o)"
+        )
+
+
+def _check_writable(place: Path) -> None:
+    """Raise OutputError where the folder cannot be made or replaced, as far as can be told before."""
+    try:
+        parent = next(parent for parent in place.parents if parent.exists())
+        good = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+    except OSError as exc:
+        raise OutputError(f"{place} cannot be written: {first_line(exc)}; choose another output") from exc
+    if not good:
+        reason = "is not writable" if parent.is_dir() else "is a file"
+        raise OutputError(f"{place} cannot be written: {parent} {reason}; choose another output")
