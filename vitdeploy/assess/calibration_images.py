@@ -6,17 +6,17 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL
 
-from vitdeploy.assess.difference import compare_outputs, least_cosine
+from vitdeploy.assess.dataset import chosen_names
+from vitdeploy.assess.difference import compare_outputs
 from vitdeploy.assess.image_set import open_images
 from vitdeploy.assess.prepare import prepare
 from vitdeploy.assess.samples import feeds
-from vitdeploy.errors import CheckFailedError, UsageError
+from vitdeploy.errors import UsageError
 from vitdeploy.processor import available_cores
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 DEFAULT_COUNT = 512  # TensorRT's and NNCF's guides ask for some hundreds
 FEW = 32
+BATCH = 8  # images of one shape that are run together
+FEWEST_APART = 16  # of fewer, no part would be worth its name
+MOST_JUDGED = 64  # which tell a 5th percentile; more would take longer than they add
 _AHEAD = 2  # images a core that may be ready before they are run
 
 
@@ -85,9 +88,27 @@ class CalibrationImages:
             digest.update(hashlib.sha256(self.images.load(position)).digest())
         return digest.hexdigest()
 
-    def few(self, count: int = FEW) -> CalibrationImages:
-        """Some of them, chosen alike, for what is measured again and again; their progress is not told."""
-        return dataclasses.replace(self, images=self.images.subset(count, self.seed), on_progress=lambda *_: None)
+    def parts(self) -> CalibrationParts:
+        """Take the images apart: a quarter to judge, a quarter to choose by, and the rest to measure ranges on.
+
+        Which image is for what depends on its name and the seed. Of fewer than `FEWEST_APART` images all are for all.
+        """
+        count = len(self.images)
+        if count < FEWEST_APART:
+            return CalibrationParts(self, self._quiet(range(count)), self, held_out=False)
+        judged, chosen_by = min(count // 4, MOST_JUDGED), min(count // 4, FEW)
+        names = self.images.names
+        judge = chosen_names(names, judged, self.seed)
+        choice = sorted({*chosen_names(names, judged + chosen_by, self.seed)}.difference(judge))
+        ranges = sorted({*range(count)}.difference(judge, choice))
+        return CalibrationParts(self._at(ranges), self._quiet(choice), self._at(judge), held_out=True)
+
+    def _at(self, positions: Sequence[int]) -> CalibrationImages:
+        return dataclasses.replace(self, images=self.images.at(positions))
+
+    def _quiet(self, positions: Sequence[int]) -> CalibrationImages:
+        """For what is measured again and again; their progress is not told."""
+        return dataclasses.replace(self._at(positions), on_progress=lambda *_: None)
 
     def pixels(self, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
         """Each image in these formats, (1, ...)."""
@@ -98,6 +119,19 @@ class CalibrationImages:
                 yield image.pixels
                 self.on_progress(done, len(self.images))
 
+    def batches(self, count: int, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
+        """Images in these formats, (N, ...), as many together as have one shape, and at most `count`."""
+        waiting: list[dict[PixelFormat, np.ndarray]] = []
+        for image in self.pixels(*formats):
+            if waiting and (
+                len(waiting) == count or any(waiting[0][each].shape != image[each].shape for each in image)
+            ):
+                yield _joined(waiting)
+                waiting = []
+            waiting.append(image)
+        if waiting:
+            yield _joined(waiting)
+
     def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
         """See `vitdeploy.exporters.quantization.calibration.Run`."""
         from vitdeploy.runtimes.onnxrt import OnnxRuntime
@@ -106,50 +140,84 @@ class CalibrationImages:
             for image in self.pixels(pixels):
                 yield runtime.run(feeds(runtime.inputs, image[pixels]))
 
-    def agreement(
-        self, reference: Runtime, artifact: Runtime, name: str, tolerance: float | None
-    ) -> list[dict[str, Any]]:
-        """What the artifact gives for each image beside what the reference gives, an entry an output.
-
-        Each entry holds the output's name, how many images there are, the share of those with the same best class (of
-        logits alone), and the mean and the lowest cosine of an image.
+    def agreement(self, reference: Runtime, artifact: Runtime, *, one_by_one: bool) -> list[Agreement]:
+        """Compare what the artifact gives for each image with what the reference gives, an entry an output.
 
         Args:
             reference: its runtime.
             artifact: its runtime.
-            name: the artifact's.
-            tolerance: see `least_cosine`; None for any cosine.
-
-        Raises:
-            CheckFailedError: the mean cosine of an output is lower.
+            one_by_one: whether the artifact must not take several images in one batch, because it quantizes a batch by
+                one range.
         """
-        found: dict[str, list[tuple[float, float | None]]] = {}
-        for image in self.pixels(reference.pixels, artifact.pixels):
-            wanted, given = (
-                runtime.run(feeds(runtime.inputs, image[runtime.pixels])) for runtime in (reference, artifact)
-            )
-            for difference in compare_outputs(wanted, given):
-                found.setdefault(difference.output, []).append((difference.min_cosine, difference.top1_agreement))
-        entries: list[dict[str, Any]] = []
-        for output, each in found.items():
-            cosines = [cosine for cosine, _ in each]
-            agree = [share for _, share in each if share is not None]
-            entries.append(
-                {
-                    "output": output,
-                    "images": len(each),
-                    "top1_agreement": round(float(np.mean(agree)), 6) if agree else None,
-                    "mean_cosine": round(float(np.mean(cosines)), 6),
-                    "min_cosine": round(min(cosines), 6),
-                }
-            )
-        if tolerance is None:
-            return entries
-        worst, lowest = min(((each["output"], each["mean_cosine"]) for each in entries), key=operator.itemgetter(1))
-        if not lowest >= least_cosine(tolerance):
-            raise CheckFailedError(
-                f"{name} must have a mean cosine of {least_cosine(tolerance):.4g} with the reference on the "
-                f"calibration images (tolerance {tolerance:g}), has {lowest:.4g} in {worst}; keep nodes in float32, "
-                f"see vitdeploy compare --bisect; nothing was written"
-            )
-        return entries
+        cosines: dict[str, list[float]] = {}
+        same: dict[str, list[float]] = {}
+        for images in self.batches(BATCH, reference.pixels, artifact.pixels):
+            wanted = reference.run(feeds(reference.inputs, images[reference.pixels]))
+            given = _run(artifact, images[artifact.pixels], 1 if one_by_one else BATCH)
+            for row in range(len(images[artifact.pixels])):
+                for difference in compare_outputs(
+                    *({n: v[row : row + 1] for n, v in of.items()} for of in (wanted, given))
+                ):
+                    cosines.setdefault(difference.output, []).append(difference.min_cosine)
+                    if difference.top1_agreement is not None:
+                        same.setdefault(difference.output, []).append(difference.top1_agreement)
+        return [Agreement.of(output, found, same.get(output)) for output, found in cosines.items()]
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationParts:
+    """Images apart by what they are for.
+
+    Attributes:
+        ranges: activations are measured on these.
+        choice: candidates are compared on these.
+        judge: the artifact is judged on these.
+        held_out: whether no image is in two parts.
+    """
+
+    ranges: CalibrationImages
+    choice: CalibrationImages
+    judge: CalibrationImages
+    held_out: bool
+
+    def counts(self) -> dict[str, int]:
+        """How many images are in each part."""
+        return {name: len(getattr(self, name).images) for name in ("ranges", "choice", "judge")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """One output of an artifact beside the reference's, on N images.
+
+    Attributes:
+        output: its name.
+        images: N.
+        top1_agreement: the share of images with the same best class; None for an output that is not `logits`.
+        mean_cosine: the mean of the images' cosine similarities.
+        p5_cosine: their 5th percentile.
+        min_cosine: the lowest of them.
+    """
+
+    output: str
+    images: int
+    top1_agreement: float | None
+    mean_cosine: float
+    p5_cosine: float
+    min_cosine: float
+
+    @classmethod
+    def of(cls, output: str, cosines: Sequence[float], same: Sequence[float] | None) -> Agreement:
+        """Of the cosine of each image, and whether its best class is the same; rounded to six digits."""
+        share = None if same is None else round(float(np.mean(same)), 6)
+        figures = float(np.mean(cosines)), float(np.percentile(cosines, 5)), min(cosines)
+        return cls(output, len(cosines), share, *(round(figure, 6) for figure in figures))
+
+
+def _joined(images: Sequence[Mapping[PixelFormat, np.ndarray]]) -> dict[PixelFormat, np.ndarray]:
+    return {each: np.concatenate([image[each] for image in images]) for each in images[0]}
+
+
+def _run(runtime: Runtime, pixels: np.ndarray, batch: int) -> dict[str, np.ndarray]:
+    """Run images (N, ...), at most so many together."""
+    parts = [runtime.run(feeds(runtime.inputs, pixels[at : at + batch])) for at in range(0, len(pixels), batch)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from vitdeploy.assess.cosine_bound import CosineBound
     from vitdeploy.assess.difference import Difference
     from vitdeploy.models.config import ViTConfig
     from vitdeploy.models.vit import VisionTransformer
@@ -163,6 +164,7 @@ def prove(
     images: Sequence[Sample],
     expected: Sequence[Mapping[str, np.ndarray]],
     tolerance: float | None,
+    cosine: CosineBound | None = None,
 ) -> dict[str, Any]:
     """Compare an artifact with the reference, in the batches of the samples.
 
@@ -172,6 +174,7 @@ def prove(
         images: see `samples`.
         expected: what the reference gives for each of them.
         tolerance: largest difference allowed, relative to each output's largest value; None for any that is finite.
+        cosine: how near each output must be; None for any nearness.
 
     Returns:
         The record of it, for the manifest; its tolerance is the one that would have passed where none is given.
@@ -192,6 +195,9 @@ def prove(
             f"{name} must give finite values, {worst.output} has others: they exceed what its type holds; choose "
             f"another precision, or float32 outputs; nothing was written"
         )
+    if cosine is not None:
+        for difference in differences:
+            cosine.check_difference(name, difference)
     if tolerance is None:
         tolerance = worst.required_tolerance
     if not worst.within(tolerance):
