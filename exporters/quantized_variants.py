@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters.integer_variants import integer_products, registered, write_integer_variant
@@ -38,6 +38,7 @@ def quantized_variants(path: Path, float_path: Path) -> Variants:
         UsageError: a node that computes in integers, or a weight of it, is not in the float32 graph.
     """
     model, original = ir.load(path), ir.load(float_path)
+    ShapeInferencePass()(original)
     smooth_alike(original, model)
     weights = {
         (name_of(node), index): value

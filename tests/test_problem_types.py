@@ -20,11 +20,13 @@ from sklearn.datasets import load_sample_images
 import vitdeploy
 from bundles import sign_again, tiny_model, write_checkpoint_of
 from families import HEADS, random_config
+from vitdeploy.assess.calibration_images import CalibrationImages
 from vitdeploy.assess.gate import planned_checks
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import CheckFailedError, CheckpointError, NotFiniteError, UsageError
 from vitdeploy.models.config import ViTConfig
+from vitdeploy.predictor import load_processor
 from vitdeploy.scores import ProblemType
 from vitdeploy.specs import Task
 
@@ -250,7 +252,9 @@ def test_int8_of_one_value_is_judged_by_the_value(pictures: Path, tmp_path: Path
     (artifact,) = bundle.manifest.artifacts
     (entry,) = artifact.validation["calibration_images"]
     assert entry["top1_agreement"] is None
-    files = sorted(pictures.iterdir())
+    images = CalibrationImages.open(pictures, load_processor(bundle), (), None, 0, lambda *_: None)
+    files = [pictures / name for name in images.parts().judge.images.names]
+    assert entry["images"] == len(files) < len(list(pictures.iterdir()))
     values = []
     for backend, precision in (("torch", "fp32"), ("onnxruntime", "int8")):
         with vitdeploy.load(bundle.path, backend=backend, precision=precision) as predictor:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vitdeploy import __version__
 from vitdeploy.assess.backend_run import BESIDE_OTHERS
+from vitdeploy.assess.cosine_bound import COSINE_BOUNDS, CosineBound
 from vitdeploy.assess.difference import default_tolerance
 from vitdeploy.assess.folder_listing import list_images
 from vitdeploy.assess.proof import Observer, prove, reference_outputs, reference_runtime, samples
@@ -152,12 +153,16 @@ def add_artifact(
         bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
         options = (_FOR_A_FEW_RUNS if quantization is None else BESIDE_OTHERS).get(exporter.backend, {})
         with open_runtime(bundle, exporter.backend, precision=spec.precision, **options) as runtime:
-            allowed = request.tolerance
+            allowed, bound = request.tolerance, None
             if allowed is None and (quantization is None or quantization.goal is None):  # which judges by itself
-                allowed = default_tolerance(artifact)
-            proof = prove(runtime, artifact.name, sample, expected, allowed, problem_type)
+                bound = COSINE_BOUNDS.get(artifact.precision)
+                allowed = default_tolerance(artifact) if bound is None else None
+            elif allowed is not None and quantization is not None:
+                bound = CosineBound.of_tolerance(allowed)
+            judge = None if quantization else bound
+            proof = prove(runtime, artifact.name, sample, expected, allowed, problem_type, judge)
             if quantization is not None:
-                proof |= quantization.check(runtime, artifact.name, allowed, on_step)
+                proof |= quantization.check(runtime, artifact, bound, on_step)
         for name in exported.emulation:
             (staging / name).unlink()
         left_out = {} if listing is None else {"images": listing.left_out}

@@ -158,6 +158,6 @@ def axes_of(
 
 def cache_folder(path: str | os.PathLike[str] | Literal[False] | None) -> Path | None:
     """Where measured ranges are kept: the folder that is named, the user's for None, and nowhere for False."""
-    from vitdeploy.exporters.quantization.range_cache import default_folder
+    from vitdeploy.exporters.quantization.measurement_cache import default_folder
 
     return None if path is False else default_folder() if path is None else Path(path)

@@ -360,9 +360,11 @@ def _validation(item: Any) -> dict[str, Any]:
             _typed(output["output"], str)
             _typed(output["images"], int)
             _typed(output["mean_cosine"], float)
+            _typed(output.get("p5_cosine", 1.0), float)
             if output["top1_agreement"] is not None:
                 _typed(output["top1_agreement"], float)
-            _typed(output.get("relative_error", 0.0), float)
+            if output.get("relative_error") is not None:
+                _typed(output["relative_error"], float)
     return dict(item)
 
 

@@ -220,11 +220,11 @@ class ExportSpec:
         optimize: "onnxruntime" for an ONNX graph with that runtime's own operators; None for a portable one.
         keep_fp32: nodes of the graph that stay float32 in a lower precision, by the names of their first outputs.
         target: of int8 and fp8: what is to run the graph, "cpu" or "tensorrt"; None for the precision's first.
-        scheme: of int8: "dynamic" or "static"; None for the first that can be made.
-        calibration: of int8 and fp8: the method by which ranges are chosen; None for the exporter's choice.
+        scheme: of int8: "dynamic" or "static"; None for the exporter's choice.
+        calibration: of int8 and fp8: the method by which ranges are chosen; None and "auto" for the exporter's choice.
         reduce_range: of int8 on a CPU: whether weights have 7 bits, for processors that add products in 16 bits.
         smooth_quant: of int8 and fp8: how much of what sets the channels of activations apart is moved into weights,
-            from 0 to 1; "auto" for half of it where that lowers the error on images; "off" for nothing.
+            from 0 to 1; "auto" for the strength with the least error on images; "off" for nothing.
         rest: of int8 and fp8 for TensorRT: what all that is not in 8 bits computes in, "fp16"; None for float32.
     """
 

@@ -133,26 +133,32 @@ def export(
             in sizes of their own. By default three synthetic images are, and of an engine three of the folder that it
             was calibrated on.
         tolerance: largest difference allowed, relative to each output's largest value; by default by precision, see
-            `vitdeploy.assess.difference.DEFAULT_TOLERANCES`.
+            `vitdeploy.assess.difference.DEFAULT_TOLERANCES`. int8 and fp8 are judged by the cosine of each image's
+            outputs instead where none is given, see `vitdeploy.assess.cosine_bound`.
         engine: of an engine: sizes of batches, and options of its builder.
         target: of int8 and fp8: what is to run the graph, "cpu" for ONNX Runtime on a CPU or "tensorrt"; by default
             "cpu" for ONNX in int8, and "tensorrt" for engines and for fp8, which nothing else takes.
-        scheme: of int8 on a CPU: "static", with ranges from images, or "dynamic", which measures them as it runs; by
-            default what needs no images where there are none, else static.
+        scheme: of int8 on a CPU: "static", with ranges from images, or "dynamic", which measures them as it runs. By
+            default dynamic without images; else static, unless dynamic has less than half of its error; see
+            `vitdeploy.exporters.quantization.search`.
         reduce_range: of int8 on a CPU: 7 bits for weights, for x86 processors without VNNI, which add two products in
             16 bits and lose what exceeds these.
         rest: of int8 and fp8 for TensorRT: "fp16" for all that is not in 8 bits to compute as in a graph in fp16; by
             default in float32. ONNX opset 19 is the first that has it.
         calibration_data: images to measure activations on, as those to come: a folder, or a data set as `evaluate`
-            takes it. The artifact is compared with the reference on all of them before it is written.
-        calibration: how a range is chosen from what was seen: "minmax", "entropy", "percentile" or "mse"; see
-            `vitdeploy.exporters.quantization.methods`. By default "mse".
+            takes it. Activations are measured on half of them, candidates are compared on a quarter, of which they are
+            then measured too, and the artifact is judged on the last quarter; of fewer than 16 images all are for all,
+            and nothing is compared.
+        calibration: how ranges are chosen: "auto", the default, for what was seen and a tenth more; or "minmax",
+            "entropy", "percentile" or "mse"; see `vitdeploy.exporters.quantization.methods`.
         calibration_images: how many images, at most; by default 512. Which ones depends on their names and `seed`.
         calibration_cache: a folder that keeps ranges by the content that they were measured from; by default the
             user's, or `VITDEPLOY_CACHE`; False for none.
         smooth_quant: how much of what sets the channels of activations apart is moved into weights before they are
-            quantized, exactly, from 0 to 1; "auto", the default, for half of it where that brings the artifact nearer
-            to the reference; "off" for nothing. See `vitdeploy.exporters.quantization.smooth_quant`.
+            quantized, exactly, from 0 to 1, in all three kinds of places: behind LayerNorm, behind attention, and
+            inside the MLP, which costs a Mul. "auto", the default, for the strength that brings the artifact nearest to
+            the reference, with the Mul where that pays; "off" for none. See
+            `vitdeploy.exporters.quantization.smooth_quant`.
         max_drop: how many points of top-1 accuracy int8 or fp8 may lose against the reference, on labelled images:
             layers stay float32, the most sensitive ones first, until that is so and none of them can be left out. The
             bound then judges the artifact, and no tolerance that is not given. Not for dynamic int8, which gives for an

@@ -9,26 +9,27 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters.precision import name_of
-from vitdeploy.exporters.quantization.choice import Candidate
 from vitdeploy.exporters.quantization.dynamic_int8 import DynamicInt8
-from vitdeploy.exporters.quantization.methods import find_method
+from vitdeploy.exporters.quantization.methods import check_method
 from vitdeploy.exporters.quantization.scheme import check_kept, quantizable
 from vitdeploy.exporters.quantization.schemes import find_scheme
-from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, smoothable
+from vitdeploy.exporters.quantization.search import MARGIN, Search, smoothing_of
+from vitdeploy.exporters.quantization.smoothing_places import find_places
 from vitdeploy.exporters.quantization.static_int8 import StaticInt8
 from vitdeploy.exporters.quantization.tensorrt_int8 import TensorRTInt8
-from vitdeploy.exporters.quantization.trial import DEFAULT_METHOD, Trial
+from vitdeploy.exporters.quantization.trial import MINMAX, Activations, Recipe, Trial
 from vitdeploy.specs import QUANTIZED
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
 
     from vitdeploy.exporters.quantization.calibration import CalibrationData
-    from vitdeploy.exporters.quantization.choice import Choose
+    from vitdeploy.exporters.quantization.choice import Choose, Closeness
     from vitdeploy.exporters.quantization.scheme import Scheme
+    from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant
     from vitdeploy.specs import ExportSpec, PixelFormat
 
 WANTED_IMAGES = 512
@@ -42,7 +43,7 @@ def scheme_for(spec: ExportSpec, *, calibrated: bool) -> Scheme | None:
     """
     if spec.precision not in QUANTIZED:
         return None
-    find_method(spec.calibration or DEFAULT_METHOD)
+    check_method(spec.calibration)
     scheme = find_scheme(spec.precision, spec.target, spec.scheme, calibrated=calibrated, wanted_images=WANTED_IMAGES)
     if scheme.static is None and spec.calibration is not None:
         raise UsageError(
@@ -72,10 +73,11 @@ def apply_scheme(
 
     Args:
         model: the graph.
-        scheme: how.
+        scheme: how; where `spec` names none, another one is taken if it is much nearer to the reference.
         spec: what the artifact is to be.
         data: images to measure activations on; None where there are none.
-        choose: which of several graphs is taken, and what stays in float32; None for the first, and what `spec` keeps.
+        choose: measures candidates, and which nodes stay in float32; None for the first candidate, and what `spec`
+            keeps.
         pixels: what the graph takes.
         folder: where copies of the graph may lie meanwhile.
 
@@ -87,59 +89,84 @@ def apply_scheme(
         CheckFailedError: a value is not finite on the images, or nothing that could be chosen is accurate enough.
     """
     ShapeInferencePass()(model)
-    done: dict[str, Any] = {"target": scheme.target, "scheme": scheme.name}
-    if spec.rest is not None:
-        done["rest"] = str(spec.rest)
-    if spec.reduce_range:
-        done["reduce_range"] = True
-    if scheme.static is not None and data is not None:
-        done |= {
-            "calibration": str(find_method(spec.calibration or DEFAULT_METHOD)),
-            "calibration_images": data.count,
-            "calibration_sha256": data.sha256,
-        }
     check_kept(model, scheme, spec.keep_fp32)
     names = list(map(name_of, quantizable(model, scheme)))
     if len(set(spec.keep_fp32)) == len(names):
         raise UsageError(
             f"{spec.precision} must have a node in 8 bits, got all {len(names)} to keep in float32; export to fp32"
         )
-    differing = {name_of(node) for value in smoothable(model) for node, _ in value.uses()}
-    trials = {
-        trial.name: trial
-        for trial in (
-            Trial(model, scheme, spec, smooth, data, pixels, folder)
-            for smooth in _smoothing(spec, differing.difference(spec.keep_fp32), calibrated=data is not None)
-        )
-    }
-    chosen, kept = next(iter(trials)), frozenset(spec.keep_fp32)
-    measured: Mapping[str, Any] = {}
-    if choose is not None:
-        choice = choose([Candidate(name, trial.variants, differing) for name, trial in trials.items()], pixels, folder)
-        chosen, kept = choice.candidate, kept.union(choice.kept)
-        measured = choice.record
-    trial = trials[chosen]
-    if trial.smooth is not None:
-        done["smooth_quant"] = trial.smooth.strength
-    trial.apply(model, kept)
+    activations = Activations(model, data, pixels, folder)
+
+    def trial(recipe: Recipe) -> Trial:
+        return Trial(recipe, activations, spec.keep_fp32, whole=False)
+
+    def measure(of: Trial) -> Closeness:
+        if choose is None:
+            raise TypeError("candidates must be measured")
+        one_by_one = of.recipe.scheme.static is None
+        return choose.closeness(str(of.recipe), of.variants, pixels, folder, one_by_one=one_by_one)
+
+    search = Search(trial, measure)
+    smoothing, others = _smoothing(model, spec, data), _others(spec, scheme, data)
+    ranges = None if scheme.static is None else MINMAX if spec.calibration in (None, "auto") else spec.calibration
+    margin = MARGIN if ranges is not None and spec.calibration in (None, "auto") else 0
+    if choose is None:
+        recipe = Recipe(scheme, ranges, smoothing[0], margin)
+    else:
+        recipe = search.best(scheme, () if choose.bounded else others, smoothing, ranges, margin)
+    chosen = Trial(recipe, activations, spec.keep_fp32, whole=True)
+    measured: Mapping[str, Any] = search.record(recipe)
+    kept = frozenset(spec.keep_fp32)
+    if choose is not None and choose.bounded:
+        found = choose.kept(chosen.variants, pixels, folder)
+        kept, measured = kept.union(found.nodes), {**measured, **found.record}
+    done = _done(chosen, spec, data)
+    chosen.apply(model, kept)
     done["quantized_nodes"] = len(names) - len(kept)
     done["float32_nodes"] = [name for name in names if name in kept]
     return done, measured
 
 
-def _smoothing(spec: ExportSpec, smoothed: Collection[str], *, calibrated: bool) -> tuple[SmoothQuant | None, ...]:
-    """What is to be tried, for the nodes that take what can be smoothed; the first where the other is not better."""
-    asked = spec.smooth_quant
-    if asked == "off" or (asked == "auto" and not (calibrated and smoothed)):
-        return (None,)
-    if not calibrated:
-        raise UsageError(
-            f"smooth_quant needs images to measure activations on, got none with {asked}; give calibration_data "
-            f"(--calibration-data)"
-        )
-    if not smoothed:
-        raise UsageError(
-            f"smooth_quant needs a LayerNormalization whose result products with weights in 8 bits alone take, the "
-            f"graph has none for {asked}; leave it out"
-        )
-    return (None, SmoothQuant()) if asked == "auto" else (SmoothQuant(float(asked)),)
+def _others(spec: ExportSpec, scheme: Scheme, data: CalibrationData | None) -> Sequence[Scheme]:
+    """The schemes that may be taken instead: the dynamic one, where nothing that was asked for needs fixed ranges."""
+    free = spec.scheme is None and spec.calibration in (None, "auto") and data is not None and data.held_out
+    return (DynamicInt8(reduce_range=scheme.reduce_range),) if free and isinstance(scheme, StaticInt8) else ()
+
+
+def _smoothing(model: ir.Model, spec: ExportSpec, data: CalibrationData | None) -> Sequence[SmoothQuant | None]:
+    """What is tried: without images to choose by, nothing, as what suits few images may harm all others."""
+    asked, keep = spec.smooth_quant, spec.keep_fp32
+    places = [place for place in find_places(model) if not all(name_of(product) in keep for product in place.products)]
+    if asked not in ("off", "auto"):
+        if data is None:
+            raise UsageError(
+                f"smooth_quant {asked} needs images to measure activations on; give calibration_data "
+                f"(--calibration-data)"
+            )
+        if not places:
+            raise UsageError(
+                f"smooth_quant {asked} has nothing to smooth: no activation is taken by products in 8 bits alone; "
+                f"leave it out"
+            )
+    return smoothing_of(asked, possible=data is not None and data.held_out and bool(places))
+
+
+def _done(chosen: Trial, spec: ExportSpec, data: CalibrationData | None) -> dict[str, Any]:
+    """What is done, for the manifest."""
+    recipe = chosen.recipe
+    done: dict[str, Any] = {"target": recipe.scheme.target, "scheme": recipe.scheme.name}
+    if spec.rest is not None:
+        done["rest"] = str(spec.rest)
+    if spec.reduce_range:
+        done["reduce_range"] = True
+    if recipe.ranges is not None and data is not None:
+        done |= {
+            "calibration": recipe.ranges,
+            "calibration_images": data.count,
+            "calibration_sha256": data.sha256,
+        }
+    if recipe.margin:
+        done["calibration_margin"] = recipe.margin
+    if recipe.smooth is not None:
+        done |= {"smooth_quant": recipe.smooth.strength, "smooth_quant_places": list(chosen.smoothed)}
+    return done

@@ -1,8 +1,10 @@
-"""The ranges of a graph's activations on real images."""
+"""Ranges of activations by a histogram of all their values."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,17 +16,15 @@ import onnxruntime as ort
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.onnx_file import write_onnx
 from vitdeploy.exporters.quantization.histogram import Histogram
-from vitdeploy.exporters.quantization.range_cache import RangeCache
-from vitdeploy.exporters.quantization.weights import register
+from vitdeploy.exporters.quantization.measurement_cache import MeasurementCache
+from vitdeploy.exporters.quantization.number_format import Range
 from vitdeploy.manifest import FileRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
-
     from vitdeploy.exporters.quantization.methods import Method
-    from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
+    from vitdeploy.exporters.quantization.number_format import NumberFormat
     from vitdeploy.specs import PixelFormat
 
 
@@ -35,22 +35,45 @@ class Run(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class MeasuredImages:
+    """Images that activations are measured on.
+
+    Attributes:
+        sha256: of their bytes, and of what makes pixels of them.
+        run: see `Run`.
+    """
+
+    sha256: str
+    run: Run
+
+
+@dataclasses.dataclass(frozen=True)
 class CalibrationData:
-    """The images to calibrate on.
+    """The images of a calibration.
 
     Attributes:
         count: how many.
         sha256: of their bytes, and of what makes pixels of them.
-        run: on all of them; see `Run`.
-        run_few: on some of them.
-        cache: where ranges are kept; None for nowhere.
+        ranges: those that activations are measured on before candidates are compared.
+        choice: those that candidates are compared on; activations are measured on them too when that is done.
+        cache: where measurements are kept; None for nowhere.
     """
 
     count: int
     sha256: str
-    run: Run
-    run_few: Run
+    ranges: MeasuredImages
+    choice: MeasuredImages
     cache: Path | None = None
+
+    @property
+    def held_out(self) -> bool:
+        """Whether there are images to compare candidates on that activations were not measured on."""
+        return self.choice != self.ranges
+
+    @property
+    def parts(self) -> tuple[MeasuredImages, ...]:
+        """All that activations are measured on, each image once."""
+        return (self.ranges, self.choice) if self.held_out else (self.ranges,)
 
 
 def calibrated_ranges(
@@ -84,55 +107,36 @@ def calibrated_ranges(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch, "calibrated.onnx")
-        twin, names = _giving(model, values)
+        twin, names = twin_giving(model, values)
         write_onnx(twin, path)
-        files = [FileRecord.of(path.parent, file.name).sha256 for file in sorted(path.parent.iterdir())]
-        parts = (*files, data.sha256, str(pixels), repr(method), repr(number_format), ort.__version__)
-        cache = None if data.cache is None else RangeCache(data.cache, parts)
-        found = None if cache is None else cache.read(names.values())
-        if found is None:
-            histograms = {name: Histogram() for name in names.values()}
-            for outputs in data.run(path, pixels):
-                for output, value in outputs.items():
-                    _check_finite(value, names[output])
-                    histograms[names[output]].add(value)
-            found = {name: method.range_of(histogram, number_format) for name, histogram in histograms.items()}
-            if cache is not None:
-                cache.write(found)
-    return found
-
-
-def largest_by_channel(
-    model: ir.Model, values: Sequence[ir.Value], data: CalibrationData, pixels: PixelFormat, folder: Path
-) -> dict[str, NDArray[np.float32]]:
-    """(C,) the largest magnitude of each channel, the last axis, of each of `values`, by name, on some of the images.
-
-    See `calibrated_ranges` for the arguments. A channel that stands out does so in every image.
-
-    Raises:
-        CheckFailedError: a value is not finite.
-        OSError: a file cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, NDArray[np.float32]] = {}
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        path = Path(scratch, "observed.onnx")
-        twin, names = _giving(model, values, _magnitudes)
-        write_onnx(twin, path)
-        for outputs in data.run_few(path, pixels):
+        images = (part.sha256 for part in data.parts)
+        parts = (*graph_key(path), *images, str(pixels), repr(method), repr(number_format), ort.__version__)
+        cache = None if data.cache is None else MeasurementCache(data.cache, parts)
+        kept = None if cache is None else cache.read()
+        if kept is not None:
+            return {name: Range(*ends) for name, ends in json.loads(kept).items()}
+        histograms = {name: Histogram() for name in names.values()}
+        for outputs in itertools.chain.from_iterable(part.run(path, pixels) for part in data.parts):
             for output, value in outputs.items():
-                name = names[output]
-                _check_finite(value, name)
-                found[name] = np.maximum(found[name], value) if name in found else value
+                _check_finite(value, names[output])
+                histograms[names[output]].add(value)
+    found = {name: method.range_of(histogram, number_format) for name, histogram in histograms.items()}
+    if cache is not None:
+        cache.write(json.dumps({name: dataclasses.astuple(each) for name, each in found.items()}, indent=1).encode())
     return found
 
 
-def _giving(
+def graph_key(path: Path) -> list[str]:
+    """The SHA-256 of a graph's file, and of those of its weights, which lie beside it alone."""
+    return [FileRecord.of(path.parent, file.name).sha256 for file in sorted(path.parent.iterdir())]
+
+
+def twin_giving(
     model: ir.Model,
     values: Sequence[ir.Value],
     reduced: Callable[[ir.Graph, ir.Value], ir.Value] = lambda _, value: value,
 ) -> tuple[ir.Model, dict[str, str]]:
-    """A copy of `model` whose outputs are these values, or what becomes of them, and what each of its outputs is."""
+    """A copy of `model` whose outputs are these values, or what becomes of them; and whose value each output is."""
     twin = model.clone()
     graph = twin.graph
     by_name = {value.name: value for value in (*graph.inputs, *(value for node in graph for value in node.outputs))}
@@ -147,20 +151,6 @@ def _giving(
         names[output.name] = str(value.name)
         graph.outputs.append(output)
     return twin, names
-
-
-def _magnitudes(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """The largest magnitude of each channel."""
-    if value.shape is None:
-        raise TypeError(f"{value} must have a shape")
-    axes = register(graph, f"{value.name}_axes", ir.Tensor(np.arange(len(value.shape) - 1)))
-    magnitude = ir.node("Abs", [value])
-    largest = ir.node("ReduceMax", [magnitude.outputs[0], axes], {"keepdims": 0})
-    graph.extend([magnitude, largest])
-    largest.outputs[0].shape = ir.Shape([value.shape[-1]])
-    for node in (magnitude, largest):
-        node.outputs[0].type = value.type
-    return largest.outputs[0]
 
 
 def _check_finite(value: np.ndarray, name: str) -> None:

@@ -48,7 +48,7 @@ def _label(node: ir.Node) -> str | None:
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     if weight is None or not weight.is_initializer():
         return None
-    name = str(weight.name).removesuffix(SMOOTHED).removesuffix(TRANSPOSED)
+    name = str(weight.name).split(SMOOTHED)[0].removesuffix(TRANSPOSED)
     return name.removesuffix(".weight") if name.endswith(".weight") else None
 
 

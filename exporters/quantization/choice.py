@@ -1,55 +1,69 @@
-"""Graphs to choose from, and which of their nodes stay in float32: decided by whoever can measure them."""
+"""Measured by whoever can run graphs: how near one is to the reference, and which of its nodes stay in float32."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from vitdeploy.exporters.variants import Variants
     from vitdeploy.specs import PixelFormat
 
 
-class Candidate(NamedTuple):
-    """A way to quantize a graph.
+class Closeness(NamedTuple):
+    """How near a graph's outputs are to the reference's, on images that no range was measured on; of the worst output.
 
     Attributes:
-        name: of it, such as "smooth_quant 0.5".
-        variants: with nodes of it in float32.
-        differing: the nodes in which the candidates differ, by the names of their first outputs.
+        error: the length of the difference over that of what is expected, of all images together; from 0 up.
+        mean_cosine: the mean of the images' cosine similarities.
+        p5_cosine: their 5th percentile.
     """
 
-    name: str
-    variants: Variants
-    differing: Collection[str]
+    error: float
+    mean_cosine: float
+    p5_cosine: float
 
 
-class Choice(NamedTuple):
-    """What was chosen.
+class KeptNodes(NamedTuple):
+    """What stays in float32.
 
     Attributes:
-        candidate: its name.
-        kept: the nodes that stay in float32, by the names of their first outputs.
+        nodes: by the names of their first outputs.
         record: what was measured, for the manifest.
     """
 
-    candidate: str
-    kept: Collection[str]
+    nodes: Collection[str]
     record: Mapping[str, Any]
 
 
 class Choose(Protocol):
-    """Choose one of several candidates, or of one alone which of its nodes stay in float32.
+    """Measures what candidates of a quantized graph give.
 
-    Args:
-        candidates: in the order in which they are to be taken where none is better.
-        pixels: what their graphs take.
-        folder: where graphs may lie meanwhile.
-
-    Raises:
-        CheckFailedError: none of them is accurate enough.
+    Attributes:
+        bounded: whether nodes are to stay in float32 until the graph is accurate enough.
     """
 
-    def __call__(self, candidates: Sequence[Candidate], pixels: PixelFormat, folder: Path) -> Choice: ...
+    @property
+    def bounded(self) -> bool: ...
+
+    def closeness(
+        self, name: str, variants: Variants, pixels: PixelFormat, folder: Path, *, one_by_one: bool
+    ) -> Closeness:
+        """Measure the variant with nothing more in float32.
+
+        Args:
+            name: of the candidate, for people.
+            variants: of its graph.
+            pixels: what it takes.
+            folder: where it may lie meanwhile.
+            one_by_one: whether images must not be in one batch, because it quantizes a batch by one range.
+        """
+
+    def kept(self, variants: Variants, pixels: PixelFormat, folder: Path) -> KeptNodes:
+        """As few nodes as make it accurate enough.
+
+        Raises:
+            CheckFailedError: none do.
+        """

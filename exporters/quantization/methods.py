@@ -97,15 +97,10 @@ Method = MinMax | Percentile | Mse | Entropy
 METHODS: dict[str, Method] = {method.name: method for method in (MinMax(), Entropy(), Percentile(), Mse())}
 
 
-def find_method(name: str) -> Method:
-    """The method of that name, with its usual options.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if not isinstance(name, str) or name not in METHODS:
-        raise UsageError(f"calibration must be one of {', '.join(METHODS)}, got {name!r:.80}")
-    return METHODS[name]
+def check_method(name: str | None) -> None:
+    """Raise UsageError unless there is such a method; "auto" and None are the choice by what is measured."""
+    if name not in (None, "auto") and (not isinstance(name, str) or name not in METHODS):
+        raise UsageError(f"unknown calibration method {name!r:.80}; choose one of auto, {', '.join(METHODS)}")
 
 
 def _divergence(counts: NDArray[np.int64], end: int, levels: int) -> float:

@@ -6,18 +6,20 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.quantization.weights import register
+from vitdeploy.exporters.precision import name_of
+from vitdeploy.exporters.quantization.smoothing_places import NORM, array_of, find_places, is_weight
 from vitdeploy.exporters.weight_names import SMOOTHED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
-_NORM = "LayerNormalization"
+    from vitdeploy.exporters.quantization.extremes import Extremes
+    from vitdeploy.exporters.quantization.smoothing_places import Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,132 +27,129 @@ class SmoothQuant:
     """Divide each channel of an activation by s, and multiply the rows of the weights that take it by the same s.
 
     s = max|activation|^strength / max|weights|^(1 - strength), a channel: Xiao et al. 2023, "SmoothQuant",
-    arXiv:2211.10438, equation 4. The activation is what a LayerNormalization gives, whose scale and bias are divided,
-    so that the graph has no more operators than before and computes the same.
+    arXiv:2211.10438, equation 4, with one strength for all places; see `Place` for these. The graph computes the same.
+    Divided LayerNormalizations and projections of values cost nothing. The Mul before an MLP's second product does, a
+    pass over its input, so that it can be left out.
 
     Attributes:
         strength: how much of the difference between channels moves into the weights: from 0, where theirs is evened
             out, to 1, where the activation's is. The paper's alpha; 0.5 is what it recommends.
+        multiply: whether places that take a Mul are smoothed.
     """
 
     strength: float = 0.5
+    multiply: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.strength, bool) or not 0 <= self.strength <= 1:
             raise UsageError(f"the strength of smooth_quant must be a number from 0 to 1, got {self.strength!r:.80}")
 
-    def smooth(self, model: ir.Model, largest: Mapping[str, NDArray[np.float32]]) -> None:
+    def smooth(
+        self, model: ir.Model, extremes: Mapping[str, Extremes], kept: Collection[str] = ()
+    ) -> dict[str, tuple[str, NDArray[np.float32]]]:
         """Rewrite a graph in place.
 
         Args:
-            model: in float32.
-            largest: of some of `smoothable(model)`, by name, (C,) the largest magnitude of each channel.
+            model: in float32, with shapes.
+            extremes: of the activations of the places that are smoothed, by name.
+            kept: products that stay float32, by the names of their first outputs; a Mul for them alone is left out.
+
+        Returns:
+            By the name of what products take now: of what it was made, and (C,) what that was divided by.
         """
-        for value in smoothable(model):
-            if str(value.name) in largest:
-                self._smooth(model.graph, value, largest[str(value.name)])
+        divided = {}
+        for place in sorted(find_places(model), key=lambda place: place.kind):  # values before the norm before them
+            idle = place.kind == "mlp" and (not self.multiply or all(name_of(each) in kept for each in place.products))
+            if place.name in extremes and not idle:
+                scales = self._scales(extremes[place.name].magnitudes, place.rows())
+                divided[place.divide(model.graph, scales)] = place.name, scales
+        return divided
 
-    def _smooth(self, graph: ir.Graph, value: ir.Value, largest: NDArray[np.float32]) -> None:
-        weights = dict.fromkeys(_weight(node) for node, _ in value.uses())
-        of_weights = np.max([np.abs(_array(weight)).max(axis=1) for weight in weights], axis=0)  # (C,)
-        _divide(graph, value, self._scales(largest.astype(np.float64), of_weights.astype(np.float64)))
-
-    def _scales(self, of_activation: NDArray[np.float64], of_weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(C,) s; 1 where a channel, or what multiplies it, is nothing."""
+    def _scales(self, of_activation: NDArray[np.float32], of_weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(C,) s; 1 where a channel, or what multiplies it, is nothing, or s would be no float32."""
         usual = (of_activation > 0) & (of_weights > 0)
-        scales = np.ones_like(of_activation)
-        scales[usual] = of_activation[usual] ** self.strength / of_weights[usual] ** (1 - self.strength)
-        return scales
+        scales = np.ones(of_activation.shape)
+        a, w = of_activation[usual].astype(np.float64), of_weights[usual].astype(np.float64)
+        scales[usual] = a**self.strength / w ** (1 - self.strength)
+        limits = np.finfo(np.float32)
+        held = (scales >= limits.tiny) & (scales <= 1 / limits.tiny)
+        return np.where(held, scales, 1).astype(np.float32)
 
 
 def smooth_alike(model: ir.Model, smoothed: ir.Model) -> None:
     """Rewrite a graph in place by the scales of another one, which was smoothed before it was quantized.
 
-    What a LayerNormalization's scale and bias were divided by is told from both graphs; the larger of the two in a
-    channel has the smaller rounding.
+    They are told from both graphs: from the scale or the bias of a LayerNormalization, from the largest weight of each
+    column of the projection of values, which 8 bits hold exactly, and from the factors of a Mul.
 
     Args:
-        model: in float32; `smoothed` was made from it.
+        model: in float32, with shapes; `smoothed` was made from it.
         smoothed: whose values have the same names. Where it was not smoothed, nothing is changed.
     """
-    norms = {str(node.outputs[0].name): node for node in smoothed.graph if node.op_type == _NORM}
-    for value in smoothable(model):
-        before, after = value.producer(), norms.get(str(value.name))
-        if before is None or after is None or not all(_is_weight(each) for each in after.inputs[1:]):
-            continue
-        old, new = (
-            np.stack([_array(_given(each)) for each in norm.inputs[1:]]) for norm in (before, after)
-        )  # (1|2, C)
-        if old.shape == new.shape and not np.array_equal(old, new):
-            larger = np.abs(old).argmax(axis=0)[None]
-            of, by = (np.take_along_axis(each, larger, axis=0)[0].astype(np.float64) for each in (old, new))
-            _divide(model.graph, value, np.divide(of, by, out=np.ones_like(of), where=by != 0))
+    makers = {str(value.name): node for node in smoothed.graph for value in node.outputs}
+    for place in sorted(find_places(model), key=lambda place: place.kind, reverse=True):
+        find = {"layer_norm": _of_norm, "attention": _of_values, "mlp": _of_factors}[place.kind]
+        scales = find(place, makers)
+        if scales is not None:
+            place.divide(model.graph, scales)
 
 
-def smoothable(model: ir.Model) -> list[ir.Value]:
-    """What LayerNormalizations give to nothing but MatMul nodes with a weight, in the order of the graph."""
-    return [node.outputs[0] for node in model.graph if node.op_type == _NORM and _is_smoothable(node)]
+def _of_norm(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float32] | None:
+    """The larger of the scale and the bias in a channel has the smaller rounding."""
+    before, after = place.value.producer(), makers.get(place.name)
+    if before is None or after is None or after.op_type != NORM or not all(map(is_weight, after.inputs[1:])):
+        return None
+    old, new = (np.stack([array_of(each) for each in norm.inputs[1:] if is_weight(each)]) for norm in (before, after))
+    return None if old.shape != new.shape or np.array_equal(old, new) else _ratio(old, new)
 
 
-def _divide(graph: ir.Graph, value: ir.Value, scales: NDArray[np.float64]) -> None:
-    """Divide what a LayerNormalization gives by (C,) scales, and multiply the rows of what it is multiplied by."""
-    nodes = [node for node, _ in value.uses()]
-    weights = list(dict.fromkeys(map(_weight, nodes)))
-    norm = value.producer()
-    if norm is None:
-        raise TypeError(f"{value} must come from a {_NORM}")
-    before = [*weights, *(each for each in norm.inputs[1:] if each is not None)]
-    for index in range(1, len(norm.inputs)):
-        norm.replace_input_with(index, _scaled(graph, norm.inputs[index], 1 / scales, value))
-    smoothed = {weight: _scaled(graph, weight, scales[:, None], value) for weight in weights}
-    for node in nodes:
-        node.replace_input_with(1, smoothed[_weight(node)])
-    for old in before:
-        if not old.uses() and str(old.name) in graph.initializers:
-            del graph.initializers[str(old.name)]
+def _of_values(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float32] | None:
+    """From the columns of the projection, and its bias, where the names of what takes the activation tell of it."""
+    before, add = place.values_projection, place.values_bias
+    weights = [_written_weight(makers.get(name_of(each))) for each in place.products]
+    if before is None or not all(weight is not None and SMOOTHED in str(weight[0].name) for weight in weights):
+        return None
+    old, new = (_written_weight(node) for node in (before, makers.get(name_of(before))))
+    if old is None or new is None:
+        return None
+    olds, news = [old[1]], [new[1]]
+    if add is not None and name_of(add) in makers:
+        for found, node in ((olds, add), (news, makers[name_of(add)])):
+            found.extend(np.abs(array_of(each)) for each in node.inputs if is_weight(each))
+    return _ratio(np.stack(olds), np.stack(news)) if len(olds) == len(news) else None
 
 
-def _is_smoothable(norm: ir.Node) -> bool:
-    value = norm.outputs[0]
-    uses = [(node, index) for node, index in value.uses()]
-    return (
-        bool(uses)
-        and not value.is_graph_output()
-        and all(_is_weight(weight) for weight in norm.inputs[1:])
-        and all(node.op_type == "MatMul" and index == 0 and _is_weight(node.inputs[1]) for node, index in uses)
-        and all(len(_array(_weight(node)).shape) == 2 for node, _ in uses)
-    )
+def _written_weight(node: ir.Node | None) -> tuple[ir.Value, NDArray[np.float32]] | None:
+    """The weight of a product, in float32 or in 8 bits, and (C,) the largest magnitude of each of its columns."""
+    if node is None:
+        return None
+    scale: ir.Value | None = None
+    if node.op_type == "Mul":  # of a product of integers, with the scales of its factors
+        scales = node.inputs[1].producer() if node.inputs[1] is not None else None
+        cast = node.inputs[0].producer() if node.inputs[0] is not None else None
+        source = None if cast is None or cast.inputs[0] is None else cast.inputs[0].producer()
+        if scales is None or source is None or source.op_type != "MatMulInteger":
+            return None
+        weight, scale = source.inputs[1], next((each for each in scales.inputs if is_weight(each)), None)
+    else:
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        maker = None if weight is None else weight.producer()
+        if maker is not None and maker.op_type == "DequantizeLinear":
+            weight, scale = maker.inputs[0], maker.inputs[1]
+    if not is_weight(weight) or (scale is not None and not is_weight(scale)):
+        return None
+    largest = np.abs(array_of(weight).astype(np.float32)).max(axis=0)
+    return weight, np.asarray(largest if scale is None else largest * array_of(scale))
 
 
-def _is_weight(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer() and value.const_value is not None
+def _of_factors(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float32] | None:
+    node = makers.get(f"{place.name}{SMOOTHED}")
+    factors = None if node is None else next((each for each in node.inputs if is_weight(each)), None)
+    return None if factors is None else (1 / array_of(factors).astype(np.float64)).astype(np.float32)
 
 
-def _weight(node: ir.Node) -> ir.Value:
-    return _given(node.inputs[1])
-
-
-def _given(value: ir.Value | None) -> ir.Value:
-    if value is None:
-        raise TypeError("an input that a node must have is left out")
-    return value
-
-
-def _array(value: ir.Value) -> NDArray[np.float32]:
-    if value.const_value is None:
-        raise TypeError(f"{value} must be known")
-    return np.asarray(value.const_value.numpy())
-
-
-def _scaled(graph: ir.Graph, weight: ir.Value | None, by: NDArray[np.float64], of: ir.Value) -> ir.Value:
-    """A new initializer; computed when it is written, so that not all are in memory twice."""
-    if weight is None or weight.const_value is None:
-        raise TypeError(f"{weight} must be known")
-    tensor = weight.const_value
-
-    def content() -> ir.TensorProtocol:
-        return ir.Tensor((tensor.numpy() * by).astype(np.float32))
-
-    lazy = ir.LazyTensor(content, ir.DataType.FLOAT, ir.Shape(tensor.shape.numpy()))
-    name = f"{weight.name}{SMOOTHED}"
-    return register(graph, name if name not in graph.initializers else f"{name}_{of.name}", lazy)
+def _ratio(old: NDArray[np.float32], new: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(C,) what (k, C) became (k, C) by division by; 1 where nothing tells."""
+    larger = np.abs(old).argmax(axis=0)[None]
+    of, by = (np.take_along_axis(each, larger, axis=0)[0].astype(np.float64) for each in (old, new))
+    return np.asarray(np.divide(of, by, out=np.ones_like(of), where=by != 0), np.float32)

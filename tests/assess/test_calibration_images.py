@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from vitdeploy.assess.calibration_images import CalibrationImages
-from vitdeploy.assess.image_set import open_images
-from vitdeploy.errors import CheckFailedError, ImageError, InputError
+from vitdeploy.assess.image_set import ImageSet, open_images
+from vitdeploy.errors import ImageError, InputError
 from vitdeploy.preprocessor_config import Size
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.runtimes.base import Runtime
@@ -111,23 +111,59 @@ def test_images_come_one_by_one_in_each_format(folder: Path) -> None:
 
 
 def test_agreement_is_measured_in_each_ones_own_pixels(folder: Path) -> None:
-    (same,) = images_of(folder).agreement(Answers([0, 0, 0]), Answers([0, 0, 0], pixels=BYTES), "x", 0.1)
-    assert (same["output"], same["images"], same["top1_agreement"]) == ("logits", 6, 1.0)
-    assert same["min_cosine"] == pytest.approx(1, abs=1e-5)
+    (same,) = images_of(folder).agreement(Answers([0, 0, 0]), Answers([0, 0, 0], pixels=BYTES), one_by_one=False)
+    assert (same.output, same.images, same.top1_agreement) == ("logits", 6, 1.0)
+    assert same.min_cosine == pytest.approx(1, abs=1e-5)
     # Red is 0, 40 ... 200 of 255 and green the rest: red is best from 160 on, and with 89 more from 120 on.
-    (other,) = images_of(folder).agreement(Answers([0, 0, 0]), Answers([0.7, 0, 0]), "x", 1.0)
-    assert other["top1_agreement"] == pytest.approx(5 / 6, abs=1e-6)
-    assert other["min_cosine"] < other["mean_cosine"] < 1
-    (features,) = images_of(folder).agreement(Answers([0, 0, 0], "features"), Answers([0, 0, 0], "features"), "x", 0.1)
-    assert features["top1_agreement"] is None
+    (other,) = images_of(folder).agreement(Answers([0, 0, 0]), Answers([0.7, 0, 0]), one_by_one=False)
+    assert other.top1_agreement == pytest.approx(5 / 6, abs=1e-6)
+    given = [np.array(PROCESSOR([path])).mean(axis=(2, 3))[0] for path in sorted(folder.rglob("*.png"))]
+    added = np.array([0.7, 0, 0])
+    cosines = [a @ (a + added) / np.linalg.norm(a) / np.linalg.norm(a + added) for a in given]
+    assert other.mean_cosine == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert other.p5_cosine == pytest.approx(np.percentile(cosines, 5), abs=1e-5)
+    assert other.min_cosine == pytest.approx(min(cosines), abs=1e-5)
+    (features,) = images_of(folder).agreement(Answers([0], "features"), Answers([0], "features"), one_by_one=False)
+    assert features.top1_agreement is None
 
 
-def test_what_differs_too_much_is_refused(folder: Path) -> None:
-    with pytest.raises(
-        CheckFailedError,
-        match=r"onnx-int8 must have a mean cosine of 0\.98 with the reference on the calibration images \(tolerance",
-    ):
-        images_of(folder).agreement(Answers([0, 0, 0]), Answers([0.7, 0, 0]), "onnx-int8", 0.2)
+@pytest.mark.parametrize(("one_by_one", "largest"), [(True, 1), (False, 6)])
+def test_an_artifact_that_ranges_a_batch_takes_images_alone(folder: Path, one_by_one: bool, largest: int) -> None:
+    artifact, seen = Answers([0, 0, 0]), []
+    run = artifact._run
+    artifact._run = lambda feeds: (seen.append(len(feeds["pixel_values"])), run(feeds))[1]  # type: ignore[method-assign, func-returns-value]
+    images_of(folder).agreement(Answers([0, 0, 0]), artifact, one_by_one=one_by_one)
+    assert (max(seen), sum(seen)) == (largest, 6)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(16, (8, 4, 4)), (120, (60, 30, 30)), (512, (416, 32, 64))])
+def test_parts_share_no_image_and_depend_on_names_and_seed(count: int, expected: tuple[int, ...]) -> None:
+    names = tuple(f"{index:03}.png" for index in range(count))
+    parts = [CalibrationImages(ImageSet("x", names, lambda _: b""), PROCESSOR, seed, lambda *_: None).parts()
+             for seed in (0, 0, 1)]  # fmt: skip
+    found = [[part.images.names for part in (each.ranges, each.choice, each.judge)] for each in parts]
+    assert found[0] == found[1] != found[2]
+    assert tuple(map(len, found[0])) == expected == tuple(parts[0].counts().values())
+    assert sorted(sum(found[0], ())) == list(names)
+    assert parts[0].held_out
+
+
+def test_few_images_are_for_everything(folder: Path) -> None:
+    images = images_of(folder)
+    parts = images.parts()
+    assert not parts.held_out
+    assert {part.images.names for part in (parts.ranges, parts.choice, parts.judge)} == {images.images.names}
+
+
+def test_images_of_one_shape_come_together() -> None:
+    sizes = [8, 8, 8, 9, 8]
+    images = CalibrationImages(ImageSet("x", tuple(map(str, sizes)), lambda _: b""), PROCESSOR, 0, lambda *_: None)
+    alone = [{BYTES: np.full((1, size, size, 3), index, np.uint8)} for index, size in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CalibrationImages, "pixels", lambda *_: iter(alone))
+        found = [batch[BYTES] for batch in images.batches(2, BYTES)]
+    assert [batch.shape for batch in found] == [(2, 8, 8, 3), (1, 8, 8, 3), (1, 9, 9, 3), (1, 8, 8, 3)]
+    assert [image[0, 0, 0] for batch in found for image in batch] == [0, 1, 2, 3, 4]
 
 
 def test_a_data_set_with_labels_gives_its_images(folder: Path) -> None:

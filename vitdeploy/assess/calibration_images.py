@@ -6,18 +6,18 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL
 
-from vitdeploy.assess.difference import RelativeError, compare_outputs, least_cosine
+from vitdeploy.assess.dataset import chosen_names
+from vitdeploy.assess.difference import RelativeError, compare_outputs
 from vitdeploy.assess.image_set import open_images
 from vitdeploy.assess.prepare import prepare
 from vitdeploy.assess.samples import feeds
 from vitdeploy.cpu import usable_cpus
-from vitdeploy.errors import CheckFailedError, UsageError
+from vitdeploy.errors import UsageError
 from vitdeploy.scores import ProblemType
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 DEFAULT_COUNT = 512  # TensorRT's and NNCF's guides ask for some hundreds
 FEW = 32
 LOGITS = "logits"
+BATCH = 8  # images of one shape that are run together
+FEWEST_APART = 16  # of fewer, no part would be worth its name
+MOST_JUDGED = 64  # which tell a 5th percentile; more would take longer than they add
 _AHEAD = 2  # images a core that may be ready before they are run
 
 
@@ -87,9 +90,27 @@ class CalibrationImages:
             digest.update(hashlib.sha256(self.images.load(position)).digest())
         return digest.hexdigest()
 
-    def few(self, count: int = FEW) -> CalibrationImages:
-        """Some of them, chosen alike, for what is measured again and again; their progress is not told."""
-        return dataclasses.replace(self, images=self.images.subset(count, self.seed), on_progress=lambda *_: None)
+    def parts(self) -> CalibrationParts:
+        """Take the images apart: a quarter to judge, a quarter to choose by, and the rest to measure ranges on.
+
+        Which image is for what depends on its name and the seed. Of fewer than `FEWEST_APART` images all are for all.
+        """
+        count = len(self.images)
+        if count < FEWEST_APART:
+            return CalibrationParts(self, self._quiet(range(count)), self, held_out=False)
+        judged, chosen_by = min(count // 4, MOST_JUDGED), min(count // 4, FEW)
+        names = self.images.names
+        judge = chosen_names(names, judged, self.seed)
+        choice = sorted({*chosen_names(names, judged + chosen_by, self.seed)}.difference(judge))
+        ranges = sorted({*range(count)}.difference(judge, choice))
+        return CalibrationParts(self._at(ranges), self._quiet(choice), self._at(judge), held_out=True)
+
+    def _at(self, positions: Sequence[int]) -> CalibrationImages:
+        return dataclasses.replace(self, images=self.images.at(positions))
+
+    def _quiet(self, positions: Sequence[int]) -> CalibrationImages:
+        """For what is measured again and again; their progress is not told."""
+        return dataclasses.replace(self._at(positions), on_progress=lambda *_: None)
 
     def pixels(self, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
         """Each image in these formats, (1, ...)."""
@@ -99,6 +120,19 @@ class CalibrationImages:
             for done, image in enumerate(stream, 1):
                 yield image.pixels
                 self.on_progress(done, len(self.images))
+
+    def batches(self, count: int, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
+        """Images in these formats, (N, ...), as many together as have one shape, and at most `count`."""
+        waiting: list[dict[PixelFormat, np.ndarray]] = []
+        for image in self.pixels(*formats):
+            if waiting and (
+                len(waiting) == count or any(waiting[0][each].shape != image[each].shape for each in image)
+            ):
+                yield _joined(waiting)
+                waiting = []
+            waiting.append(image)
+        if waiting:
+            yield _joined(waiting)
 
     def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
         """See `vitdeploy.exporters.quantization.calibration.Run`."""
@@ -112,72 +146,107 @@ class CalibrationImages:
         self,
         reference: Runtime,
         artifact: Runtime,
-        name: str,
-        tolerance: float | None,
         problem_type: ProblemType = ProblemType.SINGLE_LABEL,
-    ) -> list[dict[str, Any]]:
-        """What the artifact gives for each image beside what the reference gives, an entry an output.
-
-        Each entry holds the output's name, how many images there are, the share of those with the same best class (of
-        a single-label classifier's logits alone), and the mean and the lowest cosine of an image. The logits of another
-        head have no best class, and the cosine of a single value is that of its sign: their entry holds the relative
-        error, the length of the difference over that of the reference's values, of all images together. Of a
-        regression, whose values have units of their own, it is that of its worst output.
+        *,
+        one_by_one: bool,
+    ) -> list[Agreement]:
+        """Compare what the artifact gives for each image with what the reference gives, an entry an output.
 
         Args:
             reference: its runtime.
             artifact: its runtime.
-            name: the artifact's.
-            tolerance: the largest relative error, or see `least_cosine`; None for any.
-            problem_type: of the model.
-
-        Raises:
-            CheckFailedError: the relative error of the logits is larger, or the mean cosine of another output is lower.
+            problem_type: of the model, whose logits have a best class in a single-label classifier alone.
+            one_by_one: whether the artifact must not take several images in one batch, because it quantizes a batch by
+                one range.
         """
         ranked = problem_type is ProblemType.SINGLE_LABEL
         error = None if ranked else RelativeError(by_output=problem_type is ProblemType.REGRESSION)
-        found: dict[str, list[tuple[float, float | None]]] = {}
-        for image in self.pixels(reference.pixels, artifact.pixels):
-            wanted, given = (
-                runtime.run(feeds(runtime.inputs, image[runtime.pixels])) for runtime in (reference, artifact)
-            )
+        cosines: dict[str, list[float]] = {}
+        same: dict[str, list[float]] = {}
+        for images in self.batches(BATCH, reference.pixels, artifact.pixels):
+            wanted = reference.run(feeds(reference.inputs, images[reference.pixels]))
+            given = _run(artifact, images[artifact.pixels], 1 if one_by_one else BATCH)
             if error is not None and LOGITS in wanted:
                 error.add(wanted[LOGITS], given[LOGITS])
-            for difference in compare_outputs(wanted, given, ranked=ranked):
-                found.setdefault(difference.output, []).append((difference.min_cosine, difference.top1_agreement))
-        entries: list[dict[str, Any]] = []
-        for output, each in found.items():
-            cosines = [cosine for cosine, _ in each]
-            agree = [share for _, share in each if share is not None]
-            entries.append(
-                {
-                    "output": output,
-                    "images": len(each),
-                    "top1_agreement": round(float(np.mean(agree)), 6) if agree else None,
-                    "mean_cosine": round(float(np.mean(cosines)), 6),
-                    "min_cosine": round(min(cosines), 6),
-                }
-            )
-        by_error = {LOGITS} if error is not None and LOGITS in found else set()
-        if error is not None and by_error:
-            entry = next(each for each in entries if each["output"] == LOGITS)
-            entry["relative_error"] = float(f"{error.value:.3g}")
-        if tolerance is None:
-            return entries
-        if error is not None and by_error and not error.value <= tolerance:
-            raise CheckFailedError(
-                f"the {LOGITS} of {name} differ from the reference by {error.value:.3g} of their length on the "
-                f"calibration images, {tolerance:g} is allowed; keep nodes in float32, see vitdeploy compare --bisect; "
-                f"nothing was written"
-            )
-        cosines_of = [(each["output"], each["mean_cosine"]) for each in entries if each["output"] not in by_error]
-        if not cosines_of:
-            return entries
-        worst, lowest = min(cosines_of, key=operator.itemgetter(1))
-        if not lowest >= least_cosine(tolerance):
-            raise CheckFailedError(
-                f"{name} must have a mean cosine of {least_cosine(tolerance):.4g} with the reference on the "
-                f"calibration images (tolerance {tolerance:g}), has {lowest:.4g} in {worst}; keep nodes in float32, "
-                f"see vitdeploy compare --bisect; nothing was written"
-            )
-        return entries
+            for row in range(len(images[artifact.pixels])):
+                one = ({name: value[row : row + 1] for name, value in of.items()} for of in (wanted, given))
+                for difference in compare_outputs(*one, ranked=ranked):
+                    cosines.setdefault(difference.output, []).append(difference.min_cosine)
+                    if difference.top1_agreement is not None:
+                        same.setdefault(difference.output, []).append(difference.top1_agreement)
+        return [
+            Agreement.of(output, found, same.get(output), error.value if error and output == LOGITS else None)
+            for output, found in cosines.items()
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationParts:
+    """Images apart by what they are for.
+
+    Attributes:
+        ranges: activations are measured on these.
+        choice: candidates are compared on these.
+        judge: the artifact is judged on these.
+        held_out: whether no image is in two parts.
+    """
+
+    ranges: CalibrationImages
+    choice: CalibrationImages
+    judge: CalibrationImages
+    held_out: bool
+
+    def counts(self) -> dict[str, int]:
+        """How many images are in each part."""
+        return {name: len(getattr(self, name).images) for name in ("ranges", "choice", "judge")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """One output of an artifact beside the reference's, on N images.
+
+    Attributes:
+        output: its name.
+        images: N.
+        top1_agreement: the share of images with the same best class; None for an output that is not `logits`, and for
+            logits of which none is the best class.
+        mean_cosine: the mean of the images' cosine similarities.
+        p5_cosine: their 5th percentile.
+        min_cosine: the lowest of them.
+        relative_error: of logits of which none is the best class (a single value's cosine is that of its sign): the
+            length of the difference over that of the reference's values, of all images together; of a regression, whose
+            values have units of their own, that of its worst value. None for other outputs.
+    """
+
+    output: str
+    images: int
+    top1_agreement: float | None
+    mean_cosine: float
+    p5_cosine: float
+    min_cosine: float
+    relative_error: float | None = None
+
+    @classmethod
+    def of(
+        cls, output: str, cosines: Sequence[float], same: Sequence[float] | None, error: float | None = None
+    ) -> Agreement:
+        """Of the cosine of each image, whether its best class is the same, and its relative error; rounded."""
+        return cls(
+            output,
+            len(cosines),
+            top1_agreement=None if same is None else round(float(np.mean(same)), 6),
+            mean_cosine=round(float(np.mean(cosines)), 6),
+            p5_cosine=round(float(np.percentile(cosines, 5)), 6),
+            min_cosine=round(min(cosines), 6),
+            relative_error=None if error is None else float(f"{error:.3g}"),
+        )
+
+
+def _joined(images: Sequence[Mapping[PixelFormat, np.ndarray]]) -> dict[PixelFormat, np.ndarray]:
+    return {each: np.concatenate([image[each] for image in images]) for each in images[0]}
+
+
+def _run(runtime: Runtime, pixels: np.ndarray, batch: int) -> dict[str, np.ndarray]:
+    """Run images (N, ...), at most so many together."""
+    parts = [runtime.run(feeds(runtime.inputs, pixels[at : at + batch])) for at in range(0, len(pixels), batch)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

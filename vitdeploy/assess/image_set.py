@@ -43,9 +43,12 @@ class ImageSet:
 
     def subset(self, limit: int | None, seed: int = 0) -> ImageSet:
         """Some of the images; see `LabelledData.subset`."""
-        chosen = chosen_names(self.names, limit, seed)
-        names = tuple(self.names[index] for index in chosen)
-        return ImageSet(self.source, names, lambda position: self.load(chosen[position]), self.left_out)
+        return self.at(chosen_names(self.names, limit, seed))
+
+    def at(self, positions: Sequence[int]) -> ImageSet:
+        """The images at these positions, in this order."""
+        names = tuple(self.names[index] for index in positions)
+        return ImageSet(self.source, names, lambda position: self.load(positions[position]), self.left_out)
 
 
 def open_images(path: str | os.PathLike[str], labels: Sequence[str]) -> ImageSet:

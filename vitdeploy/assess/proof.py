@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from vitdeploy.assess.cosine_bound import CosineBound
     from vitdeploy.assess.difference import Difference
     from vitdeploy.assess.folder_listing import FolderListing
     from vitdeploy.models.config import ViTConfig
@@ -167,6 +168,7 @@ def prove(
     expected: Sequence[Mapping[str, np.ndarray]],
     tolerance: float | None,
     problem_type: ProblemType = ProblemType.SINGLE_LABEL,
+    cosine: CosineBound | None = None,
 ) -> dict[str, Any]:
     """Compare an artifact with the reference, in the batches of the samples.
 
@@ -177,6 +179,7 @@ def prove(
         expected: what the reference gives for each of them.
         tolerance: largest difference allowed, relative to each output's largest value; None for any that is finite.
         problem_type: of the model.
+        cosine: how near each output must be; None for any nearness.
 
     Returns:
         The record of it, for the manifest; its tolerance is the one that would have passed where none is given.
@@ -197,6 +200,10 @@ def prove(
             f"{name} must give finite values, {worst.output} has others: they exceed what its type holds; choose "
             f"another precision, or float32 outputs; nothing was written"
         )
+    if cosine is not None:
+        for difference in differences:
+            of_values = difference.output == "logits" and problem_type is not ProblemType.SINGLE_LABEL
+            cosine.check_difference(name, difference, of_values=of_values)
     if tolerance is None:
         tolerance = worst.required_tolerance
     if not worst.within(tolerance):

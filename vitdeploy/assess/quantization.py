@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.accuracy_goal import AccuracyGoal, Bound
-from vitdeploy.assess.calibration_images import CalibrationImages
+from vitdeploy.assess.calibration_images import CalibrationImages, CalibrationParts
 from vitdeploy.assess.quantization_choice import Chooser
 
 if TYPE_CHECKING:
@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from vitdeploy.assess.cosine_bound import CosineBound
     from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.exporters.quantization.calibration import CalibrationData
+    from vitdeploy.manifest import Artifact
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.scores import ProblemType
+
+DYNAMIC = "dynamic"  # the scheme that quantizes a batch by one range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Quantization:
 
     Attributes:
         reference: its runtime.
-        calibration: the images to measure activations on.
+        calibration: all images.
+        parts: which of them are for what.
         data: what exporters take of them.
         goal: how accurate the artifact must be; None where that is not said.
         choose: see `vitdeploy.exporters.quantization.choice`.
@@ -57,6 +62,7 @@ class Quantization:
 
     reference: Runtime
     calibration: CalibrationImages
+    parts: CalibrationParts
     data: CalibrationData
     goal: AccuracyGoal | None
     choose: Chooser
@@ -92,7 +98,8 @@ class Quantization:
         calibration = CalibrationImages.open(
             request.images, processor, labels, request.limit, request.seed, on_progress
         )
-        data = _data(calibration, request.cache)
+        parts = calibration.parts()
+        data = _data(calibration, parts, request.cache)
         goal = None
         if request.bound is not None:
             own = request.accuracy_data
@@ -101,8 +108,8 @@ class Quantization:
             goal = AccuracyGoal.open(
                 request.bound, path, reference, processor, labels, limit, request.seed, problem_type, on_progress
             )
-        choose = Chooser(reference, calibration.few(), goal, on_step, on_progress)
-        return cls(reference, calibration, data, goal, choose, problem_type)
+        choose = Chooser(parts.choice, goal, on_step, on_progress)
+        return cls(reference, calibration, parts, data, goal, choose, problem_type)
 
     @property
     def left_out(self) -> dict[str, LeftOut]:
@@ -113,14 +120,14 @@ class Quantization:
         return {name: left_out for name, left_out in found.items() if left_out is not None}
 
     def check(
-        self, runtime: Runtime, name: str, tolerance: float | None, on_step: Callable[[str], None]
+        self, runtime: Runtime, artifact: Artifact, bound: CosineBound | None, on_step: Callable[[str], None]
     ) -> dict[str, Any]:
-        """Measure the artifact.
+        """Measure the artifact on images that neither ranges nor the choice come from.
 
         Args:
             runtime: the artifact's.
-            name: the artifact's.
-            tolerance: see `CalibrationImages.agreement`.
+            artifact: with the options that it was made with.
+            bound: how near it must be to the reference; None for any nearness.
             on_step: called with what is being done.
 
         Returns:
@@ -129,13 +136,18 @@ class Quantization:
         Raises:
             CheckFailedError: it is too far from the reference, or not accurate enough.
         """
-        on_step(f"comparing {name} with the reference on {self.data.count} images")
+        name, judge, held_out = artifact.name, self.parts.judge, self.parts.held_out
+        on_step(f"comparing {name} with the reference on {len(judge.images)} images")
+        one_by_one = artifact.options["scheme"] == DYNAMIC
+        found = judge.agreement(self.reference, runtime, self.problem_type, one_by_one=one_by_one)
+        if bound is not None:
+            for output in found:
+                bound.check(name, output, held_out=held_out)
         record: dict[str, Any] = {
             "calibration_sha256": self.data.sha256,
             "calibration_seed": self.calibration.seed,
-            "calibration_images": self.calibration.agreement(
-                self.reference, runtime, name, tolerance, self.problem_type
-            ),
+            "calibration_parts": self.parts.counts(),
+            "calibration_images": [{**dataclasses.asdict(output), "held_out": held_out} for output in found],
         }
         if self.goal is not None:
             on_step(f"measuring the accuracy of {name} on {len(self.goal.images.images)} images")
@@ -143,8 +155,10 @@ class Quantization:
         return record
 
 
-def _data(images: CalibrationImages, cache: Path | None) -> CalibrationData:
+def _data(images: CalibrationImages, parts: CalibrationParts, cache: Path | None) -> CalibrationData:
     """What exporters take of the images."""
-    from vitdeploy.exporters.quantization.calibration import CalibrationData
+    from vitdeploy.exporters.quantization.calibration import CalibrationData, MeasuredImages
 
-    return CalibrationData(len(images.images), images.sha256(), images.run, images.few().run, cache)
+    ranges = MeasuredImages(parts.ranges.sha256(), parts.ranges.run)
+    choice = MeasuredImages(parts.choice.sha256(), parts.choice.run) if parts.held_out else ranges
+    return CalibrationData(len(images.images), images.sha256(), ranges, choice, cache)

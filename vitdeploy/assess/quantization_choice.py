@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitdeploy.assess.accuracy_goal import LOGITS
+from vitdeploy.assess.calibration_images import BATCH, CalibrationImages
 from vitdeploy.assess.fewest_kept import fewest_kept
 from vitdeploy.assess.samples import feeds
 from vitdeploy.assess.yardstick import Yardstick, effects, opened_variant
@@ -21,56 +21,56 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.accuracy import Accuracy
     from vitdeploy.assess.accuracy_goal import AccuracyGoal
-    from vitdeploy.assess.calibration_images import CalibrationImages
-    from vitdeploy.exporters.quantization.choice import Candidate, Choice
+    from vitdeploy.exporters.quantization.choice import Closeness, KeptNodes
     from vitdeploy.exporters.variants import Variants
-    from vitdeploy.runtimes.base import Runtime
     from vitdeploy.specs import PixelFormat
 
 
 @dataclasses.dataclass(frozen=True)
 class Chooser:
-    """Takes the candidate that is nearest to the reference, and keeps as few layers in float32 as the goal allows.
+    """Measures how near candidates are to the reference, and keeps as few layers in float32 as the goal allows.
 
     See `vitdeploy.exporters.quantization.choice.Choose`.
 
     Attributes:
-        reference: its runtime.
-        images: a few, on which variants are compared with it.
+        images: a few that no range was measured on, on which variants are compared with the float32 graph, which gives
+            what the reference does and takes a fourth of its time.
         goal: how accurate the artifact must be; None where that is not said.
         on_step: called with what is being done.
         on_progress: called with the number of layers that are done, and of all.
     """
 
-    reference: Runtime
     images: CalibrationImages
     goal: AccuracyGoal | None
     on_step: Callable[[str], None]
     on_progress: Callable[[int, int], None]
+    _yardsticks: dict[PixelFormat, Yardstick] = dataclasses.field(default_factory=dict, init=False)
 
-    def __call__(self, candidates: Sequence[Candidate], pixels: PixelFormat, folder: Path) -> Choice:
-        from vitdeploy.exporters.quantization.choice import Choice
+    @property
+    def bounded(self) -> bool:
+        return self.goal is not None
 
-        yardstick = functools.cache(lambda: self._yardstick(pixels, folder))  # it is not always needed
-        chosen = candidates[0]
-        record: dict[str, Any] = {}
-        if len(candidates) > 1:
-            errors = {}
-            for candidate in candidates:
-                # Of these alone: what harms more elsewhere would hide which is better.
-                others = set(candidate.variants.nodes).difference(candidate.differing)
-                errors[candidate.name] = yardstick().error(candidate.variants, others)
-                self.on_step(f"{candidate.name}: the reference's outputs but for {errors[candidate.name]:.2%}")
-            chosen = min(candidates, key=lambda candidate: errors[candidate.name])  # the first of equals
-            record["smooth_quant_errors"] = {name: _rounded(error) for name, error in errors.items()}
+    def closeness(
+        self, name: str, variants: Variants, pixels: PixelFormat, folder: Path, *, one_by_one: bool
+    ) -> Closeness:
+        """See `vitdeploy.exporters.quantization.choice.Choose`."""
+        found = self._yardstick(variants, pixels, folder).closeness(variants, (), one_by_one=one_by_one)
+        self.on_step(f"{name}: relative error {found.error:.2%}, mean cosine {found.mean_cosine:.5f}")
+        return found
+
+    def kept(self, variants: Variants, pixels: PixelFormat, folder: Path) -> KeptNodes:
+        """See `vitdeploy.exporters.quantization.choice.Choose`."""
+        from vitdeploy.exporters.quantization.choice import KeptNodes
+
         if self.goal is None:
-            return Choice(chosen.name, (), record)
+            return KeptNodes((), {})
+        labels = variants.labels
         of_layers: dict[str, float] = {}
-        variants, labels = chosen.variants, chosen.variants.labels
 
         def rank() -> list[str]:
             self.on_step(f"measuring how much each of {len(variants.nodes)} layers matters")
-            measured = effects(variants, lambda kept: yardstick().error(variants, kept), self.on_progress)
+            yardstick = self._yardstick(variants, pixels, folder)
+            measured = effects(variants, lambda kept: yardstick.error(variants, kept), self.on_progress)
             of_layers.update(measured)
             return sorted(measured, key=lambda node: -measured[node])
 
@@ -82,27 +82,26 @@ class Chooser:
                 f"{len(found.kept)} of {len(variants.nodes)} layers in float32 and {_few(low)} in 8 bits; with none in "
                 f"float32 it is {found.without}; loosen the bound, or choose fp16; nothing was written"
             )
-        record |= {
+        record = {
             "kept_layers": [labels.get(node, node) for node in found.kept],
             "layer_effects": {labels.get(node, node): _rounded(error) for node, error in of_layers.items()},
             "correct_without": found.without.correct,
             "runs": found.runs,
             "minimal": found.minimal,
         }
-        return Choice(chosen.name, found.kept, record)
+        return KeptNodes(found.kept, record)
 
-    def _yardstick(self, pixels: PixelFormat, folder: Path) -> Yardstick:
-        """On the logits where there are some, else on all outputs."""
-        names = [spec.name for spec in self.reference.outputs]
-        counting = [LOGITS] if LOGITS in names else names
-        given: list[np.ndarray] = []
-        expected: dict[str, list[np.ndarray]] = {}
-        for image in self.images.pixels(self.reference.pixels, pixels):
-            given.append(image[pixels])
-            outputs = self.reference.run(feeds(self.reference.inputs, image[self.reference.pixels]))
-            for name in counting:
-                expected.setdefault(name, []).append(outputs[name])
-        return Yardstick(given, {name: np.concatenate(values) for name, values in expected.items()}, folder)
+    def _yardstick(self, variants: Variants, pixels: PixelFormat, folder: Path) -> Yardstick:
+        """On the logits where there are some, else on all outputs; the float32 graph runs once for each format."""
+        if pixels not in self._yardsticks:
+            given = [images[pixels] for images in self.images.batches(BATCH, pixels)]
+            with opened_variant(variants, variants.nodes, folder) as runtime:
+                names = [spec.name for spec in runtime.outputs]
+                counting = [LOGITS] if LOGITS in names else names
+                found = [runtime.run(feeds(runtime.inputs, images)) for images in given]
+            expected = {name: np.concatenate([outputs[name] for outputs in found]) for name in counting}
+            self._yardsticks[pixels] = Yardstick(given, expected, folder)
+        return self._yardsticks[pixels]
 
     def _measure(
         self, goal: AccuracyGoal, variants: Variants, pixels: PixelFormat, folder: Path

@@ -15,6 +15,7 @@ from vitdeploy.assess.samples import feeds
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+    from vitdeploy.exporters.quantization.choice import Closeness
     from vitdeploy.exporters.variants import Variants
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
     from vitdeploy.specs import PixelFormat
@@ -43,17 +44,60 @@ class Yardstick:
         Returns:
             From 0 up; infinite where a value is not finite.
         """
-        different, whole = dict.fromkeys(self._expected, 0.0), dict.fromkeys(self._expected, 0.0)
+        return max(each.error for each in self._sums(variants, kept, one_by_one=False).values())
+
+    def closeness(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> Closeness:
+        """The relative error, as `error` gives it, and the cosines of the images, of the output with the largest error.
+
+        Args:
+            variants: of a graph.
+            kept: the nodes in float32.
+            one_by_one: whether each image is run alone.
+        """
+        from vitdeploy.exporters.quantization.choice import Closeness
+
+        worst = max(self._sums(variants, kept, one_by_one=one_by_one).values(), key=lambda sums: sums.error)
+        cosines = worst.cosines
+        return Closeness(worst.error, float(np.mean(cosines)), float(np.percentile(cosines, 5)))
+
+    def _sums(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> dict[str, _Sums]:
+        """Of each output that counts."""
+        found = {name: _Sums() for name in self._expected}
         with opened_variant(variants, kept, self._folder) as runtime:
             first = 0
-            for pixels in self._pixel_values:
-                outputs = runtime.run(feeds(runtime.inputs, pixels))
-                rows = slice(first, first := first + len(pixels))
-                for name, wanted in self._expected.items():
-                    want, got = np.float64(wanted[rows]), np.float64(outputs[name])
-                    whole[name] += float(np.square(want).sum())
-                    different[name] += float(np.square(got - want).sum())
-        return max(_ratio(different[name], whole[name]) for name in whole)
+            for batch in self._pixel_values:
+                for pixels in np.split(batch, len(batch)) if one_by_one else (batch,):
+                    outputs = runtime.run(feeds(runtime.inputs, pixels))
+                    rows = slice(first, first := first + len(pixels))
+                    for name, wanted in self._expected.items():
+                        found[name].add(wanted[rows], outputs[name])
+        return found
+
+
+class _Sums:
+    """What is known of one output."""
+
+    def __init__(self) -> None:
+        self._different = self._whole = 0.0
+        self.cosines: list[float] = []
+
+    def add(self, wanted: np.ndarray, given: np.ndarray) -> None:
+        """(N, ...) of some images."""
+        want, got = (np.float64(array).reshape(len(array), -1) for array in (wanted, given))
+        if not np.isfinite(got).all():
+            self._different = math.inf
+            self.cosines += [-1.0] * len(got)
+            return
+        self._whole += float(np.square(want).sum())
+        self._different += float(np.square(got - want).sum())
+        lengths = np.linalg.norm(want, axis=1) * np.linalg.norm(got, axis=1)
+        products = (want * got).sum(axis=1)
+        self.cosines += np.divide(products, lengths, out=np.ones_like(products), where=lengths > 0).tolist()
+
+    @property
+    def error(self) -> float:
+        """The length of the difference over that of what is wanted."""
+        return _ratio(self._different, self._whole)
 
 
 @contextlib.contextmanager

@@ -53,8 +53,35 @@ def _difference(artifact: Artifact) -> str:
     checked = artifact.validation
     if not checked["outputs"]:
         return f"{checked['status']}; there: vitdeploy verify --run"
+    if checked.get("calibration_images"):
+        return "; ".join(map(agreement, checked["calibration_images"]))
     worst = max(checked["outputs"], key=lambda output: output["max_relative"])
     return f"{worst['max_relative']:.1e} of {worst['output']} (tolerance {checked['tolerance']:g})"
+
+
+def _print_candidates(artifact: Artifact) -> None:
+    """Print every way of quantizing that was measured, which one was taken, and why."""
+    from vitdeploy.exporters.quantization.search import RULES
+
+    rows = []
+    for found in artifact.validation.get("candidates", ()):
+        smooth = "none" if found["smooth_quant"] is None else f"{found['smooth_quant']:g}"
+        if found["multiply"] is False:
+            smooth += ", no Mul"
+        ranges = found["ranges"] or "of each batch"
+        if found["margin"]:
+            ranges += f" + {found['margin']:.0%}"
+        figures = (_percent(found["error"]), f"{found['mean_cosine']:.5f}", f"{found['p5_cosine']:.5f}")
+        rows.append((found["scheme"], ranges, smooth, *figures, "chosen" if found["chosen"] else ""))
+    if rows:
+        count = artifact.validation["calibration_parts"]["choice"]
+        names = ("scheme", "ranges", "smoothing", "relative error", "mean cosine", "5th percentile", "")
+        print_table(f"{artifact.name}: candidates on {count} images", names, rows)
+        print_text(RULES)
+
+
+def _percent(value: float | str) -> str:
+    return f"{float(value):.2%}"
 
 
 def _print_accuracy(artifact: Artifact) -> None:
@@ -226,11 +253,11 @@ def export(
         return
     rows = []
     for artifact in (bundle.artifact(to, options["precision"]) for to in formats):
-        difference = _difference(artifact)
-        difference += "".join(f"; {agreement(each)}" for each in artifact.validation.get("calibration_images", ()))
-        rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", difference) for file in artifact.files]
-    print_table(str(bundle.path), ("artifact", "file", "size", "largest difference"), rows)
+        nearness = _difference(artifact)
+        rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", nearness) for file in artifact.files]
+    print_table(str(bundle.path), ("artifact", "file", "size", "difference from the reference"), rows)
     for artifact in (bundle.artifact(to, options["precision"]) for to in formats):
+        _print_candidates(artifact)
         if "accuracy" in artifact.validation:
             _print_accuracy(artifact)
         for name, text in left_out_texts(artifact.validation).items():

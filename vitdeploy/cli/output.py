@@ -112,12 +112,17 @@ def left_out_texts(validation: Mapping[str, Any]) -> dict[str, str]:
 
 
 def agreement(measured: Mapping[str, Any]) -> str:
-    """What a validation says of one output on the calibration images, for people."""
-    share = measured["top1_agreement"]
-    same = "" if share is None else f"the reference's class for {share:.2%} of {measured['images']} images, "
-    if "relative_error" in measured:
-        same = f"relative error {measured['relative_error']:.2%} on {measured['images']} images, "
-    return f"{measured['output']}: {same}mean cosine {measured['mean_cosine']:.5f}"
+    """What a validation says of one output on the images that judge it, for people."""
+    share, images = measured["top1_agreement"], measured["images"]
+    figures = [f"mean cosine {measured['mean_cosine']:.5f}"]
+    if share is not None:
+        figures.insert(0, f"the reference's class for {share:.2%}")
+    if measured.get("relative_error") is not None:
+        figures.insert(0, f"relative error {measured['relative_error']:.2%}")
+    if "p5_cosine" in measured:
+        figures.append(f"5th percentile {measured['p5_cosine']:.5f}")
+    kind = "held-out images" if measured.get("held_out") else "images"
+    return f"{measured['output']}: {', '.join(figures)} ({images} {kind})"
 
 
 def size(size_bytes: int) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _TARGETS = ("cpu", "tensorrt")
 _SCHEMES = ("static", "dynamic")
-_METHODS = ("minmax", "entropy", "percentile", "mse")
+_METHODS = ("auto", "minmax", "entropy", "percentile", "mse")
 
 
 def _smooth_quant(ctx: click.Context, param: click.Parameter, value: str | None) -> str | float | None:  # noqa: ARG001
@@ -45,7 +45,9 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--target", type=click.Choice(_TARGETS), help="Of int8 and fp8: what is to run the graph; by --to."
         ),
         click.option(
-            "--scheme", type=click.Choice(_SCHEMES), help="Of int8 on a CPU; static by default where there are images."
+            "--scheme",
+            type=click.Choice(_SCHEMES),
+            help="int8 on a CPU. Default: static with images, unless dynamic has half of its error.",
         ),
         click.option(
             "--reduce-range", is_flag=True, help="Of int8 on a CPU: 7 bits for weights, for x86 without VNNI."
@@ -55,7 +57,9 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--calibration-data", type=PATH, help="Of int8 and fp8: a folder of images like those to come."),
         click.option(
-            "--calibration", type=click.Choice(_METHODS), help="How ranges are chosen from these; mse by default."
+            "--calibration",
+            type=click.Choice(_METHODS),
+            help="Calibration method. Default: auto, the least error on held-out images.",
         ),
         click.option("--calibration-images", type=click.IntRange(min=1), help="How many, at most; 512 by default."),
         click.option("--calibration-cache", type=PATH, help="Where ranges are kept; the user's by default."),
@@ -63,7 +67,7 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--smooth-quant",
             metavar="auto|off|STRENGTH",
             callback=_smooth_quant,
-            help="Move outliers of activations into weights: where that helps, never, or with this strength, 0 to 1.",
+            help="Move outliers of activations into weights: as measured, never, or with a strength of 0 to 1.",
         ),
         click.option(
             "--max-drop",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,14 +12,15 @@ import pytest
 
 from small_graphs import graph_of, operators
 from vitdeploy.errors import CheckFailedError
-from vitdeploy.exporters.quantization.calibration import CalibrationData, calibrated_ranges
+from vitdeploy.exporters.quantization.calibration import CalibrationData, MeasuredImages, calibrated_ranges
+from vitdeploy.exporters.quantization.extremes import channel_extremes
+from vitdeploy.exporters.quantization.measurement_cache import MeasurementCache, default_folder
 from vitdeploy.exporters.quantization.methods import METHODS, MinMax, Percentile
 from vitdeploy.exporters.quantization.number_format import INT8, UINT8, NumberFormat, Range
-from vitdeploy.exporters.quantization.range_cache import RangeCache, default_folder
 from vitdeploy.specs import PixelFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import onnx_ir as ir
@@ -43,6 +44,12 @@ class Runner:
             yield dict(zip(names, session.run(None, {"x": image}), strict=True))
 
 
+def data_of(run: Runner, cache: Path | None = None, sha256: str = "sha") -> CalibrationData:
+    """One part of images for all, as of few images."""
+    images = MeasuredImages(sha256, run)
+    return CalibrationData(3, sha256, images, images, cache)
+
+
 def graph(weight: float = 2.0) -> ir.Model:
     text = "agraph (float[N, 4] x) => (float[N, 4] y) { a = Mul (x, w) y = Relu (a) }"
     return graph_of(text, w=np.full((4,), weight, np.float32))
@@ -63,7 +70,7 @@ def ranges(
 
 def test_the_ranges_of_inputs_and_results(tmp_path: Path) -> None:
     model = graph()
-    found = ranges(CalibrationData(3, "sha", Runner(), Runner()), tmp_path / "made", made=model)
+    found = ranges(data_of(Runner()), tmp_path / "made", made=model)
     x = np.concatenate(IMAGES)
     assert found == {
         "x": Range(x.min(), x.max()),
@@ -76,12 +83,12 @@ def test_the_ranges_of_inputs_and_results(tmp_path: Path) -> None:
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     run = Runner()
-    data = CalibrationData(3, "sha", run, run, tmp_path / "cache")
+    data = data_of(run, tmp_path / "cache")
     first = ranges(data, tmp_path)
     assert ranges(data, tmp_path) == first
     assert run.runs == 1
     others = (
-        {"data": dataclasses.replace(data, sha256="other images")},
+        {"data": data_of(run, tmp_path / "cache", "other images")},
         {"data": data, "made": graph(3.0)},
         {"data": data, "method": Percentile(99.0)},
         {"data": data, "number_format": INT8},
@@ -94,19 +101,57 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert run.runs == 2 + len(others)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"x": [1]}', b'{"x": [2, 1], "a": [0, 1], "y": [0, 1]}',
-                                     b'{"x": [NaN, 1], "a": [0, 1], "y": [0, 1]}',
-                                     b'{"x": [-1e300, 1], "a": [0, 1], "y": [0, 1]}',
-                                     b'{"x": [0, 1' + b"0" * 400 + b'], "a": [0, 1], "y": [0, 1]}',
-                                     b"[" * 100_000])  # fmt: skip
-def test_a_spoilt_file_is_measured_again(tmp_path: Path, content: bytes) -> None:
+def _flipped(whole: bytes) -> bytes:
+    """Eight times the range of one value: still what a cache holds, but not what was measured."""
+    found = re.search(rb'"x": \[\s*(-?[0-9.]+)', whole)
+    assert found is not None
+    return whole.replace(found[1], str(8 * float(found[1])).encode())
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [_flipped, lambda whole: b"", lambda whole: b"[]", lambda whole: whole[:-1], lambda whole: whole + b" ",
+     lambda whole: whole.partition(b"\n")[2], lambda whole: b"\xff" + whole[1:]],
+    ids=["flipped digits", "empty", "another", "cut", "longer", "no checksum", "checksum"],
+)  # fmt: skip
+def test_a_damaged_file_is_measured_again(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
     run = Runner()
-    data = CalibrationData(3, "sha", run, run, tmp_path / "cache")
+    data = data_of(run, tmp_path / "cache")
     first = ranges(data, tmp_path)
     (kept,) = (tmp_path / "cache").iterdir()
     whole = kept.read_bytes()
-    kept.write_bytes(content)
+    kept.write_bytes(spoil(whole))
     assert ranges(data, tmp_path) == first
+    assert run.runs == 2
+    assert kept.read_bytes() == whole
+
+
+def extremes(run: Runner, folder: Path, made: ir.Model | None = None) -> dict[str, tuple[list[float], list[float]]]:
+    model = made or graph()
+    values = [*model.graph.inputs, *(node.outputs[0] for node in model.graph)]
+    found = channel_extremes(model, values, MeasuredImages("sha", run), folder / "cache", PixelFormat(), folder)
+    return {name: (each.lowest.tolist(), each.highest.tolist()) for name, each in found.items()}
+
+
+def test_the_extremes_of_each_channel_that_products_take(tmp_path: Path) -> None:
+    text = "g (float[N, 4] x) => (float[N, 2] y) { a = Relu (x) y = MatMul (a, w) }"
+    model = graph_of(text, w=np.ones((4, 2), np.float32))
+    found = extremes(Runner(), tmp_path, model)
+    x = np.concatenate(IMAGES)
+    assert found["a"] == (np.maximum(x, 0).min(axis=0).tolist(), np.maximum(x, 0).max(axis=0).tolist())
+    assert found["x"] == ([x.min()], [x.max()]), "of all channels where no product takes it"
+
+
+def test_damaged_extremes_are_measured_again(tmp_path: Path) -> None:
+    run = Runner()
+    first = extremes(run, tmp_path)
+    assert extremes(run, tmp_path) == first
+    assert run.runs == 1
+    (kept,) = (tmp_path / "cache").iterdir()
+    whole = kept.read_bytes()
+    place = whole.index(np.float32(first["x"][1][0]).tobytes())
+    kept.write_bytes(whole[:place] + np.float32(8 * first["x"][1][0]).tobytes() + whole[place + 4 :])
+    assert extremes(run, tmp_path) == first
     assert run.runs == 2
     assert kept.read_bytes() == whole
 
@@ -114,17 +159,15 @@ def test_a_spoilt_file_is_measured_again(tmp_path: Path, content: bytes) -> None
 def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     run = Runner()
-    data = CalibrationData(3, "sha", run, run, tmp_path / "file" / "cache")
+    data = data_of(run, tmp_path / "file" / "cache")
     assert ranges(data, tmp_path) == ranges(data, tmp_path)
     assert run.runs == 2
 
 
-def test_the_file_can_be_read_by_people(tmp_path: Path) -> None:
-    cache = RangeCache(tmp_path, ["a", "b"])
-    cache.write({"x": Range(-1, 2)})
-    assert json.loads(cache.path.read_text(encoding="utf-8")) == {"x": [-1, 2]}
-    assert RangeCache(tmp_path, ["a", "b"]).read(["x"]) == {"x": Range(-1, 2)}
-    assert RangeCache(tmp_path, ["a", "c"]).read(["x"]) is None
+def test_a_cache_is_found_by_what_it_depends_on(tmp_path: Path) -> None:
+    MeasurementCache(tmp_path, ["a", "b"]).write(b"content\nof two lines")
+    assert MeasurementCache(tmp_path, ["a", "b"]).read() == b"content\nof two lines"
+    assert MeasurementCache(tmp_path, ["a", "c"]).read() is None
 
 
 def test_where_ranges_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -137,11 +180,13 @@ def test_where_ranges_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckFailedError, match="activations to quantize must be finite, a has others"):
-        ranges(CalibrationData(3, "sha", Runner(), Runner()), tmp_path, made=graph(np.inf))
+        ranges(data_of(Runner()), tmp_path, made=graph(np.inf))
+    with pytest.raises(CheckFailedError, match="a is not finite on the calibration images"):
+        extremes(Runner(), tmp_path, graph(np.inf))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_every_method_gives_the_same_in_every_run(tmp_path: Path, method: Method) -> None:
-    first, second = (ranges(CalibrationData(3, "sha", Runner(), Runner()), tmp_path, method=method) for _ in range(2))
+    first, second = (ranges(data_of(Runner()), tmp_path, method=method) for _ in range(2))
     assert first == second

@@ -11,7 +11,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from vitdeploy.errors import CheckFailedError, UsageError
 from vitdeploy.exporters.quantization.histogram import Histogram
-from vitdeploy.exporters.quantization.methods import METHODS, Entropy, Mse, Percentile, find_method
+from vitdeploy.exporters.quantization.methods import METHODS, Entropy, Mse, Percentile, check_method
 from vitdeploy.exporters.quantization.number_format import FP8, INT8, UINT8, NumberFormat, Range
 
 NORMAL = np.random.default_rng(0).standard_normal(200_000, np.float32)
@@ -82,7 +82,9 @@ def test_a_range_is_within_what_was_seen(method: Mse) -> None:
 
 
 def test_what_there_is_not() -> None:
-    with pytest.raises(UsageError, match="calibration must be one of minmax, entropy, percentile, mse, got 'best'"):
-        find_method("best")
+    for name in (None, "auto", *METHODS):
+        check_method(name)
+    with pytest.raises(UsageError, match="unknown calibration method 'best'"):
+        check_method("best")
     with pytest.raises(CheckFailedError, match="needs values that were seen"):
         Mse().range_of(Histogram(), INT8)

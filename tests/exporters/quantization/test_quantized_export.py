@@ -73,10 +73,13 @@ def test_the_embedded_model_keeps_its_accuracy(bundles: dict[str, Bundle], name:
     assert quantized >= torch - 2  # half a point of 450
     if name != "dynamic":
         (measured,) = artifact.validation["calibration_images"]
-        assert measured["images"] == artifact.options["calibration_images"] == 48
+        assert artifact.options["calibration_images"] == 48
+        assert artifact.validation["calibration_parts"] == {"ranges": 24, "choice": 12, "judge": 12}
+        assert (measured["images"], measured["held_out"]) == (12, True)
         assert measured["top1_agreement"] >= 0.99
-        assert 0.99 < measured["min_cosine"] <= measured["mean_cosine"] < 1
-        assert artifact.options["calibration"].startswith("Mse(")
+        assert 0.99 < measured["min_cosine"] <= measured["p5_cosine"] <= measured["mean_cosine"] < 1
+        assert artifact.options["calibration"] == "minmax"
+        assert artifact.options["calibration_margin"] == 0.1
     assert vitdeploy.compare(bundle).status == "passed"
 
 
@@ -240,7 +243,7 @@ def test_a_model_that_does_not_stand_it_is_not_written(tmp_path: Path) -> None:
         ({"precision": "fp16", "reduce_range": True}, UsageError, "reduce_range needs precision int8 or fp8, got fp16"),
         ({"precision": "fp8", "reduce_range": True, **IMAGES}, UsageError, "is of int8 on a CPU, got fp8 for tensorrt"),
         ({"precision": "int8", "calibration": "mse"}, UsageError, "calibration needs calibration_data, got none"),
-        ({"precision": "int8", "calibration": "x", **IMAGES}, UsageError, "calibration must be one of minmax, "),
+        ({"precision": "int8", "calibration": "x", **IMAGES}, UsageError, "unknown calibration method 'x'"),
         ({"precision": "int8", **IMAGES, "calibration_images": 0}, UsageError, "must be an integer from 1 up, got 0"),
         ({"precision": "int8", "calibration_data": "none"}, InputError, "none is not a folder of images"),
         ({"precision": "int8", "rest": "fp16", **IMAGES}, UsageError, "rest is of int8 and fp8 for tensorrt, got fp16"),
@@ -271,17 +274,21 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     printed = run.invoke(export_command, [*arguments, "--int8", *images, "--calibration-cache", str(cache)])
     assert printed.exit_code == 0, printed.output
     assert "onnx-int8  onnx/model_int8.onnx" in printed.output
-    measured = "logits: the reference's class for 100.00% of 16 images, mean cosine 0.999"
-    assert f"(tolerance 0.2); {measured}" in printed.output
+    measured = "logits: the reference's class for 100.00%, mean cosine 0.999"
+    assert measured in printed.output
+    assert "(4 held-out images)" in printed.output
+    assert "candidates on 4 images" in printed.output
+    assert printed.output.count(" chosen") == 1
     assert measured in run.invoke(inspect_command, [str(tmp_path / "out")]).output
-    found = [json.loads(kept.read_text(encoding="utf-8")) for kept in cache.iterdir()]
-    assert list(map(len, found)) == [20, 20]  # four a layer, smoothed and not
+    assert (
+        len(list(cache.iterdir())) == 2
+    )  # the extremes on the images that ranges come from, and on those of the choice
     printed = run.invoke(
         export_command, [*arguments, "--fp8", *images, "--calibration", "minmax", "--no-calibration-cache", "--json"]
     )
     names = {artifact["precision"]: artifact for artifact in json.loads(printed.output)["artifacts"]}
     assert list(names) == ["fp8", "int8"]
-    assert names["fp8"]["options"]["calibration"] == "MinMax()"
+    assert names["fp8"]["options"]["calibration"] == "minmax"
     assert len(list(cache.iterdir())) == 2
     refused = run.invoke(export_command, [*arguments, "--int8", "--target", "tensorrt"])
     assert isinstance(refused.exception, UsageError)

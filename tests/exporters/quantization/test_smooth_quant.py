@@ -9,7 +9,9 @@ import pytest
 
 from small_graphs import X, answers, check, graph_of, operators
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, smooth_alike, smoothable
+from vitdeploy.exporters.quantization.extremes import Extremes
+from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, smooth_alike
+from vitdeploy.exporters.quantization.smoothing_places import find_places
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,10 +35,15 @@ def largest(scale: np.ndarray = SCALE, bias: np.ndarray = BIAS) -> np.ndarray:
     return np.asarray(np.abs(normalised).max(axis=0))
 
 
+def seen(magnitudes: np.ndarray) -> dict[str, Extremes]:
+    """Of `h`."""
+    return {"h": Extremes(-magnitudes, magnitudes)}
+
+
 def test_the_graph_computes_the_same_with_no_more_operators() -> None:
     model = graph_of(TEXT, s=SCALE, b=BIAS, **W)
     want = answers(model)
-    SmoothQuant().smooth(model, {"h": largest()})
+    SmoothQuant().smooth(model, seen(largest()))
     for found, expected in zip(answers(model), want, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert operators(model) == {NORM: 1, "MatMul": 2}
@@ -46,13 +53,13 @@ def test_the_graph_computes_the_same_with_no_more_operators() -> None:
 @pytest.mark.parametrize("strength", [0, 0.5, 1])
 def test_how_much_moves(strength: float) -> None:
     model = graph_of(TEXT, s=SCALE, b=BIAS, **W)
-    seen = largest()
-    SmoothQuant(strength).smooth(model, {"h": seen})
+    reach = largest()
+    SmoothQuant(strength).smooth(model, seen(reach))
     moved = SCALE / tensors(model)["s.smoothed"]
     of_weights = np.max([np.abs(each).max(axis=1) for each in W.values()], axis=0)
-    np.testing.assert_allclose(moved, seen**strength / of_weights ** (1 - strength), rtol=1e-5)
+    np.testing.assert_allclose(moved, reach**strength / of_weights ** (1 - strength), rtol=1e-5)
     if strength == 1:
-        np.testing.assert_allclose(seen / moved, 1, rtol=1e-5)  # every channel reaches as far
+        np.testing.assert_allclose(reach / moved, 1, rtol=1e-5)  # every channel reaches as far
     if strength == 0:
         rows = np.max([np.abs(tensors(model)[f"{name}.smoothed"]).max(axis=1) for name in W], axis=0)
         np.testing.assert_allclose(rows, 1, rtol=1e-5)
@@ -66,7 +73,7 @@ def test_a_channel_of_nothing_stays() -> None:
         each[3] = 0
     model = graph_of(TEXT, s=scale, b=bias, **weights)
     want = answers(model)
-    SmoothQuant().smooth(model, {"h": largest(scale, bias)})
+    SmoothQuant().smooth(model, seen(largest(scale, bias)))
     for found, expected in zip(answers(model), want, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     smoothed = model.graph.initializers["s.smoothed"].const_value
@@ -81,7 +88,7 @@ def test_weights_that_others_take_too_stay_for_them() -> None:
     )
     model = graph_of(text, s=SCALE, b=BIAS, v=W["v"])
     want = answers(model)
-    SmoothQuant().smooth(model, {"h": largest()})
+    SmoothQuant().smooth(model, seen(largest()))
     for found, expected in zip(answers(model), want, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert {"s", "v"} < set(model.graph.initializers)
@@ -96,14 +103,18 @@ def test_weights_that_others_take_too_stay_for_them() -> None:
         "g (float[n, 4] x) => (float[n, n] y) { h = LayerNormalization(x, s, b) t = Transpose(x) y = MatMul(h, t) }",
         "g (float[n, 4] x) => (float[4, 4] y) { h = LayerNormalization(x, s, b) t = Transpose(x) y = MatMul(t, h) }",
         "g (float[n, 4] x) => (float[n, 4] y) { y = LayerNormalization(x, s, b) }",
-        "g (float[n, 4] x) => (float[n, 3] y) { h = Mul(x, s) y = MatMul(h, v) }",
+        "g (float[n, 4] x) => (float[n, 3] y) { h = Add(x, s) y = MatMul(h, v) }",
         "g (float[n, 4] x) => (float[n, 3] y) { r = Add(s, b) h = LayerNormalization(x, r, b) y = MatMul(h, v) }",
     ],
 )
 def test_what_others_take_or_is_not_known_stays(text: str) -> None:
     model = graph_of(text, s=SCALE, b=BIAS, v=W["v"])
-    assert smoothable(model) == []
-    check(lambda graph: SmoothQuant().smooth(graph, {"h": np.abs(X).max(axis=0)}), model)
+    assert find_places(model) == []
+
+    def smooth(graph: ir.Model) -> None:
+        SmoothQuant().smooth(graph, seen(np.abs(X).max(axis=0)))
+
+    check(smooth, model)
 
 
 def tensors(model: ir.Model) -> dict[str, np.ndarray]:
@@ -117,7 +128,7 @@ def test_another_graph_is_smoothed_alike() -> None:
     bias[3] = 0.5
     smoothed, other = (graph_of(TEXT, s=scale, b=bias, **W) for _ in range(2))
     want = answers(other)
-    SmoothQuant().smooth(smoothed, {"h": largest(scale, bias)})
+    SmoothQuant().smooth(smoothed, seen(largest(scale, bias)))
     smooth_alike(other, smoothed)
     assert set(tensors(other)) == set(tensors(smoothed)) == {f"{name}.smoothed" for name in "sbvw"}
     for name, expected in tensors(smoothed).items():

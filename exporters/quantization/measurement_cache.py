@@ -1,0 +1,57 @@
+"""Measurements on disk, by the content that they were made from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+from vitdeploy.atomic import write_file
+from vitdeploy.errors import OutputError
+from vitdeploy.user_cache import user_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+_VERSION = 2  # of the files: another one reads nothing of what this one wrote
+
+
+class MeasurementCache:
+    """One file: a line with the SHA-256 of what follows, and the content.
+
+    A file that cannot be read, or whose content has another checksum, counts as absent, so that it is measured again.
+
+    Args:
+        folder: of all such files.
+        parts: all that the measurement depends on.
+    """
+
+    def __init__(self, folder: Path, parts: Iterable[str]) -> None:
+        key = hashlib.sha256(json.dumps([_VERSION, *parts]).encode()).hexdigest()
+        self.path = folder / key
+
+    def read(self) -> bytes | None:
+        """The content; None where there is none, or it is damaged."""
+        try:
+            if not self.path.is_file():
+                return None
+            checksum, _, content = self.path.read_bytes().partition(b"\n")
+        except OSError:
+            return None
+        return content if checksum == _checksum(content) else None
+
+    def write(self, content: bytes) -> None:
+        """Keep it, whole or not at all."""
+        with contextlib.suppress(OutputError):  # a full or read-only disk costs time alone
+            write_file(self.path, _checksum(content) + b"\n" + content)
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def default_folder() -> Path:
+    """In the user's cache."""
+    return user_cache() / "ranges"
