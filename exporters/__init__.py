@@ -108,6 +108,7 @@ QUANTIZATION_OPTIONS = (
     "smooth_quant",
     "max_drop",
     "min_agreement",
+    "min_cosine",
     "accuracy_data",
 )
 _OF_A_CPU = ("scheme", "reduce_range")  # of these

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitdeploy.assess.accuracy_goal import Bound
+from vitdeploy.assess.goal import Bound
 from vitdeploy.errors import UsageError
 from vitdeploy.specs import QUANTIZED, AxisRange, PixelFormat, PixelStage, Precision, Task
 
@@ -30,9 +30,11 @@ def check_quantization(precision: str, options: Mapping[str, Any]) -> None:
     of_images = [name for name in given if name.startswith("calibration")]
     if of_images and "calibration_data" not in given:
         raise UsageError(f"{of_images[0]} needs calibration_data, got none; give a folder of images, or leave it out")
-    bounds = [name for name in given if name in ("max_drop", "min_agreement")]
+    bounds = [name for name in given if name in ("max_drop", "min_agreement", "min_cosine")]
     if "accuracy_data" in given and not bounds:
-        raise UsageError("accuracy_data needs max_drop or min_agreement, got neither; give one, or leave it out")
+        raise UsageError(
+            "accuracy_data needs max_drop, min_agreement or min_cosine, got none; give one, or leave it out"
+        )
     smooth = options.get("smooth_quant")
     is_strength = isinstance(smooth, (int, float)) and not isinstance(smooth, bool) and 0 <= smooth <= 1
     if smooth not in (None, "auto", "off") and not is_strength:
@@ -56,9 +58,10 @@ def check_scheme(spec: ExportSpec, bound: Bound | None, *, calibrated: bool) -> 
         )
 
 
-def bound_of(max_drop: float | None, min_agreement: float | None) -> Bound | None:
+def bound_of(max_drop: float | None, min_agreement: float | None, min_cosine: float | None) -> Bound | None:
     """How accurate an artifact must be; UsageError where the numbers are none."""
-    return None if max_drop is None and min_agreement is None else Bound(max_drop, min_agreement)
+    given = (max_drop, min_agreement, min_cosine)
+    return None if all(value is None for value in given) else Bound(*given)
 
 
 def rest_of(name: str | None) -> Precision | None:

@@ -363,8 +363,9 @@ def _validation(item: Any) -> dict[str, Any]:
             _typed(output.get("p5_cosine", 1.0), float)
             if output["top1_agreement"] is not None:
                 _typed(output["top1_agreement"], float)
-            if output.get("relative_error") is not None:
-                _typed(output["relative_error"], float)
+            for name in ("relative_error", "neighbour_agreement"):
+                if output.get(name) is not None:
+                    _typed(output[name], float)
     return dict(item)
 
 

@@ -79,6 +79,7 @@ def export(
     smooth_quant: float | str | None = None,
     max_drop: float | None = None,
     min_agreement: float | None = None,
+    min_cosine: float | None = None,
     accuracy_data: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -165,8 +166,13 @@ def export(
             image what depends on its batch.
         min_agreement: the same by the least share of images, from 0 to 1, of which the best class is the reference's;
             no labels are needed.
-        accuracy_data: the images of `max_drop` or `min_agreement`, all of them, as `evaluate` takes them or, without
-            labels, a folder; by default those of the calibration.
+        min_cosine: the same by the least 5th percentile, over images, of the cosine similarity with the reference,
+            above 0 and below 1: of the pooled output and the CLS token, or of a classifier's logits. The search leaves
+            a quarter of the allowed distance to images that it does not see; see `vitdeploy.assess.cosine_goal`.
+        accuracy_data: the images of these three, all of them, as `evaluate` takes them or, without labels, a folder; by
+            default those of the calibration. A quarter of them is held out: it chooses nothing, and the artifact must
+            honour the bound on it, unless there are fewer than 16. Few images tell a share but roughly: one that is too
+            low on those held out fails where the upper end of its 95 % interval is too low.
         revision: branch, tag or commit on the Hub.
         token: for private and gated models.
         cache_dir: of the Hub's files; by default huggingface_hub's.
@@ -205,6 +211,7 @@ def export(
         "smooth_quant": smooth_quant,
         "max_drop": max_drop,
         "min_agreement": min_agreement,
+        "min_cosine": min_cosine,
         "accuracy_data": accuracy_data,
     }
     options |= of_quantization
@@ -229,7 +236,7 @@ def export(
         raise UsageError(f"keep_fp32 needs a precision below fp32, got fp32 and {len(keep_fp32)} nodes; leave it out")
     check_quantization(precision, of_quantization)
     target = quantization_target([asked], precision, target)
-    bound = bound_of(max_drop, min_agreement)
+    bound = bound_of(max_drop, min_agreement, min_cosine)
     size, bounds = image_size_of(image_size, dynamic_image_size=dynamic_image_size)
     dynamic_image_size = dynamic_image_size or bounds is not None
     pixels = pixels_of(input, layout, io_dtype, embed_resize=embed_resize)

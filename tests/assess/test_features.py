@@ -22,7 +22,8 @@ def noisy(scale: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def neighbours(vector: np.ndarray) -> np.ndarray:
     """(N,) the nearest of each but itself, by scikit-learn."""
-    return NearestNeighbors(n_neighbors=1, metric="cosine").fit(vector).kneighbors(return_distance=False)[:, 0]
+    found = NearestNeighbors(n_neighbors=1, metric="cosine").fit(vector).kneighbors(return_distance=False)
+    return np.asarray(found)[:, 0]
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.05, 0.3, 2.0])
@@ -53,7 +54,7 @@ def test_rows_of_the_similarities_are_taken_in_parts(monkeypatch: pytest.MonkeyP
         (("pooler_output", "last_hidden_state"), ["pooler_output", "cls_token"]),
         (("last_hidden_state", "hidden_states.1"), ["cls_token"]),
         (("logits", "last_hidden_state"), ["logits"]),
-        (("reconstruction",), []),
+        (("reconstruction",), ["reconstruction"]),
     ],
 )
 def test_what_is_judged(outputs: tuple[str, ...], wanted: list[str]) -> None:
@@ -64,12 +65,13 @@ def test_what_is_judged(outputs: tuple[str, ...], wanted: list[str]) -> None:
     assert list(found) == wanted
     if "cls_token" in wanted:
         np.testing.assert_array_equal(found["cls_token"], given["last_hidden_state"][:, 0])
-    searched = [each.output for each in nearness(given, given) if each.same_neighbours is not None]
-    assert searched == ([wanted[0]] if wanted and wanted != ["logits"] else [])
+    searched = [each.output for each in nearness(found, found) if each.same_neighbours is not None]
+    assert searched == ([wanted[0]] if wanted[0] in ("pooler_output", "cls_token") else [])
+    assert all(each.same_neighbours is None for each in nearness(found, found, search=False))
 
 
-def test_logits_of_patches_are_no_vector() -> None:
-    assert vectors({"logits": np.ones((2, 9, 4))}) == {}
+def test_logits_of_patches_are_judged_whole() -> None:
+    assert vectors({"logits": np.ones((2, 9, 4))})["logits"].shape == (2, 9, 4)
 
 
 def test_what_has_no_cosine() -> None:

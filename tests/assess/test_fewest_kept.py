@@ -18,7 +18,7 @@ TOTAL = 1000
 
 def search(
     lost: Callable[[frozenset[str]], int], allowed: int = 10, ranked: Collection[str] = LAYERS, max_runs: int = 100
-) -> Fewest:
+) -> Fewest[Accuracy]:
     """The answer for a model that is wrong of `lost` images with these layers kept."""
     asked: list[frozenset[str]] = []
 

@@ -1,9 +1,8 @@
-"""How accurate a quantized artifact must be: as often right, or of the same opinion as the reference."""
+"""A quantized artifact must be as often right, or of the same opinion as the reference, as was asked for."""
 
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,41 +21,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vitdeploy.assess.goal import Bound
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
 
 LOGITS = "logits"
-
-
-@dataclasses.dataclass(frozen=True)
-class Bound:
-    """What is allowed.
-
-    Attributes:
-        max_drop: of the top-1 accuracy on labelled images, against the reference's, in points (percent), from 0 up; or
-            None.
-        min_agreement: the least share of images, from 0 to 1, of which the best class is the reference's; or None.
-    """
-
-    max_drop: float | None = None
-    min_agreement: float | None = None
-
-    def __post_init__(self) -> None:
-        given = [value for value in (self.max_drop, self.min_agreement) if value is not None]
-        if len(given) != 1:
-            raise UsageError(
-                f"an accuracy bound must be one of max_drop and min_agreement, got {self.max_drop} and "
-                f"{self.min_agreement}; give one"
-            )
-        if self.max_drop is not None and not (_is_number(self.max_drop) and 0 <= self.max_drop < 100):
-            raise UsageError(f"max_drop must be points of accuracy from 0 up to 100, got {self.max_drop!r:.80}")
-        if self.min_agreement is not None and not (_is_number(self.min_agreement) and 0 < self.min_agreement <= 1):
-            raise UsageError(
-                f"min_agreement must be a share above 0 and up to 1, such as 0.99, got {self.min_agreement!r:.80}"
-            )
-
-    def __str__(self) -> str:
-        return f"max_drop {self.max_drop:g}" if self.max_drop is not None else f"min_agreement {self.min_agreement:g}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,18 +33,39 @@ class AccuracyGoal:
     """Images, what is to be said of each, and of how many of them.
 
     Attributes:
-        bound: what was asked for.
+        bound: `max_drop` or `min_agreement`.
         images: N of them.
         wanted: (N,) int32, the class of each: its label, or what the reference says.
-        minimum: the least number of images of which it is to be said.
-        reference: how many the reference is right of.
+        right: (N,) whether the reference says so.
     """
 
     bound: Bound
     images: CalibrationImages
     wanted: NDArray[np.int32]
-    minimum: int
-    reference: int
+    right: NDArray[np.bool_]
+
+    @property
+    def reference(self) -> int:
+        """Of how many images the reference says what is wanted."""
+        return int(self.right.sum())
+
+    @property
+    def minimum(self) -> int:
+        """Of how many images it is to be said at least."""
+        # of 1000 images, 0.99 asks for 990, not for 991, as 0.99 in binary would
+        return max(self.bound.max_drop is None, int(np.ceil(round(self._share * len(self.right), 6))))
+
+    @property
+    def _share(self) -> float:
+        """The same as a share of the images."""
+        if self.bound.max_drop is not None:
+            return self.reference / len(self.right) - self.bound.max_drop / 100
+        return self.bound.min_agreement or 0.0
+
+    def at(self, positions: Sequence[int]) -> AccuracyGoal:
+        """See `Goal`."""
+        chosen = list(positions)
+        return AccuracyGoal(self.bound, self.images.at(chosen), self.wanted[chosen], self.right[chosen])
 
     @classmethod
     def open(
@@ -122,14 +112,10 @@ class AccuracyGoal:
         if bound.max_drop is None:
             images = CalibrationImages.open(path, processor, labels, limit, seed, on_progress)
             wanted = _finite(_best(images, reference), images)
-            # of 1000 images, 0.99 asks for 990, not for 991, as 0.99 in binary would
-            minimum = max(1, int(np.ceil(round((bound.min_agreement or 0) * len(wanted), 6))))
-            return cls(bound, images, wanted, minimum, len(wanted))
+            return cls(bound, images, wanted, np.ones(len(wanted), bool))
         data = open_data(path, labels).subset(limit, seed)
         images = CalibrationImages(ImageSet.of(data), processor, seed, on_progress)
-        right = int((_finite(_best(images, reference), images) == data.targets).sum())
-        minimum = max(0, int(np.ceil(round(right - bound.max_drop * len(data) / 100, 6))))
-        return cls(bound, images, data.targets, minimum, right)
+        return cls(bound, images, data.targets, _finite(_best(images, reference), images) == data.targets)
 
     def measure(self, runtime: Runtime) -> Accuracy:
         """Of how many images an artifact says what is wanted."""
@@ -141,19 +127,33 @@ class AccuracyGoal:
         return found.correct >= self.minimum
 
     def check(self, name: str, found: Accuracy) -> dict[str, Any]:
-        """The record of an artifact that is accurate enough, for the manifest.
-
-        Raises:
-            CheckFailedError: it is not.
-        """
+        """See `Goal`."""
         if not self.honoured_by(found):
             raise CheckFailedError(
-                f"{name} must honour {self}, has {found}, though the graph did before its inputs and outputs became "
+                f"{name} does not honour {self}: {found}, though the graph did before its inputs and outputs became "
                 f"what was asked for; loosen the bound, or leave out embed_resize and io_dtype; nothing was written"
             )
+        return {"bound": str(self.bound), **self._record(found)}
+
+    def check_held_out(self, name: str, found: Accuracy) -> dict[str, Any]:
+        """See `Goal`; few images tell a share but roughly, so that the bound holds unless they contradict it.
+
+        They do where so many are wrong that even the upper end of the share's 95 % interval is too low.
+        """
+        if found.interval[1] < self._share:
+            raise CheckFailedError(
+                f"{name} does not honour {self.bound} on {found.total} held-out images, which chose nothing: {found}, "
+                f"{self._share:.2%} required; ask for more, or give more images; nothing was written"
+            )
+        return {**self._record(found), "honoured": self.honoured_by(found)}
+
+    def without(self, found: Accuracy) -> dict[str, Any]:
+        """See `Goal`."""
+        return {"correct_without": found.correct}
+
+    def _record(self, found: Accuracy) -> dict[str, Any]:
         low, high = found.interval
         return {
-            "bound": str(self.bound),
             "images": found.total,
             "correct": found.correct,
             "low": round(low, 4),
@@ -184,7 +184,3 @@ def _finite(classes: NDArray[np.int32], images: CalibrationImages) -> NDArray[np
                 f"weights, or the numbers of the image processor"
             )
     return classes
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
 
 from vitdeploy.assess.dataset import chosen_names
 from vitdeploy.assess.difference import RelativeError, compare_outputs
+from vitdeploy.assess.features import same_neighbours, searched, with_cls
 from vitdeploy.assess.image_set import open_images
 from vitdeploy.assess.prepare import prepare
 from vitdeploy.assess.samples import feeds
@@ -103,14 +104,15 @@ class CalibrationImages:
         judge = chosen_names(names, judged, self.seed)
         choice = sorted({*chosen_names(names, judged + chosen_by, self.seed)}.difference(judge))
         ranges = sorted({*range(count)}.difference(judge, choice))
-        return CalibrationParts(self._at(ranges), self._quiet(choice), self._at(judge), held_out=True)
+        return CalibrationParts(self.at(ranges), self._quiet(choice), self.at(judge), held_out=True)
 
-    def _at(self, positions: Sequence[int]) -> CalibrationImages:
+    def at(self, positions: Sequence[int]) -> CalibrationImages:
+        """Some of them, in this order."""
         return dataclasses.replace(self, images=self.images.at(positions))
 
     def _quiet(self, positions: Sequence[int]) -> CalibrationImages:
         """For what is measured again and again; their progress is not told."""
-        return dataclasses.replace(self._at(positions), on_progress=lambda *_: None)
+        return dataclasses.replace(self.at(positions), on_progress=lambda *_: None)
 
     def pixels(self, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
         """Each image in these formats, (1, ...)."""
@@ -163,9 +165,14 @@ class CalibrationImages:
         error = None if ranked else RelativeError(by_output=problem_type is ProblemType.REGRESSION)
         cosines: dict[str, list[float]] = {}
         same: dict[str, list[float]] = {}
+        compared: list[tuple[np.ndarray, np.ndarray]] = []
+        by: str | None = None
         for images in self.batches(BATCH, reference.pixels, artifact.pixels):
-            wanted = reference.run(feeds(reference.inputs, images[reference.pixels]))
-            given = _run(artifact, images[artifact.pixels], 1 if one_by_one else BATCH)
+            wanted = with_cls(reference.run(feeds(reference.inputs, images[reference.pixels])))
+            given = with_cls(_run(artifact, images[artifact.pixels], 1 if one_by_one else BATCH))
+            by = searched(wanted)
+            if by is not None:
+                compared.append((wanted[by], given[by]))
             if error is not None and LOGITS in wanted:
                 error.add(wanted[LOGITS], given[LOGITS])
             for row in range(len(images[artifact.pixels])):
@@ -174,10 +181,14 @@ class CalibrationImages:
                     cosines.setdefault(difference.output, []).append(difference.min_cosine)
                     if difference.top1_agreement is not None:
                         same.setdefault(difference.output, []).append(difference.top1_agreement)
-        return [
+        entries = [
             Agreement.of(output, found, same.get(output), error.value if error and output == LOGITS else None)
             for output, found in cosines.items()
         ]
+        if len(self.images) < 2 or not compared:
+            return entries
+        kept = int(same_neighbours(*map(np.concatenate, zip(*compared, strict=True))).sum())
+        return [dataclasses.replace(each, same_neighbours=kept if each.output == by else None) for each in entries]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +227,7 @@ class Agreement:
         relative_error: of logits of which none is the best class (a single value's cosine is that of its sign): the
             length of the difference over that of the reference's values, of all images together; of a regression, whose
             values have units of their own, that of its worst value. None for other outputs.
+        same_neighbours: how many images have the reference's nearest neighbour among them, see `features.Nearness`.
     """
 
     output: str
@@ -225,6 +237,15 @@ class Agreement:
     p5_cosine: float
     min_cosine: float
     relative_error: float | None = None
+    same_neighbours: int | None = None
+
+    @property
+    def neighbour_agreement(self) -> float | None:
+        """The share of images with the same nearest neighbour."""
+        return None if self.same_neighbours is None else round(self.same_neighbours / self.images, 6)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "neighbour_agreement": self.neighbour_agreement}
 
     @classmethod
     def of(

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vitdeploy.assess.difference import DEFAULT_TOLERANCES, least_cosine
+from vitdeploy.assess.statistics import wilson
 from vitdeploy.errors import CheckFailedError
 
 if TYPE_CHECKING:
     from vitdeploy.assess.calibration_images import Agreement
     from vitdeploy.assess.difference import Difference
+
+
+class Near(Protocol):
+    """What was measured of one output of N images, as `Agreement` and `Nearness` hold it."""
+
+    @property
+    def output(self) -> str: ...
+
+    @property
+    def images(self) -> int: ...
+
+    @property
+    def mean_cosine(self) -> float: ...
+
+    @property
+    def p5_cosine(self) -> float: ...
+
+    @property
+    def same_neighbours(self) -> int | None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,31 +45,48 @@ class CosineBound:
         p5: of the 5th percentile over images.
         relative_error: the largest relative error of logits of which none is the best class, which have no cosine that
             means something; see `Agreement`.
+        neighbours: the least share of images whose nearest neighbour is the reference's, from 0 to 1; it is not kept
+            where even the upper end of the 95 % Wilson interval of the measured share is lower.
     """
 
     mean: float
     p5: float
     relative_error: float
+    neighbours: float = 0.0
 
     @classmethod
     def of_tolerance(cls, tolerance: float) -> CosineBound:
         """The mean that one tolerance for the largest difference amounts to, see `least_cosine`, and any percentile."""
         return cls(least_cosine(tolerance), -1, tolerance)
 
+    def why_not(self, found: Near) -> str | None:
+        """How far an output is, where that is farther; None where it is near enough."""
+        if not (found.mean_cosine >= self.mean and found.p5_cosine >= self.p5):
+            return (
+                f"{found.output} has a mean cosine of {found.mean_cosine:.4f} (at least {self.mean:g} required) and a "
+                f"5th percentile of {found.p5_cosine:.4f} (at least {self.p5:g} required)"
+            )
+        if found.same_neighbours is not None and wilson(found.same_neighbours, found.images)[1] < self.neighbours:
+            return (
+                f"the nearest neighbour by {found.output} is the same for {found.same_neighbours} images (at least "
+                f"{self.neighbours:.0%} required)"
+            )
+        return None
+
     def check(self, name: str, found: Agreement, *, held_out: bool) -> None:
         """Raise CheckFailedError where an output of the artifact of that name is farther."""
         images = f"{found.images} {'held-out' if held_out else 'calibration'} images"
         if found.relative_error is not None:
             self._check_error(name, found.output, found.relative_error, images)
-        elif not (found.mean_cosine >= self.mean and found.p5_cosine >= self.p5):
-            raise CheckFailedError(
-                f"{name} is too far from the reference: {found.output} has a mean cosine of {found.mean_cosine:.4f} "
-                f"(at least {self.mean:g} required) and a 5th percentile of {found.p5_cosine:.4f} (at least "
-                f"{self.p5:g} required) on {images}; {_ADVICE}; nothing was written"
-            )
+        else:
+            far = self.why_not(found)
+            if far is not None:
+                raise CheckFailedError(
+                    f"{name} is too far from the reference: {far} on {images}; {_ADVICE}; nothing was written"
+                )
 
     def check_difference(self, name: str, found: Difference, *, of_values: bool) -> None:
-        """The same on a few images, of which the farthest stands for the 5th percentile.
+        """The same on a few images, of which the farthest stands for the 5th percentile; neighbours need more images.
 
         Args:
             name: the artifact's.
@@ -81,8 +118,9 @@ _ADVICE = (
 # What was seen on a trained ViT-S with outliers and photographs: int8 as it is made here 0.999 and 0.997; the peers'
 # tools 0.994 and 0.978 (NNCF), 0.978 and 0.933 (ONNX Runtime, static), the latter with a fourth of the nearest
 # neighbours lost. 0.99 and 0.97 is between: ten times as far as what is usual. E4M3 keeps 4 bits of each value; its
-# error is about twice that of int8, its distance 1 - cosine four times.
+# error is about twice that of int8, its distance 1 - cosine four times. Of nearest neighbours, int8 keeps 84 to 90 %
+# there; among photographs that are all alike, or with random weights, rounding decides, so half of them are required.
 COSINE_BOUNDS = {
-    "int8": CosineBound(0.99, 0.97, DEFAULT_TOLERANCES["int8"]),
-    "fp8": CosineBound(0.96, 0.88, DEFAULT_TOLERANCES["fp8"]),
+    "int8": CosineBound(0.99, 0.97, DEFAULT_TOLERANCES["int8"], 0.5),
+    "fp8": CosineBound(0.96, 0.88, DEFAULT_TOLERANCES["fp8"], 0.5),
 }

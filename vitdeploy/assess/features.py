@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -23,18 +23,26 @@ _ROWS = 1024  # of the images' similarities that are in memory together
 
 
 def vectors(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The vectors (N, D) by which artifacts are judged, by name.
+    """The vectors (N, D) of images by which artifacts are judged, by name.
 
     These are `logits` (N, classes) where there are some; else `pooler_output` and the CLS token, as `cls_token`,
-    whichever there are; nothing for a model that gives none of them, such as one that reconstructs pixels.
+    whichever there are. Of a model that gives none of them, such as one that reconstructs pixels, they are all outputs,
+    whole: (N, ...).
     """
-    if LOGITS in outputs:
-        return {LOGITS: outputs[LOGITS]} if outputs[LOGITS].ndim == 2 else {}
+    if LOGITS in outputs and outputs[LOGITS].ndim == 2:
+        return {LOGITS: outputs[LOGITS]}
     found = {POOLED: outputs[POOLED]} if POOLED in outputs else {}
-    return found | ({CLS: outputs[HIDDEN][:, 0]} if HIDDEN in outputs else {})
+    if HIDDEN in outputs:
+        found[CLS] = outputs[HIDDEN][:, 0]
+    return found or dict(outputs)
 
 
-def searched(names: Collection[str]) -> str | None:
+def with_cls(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """All outputs, and the vectors that are a part of one."""
+    return {**vectors(outputs), **outputs}
+
+
+def searched(names: Iterable[str]) -> str | None:
     """The vectors by which images are searched: pooled where there are some, else the CLS token, never logits."""
     return next((name for name in (POOLED, CLS) if name in names), None)
 
@@ -49,7 +57,7 @@ def cosines(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.floa
         candidate: of the same shape.
     """
     a, b = _unit(reference), _unit(candidate)
-    found = np.clip((a * b).sum(axis=1), -1.0, 1.0)
+    found: NDArray[np.float64] = np.clip((a * b).sum(axis=1), -1.0, 1.0)
     found[~(a.any(axis=1) | b.any(axis=1))] = 1.0
     found[~(_finite(reference) & _finite(candidate))] = -1.0
     return found
@@ -82,7 +90,7 @@ class Nearness:
     """The vectors of N images beside the reference's.
 
     Attributes:
-        output: "logits", "pooler_output" or "cls_token", the first token of `last_hidden_state`.
+        output: such as "pooler_output", or "cls_token", the first token of `last_hidden_state`; see `vectors`.
         images: N.
         mean_cosine: the mean of the images' cosine similarities.
         p5_cosine: their 5th percentile, interpolated linearly as numpy does.
@@ -112,10 +120,18 @@ class Nearness:
         return {**dataclasses.asdict(self), "neighbour_agreement": self.neighbour_agreement}
 
 
-def nearness(reference: Mapping[str, NDArray[Any]], candidate: Mapping[str, NDArray[Any]]) -> tuple[Nearness, ...]:
-    """Judge the outputs of an artifact, (N, ...) by name, beside the reference's: one for each of `vectors`."""
-    wanted, given = vectors(reference), vectors(candidate)
-    by = searched(wanted)
+def nearness(
+    reference: Mapping[str, NDArray[Any]], candidate: Mapping[str, NDArray[Any]], *, search: bool = True
+) -> tuple[Nearness, ...]:
+    """Judge the vectors of an artifact, (N, D) by name as `vectors` gives them, beside the reference's.
+
+    Args:
+        reference: its vectors.
+        candidate: of the same names and shapes.
+        search: whether neighbours are looked for, which among made-up images mean nothing.
+    """
+    wanted, given = reference, candidate
+    by = searched(wanted) if search else None
     return tuple(_nearness(name, wanted[name], given[name], search=name == by) for name in wanted)
 
 
@@ -139,7 +155,8 @@ def _unit(array: NDArray[Any]) -> NDArray[np.float64]:
     """(N, D) of length 1; zeros for what has no length, or is not finite."""
     flat = np.where(_finite(array)[:, None], array.reshape(len(array), -1), 0).astype(np.float64)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
-    return np.divide(flat, length, out=np.zeros_like(flat), where=length > 0)
+    unit: NDArray[np.float64] = np.divide(flat, length, out=np.zeros_like(flat), where=length > 0)
+    return unit
 
 
 def _finite(array: NDArray[Any]) -> NDArray[np.bool_]:

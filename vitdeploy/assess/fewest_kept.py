@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vitdeploy.assess.accuracy import Accuracy
+    from vitdeploy.assess.goal import Measure
 
 MAX_RUNS = 100
+M = TypeVar("M", bound="Measure")
 
 
 @dataclasses.dataclass(frozen=True)
-class Fewest:
+class Fewest(Generic[M]):
     """What the search came to.
 
     Attributes:
-        kept: the layers, the most harmful first; where nothing is enough, those with which the most images are right.
+        kept: the layers, the most harmful first; where nothing is enough, those with which the most is reached.
         accuracy: with them.
         without: with none.
         enough: whether that is enough.
@@ -27,8 +28,8 @@ class Fewest:
     """
 
     kept: tuple[str, ...]
-    accuracy: Accuracy
-    without: Accuracy
+    accuracy: M
+    without: M
     enough: bool
     runs: int
     minimal: bool
@@ -36,10 +37,10 @@ class Fewest:
 
 def fewest_kept(
     rank: Callable[[], Sequence[str]],
-    measure: Callable[[frozenset[str]], Accuracy],
-    enough: Callable[[Accuracy], bool],
+    measure: Callable[[frozenset[str]], M],
+    enough: Callable[[M], bool],
     max_runs: int = MAX_RUNS,
-) -> Fewest:
+) -> Fewest[M]:
     """Find a set with which the accuracy is enough, and without any one of which it is not.
 
     1. Of a ranking, 1, 2, 4, ... of the first are kept, until that is enough; then the number is halved in on.
@@ -74,18 +75,16 @@ class _OutOfRunsError(Exception):
     """The search ends here, with what it has."""
 
 
-class _Search:
-    def __init__(
-        self, measure: Callable[[frozenset[str]], Accuracy], enough: Callable[[Accuracy], bool], max_runs: int
-    ) -> None:
+class _Search(Generic[M]):
+    def __init__(self, measure: Callable[[frozenset[str]], M], enough: Callable[[M], bool], max_runs: int) -> None:
         self._measure, self._enough, self._max_runs = measure, enough, max_runs
-        self._found: dict[tuple[str, ...], Accuracy] = {}
+        self._found: dict[tuple[str, ...], M] = {}
 
     @property
     def runs(self) -> int:
         return len(self._found)
 
-    def measured(self, kept: tuple[str, ...]) -> Accuracy:
+    def measured(self, kept: tuple[str, ...]) -> M:
         if kept not in self._found:
             if self.runs == self._max_runs:
                 raise _OutOfRunsError
@@ -115,13 +114,13 @@ class _Search:
                 if self._passes(rest):
                     kept = rest
 
-    def best(self) -> tuple[tuple[str, ...], Accuracy]:
-        """The fewest layers that are enough; where none are, those with which the most images are right."""
+    def best(self) -> tuple[tuple[str, ...], M]:
+        """The fewest layers that are enough; where none are, those with which the most is reached."""
         found = self._found.items()
         passing = [item for item in found if self._enough(item[1])]
         if passing:
             return min(passing, key=lambda item: len(item[0]))
-        return max(found, key=lambda item: (item[1].correct, -len(item[0])))
+        return max(found, key=lambda item: (item[1].value, -len(item[0])))
 
     def _passes(self, kept: tuple[str, ...]) -> bool:
         return self._enough(self.measured(kept))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.assess.accuracy_goal import AccuracyGoal, Bound
-from vitdeploy.assess.calibration_images import CalibrationImages, CalibrationParts
+from vitdeploy.assess.accuracy_goal import AccuracyGoal
+from vitdeploy.assess.calibration_images import FEWEST_APART, CalibrationImages, CalibrationParts
+from vitdeploy.assess.cosine_goal import CosineGoal
+from vitdeploy.assess.dataset import chosen_names
 from vitdeploy.assess.quantization_choice import Chooser
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.cosine_bound import CosineBound
     from vitdeploy.assess.folder_listing import LeftOut
+    from vitdeploy.assess.goal import Bound, Goal
     from vitdeploy.exporters.quantization.calibration import CalibrationData
     from vitdeploy.manifest import Artifact
     from vitdeploy.processor import ImageProcessor
@@ -55,7 +58,9 @@ class Quantization:
         calibration: all images.
         parts: which of them are for what.
         data: what exporters take of them.
-        goal: how accurate the artifact must be; None where that is not said.
+        goal: how accurate the artifact must be, and the images on which layers are kept in float32 until it is; None
+            where that is not said.
+        held_out: the same on images that choose nothing, on which the artifact is judged; None where there are none.
         choose: see `vitdeploy.exporters.quantization.choice`.
         problem_type: of the model.
     """
@@ -64,7 +69,8 @@ class Quantization:
     calibration: CalibrationImages
     parts: CalibrationParts
     data: CalibrationData
-    goal: AccuracyGoal | None
+    goal: Goal | None
+    held_out: Goal | None
     choose: Chooser
     problem_type: ProblemType
 
@@ -100,16 +106,19 @@ class Quantization:
         )
         parts = calibration.parts()
         data = _data(calibration, parts, request.cache)
-        goal = None
+        goal: Goal | None = None
+        held_out: Goal | None = None
         if request.bound is not None:
             own = request.accuracy_data
             path, limit = (request.images, request.limit) if own is None else (own, None)
             on_step(f"running the reference on the images of {path}")
-            goal = AccuracyGoal.open(
+            kind = AccuracyGoal if request.bound.min_cosine is None else CosineGoal
+            whole: Goal = kind.open(
                 request.bound, path, reference, processor, labels, limit, request.seed, problem_type, on_progress
             )
+            goal, held_out = apart(whole, parts)
         choose = Chooser(parts.choice, goal, on_step, on_progress)
-        return cls(reference, calibration, parts, data, goal, choose, problem_type)
+        return cls(reference, calibration, parts, data, goal, held_out, choose, problem_type)
 
     @property
     def left_out(self) -> dict[str, LeftOut]:
@@ -147,12 +156,35 @@ class Quantization:
             "calibration_sha256": self.data.sha256,
             "calibration_seed": self.calibration.seed,
             "calibration_parts": self.parts.counts(),
-            "calibration_images": [{**dataclasses.asdict(output), "held_out": held_out} for output in found],
+            "calibration_images": [{**output.to_dict(), "held_out": held_out} for output in found],
         }
         if self.goal is not None:
             on_step(f"measuring the accuracy of {name} on {len(self.goal.images.images)} images")
             record["accuracy"] = self.goal.check(name, self.goal.measure(runtime))
+        if self.held_out is not None:
+            on_step(f"judging {name} on {len(self.held_out.images.images)} held-out images")
+            record["accuracy"]["held_out"] = self.held_out.check_held_out(name, self.held_out.measure(runtime))
         return record
+
+
+def apart(whole: Goal, parts: CalibrationParts) -> tuple[Goal, Goal | None]:
+    """The images of a bound that a search may see, and those that judge what it found: a quarter.
+
+    None of the latter is one that ranges or candidates were measured on. What no search sees of the calibration images
+    is what judges all artifacts. A cosine is higher on images that ranges were measured on: its search sees no such
+    image. Of fewer than 16 images all are for all.
+    """
+    names = whole.images.images.names
+    same = whole.images.images.source == parts.judge.images.source
+    if len(names) < FEWEST_APART or (same and not parts.held_out):
+        return whole, None
+    measured, chosen_by = ({*part.images.names} if same else set() for part in (parts.ranges, parts.choice))
+    free = [position for position, name in enumerate(names) if name not in measured | chosen_by]
+    kept = chosen_names([names[position] for position in free], len(names) // 4, whole.images.seed) if free else []
+    judged = {free[position] for position in kept}
+    unseen = measured if whole.bound.min_cosine is not None else set()
+    search = [position for position, name in enumerate(names) if position not in judged and name not in unseen]
+    return whole.at(search), whole.at(sorted(judged)) if judged else None
 
 
 def _data(images: CalibrationImages, parts: CalibrationParts, cache: Path | None) -> CalibrationData:

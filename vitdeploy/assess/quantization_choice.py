@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.assess.accuracy_goal import LOGITS
 from vitdeploy.assess.calibration_images import BATCH, CalibrationImages
+from vitdeploy.assess.features import LOGITS
 from vitdeploy.assess.fewest_kept import fewest_kept
 from vitdeploy.assess.samples import feeds
 from vitdeploy.assess.yardstick import Yardstick, effects, opened_variant
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from vitdeploy.assess.accuracy import Accuracy
-    from vitdeploy.assess.accuracy_goal import AccuracyGoal
+    from vitdeploy.assess.goal import Goal, Measure
     from vitdeploy.exporters.quantization.choice import Closeness, KeptNodes
     from vitdeploy.exporters.variants import Variants
     from vitdeploy.specs import PixelFormat
@@ -41,7 +40,7 @@ class Chooser:
     """
 
     images: CalibrationImages
-    goal: AccuracyGoal | None
+    goal: Goal | None
     on_step: Callable[[str], None]
     on_progress: Callable[[int, int], None]
     _yardsticks: dict[PixelFormat, Yardstick] = dataclasses.field(default_factory=dict, init=False)
@@ -85,7 +84,7 @@ class Chooser:
         record = {
             "kept_layers": [labels.get(node, node) for node in found.kept],
             "layer_effects": {labels.get(node, node): _rounded(error) for node, error in of_layers.items()},
-            "correct_without": found.without.correct,
+            **self.goal.without(found.without),
             "runs": found.runs,
             "minimal": found.minimal,
         }
@@ -104,14 +103,14 @@ class Chooser:
         return self._yardsticks[pixels]
 
     def _measure(
-        self, goal: AccuracyGoal, variants: Variants, pixels: PixelFormat, folder: Path
-    ) -> Callable[[frozenset[str]], Accuracy]:
-        """What counts the right images of the variant that keeps these layers in float32."""
+        self, goal: Goal, variants: Variants, pixels: PixelFormat, folder: Path
+    ) -> Callable[[frozenset[str]], Measure]:
+        """What measures the variant that keeps these layers in float32."""
         count = itertools.count(1)
 
-        def measure(kept: frozenset[str]) -> Accuracy:
+        def measure(kept: frozenset[str]) -> Measure:
             with opened_variant(variants, kept, folder, pixels) as runtime:
-                found = goal.measure(runtime)
+                found: Measure = goal.measure(runtime)
             self.on_step(f"run {next(count)}: {len(kept)} of {len(variants.nodes)} layers in float32, {found}")
             return found
 

@@ -29,6 +29,8 @@ from vitdeploy.specs import Task
 from vitdeploy.triton_config import LABELED_OUTPUT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vitdeploy.engine_options import EngineOptions
     from vitdeploy.manifest import Artifact
 
@@ -84,15 +86,28 @@ def _percent(value: float | str) -> str:
     return f"{float(value):.2%}"
 
 
+def _honoured(found: Mapping[str, Any]) -> str:
+    """How accurate an artifact is on the images of a bound."""
+    if "p5_cosine" in found:
+        return (
+            f"{found['output']} has a 5th percentile of the cosine of {found['p5_cosine']:.5f} on {found['images']} "
+            f"images, at least {found.get('aim', found['at_least']):g} wanted"
+        )
+    text = f"{found['correct']} of {found['images']} images, at least {found['at_least']} wanted"
+    return text if found.get("honoured", True) else f"{text}, which so few do not contradict"
+
+
 def _print_accuracy(artifact: Artifact) -> None:
     """Print how accurate an artifact is, what was kept in float32 for that, and why."""
     found, kept = artifact.validation["accuracy"], artifact.validation["kept_layers"]
     effects = artifact.validation["layer_effects"]
     total = artifact.options["quantized_nodes"] + len(artifact.options["float32_nodes"])
     print_text(
-        f"{artifact.name} honours {found['bound']}: {found['correct']} of {found['images']} images, at least "
-        f"{found['at_least']} wanted; {len(kept)} of {total} layers kept float32 for it"
+        f"{artifact.name} honours {found['bound']}: {_honoured(found)}; "
+        f"{len(kept)} of {total} layers kept float32 for it"
     )
+    if "held_out" in found:
+        print_text(f"on images that chose nothing: {_honoured(found['held_out'])}")
     if not artifact.validation["minimal"]:
         print_text("the runs were used up before it was shown that none of them can be left out")
     if kept:

@@ -121,6 +121,8 @@ def agreement(measured: Mapping[str, Any]) -> str:
         figures.insert(0, f"relative error {measured['relative_error']:.2%}")
     if "p5_cosine" in measured:
         figures.append(f"5th percentile {measured['p5_cosine']:.5f}")
+    if measured.get("neighbour_agreement") is not None:
+        figures.append(f"nearest neighbour kept {measured['neighbour_agreement']:.0%}")
     kind = "held-out images" if measured.get("held_out") else "images"
     return f"{measured['output']}: {', '.join(figures)} ({images} {kind})"
 

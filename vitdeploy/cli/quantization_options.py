@@ -82,7 +82,13 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="The same by agreement with the reference, such as 0.99 or 99%; no labels needed.",
         ),
         click.option(
-            "--accuracy-data", type=PATH, help="The images of these two; those of the calibration by default."
+            "--min-cosine",
+            metavar="SHARE",
+            callback=_share,
+            help="The same by cosine similarity with the reference (5th percentile over images), such as 0.99 or 99%.",
+        ),
+        click.option(
+            "--accuracy-data", type=PATH, help="The images of these three; those of the calibration by default."
         ),
         click.option("--no-calibration-cache", is_flag=True, help="Keep no ranges, and use none."),
     )
