@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from vitdeploy import __version__
+from vitdeploy.assess.cosine_bound import COSINE_BOUNDS, CosineBound
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
+from vitdeploy.assess.features import Nearness, nearness, vectors
 from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.furthest import FarImage, furthest
 from vitdeploy.assess.golden import Golden
@@ -24,7 +26,7 @@ from vitdeploy.predictor import batch_size_for, check_fit, load_processor
 from vitdeploy.runtimes import open_runtime, runtime_class
 from vitdeploy.runtimes.base import parse_device
 from vitdeploy.scores import ProblemType
-from vitdeploy.specs import attention_for
+from vitdeploy.specs import Task, attention_for
 
 if TYPE_CHECKING:
     import os
@@ -52,6 +54,10 @@ class BackendComparison:
             not finite.
         not_finite: the positions of the images for which a value of the artifact is NaN or infinite, from 0.
         furthest: of a single-label classifier, the images that differ most, the furthest first.
+        nearness: of a model without classes, its vectors beside the reference's, see `vitdeploy.assess.features`;
+            neighbours are looked for among images that were given.
+        cosine_bound: judges `nearness`, and no tolerance; of a quantized artifact of a model without classes, where no
+            tolerance was given.
     """
 
     artifact: str
@@ -63,14 +69,35 @@ class BackendComparison:
     logits: LogitsDifference | None = None
     not_finite: tuple[int, ...] = ()
     furthest: tuple[FarImage, ...] = ()
+    nearness: tuple[Nearness, ...] = ()
+    cosine_bound: CosineBound | None = None
 
     @property
     def status(self) -> str:
         """The outcome: "passed", "failed" or "skipped"."""
         if self.skipped is not None:
             return "skipped"
-        passed = bool(self.differences) and all(difference.within(self.tolerance) for difference in self.differences)
-        return "passed" if passed else "failed"
+        passed = bool(self.differences) and all(map(self.passes, self.differences))
+        return "passed" if passed and not self._far else "failed"
+
+    def passes(self, difference: Difference) -> bool:
+        """Whether one of the outputs does, by itself; of several that are judged together it is finite."""
+        return difference.finite if self.cosine_bound is not None else difference.within(self.tolerance)
+
+    @property
+    def judged_by(self) -> str:
+        """The rule, for people."""
+        if self.cosine_bound is None:
+            return f"largest difference, {self.tolerance:g} of the largest value allowed"
+        bound = self.cosine_bound
+        text = f"cosine, mean {bound.mean:g} and 5th percentile {bound.p5:g} required"
+        searched = any(each.same_neighbours is not None for each in self.nearness)
+        return f"{text}; same nearest neighbour, {bound.neighbours:.0%} required" if searched else text
+
+    @property
+    def _far(self) -> list[str]:
+        bound = self.cosine_bound
+        return [] if bound is None else [far for each in self.nearness if (far := bound.why_not(each)) is not None]
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -78,6 +105,12 @@ class BackendComparison:
         subject = f"{self.artifact} on {self.backend or 'no backend'}"
         if self.skipped is not None:
             return (Verdict(subject, "compare", "skipped", self.skipped),)
+        if self.cosine_bound is not None:
+            return tuple(
+                Verdict(subject, each.output, "failed" if far else "passed", far or f"{each} ({each.images} images)")
+                for each in self.nearness
+                for far in (self.cosine_bound.why_not(each) if self._finite else "not all values are finite",)
+            )
         return tuple(
             Verdict(
                 subject,
@@ -89,11 +122,17 @@ class BackendComparison:
             for each in self.differences
         )
 
+    @property
+    def _finite(self) -> bool:
+        return all(each.finite for each in self.differences)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             **dataclasses.asdict(self),
             "status": self.status,
+            "judged_by": "difference" if self.cosine_bound is None else "cosine",
             "differences": [difference.to_dict() for difference in self.differences],
+            "nearness": [each.to_dict() for each in self.nearness],
         }
 
 
@@ -156,7 +195,9 @@ def compare(
     Args:
         bundle: the bundle or its folder.
         images: a folder, every image below it; or the images. By default 16 seeded synthetic ones.
-        tolerance: largest difference allowed, relative to each output's largest value; by default by precision.
+        tolerance: largest difference allowed, relative to each output's largest value; by default by precision. A
+            quantized artifact of a model without classes is judged by the cosines of its vectors and by its nearest
+            neighbours instead, where no tolerance is given; see `vitdeploy.assess.cosine_bound`.
         batch_size: images that run together, from 1 up.
         backends: as for `evaluate`; by default every artifact.
         device: of the artifacts and the reference: "cpu", "cuda" or "cuda:1".
@@ -202,7 +243,14 @@ def compare(
         tools = {"vitdeploy": __version__, "engine": engine}
     results = tuple(
         _result(
-            bundle, selected, by_name[selected.artifact], batches, expected, allowed[selected.artifact], device, on_step
+            bundle,
+            selected,
+            by_name[selected.artifact],
+            batches,
+            expected,
+            _Judge(allowed[selected.artifact], by_cosine=tolerance is None, search=images is not None),
+            device,
+            on_step,
         )
         for selected in chosen
     )
@@ -314,17 +362,26 @@ def _reference_outputs(bundle: Bundle) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(spec.name for spec in specs)) or None
 
 
+class _Judge(NamedTuple):
+    """The tolerance of an artifact, whether cosines may judge instead, and whether neighbours are looked for."""
+
+    tolerance: float
+    by_cosine: bool
+    search: bool
+
+
 def _result(
     bundle: Bundle,
     selected: Selected,
     artifact: Artifact,
     batches: Batches,
     expected: Mapping[str, np.ndarray],
-    tolerance: float,
+    judge: _Judge,
     device: str,
     on_step: Callable[[str], None],
 ) -> BackendComparison:
-    head = (artifact.name, selected.backend, tolerance)
+    head = (artifact.name, selected.backend, judge.tolerance)
+    with_classes = bundle.manifest.task == Task.CLASSIFICATION
     ranked = bundle.problem_type is ProblemType.SINGLE_LABEL
     on_step(f"running {selected}")
     try:
@@ -335,9 +392,11 @@ def _result(
                 *head,
                 compare_outputs(wanted, found, ranked=ranked),
                 runtime.details,
-                logits=_compare_logits(wanted, found, tolerance) if ranked else None,
+                logits=_compare_logits(wanted, found, judge.tolerance) if ranked else None,
                 not_finite=_not_finite(found),
                 furthest=_furthest(bundle, wanted, found, batches.sources) if ranked else (),
+                nearness=() if with_classes else nearness(vectors(wanted), vectors(found), search=judge.search),
+                cosine_bound=COSINE_BOUNDS.get(artifact.precision) if judge.by_cosine and not with_classes else None,
             )
     except UnavailableError as exc:
         return BackendComparison(*head, skipped=str(exc))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from vitdeploy.assess.compare import Comparison
+    from vitdeploy.assess.features import Nearness
     from vitdeploy.assess.layers import LayerComparison
     from vitdeploy.assess.sensitivity import Sensitivity
 
@@ -145,7 +146,7 @@ def _print(result: Comparison) -> None:
                 difference.output,
                 f"{difference.max_abs:.2e}",
                 f"{difference.max_relative:.2e}",
-                f"{item.tolerance:g}",
+                f"{item.tolerance:g}" if item.cosine_bound is None else "by cosine",
                 f"{difference.required_tolerance:g}",
                 f"{difference.min_cosine:.8f}",
                 "" if difference.psnr_db is None else f"{difference.psnr_db:.0f}",
@@ -164,6 +165,20 @@ def _print(result: Comparison) -> None:
     print_table(f"{result.bundle} against the reference, {result.images} {kind}: {result.status}", columns, rows)
     if result.note:
         print_text(result.note)
+    near = [(item, each) for item in result.results for each in item.nearness]
+    if near:
+        names = ("artifact", "backend", "vector", "mean cosine", "5th percentile", "lowest", "nearest neighbour kept")
+        figures = [(item.artifact, item.backend, *_near(each)) for item, each in near]
+        print_table("vectors against the reference's", names, figures)
+        for item in result.results:
+            if item.skipped is None:
+                print_text(f"{item.artifact} on {item.backend} is judged by: {item.judged_by}")
+
+
+def _near(vector: Nearness) -> tuple[str, ...]:
+    figures = (f"{value:.6f}" for value in (vector.mean_cosine, vector.p5_cosine, vector.min_cosine))
+    kept = vector.neighbour_agreement
+    return vector.output, *figures, "" if kept is None else f"{kept:.2%}"
 
 
 def _print_layers(result: LayerComparison) -> None:
