@@ -145,4 +145,15 @@ def gate_result(baseline: Path | None = None) -> GateResult:
         Check("max_drop", "y fp16", None, 1.0, "skipped", "it could not run: no such device"),
     )
     changes = ("weights: model.safetensors: a -> b",) if baseline else ()
-    return GateResult("gone", "gone/data", checks, EVALUATION, BENCHMARK, baseline, changes, updated=False)
+    return GateResult(
+        bundle="gone",
+        data="gone/data",
+        checks=checks,
+        images=len(EVALUATION.images),
+        evaluation=EVALUATION,
+        processor=EVALUATION.processor,
+        left_out=EVALUATION.left_out,
+        benchmark=BENCHMARK,
+        baseline=baseline,
+        changes=changes,
+    )

@@ -78,7 +78,7 @@ def hold(now: Evaluation, before: Evaluation | None = None, **rules: float) -> G
     measured = Measured(BUNDLE, data_of(now), now, accepted, planned)
     left_out = ("same_labels", "same_processor", "max_difference")
     checks = tuple(judge(check, measured) for check in planned if check.rule not in left_out)
-    return GateResult("bundle", "data", checks, now)
+    return GateResult("bundle", "data", checks, len(now.images), now)
 
 
 def check(result: GateResult, rule: str, subject: str = ONNX) -> Check:

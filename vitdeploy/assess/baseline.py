@@ -16,14 +16,17 @@ from vitdeploy.manifest import CONFIG
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from vitdeploy.assess.evaluate import Evaluation
+    from vitdeploy.assess.features import Nearness
+    from vitdeploy.assess.vector_run import VectorRun
     from vitdeploy.bundle import Bundle
 
 SCHEMA_VERSION = 1
 _MOST_IMAGES = 2**31
 _MOST_NAMED = 5
+FIGURES = ("mean_cosine", "p5_cosine", "min_cosine", "neighbour_agreement")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Baseline:
         weights: the SHA-256 of each file of the model's weights, by name.
         wrong: by backend ("onnxruntime fp32"), the images that it did not classify correctly, sorted.
         tools: versions of what ran, by name.
+        nearness: by backend and output, figures of `vitdeploy.assess.features.Nearness`, where they were measured.
     """
 
     images: int
@@ -47,6 +51,26 @@ class Baseline:
     weights: Mapping[str, str]
     wrong: Mapping[str, tuple[str, ...]]
     tools: Mapping[str, str]
+    nearness: Mapping[str, Mapping[str, Mapping[str, float]]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of_vectors(cls, bundle: Bundle, data_sha256: str, images: int, runs: Iterable[VectorRun]) -> Baseline:
+        """What is kept of a model without classes; backends that were skipped are left out."""
+        ran = [run for run in runs if run.skipped is None]
+        tools = {"vitdeploy": __version__, **{run.name: run.engine for run in ran}}
+        labels, processor = _sha256([]), processor_sha256(bundle)
+        return cls(images, data_sha256, labels, processor, bundle.manifest.weights, {}, tools).with_vectors(ran)
+
+    def with_vectors(self, runs: Iterable[VectorRun]) -> Baseline:
+        """The same, with figures of these."""
+        return dataclasses.replace(
+            self, nearness={run.name: {each.output: _figures(each) for each in run.nearness} for run in runs}
+        )
+
+    @property
+    def subjects(self) -> list[str]:
+        """The backends that it names, sorted."""
+        return sorted({*self.wrong, *self.nearness})
 
     @classmethod
     def of(cls, bundle: Bundle, evaluation: Evaluation) -> Baseline:
@@ -84,6 +108,10 @@ class Baseline:
                 weights={str(name): _digest(value) for name, value in data["model"]["weights_sha256"].items()},
                 wrong={str(name): _wrong(row, images, name) for name, row in data["backends"].items()},
                 tools={str(name): str(value) for name, value in data["tools"].items()},
+                nearness={
+                    str(name): {str(output): _cosines(row) for output, row in of.items()}
+                    for name, of in data.get("nearness", {}).items()
+                },
             )
         except FileNotFoundError as exc:
             raise InputError(f"{file} must be a baseline, is not there; make it with --update") from exc
@@ -118,6 +146,7 @@ class Baseline:
                 name: {"correct": self.images - len(names), "wrong": list(names)} for name, names in self.wrong.items()
             },
             "tools": dict(self.tools),
+            **({"nearness": {name: dict(of) for name, of in self.nearness.items()}} if self.nearness else {}),
         }
 
     def disagreement(self, first: str, second: str) -> float:
@@ -156,7 +185,22 @@ class Baseline:
                     lines.append(f"{what}: {name}: {_short(old)} -> {_short(now)}")
         for name in sorted({*self.wrong, *new.wrong}):
             lines.extend(self._changes_of(name, new))
+        for name in sorted({*self.nearness, *new.nearness}):
+            lines.extend(self._changes_of_vectors(name, new))
         return tuple(lines)
+
+    def _changes_of_vectors(self, name: str, new: Baseline) -> list[str]:
+        if name not in self.nearness or name not in new.nearness:
+            return [f"{name}: vectors {'no longer ' if name in self.nearness else ''}measured"]
+        lines = []
+        for output in sorted({*self.nearness[name], *new.nearness[name]}):
+            old, now = (of.get(output, {}) for of in (self.nearness[name], new.nearness[name]))
+            lines += [
+                f"{name}: {output}: {figure} {old.get(figure, 'none')} -> {now.get(figure, 'none')}"
+                for figure in FIGURES
+                if old.get(figure) != now.get(figure)
+            ]
+        return lines
 
     def _changes_of(self, name: str, new: Baseline) -> list[str]:
         if name not in new.wrong or name not in self.wrong:
@@ -201,6 +245,24 @@ def _wrong(row: Mapping[str, Any], images: int, backend: str) -> tuple[str, ...]
         raise ValueError(f"{backend} must name each of at most {images} images once, names {len(names)}")
     _check_integer(row["correct"], images - len(names), images - len(names), f"correct of {backend}")
     return tuple(names)
+
+
+def _figures(near: Nearness) -> dict[str, float]:
+    """Six digits of each, as much as two machines agree on."""
+    found = {name: getattr(near, name) for name in FIGURES}
+    return {name: round(value, 6) for name, value in found.items() if value is not None}
+
+
+def _cosines(row: Mapping[str, Any]) -> dict[str, float]:
+    for name, value in row.items():
+        if (
+            name not in FIGURES
+            or not isinstance(value, (int, float))
+            or isinstance(value, bool)
+            or not -1 <= value <= 1
+        ):
+            raise ValueError(f"expected {', '.join(FIGURES)} from -1 to 1, got {name!r:.40} {value!r:.40}")
+    return {name: float(value) for name, value in row.items()}
 
 
 def _digest(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -273,6 +273,8 @@ def run_reference(
     outputs: tuple[str, ...] | None = None,
     device: str = "cpu",
     on_step: Callable[[str], None] = lambda _: None,
+    *,
+    keep: Keep = dict,
 ) -> tuple[dict[str, np.ndarray], str]:
     """What the reference gives for the images, and the engine and device that ran it; by default its own outputs.
 
@@ -293,7 +295,7 @@ def run_reference(
     with reference as runtime:
         check_fit(bundle, batches.processor, runtime)
         engine = f"{runtime.details['engine']} on {runtime.details['device']}"
-        return run_batches(runtime, batches.feeds(runtime)), engine
+        return run_batches(runtime, batches.feeds(runtime), keep=keep), engine
 
 
 def _is_gpu_beyond_torch(device: str) -> bool:
@@ -314,13 +316,23 @@ class Runs(Protocol):
     def run(self) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]: ...
 
 
-def run_batches(runtime: Runs, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+Keep: TypeAlias = "Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]"
+
+
+def run_batches(
+    runtime: Runs, batches: Iterable[Mapping[str, np.ndarray]], *, keep: Keep = dict
+) -> dict[str, np.ndarray]:
     """Run feeds of N images each, and join the outputs: (sum of N, ...) by name.
+
+    Args:
+        runtime: what runs them.
+        batches: feeds.
+        keep: what is kept of the outputs of a batch; all of them by default.
 
     Raises:
         UsageError: the outputs of two batches differ in shape, as the tokens of images of different sizes do.
     """
-    runs = [runtime.run(batch) for batch in batches]
+    runs = [keep(runtime.run(batch)) for batch in batches]
     shapes = {name: sorted({run[name].shape[1:] for run in runs}) for name in runs[0]}
     for name, (shape, *others) in shapes.items():
         if others:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -35,6 +35,11 @@ def vectors(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     if HIDDEN in outputs:
         found[CLS] = outputs[HIDDEN][:, 0]
     return found or dict(outputs)
+
+
+def searchable(names: Collection[str]) -> bool:
+    """Whether `vectors` of outputs of these names are searched by."""
+    return LOGITS not in names and bool({POOLED, HIDDEN}.intersection(names))
 
 
 def with_cls(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -7,24 +7,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.assess.baseline import Baseline
-from vitdeploy.assess.dataset import open_data
+from vitdeploy.assess.dataset import LabelledData, open_data
 from vitdeploy.assess.evaluate import evaluate, single_labels
 from vitdeploy.assess.gate_checks import Check, Measured, judge
 from vitdeploy.assess.gate_plan import plan
 from vitdeploy.assess.gate_rules import GateRules, read_rules
+from vitdeploy.assess.image_set import open_images
+from vitdeploy.assess.vector_run import images_sha256
 from vitdeploy.assess.verdicts import Verdict, overall
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import InputError, UsageError, readable
+from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    from vitdeploy.assess.dataset import LabelledData
     from vitdeploy.assess.evaluate import Evaluation
     from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.assess.gate_plan import Planned
+    from vitdeploy.assess.image_set import ImageSet
     from vitdeploy.assess.latency import Benchmark
+    from vitdeploy.assess.vector_run import VectorRun
 
 __all__ = ["Check", "GateResult", "gate", "planned_checks"]
 
@@ -37,7 +41,11 @@ class GateResult:
         bundle: the folder.
         data: the folder or file of the images.
         checks: every check, in a stable order.
-        evaluation: of the images.
+        images: how many there are.
+        evaluation: of the images; None for a model without classes.
+        vectors: of all images, where a rule is about them, and of a model without classes; one an artifact and backend.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
         benchmark: of one image; None where no rule is about latency.
         baseline: the file; None without one.
         changes: what is otherwise than in the baseline, a line each.
@@ -47,7 +55,11 @@ class GateResult:
     bundle: str
     data: str
     checks: tuple[Check, ...]
-    evaluation: Evaluation
+    images: int
+    evaluation: Evaluation | None
+    vectors: tuple[VectorRun, ...] = ()
+    processor: str | None = None
+    left_out: LeftOut | None = None
     benchmark: Benchmark | None = None
     baseline: Path | None = None
     changes: tuple[str, ...] = ()
@@ -59,19 +71,9 @@ class GateResult:
         return overall(check.status for check in self.checks)
 
     @property
-    def processor(self) -> str | None:
-        """Where the image processor came from, in a line; None where the bundle does not say."""
-        return self.evaluation.processor
-
-    @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """Every check, for a report."""
         return tuple(Verdict(check.subject, check.rule, check.status, check.message) for check in self.checks)
-
-    @property
-    def left_out(self) -> LeftOut | None:
-        """Those of the evaluation."""
-        return self.evaluation.left_out
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -83,7 +85,8 @@ class GateResult:
             "updated": self.updated,
             "changes": list(self.changes),
             "checks": [check.to_dict() for check in self.checks],
-            "evaluation": self.evaluation.to_dict(),
+            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
+            "vectors": [run.to_dict() for run in self.vectors],
             "benchmark": None if self.benchmark is None else self.benchmark.to_dict(),
         }
 
@@ -101,7 +104,7 @@ def gate(
     on_step: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> GateResult:
-    """Hold the reference and every artifact to rules, on labelled images.
+    """Hold the reference and every artifact to rules, on labelled images, or without labels where there are no classes.
 
     1. Each backend gives finite logits, and differs from the reference by no more than its precision's tolerance,
        whatever the rules; and so does each layer of an artifact in half precision, given what the reference's is.
@@ -111,11 +114,14 @@ def gate(
     3. A `max_drop` is refused unless so many images show a drop of twice its size with 90 % power: larger than allowed,
        and significant. The two classifiers are taken to disagree as often as artifact and reference did in the
        baseline, or as the drop demands.
-    4. A backend that cannot run has all its checks skipped. Only a gate with every check passed has passed.
+    4. Of a model without classes, each artifact gives finite vectors, and a quantized one is judged by their cosines
+       and nearest neighbours, see `vitdeploy.assess.cosine_bound`, not by the largest difference. `min_cosine` needs 20
+       images, of which the 5th percentile is one; `min_neighbour_agreement` as many as show one that is lost.
+    5. A backend that cannot run has all its checks skipped. Only a gate with every check passed has passed.
 
     Args:
-        bundle: the bundle of a classifier, or its folder.
-        data: labelled images; see `open_data`.
+        bundle: the bundle, or its folder; of a classifier, one of several classes an image.
+        data: labelled images, see `open_data`; for a model without classes, images as `open_images` takes them.
         baseline: the file of an accepted evaluation of the same images.
         rules: or a TOML file of them; see `read_rules`.
         update: write the baseline, instead of comparing with it; not where another check does not pass.
@@ -132,18 +138,35 @@ def gate(
         BundleError, ImageError: as `evaluate`.
     """
     bundle, images, file, accepted, planned = _prepare(bundle, data, baseline, rules, update, backends)
-    evaluation = evaluate(
-        bundle, data=images, backends=backends, batch_size=batch_size, device=device, on_step=on_step,
-        on_progress=on_progress,
-    )  # fmt: skip
+    evaluation = None
+    if isinstance(images, LabelledData):
+        evaluation = evaluate(
+            bundle, data=images, backends=backends, batch_size=batch_size, device=device, on_step=on_step,
+            on_progress=on_progress,
+        )  # fmt: skip
+    sha256 = images_sha256(images) if evaluation is None else evaluation.data_sha256
     if accepted is not None and file is not None and not update:
-        if accepted.data_sha256 != evaluation.data_sha256:
+        if accepted.data_sha256 != sha256:
             raise _other_data(file, "other images or labels of the same number")
-        accepted.check_images(evaluation.images, file)
-    measured = Measured(bundle, images, evaluation, accepted, planned, device, on_step)
+        accepted.check_images(images.names, file)
+    measured = Measured(bundle, images, evaluation, accepted, planned, device, on_step, batch_size)
     checks = tuple(judge(check, measured) for check in planned)
-    result = GateResult(str(bundle.path), str(data), checks, evaluation, measured.benchmarked, file)
-    new = Baseline.of(bundle, evaluation)
+    result = GateResult(
+        bundle=str(bundle.path),
+        data=str(data),
+        checks=checks,
+        images=len(images),
+        evaluation=evaluation,
+        vectors=measured.measured_vectors,
+        processor=bundle.manifest.processor,
+        left_out=images.left_out,
+        benchmark=measured.benchmarked,
+        baseline=file,
+    )
+    if evaluation is None:
+        new = Baseline.of_vectors(bundle, sha256, len(images), result.vectors)
+    else:
+        new = Baseline.of(bundle, evaluation).with_vectors(run for run in result.vectors if run.skipped is None)
     if accepted is not None:
         result = dataclasses.replace(result, changes=accepted.changes(new))
     if update and file is not None and result.status == "passed":
@@ -173,7 +196,7 @@ class _Prepared(NamedTuple):
     """What a gate needs before it runs anything."""
 
     bundle: Bundle
-    images: LabelledData
+    images: LabelledData | ImageSet
     file: Path | None
     accepted: Baseline | None
     checks: tuple[Planned, ...]
@@ -200,7 +223,11 @@ def _prepare(
         )
     file = None if baseline is None else Path(baseline)
     accepted = None if file is None or (update and not _exists(file)) else Baseline.read(file)
-    images = open_data(data, single_labels(bundle, "gate"))
+    images: LabelledData | ImageSet
+    if bundle.manifest.task == Task.CLASSIFICATION:
+        images = open_data(data, single_labels(bundle, "gate"))
+    else:
+        images = open_images(data, ())
     if accepted is not None and not update and accepted.images != len(images):
         raise _other_data(file, f"{accepted.images} images, the data has {len(images)}")
     compared = None if update else accepted

@@ -7,28 +7,36 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any, cast
 
+from vitdeploy.assess.accuracy import Accuracy
 from vitdeploy.assess.baseline import labels_sha256, processor_sha256
 from vitdeploy.assess.benchmark import benchmark
 from vitdeploy.assess.compare import compare
+from vitdeploy.assess.cosine_bound import COSINE_BOUNDS
+from vitdeploy.assess.features import shown
 from vitdeploy.assess.gate_plan import ALPHA, subject_of
 from vitdeploy.assess.layers import compare_layers
 from vitdeploy.assess.selection import Selected
 from vitdeploy.assess.statistics import images_needed, mcnemar
+from vitdeploy.assess.vector_run import run_vectors
 from vitdeploy.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vitdeploy.assess.accuracy import Accuracy, Predictions
+    from vitdeploy.assess.accuracy import Predictions
     from vitdeploy.assess.baseline import Baseline
     from vitdeploy.assess.compare import BackendComparison
     from vitdeploy.assess.dataset import LabelledData
     from vitdeploy.assess.evaluate import Evaluation
+    from vitdeploy.assess.features import Nearness
     from vitdeploy.assess.gate_plan import Planned
+    from vitdeploy.assess.image_set import ImageSet
     from vitdeploy.assess.latency import Benchmark
     from vitdeploy.assess.layers import ArtifactLayers
+    from vitdeploy.assess.vector_run import VectorRun
     from vitdeploy.bundle import Bundle
 
+VECTOR_RULES = ("min_cosine", "min_neighbour_agreement", "cosine")
 # Enough to show any layer that differs; what differs on few images only, min_agreement sees on all of them.
 COMPARED_IMAGES = 64
 
@@ -62,24 +70,46 @@ class Measured:
     """What the checks look at; a comparison and latencies are measured when the first check asks for them."""
 
     bundle: Bundle
-    data: LabelledData
-    evaluation: Evaluation
+    data: LabelledData | ImageSet
+    evaluation: Evaluation | None
     baseline: Baseline | None
     planned: tuple[Planned, ...]
     device: str = "cpu"
     on_step: Callable[[str], None] = lambda _: None
+    batch_size: int = 32
 
     @property
     def accepted(self) -> Baseline:
         """The baseline, for checks that are planned only where there is one."""
         return cast("Baseline", self.baseline)
 
+    @property
+    def classified(self) -> Evaluation:
+        """The evaluation, for checks that are planned only of a model with classes."""
+        return cast("Evaluation", self.evaluation)
+
     @functools.cached_property
     def predictions(self) -> Mapping[Selected, Predictions]:
-        """What became of the images, by what ran."""
-        return {
-            Selected(result.artifact, result.backend, result.precision): result for result in self.evaluation.results
-        }
+        """What became of the images, by what ran; nothing of a model without classes."""
+        results = () if self.evaluation is None else self.evaluation.results
+        return {Selected(result.artifact, result.backend, result.precision): result for result in results}
+
+    @functools.cached_property
+    def vectors(self) -> Mapping[Selected, VectorRun]:
+        """By what ran, on all images.
+
+        Raises:
+            UnavailableError: the reference cannot run.
+        """
+        rules = VECTOR_RULES if self.evaluation is not None else (*VECTOR_RULES, "finite")
+        asked = [check.selected for check in self.planned if check.rule in rules and check.selected]
+        selection = [each for each in dict.fromkeys(asked) if self.why_skipped(each) is None]
+        return run_vectors(self.bundle, self.data, selection, self.batch_size, self.device, self.on_step)
+
+    @property
+    def measured_vectors(self) -> tuple[VectorRun, ...]:
+        """Those runs, if a check asked for them."""
+        return tuple(self.vectors.values()) if "vectors" in vars(self) else ()
 
     @functools.cached_property
     def comparison(self) -> Mapping[tuple[str, str], BackendComparison]:
@@ -145,8 +175,7 @@ def judge(planned: Planned, measured: Measured) -> Check:
     reason = measured.why_skipped(selected)
     if reason is None:
         try:
-            result = measured.predictions[selected]
-            value, status, message = _OF_BACKEND[planned.rule](planned, measured, result)
+            value, status, message = _OF_BACKEND[planned.rule](planned, measured, selected)
             return Check(planned.rule, planned.subject, value, planned.bound, status, message)
         except UnavailableError as exc:
             reason = str(exc)
@@ -182,20 +211,63 @@ def _in_bundle(_planned: Planned, _measured: Measured) -> _Found:
     return None, "skipped", "the baseline has it, the bundle does not; export it, or drop it with --update"
 
 
-def _finite(_planned: Planned, measured: Measured, result: Predictions) -> _Found:
-    count, total = result.not_finite, len(measured.evaluation.images)
-    return float(count), _word(not count), f"the logits of {count} of {total} images are not all finite"
+def _finite(_planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    if measured.evaluation is None:
+        run = measured.vectors[selected]
+        if run.skipped is not None:
+            return None, "skipped", f"it could not run: {run.skipped}"
+        count, what = run.not_finite, "vectors"
+    else:
+        count, what = measured.predictions[selected].not_finite, "logits"
+    total = len(measured.data)
+    return float(count), _word(not count), f"the {what} of {count} of {total} images are not all finite"
 
 
-def _min_accuracy(planned: Planned, measured: Measured, result: Predictions) -> _Found:
-    return _share(planned, measured.evaluation.top1(result), "correct")
+def _min_accuracy(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    return _share(planned, measured.classified.top1(measured.predictions[selected]), "correct")
 
 
-def _min_agreement(planned: Planned, measured: Measured, result: Predictions) -> _Found:
-    reference = measured.evaluation.reference
+def _min_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    reference = measured.classified.reference
     if reference is None:
         return None, "skipped", "the reference did not run; let it, with --backend torch"
-    return _share(planned, measured.evaluation.agreement(result, reference), "as the reference")
+    return _share(planned, measured.classified.agreement(measured.predictions[selected], reference), "as the reference")
+
+
+def _min_cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    run = measured.vectors[selected]
+    if run.skipped is not None:
+        return None, "skipped", f"it could not run: {run.skipped}"
+    worst = min(run.nearness, key=lambda each: each.p5_cosine)
+    found = f"{worst.output}: {_cosines(worst)}; 5th percentile of at least {planned.bound:g} required"
+    return worst.p5_cosine, _word(worst.p5_cosine >= planned.bound), found
+
+
+def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    run = measured.vectors[selected]
+    if run.skipped is not None:
+        return None, "skipped", f"it could not run: {run.skipped}"
+    for each in run.nearness:
+        if each.same_neighbours is not None:
+            kept = Accuracy(each.same_neighbours, each.images)
+            value, status, found = _share(planned, kept, f"with the reference's nearest neighbour by {each.output}")
+            return value, status, found
+    return None, "skipped", "one image has no neighbour"
+
+
+def _cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    run = measured.vectors[selected]
+    if run.skipped is not None:
+        return None, "skipped", f"it could not run: {run.skipped}"
+    worst = min(run.nearness, key=lambda each: each.p5_cosine)
+    bound = COSINE_BOUNDS[selected.precision]
+    far = [why for each in run.nearness if (why := bound.why_not(each)) is not None]
+    found = far[0] if far else f"{worst.output}: {_cosines(worst)}; mean of {bound.mean:g} and 5th percentile of "
+    return worst.p5_cosine, _word(not far), found if far else f"{found}{planned.bound:g} required"
+
+
+def _cosines(near: Nearness) -> str:
+    return f"mean cosine {shown(near.mean_cosine)}, 5th percentile {shown(near.p5_cosine)} ({near.images} images)"
 
 
 def _share(planned: Planned, found: Accuracy, what: str) -> _Found:
@@ -203,10 +275,13 @@ def _share(planned: Planned, found: Accuracy, what: str) -> _Found:
     return 100 * found.value, _word(passed), f"{found} {what}, at least {planned.bound:.15g} % allowed"
 
 
-def _max_drop(planned: Planned, measured: Measured, result: Predictions) -> _Found:
+def _max_drop(planned: Planned, measured: Measured, selected: Selected) -> _Found:
     if planned.subject not in measured.accepted.wrong:
         return None, "skipped", "the baseline does not have it; accept it with --update"
-    old, new = {*measured.accepted.wrong[planned.subject]}, {*measured.evaluation.top1(result).wrong}
+    old, new = (
+        {*measured.accepted.wrong[planned.subject]},
+        {*measured.classified.top1(measured.predictions[selected]).wrong},
+    )
     lost, gained, images = len(new - old), len(old - new), measured.accepted.images
     drop, p = 100 * (lost - gained) / images, mcnemar(lost, gained)
     found = f"{drop:+.2f} points of drop ({lost} lost and {gained} gained of {images}, McNemar p = {p:.2g}), "
@@ -219,8 +294,8 @@ def _max_drop(planned: Planned, measured: Measured, result: Predictions) -> _Fou
     return drop, "skipped", f"{found}; it may be chance: {needed} images would tell"
 
 
-def _max_difference(planned: Planned, measured: Measured, result: Predictions) -> _Found:
-    compared = measured.comparison[result.artifact, result.backend]
+def _max_difference(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    compared = measured.comparison[selected.artifact, selected.backend]
     if compared.skipped is not None:
         return None, "skipped", f"it could not run: {compared.skipped}"
     worst = max(compared.differences, key=lambda each: each.max_relative)
@@ -230,8 +305,8 @@ def _max_difference(planned: Planned, measured: Measured, result: Predictions) -
     return value, _word(passed), f"{found}{planned.bound:g} allowed"
 
 
-def _max_layer_difference(planned: Planned, measured: Measured, result: Predictions) -> _Found:
-    compared = measured.layers[result.artifact]
+def _max_layer_difference(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    compared = measured.layers[selected.artifact]
     if compared.skipped is not None:
         return None, "skipped", compared.skipped
     worst = max(compared.parts, key=lambda part: part.worst.required_tolerance)
@@ -244,7 +319,7 @@ def _max_layer_difference(planned: Planned, measured: Measured, result: Predicti
     return value, _word(first is None), found
 
 
-def _max_latency_ratio(planned: Planned, measured: Measured, _result: Predictions) -> _Found:
+def _max_latency_ratio(planned: Planned, measured: Measured, _selected: Selected) -> _Found:
     against = cast("Selected", planned.against)
     reason = measured.why_skipped(against)
     if reason is not None:
@@ -257,8 +332,8 @@ def _max_latency_ratio(planned: Planned, measured: Measured, _result: Prediction
     return ratio.median, _word(ratio.median <= planned.bound), found
 
 
-def _max_size(planned: Planned, measured: Measured, result: Predictions) -> _Found:
-    (artifact,) = [each for each in measured.bundle.manifest.artifacts if each.name == result.artifact]
+def _max_size(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    (artifact,) = [each for each in measured.bundle.manifest.artifacts if each.name == selected.artifact]
     size = sum(file.size_bytes for file in artifact.files)
     return float(size), _word(size <= planned.bound), f"{size} bytes, {planned.bound:.0f} allowed"
 
@@ -269,6 +344,9 @@ _OF_BACKEND = {
     "min_accuracy": _min_accuracy,
     "max_drop": _max_drop,
     "min_agreement": _min_agreement,
+    "min_cosine": _min_cosine,
+    "min_neighbour_agreement": _min_neighbour_agreement,
+    "cosine": _cosine,
     "max_difference": _max_difference,
     "max_layer_difference": _max_layer_difference,
     "max_latency_ratio": _max_latency_ratio,

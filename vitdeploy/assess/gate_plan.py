@@ -6,11 +6,14 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
+from vitdeploy.assess.cosine_bound import COSINE_BOUNDS
 from vitdeploy.assess.difference import default_tolerance
+from vitdeploy.assess.features import PERCENTILE, searchable
 from vitdeploy.assess.layers import LAYER_TOLERANCES, SPLITTERS
 from vitdeploy.assess.selection import REFERENCE, Selected, reference_backend, select
 from vitdeploy.assess.statistics import images_needed, mcnemar_power, smallest_bound
 from vitdeploy.errors import UsageError
+from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +83,7 @@ def plan(
         checks += [Planned("same_labels", _BUNDLE, 0.0), Planned("same_processor", _BUNDLE, 0.0)]
         if backends is None:  # who names backends leaves others out on purpose
             subjects = {subject_of(selected) for selected in selection}
-            checks += [Planned("in_bundle", name, 0.0) for name in sorted(baseline.wrong) if name not in subjects]
+            checks += [Planned("in_bundle", name, 0.0) for name in baseline.subjects if name not in subjects]
     for selected in selection:
         checks += _of_artifact(bundle, selected, rules.of(selected.artifact), baseline, images, update)
     _check_held(rules, checks, {selected.artifact for selected in selection}, update)
@@ -110,11 +113,16 @@ def _of_artifact(
     def planned(rule: str, bound: float, against: Selected | None = None) -> Planned:
         return Planned(rule, subject, bound, selected, against)
 
+    with_classes = bundle.manifest.task == Task.CLASSIFICATION
+    if not with_classes and selected.artifact == REFERENCE:
+        return []  # which nothing is compared with
     checks = [planned("finite", 0.0)]
+    if not with_classes:
+        _check_no_classes(rules)
     if rules.min_accuracy is not None:
         _check_share("min_accuracy", subject, rules.min_accuracy, images)
         checks.append(planned("min_accuracy", rules.min_accuracy))
-    if baseline is not None:
+    if baseline is not None and with_classes:
         disagreement = baseline.disagreement(subject, subject_of(select(bundle)[0]))
         checks.append(planned("max_drop", _allowed_drop(subject, rules.max_drop, images, disagreement)))
     elif rules.max_drop is not None and update:
@@ -127,8 +135,17 @@ def _of_artifact(
         _check_share("min_agreement", subject, rules.min_agreement, images)
         checks.append(planned("min_agreement", rules.min_agreement))
     (artifact,) = [each for each in bundle.manifest.artifacts if each.name == selected.artifact]
-    bound = default_tolerance(artifact) if rules.max_difference is None else rules.max_difference
-    checks.append(planned("max_difference", bound))
+    if rules.min_cosine is not None:
+        _check_percentile(subject, rules.min_cosine, images)
+        checks.append(planned("min_cosine", rules.min_cosine))
+    if rules.min_neighbour_agreement is not None and searchable([spec.name for spec in artifact.outputs]):
+        _check_share("min_neighbour_agreement", subject, rules.min_neighbour_agreement, images)
+        checks.append(planned("min_neighbour_agreement", rules.min_neighbour_agreement))
+    if rules.max_difference is None and not with_classes and artifact.precision in COSINE_BOUNDS:
+        checks.append(planned("cosine", COSINE_BOUNDS[artifact.precision].p5))
+    else:
+        bound = default_tolerance(artifact) if rules.max_difference is None else rules.max_difference
+        checks.append(planned("max_difference", bound))
     of_layer = rules.max_layer_difference
     if of_layer is None and artifact.format in SPLITTERS:
         of_layer = LAYER_TOLERANCES.get(artifact.precision)
@@ -150,6 +167,25 @@ def _check_share(rule: str, subject: str, percent: float, images: int) -> None:
         raise UsageError(
             f"{rule} of {percent:.15g} % for {subject} needs {needed} images, of which one may be wrong, the data has "
             f"{images}; add images, or demand 100"
+        )
+
+
+def _check_no_classes(rules: Rules) -> None:
+    for rule in ("min_accuracy", "max_drop", "min_agreement"):
+        if getattr(rules, rule) is not None:
+            raise UsageError(
+                f"{rule} counts images by their class, which this model does not give; leave it out, and use "
+                f"min_cosine and min_neighbour_agreement"
+            )
+
+
+def _check_percentile(subject: str, cosine: float, images: int) -> None:
+    """Of so few images that one is more than the percentile's share, it is but the lowest."""
+    needed = 100 // PERCENTILE
+    if images < needed:
+        raise UsageError(
+            f"min_cosine of {cosine:g} for {subject} needs {needed} images, of which the {PERCENTILE}th percentile is "
+            f"one, the data has {images}; add images"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -32,8 +33,12 @@ class Rules:
         max_drop: of the top-1 accuracy against the baseline's, in points, above 0. Where there is a baseline, by
             default the smallest of which so many images show a drop of twice the size.
         min_agreement: images of which artifact and reference make the same best class, in percent, from 1 to 100.
+        min_cosine: the 5th percentile, over the images, of the cosine similarity with the reference's vector, above 0
+            and below 1, see `vitdeploy.assess.features`: of pooled output and CLS token, or of a classifier's logits.
+        min_neighbour_agreement: images whose nearest neighbour among them is the reference's, in percent, from 1 to
+            100; of a model without classes.
         max_difference: of an output from the reference's, relative to its largest value; the tolerance of the
-            precision by default.
+            precision by default, but for a quantized artifact of a model without classes, which is judged by cosine.
         max_layer_difference: of a layer's own result from the reference's, both given the same, see `compare_layers`;
             by default `LAYER_TOLERANCES` for the half types, and none for others.
         max_latency_ratio: median time of one image over that of `latency_against`.
@@ -44,6 +49,8 @@ class Rules:
     min_accuracy: float | None = None
     max_drop: float | None = None
     min_agreement: float | None = None
+    min_cosine: float | None = None
+    min_neighbour_agreement: float | None = None
     max_difference: float | None = None
     max_layer_difference: float | None = None
     max_latency_ratio: float | None = None
@@ -141,6 +148,16 @@ def _percent(value: Any, name: str) -> float:
     return _number(value, name, low=1, high=100, what="in percent, from 1 to 100, such as 98.5")
 
 
+def _cosine(value: Any, name: str) -> float:
+    if isinstance(value, str) and value.endswith("%"):
+        with contextlib.suppress(ValueError):  # and it is refused as it is
+            value = float(value[:-1]) / 100
+    number = _number(value, name, low=0, high=1, open_=True, what='a cosine above 0 and below 1, such as 0.99 or "99%"')
+    if number == 1:
+        raise UsageError(f"{name} of 1 cannot be reached: no two computations round alike; give less, such as 0.999")
+    return number
+
+
 def _points(value: Any, name: str) -> float:
     return _number(value, name, low=0, high=100, open_=True, what="in points of accuracy, above 0, such as 1.5")
 
@@ -170,6 +187,8 @@ _READ: dict[str, Callable[[Any, str], Any]] = {
     "min_accuracy": _percent,
     "max_drop": _points,
     "min_agreement": _percent,
+    "min_cosine": _cosine,
+    "min_neighbour_agreement": _percent,
     "max_difference": _difference,
     "max_layer_difference": _difference,
     "max_latency_ratio": _ratio,

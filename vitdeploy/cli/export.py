@@ -16,6 +16,7 @@ from vitdeploy.cli.output import (
     json_option,
     late_progress_bar,
     left_out_texts,
+    nearness,
     print_json,
     print_step,
     print_table,
@@ -84,6 +85,14 @@ def _print_candidates(artifact: Artifact) -> None:
 
 def _percent(value: float | str) -> str:
     return f"{float(value):.2%}"
+
+
+def _print_nearness(artifact: Artifact) -> None:
+    """Print in a sentence how near an artifact is to the reference on the images that judge it."""
+    measured = artifact.validation.get("calibration_images", ())
+    by_neighbours = [output for output in measured if output.get("neighbour_agreement") is not None]
+    for output in (by_neighbours or measured)[:1]:
+        print_text(f"{artifact.name}: {nearness(output)}")
 
 
 def _honoured(found: Mapping[str, Any]) -> str:
@@ -273,6 +282,7 @@ def export(
     print_table(str(bundle.path), ("artifact", "file", "size", "difference from the reference"), rows)
     for artifact in (bundle.artifact(to, options["precision"]) for to in formats):
         _print_candidates(artifact)
+        _print_nearness(artifact)
         if "accuracy" in artifact.validation:
             _print_accuracy(artifact)
         for name, text in left_out_texts(artifact.validation).items():

@@ -26,9 +26,21 @@ if TYPE_CHECKING:
     from vitdeploy.assess.gate import GateResult
 
 
+def _cosine(ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:  # noqa: ARG001
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value  # such as "99%", which the rule reads
+
+
 @click.command()
 @click.argument("bundle", type=PATH)
-@click.option("--data", required=True, type=PATH, help="Labelled images, as for `vitdeploy evaluate`.")
+@click.option(
+    "--data",
+    required=True,
+    type=PATH,
+    help="Labelled images, as for `vitdeploy evaluate`; a folder of images for a model without classes.",
+)
 @click.option("--baseline", type=PATH, help="The JSON file of an accepted evaluation of the same images.")
 @click.option("--update", is_flag=True, help="Write the baseline instead, if every other check passes.")
 @click.option("--rules", type=PATH, help="A TOML file with these rules, as min_accuracy = 98; flags go first.")
@@ -36,6 +48,10 @@ if TYPE_CHECKING:
 @click.option("--max-drop", type=float, metavar="POINTS", help="Of top-1, against the baseline; by default the "
               "smallest that so many images can tell from chance.")  # fmt: skip
 @click.option("--min-agreement", type=float, metavar="PERCENT", help="The same best class as the reference.")
+@click.option("--min-cosine", metavar="SHARE", callback=_cosine, help="5th percentile over the images of the cosine "
+              "similarity with the reference, such as 0.99.")  # fmt: skip
+@click.option("--min-neighbour-agreement", type=float, metavar="PERCENT", help="Images with the reference's nearest "
+              "neighbour, of a model without classes.")  # fmt: skip
 @click.option("--max-difference", type=float, metavar="SHARE", help="From the reference's outputs, of their largest "
               "value; by default the precision's tolerance.")  # fmt: skip
 @click.option("--max-layer-difference", type=float, metavar="SHARE", help="Of a layer's own result, in half precision "
@@ -69,8 +85,9 @@ def gate(
 ) -> None:
     """Hold every artifact of BUNDLE to rules, and to the baseline of an accepted one.
 
-    Without any rule, logits must be finite and within the precision's tolerance of the reference's; with a baseline,
-    labels and image processor must be the same, and accuracy must not drop.
+    Without any rule, outputs must be finite and within the precision's tolerance of the reference's, or near it by
+    cosine where a model without classes is quantized; with a baseline, labels and image processor must be the same, and
+    accuracy must not drop.
 
     Exits with 1 if a check failed, with 2 if a rule is finer than the images can tell, with 3 if a check was skipped,
     and with 4 if the baseline is absent or of other images.
@@ -96,9 +113,9 @@ def gate(
 
 def _print(result: GateResult) -> None:
     rows = [(check.status, check.rule, check.subject, check.message) for check in result.checks]
-    title = f"{result.bundle} on {len(result.evaluation.images)} images of {result.data}: {result.status}"
+    title = f"{result.bundle} on {result.images} images of {result.data}: {result.status}"
     print_table(title, ("status", "rule", "subject", "found"), rows)
-    print_left_out(result.evaluation.left_out)
+    print_left_out(result.left_out)
     if result.changes:
         print_text("\nSince the baseline:\n" + "\n".join(f"  {line}" for line in result.changes))
     if result.updated:

@@ -113,10 +113,14 @@ def left_out_texts(validation: Mapping[str, Any]) -> dict[str, str]:
 
 def agreement(measured: Mapping[str, Any]) -> str:
     """What a validation says of one output on the images that judge it, for people."""
-    share, images = measured["top1_agreement"], measured["images"]
+    return f"{measured['output']}: {nearness(measured)}"
+
+
+def nearness(measured: Mapping[str, Any]) -> str:
+    """The same without the output's name."""
     figures = [f"mean cosine {measured['mean_cosine']:.5f}"]
-    if share is not None:
-        figures.insert(0, f"the reference's class for {share:.2%}")
+    if measured["top1_agreement"] is not None:
+        figures.insert(0, f"the reference's class for {measured['top1_agreement']:.2%}")
     if measured.get("relative_error") is not None:
         figures.insert(0, f"relative error {measured['relative_error']:.2%}")
     if "p5_cosine" in measured:
@@ -124,7 +128,7 @@ def agreement(measured: Mapping[str, Any]) -> str:
     if measured.get("neighbour_agreement") is not None:
         figures.append(f"nearest neighbour kept {measured['neighbour_agreement']:.0%}")
     kind = "held-out images" if measured.get("held_out") else "images"
-    return f"{measured['output']}: {', '.join(figures)} ({images} {kind})"
+    return f"{', '.join(figures)} ({measured['images']} {kind})"
 
 
 def size(size_bytes: int) -> str:
