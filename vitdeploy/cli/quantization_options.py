@@ -47,7 +47,7 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--scheme",
             type=click.Choice(_SCHEMES),
-            help="Scheme of int8 on a CPU. Default: static where there are images, unless dynamic has half of its error.",
+            help="int8 on a CPU. Default: static with images, unless dynamic has half of its error.",
         ),
         click.option(
             "--reduce-range", is_flag=True, help="Of int8 on a CPU: 7 bits for weights, for x86 without VNNI."
@@ -67,7 +67,7 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--smooth-quant",
             metavar="auto|off|STRENGTH",
             callback=_smooth_quant,
-            help="Move outliers of activations into weights: as measured, never, or with this strength (0 to 1) everywhere.",
+            help="Move outliers of activations into weights: as measured, never, or with a strength of 0 to 1.",
         ),
         click.option(
             "--max-drop",
