@@ -41,7 +41,13 @@ def onnxruntime(model: Path, images: list[np.ndarray], output: Path) -> None:
     quantize_static(model, output, Reader())
 
 
-PEERS = {of_one.__name__: of_one for of_one in (nncf_openvino, nncf_onnx, onnxruntime)}
+def onnxruntime_dynamic(model: Path, images: list[np.ndarray], output: Path) -> None:  # noqa: ARG001  (it needs none)
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(model, output)
+
+
+PEERS = {of_one.__name__: of_one for of_one in (nncf_openvino, nncf_onnx, onnxruntime, onnxruntime_dynamic)}
 
 
 def main() -> None:

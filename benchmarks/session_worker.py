@@ -1,8 +1,9 @@
 """One session alone in its process, which runs batches until its input ends; `sessions.py` starts it.
 
 Requests and replies are pickles on its standard input and output. In: pixel values (N, 3, H, W), float32, and how often
-to time them. Out: None when it is open; then the logits and the times in milliseconds, of runs after one that is not
-timed, or the text of an error. It needs numpy and the engine alone: an engine may have an environment of its own.
+to time them. Out: None when it is open; then the last output (logits, or pooled features) and the times in
+milliseconds, of runs after one that is not timed, or the text of an error. It needs numpy and the engine alone: an
+engine may have an environment of its own.
 """
 
 from __future__ import annotations
@@ -35,8 +36,7 @@ def onnxruntime(file: Path, threads: int, options: dict[str, str]) -> Run:
     session = ort.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
 
     def run(pixel_values: np.ndarray) -> np.ndarray:
-        (logits,) = session.run(["logits"], {"pixel_values": pixel_values})
-        return logits  # type: ignore[no-any-return]
+        return session.run(None, {"pixel_values": pixel_values})[-1]  # type: ignore[no-any-return]
 
     return run
 
@@ -58,7 +58,8 @@ def openvino(file: Path, threads: int, options: dict[str, str]) -> Run:
         return core.compile_model(model, "CPU", properties)
 
     def run(pixel_values: np.ndarray) -> np.ndarray:
-        return compiled(pixel_values.shape)([pixel_values])[0]  # type: ignore[no-any-return]
+        results = compiled(pixel_values.shape)([pixel_values])
+        return results[len(results) - 1]  # type: ignore[no-any-return]
 
     return run
 

@@ -82,6 +82,18 @@ def latencies(
     return found
 
 
+def outputs(sessions: Mapping[str, Session], pixel_values: np.ndarray) -> dict[str, np.ndarray]:
+    """(N, ...) what each session gives for (N, 3, H, W) images, one at a time, by name."""
+    found = {}
+    for name, of_one in sessions.items():
+        with _started({name: of_one}, processor_time=False) as workers:
+            replies = [workers[name].ask(image[None], runs=0) for image in pixel_values]
+        if any(isinstance(reply, str) for reply in replies):
+            raise SystemExit(f"{name} must run, got: {next(each for each in replies if isinstance(each, str))}")
+        found[name] = np.concatenate([values for values, _ in replies])
+    return found
+
+
 def _add(to: Latencies, workers: dict[str, _Worker], batch_size: int, rounds: int) -> None:
     pixel_values = np.random.default_rng(0).standard_normal((batch_size, 3, 224, 224), np.float32)
     for name in list(to.times_ms):

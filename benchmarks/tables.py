@@ -261,6 +261,23 @@ def accuracy_bound(document: Document) -> str:
     return f"{title}\n\n{markdown(header, rows)}"
 
 
+def trained(document: Document) -> str:
+    sizes = sorted({size for row in document["ways"].values() for size in row.get("batch_sizes", {})}, key=int)
+    rows = []
+    for name, row in document["ways"].items():
+        timed = [row.get("batch_sizes", {}).get(size) for size in sizes]
+        times = ("" if each is None else f"{each['median_ms']:.1f} ({each['ratio']:.2f})" for each in timed)
+        cosines = (f"{row[key]:.5f}" for key in ("mean_cosine", "p5_cosine", "min_cosine"))
+        seconds = f"{row['processor_s']:.0f}" if "processor_s" in row else ""
+        rows.append([name, *cosines, f"{row['same_neighbour']:.1%}", *times, seconds])
+    header = ["", "mean cosine", "5th percentile", "lowest", "same nearest neighbour"]
+    header += [*(f"ms, batch {size} (/ fp32's)" for size in sizes), "export, processor s"]
+    versions = ", ".join(f"{package} {version}" for package, version in document["peers"].items())
+    images = document["images"]
+    counts = f"{images['calibration']} photographs to calibrate on, {images['held-out']} held out."
+    return f"{counts} Peers: {versions}.\n\n{markdown(header, rows)}"
+
+
 TABLES: dict[str, Callable[[Document], str]] = {
     of_one.__name__: of_one
     for of_one in (
@@ -276,6 +293,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         pixels,
         predict_overhead,
         processor,
+        trained,
     )
 }
 

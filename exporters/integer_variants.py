@@ -9,6 +9,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vitdeploy.exporters.onnx_file import write_onnx
 from vitdeploy.exporters.quantization.integer_matmul import take_place
+from vitdeploy.exporters.weight_names import CORRECTED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -29,12 +30,14 @@ def integer_products(graph: ir.Graph) -> dict[str, ir.Node]:
     return found
 
 
-def write_integer_variant(model: ir.Model, weights: Mapping[str, ir.Value], kept: Collection[str], path: Path) -> None:
+def write_integer_variant(
+    model: ir.Model, weights: Mapping[tuple[str, int], ir.Value], kept: Collection[str], path: Path
+) -> None:
     """Write the graph with these products in float32.
 
     Args:
         model: the quantized graph; it stays as it is.
-        weights: in float32, by the names of the products.
+        weights: in float32, by the names of nodes and the positions of inputs: of the products 1.
         kept: the names.
         path: of the file.
     """
@@ -42,10 +45,11 @@ def write_integer_variant(model: ir.Model, weights: Mapping[str, ir.Value], kept
     for name, node in integer_products(twin.graph).items():
         product = _product(node)
         if name in kept and product is not None:
-            plain = ir.node("MatMul", [_measured(product), registered(weights[name], twin.graph)])
+            plain = ir.node("MatMul", [_measured(product), registered(weights[name, 1], twin.graph)])
             plain.outputs[0].type, plain.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
             twin.graph.insert_before(node, plain)
             take_place(twin.graph, node, plain)
+            restore_bias(plain, weights, twin.graph)
     RemoveUnusedNodesPass()(twin)
     write_onnx(twin, path)
 
@@ -58,6 +62,16 @@ def registered(weight: ir.Value, graph: ir.Graph) -> ir.Value:
             ir.Value(name=name, const_value=weight.const_value, shape=weight.shape, type=weight.type)
         )
     return graph.initializers[name]
+
+
+def restore_bias(product: ir.Node, weights: Mapping[tuple[str, int], ir.Value], graph: ir.Graph) -> None:
+    """Give the Add behind a product the bias that it has in float32, where it was corrected for rounded weights."""
+    for add, _ in list(product.outputs[0].uses()):
+        for index, value in enumerate(add.inputs):
+            if value is not None and value.is_initializer() and str(value.name).rstrip("_").endswith(CORRECTED):
+                original = weights.get((str(add.outputs[0].name), index))
+                if original is not None:
+                    add.replace_input_with(index, registered(original, graph))
 
 
 def _product(node: ir.Node) -> ir.Node | None:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.integer_variants import integer_products, registered, write_integer_variant
+from vitdeploy.exporters.integer_variants import integer_products, registered, restore_bias, write_integer_variant
 from vitdeploy.exporters.onnx_file import write_onnx
 from vitdeploy.exporters.precision import name_of
 from vitdeploy.exporters.quantization.candidates import labels_of
@@ -28,7 +28,8 @@ def quantized_variants(path: Path, float_path: Path) -> Variants:
     1. A node computes in integers where one of its inputs comes from DequantizeLinear.
     2. Kept, it takes what was quantized; of a weight, that of the float32 graph's node of the same name.
     3. Where the graph was smoothed first (SmoothQuant), so is the float32 graph, by the same scales.
-    4. What is quantized for others stays so; an output of the graph is not quantized where its node is kept.
+    4. So has it its own bias, not one that was corrected for rounded weights.
+    5. What is quantized for others stays so; an output of the graph is not quantized where its node is kept.
 
     Args:
         path: the quantized graph, as `vitdeploy.export` or onnxruntime.quantization writes it.
@@ -51,8 +52,7 @@ def quantized_variants(path: Path, float_path: Path) -> Variants:
     if products:
         for name in products:
             _check_known(path, float_path, "MatMul", name, known=(name, 1) in weights)
-        of_integers = {name: weights[name, 1] for name in products}
-        return Variants(tuple(products), functools.partial(write_integer_variant, model, of_integers), labels)
+        return Variants(tuple(products), functools.partial(write_integer_variant, model, weights), labels)
     nodes = [node for node in model.graph if any(_quantized(value) is not None for value in node.inputs)]
     computing = [node for node in nodes if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
     known = set(map(name_of, original.graph))
@@ -85,6 +85,7 @@ def _write(model: ir.Model, weights: dict[tuple[str, int], ir.Value], kept: Coll
             if index in _quantized_weights(node):
                 source = registered(weights[name, index], graph)
             node.replace_input_with(index, source)
+        restore_bias(node, weights, graph)
         _give_unquantized(node, graph)
     RemoveUnusedNodesPass()(twin)
     write_onnx(twin, path)

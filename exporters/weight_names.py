@@ -4,3 +4,4 @@ from __future__ import annotations
 
 TRANSPOSED = ".transposed"
 SMOOTHED = ".smoothed"
+CORRECTED = ".corrected"

@@ -42,7 +42,10 @@ class DynamicInt8:
     def operators(self) -> tuple[str, ...]:
         return ("MatMul",)
 
+    @property
+    def weight(self) -> NumberFormat:
+        return INT7 if self.reduce_range else INT8
+
     def write(self, model: ir.Model, nodes: Sequence[ir.Node], ranges: Mapping[str, Range]) -> None:  # noqa: ARG002
         """See `Scheme`."""
-        weight = INT7 if self.reduce_range else INT8
-        use_integer_matmul(model, nodes, weight, per_channel=self.per_channel)
+        use_integer_matmul(model, nodes, self.weight, per_channel=self.per_channel)

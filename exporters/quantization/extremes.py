@@ -27,20 +27,26 @@ if TYPE_CHECKING:
     from vitdeploy.exporters.quantization.calibration import MeasuredImages
     from vitdeploy.specs import PixelFormat
 
-_VERSION = "extremes 1"  # of the cache: another one reads nothing of what this one wrote
+_VERSION = "extremes 2"  # of the cache: another one reads nothing of what this one wrote
+
+_COUNT = "number of images"  # beside the names of values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Extremes:
-    """The smallest and the largest value of each channel, the last axis; of what a convolution takes, of all channels.
+    """The extremes and the mean of each channel, the last axis; of what a convolution takes, of all channels.
 
     Attributes:
         lowest: (C,) float32.
         highest: (C,) float32.
+        mean: (C,) float32, over images of the mean of an image.
+        images: how many.
     """
 
     lowest: NDArray[np.float32]
     highest: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    images: int = 1
 
     @property
     def magnitudes(self) -> NDArray[np.float32]:
@@ -49,7 +55,10 @@ class Extremes:
 
     def joined(self, other: Extremes) -> Extremes:
         """Of the images of both."""
-        return Extremes(np.minimum(self.lowest, other.lowest), np.maximum(self.highest, other.highest))
+        images = self.images + other.images
+        mean = (self.mean.astype(np.float64) * self.images + other.mean.astype(np.float64) * other.images) / images
+        lowest, highest = np.minimum(self.lowest, other.lowest), np.maximum(self.highest, other.highest)
+        return Extremes(lowest, highest, mean.astype(np.float32), images)
 
     def range_of(self, scales: NDArray[np.float32] | None = None, margin: float = 0) -> Range:
         """The range of the activation when each channel is divided by (C,) scales.
@@ -111,21 +120,17 @@ def channel_extremes(
 
 
 def _extremes(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """(2, C): the lowest and the highest of each channel."""
+    """(3, C): the lowest, the highest and the mean of each channel."""
     if value.shape is None:
         raise TypeError(f"{value} must have a shape")
-    channels = value.shape[-1] if all(node.op_type == "MatMul" for node, _ in value.uses()) else 1
-    rank = len(value.shape)
-    nodes = []
-    for op_type in ("ReduceMin", "ReduceMax"):
-        source = value
-        axes = np.arange(rank - 1 if isinstance(channels, int) and channels > 1 else rank)
-        given = register(graph, f"{value.name}_{op_type}_axes", ir.Tensor(axes))
-        flat = register(graph, f"{value.name}_{op_type}_shape", ir.Tensor(np.array([1, -1])))
-        nodes += [ir.node(op_type, [source, given], {"keepdims": 0})]
-        nodes += [ir.node("Reshape", [nodes[-1].outputs[0], flat])]
-    joined = ir.node("Concat", [nodes[1].outputs[0], nodes[3].outputs[0]], {"axis": 0})
-    for node in (*nodes, joined):
+    of_products = all(node.op_type == "MatMul" for node, _ in value.uses())
+    axes = np.arange(len(value.shape) - (1 if of_products else 0))
+    given = register(graph, f"{value.name}_axes", ir.Tensor(axes))
+    flat = register(graph, f"{value.name}_flat", ir.Tensor(np.array([1, -1])))
+    reduced = [ir.node(name, [value, given], {"keepdims": 0}) for name in ("ReduceMin", "ReduceMax", "ReduceMean")]
+    rows = [ir.node("Reshape", [node.outputs[0], flat]) for node in reduced]
+    joined = ir.node("Concat", [row.outputs[0] for row in rows], {"axis": 0})
+    for node in (*reduced, *rows, joined):
         graph.append(node)
         node.outputs[0].type = value.type
     return joined.outputs[0]
@@ -133,7 +138,8 @@ def _extremes(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 def _packed(found: Mapping[str, Extremes]) -> bytes:
     file = io.BytesIO()
-    arrays = {name: np.stack(dataclasses.astuple(each)) for name, each in found.items()}
+    arrays = {name: np.stack([each.lowest, each.highest, each.mean]) for name, each in found.items()}
+    arrays |= {_COUNT: np.array([each.images for each in found.values()][:1])}
     np.savez(file, allow_pickle=False, **arrays)
     return file.getvalue()
 
@@ -143,4 +149,6 @@ def _read(cache: MeasurementCache, names: Collection[str]) -> dict[str, Extremes
     if content is None:
         return None
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return {name: Extremes(*arrays[name]) for name in names}
+        count = int(arrays[_COUNT][0])
+        rows = {name: arrays[name] for name in names}
+    return {name: Extremes(lowest, highest, mean, count) for name, (lowest, highest, mean) in rows.items()}

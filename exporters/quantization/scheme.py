@@ -25,6 +25,8 @@ class Scheme(Protocol):
         static: the format of activations whose ranges must be known beforehand; None where the graph measures them.
         operators: whose nodes compute in 8 bits, where they have a weight.
         min_opset: that has the operators which are written.
+        per_channel: whether each output channel of a weight has its own scale.
+        weight: the format of weights, symmetric.
     """
 
     name: ClassVar[str]
@@ -34,6 +36,12 @@ class Scheme(Protocol):
 
     @property
     def operators(self) -> Sequence[str]: ...
+
+    @property
+    def per_channel(self) -> bool: ...
+
+    @property
+    def weight(self) -> NumberFormat: ...
 
     def write(self, model: ir.Model, nodes: Sequence[ir.Node], ranges: Mapping[str, Range]) -> None:
         """Make `nodes` compute in 8 bits, in place.

@@ -157,6 +157,16 @@ def _values_projection(value: ir.Value, channels: int) -> tuple[ir.Node, ir.Node
     return node, bias
 
 
+def bias_of(product: ir.Node) -> tuple[ir.Node, int] | None:
+    """The Add of a product's bias, and which of its inputs that is; None where there is none, or others take it too."""
+    uses = list(product.outputs[0].uses())
+    if len(uses) != 1 or product.outputs[0].is_graph_output() or uses[0][0].op_type != "Add":
+        return None
+    add = uses[0][0]
+    index = _constant_input(add)
+    return None if index is None or len(_shape(_given(add.inputs[index]))) != 1 else (add, index)
+
+
 def _axes(transpose: ir.Node) -> list[int] | None:
     perm = transpose.attributes.get("perm")
     return None if perm is None else list(perm.as_ints())

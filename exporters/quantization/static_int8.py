@@ -40,6 +40,10 @@ class StaticInt8:
     def operators(self) -> tuple[str, ...]:
         return ("MatMul",)
 
+    @property
+    def weight(self) -> NumberFormat:
+        return INT7 if self.reduce_range else INT8
+
     def write(self, model: ir.Model, nodes: Sequence[ir.Node], ranges: Mapping[str, Range]) -> None:
         """See `Scheme`."""
-        insert_qdq(model, nodes, ranges, UINT8, INT7 if self.reduce_range else INT8, per_channel=self.per_channel)
+        insert_qdq(model, nodes, ranges, UINT8, self.weight, per_channel=self.per_channel)

@@ -37,6 +37,10 @@ class TensorRTFp8:
     def operators(self) -> tuple[str, ...]:
         return ("MatMul",)
 
+    @property
+    def weight(self) -> NumberFormat:
+        return FP8
+
     def write(self, model: ir.Model, nodes: Sequence[ir.Node], ranges: Mapping[str, Range]) -> None:
         """See `Scheme`."""
-        insert_qdq(model, nodes, ranges, FP8, FP8, per_channel=self.per_channel)
+        insert_qdq(model, nodes, ranges, FP8, self.weight, per_channel=self.per_channel)

@@ -41,6 +41,10 @@ class TensorRTInt8:
     def operators(self) -> tuple[str, ...]:
         return ("MatMul", "Conv") if self.quantize_patches else ("MatMul",)
 
+    @property
+    def weight(self) -> NumberFormat:
+        return INT8
+
     def write(self, model: ir.Model, nodes: Sequence[ir.Node], ranges: Mapping[str, Range]) -> None:
         """See `Scheme`."""
-        insert_qdq(model, nodes, ranges, INT8, INT8, per_channel=self.per_channel)
+        insert_qdq(model, nodes, ranges, INT8, self.weight, per_channel=self.per_channel)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vitdeploy.exporters.onnx_file import write_onnx
 from vitdeploy.exporters.precision import name_of
+from vitdeploy.exporters.quantization.bias_correction import correct_biases
 from vitdeploy.exporters.quantization.calibration import calibrated_ranges
 from vitdeploy.exporters.quantization.candidates import labels_of
 from vitdeploy.exporters.quantization.extremes import channel_extremes
@@ -130,7 +131,7 @@ class Trial:
     def apply(self, model: ir.Model, kept: Collection[str]) -> None:
         """Quantize, in place, the graph that it was made with, or a copy of it; these stay in float32."""
         scheme, smooth, method = self.recipe.scheme, self.recipe.smooth, self.recipe.ranges
-        measured = method == MINMAX or smooth is not None
+        measured = self._activations.data is not None
         # Measured before the graph may change that they are measured of.
         extremes = self._activations.extremes(scheme, whole=self._whole) if measured else {}
         ranges = self._from_histograms
@@ -139,6 +140,11 @@ class Trial:
             margin = self.recipe.margin
             ranges = {name: each.range_of(margin=margin) for name, each in extremes.items()}
             ranges |= {name: extremes[of].range_of(scales, margin) for name, (of, scales) in divided.items()}
+        if extremes:
+            means = {name: each.mean for name, each in extremes.items()}
+            means |= {name: extremes[of].mean / scales for name, (of, scales) in divided.items()}
+            nodes = [node for node in quantizable(model, scheme) if name_of(node) not in kept]
+            correct_biases(model, scheme, nodes, means)
         quantize(model, scheme, ranges, kept)
 
     def _write(self, kept: Collection[str], path: Path) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from vitdeploy.exporters.quantization.number_format import NumberFormat
 
 
@@ -51,12 +53,7 @@ class Weights:
 
     def _quantized(self, weight: ir.Value, axis: int, tensor: ir.TensorProtocol) -> QuantizedWeight:
         values = tensor.numpy()
-        others = tuple(index for index in range(values.ndim) if index != axis)
-        largest = np.abs(values).max(axis=others if self._per_channel else None)
-        scales = np.maximum(largest / self._format.highest, np.finfo(np.float32).tiny).astype(np.float32)
-        along = [1] * values.ndim
-        if self._per_channel:
-            along[axis] = -1
+        scales, along = column_scales(values, axis, self._format, per_channel=self._per_channel)
 
         def content() -> ir.TensorProtocol:  # when it is written, so that not all are in memory twice
             return ir.Tensor(self._format.quantized(tensor.numpy(), scales.reshape(along)), dtype=self._format.dtype)
@@ -70,6 +67,28 @@ class Weights:
             register(self._graph, f"{weight.name}_zero_point{suffix}", ir.Tensor(zeros, dtype=self._format.dtype)),
             axis,
         )
+
+
+def column_scales(
+    values: NDArray[np.float32], axis: int, number_format: NumberFormat, *, per_channel: bool
+) -> tuple[NDArray[np.float32], list[int]]:
+    """The scale of each output channel of a weight, or of all, and the shape in which it multiplies the weight."""
+    others = tuple(index for index in range(values.ndim) if index != axis)
+    largest = np.abs(values).max(axis=others if per_channel else None)
+    scales = np.maximum(largest / number_format.highest, np.finfo(np.float32).tiny).astype(np.float32)
+    along = [1] * values.ndim
+    if per_channel:
+        along[axis] = -1
+    return scales, along
+
+
+def rounded_matrix(
+    values: NDArray[np.float32], number_format: NumberFormat, *, per_channel: bool
+) -> NDArray[np.float32]:
+    """What becomes of (C, D) weights whose D columns are output channels."""
+    scales, along = column_scales(values, 1, number_format, per_channel=per_channel)
+    scale = scales.reshape(along)
+    return np.asarray(number_format.quantized(values, scale).astype(np.float32) * scale)
 
 
 def output_axis(node: ir.Node, rank: int) -> int:

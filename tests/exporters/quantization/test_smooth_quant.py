@@ -37,7 +37,7 @@ def largest(scale: np.ndarray = SCALE, bias: np.ndarray = BIAS) -> np.ndarray:
 
 def seen(magnitudes: np.ndarray) -> dict[str, Extremes]:
     """Of `h`."""
-    return {"h": Extremes(-magnitudes, magnitudes)}
+    return {"h": Extremes(-magnitudes, magnitudes, 0 * magnitudes)}
 
 
 def test_the_graph_computes_the_same_with_no_more_operators() -> None:

@@ -46,7 +46,7 @@ def outliers(model: ir.Model) -> dict[str, Extremes]:
     found = {}
     for place in find_places(model):
         reach = np.exp(RNG.uniform(-4.6, 4.6, len(place.rows()))).astype(np.float32)
-        found[place.name] = Extremes(-reach, reach)
+        found[place.name] = Extremes(-reach, reach, 0 * reach)
     return found
 
 

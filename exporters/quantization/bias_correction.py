@@ -1,0 +1,58 @@
+"""Correct the biases behind products in 8 bits, so that rounded weights keep the mean of their results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.exporters.quantization.smoothing_places import array_of, bias_of, is_weight, weight_of
+from vitdeploy.exporters.quantization.weights import register, rounded_matrix
+from vitdeploy.exporters.weight_names import CORRECTED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    from vitdeploy.exporters.quantization.scheme import Scheme
+
+
+def correct_biases(
+    model: ir.Model, scheme: Scheme, products: Iterable[ir.Node], means: Mapping[str, NDArray[np.float32]]
+) -> None:
+    """Add to each bias what the rounding of weights takes from the mean of the product, in place.
+
+    It is mean(x) (W - rounded W), for the mean x of the calibration images: Nagel et al. 2019, "Data-Free
+    Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721, section 4.2, with measured means.
+    Nothing is added to the graph; a product without a bias stays as it is.
+
+    Args:
+        model: in float32, smoothed.
+        scheme: how weights are rounded.
+        products: the nodes that are to compute in 8 bits.
+        means: (C,) the mean of each channel of what they take, by name.
+    """
+    for product in products:
+        value, found = product.inputs[0], bias_of(product)
+        mean = None if value is None else means.get(str(value.name))
+        if mean is None or found is None or product.op_type != "MatMul":
+            continue
+        weights = array_of(weight_of(product))
+        if mean.shape != weights.shape[:1]:
+            continue
+        lost = mean.astype(np.float64) @ (
+            weights - rounded_matrix(weights, scheme.weight, per_channel=scheme.per_channel)
+        )
+        add, index = found
+        before = add.inputs[index]
+        if not is_weight(before) or array_of(before).shape != lost.shape:
+            continue
+        name = f"{before.name}{CORRECTED}"
+        while name in model.graph.initializers:
+            name += "_"
+        corrected = (array_of(before) + lost).astype(np.float32)
+        add.replace_input_with(index, register(model.graph, name, ir.Tensor(corrected)))
+        if not before.uses():
+            del model.graph.initializers[str(before.name)]
