@@ -58,7 +58,7 @@ class Baseline:
         """What is kept of a model without classes; backends that were skipped are left out."""
         ran = [run for run in runs if run.skipped is None]
         tools = {"vitdeploy": __version__, **{run.name: run.engine for run in ran}}
-        labels, processor = _sha256([]), processor_sha256(bundle)
+        labels, processor = labels_sha256(bundle), processor_sha256(bundle)
         return cls(images, data_sha256, labels, processor, bundle.manifest.weights, {}, tools).with_vectors(ran)
 
     def with_vectors(self, runs: Iterable[VectorRun]) -> Baseline:
