@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -15,10 +16,13 @@ from bundles import tiny_model, write_checkpoint_of
 from engine_machines import why_not
 from environments import ROOT, run
 from vitdeploy import EngineOptions, engine_proof, engines
+from vitdeploy.assess.cosine_bound import COSINE_BOUNDS
+from vitdeploy.assess.difference import DEFAULT_TOLERANCES
 from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.assets import held_out_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
+from vitdeploy.engine_proof import ProofRequest
 from vitdeploy.errors import (
     BundleError,
     CheckFailedError,
@@ -353,6 +357,18 @@ def test_a_calibrated_engine_is_compared_on_the_images_of_its_calibration(
     )  # fmt: skip
     found = bundle.artifact("tensorrt-rtx", "int8").validation
     assert (found["images"], found["batches"], on_a_gpu.batches) == ("given", [1, 2, 4], [1, 2, 4])
+
+
+def test_engines_in_8_bits_are_judged_by_cosine_unless_a_tolerance_is_given(bundle: Bundle) -> None:
+    """As the graphs that they are built from: their largest difference says nothing of the vectors."""
+    (artifact,) = [each for each in bundle.manifest.artifacts if each.format == "onnx"]
+    for precision, given, wanted in (
+        ("int8", None, (None, COSINE_BOUNDS["int8"])),
+        ("fp8", None, (None, COSINE_BOUNDS["fp8"])),
+        ("int8", 0.5, (0.5, None)),
+        ("fp16", None, (DEFAULT_TOLERANCES["fp16"], None)),
+    ):
+        assert ProofRequest(tolerance=given).judge(dataclasses.replace(artifact, precision=precision)) == wanted
 
 
 def test_profiles_of_several_sizes(bundle: Bundle, on_a_gpu: type[OnAGpu], capsys: pytest.CaptureFixture[str]) -> None:

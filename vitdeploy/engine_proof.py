@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from vitdeploy.assess.cosine_bound import COSINE_BOUNDS, CosineBound
 from vitdeploy.assess.difference import default_tolerance
 from vitdeploy.assess.folder_listing import list_images
 from vitdeploy.assess.proof import prove, samples
@@ -48,7 +49,8 @@ class ProofRequest:
 
     Attributes:
         images: a folder of images; None for synthetic ones.
-        tolerance: largest difference allowed, relative to each output's largest value; None for the precision's.
+        tolerance: largest difference allowed, relative to each output's largest value; None for the precision's, with
+            which int8 and fp8 are judged by cosine instead, see `vitdeploy.assess.cosine_bound`.
 
     Raises:
         InputError: there is no such folder, or no image in it.
@@ -64,6 +66,11 @@ class ProofRequest:
     def allowed(self, artifact: Artifact) -> float:
         """The tolerance for an artifact."""
         return default_tolerance(artifact) if self.tolerance is None else self.tolerance
+
+    def judge(self, artifact: Artifact) -> tuple[float | None, CosineBound | None]:
+        """The tolerance, or for int8 and fp8 the bound by cosine, where the tolerance is that of the precision."""
+        allowed, bound = self.allowed(artifact), COSINE_BOUNDS.get(artifact.precision)
+        return (allowed, None) if bound is None or allowed != default_tolerance(artifact) else (None, bound)
 
 
 def is_pending(artifact: Artifact) -> bool:
@@ -111,7 +118,8 @@ def prove_engine(
         on_step(f"comparing {artifact.name} with the reference")
         listing = None if proof.images is None else list_images(proof.images)
         images, expected, against = _expected(of, artifact, listing)
-        record = prove(runtime, artifact.name, images, expected, proof.allowed(artifact), of.problem_type)
+        allowed, cosine = proof.judge(artifact)
+        record = prove(runtime, artifact.name, images, expected, allowed, of.problem_type, cosine)
         device = runtime.details["device"]
     return {
         "images": "synthetic" if listing is None else "given",
