@@ -64,7 +64,8 @@ def workplace(
                               "id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}  # fmt: skip
     checkpoint = write_checkpoint(Task.CLASSIFICATION, config)
     transformers.ViTImageProcessorPil().save_pretrained(checkpoint.folder)
-    with hub_server({"google/vit-base-patch16-224": checkpoint.folder}) as hub:
+    names = ("google/vit-base-patch16-224", "google/vit-base-patch16-384")
+    with hub_server(dict.fromkeys(names, checkpoint.folder)) as hub:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         cache = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "0"}
         yield folder, {**os.environ, "PATH": path, **cache}

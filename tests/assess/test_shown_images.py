@@ -96,7 +96,7 @@ def test_images_of_parquet_files(tmp_path: Path) -> None:
 
 def test_a_data_set_that_is_gone_is_said_of_each_image() -> None:
     (sample, *_), _ = worst_images(EVALUATION).values()
-    with pytest.raises(ImageError, match=r"cannot read 'newt/1\.png': gone/data must be a folder"):
+    with pytest.raises(ImageError, match=r"cannot read 'newt/1\.png': gone/data is no folder"):
         sample.load()
 
 
