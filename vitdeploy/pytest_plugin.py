@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _LEFT_OUT = pytest.StashKey[str]()  # told below the tests: an image that nobody saw has passed nothing
 _OPTIONS = {
     "bundle": "hold the artifacts of this bundle to rules, a test a check",
-    "data": "labelled images, as for `vitdeploy evaluate`",
+    "data": "labelled images, as for `vitdeploy evaluate`, or a folder of images for a model without classes",
     "baseline": "the JSON file that `vitdeploy gate --update` wrote",
     "rules": "a TOML file of rules",
 }

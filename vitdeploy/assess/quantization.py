@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.accuracy_goal import AccuracyGoal
@@ -12,7 +13,6 @@ from vitdeploy.assess.dataset import chosen_names
 from vitdeploy.assess.quantization_choice import Chooser
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
@@ -175,7 +175,7 @@ def apart(whole: Goal, parts: CalibrationParts) -> tuple[Goal, Goal | None]:
     image. Of fewer than 16 images all are for all.
     """
     names = whole.images.images.names
-    same = whole.images.images.source == parts.judge.images.source
+    same = os.path.realpath(whole.images.images.source) == os.path.realpath(parts.judge.images.source)
     if len(names) < FEWEST_APART or (same and not parts.held_out):
         return whole, None
     measured, chosen_by = ({*part.images.names} if same else set() for part in (parts.ranges, parts.choice))

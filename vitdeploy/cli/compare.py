@@ -75,7 +75,10 @@ def compare(
 ) -> None:
     """Compare every artifact of BUNDLE with the reference, on the same processed images.
 
-    Exits with 1 if one differs by more than the tolerance, and with 3 if one could not run. With --bisect, finds which
+    An artifact in 8 bits of a model without classes is judged by the cosines of its vectors and by its nearest
+    neighbours, unless --tolerance is given; others by the largest difference.
+
+    Exits with 1 if one is too far from the reference, and with 3 if one could not run. With --bisect, finds which
     nodes must stay float32 for another precision to pass; exits with 1 if not even float32 passes. With --layers, names
     the first layer that diverges. With --sensitivity, measures how far from the reference each layer takes the outputs,
     alone in the precision; exits with 0.
