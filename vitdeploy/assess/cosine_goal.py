@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,12 +50,12 @@ class CosineGoal:
     Attributes:
         bound: `min_cosine`.
         images: N of them.
-        wanted: (N, D) by name, see `vitdeploy.assess.features.vectors`.
+        reference: its runtime.
     """
 
     bound: Bound
     images: CalibrationImages
-    wanted: Mapping[str, NDArray[Any]]
+    reference: Runtime
 
     @classmethod
     def open(
@@ -69,12 +70,11 @@ class CosineGoal:
         problem_type: ProblemType,
         on_progress: Callable[[int, int], None],
     ) -> CosineGoal:
-        """Run the reference on the images; see `AccuracyGoal.open`.
+        """Open the images, on which the reference runs when an artifact is measured; see `AccuracyGoal.open`.
 
         Raises:
             UsageError: the logits are not those of a single-label classifier.
             InputError: there are no images.
-            CheckpointError: the reference gives values that are not finite.
         """
         if problem_type is not ProblemType.SINGLE_LABEL:
             raise UsageError(
@@ -82,14 +82,23 @@ class CosineGoal:
                 f"out, and bound the difference of its outputs with --tolerance"
             )
         images = CalibrationImages.open(path, processor, labels, limit, seed, on_progress)
-        wanted = _vectors(images, reference)
-        for name, of_one in wanted.items():
+        return cls(bound, images, reference)
+
+    @functools.cached_property
+    def wanted(self) -> Mapping[str, NDArray[Any]]:
+        """The reference's vectors (N, D) by name, see `vitdeploy.assess.features.vectors`.
+
+        Raises:
+            CheckpointError: it gives values that are not finite.
+        """
+        found = _vectors(self.images, self.reference)
+        for name, of_one in found.items():
             if not np.isfinite(of_one).all():
                 raise CheckpointError(
-                    f"the reference gives values of {name} that are not finite for the images of {path}; mend the "
-                    f"weights, or the numbers of the image processor"
+                    f"the reference gives values of {name} that are not finite for images of "
+                    f"{self.images.images.source}; mend the weights, or the numbers of the image processor"
                 )
-        return cls(bound, images, wanted)
+        return found
 
     @property
     def minimum(self) -> float:
@@ -103,8 +112,7 @@ class CosineGoal:
 
     def at(self, positions: Sequence[int]) -> CosineGoal:
         """See `Goal`."""
-        chosen = list(positions)
-        return CosineGoal(self.bound, self.images.at(chosen), {name: of[chosen] for name, of in self.wanted.items()})
+        return CosineGoal(self.bound, self.images.at(list(positions)), self.reference)
 
     def measure(self, runtime: Runtime) -> Farthest:
         """See `Goal`."""
