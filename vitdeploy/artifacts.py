@@ -11,7 +11,7 @@ import numpy as np
 
 from vitdeploy import __version__
 from vitdeploy.assess.backend_run import BESIDE_OTHERS
-from vitdeploy.assess.cosine_bound import COSINE_BOUNDS, CosineBound
+from vitdeploy.assess.cosine_bound import COSINE_BOUNDS, LOOSE_BOUND, CosineBound
 from vitdeploy.assess.difference import default_tolerance
 from vitdeploy.assess.folder_listing import list_images
 from vitdeploy.assess.proof import Observer, prove, reference_outputs, reference_runtime, samples
@@ -159,7 +159,7 @@ def add_artifact(
                 allowed = default_tolerance(artifact) if bound is None else None
             elif allowed is not None and quantization is not None:
                 bound = CosineBound.of_tolerance(allowed)
-            judge = None if quantization else bound
+            judge = LOOSE_BOUND if quantization else bound  # which judges on the images of the calibration
             proof = prove(runtime, artifact.name, sample, expected, allowed, problem_type, judge)
             if quantization is not None:
                 proof |= quantization.check(runtime, artifact, bound, on_step)

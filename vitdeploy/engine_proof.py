@@ -68,9 +68,9 @@ class ProofRequest:
         return default_tolerance(artifact) if self.tolerance is None else self.tolerance
 
     def judge(self, artifact: Artifact) -> tuple[float | None, CosineBound | None]:
-        """The tolerance, or for int8 and fp8 the bound by cosine, where the tolerance is that of the precision."""
-        allowed, bound = self.allowed(artifact), COSINE_BOUNDS.get(artifact.precision)
-        return (allowed, None) if bound is None or allowed != default_tolerance(artifact) else (None, bound)
+        """The tolerance, or for int8 and fp8 the bound by cosine, where no tolerance was given."""
+        bound = COSINE_BOUNDS.get(artifact.precision)
+        return (self.allowed(artifact), None) if bound is None or self.tolerance is not None else (None, bound)
 
 
 def is_pending(artifact: Artifact) -> bool:
@@ -84,7 +84,7 @@ def pending(artifact: Artifact, proof: ProofRequest) -> dict[str, Any]:
         "status": NOT_RUN,
         "images": "none",
         "engine": " ".join(next(item for item in artifact.tools.items() if item[0] != "vitdeploy")),
-        "tolerance": proof.allowed(artifact),
+        "tolerance": proof.judge(artifact)[0],
         "outputs": [],
     }
 

@@ -169,7 +169,8 @@ def export(
         min_cosine: the same by the least 5th percentile, over images, of the cosine similarity with the reference,
             above 0 and below 1: of the pooled output and the CLS token, or of a classifier's logits. The search leaves
             a quarter of the allowed distance to images that it does not see; see `vitdeploy.assess.cosine_goal`.
-        accuracy_data: the images of these three, all of them, as `evaluate` takes them or, without labels, a folder; by
+        accuracy_data: the images on which these three bounds are measured, all of them, as `evaluate` takes them or,
+            without labels, a folder; by
             default those of the calibration. A quarter of them is held out: it chooses nothing, and the artifact must
             honour the bound on it, unless there are fewer than 16. Few images tell a share but roughly: one that is too
             low on those held out fails where the upper end of its 95 % interval is too low.

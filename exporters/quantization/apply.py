@@ -109,13 +109,18 @@ def apply_scheme(
     search = Search(trial, measure)
     smoothing, others = _smoothing(model, spec, data), _others(spec, scheme, data)
     ranges = None if scheme.static is None else MINMAX if spec.calibration in (None, "auto") else spec.calibration
-    margin = MARGIN if ranges is not None and spec.calibration in (None, "auto") else 0
+    # Of few images as of smoothing: what no image tells, a margin may as well harm.
+    apart = data is not None and data.held_out
+    margin = MARGIN if ranges is not None and apart and spec.calibration in (None, "auto") else 0
     if choose is None:
-        recipe = Recipe(scheme, ranges, smoothing[0], margin)
+        compared = Recipe(scheme, ranges, smoothing[0], margin)
     else:
-        recipe = search.best(scheme, () if choose.bounded else others, smoothing, ranges, margin)
+        # A histogram takes a pass over all images for each smoothing, the choice's too; the extremes are there.
+        known = None if ranges is None else MINMAX
+        compared = search.best(scheme, () if choose.bounded else others, smoothing, known, margin)
+    recipe = compared if compared.scheme.static is None else dataclasses.replace(compared, ranges=ranges)
     chosen = Trial(recipe, activations, spec.keep_fp32, whole=True)
-    measured: Mapping[str, Any] = search.record(recipe)
+    measured: Mapping[str, Any] = search.record(compared)
     kept = frozenset(spec.keep_fp32)
     if choose is not None and choose.bounded:
         found = choose.kept(chosen.variants, pixels, folder)

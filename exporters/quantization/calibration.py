@@ -52,7 +52,7 @@ class CalibrationData:
     """The images of a calibration.
 
     Attributes:
-        count: how many.
+        count: how many activations are measured on.
         sha256: of their bytes, and of what makes pixels of them.
         ranges: those that activations are measured on before candidates are compared.
         choice: those that candidates are compared on; activations are measured on them too when that is done.

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-_VERSION = 2  # of the files: another one reads nothing of what this one wrote
+_VERSION = 3  # of the files: another one reads nothing of what this one wrote
 
 
 class MeasurementCache:
-    """One file: a line with the SHA-256 of what follows, and the content.
+    """One file: a line with the SHA-256 of its key and of what follows, and the content.
 
-    A file that cannot be read, or whose content has another checksum, counts as absent, so that it is measured again.
+    A file that cannot be read, or whose checksum is another, because it is damaged or lies under another's name, counts
+    as absent, so that it is measured again.
 
     Args:
         folder: of all such files.
@@ -30,6 +31,7 @@ class MeasurementCache:
 
     def __init__(self, folder: Path, parts: Iterable[str]) -> None:
         key = hashlib.sha256(json.dumps([_VERSION, *parts]).encode()).hexdigest()
+        self._key = key.encode()
         self.path = folder / key
 
     def read(self) -> bytes | None:
@@ -40,16 +42,15 @@ class MeasurementCache:
             checksum, _, content = self.path.read_bytes().partition(b"\n")
         except OSError:
             return None
-        return content if checksum == _checksum(content) else None
+        return content if checksum == self._checksum(content) else None
 
     def write(self, content: bytes) -> None:
         """Keep it, whole or not at all."""
         with contextlib.suppress(OutputError):  # a full or read-only disk costs time alone
-            write_file(self.path, _checksum(content) + b"\n" + content)
+            write_file(self.path, self._checksum(content) + b"\n" + content)
 
-
-def _checksum(content: bytes) -> bytes:
-    return hashlib.sha256(content).hexdigest().encode()
+    def _checksum(self, content: bytes) -> bytes:
+        return hashlib.sha256(self._key + content).hexdigest().encode()
 
 
 def default_folder() -> Path:

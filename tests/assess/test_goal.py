@@ -102,11 +102,23 @@ def test_a_search_leaves_a_part_of_the_distance(folder: Path) -> None:
     goal = goal_of(Bound(min_cosine=0.9), folder, Vectors(vectors(0)))
     for cosine, honoured, passes in ((0.93, True, True), (0.91, False, True), (0.89, False, False)):
         near = goal.measure(Vectors(vectors(0))).nearness
-        found = Farthest(type(near)(near.output, 40, cosine, cosine, cosine))
+        found = Farthest(type(near)(near.output, 40, cosine, cosine, cosine, 0.1))
         assert goal.honoured_by(found) == honoured
         for check in (goal.check, goal.check_held_out):
             with contextlib.nullcontext() if passes else pytest.raises(CheckFailedError, match="does not honour"):
                 assert check("onnx-int8", found)["p5_cosine"] == cosine
+
+
+def test_vectors_of_another_length_do_not_honour_a_cosine(folder: Path) -> None:
+    wanted = vectors(0)
+    goal = goal_of(Bound(min_cosine=0.9), folder, Vectors(wanted))
+    for factor, honoured in ((1.2, True), (2.0, False), (0.4, False)):
+        found = goal.measure(Vectors(wanted * np.float32(factor)))
+        assert found.value == pytest.approx(1)
+        assert goal.honoured_by(found) == honoured
+        for check in (goal.check, goal.check_held_out):
+            with contextlib.nullcontext() if honoured else pytest.raises(CheckFailedError, match="of its length"):
+                check("onnx-int8", found)
 
 
 def test_values_have_no_cosine_and_a_reference_must_be_finite(folder: Path) -> None:

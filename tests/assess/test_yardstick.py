@@ -89,3 +89,9 @@ def test_a_file_lies_where_it_may_and_goes_again(tmp_path: Path) -> None:
     Yardstick(IMAGES, {"y": np.concatenate(IMAGES)}, tmp_path).error(Variants(tuple(HARM), note), ())
     assert tmp_path in seen[0].parents
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_of_zeros_is_not_near() -> None:
+    zeros = variant("g (float[n, 4] pixel_values) => (float[n, 4] y) { y = Mul(pixel_values, w) }", 0.0)
+    found = YARDSTICK.closeness(zeros, (), one_by_one=False)
+    assert found == (1.0, 0.0, 0.0)

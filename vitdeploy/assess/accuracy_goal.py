@@ -142,7 +142,7 @@ class AccuracyGoal:
         """
         if found.interval[1] < self._share:
             raise CheckFailedError(
-                f"{name} does not honour {self.bound} on {found.total} held-out images, which chose nothing: {found}, "
+                f"{name} does not honour {self.bound} on {found.total} held-out images: {found}, "
                 f"{self._share:.2%} required; ask for more, or give more images; nothing was written"
             )
         return {**self._record(found), "honoured": self.honoured_by(found)}

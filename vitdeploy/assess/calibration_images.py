@@ -12,7 +12,7 @@ import numpy as np
 import PIL
 
 from vitdeploy.assess.dataset import chosen_names
-from vitdeploy.assess.difference import RelativeError, compare_outputs
+from vitdeploy.assess.difference import RelativeError, centred, compare_outputs
 from vitdeploy.assess.features import same_neighbours, searched, with_cls
 from vitdeploy.assess.image_set import open_images
 from vitdeploy.assess.prepare import prepare
@@ -98,13 +98,14 @@ class CalibrationImages:
         """
         count = len(self.images)
         if count < FEWEST_APART:
-            return CalibrationParts(self, self._quiet(range(count)), self, held_out=False)
+            return CalibrationParts(self, self._quiet(range(count)), self, self, held_out=False)
         judged, chosen_by = min(count // 4, MOST_JUDGED), min(count // 4, FEW)
         names = self.images.names
         judge = chosen_names(names, judged, self.seed)
         choice = sorted({*chosen_names(names, judged + chosen_by, self.seed)}.difference(judge))
         ranges = sorted({*range(count)}.difference(judge, choice))
-        return CalibrationParts(self.at(ranges), self._quiet(choice), self.at(judge), held_out=True)
+        measured = self.at(sorted([*ranges, *choice]))
+        return CalibrationParts(self.at(ranges), self._quiet(choice), self.at(judge), measured, held_out=True)
 
     def at(self, positions: Sequence[int]) -> CalibrationImages:
         """Some of them, in this order."""
@@ -165,6 +166,7 @@ class CalibrationImages:
         error = None if ranked else RelativeError(by_output=problem_type is ProblemType.REGRESSION)
         cosines: dict[str, list[float]] = {}
         same: dict[str, list[float]] = {}
+        errors: dict[str, RelativeError] = {}
         compared: list[tuple[np.ndarray, np.ndarray]] = []
         by: str | None = None
         for images in self.batches(BATCH, reference.pixels, artifact.pixels):
@@ -175,6 +177,11 @@ class CalibrationImages:
                 compared.append((wanted[by], given[by]))
             if error is not None and LOGITS in wanted:
                 error.add(wanted[LOGITS], given[LOGITS])
+            for name, value in wanted.items():
+                pair = (value, given[name])
+                errors.setdefault(name, RelativeError(by_output=False)).add(
+                    *(map(centred, pair) if ranked and name == LOGITS else pair)
+                )
             for row in range(len(images[artifact.pixels])):
                 one = ({name: value[row : row + 1] for name, value in of.items()} for of in (wanted, given))
                 for difference in compare_outputs(*one, ranked=ranked):
@@ -182,7 +189,13 @@ class CalibrationImages:
                     if difference.top1_agreement is not None:
                         same.setdefault(difference.output, []).append(difference.top1_agreement)
         entries = [
-            Agreement.of(output, found, same.get(output), error.value if error and output == LOGITS else None)
+            Agreement.of(
+                output,
+                found,
+                same.get(output),
+                errors[output].value,
+                error.value if error and output == LOGITS else None,
+            )
             for output, found in cosines.items()
         ]
         if len(self.images) < 2 or not compared:
@@ -199,12 +212,14 @@ class CalibrationParts:
         ranges: activations are measured on these.
         choice: candidates are compared on these.
         judge: the artifact is judged on these.
+        measured: those of the ranges and of the choice, whose activations the artifact's ranges hold.
         held_out: whether no image is in two parts.
     """
 
     ranges: CalibrationImages
     choice: CalibrationImages
     judge: CalibrationImages
+    measured: CalibrationImages
     held_out: bool
 
     def counts(self) -> dict[str, int]:
@@ -224,6 +239,8 @@ class Agreement:
         mean_cosine: the mean of the images' cosine similarities.
         p5_cosine: their 5th percentile.
         min_cosine: the lowest of them.
+        error: the length of the difference over the length of the reference's output, of all images together; of the
+            logits of a single-label classifier less their mean over the classes.
         relative_error: of logits of which none is the best class (a single value's cosine is that of its sign): the
             length of the difference over that of the reference's values, of all images together; of a regression, whose
             values have units of their own, that of its worst value. None for other outputs.
@@ -236,6 +253,7 @@ class Agreement:
     mean_cosine: float
     p5_cosine: float
     min_cosine: float
+    error: float
     relative_error: float | None = None
     same_neighbours: int | None = None
 
@@ -249,9 +267,14 @@ class Agreement:
 
     @classmethod
     def of(
-        cls, output: str, cosines: Sequence[float], same: Sequence[float] | None, error: float | None = None
+        cls,
+        output: str,
+        cosines: Sequence[float],
+        same: Sequence[float] | None,
+        error: float,
+        of_values: float | None = None,
     ) -> Agreement:
-        """Of the cosine of each image, whether its best class is the same, and its relative error; rounded."""
+        """Of the cosine of each image, whether its best class is the same, and the errors of all; rounded."""
         return cls(
             output,
             len(cosines),
@@ -259,7 +282,8 @@ class Agreement:
             mean_cosine=round(float(np.mean(cosines)), 6),
             p5_cosine=round(float(np.percentile(cosines, 5)), 6),
             min_cosine=round(min(cosines), 6),
-            relative_error=None if error is None else float(f"{error:.3g}"),
+            error=float(f"{error:.3g}"),
+            relative_error=None if of_values is None else float(f"{of_values:.3g}"),
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.calibration_images import BATCH, CalibrationImages
+from vitdeploy.assess.cosine_bound import too_long
 from vitdeploy.assess.features import Nearness, nearness, shown, vectors
 from vitdeploy.assess.samples import feeds
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
@@ -31,16 +32,18 @@ SEARCHED = 0.75
 
 @dataclasses.dataclass(frozen=True)
 class Farthest:
-    """The vectors of an artifact with the lowest 5th percentile."""
+    """The vectors of an artifact with the lowest 5th percentile, and why its lengths are too far, where they are."""
 
     nearness: Nearness
+    too_long: str | None = None
 
     @property
     def value(self) -> float:
         return self.nearness.p5_cosine
 
     def __str__(self) -> str:
-        return f"a 5th percentile of the cosine of {shown(self.value)} ({self.nearness.output})"
+        text = f"a 5th percentile of the cosine of {shown(self.value)} ({self.nearness.output})"
+        return text if self.too_long is None else f"{text}, but {self.too_long}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,17 +119,17 @@ class CosineGoal:
 
     def measure(self, runtime: Runtime) -> Farthest:
         """See `Goal`."""
-        return Farthest(
-            min(nearness(self.wanted, _vectors(self.images, runtime), search=False), key=lambda each: each.p5_cosine)
-        )
+        found = nearness(self.wanted, _vectors(self.images, runtime), search=False)
+        worst = min(found, key=lambda each: each.p5_cosine)
+        return Farthest(worst, next(filter(None, (too_long(each, self.minimum) for each in found)), None))
 
     def honoured_by(self, found: Farthest) -> bool:
         """See `Goal`."""
-        return found.value >= self.aim
+        return found.value >= self.aim and found.too_long is None
 
     def check(self, name: str, found: Farthest) -> dict[str, Any]:
         """See `Goal`."""
-        if not found.value >= self.minimum:
+        if found.too_long is not None or not found.value >= self.minimum:
             raise CheckFailedError(
                 f"{name} does not honour {self}: {found}, though the graph did before its inputs and outputs became "
                 f"what was asked for; loosen the bound, or leave out embed_resize and io_dtype; nothing was written"
@@ -135,9 +138,9 @@ class CosineGoal:
 
     def check_held_out(self, name: str, found: Farthest) -> dict[str, Any]:
         """See `Goal`."""
-        if not found.value >= self.minimum:
+        if found.too_long is not None or not found.value >= self.minimum:
             raise CheckFailedError(
-                f"{name} does not honour {self.bound} on {found.nearness.images} held-out images, which chose nothing: "
+                f"{name} does not honour {self.bound} on {found.nearness.images} held-out images: "
                 f"{found}; ask for more, or give more images; nothing was written"
             )
         return {**self._record(found), "honoured": True}

@@ -90,8 +90,9 @@ class RelativeError:
         """Add images: (N, outputs) each."""
         axis = 0 if self.by_output else None
         want, got = reference.astype(np.float64), candidate.astype(np.float64)
-        self._whole = self._whole + np.square(want).sum(axis=axis)
-        self._different = self._different + np.square(got - want).sum(axis=axis)
+        with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite
+            self._whole = self._whole + np.square(want).sum(axis=axis)
+            self._different = self._different + np.square(got - want).sum(axis=axis)
 
     @property
     def value(self) -> float:
@@ -100,6 +101,28 @@ class RelativeError:
         if not (np.isfinite(different).all() and np.isfinite(whole).all()):
             return math.inf
         return max(math.sqrt(_share(a, b)) for a, b in zip(different.tolist(), whole.tolist(), strict=True))
+
+
+def relative_error(reference: np.ndarray, candidate: np.ndarray, *, of_classes: bool = False) -> float:
+    """The `RelativeError` of images (N, ...), of all values together.
+
+    Unlike a cosine it sees a constant factor.
+
+    Args:
+        reference: of any floating-point type.
+        candidate: of the same shape.
+        of_classes: whether the values are a single-label classifier's logits; see `centred`.
+    """
+    error = RelativeError(by_output=False)
+    error.add(*(centred(array) if of_classes else array for array in (reference, candidate)))
+    return error.value
+
+
+def centred(logits: np.ndarray) -> np.ndarray:
+    """Logits (..., classes) less their mean: what is added to all of them changes no class, yet is most of a cosine."""
+    with np.errstate(invalid="ignore"):  # of what is not finite
+        found: np.ndarray = logits.astype(np.float64) - logits.astype(np.float64).mean(axis=-1, keepdims=True)
+    return found
 
 
 def default_tolerance(artifact: Artifact) -> float:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitdeploy.assess.difference import relative_error
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -100,6 +102,8 @@ class Nearness:
         mean_cosine: the mean of the images' cosine similarities.
         p5_cosine: their 5th percentile, interpolated linearly as numpy does.
         min_cosine: the lowest of them.
+        error: the length of the difference over the length of the reference's vectors, of all images together, which
+            sees a constant factor; infinite where a value is not finite.
         same_neighbours: how many images have the same nearest neighbour among the N as in the reference, see
             `same_neighbours`; None for fewer than 2 images, and for vectors by which nobody searches.
     """
@@ -109,6 +113,7 @@ class Nearness:
     mean_cosine: float
     p5_cosine: float
     min_cosine: float
+    error: float
     same_neighbours: int | None = None
 
     @property
@@ -143,7 +148,8 @@ def nearness(
 def _nearness(name: str, wanted: NDArray[Any], given: NDArray[Any], *, search: bool) -> Nearness:
     found = cosines(wanted, given)
     same = int(same_neighbours(wanted, given).sum()) if search and len(wanted) > 1 else None
-    return Nearness(name, len(found), float(found.mean()), percentile(found), float(found.min()), same)
+    error = relative_error(wanted, given, of_classes=name == LOGITS)
+    return Nearness(name, len(found), float(found.mean()), percentile(found), float(found.min()), error, same)
 
 
 def percentile(values: Sequence[float] | NDArray[np.float64]) -> float:

@@ -11,7 +11,7 @@ from vitdeploy.assess.accuracy import Accuracy
 from vitdeploy.assess.baseline import labels_sha256, processor_sha256
 from vitdeploy.assess.benchmark import benchmark
 from vitdeploy.assess.compare import compare
-from vitdeploy.assess.cosine_bound import COSINE_BOUNDS
+from vitdeploy.assess.cosine_bound import COSINE_BOUNDS, too_long
 from vitdeploy.assess.features import shown
 from vitdeploy.assess.gate_plan import ALPHA, subject_of
 from vitdeploy.assess.layers import compare_layers
@@ -220,7 +220,12 @@ def _finite(_planned: Planned, measured: Measured, selected: Selected) -> _Found
     else:
         count, what = measured.predictions[selected].not_finite, "logits"
     total = len(measured.data)
-    return float(count), _word(not count), f"the {what} of {count} of {total} images are not all finite"
+    found = (
+        f"the {what} of {count} of {total} images are not all finite"
+        if count
+        else f"all {what} are finite ({total} images)"
+    )
+    return float(count), _word(not count), found
 
 
 def _min_accuracy(planned: Planned, measured: Measured, selected: Selected) -> _Found:
@@ -240,7 +245,9 @@ def _min_cosine(planned: Planned, measured: Measured, selected: Selected) -> _Fo
         return None, "skipped", f"it could not run: {run.skipped}"
     worst = min(run.nearness, key=lambda each: each.p5_cosine)
     found = f"{worst.output}: {_cosines(worst)}; 5th percentile of at least {planned.bound:g} required"
-    return worst.p5_cosine, _word(worst.p5_cosine >= planned.bound), found
+    far = next(filter(None, (too_long(each, planned.bound) for each in run.nearness)), None)
+    found += f"; {far}" if far else ""
+    return worst.p5_cosine, _word(worst.p5_cosine >= planned.bound and far is None), found
 
 
 def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Found:

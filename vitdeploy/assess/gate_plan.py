@@ -180,7 +180,7 @@ def _check_no_classes(rules: Rules) -> None:
 
 
 def _check_percentile(subject: str, cosine: float, images: int) -> None:
-    """Of so few images that one is more than the percentile's share, it is but the lowest."""
+    """Raise UsageError for fewer images than the percentile needs, of which it would be the lowest value."""
     needed = 100 // PERCENTILE
     if images < needed:
         raise UsageError(

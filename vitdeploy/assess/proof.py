@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.compare import run_batches
-from vitdeploy.assess.difference import compare_outputs
+from vitdeploy.assess.difference import compare_outputs, relative_error
 from vitdeploy.assess.samples import feeds, fingerprint, synthetic_images
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.images import open_image
@@ -179,10 +179,10 @@ def prove(
         expected: what the reference gives for each of them.
         tolerance: largest difference allowed, relative to each output's largest value; None for any that is finite.
         problem_type: of the model.
-        cosine: how near each output must be; None for any nearness.
+        cosine: how near each output must be at every image size; None for any nearness.
 
     Returns:
-        The record of it, for the manifest; its tolerance is the one that would have passed where none is given.
+        The record of it, for the manifest.
 
     Raises:
         CheckFailedError: the difference is larger.
@@ -193,7 +193,10 @@ def prove(
         for sample, pixels, want in zip(images, pixel_values, expected, strict=True)
     ]
     # Of each output, its difference at the image size where that is largest.
-    differences = [max(of_one, key=lambda each: each.required_tolerance) for of_one in zip(*found, strict=True)]
+    differences = [
+        max((each for each, _ in of_one), key=lambda each: each.required_tolerance)
+        for of_one in zip(*found, strict=True)
+    ]
     worst = max(differences, key=lambda difference: difference.required_tolerance)
     if not worst.finite:
         raise CheckFailedError(
@@ -201,12 +204,10 @@ def prove(
             f"another precision, or float32 outputs; nothing was written"
         )
     if cosine is not None:
-        for difference in differences:
+        for difference, error in itertools.chain.from_iterable(found):
             of_values = difference.output == "logits" and problem_type is not ProblemType.SINGLE_LABEL
-            cosine.check_difference(name, difference, of_values=of_values)
-    if tolerance is None:
-        tolerance = worst.required_tolerance
-    if not worst.within(tolerance):
+            cosine.check_difference(name, difference, error, of_values=of_values)
+    if tolerance is not None and not worst.within(tolerance):
         raise CheckFailedError(
             f"{name} must equal the reference within {tolerance:g} of the largest value of each output, "
             f"{worst.output} differs by {worst.max_relative:.3g} ({worst.max_abs:.3g} in all); "
@@ -219,6 +220,8 @@ def prove(
         "image_sizes": [list(runtime.pixels.size(pixels.shape)) for pixels in pixel_values],
         "pixel_values_sha256": fingerprint(*pixel_values),
         "tolerance": tolerance,
+        "judged_by": "difference" if tolerance is not None else "cosine",
+        "cosine_bound": None if cosine is None else dataclasses.asdict(cosine),
         "outputs": [_rounded(difference) for difference in differences],
     }
 
@@ -229,13 +232,17 @@ def _differences(
     batches: Sequence[list[int]],
     expected: Mapping[str, np.ndarray],
     problem_type: ProblemType,
-) -> tuple[Difference, ...]:
-    """Each output, in batches of these images, against the reference's, which ran every image once."""
+) -> list[tuple[Difference, float]]:
+    """Each output, in batches of these images, against the reference's, which ran every image once; and its error."""
     arrays = feeds(runtime.inputs, pixel_values)
     outputs = run_batches(runtime, [{name: array[rows] for name, array in arrays.items()} for rows in batches])
     rows = list(itertools.chain(*batches))
     wanted = {name: value[rows] for name, value in expected.items()}
-    return compare_outputs(wanted, outputs, ranked=problem_type is ProblemType.SINGLE_LABEL)
+    ranked = problem_type is ProblemType.SINGLE_LABEL
+    return [
+        (each, relative_error(wanted[each.output], outputs[each.output], of_classes=ranked and each.output == "logits"))
+        for each in compare_outputs(wanted, outputs, ranked=ranked)
+    ]
 
 
 def _rounded(difference: Difference) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Quantization:
         data: what exporters take of them.
         goal: how accurate the artifact must be, and the images on which layers are kept in float32 until it is; None
             where that is not said.
-        held_out: the same on images that choose nothing, on which the artifact is judged; None where there are none.
+        held_out: the same on images that no search sees, on which the artifact is judged; None where there are none.
         choose: see `vitdeploy.exporters.quantization.choice`.
         problem_type: of the model.
     """
@@ -105,7 +105,7 @@ class Quantization:
             request.images, processor, labels, request.limit, request.seed, on_progress
         )
         parts = calibration.parts()
-        data = _data(calibration, parts, request.cache)
+        data = _data(parts, request.cache)
         goal: Goal | None = None
         held_out: Goal | None = None
         if request.bound is not None:
@@ -153,9 +153,10 @@ class Quantization:
             for output in found:
                 bound.check(name, output, held_out=held_out)
         record: dict[str, Any] = {
-            "calibration_sha256": self.data.sha256,
+            "calibration_sha256": self.calibration.sha256(),
             "calibration_seed": self.calibration.seed,
             "calibration_parts": self.parts.counts(),
+            "calibration_bound": None if bound is None else dataclasses.asdict(bound),
             "calibration_images": [{**output.to_dict(), "held_out": held_out} for output in found],
         }
         if self.goal is not None:
@@ -171,8 +172,9 @@ def apart(whole: Goal, parts: CalibrationParts) -> tuple[Goal, Goal | None]:
     """The images of a bound that a search may see, and those that judge what it found: a quarter.
 
     None of the latter is one that ranges or candidates were measured on. What no search sees of the calibration images
-    is what judges all artifacts. A cosine is higher on images that ranges were measured on: its search sees no such
-    image. Of fewer than 16 images all are for all.
+    is what judges all artifacts. A cosine is higher on images that ranges were measured on: its search sees none of
+    them but those of the choice, which widen the ranges of what was chosen by them. Of fewer than 16 images all are
+    for all.
     """
     names = whole.images.images.names
     same = os.path.realpath(whole.images.images.source) == os.path.realpath(parts.judge.images.source)
@@ -187,10 +189,11 @@ def apart(whole: Goal, parts: CalibrationParts) -> tuple[Goal, Goal | None]:
     return whole.at(search), whole.at(sorted(judged)) if judged else None
 
 
-def _data(images: CalibrationImages, parts: CalibrationParts, cache: Path | None) -> CalibrationData:
+def _data(parts: CalibrationParts, cache: Path | None) -> CalibrationData:
     """What exporters take of the images."""
     from vitdeploy.exporters.quantization.calibration import CalibrationData, MeasuredImages
 
     ranges = MeasuredImages(parts.ranges.sha256(), parts.ranges.run)
     choice = MeasuredImages(parts.choice.sha256(), parts.choice.run) if parts.held_out else ranges
-    return CalibrationData(len(images.images), images.sha256(), ranges, choice, cache)
+    measured = parts.measured
+    return CalibrationData(len(measured.images), measured.sha256(), ranges, choice, cache)

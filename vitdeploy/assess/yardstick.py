@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitdeploy.assess.difference import RelativeError
+from vitdeploy.assess.features import cosines
 from vitdeploy.assess.samples import feeds
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ class Yardstick:
         from vitdeploy.exporters.quantization.choice import Closeness
 
         worst = max(self._sums(variants, kept, one_by_one=one_by_one).values(), key=lambda sums: sums.error)
-        cosines = worst.cosines
-        return Closeness(worst.error, float(np.mean(cosines)), float(np.percentile(cosines, 5)))
+        return Closeness(worst.error, float(np.mean(worst.cosines)), float(np.percentile(worst.cosines, 5)))
 
     def _sums(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> dict[str, _Sums]:
         """Of each output that counts."""
@@ -78,26 +78,18 @@ class _Sums:
     """What is known of one output."""
 
     def __init__(self) -> None:
-        self._different = self._whole = 0.0
+        self._error = RelativeError(by_output=False)
         self.cosines: list[float] = []
 
     def add(self, wanted: np.ndarray, given: np.ndarray) -> None:
         """(N, ...) of some images."""
-        want, got = (np.float64(array).reshape(len(array), -1) for array in (wanted, given))
-        if not np.isfinite(got).all():
-            self._different = math.inf
-            self.cosines += [-1.0] * len(got)
-            return
-        self._whole += float(np.square(want).sum())
-        self._different += float(np.square(got - want).sum())
-        lengths = np.linalg.norm(want, axis=1) * np.linalg.norm(got, axis=1)
-        products = (want * got).sum(axis=1)
-        self.cosines += np.divide(products, lengths, out=np.ones_like(products), where=lengths > 0).tolist()
+        self._error.add(wanted, given)
+        self.cosines += cosines(wanted, given).tolist()
 
     @property
     def error(self) -> float:
         """The length of the difference over that of what is wanted."""
-        return _ratio(self._different, self._whole)
+        return self._error.value
 
 
 @contextlib.contextmanager
@@ -121,12 +113,6 @@ def opened_variant(
             if pixels is not None:
                 runtime.pixels = pixels
             yield runtime
-
-
-def _ratio(different: float, whole: float) -> float:
-    if not math.isfinite(different) or (whole == 0 < different):
-        return math.inf
-    return math.sqrt(different / whole) if different else 0.0
 
 
 def effects(

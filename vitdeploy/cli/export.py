@@ -12,6 +12,7 @@ from vitdeploy.cli.engine_options import engine_options, image_size, once
 from vitdeploy.cli.output import (
     PATH,
     agreement,
+    allowed_of,
     image_limit_option,
     json_option,
     late_progress_bar,
@@ -59,7 +60,7 @@ def _difference(artifact: Artifact) -> str:
     if checked.get("calibration_images"):
         return "; ".join(map(agreement, checked["calibration_images"]))
     worst = max(checked["outputs"], key=lambda output: output["max_relative"])
-    return f"{worst['max_relative']:.1e} of {worst['output']} (tolerance {checked['tolerance']:g})"
+    return f"{worst['max_relative']:.1e} of {worst['output']} ({allowed_of(checked)})"
 
 
 def _print_candidates(artifact: Artifact) -> None:
@@ -103,7 +104,7 @@ def _honoured(found: Mapping[str, Any]) -> str:
             f"images, at least {found.get('aim', found['at_least']):g} wanted"
         )
     text = f"{found['correct']} of {found['images']} images, at least {found['at_least']} wanted"
-    return text if found.get("honoured", True) else f"{text}, which so few do not contradict"
+    return text if found.get("honoured", True) else f"{text}; the difference is within chance for so few images"
 
 
 def _print_accuracy(artifact: Artifact) -> None:
@@ -116,7 +117,7 @@ def _print_accuracy(artifact: Artifact) -> None:
         f"{len(kept)} of {total} layers kept float32 for it"
     )
     if "held_out" in found:
-        print_text(f"on images that chose nothing: {_honoured(found['held_out'])}")
+        print_text(f"on held-out images: {_honoured(found['held_out'])}")
     if not artifact.validation["minimal"]:
         print_text("the runs were used up before it was shown that none of them can be left out")
     if kept:

@@ -10,6 +10,7 @@ import click
 from vitdeploy.cli.output import (
     PATH,
     agreement,
+    allowed_of,
     json_option,
     left_out_texts,
     pairs,
@@ -119,8 +120,8 @@ def _artifact_rows(artifact: Artifact) -> list[tuple[str, str]]:
     if checked:
         emulated = ", emulated" if checked.get("emulated") else ""
         rows += [
-            ("  proven", f"{item['output']} within {item['max_relative']:.1e} of the reference (tolerance "
-             f"{checked['tolerance']:g}) on {checked['images']} images, {checked['engine']}{emulated}")
+            ("  proven", f"{item['output']} within {item['max_relative']:.1e} of the reference "
+             f"({allowed_of(checked)}) on {checked['images']} images, {checked['engine']}{emulated}")
             for item in checked["outputs"]
         ]  # fmt: skip
         rows += [("  not proven", checked["status"])] if not checked["outputs"] and "status" in checked else []

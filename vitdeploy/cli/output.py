@@ -111,6 +111,11 @@ def left_out_texts(validation: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(LeftOut.from_dict(found)) for name, found in validation.get("left_out", {}).items()}
 
 
+def allowed_of(validation: Mapping[str, Any]) -> str:
+    """By what a validation judged, for people."""
+    return "judged by cosine" if validation["tolerance"] is None else f"tolerance {validation['tolerance']:g}"
+
+
 def agreement(measured: Mapping[str, Any]) -> str:
     """What a validation says of one output on the images that judge it, for people."""
     return f"{measured['output']}: {nearness(measured)}"

@@ -88,7 +88,10 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="The same by cosine similarity with the reference (5th percentile over images), such as 0.99 or 99%.",
         ),
         click.option(
-            "--accuracy-data", type=PATH, help="The images of these three; those of the calibration by default."
+            "--accuracy-data",
+            type=PATH,
+            help="The images on which --max-drop, --min-agreement and --min-cosine are measured; those of the "
+            "calibration by default.",
         ),
         click.option("--no-calibration-cache", is_flag=True, help="Keep no ranges, and use none."),
     )

@@ -296,7 +296,7 @@ def test_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
     assert printed.exit_code == 0, printed.output
     assert "onnx-int8 honours min_agreement 1: 113 of 113 images, at least 113 wanted; " in printed.output
     assert "of 30 layers kept float32 for it" in printed.output
-    assert "on images that chose nothing: " in printed.output
+    assert "on held-out images: " in printed.output
     assert "of 37 images, at least 37 wanted" in printed.output
     assert "relative error of the outputs when it alone is not" in printed.output
     printed = run.invoke(export_command, [*naive, "--max-drop", "50%", "--json"])

@@ -101,6 +101,19 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert run.runs == 2 + len(others)
 
 
+def test_another_measurement_under_the_name_is_not_believed(tmp_path: Path) -> None:
+    """Whole as it is, it is of other weights."""
+    run = Runner()
+    data = data_of(run, tmp_path / "cache")
+    first = ranges(data, tmp_path)
+    (kept,) = (tmp_path / "cache").iterdir()
+    ranges(data, tmp_path, made=graph(3.0))
+    (other,) = {*(tmp_path / "cache").iterdir()} - {kept}
+    kept.write_bytes(other.read_bytes())
+    assert ranges(data, tmp_path) == first
+    assert run.runs == 3
+
+
 def _flipped(whole: bytes) -> bytes:
     """Eight times the range of one value: still what a cache holds, but not what was measured."""
     found = re.search(rb'"x": \[\s*(-?[0-9.]+)', whole)

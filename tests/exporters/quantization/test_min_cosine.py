@@ -102,7 +102,7 @@ def test_export_says_it_in_a_sentence(tmp_path: Path) -> None:
     assert "(16 held-out images)" in text
     assert "nearest neighbour kept" in text
     assert "honours min_cosine 0.9" in text
-    assert "on images that chose nothing: cls_token" in text
+    assert "on held-out images: cls_token" in text
 
 
 @pytest.fixture(scope="module")
