@@ -366,6 +366,7 @@ def test_engines_in_8_bits_are_judged_by_cosine_unless_a_tolerance_is_given(bund
         ("int8", None, (None, COSINE_BOUNDS["int8"])),
         ("fp8", None, (None, COSINE_BOUNDS["fp8"])),
         ("int8", 0.5, (0.5, None)),
+        ("int8", DEFAULT_TOLERANCES["int8"], (DEFAULT_TOLERANCES["int8"], None)),
         ("fp16", None, (DEFAULT_TOLERANCES["fp16"], None)),
     ):
         assert ProofRequest(tolerance=given).judge(dataclasses.replace(artifact, precision=precision)) == wanted

@@ -145,6 +145,7 @@ def test_parts_share_no_image_and_depend_on_names_and_seed(count: int, expected:
     assert found[0] == found[1] != found[2]
     assert tuple(map(len, found[0])) == expected == tuple(parts[0].counts().values())
     assert sorted(sum(found[0], ())) == list(names)
+    assert parts[0].measured.images.names == tuple(sorted(found[0][0] + found[0][1]))
     assert parts[0].held_out
 
 

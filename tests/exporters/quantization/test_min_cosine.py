@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 from sklearn.metrics.pairwise import paired_cosine_distances
 from sklearn.neighbors import NearestNeighbors
 
@@ -18,6 +21,9 @@ from vitdeploy.assess.calibration_images import CalibrationImages
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.cli.compare import compare as compare_command
 from vitdeploy.cli.export import export as export_command
+from vitdeploy.errors import CheckFailedError
+from vitdeploy.exporters.quantization.number_format import Range
+from vitdeploy.exporters.quantization.static_int8 import StaticInt8
 from vitdeploy.predictor import load_processor
 
 if TYPE_CHECKING:
@@ -152,3 +158,47 @@ def test_among_made_up_images_nobody_looks_for_neighbours(bounded: Bundle) -> No
     run = CliRunner().invoke(compare_command, [str(bounded.path), "--json"])
     (result,) = json.loads(run.stdout)["results"]
     assert [each["same_neighbours"] for each in result["nearness"]] == [None]
+
+
+def _broken(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Static int8 whose last LayerNormalization is three times as large, or whose ranges are a fiftieth."""
+    write = StaticInt8.write
+
+    def spoilt(self: StaticInt8, model: ir.Model, nodes: Any, ranges: Any) -> None:
+        if how == "clip":
+            ranges = {name: Range(each.lowest / 50, each.highest / 50) for name, each in ranges.items()}
+        write(self, model, nodes, ranges)
+        if how == "scale":
+            last = [node for node in model.graph if node.op_type == "LayerNormalization"][-1]
+            for value in last.inputs[1:3]:
+                assert value is not None
+                assert value.const_value is not None
+                value.const_value = ir.tensor(value.const_value.numpy() * np.float32(3), name=value.name)
+
+    monkeypatch.setattr(StaticInt8, "write", spoilt)
+
+
+@pytest.mark.parametrize(
+    ("how", "options"),
+    [
+        ("scale", {"task": FEATURES}),
+        ("scale", {"task": FEATURES, "min_cosine": 0.9}),
+        ("clip", {"task": FEATURES}),
+        ("clip", {}),
+    ],
+    ids=str,
+)
+def test_what_is_broken_is_refused(
+    how: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The factor keeps every cosine; the ranges keep, with a bias of 30 on all classes, that of the logits."""
+    folder = shutil.copytree(default_checkpoint(), tmp_path / "checkpoint")
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"] += np.float32(30)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    how_made: dict[str, Any] = {**NAIVE, "scheme": "static", **options}
+    vitdeploy.export(folder, output=tmp_path / "sound", **how_made)
+    _broken(monkeypatch, how)
+    with pytest.raises(CheckFailedError):
+        vitdeploy.export(folder, output=tmp_path / "out", **how_made)
+    assert not (tmp_path / "out").exists()

@@ -73,7 +73,8 @@ def test_the_embedded_model_keeps_its_accuracy(bundles: dict[str, Bundle], name:
     assert quantized >= torch - 2  # half a point of 450
     if name != "dynamic":
         (measured,) = artifact.validation["calibration_images"]
-        assert artifact.options["calibration_images"] == 48
+        assert artifact.options["calibration_images"] == 24 + 12
+        assert artifact.options["calibration_sha256"] != artifact.validation["calibration_sha256"]
         assert artifact.validation["calibration_parts"] == {"ranges": 24, "choice": 12, "judge": 12}
         assert (measured["images"], measured["held_out"]) == (12, True)
         assert measured["top1_agreement"] >= 0.99
