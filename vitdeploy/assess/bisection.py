@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.assess.lower_precision import GraphNode
     from vitdeploy.exporters.variants import Variants
+    from vitdeploy.scores import ProblemType
 
 MAX_IMAGES = 16  # every set of nodes runs on all of them
 MAX_RUNS = 200
@@ -151,7 +152,7 @@ def bisect(
     with tempfile.TemporaryDirectory() as scratch:
 
         def evaluate(kept: frozenset[str]) -> float:
-            error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), given, expected)
+            error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), given, expected, bundle.problem_type)
             on_step(f"run {next(count)}: {len(kept)} of {len(candidates)} nodes in float32, difference {error:.2e}")
             return error
 
@@ -179,6 +180,7 @@ def _error(
     path: Path,
     batches: Sequence[Mapping[str, np.ndarray]],
     expected: Mapping[str, np.ndarray],
+    problem_type: ProblemType,
 ) -> float:
     """Of the variant that keeps these nodes."""
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
@@ -186,5 +188,5 @@ def _error(
     variants.write(kept, path)
     with OnnxRuntime(path) as runtime:
         found = run_batches(runtime, batches)
-    differences = compare_outputs(expected, found)
+    differences = compare_outputs(expected, found, problem_type=problem_type)
     return max(difference.max_relative if difference.finite else math.inf for difference in differences)

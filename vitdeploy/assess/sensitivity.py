@@ -57,7 +57,8 @@ class Sensitivity:
     """How much each layer costs.
 
     An error is the length of the difference from the reference over the length of what that gives, of all images
-    together, and of several outputs the largest; see `vitdeploy.assess.yardstick.Yardstick`.
+    together, and of several outputs, or of a regression's values, the largest; see
+    `vitdeploy.assess.yardstick.Yardstick`.
 
     Attributes:
         bundle: the folder.
@@ -155,7 +156,8 @@ def sensitivity(
     on_step(f"running the reference on {len(chosen)} images")
     batches = Batches(processor, chosen, 1)
     expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
-    yardstick = Yardstick([feed["pixel_values"] for feed in batches.feeds(artifact)], expected)
+    pixel_values = [feed["pixel_values"] for feed in batches.feeds(artifact)]
+    yardstick = Yardstick(pixel_values, expected, problem_type=bundle.problem_type)
 
     def error(kept: frozenset[str]) -> float:
         return yardstick.error(variants, kept)
