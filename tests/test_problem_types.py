@@ -394,14 +394,20 @@ def test_an_evaluation_counts_what_is_not_finite_as_wrong(
     assert checks["finite"] == "failed"
 
 
-def test_what_is_not_finite_is_not_timed(single: Bundle, bright_and_dark: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_is_not_finite_is_not_timed_and_has_failed(
+    single: Bundle, bright_and_dark: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = spoilt_by_dark_images(single, tmp_path / "bundle")
     (tmp_path / "images").mkdir()
     shutil.copy(bright_and_dark[1], tmp_path / "images")
     found = vitdeploy.benchmark(bundle, batch_sizes=(1,), images=tmp_path / "images", rounds=1, runs=1)
     assert [each.backend for each in found.latencies] == ["torch"]
-    assert [each.backend for each in found.skipped] == ["onnxruntime"]
-    assert found.status == "skipped"
+    assert [(each.backend, each.status) for each in found.skipped] == [("onnxruntime", "failed")]
+    assert found.status == "failed"
+    options = ("--images", tmp_path / "images", "--batch-sizes", "1", "--rounds", "1", "--runs", "1", "--json")
+    status, printed = run("benchmark", bundle.path, *options, capsys=capsys)
+    assert status == 1
+    assert json.loads(printed)["skipped"][0]["status"] == "failed"
 
 
 def test_triton_ranks_no_values(regression: Bundle, multi_label: Bundle, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_arguments_are_checked(bundle: Bundle, options: dict[str, Any], message:
 def test_bad_input_makes_no_process(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="manifest"):
         benchmark(tmp_path)
-    with pytest.raises(InputError, match="must hold images"):
+    with pytest.raises(InputError, match="holds no image"):
         benchmark(bundle, images=tmp_path)
 
 
