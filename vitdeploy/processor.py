@@ -15,6 +15,7 @@ from PIL import Image
 
 from vitdeploy.cpu import usable_cpus
 from vitdeploy.errors import InputError, UsageError
+from vitdeploy.image_formats import readable_formats
 from vitdeploy.image_limit import check_embedded_side, check_pixel_count
 from vitdeploy.images import ImageSource, decode_image, image_name
 from vitdeploy.preprocessor_config import ShortestEdge, Size, channels_of_model, parse, read_folder
@@ -206,7 +207,7 @@ class ImageProcessor:
         read = self._decoded if pixels.stage is PixelStage.DECODED else self._resized
         if min(threads, len(sources)) == 1:
             return self._batch(map(read, sources, names), len(sources), pixels)
-        Image.init()  # Pillow registers its formats on first use, without a lock
+        readable_formats()  # Pillow registers its formats on first use, without a lock
         with ThreadPoolExecutor(min(threads, len(sources))) as pool:
             return self._batch(pool.map(read, sources, names), len(sources), pixels)
 
