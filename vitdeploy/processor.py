@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from vitdeploy.cpu import usable_cpus
+from vitdeploy.cpu import recent_workers
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.image_formats import readable_formats
 from vitdeploy.image_limit import check_embedded_side, check_pixel_count
@@ -186,7 +186,7 @@ class ImageProcessor:
                 axes is a batch.
             pixels: how far to go; a model that takes bytes does the rest itself.
             threads: how many images are decoded at a time; by default one a CPU that the process's affinity and
-                cgroup quota allow.
+                cgroup quota allow, as they were at most a second ago.
             first_index: what an error counts from, when it names an image without a path.
 
         Returns:
@@ -200,7 +200,7 @@ class ImageProcessor:
         if not sources:
             raise UsageError("expected at least one image, got an empty batch")
         if threads is None:
-            threads = usable_cpus().workers if len(sources) > 1 else 1
+            threads = recent_workers() if len(sources) > 1 else 1
         if threads < 1:
             raise UsageError(f"'threads' must be at least 1, got {threads}")
         names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources, first_index)]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.assess.bisect import smallest_kept
 from vitdeploy.assess.compare import Batches, run_batches, run_reference
 from vitdeploy.assess.difference import compare_outputs, default_tolerance
-from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.lower_precision import LowerPrecision
 from vitdeploy.assess.samples import few_images
 from vitdeploy.bundle import Bundle
@@ -94,8 +93,7 @@ class Bisection:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        said = {"status": self.status, "summary": self.summary, "left_out": left_out_dict(self.left_out)}
-        return {**dataclasses.asdict(self), **said}
+        return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
 
 
 def bisect(

@@ -10,7 +10,6 @@ import numpy as np
 
 from vitdeploy import __version__
 from vitdeploy.assess.difference import LOGITS, Difference, compare_outputs, default_tolerance
-from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.furthest import FarImage, furthest
 from vitdeploy.assess.golden import Golden
 from vitdeploy.assess.logits import LogitsDifference, compare_logits
@@ -133,7 +132,6 @@ class Comparison(ByResult):
             **dataclasses.asdict(self),
             "problem_type": str(self.problem_type),
             "status": self.status,
-            "left_out": left_out_dict(self.left_out),
             "results": [result.to_dict() for result in self.results],
         }
 

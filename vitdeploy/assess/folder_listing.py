@@ -138,7 +138,7 @@ def list_folder(root: Path) -> tuple[FolderListing, FolderListing]:
     """
     walk = _Walk()
     walk.below(root)
-    images, tables = (tuple(sorted(walk.found[kind])) for kind in (_IMAGE, PARQUET))
+    images, tables = (tuple(sorted(walk.paths[kind])) for kind in (_IMAGE, PARQUET))
     return (
         FolderListing(images, LeftOut.of(walk.counts + _by_ending(tables), _without(root, images))),
         FolderListing(tables, LeftOut.of(walk.counts + _by_ending(images))),
@@ -157,7 +157,7 @@ class _Walk:
     """Finds the images and parquet files below a folder, and counts the others by the reason."""
 
     def __init__(self) -> None:
-        self.found: dict[str, list[Path]] = {_IMAGE: [], PARQUET: []}
+        self.paths: dict[str, list[Path]] = {_IMAGE: [], PARQUET: []}
         self.counts: collections.Counter[str] = collections.Counter()
         self._endings = image_endings()
 
@@ -187,7 +187,7 @@ class _Walk:
                 raise InputError(f"{path} is a pipe, a device or a link to nothing; remove it")
             self.counts["pipe or device"] += 1
         elif kind is not None or (not ending and _is_image(path)):
-            self.found[kind or _IMAGE].append(path)
+            self.paths[kind or _IMAGE].append(path)
         else:
             hint = " (needs pillow-heif)" if ending in HEIF_ENDINGS else ""
             self.counts[f"ending {ending}{hint}" if ending else NO_ENDING] += 1

@@ -9,7 +9,6 @@ import numpy as np
 
 from vitdeploy.assess.compare import Batches, run_batches, run_reference
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
-from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.samples import SYNTHETIC_COUNT, chosen_images
 from vitdeploy.assess.selection import REFERENCE, artifacts, select
 from vitdeploy.assess.verdicts import ByResult, Verdict
@@ -147,8 +146,7 @@ class LayerComparison(ByResult):
 
     def to_dict(self) -> dict[str, Any]:
         results = [result.to_dict() for result in self.results]
-        left_out = left_out_dict(self.left_out)
-        return {**dataclasses.asdict(self), "status": self.status, "left_out": left_out, "results": results}
+        return {**dataclasses.asdict(self), "status": self.status, "results": results}
 
 
 def compare_layers(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.assess.calibration_images import FEW
 from vitdeploy.assess.compare import Batches, run_reference
 from vitdeploy.assess.figures import Figures, sensitivity_figures
-from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.lower_precision import LowerPrecision
 from vitdeploy.assess.samples import few_images
 from vitdeploy.assess.yardstick import Yardstick, effects
@@ -107,8 +106,7 @@ class Sensitivity:
         return sensitivity_figures(self)
 
     def to_dict(self) -> dict[str, Any]:
-        said = {"status": self.status, "summary": self.summary, "left_out": left_out_dict(self.left_out)}
-        return {**dataclasses.asdict(self), **said}
+        return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
 
 
 def sensitivity(
