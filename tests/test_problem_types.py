@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import pytest
+import torch
 import transformers
 from onnx import TensorProto, helper
 from PIL import Image
@@ -21,10 +22,14 @@ import vitdeploy
 from bundles import sign_again, tiny_model, write_checkpoint_of
 from families import HEADS, random_config
 from vitdeploy.assess.gate import planned_checks
+from vitdeploy.assess.layers import compare_layers
+from vitdeploy.assess.proof import OF_ONE, Sample, prove
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import CheckFailedError, CheckpointError, NotFiniteError, UsageError
 from vitdeploy.models.config import ViTConfig
+from vitdeploy.predictor import load_processor
+from vitdeploy.runtimes import open_runtime
 from vitdeploy.scores import ProblemType
 from vitdeploy.specs import Task
 
@@ -210,6 +215,49 @@ def test_a_comparison_says_nothing_of_classes(
     assert str(bundle.problem_type) in run("compare", bundle.path, capsys=capsys)[1]
 
 
+@pytest.fixture(scope="module")
+def two_units(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A regression whose weight is some 100,000 times its age, and an ONNX file that gives -3 times the age."""
+    folder = tmp_path_factory.mktemp("units")
+    model = tiny_model(labels=("age", "weight"), problem_type=ProblemType.REGRESSION)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("head.classifier."):
+                parameter[1] *= 1e5
+    bundle = vitdeploy.export(_with_processor(write_checkpoint_of(model, folder / "checkpoint")), output=folder / "out")
+    (artifact,) = bundle.manifest.artifacts
+    path = bundle.path / artifact.files[0].path
+    graph_model = onnx.load(path)
+    graph = graph_model.graph
+    graph.node[-1].output[0] = "plain"
+    graph.initializer.append(helper.make_tensor("factors", TensorProto.FLOAT, [2], [-3.0, 1.0]))
+    graph.node.append(helper.make_node("Mul", ["plain", "factors"], ["logits"]))
+    onnx.save(graph_model, path)
+    return sign_again(Bundle.open(bundle.path))
+
+
+def test_a_wrong_value_is_not_hidden_by_one_of_a_larger_unit(
+    two_units: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = vitdeploy.compare(two_units, images=PHOTOGRAPHS)
+    (difference,) = result.results[0].differences
+    assert result.status == "failed"
+    assert difference.max_relative == pytest.approx(4, rel=1e-4)
+    assert (difference.min_cosine, difference.mean_cosine) == (None, None)
+    assert run("compare", two_units.path, capsys=capsys)[0] == 1
+    layers = compare_layers(two_units, images=PHOTOGRAPHS)
+    assert [each.first for each in layers.results] == ["head"]
+
+
+def test_an_export_with_a_wrong_value_is_refused(two_units: Bundle) -> None:
+    processor, (artifact,) = load_processor(two_units), two_units.manifest.artifacts
+    images = [Sample([Image.open(path).convert("RGB") for path in PHOTOGRAPHS[:1]], processor, OF_ONE)]
+    with open_runtime(two_units, "torch") as reference:
+        expected = [reference.run({"pixel_values": sample.pixel_values()}) for sample in images]
+    with open_runtime(two_units, "onnxruntime") as runtime, pytest.raises(CheckFailedError):
+        prove(runtime, artifact.name, images, expected, 1e-4, two_units.problem_type)
+
+
 def test_visual_tokens_are_classes_whatever_the_problem_type(write_checkpoint: WriteCheckpoint, tmp_path: Path) -> None:
     head = next(each for each in HEADS if each.name == "BeitForMaskedImageModeling")
     checkpoint = write_checkpoint(head, {**random_config(head, 0), "num_labels": 1})
@@ -346,14 +394,20 @@ def test_an_evaluation_counts_what_is_not_finite_as_wrong(
     assert checks["finite"] == "failed"
 
 
-def test_what_is_not_finite_is_not_timed(single: Bundle, bright_and_dark: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_is_not_finite_is_not_timed_and_has_failed(
+    single: Bundle, bright_and_dark: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = spoilt_by_dark_images(single, tmp_path / "bundle")
     (tmp_path / "images").mkdir()
     shutil.copy(bright_and_dark[1], tmp_path / "images")
     found = vitdeploy.benchmark(bundle, batch_sizes=(1,), images=tmp_path / "images", rounds=1, runs=1)
     assert [each.backend for each in found.latencies] == ["torch"]
-    assert [each.backend for each in found.skipped] == ["onnxruntime"]
-    assert found.status == "skipped"
+    assert [(each.backend, each.status) for each in found.skipped] == [("onnxruntime", "failed")]
+    assert found.status == "failed"
+    options = ("--images", tmp_path / "images", "--batch-sizes", "1", "--rounds", "1", "--runs", "1", "--json")
+    status, printed = run("benchmark", bundle.path, *options, capsys=capsys)
+    assert status == 1
+    assert json.loads(printed)["skipped"][0]["status"] == "failed"
 
 
 def test_triton_ranks_no_values(regression: Bundle, multi_label: Bundle, tmp_path: Path) -> None:

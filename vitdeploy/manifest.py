@@ -359,9 +359,9 @@ def _validation(item: Any) -> dict[str, Any]:
         for output in _typed(item.get("calibration_images", []), list):
             _typed(output["output"], str)
             _typed(output["images"], int)
-            _typed(output["mean_cosine"], float)
-            if output["top1_agreement"] is not None:
-                _typed(output["top1_agreement"], float)
+            for key in ("mean_cosine", "top1_agreement"):
+                if output[key] is not None:
+                    _typed(output[key], float)
             _typed(output.get("relative_error", 0.0), float)
     return dict(item)
 

@@ -12,7 +12,7 @@ from vitdeploy.errors import BundleError, NotFiniteError, UsageError
 from vitdeploy.images import image_name
 from vitdeploy.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.scores import ProblemType
+from vitdeploy.scores import ProblemType, default_problem_type
 from vitdeploy.specs import PixelStage, Task
 
 if TYPE_CHECKING:
@@ -51,11 +51,15 @@ class Prediction:
 class Predictor:
     """A bundle, open with one backend. A context manager; `predict` may be called from several threads.
 
+    Raises:
+        UsageError: the problem type is unknown.
+
     Attributes:
         processor: images to what the runtime takes.
         runtime: executes the artifact.
         labels: class names in the order of the logits.
-        problem_type: how the logits are read.
+        problem_type: how the logits are read; by default as transformers' pipeline does where `config.json` states
+            none: a sigmoid for one label, softmax for more.
     """
 
     def __init__(
@@ -63,12 +67,12 @@ class Predictor:
         processor: ImageProcessor,
         runtime: Runtime,
         labels: Sequence[str],
-        problem_type: ProblemType = ProblemType.SINGLE_LABEL,
+        problem_type: ProblemType | str | None = None,
     ) -> None:
         self.processor = processor
         self.runtime = runtime
         self.labels = tuple(labels)
-        self.problem_type = problem_type
+        self.problem_type = _problem_type(problem_type, len(self.labels))
 
     def predict(
         self, images: ImageSource | Sequence[ImageSource], *, top_k: int | None = None, batch_size: int = 8
@@ -142,6 +146,15 @@ class Predictor:
         ranked = self.problem_type is not ProblemType.REGRESSION
         order = np.argsort(-scores, kind="stable")[:top_k] if ranked else np.arange(len(scores))
         return [Prediction(self.labels[index], int(index), float(scores[index])) for index in order]
+
+
+def _problem_type(given: ProblemType | str | None, num_labels: int) -> ProblemType:
+    if given is None:
+        return default_problem_type(num_labels)
+    try:
+        return ProblemType(given)
+    except ValueError as exc:
+        raise UsageError(f"unknown problem_type {given!r:.80}; expected one of {', '.join(ProblemType)}") from exc
 
 
 def load(

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Formats whose gray Pillow scales to 16 bits itself: PNG has no other depth, of PPM and PGM the maximum is divided by
-# (PpmImagePlugin), and JPEG 2000 is shifted (Jpeg2KDecode.c). None: an image that was made in memory.
+# (PpmImagePlugin), and JPEG 2000 is shifted (Jpeg2KDecode.c). None: an image that was made in memory, as copies and
+# crops are too: Pillow gives them neither the format nor the tags of their origin.
 _FULL_RANGE = (None, "PNG", "PPM", "JPEG2000")
 # TIFF 6.0's tags.
 _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 259, 262, 284, 339

@@ -174,7 +174,9 @@ def test_labels_are_not_matched_by_a_part(tmp_path: Path) -> None:
 def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
     fill(tmp_path, "cat/a.png", "cat/._a.png", "cat/.ipynb_checkpoints/b.png", "cat/notes.txt", "bird/c.heic", ".git/x")
     left_out = open_data(tmp_path, LABELS).left_out
-    assert left_out == LeftOut(5, (Reason("hidden", 3), Reason("ending .heic", 1), Reason("ending .txt", 1)), ("bird",))
+    assert left_out == LeftOut(
+        5, (Reason("hidden", 3), Reason("ending .heic (needs pillow-heif)", 1), Reason("ending .txt", 1)), ("bird",)
+    )
     assert open_data(fill(tmp_path, "cat/d.png"), LABELS).subset(1).left_out == left_out
 
 

@@ -160,9 +160,8 @@ def test_on_the_command_line(tiny: Bundle, tmp_path: Path) -> None:
         "layers.0.attention.k_proj",
     ]
     lines = (tmp_path / "markdown").read_text(encoding="utf-8").splitlines()
-    assert any(line.endswith("float32:") for line in lines)
-    first = next(line for line in lines if line.startswith("| ") and "layers" in line)
-    assert first.startswith(f"| {labels[0].replace('_', chr(92) + '_')} | ")
+    assert lines[4].endswith("float32:")
+    assert lines[8].startswith(f"| {labels[0].replace('_', chr(92) + '_')} | ")
     page = Page(tmp_path / "html")
     assert "Sensitivity" in page.text["h2"]
     assert page.text["summary"] == ["The other 2 layers"]

@@ -11,6 +11,7 @@ import numpy as np
 from vitdeploy.assess.accuracy import NOT_FINITE, Accuracy, best_classes
 from vitdeploy.assess.calibration_images import CalibrationImages
 from vitdeploy.assess.dataset import open_data
+from vitdeploy.assess.difference import LOGITS
 from vitdeploy.assess.image_set import ImageSet
 from vitdeploy.assess.samples import feeds
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
-
-LOGITS = "logits"
 
 
 @dataclasses.dataclass(frozen=True)

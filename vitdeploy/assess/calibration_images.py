@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL
 
-from vitdeploy.assess.difference import RelativeError, compare_outputs, least_cosine
+from vitdeploy.assess.difference import LOGITS, RelativeError, compare_outputs, has_own_scales, least_cosine
 from vitdeploy.assess.image_set import open_images
 from vitdeploy.assess.prepare import prepare
 from vitdeploy.assess.samples import feeds
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 DEFAULT_COUNT = 512  # TensorRT's and NNCF's guides ask for some hundreds
 FEW = 32
-LOGITS = "logits"
 _AHEAD = 2  # images a core that may be ready before they are run
 
 
@@ -135,27 +134,27 @@ class CalibrationImages:
             CheckFailedError: the relative error of the logits is larger, or the mean cosine of another output is lower.
         """
         ranked = problem_type is ProblemType.SINGLE_LABEL
-        error = None if ranked else RelativeError(by_output=problem_type is ProblemType.REGRESSION)
-        found: dict[str, list[tuple[float, float | None]]] = {}
+        error = None if ranked else RelativeError(by_output=has_own_scales(LOGITS, problem_type))
+        found: dict[str, list[tuple[float | None, float | None]]] = {}
         for image in self.pixels(reference.pixels, artifact.pixels):
             wanted, given = (
                 runtime.run(feeds(runtime.inputs, image[runtime.pixels])) for runtime in (reference, artifact)
             )
             if error is not None and LOGITS in wanted:
                 error.add(wanted[LOGITS], given[LOGITS])
-            for difference in compare_outputs(wanted, given, ranked=ranked):
+            for difference in compare_outputs(wanted, given, problem_type=problem_type):
                 found.setdefault(difference.output, []).append((difference.min_cosine, difference.top1_agreement))
         entries: list[dict[str, Any]] = []
         for output, each in found.items():
-            cosines = [cosine for cosine, _ in each]
+            cosines = [cosine for cosine, _ in each if cosine is not None]
             agree = [share for _, share in each if share is not None]
             entries.append(
                 {
                     "output": output,
                     "images": len(each),
                     "top1_agreement": round(float(np.mean(agree)), 6) if agree else None,
-                    "mean_cosine": round(float(np.mean(cosines)), 6),
-                    "min_cosine": round(min(cosines), 6),
+                    "mean_cosine": round(float(np.mean(cosines)), 6) if cosines else None,
+                    "min_cosine": round(min(cosines), 6) if cosines else None,
                 }
             )
         by_error = {LOGITS} if error is not None and LOGITS in found else set()
@@ -166,8 +165,8 @@ class CalibrationImages:
             return entries
         if error is not None and by_error and not error.value <= tolerance:
             raise CheckFailedError(
-                f"the {LOGITS} of {name} differ from the reference by {error.value:.3g} of their length on the "
-                f"calibration images, {tolerance:g} is allowed; keep nodes in float32, see vitdeploy compare --bisect; "
+                f"{LOGITS} of {name}: relative error {100 * error.value:.3g} % on the calibration images, at most "
+                f"{100 * tolerance:g} % allowed; keep nodes in float32, see vitdeploy compare --bisect; "
                 f"nothing was written"
             )
         cosines_of = [(each["output"], each["mean_cosine"]) for each in entries if each["output"] not in by_error]

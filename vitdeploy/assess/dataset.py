@@ -140,12 +140,12 @@ def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
             f"class, or list them in a CSV file"
         )
     joined = ["/".join(folders[:count]) for count in range(1, len(folders) + 1)]
-    found = {label: classes.find(label) for label in (*joined, *folders[1:])}
-    named = [label for label, indices in found.items() if indices]
+    indices_of = {label: classes.find(label) for label in (*joined, *folders[1:])}
+    named = [label for label, indices in indices_of.items() if indices]
     if not named:
         return folders[0]
     for label in named[1:]:
-        if found[label] != found[named[0]]:
+        if indices_of[label] != indices_of[named[0]]:
             raise InputError(
                 f"{root}: the folder {joined[-1]!r:.200} names two classes of the model, {named[0]!r} and {label!r}; "
                 f"move its images into the folder of one"
@@ -208,32 +208,32 @@ def _csv_rows(path: Path, separator: str) -> list[tuple[str, str, int]]:
 
 
 def _column(path: Path, header: list[str], names: Sequence[str]) -> int:
-    found = [index for index, column in enumerate(header) if column.lower() in names]
-    if len(found) != 1:
+    columns = [index for index, column in enumerate(header) if column.lower() in names]
+    if len(columns) != 1:
         raise InputError(
             f"{path} needs one column named {' or '.join(names)}, it has {', '.join(header)[:200]}; columns are "
             f"separated by commas in a .csv file and by tabs in a .tsv file"
         )
-    return found[0]
+    return columns[0]
 
 
 def _from_parquet(source: Path, listing: FolderListing | None, classes: Classes) -> LabelledData:
     target = "vitdeploy.assess.parquet_data:read_parquet"
     read = load_target(target, "reading parquet files", "parquet", "pyarrow")
-    found: ParquetData = read(source, [source] if listing is None else listing.files)
-    if found.class_names is not None:
-        indices, matched = classes.match_list(found.class_names, str(source))
-        labels = np.asarray(found.labels, np.int64)
-        Classes(found.class_names).check_indices(np.unique(labels).tolist(), str(source))
+    content: ParquetData = read(source, [source] if listing is None else listing.files)
+    if content.class_names is not None:
+        indices, matched = classes.match_list(content.class_names, str(source))
+        labels = np.asarray(content.labels, np.int64)
+        Classes(content.class_names).check_indices(np.unique(labels).tolist(), str(source))
         targets = np.array(indices, np.int32)[labels]
-    elif isinstance(found.labels, np.ndarray):
-        classes.check_indices(np.unique(found.labels).tolist(), str(source))
-        matched, targets = BY_INDEX, found.labels.astype(np.int32)
+    elif isinstance(content.labels, np.ndarray):
+        classes.check_indices(np.unique(content.labels).tolist(), str(source))
+        matched, targets = BY_INDEX, content.labels.astype(np.int32)
     else:
-        index_of, matched = classes.match_any(list(dict.fromkeys(found.labels)), str(source))
-        targets = np.array([index_of[label] for label in found.labels], np.int32)
+        index_of, matched = classes.match_any(list(dict.fromkeys(content.labels)), str(source))
+        targets = np.array([index_of[label] for label in content.labels], np.int32)
     left_out = None if listing is None else listing.left_out
-    return LabelledData(str(source), "parquet", matched, found.names, targets, found.load, left_out)
+    return LabelledData(str(source), "parquet", matched, content.names, targets, content.load, left_out)
 
 
 def file_reader(paths: Sequence[Path]) -> Callable[[int], bytes]:

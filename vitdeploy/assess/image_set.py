@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitdeploy.assess.dataset import SEPARATORS, chosen_names, file_reader, open_data
-from vitdeploy.assess.folder_listing import list_folder, list_images
+from vitdeploy.assess.folder_listing import check_folder, list_folder, with_images
 
 if TYPE_CHECKING:
     import os
@@ -60,8 +60,12 @@ def open_images(path: str | os.PathLike[str], labels: Sequence[str]) -> ImageSet
         MissingDependencyError: pyarrow is not installed, for parquet files.
     """
     source = Path(path)
-    if source.suffix.lower() in (*SEPARATORS, ".parquet") or (source.is_dir() and list_folder(source)[1].files):
+    if source.suffix.lower() in (*SEPARATORS, ".parquet"):
         return ImageSet.of(open_data(source, labels))
-    listing = list_images(source)
+    check_folder(source)
+    images, tables = list_folder(source)
+    if tables.files:
+        return ImageSet.of(open_data(source, labels))
+    listing = with_images(source, images)
     names = tuple(file.relative_to(source).as_posix() for file in listing.files)
     return ImageSet(str(source), names, file_reader(listing.files), listing.left_out)

@@ -59,27 +59,27 @@ class Classes:
         Raises:
             InputError: a label means no class or several, or two labels mean the same one.
         """
-        found, rules = {}, set()
+        index_of, rules = {}, set()
         for label in labels:
             indices, rule = self._find(label)
             if not indices:
                 raise InputError(f"{source}: {self._unknown(label)}")
             if len(indices) > 1:
                 raise InputError(f"{source}: {self._ambiguous(label, indices)}")
-            found[label] = indices[0]
+            index_of[label] = indices[0]
             rules.add(rule)
-        self._check_one_label_a_class(found, source)
+        self._check_one_label_a_class(index_of, source)
         order = (BY_ILSVRC_ORDER, BY_WORDNET_ID, BY_SYNONYM)
-        return found, next((rule for rule in order if rule in rules), BY_NAME)
+        return index_of, next((rule for rule in order if rule in rules), BY_NAME)
 
     def match_any(self, labels: Sequence[str], source: str) -> tuple[dict[str, int], str]:
         """As `match`; but where no label means a class and all are whole numbers, they are indices."""
         if not all(_is_index(label) for label in labels) or any(self.find(label) for label in labels):
             return self.match(labels, source)
-        found = {label: int(label) for label in labels}
-        self.check_indices(found.values(), source)
-        self._check_one_label_a_class(found, source)
-        return found, BY_INDEX
+        index_of = {label: int(label) for label in labels}
+        self.check_indices(index_of.values(), source)
+        self._check_one_label_a_class(index_of, source)
+        return index_of, BY_INDEX
 
     def match_list(self, labels: Sequence[str], source: str) -> tuple[list[int], str]:
         """The class of each label of a data set's complete, ordered list of class names.
@@ -98,8 +98,8 @@ class Classes:
         most, count = collections.Counter(labels).most_common(1)[0] if labels else ("", 0)
         if count > 1:
             raise InputError(f"{source}: {count} of its classes are named {most!r:.80}; give each a name of its own")
-        found, rule = self.match(labels, source)
-        return [found[label] for label in labels], rule
+        index_of, rule = self.match(labels, source)
+        return [index_of[label] for label in labels], rule
 
     def check_indices(self, indices: Iterable[int], source: str) -> None:
         """Raise InputError unless each is the index of a class."""
@@ -139,14 +139,14 @@ class Classes:
 
     def _in_list(self, label: str) -> list[int]:
         """As `find`; and for a number behind a name that several classes have, these."""
-        found = self.find(label)
-        numbered = None if found else _NUMBERED.fullmatch(_plain(label))
+        indices = self.find(label)
+        numbered = None if indices else _NUMBERED.fullmatch(_plain(label))
         several = self._exact.get(numbered["name"], []) if numbered else []
-        return several if len(several) > 1 else found
+        return several if len(several) > 1 else indices
 
-    def _check_one_label_a_class(self, found: Mapping[str, int], source: str) -> None:
+    def _check_one_label_a_class(self, index_of: Mapping[str, int], source: str) -> None:
         label_of: dict[int, str] = {}
-        for label, index in found.items():
+        for label, index in index_of.items():
             if index in label_of:
                 raise InputError(
                     f"{source}: the labels {label_of[index]!r} and {label!r} both mean class {index} "

@@ -228,7 +228,7 @@ def _differences(
     outputs = run_batches(runtime, [{name: array[rows] for name, array in arrays.items()} for rows in batches])
     rows = list(itertools.chain(*batches))
     wanted = {name: value[rows] for name, value in expected.items()}
-    return compare_outputs(wanted, outputs, ranked=problem_type is ProblemType.SINGLE_LABEL)
+    return compare_outputs(wanted, outputs, problem_type=problem_type)
 
 
 def _rounded(difference: Difference) -> dict[str, Any]:

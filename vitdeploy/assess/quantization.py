@@ -101,7 +101,7 @@ class Quantization:
             goal = AccuracyGoal.open(
                 request.bound, path, reference, processor, labels, limit, request.seed, problem_type, on_progress
             )
-        choose = Chooser(reference, calibration.few(), goal, on_step, on_progress)
+        choose = Chooser(reference, calibration.few(), goal, on_step, on_progress, problem_type)
         return cls(reference, calibration, data, goal, choose, problem_type)
 
     @property

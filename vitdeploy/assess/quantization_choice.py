@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.assess.accuracy_goal import LOGITS
+from vitdeploy.assess.difference import LOGITS
 from vitdeploy.assess.fewest_kept import fewest_kept
 from vitdeploy.assess.samples import feeds
 from vitdeploy.assess.yardstick import Yardstick, effects, opened_variant
 from vitdeploy.errors import CheckFailedError
+from vitdeploy.scores import ProblemType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ class Chooser:
         goal: how accurate the artifact must be; None where that is not said.
         on_step: called with what is being done.
         on_progress: called with the number of layers that are done, and of all.
+        problem_type: of the model.
     """
 
     reference: Runtime
@@ -47,6 +49,7 @@ class Chooser:
     goal: AccuracyGoal | None
     on_step: Callable[[str], None]
     on_progress: Callable[[int, int], None]
+    problem_type: ProblemType = ProblemType.SINGLE_LABEL
 
     def __call__(self, candidates: Sequence[Candidate], pixels: PixelFormat, folder: Path) -> Choice:
         from vitdeploy.exporters.quantization.choice import Choice
@@ -102,7 +105,9 @@ class Chooser:
             outputs = self.reference.run(feeds(self.reference.inputs, image[self.reference.pixels]))
             for name in counting:
                 expected.setdefault(name, []).append(outputs[name])
-        return Yardstick(given, {name: np.concatenate(values) for name, values in expected.items()}, folder)
+        return Yardstick(
+            given, {name: np.concatenate(values) for name, values in expected.items()}, folder, self.problem_type
+        )
 
     def _measure(
         self, goal: AccuracyGoal, variants: Variants, pixels: PixelFormat, folder: Path

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from vitdeploy.assess.difference import RelativeError, has_own_scales
 from vitdeploy.assess.samples import feeds
+from vitdeploy.scores import ProblemType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    import numpy as np
 
     from vitdeploy.exporters.variants import Variants
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
@@ -27,33 +28,37 @@ class Yardstick:
         pixel_values: batches of images, as the graph takes them.
         expected: what the reference gives for all of them, (N, ...), by the names of the outputs that count.
         folder: where a graph may lie meanwhile; the system's for temporary files by default.
+        problem_type: of the model.
     """
 
     def __init__(
-        self, pixel_values: Sequence[np.ndarray], expected: Mapping[str, np.ndarray], folder: Path | None = None
+        self,
+        pixel_values: Sequence[np.ndarray],
+        expected: Mapping[str, np.ndarray],
+        folder: Path | None = None,
+        problem_type: ProblemType = ProblemType.SINGLE_LABEL,
     ) -> None:
         self._pixel_values, self._expected, self._folder = pixel_values, expected, folder
+        self._problem_type = problem_type
 
     def error(self, variants: Variants, kept: Collection[str]) -> float:
         """The relative error of the variant that keeps these nodes in float32.
 
-        It is the length of the difference over the length of what is expected, of all images together: the square root
-        of the inverse of the signal-to-quantization-noise ratio. Of several outputs it is the largest.
+        See `RelativeError`; of all images together. Of several outputs, and of a regression's values, it is the
+        largest.
 
         Returns:
             From 0 up; infinite where a value is not finite.
         """
-        different, whole = dict.fromkeys(self._expected, 0.0), dict.fromkeys(self._expected, 0.0)
+        errors = {name: RelativeError(has_own_scales(name, self._problem_type)) for name in self._expected}
         with opened_variant(variants, kept, self._folder) as runtime:
             first = 0
             for pixels in self._pixel_values:
                 outputs = runtime.run(feeds(runtime.inputs, pixels))
                 rows = slice(first, first := first + len(pixels))
                 for name, wanted in self._expected.items():
-                    want, got = np.float64(wanted[rows]), np.float64(outputs[name])
-                    whole[name] += float(np.square(want).sum())
-                    different[name] += float(np.square(got - want).sum())
-        return max(_ratio(different[name], whole[name]) for name in whole)
+                    errors[name].add(wanted[rows], outputs[name])
+        return max(error.value for error in errors.values())
 
 
 @contextlib.contextmanager
@@ -77,12 +82,6 @@ def opened_variant(
             if pixels is not None:
                 runtime.pixels = pixels
             yield runtime
-
-
-def _ratio(different: float, whole: float) -> float:
-    if not math.isfinite(different) or (whole == 0 < different):
-        return math.inf
-    return math.sqrt(different / whole) if different else 0.0
 
 
 def effects(

@@ -113,11 +113,14 @@ def left_out_texts(validation: Mapping[str, Any]) -> dict[str, str]:
 
 def agreement(measured: Mapping[str, Any]) -> str:
     """What a validation says of one output on the calibration images, for people."""
-    share = measured["top1_agreement"]
-    same = "" if share is None else f"the reference's class for {share:.2%} of {measured['images']} images, "
+    figures, images = [], f"{measured['images']} images"
+    if measured["top1_agreement"] is not None:
+        figures.append(f"the reference's class for {measured['top1_agreement']:.2%} of {images}")
     if "relative_error" in measured:
-        same = f"relative error {measured['relative_error']:.2%} on {measured['images']} images, "
-    return f"{measured['output']}: {same}mean cosine {measured['mean_cosine']:.5f}"
+        figures.append(f"relative error {measured['relative_error']:.2%} on {images}")
+    if measured["mean_cosine"] is not None:
+        figures.append(f"mean cosine {measured['mean_cosine']:.5f}")
+    return f"{measured['output']}: {', '.join(figures)}"
 
 
 def size(size_bytes: int) -> str:
