@@ -31,6 +31,7 @@ ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]"
 )
 
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two of BigTIFF
 # What Pillow's decoders are known to raise on a damaged file. A `Warning` is raised where warnings are errors.
 _DECODER_ERRORS = (
     ArithmeticError,
@@ -52,8 +53,10 @@ def open_image(source: ImageSource, *, mode: Mode = "RGB", name: str | None = No
 
     The pixels are those of transformers' `load_image`, by Pillow's conversion to `mode`: for "L" its luma of a colour
     image; for "RGB" the gray three times, transparency dropped and not blended; for "RGBA" an alpha of 255 where the
-    image has none. Of an animation the first frame is used. One thing differs: gray of more than 8 bits keeps the 8
-    highest of the bits that the file states, where Pillow's conversion clips to white; see `vitdeploy.sample_depth`.
+    image has none. What a PNG file marks as transparent has an alpha of 0, but for gray of 2 or 4 bits and RGB of 16,
+    where Pillow does not find it. Of an animation the first frame is used. One thing differs: gray of more than 8 bits
+    keeps the 8 highest of the bits that the file states, where Pillow's conversion clips to white; see
+    `vitdeploy.sample_depth`.
 
     Args:
         source: a path, an encoded image (bytes or a binary file object), a PIL image, or a uint8 array of shape
@@ -123,6 +126,18 @@ def _is_endless(path: str | os.PathLike[str]) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def _beginning(source: Any, count: int) -> bytes:
+    """The first bytes of a path or a binary file object; empty where they cannot be had again."""
+    try:
+        if isinstance(source, (str, os.PathLike)):
+            with Path(source).open("rb") as file:
+                return file.read(count)
+        source.seek(0)
+        return bytes(source.read(count))
+    except (AttributeError, OSError, ValueError):
+        return b""
+
+
 def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     """A uint8 array of shape (H, W), (H, W, C) or (C, H, W) -> an image of mode "L", "RGB" or "RGBA"."""
     if array.dtype != np.uint8:
@@ -154,6 +169,8 @@ def _converted(image: Image.Image, mode: Mode, origin: Image.Image, name: str) -
         # It is dropped in any case; left there, Pillow warns for a palette with several transparent colours.
         image = image.copy()
         del image.info["transparency"]
+    if image.mode == "La":  # which Pillow converts to nothing else, as of a TIFF file with associated alpha
+        image = image.convert("LA")
     if image.mode == "LAB":  # which Pillow converts to colours alone
         image = image.convert("RGB")
     return image.convert(mode)
@@ -166,6 +183,11 @@ def _decoder_errors(name: str, source: object = None) -> Iterator[None]:
     except UnidentifiedImageError as exc:
         if isinstance(source, (str, os.PathLike)) and is_lfs_pointer(Path(source)):
             raise ImageError(lfs_advice(Path(source))) from exc
+        if _beginning(source, 4) in _TIFF_MAGIC:
+            raise ImageError(
+                f"cannot read {name}: a TIFF file that is damaged, or has a depth or layout that Pillow cannot decode; "
+                "save it with 8 bits a channel"
+            ) from exc
         formats = ", ".join(readable_formats())
         raise ImageError(f"cannot read {name}: it is empty, or not in an image format that is read: {formats}") from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
