@@ -85,8 +85,9 @@ def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int
 def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledData:
     """Read the names and labels of a data set, and match them with the model's classes; see `Classes` for the rules.
 
-    1. A folder with one folder a class: named like it, by its WordNet id, or, where no folder is named like a class and
-       all are numbers, by its index.
+    1. A folder with one folder a class: named like it, by its WordNet id, or, where no folder is named like a class,
+       all are numbers, and the classes are not numbered otherwise, by its index. A file is one image: a link that gives
+       it a second place in the folder is refused.
     2. A .csv file in UTF-8 with commas, or a .tsv file with tabs: a column `image`, `path`, `file` or `file_name`, the
        path of an image from the file's folder; and a column `label` or `class`, which names it as a folder does.
        Letter case of the columns' names does not matter.
