@@ -84,6 +84,11 @@ def test_no_image_no_prediction(predictor: Predictor) -> None:
     assert predictor.predict([]) == []
 
 
+def test_numbers_of_numpy_are_whole_numbers(predictor: Predictor, images: list[Image.Image]) -> None:
+    numbers: dict[str, Any] = {"top_k": np.int64(2), "batch_size": np.uint8(2)}
+    assert predictor.predict(images[:3], **numbers) == predictor.predict(images[:3], top_k=2, batch_size=2)
+
+
 def test_threads_share_a_predictor(predictor: Predictor, images: list[Image.Image]) -> None:
     expected = [predictor.predict(image) for image in images]
     with ThreadPoolExecutor(4) as pool:
@@ -94,6 +99,9 @@ def test_threads_share_a_predictor(predictor: Predictor, images: list[Image.Imag
     ("arguments", "message"),
     [
         ({"top_k": 0}, "top_k must be a whole number from 1 up, got 0"),
+        ({"top_k": True}, "top_k must be a whole number from 1 up, got True"),
+        ({"top_k": np.float32(2)}, "top_k must be a whole number from 1 up"),
+        ({"batch_size": np.bool_(True)}, "batch_size must be a whole number from 1 up"),
         ({"top_k": 1.5}, "top_k must be a whole number from 1 up, got 1.5"),
         ({"batch_size": 0}, "batch_size must be a whole number from 1 up, got 0"),
     ],

@@ -131,6 +131,13 @@ def single_output(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return vitdeploy.export(_with_processor(write_checkpoint_of(model, folder / "checkpoint")), output=folder / "out")
 
 
+@pytest.fixture(scope="module")
+def one_value(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("one")
+    model = tiny_model(labels=("age",), problem_type=ProblemType.REGRESSION)
+    return vitdeploy.export(_with_processor(write_checkpoint_of(model, folder / "checkpoint")), output=folder / "out")
+
+
 def _with_processor(folder: Path) -> Path:
     processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
     processor.save_pretrained(folder)
@@ -184,9 +191,17 @@ def test_one_class_alone_is_no_class() -> None:
         transformers.ViTConfig(**keys)
 
 
-@pytest.mark.parametrize("kind", ["regression", "multi_label", "single_output"])
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        ("regression", "is a regression"),
+        ("one_value", "is a regression"),
+        ("multi_label", "gives an image several labels"),
+        ("single_output", "has a single output"),
+    ],
+)
 def test_accuracy_is_refused_with_what_to_do(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, head: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle: Bundle = request.getfixturevalue(kind)
     for name in bundle.labels:
@@ -194,7 +209,7 @@ def test_accuracy_is_refused_with_what_to_do(
         shutil.copy(PHOTOGRAPHS[0], tmp_path / "data" / name / "0.jpg")
     commands: list[Any] = [vitdeploy.evaluate, vitdeploy.gate, planned_checks]
     for command in commands:
-        with pytest.raises(UsageError, match="vitdeploy compare"):
+        with pytest.raises(UsageError, match=rf"this model {head}.* vitdeploy compare"):
             command(bundle, data=tmp_path / "data")
     assert run("evaluate", bundle.path, "--data", tmp_path / "data", capsys=capsys)[0] == 2
 
@@ -310,6 +325,24 @@ def test_int8_of_one_value_is_judged_by_the_value(pictures: Path, tmp_path: Path
         vitdeploy.export(checkpoint, tolerance=entry["relative_error"] / 2, **options)
 
 
+def test_a_regression_is_calibrated_on_its_own_csv(pictures: Path, tmp_path: Path) -> None:
+    """Whatever its labels are: they are not classes, and not needed."""
+    checkpoint = _with_processor(
+        write_checkpoint_of(tiny_model(labels=("age",), problem_type=ProblemType.REGRESSION), tmp_path / "checkpoint")
+    )
+    records = []
+    for header, value in (("image,label", ",41.5"), ("image", "")):
+        rows = [f"{file}{value}" for file in sorted(pictures.iterdir())]
+        (tmp_path / "ages.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
+        bundle = vitdeploy.export(
+            checkpoint, precision="int8", calibration_data=tmp_path / "ages.csv", tolerance=0.5,
+            output=tmp_path / header,
+        )  # fmt: skip
+        records.append(bundle.manifest.artifacts[0].validation["calibration_images"])
+    assert records[0] == records[1]
+    assert records[0][0]["images"] == 24
+
+
 def spoilt_by_dark_images(bundle: Bundle, folder: Path) -> Bundle:
     """A copy whose logits are NaN for images darker than the mean: a square root of less than nothing is added."""
     copied = Bundle.open(shutil.copytree(bundle.path, folder))
@@ -361,8 +394,12 @@ def test_nothing_is_predicted_of_what_is_not_finite(
     bright, dark = bright_and_dark
     with vitdeploy.load(spoilt.path) as predictor:
         assert all(math.isfinite(each.score) for each in predictor.predict(bright)[0])
-        with pytest.raises(NotFiniteError, match=r"dark\.png"):
+        with pytest.raises(NotFiniteError, match=r"dark\.png") as caught:
             predictor.predict([bright, dark])
+        assert "fp32" not in str(caught.value)  # which it is
+        predictor.runtime.precision = "fp16"
+        with pytest.raises(NotFiniteError, match="try fp32 instead of fp16"):
+            predictor.predict(dark)
         with pytest.raises(NotFiniteError, match=r"images\[9\] and 1 more"):
             predictor.predict([bright.read_bytes()] * 9 + [dark.read_bytes()] * 2)
         assert np.isnan(predictor.logits(predictor.processor([dark]))).all()  # these stay as they are

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from vitdeploy.images import image_name
 from vitdeploy.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.scores import ProblemType, default_problem_type
-from vitdeploy.specs import PixelStage, Task
+from vitdeploy.specs import PixelStage, Precision, Task
 
 if TYPE_CHECKING:
     import os
@@ -104,7 +105,7 @@ class Predictor:
             raise UsageError("top_k ranks classes, and this model is a regression; leave it out for all of its values")
         top_k = DEFAULT_TOP_K if top_k is None else top_k
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1 up, got {value!r}")
         batch_size = batch_size_for(self.processor, self.runtime, batch_size)
         batch = as_batch(images)
@@ -137,9 +138,11 @@ class Predictor:
         if rows:
             names = [image_name(images[row], default=f"images[{first_index + row}]") for row in rows]
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            advice = "check the weights with vitdeploy compare"
+            if self.runtime.precision not in (None, Precision.FP32):
+                advice = f"try fp32 instead of {self.runtime.precision}, and {advice}"
             raise NotFiniteError(
-                f"the model gives NaN or infinite logits for {names[0]}{others}, so nothing can be predicted; try a "
-                f"higher precision such as fp32, and check the weights with vitdeploy compare"
+                f"the model gives NaN or infinite logits for {names[0]}{others}, so nothing can be predicted; {advice}"
             )
 
     def _best(self, scores: np.ndarray, top_k: int) -> list[Prediction]:

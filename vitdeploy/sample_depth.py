@@ -48,10 +48,11 @@ def check_samples(image: Image.Image, name: str) -> None:
 
 
 def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image:
-    """Gray of 9 to 16 bits as mode "L", by its 8 highest bits; other images as they are.
+    """Gray of 9 to 16 bits by its 8 highest bits, as mode "L" or, with a transparent level, "LA"; others as they are.
 
     A TIFF file states its depth in BitsPerSample, and whether 0 is white in PhotometricInterpretation. Its
-    MaxSampleValue is not used: TIFF 6.0 has it for statistics, not for display.
+    MaxSampleValue is not used: TIFF 6.0 has it for statistics, not for display. A PNG file's tRNS chunk states the one
+    level that is transparent, in all of its 16 bits.
 
     Args:
         image: of any mode.
@@ -83,7 +84,10 @@ def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image
     np.right_shift(values, bits - 8, out=levels, casting="unsafe")
     if _WHITE_IS_ZERO in _numbers(tags, _PHOTOMETRIC):  # Pillow inverts up to 8 bits alone
         np.invert(levels, out=levels)
-    return Image.fromarray(levels)
+    gray, transparent = Image.fromarray(levels), image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return gray
+    return Image.merge("LA", (gray, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
 
 
 def _tags(image: Image.Image) -> Mapping[int, Any]:

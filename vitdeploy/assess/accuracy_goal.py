@@ -119,7 +119,7 @@ class AccuracyGoal:
                 f"and bound the difference of its outputs with --tolerance"
             )
         if bound.max_drop is None:
-            images = CalibrationImages.open(path, processor, labels, limit, seed, on_progress)
+            images = CalibrationImages.open(path, processor, limit, seed, on_progress)
             wanted = _finite(_best(images, reference), images)
             # of 1000 images, 0.99 asks for 990, not for 991, as 0.99 in binary would
             minimum = max(1, int(np.ceil(round((bound.min_agreement or 0) * len(wanted), 6))))

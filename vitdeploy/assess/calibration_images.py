@@ -22,7 +22,7 @@ from vitdeploy.scores import ProblemType
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from vitdeploy.assess.image_set import ImageSet
@@ -56,7 +56,6 @@ class CalibrationImages:
         cls,
         path: str | os.PathLike[str],
         processor: ImageProcessor,
-        labels: Sequence[str],
         limit: int | None,
         seed: int,
         on_progress: Callable[[int, int], None],
@@ -66,7 +65,6 @@ class CalibrationImages:
         Args:
             path: see `open_images`.
             processor: of the bundle.
-            labels: the model's class names.
             limit: how many, at most; None for all.
             seed: which ones.
             on_progress: see `CalibrationImages`.
@@ -77,7 +75,7 @@ class CalibrationImages:
         """
         if limit is not None and (type(limit) is not int or limit < 1):
             raise UsageError(f"calibration_images must be an integer from 1 up, got {limit!r:.80}")
-        return cls(open_images(path, labels).subset(limit, seed), processor, seed, on_progress)
+        return cls(open_images(path).subset(limit, seed), processor, seed, on_progress)
 
     def sha256(self) -> str:
         """Of the bytes of the images, in order, and of what makes pixels of them."""

@@ -89,9 +89,7 @@ class Quantization:
             InputError: there are no images, or they have no labels.
         """
         on_step(f"reading the images of {request.images}")
-        calibration = CalibrationImages.open(
-            request.images, processor, labels, request.limit, request.seed, on_progress
-        )
+        calibration = CalibrationImages.open(request.images, processor, request.limit, request.seed, on_progress)
         data = _data(calibration, request.cache)
         goal = None
         if request.bound is not None:

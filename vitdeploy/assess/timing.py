@@ -11,6 +11,7 @@ import signal
 import statistics
 import sys
 import time
+import warnings
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +138,7 @@ def _serve(connection: Connection, job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command line does
     timer = _Timer(job)
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
         while True:
