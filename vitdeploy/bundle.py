@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.atomic import exclusive, replace_folder
 from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.file_kinds import PROCESSOR_CONFIGS
 from vitdeploy.labels import class_names
-from vitdeploy.manifest import CONFIG, MANIFEST, NOT_RECORDED, PROCESSOR_CONFIGS, Artifact, FileRecord, Manifest
+from vitdeploy.manifest import CONFIG, MANIFEST, NOT_RECORDED, Artifact, FileRecord, Manifest
 from vitdeploy.scores import ProblemType, problem_type_of
 from vitdeploy.specs import PixelStage
 

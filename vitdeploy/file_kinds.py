@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+SETTINGS_FILE, NESTED_FILE = PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
+
 _POINTER = b"version https://git-lfs.github.com/spec/v1"  # git-lfs/docs/spec.md: the first line of every pointer
 _MOST_POINTER_BYTES = 1024  # the same page: a pointer is smaller
 _MOST_NAMES = 10_000  # of a folder that is looked into to say what it is
