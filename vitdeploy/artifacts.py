@@ -88,8 +88,6 @@ def add_artifact(
     exporter, spec = EXPORTERS[request.format], request.spec
     on_step("reading the checkpoint")
     checkpoint = request.read()
-    for note in checkpoint.notes:
-        on_step(note)
     check_target(place)
     _check_replaced(place, f"{request.format}-{spec.precision}", spec.target)
     reference, processor = checkpoint.model, checkpoint.processor

@@ -99,7 +99,7 @@ class Source:
         revision: the commit on the Hub; None elsewhere.
         weights: the files that held the weights, an adapter's too; none for random ones.
         processor: where the image processor came from; None in a bundle of schema version 2, which does not say it.
-        base: the Hub id or name of the model that an adapter was merged into, where that is another one.
+        base: the Hub id or name of the model that an adapter was merged into; None without an adapter.
         base_revision: its commit on the Hub.
     """
 

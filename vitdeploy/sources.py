@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from vitdeploy.specs import Task
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A source, read.
@@ -43,14 +47,12 @@ class Checkpoint:
         model: the reference.
         processor: what makes its input.
         files: the model repository's JSON files, by name.
-        notes: what was done that its user may not expect, a line each.
     """
 
     source: Source
     model: VisionTransformer
     processor: ImageProcessor
     files: dict[str, bytes]
-    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +65,12 @@ class _Content:
         written: the content of the `config.json` that was read, in the words of its library, with an adapter's merged.
         any_image_size: whether the model becomes one of the processor's size, though its tables are of another: timm
             interpolates them where it evaluates at another size (`dynamic_img_size`).
-        notes: as of `Checkpoint`.
     """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
     written: dict[str, Any]
     any_image_size: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def read_checkpoint(
@@ -139,10 +139,10 @@ def read_checkpoint(
     }
     weights = tuple(FileRecord.of(path.parent, path.name) for path in (*base.weights, *found.adapter))
     source = Source(found.model_id, found.revision, weights, image_processor.origin)
-    if adapter is not None and adapter.is_alone:
+    if adapter is not None:
         source = dataclasses.replace(source, base=base.model_id, base_revision=base.revision)
     files = image_processor.files | {"config.json": _json(data)}
-    return Checkpoint(source, reference, image_processor.processor, files, content.notes)
+    return Checkpoint(source, reference, image_processor.processor, files)
 
 
 def random_checkpoint(
@@ -180,21 +180,20 @@ def random_checkpoint(
 
 def _read(found: CheckpointFiles, adapter: Adapter | None, task: Task | None) -> _Content:
     """The content of the weights in `found`, with the adapter merged."""
-    notes: tuple[str, ...] = ()
     if found.weights[0].suffix == ".npz":
         data, weights = read_npz(found.weights[0], task)
     else:
         data, weights = read_json(found.folder / "config.json"), read_weights(found.weights)
     if adapter is not None:
         data, weights, note = adapter.merge(data, weights)
-        notes = (note,)
+        logger.warning("merged the LoRA adapter into %s", note)
     if is_timm(data):
         try:
             config, weights = from_timm(data, weights, task)
-            return _Content(config, weights, data, takes_any_size(data), notes)
+            return _Content(config, weights, data, takes_any_size(data))
         except CheckpointError as exc:
             raise CheckpointError(f"{found.folder}: {exc}") from exc
-    return _Content(data, weights, data, notes=notes)
+    return _Content(data, weights, data)
 
 
 def _fit(

@@ -7,6 +7,7 @@ from typing import Any
 
 from vitdeploy.layouts.timm_parts import MOST, first, is_wrapper, mapping, refuse, unsupported
 
+LABEL_KEYS = ("label_names", "labels", "label_descriptions", "id2label", "label2id", "num_classes", "num_labels")
 _DEFAULT_CLASSES = 1000  # of timm's PretrainedCfg
 _PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 

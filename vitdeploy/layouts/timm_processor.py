@@ -10,6 +10,8 @@ from vitdeploy.layouts.timm_config import image_size, num_channels
 from vitdeploy.layouts.timm_parts import MOST, pretrained_cfg, refuse
 from vitdeploy.preprocessor_config import FILTERS
 
+# The keys of pretrained_cfg that decide it.
+PREPROCESSING = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -62,9 +64,7 @@ def processor_config(config: Mapping[str, Any], size: tuple[int, int] | None = N
 def states_processor(config: Mapping[str, Any]) -> bool:
     """Whether a config.json of timm says anything of the preprocessing, or leaves all of it to timm's defaults."""
     cfg = pretrained_cfg(config)
-    return any(
-        cfg.get(key) is not None for key in ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
-    )
+    return any(cfg.get(key) is not None for key in PREPROCESSING)
 
 
 def _channels(key: str, value: object) -> float | list[float]:
