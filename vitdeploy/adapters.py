@@ -63,8 +63,9 @@ class Adapter:
             CheckpointError: the adapter cannot be merged, or names no base, or one that is not there.
             HubError: the base is on the Hub, which cannot be reached.
         """
+        content = read_json(files.adapter[0])
         try:
-            config = LoraConfig.from_dict(read_json(files.adapter[0]))
+            config = LoraConfig.from_dict(content)
         except CheckpointError as exc:
             raise CheckpointError(f"{files.folder}: {exc}") from exc
         if files.weights:
@@ -79,10 +80,8 @@ class Adapter:
             base = adapter._resolve_base()
         except (CheckpointError, HubError, UsageError) as exc:
             kind = HubError if isinstance(exc, HubError) else CheckpointError
-            raise kind(
-                f"{what} '{config.base}', which is not available: {exc}; download it, or correct "
-                f"base_model_name_or_path in {files.adapter[0]}"
-            ) from exc
+            named = f"base_model_name_or_path of {files.adapter[0]}"
+            raise kind(f"{what} '{config.base}', which {named} names: {exc}") from exc
         if base.adapter:
             raise CheckpointError(f"{what}: '{config.base}' is, or has, an adapter itself; merge that one first")
         return dataclasses.replace(adapter, base=base)

@@ -1,6 +1,6 @@
 """The keys of timm's config.json, and what becomes of each.
 
-tests/layouts/test_timm_keys.py holds the tables to timm's `PretrainedCfg`, to the constructors of its models and to
+tests/layouts/test_timm_forms.py holds the tables to timm's `PretrainedCfg`, to the constructors of its models and to
 transformers' `TimmWrapperConfig`.
 """
 
