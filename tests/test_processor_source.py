@@ -720,8 +720,23 @@ def test_an_engine_with_another_processor_is_not_made_of_the_graph_that_is_there
 def test_a_bundle_keeps_one_processor(fine_tuned: Path, lost: Path, tmp_path: Path) -> None:
     vitdeploy.export(lost, processor=ProcessorOptions(fine_tuned), output=tmp_path / "out")
     other = ProcessorOptions(fine_tuned, image_mean=0.25)
+    steps: list[str] = []
     with pytest.raises(UsageError, match="another image processor: --processor fine-tuned;"):
-        vitdeploy.export(lost, to="torchscript", processor=other, output=tmp_path / "out")
+        vitdeploy.export(lost, to="torchscript", processor=other, output=tmp_path / "out", on_step=steps.append)
+    assert steps == ["reading the checkpoint"]
+
+
+def test_a_bundle_of_other_weights_or_another_task_is_seen_before_the_work(fine_tuned: Path, tmp_path: Path) -> None:
+    vitdeploy.export(fine_tuned, output=tmp_path / "out")
+    other = shutil.copytree(fine_tuned, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file(weights | {"classifier.bias": weights["classifier.bias"] + 1}, other / "model.safetensors")
+    changes: list[dict[str, Any]] = [{"model": other}, {"model": fine_tuned, "task": "image-feature-extraction"}]
+    for change in changes:
+        steps: list[str] = []
+        with pytest.raises(UsageError, match="same model"):
+            vitdeploy.export(to="torchscript", output=tmp_path / "out", on_step=steps.append, **change)
+        assert steps == ["reading the checkpoint"]
 
 
 def test_a_processor_is_given_whole(fine_tuned: Path) -> None:
