@@ -177,7 +177,7 @@ def test_an_adapter_beside_weights_that_have_it_is_not_merged_again(case: Path, 
     (case / "adapter" / "config.json").write_bytes(merged.files["config.json"])
     shutil.copytree(GOLDEN / "beit" / "base", case / "other")
     edit(case / "adapter" / "adapter_config.json", base_model_name_or_path=BASES[base])
-    with pytest.raises(CheckpointError, match=r"remove adapter_config\.json"):
+    with pytest.raises(CheckpointError, match="have the adapter beside them already"):
         read_checkpoint("adapter")
     for path in (case / "adapter").glob("adapter_*"):
         path.unlink()
@@ -193,12 +193,17 @@ def test_an_adapter_beside_weights_without_it_is_merged_whatever_names_its_base(
     assert difference(read_checkpoint(put_beside(case)), case) < TOLERANCE
 
 
-def test_an_adapter_too_small_to_tell_whether_it_was_merged_is_refused(case: Path) -> None:
-    """The way that the error names is then taken: the adapter in a folder of its own."""
-    path = case / "adapter" / "adapter_model.safetensors"
+def make_faint(folder: Path) -> None:
+    """So small an adapter that the weights alone do not tell whether they have it."""
+    path = folder / "adapter_model.safetensors"
     tensors = safetensors.torch.load_file(path)
     faint = {name: tensor * (1e-3 if "lora_B" in name else 1) for name, tensor in tensors.items()}
     safetensors.torch.save_file(faint, path)
+
+
+def test_an_adapter_too_small_to_tell_whether_it_was_merged_is_refused(case: Path) -> None:
+    """The way that the error names is then taken: the adapter in a folder of its own."""
+    make_faint(case / "adapter")
     edit(case / "adapter" / "adapter_config.json", base_model_name_or_path="nobody/has-this")
     shutil.copytree(case / "adapter", case / "apart")
     folder = put_beside(case)
@@ -326,6 +331,27 @@ def test_an_adapter_and_its_base_come_from_the_hub(case: Path) -> None:
     assert found.source.revision == hub.commit("me/lora", "main")
     assert offline.source == found.source
     assert difference(found, case) < TOLERANCE
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize("merged", [True, False])
+def test_the_base_is_fetched_to_tell_whether_an_adapter_was_merged(case: Path, merged: bool) -> None:
+    """In the revision that the adapter says, into the cache that was named."""
+    make_faint(case / "adapter")
+    whole = read_checkpoint("adapter")
+    edit(case / "adapter" / "adapter_config.json", base_model_name_or_path="org/vit-base", revision="v1")
+    with hub_server({"org/vit-base": case / "adapter"}) as hub:  # on main is something else
+        hub.push("org/vit-base", case / "base", branch="v1")
+        folder = put_beside(case)
+        if merged:
+            save_model(whole.model, folder / "model.safetensors")
+        options: dict[str, Any] = {"endpoint": hub.url, "cache_dir": case / "cache"}
+        for offline in (False, True):
+            if not merged:
+                assert read_checkpoint(folder, offline=offline, **options).source.base == "base"
+                continue
+            with pytest.raises(CheckpointError, match="have the adapter beside them already"):
+                read_checkpoint(folder, offline=offline, **options)
 
 
 @pytest.mark.usefixtures("online")

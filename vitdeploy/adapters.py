@@ -158,10 +158,11 @@ class Adapter:
                 f"{files}"
             )
         if before is None:
+            at_hand = f", since its base '{self.config.base}' is not at hand" if self.config.base else ""
             raise CheckpointError(
                 f"{self.files.folder}: it cannot be told whether the adapter was merged into the weights beside it "
-                f"already; remove {files} if it was, else move them to a folder of their own, and name this one there: "
-                f"base_model_name_or_path"
+                f"already{at_hand}; remove {files} if it was, else move them to a folder of their own, and name this "
+                f"one there: base_model_name_or_path"
             )
 
     def _differs_from_base(
