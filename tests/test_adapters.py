@@ -280,6 +280,13 @@ def test_a_new_head_has_none_of_the_names_of_the_bases_classes(case: Path, names
 
 
 @pytest.mark.parametrize("case", ["timm"], indirect=True)
+def test_names_alone_beside_an_adapter_are_those_of_its_head(case: Path) -> None:
+    names = {"model_type": "timm_wrapper", "id2label": dict(zip("0123", "abcd", strict=True))}
+    (case / "adapter" / "config.json").write_text(json.dumps(names))
+    assert read_checkpoint("adapter").model.config.labels == tuple("abcd")
+
+
+@pytest.mark.parametrize("case", ["timm"], indirect=True)
 def test_names_are_kept_where_the_new_head_has_as_many_classes(case: Path) -> None:
     """The number of classes of timm may be in model_args alone."""
     config = json.loads((case / "base" / "config.json").read_bytes())

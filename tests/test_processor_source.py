@@ -28,11 +28,12 @@ from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import BundleError, CheckpointError, HubError, InputError, UsageError
-from vitdeploy.layouts.timm_processor import states_processor
+from vitdeploy.hub import resolve
 from vitdeploy.manifest import ProcessorOrigin
+from vitdeploy.models.config import ViTConfig
 from vitdeploy.preprocessor_config import ShortestEdge, Size
 from vitdeploy.processor import ImageProcessor
-from vitdeploy.processor_source import given_processor
+from vitdeploy.processor_source import given_processor, own_processor
 from vitdeploy.sources import random_checkpoint, read_checkpoint
 from vitdeploy.specs import Task
 
@@ -550,16 +551,15 @@ def test_a_bundle_that_is_exported_again_keeps_where_its_processor_came_from(fin
     assert read_checkpoint(first.path).source.processor == ProcessorOrigin("checkpoint")
 
 
-def test_timms_defaults_are_named(tmp_path: Path) -> None:
-    shutil.copytree(GOLDEN / "vit_0", tmp_path / "plain")
-    path = tmp_path / "plain" / "config.json"
-    config = json.loads(path.read_text())
-    del config["pretrained_cfg"]
-    path.write_text(json.dumps(config))
-    size = config["model_args"]["img_size"]
-    found = given_processor(path, (size, size) if isinstance(size, int) else tuple(size))
-    assert found.origin == ProcessorOrigin("given", "config.json")
-    assert not states_processor(config)
+def test_timms_defaults_are_named() -> None:
+    config = json.loads((GOLDEN / "vit_0" / "config.json").read_text())
+    files = resolve(GOLDEN / "vit_0")
+    for without, kind in ((False, "timm"), (True, "timm-defaults")):
+        if without:
+            del config["pretrained_cfg"]
+        found = own_processor(files, config, (32, 32), ViTConfig())
+        assert found is not None
+        assert found.origin == ProcessorOrigin(kind)
 
 
 # The Hub.

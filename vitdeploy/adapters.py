@@ -109,7 +109,7 @@ class Adapter:
         """
         timm = is_timm(config)
         family = None if timm else _family(config)  # of the base, whatever the adapter says
-        stated = self._stated_config()
+        stated, of_base = self._stated_config(), config
         cfg = stated.get("pretrained_cfg")
         says_labels = any(key in place for key in _LABELS for place in (stated, cfg if isinstance(cfg, dict) else {}))
         try:
@@ -126,7 +126,9 @@ class Adapter:
         trained = [merged.weights[heads[ours]] for ours in merged.replaced if ours in heads]
         classes = next((len(weight) for weight in trained if weight.ndim), None)
         if timm:
-            if classes is not None and not says_labels and classes != _count_of_timm(config):
+            if says_labels and not _counts(config):  # only names are stated
+                config = config | {"num_classes": _count_of_timm(of_base) if classes is None else classes}
+            elif classes is not None and not says_labels and classes != _count_of_timm(config):
                 config = _timm_classes(config, classes)
         else:
             config = self._with_head(config, None if says_labels else classes, classified=classes is not None)
@@ -279,6 +281,12 @@ def _of_another_base(key: str, value: object, of_base: object) -> CheckpointErro
 
 def _timm_names(names: Iterable[str]) -> dict[str, str]:
     return {name: name.removeprefix(_TIMM_WRAPPER) for name in names}
+
+
+def _counts(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json of timm says how many classes there are."""
+    places = (config, config.get("pretrained_cfg") or {}, config.get("model_args") or {})
+    return any(place.get(key) is not None for place in places for key in ("num_classes", "num_labels"))
 
 
 def _count_of_timm(config: Mapping[str, Any]) -> int:

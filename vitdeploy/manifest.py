@@ -45,7 +45,7 @@ NOT_RECORDED = "not recorded (the bundle was made by an earlier version)"
 # The kinds of origin of an image processor, and how people are told.
 _PROCESSOR_KINDS = {
     "checkpoint": "the checkpoint's own",
-    "base": "the adapter's base's own",
+    "base": "that of the adapter's base",
     "timm": "timm's pretrained_cfg",
     "timm-defaults": "timm's defaults, since its configuration states none",
     "npz": "that of Google's vit_jax for its .npz files: the whole image resized, (x - 127.5) / 127.5",
