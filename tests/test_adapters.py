@@ -163,7 +163,13 @@ def test_names_without_the_prefix_and_with_the_adapters_name(case: Path) -> None
     assert difference(read_checkpoint("adapter"), case) < TOLERANCE
 
 
-BASES: dict[str, Any] = {"there": "base", "absent": "nobody/has-this", "null": None, "another": "other"}
+BASES: dict[str, Any] = {
+    "there": "base",
+    "absent": "nobody/has-this",
+    "null": None,
+    "another": "other",
+    "itself": "adapter",
+}
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -185,7 +191,7 @@ def test_an_adapter_beside_weights_that_have_it_is_not_merged_again(case: Path, 
     assert difference(read_checkpoint("adapter"), case) < TOLERANCE
 
 
-@pytest.mark.parametrize("base", ["nobody/has-this", None, "other"])
+@pytest.mark.parametrize("base", ["nobody/has-this", None, "other", "base"])
 @pytest.mark.parametrize("case", CASES, indirect=True)
 def test_an_adapter_beside_weights_without_it_is_merged_whatever_names_its_base(case: Path, base: str | None) -> None:
     edit(case / "adapter" / "adapter_config.json", base_model_name_or_path=base)

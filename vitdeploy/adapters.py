@@ -170,11 +170,14 @@ class Adapter:
     def _differs_from_base(
         self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], canonical: Canonical
     ) -> bool | None:
-        """Whether the weights are nearer to the base with the adapter than without; None where it is not at hand."""
+        """Whether the weights are the base's with the adapter, not without; None where that base is not at hand."""
         if not self.config.base:
             return None
         try:
-            base = read_weights(self._resolve_base().weights)
+            found = self._resolve_base()
+            if found.folder.resolve() == self.files.folder.resolve():
+                return None
+            base = read_weights(found.weights)
             merged = merge(base, tensors, self.config, canonical, str(self.files.adapter[1]))
         except (CheckpointError, HubError, UsageError, MissingDependencyError):
             return None
@@ -183,7 +186,10 @@ class Adapter:
         try:
             to_base = sum(_squared_distance(ours[name], before[name]) for name in merged.adapted)
             to_merged = sum(_squared_distance(ours[name], after[name]) for name in merged.adapted)
-        except RuntimeError:  # of other shapes: the name is that of another model by now
+            apart = sum(_squared_distance(before[name], after[name]) for name in merged.adapted)
+        except RuntimeError:  # of other shapes
+            return None
+        if min(to_base, to_merged) > apart / 10:  # the name is that of another model by now
             return None
         return to_merged < to_base
 
