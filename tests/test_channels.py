@@ -385,7 +385,7 @@ def test_timm_means_must_fit(tmp_path: Path, channels: int, stated: bool) -> Non
     config["pretrained_cfg"] |= {"mean": [0.5] * 3, "std": [0.5] * 3}
     (tmp_path / "config.json").write_text(json.dumps(config))
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="channels"):
+    with pytest.raises(InputError, match="channel"):
         read_checkpoint(tmp_path)
 
 
