@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from vitdeploy.layouts.peft_adapter import Canonical, Merged
 
 _NAMES = ("id2label", "label2id", "num_labels")
-_LABELS = tuple(dict.fromkeys((*_NAMES, *LABEL_KEYS)))
 _HEAD_KEYS = (*_NAMES, "problem_type", "architectures")
 _HEADS = ("head.classifier.weight", "head.cls_classifier.weight", "head.weight")  # ours, and timm's
 _TIMM_WRAPPER = "timm_model."
@@ -111,7 +110,8 @@ class Adapter:
         family = None if timm else _family(config)  # of the base, whatever the adapter says
         stated, of_base = self._stated_config(), config
         cfg = stated.get("pretrained_cfg")
-        says_labels = any(key in place for key in _LABELS for place in (stated, cfg if isinstance(cfg, dict) else {}))
+        places = (stated, cfg) if timm and isinstance(cfg, dict) else (stated,)
+        says_labels = any(key in place for key in (LABEL_KEYS if timm else _NAMES) for place in places)
         try:
             config = _of_timm(config, stated) if timm else _of_transformers(config, stated)
         except CheckpointError as exc:
