@@ -152,7 +152,7 @@ class Measurement:
             "images_per_second": 1e3 * size / without,
             "peak_share": None if peak is None else 1e3 * self.operations * size / without / peak,
             "max_relative": max(difference.max_relative, resident.max_relative),
-            "min_cosine": min(difference.min_cosine, resident.min_cosine),
+            "min_cosine": min(each.min_cosine for each in (difference, resident) if each.min_cosine is not None),
             "within_tolerance": all(
                 each.within(DEFAULT_TOLERANCES[configuration.precision]) for each in (difference, resident)
             ),

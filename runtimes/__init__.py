@@ -87,6 +87,7 @@ def open_runtime(
     cls = runtime_class(backend)
     device = BACKENDS[backend].device if device is None else device
     runtime = cls.from_bundle(bundle, precision=precision, device=device, **options)
+    runtime.precision = precision
     artifact_format = BACKENDS[backend].artifact_format
     if artifact_format is not None:
         artifact = bundle.artifact(artifact_format, precision)

@@ -48,6 +48,7 @@ class Runtime(abc.ABC):
         outputs: what `run` gives.
         pixels: what an image must be among the inputs.
         axes: the sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
+        precision: of the artifact; None where it was not opened by `open_runtime`.
         gpu: the number of the GPU that arrays of `run_device` are on; None for the host.
         threads: how many threads the engine computes with on the CPU, and why; None where it computes on a GPU alone.
         details: what really runs: engine and version, device or providers, and the options in force.
@@ -62,6 +63,7 @@ class Runtime(abc.ABC):
     def __init__(self) -> None:
         self.pixels = PixelFormat()
         self.axes: Mapping[str, AxisRange] = {}
+        self.precision: str | None = None
         self.gpu: int | None = None
         self.threads: ThreadCount | None = None
         self._closed = False

@@ -109,14 +109,15 @@ class OnnxRuntime(Runtime):
             raise UsageError(f"providers must be a sequence of names, got the name {providers!r}")
         options = ort.SessionOptions()
         options.log_severity_level = log_severity
-        self.threads = session_threads(intra_op_threads)
-        options.intra_op_num_threads = self.threads.count
+        threads = session_threads(intra_op_threads)
+        self.threads = threads if CPU in providers else None
+        options.intra_op_num_threads = threads.count
         if inter_op_threads > 1:  # ONNX Runtime ignores the number in its sequential mode
             options.inter_op_num_threads = inter_op_threads
             options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
         options.graph_optimization_level = _LEVELS[graph_optimization]
         if allow_spinning is None:
-            allow_spinning = usable_cpus().within_quota(self.threads.count)
+            allow_spinning = usable_cpus().within_quota(threads.count)
         for pool in ("intra_op", "inter_op"):
             options.add_session_config_entry(f"session.{pool}.allow_spinning", str(int(allow_spinning)))
         options.add_session_config_entry("session.disable_prepacking", str(int(not prepack)))
@@ -143,8 +144,8 @@ class OnnxRuntime(Runtime):
             "engine": f"onnxruntime {ort.__version__}",
             "providers": list(providers),
             "provider_options": {name: dict(values) for name, values in (provider_options or {}).items()},
-            "intra_op_threads": self.threads.count,
-            "threads_reason": self.threads.reason,
+            "intra_op_threads": threads.count,
+            "threads_reason": threads.reason,
             "inter_op_threads": inter_op_threads,
             "allow_spinning": allow_spinning,
             "prepack": prepack,

@@ -73,8 +73,7 @@ class PyTorchRuntime(TorchRuntime):
             "precision": str(precision),
             "attention": model.attention,
             "compile": compile,
-            "threads": self.threads.count,
-            "threads_reason": self.threads.reason,
+            **self._thread_details,
         }
 
     @classmethod

@@ -59,8 +59,7 @@ class TorchScriptRuntime(TorchRuntime):
             "engine": f"torch {torch.__version__}",
             "device": str(self._device),
             "optimized_execution": optimized_execution,
-            "threads": self.threads.count,
-            "threads_reason": self.threads.reason,
+            **self._thread_details,
         }
 
     @classmethod

@@ -22,7 +22,7 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import CheckpointError, HubError
 from vitdeploy.layouts.peft_config import LoraConfig
-from vitdeploy.manifest import FileRecord
+from vitdeploy.manifest import FileRecord, ProcessorOrigin
 from vitdeploy.models.checkpoint import save_model
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.sources import read_checkpoint
@@ -75,10 +75,9 @@ def put_beside(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES, indirect=True)
-def test_a_merged_model_computes_what_peft_does(case: Path) -> None:
-    found = read_checkpoint("adapter")
-    assert difference(found, case) < TOLERANCE
-    assert len(found.notes) == 1
+def test_a_merged_model_computes_what_peft_does(case: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert difference(read_checkpoint("adapter"), case) < TOLERANCE
+    assert len([record for record in caplog.records if record.msg.startswith("merged the LoRA adapter")]) == 1
 
 
 @pytest.mark.parametrize("case", ["plain", "dora", "patterns", "torch_file", "timm", "old_dinov2"], indirect=True)
@@ -120,9 +119,10 @@ def test_a_saved_head_makes_a_classifier_of_a_base_without(case: Path, mapping: 
     assert difference(read_checkpoint("adapter"), case) < TOLERANCE
 
 
-def test_a_bundle_says_what_it_was_made_of(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    steps: list[str] = []
-    bundle = vitdeploy.export("adapter", output="out", on_step=steps.append)
+def test_a_bundle_says_what_it_was_made_of(
+    case: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = vitdeploy.export("adapter", output="out")
     source = Bundle.open(bundle.path).manifest.source
     assert (source.id, source.base, source.base_revision) == ("adapter", "base", None)
     names = {"base": "model.safetensors", "adapter": "adapter_model.safetensors"}
@@ -131,7 +131,7 @@ def test_a_bundle_says_what_it_was_made_of(case: Path, capsys: pytest.CaptureFix
         FileRecord.of(case / "adapter", "adapter_config.json"),
         FileRecord.of(case / "adapter", names["adapter"]),
     )
-    assert [step for step in steps if "merged" in step] == ["merged the LoRA adapter into 'base': 4 weights changed"]
+    assert "merged the LoRA adapter into 'base': 4 weights changed" in caplog.text
     with pytest.raises(SystemExit):
         main(["inspect", str(bundle.path)])
     assert "merged into" in capsys.readouterr().out
@@ -163,17 +163,62 @@ def test_names_without_the_prefix_and_with_the_adapters_name(case: Path) -> None
     assert difference(read_checkpoint("adapter"), case) < TOLERANCE
 
 
-@pytest.mark.parametrize("case", ["plain", "dora"], indirect=True)
-def test_an_adapter_beside_weights_that_have_it_is_not_merged_again(case: Path) -> None:
-    """`merge_and_unload().save_pretrained("adapter")` in PEFT leaves the adapter there."""
-    save_model(read_checkpoint("adapter").model, case / "adapter" / "model.safetensors")
-    shutil.copy(case / "base" / "config.json", case / "adapter")
-    with pytest.raises(CheckpointError, match=r"remove adapter_config\.json"):
+BASES: dict[str, Any] = {
+    "there": "base",
+    "absent": "nobody/has-this",
+    "null": None,
+    "another": "other",
+    "itself": "adapter",
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    "case", ["plain", "dora", "classifier", "bias_all", "conv", "lora_bias", "old_deit", "registers"], indirect=True
+)
+def test_an_adapter_beside_weights_that_have_it_is_not_merged_again(case: Path, base: str) -> None:
+    """`merge_and_unload().save_pretrained("adapter")` in PEFT leaves the adapter there, whatever names its base."""
+    merged = read_checkpoint("adapter")
+    save_model(merged.model, case / "adapter" / "model.safetensors")
+    (case / "adapter" / "config.json").write_bytes(merged.files["config.json"])
+    shutil.copytree(GOLDEN / "beit" / "base", case / "other")
+    edit(case / "adapter" / "adapter_config.json", base_model_name_or_path=BASES[base])
+    with pytest.raises(CheckpointError, match="have the adapter beside them already"):
         read_checkpoint("adapter")
     for path in (case / "adapter").glob("adapter_*"):
         path.unlink()
     shutil.copy(case / "base" / "preprocessor_config.json", case / "adapter")
     assert difference(read_checkpoint("adapter"), case) < TOLERANCE
+
+
+@pytest.mark.parametrize("base", ["nobody/has-this", None, "other", "base"])
+@pytest.mark.parametrize("case", CASES, indirect=True)
+def test_an_adapter_beside_weights_without_it_is_merged_whatever_names_its_base(case: Path, base: str | None) -> None:
+    edit(case / "adapter" / "adapter_config.json", base_model_name_or_path=base)
+    shutil.copytree(GOLDEN / ("plain" if case.name == "beit" else "beit") / "base", case / "other")
+    assert difference(read_checkpoint(put_beside(case)), case) < TOLERANCE
+
+
+def make_faint(folder: Path) -> None:
+    """So small an adapter that the weights alone do not tell whether they have it."""
+    path = folder / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    faint = {name: tensor * (1e-3 if "lora_B" in name else 1) for name, tensor in tensors.items()}
+    safetensors.torch.save_file(faint, path)
+
+
+def test_an_adapter_too_small_to_tell_whether_it_was_merged_is_refused(case: Path) -> None:
+    """The way that the error names is then taken: the adapter in a folder of its own."""
+    make_faint(case / "adapter")
+    edit(case / "adapter" / "adapter_config.json", base_model_name_or_path="nobody/has-this")
+    shutil.copytree(case / "adapter", case / "apart")
+    folder = put_beside(case)
+    with pytest.raises(CheckpointError, match="cannot be told"):
+        read_checkpoint(folder)
+    for path in folder.glob("adapter_*"):
+        path.unlink()
+    edit(case / "apart" / "adapter_config.json", base_model_name_or_path=str(folder))
+    assert read_checkpoint("apart").model.config.labels == ("cat", "dog", "newt")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -195,6 +240,82 @@ def test_transformers_wrapper_around_timm_has_the_names_of_its_classes(case: Pat
     found = read_checkpoint("adapter")
     assert found.model.config.labels == ("a", "b", "c", "d")
     assert difference(found, case) < TOLERANCE
+
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "layer_norm_eps": ("plain", {"layer_norm_eps": 0.5}),
+    "num_attention_heads": ("plain", {"num_attention_heads": 4}),
+    "hidden_act": ("plain", {"hidden_act": "relu"}),
+    "image_size": ("plain", {"image_size": 16}),
+    "architecture": ("timm", {"architecture": "vit_small_patch16_224"}),
+    "global_pool": ("timm", {"global_pool": "avg"}),
+    "model_args": ("timm", {"model_args": {"num_heads": 4}}),
+}
+
+
+@pytest.mark.parametrize(("case", "key"), [(case, key) for key, (case, _) in KINDS.items()], indirect=["case"])
+def test_a_config_beside_an_adapter_does_not_change_what_its_base_computes(case: Path, key: str) -> None:
+    """PEFT reads the base's alone. What is the same there, or of the head, is no difference."""
+    base = json.loads((case / "base" / "config.json").read_bytes())
+    (case / "adapter" / "config.json").write_text(json.dumps(base | KINDS[key][1]))
+    with pytest.raises(CheckpointError, match=key):
+        read_checkpoint("adapter")
+    (case / "adapter" / "config.json").write_text(json.dumps(base | {"initializer_range": 5, "num_classes": 4}))
+    if "architecture" not in base:
+        edit(case / "adapter" / "config.json", problem_type="multi_label_classification")
+        assert read_checkpoint("adapter").model.problem_type == "multi_label_classification"
+
+
+TIMM_NAMES: dict[str, dict[str, Any]] = {
+    "labels": {"pretrained_cfg": {"labels": ["x", "y", "z"], "num_classes": 3}},
+    "id2label": {"model_type": "timm_wrapper", "id2label": {"0": "cat", "1": "dog", "2": "newt"}, "num_labels": 3},
+}
+
+
+@pytest.mark.parametrize("names", TIMM_NAMES)
+@pytest.mark.parametrize("case", ["timm"], indirect=True)
+def test_a_new_head_has_none_of_the_names_of_the_bases_classes(case: Path, names: str) -> None:
+    path = case / "base" / "config.json"
+    config = json.loads(path.read_bytes())
+    del config["num_classes"]
+    cfg = {key: value for key, value in config["pretrained_cfg"].items() if key not in ("label_names", "num_classes")}
+    changes = dict(TIMM_NAMES[names])
+    cfg |= changes.pop("pretrained_cfg", {})
+    path.write_text(json.dumps(config | changes | {"pretrained_cfg": cfg}))
+    assert read_checkpoint("adapter").model.config.labels == tuple(f"LABEL_{index}" for index in range(4))
+
+
+@pytest.mark.parametrize("case", ["timm"], indirect=True)
+def test_names_alone_beside_an_adapter_are_those_of_its_head(case: Path) -> None:
+    names = {"model_type": "timm_wrapper", "id2label": dict(zip("0123", "abcd", strict=True))}
+    (case / "adapter" / "config.json").write_text(json.dumps(names))
+    assert read_checkpoint("adapter").model.config.labels == tuple("abcd")
+
+
+@pytest.mark.parametrize("case", ["timm"], indirect=True)
+def test_names_are_kept_where_the_new_head_has_as_many_classes(case: Path) -> None:
+    """The number of classes of timm may be in model_args alone."""
+    config = json.loads((case / "base" / "config.json").read_bytes())
+    config.pop("num_classes")
+    config["model_args"]["num_classes"] = 4
+    config["pretrained_cfg"]["label_names"] = list("wxyz")
+    (case / "base" / "config.json").write_text(json.dumps(config))
+    assert read_checkpoint("adapter").model.config.labels == tuple("wxyz")
+
+
+@pytest.mark.parametrize("case", ["timm"], indirect=True)
+def test_timms_processor_is_that_of_the_merged_configuration(case: Path) -> None:
+    edit(
+        case / "base" / "config.json",
+        pretrained_cfg={"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0},
+    )
+    plain = read_checkpoint("adapter").processor
+    assert (plain.output_size, plain.image_mean) == ((8, 8), (0.5, 0.5, 0.5))
+    names: dict[str, Any] = {"architecture": "vit_tiny_patch16_224", "num_classes": 4, "label_names": list("abcd")}
+    (case / "adapter" / "config.json").write_text(json.dumps(names))
+    assert read_checkpoint("adapter").processor == plain
+    edit(case / "adapter" / "config.json", pretrained_cfg={"mean": [0.25] * 3})
+    assert read_checkpoint("adapter").processor == dataclasses.replace(plain, image_mean=(0.25, 0.25, 0.25))
 
 
 # From the Hub.
@@ -219,9 +340,31 @@ def test_an_adapter_and_its_base_come_from_the_hub(case: Path) -> None:
         found = read_checkpoint("me/lora", **options)
         offline = read_checkpoint("me/lora", offline=True, **options)
     assert (found.source.id, found.source.base, found.source.base_revision) == ("me/lora", "org/vit-base", old)
+    assert found.source.processor == ProcessorOrigin("base")
     assert found.source.revision == hub.commit("me/lora", "main")
     assert offline.source == found.source
     assert difference(found, case) < TOLERANCE
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize("merged", [True, False])
+def test_the_base_is_fetched_to_tell_whether_an_adapter_was_merged(case: Path, merged: bool) -> None:
+    """In the revision that the adapter says, into the cache that was named."""
+    make_faint(case / "adapter")
+    whole = read_checkpoint("adapter")
+    edit(case / "adapter" / "adapter_config.json", base_model_name_or_path="org/vit-base", revision="v1")
+    with hub_server({"org/vit-base": case / "adapter"}) as hub:  # on main is something else
+        hub.push("org/vit-base", case / "base", branch="v1")
+        folder = put_beside(case)
+        if merged:
+            save_model(whole.model, folder / "model.safetensors")
+        options: dict[str, Any] = {"endpoint": hub.url, "cache_dir": case / "cache"}
+        for offline in (False, True):
+            if not merged:
+                assert read_checkpoint(folder, offline=offline, **options).source.base == "base"
+                continue
+            with pytest.raises(CheckpointError, match="have the adapter beside them already"):
+                read_checkpoint(folder, offline=offline, **options)
 
 
 @pytest.mark.usefixtures("online")

@@ -11,7 +11,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import types
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +22,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vitdeploy import cpu
-from vitdeploy.cpu import INTRA_OP_VARIABLE, Cpus, ThreadCount, limit_openmp, session_threads, usable_cpus
+from vitdeploy.cpu import (
+    INTRA_OP_VARIABLE,
+    Cpus,
+    ThreadCount,
+    limit_openmp,
+    recent_workers,
+    session_threads,
+    usable_cpus,
+)
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -209,6 +220,20 @@ def test_changes_in_the_life_of_a_process_are_seen(root: Path) -> None:
     assert read(root).quota == 2
     write(root, {"proc/self/cgroup": "0::/child\n"})
     assert read(root).quota == 1.5
+
+
+def test_recent_workers_are_a_second_old_at_most_and_a_threads_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_recent", threading.local())
+    now, counts = [50.0], [4]
+    monkeypatch.setattr(cpu, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(cpu, "usable_cpus", lambda: Cpus(counts[0], 16))
+    assert recent_workers() == 4
+    counts[0], now[0] = 2, 50.9
+    assert recent_workers() == 4
+    with ThreadPoolExecutor(1) as pool:  # whose affinity mask may be another
+        assert pool.submit(recent_workers).result() == 2
+    now[0] = 51.0
+    assert recent_workers() == 2
 
 
 @pytest.mark.parametrize(

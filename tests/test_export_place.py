@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, type[VitDeployError]]] =
     "the working directory": (lambda here: (here / MANIFEST).write_text("{}"), "../here", UsageError),
     "a file": (lambda here: (here / "out").write_text("mine"), "out", UsageError),
     "another folder": (lambda here: checkpoint_at(here / "out"), "out", UsageError),
-    "below a file": (lambda here: (here / "out").write_text("mine"), "out/bundle", OutputError),
+    "below a file": (lambda here: (here / "out").write_text("mine"), "out/bundle", UsageError),
     "no name": (lambda here: None, "", UsageError),
 }
 
@@ -145,6 +145,18 @@ def test_a_bundle_around_the_checkpoint_is_refused(here: Path) -> None:
         place_of("out", "out/my-vit", None, 0)
 
 
+@pytest.mark.parametrize("repository", ["my-vit", "my-vit/triton"])
+def test_a_model_repository_in_the_checkpoint_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], repository: str
+) -> None:
+    before = sorted(checkpoint_at(here / "my-vit").rglob("*"))
+    with pytest.raises(SystemExit) as exited:
+        main(["export", "--model", "my-vit", "-o", "out", "--triton", repository])
+    assert exited.value.code == 2
+    assert "--triton" in capsys.readouterr().err
+    assert sorted((here / "my-vit").rglob("*")) == before
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_an_output_in_a_folder_that_takes_none(here: Path) -> None:
     checkpoint_at(here / "my-vit")
@@ -160,9 +172,12 @@ def test_a_folder_that_the_system_calls_read_only(here: Path, monkeypatch: pytes
 
 
 def test_the_default_in_the_checkpoint_asks_for_an_output(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(checkpoint_at(here / "my-vit"))
-    with pytest.raises(UsageError, match="-o"):
-        place_of(None, ".", None, 0)
+    below = checkpoint_at(here / "my-vit") / "below"
+    below.mkdir()
+    for folder, model in ((here / "my-vit", "."), (below, "..")):
+        monkeypatch.chdir(folder)
+        with pytest.raises(UsageError, match="give another folder with -o"):
+            place_of(None, model, None, 0)
 
 
 def test_a_model_that_is_not_there_comes_first(here: Path) -> None:

@@ -183,6 +183,12 @@ FOLDERS: dict[str, tuple[tuple[str, ...], str]] = {
         "{}/checkpoint-100",
     ),
     "a training run with a configuration": (("config.json", "checkpoint-9/config.json"), "{}/checkpoint-9"),
+    "a training run of one checkpoint": (("checkpoint-9/config.json",), "name its checkpoint, {}/checkpoint-9"),
+    "a training run without configurations": (
+        ("config.json", "checkpoint-9/model.safetensors", "checkpoint-10/model.safetensors"),
+        "{}/checkpoint-10, after a copy of the trained model's config.json",
+    ),
+    "an exported model of the Hub": (("config.json", "onnx/model.onnx"), "(onnx/model.onnx): it was exported already"),
     "parts of a model": (("config.json", "1_Pooling/config.json", "tf_model.h5"), "from_tf=True"),
     "a bundle without its weights": (("manifest.json", "config.json", "onnx/model.onnx"), "vitdeploy bundle"),
     "OpenCLIP": (("open_clip_config.json", "open_clip_pytorch_model.bin"), "OpenCLIP"),

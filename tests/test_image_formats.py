@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
+import types
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,22 +23,53 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
-REFUSED = {"EPS", "PDF", "WMF", "FITS", "HDF5", "GRIB", "BUFR", "MPEG", "ICO", "PSD"}
+NOT_READ = {
+    "EPS", "WMF",  # start a process, or are drawn by the system
+    "FITS", "MCIDAS", "SPIDER",  # no fixed range
+    "BUFR", "GRIB", "HDF5", "IPTC", "MPEG",  # no decoder, or no images of their own
+}  # fmt: skip
+BY_HAND = {
+    "SUN": struct.pack(">8I", 0x59A66A95, 10, 12, 24, 360, 1, 0, 0) + PIXELS[:, :, ::-1].tobytes(),
+    "PSD": b"8BPS" + struct.pack(">H6xHIIHHIIIH", 1, 3, 12, 10, 8, 3, 0, 0, 0, 0) + PIXELS.transpose(2, 0, 1).tobytes(),
+    "XVTHUMB": b"P7 332\n#END_OF_COMMENTS\n10 12 255\n" + PIXELS[:, :, 0].tobytes(),
+    "PIXAR": struct.pack("<4s412xHH4xHH", b"\200\350\0\0", 12, 10, 14, 2).ljust(1024, b"\0") + PIXELS.tobytes(),
+    "GBR": struct.pack(">5I", 20, 1, 10, 12, 1) + PIXELS[:, :, 0].tobytes(),
+}
+# Formats of which nothing here makes a file.
+NOT_MADE = {"HEIF", "DCX", "FLI", "FTEX", "PCD", "CUR", "XPM", "IMT"}
+
+
+def file_of(kind: str) -> bytes:
+    file = io.BytesIO()
+    if kind in BY_HAND:
+        return BY_HAND[kind]
+    mode = {"MSP": "1", "XBM": "1", "BLP": "P"}.get(kind, "RGB")
+    image = Image.fromarray(PIXELS)
+    (image.resize((16, 16)) if kind in ("ICNS", "ICO") else image).convert(mode).save(file, kind)
+    return file.getvalue()
 
 
 def test_endings_are_those_that_pillow_registers() -> None:
     registered = Image.registered_extensions()
     assert image_endings() == {ending for ending, name in registered.items() if name in FORMATS}
-    assert not {name for name in registered.values() if name in REFUSED} & set(FORMATS)
+    assert set(Image.OPEN) - set(FORMATS) <= NOT_READ, "a format of this version of Pillow is neither read nor refused"
+    assert not NOT_READ & set(FORMATS)
     assert {".avif", ".ppm", ".pgm", ".jfif", ".jpe", ".jp2", ".tga", ".mpo", ".png", ".jpg"} <= image_endings()
 
 
-@pytest.mark.parametrize("kind", [name for name in FORMATS if name != "HEIF"])
+@pytest.mark.filterwarnings("ignore:IM image format is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("kind", [name for name in FORMATS if name not in NOT_MADE])
 def test_each_format_is_read_whatever_the_ending(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.jpg"
-    Image.fromarray(PIXELS).save(path, kind)
+    path.write_bytes(file_of(kind))
     with Image.open(path) as wanted:
+        assert str(wanted.format).upper() == ("JPEG" if kind == "MPO" else kind)
         np.testing.assert_array_equal(np.asarray(open_image(path)), np.asarray(wanted.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["SUN", "PSD"])
+def test_the_colours_of_files_made_by_hand(kind: str) -> None:
+    np.testing.assert_array_equal(np.asarray(open_image(BY_HAND[kind])), PIXELS)
 
 
 def test_other_formats_are_refused_and_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,9 +112,43 @@ def test_a_format_that_a_plugin_registers_is_read_from_then_on(monkeypatch: pyte
     assert "HEIF" in readable_formats()
 
 
-def test_no_other_plugin_is_imported_for_them() -> None:
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+@pytest.fixture
+def _registered_again() -> Iterator[None]:
+    image_formats._register.cache_clear()
+    yield
+    image_formats._register.cache_clear()
+
+
+@pytest.mark.usefixtures("_registered_again")
+def test_pillow_heif_is_registered_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "OPEN", {**Image.OPEN})
+    package = types.ModuleType("pillow_heif")
+    package.__dict__["register_heif_opener"] = lambda: Image.OPEN.update(HEIF=Image.OPEN["PNG"])
+    monkeypatch.setitem(sys.modules, "pillow_heif", package)
+    assert "HEIF" in readable_formats()
+
+
+def test_a_heic_photograph_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(HEIC)
+    for source in (path, HEIC, io.BytesIO(HEIC)):
+        with pytest.raises(ImageError, match="pillow-heif"):
+            open_image(source)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "readable_formats(), image_endings()",
+        "vitdeploy.ImageProcessor()([np.zeros((8, 8, 3), np.uint8)] * 2, threads=2)",
+    ],
+)
+def test_no_other_plugin_is_imported(use: str) -> None:
     code = (
-        "import sys; from vitdeploy.image_formats import *; readable_formats(), image_endings();"
+        "import sys; import numpy as np; import vitdeploy; from vitdeploy.image_formats import *;" + use + ";"
         "print('PIL.EpsImagePlugin' in sys.modules, 'PIL.AvifImagePlugin' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

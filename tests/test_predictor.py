@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 
 import vitdeploy
@@ -17,14 +19,16 @@ from bundles import CPU_BACKENDS, export_all, sign_again, tiny_model, write_chec
 from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BundleError, ImageError, UsageError
-from vitdeploy.specs import AxisRange, Task
+from vitdeploy.predictor import Predictor
+from vitdeploy.processor import ImageProcessor
+from vitdeploy.scores import ProblemType
+from vitdeploy.specs import AxisRange, PixelFormat, Task, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import WriteCheckpoint
-    from vitdeploy.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,11 @@ def test_no_image_no_prediction(predictor: Predictor) -> None:
     assert predictor.predict([]) == []
 
 
+def test_numbers_of_numpy_are_whole_numbers(predictor: Predictor, images: list[Image.Image]) -> None:
+    numbers: dict[str, Any] = {"top_k": np.int64(2), "batch_size": np.uint8(2)}
+    assert predictor.predict(images[:3], **numbers) == predictor.predict(images[:3], top_k=2, batch_size=2)
+
+
 def test_threads_share_a_predictor(predictor: Predictor, images: list[Image.Image]) -> None:
     expected = [predictor.predict(image) for image in images]
     with ThreadPoolExecutor(4) as pool:
@@ -90,6 +99,9 @@ def test_threads_share_a_predictor(predictor: Predictor, images: list[Image.Imag
     ("arguments", "message"),
     [
         ({"top_k": 0}, "top_k must be a whole number from 1 up, got 0"),
+        ({"top_k": True}, "top_k must be a whole number from 1 up, got True"),
+        ({"top_k": np.float32(2)}, "top_k must be a whole number from 1 up"),
+        ({"batch_size": np.bool_(True)}, "batch_size must be a whole number from 1 up"),
         ({"top_k": 1.5}, "top_k must be a whole number from 1 up, got 1.5"),
         ({"batch_size": 0}, "batch_size must be a whole number from 1 up, got 0"),
     ],
@@ -181,3 +193,44 @@ def test_images_that_come_out_in_sizes_of_their_own(tmp_path: Path) -> None:
         with vitdeploy.load(tmp_path / "bundle", backend=backend) as predictor:
             together = predictor.predict(pictures, top_k=3)
             assert together == [predictor.predict(picture, top_k=3)[0] for picture in pictures]
+
+
+class Logits:
+    """A runtime that gives the same logits for every image."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self.logits = logits
+        self.inputs = [TensorSpec("pixel_values", "float32", ("batch", 3, 224, 224))]
+        self.outputs = [TensorSpec("logits", "float32", ("batch", logits.shape[1]))]
+        self.pixels = PixelFormat()
+        self.axes: dict[str, Any] = {}
+
+    def run(self, _: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"logits": self.logits}
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "logits", "scores"),
+    [
+        (None, [-1.5], torch.sigmoid),
+        (None, [-1.5, 0.5], functools.partial(torch.softmax, dim=-1)),
+        ("multi_label_classification", [-1.5, 0.5], torch.sigmoid),
+        ("regression", [-1.5, 0.5], torch.clone),
+        (ProblemType.MULTI_LABEL, [-1.5, 0.5], torch.sigmoid),
+    ],
+)
+def test_a_predictor_of_its_parts_reads_logits_as_transformers_does(
+    problem_type: ProblemType | str | None, logits: list[float], scores: Any
+) -> None:
+    runtime: Any = Logits(np.array([logits], np.float32))
+    predictor = Predictor(ImageProcessor(), runtime, [f"label {index}" for index in range(len(logits))], problem_type)
+    (predictions,) = predictor.predict(Image.new("RGB", (8, 8)))
+    found = [each.score for each in sorted(predictions, key=lambda each: each.index)]
+    assert found == pytest.approx(scores(torch.tensor(logits)).tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("problem_type", ["ranking", "", 3])
+def test_a_predictor_refuses_an_unknown_problem_type(problem_type: Any) -> None:
+    runtime: Any = Logits(np.zeros((1, 1), np.float32))
+    with pytest.raises(UsageError, match="problem_type"):
+        Predictor(ImageProcessor(), runtime, ["fire"], problem_type)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import pytest
+import torch
 import transformers
 from onnx import TensorProto, helper
 from PIL import Image
@@ -22,11 +23,14 @@ from bundles import sign_again, tiny_model, write_checkpoint_of
 from families import HEADS, random_config
 from vitdeploy.assess.calibration_images import CalibrationImages
 from vitdeploy.assess.gate import planned_checks
+from vitdeploy.assess.layers import compare_layers
+from vitdeploy.assess.proof import OF_ONE, Sample, prove
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import CheckFailedError, CheckpointError, NotFiniteError, UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.predictor import load_processor
+from vitdeploy.runtimes import open_runtime
 from vitdeploy.scores import ProblemType
 from vitdeploy.specs import Task
 
@@ -128,6 +132,13 @@ def single_output(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return vitdeploy.export(_with_processor(write_checkpoint_of(model, folder / "checkpoint")), output=folder / "out")
 
 
+@pytest.fixture(scope="module")
+def one_value(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("one")
+    model = tiny_model(labels=("age",), problem_type=ProblemType.REGRESSION)
+    return vitdeploy.export(_with_processor(write_checkpoint_of(model, folder / "checkpoint")), output=folder / "out")
+
+
 def _with_processor(folder: Path) -> Path:
     processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
     processor.save_pretrained(folder)
@@ -181,9 +192,17 @@ def test_one_class_alone_is_no_class() -> None:
         transformers.ViTConfig(**keys)
 
 
-@pytest.mark.parametrize("kind", ["regression", "multi_label", "single_output"])
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        ("regression", "is a regression"),
+        ("one_value", "is a regression"),
+        ("multi_label", "gives an image several labels"),
+        ("single_output", "has a single output"),
+    ],
+)
 def test_accuracy_is_refused_with_what_to_do(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, head: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle: Bundle = request.getfixturevalue(kind)
     for name in bundle.labels:
@@ -191,7 +210,7 @@ def test_accuracy_is_refused_with_what_to_do(
         shutil.copy(PHOTOGRAPHS[0], tmp_path / "data" / name / "0.jpg")
     commands: list[Any] = [vitdeploy.evaluate, vitdeploy.gate, planned_checks]
     for command in commands:
-        with pytest.raises(UsageError, match="vitdeploy compare"):
+        with pytest.raises(UsageError, match=rf"this model {head}.* vitdeploy compare"):
             command(bundle, data=tmp_path / "data")
     assert run("evaluate", bundle.path, "--data", tmp_path / "data", capsys=capsys)[0] == 2
 
@@ -210,6 +229,49 @@ def test_a_comparison_says_nothing_of_classes(
     assert artifact.validation["outputs"][0]["top1_agreement"] is None
     assert result.to_dict()["problem_type"] == str(bundle.problem_type)
     assert str(bundle.problem_type) in run("compare", bundle.path, capsys=capsys)[1]
+
+
+@pytest.fixture(scope="module")
+def two_units(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A regression whose weight is some 100,000 times its age, and an ONNX file that gives -3 times the age."""
+    folder = tmp_path_factory.mktemp("units")
+    model = tiny_model(labels=("age", "weight"), problem_type=ProblemType.REGRESSION)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("head.classifier."):
+                parameter[1] *= 1e5
+    bundle = vitdeploy.export(_with_processor(write_checkpoint_of(model, folder / "checkpoint")), output=folder / "out")
+    (artifact,) = bundle.manifest.artifacts
+    path = bundle.path / artifact.files[0].path
+    graph_model = onnx.load(path)
+    graph = graph_model.graph
+    graph.node[-1].output[0] = "plain"
+    graph.initializer.append(helper.make_tensor("factors", TensorProto.FLOAT, [2], [-3.0, 1.0]))
+    graph.node.append(helper.make_node("Mul", ["plain", "factors"], ["logits"]))
+    onnx.save(graph_model, path)
+    return sign_again(Bundle.open(bundle.path))
+
+
+def test_a_wrong_value_is_not_hidden_by_one_of_a_larger_unit(
+    two_units: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = vitdeploy.compare(two_units, images=PHOTOGRAPHS)
+    (difference,) = result.results[0].differences
+    assert result.status == "failed"
+    assert difference.max_relative == pytest.approx(4, rel=1e-4)
+    assert (difference.min_cosine, difference.mean_cosine) == (None, None)
+    assert run("compare", two_units.path, capsys=capsys)[0] == 1
+    layers = compare_layers(two_units, images=PHOTOGRAPHS)
+    assert [each.first for each in layers.results] == ["head"]
+
+
+def test_an_export_with_a_wrong_value_is_refused(two_units: Bundle) -> None:
+    processor, (artifact,) = load_processor(two_units), two_units.manifest.artifacts
+    images = [Sample([Image.open(path).convert("RGB") for path in PHOTOGRAPHS[:1]], processor, OF_ONE)]
+    with open_runtime(two_units, "torch") as reference:
+        expected = [reference.run({"pixel_values": sample.pixel_values()}) for sample in images]
+    with open_runtime(two_units, "onnxruntime") as runtime, pytest.raises(CheckFailedError):
+        prove(runtime, artifact.name, images, expected, 1e-4, two_units.problem_type)
 
 
 def test_visual_tokens_are_classes_whatever_the_problem_type(write_checkpoint: WriteCheckpoint, tmp_path: Path) -> None:
@@ -252,7 +314,7 @@ def test_int8_of_one_value_is_judged_by_the_value(pictures: Path, tmp_path: Path
     (artifact,) = bundle.manifest.artifacts
     (entry,) = artifact.validation["calibration_images"]
     assert entry["top1_agreement"] is None
-    images = CalibrationImages.open(pictures, load_processor(bundle), (), None, 0, lambda *_: None)
+    images = CalibrationImages.open(pictures, load_processor(bundle), None, 0, lambda *_: None)
     files = [pictures / name for name in images.parts().judge.images.names]
     assert entry["images"] == len(files) < len(list(pictures.iterdir()))
     values = []
@@ -264,6 +326,25 @@ def test_int8_of_one_value_is_judged_by_the_value(pictures: Path, tmp_path: Path
     assert 0 < entry["relative_error"] == pytest.approx(error, rel=1e-2)  # three digits
     with pytest.raises(CheckFailedError):
         vitdeploy.export(checkpoint, tolerance=entry["relative_error"] / 2, **options)
+
+
+def test_a_regression_is_calibrated_on_its_own_csv(pictures: Path, tmp_path: Path) -> None:
+    """Whatever its labels are: they are not classes, and not needed."""
+    checkpoint = _with_processor(
+        write_checkpoint_of(tiny_model(labels=("age",), problem_type=ProblemType.REGRESSION), tmp_path / "checkpoint")
+    )
+    records = []
+    for header, value in (("image,label", ",41.5"), ("image", "")):
+        rows = [f"{file}{value}" for file in sorted(pictures.iterdir())]
+        (tmp_path / "ages.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
+        bundle = vitdeploy.export(
+            checkpoint, precision="int8", calibration_data=tmp_path / "ages.csv", tolerance=0.5,
+            output=tmp_path / header,
+        )  # fmt: skip
+        records.append(bundle.manifest.artifacts[0].validation["calibration_images"])
+    assert records[0] == records[1]
+    assert records[0][0]["images"] == 24 // 4  # which judge
+    assert [records[0][0][figure] for figure in ("mean_cosine", "p5_cosine", "min_cosine")] == [None] * 3
 
 
 def spoilt_by_dark_images(bundle: Bundle, folder: Path) -> Bundle:
@@ -317,8 +398,12 @@ def test_nothing_is_predicted_of_what_is_not_finite(
     bright, dark = bright_and_dark
     with vitdeploy.load(spoilt.path) as predictor:
         assert all(math.isfinite(each.score) for each in predictor.predict(bright)[0])
-        with pytest.raises(NotFiniteError, match=r"dark\.png"):
+        with pytest.raises(NotFiniteError, match=r"dark\.png") as caught:
             predictor.predict([bright, dark])
+        assert "fp32" not in str(caught.value)  # which it is
+        predictor.runtime.precision = "fp16"
+        with pytest.raises(NotFiniteError, match="try fp32 instead of fp16"):
+            predictor.predict(dark)
         with pytest.raises(NotFiniteError, match=r"images\[9\] and 1 more"):
             predictor.predict([bright.read_bytes()] * 9 + [dark.read_bytes()] * 2)
         assert np.isnan(predictor.logits(predictor.processor([dark]))).all()  # these stay as they are
@@ -350,14 +435,20 @@ def test_an_evaluation_counts_what_is_not_finite_as_wrong(
     assert checks["finite"] == "failed"
 
 
-def test_what_is_not_finite_is_not_timed(single: Bundle, bright_and_dark: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_is_not_finite_is_not_timed_and_has_failed(
+    single: Bundle, bright_and_dark: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = spoilt_by_dark_images(single, tmp_path / "bundle")
     (tmp_path / "images").mkdir()
     shutil.copy(bright_and_dark[1], tmp_path / "images")
     found = vitdeploy.benchmark(bundle, batch_sizes=(1,), images=tmp_path / "images", rounds=1, runs=1)
     assert [each.backend for each in found.latencies] == ["torch"]
-    assert [each.backend for each in found.skipped] == ["onnxruntime"]
-    assert found.status == "skipped"
+    assert [(each.backend, each.status) for each in found.skipped] == [("onnxruntime", "failed")]
+    assert found.status == "failed"
+    options = ("--images", tmp_path / "images", "--batch-sizes", "1", "--rounds", "1", "--runs", "1", "--json")
+    status, printed = run("benchmark", bundle.path, *options, capsys=capsys)
+    assert status == 1
+    assert json.loads(printed)["skipped"][0]["status"] == "failed"
 
 
 def test_triton_ranks_no_values(regression: Bundle, multi_label: Bundle, tmp_path: Path) -> None:

@@ -420,7 +420,7 @@ def test_as_many_images_at_a_time_as_there_are_cpus(
             super().__init__(count)
 
     monkeypatch.setattr("vitdeploy.processor.ThreadPoolExecutor", Noted)
-    monkeypatch.setattr("vitdeploy.processor.usable_cpus", lambda: cpus)
+    monkeypatch.setattr("vitdeploy.processor.recent_workers", lambda: cpus.workers)
     ImageProcessor()([CHINA] * images)
     ImageProcessor()(CHINA)
     assert started == [threads]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,12 @@ from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import BundleError, CheckpointError, HubError, InputError, UsageError
+from vitdeploy.hub import resolve
 from vitdeploy.manifest import ProcessorOrigin
+from vitdeploy.models.config import ViTConfig
 from vitdeploy.preprocessor_config import ShortestEdge, Size
 from vitdeploy.processor import ImageProcessor
-from vitdeploy.processor_source import given_processor
+from vitdeploy.processor_source import given_processor, own_processor
 from vitdeploy.sources import random_checkpoint, read_checkpoint
 from vitdeploy.specs import Task
 
@@ -171,7 +174,7 @@ def test_settings_that_do_not_define_a_processor(
     folder = write_checkpoint(Task.CLASSIFICATION, tiny_config, processor=False).folder
     given = {name: value for name, value in DEFINED.items() if name != lacking}
     option = "--resize" if lacking == "size" else f"--{lacking.replace('_', '-')}"
-    with pytest.raises(CheckpointError, match=f"needs {option};"):
+    with pytest.raises(CheckpointError, match=f"need {option};"):
         read_checkpoint(folder, processor=ProcessorOptions(**given))
     assert read_checkpoint(folder, processor=ProcessorOptions(**DEFINED)).processor.output_size == (32, 32)
 
@@ -184,7 +187,7 @@ def test_a_crop_needs_the_size_that_it_is_cut_from(
     assert read_checkpoint(folder, processor=ProcessorOptions(**stated), image_size=(32, 32)).processor.size == Size(
         32, 32
     )
-    with pytest.raises(CheckpointError, match="needs --resize;"):
+    with pytest.raises(CheckpointError, match="need --resize;"):
         read_checkpoint(folder, processor=ProcessorOptions(**stated, crop_size=32), image_size=(32, 32))
     cropped = read_checkpoint(folder, processor=ProcessorOptions(**stated, crop_size=32, size={"shortest_edge": 36}))
     assert (cropped.processor.size, cropped.processor.output_size) == (ShortestEdge(36), (32, 32))
@@ -310,6 +313,7 @@ def test_a_step_that_is_off_is_turned_on_by_all_of_its_settings(
         {"resample": "cubic"},
         {"rescale_factor": True},
         {"size": False, "resample": 3},
+        {"rescale_factor": 0},
         {"source": ""},
         {"source": 5},
     ],
@@ -324,6 +328,14 @@ def test_values_that_are_refused(settings: dict[str, Any]) -> None:
     [
         ["--image-mean", "a"],
         ["--image-mean", "0.5,0.5"],
+        ["--image-mean", "nan"],
+        ["--image-std", "0.5,0.5,0.5,0.5"],
+        ["--image-std", "0"],
+        ["--rescale-factor", "0"],
+        ["--rescale-factor", "1e40"],
+        ["--resize", "48"],
+        ["--crop-size", "16"],
+        ["--resize", "30", "--crop-size", "32"],
         ["--image-std", "1/0"],
         ["--resize", "x32"],
         ["--resize", "shortest:0"],
@@ -336,8 +348,12 @@ def test_values_that_are_refused(settings: dict[str, Any]) -> None:
         ["--crop-size", "16", "--image-size", "32"],
     ],
 )
-def test_what_is_typed_and_refused(fine_tuned: Path, tmp_path: Path, arguments: list[str]) -> None:
+def test_what_is_typed_and_refused(
+    fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
     assert run("export", "--model", fine_tuned, "-o", tmp_path / "out", *arguments) == 2
+    message = capsys.readouterr().err
+    assert not re.search(r"=False|image_std'|image_mean'|source", message)
 
 
 # The image size, and the size of the model.
@@ -363,9 +379,9 @@ def test_a_size_that_contradicts_the_image_size(fine_tuned: Path, settings: dict
 
 
 def test_a_processor_that_does_not_fit_the_model(fine_tuned: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"gives \(48, 48\) pixels, but the model takes \(32, 32\)"):
+    with pytest.raises(UsageError, match=r"gives \(48, 48\) pixels, but the model takes \(32, 32\)"):
         read_checkpoint(fine_tuned, processor=ProcessorOptions(size=48))
-    with pytest.raises(CheckpointError, match=r"gives \(48, 48\) pixels, but the model takes \(32, 32\)"):
+    with pytest.raises(UsageError, match=r"gives \(48, 48\) pixels, but the model takes \(32, 32\)"):
         random_checkpoint("vit-tiny-patch16-32", Task.CLASSIFICATION, 0, processor=ProcessorOptions(size=48))
 
 
@@ -407,8 +423,8 @@ def test_timms_processor_is_kept_changed_or_replaced(fine_tuned: Path) -> None:
     assert changed.processor.crop_rounding == "half_even"
     assert changed.processor.image_mean == (0.25, 0.25, 0.25)
     for source in (timm, timm / "config.json"):
-        found = given_processor(source, None, 3)
-        assert found.processor == own.processor
+        found = given_processor(source, None)
+        assert ImageProcessor.from_dict(found.settings, num_channels=3) == own.processor
         assert found.origin == ProcessorOrigin("given", source.name)
 
 
@@ -427,6 +443,123 @@ def test_sources_that_have_no_processor(lost: Path, tmp_path: Path) -> None:
     for source in (lost, tmp_path / "absent", tmp_path / "no.json", "a/b/c", str(tmp_path / "absent.json")):
         with pytest.raises(InputError):
             read_checkpoint(lost, processor=ProcessorOptions(source))
+
+
+# Settings are applied to what is written, and read once: what is replaced need not be right.
+
+
+def gray_folder(write_checkpoint: WriteCheckpoint, config: dict[str, Any]) -> Path:
+    """A model of one channel with the file that transformers' image processors write by default, of three means."""
+    folder = write_checkpoint(Task.CLASSIFICATION, {**config, "num_channels": 1}, processor=False).folder
+    settings = {"image_processor_type": "ViTImageProcessor", "size": 32, "image_mean": MEAN, "image_std": STD}
+    (folder / SETTINGS).write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_means_of_other_channels_can_be_replaced(
+    write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], again: bool
+) -> None:
+    folder = gray_folder(write_checkpoint, tiny_config)
+    with pytest.raises(InputError, match="--image-mean"):
+        read_checkpoint(folder)
+    with pytest.raises(InputError, match="--image-std"):
+        read_checkpoint(folder, processor=ProcessorOptions(image_mean=0.4))
+    options = ProcessorOptions(folder if again else None, image_mean=0.4, image_std=(0.2,))
+    found = read_checkpoint(folder, processor=options)
+    assert (found.processor.image_mean, found.processor.image_std) == ((0.4,), (0.2,))
+    assert found.processor.output_size == (32, 32)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_means_of_a_timm_model_of_other_channels_can_be_replaced(tmp_path: Path, again: bool) -> None:
+    """Of the model that it was made from: save_for_hf of timm leaves three means."""
+    shutil.copytree(GOLDEN / "vit_0", tmp_path / "gray")
+    weights = load_file(tmp_path / "gray" / "model.safetensors")
+    kernel = weights["patch_embed.proj.weight"]
+    weights["patch_embed.proj.weight"] = kernel.mean(dim=1, keepdim=True)
+    save_file(weights, tmp_path / "gray" / "model.safetensors")
+    path = tmp_path / "gray" / "config.json"
+    config = json.loads(path.read_text())
+    config["model_args"]["in_chans"] = 1
+    config["pretrained_cfg"] |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="--image-mean"):
+        read_checkpoint(tmp_path / "gray")
+    options = ProcessorOptions(tmp_path / "gray" if again else None, image_mean=0.4, image_std=0.2)
+    assert read_checkpoint(tmp_path / "gray", processor=options).processor.image_mean == (0.4,)
+
+
+def test_a_file_that_cannot_be_read_is_not_needed_where_all_is_stated(
+    lost: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (lost / SETTINGS).write_text(json.dumps({"image_processor_type": "CLIPImageProcessor"}))
+    with pytest.raises(InputError, match="CLIPImageProcessor"):
+        read_checkpoint(lost, processor=ProcessorOptions(image_mean=MEAN, image_std=STD))
+    found = read_checkpoint(lost, processor=ProcessorOptions(**DEFINED))
+    assert found.source.processor is not None
+    assert found.source.processor.kind == "options"
+    assert "CLIPImageProcessor" in caplog.text
+
+
+@pytest.mark.parametrize("settings", [{"image_mean": (0.5,)}, {"image_std": (0.5,) * 4}])
+def test_means_of_other_channels_that_are_typed(fine_tuned: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="images of 3 channels"):
+        read_checkpoint(fine_tuned, processor=ProcessorOptions(**settings))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"size": 30}, {"size": (48, 47)}, {"size": {"shortest_edge": 30}}, {"crop_size": 64}]
+)
+def test_a_crop_of_more_than_the_resized_image_is_refused(fine_tuned: Path, settings: dict[str, Any]) -> None:
+    """Where transformers pads every image with black."""
+    stated: dict[str, Any] = {"size": 48, "crop_size": 48} | settings
+    with pytest.raises(UsageError, match="black"):
+        read_checkpoint(fine_tuned, processor=ProcessorOptions(**stated))
+
+
+OTHER_FILES: dict[str, tuple[str, str, str]] = {
+    "a pointer": (SETTINGS, "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "weights": ("model.safetensors", "\0\1", "not an image processor"),
+    "arrays": ("x.npz", "PK", "not an image processor"),
+    "a model": ("config.json", '{"model_type": "vit"}', "configures a model"),
+    "nested": (SETTINGS, '{"image_processor": {"image_processor_type": "ViTImageProcessor"}}', "rename"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FILES)
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_file_that_is_no_image_processor(fine_tuned: Path, tmp_path: Path, kind: str, as_file: bool) -> None:
+    name, content, message = OTHER_FILES[kind]
+    (tmp_path / name).write_text(content)
+    if name != SETTINGS and not as_file:
+        message = "no image processor"
+    with pytest.raises(InputError, match=message) as caught:
+        read_checkpoint(fine_tuned, processor=ProcessorOptions(tmp_path / name if as_file else tmp_path))
+    assert "codec" not in str(caught.value)
+
+
+def test_a_bundle_that_is_exported_again_keeps_where_its_processor_came_from(fine_tuned: Path, tmp_path: Path) -> None:
+    given = ProcessorOptions(fine_tuned, image_mean=MEAN)
+    first = vitdeploy.export(fine_tuned, processor=given, output=tmp_path / "a")
+    found = read_checkpoint(first.path)
+    assert found.source.processor == first.manifest.source.processor
+    changed = read_checkpoint(first.path, processor=ProcessorOptions(resample=3)).source.processor
+    assert changed == ProcessorOrigin("given", "fine-tuned", settings=("image_mean", "resample"))
+    settings = json.loads((first.path / SETTINGS).read_text())
+    (first.path / SETTINGS).write_text(json.dumps(settings))  # someone else's from now on
+    assert read_checkpoint(first.path).source.processor == ProcessorOrigin("checkpoint")
+
+
+def test_timms_defaults_are_named() -> None:
+    config = json.loads((GOLDEN / "vit_0" / "config.json").read_text())
+    files = resolve(GOLDEN / "vit_0")
+    for without, kind in ((False, "timm"), (True, "timm-defaults")):
+        if without:
+            del config["pretrained_cfg"]
+        found = own_processor(files, config, (32, 32), ViTConfig())
+        assert found is not None
+        assert found.origin == ProcessorOrigin(kind)
 
 
 # The Hub.
@@ -587,8 +720,23 @@ def test_an_engine_with_another_processor_is_not_made_of_the_graph_that_is_there
 def test_a_bundle_keeps_one_processor(fine_tuned: Path, lost: Path, tmp_path: Path) -> None:
     vitdeploy.export(lost, processor=ProcessorOptions(fine_tuned), output=tmp_path / "out")
     other = ProcessorOptions(fine_tuned, image_mean=0.25)
+    steps: list[str] = []
     with pytest.raises(UsageError, match="another image processor: --processor fine-tuned;"):
-        vitdeploy.export(lost, to="torchscript", processor=other, output=tmp_path / "out")
+        vitdeploy.export(lost, to="torchscript", processor=other, output=tmp_path / "out", on_step=steps.append)
+    assert steps == ["reading the checkpoint"]
+
+
+def test_a_bundle_of_other_weights_or_another_task_is_seen_before_the_work(fine_tuned: Path, tmp_path: Path) -> None:
+    vitdeploy.export(fine_tuned, output=tmp_path / "out")
+    other = shutil.copytree(fine_tuned, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file(weights | {"classifier.bias": weights["classifier.bias"] + 1}, other / "model.safetensors")
+    changes: list[dict[str, Any]] = [{"model": other}, {"model": fine_tuned, "task": "image-feature-extraction"}]
+    for change in changes:
+        steps: list[str] = []
+        with pytest.raises(UsageError, match="same model"):
+            vitdeploy.export(to="torchscript", output=tmp_path / "out", on_step=steps.append, **change)
+        assert steps == ["reading the checkpoint"]
 
 
 def test_a_processor_is_given_whole(fine_tuned: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,6 +15,9 @@ from PIL import Image, features
 from tiff_files import DEFLATE, RGB, UNCOMPRESSED, WHITE_IS_ZERO, write_tiff
 from vitdeploy.errors import ImageError
 from vitdeploy.images import open_image
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 COMPRESSIONS = pytest.mark.parametrize("compression", [UNCOMPRESSED, DEFLATE], ids=["plain", "deflate"])
 
@@ -106,6 +109,57 @@ def test_rgb_tiff_keeps_its_8_highest_bits_or_is_refused(
             open_image(buffer.getvalue())
         return
     np.testing.assert_array_equal(np.asarray(open_image(buffer.getvalue())), values >> (bits - 8))
+
+
+def test_the_transparent_level_of_a_gray_png() -> None:
+    """PNG's specification of tRNS compares all 16 bits; Pillow's conversion to RGBA has an alpha of 255 throughout."""
+    values = ramp(16)
+    values[3:5, 2:7] = 0x1234
+    values[0, :2] = 0x1235, 0x1200  # of the same 8 highest bits
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"tRNS", b"\x12\x34"), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    levels = (values >> 8).astype(np.uint8)
+    alpha = np.where(values == 0x1234, 0, 255)
+    assert np.count_nonzero(alpha == 0) >= 10
+    np.testing.assert_array_equal(np.asarray(open_image(data, mode="RGBA")), np.dstack([levels] * 3 + [alpha]))
+    check_gray(data, levels)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_gray_with_associated_alpha(mode: Any) -> None:
+    """Pillow's own conversions, from La to LA and from there."""
+    buffer = io.BytesIO()
+    values = np.random.default_rng(0).integers(0, 256, (31, 41, 2), np.uint8)
+    values[..., 0] = np.minimum(values[..., 0], values[..., 1])  # it was multiplied by its alpha
+    tifffile.imwrite(buffer, values, photometric="minisblack", extrasamples=["assocalpha"], planarconfig="contig")
+    with Image.open(io.BytesIO(buffer.getvalue())) as opened:
+        assert opened.mode == "La"
+        want = np.asarray(opened.convert("LA").convert(mode))
+        for source in (buffer.getvalue(), opened):
+            np.testing.assert_array_equal(np.asarray(open_image(source, mode=mode)), want)
+    multiplied, alpha = values.astype(float).transpose(2, 0, 1)
+    gray = np.where(alpha > 0, multiplied * 255 / np.maximum(alpha, 1), multiplied)
+    assert np.abs(gray - np.asarray(open_image(buffer.getvalue(), mode="L"))).max() <= 1  # Pillow rounds down
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "RGBa", "PA", "RGBX", "HSV", "LAB", "La", "LA", "P", "1", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_every_mode_of_pillow_is_converted(kind: str, mode: Any) -> None:
+    assert open_image(Image.new(kind, (3, 2)), mode=mode).mode == mode
+
+
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
+def test_a_tiff_that_cannot_be_decoded_is_not_called_another_format(tmp_path: Path, order: Any, big: bool) -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, ramp(7).astype(np.float64), photometric="minisblack", byteorder=order, bigtiff=big)
+    (tmp_path / "a.tif").write_bytes(buffer.getvalue())
+    for source in (tmp_path / "a.tif", buffer.getvalue(), io.BytesIO(buffer.getvalue())):
+        with pytest.raises(ImageError, match=r"TIFF .* 8 bits"):
+            open_image(source)
 
 
 @pytest.mark.parametrize("bits", [8, 16])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from vitdeploy.assess.folder_listing import list_images
 from vitdeploy.assess.proof import Observer, prove, reference_outputs, reference_runtime, samples
 from vitdeploy.assess.quantization import Quantization, QuantizationRequest
 from vitdeploy.atomic import staged_folder
-from vitdeploy.bundle import Bundle, check_target, commit
+from vitdeploy.bundle import Bundle, check_same_model, check_target, commit
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.export_arguments import axes_of
 from vitdeploy.exporters import EXPORTERS, export_function
@@ -89,10 +90,9 @@ def add_artifact(
     exporter, spec = EXPORTERS[request.format], request.spec
     on_step("reading the checkpoint")
     checkpoint = request.read()
-    for note in checkpoint.notes:
-        on_step(note)
     check_target(place)
-    _check_replaced(place, f"{request.format}-{spec.precision}", spec.target)
+    if (place / MANIFEST).exists():
+        _check_added_to(Bundle.open(place), f"{request.format}-{spec.precision}", spec.target, checkpoint)
     reference, processor = checkpoint.model, checkpoint.processor
     problem_type = reference.problem_type
     axes = axes_of(reference.config, processor, request.bounds) if spec.dynamic_image_size else {}
@@ -186,14 +186,24 @@ def _expected(
     return reference_outputs(reference, images, spec) if found is None else found
 
 
-def _check_replaced(place: Path, name: str, target: str | None) -> None:
-    """Raise UsageError where `place` has the artifact, quantized for another target: who has both needs both."""
-    held = Bundle.open(place).manifest.artifacts if (place / MANIFEST).exists() else ()
-    for artifact in held:
+def _check_added_to(bundle: Bundle, name: str, target: str | None, checkpoint: Checkpoint) -> None:
+    """Raise UsageError where the bundle is of another model, or has the artifact, quantized for another target.
+
+    Who has both targets needs both.
+    """
+    from vitdeploy.models.checkpoint import is_saved
+
+    files = {path: hashlib.sha256(content).hexdigest() for path, content in checkpoint.files.items()}
+    task = str(checkpoint.model.task)
+    check_same_model(bundle, files, task)
+    saved = bundle.path / _WEIGHTS
+    if saved.exists() and not is_saved(checkpoint.model, saved):
+        check_same_model(bundle, files | {_WEIGHTS: "other"}, task)
+    for artifact in bundle.manifest.artifacts:
         other = artifact.options.get("target")
         if artifact.name == name and None not in (target, other) and other != target:
             raise UsageError(
-                f"{name} of {place} must be for {target} to be replaced by one for {target}, is for {other}; "
+                f"{name} of {bundle.path} must be for {target} to be replaced by one for {target}, is for {other}; "
                 f"choose another output"
             )
 

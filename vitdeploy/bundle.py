@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.atomic import exclusive, replace_folder
 from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.file_kinds import PROCESSOR_CONFIGS
 from vitdeploy.labels import class_names
-from vitdeploy.manifest import CONFIG, MANIFEST, NOT_RECORDED, PROCESSOR_CONFIGS, Artifact, FileRecord, Manifest
+from vitdeploy.manifest import CONFIG, MANIFEST, NOT_RECORDED, Artifact, FileRecord, Manifest
 from vitdeploy.scores import ProblemType, problem_type_of
 from vitdeploy.specs import PixelStage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,20 +198,35 @@ def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifa
     return Bundle(target, manifest)
 
 
-def _with_existing(staging: Path, old: Bundle, new: Manifest) -> Manifest:
+def check_same_model(old: Bundle, files: Mapping[str, str], task: str) -> None:
+    """Whether a bundle can take an artifact of a model.
+
+    Args:
+        old: the bundle.
+        files: the SHA-256 of the model's files, by name, with or without those of its weights.
+        task: of the model.
+
+    Raises:
+        UsageError: the bundle holds another model, or the same with another image processor.
+    """
     old_files = {record.path: record.sha256 for record in old.manifest.files}
-    new_files = {record.path: record.sha256 for record in new.files}
-    changed = {name for name in {**old_files, **new_files} if old_files.get(name) != new_files.get(name)}
+    if not any(name in old.manifest.weights for name in files):
+        old_files = {name: digest for name, digest in old_files.items() if name not in old.manifest.weights}
+    changed = {name for name in {**old_files, **files} if old_files.get(name) != files.get(name)}
     if changed and changed <= set(PROCESSOR_CONFIGS):
         raise UsageError(
             f"{old.path} holds this model with another image processor: {old.manifest.processor or NOT_RECORDED}; "
             f"choose another output or give the same processor"
         )
-    if changed or old.manifest.task != new.task:
+    if changed or old.manifest.task != task:
         raise UsageError(
             f"{old.path} must hold the same model, holds {old.manifest.source.id} ({old.manifest.task}); "
             f"choose another output or remove it"
         )
+
+
+def _with_existing(staging: Path, old: Bundle, new: Manifest) -> Manifest:
+    check_same_model(old, {record.path: record.sha256 for record in new.files}, new.task)
     names = {artifact.name for artifact in new.artifacts}
     replaced = [artifact for artifact in old.manifest.artifacts if artifact.name in names]
     kept = [artifact for artifact in old.manifest.artifacts if artifact.name not in names]

@@ -12,6 +12,8 @@ import functools
 import math
 import os
 import re
+import threading
+import time
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import UsageError
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 INTRA_OP_VARIABLE = "ORT_INTRA_OP_NUM_THREADS"  # ONNX Runtime's own: new versions read it where they are given 0
 MOST_THREADS = 1024
+_RECENT_S = 1.0
+_recent = threading.local()  # an affinity mask is a thread's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Cpus:
         logical: those in the affinity mask, which a cpuset limits too; the machine's where the system has no masks.
         online: the machine's.
         cores: the physical cores that `logical` are on: SMT siblings count once. None if unknown.
-        quota: CPU time a wall time, the lowest limit of the process's cgroup and of those above it. None for no limit.
+        quota: CPU time per wall time, the lowest limit of the process's cgroup and of those above it. None for no
+            limit.
     """
 
     logical: int
@@ -84,8 +89,9 @@ class Cpus:
 def usable_cpus(root: str = "", mask: frozenset[int] | None = None) -> Cpus:
     """The CPUs of the calling thread as they are now.
 
-    It takes some tens of microseconds: what changes in the life of a process (its affinity mask, its cgroup and the
-    limits of that) is read at each call, and what does not (the mounts and the topology) is kept.
+    It takes about 100 microseconds in a container: what changes in the life of a process (its affinity mask, its cgroup
+    and the limits of that) is read from several files at each call, and what does not (the mounts and the topology) is
+    kept. See `recent_workers` for less.
 
     Args:
         root: the folder that holds `/proc` and `/sys`.
@@ -97,6 +103,15 @@ def usable_cpus(root: str = "", mask: frozenset[int] | None = None) -> Cpus:
         return Cpus(count, max(count, os.cpu_count() or 1))
     cores, online = _topology(root, mask)
     return Cpus(len(mask), online, cores, _quota(root))
+
+
+def recent_workers() -> int:
+    """`usable_cpus().workers` of the calling thread, up to a second old: for callers that ask many times a second."""
+    now = time.monotonic()
+    if now >= getattr(_recent, "until", now):
+        _recent.workers, _recent.until = usable_cpus().workers, now + _RECENT_S
+    workers: int = _recent.workers
+    return workers
 
 
 def session_threads(asked: int = 0) -> ThreadCount:

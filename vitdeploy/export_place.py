@@ -33,7 +33,7 @@ def place_of(
     Raises:
         CheckpointError: `model` is a path that does not exist.
         OutputError: the folder cannot be written.
-        UsageError: it is neither absent nor empty nor a bundle, or it is in the checkpoint or around it.
+        UsageError: it is neither absent nor empty nor a bundle, or is below a file, or in the checkpoint or around it.
     """
     checkpoint = None if model is None else local_path(model)
     if output is not None:
@@ -45,6 +45,11 @@ def place_of(
         hides_hub_id = checkpoint is None and str(model) == place.name  # since a folder wins over a Hub id
         if hides_hub_id or _is_taken(place, checkpoint):
             place = place.with_name(place.name + _SUFFIX)
+        if checkpoint is not None and checkpoint.is_dir() and Path.cwd().is_relative_to(checkpoint.resolve()):
+            raise UsageError(
+                f"a bundle is not written into the checkpoint that it is made of, and the working directory is in "
+                f"{checkpoint.resolve()}; give another folder with -o"
+            )
     check_target(place)
     if checkpoint is not None:
         _check_apart(place.resolve(), checkpoint.resolve())
@@ -79,6 +84,22 @@ def _is_taken(place: Path, checkpoint: Path | None) -> bool:
     return is_checkpoint or not is_bundle
 
 
+def check_repository(repository: str | os.PathLike[str], model: str | Path) -> None:
+    """Raise UsageError where Triton's models would be written into the checkpoint, which stays as it is.
+
+    Args:
+        repository: the folder that Triton is given.
+        model: what is exported, as `vitdeploy.hub.resolve` takes it.
+    """
+    checkpoint = local_path(model)
+    if (
+        checkpoint is not None
+        and checkpoint.is_dir()
+        and Path(repository).resolve().is_relative_to(checkpoint.resolve())
+    ):
+        raise UsageError(f"{repository} lies in the checkpoint {checkpoint}; choose a folder beside it for --triton")
+
+
 def _check_apart(place: Path, checkpoint: Path) -> None:
     """Raise UsageError where the bundle would be in the checkpoint, or the checkpoint in the bundle."""
     if place == checkpoint:
@@ -92,12 +113,13 @@ def _check_apart(place: Path, checkpoint: Path) -> None:
 
 
 def _check_writable(place: Path) -> None:
-    """Raise OutputError where the folder cannot be made or replaced, as far as can be told before."""
+    """Raise OutputError where the folder cannot be made or replaced, UsageError where it is below a file."""
     try:
         parent = next(parent for parent in place.parents if parent.exists())
         good = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
     except OSError as exc:
         raise OutputError(f"{place} cannot be written: {first_line(exc)}; choose another output") from exc
+    if not parent.is_dir():
+        raise UsageError(f"{place} cannot be a folder, since {parent} is a file; choose another output")
     if not good:
-        reason = "is not writable" if parent.is_dir() else "is a file"
-        raise OutputError(f"{place} cannot be written: {parent} {reason}; choose another output")
+        raise OutputError(f"{place} cannot be written: {parent} is not writable; choose another output")

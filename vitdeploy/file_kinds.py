@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+SETTINGS_FILE, NESTED_FILE = PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
+
 _POINTER = b"version https://git-lfs.github.com/spec/v1"  # git-lfs/docs/spec.md: the first line of every pointer
 _MOST_POINTER_BYTES = 1024  # the same page: a pointer is smaller
 _MOST_NAMES = 10_000  # of a folder that is looked into to say what it is
@@ -60,8 +62,8 @@ _CONVERT = (
     "convert it with transformers 4: AutoModel...from_pretrained(FOLDER, {option}=True).save_pretrained(NEW_FOLDER)"
 )
 _ANSWERS = {
-    _TORCH: f"these do not say which model they are of; {_SAVE}",
-    _SAFETENSORS: f"these do not say which model they are of; {_SAVE}",
+    _TORCH: f"weights alone do not say which model they are of; {_SAVE}",
+    _SAFETENSORS: f"weights alone do not say which model they are of; {_SAVE}",
     _TORCHSCRIPT: _EXPORTED,
     _ONNX: _EXPORTED,
     _ENGINE: _EXPORTED,
@@ -186,13 +188,12 @@ def names_advice(source: str, names: Collection[str]) -> str | None:
             f"image encoder"
         )
     below = sorted({name.rpartition("/")[0] for name in names if re.fullmatch(r".+/(adapter_)?config\.json", name)})
-    steps = [name for name in below if re.fullmatch(r"checkpoint-\d+", name)]
+    steps = sorted({name.partition("/")[0] for name in names if re.match(r"checkpoint-\d+/", name)})
     if steps:
         newest = max(steps, key=lambda name: int(name.partition("-")[2]))
-        return (
-            f"{source} is the folder of a training run; name one of its {len(steps)} checkpoints, "
-            f"the newest is {plain}/{newest}"
-        )
+        which = f"one of its {len(steps)} checkpoints, the newest is" if len(steps) > 1 else "its checkpoint,"
+        without = "" if newest in below else ", after a copy of the trained model's config.json into it, which it lacks"
+        return f"{source} is the folder of a training run; name {which} {plain}/{newest}{without}"
     if "zero_to_fp32.py" in top:
         return f"{source} has DeepSpeed's partitioned weights; join them with its zero_to_fp32.py --safe_serialization"
     if any(name.endswith(".distcp") for name in names):
@@ -202,17 +203,17 @@ def names_advice(source: str, names: Collection[str]) -> str | None:
     if below and not top & {"config.json", "adapter_config.json"}:
         others = f" (or {', '.join(below[1:4])})" if below[1:] else ""
         return f"{source} has no checkpoint itself; name the folder in it that has: {plain}/{below[0]}{others}"
-    return _foreign_advice(source, sorted(top))
+    return _foreign_advice(source, sorted(top), names)
 
 
-def _foreign_advice(source: str, top: list[str]) -> str | None:
+def _foreign_advice(source: str, top: list[str], names: Collection[str]) -> str | None:
     """For a folder that holds the files of another library."""
     for name in top:
         if re.fullmatch(r"tf_model.*\.h5|saved_model\.pb|.+\.ckpt\.index|model\.ckpt.*", name):
             return f"{source} has TensorFlow weights alone ({name}): {_ANSWERS[_KERAS]}"
         if re.fullmatch(r"flax_model.*\.msgpack", name):
             return f"{source} has Flax weights alone ({name}): {_ANSWERS[_FLAX]}"
-    for name in top:
+    for name in (*top, *sorted(set(names) - set(top))):
         kind = _ENDINGS.get(Path(name).suffix.lower())
         if kind in (_ONNX, _ENGINE, _TF_LITE, _GGUF, _OPENVINO, _TORCHSCRIPT):
             return f"{source} has no checkpoint, only an exported model ({name}): {_ANSWERS[kind]}"

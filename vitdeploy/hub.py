@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, OutputError, UsageError
 from vitdeploy.file_kinds import (
+    PROCESSOR_CONFIGS,
     file_advice,
     folder_names,
     is_lfs_pointer,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CONFIG = "config.json"
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _ONE_FILE = ".npz"
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
@@ -285,7 +285,7 @@ def _open(
         raise CheckpointError(
             names_advice(source, names()) or f"{source} has no {_CONFIG}; expected a Hugging Face checkpoint"
         )
-    for name in _PROCESSORS:
+    for name in PROCESSOR_CONFIGS:
         fetch(name)
     for name in _WEIGHTS if config is not None else ():
         path = fetch(name)
@@ -324,9 +324,9 @@ def _open_processor(
     source: str,
 ) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Fetch the configurations, and return their paths: config.json may name the processor's class, or be timm's."""
-    paths = tuple(path for path in map(fetch, (*_PROCESSORS, _CONFIG)) if path is not None)
+    paths = tuple(path for path in map(fetch, (*PROCESSOR_CONFIGS, _CONFIG)) if path is not None)
     if not paths:
-        raise CheckpointError(f"{source} has no image processor; looked for {', '.join(_PROCESSORS)}")
+        raise CheckpointError(f"{source} has no image processor; looked for {', '.join(PROCESSOR_CONFIGS)}")
     return paths, ()
 
 
@@ -345,7 +345,7 @@ class _Wanted(NamedTuple):
 
 
 _CHECKPOINT = _Wanted((_CONFIG, _ADAPTER_CONFIG), _open)
-_PROCESSOR = _Wanted((*_PROCESSORS, _CONFIG), _open_processor)
+_PROCESSOR = _Wanted((*PROCESSOR_CONFIGS, _CONFIG), _open_processor)
 
 
 def _shards(index: Path, fetch: Callable[[str], Path | None]) -> tuple[Path, ...]:

@@ -8,10 +8,11 @@ import importlib
 
 from PIL import Image, features
 
-# Pillow's name of each format, and the module that registers it. They hold photographs and scans, decode in this
-# process and refer to nothing outside the file: EPS would start Ghostscript, and WMF is drawn by Windows. HEIF is read
-# where another package has registered it, such as pillow-heif; MPO, of stereo cameras, is opened as JPEG. TGA has no
-# magic number and would take other files for its own: it is the last that is tried.
+# Pillow's name of each format, and the module that registers it: all raster formats that Pillow decodes itself. Not
+# among them are those that start a process or are drawn by the system (EPS with Ghostscript, WMF), whose values have no
+# fixed range (FITS, MCIDAS, SPIDER), and which have no decoder or are no images of their own (BUFR, GRIB, HDF5, MPEG,
+# IPTC). HEIF is read where pillow-heif is installed; MPO, of stereo cameras, is opened as JPEG. Those at the end have
+# no magic number and would take other files for their own: they are the last that are tried.
 FORMATS = {
     "JPEG": "JpegImagePlugin",
     "MPO": "MpoImagePlugin",
@@ -26,10 +27,31 @@ FORMATS = {
     "AVIF": "AvifImagePlugin",
     "HEIF": None,
     "QOI": "QoiImagePlugin",
+    "DDS": "DdsImagePlugin",
+    "ICNS": "IcnsImagePlugin",
+    "ICO": "IcoImagePlugin",
+    "CUR": "CurImagePlugin",
+    "PSD": "PsdImagePlugin",
+    "SGI": "SgiImagePlugin",
+    "SUN": "SunImagePlugin",
+    "BLP": "BlpImagePlugin",
+    "DCX": "DcxImagePlugin",
+    "FLI": "FliImagePlugin",
+    "FTEX": "FtexImagePlugin",
+    "MSP": "MspImagePlugin",
+    "PCD": "PcdImagePlugin",
+    "PIXAR": "PixarImagePlugin",
+    "XBM": "XbmImagePlugin",
+    "XPM": "XpmImagePlugin",
+    "XVTHUMB": "XVThumbImagePlugin",
     "PCX": "PcxImagePlugin",
+    "GBR": "GbrImagePlugin",
+    "IM": "ImImagePlugin",
+    "IMT": "ImtImagePlugin",
     "TGA": "TgaImagePlugin",
 }
-WEAK_MAGIC = frozenset({"DIB", "PCX", "TGA"})  # any file may begin as they do
+WEAK_MAGIC = frozenset({"DIB", "PCX", "GBR", "IM", "IMT", "TGA"})  # any file may begin as they do
+HEIF_ENDINGS = frozenset({".heic", ".heif", ".hif"})
 # Features of Pillow without which a format is registered, and cannot be decoded.
 _NEEDED = {
     "JPEG": "jpg",
@@ -53,13 +75,20 @@ def image_endings() -> frozenset[str]:
     return frozenset(ending for ending, name in Image.EXTENSION.items() if name in readable)
 
 
+def is_heif(begin: bytes) -> bool:
+    """Whether a file that begins so is HEIF (ISO/IEC 23008-12), as HEIC photographs are: by its major brand."""
+    return begin[4:8] == b"ftyp" and begin[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1")
+
+
 @functools.cache
 def _register() -> None:
-    """Import the plugins of these formats alone: all that Pillow has take ten times as long."""
+    """Import the plugins of these formats alone, and pillow-heif where it is installed."""
     for module in FORMATS.values():
         with contextlib.suppress(ImportError):  # of a later Pillow
             if module is not None:
                 importlib.import_module(f"PIL.{module}")
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
 
 
 @functools.cache

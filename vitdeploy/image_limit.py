@@ -27,7 +27,7 @@ _LONGEST_EMBEDDED = 1 << 15
 def max_pixels() -> int | None:
     """The most pixels of an image: VITDEPLOY_MAX_IMAGE_PIXELS, or twice PIL.Image.MAX_IMAGE_PIXELS; None for no limit.
 
-    Twice, since Pillow refuses an image only from there on; from once on it warns.
+    Pillow warns of an image with more than its limit, and refuses one with more than twice as many.
 
     Raises:
         UsageError: the variable is not a whole number from 1 up.

@@ -15,8 +15,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vitdeploy.errors import ImageError, UsageError
 from vitdeploy.file_kinds import is_lfs_pointer, lfs_advice
-from vitdeploy.image_formats import readable_formats
-from vitdeploy.image_limit import HOW_TO_RAISE, check_pixel_count, limit_lifted
+from vitdeploy.image_formats import is_heif, readable_formats
+from vitdeploy.image_limit import HOW_TO_RAISE, check_pixel_count, limit_lifted, max_pixels
 from vitdeploy.sample_depth import check_samples, to_8_bits
 from vitdeploy.specs import MODES
 
@@ -31,6 +31,7 @@ ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]"
 )
 
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two of BigTIFF
 # What Pillow's decoders are known to raise on a damaged file. A `Warning` is raised where warnings are errors.
 _DECODER_ERRORS = (
     ArithmeticError,
@@ -52,8 +53,12 @@ def open_image(source: ImageSource, *, mode: Mode = "RGB", name: str | None = No
 
     The pixels are those of transformers' `load_image`, by Pillow's conversion to `mode`: for "L" its luma of a colour
     image; for "RGB" the gray three times, transparency dropped and not blended; for "RGBA" an alpha of 255 where the
-    image has none. Of an animation the first frame is used. One thing differs: gray of more than 8 bits keeps the 8
-    highest of the bits that the file states, where Pillow's conversion clips to white; see `vitdeploy.sample_depth`.
+    image has none. What a PNG file marks as transparent has an alpha of 0, but for gray of 2 or 4 bits and RGB of 16,
+    where Pillow does not find it. Of an animation the first frame is used. One thing differs: gray of more than 8 bits
+    keeps the 8 highest of the bits that the file states, where Pillow's conversion clips to white; see
+    `vitdeploy.sample_depth`. Only a file, or the image that `Image.open` gave, states them: a copy or a crop of such an
+    image, and one that was made in memory, counts as full 16 bits, so that 12 bits in it come out dark; pass the file,
+    or scale the values.
 
     Args:
         source: a path, an encoded image (bytes or a binary file object), a PIL image, or a uint8 array of shape
@@ -154,9 +159,22 @@ def _converted(image: Image.Image, mode: Mode, origin: Image.Image, name: str) -
         # It is dropped in any case; left there, Pillow warns for a palette with several transparent colours.
         image = image.copy()
         del image.info["transparency"]
+    if image.mode == "La":  # which Pillow converts to nothing else, as of a TIFF file with associated alpha
+        image = image.convert("LA")
     if image.mode == "LAB":  # which Pillow converts to colours alone
         image = image.convert("RGB")
     return image.convert(mode)
+
+
+def _beginning(source: Any) -> bytes:
+    """The first bytes of a path or a file object; none where they cannot be read."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        if isinstance(source, (str, os.PathLike)):
+            with Path(source).open("rb") as file:
+                return file.read(12)
+        source.seek(0)
+        return bytes(source.read(12))
+    return b""
 
 
 @contextlib.contextmanager
@@ -166,10 +184,20 @@ def _decoder_errors(name: str, source: object = None) -> Iterator[None]:
     except UnidentifiedImageError as exc:
         if isinstance(source, (str, os.PathLike)) and is_lfs_pointer(Path(source)):
             raise ImageError(lfs_advice(Path(source))) from exc
+        if is_heif(_beginning(source)) and "HEIF" not in readable_formats():
+            raise ImageError(
+                f"cannot read {name}: it is a HEIF image; install pillow-heif, or convert it to JPEG"
+            ) from exc
+        if _beginning(source)[:4] in _TIFF_MAGIC:
+            raise ImageError(
+                f"cannot read {name}: a TIFF file that is damaged, or has a depth or layout that Pillow cannot decode; "
+                "save it with 8 bits a channel"
+            ) from exc
         formats = ", ".join(readable_formats())
         raise ImageError(f"cannot read {name}: it is empty, or not in an image format that is read: {formats}") from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise ImageError(f"cannot read {name}: {str(exc).rstrip('.')}; {HOW_TO_RAISE}") from exc
+        limit = max_pixels()  # Pillow's message has twice as many
+        raise ImageError(f"cannot read {name}: more than the limit of {limit} pixels; {HOW_TO_RAISE}") from exc
     except _DECODER_ERRORS as exc:
         reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
         raise ImageError(f"cannot read {name}: {' '.join(reason.split())}") from exc

@@ -24,7 +24,6 @@ SCHEMA_VERSION = 3
 _READABLE = (2, SCHEMA_VERSION)  # 2 does not say where the image processor came from
 # What is read of a bundle beside weights and artifacts: none of these may lie there unvouched for.
 CONFIG = "config.json"
-PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,9 @@ NOT_RECORDED = "not recorded (the bundle was made by an earlier version)"
 # The kinds of origin of an image processor, and how people are told.
 _PROCESSOR_KINDS = {
     "checkpoint": "the checkpoint's own",
+    "base": "that of the adapter's base",
     "timm": "timm's pretrained_cfg",
+    "timm-defaults": "timm's defaults, since its configuration states none",
     "npz": "that of Google's vit_jax for its .npz files: the whole image resized, (x - 127.5) / 127.5",
     "preset": "that of the preset: the whole image resized, (x - 127.5) / 127.5",
     "given": "--processor",
@@ -59,7 +60,8 @@ class ProcessorOrigin:
     """Where an image processor came from.
 
     Attributes:
-        kind: "checkpoint", its own file; "timm", its `pretrained_cfg`; "npz", stated by the library of Google's files;
+        kind: "checkpoint", its own file; "base", that of an adapter's base; "timm", its `pretrained_cfg`;
+            "timm-defaults", what timm does where that states nothing; "npz", stated by the library of Google's files;
             "preset", that of random weights; "given", another one than the checkpoint's; "options", settings alone.
         id: of a given one: the Hub id, or the name of the folder or file.
         revision: of a given one from the Hub: the commit.
@@ -97,7 +99,7 @@ class Source:
         revision: the commit on the Hub; None elsewhere.
         weights: the files that held the weights, an adapter's too; none for random ones.
         processor: where the image processor came from; None in a bundle of schema version 2, which does not say it.
-        base: the Hub id or name of the model that an adapter was merged into, where that is another one.
+        base: the Hub id or name of the model that an adapter was merged into; None without an adapter.
         base_revision: its commit on the Hub.
     """
 
@@ -361,11 +363,10 @@ def _validation(item: Any) -> dict[str, Any]:
         for output in _typed(item.get("calibration_images", []), list):
             _typed(output["output"], str)
             _typed(output["images"], int)
-            _typed(output["mean_cosine"], float)
-            _typed(output.get("p5_cosine", 1.0), float)
-            if output["top1_agreement"] is not None:
-                _typed(output["top1_agreement"], float)
-            for name in ("relative_error", "neighbour_agreement"):
+            for name in ("mean_cosine", "top1_agreement"):
+                if output[name] is not None:
+                    _typed(output[name], float)
+            for name in ("p5_cosine", "relative_error", "neighbour_agreement"):
                 if output.get(name) is not None:
                     _typed(output[name], float)
     return dict(item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from vitdeploy.errors import BundleError, NotFiniteError, UsageError
 from vitdeploy.images import image_name
 from vitdeploy.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.scores import ProblemType
-from vitdeploy.specs import PixelStage, Task
+from vitdeploy.scores import ProblemType, default_problem_type
+from vitdeploy.specs import PixelStage, Precision, Task
 
 if TYPE_CHECKING:
     import os
@@ -51,11 +52,15 @@ class Prediction:
 class Predictor:
     """A bundle, open with one backend. A context manager; `predict` may be called from several threads.
 
+    Raises:
+        UsageError: the problem type is unknown.
+
     Attributes:
         processor: images to what the runtime takes.
         runtime: executes the artifact.
         labels: class names in the order of the logits.
-        problem_type: how the logits are read.
+        problem_type: how the logits are read; by default as transformers' pipeline does where `config.json` states
+            none: a sigmoid for one label, softmax for more.
     """
 
     def __init__(
@@ -63,12 +68,12 @@ class Predictor:
         processor: ImageProcessor,
         runtime: Runtime,
         labels: Sequence[str],
-        problem_type: ProblemType = ProblemType.SINGLE_LABEL,
+        problem_type: ProblemType | str | None = None,
     ) -> None:
         self.processor = processor
         self.runtime = runtime
         self.labels = tuple(labels)
-        self.problem_type = problem_type
+        self.problem_type = _problem_type(problem_type, len(self.labels))
 
     def predict(
         self, images: ImageSource | Sequence[ImageSource], *, top_k: int | None = None, batch_size: int = 8
@@ -100,7 +105,7 @@ class Predictor:
             raise UsageError("top_k ranks classes, and this model is a regression; leave it out for all of its values")
         top_k = DEFAULT_TOP_K if top_k is None else top_k
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1 up, got {value!r}")
         batch_size = batch_size_for(self.processor, self.runtime, batch_size)
         batch = as_batch(images)
@@ -133,15 +138,26 @@ class Predictor:
         if rows:
             names = [image_name(images[row], default=f"images[{first_index + row}]") for row in rows]
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            advice = "check the weights with vitdeploy compare"
+            if self.runtime.precision not in (None, Precision.FP32):
+                advice = f"try fp32 instead of {self.runtime.precision}, and {advice}"
             raise NotFiniteError(
-                f"the model gives NaN or infinite logits for {names[0]}{others}, so nothing can be predicted; try a "
-                f"higher precision such as fp32, and check the weights with vitdeploy compare"
+                f"the model gives NaN or infinite logits for {names[0]}{others}, so nothing can be predicted; {advice}"
             )
 
     def _best(self, scores: np.ndarray, top_k: int) -> list[Prediction]:
         ranked = self.problem_type is not ProblemType.REGRESSION
         order = np.argsort(-scores, kind="stable")[:top_k] if ranked else np.arange(len(scores))
         return [Prediction(self.labels[index], int(index), float(scores[index])) for index in order]
+
+
+def _problem_type(given: ProblemType | str | None, num_labels: int) -> ProblemType:
+    if given is None:
+        return default_problem_type(num_labels)
+    try:
+        return ProblemType(given)
+    except ValueError as exc:
+        raise UsageError(f"unknown problem_type {given!r:.80}; expected one of {', '.join(ProblemType)}") from exc
 
 
 def load(

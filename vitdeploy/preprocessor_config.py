@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import InputError
+from vitdeploy.file_kinds import NESTED_FILE, SETTINGS_FILE, is_lfs_pointer, lfs_advice
 from vitdeploy.specs import MODES
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class ShortestEdge:
         return (longest_edge, self.shortest_edge) if image_width <= image_height else (self.shortest_edge, longest_edge)
 
 
-SETTINGS_FILE, NESTED_FILE = "preprocessor_config.json", "processor_config.json"
+FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # as Pillow numbers them
 _USUAL_CHANNELS = 3
 _USUAL_STATISTICS = (0.5, 0.5, 0.5)  # of the classes that name no others
 _MOST = 1e30  # far from what float32 holds at most, so that no result of it is infinite
@@ -87,13 +88,13 @@ def find_settings(folder: Path) -> tuple[dict[str, Any], Path] | None:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Read one file of settings, or one that nests them.
+    """Read one file of settings, or a processor_config.json, which nests them.
 
     Raises:
         InputError: the file cannot be read, or is not JSON.
     """
     content = _read_json(path)
-    settings = content.get("image_processor")
+    settings = content.get("image_processor") if path.name == NESTED_FILE else None
     return content if settings is None else _object(settings, path)
 
 
@@ -140,11 +141,8 @@ def parse(config: Mapping[str, Any], num_channels: int | None = None) -> dict[st
         InputError: the class is unknown, a value is not what it must be, a step is not implemented, or there is another
             number of means than of channels.
     """
-    name = _class_name(config)
-    kind = str(name).removesuffix("Fast").removesuffix("Pil")
-    if kind not in _CLASS_DEFAULTS:
-        raise InputError(f"'image_processor_type' must be one of {', '.join(_CLASS_DEFAULTS)}, got {name!r}")
-    settings = {**_STEPS, **_CLASS_DEFAULTS[kind], **config}
+    settings = complete(config)
+    kind = settings["image_processor_type"]
     for key, value in settings.items():
         if key.startswith("do_") and value and key not in _STEPS and key != "do_reduce_labels":
             raise InputError(f"{key!r} must be false, got {value!r}: this step is not implemented")
@@ -164,6 +162,24 @@ def parse(config: Mapping[str, Any], num_channels: int | None = None) -> dict[st
     return {"image_processor_type": kind, **steps, **values, **_statistics(values, num_channels, steps["do_normalize"])}
 
 
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with their class's name and defaults where they have none, unread otherwise.
+
+    Raises:
+        InputError: the class is unknown, or the settings are nested as in a processor_config.json.
+    """
+    if isinstance(config.get("image_processor"), Mapping) and not config.keys() & (APPLIED - _CLASS_KEYS):
+        raise InputError(
+            f"the settings are in 'image_processor', where only a {NESTED_FILE} has them; rename the file, or move "
+            f"them to the top level"
+        )
+    name = _class_name(config)
+    kind = str(name).removesuffix("Fast").removesuffix("Pil")
+    if kind not in _CLASS_DEFAULTS:
+        raise InputError(f"'image_processor_type' must be one of {', '.join(_CLASS_DEFAULTS)}, got {name!r}")
+    return {**_STEPS, **_CLASS_DEFAULTS[kind], **config, "image_processor_type": kind}
+
+
 def _statistics(values: Mapping[str, Any], num_channels: int | None, used: bool) -> dict[str, tuple[float, ...]]:
     """`image_mean` and `image_std` with a number for each channel."""
     given = {key: values.get(key, _USUAL_STATISTICS) for key in ("image_mean", "image_std")}
@@ -176,7 +192,8 @@ def _statistics(values: Mapping[str, Any], num_channels: int | None, used: bool)
             stated = "" if key in values else ", the defaults of its class"
             raise InputError(
                 f"{key!r} has {len(value)} numbers, {list(value)}{stated}, for images of {count} channel"
-                f"{'s' * (count > 1)}; state one number for each channel, or one for all"
+                f"{'s' * (count > 1)}; state one number for each channel, or one for all, there or with "
+                f"--{key.replace('_', '-')}"
             )
     return {key: value if isinstance(value, tuple) else (value,) * count for key, value in given.items()}
 
@@ -189,7 +206,7 @@ def note_unknown_settings(files: Mapping[str, bytes]) -> None:
     """
     for name, content in files.items():
         settings = json.loads(content)
-        settings = settings.get("image_processor") if name == "processor_config.json" else settings
+        settings = settings.get("image_processor") if name == NESTED_FILE else settings
         unknown = sorted(settings.keys() - _KNOWN) if isinstance(settings, dict) else []
         if unknown:
             more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
@@ -201,6 +218,8 @@ def note_unknown_settings(files: Mapping[str, bytes]) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if is_lfs_pointer(path):
+        raise InputError(lfs_advice(path))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
@@ -282,7 +301,7 @@ def _exact_size(key: str, value: object) -> Size:
     return Size(_edge(key, height), _edge(key, width))
 
 
-# How a value is read, and the step that uses it: where that is off, the value may be null.
+# How a setting is read, and the step that uses it: where that is off, the value may be null.
 _VALUES: dict[str, tuple[Callable[[str, object], Any], str]] = {
     "size": (_size, "do_resize"),
     "resample": (_resample, "do_resize"),
@@ -292,6 +311,8 @@ _VALUES: dict[str, tuple[Callable[[str, object], Any], str]] = {
     "image_mean": (_channels, "do_normalize"),
     "image_std": (_channels, "do_normalize"),
 }
+
+STEP_OF = {key: step for key, (_, step) in _VALUES.items()}
 
 # The steps of ViTImageProcessor, and where the other classes of transformers differ.
 _STEPS = {
@@ -318,7 +339,8 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 # What becomes of every key that transformers 4 and 5 write, but for other steps (`do_...`), which must be off.
-APPLIED = frozenset({"image_processor_type", "feature_extractor_type", "default_to_square", *_STEPS, *_VALUES})
+_CLASS_KEYS = frozenset({"image_processor_type", "feature_extractor_type"})
+APPLIED = frozenset({*_CLASS_KEYS, "default_to_square", *_STEPS, *_VALUES})
 REFUSED = frozenset({"auto_map", "do_pad"})  # unless they are null, false or empty
 WITHOUT_EFFECT = frozenset(
     {

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from vitdeploy.cpu import usable_cpus
+from vitdeploy.cpu import recent_workers
 from vitdeploy.errors import InputError, UsageError
+from vitdeploy.image_formats import readable_formats
 from vitdeploy.image_limit import check_embedded_side, check_pixel_count
 from vitdeploy.images import ImageSource, decode_image, image_name
 from vitdeploy.preprocessor_config import ShortestEdge, Size, channels_of_model, parse, read_folder
@@ -185,7 +186,7 @@ class ImageProcessor:
                 axes is a batch.
             pixels: how far to go; a model that takes bytes does the rest itself.
             threads: how many images are decoded at a time; by default one a CPU that the process's affinity and
-                cgroup quota allow.
+                cgroup quota allow, as they were at most a second ago.
             first_index: what an error counts from, when it names an image without a path.
 
         Returns:
@@ -199,14 +200,14 @@ class ImageProcessor:
         if not sources:
             raise UsageError("expected at least one image, got an empty batch")
         if threads is None:
-            threads = usable_cpus().workers if len(sources) > 1 else 1
+            threads = recent_workers() if len(sources) > 1 else 1
         if threads < 1:
             raise UsageError(f"'threads' must be at least 1, got {threads}")
         names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources, first_index)]
         read = self._decoded if pixels.stage is PixelStage.DECODED else self._resized
         if min(threads, len(sources)) == 1:
             return self._batch(map(read, sources, names), len(sources), pixels)
-        Image.init()  # Pillow registers its formats on first use, without a lock
+        readable_formats()  # Pillow registers its formats on first use, without a lock
         with ThreadPoolExecutor(min(threads, len(sources))) as pool:
             return self._batch(pool.map(read, sources, names), len(sources), pixels)
 

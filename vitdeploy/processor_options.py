@@ -7,17 +7,7 @@ import os
 from typing import Any
 
 from vitdeploy.errors import InputError, UsageError
-from vitdeploy.preprocessor_config import ShortestEdge, Size, read_setting
-
-# As Pillow numbers them.
-FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-# The settings of each step. A step that is off is turned on by naming all of them.
-_STEPS = {
-    "do_resize": ("size", "resample"),
-    "do_center_crop": ("crop_size",),
-    "do_rescale": ("rescale_factor",),
-    "do_normalize": ("image_mean", "image_std"),
-}
+from vitdeploy.preprocessor_config import FILTERS, STEP_OF, ShortestEdge, Size, read_setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +43,15 @@ class ProcessorOptions:
 
     def __post_init__(self) -> None:
         if self.source is not None and not (isinstance(self.source, (str, os.PathLike)) and os.fspath(self.source)):
-            raise UsageError(f"source is a folder, a file or a Hub id, got {self.source!r:.80}")
+            raise UsageError(f"an image processor is named by a folder, a file or a Hub id, got {self.source!r:.80}")
         for name in self.settings:
             object.__setattr__(self, name, self._read(name, getattr(self, name)))
         if 0 in (self.image_std if isinstance(self.image_std, tuple) else (self.image_std,)):
-            raise UsageError("image_std contains 0, by which no value can be divided; give positive numbers")
+            raise UsageError("image_std contains 0, by which no value can be divided; give numbers other than 0")
+        if self.rescale_factor == 0:
+            raise UsageError("a rescale_factor of 0 makes all images the same; give another number, such as 1/255")
         if self.size is False and self.resample is not None:
-            raise UsageError("resample has no effect with size=False; leave one out")
+            raise UsageError("a resample filter has no effect where images are not resized; leave it out, or resize")
 
     @staticmethod
     def _read(name: str, value: Any) -> Any:
@@ -97,19 +89,20 @@ class ProcessorOptions:
         """The content of a preprocessor_config.json with these settings.
 
         Args:
-            config: the content, as `ImageProcessor.to_dict` gives it.
+            config: the content, with the defaults of its class; see `preprocessor_config.complete`.
 
         Raises:
             UsageError: a setting belongs to a step that is off, and the other settings of that step are not given.
         """
         changed = dict(config)
-        for step, names in _STEPS.items():
+        for step in dict.fromkeys(STEP_OF.values()):
+            names = [name for name, of_step in STEP_OF.items() if of_step == step and hasattr(self, name)]
             given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
             if any(value is False for value in given.values()):
                 changed[step] = False
             elif given:
                 lacking = [name for name in names if name not in given]
-                if not config[step] and lacking:
+                if not config[step] and lacking:  # a step that is off is turned on by naming all of its settings
                     raise UsageError(
                         f"the image processor has {step} off; {', '.join(given)} turns it on only together with "
                         f"{', '.join(lacking)}"

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Formats whose gray Pillow scales to 16 bits itself: PNG has no other depth, of PPM and PGM the maximum is divided by
-# (PpmImagePlugin), and JPEG 2000 is shifted (Jpeg2KDecode.c). None: an image that was made in memory.
+# (PpmImagePlugin), and JPEG 2000 is shifted (Jpeg2KDecode.c). None: an image that was made in memory, as copies and
+# crops are too: Pillow gives them neither the format nor the tags of their origin.
 _FULL_RANGE = (None, "PNG", "PPM", "JPEG2000")
 # TIFF 6.0's tags.
 _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 259, 262, 284, 339
@@ -47,10 +48,11 @@ def check_samples(image: Image.Image, name: str) -> None:
 
 
 def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image:
-    """Gray of 9 to 16 bits as mode "L", by its 8 highest bits; other images as they are.
+    """Gray of 9 to 16 bits by its 8 highest bits, as mode "L" or, with a transparent level, "LA"; others as they are.
 
     A TIFF file states its depth in BitsPerSample, and whether 0 is white in PhotometricInterpretation. Its
-    MaxSampleValue is not used: TIFF 6.0 has it for statistics, not for display.
+    MaxSampleValue is not used: TIFF 6.0 has it for statistics, not for display. A PNG file's tRNS chunk states the one
+    level that is transparent, in all of its 16 bits.
 
     Args:
         image: of any mode.
@@ -82,7 +84,10 @@ def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image
     np.right_shift(values, bits - 8, out=levels, casting="unsafe")
     if _WHITE_IS_ZERO in _numbers(tags, _PHOTOMETRIC):  # Pillow inverts up to 8 bits alone
         np.invert(levels, out=levels)
-    return Image.fromarray(levels)
+    gray, transparent = Image.fromarray(levels), image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return gray
+    return Image.merge("LA", (gray, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
 
 
 def _tags(image: Image.Image) -> Mapping[int, Any]:

@@ -76,11 +76,11 @@ def problem_type_of(task: str, config: Mapping[str, Any]) -> ProblemType:
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):  # exp(-x) is infinite below -88, and the score is 0, which is right
-        found: NDArray[Any] = 1.0 / (1.0 + np.exp(-logits))
-    return found
+        scores: NDArray[Any] = 1.0 / (1.0 + np.exp(-logits))
+    return scores
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    found: NDArray[Any] = exponents / exponents.sum(axis=-1, keepdims=True)
-    return found
+    scores: NDArray[Any] = exponents / exponents.sum(axis=-1, keepdims=True)
+    return scores

@@ -71,7 +71,7 @@ def folder(tmp_path: Path) -> Path:
 
 def images_of(folder: Path, limit: int = 512, seed: int = 0, **options: Any) -> CalibrationImages:
     progress = options.get("on_progress", lambda _done, _total: None)
-    return CalibrationImages.open(folder, PROCESSOR, (), limit, seed, progress)
+    return CalibrationImages.open(folder, PROCESSOR, limit, seed, progress)
 
 
 def test_a_seeded_part_that_a_smaller_one_is_in(folder: Path) -> None:
@@ -167,16 +167,28 @@ def test_images_of_one_shape_come_together() -> None:
     assert [image[0, 0, 0] for batch in found for image in batch] == [0, 1, 2, 3, 4]
 
 
-def test_a_data_set_with_labels_gives_its_images(folder: Path) -> None:
-    (folder / "images.csv").write_text("image,label\nodd/1.png,cat\neven/2.png,dog\n", encoding="utf-8")
-    found = open_images(folder / "images.csv", ("cat", "dog"))
+@pytest.mark.parametrize("table", ["image,label\n{},4.5\n{},bird\n", "image,label\n{},\n{},1\n", "file_name\n{}\n{}\n"])
+def test_a_csv_gives_its_images_whatever_its_labels(folder: Path, table: str) -> None:
+    (folder / "images.csv").write_text(table.format("odd/1.png", "even/2.png"), encoding="utf-8")
+    found = open_images(folder / "images.csv")
     assert found.names == ("odd/1.png", "even/2.png")
     assert found.load(1) == (folder / "even" / "2.png").read_bytes()
 
 
+@pytest.mark.parametrize("labels", [{"label": [4.5, None]}, {"label": ["bird", "cat"]}, {}])
+def test_parquet_files_give_their_images_whatever_their_labels(tmp_path: Path, labels: dict[str, Any]) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"image": [b"first", b"second"], **labels}), tmp_path / "a.parquet")
+    for source in (tmp_path / "a.parquet", tmp_path):
+        found = open_images(source)
+        assert (found.names, found.load(1)) == (("a.parquet#0", "a.parquet#1"), b"second")
+
+
 def test_images_that_cannot_be_had(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none is not a folder of images"):
-        images_of(tmp_path / "none")
+    for name in ("none", "none.csv", "none.parquet"):
+        with pytest.raises(InputError, match=name):
+            images_of(tmp_path / name)
     (folder / "odd" / "1.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"odd/1\.png"):
         list(images_of(folder).pixels(PixelFormat()))

@@ -14,6 +14,7 @@ from vitdeploy.assess.cosine_bound import CosineBound, too_long
 from vitdeploy.assess.difference import compare_outputs, relative_error
 from vitdeploy.assess.features import cosines, nearness
 from vitdeploy.errors import CheckFailedError
+from vitdeploy.scores import ProblemType
 
 BOUND = CosineBound(0.99, 0.97, 0.2)
 
@@ -43,7 +44,7 @@ def test_values_without_a_class_are_judged_by_their_error(error: float, passes: 
     found = Agreement.of("logits", [-1.0 if passes else 1.0] * 4, None, 0.0, error)
     wanted = np.full((4, 1), 3.0, np.float32)
     (difference,) = compare_outputs(
-        {"logits": wanted}, {"logits": wanted * np.float32(1 + error * 0.999)}, ranked=False
+        {"logits": wanted}, {"logits": wanted * np.float32(1 + error * 0.999)}, problem_type=ProblemType.REGRESSION
     )
     with contextlib.nullcontext() if passes else pytest.raises(CheckFailedError, match="logits differs by"):
         BOUND.check("onnx-int8", found, held_out=False)

@@ -122,6 +122,21 @@ def test_two_folders_of_one_index_are_refused(tmp_path: Path) -> None:
         open_data(fill(tmp_path, "1/a.png", "01/b.png"), LABELS)
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_numbers_are_names_first_and_off_by_none(tmp_path: Path, width: int) -> None:
+    """Classes that count from 1, in folders and in a CSV with and without leading zeros."""
+    labels = tuple(str(number) for number in range(1, 11))
+    files = [f"{number:0{width}}/a.png" for number in range(1, 10)]
+    fill(tmp_path, *files)
+    rows = "".join(f"{file},{file.split('/')[0]}\n" for file in files)
+    for source in (tmp_path, write_csv(tmp_path, f"image,label\n{rows}")):
+        data = open_data(source, labels)
+        assert [labels[target] for target in data.targets] == [str(int(name.split("/")[0])) for name in data.names]
+    fill(tmp_path, f"{0:0{width}}/b.png")
+    with pytest.raises(InputError, match="may be an index or a number"):
+        open_data(tmp_path, labels)
+
+
 def test_imagenet_v2_in_folders_of_indices(tmp_path: Path) -> None:
     names = [", ".join(words) for words in synsets().values()]
     fill(tmp_path, *(f"{index}/{index}.jpeg" for index in range(1000)))
@@ -140,6 +155,35 @@ def test_classes_whose_names_hold_a_slash(tmp_path: Path) -> None:
 def test_a_folder_of_one_class_in_that_of_another_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'cat/dog' names two classes of the model, 'cat' and 'dog'"):
         open_data(fill(tmp_path, "cat/a.png", "cat/dog/b.png"), LABELS)
+
+
+@pytest.mark.parametrize(("link", "target"), [("newt", "dog"), ("cat/more", "../dog"), ("newt", "cat/../dog")])
+def test_a_folder_of_one_class_is_not_that_of_another_by_a_link(tmp_path: Path, link: str, target: str) -> None:
+    fill(tmp_path, "cat/a.png", "dog/b.png")
+    (tmp_path / link).symlink_to(target)
+    with pytest.raises(InputError, match=r"b\.png' are one file"):
+        open_data(tmp_path, ("cat", "dog", "newt"))
+
+
+def test_an_image_that_is_linked_in_the_folder_is_not_two(tmp_path: Path) -> None:
+    fill(tmp_path, "cat/a.png", "dog/b.png")
+    (tmp_path / "cat" / "c.png").symlink_to("../dog/b.png")
+    with pytest.raises(InputError, match=r"'cat/c\.png' and 'dog/b\.png' are one file"):
+        open_data(tmp_path, LABELS)
+
+
+def test_links_to_folders_and_to_a_store_are_followed(tmp_path: Path) -> None:
+    """The Hub's cache keeps files by their hash: two images of the same bytes are links to one file."""
+    fill(tmp_path, "blobs/0", "far/c.png", "data/dog/d.png")
+    for name in ("cat/a.png", "newt/b.png"):
+        (tmp_path / "data" / name).parent.mkdir()
+        (tmp_path / "data" / name).symlink_to(tmp_path / "blobs" / "0")
+    (tmp_path / "data" / "cat" / "far").symlink_to(tmp_path / "far")
+    (tmp_path / "link").symlink_to("data")
+    for root in (tmp_path / "data", tmp_path / "link"):
+        data = open_data(root, ("cat", "dog", "newt"))
+        assert data.names == ("cat/a.png", "cat/far/c.png", "dog/d.png", "newt/b.png")
+        assert data.targets.tolist() == [0, 0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +218,9 @@ def test_labels_are_not_matched_by_a_part(tmp_path: Path) -> None:
 def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
     fill(tmp_path, "cat/a.png", "cat/._a.png", "cat/.ipynb_checkpoints/b.png", "cat/notes.txt", "bird/c.heic", ".git/x")
     left_out = open_data(tmp_path, LABELS).left_out
-    assert left_out == LeftOut(5, (Reason("hidden", 3), Reason("ending .heic", 1), Reason("ending .txt", 1)), ("bird",))
+    assert left_out == LeftOut(
+        5, (Reason("hidden", 3), Reason("ending .heic (needs pillow-heif)", 1), Reason("ending .txt", 1)), ("bird",)
+    )
     assert open_data(fill(tmp_path, "cat/d.png"), LABELS).subset(1).left_out == left_out
 
 

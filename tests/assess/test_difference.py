@@ -12,6 +12,7 @@ import pytest
 
 from vitdeploy.assess.difference import DEFAULT_TOLERANCES, Difference, compare_outputs
 from vitdeploy.errors import UsageError
+from vitdeploy.scores import ProblemType
 
 
 def difference_of(reference: Any, candidate: Any, name: str = "logits") -> Difference:
@@ -46,7 +47,7 @@ def test_equal_outputs_pass_at_zero() -> None:
     difference = difference_of([[1, -2]], [[1, -2]])
     assert (difference.max_abs, difference.max_relative) == (0, 0)
     assert difference.min_cosine == pytest.approx(1, abs=1e-15)
-    assert difference.min_cosine <= 1
+    assert (difference.min_cosine or math.inf) <= 1
     assert (difference.mean_relative, difference.psnr_db) == (0, None)
     assert difference.required_tolerance == 0
     assert difference.within(0)
@@ -132,6 +133,7 @@ def test_random_outputs_pass_at_the_tolerance_that_they_are_told() -> None:
         noise = generator.standard_normal((3, 5), np.float32) * np.float32(10 ** generator.uniform(-8, 0))
         difference = difference_of(reference, reference * (1 + noise))
         assert difference.within(difference.required_tolerance)
+        assert difference.min_cosine is not None
         assert -1 <= difference.min_cosine <= 1
 
 
@@ -167,3 +169,49 @@ def test_every_precision_that_can_be_exported_has_a_tolerance() -> None:
     from vitdeploy.exporters import EXPORTERS
 
     assert {precision for row in EXPORTERS.values() for precision in row.precisions} <= set(DEFAULT_TOLERANCES)
+
+
+def regression_difference(reference: Any, candidate: Any) -> Difference:
+    (difference,) = compare_outputs(
+        {"logits": np.asarray(reference, np.float32)},
+        {"logits": np.asarray(candidate, np.float32)},
+        problem_type=ProblemType.REGRESSION,
+    )
+    return difference
+
+
+def test_each_value_of_a_regression_has_its_own_scale() -> None:
+    """An age of 0.5 that comes out as -1.5 is 2e-4 of a weight of 10,000."""
+    reference, candidate = [[0.5, 10_000], [0.25, 8000]], [[-1.5, 10_000], [-0.75, 8001]]
+    difference = regression_difference(reference, candidate)
+    assert difference == Difference(
+        output="logits",
+        count=2,
+        finite=True,
+        max_abs=2.0,
+        mean_abs=1.5,
+        max_relative=4.0,
+        min_cosine=None,
+        top1_agreement=None,
+        mean_relative=4.0,
+        mean_cosine=None,
+        psnr_db=20 * math.log10(0.5 / math.sqrt((4 + 1) / 2)),
+    )
+    assert difference_of(reference, candidate).max_relative == pytest.approx(2e-4), "of one scale"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_value_of_a_regression_that_is_not_finite_is_the_worst(value: float) -> None:
+    """Beside a reference of zeros that differs, which is infinite as well."""
+    difference = regression_difference([[0, 1], [0, 1]], [[1, 1], [1, value]])
+    assert not difference.finite
+    assert difference.required_tolerance == math.inf
+
+
+def test_only_the_logits_of_a_regression_have_scales_of_their_own() -> None:
+    features = {"pooler_output": np.array([[0.5, 10_000]])}
+    (difference,) = compare_outputs(
+        features, {"pooler_output": np.array([[1.0, 10_000]])}, problem_type=ProblemType.REGRESSION
+    )
+    assert difference.max_relative == pytest.approx(5e-5)
+    assert difference.min_cosine is not None

@@ -243,17 +243,21 @@ def test_finished_batches_are_not_computed_again(bundle: Bundle, data: Path, tmp
         assert (tmp_path / "work").read_bytes() == b"".join(lines)
 
 
-def test_the_reason_for_a_number_of_threads_does_not_count(
+def test_the_number_of_threads_counts_and_neither_its_reason_nor_how_they_wait(
     bundle: Bundle, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The number does: sums of another order differ in their last bits."""
     work = tmp_path / "work"
-    monkeypatch.setattr(Brightness, "thread_details", {"threads": 2, "threads_reason": "2 physical cores"})
+    monkeypatch.setattr(
+        Brightness, "thread_details", {"threads": 2, "threads_reason": "2 physical cores", "allow_spinning": True}
+    )
     reference(bundle, data, batch_size=2, resume=work)
-    monkeypatch.setattr(Brightness, "thread_details", {"threads": 2, "threads_reason": "OMP_NUM_THREADS"})
+    monkeypatch.setattr(
+        Brightness, "thread_details", {"threads": 2, "threads_reason": "OMP_NUM_THREADS", "allow_spinning": False}
+    )
     reference(bundle, data, batch_size=2, resume=work)
     monkeypatch.setattr(Brightness, "thread_details", {"threads": 1, "threads_reason": "OMP_NUM_THREADS"})
-    with pytest.raises(InputError, match="begun with another backends"):
+    with pytest.raises(InputError, match=r"begun with another backends / .* / threads: 2, not 1;"):
         reference(bundle, data, batch_size=2, resume=work)
 
 

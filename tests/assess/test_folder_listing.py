@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from vitdeploy.assess import folder_listing
 from vitdeploy.assess.folder_listing import LeftOut, Reason, list_folder, list_images
+from vitdeploy.assess.image_set import open_images
 from vitdeploy.errors import InputError
 from vitdeploy.image_formats import image_endings
 
@@ -76,7 +78,9 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
 
 def test_a_folder_without_images(tmp_path: Path) -> None:
     fill(tmp_path, "notes.txt", ".hidden.png")
-    with pytest.raises(InputError, match=r"no image, files left out: 2 \(1 ending \.txt, 1 hidden\); .*\.avif.*\.ppm"):
+    with pytest.raises(
+        InputError, match=r"no image \(files left out: 2 \(1 ending \.txt, 1 hidden\)\); .*\.avif.*\.ppm"
+    ):
         list_images(tmp_path)
     for name in ("notes.txt", "absent"):
         with pytest.raises(InputError, match=f"{name} is not a folder of images"):
@@ -137,15 +141,33 @@ def test_files_without_an_ending_are_taken_by_their_content(tmp_path: Path) -> N
     (tmp_path / "zeros").write_bytes(bytes(100))
     listing = list_images(tmp_path)
     assert [path.name for path in listing.files] == ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
-    assert listing.left_out == LeftOut(3, (Reason("no ending, and no image by content", 3),))
+    assert listing.left_out == LeftOut(3, (Reason("without an ending and not an image", 3),))
+
+
+def test_a_folder_of_images_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c.png"):
+        Image.new("RGB", (5, 4)).save(tmp_path / name, "PNG")
+    opened: list[str] = []
+    is_image = folder_listing._is_image
+
+    def counted(path: Path) -> bool:
+        opened.append(path.name)
+        return is_image(path)
+
+    monkeypatch.setattr(folder_listing, "_is_image", counted)
+    assert open_images(tmp_path).names == ("a", "b", "c.png")
+    assert sorted(opened) == ["a", "b"]
 
 
 def test_folders_without_an_image_are_told(tmp_path: Path) -> None:
     fill(tmp_path, "cat/a.png", "dog/b.heic", "dog/c.HEIC")
     (tmp_path / "newt").mkdir()
     left_out = list_images(tmp_path).left_out
-    assert left_out == LeftOut(2, (Reason("ending .heic", 2),), ("dog", "newt"))
-    assert str(left_out) == "files left out: 2 (2 ending .heic); folders without an image: 2 (dog, newt)"
+    assert left_out == LeftOut(2, (Reason("ending .heic (needs pillow-heif)", 2),), ("dog", "newt"))
+    assert (
+        str(left_out)
+        == "files left out: 2 (2 ending .heic (needs pillow-heif)); folders without an image: 2 (dog, newt)"
+    )
     assert LeftOut.from_dict(left_out.to_dict()) == left_out
     assert str(LeftOut()) == "files left out: none"
 

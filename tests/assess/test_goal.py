@@ -134,7 +134,7 @@ def test_values_have_no_cosine_and_a_reference_must_be_finite(folder: Path) -> N
 
 @pytest.mark.parametrize("correct", range(28, 41))
 def test_few_images_contradict_a_share_where_its_interval_does(correct: int, folder: Path) -> None:
-    images = CalibrationImages.open(folder, PROCESSOR, (), None, 0, lambda *_: None)
+    images = CalibrationImages.open(folder, PROCESSOR, None, 0, lambda *_: None)
     goal = AccuracyGoal(Bound(min_agreement=0.9), images, np.zeros(40, np.int32), np.ones(40, bool))
     found = Accuracy(correct, 40)
     high = binomtest(correct, 40).proportion_ci(method="wilson").high
@@ -146,7 +146,7 @@ def test_few_images_contradict_a_share_where_its_interval_does(correct: int, fol
     ("bound", "searched"), [(Bound(min_agreement=0.9), {"ranges", "choice"}), (Bound(min_cosine=0.9), {"choice"})]
 )
 def test_a_search_sees_no_image_that_judges(bound: Bound, searched: set[str], folder: Path) -> None:
-    images = CalibrationImages.open(folder, PROCESSOR, (), None, 0, lambda *_: None)
+    images = CalibrationImages.open(folder, PROCESSOR, None, 0, lambda *_: None)
     parts = images.parts()
     whole = AccuracyGoal(bound, images, np.arange(40, dtype=np.int32), np.arange(40) % 2 == 0)
     goal, held_out = apart(whole, parts)

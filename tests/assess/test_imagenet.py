@@ -120,6 +120,9 @@ def test_a_complete_list_in_order_tells_the_cranes_apart() -> None:
         Classes(NAMES).match_list(NAMES[::-1], "it")
     with pytest.raises(InputError, match="'crane' may mean class 134"):
         Classes(NAMES).match_list(NAMES[:200], "it")
+    first = [name.split(", ")[0] for name in NAMES]
+    assert Classes(NAMES).match_list(first, "it") == (list(range(1000)), BY_POSITION)
+    assert Classes(first).match_list(NAMES, "it") == (list(range(1000)), BY_POSITION)
     swapped = [NAMES[1], NAMES[0], *NAMES[2:]]
     with pytest.raises(InputError, match="'crane'"):
         Classes(NAMES).match_list(swapped, "it")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from vitdeploy.assess.latency import Benchmark, Latency, NotMeasured
+from vitdeploy.cpu import ThreadCount
 from vitdeploy.errors import UsageError
 
 
@@ -42,6 +43,7 @@ def test_percentiles_and_images_per_second() -> None:
         "first_ms": None,
         "peak_memory_bytes": None,
         "steady": True,
+        "threads": None,
         "details": {},
     }  # fmt: skip
 
@@ -64,5 +66,23 @@ def test_what_was_not_measured_is_no_pass() -> None:
     assert benchmark(measured).status == "passed"
     assert benchmark(measured, skipped=(missing,)).status == "skipped"
     assert benchmark().status == "skipped"
+    wrong = NotMeasured("onnx-fp16", "onnxruntime", "fp16", None, "it gives NaN", "failed")
+    assert benchmark(measured, skipped=(missing, wrong)).status == "failed"
     found = benchmark(measured, skipped=(missing,)).to_dict()
     assert (found["status"], found["skipped"][0]["reason"]) == ("skipped", "it is not installed")
+
+
+def test_different_numbers_of_threads_are_told() -> None:
+    one, two = ThreadCount(1, "OMP_NUM_THREADS"), ThreadCount(2, "2 physical cores")
+    on_gpu = latency("tensorrt", (1.0,))
+    found = benchmark(latency("torch", (1.0,), threads=one), latency("onnxruntime", (1.0,), threads=two), on_gpu)
+    assert "torch 1, onnxruntime 2" in found.note
+    assert any(found.note in title for title, *_ in found.figures)
+    assert benchmark(latency("torch", (1.0,), threads=two), latency("onnxruntime", (1.0,), threads=two)).note == ""
+
+
+def test_the_threads_are_in_the_json_once() -> None:
+    details = {"engine": "onnxruntime 1", "intra_op_threads": 2, "threads_reason": "2 physical cores"}
+    found = latency("onnxruntime", (1.0,), threads=ThreadCount(2, "2 physical cores"), details=details).to_dict()
+    assert found["threads"] == {"count": 2, "reason": "2 physical cores"}
+    assert found["details"] == {"engine": "onnxruntime 1"}

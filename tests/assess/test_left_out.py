@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from vitdeploy.bundle import Bundle
 
 IMAGES = 6
-LEFT_OUT = LeftOut(4, (Reason("hidden", 2), Reason("ending .heic", 1), Reason("ending .txt", 1)), ("9",))
-TEXT = "iles left out: 4 (2 hidden, 1 ending .heic, 1 ending .txt); folders without an image: 1 (9)"
+LEFT_OUT = LeftOut(
+    4, (Reason("hidden", 2), Reason("ending .heic (needs pillow-heif)", 1), Reason("ending .txt", 1)), ("9",)
+)
+TEXT = "iles left out: 4 (2 hidden, 1 ending .heic (needs pillow-heif), 1 ending .txt); folders without an image: 1 (9)"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    """The output of a command; whether it passes is not asked here."""
+    """The output of a command, which passes and writes nothing to stderr."""
     with pytest.raises(SystemExit) as caught:
         main([*map(str, args)])
     out, err = capsys.readouterr()
@@ -65,7 +67,7 @@ def test_table_json_page_and_summary(
     arguments = [command[0], digits.path, *command[1:], folder]
     page, summary = tmp_path / "a.html", tmp_path / "a.md"
     assert f"\nF{TEXT}\n" in run(capsys, *arguments, "--html", page, "--markdown", summary)
-    assert f"f{TEXT}" in html.unescape(page.read_text(encoding="utf-8"))
+    assert f"F{TEXT}." in html.unescape(page.read_text(encoding="utf-8"))
     assert f"f{TEXT}" in summary.read_text(encoding="utf-8")
     found = validated(command[0], run(capsys, *arguments, "--json"))
     found = found.get("evaluation", found)
@@ -82,7 +84,7 @@ def test_sensitivity(digits: Bundle, folder: Path, tmp_path: Path, capsys: pytes
     page, summary = tmp_path / "a.html", tmp_path / "a.md"
     options = ["--sensitivity", "--precision", "fp16", "--max-images", 1, "--html", page, "--markdown", summary]
     assert f"\nF{TEXT}\n" in run(capsys, "compare", digits.path, "--images", folder, *options)
-    assert f"f{TEXT}" in html.unescape(page.read_text(encoding="utf-8"))
+    assert f"F{TEXT}." in html.unescape(page.read_text(encoding="utf-8"))
     assert f"f{TEXT}" in summary.read_text(encoding="utf-8")
 
 

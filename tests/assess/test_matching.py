@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from vitdeploy.assess.matching import BY_INDEX, BY_NAME, BY_POSITION, BY_SYNONYM, Classes
+from vitdeploy.assess.matching import BY_INDEX, BY_NAME, BY_NUMBER, BY_POSITION, BY_SYNONYM, Classes
 from vitdeploy.errors import InputError
 
 IMAGENET = ("tench, Tinca tinca", "crane", "maillot", "maillot, tank suit", "crane")
@@ -77,8 +77,45 @@ def test_names_are_matched_in_whatever_order() -> None:
 def test_numbers_are_names_where_one_is_a_name() -> None:
     assert Classes(["0", "2", "1"]).match_any(["1", "2"], "it") == ({"1": 2, "2": 1}, BY_NAME)
     assert Classes("abc").match_any(["1", "02"], "it") == ({"1": 1, "02": 2}, BY_INDEX)
-    with pytest.raises(InputError, match="'0' is no class"):
+    with pytest.raises(InputError, match="'0'"):
         Classes("12").match_any(["1", "0"], "it")
+
+
+@pytest.mark.parametrize("names", ["1 2 3 4 5 6 7 8 9 10", "0 1 2 3 4 5", "3 2 x 1", "01 2 003", "10 20 1 30"])
+def test_a_number_means_the_class_of_that_number_whatever_its_zeros(names: str) -> None:
+    """By the value of the number; an index would be off by one for classes that count from 1."""
+    classes = names.split()
+    want = {int(name): index for index, name in enumerate(classes) if name.isdigit()}
+    for width in (1, 2, 5):
+        labels = {f"{number:0{width}}": index for number, index in want.items()}
+        assert Classes(classes).match_any(list(labels), "it")[0] == labels
+        (lone, index), *_ = labels.items()
+        assert Classes(classes).match_any([lone], "it")[0] == {lone: index}
+    assert Classes(["1", "2"]).match_any(["01", "02"], "it")[1] == BY_NUMBER
+    assert Classes(["one, 1", "two, 2"]).match_any(["01"], "it") == ({"01": 0}, BY_NUMBER)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["1", "2", "3"], ["0"]),
+        (["1", "2", "3"], ["00", "01"]),
+        (["1", "01", "2"], ["001"]),  # of two classes
+        (["911", "ambulance"], ["0", "1"]),
+        (["grade 1", "grade 2", "grade 3"], ["1", "2"]),
+        (["1.0", "2.0", "3.0"], ["1"]),
+    ],
+)
+def test_a_number_that_may_be_an_index_or_in_a_name_is_refused(names: list[str], labels: list[str]) -> None:
+    with pytest.raises(InputError):
+        Classes(names).match_any(labels, "it")
+
+
+@pytest.mark.parametrize(
+    "names", [["grade 0", "grade 1"], ["LABEL_0", "LABEL_1"], ["0.0", "1.0"], ["covid19", "sars2"], ["cat", "dog 1"]]
+)
+def test_numbers_in_names_are_no_matter_where_they_are_the_indices_or_say_nothing(names: list[str]) -> None:
+    assert Classes(names).match_any(["01", "00"], "it") == ({"01": 1, "00": 0}, BY_INDEX)
 
 
 @pytest.mark.parametrize(
@@ -109,3 +146,20 @@ def test_a_complete_list_in_the_models_order_matches_by_position() -> None:
         with pytest.raises(InputError):
             Classes(IMAGENET).match_list(other, "it")
     assert Classes(IMAGENET).match_list(["tank suit", "tench"], "it") == ([3, 0], BY_SYNONYM)
+
+
+def test_a_list_of_first_words_matches_by_position() -> None:
+    """The word of the second suit is the whole name of the first, which no other label of the list may mean."""
+    names = ("tench, Tinca tinca", "maillot", "maillot, tank suit", "cat")
+    first = [name.split(", ")[0] for name in names]
+    for labels, classes in ((first, names), (names, first)):
+        assert Classes(classes).match_list(labels, "it") == ([0, 1, 2, 3], BY_POSITION)
+        for other in ([*labels[1:], labels[0]], labels[:3], [*labels, labels[0]]):
+            with pytest.raises(InputError):
+                Classes(classes).match_list(other, "it")
+
+
+def test_names_count_before_positions() -> None:
+    assert Classes(["a", "a, b"]).match_list(["a, b", "a"], "it") == ([1, 0], BY_NAME)
+    with pytest.raises(InputError, match="both mean class 1"):  # "a, b" is not at its own position
+        Classes(["a", "a, b"]).match_list(["a, b", "b"], "it")

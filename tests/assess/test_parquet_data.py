@@ -144,6 +144,8 @@ def test_other_files_of_the_folder_are_counted(tmp_path: Path) -> None:
     [
         ([0, 1], {"names": ["cat", "bird"]}, "'bird' is no class"),
         ([0, 2], {"names": ["cat", "dog"]}, "2 is not the index of a class"),
+        ([0], {"names": []}, "names no class of label"),
+        (pa.array([1, 2**63 + 1], pa.uint64()), {}, "9223372036854775809"),
         ([0, 3], {}, "3 is not the index of a class"),
         ([0, -1], {"names": LABELS}, "-1 is not the index of a class"),
         ([0, None], {}, "must have a label in each row, lacks 1"),
@@ -158,6 +160,16 @@ def test_what_is_refused(tmp_path: Path, labels: list[Any], options: dict[str, A
     path = write(tmp_path / "a.parquet", labels, **options)
     with pytest.raises(InputError, match=message):
         open_data(path, LABELS)
+
+
+def test_numbers_of_classes_that_are_named_by_others_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [1, 2])
+    for labels in (("1", "2", "3"), ("grade 1", "grade 2", "grade 3")):
+        with pytest.raises(InputError, match="may be an index or a number"):
+            open_data(path, labels)
+    for labels in (("0", "1", "2"), ("grade 0", "grade 1", "grade 2"), LABELS):
+        assert open_data(path, labels).targets.tolist() == [1, 2]
+    assert open_data(write(path, ["01", "02"]), ("1", "2", "3")).targets.tolist() == [0, 1]
 
 
 def test_files_that_disagree(tmp_path: Path) -> None:

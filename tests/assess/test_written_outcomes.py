@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from vitdeploy.assess.folder_listing import LeftOut, Reason
 from vitdeploy.assess.junit import junit, write_junit
 from vitdeploy.assess.markdown import markdown, write_markdown
 from vitdeploy.assess.verdicts import Verdict
@@ -16,8 +17,6 @@ from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVI
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from vitdeploy.assess.folder_listing import LeftOut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +47,26 @@ def test_junit_of_a_comparison() -> None:
     assert (root.tag, root.attrib) == ("testsuites", counts)
     (suite,) = root
     assert suite.attrib == {"name": "vitdeploy gone", **counts}
-    assert [(case.get("classname"), case.get("name"), [child.tag for child in case]) for case in suite] == [
+    cases = suite.findall("testcase")
+    assert [(case.get("classname"), case.get("name"), [child.tag for child in case]) for case in cases] == [
         ("onnx-fp32 on onnxruntime", "logits", []),
         ("onnx-fp32 on onnxruntime", "pooler_output", ["failure"]),
         ("tensorrt-fp16 on no backend", "compare", ["error"]),
     ]
-    assert suite[1][0].get("message") == "differs by 5.00e-01 of the largest value, 0.0001 allowed; 0.5 would pass"
-    assert suite[2][0].attrib == {"message": "no backend runs it", "type": "skipped"}
+    assert cases[1][0].get("message") == "differs by 5.00e-01 of the largest value, 0.0001 allowed; 0.5 would pass"
+    assert cases[2][0].attrib == {"message": "no backend runs it", "type": "skipped"}
+
+
+def test_junit_tells_the_image_processor_and_the_files_left_out() -> None:
+    left_out = LeftOut(1, (Reason("hidden", 1),))
+    result = dataclasses.replace(COMPARISON, processor="preprocessor_config.json <of> the model", left_out=left_out)
+    (suite,) = ET.fromstring(junit(result))
+    assert suite[0].tag == "properties"
+    assert {each.get("name"): each.get("value") for each in suite[0]} == {
+        "image processor": "preprocessor_config.json <of> the model",
+        "left out": "files left out: 1 (1 hidden)",
+    }
+    assert [case.tag for case in suite[1:]] == ["testcase"] * 3
 
 
 def test_markdown_of_a_comparison_begins_with_what_failed() -> None:
@@ -67,7 +79,7 @@ def test_markdown_of_a_comparison_begins_with_what_failed() -> None:
 
 def test_layers_name_the_first_that_diverges() -> None:
     (suite,) = ET.fromstring(junit(LAYERS))
-    failures = {case.get("name"): case[0].get("message") for case in suite if len(case)}
+    failures = {case.get("name"): case[0].get("message") for case in suite.findall("testcase") if len(case)}
     assert failures == {
         "layers.1": "differs by inf of the largest value, 0.0001 allowed; the first part that diverges",
         "head": "differs by 5.00e-01 of the largest value, 0.0001 allowed",
@@ -101,7 +113,8 @@ def test_markdown_of_figures() -> None:
 )
 def test_odd_texts(text: str, tmp_path: Path) -> None:
     (suite,) = ET.fromstring(junit(Odd(text)))
-    assert suite[0][0].tag == "failure"
+    assert [child.tag for child in suite] == ["properties", "testcase"]
+    assert suite[1][0].tag == "failure"
     rows = markdown(Odd(text, changes=(text,))).splitlines()
     assert len(rows) == 13
     assert rows[8].replace("\\|", "").count("|") == 5

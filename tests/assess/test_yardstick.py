@@ -12,6 +12,7 @@ from small_graphs import graph_of
 from vitdeploy.assess.yardstick import Yardstick, effects
 from vitdeploy.exporters.onnx_file import write_onnx
 from vitdeploy.exporters.variants import Variants
+from vitdeploy.scores import ProblemType
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -95,3 +96,12 @@ def test_an_output_of_zeros_is_not_near() -> None:
     zeros = variant("g (float[n, 4] pixel_values) => (float[n, 4] y) { y = Mul(pixel_values, w) }", 0.0)
     found = YARDSTICK.closeness(zeros, (), one_by_one=False)
     assert found == (1.0, 0.0, 0.0)
+
+
+def test_each_value_of_a_regression_counts_by_itself() -> None:
+    """1 added to a value of 2 and to one of 1000."""
+    graph = "g (float[n, 2] pixel_values) => (float[n, 2] logits) { logits = Add(pixel_values, w) }"
+    images = np.array([[2, 1000]], np.float32)
+    expected = {"logits": images}
+    assert Yardstick([images], expected, problem_type=ProblemType.REGRESSION).error(variant(graph, 1), ()) == 0.5
+    assert Yardstick([images], expected).error(variant(graph, 1), ()) == pytest.approx(math.sqrt(2) / 1000, rel=1e-5)

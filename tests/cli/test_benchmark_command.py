@@ -32,7 +32,8 @@ def test_table_and_json(single: Bundle, tmp_path: Path, capsys: pytest.CaptureFi
     assert [line.count("|") for line in timed.splitlines() if "|" in line] == [13] * 6
     assert [line.count("|") for line in threads.splitlines() if "|" in line] == [4] * 4
     assert (code, err) == (0, "")
-    timed, _, threads = out.partition("\n\nThreads\n")
+    timed, _, threads = out.partition("\n\nThreads")
+    note, _, threads = threads.partition("\n")
     rows = [line.split() for line in timed.splitlines()[2:]]
     assert [row[:3] for row in rows] == [[name, "fp32", size] for size in "12" for name in ("torch", "onnxruntime")]
     assert [len(row) for row in rows] == [13, 16] * 2  # the first has no ratio with quartiles
@@ -40,6 +41,7 @@ def test_table_and_json(single: Bundle, tmp_path: Path, capsys: pytest.CaptureFi
     names, counts = zip(*((row[:2], row[2]) for row in map(str.split, threads.splitlines()[1:])), strict=True)
     assert names == (["torch", "fp32"], ["onnxruntime", "fp32"])
     assert counts[1] == str(default.count)
+    assert bool(note) == (counts[0] != counts[1]), "the note on different numbers"
     assert threads.endswith(f"{default.reason}\n")
     code, out, _ = run(capsys, *arguments, "--backend", "onnxruntime", "--json")
     found = validated("benchmark", out)

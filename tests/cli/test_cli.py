@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -452,3 +453,31 @@ def test_options_of_engines_go_to_engines_alone(
     assert result.code == 2  # the stand-in makes no engine
     engine = vitdeploy.EngineOptions(batch=(AxisRange(1, 1, 2),), compute_capabilities=("8.9",))
     assert asked == [("onnx", None), ("tensorrt-rtx", engine)]
+
+
+@pytest.mark.parametrize("command", ["predict", "benchmark"])
+def test_pillows_warnings_are_no_lines(bundle: Bundle, tmp_path: Path, command: str) -> None:
+    """Of metadata that ends too early, in this process and in those that time; of an image over the limit."""
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg", exif=exif)
+    data = (tmp_path / "a.jpg").read_bytes()
+    count = data.index(b"Exif\0\0MM\0*") + 14  # of the entries in the directory, which follows an offset of 8
+    (tmp_path / "a.jpg").write_bytes(data[:count] + b"\0\x7f" + data[count + 2 :])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Image.open(tmp_path / "a.jpg") as opened:
+            opened.getexif()
+    assert any("Corrupt EXIF" in str(each.message) for each in caught)
+    images = [str(tmp_path / "a.jpg")]
+    if command == "benchmark":
+        images = ["--images", str(tmp_path), "--batch-sizes", "1", "--rounds", "1", "--runs", "1"]
+    line = [sys.executable, "-m", "vitdeploy", command, str(bundle.path), *images]
+    found = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "Warning" not in found.stderr
+    if command == "predict":
+        assert found.stderr == ""
+        line = [*line, "--max-image-pixels", "1000"]  # 1,024 are more, and less than twice as many
+        found = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert (found.returncode, found.stderr.count("\n")) == (4, 1), found.stderr

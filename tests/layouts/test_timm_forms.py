@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import transformers
 from torch import Tensor
 
 import vitdeploy
-from vitdeploy.errors import CheckpointError
+from vitdeploy import ProcessorOptions
+from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.layouts.timm_config import read_config
 from vitdeploy.layouts.timm_keys import CONFIG, MODEL_ARGS, NULLABLE, PLAIN, PRETRAINED_CFG
 from vitdeploy.layouts.timm_layout import from_timm, processor_config
@@ -260,3 +262,42 @@ def test_tokens_alone_are_given_where_nothing_pools_them() -> None:
     config["global_pool"] = config["model_args"]["global_pool"] = ""
     headless = {name: tensor for name, tensor in tensors.items() if not name.startswith("head")}
     assert from_timm(config, headless)[0]["architectures"] == ["ViTModel"]
+
+
+DYNAMIC = GOLDEN / "dynamic_0"
+
+
+@pytest.mark.parametrize(("option", "off"), [("crop_size", 4), ("image_size", 4), ("size", 2)])
+def test_a_dynamic_model_takes_whole_patches_alone(option: str, off: int) -> None:
+    """As timm asserts: what is left of a row of patches would be dropped."""
+    whole = read_checkpoint(DYNAMIC).model.config.patch_size[0] * 4
+
+    def at(size: int) -> tuple[int, int]:
+        given: dict[str, Any] = {
+            "crop_size": {"crop_size": size, "size": size},
+            "size": {"size": size, "crop_size": False},
+        }
+        if option == "image_size":
+            return read_checkpoint(DYNAMIC, image_size=(size, size)).model.config.image_size
+        return read_checkpoint(DYNAMIC, processor=ProcessorOptions(**given[option])).model.config.image_size
+
+    assert at(whole) == (whole, whole)
+    with pytest.raises(UsageError, match="whole patches"):
+        at(whole + off)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_null_dynamic_img_size_is_that_of_timm_and_of_the_wrapper(tmp_path: Path, wrapped: bool) -> None:
+    """The wrapper leaves nulls out, timm hands them on; the error names the folder."""
+    shutil.copytree(DYNAMIC.parent / "vit_0", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["model_args"]["dynamic_img_size"] = None
+    if wrapped:
+        config |= {"model_type": "timm_wrapper"}
+    path.write_text(json.dumps(config))
+    if wrapped:
+        assert read_checkpoint(tmp_path / "model").model.config.image_size == (32, 32)
+        return
+    with pytest.raises(CheckpointError, match=r"model: .*dynamic_img_size"):
+        read_checkpoint(tmp_path / "model")

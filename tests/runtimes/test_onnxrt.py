@@ -166,6 +166,7 @@ def test_shapes_may_be_computed_on_the_cpu_and_nothing_else(any_size: Path, on_c
     on_cuda.left = shapes
     with OnnxRuntime(any_size, providers=(CUDA,)) as runtime:
         assert runtime.gpu == 0
+        assert runtime.threads is None
         assert runtime.details["providers"] == [CUDA]
         assert on_cuda.providers == [CUDA, CPU], "or ONNX Runtime warns of the shapes"
         assert on_cuda.config == ["record_ep_graph_assignment_info"]

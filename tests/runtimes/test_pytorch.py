@@ -13,7 +13,7 @@ import torch
 from bundles import FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
 from vitdeploy.cpu import Cpus
 from vitdeploy.errors import DeviceError, UsageError
-from vitdeploy.runtimes import open_runtime
+from vitdeploy.runtimes import open_runtime, torch_device
 from vitdeploy.runtimes.pytorch import PyTorchRuntime
 from vitdeploy.runtimes.torch_device import plain_convolutions
 from vitdeploy.specs import Task
@@ -144,3 +144,13 @@ def test_convolutions_are_not_rounded_while_something_runs_and_the_setting_is_pu
             assert cudnn.conv.fp32_precision == "tf32"
         finally:
             cudnn.allow_tf32 = True
+
+
+def test_only_a_cpu_has_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    with PyTorchRuntime(tiny_model()) as runtime:
+        assert runtime.threads is not None
+        assert "threads" in runtime.details
+    monkeypatch.setattr(torch_device, "open_device", lambda _: torch.device("meta"))  # for want of a GPU
+    with PyTorchRuntime(tiny_model()) as runtime:
+        assert runtime.threads is None
+        assert not {"threads", "threads_reason"} & runtime.details.keys()

@@ -10,6 +10,7 @@ import numpy as np
 from vitdeploy.assess.accuracy import NOT_FINITE, Accuracy, best_classes
 from vitdeploy.assess.calibration_images import CalibrationImages
 from vitdeploy.assess.dataset import open_data
+from vitdeploy.assess.difference import LOGITS
 from vitdeploy.assess.image_set import ImageSet
 from vitdeploy.assess.samples import feeds
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from vitdeploy.assess.goal import Bound
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
-
-LOGITS = "logits"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,7 +109,7 @@ class AccuracyGoal:
                 f"and bound the difference of its outputs with --tolerance"
             )
         if bound.max_drop is None:
-            images = CalibrationImages.open(path, processor, labels, limit, seed, on_progress)
+            images = CalibrationImages.open(path, processor, limit, seed, on_progress)
             wanted = _finite(_best(images, reference), images)
             return cls(bound, images, wanted, np.ones(len(wanted), bool))
         data = open_data(path, labels).subset(limit, seed)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.accuracy import MOST_CLASSES, NOT_FINITE, Predictions, best_classes
+from vitdeploy.assess.difference import LOGITS
 from vitdeploy.errors import UnavailableError
 from vitdeploy.predictor import batch_size_for, check_classes, check_fit
 
@@ -70,7 +71,7 @@ class BackendRun:
         self._details = self.runtime.details
         names = [spec.name for spec in self.runtime.outputs]
         try:
-            if "logits" in names:
+            if LOGITS in names:
                 check_fit(bundle, processor, self.runtime)
                 check_classes(bundle, labels, self.runtime)
             else:
@@ -101,7 +102,7 @@ class BackendRun:
         pixels = [image.pixels[self.runtime.pixels] for image in images]
         try:
             logits = [
-                self.runtime.run({"pixel_values": np.concatenate(pixels[start : start + size])})["logits"]
+                self.runtime.run({"pixel_values": np.concatenate(pixels[start : start + size])})[LOGITS]
                 for start in range(0, len(pixels), size)
             ]
         except UnavailableError as exc:  # memory ran out, for example

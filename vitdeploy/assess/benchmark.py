@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import statistics
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.assess.environment import machine
 from vitdeploy.assess.folder_listing import list_images
@@ -14,7 +14,7 @@ from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.assess.selection import select
 from vitdeploy.assess.timing import MOST_WINDOWS, WINDOW, WITHIN, Job, Round, check_threads, worker
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import UnavailableError, UsageError, readable
+from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, readable
 from vitdeploy.images import open_image
 from vitdeploy.predictor import check_batch_size, load_processor
 
@@ -184,13 +184,15 @@ class _Timed:
         except UsageError as exc:  # the artifact takes other sizes
             self._sizes.remove(size)
             self.skipped.append(NotMeasured(*self.selected, size, str(exc)))
+        except NotFiniteError as exc:
+            self._give_up(str(exc), "failed")
         except UnavailableError as exc:
             self._give_up(str(exc))
         return None
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str, status: Literal["failed", "skipped"] = "skipped") -> None:
         self._sizes.clear()
-        self.skipped.append(NotMeasured(*self.selected, None, reason))
+        self.skipped.append(NotMeasured(*self.selected, None, reason, status))
 
 
 def _encoded(images: str | os.PathLike[str] | None, count: int) -> tuple[tuple[bytes, ...], str, LeftOut | None]:

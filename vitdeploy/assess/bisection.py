@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.assess.bisect import smallest_kept
 from vitdeploy.assess.compare import Batches, run_batches, run_reference
 from vitdeploy.assess.difference import compare_outputs, default_tolerance
-from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.lower_precision import LowerPrecision
 from vitdeploy.assess.samples import few_images
 from vitdeploy.bundle import Bundle
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.assess.lower_precision import GraphNode
     from vitdeploy.exporters.variants import Variants
+    from vitdeploy.scores import ProblemType
 
 MAX_IMAGES = 16  # every set of nodes runs on all of them
 MAX_RUNS = 200
@@ -93,8 +93,7 @@ class Bisection:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        said = {"status": self.status, "summary": self.summary, "left_out": left_out_dict(self.left_out)}
-        return {**dataclasses.asdict(self), **said}
+        return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
 
 
 def bisect(
@@ -151,7 +150,7 @@ def bisect(
     with tempfile.TemporaryDirectory() as scratch:
 
         def evaluate(kept: frozenset[str]) -> float:
-            error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), given, expected)
+            error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), given, expected, bundle.problem_type)
             on_step(f"run {next(count)}: {len(kept)} of {len(candidates)} nodes in float32, difference {error:.2e}")
             return error
 
@@ -179,6 +178,7 @@ def _error(
     path: Path,
     batches: Sequence[Mapping[str, np.ndarray]],
     expected: Mapping[str, np.ndarray],
+    problem_type: ProblemType,
 ) -> float:
     """Of the variant that keeps these nodes."""
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
@@ -186,5 +186,5 @@ def _error(
     variants.write(kept, path)
     with OnnxRuntime(path) as runtime:
         found = run_batches(runtime, batches)
-    differences = compare_outputs(expected, found)
+    differences = compare_outputs(expected, found, problem_type=problem_type)
     return max(difference.max_relative if difference.finite else math.inf for difference in differences)

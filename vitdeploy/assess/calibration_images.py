@@ -12,7 +12,7 @@ import numpy as np
 import PIL
 
 from vitdeploy.assess.dataset import chosen_names
-from vitdeploy.assess.difference import RelativeError, centred, compare_outputs
+from vitdeploy.assess.difference import LOGITS, RelativeError, centred, compare_outputs, has_own_scales
 from vitdeploy.assess.features import same_neighbours, searched, with_cls
 from vitdeploy.assess.image_set import open_images
 from vitdeploy.assess.prepare import prepare
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 DEFAULT_COUNT = 512  # TensorRT's and NNCF's guides ask for some hundreds
 FEW = 32
-LOGITS = "logits"
 BATCH = 8  # images of one shape that are run together
 FEWEST_APART = 16  # of fewer, no part would be worth its name
 MOST_JUDGED = 64  # which tell a 5th percentile; more would take longer than they add
@@ -61,7 +60,6 @@ class CalibrationImages:
         cls,
         path: str | os.PathLike[str],
         processor: ImageProcessor,
-        labels: Sequence[str],
         limit: int | None,
         seed: int,
         on_progress: Callable[[int, int], None],
@@ -71,7 +69,6 @@ class CalibrationImages:
         Args:
             path: see `open_images`.
             processor: of the bundle.
-            labels: the model's class names.
             limit: how many, at most; None for all.
             seed: which ones.
             on_progress: see `CalibrationImages`.
@@ -82,7 +79,7 @@ class CalibrationImages:
         """
         if limit is not None and (type(limit) is not int or limit < 1):
             raise UsageError(f"calibration_images must be an integer from 1 up, got {limit!r:.80}")
-        return cls(open_images(path, labels).subset(limit, seed), processor, seed, on_progress)
+        return cls(open_images(path).subset(limit, seed), processor, seed, on_progress)
 
     def sha256(self) -> str:
         """Of the bytes of the images, in order, and of what makes pixels of them."""
@@ -163,8 +160,8 @@ class CalibrationImages:
                 one range.
         """
         ranked = problem_type is ProblemType.SINGLE_LABEL
-        error = None if ranked else RelativeError(by_output=problem_type is ProblemType.REGRESSION)
-        cosines: dict[str, list[float]] = {}
+        error = None if ranked else RelativeError(by_output=has_own_scales(LOGITS, problem_type))
+        cosines: dict[str, list[float | None]] = {}
         same: dict[str, list[float]] = {}
         errors: dict[str, RelativeError] = {}
         compared: list[tuple[np.ndarray, np.ndarray]] = []
@@ -184,7 +181,7 @@ class CalibrationImages:
                 )
             for row in range(len(images[artifact.pixels])):
                 one = ({name: value[row : row + 1] for name, value in of.items()} for of in (wanted, given))
-                for difference in compare_outputs(*one, ranked=ranked):
+                for difference in compare_outputs(*one, problem_type=problem_type):
                     cosines.setdefault(difference.output, []).append(difference.min_cosine)
                     if difference.top1_agreement is not None:
                         same.setdefault(difference.output, []).append(difference.top1_agreement)
@@ -236,7 +233,7 @@ class Agreement:
         images: N.
         top1_agreement: the share of images with the same best class; None for an output that is not `logits`, and for
             logits of which none is the best class.
-        mean_cosine: the mean of the images' cosine similarities.
+        mean_cosine: the mean of the images' cosine similarities; None, as the next two, for a regression's logits.
         p5_cosine: their 5th percentile.
         min_cosine: the lowest of them.
         error: the length of the difference over the length of the reference's output, of all images together; of the
@@ -250,9 +247,9 @@ class Agreement:
     output: str
     images: int
     top1_agreement: float | None
-    mean_cosine: float
-    p5_cosine: float
-    min_cosine: float
+    mean_cosine: float | None
+    p5_cosine: float | None
+    min_cosine: float | None
     error: float
     relative_error: float | None = None
     same_neighbours: int | None = None
@@ -269,19 +266,20 @@ class Agreement:
     def of(
         cls,
         output: str,
-        cosines: Sequence[float],
+        cosines: Sequence[float | None],
         same: Sequence[float] | None,
         error: float,
         of_values: float | None = None,
     ) -> Agreement:
-        """Of the cosine of each image, whether its best class is the same, and the errors of all; rounded."""
+        """Of each image's cosine (a regression has none), whether its best class is the same, and errors; rounded."""
+        known = [cosine for cosine in cosines if cosine is not None]
         return cls(
             output,
             len(cosines),
             top1_agreement=None if same is None else round(float(np.mean(same)), 6),
-            mean_cosine=round(float(np.mean(cosines)), 6),
-            p5_cosine=round(float(np.percentile(cosines, 5)), 6),
-            min_cosine=round(min(cosines), 6),
+            mean_cosine=round(float(np.mean(known)), 6) if known else None,
+            p5_cosine=round(float(np.percentile(known, 5)), 6) if known else None,
+            min_cosine=round(min(known), 6) if known else None,
             error=float(f"{error:.3g}"),
             relative_error=None if of_values is None else float(f"{of_values:.3g}"),
         )

@@ -10,9 +10,8 @@ import numpy as np
 
 from vitdeploy import __version__
 from vitdeploy.assess.cosine_bound import COSINE_BOUNDS, CosineBound
-from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
+from vitdeploy.assess.difference import LOGITS, Difference, compare_outputs, default_tolerance
 from vitdeploy.assess.features import Nearness, nearness, vectors
-from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.furthest import FarImage, furthest
 from vitdeploy.assess.golden import Golden
 from vitdeploy.assess.logits import LogitsDifference, compare_logits
@@ -163,6 +162,8 @@ class Comparison(ByResult):
         """Which figures do not apply to the model, for people; empty where all do."""
         if self.problem_type is ProblemType.SINGLE_LABEL:
             return ""
+        if self.problem_type is ProblemType.REGRESSION:
+            return "regression: each value is compared by itself, relative to its own largest one; the worst is shown"
         return f"{self.problem_type}: outputs are compared as numbers, as no class of an image is the best one"
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,7 +171,6 @@ class Comparison(ByResult):
             **dataclasses.asdict(self),
             "problem_type": str(self.problem_type),
             "status": self.status,
-            "left_out": left_out_dict(self.left_out),
             "results": [result.to_dict() for result in self.results],
         }
 
@@ -402,7 +402,7 @@ def _result(
             found = run_batches(runtime, batches.feeds(runtime))
             return BackendComparison(
                 *head,
-                compare_outputs(wanted, found, ranked=ranked),
+                compare_outputs(wanted, found, problem_type=bundle.problem_type),
                 runtime.details,
                 logits=_compare_logits(wanted, found, judge.tolerance) if ranked else None,
                 not_finite=_not_finite(found),
@@ -417,17 +417,17 @@ def _result(
 def _compare_logits(
     wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], tolerance: float
 ) -> LogitsDifference | None:
-    if "logits" not in wanted or not all(np.isfinite(run["logits"]).all() for run in (wanted, found)):
+    if LOGITS not in wanted or not all(np.isfinite(run[LOGITS]).all() for run in (wanted, found)):
         return None
-    return compare_logits(wanted["logits"], found["logits"], tolerance)
+    return compare_logits(wanted[LOGITS], found[LOGITS], tolerance)
 
 
 def _furthest(
     bundle: Bundle, wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], sources: Sequence[Any]
 ) -> tuple[FarImage, ...]:
-    if "logits" not in wanted or wanted["logits"].ndim != 2:
+    if LOGITS not in wanted or wanted[LOGITS].ndim != 2:
         return ()
-    return furthest(wanted["logits"], found["logits"], sources, bundle.labels)
+    return furthest(wanted[LOGITS], found[LOGITS], sources, bundle.labels)
 
 
 def _not_finite(outputs: Mapping[str, np.ndarray]) -> tuple[int, ...]:

@@ -25,10 +25,10 @@ class Near(Protocol):
     def images(self) -> int: ...
 
     @property
-    def mean_cosine(self) -> float: ...
+    def mean_cosine(self) -> float | None: ...
 
     @property
-    def p5_cosine(self) -> float: ...
+    def p5_cosine(self) -> float | None: ...
 
     @property
     def error(self) -> float: ...
@@ -68,10 +68,11 @@ class CosineBound:
 
     def why_not(self, found: Near) -> str | None:
         """How far an output is, where that is farther; None where it is near enough."""
-        if not (found.mean_cosine >= self.mean and found.p5_cosine >= self.p5):
+        mean, p5 = _number(found.mean_cosine), _number(found.p5_cosine)
+        if not (mean >= self.mean and p5 >= self.p5):
             return (
-                f"{found.output} has a mean cosine of {found.mean_cosine:.4f} (at least {self.mean:g} required) and a "
-                f"5th percentile of {found.p5_cosine:.4f} (at least {self.p5:g} required)"
+                f"{found.output} has a mean cosine of {mean:.4f} (at least {self.mean:g} required) and a "
+                f"5th percentile of {p5:.4f} (at least {self.p5:g} required)"
             )
         if not found.error <= self.relative_error:
             return (
@@ -113,14 +114,15 @@ class CosineBound:
             of_values: whether the output is logits of which none is the best class.
         """
         images = f"{found.count} images"
+        mean, lowest = _number(found.mean_cosine), _number(found.min_cosine)
         if of_values:
             self._check_error(name, found.output, found.max_relative, images)
         elif not error <= self.relative_error:
             self._check_error(name, found.output, error, images)
-        elif not (found.mean_cosine >= self.mean and found.min_cosine >= self.p5):
+        elif not (mean >= self.mean and lowest >= self.p5):
             raise CheckFailedError(
-                f"{name} is too far from the reference: {found.output} has a mean cosine of {found.mean_cosine:.4f} "
-                f"(at least {self.mean:g} required) and a lowest one of {found.min_cosine:.4f} (at least {self.p5:g} "
+                f"{name} is too far from the reference: {found.output} has a mean cosine of {mean:.4f} "
+                f"(at least {self.mean:g} required) and a lowest one of {lowest:.4f} (at least {self.p5:g} "
                 f"required) on {images}; give --calibration-data, or {_ADVICE}; nothing was written"
             )
 
@@ -137,6 +139,11 @@ _ADVICE = (
 )
 
 
+def _number(cosine: float | None) -> float:
+    """NaN, which keeps no bound, for none."""
+    return math.nan if cosine is None else cosine
+
+
 def error_of_cosine(cosine: float) -> float:
     """The length of the difference of two vectors of length 1 with this cosine."""
     return math.sqrt(max(2 * (1 - cosine), 0.0))
@@ -148,7 +155,7 @@ def too_long(found: Near, least_p5: float) -> str | None:
     The error of all images is at most what their mean cosine makes up, and what their lengths do: the latter must not
     be more than the least 5th percentile of the cosine would make up. None where it is not.
     """
-    allowed = error_of_cosine(found.mean_cosine) + error_of_cosine(least_p5)
+    allowed = error_of_cosine(_number(found.mean_cosine)) + error_of_cosine(least_p5)
     return None if found.error <= allowed else f"{found.output} differs by {found.error:.3g} of its length"
 
 
@@ -164,5 +171,5 @@ COSINE_BOUNDS = {
 }
 
 # At other image sizes, and on made-up images, activations go beyond the ranges of photographs, which is no fault; what
-# has little to do with the reference any more is. Vectors of a mean cosine of 0.5 differ by their own length.
-LOOSE_BOUND = CosineBound(0.5, 0.0, 1.0)
+# has little to do with the reference any more is. Seen on a trained ViT-S at other sizes: 0.998 for int8.
+LOOSE_BOUND = CosineBound(0.7, 0.3, 1.0)

@@ -67,7 +67,7 @@ class CosineGoal:
         path: str | os.PathLike[str],
         reference: Runtime,
         processor: ImageProcessor,
-        labels: Sequence[str],
+        labels: Sequence[str],  # noqa: ARG003  (as of `AccuracyGoal`)
         limit: int | None,
         seed: int,
         problem_type: ProblemType,
@@ -84,7 +84,7 @@ class CosineGoal:
                 f"{bound} does not fit a {problem_type} model: the cosine of its values says nothing of each; leave it "
                 f"out, and bound the difference of its outputs with --tolerance"
             )
-        images = CalibrationImages.open(path, processor, labels, limit, seed, on_progress)
+        images = CalibrationImages.open(path, processor, limit, seed, on_progress)
         return cls(bound, images, reference)
 
     @functools.cached_property

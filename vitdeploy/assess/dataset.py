@@ -85,15 +85,16 @@ def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int
 def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledData:
     """Read the names and labels of a data set, and match them with the model's classes; see `Classes` for the rules.
 
-    1. A folder with one folder a class: named like it, by its WordNet id, or, where no folder is named like a class and
-       all are numbers, by its index.
+    1. A folder with one folder a class: named like it, by its WordNet id, or, where no folder is named like a class,
+       all are numbers, and the classes are not numbered otherwise, by its index. A file is one image: a link that gives
+       it a second place in the folder is refused.
     2. A .csv file in UTF-8 with commas, or a .tsv file with tabs: a column `image`, `path`, `file` or `file_name`, the
        path of an image from the file's folder; and a column `label` or `class`, which names it as a folder does.
        Letter case of the columns' names does not matter.
     3. A .parquet file of a Hub dataset, or a folder with those of one split: a column `image` or `img` with the bytes
        of a file, alone or in a struct {bytes, path}; and `label` or `labels`. Other columns are taken where the
        dataset says that one alone is an Image, or a ClassLabel. Where the dataset names its classes, each must be one
-       of the model's, in whatever order; where not, labels are as in a CSV.
+       of the model's, in whatever order; where not, labels are as in a CSV, but that whole numbers are indices.
 
     Args:
         path: the folder or file.
@@ -120,12 +121,33 @@ def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledDa
 def _from_folder(root: Path, listing: FolderListing, classes: Classes) -> LabelledData:
     paths = with_images(root, listing).files
     relative = [path.relative_to(root) for path in paths]
+    _check_each_once(root, paths)
     label_of = functools.cache(functools.partial(_label, root, classes))
     labels = [label_of(path.parent.parts) for path in relative]
     index_of, matched = classes.match_any(list(dict.fromkeys(labels)), str(root))
     names = tuple(path.as_posix() for path in relative)
     targets = np.array([index_of[label] for label in labels], np.int32)
     return LabelledData(str(root), "folder", matched, names, targets, file_reader(paths), listing.left_out)
+
+
+def _check_each_once(root: Path, paths: Sequence[Path]) -> None:
+    """Raise InputError where a link makes one file two images, maybe of two classes.
+
+    Files outside the folder are not looked at: stores such as the Hub's cache keep equal images once.
+    """
+    folder_of = functools.cache(os.path.realpath)
+    inside = Path(folder_of(root))
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        place = Path(folder_of(path.parent), path.name)
+        if path.is_symlink() and inside in (target := Path(os.path.realpath(path))).parents:
+            place = target
+        if place in seen:
+            raise InputError(
+                f"{root}: {seen[place].relative_to(root).as_posix()!r:.200} and "
+                f"{path.relative_to(root).as_posix()!r:.200} are one file, by a link; remove the link"
+            )
+        seen[place] = path
 
 
 def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
@@ -140,12 +162,12 @@ def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
             f"class, or list them in a CSV file"
         )
     joined = ["/".join(folders[:count]) for count in range(1, len(folders) + 1)]
-    found = {label: classes.find(label) for label in (*joined, *folders[1:])}
-    named = [label for label, indices in found.items() if indices]
+    indices_of = {label: classes.find(label) for label in (*joined, *folders[1:])}
+    named = [label for label, indices in indices_of.items() if indices]
     if not named:
         return folders[0]
     for label in named[1:]:
-        if found[label] != found[named[0]]:
+        if indices_of[label] != indices_of[named[0]]:
             raise InputError(
                 f"{root}: the folder {joined[-1]!r:.200} names two classes of the model, {named[0]!r} and {label!r}; "
                 f"move its images into the folder of one"
@@ -159,7 +181,25 @@ def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
 
 
 def _from_csv(path: Path, classes: Classes, ending: str) -> LabelledData:
-    rows = _csv_rows(path, SEPARATORS[ending])
+    names, labels = read_csv(path)
+    index_of, matched = classes.match_any(list(dict.fromkeys(labels)), str(path))
+    targets = np.array([index_of[label] for label in labels], np.int32)
+    return LabelledData(
+        str(path), ending[1:], matched, names, targets, file_reader([path.parent / name for name in names])
+    )
+
+
+def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], list[str]]:
+    """The names of the images in a .csv or .tsv file, as paths from its folder, and their labels.
+
+    Args:
+        path: the file.
+        labelled: whether to read labels; without, no column of them is needed, and the list is empty.
+
+    Raises:
+        InputError: the file cannot be read, lacks a column, or names an image twice or one that is not there.
+    """
+    rows = _csv_rows(path, labelled)
     names = [Path(image).as_posix() for image, _, _ in rows]
     line_of: dict[tuple[str, str], int] = {}
     folder_of = functools.cache(os.path.realpath)
@@ -174,30 +214,28 @@ def _from_csv(path: Path, classes: Classes, ending: str) -> LabelledData:
         if place in line_of:
             raise InputError(f"{path} must name an image once, names {name!r} in lines {line_of[place]} and {line}")
         line_of[place] = line
-    index_of, matched = classes.match_any(list(dict.fromkeys(label for _, label, _ in rows)), str(path))
-    targets = np.array([index_of[label] for _, label, _ in rows], np.int32)
-    return LabelledData(
-        str(path), ending[1:], matched, tuple(names), targets, file_reader([path.parent / name for name in names])
-    )
+    return tuple(names), [label for _, label, _ in rows] if labelled else []
 
 
-def _csv_rows(path: Path, separator: str) -> list[tuple[str, str, int]]:
-    """Image, label and line number of each row."""
+def _csv_rows(path: Path, labelled: bool) -> list[tuple[str, str, int]]:
+    """Image, label (empty where it is not asked for) and line number of each row."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=separator, strict=True)
+            reader = csv.reader(file, delimiter=SEPARATORS[path.suffix.lower()], strict=True)
             header = [name.strip().strip("\ufeff") for name in next(reader, [])]
-            image, label = (_column(path, header, names) for names in (CSV_IMAGE_COLUMNS, CSV_LABEL_COLUMNS))
+            image = _column(path, header, CSV_IMAGE_COLUMNS)
+            needed = (image, _column(path, header, CSV_LABEL_COLUMNS)) if labelled else (image,)
             rows = []
             for row in reader:
                 if not row:
                     continue  # an empty line
-                if len(row) != len(header) or not row[image].strip() or not row[label].strip():
+                if len(row) != len(header) or not all(row[column].strip() for column in needed):
+                    what = "an image and a label" if labelled else "an image"
                     raise InputError(
-                        f"{path}, line {reader.line_num}: expected {len(header)} values, with an image and a label, "
+                        f"{path}, line {reader.line_num}: expected {len(header)} values, with {what}, "
                         f"got {','.join(row)[:80]!r}"
                     )
-                rows.append((row[image].strip(), row[label].strip(), reader.line_num))
+                rows.append((row[image].strip(), row[needed[-1]].strip() if labelled else "", reader.line_num))
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise InputError(
             f"{path} must be a {path.suffix[1:].upper()} file in UTF-8 that can be read: {first_line(exc)}"
@@ -208,32 +246,43 @@ def _csv_rows(path: Path, separator: str) -> list[tuple[str, str, int]]:
 
 
 def _column(path: Path, header: list[str], names: Sequence[str]) -> int:
-    found = [index for index, column in enumerate(header) if column.lower() in names]
-    if len(found) != 1:
+    columns = [index for index, column in enumerate(header) if column.lower() in names]
+    if len(columns) != 1:
         raise InputError(
             f"{path} needs one column named {' or '.join(names)}, it has {', '.join(header)[:200]}; columns are "
             f"separated by commas in a .csv file and by tabs in a .tsv file"
         )
-    return found[0]
+    return columns[0]
 
 
 def _from_parquet(source: Path, listing: FolderListing | None, classes: Classes) -> LabelledData:
+    content = read_parquet(source, listing)
+    if content.class_names is not None:
+        indices, matched = classes.match_list(content.class_names, str(source))
+        labels = np.asarray(content.labels, np.int64)
+        Classes(content.class_names).check_indices(np.unique(labels).tolist(), str(source))
+        targets = np.array(indices, np.int32)[labels]
+    elif isinstance(content.labels, np.ndarray):
+        classes.match_indices(np.unique(content.labels).tolist(), str(source))
+        matched, targets = BY_INDEX, content.labels.astype(np.int32)
+    else:
+        index_of, matched = classes.match_any(list(dict.fromkeys(content.labels)), str(source))
+        targets = np.array([index_of[label] for label in content.labels], np.int32)
+    left_out = None if listing is None else listing.left_out
+    return LabelledData(str(source), "parquet", matched, content.names, targets, content.load, left_out)
+
+
+def read_parquet(source: Path, listing: FolderListing | None, *, labelled: bool = True) -> ParquetData:
+    """The names of the images in a parquet file, or in those of a folder, and their labels if they are asked for.
+
+    Raises:
+        InputError: as `vitdeploy.assess.parquet_data.read_parquet`.
+        MissingDependencyError: pyarrow is not installed.
+    """
     target = "vitdeploy.assess.parquet_data:read_parquet"
     read = load_target(target, "reading parquet files", "parquet", "pyarrow")
-    found: ParquetData = read(source, [source] if listing is None else listing.files)
-    if found.class_names is not None:
-        indices, matched = classes.match_list(found.class_names, str(source))
-        labels = np.asarray(found.labels, np.int64)
-        Classes(found.class_names).check_indices(np.unique(labels).tolist(), str(source))
-        targets = np.array(indices, np.int32)[labels]
-    elif isinstance(found.labels, np.ndarray):
-        classes.check_indices(np.unique(found.labels).tolist(), str(source))
-        matched, targets = BY_INDEX, found.labels.astype(np.int32)
-    else:
-        index_of, matched = classes.match_any(list(dict.fromkeys(found.labels)), str(source))
-        targets = np.array([index_of[label] for label in found.labels], np.int32)
-    left_out = None if listing is None else listing.left_out
-    return LabelledData(str(source), "parquet", matched, found.names, targets, found.load, left_out)
+    found: ParquetData = read(source, [source] if listing is None else listing.files, labelled=labelled)
+    return found
 
 
 def file_reader(paths: Sequence[Path]) -> Callable[[int], bytes]:

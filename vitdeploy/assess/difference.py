@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.errors import UsageError
+from vitdeploy.scores import ProblemType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
 # of 0.4 M to 86 M parameters, trained and random: int8 5e-3 to 5.8e-2, fp8 1.7e-2 to 1.1e-1; 3.5 times that allows
 # for others. How often the best class is the same is measured beside it, and so is the cosine: `least_cosine`.
 DEFAULT_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2, "int8": 0.2, "fp8": 0.4}
+LOGITS = "logits"
 _FLOAT16_OUTPUT = 1e-3  # rounding to 11 bits, twice
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """One output compared with the reference's.
+
+    The values of a regression have units of their own, so each is compared by itself: the figures of its logits are
+    those of the worst of them, and they have no cosine, which would be that of the value with the largest unit.
 
     Attributes:
         output: its name.
@@ -38,11 +43,12 @@ class Difference:
         max_abs: largest absolute difference.
         mean_abs: mean absolute difference.
         max_relative: `max_abs` over the largest absolute value of the reference.
-        min_cosine: the lowest cosine similarity of one image's output with the reference's.
+        min_cosine: the lowest cosine similarity of one image's output with the reference's; None for a regression's
+            logits.
         top1_agreement: share of images (of patches, where each has its own) with the same best class, from 0 to 1;
             None for an output that is not `logits`, and for logits of which none is the best class.
         mean_relative: `mean_abs` over the mean absolute value of the reference.
-        mean_cosine: the mean of the images' cosine similarities.
+        mean_cosine: the mean of the images' cosine similarities; None for a regression's logits.
         psnr_db: the largest absolute value of the reference over the root mean square of the difference, in decibels
             (peak signal-to-noise ratio); None where nothing differs, or a value is not finite.
     """
@@ -53,10 +59,10 @@ class Difference:
     max_abs: float
     mean_abs: float
     max_relative: float
-    min_cosine: float
+    min_cosine: float | None
     top1_agreement: float | None
     mean_relative: float
-    mean_cosine: float
+    mean_cosine: float | None
     psnr_db: float | None
 
     @property
@@ -79,7 +85,7 @@ class RelativeError:
     It is the square root of the inverse of the signal-to-quantization-noise ratio.
 
     Args:
-        by_output: whether each output by itself, of which the largest error counts.
+        by_output: whether each output by itself, of which the largest error counts; see `has_own_scales`.
     """
 
     by_output: bool
@@ -87,7 +93,7 @@ class RelativeError:
     _whole: Any = 0.0
 
     def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
-        """Add images: (N, outputs) each."""
+        """Add images: (N, ...) each; (N, outputs) by output."""
         axis = 0 if self.by_output else None
         want, got = reference.astype(np.float64), candidate.astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite
@@ -147,15 +153,23 @@ def least_cosine(tolerance: float) -> float:
     return 1 - tolerance**2 / 2
 
 
+def has_own_scales(name: str, problem_type: ProblemType) -> bool:
+    """Whether each value of that output is measured in its own unit, as a regression's logits (an age, a weight)."""
+    return name == LOGITS and problem_type is ProblemType.REGRESSION
+
+
 def compare_outputs(
-    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], *, ranked: bool = True
+    reference: Mapping[str, np.ndarray],
+    candidate: Mapping[str, np.ndarray],
+    *,
+    problem_type: ProblemType = ProblemType.SINGLE_LABEL,
 ) -> tuple[Difference, ...]:
     """Compare every output of two runs on the same images.
 
     Args:
         reference: arrays (N, ...) by name.
         candidate: as many of the same names and shapes.
-        ranked: whether the largest of an image's `logits` is its class, as in a single-label classifier.
+        problem_type: of the model: how its `logits` are read.
 
     Raises:
         UsageError: names or shapes are not the same, or there is nothing to compare.
@@ -164,17 +178,24 @@ def compare_outputs(
         raise UsageError(
             f"outputs must be {', '.join(reference) or 'one or more'}, got {', '.join(candidate) or 'none'}"
         )
-    return tuple(
-        _difference(name, reference[name], candidate[name], of_classes=ranked and name == "logits")
-        for name in reference
-    )
+    return tuple(_compare_output(name, reference[name], candidate[name], problem_type) for name in reference)
 
 
-def _difference(name: str, reference: np.ndarray, candidate: np.ndarray, *, of_classes: bool) -> Difference:
+def _compare_output(name: str, reference: np.ndarray, candidate: np.ndarray, problem_type: ProblemType) -> Difference:
     if reference.shape != candidate.shape:
         raise UsageError(f"output {name} must have shape {reference.shape}, has {candidate.shape}")
     if reference.size == 0:
         raise UsageError(f"output {name} must hold values to compare, has shape {reference.shape}")
+    if not has_own_scales(name, problem_type):
+        ranked = name == LOGITS and problem_type is ProblemType.SINGLE_LABEL
+        return _difference(name, reference, candidate, of_classes=ranked)
+    columns = [slice(column, column + 1) for column in range(reference.shape[1])]
+    each = [_difference(name, reference[:, column], candidate[:, column], of_classes=False) for column in columns]
+    worst = max(each, key=lambda difference: (not difference.finite, difference.max_relative))
+    return dataclasses.replace(worst, min_cosine=None, mean_cosine=None)
+
+
+def _difference(name: str, reference: np.ndarray, candidate: np.ndarray, *, of_classes: bool) -> Difference:
     count = len(reference)
     a, b = (array.reshape(count, -1).astype(np.float64) for array in (reference, candidate))
     if not (np.isfinite(a).all() and np.isfinite(b).all()):

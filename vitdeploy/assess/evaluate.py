@@ -267,10 +267,12 @@ def single_labels(bundle: Bundle, command: str) -> tuple[str, ...]:
     if not labels:
         raise UsageError(f"{command} needs a model with classes, this one has none; export it as image-classification")
     if bundle.problem_type is not ProblemType.SINGLE_LABEL:
-        heads = {ProblemType.REGRESSION: "a regression", ProblemType.MULTI_LABEL: "for several labels an image"}
-        head = "a single output" if len(labels) == 1 else heads[bundle.problem_type]
+        if bundle.problem_type is ProblemType.REGRESSION:
+            head = "is a regression"
+        else:
+            head = "has a single output" if len(labels) == 1 else "gives an image several labels"
         raise UsageError(
-            f"{command} counts images by their best class, and this model is {head}; "
+            f"{command} counts images by their best class, and this model {head}; "
             f"compare its outputs with the reference instead: vitdeploy compare {bundle.path} --images DIR"
         )
     return labels

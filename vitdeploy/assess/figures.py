@@ -72,7 +72,8 @@ def benchmark_figures(result: Benchmark) -> tuple[Figures, ...]:
     missing = (Figures("Not measured", ("backend", "batch", "why"), skipped),) if skipped else ()
     counts = {each.name: each.threads for each in result.latencies if each.threads is not None}
     threads = tuple((name, str(found.count), found.reason) for name, found in counts.items())
-    started = (Figures("Threads", ("backend", "threads", "why"), threads),) if threads else ()
+    title = f"Threads: {result.note}" if result.note else "Threads"
+    started = (Figures(title, ("backend", "threads", "why"), threads),) if threads else ()
     return (Figures("", columns, rows), *started, *missing)
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from vitdeploy.errors import InputError, readable
-from vitdeploy.image_formats import WEAK_MAGIC, image_endings, readable_formats
+from vitdeploy.image_formats import HEIF_ENDINGS, WEAK_MAGIC, image_endings, readable_formats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 HIDDEN = "hidden"
-NO_ENDING = "no ending, and no image by content"
+NO_ENDING = "without an ending and not an image"
 _OTHERS = "other endings"
 # In lower case: what macOS and Windows put into folders and archives, and do not show. Names with a dot in front, such
 # as .DS_Store, ._cat.jpg and .ipynb_checkpoints, are hidden in any case.
@@ -108,19 +108,23 @@ def list_images(folder: str | os.PathLike[str]) -> FolderListing:
         InputError: there is no such folder, or no image in it; or as `list_folder`.
     """
     root = Path(folder)
+    check_folder(root)
+    listing, _ = list_folder(root)
+    return with_images(root, listing)
+
+
+def check_folder(root: Path) -> None:
+    """Raise InputError unless that is a folder."""
     with readable(root, "a folder of images"):
         if not root.is_dir():
             raise InputError(f"{root} is not a folder of images; name a folder")
-    listing, _ = list_folder(root)
-    return with_images(root, listing)
 
 
 def with_images(root: Path, listing: FolderListing) -> FolderListing:
     """The listing of a folder; InputError where there is no image in it."""
     if not listing.files:
-        raise InputError(
-            f"{root} holds no image, {listing.left_out}; the endings of images are {', '.join(sorted(image_endings()))}"
-        )
+        endings = ", ".join(sorted(image_endings()))
+        raise InputError(f"{root} holds no image ({listing.left_out}); the endings of images are {endings}")
     return listing
 
 
@@ -134,7 +138,7 @@ def list_folder(root: Path) -> tuple[FolderListing, FolderListing]:
     """
     walk = _Walk()
     walk.below(root)
-    images, tables = (tuple(sorted(walk.found[kind])) for kind in (_IMAGE, PARQUET))
+    images, tables = (tuple(sorted(walk.paths[kind])) for kind in (_IMAGE, PARQUET))
     return (
         FolderListing(images, LeftOut.of(walk.counts + _by_ending(tables), _without(root, images))),
         FolderListing(tables, LeftOut.of(walk.counts + _by_ending(images))),
@@ -153,7 +157,7 @@ class _Walk:
     """Finds the images and parquet files below a folder, and counts the others by the reason."""
 
     def __init__(self) -> None:
-        self.found: dict[str, list[Path]] = {_IMAGE: [], PARQUET: []}
+        self.paths: dict[str, list[Path]] = {_IMAGE: [], PARQUET: []}
         self.counts: collections.Counter[str] = collections.Counter()
         self._endings = image_endings()
 
@@ -181,11 +185,12 @@ class _Walk:
         if not entry.is_file():
             if kind is not None or entry.is_symlink():
                 raise InputError(f"{path} is a pipe, a device or a link to nothing; remove it")
-            self.counts["no file"] += 1  # a pipe or a device
+            self.counts["pipe or device"] += 1
         elif kind is not None or (not ending and _is_image(path)):
-            self.found[kind or _IMAGE].append(path)
+            self.paths[kind or _IMAGE].append(path)
         else:
-            self.counts[f"ending {ending}" if ending else NO_ENDING] += 1
+            hint = " (needs pillow-heif)" if ending in HEIF_ENDINGS else ""
+            self.counts[f"ending {ending}{hint}" if ending else NO_ENDING] += 1
 
 
 def _is_hidden(name: str) -> bool:
@@ -214,4 +219,6 @@ def _is_image(path: Path) -> bool:
 
 
 def _by_ending(files: Iterable[Path]) -> collections.Counter[str]:
-    return collections.Counter(f"ending {path.suffix.lower()}" if path.suffix else "no ending" for path in files)
+    return collections.Counter(
+        f"ending {path.suffix.lower()}" if path.suffix else "without an ending" for path in files
+    )

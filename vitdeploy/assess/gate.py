@@ -227,7 +227,7 @@ def _prepare(
     if bundle.manifest.task == Task.CLASSIFICATION:
         images = open_data(data, single_labels(bundle, "gate"))
     else:
-        images = open_images(data, ())
+        images = open_images(data)
     if accepted is not None and not update and accepted.images != len(images):
         raise _other_data(file, f"{accepted.images} images, the data has {len(images)}")
     compared = None if update else accepted

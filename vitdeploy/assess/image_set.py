@@ -6,15 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitdeploy.assess.dataset import SEPARATORS, chosen_names, file_reader, open_data
-from vitdeploy.assess.folder_listing import list_folder, list_images
+from vitdeploy.assess.dataset import SEPARATORS, chosen_names, file_reader, read_csv, read_parquet
+from vitdeploy.assess.folder_listing import check_folder, list_folder, with_images
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
     from vitdeploy.assess.dataset import LabelledData
-    from vitdeploy.assess.folder_listing import LeftOut
+    from vitdeploy.assess.folder_listing import FolderListing, LeftOut
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,20 +51,32 @@ class ImageSet:
         return ImageSet(self.source, names, lambda position: self.load(positions[position]), self.left_out)
 
 
-def open_images(path: str | os.PathLike[str], labels: Sequence[str]) -> ImageSet:
-    """Every image below a folder, or of a data set that `open_data` reads.
+def open_images(path: str | os.PathLike[str]) -> ImageSet:
+    """Every image below a folder, or of a data set that `open_data` reads; labels are not needed, and not looked at.
 
     Args:
         path: a folder of images; or a .csv, .tsv or .parquet file, or a folder of .parquet files.
-        labels: the model's class names, which the labels of a data set must be.
 
     Raises:
         InputError: there are no images, or a file is damaged.
         MissingDependencyError: pyarrow is not installed, for parquet files.
     """
     source = Path(path)
-    if source.suffix.lower() in (*SEPARATORS, ".parquet") or (source.is_dir() and list_folder(source)[1].files):
-        return ImageSet.of(open_data(source, labels))
-    listing = list_images(source)
+    kind = source.suffix.lower()
+    if kind == ".parquet" and not source.is_dir():
+        return _of_parquet(source, None)
+    if kind in SEPARATORS and not source.is_dir():
+        names, _ = read_csv(source, labelled=False)
+        return ImageSet(str(source), names, file_reader([source.parent / name for name in names]))
+    check_folder(source)
+    images, tables = list_folder(source)
+    if tables.files:
+        return _of_parquet(source, tables)
+    listing = with_images(source, images)
     names = tuple(file.relative_to(source).as_posix() for file in listing.files)
     return ImageSet(str(source), names, file_reader(listing.files), listing.left_out)
+
+
+def _of_parquet(source: Path, listing: FolderListing | None) -> ImageSet:
+    content = read_parquet(source, listing, labelled=False)
+    return ImageSet(str(source), content.names, content.load, None if listing is None else listing.left_out)

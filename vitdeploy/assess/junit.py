@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def junit(result: Judged) -> bytes:
-    """A test case a verdict, in UTF-8.
+    """A test case a verdict, in UTF-8; the image processor's origin and the files left out are properties.
 
     One that was skipped is an error, not a skipped test: CI servers take the latter for a pass, and it is none.
     """
@@ -30,6 +30,12 @@ def junit(result: Judged) -> bytes:
     attributes = {name: str(count) for name, count in counts.items()}
     root = ET.Element("testsuites", attributes)
     suite = ET.SubElement(root, "testsuite", {"name": writable(f"vitdeploy {result.bundle}"), **attributes})
+    told = {"image processor": result.processor, "left out": None if result.left_out is None else str(result.left_out)}
+    stated = {name: writable(value) for name, value in told.items() if value is not None}
+    if stated:
+        properties = ET.SubElement(suite, "properties")
+        for name, value in stated.items():
+            ET.SubElement(properties, "property", {"name": name, "value": value})
     for each in found:
         case = ET.SubElement(suite, "testcase", {"classname": writable(each.subject), "name": writable(each.name)})
         if each.status != "passed":

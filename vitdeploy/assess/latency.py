@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from vitdeploy.assess.figures import Figures, benchmark_figures
 from vitdeploy.assess.folder_listing import left_out_dict
+from vitdeploy.assess.verdicts import overall
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from vitdeploy.cpu import ThreadCount
 
 PERCENTILES = (50, 90, 99)
+_THREAD_DETAILS = ("threads", "intra_op_threads", "threads_reason")  # by backend
 
 
 class Ratio(NamedTuple):
@@ -110,6 +112,8 @@ class Latency:
         return Ratio(median, low, high)
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON; the threads, and the reason for their number, are not among the details there."""
+        details = {name: value for name, value in self.details.items() if name not in _THREAD_DETAILS}
         return {
             "artifact": self.artifact,
             "backend": self.backend,
@@ -123,7 +127,7 @@ class Latency:
             "peak_memory_bytes": self.peak_memory_bytes,
             "steady": self.steady,
             "threads": None if self.threads is None else self.threads.to_dict(),
-            "details": self.details,
+            "details": self.details if self.threads is None else details,
         }
 
 
@@ -137,13 +141,18 @@ def _summary(times: Sequence[float]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class NotMeasured:
-    """A backend that could not be measured, at one batch size or (None) at all, and why."""
+    """A backend that was not measured, at one batch size or (None) at all, and why.
+
+    Attributes:
+        status: "failed" where its model gives NaN or infinite values, else "skipped".
+    """
 
     artifact: str
     backend: str
     precision: str
     batch_size: int | None
     reason: str
+    status: Literal["failed", "skipped"] = "skipped"
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -173,8 +182,17 @@ class Benchmark:
 
     @property
     def status(self) -> str:
-        """The outcome: "skipped" if anything was, or nothing was measured; else "passed"."""
-        return "passed" if self.latencies and not self.skipped else "skipped"
+        """The outcome: "failed" or "skipped" if a backend was, or nothing was measured; else "passed"."""
+        return overall([*(each.status for each in self.skipped), *("passed" for _ in self.latencies)])
+
+    @property
+    def note(self) -> str:
+        """That backends ran with different numbers of threads, which their ratios show as well; else empty."""
+        counts = {each.backend: each.threads.count for each in self.latencies if each.threads is not None}
+        if len(set(counts.values())) < 2:
+            return ""
+        listed = ", ".join(f"{backend} {count or 'its own number'}" for backend, count in counts.items())
+        return f"the backends ran with different numbers of threads ({listed}); --threads N gives each the same"
 
     def latency(self, name: str, batch_size: int) -> Latency:
         """The one of that name, such as "onnxruntime fp32".

@@ -9,14 +9,12 @@ import numpy as np
 
 from vitdeploy.assess.compare import Batches, run_batches, run_reference
 from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
-from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.samples import SYNTHETIC_COUNT, chosen_images
 from vitdeploy.assess.selection import REFERENCE, artifacts, select
 from vitdeploy.assess.verdicts import ByResult, Verdict
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import load_processor
-from vitdeploy.scores import ProblemType
 from vitdeploy.specs import Precision
 from vitdeploy.tables import load_target
 
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.folder_listing import LeftOut
     from vitdeploy.manifest import Artifact
+    from vitdeploy.scores import ProblemType
 
 _STATES = "hidden_states."
 _INSIDE = (_STATES, "attentions.")  # outputs that no head makes
@@ -147,8 +146,7 @@ class LayerComparison(ByResult):
 
     def to_dict(self) -> dict[str, Any]:
         results = [result.to_dict() for result in self.results]
-        left_out = left_out_dict(self.left_out)
-        return {**dataclasses.asdict(self), "status": self.status, "left_out": left_out, "results": results}
+        return {**dataclasses.asdict(self), "status": self.status, "results": results}
 
 
 def compare_layers(
@@ -194,7 +192,7 @@ def compare_layers(
     chosen.pop(other, None)
     if not chosen:
         raise UsageError(f"an artifact must be compared with {other}, got none but that; name another")
-    processor, ranked = load_processor(bundle), bundle.problem_type is ProblemType.SINGLE_LABEL
+    processor = load_processor(bundle)
     chosen_sources = chosen_images(processor, images)
     sources = chosen_sources.images[:SYNTHETIC_COUNT]
     batches = Batches(processor, sources, batch_size=1)
@@ -210,7 +208,7 @@ def compare_layers(
         on_step(f"running {name} layer by layer")
         try:
             made = _run(bundle, by_name[name], batches, states)
-            differences = _differences(by_name[name], expected, made, ranked=ranked)
+            differences = _differences(by_name[name], expected, made, bundle.problem_type)
             results.append(ArtifactLayers(name, limit, differences))
         except UnavailableError as exc:
             results.append(ArtifactLayers(name, limit, skipped=str(exc)))
@@ -295,7 +293,7 @@ def _scale(states: np.ndarray) -> np.ndarray:
 
 
 def _differences(
-    artifact: Artifact, expected: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray], *, ranked: bool
+    artifact: Artifact, expected: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray], problem_type: ProblemType
 ) -> tuple[PartDifference, ...]:
     states = [name for name in made if name.startswith(_STATES)]
     states.sort(key=lambda name: int(name.removeprefix(_STATES)))
@@ -308,5 +306,5 @@ def _differences(
         found.append(PartDifference("embeddings" if index == 0 else f"layers.{index - 1}", difference))
     if heads:
         of_heads = ({name: side[name] for name in heads} for side in (expected, made))
-        found.append(PartDifference("head", compare_outputs(*of_heads, ranked=ranked)))
+        found.append(PartDifference("head", compare_outputs(*of_heads, problem_type=problem_type)))
     return tuple(found)

@@ -13,11 +13,13 @@ from vitdeploy.assess.imagenet import in_ilsvrc_order, is_wordnet_id, synset_of,
 from vitdeploy.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 BY_NAME, BY_SYNONYM, BY_INDEX, BY_POSITION = "by name", "by synonym", "by index", "by position"
 BY_WORDNET_ID, BY_ILSVRC_ORDER = "by WordNet id", "by WordNet id, in the order of ILSVRC"
+BY_NUMBER = "by number"
 _NUMBERED = re.compile(r"(?P<name>.+?)[ _-]?[(]?[0-9]+[)]?")  # "crane2", "crane (2)"
+_NUMBER = re.compile(r"[0-9]+(?:[.]0+)?(?![.]?[0-9])")  # "3", and "3.0" of a column of floats
 _INSTEAD = "rename it, or list the images in a CSV file with class indices"
 
 
@@ -28,7 +30,8 @@ class Classes:
     2. Else the class that has the whole label for a synonym. Synonyms are the parts of a name between commas, as in
        ImageNet's "tench, Tinca tinca".
     3. Else the class that has every part of the label for a synonym.
-    4. Else, for the WordNet id of one of ILSVRC's 1,000 classes, the class that is that synset, see `synset_of`. Where
+    4. Else, for a whole number, the class that has the same number for a name or a synonym: "07" means "7".
+    5. Else, for the WordNet id of one of ILSVRC's 1,000 classes, the class that is that synset, see `synset_of`. Where
        the model has these classes in ILSVRC's order, or 1,000 classes without names, it is the class at the synset's
        position. A class that is named by its WordNet id has the synset's words for synonyms.
 
@@ -59,47 +62,64 @@ class Classes:
         Raises:
             InputError: a label means no class or several, or two labels mean the same one.
         """
-        found, rules = {}, set()
+        index_of, rules = {}, set()
         for label in labels:
             indices, rule = self._find(label)
             if not indices:
                 raise InputError(f"{source}: {self._unknown(label)}")
             if len(indices) > 1:
                 raise InputError(f"{source}: {self._ambiguous(label, indices)}")
-            found[label] = indices[0]
+            index_of[label] = indices[0]
             rules.add(rule)
-        self._check_one_label_a_class(found, source)
-        order = (BY_ILSVRC_ORDER, BY_WORDNET_ID, BY_SYNONYM)
-        return found, next((rule for rule in order if rule in rules), BY_NAME)
+        self._check_one_label_a_class(index_of, source)
+        order = (BY_ILSVRC_ORDER, BY_WORDNET_ID, BY_NUMBER, BY_SYNONYM)
+        return index_of, next((rule for rule in order if rule in rules), BY_NAME)
 
     def match_any(self, labels: Sequence[str], source: str) -> tuple[dict[str, int], str]:
-        """As `match`; but where no label means a class and all are whole numbers, they are indices."""
-        if not all(_is_index(label) for label in labels) or any(self.find(label) for label in labels):
+        """As `match`; but where no label means a class and all are whole numbers, they are indices.
+
+        Not where the names of the classes are numbers themselves, or the same words with a number, as "grade 1" to
+        "grade 5": a label might be that number.
+
+        Raises:
+            InputError: as `match`; or a number is not the index of a class.
+        """
+        if (
+            not all(_is_index(label) for label in labels)
+            or any(self.find(label) for label in labels)
+            or self._numbers
+            or self._differently_numbered
+        ):
             return self.match(labels, source)
-        found = {label: int(label) for label in labels}
-        self.check_indices(found.values(), source)
-        self._check_one_label_a_class(found, source)
-        return found, BY_INDEX
+        index_of = {label: int(label) for label in labels}
+        self.check_indices(index_of.values(), source)
+        self._check_one_label_a_class(index_of, source)
+        return index_of, BY_INDEX
 
     def match_list(self, labels: Sequence[str], source: str) -> tuple[list[int], str]:
         """The class of each label of a data set's complete, ordered list of class names.
 
-        Where a label means several classes, and the list has as many labels as the model has classes and each of them
-        may mean the class at its position, it does. Libraries whose lists take no name twice put a number behind the
-        second; for a name that two classes have, it is ignored.
+        Where the labels do not each mean one class of their own, but the list has as many labels as the model has
+        classes and each of them may mean the class at its position, it does: such lists give two cranes, or the first
+        word of "maillot" and of "maillot, tank suit".
 
         Raises:
             InputError: as `match`; or two labels are the same, and do not match by position.
         """
-        meant = [self._in_list(label) for label in labels]
-        in_order = len(labels) == len(self.names) and all(index in each for index, each in enumerate(meant))
-        if in_order and any(len(each) > 1 for each in meant):
+        try:
+            most, count = collections.Counter(labels).most_common(1)[0] if labels else ("", 0)
+            if count > 1:
+                raise InputError(
+                    f"{source}: {count} of its classes are named {most!r:.80}; give each a name of its own"
+                )
+            index_of, rule = self.match(labels, source)
+        except InputError:
+            if len(labels) != len(self.names) or not all(
+                self._may_be_at(index, labels) for index in range(len(labels))
+            ):
+                raise
             return list(range(len(labels))), BY_POSITION
-        most, count = collections.Counter(labels).most_common(1)[0] if labels else ("", 0)
-        if count > 1:
-            raise InputError(f"{source}: {count} of its classes are named {most!r:.80}; give each a name of its own")
-        found, rule = self.match(labels, source)
-        return [found[label] for label in labels], rule
+        return [index_of[label] for label in labels], rule
 
     def check_indices(self, indices: Iterable[int], source: str) -> None:
         """Raise InputError unless each is the index of a class."""
@@ -108,6 +128,38 @@ class Classes:
                 raise InputError(
                     f"{source}: the label {index} is not the index of a class; the model's {len(self.names)} classes "
                     f"are numbered from 0 to {len(self.names) - 1}"
+                )
+
+    @functools.cached_property
+    def _numbers(self) -> Mapping[int, list[int]]:
+        """The indices of the classes that have a whole number for a name or a synonym."""
+        found: dict[int, list[int]] = {}
+        for synonym in sorted({*self._exact, *self._synonyms}):
+            if _is_index(synonym):
+                indices = found.setdefault(int(synonym), [])
+                indices += [each for each in self._exact.get(synonym) or self._synonyms[synonym] if each not in indices]
+        return found
+
+    @functools.cached_property
+    def _differently_numbered(self) -> bool:
+        """Whether the names are the same words with a number each, and this is not the index."""
+        numbers = [_NUMBER.findall(name) for name in self.names]
+        if len({_NUMBER.sub("#", name) for name in self.names}) != 1 or any(len(each) != 1 for each in numbers):
+            return False
+        return any(float(number) != index for index, (number,) in enumerate(numbers))
+
+    def match_indices(self, indices: Collection[int], source: str) -> None:
+        """Check the whole numbers that a data set has for labels, and does not name.
+
+        Raises:
+            InputError: one is not the index of a class, or may be a number in the name of another class.
+        """
+        self.check_indices(indices, source)
+        for index in indices:
+            if self._differently_numbered or (self._numbers and self._numbers.get(index) != [index]):
+                raise InputError(
+                    f"{source}: the label {index} may be an index or a number in a class's name ({self}); give the "
+                    f"names of the classes instead"
                 )
 
     def _find(self, label: str) -> tuple[list[int], str]:
@@ -123,6 +175,8 @@ class Classes:
             indices = sorted(set.intersection(*(set(self._synonyms.get(part, ())) for part in parts)))
             if indices:
                 return indices, BY_SYNONYM
+        if _is_index(label):
+            return self._numbers.get(int(name), []), BY_NUMBER
         if is_wordnet_id(name) and name in synsets():
             if self._ilsvrc_order is not None:
                 return [list(synsets()).index(name)], self._ilsvrc_order
@@ -137,16 +191,29 @@ class Classes:
         unnamed = tuple(f"LABEL_{index}" for index in range(len(synsets())))
         return BY_ILSVRC_ORDER if self.names == unnamed else None
 
-    def _in_list(self, label: str) -> list[int]:
-        """As `find`; and for a number behind a name that several classes have, these."""
-        found = self.find(label)
-        numbered = None if found else _NUMBERED.fullmatch(_plain(label))
-        several = self._exact.get(numbered["name"], []) if numbered else []
-        return several if len(several) > 1 else found
+    def _may_be_at(self, index: int, labels: Sequence[str]) -> bool:
+        """Whether the label at a position of a list may mean the class there.
 
-    def _check_one_label_a_class(self, found: Mapping[str, int], source: str) -> None:
+        It may if all its parts are the class's synonyms, or all the class's are its parts; but not if it is the name of
+        another class, at whose position the list has another label. Libraries whose lists take no name twice put a
+        number behind the second; behind a synonym that several classes have, it is ignored.
+        """
+        label = labels[index]
+        found, same = self.find(label), self._exact.get(_plain(label), [])
+        if index in found:
+            return True
+        if any(labels[each] != label for each in same):
+            return False
+        parts = _parts(label)
+        if parts and (parts <= self._parts[index] or self._parts[index] <= parts):
+            return True
+        numbered = None if found else _NUMBERED.fullmatch(_plain(label))
+        several = self._synonyms.get(numbered["name"], []) if numbered else []
+        return len(several) > 1 and index in several
+
+    def _check_one_label_a_class(self, index_of: Mapping[str, int], source: str) -> None:
         label_of: dict[int, str] = {}
-        for label, index in found.items():
+        for label, index in index_of.items():
             if index in label_of:
                 raise InputError(
                     f"{source}: the labels {label_of[index]!r} and {label!r} both mean class {index} "
@@ -162,6 +229,8 @@ class Classes:
         spelled = {each.casefold(): each for each in (*self._synonyms, *self._exact)}
         near = difflib.get_close_matches(_plain(label).casefold(), spelled, n=3)
         nearest = f"the nearest are {', '.join(repr(spelled[each]) for each in near)}" if near else f"it has {self}"
+        if _is_index(label) and (self._numbers or self._differently_numbered):
+            return f"{label!r:.80} may be an index or a number in a class's name; {nearest}; use the model's names"
         return f"{label!r:.80} is no class of the model; {nearest}; {_INSTEAD}"
 
     def _ambiguous(self, label: str, indices: Sequence[int]) -> str:

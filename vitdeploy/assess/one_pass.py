@@ -96,8 +96,8 @@ def header(
 
 
 def _that_counts(details: Mapping[str, Any]) -> dict[str, Any]:
-    """What results depend on: the number of threads, which orders the sums, and not the reason for it."""
-    return {name: value for name, value in details.items() if name != "threads_reason"}
+    """What results depend on: the number of threads, which orders the sums; not its reason, nor how idle ones wait."""
+    return {name: value for name, value in details.items() if name not in ("threads_reason", "allow_spinning")}
 
 
 def _restore(

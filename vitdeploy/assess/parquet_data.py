@@ -35,7 +35,7 @@ class ParquetData:
 
     Attributes:
         names: "file#row" of each of N images, rows counted from 0.
-        labels: (N,) int64 indices, or N names.
+        labels: (N,) int64 indices, or N names; empty where none were asked for.
         class_names: what the dataset calls the indices; None where it does not say.
         load: gives the bytes of the image at a position from 0 to N - 1.
     """
@@ -46,12 +46,13 @@ class ParquetData:
     load: Callable[[int], bytes]
 
 
-def read_parquet(source: Path, files: Sequence[Path]) -> ParquetData:
+def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) -> ParquetData:
     """Read the names and labels of all files; of the images, none yet.
 
     Args:
         source: the folder, or the only file.
         files: those below the folder, in their order.
+        labelled: whether to read labels, which each file then needs.
 
     Raises:
         InputError: a file is damaged, lacks a column, or is of another split or other classes than the first.
@@ -67,12 +68,13 @@ def read_parquet(source: Path, files: Sequence[Path]) -> ParquetData:
             with pq.ParquetFile(path) as file:
                 schema, metadata = file.schema_arrow, file.metadata
                 image = _image_column(path, schema)
-                label = _column(path, schema, LABEL_COLUMNS, "ClassLabel")
-                class_names.append(_class_names(path, schema, label))
-                labels.append(_labels(path, file.read(columns=[label]).column(0)))
+                if labelled:
+                    label = _column(path, schema, LABEL_COLUMNS, "ClassLabel")
+                    class_names.append(_class_names(path, schema, label))
+                    labels.append(_labels(path, file.read(columns=[label]).column(0)))
         except (OSError, pa.ArrowException) as exc:
             raise InputError(f"{path} must be a parquet file that can be read: {first_line(exc)}") from exc
-        if class_names[-1] != class_names[0] or type(labels[-1]) is not type(labels[0]):
+        if labelled and (class_names[-1] != class_names[0] or type(labels[-1]) is not type(labels[0])):
             raise InputError(f"{path} must have the labels and classes that {files[0].name} has, has others")
         column = f"{image}.bytes" if pa.types.is_struct(schema.field(image).type) else image
         first = len(names)
@@ -82,8 +84,9 @@ def read_parquet(source: Path, files: Sequence[Path]) -> ParquetData:
         names += [f"{path.relative_to(root).as_posix()}#{row}" for row in range(metadata.num_rows)]
     if not names:
         raise InputError(f"{source} must hold images, holds none")
-    joined = np.concatenate(labels) if isinstance(labels[0], np.ndarray) else [name for part in labels for name in part]
-    return ParquetData(tuple(names), joined, class_names[0], _RowGroups(groups, names).load)
+    indices = [part for part in labels if isinstance(part, np.ndarray)]
+    joined = np.concatenate(indices) if indices else [str(name) for part in labels for name in part]
+    return ParquetData(tuple(names), joined, class_names[0] if labelled else None, _RowGroups(groups, names).load)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +178,10 @@ def _labels(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64] | list[str
     if column.null_count:
         raise InputError(f"{path} must have a label in each row, lacks {column.null_count}")
     if pa.types.is_integer(column.type):
-        return np.asarray(column.to_numpy(), np.int64)
+        try:
+            return np.asarray(column.cast(pa.int64()).to_numpy(), np.int64)
+        except pa.ArrowInvalid as exc:  # of 64 bits without a sign
+            raise InputError(f"{path}: a label is not the index of a class: {first_line(exc)}") from exc
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return [str(value) for value in column.to_pylist()]
     raise InputError(f"{path} must have whole numbers or names for labels, has {column.type}")
@@ -191,6 +197,8 @@ def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] |
     names = feature.get("names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: its metadata 'huggingface' names the classes of {label} by {names!r:.80}, no list")
+    if not names:
+        raise InputError(f"{path}: its metadata 'huggingface' names no class of {label}; name them, or remove it")
     return tuple(names)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.compare import run_batches
-from vitdeploy.assess.difference import compare_outputs, relative_error
+from vitdeploy.assess.difference import LOGITS, compare_outputs, relative_error
 from vitdeploy.assess.samples import feeds, fingerprint, synthetic_images
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.images import open_image
@@ -205,7 +205,7 @@ def prove(
         )
     if cosine is not None:
         for difference, error in itertools.chain.from_iterable(found):
-            of_values = difference.output == "logits" and problem_type is not ProblemType.SINGLE_LABEL
+            of_values = difference.output == LOGITS and problem_type is not ProblemType.SINGLE_LABEL
             cosine.check_difference(name, difference, error, of_values=of_values)
     if tolerance is not None and not worst.within(tolerance):
         raise CheckFailedError(
@@ -240,8 +240,8 @@ def _differences(
     wanted = {name: value[rows] for name, value in expected.items()}
     ranked = problem_type is ProblemType.SINGLE_LABEL
     return [
-        (each, relative_error(wanted[each.output], outputs[each.output], of_classes=ranked and each.output == "logits"))
-        for each in compare_outputs(wanted, outputs, ranked=ranked)
+        (each, relative_error(wanted[each.output], outputs[each.output], of_classes=ranked and each.output == LOGITS))
+        for each in compare_outputs(wanted, outputs, problem_type=problem_type)
     ]
 
 

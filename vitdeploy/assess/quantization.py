@@ -101,9 +101,7 @@ class Quantization:
             InputError: there are no images, or they have no labels.
         """
         on_step(f"reading the images of {request.images}")
-        calibration = CalibrationImages.open(
-            request.images, processor, labels, request.limit, request.seed, on_progress
-        )
+        calibration = CalibrationImages.open(request.images, processor, request.limit, request.seed, on_progress)
         parts = calibration.parts()
         data = _data(parts, request.cache)
         goal: Goal | None = None
@@ -117,7 +115,7 @@ class Quantization:
                 request.bound, path, reference, processor, labels, limit, request.seed, problem_type, on_progress
             )
             goal, held_out = apart(whole, parts)
-        choose = Chooser(parts.choice, goal, on_step, on_progress)
+        choose = Chooser(parts.choice, goal, on_step, on_progress, problem_type)
         return cls(reference, calibration, parts, data, goal, held_out, choose, problem_type)
 
     @property

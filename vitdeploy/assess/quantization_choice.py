@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.calibration_images import BATCH, CalibrationImages
-from vitdeploy.assess.features import LOGITS
+from vitdeploy.assess.difference import LOGITS
 from vitdeploy.assess.fewest_kept import fewest_kept
 from vitdeploy.assess.samples import feeds
 from vitdeploy.assess.yardstick import Yardstick, effects, opened_variant
 from vitdeploy.errors import CheckFailedError
+from vitdeploy.scores import ProblemType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,12 +38,14 @@ class Chooser:
         goal: how accurate the artifact must be; None where that is not said.
         on_step: called with what is being done.
         on_progress: called with the number of layers that are done, and of all.
+        problem_type: of the model.
     """
 
     images: CalibrationImages
     goal: Goal | None
     on_step: Callable[[str], None]
     on_progress: Callable[[int, int], None]
+    problem_type: ProblemType = ProblemType.SINGLE_LABEL
     _yardsticks: dict[PixelFormat, Yardstick] = dataclasses.field(default_factory=dict, init=False)
 
     @property
@@ -99,7 +102,7 @@ class Chooser:
                 counting = [LOGITS] if LOGITS in names else names
                 found = [runtime.run(feeds(runtime.inputs, images)) for images in given]
             expected = {name: np.concatenate([outputs[name] for outputs in found]) for name in counting}
-            self._yardsticks[pixels] = Yardstick(given, expected, folder)
+            self._yardsticks[pixels] = Yardstick(given, expected, folder, self.problem_type)
         return self._yardsticks[pixels]
 
     def _measure(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.assess.calibration_images import FEW
 from vitdeploy.assess.compare import Batches, run_reference
 from vitdeploy.assess.figures import Figures, sensitivity_figures
-from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.lower_precision import LowerPrecision
 from vitdeploy.assess.samples import few_images
 from vitdeploy.assess.yardstick import Yardstick, effects
@@ -57,7 +56,8 @@ class Sensitivity:
     """How much each layer costs.
 
     An error is the length of the difference from the reference over the length of what that gives, of all images
-    together, and of several outputs the largest; see `vitdeploy.assess.yardstick.Yardstick`.
+    together, and of several outputs, or of a regression's values, the largest; see
+    `vitdeploy.assess.yardstick.Yardstick`.
 
     Attributes:
         bundle: the folder.
@@ -106,8 +106,7 @@ class Sensitivity:
         return sensitivity_figures(self)
 
     def to_dict(self) -> dict[str, Any]:
-        said = {"status": self.status, "summary": self.summary, "left_out": left_out_dict(self.left_out)}
-        return {**dataclasses.asdict(self), **said}
+        return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
 
 
 def sensitivity(
@@ -155,7 +154,8 @@ def sensitivity(
     on_step(f"running the reference on {len(chosen)} images")
     batches = Batches(processor, chosen, 1)
     expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
-    yardstick = Yardstick([feed["pixel_values"] for feed in batches.feeds(artifact)], expected)
+    pixel_values = [feed["pixel_values"] for feed in batches.feeds(artifact)]
+    yardstick = Yardstick(pixel_values, expected, problem_type=bundle.problem_type)
 
     def error(kept: frozenset[str]) -> float:
         return yardstick.error(variants, kept)

@@ -11,6 +11,7 @@ import signal
 import statistics
 import sys
 import time
+import warnings
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ import numpy as np
 from vitdeploy.assess.samples import feeds
 from vitdeploy.bundle import Bundle
 from vitdeploy.cpu import MOST_THREADS, openmp_is_set, usable_cpus
-from vitdeploy.errors import UnavailableError, UsageError, VitDeployError
+from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, VitDeployError
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import BACKENDS, runtime_class
 from vitdeploy.specs import PixelStage
@@ -137,6 +138,7 @@ def _serve(connection: Connection, job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command line does
     timer = _Timer(job)
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
         while True:
@@ -174,7 +176,7 @@ class _Timer:
         """Milliseconds of a run, which nothing has run before.
 
         Raises:
-            UnavailableError: an output is not finite: how fast that is computed tells nothing of the model.
+            NotFiniteError: an output is NaN or infinite.
         """
         inputs = self._inputs(batch_size)
         begin = time.perf_counter()
@@ -182,8 +184,8 @@ class _Timer:
         elapsed = _since(begin)
         for name, value in outputs.items():
             if not np.isfinite(value).all():
-                raise UnavailableError(
-                    f"{self._job.selected} gives NaN or infinite {name}, so its time says nothing; find the cause with "
+                raise NotFiniteError(
+                    f"{self._job.selected} gives NaN or infinite {name}, so it was not timed; find the cause with "
                     f"vitdeploy compare"
                 )
         return elapsed

@@ -17,7 +17,7 @@ except ImportError:  # not POSIX: two processes with one file are then not kept 
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
@@ -118,11 +118,8 @@ class WorkFile:
             found = None
         if not isinstance(found, dict) or not found.keys() & wanted.keys():
             raise self._not_ours("it is something else")
-        for key in dict.fromkeys([*wanted, *found]):
-            if found.get(key) != wanted.get(key):
-                raise self._not_ours(
-                    f"it was begun with another {key}: {found.get(key)!r:.80}, not {wanted.get(key)!r:.80}"
-                )
+        for keys, before, now in _differences(found, wanted):
+            raise self._not_ours(f"it was begun with another {' / '.join(keys)}: {before!r:.80}, not {now!r:.80}")
 
     def _read(self, content: bytes) -> int:
         """Take the finished batches; how many bytes they are, without a last line that was cut short."""
@@ -147,3 +144,12 @@ class WorkFile:
         return InputError(
             f"{self._path} must be new, or of the same work, but {reason}; name another file, or remove this one"
         )
+
+
+def _differences(found: Any, wanted: Any, *keys: str) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """The keys that lead to each value that differs, and both values; None for one that is absent."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in dict.fromkeys([*wanted, *found]):
+            yield from _differences(found.get(key), wanted.get(key), *keys, key)
+    elif found != wanted:
+        yield keys, found, wanted

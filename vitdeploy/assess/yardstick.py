@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitdeploy.assess.difference import RelativeError
+from vitdeploy.assess.difference import RelativeError, has_own_scales
 from vitdeploy.assess.features import cosines
 from vitdeploy.assess.samples import feeds
+from vitdeploy.scores import ProblemType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,18 +30,24 @@ class Yardstick:
         pixel_values: batches of images, as the graph takes them.
         expected: what the reference gives for all of them, (N, ...), by the names of the outputs that count.
         folder: where a graph may lie meanwhile; the system's for temporary files by default.
+        problem_type: of the model.
     """
 
     def __init__(
-        self, pixel_values: Sequence[np.ndarray], expected: Mapping[str, np.ndarray], folder: Path | None = None
+        self,
+        pixel_values: Sequence[np.ndarray],
+        expected: Mapping[str, np.ndarray],
+        folder: Path | None = None,
+        problem_type: ProblemType = ProblemType.SINGLE_LABEL,
     ) -> None:
         self._pixel_values, self._expected, self._folder = pixel_values, expected, folder
+        self._problem_type = problem_type
 
     def error(self, variants: Variants, kept: Collection[str]) -> float:
         """The relative error of the variant that keeps these nodes in float32.
 
-        It is the length of the difference over the length of what is expected, of all images together: the square root
-        of the inverse of the signal-to-quantization-noise ratio. Of several outputs it is the largest.
+        See `RelativeError`; of all images together. Of several outputs, and of a regression's values, it is the
+        largest.
 
         Returns:
             From 0 up; infinite where a value is not finite.
@@ -62,7 +69,7 @@ class Yardstick:
 
     def _sums(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> dict[str, _Sums]:
         """Of each output that counts."""
-        found = {name: _Sums() for name in self._expected}
+        found = {name: _Sums(has_own_scales(name, self._problem_type)) for name in self._expected}
         with opened_variant(variants, kept, self._folder) as runtime:
             first = 0
             for batch in self._pixel_values:
@@ -77,8 +84,8 @@ class Yardstick:
 class _Sums:
     """What is known of one output."""
 
-    def __init__(self) -> None:
-        self._error = RelativeError(by_output=False)
+    def __init__(self, by_output: bool) -> None:
+        self._error = RelativeError(by_output)
         self.cosines: list[float] = []
 
     def add(self, wanted: np.ndarray, given: np.ndarray) -> None:

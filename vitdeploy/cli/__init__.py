@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,21 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> Any:
-    """Run the command line; a VitDeployError becomes one line on stderr and its exit code."""
+    """Run the command line; a VitDeployError becomes one line on stderr and its exit code.
+
+    Pillow's warnings of damaged metadata and large images are not printed: an image that is used can be read, and one
+    that is too large is refused.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     limit_openmp()
-    try:
-        return cli(args)
-    except VitDeployError as exc:
-        click.echo(f"Error: {printable(' '.join(str(exc).split()))}", err=True)
-        sys.exit(exc.exit_code)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        try:
+            return cli(args)
+        except VitDeployError as exc:
+            click.echo(f"Error: {printable(' '.join(str(exc).split()))}", err=True)
+            sys.exit(exc.exit_code)
 
 
 def _stop(number: int, _frame: object) -> None:

@@ -49,7 +49,8 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
     "--threads",
     default=0,
     type=click.IntRange(min=0),
-    help="Threads of each backend. Default (0): as many as the CPU affinity, the cgroup quota and the cores allow.",
+    help="Threads of each backend. Default (0): OMP_NUM_THREADS for torch and ORT_INTRA_OP_NUM_THREADS for ONNX "
+    "Runtime; where they are not set, as many as the CPU affinity, the cgroup quota and the cores allow.",
 )
 @click.option("--images", type=PATH, help="A folder of images; synthetic JPEG files by default.")
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Turns of each backend.")
@@ -71,8 +72,8 @@ def benchmark(
 ) -> None:
     """Time every artifact of BUNDLE and the reference, in turns, each alone in its process.
 
-    The percentiles are of the runtime on ready input; the time from image files stands beside them. Exits with 3 if
-    something could not be measured.
+    The percentiles are of the runtime on ready input; the time from image files stands beside them. Exits with 1 if
+    a model gives NaN or infinite values, with 3 if something else could not be measured.
     """
     from vitdeploy.assess.benchmark import benchmark as benchmark_bundle
 

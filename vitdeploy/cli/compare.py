@@ -151,7 +151,7 @@ def _print(result: Comparison) -> None:
                 f"{difference.max_relative:.2e}",
                 f"{item.tolerance:g}" if item.cosine_bound is None else "by cosine",
                 f"{difference.required_tolerance:g}",
-                f"{difference.min_cosine:.8f}",
+                "" if difference.min_cosine is None else f"{difference.min_cosine:.8f}",
                 "" if difference.psnr_db is None else f"{difference.psnr_db:.0f}",
                 "" if difference.top1_agreement is None else f"{difference.top1_agreement:.2%}",
                 *(

@@ -236,7 +236,7 @@ def export(
     precision, which is made first; without --model or --random-weights from the one that --output has. Without a GPU it
     is kept, and completed by verify --run there.
     """
-    from vitdeploy.export_place import place_of
+    from vitdeploy.export_place import check_repository, place_of
     from vitdeploy.model_repository import check_labels_of, check_place, write_triton_model
     from vitdeploy.workflow import export as export_model
 
@@ -255,6 +255,8 @@ def export(
     if triton is not None:
         named = options["model"] or options["random_weights"] or options["output"]  # or the export says what it needs
         place = place_of(*(options[name] for name in ("output", "model", "random_weights", "seed"))) if named else None
+        if options["model"]:
+            check_repository(triton, options["model"])
         for to in formats:
             check_place(place, triton, to, options["precision"], target=target, engine=engines[to])
         source = options["model"] or options["output"]  # an engine may be of the model that is there

@@ -123,12 +123,14 @@ def agreement(measured: Mapping[str, Any]) -> str:
 
 def nearness(measured: Mapping[str, Any]) -> str:
     """The same without the output's name."""
-    figures = [f"mean cosine {measured['mean_cosine']:.5f}"]
+    figures = []
+    if measured["mean_cosine"] is not None:  # as a regression's is
+        figures.append(f"mean cosine {measured['mean_cosine']:.5f}")
     if measured["top1_agreement"] is not None:
         figures.insert(0, f"the reference's class for {measured['top1_agreement']:.2%}")
     if measured.get("relative_error") is not None:
         figures.insert(0, f"relative error {measured['relative_error']:.2%}")
-    if "p5_cosine" in measured:
+    if measured.get("p5_cosine") is not None:
         figures.append(f"5th percentile {measured['p5_cosine']:.5f}")
     if measured.get("neighbour_agreement") is not None:
         figures.append(f"nearest neighbour kept {measured['neighbour_agreement']:.0%}")

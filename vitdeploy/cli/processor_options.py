@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.processor_options import FILTERS, ProcessorOptions
+from vitdeploy.errors import InputError
+from vitdeploy.preprocessor_config import FILTERS, read_setting
+from vitdeploy.processor_options import ProcessorOptions
+from vitdeploy.specs import MODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,15 +21,19 @@ def _number(text: str) -> float:
     """A number, or a fraction such as 1/255."""
     numerator, slash, denominator = text.partition("/")
     try:
-        return float(numerator) / float(denominator) if slash else float(text)
-    except (ValueError, ZeroDivisionError) as exc:
+        number = float(numerator) / float(denominator) if slash else float(text)
+        read_setting("rescale_factor", number)  # neither NaN nor infinite
+    except (InputError, ValueError, ZeroDivisionError) as exc:
         raise click.BadParameter(f"expected a number, got {text!r:.80}") from exc
+    return number
 
 
 def _channels(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:  # noqa: ARG001
     if value is None:
         return None
     numbers = [_number(part) for part in value.split(",")]
+    if len(numbers) not in MODES:
+        raise click.BadParameter(f"expected one number, or one for each of 1, 3 or 4 channels, got {value!r:.80}")
     return numbers[0] if len(numbers) == 1 else numbers
 
 

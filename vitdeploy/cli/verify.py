@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from vitdeploy.cli.output import PATH, json_option, left_out_texts, print_json, print_step, print_text
+from vitdeploy.cli.output import (
+    PATH,
+    image_limit_option,
+    json_option,
+    left_out_texts,
+    print_json,
+    print_step,
+    print_text,
+)
 from vitdeploy.errors import UsageError
 
 
@@ -18,6 +26,7 @@ from vitdeploy.errors import UsageError
     help="With --run: an engine to run, such as tensorrt-rtx-fp16; all by default.",
 )
 @click.option("--images", type=PATH, help="With --run: a folder of images; synthetic by default.")
+@image_limit_option
 @json_option
 def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | None, as_json: bool) -> None:
     """Check every file of BUNDLE against its manifest; exits with 4 at the first that was altered.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitdeploy.layouts.timm_parts import MOST, first, is_wrapper, mapping, refuse, unsupported
+from vitdeploy.layouts.timm_parts import MOST, count, first, is_wrapper, mapping, refuse, unsupported
 
+LABEL_KEYS = ("label_names", "labels", "label_descriptions", "id2label", "label2id", "num_classes", "num_labels")
 _DEFAULT_CLASSES = 1000  # of timm's PretrainedCfg
 _PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -16,16 +17,12 @@ def num_classes(config: Mapping[str, Any], arguments: Mapping[str, Any], cfg: Ma
     if config.get("architectures") == ["TimmWrapperModel"]:
         return 0  # it has no head, though its configuration counts classes as every one in transformers does
     stated = first(config.get("num_classes"), config.get("num_labels"), cfg.get("num_classes"))
-    classes = _count(first(arguments.get("num_classes"), stated, _DEFAULT_CLASSES))
-    if stated is not None and _count(stated) != classes:  # timm would leave out the weights of the head
+    classes = count("num_classes", first(arguments.get("num_classes"), stated, _DEFAULT_CLASSES), least=0)
+    if (
+        stated is not None and count("num_classes", stated, least=0) != classes
+    ):  # timm would leave out the weights of the head
         raise unsupported(f"num_classes is {classes} in model_args and {stated} beside it; make them agree")
     return classes
-
-
-def _count(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
-        raise refuse("num_classes must be an integer, 0 where there is no head", value)
-    return value
 
 
 def label_offset(config: Mapping[str, Any], cfg: Mapping[str, Any], layers: list[str]) -> int:

@@ -159,6 +159,11 @@ def is_dynamic(arguments: Mapping[str, Any]) -> bool:
     return flag(arguments, "dynamic_img_size", default=False)
 
 
+def takes_any_size(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a config.json takes images of every size that is made of whole patches."""
+    return is_dynamic(model_args(config))
+
+
 def _table_size(config: Mapping[str, Any]) -> tuple[int, int]:
     """(height, width) in pixels that the position tables were made for."""
     arguments = model_args(config)

@@ -1,6 +1,6 @@
 """The keys of timm's config.json, and what becomes of each.
 
-tests/layouts/test_timm_keys.py holds the tables to timm's `PretrainedCfg`, to the constructors of its models and to
+tests/layouts/test_timm_forms.py holds the tables to timm's `PretrainedCfg`, to the constructors of its models and to
 transformers' `TimmWrapperConfig`.
 """
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 # "applied": it decides what the bundle's model, labels or image processor are. "carried": it is copied to the bundle's
 # config.json. "compared": the weights tell it, and must agree. "no effect": it changes no result of timm's evaluation.
-# "refused": it would, and has no equivalent.
+# "refused": it may, and only the values in `PLAIN`, under which a model is a plain one, are taken.
 Fate = Literal["applied", "carried", "compared", "no effect", "refused"]
 
 # At the top level, of timm and of transformers' wrapper around it.

@@ -50,8 +50,6 @@ def from_timm(
         tensors = {name.removeprefix("timm_model."): tensor for name, tensor in tensors.items()}
     source = Source(stated, tensors)
     _check_pooling(source, features=not stated.num_classes or task is Task.FEATURES)
-    if stated.dynamic and any(side % patch for side, patch in zip(stated.evaluation_size, source.patch, strict=True)):
-        raise unsupported(f"input_size {stated.evaluation_size} is not made of whole patches of {source.patch} pixels")
     return _beit(source) if stated.beit or (stated.late_norm and stated.global_pool == "avg") else _vit(source)
 
 

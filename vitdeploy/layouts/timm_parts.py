@@ -87,9 +87,9 @@ def mapping(key: str, value: object) -> Mapping[str, Any]:
     return value
 
 
-def count(key: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
-        raise refuse(f"{key} must be made of integers from 1 to {MOST}", value)
+def count(key: str, value: object, *, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
+        raise refuse(f"{key} must be made of integers from {least} to {MOST}", value)
     return value
 
 

@@ -130,6 +130,17 @@ def save_model(model: VisionTransformer, path: Path) -> None:
     write_weights({_disk_name(model, name): tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
+def is_saved(model: VisionTransformer, path: Path) -> bool:
+    """Whether `save_model` of the model would write the tensors that a file has.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    saved = read_weights([path])
+    tensors = {_disk_name(model, name): tensor for name, tensor in model.state_dict().items()}
+    return tensors.keys() == saved.keys() and all(torch.equal(tensor, saved[name]) for name, tensor in tensors.items())
+
+
 def _disk_name(model: VisionTransformer, name: str) -> str:
     return disk_name(model.config.family, name, beside_a_head=model.task is not Task.FEATURES)
 

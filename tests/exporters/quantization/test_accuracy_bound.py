@@ -75,7 +75,7 @@ def bound(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[B
 def parts() -> tuple[set[str], set[str]]:
     """The names of the 150 images that the search sees, and of those that are held out."""
     processor = read_checkpoint(default_checkpoint()).processor
-    apart = CalibrationImages.open(held_out_images(), processor, (), 150, 0, lambda *_: None).parts()
+    apart = CalibrationImages.open(held_out_images(), processor, 150, 0, lambda *_: None).parts()
     return {*apart.ranges.images.names, *apart.choice.images.names}, {*apart.judge.images.names}
 
 
@@ -248,7 +248,7 @@ def test_what_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"calibration": "mse", "scheme": "dynamic"}, UsageError, "calibration is of fixed ranges, got mse with"),
         ({"accuracy_data": "x"}, UsageError, "accuracy_data needs max_drop, min_agreement or min_cosine, got none"),
         ({"min_agreement": 0.9, "accuracy_data": "none"}, InputError, "none is not a folder of images"),
-        ({"max_drop": 1, "accuracy_data": "none"}, InputError, "none is no folder"),
+        ({"max_drop": 1, "accuracy_data": "none"}, InputError, "none is no folder, and no"),
         ({"accuracy_data": "", "min_agreement": 0.9}, UsageError, "accuracy_data must be a path, got ''"),
         ({"calibration_data": 3}, UsageError, "calibration_data must be a path, got 3"),
         ({"calibration_cache": ""}, UsageError, "calibration_cache must be a path, got ''"),
