@@ -17,13 +17,13 @@ class Closeness(NamedTuple):
 
     Attributes:
         error: the length of the difference over that of what is expected, of all images together; from 0 up.
-        mean_cosine: the mean of the images' cosine similarities.
+        mean_cosine: the mean of the images' cosine similarities; None, as the next, for the logits of a regression.
         p5_cosine: their 5th percentile.
     """
 
     error: float
-    mean_cosine: float
-    p5_cosine: float
+    mean_cosine: float | None
+    p5_cosine: float | None
 
 
 class KeptNodes(NamedTuple):

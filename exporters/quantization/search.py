@@ -91,8 +91,8 @@ class Search:
                     "multiply": None if smooth is None else smooth.multiply,
                     "margin": recipe.margin,
                     "error": rounded(closeness.error),
-                    "mean_cosine": round(closeness.mean_cosine, 6),
-                    "p5_cosine": round(closeness.p5_cosine, 6),
+                    "mean_cosine": None if closeness.mean_cosine is None else round(closeness.mean_cosine, 6),
+                    "p5_cosine": None if closeness.p5_cosine is None else round(closeness.p5_cosine, 6),
                     "chosen": recipe == chosen,
                 }
             )

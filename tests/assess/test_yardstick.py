@@ -103,5 +103,7 @@ def test_each_value_of_a_regression_counts_by_itself() -> None:
     graph = "g (float[n, 2] pixel_values) => (float[n, 2] logits) { logits = Add(pixel_values, w) }"
     images = np.array([[2, 1000]], np.float32)
     expected = {"logits": images}
-    assert Yardstick([images], expected, problem_type=ProblemType.REGRESSION).error(variant(graph, 1), ()) == 0.5
+    by_value = Yardstick([images], expected, problem_type=ProblemType.REGRESSION)
+    assert by_value.error(variant(graph, 1), ()) == 0.5
+    assert by_value.closeness(variant(graph, 1), (), one_by_one=True) == (0.5, None, None)
     assert Yardstick([images], expected).error(variant(graph, 1), ()) == pytest.approx(math.sqrt(2) / 1000, rel=1e-5)

@@ -90,8 +90,9 @@ class BackendComparison:
             return f"largest difference, {self.tolerance:g} of the largest value allowed"
         bound = self.cosine_bound
         text = f"cosine, mean {bound.mean:g} and 5th percentile {bound.p5:g} required"
-        searched = any(each.same_neighbours is not None for each in self.nearness)
-        return f"{text}; same nearest neighbour, {bound.neighbours:.0%} required" if searched else text
+        if any(each.same_neighbours is not None for each in self.nearness):
+            text += f"; same nearest neighbour, {bound.neighbours:.0%} required"
+        return f"{text}; relative error, {bound.relative_error:.0%} allowed"
 
     @property
     def _far(self) -> list[str]:

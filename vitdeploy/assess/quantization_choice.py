@@ -57,7 +57,8 @@ class Chooser:
     ) -> Closeness:
         """See `vitdeploy.exporters.quantization.choice.Choose`."""
         found = self._yardstick(variants, pixels, folder).closeness(variants, (), one_by_one=one_by_one)
-        self.on_step(f"{name}: relative error {found.error:.2%}, mean cosine {found.mean_cosine:.5f}")
+        cosine = "" if found.mean_cosine is None else f", mean cosine {found.mean_cosine:.5f}"
+        self.on_step(f"{name}: relative error {found.error:.2%}{cosine}")
         return found
 
     def kept(self, variants: Variants, pixels: PixelFormat, folder: Path) -> KeptNodes:

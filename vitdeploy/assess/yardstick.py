@@ -64,7 +64,11 @@ class Yardstick:
         """
         from vitdeploy.exporters.quantization.choice import Closeness
 
-        worst = max(self._sums(variants, kept, one_by_one=one_by_one).values(), key=lambda sums: sums.error)
+        sums = self._sums(variants, kept, one_by_one=one_by_one)
+        output = max(sums, key=lambda name: sums[name].error)
+        worst = sums[output]
+        if has_own_scales(output, self._problem_type):
+            return Closeness(worst.error, None, None)
         return Closeness(worst.error, float(np.mean(worst.cosines)), float(np.percentile(worst.cosines, 5)))
 
     def _sums(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> dict[str, _Sums]:

@@ -75,7 +75,8 @@ def _print_candidates(artifact: Artifact) -> None:
         ranges = found["ranges"] or "of each batch"
         if found["margin"]:
             ranges += f" + {found['margin']:.0%}"
-        figures = (_percent(found["error"]), f"{found['mean_cosine']:.5f}", f"{found['p5_cosine']:.5f}")
+        cosines = (found["mean_cosine"], found["p5_cosine"])  # which a regression has none of
+        figures = (_percent(found["error"]), *("" if each is None else f"{each:.5f}" for each in cosines))
         rows.append((found["scheme"], ranges, smooth, *figures, "chosen" if found["chosen"] else ""))
     if rows:
         count = artifact.validation["calibration_parts"]["choice"]
