@@ -159,7 +159,9 @@ def add_artifact(
                 allowed = default_tolerance(artifact) if bound is None else None
             elif allowed is not None and quantization is not None:
                 bound = CosineBound.of_tolerance(allowed)
-            judge = LOOSE_BOUND if quantization else bound  # which judges on the images of the calibration
+            judge = bound
+            if quantization is not None:  # the bound judges on its images
+                judge = LOOSE_BOUND if allowed is None else None
             proof = prove(runtime, artifact.name, sample, expected, allowed, problem_type, judge)
             if quantization is not None:
                 proof |= quantization.check(runtime, artifact, bound, on_step)
