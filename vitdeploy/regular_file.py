@@ -1,0 +1,62 @@
+"""Open files that end: a pipe or a device is refused at once, and a file that is too large before it is read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+MOST_TEXT_BYTES = 64 * 1024**2  # of a file of JSON, TOML or CSV; the index of a checkpoint of 10,000 tensors has 1 MB
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+class NotRegularError(OSError):
+    """The path leads to a pipe, a device or a socket, which might never end."""
+
+
+class TooLargeError(OSError):
+    """The file has more bytes than its reader takes."""
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to read, without waiting: the open of a pipe that nobody writes to would never return.
+
+    Raises:
+        NotRegularError: it is a pipe, a device or a socket.
+        OSError: it cannot be opened; a folder is an IsADirectoryError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        for is_kind, kind in _KINDS:
+            if is_kind(mode):
+                raise NotRegularError(errno.EINVAL, f"it is {kind}, not a regular file", os.fspath(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES) -> bytes:
+    """The content of a file of at most `most_bytes`.
+
+    Raises:
+        TooLargeError: it has more.
+        OSError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise TooLargeError(errno.EFBIG, f"it has more than the {most_bytes:,} bytes that are read", os.fspath(path))
+    return content
