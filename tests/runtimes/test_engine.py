@@ -214,6 +214,17 @@ def test_what_a_context_refuses_is_told_and_leaves_nothing(open_engine: Open, cu
         assert cuda.live == {}
 
 
+def test_a_capture_that_fails_is_ended(open_engine: Open, cuda: FakeCuda) -> None:
+    with open_engine() as runtime:
+        assert_sums(runtime, rows(2))
+        runtime.library.engine.fails = True
+        with pytest.raises(DeviceError, match="cannot run"):
+            runtime.run(rows(2))
+        assert cuda.capturing is None
+        runtime.library.engine.fails = False
+        assert_sums(runtime, rows(2))
+
+
 def test_a_failed_run_on_arrays_of_the_gpu_is_told(open_engine: Open) -> None:
     with open_engine() as runtime:
         assert_sums(runtime, rows(2))
