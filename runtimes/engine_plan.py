@@ -109,9 +109,10 @@ class ShapePlan:
     def _bind(
         self, profile: int, shapes: Shapes, outputs: Sequence[TensorSpec], dtypes: Mapping[str, np.dtype[Any]]
     ) -> None:
-        context, stream = self._context, self._stream
-        self._checked(context.set_optimization_profile_async(profile, stream.handle), f"take profile {profile}")
-        stream.wait()
+        context = self._context
+        # On the stream that runs: the copies of a switch must be done before (NvInferRuntime.h).
+        switched = context.set_optimization_profile_async(profile, self._stream.handle)
+        self._checked(switched, f"take profile {profile}")
         for name, shape in shapes.items():
             self._checked(context.set_input_shape(name, shape), f"take '{name}' {shape}")
             self._inputs[name] = Tensor(shape, dtypes[name])

@@ -1,8 +1,10 @@
 """A CUDA runtime and an engine library in the host's memory: what an engine's runtime does with them is seen.
 
 What a stream is given is done when it is waited for, not before; to use what is of another device than the thread's
-current one, or memory of another kind, is an AssertionError. They are no proof that an engine runs;
-`tests/runtimes/test_engine_gpu.py` is, where there is a GPU.
+current one, or memory of another kind, is an AssertionError. So is to break a rule that the libraries' documentation
+states, where they leave undefined what happens then; each rule has its source beside it. "Header" is NvInferRuntime.h
+of TensorRT 10, "guide" its Developer Guide, "docstring" that of tensorrt-rtx 1.7's Python bindings. Only a GPU shows
+whether the libraries do as they say: `tests/runtimes/test_engine_gpu.py` does, where there is one.
 """
 
 from __future__ import annotations
@@ -265,54 +267,77 @@ class FakeContext:
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
         self.addresses: dict[str, int] = {}
-        self.shape: tuple[int, ...] = ()
-        self.profile = -1
-        self.asked, self.scratch = 0, (0, 0)
+        self.shape: tuple[int, ...] | None = None
+        self.profile: int | None = None
+        self.switching: int | None = None  # the stream that still copies what the profile needs
+        self.scratch = (0, 0)
         self.was_run = False
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        self.engine.cuda.opened(stream, "stream")
-        self.profile = index
+        if self.engine.refuses == "profile":  # header: false where it is out of range
+            return False
+        self.profile, self.switching = index, stream
+        self.shape = None  # TensorRT 8, active_optimization_profile: a switch makes the shapes before it void
+        self.engine.cuda.submit(stream, self._switched)  # docstring: it may copy on the stream
         return True
 
+    def _switched(self) -> None:
+        self.switching = None
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self.profile is not None, "header, setOptimizationProfileAsync: it is called before setInputShape"
         low, _, high = self.engine.profiles[self.profile]
-        self.shape, self.asked, self.was_run = shape, 0, False
-        return low[0] <= shape[0] <= high[0]
+        fits = all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
+        if self.engine.refuses == "shape" or not fits:
+            return False
+        self.shape, self.was_run = shape, False
+        return True
 
     def infer_shapes(self) -> list[str]:
-        return []
+        """Docstring: the names of what is not specified enough; RuntimeError where it fails otherwise."""
+        if self.engine.shapes_fail:
+            raise RuntimeError("the shapes\ncontradict each other")
+        return ["x"] if self.shape is None else self.engine.unspecified
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return {"x": self.shape, "y": self.shape[:1]}[name]
+        shape = (-1, 4) if self.shape is None else self.shape  # header: -1 before setInputShape
+        return {"x": shape, "y": shape[:1]}[name]
 
     def update_device_memory_size_for_shapes(self) -> int:
-        assert self.profile >= 0
-        assert self.shape
-        self.asked = self.engine.scratch * self.shape[0]
-        return self.asked
+        # TensorRT-RTX's sample of a custom allocator: 0 unless the profile and all shapes are set.
+        return 0 if self.shape is None else self.engine.scratch * self.shape[0]
 
     def set_device_memory(self, address: int, size: int) -> None:
-        assert address % 256 == 0
-        assert self.engine.cuda.opened(address, "device memory").size == size >= self.asked
+        assert address % 256 == 0, "docstring: aligned to 256 bytes"
+        assert self.engine.cuda.opened(address, "device memory").size >= size
+        assert size >= self.update_device_memory_size_for_shapes(), "docstring: at least what these shapes need"
         self.scratch = address, size
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        assert address % 256 == 0, "header: the pointer has at least an alignment of 256 bytes"
+        if self.engine.refuses == name:  # header: false where the name is no input or output
+            return False
         self.addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
         engine = self.engine
         assert engine.cuda.device == engine.device, "the engine is on another device"
+        assert stream != 0, "docstring: the default stream makes the library wait for the device"
+        assert self.switching in (None, stream), "header: a stream that is not in step with the switch of the profile"
         engine.executed.append((self.profile, stream))
         why = None
         if engine.fails:
             why = "the kernel\ncannot run"
+        elif self.shape is None:
+            why = "not all shapes are specified"
+        elif set(self.addresses) != {"x", "y"}:
+            why = "an address is not set"
         elif engine.device_memory_size_v2 > 0 and self.scratch[1] == 0:
-            why = "noDeviceMemory"
+            why = "noDeviceMemory"  # pytorch/TensorRT#4600
         elif engine.cuda.capturing is not None and not self.was_run:
-            why = "what a shape needs is not set up yet"
-        if why is not None:
+            why = "what a shape needs is not set up yet"  # guide, "CUDA Graphs": run once before a capture
+        if self.shape is None or why is not None:
             engine.logger.log("Severity.ERROR", why)
             return False
         self.was_run = True
@@ -337,6 +362,9 @@ class FakeEngine:
         contexts: how many there were.
         scratch: bytes that a row needs.
         device_memory_size_v2: bytes that the largest of all shapes needs.
+        refuses: "profile", "shape" or the name of a tensor, which its contexts then do not take.
+        shapes_fail: whether no shapes can be inferred.
+        unspecified: the names of what `infer_shapes` cannot do without.
     """
 
     num_io_tensors = 2
@@ -346,9 +374,11 @@ class FakeEngine:
         self.device = cuda.device
         self.profiles = [((1, 4), (1, 4), (1, 4)), ((1, 4), (4, 4), (8, 4))]
         self.num_optimization_profiles = len(self.profiles)
-        self.executed: list[tuple[int, int]] = []
+        self.executed: list[tuple[int | None, int]] = []
         self.contexts = 0
-        self.fails = False
+        self.fails = self.shapes_fail = False
+        self.unspecified: list[str] = []
+        self.refuses: str | None = None
         self.scratch = 1000
         self.device_memory_size_v2 = 8000
         self.refittable = True

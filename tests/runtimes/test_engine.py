@@ -189,6 +189,50 @@ def test_what_fails_says_why_and_leaves_nothing(open_engine: Open, cuda: FakeCud
     assert cuda.live == {}
 
 
+def test_shapes_that_the_engine_cannot_work_out(open_engine: Open, cuda: FakeCuda) -> None:
+    with open_engine() as runtime:
+        engine = runtime.library.engine
+        engine.unspecified = ["x"]
+        with pytest.raises(DeviceError):
+            runtime.run(rows(2))
+        engine.shapes_fail = True
+        with pytest.raises(DeviceError, match=r"the shapes$"):
+            runtime.run(rows(2))
+        assert engine.executed == []
+        assert cuda.live == {}
+        engine.unspecified, engine.shapes_fail = [], False
+        assert_sums(runtime, rows(2))
+
+
+@pytest.mark.parametrize("refused", ["profile", "shape", "x", "y"])
+def test_what_a_context_refuses_is_told_and_leaves_nothing(open_engine: Open, cuda: FakeCuda, refused: str) -> None:
+    with open_engine() as runtime:
+        runtime.library.engine.refuses = refused
+        with pytest.raises(DeviceError):
+            runtime.run(rows(2))
+        assert runtime.library.engine.executed == []
+        assert cuda.live == {}
+
+
+def test_a_capture_that_fails_is_ended(open_engine: Open, cuda: FakeCuda) -> None:
+    with open_engine() as runtime:
+        assert_sums(runtime, rows(2))
+        runtime.library.engine.fails = True
+        with pytest.raises(DeviceError, match="cannot run"):
+            runtime.run(rows(2))
+        assert cuda.capturing is None
+        runtime.library.engine.fails = False
+        assert_sums(runtime, rows(2))
+
+
+def test_a_failed_run_on_arrays_of_the_gpu_is_told(open_engine: Open) -> None:
+    with open_engine() as runtime:
+        assert_sums(runtime, rows(2))
+        runtime.library.engine.fails = True
+        with pytest.raises(DeviceError, match="cannot run"):
+            runtime.run_device(*on_the_gpu(2))
+
+
 def test_a_shape_that_no_profile_takes(open_engine: Open) -> None:
     with open_engine() as runtime, pytest.raises(UsageError) as caught:
         runtime.run(rows(9))
