@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +23,6 @@ from vitdeploy.hub import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Fetch = Callable[..., Any]
     Answer = Callable[[Exchange], Any]
@@ -134,10 +136,16 @@ def test_passwords_are_not_shown(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) 
     assert "secret" not in refused(UsageError, lambda: fetch(endpoint="http://127.0.0.1:9"))
 
 
-def in_process(**env: str | None) -> tuple[int, list[str]]:
-    """Resolve a model on the Hub by the environment alone: the command line's exit code, and the lines on stderr."""
+def in_process(env: dict[str, str], file_bytes: int = 0) -> tuple[int, list[str]]:
+    """Resolve a model on the Hub by the environment alone: the command line's exit code, and the lines on stderr.
+
+    `file_bytes` limits the files that the process can write, as a full disk does.
+    """
     program = """
 import sys
+if limit := int(sys.argv[1]):
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 from vitdeploy.errors import VitDeployError
 from vitdeploy.hub import resolve
 try:
@@ -147,9 +155,13 @@ except VitDeployError as error:
     sys.exit(error.exit_code)
 """
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_", "XDG_"))}
-    merged = {name: value for name, value in {**clean, "NO_PROXY": "127.0.0.1", **env}.items() if value is not None}
     process = subprocess.run(
-        [sys.executable, "-c", program], env=merged, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program, str(file_bytes)],
+        env={**clean, "NO_PROXY": "127.0.0.1", **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     return process.returncode, process.stderr.splitlines()
 
@@ -166,7 +178,7 @@ except VitDeployError as error:
 )
 def test_the_environment_says_one_line(tmp_path: Path, env: dict[str, str], code: int) -> None:
     settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "NO_PROXY": ""}
-    returned, lines = in_process(**(settings | env))
+    returned, lines = in_process(settings | env)
     assert (returned, len(lines)) == (code, 1), lines
     assert "cret" not in lines[0]
 
@@ -178,9 +190,25 @@ def test_the_environment_says_one_line(tmp_path: Path, env: dict[str, str], code
 def test_a_file_in_place_of_the_cache(tmp_path: Path, variable: str) -> None:
     (tmp_path / "file").touch()
     with raw_server(hub_with(good_file)) as server:
-        returned, lines = in_process(HF_ENDPOINT=server.url, **{variable: str(tmp_path / "file")})
+        returned, lines = in_process({"HF_ENDPOINT": server.url, variable: str(tmp_path / "file")})
     assert (returned, len(lines)) == (3, 1), lines
     assert str(tmp_path / "file") in lines[0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the limit of a process's files is Unix'")
+def test_no_room_for_a_file(tmp_path: Path) -> None:
+    large = {**FILES, "model.safetensors": bytes(100_000)}
+
+    def answer(exchange: Exchange) -> None:
+        content = large[exchange.path.rpartition("/")[2]]
+        exchange.reply(headers={"X-Repo-Commit": COMMIT, "ETag": f'"{etag(content)}"'}, body=content)
+
+    with raw_server(hub_with(answer)) as server:
+        env = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path)}
+        returned, lines = in_process(env, file_bytes=50_000)
+        assert (returned, len(lines)) == (3, 1), lines
+        assert not [name for name in everything_below(tmp_path) if "incomplete" in name or "model" in Path(name).name]
+        assert in_process(env) == (0, [])
 
 
 def test_a_home_that_is_unknown(fetch: Fetch) -> None:
@@ -444,3 +472,21 @@ def test_a_call_that_is_given_up_cleans_up(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError):
         hub_calls.within(hub_calls.TimeLimits(0.5, 0.5), write, tmp_path)
     assert not everything_below(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="os.kill ends a process there")
+def test_an_interrupt_reaches_the_call(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def write() -> None:
+        try:
+            while True:
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        hub_calls.within(hub_calls.TimeLimits(20, 20), write, tmp_path)
+    assert ended.wait(1)

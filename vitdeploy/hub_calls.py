@@ -90,6 +90,7 @@ def within(limits: TimeLimits, call: Callable[[], T], folder: Path | None = None
     """
     results: list[T] = []
     errors: list[BaseException] = []
+    done = threading.Event()  # a thread whose join was interrupted counts as ended (bpo-45274)
 
     def work() -> None:
         try:
@@ -103,21 +104,22 @@ def within(limits: TimeLimits, call: Callable[[], T], folder: Path | None = None
             errors[0].__cause__ = exc
         except BaseException as exc:  # noqa: BLE001  (raised below)
             errors.append(exc)
+        finally:
+            done.set()
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
     sizes, limit, since = _sizes(folder), limits.answer, time.monotonic()
     thread.start()
     try:
-        while thread.is_alive():
-            thread.join(min(_LOOK_SECONDS, limit))
+        while not done.wait(min(_LOOK_SECONDS, limit)):
             if (now := _sizes(folder)) != sizes:
                 sizes, limit, since = now, limits.progress, time.monotonic()
-            elif thread.is_alive() and time.monotonic() - since > limit:
+            elif time.monotonic() - since > limit:
                 raise TimeoutError(f"nothing came for {limit:g} s")
     finally:
-        if thread.is_alive():
+        if not done.is_set():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Abandoned))
-            thread.join(_CLEAN_UP_SECONDS)
+            done.wait(_CLEAN_UP_SECONDS)
     if errors:
         raise errors[0]
     return results[0]
