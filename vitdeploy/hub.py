@@ -100,7 +100,9 @@ def resolve(
 ) -> CheckpointFiles:
     """Find a checkpoint; from the Hub, download what the cache lacks of the files that are needed.
 
-    A local folder wins over a Hub id of the same name. Where the Hub does not answer, its cached copy is used.
+    A local folder wins over a Hub id of the same name. Where the Hub does not answer, its cached copy is used. A wait
+    ends after a minute for a listing or the beginning of a file, and after ten without 10 MB more of a file: 6 and 60
+    times huggingface_hub's own limits of 10 s, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT.
 
     Args:
         model: a local folder, a local `.npz` file, or a Hub id such as "google/vit-base-patch16-224".
@@ -111,10 +113,10 @@ def resolve(
         endpoint: the Hub's address, by default HF_ENDPOINT or https://huggingface.co.
 
     Raises:
-        CheckpointError: the checkpoint does not exist, or a file of it is absent or malformed.
+        CheckpointError: the checkpoint does not exist, or a file of it is absent, malformed or came damaged.
         HubError: the Hub refuses, or cannot be reached and the cache has no complete copy.
         OutputError: the cache cannot be written.
-        UsageError: an argument is not what it must be.
+        UsageError: an argument, or a variable for the Hub or the proxy, is malformed.
     """
     path = local_path(model)
     if path is None:
