@@ -4,7 +4,7 @@ BIN := .venv/bin
 ENVS := .venvs
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 # Tests run in parallel, each on one thread.
-TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 ORT_DISABLE_TELEMETRY=1
 # The versions of TensorRT whose names are checked, where there are wheels of its bindings.
 TENSORRT := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),10 11)
 BENCHMARKS := processor export predict_overhead pixels evaluate int8 accuracy_bound attention dynamic_size engines

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 import transformers
 from common import parser, record
@@ -30,6 +29,8 @@ from vitdeploy.errors import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import onnxruntime as ort
 
     from vitdeploy.assess.difference import Difference
 
@@ -99,6 +100,8 @@ def exporters(model: Model, made: Any, folder: Path) -> dict[str, Callable[[], P
 
 
 def measure(model: Model) -> list[dict[str, Any]]:
+    import onnxruntime as ort
+
     made, draw = model.make(), np.random.default_rng(0)
     images = {
         name: draw.standard_normal((max(BATCH_SIZES), 3, *size), np.float32) for name, size in model.sizes().items()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime as ort
 from common import parser, record, start, vitdeploy_export, wait
 
 from vitdeploy.exporters.onnx_file import ALIGNMENT
@@ -66,6 +65,8 @@ def _placement(model: Path) -> dict[str, Any]:
 
 def _load(model: str) -> dict[str, float]:
     """What a session adds to the memory of a process, and how much of the file beside the model is mapped."""
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")

@@ -6,9 +6,13 @@ Run by the interpreter of the environment with NNCF, a process for each, so that
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
+
+# As where that package is not installed: NNCF and OpenVINO's converter then report nothing.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
 def nncf_openvino(model: Path, images: list[np.ndarray], output: Path) -> None:

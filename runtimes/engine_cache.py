@@ -90,10 +90,13 @@ class KernelCache:
 
 def own_cache(backend: str, file: FileRecord, version: str, gpu: Gpu) -> Path | None:
     """The file for an engine's compiled kernels in the user's cache; None where that cannot be written."""
+    cache = user_cache()
+    if cache is None:
+        return None
+    folder = cache / backend
     try:
-        folder = user_cache() / backend
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # there is no home
+    except OSError:
         return None
     parts = file.sha256, version, gpu.name, gpu.compute_capability, gpu.driver
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()

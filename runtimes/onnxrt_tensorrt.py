@@ -91,7 +91,7 @@ class TensorRTOnnxRuntime(OnnxRuntime):
         chosen = settings["provider_options"][TENSORRT]
         folder = None
         if engine_cache is not False:
-            parent = user_cache() / "tensorrt-provider" if engine_cache is None else Path(engine_cache)
+            parent = _own_folder() if engine_cache is None else Path(engine_cache)
             folder = _made(parent / _key(artifact, version, chosen))
         settings["provider_options"][TENSORRT] = {**_cache_options(folder), **chosen}
         runtime = cls(model, **{**options, **settings})
@@ -151,6 +151,13 @@ def _cache_options(folder: Path | None) -> dict[str, Any]:
         "trt_timing_cache_enable": True,
         "trt_timing_cache_path": str(folder),
     }
+
+
+def _own_folder() -> Path:
+    cache = user_cache()
+    if cache is None:
+        raise OutputError("no home to keep engines in; set VITDEPLOY_CACHE, or give an engine_cache or False")
+    return cache / "tensorrt-provider"
 
 
 def _made(folder: Path) -> Path:

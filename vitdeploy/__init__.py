@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vitdeploy import telemetry
+
 if TYPE_CHECKING:
     from vitdeploy.assess.benchmark import benchmark
     from vitdeploy.assess.bisection import Bisection, bisect
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from vitdeploy.workflow import export
 
 __version__ = "0.1.0"
+
+telemetry.disable()  # here, since every module of the package is imported after it
 
 __all__ = [
     "Benchmark",

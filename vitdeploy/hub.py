@@ -10,9 +10,16 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, OutputError, UsageError
+from vitdeploy.errors import (
+    CheckpointError,
+    HubError,
+    MissingDependencyError,
+    OutputError,
+    UsageError,
+    first_line,
+)
 from vitdeploy.file_kinds import (
     PROCESSOR_CONFIGS,
     file_advice,
@@ -22,6 +29,8 @@ from vitdeploy.file_kinds import (
     lfs_advice,
     names_advice,
 )
+from vitdeploy.hub_calls import ForeignAnswerError, checked, listed, network_errors, quiet, time_limits, within
+from vitdeploy.hub_settings import check_connection, check_endpoint, check_token, without_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -91,7 +100,9 @@ def resolve(
 ) -> CheckpointFiles:
     """Find a checkpoint; from the Hub, download what the cache lacks of the files that are needed.
 
-    A local folder wins over a Hub id of the same name. Where the Hub does not answer, its cached copy is used.
+    A local folder wins over a Hub id of the same name. Where the Hub does not answer, its cached copy is used. A wait
+    ends after a minute for a listing or the beginning of a file, and after ten without 10 MB more of a file: 6 and 60
+    times huggingface_hub's own limits of 10 s, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT.
 
     Args:
         model: a local folder, a local `.npz` file, or a Hub id such as "google/vit-base-patch16-224".
@@ -102,10 +113,10 @@ def resolve(
         endpoint: the Hub's address, by default HF_ENDPOINT or https://huggingface.co.
 
     Raises:
-        CheckpointError: the checkpoint does not exist, or a file of it is absent or malformed.
+        CheckpointError: the checkpoint does not exist, or a file of it is absent, malformed or came damaged.
         HubError: the Hub refuses, or cannot be reached and the cache has no complete copy.
         OutputError: the cache cannot be written.
-        UsageError: an argument is not what it must be.
+        UsageError: an argument, or a variable for the Hub or the proxy, is malformed.
     """
     path = local_path(model)
     if path is None:
@@ -200,21 +211,37 @@ def _from_hub(
     endpoint: str | None,
     wanted: _Wanted,
 ) -> CheckpointFiles:
+    check_endpoint(endpoint)
     try:
         from huggingface_hub import HfApi, constants, errors, hf_hub_download
     except ModuleNotFoundError as exc:
         raise MissingDependencyError("downloading from the Hugging Face Hub", extra="torch") from exc
-    if token is not None and not re.fullmatch("[!-~]+", token):  # the HTTP library would print it in its error
-        raise UsageError("the token must be printable ASCII without spaces or line breaks; copy it again")
+    except ValueError as exc:  # of a variable that huggingface_hub reads
+        raise UsageError(
+            f"huggingface_hub cannot read its settings ({first_line(exc)}); check the HF_ variables"
+        ) from exc
+    check_token(token)
+    if revision is not None and not all(part.strip(".") for part in re.split(r"[/\\]", revision)):
+        raise UsageError(
+            f"{revision!r} is not a revision; give a branch, tag or commit"
+        )  # it names a file in the cache
 
     api = HfApi(endpoint=endpoint, token=token)
-    download = functools.partial(hf_hub_download, model, cache_dir=cache_dir, token=token, endpoint=endpoint)
+    address = without_password(api.endpoint)
+    blobs = _cache(cache_dir or constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "blobs"
+    describe = functools.partial(api.model_info, model, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    limits = time_limits()
+
+    def download(name: str, **options: Any) -> Path:
+        options |= {"cache_dir": cache_dir, "token": token, "endpoint": endpoint}
+        call = functools.partial(hf_hub_download, model, name, **options)
+        return checked(lambda: within(limits, call, blobs), blobs)
 
     def cached_folder() -> Path:
         for name in wanted.any_of[:-1]:
             with contextlib.suppress(errors.LocalEntryNotFoundError):
-                return Path(download(name, revision=revision, local_files_only=True)).parent
-        return Path(download(wanted.any_of[-1], revision=revision, local_files_only=True)).parent
+                return download(name, revision=revision, local_files_only=True).parent
+        return download(wanted.any_of[-1], revision=revision, local_files_only=True).parent
 
     def from_cache(reason: str) -> CheckpointFiles:
         try:
@@ -224,26 +251,26 @@ def _from_hub(
             raise HubError(f"the cache has no usable copy of '{model}', and {reason}, or pass a local folder") from exc
         return CheckpointFiles(model, folder.name, folder, *files, cached=True)
 
-    with _hub_errors(model, revision, api.endpoint):
+    with _hub_errors(model, revision, address), quiet():
         if offline or constants.HF_HUB_OFFLINE:
             return from_cache("offline mode is on; go online once")
+        check_connection()
         try:
-            info = api.model_info(model, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        except _network_errors() as exc:
+            names = listed(within(limits, describe))
+        except network_errors() as exc:
             if _is_refusal(exc):
                 raise
-            unreachable = f"{api.endpoint} cannot be reached ({_reason(exc)})"
+            unreachable = f"{address} cannot be reached ({_reason(exc)})"
             files = from_cache(f"{unreachable}; check the network and HF_ENDPOINT")
             logger.warning("%s; using '%s' from the cache, commit %s", unreachable, model, files.revision)
             return files
-        names = {sibling.rfilename for sibling in info.siblings or ()}
         commit = revision
 
         def fetch(name: str) -> Path | None:
             nonlocal commit  # the first file is asked for by branch, which the cache remembers; the rest by its commit
             if name not in names:
                 return None
-            path = Path(download(name, revision=commit))
+            path = download(name, revision=commit)
             commit = path.parent.name
             return path
 
@@ -391,21 +418,26 @@ def _hub_errors(model: str, revision: str | None, endpoint: str) -> Iterator[Non
         ) from exc
     except errors.RevisionNotFoundError as exc:
         raise CheckpointError(f"'{model}' at {endpoint} has no revision '{revision}'") from exc
-    except _network_errors() as exc:
+    except ImportError as exc:
+        raise HubError(
+            f"cannot connect to {endpoint} by this proxy ({first_line(exc)}); install the package, or unset ALL_PROXY"
+        ) from exc
+    except network_errors() as exc:
         if isinstance(exc, OSError) and exc.errno is not None:
+            place = f" ({exc.filename!s:.400})" if exc.filename else ""
             raise OutputError(
-                f"cannot write '{model}' to the Hub's cache: {exc.strerror}; make room, or choose another cache_dir"
+                f"cannot write '{model}' to the Hub's cache: {exc.strerror}{place}; make room, or choose another "
+                f"folder: HF_HOME, or the argument cache_dir"
             ) from exc
         remedy = login if _is_refusal(exc) else "try again, or pass a local folder"
         raise HubError(f"cannot get '{model}' from {endpoint} ({_reason(exc)}); {remedy}") from exc
 
 
-def _network_errors() -> tuple[type[Exception], ...]:
-    """Return what a request can raise; the HTTP library is requests, httpx or httpx2, by huggingface_hub's version."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    http_error: type[Exception] = HfHubHTTPError.__bases__[0]
-    return (OSError, json.JSONDecodeError, RuntimeError, http_error)  # RuntimeError: what hf_xet raises
+def _cache(folder: str | Path) -> Path:
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as exc:
+        raise OutputError(f"no user's home for the Hub's cache, {folder}; set HF_HOME to a folder's full path") from exc
 
 
 def _is_refusal(exc: Exception) -> bool:
@@ -418,4 +450,6 @@ def _is_refusal(exc: Exception) -> bool:
 def _reason(exc: Exception) -> str:
     # Where huggingface_hub finds no cached file to fall back on, only the cause says what happened.
     cause = exc.__cause__ if isinstance(exc, FileNotFoundError) and exc.__cause__ else exc
-    return f"{type(cause).__name__}: {cause}".partition("\n")[0]
+    if isinstance(cause, json.JSONDecodeError | ForeignAnswerError):
+        return f"its answer is not the Hub's; perhaps the network has a login page: {first_line(cause)}"
+    return without_password(f"{type(cause).__name__}: {first_line(cause)}")

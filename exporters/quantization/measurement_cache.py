@@ -53,6 +53,7 @@ class MeasurementCache:
         return hashlib.sha256(self._key + content).hexdigest().encode()
 
 
-def default_folder() -> Path:
-    """In the user's cache."""
-    return user_cache() / "ranges"
+def default_folder() -> Path | None:
+    """In the user's cache; None for a user without one, who measures each time."""
+    cache = user_cache()
+    return None if cache is None else cache / "ranges"

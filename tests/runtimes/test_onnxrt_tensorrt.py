@@ -212,6 +212,13 @@ def test_a_cache_that_cannot_be(bundle: Bundle, asked: Asked, tmp_path: Path) ->
         open_runtime(bundle, BACKEND, engine_cache=tmp_path / "file")
 
 
+def test_a_user_without_a_cache(bundle: Bundle, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitdeploy.runtimes.onnxrt_tensorrt.user_cache", lambda: None)
+    with pytest.raises(OutputError, match="VITDEPLOY_CACHE"):
+        open_runtime(bundle, BACKEND)
+    open_runtime(bundle, BACKEND, engine_cache=False).close()
+
+
 def test_options_of_the_provider_go_first(bundle: Bundle, asked: Asked) -> None:
     own = {"trt_max_workspace_size": 2**30, "trt_engine_cache_path": "/elsewhere", "trt_fp16_enable": True}
     with open_runtime(

@@ -1,0 +1,69 @@
+"""Check what the environment says about the Hub and the way to it, before huggingface_hub reads it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from vitdeploy.errors import UsageError
+
+_TIME_LIMITS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_WEB = ("https", "http")
+_PROXIES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
+
+
+def check_endpoint(endpoint: str | None) -> None:
+    """Raise UsageError unless `endpoint`, HF_ENDPOINT and the time limits of huggingface_hub are well-formed."""
+    for name, address in (("endpoint", endpoint), ("HF_ENDPOINT", os.environ.get("HF_ENDPOINT"))):
+        if address is not None:
+            _check_address(name, address, _WEB)
+            if urlsplit(address).query or urlsplit(address).fragment:
+                raise UsageError(f"{name} has a query or a fragment: {without_password(address)!r}; remove it")
+    for name in _TIME_LIMITS:
+        seconds = os.environ.get(name)
+        if seconds is not None and not re.fullmatch("[0-9]{1,6}", seconds):
+            raise UsageError(f"{name} is not a whole number of seconds: {seconds!r:.100}; correct or unset it")
+
+
+def check_connection() -> None:
+    """Raise UsageError for a malformed proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) or certificates that do not exist."""
+    for scheme, address in getproxies().items():
+        if scheme in (*_WEB, "all") and address:
+            complete = address if "://" in address else f"http://{address}"  # as the HTTP libraries take it
+            _check_address(f"{scheme.upper()}_PROXY", complete, _PROXIES)
+    for name in _CERTIFICATES:
+        path = os.environ.get(name)
+        if path and not Path(path).exists():
+            raise UsageError(f"{name} is {path!r:.200}, which does not exist; correct or unset it")
+
+
+def check_token(token: str | None) -> None:
+    """Raise UsageError for a token, or else one of the environment, that a library would show in its error."""
+    named = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
+    if token is None and named:
+        source, token = "the token of HF_TOKEN", named.strip()
+    else:
+        source = "the token"
+    if token is not None and not re.fullmatch("[!-~]+", token):
+        raise UsageError(f"{source} must be printable ASCII without spaces or line breaks; copy it again")
+
+
+def without_password(text: str) -> str:
+    """Cut user names and passwords out of the addresses in a text."""
+    return re.sub(r"(://)[^/\s@'\"]*@", r"\1", text)
+
+
+def _check_address(name: str, address: str, schemes: tuple[str, ...]) -> None:
+    try:
+        parts = urlsplit(address)
+        well_formed = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an IPv6 address, or a port that is no port
+        well_formed = False
+    if not well_formed or re.search(r"[\x00-\x20\x7f]", address):
+        raise UsageError(
+            f"{name} is not an address: {without_password(address)!r:.200}; give {schemes[0]}://HOST[:PORT]"
+        )

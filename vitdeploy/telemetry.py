@@ -1,0 +1,25 @@
+"""Turn off the usage reports of the libraries below, before they are imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Read when the library is imported. onnxruntime: Privacy.md in its package. huggingface_hub: its page "Environment
+# variables"; transformers and hf_xet read it too. torch, onnx, onnxscript, safetensors and TensorRT report nothing.
+_ONNXRUNTIME = "ORT_DISABLE_TELEMETRY"
+VARIABLES = (_ONNXRUNTIME, "HF_HUB_DISABLE_TELEMETRY")
+
+
+def disable() -> None:
+    """Set the variables in this process, whose children inherit them. A variable that the user set is kept.
+
+    An application that imported onnxruntime first has its device id and event store, and its first event is sent:
+    only the events that follow can still be stopped.
+    """
+    undecided = _ONNXRUNTIME not in os.environ
+    for name in VARIABLES:
+        os.environ.setdefault(name, "1")
+    imported = sys.modules.get("onnxruntime")
+    if undecided and imported is not None:
+        imported.disable_telemetry_events()
