@@ -82,8 +82,10 @@ class OnAGpu(OnnxRuntime):
         assert device == "cuda"
         if precision in cls.problems:
             raise cls.problems[precision]
-        runtime = cls(*bundle.verified(bundle.artifact("onnx", precision).files))
-        bundle.verified(bundle.artifact("tensorrt-rtx", precision).files)
+        with bundle.opened_artifact(bundle.artifact("onnx", precision)) as (file, *_):
+            runtime = cls(file)
+        with bundle.opened_artifact(bundle.artifact("tensorrt-rtx", precision)):
+            pass
         runtime.details["device"] = "cuda:0 Fake GPU"
         return runtime
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from vitdeploy.manifest import Artifact, FileRecord
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def add_engine(
@@ -76,8 +77,8 @@ def add_engine(
     cache = path.with_name(f"{path.name}.{to}.timing-cache")
     on_step(f"building {to} {precision}")
     build = load_target(exporter.target, f"exporting to {to}", "export")
-    with staged_folder(path) as staging:
-        onnx, *_ = _linked(bundle, source, staging)
+    with staged_folder(path) as staging, contextlib.ExitStack() as stack:
+        onnx = stack.enter_context(_linked(bundle, source, staging))
         request = EngineRequest(
             library=to,
             onnx=onnx,
@@ -109,17 +110,24 @@ def add_engine(
         staged = Bundle(staging, manifest)
         artifact = _proven(staged, artifact, bundle, proof, on_step)
         on_step("writing the bundle")
-        staged.verified(source.files)  # which may have been altered meanwhile, here and there
+        stack.close()
+        with staged.opened(source.files):  # which may have been altered meanwhile, here and there
+            pass
         return commit(staging, path, dataclasses.replace(manifest, artifacts=(artifact,)), made_from=source)
 
 
-def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> tuple[Path, ...]:
-    """An artifact's files in another folder, verified: what replaces them in the bundle leaves these alone."""
+@contextlib.contextmanager
+def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> Iterator[Path]:
+    """The first of an artifact's files, which are linked into another folder: what replaces them leaves these alone.
+
+    They are verified, and at the end of the block checked not to have been written to.
+    """
     for file in artifact.files:
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         with readable(bundle.path / file.path, "a file of the bundle"):
             link(bundle.path / file.path, folder / file.path)
-    return Bundle(folder, bundle.manifest).verified(artifact.files)
+    with Bundle(folder, bundle.manifest).opened_artifact(artifact) as (first, *_):
+        yield first.path
 
 
 def _proven(
