@@ -63,7 +63,7 @@ class Bundle:
         try:
             content = read_regular(folder / MANIFEST)
         except OSError as exc:
-            raise BundleError(f"{folder / MANIFEST} must be readable: {exc.strerror}") from exc
+            raise BundleError(f"{folder / MANIFEST} cannot be read: {exc.strerror}; export the bundle again") from exc
         data = _parsed(folder / MANIFEST, content)
         try:
             return cls(folder, Manifest.from_dict(data))
@@ -233,8 +233,7 @@ class Bundle:
             error = BundleError(f"{path} cannot be read: {exc.strerror}; export the bundle again")
         except FileDiffersError as exc:
             error = BundleError(
-                f"{path} was altered ({exc}; {MANIFEST} records {record.size_bytes} bytes, SHA-256 "
-                f"{record.sha256[:12]}); export or copy it again"
+                f"{path} is not the file that {MANIFEST} records ({exc}): it was altered; export or copy it again"
             )
         return _changed(self.path) if self._is_replaced() or before != _place(self.path) else error
 

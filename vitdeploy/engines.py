@@ -13,6 +13,7 @@ from vitdeploy.bundle import Bundle, check_target, commit, link
 from vitdeploy.engine_options import EngineOptions, reach
 from vitdeploy.engine_proof import NOT_RUN, ProofRequest, open_engine, pending, prove_engine
 from vitdeploy.errors import (
+    BundleError,
     CheckFailedError,
     DeviceError,
     OtherHardwareError,
@@ -111,7 +112,7 @@ def add_engine(
         artifact = _proven(staged, artifact, bundle, proof, on_step)
         on_step("writing the bundle")
         stack.close()
-        with staged.opened(source.files):  # which may have been altered meanwhile, here and there
+        with staged.opened(source.files):  # what is committed
             pass
         return commit(staging, path, dataclasses.replace(manifest, artifacts=(artifact,)), made_from=source)
 
@@ -126,8 +127,11 @@ def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> Iterator[Path]:
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         with readable(bundle.path / file.path, "a file of the bundle"):
             link(bundle.path / file.path, folder / file.path)
-    with Bundle(folder, bundle.manifest).opened_artifact(artifact) as (first, *_):
-        yield first.path
+    try:
+        with Bundle(folder, bundle.manifest).opened_artifact(artifact) as (first, *_):
+            yield first.path
+    except BundleError as exc:  # of the bundle's files, which these are
+        raise type(exc)(str(exc).replace(str(folder), str(bundle.path))) from exc
 
 
 def _proven(

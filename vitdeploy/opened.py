@@ -80,9 +80,11 @@ class VerifiedFile:
         try:
             self._before = _settled(self.stream)
             size = self._before.st_size
-            found = (size, "not read") if size != size_bytes else hash_file(self.stream)
+            if size != size_bytes:
+                raise FileDiffersError(f"{size} bytes instead of {size_bytes}")
+            found = hash_file(self.stream)
             if found != (size_bytes, sha256):
-                raise FileDiffersError(f"{found[0]} bytes, SHA-256 {found[1][:12]}")
+                raise FileDiffersError(f"SHA-256 {found[1][:12]}… instead of {sha256[:12]}…")
             handle = None if by_name else _descriptor_path(self.stream)
         except BaseException:
             self.stream.close()
