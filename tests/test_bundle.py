@@ -175,7 +175,7 @@ def test_a_record_with_a_wrong_value(tmp_path: Path, key: str, value: Any) -> No
 def test_a_missing_file(tmp_path: Path) -> None:
     bundle = write(tmp_path / "out")
     (tmp_path / "out" / "onnx" / "model.onnx").unlink()
-    with pytest.raises(BundleError, match="model.onnx cannot be read: No such file"):
+    with pytest.raises(BundleError, match=r"model\.onnx cannot be read: No such file"):
         bundle.verify()
 
 
