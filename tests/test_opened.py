@@ -20,6 +20,7 @@ from PIL import Image
 
 import vitdeploy
 from bundles import export_all, sign_again, tiny_model, write_checkpoint_of
+from vitdeploy import opened
 from vitdeploy.assess.inspection import artifact_named, inspect_artifact
 from vitdeploy.assess.layers import compare_layers
 from vitdeploy.atomic import staged_folder
@@ -124,6 +125,23 @@ def test_a_handle_leads_to_the_file_that_was_hashed(copy: Bundle, tmp_path: Path
         (tmp_path / "other").replace(path)
         assert Path(file.handle).read_bytes() == content
         assert file.named(f"cannot load {file.handle}!") == f"cannot load {path}!"
+
+
+@pytest.mark.parametrize("backend", FORMAT)
+def test_a_system_without_paths_of_descriptors(
+    pair: tuple[Bundle, Bundle],
+    copy: Bundle,
+    swap_once_hashed: Callable[[Path, Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+) -> None:
+    """The name is given to libraries, and what it leads to is checked afterwards."""
+    monkeypatch.setattr(opened, "_descriptor_path", lambda _: None)
+    np.testing.assert_array_equal(logits(copy.path, backend), logits(pair[0].path, backend))
+    name = file_of(copy, backend)
+    swap_once_hashed(copy.path / name, pair[1].path / name)
+    with pytest.raises(BundleError):
+        vitdeploy.load(copy.path, backend=backend)
 
 
 def test_a_file_that_is_written_to_while_it_is_open(copy: Bundle) -> None:
@@ -305,13 +323,13 @@ def test_a_bundle_that_is_replaced_once_its_manifest_was_read_is_read_again(
     path = shutil.copytree(generations[0].path, tmp_path / "bundle")
     waiting, read = [generations[1]], Bundle.open.__func__  # type: ignore[attr-defined]
 
-    def opened(cls: type[Bundle], folder: Any) -> Bundle:
+    def read_and_replaced(cls: type[Bundle], folder: Any) -> Bundle:
         bundle: Bundle = read(cls, folder)
         if waiting and bundle.path == path:
             replace(path, waiting.pop())
         return bundle
 
-    monkeypatch.setattr(Bundle, "open", classmethod(opened))
+    monkeypatch.setattr(Bundle, "open", classmethod(read_and_replaced))
     READERS[reader](path, data)
     assert not waiting
     assert read(Bundle, path).manifest == generations[1].manifest
@@ -324,7 +342,7 @@ def test_a_bundle_that_is_replaced_again_and_again_is_told_so(
     turns, read = itertools.cycle(reversed(generations)), Bundle.open.__func__  # type: ignore[attr-defined]
     times = 0
 
-    def opened(cls: type[Bundle], folder: Any) -> Bundle:
+    def read_and_replaced(cls: type[Bundle], folder: Any) -> Bundle:
         nonlocal times
         bundle: Bundle = read(cls, folder)
         if not replacing:
@@ -335,7 +353,7 @@ def test_a_bundle_that_is_replaced_again_and_again_is_told_so(
         return bundle
 
     replacing: list[bool] = []
-    monkeypatch.setattr(Bundle, "open", classmethod(opened))
+    monkeypatch.setattr(Bundle, "open", classmethod(read_and_replaced))
     with pytest.raises(BundleChangedError):
         vitdeploy.load(path)
     assert MOST_TRIES <= times <= 3 * MOST_TRIES

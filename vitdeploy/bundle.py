@@ -393,7 +393,7 @@ def _check_external_data(artifact: Artifact, model: VerifiedFile) -> None:
     try:
         unknown = sorted(external_names(model.stream) - recorded)
     except (OSError, ValueError) as exc:
-        raise BundleError(f"{model.file.path} is not an ONNX model ({exc}); export the bundle again") from exc
+        raise BundleError(f"{model.file.path} must hold a valid ONNX model: {exc}; export the bundle again") from exc
     if unknown:
         raise BundleError(
             f"{model.file.path} takes weights from {unknown[0]!r:.200}, which {MANIFEST} does not record; do not use "
