@@ -1,4 +1,4 @@
-"""Write a large ONNX model to one file without holding its weights a second time."""
+"""Read and write large ONNX models without holding their weights a second time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import onnx
 import onnx_ir as ir
+
+from vitdeploy.opened import OpenedFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +21,15 @@ ALIGNMENT = 1 << 16
 _MODEL_GRAPH = 7
 _GRAPH_INITIALIZER = 5
 _TENSOR_RAW_DATA = 9
+
+
+def read_onnx_ir(source: Path | OpenedFile) -> ir.Model:
+    """A model in a file, with that of its weights beside it mapped by now: its name is not looked up later."""
+    model = ir.load(OpenedFile.of(source).handle)
+    for tensor in _weights(model).values():
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.numpy()
+    return model
 
 
 def write_onnx(model: ir.Model, path: Path, max_bytes: int = MAX_BYTES) -> tuple[str, ...]:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters.integer_variants import integer_products, registered, restore_bias, write_integer_variant
-from vitdeploy.exporters.onnx_file import write_onnx
+from vitdeploy.exporters.onnx_file import read_onnx_ir, write_onnx
 from vitdeploy.exporters.precision import name_of
 from vitdeploy.exporters.quantization.candidates import labels_of
 from vitdeploy.exporters.quantization.smooth_quant import smooth_alike
 from vitdeploy.exporters.variants import Variants
+from vitdeploy.opened import OpenedFile
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    import onnx_ir as ir
 
-def quantized_variants(path: Path, float_path: Path) -> Variants:
+
+def quantized_variants(source: Path | OpenedFile, float_source: Path | OpenedFile) -> Variants:
     """Variants of a quantized graph: a node that is kept takes what it took before the graph was quantized.
 
     0. In a graph with MatMulInteger, see `vitdeploy.exporters.integer_variants`.
@@ -32,13 +34,14 @@ def quantized_variants(path: Path, float_path: Path) -> Variants:
     5. What is quantized for others stays so; an output of the graph is not quantized where its node is kept.
 
     Args:
-        path: the quantized graph, as `vitdeploy.export` or onnxruntime.quantization writes it.
-        float_path: the graph that it was made from.
+        source: the quantized graph, as `vitdeploy.export` or onnxruntime.quantization writes it.
+        float_source: the graph that it was made from.
 
     Raises:
         UsageError: a node that computes in integers, or a weight of it, is not in the float32 graph.
     """
-    model, original = ir.load(path), ir.load(float_path)
+    path, float_path = OpenedFile.of(source).path, OpenedFile.of(float_source).path
+    model, original = read_onnx_ir(source), read_onnx_ir(float_source)
     ShapeInferencePass()(original)
     smooth_alike(original, model)
     weights = {

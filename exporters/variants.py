@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from vitdeploy.exporters.emulation import emulated
-from vitdeploy.exporters.onnx_file import write_onnx
+from vitdeploy.exporters.onnx_file import read_onnx_ir, write_onnx
 from vitdeploy.exporters.precision import TYPES, can_be_half, name_of, set_precision
 from vitdeploy.exporters.quantization.candidates import labels_of
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
+    from vitdeploy.opened import OpenedFile
     from vitdeploy.specs import Precision
 
 
@@ -39,14 +40,14 @@ class Variants:
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def half_variants(path: Path, precision: Precision) -> Variants:
+def half_variants(source: Path | OpenedFile, precision: Precision) -> Variants:
     """Variants of a float32 graph in half precision, as `export` makes them, but that nothing was observed.
 
     Args:
-        path: the graph, of ONNX's own operators.
+        source: the graph, of ONNX's own operators.
         precision: fp16 or bf16.
     """
-    model = ir.load(path)
+    model = read_onnx_ir(source)
     ShapeInferencePass()(model)
     nodes = can_be_half(model, TYPES[precision])
     write = functools.partial(_write_half, model, TYPES[precision])

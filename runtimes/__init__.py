@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.bundle import MOST_TRIES
+from vitdeploy.errors import BundleChangedError, BundleError, UsageError
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ def runtime_class(backend: str) -> type[Runtime]:
 def open_runtime(
     bundle: Bundle, backend: str, *, precision: str = "fp32", device: str | None = None, **options: Any
 ) -> Runtime:
-    """Open a bundle's artifact with a backend; its files are verified first.
+    """Open a bundle's artifact with a backend; what is opened is what was verified.
+
+    Where an export has replaced the bundle since it was opened, by one of the same model, the new artifact is opened.
 
     Args:
         bundle: the bundle.
@@ -83,6 +86,23 @@ def open_runtime(
         UnavailableError: the engine is not installed, or does not load.
         DeviceError: the device cannot be had.
         BundleError: a file is missing or altered, or is not what the manifest says.
+    """
+    for _ in range(MOST_TRIES - 1):
+        try:
+            return open_recorded(bundle, backend, precision=precision, device=device, **options)
+        except BundleChangedError:
+            bundle = bundle.reopened()
+    return open_recorded(bundle, backend, precision=precision, device=device, **options)
+
+
+def open_recorded(
+    bundle: Bundle, backend: str, *, precision: str = "fp32", device: str | None = None, **options: Any
+) -> Runtime:
+    """`open_runtime` of the very artifact that `bundle.manifest` records.
+
+    Raises:
+        BundleChangedError: the bundle was replaced since.
+        UsageError, UnavailableError, BundleError: as `open_runtime`.
     """
     cls = runtime_class(backend)
     device = BACKENDS[backend].device if device is None else device

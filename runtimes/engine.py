@@ -54,6 +54,7 @@ class EngineRuntime(Runtime):
         host_code: whether the engine brings a runtime of its own version, which may then run.
         takes_weights: whether it was built to be given other weights (`refit`).
         disposable_cache: as `runtime_cache`, but one that may be replaced, or left unwritten.
+        content: the engine, where it was read already.
         device: "cuda" or "cuda:1".
         cuda_graphs: whether a shape's work is recorded and replayed: of TensorRT at its second run, of TensorRT-RTX
             as that library does.
@@ -82,6 +83,7 @@ class EngineRuntime(Runtime):
         host_code: bool = False,
         takes_weights: bool = False,
         disposable_cache: Path | None = None,
+        content: bytes | None = None,
         *,
         device: str = "cuda",
         cuda_graphs: bool = True,
@@ -111,7 +113,7 @@ class EngineRuntime(Runtime):
         self._cache: KernelCache | None = None
         self._unsaved = False
         with on_device(self._device):
-            self._open(Path(path), weights, host_code)
+            self._open(Path(path), content, weights, host_code)
             self._configure(cuda_graphs, specialization)
             if compiles:
                 file = disposable_cache if runtime_cache is None else Path(runtime_cache)
@@ -159,11 +161,12 @@ class EngineRuntime(Runtime):
         check_options(cls, options)
         index = cuda_index(cls.backend, device)
         artifact = bundle.artifact(cls.backend, precision)
-        (path,) = bundle.verified(artifact.files)
+        (record,) = artifact.files
+        path, content = bundle.path / record.path, bundle.read(record)  # it can run code: read once
         check_version(bundle, artifact, LIBRARIES[cls.backend].package, cls.library.__version__)
         gpu = find_gpu(index)
         check_hardware(bundle, artifact, gpu)
-        weights = None
+        source = None
         if artifact.options.get("strip_weights") is True:
             source = bundle.artifact("onnx", precision)
             if [file.sha256 for file in source.files] != artifact.options.get("onnx_sha256"):
@@ -171,15 +174,18 @@ class EngineRuntime(Runtime):
                     f"{path} must be given the weights of the ONNX artifact that it was built from, {bundle.path} has "
                     f"another; build it again: vitdeploy export --to {cls.backend} --precision {precision}"
                 )
-            weights, *_ = bundle.verified(source.files)
         host_code = artifact.options.get("version_compatible") is True
         takes_weights = artifact.options.get("refit") is True
         kept = None
         if runtime_cache is None and compiles_on_target(cls.library):
-            kept = own_cache(cls.backend, artifact.files[0], cls.library.__version__, gpu)
+            kept = own_cache(cls.backend, record, cls.library.__version__, gpu)
         options["runtime_cache"] = None if runtime_cache is False else runtime_cache
         specs = artifact.inputs, artifact.outputs
-        return cls(path, *specs, weights, host_code, takes_weights, kept, device=device, **options)
+        with contextlib.ExitStack() as stack:
+            weights = None
+            if source is not None:
+                weights = stack.enter_context(bundle.opened_artifact(source, by_name=True))[0].path
+            return cls(path, *specs, weights, host_code, takes_weights, kept, content, device=device, **options)
 
     @classmethod
     def probe(cls) -> dict[str, str | None]:
@@ -343,11 +349,18 @@ class EngineRuntime(Runtime):
             finally:
                 del cache, self._config, self._engine, self._runtime
 
-    def _open(self, path: Path, weights: Path | None, host_code: bool) -> None:
+    def _open(self, path: Path, content: bytes | None, weights: Path | None, host_code: bool) -> None:
         self._runtime = make_runtime(self.library, self.backend, self._logger)
         if host_code:
             self._runtime.engine_host_code_allowed = True
-        self._engine = load_engine(self.library, self._runtime, path, self.backend, self._logger.errors)
+        self._engine = load_engine(
+            self.library,
+            self._runtime,
+            path.read_bytes() if content is None else content,
+            path,
+            self.backend,
+            self._logger.errors,
+        )
         if weights is not None:
             refitter = self.library.Refitter(self._engine, self._logger)
             refused = why_refused(self.library, refitter, weights, self._logger)

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from vitdeploy.specs import TensorSpec
 
 
-def load_engine(library: Any, runtime: Any, path: Path, backend: str, errors: Sequence[str]) -> Any:
+def load_engine(library: Any, runtime: Any, content: bytes, path: Path, backend: str, errors: Sequence[str]) -> Any:
     """The engine in a file.
 
     Args:
         library: TensorRT or TensorRT-RTX.
         runtime: the library's.
-        path: of the file.
+        content: of the file.
+        path: of the file, to be told.
         backend: the library's name, to be told.
         errors: what the library's logger keeps.
 
@@ -30,7 +31,6 @@ def load_engine(library: Any, runtime: Any, path: Path, backend: str, errors: Se
         OtherHardwareError: it was built for another GPU.
         DeviceError: it does not load.
     """
-    content = path.read_bytes()
     if hasattr(runtime, "get_engine_validity"):
         validity, reasons = runtime.get_engine_validity(content[: runtime.engine_header_size])
         if validity == library.EngineValidity.INVALID:

@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from vitdeploy.cpu import MOST_THREADS, session_threads, usable_cpus
 from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError, check_utf_8, first_line
+from vitdeploy.opened import OpenedFile
 from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.runtimes.cuda_memory import wait_for
 from vitdeploy.runtimes.shape_nodes import shape_nodes
@@ -87,7 +88,7 @@ class OnnxRuntime(Runtime):
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | OpenedFile,
         *,
         providers: Sequence[str] = (CPU,),
         provider_options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -100,6 +101,8 @@ class OnnxRuntime(Runtime):
         log_severity: int = 2,
     ) -> None:
         super().__init__()
+        file = OpenedFile.of(path)
+        path = file.path
         if graph_optimization not in _LEVELS:
             raise UsageError(f"graph_optimization must be one of {', '.join(_LEVELS)}, got {graph_optimization!r}")
         _check_range("intra_op_threads", intra_op_threads, MOST_THREADS)
@@ -127,8 +130,8 @@ class OnnxRuntime(Runtime):
         elif CPU not in providers:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         beside = (CPU,) if judged else ()  # onnxruntime would add it, and then warn of it
-        self._session = _open_session(Path(path), options, tuple(providers), provider_options or {}, beside)
-        if judged and (left := _computing_on_cpu(self._session, Path(path))):
+        self._session = _open_session(file, options, tuple(providers), provider_options or {}, beside)
+        if judged and (left := _computing_on_cpu(self._session, Path(file.handle))):
             self.close()
             more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
             raise DeviceError(
@@ -162,8 +165,8 @@ class OnnxRuntime(Runtime):
                 raise UsageError(f"a session needs device or providers, got both: {device} and {options['providers']}")
         elif kind == "cuda":
             options |= provider_on_gpu(CUDA, index, options, _CUDA_DEFAULTS)
-        model, *_ = bundle.verified(bundle.artifact("onnx", precision).files)
-        return cls(model, **options)
+        with bundle.opened_artifact(bundle.artifact("onnx", precision)) as (model, *_):
+            return cls(model, **options)
 
     @classmethod
     def probe(cls) -> dict[str, str | None]:
@@ -262,12 +265,13 @@ def _install(providers: Iterable[str]) -> str:
 
 
 def _open_session(
-    path: Path,
+    file: OpenedFile,
     options: ort.SessionOptions,
     providers: tuple[str, ...],
     provider_options: Mapping[str, Mapping[str, Any]],
     beside: tuple[str, ...],
 ) -> ort.InferenceSession:
+    path = file.path
     if not providers or len(set(providers)) != len(providers):
         raise UsageError(f"providers must be one or more different names, got {providers}")
     check_built(providers)
@@ -276,26 +280,28 @@ def _open_session(
             raise UsageError(f"provider_options must be of providers asked for, {', '.join(providers)}; got {name!r}")
     if provider_options.get(CPU):  # ONNX Runtime would ignore them
         raise UsageError(f"{CPU} takes no options, got {', '.join(provider_options[CPU])}")
-    if not path.is_file():
+    if not Path(file.handle).is_file():
         raise BundleError(f"{path} must be an ONNX file, but is no file")
-    check_utf_8("onnxruntime", path)
+    check_utf_8("onnxruntime", file.handle)
     requested = [
         (name, {key: str(value) for key, value in provider_options.get(name, {}).items()})
         for name in (*providers, *beside)
     ]
     try:
-        session = ort.InferenceSession(path, options, providers=requested, enable_fallback=False)
+        session = ort.InferenceSession(file.handle, options, providers=requested, enable_fallback=False)
     except ort.capi.onnxruntime_pybind11_state.NotImplemented as exc:
         raise DeviceError(
             f"{path} must hold what {', '.join(providers)} of onnxruntime {ort.__version__} implements, does not: "
-            f"{first_line(exc)}; choose another device or precision"
+            f"{file.named(first_line(exc))}; choose another device or precision"
         ) from exc
     except _ENGINE_ERRORS as exc:
         if providers != (CPU,):
             instead = f"; {_INSTEAD}" if "CPU EP" in str(exc) else ""
-            raise DeviceError(f"{path} must load on {', '.join(providers)}: {first_line(exc)}{instead}") from exc
+            raise DeviceError(
+                f"{path} must load on {', '.join(providers)}: {file.named(first_line(exc))}{instead}"
+            ) from exc
         raise BundleError(
-            f"{path} must be a model that onnxruntime {ort.__version__} loads: {first_line(exc)}"
+            f"{path} must be a model that onnxruntime {ort.__version__} loads: {file.named(first_line(exc))}"
         ) from exc
     session.disable_fallback()  # of runs that fail, to the CPU: old ones do not know the keyword above
     # ONNX Runtime drops a provider that it cannot start, and appends its own CPU provider.

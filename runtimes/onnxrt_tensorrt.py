@@ -86,7 +86,6 @@ class TensorRTOnnxRuntime(OnnxRuntime):
         (profile,) = limits.profiles(artifact.inputs, artifact.pixels, artifact.axes)
         check_built((TENSORRT,))
         version = _load_tensorrt()
-        model, *_ = bundle.verified(artifact.files)
         settings = provider_on_gpu(TENSORRT, index, options, _profile_options(artifact.inputs, profile))
         chosen = settings["provider_options"][TENSORRT]
         folder = None
@@ -94,7 +93,8 @@ class TensorRTOnnxRuntime(OnnxRuntime):
             parent = _own_folder() if engine_cache is None else Path(engine_cache)
             folder = _made(parent / _key(artifact, version, chosen))
         settings["provider_options"][TENSORRT] = {**_cache_options(folder), **chosen}
-        runtime = cls(model, **{**options, **settings})
+        with bundle.opened_artifact(artifact, by_name=True) as (model, *_):  # engines are kept by the file's name, too
+            runtime = cls(model, **{**options, **settings})
         runtime.axes = profile
         return runtime
 

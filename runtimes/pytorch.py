@@ -81,11 +81,10 @@ class PyTorchRuntime(TorchRuntime):
         cls, bundle: Bundle, *, precision: str, device: str, attention: AttentionKind = "sdpa", **options: Any
     ) -> Self:
         check_options(cls, options)
-        files = bundle.verified(bundle.manifest.files)
-        weights = [path for path in files if path.suffix == ".safetensors"]
-        model = load_model(
-            ViTConfig.from_pretrained(bundle.path), weights, Task(bundle.manifest.task), attention=attention
-        )
+        config = ViTConfig.from_dict(bundle.config)
+        with bundle.opened(bundle.manifest.files) as files:
+            weights = [file for file in files if file.path.suffix == ".safetensors"]
+            model = load_model(config, weights, Task(bundle.manifest.task), attention=attention)
         options.setdefault("dynamic_image_size", bundle.dynamic_image_size)
         return cls(model, device=device, precision=precision, **options)
 

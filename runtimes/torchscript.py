@@ -12,6 +12,7 @@ from torch.jit import optimized_execution as _optimized  # type: ignore[attr-def
 
 from vitdeploy.errors import BundleError, DeviceError, first_line
 from vitdeploy.models.signature import SIGNATURE_FILE
+from vitdeploy.opened import OpenedFile
 from vitdeploy.runtimes.base import check_options
 from vitdeploy.runtimes.torch_device import TorchRuntime
 from vitdeploy.specs import TensorSpec
@@ -42,10 +43,13 @@ class TorchScriptRuntime(TorchRuntime):
 
     backend = "torchscript"
 
-    def __init__(self, path: str | Path, *, device: str = "cpu", optimized_execution: bool = False) -> None:
+    def __init__(
+        self, path: str | Path | OpenedFile, *, device: str = "cpu", optimized_execution: bool = False
+    ) -> None:
         super().__init__(device)
         self._optimized_execution = optimized_execution
-        self._model, signature = load_module(Path(path), self._device)
+        file = OpenedFile.of(path)
+        self._model, signature = load_module(file, self._device)
         try:
             specs = json.loads(signature)
             self.inputs, self.outputs = (
@@ -53,7 +57,7 @@ class TorchScriptRuntime(TorchRuntime):
             )
         except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise BundleError(
-                f"{path} must hold its inputs and outputs in {SIGNATURE_FILE}, does not; export the bundle again"
+                f"{file.path} must hold its inputs and outputs in {SIGNATURE_FILE}, does not; export the bundle again"
             ) from exc
         self.details = {
             "engine": f"torch {torch.__version__}",
@@ -65,8 +69,8 @@ class TorchScriptRuntime(TorchRuntime):
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
         check_options(cls, options)
-        (path,) = bundle.verified(bundle.artifact("torchscript", precision).files)
-        return cls(path, device=device, **options)
+        with bundle.opened_artifact(bundle.artifact("torchscript", precision)) as (file, *_):
+            return cls(file, device=device, **options)
 
     def _outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with _optimized(self._optimized_execution):  # of the thread
@@ -80,22 +84,26 @@ class TorchScriptRuntime(TorchRuntime):
         del self._model
 
 
-def load_module(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModule, str | bytes]:
+def load_module(source: str | Path | OpenedFile, device: torch.device) -> tuple[torch.jit.ScriptModule, str | bytes]:
     """The module of a verified file, on a device, and the text of its `SIGNATURE_FILE`.
 
     Raises:
         DeviceError: it does not fit the device.
         BundleError: torch does not load it.
     """
-    if not path.is_file():
+    file = OpenedFile.of(source)
+    path = file.path
+    if not Path(file.handle).is_file():
         raise BundleError(f"{path} must be a TorchScript file, but is no file")
     extra: dict[str, Any] = {SIGNATURE_FILE: ""}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-            model = torch.jit.load(str(path), map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
+            model = torch.jit.load(file.handle, map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
     except torch.OutOfMemoryError as exc:
-        raise DeviceError(f"{path} must load on {device}: {first_line(exc)}") from exc
+        raise DeviceError(f"{path} must load on {device}: {file.named(first_line(exc))}") from exc
     except RuntimeError as exc:
-        raise BundleError(f"{path} must be a file that torch {torch.__version__} loads: {first_line(exc)}") from exc
+        raise BundleError(
+            f"{path} must be a file that torch {torch.__version__} loads: {file.named(first_line(exc))}"
+        ) from exc
     return model, extra[SIGNATURE_FILE]

@@ -24,7 +24,7 @@ def write(target: Path, name: str = "onnx/model.onnx", precision: str = "fp32", 
     """A bundle of one small artifact, or one more in the bundle that is there."""
     with staged_folder(target) as staging:
         (staging / name).parent.mkdir()
-        (staging / name).write_text(text)
+        (staging / name).write_bytes(b"\x12" + bytes([len(text)]) + text.encode())  # ModelProto.producer_name
         (staging / "config.json").write_text('{"id2label": {"0": "cat", "1": "dog"}}')
         artifact = Artifact(
             "onnx",
@@ -109,7 +109,7 @@ def test_a_flipped_byte(tmp_path: Path, name: str) -> None:
     data = bytearray(path.read_bytes())
     data[3] ^= 1
     path.write_bytes(data)
-    with pytest.raises(BundleError, match=rf"{name} must have SHA-256 .* it was altered"):
+    with pytest.raises(BundleError, match=rf"{name} .*SHA-256 .* it was altered"):
         bundle.verify()
 
 
@@ -118,7 +118,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
     write(tmp_path / "out")
     (tmp_path / "out" / name).unlink()
     os.mkfifo(tmp_path / "out" / name)
-    with pytest.raises(BundleError, match=f"{name} must be a file, is something else"):
+    with pytest.raises(BundleError, match=f"{name} cannot be read: it is a pipe"):
         Bundle.open(tmp_path / "out").verify()
 
 
@@ -175,7 +175,7 @@ def test_a_record_with_a_wrong_value(tmp_path: Path, key: str, value: Any) -> No
 def test_a_missing_file(tmp_path: Path) -> None:
     bundle = write(tmp_path / "out")
     (tmp_path / "out" / "onnx" / "model.onnx").unlink()
-    with pytest.raises(BundleError, match="must be readable: No such file"):
+    with pytest.raises(BundleError, match=r"model\.onnx cannot be read: No such file"):
         bundle.verify()
 
 

@@ -23,7 +23,7 @@ from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.export_arguments import axes_of
 from vitdeploy.exporters import EXPORTERS, export_function
 from vitdeploy.manifest import MANIFEST, Artifact, FileRecord, Manifest
-from vitdeploy.runtimes import open_runtime
+from vitdeploy.runtimes import open_recorded
 
 if TYPE_CHECKING:
     import os
@@ -152,7 +152,7 @@ def add_artifact(
         to_prove = dataclasses.replace(artifact, files=files)
         bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
         options = (_FOR_A_FEW_RUNS if quantization is None else BESIDE_OTHERS).get(exporter.backend, {})
-        with open_runtime(bundle, exporter.backend, precision=spec.precision, **options) as runtime:
+        with open_recorded(bundle, exporter.backend, precision=spec.precision, **options) as runtime:
             allowed, bound = request.tolerance, None
             if allowed is None and (quantization is None or quantization.goal is None):  # which judges by itself
                 bound = COSINE_BOUNDS.get(artifact.precision)

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
+import inspect
 import json
 import os
 import shutil
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vitdeploy.atomic import exclusive, replace_folder
-from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.errors import BundleChangedError, BundleError, UsageError, VitDeployError
+from vitdeploy.external_data import external_names
 from vitdeploy.file_kinds import PROCESSOR_CONFIGS
 from vitdeploy.labels import class_names
 from vitdeploy.manifest import CONFIG, MANIFEST, NOT_RECORDED, Artifact, FileRecord, Manifest
+from vitdeploy.opened import FileChangedError, FileDiffersError, VerifiedFile
+from vitdeploy.regular_file import MOST_TEXT_BYTES, read_regular
 from vitdeploy.scores import ProblemType, problem_type_of
 from vitdeploy.specs import PixelStage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from vitdeploy.opened import OpenedFile
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+MOST_TRIES = 10  # to read a bundle that is replaced meanwhile; beside exports one in 20 had to be read again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,19 +60,35 @@ class Bundle:
             raise BundleError(f"{folder} must be a bundle, and cannot be read: {exc}") from exc
         if not found:
             raise BundleError(f"{folder} must be a bundle, but has no {MANIFEST}; make one: vitdeploy export")
-        data = _read_json(folder / MANIFEST)
+        try:
+            content = read_regular(folder / MANIFEST)
+        except OSError as exc:
+            raise BundleError(f"{folder / MANIFEST} cannot be read: {exc.strerror}; export the bundle again") from exc
+        data = _parsed(folder / MANIFEST, content)
         try:
             return cls(folder, Manifest.from_dict(data))
         except BundleError as exc:
             raise BundleError(f"{folder}: {exc}") from exc
 
+    def reopened(self) -> Bundle:
+        """The bundle at its place now, which holds the same model with the same image processor.
+
+        Raises:
+            BundleChangedError: it holds another.
+            BundleError: as `open`.
+        """
+        now = Bundle.open(self.path)
+        if (now.manifest.files, now.manifest.task) != (self.manifest.files, self.manifest.task):
+            raise BundleChangedError(f"{self.path} was replaced by the bundle of another model; open it again")
+        return now
+
     @property
     def config(self) -> dict[str, Any]:
         """The verified content of `config.json`."""
-        return _read_json(self.verified_configs()[CONFIG])
+        return _parsed(self.path / CONFIG, self.config_files()[CONFIG])
 
-    def verified_configs(self) -> dict[str, Path]:
-        """The verified paths of `config.json` and of the image processor's files, by name.
+    def config_files(self) -> dict[str, bytes]:
+        """The verified content of `config.json` and of the image processor's files, by name.
 
         Raises:
             BundleError: one is missing or altered, or lies in the folder although the manifest does not name it.
@@ -68,11 +96,13 @@ class Bundle:
         records = {record.path: record for record in self.manifest.files}
         for name in (CONFIG, *PROCESSOR_CONFIGS):
             if name not in records and (self.path / name).exists():
+                if self._is_replaced():
+                    raise _changed(self.path)
                 raise BundleError(f"{self.path / name} must be named in {MANIFEST}, is not; remove it or export again")
         if CONFIG not in records:
             raise BundleError(f"{self.path / MANIFEST} must name {CONFIG}, does not; export the bundle again")
         names = [name for name in (CONFIG, *PROCESSOR_CONFIGS) if name in records]
-        return dict(zip(names, self.verified(records[name] for name in names), strict=True))
+        return {name: self.read(records[name], MOST_TEXT_BYTES) for name in names}
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -110,38 +140,140 @@ class Bundle:
             f"vitdeploy export --to {format} --precision {precision}"
         )
 
-    def verified(self, records: Iterable[FileRecord]) -> tuple[Path, ...]:
-        """The paths of files whose sizes and checksums are those of the manifest.
+    @contextlib.contextmanager
+    def opened(self, records: Iterable[FileRecord], *, by_name: bool = False) -> Iterator[tuple[OpenedFile, ...]]:
+        """Files whose sizes and checksums are those of the manifest, to be read in this block.
+
+        Each is opened once: its `handle` leads to what was hashed, whatever its name leads to meanwhile. That it was
+        not written to is checked at the end of the block.
+
+        Args:
+            records: of the manifest.
+            by_name: whether the handles are to be the files' own paths, for a library that finds others beside them;
+                at the end of the block they are checked to lead to what was hashed.
 
         Raises:
             BundleError: a file is missing, unreadable or altered.
+            BundleChangedError: the bundle was replaced since its manifest was read, or a file written to meanwhile.
         """
-        records = tuple(records)
-        for record in records:
-            path = self.path / record.path
-            try:
-                if path.exists() and not path.is_file():  # a pipe or a device would never end
-                    raise BundleError(f"{path} must be a file, is something else; export the bundle again")
-                found = FileRecord.of(self.path, record.path)
-            except OSError as exc:
-                raise BundleError(f"{path} must be readable: {exc.strerror}; export the bundle again") from exc
-            if found != record:
-                raise BundleError(
-                    f"{path} must have SHA-256 {record.sha256[:12]}… and {record.size_bytes} bytes, "
-                    f"has {found.sha256[:12]}… and {found.size_bytes}; it was altered: export or copy it again"
-                )
-        return tuple(self.path / record.path for record in records)
+        with self._open(records, by_name=by_name) as files:
+            yield tuple(each.file for each in files)
 
-    def verify(self) -> None:
-        """Check every file that the manifest names.
+    @contextlib.contextmanager
+    def opened_artifact(self, artifact: Artifact, *, by_name: bool = False) -> Iterator[tuple[OpenedFile, ...]]:
+        """`opened` of an artifact's files; of several, by their names, as the first takes the others from beside it.
 
         Raises:
-            BundleError: as `verified`.
+            BundleError: as `opened`; or an ONNX model takes weights from a file that the manifest does not record.
         """
-        self.verified_configs()
-        self.verified(self.manifest.files)
+        with self._open(artifact.files, by_name=by_name or len(artifact.files) > 1) as files:
+            if artifact.format == "onnx":
+                _check_external_data(artifact, files[0])
+            yield tuple(each.file for each in files)
+
+    def read(self, record: FileRecord, most_bytes: int | None = None) -> bytes:
+        """The verified content of a file, of at most `most_bytes`.
+
+        Raises:
+            BundleError: as `opened`, or it has more.
+        """
+        if most_bytes is not None and record.size_bytes > most_bytes:
+            raise BundleError(f"{self.path / record.path} has {record.size_bytes} bytes; at most {most_bytes} are read")
+        try:
+            content = read_regular(self.path / record.path, record.size_bytes)
+        except OSError as exc:
+            raise self._refusal(record) from exc
+        if hashlib.sha256(content).hexdigest() != record.sha256:
+            raise self._refusal(record)
+        return content
+
+    def verify(self) -> None:
+        """Check every file that the manifest names; see `open_verified`.
+
+        Raises:
+            BundleError: as `config_files` and `opened_artifact`.
+            BundleChangedError: the bundle was replaced since its manifest was read.
+        """
+        self.config_files()
+        with self.opened(self.manifest.files):
+            pass
         for artifact in self.manifest.artifacts:
-            self.verified(artifact.files)
+            with self.opened_artifact(artifact):
+                pass
+
+    @contextlib.contextmanager
+    def _open(self, records: Iterable[FileRecord], *, by_name: bool) -> Iterator[list[VerifiedFile]]:
+        files: list[VerifiedFile] = []
+        with contextlib.ExitStack() as stack:
+            for record in records:
+                try:
+                    file = VerifiedFile(self.path / record.path, record.size_bytes, record.sha256, by_name=by_name)
+                except (OSError, FileDiffersError) as exc:
+                    raise self._refusal(record) from exc
+                except FileChangedError as exc:
+                    raise _changed(self.path / record.path) from exc
+                stack.callback(file.close)
+                files.append(file)
+            try:
+                yield files
+            except VitDeployError:
+                _check_unchanged(files)  # which may be why it failed
+                raise
+            _check_unchanged(files)
+
+    def _refusal(self, record: FileRecord) -> BundleError:
+        """The error for a file that is not what the manifest says."""
+        path, before = self.path / record.path, _place(self.path)
+        try:
+            VerifiedFile(path, record.size_bytes, record.sha256).close()
+            error: BundleError = _changed(path)  # it is now
+        except FileChangedError:
+            error = _changed(path)
+        except OSError as exc:
+            error = BundleError(f"{path} cannot be read: {exc.strerror}; export the bundle again")
+        except FileDiffersError as exc:
+            error = BundleError(
+                f"{path} is not the file that {MANIFEST} records ({exc}): it was altered; export or copy it again"
+            )
+        return _changed(self.path) if self._is_replaced() or before != _place(self.path) else error
+
+    def _is_replaced(self) -> bool:
+        """Whether there is another bundle at its place now, or none."""
+        try:
+            return Bundle.open(self.path).manifest != self.manifest
+        except BundleError:
+            return True
+
+
+def retry_if_changed(function: F) -> F:
+    """Call a function that reads a bundle again where that was replaced, or a file written to, meanwhile.
+
+    So that what it reads is of one export. Its first argument is the bundle: where that is a `Bundle`, which is the
+    state that the caller has chosen, it is called once. At most `MOST_TRIES` times in all.
+    """
+    first = next(iter(inspect.signature(function).parameters))
+
+    @functools.wraps(function)
+    def retrying(*args: Any, **kwargs: Any) -> Any:
+        is_state = isinstance(args[0] if args else kwargs.get(first), Bundle)
+        for _ in range(0 if is_state else MOST_TRIES - 1):
+            with contextlib.suppress(BundleChangedError):
+                return function(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return cast("F", retrying)
+
+
+@retry_if_changed
+def open_verified(path: str | os.PathLike[str]) -> Bundle:
+    """A bundle of which every file that the manifest names was checked.
+
+    Raises:
+        BundleError: as `Bundle.open` and `Bundle.verify`.
+    """
+    bundle = Bundle.open(path)
+    bundle.verify()
+    return bundle
 
 
 def check_target(target: Path) -> None:
@@ -253,13 +385,48 @@ def link(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if path.exists() and not path.is_file():
-        raise BundleError(f"{path} must be a file, is something else; export the bundle again")
+def _check_external_data(artifact: Artifact, model: VerifiedFile) -> None:
+    """Raise BundleError unless every file that an ONNX model takes weights from is recorded, by the very name."""
+    first, *others = (PurePosixPath(record.path) for record in artifact.files)
+    recorded = {other.relative_to(first.parent).as_posix() for other in others}
+    model.stream.seek(0)
     try:
-        data = json.loads(path.read_bytes())
-    except OSError as exc:
-        raise BundleError(f"{path} must be readable: {exc.strerror}") from exc
+        unknown = sorted(external_names(model.stream) - recorded)
+    except (OSError, ValueError) as exc:
+        raise BundleError(f"{model.file.path} must hold a valid ONNX model: {exc}; export the bundle again") from exc
+    if unknown:
+        raise BundleError(
+            f"{model.file.path} takes weights from {unknown[0]!r:.200}, which {MANIFEST} does not record; do not use "
+            f"this bundle"
+        )
+
+
+def _check_unchanged(files: Iterable[VerifiedFile]) -> None:
+    for each in files:
+        try:
+            each.check()
+        except (OSError, FileChangedError) as exc:
+            raise _changed(each.file.path) from exc
+
+
+def _changed(path: Path) -> BundleChangedError:
+    return BundleChangedError(
+        f"{path} was replaced or written to while it was read; try again when whatever writes it is done"
+    )
+
+
+def _place(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
+    """What is another where a bundle was replaced, even by one of the same content."""
+    try:
+        stats = folder.stat(), (folder / MANIFEST).stat()
+    except OSError:
+        return None
+    return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(content)
     except (ValueError, RecursionError) as exc:
         raise BundleError(f"{path} must hold JSON: {exc}; export the bundle again") from exc
     if not isinstance(data, dict):

@@ -27,7 +27,7 @@ from vitdeploy.exporters import EXPORTERS
 from vitdeploy.manifest import MANIFEST
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.predictor import load_processor
-from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.runtimes import BACKENDS, open_recorded
 from vitdeploy.specs import PixelStage, attention_for
 from vitdeploy.tables import load_target
 
@@ -92,7 +92,7 @@ def pending(artifact: Artifact, proof: ProofRequest) -> dict[str, Any]:
 def open_engine(bundle: Bundle, artifact: Artifact) -> Runtime:
     """The runtime of an engine, on the first GPU; what it compiles is not kept for one that may be refused."""
     backend = EXPORTERS[artifact.format].backend
-    return open_runtime(bundle, backend, precision=artifact.precision, runtime_cache=False)
+    return open_recorded(bundle, backend, precision=artifact.precision, runtime_cache=False)
 
 
 def prove_engine(
@@ -203,9 +203,8 @@ def _expected(
     bundle: Bundle, artifact: Artifact, listing: FolderListing | None
 ) -> tuple[list[Sample], list[dict[str, Any]], str]:
     """Images in every size and number that the engine has limits for, what they give, and what gave that."""
-    bundle.verified_configs()
     images = samples(
-        ViTConfig.from_pretrained(bundle.path),
+        ViTConfig.from_dict(bundle.config),
         load_processor(bundle),
         {},
         artifact.pixels.stage,
@@ -251,7 +250,7 @@ def _of_artifact(
     source = bundle.artifact("onnx", artifact.precision)
     if [file.sha256 for file in source.files] != artifact.options.get("onnx_sha256"):
         raise no_torch
-    return _outputs(open_runtime(bundle, "onnxruntime", precision=artifact.precision), images)
+    return _outputs(open_recorded(bundle, "onnxruntime", precision=artifact.precision), images)
 
 
 def _outputs(opened: Runtime, images: list[Sample]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from vitdeploy.bundle import Bundle, check_target, commit, link
 from vitdeploy.engine_options import EngineOptions, reach
 from vitdeploy.engine_proof import NOT_RUN, ProofRequest, open_engine, pending, prove_engine
 from vitdeploy.errors import (
+    BundleError,
     CheckFailedError,
     DeviceError,
     OtherHardwareError,
@@ -25,7 +27,7 @@ from vitdeploy.manifest import Artifact, FileRecord
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def add_engine(
@@ -76,8 +78,8 @@ def add_engine(
     cache = path.with_name(f"{path.name}.{to}.timing-cache")
     on_step(f"building {to} {precision}")
     build = load_target(exporter.target, f"exporting to {to}", "export")
-    with staged_folder(path) as staging:
-        onnx, *_ = _linked(bundle, source, staging)
+    with staged_folder(path) as staging, contextlib.ExitStack() as stack:
+        onnx = stack.enter_context(_linked(bundle, source, staging))
         request = EngineRequest(
             library=to,
             onnx=onnx,
@@ -109,17 +111,27 @@ def add_engine(
         staged = Bundle(staging, manifest)
         artifact = _proven(staged, artifact, bundle, proof, on_step)
         on_step("writing the bundle")
-        staged.verified(source.files)  # which may have been altered meanwhile, here and there
+        stack.close()
+        with staged.opened(source.files):  # what is committed
+            pass
         return commit(staging, path, dataclasses.replace(manifest, artifacts=(artifact,)), made_from=source)
 
 
-def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> tuple[Path, ...]:
-    """An artifact's files in another folder, verified: what replaces them in the bundle leaves these alone."""
+@contextlib.contextmanager
+def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> Iterator[Path]:
+    """The first of an artifact's files, which are linked into another folder: what replaces them leaves these alone.
+
+    They are verified, and at the end of the block checked not to have been written to.
+    """
     for file in artifact.files:
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         with readable(bundle.path / file.path, "a file of the bundle"):
             link(bundle.path / file.path, folder / file.path)
-    return Bundle(folder, bundle.manifest).verified(artifact.files)
+    try:
+        with Bundle(folder, bundle.manifest).opened_artifact(artifact) as (first, *_):
+            yield first.path
+    except BundleError as exc:  # of the bundle's files, which these are
+        raise type(exc)(str(exc).replace(str(folder), str(bundle.path))) from exc
 
 
 def _proven(

@@ -13,6 +13,7 @@ VitDeployError                     1
 └── InputError                     4  absent, unreadable or corrupt input
     ├── CheckpointError            4
     ├── BundleError                4
+    │   └── BundleChangedError     4  it was replaced, or written to, while it was read
     └── ImageError                 4
 
 A message is one line: what must hold, what came, and what to do.
@@ -102,6 +103,10 @@ class CheckpointError(InputError):
 
 class BundleError(InputError):
     """A bundle's manifest or files are absent, corrupt or altered."""
+
+
+class BundleChangedError(BundleError):
+    """A bundle was replaced, or a file of it written to, while it was read; it may be whole when it is opened again."""
 
 
 class ImageError(InputError):

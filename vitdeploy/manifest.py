@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitdeploy.engine_options import read_range
 from vitdeploy.errors import BundleError
+from vitdeploy.opened import hash_file
+from vitdeploy.regular_file import open_regular
 from vitdeploy.specs import MODES, AxisRange, PixelFormat, PixelStage, Precision, Task, TensorSpec
 from vitdeploy.trt_library import LIBRARIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -36,9 +38,8 @@ class FileRecord:
 
     @classmethod
     def of(cls, root: Path, path: str) -> FileRecord:
-        with (root / path).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-        return cls(path, (root / path).stat().st_size, digest.hexdigest())
+        with open_regular(root / path) as file:
+            return cls(path, *hash_file(file))
 
 
 NOT_RECORDED = "not recorded (the bundle was made by an earlier version)"
@@ -214,13 +215,6 @@ class Manifest:
         if len(set(names)) < len(names):
             raise BundleError(f"{MANIFEST} must name an artifact once, names {', '.join(names)}; export it again")
         return manifest
-
-
-def _digest(file: Any) -> Any:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest
 
 
 def _records(items: Any) -> tuple[FileRecord, ...]:

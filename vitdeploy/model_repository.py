@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy import __version__
 from vitdeploy.assess.inspection import artifact_named
 from vitdeploy.atomic import exclusive, replace_folder, staged_folder
-from vitdeploy.bundle import Bundle, check_target
+from vitdeploy.bundle import Bundle, check_target, retry_if_changed
 from vitdeploy.engine_options import EngineOptions
 from vitdeploy.engine_proof import is_pending
 from vitdeploy.errors import BundleError, InputError, UsageError
@@ -55,6 +56,7 @@ class TritonModel:
         return {**dataclasses.asdict(self), "path": str(self.path)}
 
 
+@retry_if_changed
 def write_triton_model(
     bundle: str | os.PathLike[str],
     repository: str | os.PathLike[str],
@@ -100,18 +102,20 @@ def write_triton_model(
     digests = {name: file.sha256 for name, file in zip(names, chosen.files, strict=True)}
     if labels is not None:
         digests[LABELS] = hashlib.sha256(labels.encode()).hexdigest()
-    sources = opened.verified(chosen.files)
-    with staged_folder(target) as staging:
-        # The configuration first: a server that polls refuses a folder that is not named as its model is.
-        (staging / CONFIG).write_bytes((_header(digests, config) + config).encode())
-        (staging / _VERSION).mkdir()
-        for source, file in zip(sources, names, strict=True):
-            shutil.copyfile(source, staging / file)
-        if labels is not None:
-            (staging / LABELS).write_bytes(labels.encode())
-        with exclusive(target):
-            _check_target(target)
-            replace_folder(staging, target)
+    with contextlib.ExitStack() as stack:
+        sources = stack.enter_context(opened.opened_artifact(chosen))
+        with staged_folder(target) as staging:
+            # The configuration first: a server that polls refuses a folder that is not named as its model is.
+            (staging / CONFIG).write_bytes((_header(digests, config) + config).encode())
+            (staging / _VERSION).mkdir()
+            for source, file in zip(sources, names, strict=True):
+                shutil.copyfile(source.handle, staging / file)
+            stack.close()  # which checks that the copies are of what was verified
+            if labels is not None:
+                (staging / LABELS).write_bytes(labels.encode())
+            with exclusive(target):
+                _check_target(target)
+                replace_folder(staging, target)
     return TritonModel(chosen_name, target, chosen.name, (CONFIG, *digests))
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError
 from vitdeploy.images import image_name
 from vitdeploy.processor import ImageProcessor, as_batch
-from vitdeploy.runtimes import open_runtime
+from vitdeploy.runtimes import open_recorded
 from vitdeploy.scores import ProblemType, default_problem_type
 from vitdeploy.specs import PixelStage, Precision, Task
 
@@ -160,6 +160,7 @@ def _problem_type(given: ProblemType | str | None, num_labels: int) -> ProblemTy
         raise UsageError(f"unknown problem_type {given!r:.80}; expected one of {', '.join(ProblemType)}") from exc
 
 
+@retry_if_changed
 def load(
     path: str | os.PathLike[str],
     *,
@@ -186,7 +187,7 @@ def load(
     bundle = Bundle.open(path)
     processor, problem_type = load_processor(bundle), bundle.problem_type
     labels = bundle.labels if bundle.manifest.task == Task.CLASSIFICATION else ()
-    runtime = open_runtime(bundle, backend, precision=precision, device=device, **options)
+    runtime = open_recorded(bundle, backend, precision=precision, device=device, **options)
     try:
         check_fit(bundle, processor, runtime)
         if labels:
@@ -203,8 +204,7 @@ def load_processor(bundle: Bundle) -> ImageProcessor:
     Raises:
         BundleError: a file is missing, altered, or unknown to the manifest.
     """
-    bundle.verified_configs()
-    return ImageProcessor.from_pretrained(bundle.path)
+    return ImageProcessor.from_files(bundle.path, bundle.config_files())
 
 
 def check_batch_size(size: int) -> None:

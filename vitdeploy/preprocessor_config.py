@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import InputError
 from vitdeploy.file_kinds import NESTED_FILE, SETTINGS_FILE, is_lfs_pointer, lfs_advice
+from vitdeploy.regular_file import read_regular
 from vitdeploy.specs import MODES
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+_MODEL_FILE = "config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +63,21 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
     Raises:
         InputError: the folder has no image processor, or its file is not JSON.
     """
-    found = find_settings(folder)
+    return read_settings(folder, read_files(folder))
+
+
+def read_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, Any], Path]:
+    """`read_folder` of what `read_files` gave.
+
+    Raises:
+        InputError: as there.
+    """
+    found = _find_settings(folder, files)
     if found is None:
         raise InputError(f"{folder} has no image processor: {SETTINGS_FILE} not found, nor one in {NESTED_FILE}")
     settings, path = found
-    if _class_name(settings) is None and (folder / "config.json").is_file():
-        model = _read_json(folder / "config.json")
+    if _class_name(settings) is None and _MODEL_FILE in files:
+        model = _parsed(folder / _MODEL_FILE, files[_MODEL_FILE])
         known = CLASS_OF_MODEL.get(str(model.get("model_type")))
         named = model.get("image_processor_type") if "model_type" in model else None
         settings = {**settings, "image_processor_type": known if named is None else named}
@@ -78,13 +90,18 @@ def find_settings(folder: Path) -> tuple[dict[str, Any], Path] | None:
     Raises:
         InputError: a file cannot be read, or is not JSON.
     """
-    path = folder / NESTED_FILE
-    if path.is_file():
-        settings = _read_json(path).get("image_processor")
-        if settings is not None:
-            return _object(settings, path), path
-    path = folder / SETTINGS_FILE
-    return (_read_json(path), path) if os.path.lexists(path) else None
+    return _find_settings(folder, read_files(folder))
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """What a model folder says of its image processor: the content of the files that are there, by name.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    names = [name for name in (NESTED_FILE, _MODEL_FILE) if (folder / name).is_file()]
+    names += [SETTINGS_FILE] if os.path.lexists(folder / SETTINGS_FILE) else []
+    return {name: _content(folder / name) for name in names}
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -93,7 +110,7 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, or is not JSON.
     """
-    content = _read_json(path)
+    content = _parsed(path, _content(path))
     settings = content.get("image_processor") if path.name == NESTED_FILE else None
     return content if settings is None else _object(settings, path)
 
@@ -107,14 +124,18 @@ def read_setting(key: str, value: object) -> Any:
     return _VALUES[key][0](key, value)
 
 
-def channels_of_model(folder: Path) -> int | None:
+def channels_of_model(folder: Path, files: Mapping[str, bytes]) -> int | None:
     """The number of channels that the model of a folder takes; None where there is no config.json of a model.
+
+    Args:
+        folder: to be told.
+        files: see `read_files`.
 
     Raises:
         InputError: the file is not JSON, or the number is not 1, 3 or 4.
     """
-    path = folder / "config.json"
-    config = _read_json(path) if path.is_file() else {}
+    path = folder / _MODEL_FILE
+    config = _parsed(path, files[_MODEL_FILE]) if _MODEL_FILE in files else {}
     if "model_type" not in config:
         return None
     channels = config.get("num_channels", _USUAL_CHANNELS)
@@ -217,18 +238,33 @@ def note_unknown_settings(files: Mapping[str, bytes]) -> None:
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _find_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, Any], Path] | None:
+    if NESTED_FILE in files:
+        path = folder / NESTED_FILE
+        settings = _parsed(path, files[NESTED_FILE]).get("image_processor")
+        if settings is not None:
+            return _object(settings, path), path
+    path = folder / SETTINGS_FILE
+    return (_parsed(path, files[SETTINGS_FILE]), path) if SETTINGS_FILE in files else None
+
+
+def _content(path: Path) -> bytes:
     if is_lfs_pointer(path):
         raise InputError(lfs_advice(path))
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_regular(path)
     except OSError as exc:
         raise InputError(f"cannot read {path}: {exc.strerror}") from exc
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as exc:
         raise InputError(f"cannot read {path}: expected JSON ({exc})") from exc
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
+    if not isinstance(data, dict):
+        raise InputError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    return data
 
 
 def _object(settings: object, path: Path) -> dict[str, Any]:

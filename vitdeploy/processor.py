@@ -18,7 +18,7 @@ from vitdeploy.errors import InputError, UsageError
 from vitdeploy.image_formats import readable_formats
 from vitdeploy.image_limit import check_embedded_side, check_pixel_count
 from vitdeploy.images import ImageSource, decode_image, image_name
-from vitdeploy.preprocessor_config import ShortestEdge, Size, channels_of_model, parse, read_folder
+from vitdeploy.preprocessor_config import ShortestEdge, Size, channels_of_model, parse, read_files, read_settings
 from vitdeploy.specs import MODES, PixelFormat, PixelStage
 
 if TYPE_CHECKING:
@@ -87,9 +87,23 @@ class ImageProcessor:
         Raises:
             InputError: there is no such file, or it asks for something that cannot be done exactly.
         """
-        config, path = read_folder(Path(folder))
+        return cls.from_files(Path(folder), read_files(Path(folder)), num_channels=num_channels)
+
+    @classmethod
+    def from_files(cls, folder: Path, files: Mapping[str, bytes], *, num_channels: int | None = None) -> ImageProcessor:
+        """`from_pretrained` of what was read already.
+
+        Args:
+            folder: where the files lie, to be told.
+            files: see `vitdeploy.preprocessor_config.read_files`.
+            num_channels: as for `from_pretrained`.
+
+        Raises:
+            InputError: as there.
+        """
+        config, path = read_settings(folder, files)
         if num_channels is None:
-            num_channels = channels_of_model(Path(folder))
+            num_channels = channels_of_model(folder, files)
         try:
             return cls.from_dict(config, num_channels=num_channels)
         except InputError as exc:

@@ -95,7 +95,7 @@ class Slow:
 
 def timer(runtime: Slow) -> timing._Timer:
     image = synthetic_images(1, 8, 8)[0].tobytes()
-    found = timing._Timer(Job("", None, "cpu", 0, (image,)))  # type: ignore[arg-type]
+    found = timing._Timer(Job(None, None, "cpu", 0, (image,)))  # type: ignore[arg-type]
     found._runtime = runtime  # type: ignore[assignment]
     found._ready[1] = {}
     return found
@@ -271,11 +271,11 @@ def test_threads_are_for_backends_that_heed_them(monkeypatch: pytest.MonkeyPatch
 def test_the_threads_of_torch_are_those_in_force(bundle: Bundle) -> None:
     before = torch.get_num_threads()  # imported already, as by the script of a user
     try:
-        opened = timing._Timer(Job(str(bundle.path), REFERENCE, "cpu", before + 2, ())).open()
+        opened = timing._Timer(Job(bundle, REFERENCE, "cpu", before + 2, ())).open()
         assert opened.details["threads"] == torch.get_num_threads() == before + 2
     finally:
         torch.set_num_threads(before)
-    assert timing._Timer(Job(str(bundle.path), REFERENCE, "cpu", 0, ())).open().details["threads"] == before
+    assert timing._Timer(Job(bundle, REFERENCE, "cpu", 0, ())).open().details["threads"] == before
 
 
 @pytest.mark.parametrize(

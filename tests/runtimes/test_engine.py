@@ -487,7 +487,8 @@ def bundle_of(kind: type[EngineRuntime], folder: Path, **options: Any) -> Any:
             **({"compute_capabilities": ["portable"]} if rtx else built),
         },
     )  # fmt: skip
-    return types.SimpleNamespace(path=folder, artifact=lambda *_: artifact, verified=lambda _: [folder / "x.engine"])
+    content = (folder / "x.engine").read_bytes()
+    return types.SimpleNamespace(path=folder, artifact=lambda *_: artifact, read=lambda _: content)
 
 
 def test_compiled_kernels_are_kept_for_the_user_(

@@ -223,8 +223,8 @@ def labels_sha256(bundle: Bundle) -> str:
 
 def processor_sha256(bundle: Bundle) -> dict[str, str]:
     """Of the content of each of the image processor's files, however it is laid out."""
-    files = bundle.verified_configs()
-    return {name: _sha256(json.loads(path.read_bytes())) for name, path in files.items() if name != CONFIG}
+    files = bundle.config_files()
+    return {name: _sha256(json.loads(content)) for name, content in files.items() if name != CONFIG}
 
 
 def _sha256(data: Any) -> str:

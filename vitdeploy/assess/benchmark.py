@@ -13,7 +13,7 @@ from vitdeploy.assess.latency import Benchmark, Latency, NotMeasured
 from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.assess.selection import select
 from vitdeploy.assess.timing import MOST_WINDOWS, WINDOW, WITHIN, Job, Round, check_threads, worker
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, readable
 from vitdeploy.images import open_image
 from vitdeploy.predictor import check_batch_size, load_processor
@@ -33,6 +33,7 @@ _JPEG_QUALITY = 90
 _MOST_SYNTHETIC = 64  # larger batches have some of them again
 
 
+@retry_if_changed
 def benchmark(
     bundle: str | os.PathLike[str] | Bundle,
     *,
@@ -84,7 +85,7 @@ def benchmark(
         timed = [
             _Timed(
                 selected,
-                stack.enter_context(worker(Job(str(bundle.path), selected, device, threads, encoded))),
+                stack.enter_context(worker(Job(bundle, selected, device, threads, encoded))),
                 sizes,
             )
             for selected in selection

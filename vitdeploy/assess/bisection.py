@@ -14,7 +14,7 @@ from vitdeploy.assess.compare import Batches, run_batches, run_reference
 from vitdeploy.assess.difference import compare_outputs, default_tolerance
 from vitdeploy.assess.lower_precision import LowerPrecision
 from vitdeploy.assess.samples import few_images
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import load_processor
 
@@ -96,6 +96,7 @@ class Bisection:
         return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
 
 
+@retry_if_changed
 def bisect(
     bundle: str | os.PathLike[str] | Bundle,
     precision: str = "fp16",

@@ -18,11 +18,11 @@ from vitdeploy.assess.logits import LogitsDifference, compare_logits
 from vitdeploy.assess.samples import chosen_images, feeds
 from vitdeploy.assess.selection import artifacts, reference_backend
 from vitdeploy.assess.verdicts import ByResult, Verdict
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import DeviceError, UnavailableError, UsageError
 from vitdeploy.gpu import find_gpus
 from vitdeploy.predictor import batch_size_for, check_fit, load_processor
-from vitdeploy.runtimes import open_runtime, runtime_class
+from vitdeploy.runtimes import open_recorded, runtime_class
 from vitdeploy.runtimes.base import parse_device
 from vitdeploy.scores import ProblemType
 from vitdeploy.specs import Task, attention_for
@@ -176,6 +176,7 @@ class Comparison(ByResult):
         }
 
 
+@retry_if_changed
 def compare(
     bundle: str | os.PathLike[str] | Bundle,
     *,
@@ -287,12 +288,12 @@ def run_reference(
     """
     options: dict[str, Any] = {"outputs": outputs, "attention": attention_for(outputs or ())}
     try:
-        reference = open_runtime(bundle, reference_backend(), device=device, **options)
+        reference = open_recorded(bundle, reference_backend(), device=device, **options)
     except DeviceError as exc:
         if not _is_gpu_beyond_torch(device):
             raise
         on_step(f"running the reference on the CPU: {exc}")
-        reference = open_runtime(bundle, reference_backend(), **options)
+        reference = open_recorded(bundle, reference_backend(), **options)
     with reference as runtime:
         check_fit(bundle, batches.processor, runtime)
         engine = f"{runtime.details['engine']} on {runtime.details['device']}"

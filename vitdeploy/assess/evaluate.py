@@ -17,7 +17,7 @@ from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.one_pass import header, run_all
 from vitdeploy.assess.selection import REFERENCE, select
 from vitdeploy.assess.workfile import WorkFile
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import check_batch_size, load_processor
 from vitdeploy.scores import ProblemType
@@ -182,6 +182,7 @@ class Evaluation:
         return Accuracy(len(correct) - len(wrong), len(correct), wrong)
 
 
+@retry_if_changed
 def evaluate(
     bundle: str | os.PathLike[str] | Bundle,
     *,

@@ -15,7 +15,7 @@ from vitdeploy.assess.gate_rules import GateRules, read_rules
 from vitdeploy.assess.image_set import open_images
 from vitdeploy.assess.vector_run import images_sha256
 from vitdeploy.assess.verdicts import Verdict, overall
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import InputError, UsageError, readable
 from vitdeploy.specs import Task
 
@@ -91,6 +91,7 @@ class GateResult:
         }
 
 
+@retry_if_changed
 def gate(
     bundle: str | os.PathLike[str] | Bundle,
     *,
@@ -176,6 +177,7 @@ def gate(
     return result
 
 
+@retry_if_changed
 def planned_checks(
     bundle: str | os.PathLike[str] | Bundle,
     *,

@@ -20,6 +20,7 @@ from vitdeploy import __version__
 from vitdeploy.assess.selection import artifacts
 from vitdeploy.atomic import write_file
 from vitdeploy.errors import InputError, UsageError, first_line
+from vitdeploy.regular_file import open_regular
 
 if TYPE_CHECKING:
     import os
@@ -94,7 +95,7 @@ class Golden:
             InputError: there is no such file, or it is something else.
         """
         try:
-            with Path(path).open("rb") as opened, zipfile.ZipFile(opened) as archive:
+            with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
                 header: dict[str, Any] = json.loads(_array(archive, _HEADER, np.uint8).tobytes())
                 if header["format"] != FORMAT:
                     raise ValueError(f"format is {header['format']!r:.40}, not {FORMAT!r}")

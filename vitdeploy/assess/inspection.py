@@ -12,17 +12,17 @@ from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from vitdeploy.bundle import Bundle
     from vitdeploy.manifest import Artifact, Source
+    from vitdeploy.opened import OpenedFile
     from vitdeploy.specs import TensorSpec
 
 
 class ReadGraph(Protocol):
     """Read the graph in an artifact's first file, which is verified."""
 
-    def __call__(self, path: Path) -> GraphSummary: ...
+    def __call__(self, source: OpenedFile) -> GraphSummary: ...
 
 
 class GraphReader(NamedTuple):
@@ -119,7 +119,8 @@ def inspect_artifact(bundle: Bundle, artifact: Artifact) -> Inspection:
     except UnavailableError as exc:
         note = str(exc)
     else:
-        graph = read(bundle.verified(artifact.files)[0])
+        with bundle.opened_artifact(artifact) as (file, *_):
+            graph = read(file)
     return Inspection(str(bundle.path), manifest.source, manifest.task, artifact, graph, note)
 
 

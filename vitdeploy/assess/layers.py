@@ -12,7 +12,7 @@ from vitdeploy.assess.difference import Difference, compare_outputs, default_tol
 from vitdeploy.assess.samples import SYNTHETIC_COUNT, chosen_images
 from vitdeploy.assess.selection import REFERENCE, artifacts, select
 from vitdeploy.assess.verdicts import ByResult, Verdict
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import load_processor
 from vitdeploy.specs import Precision
@@ -149,6 +149,7 @@ class LayerComparison(ByResult):
         return {**dataclasses.asdict(self), "status": self.status, "results": results}
 
 
+@retry_if_changed
 def compare_layers(
     bundle: str | os.PathLike[str] | Bundle,
     *,

@@ -11,12 +11,12 @@ from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from pathlib import Path
 
     from vitdeploy.assess.onnx_reader import Loaded
     from vitdeploy.bundle import Bundle
     from vitdeploy.exporters.variants import Variants
     from vitdeploy.manifest import Artifact
+    from vitdeploy.opened import OpenedFile
 
 PRECISIONS = ("fp16", "bf16", "int8", "fp8")
 _EXTRA, _PACKAGE = "export", "onnx"
@@ -83,31 +83,31 @@ class LowerPrecision:
                 f"{what} needs an {artifact.name} that computes in float32 but for 8 bits, {bundle.path} has one in "
                 f"{artifact.options['rest']}; export it to another folder without --rest"
             )
-        float_path, *_ = bundle.verified(source.files)
-        loaded = _loaded(float_path, what)
-        variants = _variants(bundle, artifact, float_path, what)
+        with bundle.opened_artifact(source) as (float_file, *_):
+            loaded = _loaded(float_file, what)
+            variants = _variants(bundle, artifact, float_file, what)
         return cls(artifact, variants, _in_parts(loaded, variants.nodes))
 
 
-def _variants(bundle: Bundle, artifact: Artifact, float_path: Path, what: str) -> Variants:
+def _variants(bundle: Bundle, artifact: Artifact, float_file: OpenedFile, what: str) -> Variants:
     from vitdeploy.assess.onnx_reader import valid_onnx
 
     variants: Variants
     if artifact.precision in QUANTIZED:
         make = load_target("vitdeploy.exporters.quantized_variants:quantized_variants", what, _EXTRA, _PACKAGE)
-        path, *_ = bundle.verified(artifact.files)
-        _loaded(path, what)
-        with valid_onnx(path):
-            variants = make(path, float_path)
+        with bundle.opened_artifact(artifact) as (file, *_):
+            _loaded(file, what)
+            with valid_onnx(file):
+                variants = make(file, float_file)
     else:
         make = load_target("vitdeploy.exporters.variants:half_variants", what, _EXTRA, _PACKAGE)
-        with valid_onnx(float_path):  # weights in a file of their own are read only here
-            variants = make(float_path, Precision(artifact.precision))
+        with valid_onnx(float_file):  # weights in a file of their own are read only here
+            variants = make(float_file, Precision(artifact.precision))
     return variants
 
 
-def _loaded(path: Path, what: str) -> Loaded:
-    found: Loaded = load_target("vitdeploy.assess.onnx_reader:load_onnx", what, _EXTRA, _PACKAGE)(path)
+def _loaded(file: OpenedFile, what: str) -> Loaded:
+    found: Loaded = load_target("vitdeploy.assess.onnx_reader:load_onnx", what, _EXTRA, _PACKAGE)(file)
     return found
 
 

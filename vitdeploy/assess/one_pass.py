@@ -14,7 +14,6 @@ from vitdeploy import __version__
 from vitdeploy.assess.prepare import prepare
 from vitdeploy.cpu import usable_cpus
 from vitdeploy.errors import InputError
-from vitdeploy.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +85,7 @@ def header(
     listing = "".join(f"{name}\0{target}\n" for name, target in zip(images.names, images.targets.tolist(), strict=True))
     return {
         "format": "vitdeploy evaluation 1",
-        "bundle": hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest(),
+        "bundle": hashlib.sha256(bundle.manifest.to_json().encode()).hexdigest(),
         **settings,
         "data": hashlib.sha256(listing.encode("utf-8", "surrogatepass")).hexdigest(),
         "images": len(images),

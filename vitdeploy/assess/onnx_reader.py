@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from vitdeploy.assess.graph_summary import GraphSummary, most_first
 from vitdeploy.assess.onnx_parts import nodes_by_part
 from vitdeploy.errors import BundleError, VitDeployError, first_line
+from vitdeploy.opened import OpenedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -35,13 +36,13 @@ class _Weight(NamedTuple):
     content: bytes | None
 
 
-def read_onnx(path: Path) -> GraphSummary:
+def read_onnx(source: Path | OpenedFile) -> GraphSummary:
     """What the main graph of an ONNX model is made of.
 
     Raises:
         BundleError: the file is no valid ONNX model.
     """
-    loaded = load_onnx(path)
+    loaded = load_onnx(source)
     graph, weights = loaded.model.graph, loaded.weights
     equal = collections.Counter(weight for weight in weights if weight.content is not None)
     return GraphSummary(
@@ -63,14 +64,15 @@ class Loaded(NamedTuple):
     inputs: set[str]
 
 
-def load_onnx(path: Path) -> Loaded:
+def load_onnx(source: Path | OpenedFile) -> Loaded:
     """Read a file that may be corrupt, and check it.
 
     Raises:
         BundleError: it is no valid ONNX model.
     """
-    with valid_onnx(path):
-        model = onnx.load(path, load_external_data=False)
+    file = OpenedFile.of(source)
+    with valid_onnx(file):
+        model = onnx.load(file.handle, load_external_data=False)
         inputs = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
         weights = [_weight(tensor) for tensor in model.graph.initializer]
         _make_inputs_of_weights(model.graph)
@@ -79,14 +81,16 @@ def load_onnx(path: Path) -> Loaded:
 
 
 @contextlib.contextmanager
-def valid_onnx(path: Path) -> Iterator[None]:
+def valid_onnx(file: OpenedFile) -> Iterator[None]:
     """Raise BundleError where a file turns out to hold no valid ONNX model in this block."""
     try:
         yield
     except VitDeployError:
         raise
     except (DecodeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise BundleError(f"{path} must hold a valid ONNX model: {first_line(exc)}; export the bundle again") from exc
+        raise BundleError(
+            f"{file.path} must hold a valid ONNX model: {file.named(first_line(exc))}; export the bundle again"
+        ) from exc
 
 
 def _weight(tensor: onnx.TensorProto) -> _Weight:

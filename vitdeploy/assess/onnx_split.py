@@ -14,6 +14,7 @@ from vitdeploy.assess.layers import GIVEN, MADE, SplitArtifact
 from vitdeploy.assess.onnx_parts import CONVERSIONS, nodes_by_part
 from vitdeploy.assess.onnx_reader import load_onnx, valid_onnx
 from vitdeploy.errors import UnavailableError
+from vitdeploy.opened import OpenedFile
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
 if TYPE_CHECKING:
@@ -33,16 +34,16 @@ def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
         BundleError: a file was altered, or is no valid ONNX model.
         UnavailableError: the graph's layers cannot be told apart, or it cannot run here.
     """
-    source = bundle.verified(artifact.files)[0]
-    load_onnx(source)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layers.onnx"
-        layers = split_layers(source, path)
+        with bundle.opened_artifact(artifact) as (source, *_):
+            load_onnx(source)
+            layers = split_layers(source, path)
         with OnnxRuntime(path) as runtime:
             yield SplitArtifact(layers, runtime.run)
 
 
-def split_layers(source: Path, target: Path) -> int:
+def split_layers(source: Path | OpenedFile, target: Path) -> int:
     """Write a copy of a graph whose layers, and head, take hidden states as inputs and give what they make of them.
 
     Layer i takes the float32 input `GIVEN`i (N, tokens, hidden) and gives the float32 output `MADE`i+1; `MADE`0 is
@@ -59,12 +60,13 @@ def split_layers(source: Path, target: Path) -> int:
     Raises:
         UnavailableError: the graph's layers cannot be told apart, as where operators are fused over their borders.
     """
-    external = onnx.load(source, load_external_data=False)
+    file = OpenedFile.of(source)
+    external = onnx.load(file.handle, load_external_data=False)
     has_data = any(tensor.data_location == TensorProto.EXTERNAL for tensor in external.graph.initializer)
-    with valid_onnx(source):
-        model = onnx.load(source) if has_data else external
+    with valid_onnx(file):
+        model = onnx.load(file.handle) if has_data else external
     graph = model.graph
-    states = hidden_states(graph, source)
+    states = hidden_states(graph, file.path)
     types = {value.name: value.type.tensor_type.elem_type for value in _typed_values(external)}
     ends: list[onnx.NodeProto] = []
     starts: list[onnx.NodeProto] = []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vitdeploy import __version__
 from vitdeploy.errors import UnavailableError, UsageError
-from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.runtimes import BACKENDS, open_recorded
 from vitdeploy.specs import Precision
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ class Selected(NamedTuple):
 
         Raises:
             UnavailableError: it cannot run here.
-            BundleError, UsageError: as `open_runtime`.
+            BundleError, UsageError: as `open_recorded`.
         """
         if not self.backend:
             kind = self.artifact.rpartition("-")[0]
             raise UnavailableError(f"no backend of vitdeploy {__version__} runs {kind}; use the version that made it")
-        return open_runtime(bundle, self.backend, precision=self.precision, **options)
+        return open_recorded(bundle, self.backend, precision=self.precision, **options)
 
 
 def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Selected]:

@@ -11,7 +11,7 @@ from vitdeploy.assess.figures import Figures, sensitivity_figures
 from vitdeploy.assess.lower_precision import LowerPrecision
 from vitdeploy.assess.samples import few_images
 from vitdeploy.assess.yardstick import Yardstick, effects
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import load_processor
 
@@ -109,6 +109,7 @@ class Sensitivity:
         return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
 
 
+@retry_if_changed
 def sensitivity(
     bundle: str | os.PathLike[str] | Bundle,
     precision: str = "int8",

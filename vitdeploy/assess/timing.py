@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.samples import feeds
-from vitdeploy.bundle import Bundle
 from vitdeploy.cpu import MOST_THREADS, openmp_is_set, usable_cpus
 from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, VitDeployError
 from vitdeploy.predictor import load_processor
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from vitdeploy.assess.selection import Selected
+    from vitdeploy.bundle import Bundle
     from vitdeploy.cpu import ThreadCount
     from vitdeploy.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
@@ -48,14 +48,14 @@ class Job:
     """What a process is to time.
 
     Attributes:
-        bundle: its folder.
+        bundle: that holds it, as its manifest was when it was selected.
         selected: the artifact and its backend.
         device: see `open_runtime`.
         threads: of the backend; 0 for the default.
         images: the bytes of image files.
     """
 
-    bundle: str
+    bundle: Bundle
     selected: Selected
     device: str
     threads: int
@@ -159,8 +159,7 @@ class _Timer:
 
     def open(self) -> Opened:
         job, name = self._job, self._job.selected.backend
-        bundle = Bundle.open(job.bundle)
-        self._processor: ImageProcessor = load_processor(bundle)
+        self._processor: ImageProcessor = load_processor(job.bundle)
         if name:
             runtime_class(name)  # imports its libraries
         package = BACKENDS[name].package if name else ""
@@ -168,7 +167,7 @@ class _Timer:
             _set_torch_threads(job.threads)
         options: dict[str, Any] = {"intra_op_threads": job.threads} if job.threads and package == "onnxruntime" else {}
         begin = time.perf_counter()
-        self._runtime: Runtime = job.selected.open(bundle, device=job.device, **options)
+        self._runtime: Runtime = job.selected.open(job.bundle, device=job.device, **options)
         load_ms = _since(begin)
         return Opened(load_ms, self._runtime.threads, self._runtime.details)
 

@@ -13,6 +13,7 @@ import torch
 
 from vitdeploy.assess.graph_summary import GraphSummary, most_first
 from vitdeploy.assess.torchscript_split import hidden_states
+from vitdeploy.opened import OpenedFile
 from vitdeploy.runtimes.torchscript import load_module
 
 if TYPE_CHECKING:
@@ -23,19 +24,19 @@ _SCALAR_TYPES = {5: torch.float16, 6: torch.float32, 7: torch.float64, 15: torch
 _CONVERSION = "aten::to"
 
 
-def read_torchscript(path: Path) -> GraphSummary:
+def read_torchscript(source: Path | OpenedFile) -> GraphSummary:
     """What the graph of a TorchScript file is made of.
 
     A constant is no node. The type that a node gives is that of a conversion, or else what torch promotes its inputs'
     types to.
 
     Args:
-        path: of a file that is verified: loading one can run code.
+        source: a file that is verified: loading one can run code.
 
     Raises:
         BundleError: the file cannot be loaded.
     """
-    module, signature = load_module(path, torch.device("cpu"))
+    module, signature = load_module(source, torch.device("cpu"))
     graph = module.graph
     nodes = [node for node in graph.nodes() if node.kind() != "prim::Constant"]
     weights = _weights(graph).values()
@@ -46,7 +47,7 @@ def read_torchscript(path: Path) -> GraphSummary:
     for weight in weights:
         by_type[_name(weight.dtype)] += weight.nbytes
     return GraphSummary(
-        versions={"file format": _file_format(path)},
+        versions={"file format": _file_format(OpenedFile.of(source).handle)},
         node_types=most_first(collections.Counter(node.kind().removeprefix("aten::") for node in nodes)),
         weights=len(weights),
         weight_bytes=most_first(by_type),
@@ -106,7 +107,7 @@ def _content(weight: torch.Tensor) -> tuple[object, ...]:
     return weight.dtype, tuple(weight.shape), digest
 
 
-def _file_format(path: Path) -> int:
+def _file_format(path: str) -> int:
     """The version of the format, which a TorchScript file holds beside its code."""
     with zipfile.ZipFile(path) as file:
         name = next(name for name in file.namelist() if name.endswith("/version"))

@@ -35,14 +35,14 @@ def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
         UnavailableError: the graph's layers cannot be told apart.
     """
     device = open_device("cpu")
-    (path,) = bundle.verified(artifact.files)
-    module, _ = load_module(path, device)
+    with bundle.opened_artifact(artifact) as (file, *_):
+        module, _ = load_module(file, device)
     graph = module.graph.copy()
     graph.eraseInput(0)  # the module, whose weights are constants of the graph
     states = hidden_states(graph)
     if len(states) < 2:
         raise UnavailableError(
-            f"{path} must have layers of two norms and two sums each to be compared layer by layer, "
+            f"{file.path} must have layers of two norms and two sums each to be compared layer by layer, "
             f"none was found; export it again"
         )
     _split(graph, states)

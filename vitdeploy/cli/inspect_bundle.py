@@ -49,12 +49,15 @@ def inspect(bundle: str, other: str | None, names: tuple[str, ...], as_json: boo
 
 def _show(path: str, names: tuple[str, ...], as_json: bool) -> None:
     from vitdeploy.assess.inspection import artifact_named, inspect_artifact
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle import Bundle, retry_if_changed
 
-    bundle = Bundle.open(path)
-    manifest = bundle.manifest
-    chosen = [artifact_named(bundle, name) for name in dict.fromkeys(names)] or manifest.artifacts
-    inspections = [inspect_artifact(bundle, artifact) for artifact in chosen]
+    @retry_if_changed
+    def inspected(path: str) -> tuple[Manifest, list[Inspection]]:
+        bundle = Bundle.open(path)
+        chosen = [artifact_named(bundle, name) for name in dict.fromkeys(names)] or bundle.manifest.artifacts
+        return bundle.manifest, [inspect_artifact(bundle, artifact) for artifact in chosen]
+
+    manifest, inspections = inspected(path)
     if as_json:
         shown = [item.to_dict() for item in inspections]
         artifacts = [{**item["artifact"], "graph": item["graph"], "note": item["note"]} for item in shown]
@@ -65,14 +68,20 @@ def _show(path: str, names: tuple[str, ...], as_json: bool) -> None:
 
 def _show_differences(path: str, other_path: str, names: tuple[str, ...], as_json: bool) -> None:
     from vitdeploy.assess.inspection import artifact_named, differences, inspect_artifact, same_bytes
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle import Bundle, retry_if_changed
 
     if len(names) > 2:
         raise UsageError(f"two bundles take one --artifact or two, got {len(names)}: {', '.join(names)}")
-    bundles = Bundle.open(path), Bundle.open(other_path)
-    wanted = (names[0], names[-1]) if names else (None, None)
-    artifacts = [artifact_named(bundle, name) for bundle, name in zip(bundles, wanted, strict=True)]
-    a, b = (inspect_artifact(bundle, artifact) for bundle, artifact in zip(bundles, artifacts, strict=True))
+
+    @retry_if_changed
+    def inspected(path: str, other_path: str) -> tuple[Inspection, Inspection]:
+        bundles = Bundle.open(path), Bundle.open(other_path)
+        wanted = (names[0], names[-1]) if names else (None, None)
+        artifacts = [artifact_named(bundle, name) for bundle, name in zip(bundles, wanted, strict=True)]
+        a, b = (inspect_artifact(bundle, artifact) for bundle, artifact in zip(bundles, artifacts, strict=True))
+        return a, b
+
+    a, b = inspected(path, other_path)
     found = differences(a, b)
     if as_json:
         shown = {section: {name: pair.to_dict() for name, pair in rows.items()} for section, rows in found.items()}

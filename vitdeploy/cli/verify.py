@@ -35,13 +35,12 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
     ONNX artifact that each was built from, and the manifest says so from then on, of each as it is proven; exits with
     1 where one differs, and with 3 where one cannot run.
     """
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle import open_verified
 
     for name, value in (("images", images), ("artifact", ", ".join(artifacts) or None)):
         if value is not None and not run:
             raise UsageError(f"--{name} is for verify --run, got {value} without it; leave it out")
-    opened = Bundle.open(bundle)
-    opened.verify()
+    opened = open_verified(bundle)
     proven: tuple[str, ...] = ()
     if run:
         from vitdeploy.engine_proof import ProofRequest, prove_engines

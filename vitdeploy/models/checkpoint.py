@@ -13,6 +13,7 @@ from vitdeploy.models.families import FAMILIES
 from vitdeploy.models.names import disk_name, our_names
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import read_weights, write_weights
+from vitdeploy.opened import OpenedFile
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -64,15 +65,16 @@ def architecture_of(model: VisionTransformer) -> str:
 
 
 def load_model(
-    config: ViTConfig, weights: Iterable[Path], task: Task, *, attention: AttentionKind = "sdpa"
+    config: ViTConfig, weights: Iterable[Path | OpenedFile], task: Task, *, attention: AttentionKind = "sdpa"
 ) -> VisionTransformer:
     """`make_model` with the weights of safetensors or torch files.
 
     Raises:
         CheckpointError: a file cannot be read, or as `make_model`.
     """
-    files = tuple(weights)
-    return make_model(config, read_weights(files), task, origin=", ".join(map(str, files)), attention=attention)
+    files = tuple(map(OpenedFile.of, weights))
+    origin = ", ".join(str(file.path) for file in files)
+    return make_model(config, read_weights(files), task, origin=origin, attention=attention)
 
 
 def make_model(

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from vitdeploy.errors import CheckpointError
+from vitdeploy.opened import OpenedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -31,7 +32,7 @@ _WITHOUT_EFFECT = (
 )
 
 
-def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
+def read_weights(files: Iterable[Path | OpenedFile]) -> dict[str, Tensor]:
     """The tensors of one or more files, by name.
 
     The prefixes of wrappers ("module.", "_orig_mod." ...) are removed, as timm's `clean_state_dict` does, and tensors
@@ -45,8 +46,9 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     spelling: dict[str, str] = {}
-    for path in files:
-        for spelled, tensor in _read(path):
+    for file in map(OpenedFile.of, files):
+        path = file.path
+        for spelled, tensor in _read(file):
             name = unwrapped(spelled)
             if any(pattern.fullmatch(name) for pattern in _WITHOUT_EFFECT):
                 continue
@@ -81,28 +83,29 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.chmod(mode)  # safetensors makes files that only their owner can read
 
 
-def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+def _read(file: OpenedFile) -> Iterator[tuple[str, Tensor]]:
+    return _read_safetensors(file) if file.path.suffix == ".safetensors" else _read_torch(file)
 
 
-def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_safetensors(file: OpenedFile) -> Iterator[tuple[str, Tensor]]:
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (not a dict)
-                yield name, file.get_tensor(name)
+        with safetensors.safe_open(file.handle, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                yield name, tensors.get_tensor(name)
     except (OSError, safetensors.SafetensorError) as exc:
-        raise _unreadable(path, str(exc)) from exc
+        raise _unreadable(file.path, file.named(str(exc))) from exc
 
 
-def _read_torch(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_torch(file: OpenedFile) -> Iterator[tuple[str, Tensor]]:
+    path = file.path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice about files that are refused below
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(file.handle, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:  # its text advises to open the file without the protection
         raise _unreadable(path, "it is corrupt, or holds more than tensors and could run code") from exc
     except Exception as exc:  # a corrupt pickle raises almost anything: KeyError, struct.error, AssertionError ...
-        raise _unreadable(path, str(exc)) from exc
+        raise _unreadable(path, file.named(str(exc))) from exc
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):

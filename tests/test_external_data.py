@@ -1,0 +1,199 @@
+"""The files that an ONNX model takes weights from must be recorded, wherever in the model they are named."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import vitdeploy
+from bundles import sign_again, write_bundle
+from vitdeploy.bundle import Bundle
+from vitdeploy.cli import main
+from vitdeploy.errors import BundleError
+from vitdeploy.external_data import external_names
+from vitdeploy.manifest import FileRecord
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def outside(location: str) -> TensorProto:
+    """A weight whose bytes are elsewhere."""
+    tensor = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="offset", value="0")
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def graph_of(tensor: TensorProto) -> onnx.GraphProto:
+    return helper.make_graph([], "inner", [], [], [tensor])
+
+
+def model_of(*, initializer: list[TensorProto] | None = None, **attributes: Any) -> onnx.ModelProto:
+    node = helper.make_node("Some", ["x"], ["y"])
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+    return helper.make_model(helper.make_graph([node], "outer", [], [], initializer or []))
+
+
+def sparse(location: str) -> onnx.SparseTensorProto:
+    indices = helper.make_tensor("indices", TensorProto.INT64, [4], [0, 1, 2, 3])
+    return helper.make_sparse_tensor(outside(location), indices, [8])
+
+
+def in_a_function(location: str) -> onnx.ModelProto:
+    model = model_of()
+    nodes = [helper.make_node("Constant", [], ["y"], value=outside(location))]
+    model.functions.append(helper.make_function("own", "F", [], ["y"], nodes, []))
+    return model
+
+
+def in_training(location: str) -> onnx.ModelProto:
+    model = model_of()
+    model.training_info.add().algorithm.CopyFrom(graph_of(outside(location)))
+    return model
+
+
+def in_sparse_weights(location: str) -> onnx.ModelProto:
+    model = model_of()
+    model.graph.sparse_initializer.append(sparse(location))
+    return model
+
+
+PLACES = {
+    "a weight": lambda name: model_of(initializer=[outside(name)]),
+    "a sparse weight": in_sparse_weights,
+    "an attribute": lambda name: model_of(value=outside(name)),
+    "one of several": lambda name: model_of(values=[outside(name)]),
+    "a sparse attribute": lambda name: model_of(value=sparse(name)),
+    "a nested graph": lambda name: model_of(body=graph_of(outside(name))),
+    "one of nested graphs": lambda name: model_of(bodies=[graph_of(outside(name))]),
+    "a function": in_a_function,
+    "training": in_training,
+}
+
+
+def names_in(path: Path) -> set[str]:
+    with path.open("rb") as file:
+        return external_names(file)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_name_is_found_wherever_a_tensor_may_be(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(PLACES[place]("../weights.bin").SerializeToString())
+    assert names_in(path) == {"../weights.bin"}
+
+
+def test_a_large_model_of_its_own_weights_names_no_file(tmp_path: Path) -> None:
+    weight = onnx.numpy_helper.from_array(np.frombuffer(b"location" * (1 << 16), np.float32), "weight")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model_of(initializer=[weight], text="location").SerializeToString())
+    assert names_in(path) == set()
+
+
+def test_damaged_models_are_refused_or_read(tmp_path: Path) -> None:
+    """500 of one seed: bytes changed, or the end cut off. Nothing but ValueError, and no long wait."""
+    chance, path = random.Random(18), tmp_path / "model.onnx"
+    whole = PLACES["a nested graph"]("weights.bin").SerializeToString()
+    refused = 0
+    for _ in range(500):
+        content = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        path.write_bytes(content[: chance.randint(1, len(content))])
+        try:
+            names_in(path)
+        except ValueError:
+            refused += 1
+    assert 25 < refused < 500
+
+
+def test_messages_within_each_other_without_end(tmp_path: Path) -> None:
+    content = b"location"
+    for number in [6, 5, 1] * 5000:  # AttributeProto.g, NodeProto.attribute, GraphProto.node
+        content = bytes([number << 3 | 2]) + _length(content) + content
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\x3a" + _length(content) + content)
+    with pytest.raises(ValueError, match="within each other"):
+        names_in(path)
+
+
+def _length(content: bytes) -> bytes:
+    size, parts = len(content), bytearray()
+    while size > 127:
+        parts.append(size & 127 | 128)
+        size >>= 7
+    return bytes([*parts, size])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("external"))
+
+
+@pytest.fixture
+def with_data(made: Bundle, tmp_path: Path) -> Bundle:
+    """A copy whose weights lie in a file of their own, which the manifest records."""
+    copy = Bundle.open(shutil.copytree(made.path, tmp_path / "bundle"))
+    path = copy.path / "onnx" / "model.onnx"
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="model.onnx.data", size_threshold=1024)
+    (artifact,) = copy.manifest.artifacts
+    records = tuple(FileRecord.of(copy.path, f"onnx/{name}") for name in ("model.onnx", "model.onnx.data"))
+    manifest = dataclasses.replace(copy.manifest, artifacts=(dataclasses.replace(artifact, files=records),))
+    return sign_again(dataclasses.replace(copy, manifest=manifest))
+
+
+def test_recorded_weights_beside_the_model_are_opened(made: Bundle, with_data: Bundle) -> None:
+    with_data.verify()
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 32, 32), np.float32)
+    logits = []
+    for bundle in (made, with_data):
+        with vitdeploy.load(bundle.path) as predictor:
+            logits.append(predictor.runtime.run({"pixel_values": pixels})["logits"])
+    np.testing.assert_array_equal(logits[0], logits[1])
+
+
+def test_an_altered_file_beside_the_model_is_refused(with_data: Bundle) -> None:
+    with (with_data.path / "onnx" / "model.onnx.data").open("r+b") as file:
+        file.write(b"\0\0\1\1")
+    with pytest.raises(BundleError):
+        with_data.verify()
+    with pytest.raises(BundleError):
+        vitdeploy.load(with_data.path)
+
+
+@pytest.mark.parametrize("where", ["beside", "absolute", "above", "linked"])
+def test_weights_that_the_manifest_does_not_record_are_not_followed(
+    with_data: Bundle, tmp_path: Path, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = with_data.path / "onnx"
+    other = tmp_path / "elsewhere.data"
+    shutil.copyfile(folder / "model.onnx.data", other)
+    location = {"absolute": str(other), "above": "../../elsewhere.data"}.get(where, "model.onnx.data")
+    if where == "linked":
+        (folder / "model.onnx.data").unlink()
+        (folder / "model.onnx.data").symlink_to(other)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    (artifact,) = with_data.manifest.artifacts
+    alone = dataclasses.replace(artifact, files=(FileRecord.of(with_data.path, "onnx/model.onnx"),))
+    bundle = sign_again(Bundle(with_data.path, dataclasses.replace(with_data.manifest, artifacts=(alone,))))
+    with pytest.raises(BundleError, match=r"model\.onnx takes weights from"):
+        bundle.verify()
+    with pytest.raises(BundleError, match=r"model\.onnx takes weights from"):
+        vitdeploy.load(bundle.path)
+    with pytest.raises(SystemExit) as exited:
+        main(["verify", str(bundle.path)])
+    assert exited.value.code == 4
+    assert "does not record" in capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""The files that an ONNX model takes weights from, found without the onnx package and without reading weights."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+# By kind of message, the fields that lead to a tensor, and the kind of each: numbers of onnx.proto.
+_TENSOR, _ENTRY = "TensorProto", "StringStringEntryProto"
+_LEADS: dict[str, dict[int, str]] = {
+    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "GraphProto": {1: "NodeProto", 5: _TENSOR, 15: "SparseTensorProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: _TENSOR, 6: "GraphProto", 10: _TENSOR, 11: "GraphProto", 22: "SparseTensorProto", 23: "SparseTensorProto"
+    },
+    "SparseTensorProto": {1: _TENSOR, 2: _TENSOR},
+    _TENSOR: {13: _ENTRY},  # external_data
+}  # fmt: skip
+_KEY, _VALUE, _LOCATION = 1, 2, b"location"
+_MOST_NAME_BYTES = 4096  # of a path, on Linux
+_SMALL_BYTES = 1 << 16
+_MOST_NESTED = 100  # protobuf's own limit
+_LENGTHS = {1: 8, 5: 4}  # of a value of a fixed size, by wire type
+
+
+def external_names(file: BinaryIO) -> set[str]:
+    """The `location` of every tensor's external data, as it is written.
+
+    Args:
+        file: of a model, at its beginning. Only the sizes of its parts are read, so that it may be of gigabytes.
+
+    Raises:
+        ValueError: it is no ONNX model.
+    """
+    found: set[str] = set()
+    size = os.fstat(file.fileno()).st_size
+    parts = [(_LEADS["ModelProto"], _fields(file, 0, size))]  # a message within a message within ...
+    while parts:
+        leads, fields = parts[-1]
+        number, start, stop = next(fields, (0, 0, 0))
+        if not number:
+            parts.pop()
+        elif leads.get(number) == _ENTRY:
+            found |= _location(file, start, stop)
+        elif number in leads and _may_name_a_file(file, start, stop):
+            if len(parts) == _MOST_NESTED:
+                raise ValueError(f"it has more than {_MOST_NESTED} messages within each other")
+            parts.append((_LEADS[leads[number]], _fields(file, start, stop)))
+    return found
+
+
+def _may_name_a_file(file: BinaryIO, start: int, stop: int) -> bool:
+    """False where the message is small and has no such key: most are nodes, which need no closer look."""
+    if stop - start > _SMALL_BYTES:
+        return True
+    file.seek(start)
+    return _LOCATION in file.read(stop - start)
+
+
+def _location(file: BinaryIO, at: int, end: int) -> set[str]:
+    """The value of an entry of external data that names a file, or nothing."""
+    values: dict[int, bytes] = {}
+    for number, start, stop in _fields(file, at, end):
+        if number in (_KEY, _VALUE):
+            file.seek(start)
+            values[number] = file.read(min(stop - start, _MOST_NAME_BYTES))
+    return {values.get(_VALUE, b"").decode()} if values.get(_KEY) == _LOCATION else set()
+
+
+def _fields(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The number of each field of a message that has a length, and where its value starts and stops."""
+    while at < end:
+        file.seek(at)
+        key, at = _number(file, at)
+        kind, number = key & 7, key >> 3
+        size = 0
+        if kind in (0, 2):
+            size, at = _number(file, at)
+        elif kind in _LENGTHS:
+            at += _LENGTHS[kind]
+        else:
+            raise ValueError(f"it has a field of wire type {kind}")
+        if not number:
+            raise ValueError("it has a field without a number")
+        if kind == 2:
+            if size > end - at:
+                raise ValueError("it ends early")
+            yield number, at, at + size
+            at += size
+
+
+def _number(file: BinaryIO, at: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, the lowest first, of at most 64 bits, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            raise ValueError("it ends early")
+        value |= (byte[0] & 127) << shift
+        at += 1
+        if byte[0] < 128:
+            return value, at
+    raise ValueError("it has a number of more than 64 bits")
