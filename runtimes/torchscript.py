@@ -11,6 +11,7 @@ import torch
 from torch.jit import optimized_execution as _optimized  # type: ignore[attr-defined]
 
 from vitdeploy.errors import BundleError, DeviceError, first_line
+from vitdeploy.exhaustion import check_exhaustion
 from vitdeploy.models.signature import SIGNATURE_FILE
 from vitdeploy.runtimes.base import check_options
 from vitdeploy.runtimes.torch_device import TorchRuntime
@@ -96,6 +97,7 @@ def load_module(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModul
             model = torch.jit.load(str(path), map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
     except torch.OutOfMemoryError as exc:
         raise DeviceError(f"{path} must load on {device}: {first_line(exc)}") from exc
-    except RuntimeError as exc:
+    except (MemoryError, RuntimeError) as exc:
+        check_exhaustion(exc, f"loading {path}")
         raise BundleError(f"{path} must be a file that torch {torch.__version__} loads: {first_line(exc)}") from exc
     return model, extra[SIGNATURE_FILE]

@@ -15,6 +15,7 @@ from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.file_kinds import PROCESSOR_CONFIGS
 from vitdeploy.labels import class_names
 from vitdeploy.manifest import CONFIG, MANIFEST, NOT_RECORDED, Artifact, FileRecord, Manifest
+from vitdeploy.regular_file import read_regular
 from vitdeploy.scores import ProblemType, problem_type_of
 from vitdeploy.specs import PixelStage
 
@@ -257,7 +258,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise BundleError(f"{path} must be a file, is something else; export the bundle again")
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_regular(path))
     except OSError as exc:
         raise BundleError(f"{path} must be readable: {exc.strerror}") from exc
     except (ValueError, RecursionError) as exc:

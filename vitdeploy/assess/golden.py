@@ -20,6 +20,8 @@ from vitdeploy import __version__
 from vitdeploy.assess.selection import artifacts
 from vitdeploy.atomic import write_file
 from vitdeploy.errors import InputError, UsageError, first_line
+from vitdeploy.exhaustion import check_exhaustion
+from vitdeploy.regular_file import open_regular
 
 if TYPE_CHECKING:
     import os
@@ -38,7 +40,6 @@ _DAMAGES = (
     AttributeError,
     EOFError,
     LookupError,
-    MemoryError,
     RuntimeError,
     SyntaxError,
     TypeError,
@@ -94,7 +95,7 @@ class Golden:
             InputError: there is no such file, or it is something else.
         """
         try:
-            with Path(path).open("rb") as opened, zipfile.ZipFile(opened) as archive:
+            with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
                 header: dict[str, Any] = json.loads(_array(archive, _HEADER, np.uint8).tobytes())
                 if header["format"] != FORMAT:
                     raise ValueError(f"format is {header['format']!r:.40}, not {FORMAT!r}")
@@ -109,9 +110,10 @@ class Golden:
                 {str(name): str(value) for name, value in header[key].items()} for key in ("reference", "tools")
             )
             return cls(outputs, reference, str(header["pixels_sha256"]), header["batch_size"], tools)
-        except OSError as exc:
+        except (MemoryError, OSError) as exc:
+            check_exhaustion(exc, f"reading {path}")
             raise InputError(
-                f"{path} must be a file of golden outputs that can be read: {exc.strerror or exc}"
+                f"{path} must be a file of golden outputs that can be read: {getattr(exc, 'strerror', None) or exc}"
             ) from exc
         except _DAMAGES as exc:
             raise InputError(

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from vitdeploy.assess.graph_summary import GraphSummary, most_first
 from vitdeploy.assess.onnx_parts import nodes_by_part
 from vitdeploy.errors import BundleError, VitDeployError, first_line
+from vitdeploy.exhaustion import check_exhaustion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -84,6 +85,9 @@ def valid_onnx(path: Path) -> Iterator[None]:
     try:
         yield
     except VitDeployError:
+        raise
+    except MemoryError as exc:
+        check_exhaustion(exc, f"reading {path}")
         raise
     except (DecodeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         raise BundleError(f"{path} must hold a valid ONNX model: {first_line(exc)}; export the bundle again") from exc
