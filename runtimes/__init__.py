@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.processor import ImageProcessor
+from vitdeploy.specs import PixelStage
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
@@ -99,4 +101,7 @@ def open_runtime(
                 f"export the bundle again"
             )
         runtime.pixels, runtime.axes = artifact.pixels, {**artifact.axes, **runtime.axes}
+        if artifact.pixels.stage is PixelStage.DECODED:
+            bundle.verified_configs()
+            runtime.size_problem = ImageProcessor.from_pretrained(bundle.path).embedded_problem
     return runtime
