@@ -47,15 +47,7 @@ class TorchScriptRuntime(TorchRuntime):
         super().__init__(device)
         self._optimized_execution = optimized_execution
         self._model, signature = load_module(Path(path), self._device)
-        try:
-            specs = json.loads(signature)
-            self.inputs, self.outputs = (
-                tuple(TensorSpec.from_dict(spec) for spec in specs[name]) for name in ("inputs", "outputs")
-            )
-        except (ValueError, KeyError, TypeError, RecursionError) as exc:
-            raise BundleError(
-                f"{path} must hold its inputs and outputs in {SIGNATURE_FILE}, does not; export the bundle again"
-            ) from exc
+        self.inputs, self.outputs = read_signature(path, signature)
         self.details = {
             "engine": f"torch {torch.__version__}",
             "device": str(self._device),
@@ -79,6 +71,25 @@ class TorchScriptRuntime(TorchRuntime):
 
     def _close(self) -> None:
         del self._model
+
+
+def read_signature(path: str | Path, signature: str | bytes) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs and the outputs that the text of a `SIGNATURE_FILE` states, of types that torch has.
+
+    Raises:
+        BundleError: it is something else.
+    """
+    try:
+        specs = json.loads(signature)
+        inputs, outputs = (tuple(TensorSpec.from_dict(spec) for spec in specs[name]) for name in ("inputs", "outputs"))
+        for spec in (*inputs, *outputs):
+            if not isinstance(getattr(torch, spec.dtype, None), torch.dtype):
+                raise TypeError(f"torch {torch.__version__} has no element type {spec.dtype!r:.80}")
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise BundleError(
+            f"{path} must hold its inputs and outputs in {SIGNATURE_FILE}, does not; export the bundle again"
+        ) from exc
+    return inputs, outputs
 
 
 def load_module(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModule, str | bytes]:

@@ -45,6 +45,8 @@ def read_onnx(path: Path) -> GraphSummary:
     loaded = load_onnx(path)
     graph, weights = loaded.model.graph, loaded.weights
     equal = collections.Counter(weight for weight in weights if weight.content is not None)
+    with valid_onnx(path):
+        layers = _types_by_part(graph, loaded.inputs)
     return GraphSummary(
         versions={"IR version": loaded.model.ir_version, **_opsets(loaded.model)},
         node_types=most_first(collections.Counter(_qualified(node) for node in graph.node)),
@@ -52,7 +54,7 @@ def read_onnx(path: Path) -> GraphSummary:
         weight_bytes=most_first(_bytes_by_type(weights)),
         duplicates=sum(count - 1 for count in equal.values()),
         duplicate_bytes=sum((count - 1) * weight.size_bytes for weight, count in equal.items()),
-        layers=_types_by_part(graph, loaded.inputs),
+        layers=layers,
     )
 
 
@@ -162,6 +164,13 @@ def _qualified(node: onnx.NodeProto) -> str:
 
 
 def _name(elem_type: int) -> str:
-    """An element type as numpy names it; "unknown" where there is none."""
-    name = onnx.TensorProto.DataType.Name(elem_type).lower()
+    """An element type as numpy names it; "unknown" where there is none.
+
+    Raises:
+        ValueError: there is no such type in this version of onnx.
+    """
+    try:
+        name = onnx.TensorProto.DataType.Name(elem_type).lower()
+    except ValueError as exc:
+        raise ValueError(f"onnx {onnx.__version__} knows no element type {elem_type}") from exc
     return _UNKNOWN if name == "undefined" else _NUMPY_NAMES.get(name, name)
