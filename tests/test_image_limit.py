@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from limited import ERRORS_OF, MIB, run_limited
 from vitdeploy.cli import COMMANDS, cli
 from vitdeploy.errors import ImageError, UsageError
 from vitdeploy.image_limit import MAX_PIXELS_VARIABLE, limit_lifted, max_pixels
@@ -281,3 +282,17 @@ image = Image.open(sys.argv[1]) if sys.argv[2] == "opened" else sys.argv[1]
 processor(image, threads=1)
 print((peak() - before) / (5000 * 5000))
 """
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_metadata_that_explodes_is_not_decompressed(tmp_path: Path, kind: bytes, place: str) -> None:
+    """512 MiB of zeros in a chunk of 0.5 MB, before the pixels and after them; Pillow's own limits hold here."""
+    packed = (b"a\0\1\0\0\0" if kind == b"iTXt" else b"a\0\0") + zlib.compress(bytes(512 * MIB), 9)
+    chunk = struct.pack(">I", len(packed)) + kind + packed + struct.pack(">I", zlib.crc32(kind + packed))
+    data, at = encoded("PNG"), 33 if place == "before" else -12
+    path = tmp_path / "metadata.png"
+    path.write_bytes(data[:at] + chunk + data[at:])
+    done = run_limited(f"from vitdeploy.images import open_image{ERRORS_OF}open_image(sys.argv[1])", path)
+    assert done.code in (0, 4), done.errors
+    assert done.peak_bytes < 256 * MIB

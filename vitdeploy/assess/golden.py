@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import os
 import struct
 import tokenize
 import zipfile
@@ -24,7 +25,6 @@ from vitdeploy.exhaustion import check_exhaustion
 from vitdeploy.regular_file import open_regular
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
 
     from vitdeploy.bundle import Bundle
@@ -96,6 +96,8 @@ class Golden:
         """
         try:
             with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
+                if sum(info.file_size for info in archive.infolist()) > os.fstat(opened.fileno()).st_size:
+                    raise ValueError("its arrays share bytes of the file, or are not in it")
                 header: dict[str, Any] = json.loads(_array(archive, _HEADER, np.uint8).tobytes())
                 if header["format"] != FORMAT:
                     raise ValueError(f"format is {header['format']!r:.40}, not {FORMAT!r}")
