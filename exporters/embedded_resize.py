@@ -240,7 +240,7 @@ def _parts(ops: _Ops, weights: ir.Value, total: ir.Value) -> list[ir.Value]:
     """`weights` / `total` in `_WEIGHT_BITS` bits, halves rounded up, the highest part first: long division.
 
     The filters' numbers fit 63 bits as long as length^4 / resized is less than 2^51: to 224 pixels from 26,000.
-    `vitdeploy.image_limit.check_embedded_side` refuses others.
+    `vitdeploy.image_limit.embedded_problem` refuses others.
     """
     parts, rest = [], weights
     for bits in _PART_BITS:

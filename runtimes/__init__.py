@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.bundle import MOST_TRIES
 from vitdeploy.errors import BundleChangedError, BundleError, UsageError
+from vitdeploy.processor import ImageProcessor
+from vitdeploy.specs import PixelStage
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
@@ -119,4 +121,7 @@ def open_recorded(
                 f"export the bundle again"
             )
         runtime.pixels, runtime.axes = artifact.pixels, {**artifact.axes, **runtime.axes}
+        if artifact.pixels.stage is PixelStage.DECODED:
+            processor = ImageProcessor.from_files(bundle.path, bundle.config_files())
+            runtime.size_problem = processor.embedded_problem
     return runtime

@@ -17,7 +17,7 @@ from vitdeploy.runtimes.device_arrays import view
 from vitdeploy.specs import PixelFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -48,6 +48,7 @@ class Runtime(abc.ABC):
         outputs: what `run` gives.
         pixels: what an image must be among the inputs.
         axes: the sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
+        size_problem: of a model that resizes by itself, why it cannot take so many images of a height and a width.
         precision: of the artifact; None where it was not opened by `open_runtime`.
         gpu: the number of the GPU that arrays of `run_device` are on; None for the host.
         threads: how many threads the engine computes with on the CPU, and why; None where it computes on a GPU alone.
@@ -63,6 +64,7 @@ class Runtime(abc.ABC):
     def __init__(self) -> None:
         self.pixels = PixelFormat()
         self.axes: Mapping[str, AxisRange] = {}
+        self.size_problem: Callable[[int, int, int], str | None] | None = None
         self.precision: str | None = None
         self.gpu: int | None = None
         self.threads: ThreadCount | None = None
@@ -189,6 +191,12 @@ class Runtime(abc.ABC):
                     f"{name} must be {self.axes[name]}, got {size}; give what the artifact takes, or export "
                     f"the model for it"
                 )
+        if self.size_problem is not None:
+            images = self.inputs[0]
+            shape = feeds[images.name].shape
+            problem = self.size_problem(shape[0], *self.pixels.size(shape))
+            if problem is not None:
+                raise UsageError(f"{images} is too large: {problem}")
         return sizes
 
 

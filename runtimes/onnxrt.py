@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from vitdeploy.cpu import MOST_THREADS, session_threads, usable_cpus
 from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError, check_utf_8, first_line
+from vitdeploy.exhaustion import check_exhaustion
 from vitdeploy.opened import OpenedFile
 from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.runtimes.cuda_memory import wait_for
@@ -294,7 +295,8 @@ def _open_session(
             f"{path} must hold what {', '.join(providers)} of onnxruntime {ort.__version__} implements, does not: "
             f"{file.named(first_line(exc))}; choose another device or precision"
         ) from exc
-    except _ENGINE_ERRORS as exc:
+    except _LOAD_ERRORS as exc:
+        check_exhaustion(exc, f"loading {path}")
         if providers != (CPU,):
             instead = f"; {_INSTEAD}" if "CPU EP" in str(exc) else ""
             raise DeviceError(
@@ -343,6 +345,7 @@ def _ort_errors() -> tuple[type[Exception], ...]:
 
 
 _ENGINE_ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, *_ort_errors())
+_LOAD_ERRORS: tuple[type[Exception], ...] = (MemoryError, *_ENGINE_ERRORS)
 
 
 def _check_range(name: str, value: int, high: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch.jit import optimized_execution as _optimized  # type: ignore[attr-defined]
 
 from vitdeploy.errors import BundleError, DeviceError, first_line
+from vitdeploy.exhaustion import check_exhaustion
 from vitdeploy.models.signature import SIGNATURE_FILE
 from vitdeploy.opened import OpenedFile
 from vitdeploy.runtimes.base import check_options
@@ -50,15 +51,7 @@ class TorchScriptRuntime(TorchRuntime):
         self._optimized_execution = optimized_execution
         file = OpenedFile.of(path)
         self._model, signature = load_module(file, self._device)
-        try:
-            specs = json.loads(signature)
-            self.inputs, self.outputs = (
-                tuple(TensorSpec.from_dict(spec) for spec in specs[name]) for name in ("inputs", "outputs")
-            )
-        except (ValueError, KeyError, TypeError, RecursionError) as exc:
-            raise BundleError(
-                f"{file.path} must hold its inputs and outputs in {SIGNATURE_FILE}, does not; export the bundle again"
-            ) from exc
+        self.inputs, self.outputs = read_signature(file.path, signature)
         self.details = {
             "engine": f"torch {torch.__version__}",
             "device": str(self._device),
@@ -84,6 +77,25 @@ class TorchScriptRuntime(TorchRuntime):
         del self._model
 
 
+def read_signature(path: str | Path, signature: str | bytes) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs and the outputs that the text of a `SIGNATURE_FILE` states, of types that torch has.
+
+    Raises:
+        BundleError: it is something else.
+    """
+    try:
+        specs = json.loads(signature)
+        inputs, outputs = (tuple(TensorSpec.from_dict(spec) for spec in specs[name]) for name in ("inputs", "outputs"))
+        for spec in (*inputs, *outputs):
+            if not isinstance(getattr(torch, spec.dtype, None), torch.dtype):
+                raise TypeError(f"torch {torch.__version__} has no element type {spec.dtype!r:.80}")
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise BundleError(
+            f"{path} must hold its inputs and outputs in {SIGNATURE_FILE}, does not; export the bundle again"
+        ) from exc
+    return inputs, outputs
+
+
 def load_module(source: str | Path | OpenedFile, device: torch.device) -> tuple[torch.jit.ScriptModule, str | bytes]:
     """The module of a verified file, on a device, and the text of its `SIGNATURE_FILE`.
 
@@ -102,7 +114,8 @@ def load_module(source: str | Path | OpenedFile, device: torch.device) -> tuple[
             model = torch.jit.load(file.handle, map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
     except torch.OutOfMemoryError as exc:
         raise DeviceError(f"{path} must load on {device}: {file.named(first_line(exc))}") from exc
-    except RuntimeError as exc:
+    except (MemoryError, RuntimeError) as exc:
+        check_exhaustion(exc, f"loading {path}")
         raise BundleError(
             f"{path} must be a file that torch {torch.__version__} loads: {file.named(first_line(exc))}"
         ) from exc

@@ -18,11 +18,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from limited import ERRORS_OF, MIB, run_limited
 from vitdeploy.cli import COMMANDS, cli
 from vitdeploy.errors import ImageError, UsageError
 from vitdeploy.image_limit import MAX_PIXELS_VARIABLE, limit_lifted, max_pixels
 from vitdeploy.images import decode_image, open_image
-from vitdeploy.preprocessor_config import ShortestEdge
+from vitdeploy.preprocessor_config import ShortestEdge, Size
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.specs import PixelFormat, PixelStage
 
@@ -172,9 +173,42 @@ def test_a_size_that_an_image_would_be_resized_to() -> None:
         processor(Image.new("RGB", (4000, 1)))
 
 
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (2000, 1)])
+def test_a_strip_does_not_grow_without_measure_before_it_is_cropped(size: tuple[int, int]) -> None:
+    """3,000 x 1 would take 600 MB for what is left of it, and 2,000 x 1 takes 400."""
+    processor = ImageProcessor(size=ShortestEdge(224), do_center_crop=True, crop_size=Size(224, 224))
+    with pytest.raises(ImageError, match="cannot resize"):
+        processor(Image.new("RGB", size))
+    assert processor(Image.new("RGB", (1000, 1))).shape == (1, 3, 224, 224)
+
+
+def test_an_image_may_stay_as_large_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitdeploy.image_limit.MOST_GROWN_PIXELS", 100)
+    processor = ImageProcessor(size=ShortestEdge(20), do_center_crop=False)
+    assert processor(Image.new("RGB", (30, 20))).shape == (1, 3, 20, 30)
+    with pytest.raises(ImageError, match="cannot resize"):
+        processor(Image.new("RGB", (15, 10)))
+    monkeypatch.setenv(MAX_PIXELS_VARIABLE, "600")
+    assert processor(Image.new("RGB", (15, 10))).shape == (1, 3, 20, 30)
+
+
+def test_a_graph_that_resizes_takes_no_more_memory_than_is_said() -> None:
+    """9,000 x 9,000 pixels of RGB would take 2.5 GB there, and less than a quarter of it here."""
+    processor = ImageProcessor(size=Size(32, 32))
+    with pytest.raises(ImageError, match=r"2\.5 GB"):
+        processor(Image.new("RGB", (9000, 9000)), pixels=DECODED)
+    gray = ImageProcessor(size=Size(32, 32), image_mean=(0.5,), image_std=(0.5,))
+    assert gray(Image.new("L", (9000, 9000)), pixels=DECODED).shape == (1, 9000, 9000, 1)
+    large = ImageProcessor(size=Size(1024, 1024))
+    with pytest.raises(ImageError, match="GB"):
+        large(Image.new("RGB", (20_000, 20_000 // 8)), pixels=DECODED)
+
+
 @pytest.mark.parametrize("size", [ShortestEdge(224), None])
 def test_a_side_that_a_graph_cannot_resize(size: ShortestEdge | None) -> None:
-    processor = ImageProcessor(resample=3) if size is None else ImageProcessor(size=size)
+    processor = ImageProcessor(resample=3)
+    if size is not None:
+        processor = ImageProcessor(size=size, do_center_crop=True, crop_size=Size(224, 224))
     longest = 26_000 if size is None else 580  # 224 pixels high, and 130,000 wide
     assert processor(Image.new("RGB", (1, longest)), pixels=DECODED).shape == (1, longest, 1, 3)
     for length in (27_000, 2_000_000):
@@ -248,3 +282,17 @@ image = Image.open(sys.argv[1]) if sys.argv[2] == "opened" else sys.argv[1]
 processor(image, threads=1)
 print((peak() - before) / (5000 * 5000))
 """
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_metadata_that_explodes_is_not_decompressed(tmp_path: Path, kind: bytes, place: str) -> None:
+    """512 MiB of zeros in a chunk of 0.5 MB, before the pixels and after them; Pillow's own limits hold here."""
+    packed = (b"a\0\1\0\0\0" if kind == b"iTXt" else b"a\0\0") + zlib.compress(bytes(512 * MIB), 9)
+    chunk = struct.pack(">I", len(packed)) + kind + packed + struct.pack(">I", zlib.crc32(kind + packed))
+    data, at = encoded("PNG"), 33 if place == "before" else -12
+    path = tmp_path / "metadata.png"
+    path.write_bytes(data[:at] + chunk + data[at:])
+    done = run_limited(f"from vitdeploy.images import open_image{ERRORS_OF}open_image(sys.argv[1])", path)
+    assert done.code in (0, 4), done.errors
+    assert done.peak_bytes < 256 * MIB

@@ -9,6 +9,7 @@ VitDeployError                     1
 │   ├── DeviceError                3
 │   │   └── OtherHardwareError     3  an engine was built for another GPU
 │   ├── HubError                   3
+│   ├── ExhaustedError             3  memory, threads or open files ran out
 │   └── OutputError                3  the result could not be written (full disk, no permission)
 └── InputError                     4  absent, unreadable or corrupt input
     ├── CheckpointError            4
@@ -85,6 +86,10 @@ class OtherHardwareError(DeviceError):
 
 class HubError(UnavailableError):
     """The Hugging Face Hub cannot be reached, or refuses the request."""
+
+
+class ExhaustedError(UnavailableError):
+    """This machine ran out of memory, threads or open files; the input may be good."""
 
 
 class OutputError(UnavailableError):

@@ -31,6 +31,7 @@ from vitdeploy.file_kinds import (
 )
 from vitdeploy.hub_calls import ForeignAnswerError, checked, listed, network_errors, quiet, time_limits, within
 from vitdeploy.hub_settings import check_connection, check_endpoint, check_token, without_password
+from vitdeploy.regular_file import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -378,7 +379,9 @@ _PROCESSOR = _Wanted((*PROCESSOR_CONFIGS, _CONFIG), _open_processor)
 def _shards(index: Path, fetch: Callable[[str], Path | None]) -> tuple[Path, ...]:
     """Fetch the shards that an index names."""
     try:
-        content = json.loads(index.read_bytes())
+        content = json.loads(read_regular(index))
+    except OSError as exc:
+        raise CheckpointError(f"{index} must be readable: {exc.strerror}") from exc
     except (ValueError, RecursionError) as exc:
         raise CheckpointError(f"{index} is not valid JSON: {exc}") from exc
     weight_map = content.get("weight_map") if isinstance(content, dict) else None

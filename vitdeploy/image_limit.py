@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
@@ -21,7 +22,12 @@ HOW_TO_RAISE = (
     f"for images that you trust, raise the limit: --max-image-pixels or {MAX_PIXELS_VARIABLE}, "
     "or PIL.Image.MAX_IMAGE_PIXELS in Python"
 )
+# A resized image of so many takes 256 MiB of RGB: 300 times as wide as high at 448 pixels, and 1,300 times at 224.
+MOST_GROWN_PIXELS = 1 << 26
+MOST_EMBEDDED_BYTES = 2 * 1024**3  # of RGB, 71 megapixels
 _LONGEST_EMBEDDED = 1 << 15
+_BYTES_A_VALUE, _BYTES_A_WEIGHT = 10, 60
+_OUTSIDE = "resize the image first, or export the model without --embed-resize"
 
 
 def max_pixels() -> int | None:
@@ -41,43 +47,88 @@ def max_pixels() -> int | None:
     return None if pillows is None else 2 * pillows
 
 
-def check_pixel_count(width: int, height: int, name: str, *, resized: bool = False) -> None:
+def check_pixel_count(width: int, height: int, name: str) -> None:
     """Refuse an image of more pixels than `max_pixels`.
 
     Args:
         width: in pixels.
         height: in pixels.
         name: what an error calls the image.
-        resized: whether that is the size which it would be resized to: a long strip grows to gigabytes.
 
     Raises:
         ImageError: it has more.
     """
     limit = max_pixels()
     if limit is not None and width * height > limit:
-        what = f"cannot resize {name} to" if resized else f"cannot read {name}:"
-        raise ImageError(f"{what} {width}x{height} pixels, more than the limit of {limit} pixels; {HOW_TO_RAISE}")
+        raise ImageError(
+            f"cannot read {name}: {width}x{height} pixels, more than the limit of {limit} pixels; {HOW_TO_RAISE}"
+        )
 
 
-def check_embedded_side(length: int, resized: int, name: str) -> None:
-    """Refuse a side that a graph with an embedded resize cannot resize; see `vitdeploy.exporters.embedded_resize`.
+def check_resized_count(width: int, height: int, of_pixels: int, name: str) -> None:
+    """Refuse an image that would grow without measure when it is resized, as a long strip does: before it is cropped.
 
-    Such a graph computes the filter's weights, crop x length of them, in 64 bits. From 32,768 pixels on they take
-    hundreds of megabytes, and where max(length, resized)^4 / resized is 2^51 or more, bicubic ones overflow.
+    It may grow to `MOST_GROWN_PIXELS`, or stay as large as it is; VITDEPLOY_MAX_IMAGE_PIXELS goes before both.
 
     Args:
-        length: of the decoded image, in pixels.
-        resized: of the resized image, in pixels.
+        width: of the resized image, in pixels.
+        height: of the resized image, in pixels.
+        of_pixels: of the decoded image.
         name: what an error calls the image.
 
     Raises:
-        ImageError: it is too long.
+        ImageError: it would have more.
     """
-    if length > _LONGEST_EMBEDDED or max(length, resized) ** 4 >= resized << 51:
+    limit = max_pixels()
+    if limit is not None and not os.environ.get(MAX_PIXELS_VARIABLE):
+        limit = min(limit, max(MOST_GROWN_PIXELS, of_pixels))
+    if limit is not None and width * height > limit:
         raise ImageError(
-            f"cannot read {name}: a side of {length} pixels is too long for a model that resizes by itself; resize the "
-            f"image first, or export the model without --embed-resize"
+            f"cannot resize {name} to {width}x{height} pixels, more than the limit of {limit} pixels; {HOW_TO_RAISE}"
         )
+
+
+class EmbeddedSide(NamedTuple):
+    """A side of an image that a graph resizes by itself, in pixels.
+
+    Attributes:
+        length: of the decoded image.
+        resized: of the resized image.
+        crop: of what is left after the crop.
+    """
+
+    length: int
+    resized: int
+    crop: int
+
+
+def embedded_problem(count: int, channels: int, sides: tuple[EmbeddedSide, EmbeddedSide]) -> str | None:
+    """Say why a graph with an embedded resize cannot resize images; see `vitdeploy.exporters.embedded_resize`.
+
+    Such a graph computes the filter's weights, crop x length of them, in 64 bits. Where max(length, resized)^4 /
+    resized is 2^51 or more, bicubic ones overflow. It holds every value of the images in float32 twice: from measured
+    peaks of ONNX Runtime 1.32 on images of 32 to 26,000 pixels a side, 9 to 10 bytes a value and 58 a weight.
+
+    Args:
+        count: of the images that run together.
+        channels: of each.
+        sides: height and width.
+
+    Returns:
+        The problem and what to do, for the end of a message; None where there is none.
+    """
+    for length, resized, _ in sides:
+        if length > _LONGEST_EMBEDDED or max(length, resized) ** 4 >= resized << 51:
+            return f"a side of {length} pixels is too long for a model that resizes by itself; {_OUTSIDE}"
+    values = count * channels * math.prod(side.length for side in sides)
+    need = _BYTES_A_VALUE * values + _BYTES_A_WEIGHT * sum(side.length * side.crop for side in sides)
+    if need > MOST_EMBEDDED_BYTES:
+        height, width = (side.length for side in sides)
+        return (
+            f"a model that resizes by itself would take about {need / 1e9:.1f} GB for {count} of {width}x{height} "
+            f"pixels, and at most {MOST_EMBEDDED_BYTES / 1e9:.1f} GB is allowed; {_OUTSIDE}"
+        )
+    return None
 
 
 @contextlib.contextmanager

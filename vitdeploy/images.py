@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vitdeploy.errors import ImageError, UsageError
+from vitdeploy.exhaustion import check_exhaustion
 from vitdeploy.file_kinds import is_lfs_pointer, lfs_advice
 from vitdeploy.image_formats import is_heif, readable_formats
 from vitdeploy.image_limit import HOW_TO_RAISE, check_pixel_count, limit_lifted, max_pixels
@@ -198,6 +199,7 @@ def _decoder_errors(name: str, source: object = None) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         limit = max_pixels()  # Pillow's message has twice as many
         raise ImageError(f"cannot read {name}: more than the limit of {limit} pixels; {HOW_TO_RAISE}") from exc
-    except _DECODER_ERRORS as exc:
+    except (MemoryError, *_DECODER_ERRORS) as exc:
+        check_exhaustion(exc, f"reading {name}")
         reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
         raise ImageError(f"cannot read {name}: {' '.join(reason.split())}") from exc

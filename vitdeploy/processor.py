@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from vitdeploy.cpu import recent_workers
-from vitdeploy.errors import InputError, UsageError
+from vitdeploy.errors import ImageError, InputError, UsageError
 from vitdeploy.image_formats import readable_formats
-from vitdeploy.image_limit import check_embedded_side, check_pixel_count
+from vitdeploy.image_limit import EmbeddedSide, check_resized_count, embedded_problem
 from vitdeploy.images import ImageSource, decode_image, image_name
 from vitdeploy.preprocessor_config import ShortestEdge, Size, channels_of_model, parse, read_files, read_settings
 from vitdeploy.specs import MODES, PixelFormat, PixelStage
@@ -228,17 +228,24 @@ class ImageProcessor:
     def _decoded(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
         """An image as it is in its file -> (H, W, C)."""
         image = decode_image(source, self.mode, name)
-        sides = image.height, image.width
-        for length, resized in zip(sides, self.size.of(*sides) if self.do_resize else sides, strict=True):
-            check_embedded_side(length, resized, name)
+        problem = self.embedded_problem(1, image.height, image.width)
+        if problem is not None:
+            raise ImageError(f"cannot read {name}: {problem}")
         return _array(image)
+
+    def embedded_problem(self, count: int, height: int, width: int) -> str | None:
+        """Say why a graph that does the same cannot take `count` decoded images of a size; None where it can."""
+        sides = height, width
+        resized = self.size.of(*sides) if self.do_resize else sides
+        down, across = map(EmbeddedSide, sides, resized, self.output_size or resized)
+        return embedded_problem(count, self.num_channels, (down, across))
 
     def _resized(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
         """Decode, resize and crop: an image -> (H, W, C)."""
         image = decode_image(source, self.mode, name)
         if self.do_resize:
             height, width = self.size.of(image.height, image.width)
-            check_pixel_count(width, height, name, resized=True)
+            check_resized_count(width, height, image.width * image.height, name)
             image = image.resize((width, height), Image.Resampling(self.resample))
         if self._crop:
             left = _crop_offset(image.width, self._crop.width, self.crop_rounding)

@@ -269,3 +269,11 @@ def test_subsets_are_the_same_everywhere_and_nested(tmp_path: Path) -> None:
     assert whole.subset(None) is whole.subset(200) is whole
     with pytest.raises(UsageError, match="limit must be at least 1, got 0"):
         whole.subset(0)
+
+
+def test_a_table_that_never_ends_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    with path.open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(InputError, match="bytes"):
+        open_data(path, ("cat", "dog"))

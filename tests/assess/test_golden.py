@@ -202,3 +202,18 @@ def test_the_command(bundle: Bundle, golden: Path, capsys: pytest.CaptureFixture
     assert exit_code("--golden", golden, "--layers") == 2
     assert "--golden is of the comparison of outputs, got --layers; leave it out" in capsys.readouterr().err
     assert vitdeploy.compare is compare
+
+
+def test_arrays_that_share_their_bytes_are_refused(golden: Path, tmp_path: Path) -> None:
+    """A hundred names for one place in the file would take a hundred times its size."""
+    path = tmp_path / "golden.npz"
+    with zipfile.ZipFile(golden) as archive:
+        contents = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+        archive.filelist.extend([largest] * 100)
+        archive._didModify = True  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="share bytes"):
+        Golden.read(path)

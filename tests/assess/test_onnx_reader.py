@@ -129,3 +129,23 @@ def test_a_graph_out_of_order_is_refused(tmp_path: Path) -> None:
     model.graph.node.extend(reversed(nodes))
     with pytest.raises(BundleError, match="must hold a valid ONNX model"):
         read(model, tmp_path)
+
+
+@pytest.mark.parametrize("elem_type", [999, -5])
+@pytest.mark.parametrize("place", ["value", "output", "input"])
+def test_a_value_of_a_type_that_there_is_not_is_refused(tmp_path: Path, place: str, elem_type: int) -> None:
+    model = mixed_model([HALF])
+    graph = model.graph
+    value = {"value": graph.value_info, "output": graph.output, "input": graph.input}[place]
+    if place == "value":
+        value.add().name = graph.node[0].output[0]
+    value[0].type.tensor_type.elem_type = elem_type
+    with pytest.raises(BundleError, match="must hold a valid ONNX model"):
+        read(model, tmp_path)
+
+
+def test_a_value_of_no_type_counts_as_it_is_inferred(tmp_path: Path) -> None:
+    model = mixed_model([HALF])
+    want = read(model, tmp_path).layers
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.UNDEFINED
+    assert read(model, tmp_path).layers == want

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed; run: pip install 'vitdeploy[parquet]'")
 pq = pytest.importorskip("pyarrow.parquet")
 
+from limited import MIB  # noqa: E402
 from vitdeploy.assess import parquet_data  # noqa: E402
 from vitdeploy.assess.dataset import open_data  # noqa: E402
 from vitdeploy.errors import ImageError, InputError, MissingDependencyError  # noqa: E402
@@ -206,3 +209,41 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'vitdeploy\[parquet\]'"):
         open_data(tmp_path, LABELS)
+
+
+def test_rows_that_hold_no_images_are_refused(tmp_path: Path) -> None:
+    """50,000,000 labels that repeat take 10 kB of a file, and gigabytes of memory."""
+    path = tmp_path / "rows.parquet"
+    writer = pq.ParquetWriter(path, pa.schema([("image", pa.binary()), ("label", pa.int64())]))
+    part = pa.table({"image": pa.nulls(10**6, pa.binary()), "label": pa.array(np.zeros(10**6, np.int64))})
+    with writer:
+        for _ in range(50):
+            writer.write_table(part)
+    with pytest.raises(InputError, match=r"50,000,000 rows"):
+        open_data(path, LABELS)
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_an_image_that_repeats_is_in_memory_once(tmp_path: Path, struct: bool) -> None:
+    """One of 1 MiB in 4,000 rows, which a file holds in 1 MiB."""
+    content = random.Random(0).randbytes(MIB)
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * 4000, pa.int32()), pa.array([content], pa.binary()))
+    images = pa.StructArray.from_arrays([words], ["bytes"]) if struct else words
+    path = tmp_path / "repeated.parquet"
+    table = pa.table({"image": images, "label": pa.array([0] * 4000)})
+    pq.write_table(table, path, store_schema=False, dictionary_pagesize_limit=2 * MIB)
+    assert path.stat().st_size < 2 * MIB
+    before = pa.total_allocated_bytes()
+    data = open_data(path, LABELS)
+    assert data.load(3999) == data.load(0) == content
+    assert pa.total_allocated_bytes() - before < 64 * MIB
+
+
+def test_a_row_group_that_explodes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "zeros.parquet"
+    images = pa.array([bytes(MIB) + bytes([index]) for index in range(8)], pa.binary())
+    pq.write_table(pa.table({"image": images, "label": [0] * 8}), path, compression="zstd", use_dictionary=False)
+    assert open_data(path, LABELS).load(7) == bytes(MIB) + bytes([7])
+    monkeypatch.setattr(parquet_data, "_FLOOR_BYTES", 4 * MIB)
+    with pytest.raises(ImageError, match="row group 0 would take"):
+        open_data(path, LABELS).load(7)

@@ -5,15 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 import vitdeploy
 from bundles import TINY, sign_again, tiny_model, write_checkpoint_of
 from vitdeploy.assess.inspection import artifact_named, differences, inspect_artifact
+from vitdeploy.assess.torchscript_reader import read_torchscript
 from vitdeploy.errors import BundleError
+from vitdeploy.models.signature import SIGNATURE_FILE
+from vitdeploy.runtimes.torchscript import load_module
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vitdeploy.assess.graph_summary import GraphSummary
     from vitdeploy.bundle import Bundle
+
+SPEC = '{"name": "pixel_values", "dtype": "float32", "shape": [1]}'
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +74,25 @@ def test_a_file_that_is_no_torchscript_is_refused(bundle: Bundle) -> None:
     (bundle.path / "torchscript" / "model_fp16.pt").write_bytes(b"no")
     with pytest.raises(BundleError, match=r"model_fp16\.pt must be a file that torch .* loads"):
         read(sign_again(bundle), "torchscript-fp16")
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        "{",
+        "null",
+        "{}",
+        "[" * 100_000,
+        '{"inputs": [], "outputs": []}',
+        '{"inputs": [{"name": "pixel_values", "dtype": "float99", "shape": [1]}], "outputs": []}',
+        '{"inputs": [{"name": "pixel_values", "dtype": "nn", "shape": [1]}], "outputs": []}',
+        '{"inputs": [{"name": "pixel_values", "dtype": 5, "shape": [1]}], "outputs": []}',
+        f'{{"inputs": [{", ".join([SPEC] * 9)}], "outputs": []}}',
+    ],
+)
+def test_a_signature_that_is_none_is_refused(bundle: Bundle, tmp_path: Path, signature: str) -> None:
+    path = tmp_path / "model.pt"
+    module, _ = load_module(bundle.path / "torchscript" / "model_fp32.pt", torch.device("cpu"))
+    module.save(str(path), _extra_files={SIGNATURE_FILE: signature})
+    with pytest.raises(BundleError, match=r"model\.pt .*export the bundle again"):
+        read_torchscript(path)

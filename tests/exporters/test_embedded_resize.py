@@ -48,6 +48,21 @@ def test_a_bundle_takes_decoded_images(tmp_path: Path) -> None:
         build_engine(Bundle.open(tmp_path / precision))
 
 
+def test_arrays_that_the_graph_has_no_memory_for_are_refused(tmp_path: Path) -> None:
+    """A strip of 2,000,000 pixels took 4 GB; whatever hands it over, and however many images run together."""
+    bundle = vitdeploy.export(
+        write_checkpoint_of(tiny_model(), tmp_path / "checkpoint"), embed_resize=True, output=tmp_path / "bundle"
+    )
+    with vitdeploy.load(bundle.path) as predictor:
+        for count, height, width in ((1, 1, 2_000_000), (1, 40_000, 2), (1, 9000, 9000), (20, 2000, 2000)):
+            images = np.lib.stride_tricks.as_strided(
+                np.zeros(3, np.uint8), (count, height, width, 3), (0, 0, 0, 1), writeable=False
+            )
+            with pytest.raises(UsageError, match="too large"):
+                predictor.runtime.run({"pixel_values": images})
+        assert predictor.runtime.run({"pixel_values": np.zeros((2, 500, 400, 3), np.uint8)})["logits"].shape[0] == 2
+
+
 def test_a_dynamic_size_cannot_be_embedded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"embed_resize makes images of one size .* leave one out"):
         vitdeploy.export(

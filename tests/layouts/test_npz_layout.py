@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import re
@@ -13,7 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from numpy.lib import format as npy
 
+from limited import ERRORS_OF, MIB, run_limited
 from npz_files import NPZ_CONFIG, SPELLINGS, array_of, save_arrays, write_npz
 from vitdeploy.errors import CheckpointError
 from vitdeploy.layouts.npz_layout import read_npz
@@ -467,3 +470,34 @@ def test_bfloat16_of_the_helper_is_torchs() -> None:
     array = array_of(tensor, "bfloat16")
     assert array.dtype == np.dtype("V2")
     assert torch.equal(torch.from_numpy(array.view(np.int16)).view(torch.bfloat16), tensor.to(torch.bfloat16))
+
+
+def test_a_compressed_array_that_explodes_is_refused_unread(path: Path, arrays: Arrays) -> None:
+    """A head of 512 MiB in a file of 0.6 MB: more than a small file may hold, and far more than its bytes."""
+    classes = 2**22
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, shape in {"head/kernel": (arrays["head/kernel"].shape[0], classes), "head/bias": (classes,)}.items():
+            header = io.BytesIO()
+            npy.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                file.write(header.getvalue())
+                for _ in range(shape[0] if len(shape) > 1 else 1):
+                    file.write(bytes(4 * classes))
+        for key in arrays.keys() - {"head/kernel", "head/bias"}:
+            content = io.BytesIO()
+            np.save(content, arrays[key])
+            archive.writestr(f"{key}.npy", content.getvalue())
+    code = f"import torch; from vitdeploy.layouts.npz_layout import read_npz; from pathlib import Path{ERRORS_OF}"
+    done = run_limited(f"{code}read_npz(Path(sys.argv[1]))", path)
+    assert (done.code, done.errors.split()[0]) == (4, "CheckpointError"), done.errors
+    assert done.peak_bytes < 450 * MIB  # 235 MiB of them torch's
+
+
+def test_a_codec_that_numpy_does_not_write_is_refused(path: Path, arrays: Arrays) -> None:
+    """LZMA asks for a dictionary of up to 4 GiB by its first bytes."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    assert f"{path}: " in refusal(path)

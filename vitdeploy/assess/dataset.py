@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import functools
 import hashlib
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import numpy as np
 from vitdeploy.assess.folder_listing import list_folder, with_images
 from vitdeploy.assess.matching import BY_INDEX, Classes
 from vitdeploy.errors import ImageError, InputError, UsageError, first_line, readable
+from vitdeploy.regular_file import open_regular
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 CSV_IMAGE_COLUMNS = ("image", "path", "file", "file_name")
 CSV_LABEL_COLUMNS = ("label", "class")
+_MOST_CSV_BYTES = 1024**3  # of ten million images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -220,7 +223,9 @@ def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], lis
 def _csv_rows(path: Path, labelled: bool) -> list[tuple[str, str, int]]:
     """Image, label (empty where it is not asked for) and line number of each row."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_regular(path) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as file:
+            if os.fstat(opened.fileno()).st_size > _MOST_CSV_BYTES:
+                raise InputError(f"{path} has more than the {_MOST_CSV_BYTES:,} bytes that are read; split it")
             reader = csv.reader(file, delimiter=SEPARATORS[path.suffix.lower()], strict=True)
             header = [name.strip().strip("\ufeff") for name in next(reader, [])]
             image = _column(path, header, CSV_IMAGE_COLUMNS)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import InputError, UsageError, first_line
+from vitdeploy.regular_file import read_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -103,9 +104,10 @@ def read_rules(path: str | os.PathLike[str]) -> GateRules:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_regular(file).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{file} must be a TOML file of rules that can be read: {exc}") from exc
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise InputError(f"{file} must be a TOML file of rules that can be read: {reason}") from exc
     try:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as exc:  # tomllib's own, an integer of thousands of digits, deep nesting

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import os
 import struct
 import tokenize
 import zipfile
@@ -20,10 +21,10 @@ from vitdeploy import __version__
 from vitdeploy.assess.selection import artifacts
 from vitdeploy.atomic import write_file
 from vitdeploy.errors import InputError, UsageError, first_line
+from vitdeploy.exhaustion import check_exhaustion
 from vitdeploy.regular_file import open_regular
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
 
     from vitdeploy.bundle import Bundle
@@ -39,7 +40,6 @@ _DAMAGES = (
     AttributeError,
     EOFError,
     LookupError,
-    MemoryError,
     RuntimeError,
     SyntaxError,
     TypeError,
@@ -96,6 +96,8 @@ class Golden:
         """
         try:
             with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
+                if sum(info.file_size for info in archive.infolist()) > os.fstat(opened.fileno()).st_size:
+                    raise ValueError("its arrays share bytes of the file, or are not in it")
                 header: dict[str, Any] = json.loads(_array(archive, _HEADER, np.uint8).tobytes())
                 if header["format"] != FORMAT:
                     raise ValueError(f"format is {header['format']!r:.40}, not {FORMAT!r}")
@@ -110,9 +112,10 @@ class Golden:
                 {str(name): str(value) for name, value in header[key].items()} for key in ("reference", "tools")
             )
             return cls(outputs, reference, str(header["pixels_sha256"]), header["batch_size"], tools)
-        except OSError as exc:
+        except (MemoryError, OSError) as exc:
+            check_exhaustion(exc, f"reading {path}")
             raise InputError(
-                f"{path} must be a file of golden outputs that can be read: {exc.strerror or exc}"
+                f"{path} must be a file of golden outputs that can be read: {getattr(exc, 'strerror', None) or exc}"
             ) from exc
         except _DAMAGES as exc:
             raise InputError(

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from vitdeploy.assess.graph_summary import GraphSummary, most_first
 from vitdeploy.assess.onnx_parts import nodes_by_part
 from vitdeploy.errors import BundleError, VitDeployError, first_line
+from vitdeploy.exhaustion import check_exhaustion
 from vitdeploy.opened import OpenedFile
 
 if TYPE_CHECKING:
@@ -42,9 +43,12 @@ def read_onnx(source: Path | OpenedFile) -> GraphSummary:
     Raises:
         BundleError: the file is no valid ONNX model.
     """
-    loaded = load_onnx(source)
+    file = OpenedFile.of(source)
+    loaded = load_onnx(file)
     graph, weights = loaded.model.graph, loaded.weights
     equal = collections.Counter(weight for weight in weights if weight.content is not None)
+    with valid_onnx(file):
+        layers = _types_by_part(graph, loaded.inputs)
     return GraphSummary(
         versions={"IR version": loaded.model.ir_version, **_opsets(loaded.model)},
         node_types=most_first(collections.Counter(_qualified(node) for node in graph.node)),
@@ -52,7 +56,7 @@ def read_onnx(source: Path | OpenedFile) -> GraphSummary:
         weight_bytes=most_first(_bytes_by_type(weights)),
         duplicates=sum(count - 1 for count in equal.values()),
         duplicate_bytes=sum((count - 1) * weight.size_bytes for weight, count in equal.items()),
-        layers=_types_by_part(graph, loaded.inputs),
+        layers=layers,
     )
 
 
@@ -86,6 +90,9 @@ def valid_onnx(file: OpenedFile) -> Iterator[None]:
     try:
         yield
     except VitDeployError:
+        raise
+    except MemoryError as exc:
+        check_exhaustion(exc, f"reading {file.path}")
         raise
     except (DecodeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         raise BundleError(
@@ -162,6 +169,13 @@ def _qualified(node: onnx.NodeProto) -> str:
 
 
 def _name(elem_type: int) -> str:
-    """An element type as numpy names it; "unknown" where there is none."""
-    name = onnx.TensorProto.DataType.Name(elem_type).lower()
+    """An element type as numpy names it; "unknown" where there is none.
+
+    Raises:
+        ValueError: there is no such type in this version of onnx.
+    """
+    try:
+        name = onnx.TensorProto.DataType.Name(elem_type).lower()
+    except ValueError as exc:
+        raise ValueError(f"onnx {onnx.__version__} knows no element type {elem_type}") from exc
     return _UNKNOWN if name == "undefined" else _NUMPY_NAMES.get(name, name)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitdeploy.errors import ImageError, InputError, first_line
+from vitdeploy.exhaustion import check_exhaustion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +28,11 @@ LABEL_COLUMNS = ("label", "labels")
 _SHARD = re.compile(r"(?P<split>.+)-[0-9]{5}-of-[0-9]{5}.*")
 _SPLITS = frozenset({"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"})
 _GROUPS_KEPT = 2  # images are asked for in their order by a few threads: of the end of one and the start of the next
+# A row without an image takes no room in the file where labels repeat, and some 200 bytes in memory.
+_MOST_ROWS, _LEAST_IMAGE_BYTES = 100_000, 32
+# Pixels that were not compressed may shrink to a sixtieth in a row group; encoded images hardly do.
+_MOST_TIMES, _FLOOR_BYTES = 64, 256 * 1024**2
+_MOST_DICTIONARY_BYTES = 1024**3  # of a dictionary, whose offsets have 31 bits; with a margin
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,12 +73,14 @@ def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) 
         try:
             with pq.ParquetFile(path) as file:
                 schema, metadata = file.schema_arrow, file.metadata
+                _check_row_count(path, metadata.num_rows)
                 image = _image_column(path, schema)
                 if labelled:
                     label = _column(path, schema, LABEL_COLUMNS, "ClassLabel")
                     class_names.append(_class_names(path, schema, label))
                     labels.append(_labels(path, file.read(columns=[label]).column(0)))
         except (OSError, pa.ArrowException) as exc:
+            check_exhaustion(exc, f"reading {path}")
             raise InputError(f"{path} must be a parquet file that can be read: {first_line(exc)}") from exc
         if labelled and (class_names[-1] != class_names[0] or type(labels[-1]) is not type(labels[0])):
             raise InputError(f"{path} must have the labels and classes that {files[0].name} has, has others")
@@ -125,9 +133,37 @@ class _RowGroups:
     def _read(self, group: _Group) -> Any:
         try:
             with pq.ParquetFile(group.path) as file:
+                size_bytes = _check_expansion(group, file.metadata.row_group(group.index))
+            # An image that repeats is in the file once, as a word of a dictionary, and stays that in memory.
+            words = [group.column] if size_bytes <= _MOST_DICTIONARY_BYTES else None
+            with pq.ParquetFile(group.path, read_dictionary=words) as file:
                 return file.read_row_group(group.index, columns=[group.column]).column(0)
         except (OSError, pa.ArrowException) as exc:
+            check_exhaustion(exc, f"reading {group.path}")
             raise ImageError(f"cannot read the images of {str(group.path)!r}: {first_line(exc)}") from exc
+
+
+def _check_row_count(path: Path, count: int) -> None:
+    """Refuse more rows than images could be in the file; labels that repeat take no room there."""
+    size_bytes = path.stat().st_size
+    if count > max(_MOST_ROWS, size_bytes // _LEAST_IMAGE_BYTES):
+        raise InputError(
+            f"{path} must hold images, states {count:,} rows in {size_bytes:,} bytes; write the file again"
+        )
+
+
+def _check_expansion(group: _Group, metadata: pq.RowGroupMetaData) -> int:
+    """The bytes of a row group's images, refused where they are out of proportion to those in the file."""
+    chunks = [metadata.column(index) for index in range(metadata.num_columns)]
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema == group.column]
+    size_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+    in_file = min(group.path.stat().st_size, sum(chunk.total_compressed_size for chunk in chunks))
+    if size_bytes > max(_FLOOR_BYTES, _MOST_TIMES * in_file):
+        raise ImageError(
+            f"cannot read the images of {str(group.path)!r}: row group {group.index} would take {size_bytes:,} bytes, "
+            f"and has {in_file:,}; write the file again"
+        )
+    return int(size_bytes)
 
 
 def _check_one_split(source: Path, files: Sequence[Path]) -> None:

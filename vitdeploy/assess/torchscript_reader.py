@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
-import json
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,9 @@ import torch
 
 from vitdeploy.assess.graph_summary import GraphSummary, most_first
 from vitdeploy.assess.torchscript_split import hidden_states
+from vitdeploy.errors import BundleError
 from vitdeploy.opened import OpenedFile
-from vitdeploy.runtimes.torchscript import load_module
+from vitdeploy.runtimes.torchscript import load_module, read_signature
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,8 +36,15 @@ def read_torchscript(source: Path | OpenedFile) -> GraphSummary:
     Raises:
         BundleError: the file cannot be loaded.
     """
+    path = OpenedFile.of(source).path
     module, signature = load_module(source, torch.device("cpu"))
+    inputs, _ = read_signature(path, signature)
     graph = module.graph
+    if not 1 <= len(inputs) < len(list(graph.inputs())):  # the first of the graph is the module itself
+        raise BundleError(
+            f"{path} states {len(inputs)} inputs, and its graph takes {len(list(graph.inputs())) - 1}; export the "
+            f"bundle again"
+        )
     nodes = [node for node in graph.nodes() if node.kind() != "prim::Constant"]
     weights = _weights(graph).values()
     sizes: dict[tuple[object, ...], list[int]] = {}  # of equal ones
@@ -53,7 +60,7 @@ def read_torchscript(source: Path | OpenedFile) -> GraphSummary:
         weight_bytes=most_first(by_type),
         duplicates=sum(len(equal) - 1 for equal in sizes.values()),
         duplicate_bytes=sum(sum(equal[1:]) for equal in sizes.values()),
-        layers=_types_by_part(graph, nodes, [spec["dtype"] for spec in json.loads(signature)["inputs"]]),
+        layers=_types_by_part(graph, nodes, [spec.dtype for spec in inputs]),
     )
 
 
@@ -95,7 +102,10 @@ def _converted_to(node: torch._C.Node) -> torch.dtype | None:
 
 
 def _promoted(types: list[torch.dtype]) -> torch.dtype | None:
-    return functools.reduce(torch.promote_types, types) if types else None
+    try:
+        return functools.reduce(torch.promote_types, types) if types else None
+    except RuntimeError:  # types that torch does not promote, such as quantized ones: only an operator of its own can
+        return None
 
 
 def _is_tensor(value: torch._C.Value) -> bool:

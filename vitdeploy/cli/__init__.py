@@ -7,7 +7,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -15,6 +15,7 @@ from vitdeploy import __version__
 from vitdeploy.cli.output import printable
 from vitdeploy.cpu import limit_openmp
 from vitdeploy.errors import InputError, VitDeployError
+from vitdeploy.exhaustion import exhausted, lacking
 
 # Name -> "module:command" and its line in the help, so that the help imports no command.
 COMMANDS = {
@@ -71,7 +72,7 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> Any:
-    """Run the command line; a VitDeployError becomes one line on stderr and its exit code.
+    """Run the command line; a VitDeployError becomes one line on stderr and its exit code, as does a lack of memory.
 
     Pillow's warnings of damaged metadata and large images are not printed: an image that is used can be read, and one
     that is too large is refused.
@@ -84,8 +85,17 @@ def main(args: list[str] | None = None) -> Any:
         try:
             return cli(args)
         except VitDeployError as exc:
-            click.echo(f"Error: {printable(' '.join(str(exc).split()))}", err=True)
-            sys.exit(exc.exit_code)
+            _fail(exc)
+        except Exception as exc:
+            resource = lacking(exc)
+            if resource is None:
+                raise
+            _fail(exhausted(resource, "vitdeploy stopped", exc))
+
+
+def _fail(error: VitDeployError) -> NoReturn:
+    click.echo(f"Error: {printable(' '.join(str(error).split()))}", err=True)
+    sys.exit(error.exit_code)
 
 
 def _stop(number: int, _frame: object) -> None:

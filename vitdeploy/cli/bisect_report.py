@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vitdeploy.cli.output import print_table, print_text
 from vitdeploy.errors import InputError
+from vitdeploy.regular_file import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,7 @@ def kept_nodes(path: str) -> tuple[str, ...]:
         InputError: the file cannot be read, or is something else.
     """
     try:
-        names = tuple(node["name"] for node in json.loads(Path(path).read_bytes())["kept"])
+        names = tuple(node["name"] for node in json.loads(read_regular(path))["kept"])
     except OSError as exc:
         raise InputError(f"{path} must be readable: {exc.strerror}") from exc
     except (ValueError, KeyError, TypeError, RecursionError) as exc:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from vitdeploy.content_limit import check_content
 from vitdeploy.errors import CheckpointError
 from vitdeploy.layouts.npz_arrays import array_shape, open_npz, read_array
 from vitdeploy.specs import Task
@@ -103,8 +104,12 @@ def read_npz(path: Path, task: Task | None = None) -> tuple[dict[str, Any], dict
         task = _task(path, keys, task)
         weights, layers = _expected(path, keys, task)
         sizes = {"one": 1, "cls": 1}
+        content_bytes = 0
         for weight in weights:
-            _bind(f"{path}: '{keys[weight.key]}'", weight.axes.split(), array_shape(archive, keys[weight.key]), sizes)
+            shape, size_bytes = array_shape(archive, keys[weight.key])
+            _bind(f"{path}: '{keys[weight.key]}'", weight.axes.split(), shape, sizes)
+            content_bytes += size_bytes
+        check_content(path, content_bytes)
         positions = keys[_POSITIONS.key]
         side, has_cls_row = _grid(f"{path}: '{positions}'", sizes["rows"], above="posembed_input" not in positions)
         tensors: dict[str, Tensor] = {}

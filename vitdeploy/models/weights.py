@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import warnings
+import zipfile
 from typing import TYPE_CHECKING
 
 import safetensors
 import safetensors.torch
 import torch
 
-from vitdeploy.errors import CheckpointError
+from vitdeploy.content_limit import check_content
+from vitdeploy.errors import CheckpointError, first_line
+from vitdeploy.exhaustion import check_exhaustion
 from vitdeploy.opened import OpenedFile
+from vitdeploy.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +35,10 @@ _WITHOUT_EFFECT = (
     re.compile(r"(?:.+\.)?position_ids"),  # 0, 1, 2 ...: by which a model looks up position embeddings that it has
     re.compile(r"n_averaged"),  # torch.optim.swa_utils.AveragedModel counts the averaged models
 )
+# Of a real model at most a few thousand; a name takes memory many times its own bytes.
+_MOST_INDEX_BYTES = 32 * 1024**2  # of the names, types and places of all tensors, as the file has them
+_MOST_TENSORS = 100_000
+_ZIP_MAGIC = b"PK\3\4"
 
 
 def read_weights(files: Iterable[Path | OpenedFile]) -> dict[str, Tensor]:
@@ -88,30 +97,115 @@ def _read(file: OpenedFile) -> Iterator[tuple[str, Tensor]]:
 
 
 def _read_safetensors(file: OpenedFile) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, whose values the system reads from the file where they are used."""
+    path = file.path
+    _check_header(file)
     try:
         with safetensors.safe_open(file.handle, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a dict)
+            names = tensors.keys()
+            _check_count(path, len(names))
+            for name in names:
                 yield name, tensors.get_tensor(name)
-    except (OSError, safetensors.SafetensorError) as exc:
-        raise _unreadable(file.path, file.named(str(exc))) from exc
+    except (MemoryError, OSError, safetensors.SafetensorError) as exc:
+        check_exhaustion(exc, f"reading {path}")
+        raise _unreadable(path, file.named(str(exc))) from exc
+
+
+def _check_header(file: OpenedFile) -> None:
+    """Refuse a header that takes far more memory than that of any model; the library checks all else of it."""
+    path = file.path
+    try:
+        with open_regular(file.handle) as opened:
+            begin = opened.read(8)
+    except OSError as exc:
+        raise _unreadable(path, exc.strerror or str(exc)) from exc
+    if len(begin) == 8 and struct.unpack("<Q", begin)[0] > _MOST_INDEX_BYTES:
+        raise _unreadable(path, f"its header has more than {_MOST_INDEX_BYTES:,} bytes")
 
 
 def _read_torch(file: OpenedFile) -> Iterator[tuple[str, Tensor]]:
-    path = file.path
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice about files that are refused below
-            state = torch.load(file.handle, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as exc:  # its text advises to open the file without the protection
-        raise _unreadable(path, "it is corrupt, or holds more than tensors and could run code") from exc
-    except Exception as exc:  # a corrupt pickle raises almost anything: KeyError, struct.error, AssertionError ...
-        raise _unreadable(path, file.named(str(exc))) from exc
+    """The tensors, each in memory of its own: tied weights share theirs, which safetensors refuses to write."""
+    path, state = file.path, _load_torch(file)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
         raise CheckpointError(f"{path} must hold named tensors and nothing else")
+    _check_count(path, len(state))
     for name, tensor in state.items():
-        yield name, tensor.clone()  # tied weights share their memory, which safetensors refuses to write
+        kind = _unusual_kind(tensor)
+        if kind is not None:
+            raise CheckpointError(
+                f"{path}: '{name:.80}' is {kind}, and weights are plain arrays; save it as a dense tensor of "
+                f"floating-point numbers"
+            )
+    check_content(path, sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
+    for name in tuple(state):
+        tensor = state.pop(name)  # one at a time is in memory twice
+        try:
+            yield name, tensor.clone()
+        except RuntimeError as exc:
+            check_exhaustion(exc, f"reading {path}")
+            raise
+
+
+def _load_torch(file: OpenedFile) -> object:
+    path = file.path
+    _check_archive(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice about files that are refused below
+            return torch.load(file.handle, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as exc:  # its text advises to open the file without the protection
+        raise _unreadable(path, "it is corrupt, or holds more than tensors and could run code") from exc
+    except Exception as exc:  # a corrupt pickle raises almost anything: KeyError, struct.error, AssertionError ...
+        check_exhaustion(exc, f"reading {path}")
+        advised = "weights_only" in str(exc)
+        raise _unreadable(
+            path, "it is in no format of torch that is read" if advised else file.named(str(exc))
+        ) from exc
+
+
+def _check_archive(file: OpenedFile) -> None:
+    """Refuse a torch file that could take far more memory than it has bytes, before torch reads it.
+
+    torch stores its records as they are. It would also read those that were compressed since, a thousand to one.
+    """
+    path = file.path
+    try:
+        with open_regular(file.handle) as opened:
+            if opened.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
+                return  # of before torch 1.6, where each storage is in the file as it is
+            with zipfile.ZipFile(opened) as archive:
+                records = archive.infolist()
+    except OSError as exc:
+        check_exhaustion(exc, f"reading {path}")
+        raise _unreadable(path, exc.strerror or str(exc)) from exc
+    except Exception as exc:  # zipfile has its own errors, and lets struct's and the codecs' through
+        raise _unreadable(path, first_line(exc)) from exc
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise _unreadable(path, "its records are compressed, which torch does not do; save the model again")
+    if any(record.filename.endswith("data.pkl") and record.file_size > _MOST_INDEX_BYTES for record in records):
+        raise _unreadable(path, f"its index has more than {_MOST_INDEX_BYTES:,} bytes")
+
+
+def _check_count(path: Path, count: int) -> None:
+    if count > _MOST_TENSORS:
+        raise _unreadable(path, f"it has {count:,} tensors, and at most {_MOST_TENSORS:,} are read")
+
+
+def _unusual_kind(tensor: Tensor) -> str | None:
+    """A name for a tensor that is not an array in memory; None for one that is."""
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.is_meta:
+        return "a meta tensor without values"
+    if tensor.layout is not torch.strided:
+        return f"a sparse tensor ({str(tensor.layout).removeprefix('torch.')})"
+    if tensor.is_quantized:
+        return "a quantized tensor"
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return f"a {type(tensor).__name__}"
+    return None
 
 
 def _unreadable(path: Path, reason: str) -> CheckpointError:

@@ -1,0 +1,179 @@
+"""Files that would take far more memory than they have bytes, and tensors that are no plain arrays."""
+
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from limited import MIB, READ_CHECKPOINT, run_limited
+from vitdeploy.errors import CheckpointError
+from vitdeploy.models.weights import read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor
+
+# Of a process that has imported torch and read a small checkpoint: 240 MiB, with a margin for other versions.
+SMALL_PEAK = 600 * MIB
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pytorch_model.bin"
+
+
+def quantized_by_channel(x: Tensor) -> Tensor:
+    scales, zeros = torch.ones(len(x)), torch.zeros(len(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_channel(x, scales, zeros, 0, torch.qint8)
+
+
+def quantized(x: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
+
+
+def nested(x: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.nested.nested_tensor([x[0], x[1, :2]])
+
+
+def csr(x: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return x.to_sparse_csr()
+
+
+ODD: dict[str, Callable[[Tensor], Tensor]] = {
+    "sparse": torch.Tensor.to_sparse,
+    "sparse_csr": csr,
+    "meta": lambda x: x.to("meta"),
+    "nested": nested,
+    "quantized": quantized,
+    "quantized by channel": quantized_by_channel,
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_are_no_plain_arrays_are_refused(path: Path, kind: str) -> None:
+    torch.save({"weight": torch.ones(2), "odd": ODD[kind](torch.eye(3))}, path)
+    with pytest.raises(CheckpointError, match=rf"'odd' is a {kind.split('_')[0].split()[0]} ?"):
+        read_weights([path])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.t(),
+        lambda x: x[:, 1:],
+        lambda x: x[1:2].expand(3, 3),
+        torch._neg_view,
+        lambda x: x.to(torch.complex64).conj(),
+        lambda x: x[:0],
+        lambda x: x[0, 0],
+        torch.nn.Parameter,
+    ],
+)
+def test_views_are_read_as_the_values_that_they_show(path: Path, make: Callable[[Tensor], Tensor]) -> None:
+    odd = make(torch.arange(9.0).reshape(3, 3))
+    torch.save({"odd": odd}, path)
+    got = read_weights([path])["odd"]
+    torch.testing.assert_close(got, odd.detach(), rtol=0, atol=0)
+    assert got.untyped_storage().nbytes() == got.numel() * got.element_size()  # no more than its own values
+
+
+def test_tied_weights_have_memory_of_their_own(path: Path) -> None:
+    tied = torch.ones(3)
+    torch.save({"a": tied, "b": tied}, path)
+    read = read_weights([path])
+    assert read["a"].data_ptr() != read["b"].data_ptr()
+
+
+def expanded(path: Path, state: dict[str, Tensor]) -> None:
+    torch.save({**state, "classifier.weight": torch.zeros(1).expand(46341, 46341)}, path)
+
+
+def overlapping(path: Path, state: dict[str, Tensor]) -> None:
+    torch.save({**state, "classifier.weight": torch.as_strided(torch.zeros(90_000), (40_000, 50_000), (1, 1))}, path)
+
+
+def unknown(path: Path, state: dict[str, Tensor]) -> None:
+    torch.save({**state, "of.no.model": torch.zeros(1).expand(46341, 46341)}, path)
+
+
+def compressed(path: Path, state: dict[str, Tensor]) -> None:
+    """A record of 2 GiB in a file of 2 MB."""
+    torch.save({**state, "classifier.weight": torch.zeros(2**10)}, path)
+    with zipfile.ZipFile(path) as stored:
+        records = {record.filename: stored.read(record) for record in stored.infolist()}
+    largest = max(records, key=lambda name: len(records[name]))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in records.items():
+            with archive.open(name, "w", force_zip64=True) as file:
+                for _ in range(2**9 if name == largest else 0):
+                    file.write(bytes(4 * MIB))
+                file.write(content)
+
+
+@pytest.mark.parametrize("bomb", [expanded, overlapping, unknown, compressed], ids=lambda bomb: bomb.__name__)
+def test_a_small_torch_file_takes_little_memory(
+    tmp_path: Path, write_state: Callable[[Path], dict[str, Tensor]], bomb: Callable[[Path, dict[str, Tensor]], None]
+) -> None:
+    bomb(tmp_path / "pytorch_model.bin", write_state(tmp_path))
+    done = run_limited(READ_CHECKPOINT, tmp_path)
+    assert (done.code, done.errors.split()[0]) == (4, "CheckpointError"), done.errors
+    assert done.peak_bytes < SMALL_PEAK
+
+
+def test_a_header_of_a_million_tensors_is_refused(tmp_path: Path) -> None:
+    header = {f"t{index}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for index in range(10**6)}
+    content = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(content)) + content)
+    with pytest.raises(CheckpointError, match="header"):
+        read_weights([path])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_too_many_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("vitdeploy.models.weights._MOST_TENSORS", 2)
+    path = tmp_path / name
+    state: Any = {f"t{index}": torch.ones(1) for index in range(3)}
+    if name == "model.safetensors":
+        header = {
+            key: {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]} for i, key in enumerate(state)
+        }
+        content = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(content)) + content + bytes(12))
+    else:
+        torch.save(state, path)
+    with pytest.raises(CheckpointError, match="3 tensors"):
+        read_weights([path])
+
+
+@pytest.fixture
+def write_state(write_checkpoint: Any, tiny_config: dict[str, Any]) -> Callable[[Path], dict[str, Tensor]]:
+    """Write a configuration and a processor to a folder, and return the weights that belong to them."""
+
+    def write(folder: Path) -> dict[str, Tensor]:
+        from vitdeploy.processor import ImageProcessor
+        from vitdeploy.specs import Task
+
+        checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)
+        (folder / "config.json").write_bytes((checkpoint.folder / "config.json").read_bytes())
+        (folder / "preprocessor_config.json").write_text(json.dumps(ImageProcessor().to_dict()))
+        state: dict[str, Tensor] = checkpoint.peer.state_dict()
+        return state
+
+    return write

@@ -1,0 +1,64 @@
+"""Files of JSON and TOML that would fill the memory, and those that are no regular files, are refused unread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vitdeploy.assess.baseline import Baseline
+from vitdeploy.assess.gate_rules import read_rules
+from vitdeploy.bundle import Bundle
+from vitdeploy.cli.bisect_report import kept_nodes
+from vitdeploy.errors import InputError
+from vitdeploy.hub import resolve
+from vitdeploy.models.config import read_json
+from vitdeploy.processor import ImageProcessor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def read_index(path: Path) -> object:
+    path.with_name("config.json").write_text("{}")
+    return resolve(path.parent)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "config.json": read_json,
+    "preprocessor_config.json": lambda path: ImageProcessor.from_pretrained(path.parent),
+    "model.safetensors.index.json": read_index,
+    "manifest.json": lambda path: Bundle.open(path.parent),
+    "baseline.json": Baseline.read,
+    "rules.toml": read_rules,
+    "bisection.json": lambda path: kept_nodes(str(path)),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_huge_file_is_refused_unread(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(2**36)  # a hole, which takes no room on the disk
+    with pytest.raises(InputError, match=rf"{name}.* bytes"):
+        READERS[name](tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+@pytest.mark.parametrize("name", READERS)
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    raised: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            READERS[name](tmp_path / name)
+        except BaseException as exc:  # noqa: BLE001  (told below)
+            raised.append(exc)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert [type(exc) for exc in raised if isinstance(exc, InputError)], raised or "it waits"
