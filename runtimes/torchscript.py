@@ -11,6 +11,7 @@ import torch
 from torch.jit import optimized_execution as _optimized  # type: ignore[attr-defined]
 
 from vitdeploy.errors import BundleError, DeviceError, first_line
+from vitdeploy.models.openmp import use_openmp
 from vitdeploy.models.signature import SIGNATURE_FILE
 from vitdeploy.runtimes.base import check_options
 from vitdeploy.runtimes.torch_device import TorchRuntime
@@ -84,9 +85,11 @@ def load_module(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModul
     """The module of a verified file, on a device, and the text of its `SIGNATURE_FILE`.
 
     Raises:
+        UsageError: torch computed before this process forked; see `vitdeploy.models.openmp`.
         DeviceError: it does not fit the device.
         BundleError: torch does not load it.
     """
+    use_openmp()  # loading a large one starts threads
     if not path.is_file():
         raise BundleError(f"{path} must be a TorchScript file, but is no file")
     extra: dict[str, Any] = {SIGNATURE_FILE: ""}

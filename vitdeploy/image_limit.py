@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from vitdeploy.errors import ImageError, UsageError
+from vitdeploy.forks import first_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,5 +124,13 @@ class _Lifted:
             if not self._readers and self._during == Image.MAX_IMAGE_PIXELS:
                 Image.MAX_IMAGE_PIXELS = self._before
 
+    def end_readers(self) -> None:
+        """Of a forked child, where the parent's other threads, and what they held, are not."""
+        self._lock = threading.Lock()
+        if self._readers and self._during == Image.MAX_IMAGE_PIXELS:
+            Image.MAX_IMAGE_PIXELS = self._before
+        self._readers = 0
+
 
 _lifted = _Lifted()
+first_in_child(_lifted.end_readers)
