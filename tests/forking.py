@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,12 +44,13 @@ class Outcome:
     exit_code: int | None
 
 
-def in_child(work: Callable[[], Any], leave: Callable[[int], Any] = os._exit) -> Outcome:
+def in_child(work: Callable[[], Any], leave: Callable[[int], Any] = os._exit, *, limit_s: float = LIMIT_S) -> Outcome:
     """Do something in a forked child, and leave it by `leave`.
 
     Args:
         work: its result is JSON; a VitDeployError that it raises is the answer, too.
         leave: `sys.exit` for the usual end of a process, which destroys what there is.
+        limit_s: the child is killed then. Of a child of a child: less, so that none is left.
     """
     reading, writing = os.pipe()
     with warnings.catch_warnings():
@@ -59,11 +61,14 @@ def in_child(work: Callable[[], Any], leave: Callable[[int], Any] = os._exit) ->
             answer = work()
         except VitDeployError as exc:
             answer = f"{type(exc).__name__}: {exc}"
+        except BaseException:  # noqa: BLE001  (a child must not go on as a second pytest)
+            traceback.print_exc()
+            os._exit(70)
         os.write(writing, json.dumps(answer).encode())
         leave(0)
     os.close(writing)
-    end = time.monotonic() + LIMIT_S
-    content = os.read(reading, 1 << 16) if select.select([reading], [], [], LIMIT_S)[0] else b""
+    end = time.monotonic() + limit_s
+    content = os.read(reading, 1 << 16) if select.select([reading], [], [], limit_s)[0] else b""
     os.close(reading)
     answer = json.loads(content) if content else None
     while time.monotonic() < end:
@@ -133,7 +138,9 @@ def children(bundle: str, backend: str, threads: int, *, run_before: bool) -> di
         "exit": in_child(lambda: None, sys.exit),
         "close and exit": in_child(closes, sys.exit),
         "reopen and exit": in_child(reopens, sys.exit),
-        "child of a child": in_child(lambda: dataclasses.asdict(in_child(lambda: runs(predictor), sys.exit))),
+        "child of a child": in_child(
+            lambda: dataclasses.asdict(in_child(lambda: runs(predictor), sys.exit, limit_s=LIMIT_S / 2))
+        ),
     }
     assert runs(predictor), "the parent goes on"
     predictor.close()

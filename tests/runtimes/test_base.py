@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from forking import Outcome, in_child
+from forking import LIMIT_S, Outcome, in_child
 from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
 from vitdeploy.runtimes import BACKENDS, Backend, runtime_class
 from vitdeploy.runtimes.base import Runtime, parse_device
@@ -130,7 +130,7 @@ def test_a_child_waits_for_no_run_and_no_lock_of_its_parent(engine: type[Slow]) 
         assert runtime.started.wait(PATIENCE_S)
         with runtime._idle:
             refused, closed = in_child(runs), in_child(closes)
-        nested = in_child(lambda: in_child(runs).answer)
+        nested = in_child(lambda: in_child(runs, limit_s=LIMIT_S / 2).answer)
         runtime.may_end.set()
         np.testing.assert_array_equal(running.result(PATIENCE_S)["x"], [2, 2])
     assert closed == Outcome([], 0)
