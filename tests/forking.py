@@ -61,7 +61,7 @@ def in_child(work: Callable[[], Any], leave: Callable[[int], Any] = os._exit, *,
             answer = work()
         except VitDeployError as exc:
             answer = f"{type(exc).__name__}: {exc}"
-        except BaseException:  # noqa: BLE001  (a child must not go on as a second pytest)
+        except Exception:  # noqa: BLE001  (a child must not go on as a second pytest)
             traceback.print_exc()
             os._exit(70)
         os.write(writing, json.dumps(answer).encode())
