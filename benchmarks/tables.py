@@ -278,6 +278,20 @@ def trained(document: Document) -> str:
     return f"{counts} Peers: {versions}.\n\n{markdown(header, rows)}"
 
 
+def growth(document: Document) -> str:
+    results = document["results"]
+    points = [(f"{each['minute']:g} min", each) for each in results["points"]]
+    rows = [
+        [
+            when, f"{each['calls']:,}", f"{each['resident_mb']:.1f}", f"{each['in_use_mb']:.1f}",
+            f"{each['held_free_mb']:.1f}", f"{each['python_blocks']:,}",
+        ]
+        for when, each in [*points, ("closed and trimmed", results["closed_and_trimmed"])]
+    ]  # fmt: skip
+    header = ["after", "calls", "resident (MB)", "in use by malloc (MB)", "held free by malloc (MB)", "Python's blocks"]
+    return markdown(header, rows)
+
+
 TABLES: dict[str, Callable[[Document], str]] = {
     of_one.__name__: of_one
     for of_one in (
@@ -288,6 +302,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         engines,
         evaluate,
         gpu_latency,
+        growth,
         int8,
         large,
         pixels,

@@ -7,12 +7,14 @@ import contextlib
 import inspect
 import re
 import threading
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 import numpy as np
 
 from vitdeploy.errors import DeviceError, UsageError
+from vitdeploy.forks import first_in_child, keep_until_exit
 from vitdeploy.runtimes.device_arrays import view
 from vitdeploy.specs import PixelFormat
 
@@ -40,7 +42,8 @@ class Array(Protocol):
 class Runtime(abc.ABC):
     """Executes one artifact: arrays in, arrays out, by name. Every method may be called from several threads.
 
-    It belongs to its process: it cannot be pickled, and does not survive a fork.
+    It belongs to its process and cannot be pickled. In a forked child it runs where its engine has neither threads nor
+    a GPU there (`_lost_in_fork`), and is refused else; closing it, and the child's exit, leave the engine alone.
 
     Attributes:
         backend: the backend's name.
@@ -60,6 +63,7 @@ class Runtime(abc.ABC):
     outputs: tuple[TensorSpec, ...]
     details: dict[str, Any]
     _alignment: ClassVar[int] = 1  # of the arrays of `run_device`, in bytes
+    _fork_advice: ClassVar[str] = ""  # what else can be done where a forked process cannot run it
 
     def __init__(self) -> None:
         self.pixels = PixelFormat()
@@ -69,8 +73,10 @@ class Runtime(abc.ABC):
         self.gpu: int | None = None
         self.threads: ThreadCount | None = None
         self._closed = False
-        self._running = 0
-        self._idle = threading.Condition()
+        self._inherited = False
+        self._busy_at_fork = False
+        self._make_locks()
+        _runtimes.add(self)
 
     @classmethod
     @abc.abstractmethod
@@ -92,7 +98,8 @@ class Runtime(abc.ABC):
             An array for each of `outputs`: contiguous, writable, and the caller's own.
 
         Raises:
-            UsageError: an array is missing, unknown, or not as stated; or the runtime is closed.
+            UsageError: an array is missing, unknown, or not as stated; or the runtime is closed, or of the process
+                that forked this one.
             DeviceError: the engine failed, for want of memory for example.
         """
         with self._in_use():
@@ -134,13 +141,16 @@ class Runtime(abc.ABC):
                 return
             self._closed = True
             self._idle.wait_for(lambda: self._running == 0)
-        self._close()
+        if not self._inherited:
+            self._close()
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
         with self._idle:
             if self._closed:
                 raise UsageError("a runtime must be open to run, this one is closed; load it again")
+            if self._inherited:
+                self._check_inherited()
             self._running += 1
         try:
             yield
@@ -148,6 +158,32 @@ class Runtime(abc.ABC):
             with self._idle:
                 self._running -= 1
                 self._idle.notify_all()
+
+    def _make_locks(self) -> None:
+        """For a new runtime, and for a forked child: another thread of the parent may have held the locks."""
+        self._idle = threading.Condition()
+        self._running = 0
+
+    def _inherit(self) -> None:
+        """Become the copy of a runtime in a forked child."""
+        self._busy_at_fork = self._busy_at_fork or self._running > 0
+        self._inherited = True
+        self._make_locks()
+        keep_until_exit(self)
+
+    def _check_inherited(self) -> None:
+        lost = self._lost_in_fork()
+        if lost is None and self._busy_at_fork:  # with locks of the engine, which nobody will release
+            lost = "the fork came in the middle of a run of another thread"
+        if lost is not None:
+            raise UsageError(
+                f"this {self.backend} runtime was opened before the process forked, and {lost}; open it in each "
+                f"process, after the fork (with gunicorn --preload: in the post_fork hook){self._fork_advice}"
+            )
+
+    def _lost_in_fork(self) -> str | None:
+        """The reason why the engine cannot run in a forked child of the process that opened it; None if it can."""
+        return "its engine does not work in a forked process"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a runtime holds an engine of this process and cannot be pickled; open it in each process")
@@ -198,6 +234,15 @@ class Runtime(abc.ABC):
             if problem is not None:
                 raise UsageError(f"{images} is too large: {problem}")
         return sizes
+
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+@first_in_child
+def _inherit_all() -> None:
+    for runtime in tuple(_runtimes):
+        runtime._inherit()
 
 
 def _fits(spec: TensorSpec, array: Array, sizes: dict[str, int]) -> bool:

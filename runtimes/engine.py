@@ -107,8 +107,6 @@ class EngineRuntime(Runtime):
         self._device = self.gpu = gpu.index
         self._shapes_kept, self._takes_weights = shapes_kept, takes_weights
         self._ready: list[tuple[Shapes, ShapePlan]] = []
-        self._lock = threading.Lock()
-        self._gate = threading.Lock()
         self._logger = make_logger(self.library)
         self._cache: KernelCache | None = None
         self._unsaved = False
@@ -250,6 +248,14 @@ class EngineRuntime(Runtime):
                 self._close()
                 raise DeviceError(f"the engine must take the weights of {path}: {self._last_error()}; open it again")
             self.details["weights"] = str(path)
+
+    def _make_locks(self) -> None:
+        super()._make_locks()
+        self._lock = threading.Lock()
+        self._gate = threading.Lock()
+
+    def _lost_in_fork(self) -> str:
+        return "CUDA does not work in a forked process"
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:

@@ -86,6 +86,7 @@ class OnnxRuntime(Runtime):
 
     backend = "onnxruntime"
     shapes_on_cpu: ClassVar[bool] = True  # whether nodes that compute shapes may run there, unasked
+    _fork_advice = ", or open it on the CPU with intra_op_threads=1"
 
     def __init__(
         self,
@@ -221,6 +222,13 @@ class OnnxRuntime(Runtime):
             binding.bind_output(name)
         self._session.run_with_iobinding(binding)
         return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]
+
+    def _lost_in_fork(self) -> str | None:
+        if self.details["providers"] != [CPU]:
+            return f"{', '.join(self.details['providers'])} may have threads or a GPU that are not in this process"
+        if self.details["intra_op_threads"] == 1 and self.details["inter_op_threads"] <= 1:
+            return None  # the caller's thread does it all
+        return "onnxruntime's threads are not in this process"
 
     def _close(self) -> None:
         del self._session

@@ -9,6 +9,7 @@ import torch
 from vitdeploy.errors import UsageError
 from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.openmp import use_openmp
 from vitdeploy.models.signature import TORCH_TYPES, Served, size_ranges
 from vitdeploy.runtimes.base import check_options
 from vitdeploy.runtimes.torch_device import TorchRuntime
@@ -65,6 +66,8 @@ class PyTorchRuntime(TorchRuntime):
         self.axes = size_ranges(model.config, model.config.image_size) if dynamic_image_size else {}
         if model.attention == "sdpa" and any(spec.name.startswith("attentions.") for spec in self.outputs):
             raise UsageError("attention weights need attention='eager': torch's fused attention does not keep them")
+        if precision != Precision.FP32:
+            use_openmp()  # to convert the weights
         served = served.eval().to(self._device, TORCH_TYPES[Precision(precision)])
         self._model = torch.compile(served) if compile else served
         self.details = {
@@ -91,6 +94,11 @@ class PyTorchRuntime(TorchRuntime):
     def _outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         outputs = self._model(**{spec.name: tensors[spec.name] for spec in self.inputs})
         return {name: value.float() for name, value in outputs.items()}
+
+    def _lost_in_fork(self) -> str | None:
+        if self.details["compile"]:
+            return "the code that torch.compile made has threads that are not in this process"
+        return super()._lost_in_fork()
 
     def _close(self) -> None:
         del self._model

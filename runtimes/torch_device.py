@@ -14,6 +14,7 @@ from torch.utils.dlpack import from_dlpack
 
 from vitdeploy.cpu import ThreadCount, usable_cpus
 from vitdeploy.errors import DeviceError, UsageError, first_line
+from vitdeploy.models.openmp import use_openmp
 from vitdeploy.runtimes.base import Runtime, parse_device
 
 if TYPE_CHECKING:
@@ -150,6 +151,9 @@ class TorchRuntime(Runtime):
     def _why(self, exc: RuntimeError) -> str:
         return first_line(exc)
 
+    def _lost_in_fork(self) -> str | None:
+        return None if self.gpu is None else "CUDA does not work in a forked process"
+
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with self._inference():
             outputs = self._outputs(to_tensors(feeds, self._device))
@@ -169,6 +173,7 @@ class TorchRuntime(Runtime):
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
+        use_openmp()
         plain = contextlib.nullcontext() if self.gpu is None else plain_convolutions
         try:
             with torch.inference_mode(), plain:

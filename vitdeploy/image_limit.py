@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 
 from vitdeploy.errors import ImageError, UsageError
+from vitdeploy.forks import first_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,7 +108,8 @@ def embedded_problem(count: int, channels: int, sides: tuple[EmbeddedSide, Embed
 
     Such a graph computes the filter's weights, crop x length of them, in 64 bits. Where max(length, resized)^4 /
     resized is 2^51 or more, bicubic ones overflow. It holds every value of the images in float32 twice: from measured
-    peaks of ONNX Runtime 1.32 on images of 32 to 26,000 pixels a side, 9 to 10 bytes a value and 58 a weight.
+    peaks of ONNX Runtime 1.32 on images of 32 to 26,000 pixels a side, 9 to 10 bytes a value and 58 a weight. It may
+    take `MOST_EMBEDDED_BYTES`, or what an image of VITDEPLOY_MAX_IMAGE_PIXELS needs.
 
     Args:
         count: of the images that run together.
@@ -121,12 +123,17 @@ def embedded_problem(count: int, channels: int, sides: tuple[EmbeddedSide, Embed
         if length > _LONGEST_EMBEDDED or max(length, resized) ** 4 >= resized << 51:
             return f"a side of {length} pixels is too long for a model that resizes by itself; {_OUTSIDE}"
     values = count * channels * math.prod(side.length for side in sides)
-    need = _BYTES_A_VALUE * values + _BYTES_A_WEIGHT * sum(side.length * side.crop for side in sides)
-    if need > MOST_EMBEDDED_BYTES:
+    weights = _BYTES_A_WEIGHT * sum(side.length * side.crop for side in sides)
+    need = _BYTES_A_VALUE * values + weights
+    allowed = MOST_EMBEDDED_BYTES
+    if os.environ.get(MAX_PIXELS_VARIABLE):
+        allowed = max(allowed, _BYTES_A_VALUE * channels * (max_pixels() or 0) + weights)
+    if need > allowed:
         height, width = (side.length for side in sides)
         return (
             f"a model that resizes by itself would take about {need / 1e9:.1f} GB for {count} of {width}x{height} "
-            f"pixels, and at most {MOST_EMBEDDED_BYTES / 1e9:.1f} GB is allowed; {_OUTSIDE}"
+            f"pixels, and at most {allowed / 1e9:.1f} GB is allowed; {_OUTSIDE}, or raise --max-image-pixels "
+            f"({MAX_PIXELS_VARIABLE})"
         )
     return None
 
@@ -174,5 +181,13 @@ class _Lifted:
             if not self._readers and self._during == Image.MAX_IMAGE_PIXELS:
                 Image.MAX_IMAGE_PIXELS = self._before
 
+    def end_readers(self) -> None:
+        """Of a forked child, where the parent's other threads, and what they held, are not."""
+        self._lock = threading.Lock()
+        if self._readers and self._during == Image.MAX_IMAGE_PIXELS:
+            Image.MAX_IMAGE_PIXELS = self._before
+        self._readers = 0
+
 
 _lifted = _Lifted()
+first_in_child(_lifted.end_readers)

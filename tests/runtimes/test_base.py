@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from forking import LIMIT_S, Outcome, in_child
 from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
 from vitdeploy.runtimes import BACKENDS, Backend, runtime_class
 from vitdeploy.runtimes.base import Runtime, parse_device
@@ -81,6 +83,61 @@ def test_a_run_that_fails_does_not_keep_it_open() -> None:
         runtime.run({})
     runtime.close()
     assert runtime.events == ["closed"]
+
+
+class Threadless(Slow):
+    """Works in a forked child."""
+
+    def _lost_in_fork(self) -> None:
+        return None
+
+
+NEEDS_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@NEEDS_FORK
+def test_a_child_leaves_the_engine_to_its_parent() -> None:
+    runtime, after_close = Threadless(), Threadless()
+    for each in (runtime, after_close):
+        each.may_end.set()
+    after_close.close()
+
+    def runs_and_closes() -> list[object]:
+        ran = runtime.run(FEEDS)["x"].tolist()
+        runtime.close()
+        after_close.close()
+        return [ran, runtime.events, after_close.events]
+
+    assert in_child(runs_and_closes) == Outcome([[2, 2], ["ran"], ["closed"]], 0)
+    runtime.close()
+    assert runtime.events == ["closed"]
+
+
+@NEEDS_FORK
+@pytest.mark.parametrize("engine", [Slow, Threadless])
+def test_a_child_waits_for_no_run_and_no_lock_of_its_parent(engine: type[Slow]) -> None:
+    runtime = engine()
+
+    def runs() -> None:
+        runtime.run(FEEDS)
+
+    def closes() -> list[str]:
+        runtime.close()
+        return runtime.events
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(runtime.run, FEEDS)
+        assert runtime.started.wait(PATIENCE_S)
+        with runtime._idle:
+            refused, closed = in_child(runs), in_child(closes)
+        nested = in_child(lambda: in_child(runs, limit_s=LIMIT_S / 2).answer)
+        runtime.may_end.set()
+        np.testing.assert_array_equal(running.result(PATIENCE_S)["x"], [2, 2])
+    assert closed == Outcome([], 0)
+    for outcome in (refused, nested):
+        assert outcome.exit_code == 0
+        assert outcome.answer.startswith("UsageError: this slow runtime was opened before the process forked")
+        assert ("in the middle of a run" in outcome.answer) == (engine is Threadless)
 
 
 def test_devices() -> None:

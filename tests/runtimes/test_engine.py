@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from fake_cuda import FakeCuda, OfAnOlderLibrary, OnTheGpu, aligned, fake_library
+from forking import Outcome, in_child
 from vitdeploy import gpu
 from vitdeploy.errors import BundleError, DeviceError, InputError, OtherHardwareError, OutputError, UsageError
 from vitdeploy.manifest import Artifact, FileRecord
@@ -752,3 +754,22 @@ def test_shapes_kept_must_be_a_number(open_engine: Open, value: Any) -> None:
 def test_a_device_that_is_not_there(open_engine: Open, device: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         open_engine(device=device)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_touch_the_gpu(open_engine: Open, cuda: FakeCuda) -> None:
+    with open_engine() as runtime:
+        assert_sums(runtime, rows(4))
+        before = len(cuda.live)
+
+        def closes() -> int:
+            with runtime:
+                pass
+            return len(cuda.live)
+
+        with runtime._gate, runtime._lock:
+            assert in_child(closes) == Outcome(before, 0)
+            refused = in_child(lambda: runtime.run(rows(4))["y"].tolist())
+        assert "CUDA does not work in a forked process" in refused.answer
+        assert_sums(runtime, rows(4))
+    assert cuda.live == {}

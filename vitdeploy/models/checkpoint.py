@@ -11,6 +11,7 @@ import torch
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.families import FAMILIES
 from vitdeploy.models.names import disk_name, our_names
+from vitdeploy.models.openmp import check_openmp, use_openmp
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import read_weights, write_weights
 from vitdeploy.opened import OpenedFile
@@ -70,7 +71,8 @@ def load_model(
     """`make_model` with the weights of safetensors or torch files.
 
     Raises:
-        CheckpointError: a file cannot be read, or as `make_model`.
+        CheckpointError: a file cannot be read.
+        UsageError, CheckpointError: as `make_model`.
     """
     files = tuple(map(OpenedFile.of, weights))
     origin = ", ".join(str(file.path) for file in files)
@@ -93,8 +95,10 @@ def make_model(
         attention: see `VisionTransformer`.
 
     Raises:
+        UsageError: torch computed before this process forked; see `vitdeploy.models.openmp`.
         CheckpointError: the family has no such task, or names and shapes are not those of the model.
     """
+    check_openmp()
     if task not in config.family.tasks:
         raise CheckpointError(
             f"the task of a {config.model_type} model must be one of {', '.join(config.family.tasks)}, got {task}"
@@ -119,6 +123,8 @@ def make_model(
     problems = _differences(model, expected, tensors, spelling)
     if problems:
         raise CheckpointError(f"{origin}: weights do not fit config.json: {'; '.join(problems)}")
+    if any(tensors[name].dtype is not torch.float32 for name in expected):
+        use_openmp()  # to convert them
     model.load_state_dict({name: tensors[name].to(torch.float32) for name in expected}, assign=True)
     return model.eval().requires_grad_(False)
 

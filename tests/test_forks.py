@@ -1,0 +1,116 @@
+"""A forked child runs what works there, is refused the rest at once, and ends; with the engines, and real forks."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bundles import reference, tiny_model, write_bundle
+from environments import ROOT, run
+from forking import SHAPE, Outcome, in_child
+from vitdeploy import image_limit
+from vitdeploy.images import open_image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vitdeploy.bundle import Bundle
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+LOST = {"onnxruntime": "onnxruntime's threads", "torch": "torch computed", "torchscript": "torch computed"}
+ENDS = ("close", "forget", "exit", "close and exit")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """With what its model gives for the images of `forking.children`."""
+    bundle = write_bundle(tmp_path_factory.mktemp("bundle"), formats=("onnx", "torchscript"))
+    images = np.random.default_rng(0).standard_normal(SHAPE, np.float32)
+    np.save(bundle.path / "expected.npy", reference(tiny_model(), {"pixel_values": images})["logits"])
+    return bundle
+
+
+def script(*arguments: str | Path, **environ: str) -> Any:
+    # The thread of ONNX Runtime's telemetry, where that is on, keeps every child of its process from ending.
+    environ |= {"PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
+    return json.loads(run(sys.executable, ROOT / "tests" / "forking.py", *arguments, **environ))
+
+
+def uses(bundle: Bundle, backend: str, threads: int, *, run_before: bool = True) -> dict[str, Outcome]:
+    # Not by torch.set_num_threads, after which torch 2.13 itself crashes when a child ends.
+    arguments = bundle.path, backend, str(threads), str(int(run_before))
+    found = script("children", *arguments, OMP_NUM_THREADS=str(threads))
+    outcomes = {use: Outcome(**outcome) for use, outcome in found.items()}
+    assert {use: outcome.exit_code for use, outcome in outcomes.items()} == dict.fromkeys(outcomes, 0)
+    assert [outcomes[use].answer for use in ENDS] == [None] * len(ENDS)
+    assert "is closed" in outcomes["run when closed"].answer
+    return outcomes
+
+
+@pytest.mark.parametrize("backend", sorted(LOST))
+def test_an_engine_without_threads_of_its_own_runs_in_a_child(bundle: Bundle, backend: str) -> None:
+    found = uses(bundle, backend, 1)
+    runs = ("run", "run in a thread", "run with one thread", "reopen", "reopen and exit")
+    assert [found[use].answer for use in runs] == [True] * len(runs)
+    assert found["predict"].answer == 2
+    assert found["child of a child"].answer == {"answer": True, "exit_code": 0}
+
+
+@pytest.mark.parametrize("backend", sorted(LOST))
+def test_an_engine_whose_threads_are_lost_is_refused_with_what_to_do(bundle: Bundle, backend: str) -> None:
+    found = uses(bundle, backend, 4)
+    refused = [found["run"].answer, found["predict"].answer, found["child of a child"].answer["answer"]]
+    if backend == "onnxruntime":
+        refused += [found["run in a thread"].answer, found["run with one thread"].answer]
+        assert found["reopen"].answer is found["reopen and exit"].answer is True
+    else:  # other threads have threads of their own
+        refused += [found["reopen"].answer, found["reopen and exit"].answer]
+        assert found["run in a thread"].answer is found["run with one thread"].answer is True
+    for answer in refused:
+        assert answer.startswith("UsageError: ")
+        assert LOST[backend] in answer
+        assert "post_fork" in answer
+
+
+def test_a_parent_that_has_not_run_torch_has_no_threads_to_lose(bundle: Bundle) -> None:
+    found = uses(bundle, "torch", 4, run_before=False)
+    runs = ("run", "run in a thread", "run with one thread", "reopen", "reopen and exit")
+    assert [found[use].answer for use in runs] == [True] * len(runs)
+
+
+def test_processes_of_a_pool_open_predictors_of_their_own(bundle: Bundle) -> None:
+    assert script("pool", bundle.path) == [3] * 4
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_what_another_thread_was_reading_does_not_keep_a_child_from_it(held: bool) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    reading, may_end = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with image_limit.limit_lifted(), image_limit._lifted._lock if held else threading.Lock():
+            reading.set()
+            may_end.wait()
+
+    def read_in_child() -> list[Any]:
+        size = open_image(Image.new("RGB", (3, 2))).size
+        return [size, Image.MAX_IMAGE_PIXELS, image_limit.max_pixels()]
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    reading.wait()
+    try:
+        outcome = in_child(read_in_child)
+    finally:
+        may_end.set()
+        thread.join()
+    assert before is not None
+    assert outcome == Outcome([[3, 2], before, 2 * before], 0)
