@@ -6,11 +6,14 @@ import errno
 import json
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bundles import write_bundle
 from vitdeploy.atomic import staged_folder
 from vitdeploy.bundle import Bundle, check_target, commit
 from vitdeploy.errors import BundleError, OutputError, UsageError
@@ -464,3 +467,16 @@ def test_a_bundle_on_a_full_disk_is_untouched(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     Bundle.open(tmp_path / "out").verify()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("pipe", ["bundle/model.safetensors", "bundle/notes", ".bundle.partial-00000000"])
+def test_an_export_waits_for_no_pipe(tmp_path: Path, pipe: str) -> None:
+    write_bundle(tmp_path)
+    (tmp_path / pipe).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / pipe)
+    places = ["--model", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "bundle")]
+    command = [sys.executable, "-m", "vitdeploy", "export", *places]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    code = 4 if pipe.endswith(".safetensors") else 0
+    assert (done.returncode, done.stderr.count("\n")) == (code, min(code, 1)), done.stderr
+    assert (tmp_path / pipe).is_fifo()
