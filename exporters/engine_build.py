@@ -10,7 +10,7 @@ import traceback
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.atomic import check_writable, write_file
+from vitdeploy.atomic import write_file
 from vitdeploy.engine_options import BATCH, EngineOptions, colons
 from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, check_utf_8
 from vitdeploy.exporters import Exported
@@ -18,6 +18,8 @@ from vitdeploy.exporters.engine_capabilities import CAPABILITIES, check_options,
 from vitdeploy.exporters.engine_progress import make_monitor
 from vitdeploy.exporters.interrupts import interrupts_held
 from vitdeploy.gpu import find_gpu
+from vitdeploy.outputs import check_writable
+from vitdeploy.regular_file import open_regular
 from vitdeploy.specs import Precision
 from vitdeploy.trt_library import (
     LIBRARIES,
@@ -250,8 +252,8 @@ def _add_profiles(builder: Any, config: Any, request: EngineRequest) -> None:
 
 def _use_timing_cache(config: Any, request: EngineRequest) -> None:
     content = b""
-    with contextlib.suppress(FileNotFoundError):
-        content = request.timing_cache.read_bytes()
+    with contextlib.suppress(FileNotFoundError), open_regular(request.timing_cache) as file:
+        content = file.read()
     cache = config.create_timing_cache(content)
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return

@@ -12,6 +12,7 @@ import numpy as np
 
 from vitdeploy.errors import BundleError, DeviceError, OutputError, UnavailableError, UsageError, readable
 from vitdeploy.gpu import find_gpu, find_gpus
+from vitdeploy.outputs import check_outputs
 from vitdeploy.runtimes.base import Runtime, check_options, cuda_index
 from vitdeploy.runtimes.cuda_memory import close_all, on_device
 from vitdeploy.runtimes.engine_cache import KernelCache, own_cache
@@ -175,6 +176,7 @@ class EngineRuntime(Runtime):
         host_code = artifact.options.get("version_compatible") is True
         takes_weights = artifact.options.get("refit") is True
         kept = None
+        check_outputs({"runtime_cache": runtime_cache}, {}, bundle=bundle.path)
         if runtime_cache is None and compiles_on_target(cls.library):
             kept = own_cache(cls.backend, record, cls.library.__version__, gpu)
         options["runtime_cache"] = None if runtime_cache is False else runtime_cache

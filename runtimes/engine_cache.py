@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.atomic import write_file
 from vitdeploy.errors import DeviceError, OutputError, readable
+from vitdeploy.regular_file import open_regular
 from vitdeploy.runtimes.engine_load import last_of
 from vitdeploy.user_cache import user_cache
 
@@ -81,11 +82,11 @@ class KernelCache:
         if self.file is None or not self.file.exists():
             return None
         if self._disposable:
-            with contextlib.suppress(OSError):
-                return self.file.read_bytes()
+            with contextlib.suppress(OSError), open_regular(self.file) as file:
+                return file.read()
             return None
-        with readable(self.file, "a runtime cache"):
-            return self.file.read_bytes()
+        with readable(self.file, "a runtime cache"), open_regular(self.file) as file:
+            return file.read()
 
 
 def own_cache(backend: str, file: FileRecord, version: str, gpu: Gpu) -> Path | None:

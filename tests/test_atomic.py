@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import re
 import shutil
 import signal
 import stat
 import subprocess
 import sys
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vitdeploy import atomic, locks
 from vitdeploy.atomic import exclusive, replace_folder, staged_folder, write_file
 from vitdeploy.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -234,12 +239,128 @@ def test_a_file_is_written_through_links_and_keeps_its_mode(tmp_path: Path) -> N
     assert loop.is_symlink()
 
 
-def test_a_pipe_takes_the_content(tmp_path: Path) -> None:
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with ThreadPoolExecutor(1) as pool:
-        read = pool.submit((tmp_path / "pipe").read_bytes)
-        write_file(tmp_path / "pipe", b"all of it")
-        assert read.result(timeout=10) == b"all of it"
+    for place in (tmp_path / "pipe", Path(os.devnull), tmp_path):
+        with pytest.raises(OutputError):
+            write_file(place, b"content")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
-    write_file(Path(os.devnull), b"nothing")
-    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_the_file_of_a_killed_writer_is_removed_by_the_next(tmp_path: Path) -> None:
+    killed = run_python(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from vitdeploy import atomic
+        atomic.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        atomic.write_file(Path(sys.argv[1]), b"2")
+        """,
+        str(tmp_path / "out"),
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    with atomic._partial_file(tmp_path / "out") as (living, _):  # whose writer is not dead
+        write_file(tmp_path / "out", b"3")
+        assert {path.name for path in tmp_path.iterdir()} == {"out", living.name}
+    assert content(tmp_path) == {"out": "3"}
+
+
+def test_a_file_on_a_full_disk_is_untouched(tmp_path: Path) -> None:
+    limited = run_python(
+        """
+        import resource, sys
+        from pathlib import Path
+        from vitdeploy.atomic import write_file
+        from vitdeploy.errors import OutputError
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        write_file(Path(sys.argv[1]), b"old")
+        try:
+            write_file(Path(sys.argv[1]), bytes(2000))
+        except OutputError:
+            print("refused")
+        """,
+        str(tmp_path / "out"),
+    )
+    assert limited.stdout == "refused\n", limited.stderr
+    assert content(tmp_path) == {"out": "old"}
+
+
+def test_leftovers_of_another_kind_or_user_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f".out.{kind}-0000000{number}" for kind in ("partial", "previous") for number in range(3)]
+    for fifo, file, link in (names[:3], names[3:]):
+        os.mkfifo(tmp_path / fifo)
+        (tmp_path / file).write_text("kept")
+        (tmp_path / link).symlink_to(tmp_path)
+    other = tmp_path / ".out.partial-00000009"
+    other.mkdir()
+    opened = os.open
+
+    def refuse(path: Any, *args: Any, **options: Any) -> int:  # as for another user; a superuser may open everything
+        if Path(path) == other:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    put(tmp_path / "out", x="1")
+    assert {path.name for path in tmp_path.iterdir()} == {*names, other.name, "out"}
+    (tmp_path / names[1]).unlink()
+    write_file(tmp_path / "out" / "x", b"2")
+    assert content(tmp_path / "out") == {"x": "2"}
+
+
+def test_what_cannot_be_moved_back_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    previous = tmp_path / ".out.previous-00000000"
+    previous.mkdir()
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OutputError, match=previous.name):
+        put(tmp_path / "out", x="1")
+    assert [path.name for path in tmp_path.iterdir()] == [previous.name]
+
+
+@pytest.mark.parametrize("write", [put, lambda target: exclusive(target).__enter__()])
+def test_a_lock_that_is_not_released_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None]
+) -> None:
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.2)
+    holder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(OutputError, match=re.escape(str(tmp_path))):
+            write(tmp_path / "out")
+        write_file(tmp_path / "file", b"which needs no lock of its folder")
+    finally:
+        os.close(holder)
+    assert content(tmp_path) == {"file": "which needs no lock of its folder"}
+    put(tmp_path / "out", x="1")
+
+
+def test_pipes_in_a_folder_are_not_waited_for(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "out") as staging:
+        os.mkfifo(staging / "pipe")
+        replace_folder(staging, tmp_path / "out")
+    assert stat.S_ISFIFO((tmp_path / "out" / "pipe").stat().st_mode)
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    leftover = tmp_path / ".out.partial-00000000"
+    leftover.mkdir()
+    put(tmp_path / "out", x="1")
+    write_file(tmp_path / "file", b"1")
+    assert content(tmp_path) == {"out/x": "1", "file": "1"}
+    assert leftover.is_dir()  # nobody knows whether its writer lives
+
+
+def test_names_as_long_as_a_file_system_takes(tmp_path: Path) -> None:
+    write_file(tmp_path / ("a" * 255), b"1")
+    put(tmp_path / ("ä" * 127), x="1")
+    assert len(list(tmp_path.iterdir())) == 2

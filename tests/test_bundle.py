@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from typing import TYPE_CHECKING, Any
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bundles import write_bundle
 from vitdeploy.atomic import staged_folder
 from vitdeploy.bundle import Bundle, check_target, commit
-from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.errors import BundleError, OutputError, UsageError
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.manifest import Artifact, FileRecord, Manifest, Source
 from vitdeploy.specs import AxisRange, PixelFormat, TensorSpec
 from vitdeploy.trt_library import LIBRARIES
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 def write(target: Path, name: str = "onnx/model.onnx", precision: str = "fp32", text: str = "graph") -> Bundle:
     """A bundle of one small artifact, or one more in the bundle that is there."""
     with staged_folder(target) as staging:
-        (staging / name).parent.mkdir()
+        (staging / name).parent.mkdir(exist_ok=True)
         (staging / name).write_bytes(b"\x12" + bytes([len(text)]) + text.encode())  # ModelProto.producer_name
         (staging / "config.json").write_text('{"id2label": {"0": "cat", "1": "dog"}}')
         artifact = Artifact(
@@ -357,3 +360,123 @@ def test_a_bundle_is_not_around_the_working_directory(
     with pytest.raises(UsageError, match="must not be the working directory, nor around it"):
         check_target(tmp_path / "out")
     check_target(tmp_path / "out" / "below" / "other")
+
+
+def test_a_bundle_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("stored")
+    for name, precision in (("onnx/model.onnx", "fp32"), ("onnx/model_int8.onnx", "int8")):
+        write(tmp_path / "out", name, precision)
+    assert (tmp_path / "out").readlink() == Path("stored")
+    bundle = Bundle.open(tmp_path / "stored")
+    bundle.verify()
+    assert [artifact.name for artifact in bundle.manifest.artifacts] == ["onnx-fp32", "onnx-int8"]
+
+
+def stored_elsewhere(tmp_path: Path, *, absolute: bool) -> Path:
+    """A bundle whose graphs are in another folder, to which its own is a link."""
+    write(tmp_path / "out")
+    (tmp_path / "out" / "onnx").rename(tmp_path / "stored")
+    (tmp_path / "stored" / "mine").mkdir()
+    (tmp_path / "stored" / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "out" / "onnx").symlink_to(tmp_path / "stored" if absolute else "../stored")
+    Bundle.open(tmp_path / "out").verify()
+    return tmp_path / "stored"
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_folder_that_is_a_link_loses_nothing(tmp_path: Path, absolute: bool) -> None:
+    stored = stored_elsewhere(tmp_path, absolute=absolute)
+    before = sorted(stored.rglob("*"))
+    write(tmp_path / "out", "onnx/model_int8.onnx", "int8")
+    write(tmp_path / "out", "torchscript/model.pt", "bf16")
+    bundle = Bundle.open(tmp_path / "out")
+    bundle.verify()
+    assert [artifact.name for artifact in bundle.manifest.artifacts] == ["onnx-bf16", "onnx-fp32", "onnx-int8"]
+    assert (tmp_path / "out" / "onnx" / "mine" / "notes.txt").read_text() == "mine"
+    assert sorted(stored.rglob("*")) == before  # nothing is written through a link
+    write(tmp_path / "out", "onnx/model.onnx", text="new")
+    assert (stored / "model.onnx").read_text() == "graph"
+    assert (tmp_path / "out" / "onnx" / "model.onnx").read_text() == "new"
+    Bundle.open(tmp_path / "out").verify()
+
+
+def test_a_folder_that_is_a_link_stays_one_where_nothing_is_written(tmp_path: Path) -> None:
+    stored_elsewhere(tmp_path, absolute=False)
+    write(tmp_path / "out", "torchscript/model.pt", "bf16")
+    assert (tmp_path / "out" / "onnx").readlink() == Path("../stored")
+    Bundle.open(tmp_path / "out").verify()
+
+
+def test_a_file_that_is_a_link_out_of_the_bundle_stays_one(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    for name in ("config.json", "onnx/model.onnx"):
+        (tmp_path / "out" / name).rename(tmp_path / "blob")
+        (tmp_path / "out" / name).symlink_to(tmp_path / "blob")
+        write(tmp_path / "out", "onnx/model_int8.onnx", "int8")
+        bundle = Bundle.open(tmp_path / "out")
+        bundle.verify()
+        assert (tmp_path / "out" / name).is_symlink() == (name != "config.json")  # which the export writes
+    write(tmp_path / "out", text="new")
+    assert (tmp_path / "blob").read_text() == "graph"
+
+
+def test_a_link_to_a_file_of_the_bundle_outlives_it(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    write(tmp_path / "out", "onnx/model_int8.onnx", "int8")
+    (tmp_path / "out" / "onnx" / "model_int8.onnx").unlink()
+    (tmp_path / "out" / "onnx" / "model_int8.onnx").symlink_to("model.onnx")  # which has the same bytes
+    write(tmp_path / "out", text="new")
+    Bundle.open(tmp_path / "out").verify()
+
+
+@pytest.mark.parametrize("name", ["onnx/model_int8.onnx", "onnx"])
+def test_a_file_that_the_manifest_does_not_name_is_not_replaced(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "out", "other/model.onnx")
+    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(UsageError, match=name):
+        write(tmp_path / "out", "onnx/model_int8.onnx", "int8")
+    assert (tmp_path / "out" / name).read_text() == "mine"
+    Bundle.open(tmp_path / "out").verify()
+
+
+def test_a_pipe_that_is_no_part_of_the_bundle_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "out")
+    os.mkfifo(tmp_path / "out" / "pipe")
+    write(tmp_path / "out", "onnx/model_int8.onnx", "int8")
+    assert (tmp_path / "out" / "pipe").is_fifo()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)  # as on a file system without hard links
+    with pytest.raises(OutputError, match="pipe"):
+        write(tmp_path / "out", "onnx/model_bf16.onnx", "bf16")
+    (tmp_path / "out" / "pipe").unlink()
+    write(tmp_path / "out", "onnx/model_bf16.onnx", "bf16").verify()
+
+
+def test_a_bundle_on_a_full_disk_is_untouched(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OutputError):
+            write(tmp_path / "out", text="x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    Bundle.open(tmp_path / "out").verify()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("pipe", ["bundle/model.safetensors", "bundle/notes", ".bundle.partial-00000000"])
+def test_an_export_waits_for_no_pipe(tmp_path: Path, pipe: str) -> None:
+    write_bundle(tmp_path)
+    (tmp_path / pipe).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / pipe)
+    places = ["--model", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "bundle")]
+    command = [sys.executable, "-m", "vitdeploy", "export", *places]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    code = 4 if pipe.endswith(".safetensors") else 0
+    assert (done.returncode, done.stderr.count("\n")) == (code, min(code, 1)), done.stderr
+    assert (tmp_path / pipe).is_fifo()

@@ -19,10 +19,11 @@ from vitdeploy.assess.proof import Observer, prove, reference_outputs, reference
 from vitdeploy.assess.quantization import Quantization, QuantizationRequest
 from vitdeploy.atomic import staged_folder
 from vitdeploy.bundle import Bundle, check_same_model, check_target, commit
-from vitdeploy.errors import CheckpointError, UsageError
+from vitdeploy.errors import CheckpointError, UsageError, readable
 from vitdeploy.export_arguments import axes_of
 from vitdeploy.exporters import EXPORTERS, export_function
 from vitdeploy.manifest import MANIFEST, Artifact, FileRecord, Manifest
+from vitdeploy.regular_file import open_regular
 from vitdeploy.runtimes import open_recorded
 
 if TYPE_CHECKING:
@@ -199,8 +200,11 @@ def _check_added_to(bundle: Bundle, name: str, target: str | None, checkpoint: C
     task = str(checkpoint.model.task)
     check_same_model(bundle, files, task)
     saved = bundle.path / _WEIGHTS
-    if saved.exists() and not is_saved(checkpoint.model, saved):
-        check_same_model(bundle, files | {_WEIGHTS: "other"}, task)
+    if saved.exists():
+        with readable(saved, "the weights of the bundle"):
+            open_regular(saved).close()  # the library would wait for whoever writes to a pipe
+        if not is_saved(checkpoint.model, saved):
+            check_same_model(bundle, files | {_WEIGHTS: "other"}, task)
     for artifact in bundle.manifest.artifacts:
         other = artifact.options.get("target")
         if artifact.name == name and None not in (target, other) and other != target:

@@ -8,15 +8,14 @@ import functools
 import hashlib
 import inspect
 import json
-import os
-import shutil
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from vitdeploy.atomic import exclusive, replace_folder
+from vitdeploy.atomic import exclusive, replace_folder, sync
 from vitdeploy.errors import BundleChangedError, BundleError, UsageError, VitDeployError
 from vitdeploy.external_data import external_names
 from vitdeploy.file_kinds import PROCESSOR_CONFIGS
+from vitdeploy.kept_files import KeptFiles
 from vitdeploy.labels import class_names
 from vitdeploy.manifest import CONFIG, MANIFEST, NOT_RECORDED, Artifact, FileRecord, Manifest
 from vitdeploy.opened import FileChangedError, FileDiffersError, VerifiedFile
@@ -25,6 +24,7 @@ from vitdeploy.scores import ProblemType, problem_type_of
 from vitdeploy.specs import PixelStage
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from vitdeploy.opened import OpenedFile
@@ -296,7 +296,11 @@ def check_target(target: Path) -> None:
                 f"a bundle must not be the working directory, nor around it, since its folder is replaced: got "
                 f"{target}; cd out of it, and name it from there"
             )
-    if not (target / MANIFEST).exists() and any(target.iterdir()):
+    try:
+        is_free = (target / MANIFEST).exists() or not any(target.iterdir())
+    except OSError as exc:
+        raise UsageError(f"{target} cannot be read: {exc.strerror}; choose another output") from exc
+    if not is_free:
         raise UsageError(f"{target} must be empty or a bundle, holds other files; choose another output")
 
 
@@ -304,7 +308,7 @@ def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifa
     """Make `staging`, the content of a bundle with one artifact, take the place of `target`.
 
     Artifacts and other files that `target` has already are kept; an artifact of the same format and precision is
-    replaced.
+    replaced. See `vitdeploy.kept_files` for links.
 
     Args:
         staging: a folder with every file that `manifest` names.
@@ -317,6 +321,8 @@ def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifa
         UsageError: `target` holds another model, or files that are no bundle.
         OSError: a file cannot be written; `target` is as it was.
     """
+    target = target.resolve()
+    sync(staging)  # which may take long: not while others wait
     with exclusive(target):
         check_target(target)
         old = Bundle.open(target) if made_from is not None or (target / MANIFEST).exists() else None
@@ -362,27 +368,12 @@ def _with_existing(staging: Path, old: Bundle, new: Manifest) -> Manifest:
     names = {artifact.name for artifact in new.artifacts}
     replaced = [artifact for artifact in old.manifest.artifacts if artifact.name in names]
     kept = [artifact for artifact in old.manifest.artifacts if artifact.name not in names]
-    dropped = {record.path for artifact in replaced for record in artifact.files} | {MANIFEST}
-
-    def not_kept(folder: str, names: list[str]) -> list[str]:
-        paths = {name: Path(folder, name).relative_to(old.path) for name in names}
-        return [
-            name
-            for name, path in paths.items()
-            if path.as_posix() in dropped or ((staging / path).exists() and not (staging / path).is_dir())
-        ]
-
-    shutil.copytree(old.path, staging, symlinks=True, ignore=not_kept, copy_function=link, dirs_exist_ok=True)
+    dropped = {MANIFEST, *(record.path for artifact in replaced for record in artifact.files)}
+    records = (*old.manifest.files, *(record for artifact in kept for record in artifact.files))
+    named = dropped.union(record.path for record in records)
+    KeptFiles(old.path, staging, named, dropped).take()
     artifacts = sorted((*kept, *new.artifacts), key=lambda artifact: artifact.name)
     return dataclasses.replace(new, artifacts=tuple(artifacts))
-
-
-def link(source: str | Path, target: str | Path) -> None:
-    """Give a file a second name, or a copy where the filesystem has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:  # a filesystem without hard links
-        shutil.copy2(source, target)
 
 
 def _check_external_data(artifact: Artifact, model: VerifiedFile) -> None:

@@ -14,6 +14,7 @@ from vitdeploy.assess.report import Report, source_of
 from vitdeploy.assess.shown_images import first_of_each_class, worst_images
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.errors import UnavailableError
+from vitdeploy.outputs import check_writable
 from vitdeploy.workflow import export
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def run_demo(output: str | os.PathLike[str], *, on_step: Callable[[str], None] =
     from vitdeploy.assess.page import write_html  # its libraries are those of an extra
 
     start = time.perf_counter()
+    path = Path(output, "report.html")
+    check_writable(path)
     images = held_out_images()
     selected = [f"{name}:fp32" for name in BACKENDS]
     bundle = export(default_checkpoint(), output=Path(output, "bundle"), images=images, on_step=on_step)
@@ -93,6 +96,5 @@ def run_demo(output: str | os.PathLike[str], *, on_step: Callable[[str], None] =
         benchmark=times,
         samples={"One image of each class": first_of_each_class(evaluation), **worst_images(evaluation)},
     )
-    path = Path(output, "report.html")
     write_html(path, report)
     return DemoResult(bundle.path, path, report, comparison, evaluation, times, time.perf_counter() - start)

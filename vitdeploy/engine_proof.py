@@ -195,7 +195,7 @@ def _written(bundle: Bundle, proven: Artifact) -> Bundle:
             raise BundleError(f"{bundle.path} must still have the {proven.name} that was run; run it again")
         artifacts = tuple(proven if each.name == proven.name else each for each in now.manifest.artifacts)
         manifest = dataclasses.replace(now.manifest, artifacts=artifacts)
-        write_file(bundle.path / MANIFEST, manifest.to_json().encode())
+        write_file(bundle.path / MANIFEST, manifest.to_json().encode(), follow_link=False)
     return Bundle(bundle.path, manifest)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vitdeploy import __version__
 from vitdeploy.atomic import staged_folder
-from vitdeploy.bundle import Bundle, check_target, commit, link
+from vitdeploy.bundle import Bundle, check_target, commit
 from vitdeploy.engine_options import EngineOptions, reach
 from vitdeploy.engine_proof import NOT_RUN, ProofRequest, open_engine, pending, prove_engine
 from vitdeploy.errors import (
@@ -23,7 +23,9 @@ from vitdeploy.errors import (
 )
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.gpu import find_gpu
+from vitdeploy.kept_files import link
 from vitdeploy.manifest import Artifact, FileRecord
+from vitdeploy.outputs import check_outputs
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
@@ -76,6 +78,9 @@ def add_engine(
     path = bundle.path.resolve()
     name = f"{to}-{precision}"
     cache = path.with_name(f"{path.name}.{to}.timing-cache")
+    log = path.with_name(f"{path.name}.{name}.log")
+    timing_cache = cache if options.timing_cache is None else Path(options.timing_cache)
+    check_outputs({"the builder's log": log, "the timing cache": timing_cache}, {}, bundle=path)
     on_step(f"building {to} {precision}")
     build = load_target(exporter.target, f"exporting to {to}", "export")
     with staged_folder(path) as staging, contextlib.ExitStack() as stack:
@@ -88,8 +93,8 @@ def add_engine(
             outputs=source.outputs,
             profiles=profiles,
             options=options,
-            timing_cache=cache if options.timing_cache is None else Path(options.timing_cache),
-            log=path.with_name(f"{path.name}.{name}.log"),
+            timing_cache=timing_cache,
+            log=log,
             on_progress=on_progress,
         )
         built = build(request, staging, f"{to}/model_{precision}.engine")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vitdeploy.atomic import check_takes_files
 from vitdeploy.bundle import check_target
 from vitdeploy.errors import OutputError, UsageError, first_line
 from vitdeploy.hub import local_path
@@ -116,10 +117,8 @@ def _check_writable(place: Path) -> None:
     """Raise OutputError where the folder cannot be made or replaced, UsageError where it is below a file."""
     try:
         parent = next(parent for parent in place.parents if parent.exists())
-        good = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+        if not parent.is_dir():
+            raise UsageError(f"{place} cannot be a folder, since {parent} is a file; choose another output")
+        check_takes_files(parent)
     except OSError as exc:
         raise OutputError(f"{place} cannot be written: {first_line(exc)}; choose another output") from exc
-    if not parent.is_dir():
-        raise UsageError(f"{place} cannot be a folder, since {parent} is a file; choose another output")
-    if not good:
-        raise OutputError(f"{place} cannot be written: {parent} is not writable; choose another output")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy import __version__
 from vitdeploy.assess.inspection import artifact_named
-from vitdeploy.atomic import exclusive, replace_folder, staged_folder
+from vitdeploy.atomic import exclusive, replace_folder, staged_folder, sync
 from vitdeploy.bundle import Bundle, check_target, retry_if_changed
 from vitdeploy.engine_options import EngineOptions
 from vitdeploy.engine_proof import is_pending
@@ -114,6 +114,7 @@ def write_triton_model(
             stack.close()  # which checks that the copies are of what was verified
             if labels is not None:
                 (staging / LABELS).write_bytes(labels.encode())
+            sync(staging)  # which may take long: not while others wait
             with exclusive(target):
                 _check_target(target)
                 replace_folder(staging, target)

@@ -34,6 +34,7 @@ from vitdeploy.export_place import place_of
 from vitdeploy.exporters import EXPORTERS, export_function, find_exporter, quantization_target
 from vitdeploy.exporters.engine_build import check_request
 from vitdeploy.manifest import MANIFEST
+from vitdeploy.outputs import check_outputs
 from vitdeploy.processor_options import ProcessorOptions
 from vitdeploy.specs import ExportSpec, Precision, Task
 
@@ -262,6 +263,17 @@ def export(
         smooth_quant="auto" if smooth_quant is None else smooth_quant,
     )
     of_task = task_of(task)
+    check_outputs(
+        {"timing_cache": None if engine is None else engine.timing_cache},
+        {
+            "the checkpoint": model,
+            "images": images,
+            "calibration_data": calibration_data,
+            "accuracy_data": accuracy_data,
+            "the image processor": None if processor is None else processor.source,
+        },
+        bundle=output,
+    )
     if asked != to:
         engine = engine or EngineOptions()
         with contextlib.suppress(UnavailableError):  # which is told when the ONNX artifact is made, and kept

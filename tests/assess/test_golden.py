@@ -187,7 +187,7 @@ def test_outputs_of_another_shape_are_the_file_s_fault(bundle: Bundle) -> None:
 
 def test_it_is_written_whole_or_not_at_all(bundle: Bundle, golden: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match="could not be written"):
+    with pytest.raises(OutputError):
         compare(bundle, save_golden=tmp_path / "file" / "golden.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

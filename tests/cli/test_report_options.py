@@ -104,15 +104,15 @@ def test_a_file_that_may_not_be_read_is_no_matter_of_usage(
 @pytest.mark.parametrize(
     ("report", "problem"),
     [
-        ("bundle/manifest.json", "is of bundle"),
-        ("bundle/page.md", "is of bundle"),
-        ("data/0/1.png", "is of data"),
-        ("data/0/1.AVIF", "is of data"),
-        ("data/labels.tsv", "is of data"),
-        ("baseline.json", "is of baseline"),
-        ("./rules.toml", "is of rules"),
-        ("link", "is of baseline"),
-        ("page.xml", "is of --junit"),
+        ("bundle/manifest.json", "the bundle bundle"),
+        ("bundle/page.md", "the bundle bundle"),
+        ("data/0/1.png", "--data data"),
+        ("data/0/1.AVIF", "--data data"),
+        ("data/labels.tsv", "--data data"),
+        ("baseline.json", "--baseline baseline.json"),
+        ("./rules.toml", "--rules rules.toml"),
+        ("link", "--baseline baseline.json"),
+        ("page.xml", "--junit"),
     ],
 )
 def test_a_report_overwrites_nothing_of_the_command(
@@ -124,7 +124,7 @@ def test_a_report_overwrites_nothing_of_the_command(
     (tmp_path / "link").symlink_to("baseline.json")
     held = ("--data", "data", "--baseline", "baseline.json", "--rules", "rules.toml", "--junit", "page.xml")
     code, _, err = run(capsys, "gate", "bundle", *held, "--markdown", report)
-    assert (code, "must name a file of its own" in err, problem in err or report == "page.xml") == (2, True, True), err
+    assert (code, problem in err, err.count("\n")) == (2, True, 1), err
     assert (tmp_path / "baseline.json").read_text() == "kept"
     assert run(capsys, "gate", "bundle", *held, "--markdown", "data/summary.md")[0] == 4  # there is no bundle
 

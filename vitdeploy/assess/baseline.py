@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy import __version__
-from vitdeploy.atomic import write_file
 from vitdeploy.errors import InputError
 from vitdeploy.manifest import CONFIG
+from vitdeploy.outputs import write_output
 from vitdeploy.regular_file import read_regular
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Baseline:
             OutputError: it cannot be written.
         """
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
-        write_file(Path(path), (text + "\n").encode("utf-8", "backslashreplace"))  # a file name may be no UTF-8
+        write_output(Path(path), (text + "\n").encode("utf-8", "backslashreplace"))  # a file name may be no UTF-8
 
     def to_dict(self) -> dict[str, Any]:
         return {

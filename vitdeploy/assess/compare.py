@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ from vitdeploy.assess.verdicts import ByResult, Verdict
 from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import DeviceError, UnavailableError, UsageError
 from vitdeploy.gpu import find_gpus
+from vitdeploy.outputs import check_outputs, check_writable
 from vitdeploy.predictor import batch_size_for, check_fit, load_processor
 from vitdeploy.runtimes import open_recorded, runtime_class
 from vitdeploy.runtimes.base import parse_device
@@ -223,6 +225,9 @@ def compare(
         raise UsageError(f"{bundle.path} must hold an artifact to compare, holds none; make one: vitdeploy export")
     if golden is not None and save_golden is not None:
         raise UsageError(f"compare saves golden outputs or compares with them, got both: {save_golden} and {golden}")
+    check_outputs({"save_golden": save_golden}, {"images": images}, bundle=bundle.path)
+    if save_golden is not None:
+        check_writable(Path(save_golden))
     processor, problem_type = load_processor(bundle), bundle.problem_type
     chosen_sources = chosen_images(processor, images)
     sources = chosen_sources.images

@@ -19,6 +19,7 @@ from vitdeploy.assess.selection import REFERENCE, select
 from vitdeploy.assess.workfile import WorkFile
 from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import UsageError
+from vitdeploy.outputs import check_outputs
 from vitdeploy.predictor import check_batch_size, load_processor
 from vitdeploy.scores import ProblemType
 from vitdeploy.specs import Precision, Task
@@ -224,6 +225,8 @@ def evaluate(
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     check_batch_size(batch_size)
+    source = data.source if isinstance(data, LabelledData) else data
+    check_outputs({"resume": resume}, {"data": source}, bundle=bundle.path)
     labels, processor = single_labels(bundle, "evaluate"), load_processor(bundle)
     selection = select(bundle, backends)
     if isinstance(data, LabelledData):

@@ -17,6 +17,7 @@ from vitdeploy.assess.vector_run import images_sha256
 from vitdeploy.assess.verdicts import Verdict, overall
 from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import InputError, UsageError, readable
+from vitdeploy.outputs import check_outputs, check_writable
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ def _prepare(
     backends: Sequence[str] | None,
 ) -> _Prepared:
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    source_of_rules = rules
     if rules is None:
         rules = GateRules()
     elif not isinstance(rules, GateRules):
@@ -224,6 +226,9 @@ def _prepare(
             f"update makes a baseline of every backend, got {', '.join(backends)} alone; leave --backend out"
         )
     file = None if baseline is None else Path(baseline)
+    if file is not None and update:
+        check_outputs({"baseline": file}, {"data": data, "rules": source_of_rules}, bundle=bundle.path)
+        check_writable(file)
     accepted = None if file is None or (update and not _exists(file)) else Baseline.read(file)
     images: LabelledData | ImageSet
     if bundle.manifest.task == Task.CLASSIFICATION:

@@ -19,9 +19,9 @@ from numpy.lib import format as npy
 
 from vitdeploy import __version__
 from vitdeploy.assess.selection import artifacts
-from vitdeploy.atomic import write_file
 from vitdeploy.errors import InputError, UsageError, first_line
 from vitdeploy.exhaustion import check_exhaustion
+from vitdeploy.outputs import write_output
 from vitdeploy.regular_file import open_regular
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Golden:
         arrays[_HEADER] = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
         file = io.BytesIO()
         np.savez(file, **arrays)
-        write_file(Path(path), file.getvalue())
+        write_output(Path(path), file.getvalue())
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Golden:

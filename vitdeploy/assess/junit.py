@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET  # written alone, never parsed
 
 from vitdeploy.assess.verdicts import writable
-from vitdeploy.atomic import write_file
+from vitdeploy.assess.written import write_result
 
 if TYPE_CHECKING:
     import os
@@ -49,6 +48,7 @@ def write_junit(path: str | os.PathLike[str], result: Judged) -> None:
     """Write `junit`; a file that exists is replaced whole or not at all.
 
     Raises:
+        UsageError: it is part of what the result is of.
         OutputError: it cannot be written.
     """
-    write_file(Path(path), junit(result))
+    write_result(path, junit(result), result)

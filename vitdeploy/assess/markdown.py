@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import html
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitdeploy.assess.figures import Tabled
 from vitdeploy.assess.verdicts import writable
-from vitdeploy.atomic import write_file
+from vitdeploy.assess.written import write_result
 
 if TYPE_CHECKING:
     import os
@@ -34,9 +33,10 @@ def write_markdown(path: str | os.PathLike[str], result: Judged | Tabled) -> Non
     """Write `markdown`; a file that exists is replaced whole or not at all.
 
     Raises:
+        UsageError: it is part of what the result is of.
         OutputError: it cannot be written.
     """
-    write_file(Path(path), markdown(result).encode())
+    write_result(path, markdown(result).encode(), result)
 
 
 def _verdicts(result: Judged) -> list[str]:

@@ -10,7 +10,7 @@ from vitdeploy.assess.pictures import picture_of
 from vitdeploy.assess.plots import accuracy_plot, calibration_plot, latency_plot, layers_plot, sensitivity_plot
 from vitdeploy.assess.report import Report, report_of
 from vitdeploy.assess.verdicts import writable
-from vitdeploy.atomic import write_file
+from vitdeploy.assess.written import write_result
 from vitdeploy.errors import MissingDependencyError
 
 try:
@@ -31,11 +31,12 @@ def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
     An image that cannot be read any more is named in its place.
 
     Raises:
-        UsageError: it is no result of an assessment.
+        UsageError: it is no result of an assessment, or the file is part of what the result is of.
         OutputError: the file cannot be written; the one before is untouched.
     """
     report = result if isinstance(result, Report) else report_of(result)
-    write_file(Path(path), writable(_render(report)).encode())
+    parts = (report.gate, report.comparison, report.layers, report.sensitivity, report.evaluation, report.benchmark)
+    write_result(path, writable(_render(report)).encode(), *(part for part in parts if part is not None))
 
 
 def _render(report: Report) -> str:

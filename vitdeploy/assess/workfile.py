@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.atomic import fsync
 from vitdeploy.errors import InputError, OutputError
-
-try:
-    import fcntl
-except ImportError:  # not POSIX: two processes with one file are then not kept apart
-    fcntl = None  # type: ignore[assignment]
+from vitdeploy.locks import take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
 _SYNC_S = 5.0  # between two waits for the disk, which can each take longer than a batch
 
 
@@ -50,14 +48,14 @@ class WorkFile:
         self._synced = time.monotonic()
         line = json.dumps(header, allow_nan=False).encode() + b"\n"
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._descriptor = os.open(self._path, _OPEN, 0o666)
         except OSError as exc:
             raise OutputError(f"{path} must be a file that can be written: {exc.strerror}") from exc
         try:
-            if not self._path.is_file():
-                raise self._not_ours("it is no file")
+            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                raise self._not_ours("it is no regular file")
             self._lock()
-            content = self._path.read_bytes()
+            content = self._content()
             if line.startswith(content):  # nothing, or a header that was cut short
                 os.ftruncate(self._descriptor, 0)
                 self._write(line)
@@ -101,11 +99,12 @@ class WorkFile:
         self.close()
 
     def _lock(self) -> None:
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as exc:
-                raise self._not_ours("another process is writing it") from exc
+        if take(self._descriptor) is False:
+            raise self._not_ours("another process is writing it")
+
+    def _content(self) -> bytes:
+        with open(self._descriptor, "rb", closefd=False) as file:
+            return file.read()
 
     def _write(self, line: bytes) -> None:
         while line:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import stat
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.atomic import check_writable
 from vitdeploy.cli.output import PATH
-from vitdeploy.errors import OutputError, UsageError
+from vitdeploy.errors import OutputError
+from vitdeploy.outputs import check_outputs, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# Arguments of commands that name a file or a folder.
-_FILES = ("bundle", "data", "images", "baseline", "rules", "resume", "golden", "save_golden")
+# Arguments of commands that name what is read, and files that are written; a baseline is either.
+_INPUTS = ("data", "images", "rules", "golden")
+_OUTPUTS = ("resume", "save_golden")
 _REPORTS = {
     "html": ("vitdeploy.assess.page:write_html", "Write a page that holds everything it shows, for a browser."),
     "markdown": ("vitdeploy.assess.markdown:write_markdown", "Write the outcome in Markdown, for a job's summary."),
@@ -65,9 +69,9 @@ class Reports:
         for name, path in self.asked.items():
             if not path:
                 raise OutputError(f"--{name} must be a file that can be written, is empty; name one")
+        _check_files(self.asked, arguments)
+        for name, path in self.asked.items():
             check_writable(Path(path))
-            others = {f"--{other}": each for other, each in self.asked.items() if other != name}
-            _check_apart(f"--{name}", Path(path), others, arguments)
             module, function = _REPORTS[name][0].split(":")
             self._writers[name] = getattr(importlib.import_module(module), function)
 
@@ -81,17 +85,29 @@ class Reports:
             self._writers[name](path, result)
 
 
-def _check_apart(name: str, path: Path, reports: Mapping[str, str], arguments: Mapping[str, Any]) -> None:
-    """Refuse a place where a report would destroy what the command reads or writes."""
-    from vitdeploy.assess.dataset import SEPARATORS
-    from vitdeploy.assess.folder_listing import PARQUET
-    from vitdeploy.image_formats import image_endings
+def _check_files(reports: Mapping[str, str], arguments: Mapping[str, Any]) -> None:
+    """Refuse places where an output would destroy what the command reads, or another output."""
+    written = (*_OUTPUTS, *(["baseline"] if arguments.get("update") else []))
+    read = (*_INPUTS, *([] if arguments.get("update") else ["baseline"]))
+    check_outputs(
+        {
+            **{f"--{name}": path for name, path in reports.items()},
+            **{_typed(name): arguments.get(name) for name in written},
+            "standard output": _standard_output() if reports else None,
+        },
+        {_typed(name): arguments.get(name) for name in read},
+        bundle=arguments.get("bundle"),
+    )
 
-    given = {argument: arguments[argument] for argument in _FILES if arguments.get(argument) is not None}
-    target = path.resolve()
-    endings = {*image_endings(), *SEPARATORS, PARQUET}
-    for other, place in {**given, **reports}.items():
-        taken = Path(place).resolve()
-        is_data = other in ("data", "images") and target.suffix.lower() in endings
-        if target == taken or (taken in target.parents and (other == "bundle" or is_data)):
-            raise UsageError(f"{name} must name a file of its own, {path} is of {other.replace('_', '-')} {place}")
+
+def _typed(argument: str) -> str:
+    return f"--{argument.replace('_', '-')}"
+
+
+def _standard_output() -> str | None:
+    """Its path, where it goes into a file, which a report must not replace."""
+    try:
+        is_file = sys.stdout is not None and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
+    except (OSError, ValueError):  # there is none, or another program's object stands for it
+        return None
+    return "/dev/stdout" if is_file and Path("/dev/stdout").exists() else None
