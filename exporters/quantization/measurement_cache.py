@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vitdeploy.atomic import write_file
 from vitdeploy.errors import OutputError
+from vitdeploy.regular_file import open_regular
 from vitdeploy.user_cache import user_cache
 
 if TYPE_CHECKING:
@@ -37,15 +38,16 @@ class MeasurementCache:
     def read(self) -> bytes | None:
         """The content; None where there is none, or it is damaged."""
         try:
-            if not self.path.is_file():
-                return None
-            checksum, _, content = self.path.read_bytes().partition(b"\n")
+            with open_regular(self.path) as file:
+                checksum, _, content = file.read().partition(b"\n")
         except OSError:
             return None
         return content if checksum == self._checksum(content) else None
 
     def write(self, content: bytes) -> None:
-        """Keep it, whole or not at all."""
+        """Keep it, whole or not at all; nothing is written to what is no file, such as a pipe that nobody reads."""
+        if self.path.exists() and not self.path.is_file():
+            return
         with contextlib.suppress(OutputError):  # a full or read-only disk costs time alone
             write_file(self.path, self._checksum(content) + b"\n" + content)
 

@@ -278,6 +278,6 @@ def _check(out: str) -> str | None:
     images = found["images"]
     for result in found["results"]:
         right, total = result["top1"]["correct"], result["top1"]["total"]
-        if not 1 <= images <= 6 or total != images or not 0 <= right <= total:
+        if not 1 <= images <= 12 or total != images or not 0 <= right <= total:
             return f"{images} images, {right} of {total} are right"
     return None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 2 << 30  # that one input may add to the process
 MOST_SECONDS = 30.0  # for one input; on a quiet machine the slowest takes about two
-_START_S = 300.0  # a class is imported and set up with its first input
+_START_S = 90.0  # a class is imported and set up with its first input
 _REAL_S = 180.0
 _LOOK_S = 0.05
 _TESTS, _ROOT = Path(__file__).parents[1], Path(__file__).parents[2]

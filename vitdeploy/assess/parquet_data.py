@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitdeploy.errors import ImageError, InputError, first_line
+from vitdeploy.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,7 +66,7 @@ def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) 
     class_names: list[tuple[str, ...] | None] = []
     for path in files:
         try:
-            with pq.ParquetFile(path) as file:
+            with open_regular(path) as opened, pq.ParquetFile(opened) as file:  # whose paths must be UTF-8
                 schema, metadata = file.schema_arrow, file.metadata
                 image = _image_column(path, schema)
                 if labelled:
@@ -124,7 +125,7 @@ class _RowGroups:
 
     def _read(self, group: _Group) -> Any:
         try:
-            with pq.ParquetFile(group.path) as file:
+            with open_regular(group.path) as opened, pq.ParquetFile(opened) as file:
                 return file.read_row_group(group.index, columns=[group.column]).column(0)
         except (OSError, pa.ArrowException) as exc:
             raise ImageError(f"cannot read the images of {str(group.path)!r}: {first_line(exc)}") from exc
