@@ -98,4 +98,6 @@ def load_module(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModul
         raise DeviceError(f"{path} must load on {device}: {first_line(exc)}") from exc
     except RuntimeError as exc:
         raise BundleError(f"{path} must be a file that torch {torch.__version__} loads: {first_line(exc)}") from exc
+    except UnicodeDecodeError as exc:  # torch quotes bytes of a damaged file in a message that is then no text
+        raise BundleError(f"{path} must be a file that torch {torch.__version__} loads: it is damaged") from exc
     return model, extra[SIGNATURE_FILE]
