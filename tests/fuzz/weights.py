@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -250,7 +251,9 @@ class TorchFiles:
             "large": lambda: torch.zeros(10**6),
         }
         kind = choose(rng, sorted(kinds))
-        tensors[name] = kinds[kind]()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, that it is about to change or drop some of these
+            tensors[name] = kinds[kind]()
         return f"tensor: {kind}", _saved(tensors)
 
     def _odd_pickle(self, rng: np.random.Generator, ran: Path) -> tuple[str, bytes]:
