@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 ORT_DI
 TENSORRT := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),10 11)
 BENCHMARKS := processor export predict_overhead pixels evaluate int8 accuracy_bound attention dynamic_size engines
 
-.PHONY: demo test check chromium format bench bench-large golden triton-schema gpu-check clean
+.PHONY: demo test check chromium format fuzz bench bench-large golden triton-schema gpu-check clean
 
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
@@ -32,6 +32,12 @@ chromium:  ## Debian's browser, for the tests of the HTML report; where it canno
 format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+COUNT ?= 5000
+SEED ?= 0
+fuzz: .venv/.dev  ## COUNT bad inputs of each class, or of CLASS, drawn from SEED; INDEX=n makes one again. Failures: build/fuzz
+	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m fuzz --count $(COUNT) --seed $(SEED) \
+		$(if $(CLASS),--class $(CLASS)) $(if $(INDEX),--index $(INDEX))
 
 bench: .venv/.dev $(ENVS)/optimum/.done $(ENVS)/openvino/.done  ## record results and rewrite the tables of benchmarks/README.md
 	for name in $(BENCHMARKS); do \

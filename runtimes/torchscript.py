@@ -122,4 +122,6 @@ def load_module(source: str | Path | OpenedFile, device: torch.device) -> tuple[
         raise BundleError(
             f"{path} must be a file that torch {torch.__version__} loads: {file.named(first_line(exc))}"
         ) from exc
+    except UnicodeDecodeError as exc:  # torch quotes bytes of a damaged file in a message that is then no text
+        raise BundleError(f"{path} must be a file that torch {torch.__version__} loads: it is damaged") from exc
     return model, extra[SIGNATURE_FILE]

@@ -362,6 +362,7 @@ def test_another_size_keeps_the_share_of_the_crop(
         ({"image_std": [0.5]}, "'image_std' has 1 number"),
         ({"image_mean": [0.5, 0.5, "0.5"]}, "'image_mean' must be a number, got '0.5'"),
         ({"image_std": [0.5, 0, 0.5]}, "'image_std' must not be zero"),
+        ({"image_std": [0.5, 1e-320, 0.5]}, "float32"),
     ],
 )
 def test_settings_that_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

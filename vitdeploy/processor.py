@@ -75,6 +75,13 @@ class ImageProcessor:
             )
         if 0 in self.image_std:
             raise UsageError(f"'image_std' must not be zero, got {self.image_std}")
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(self._tables).all()
+        if not finite:
+            raise UsageError(
+                f"'rescale_factor' {self.rescale_factor}, 'image_mean' {self.image_mean} and 'image_std' "
+                f"{self.image_std} give pixels that float32 cannot hold; check these numbers"
+            )
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], *, num_channels: int | None = None) -> ImageProcessor:

@@ -45,7 +45,9 @@ class MeasurementCache:
         return content if checksum == self._checksum(content) else None
 
     def write(self, content: bytes) -> None:
-        """Keep it, whole or not at all."""
+        """Keep it, whole or not at all; nothing is written to what is no file, such as a pipe that nobody reads."""
+        if self.path.exists() and not self.path.is_file():
+            return
         with contextlib.suppress(OutputError):  # a full or read-only disk costs time alone
             write_file(self.path, self._checksum(content) + b"\n" + content)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 from limited import MIB  # noqa: E402
 from vitdeploy.assess import parquet_data  # noqa: E402
 from vitdeploy.assess.dataset import open_data  # noqa: E402
+from vitdeploy.assess.parquet_data import read_parquet  # noqa: E402
 from vitdeploy.errors import ImageError, InputError, MissingDependencyError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -70,6 +72,22 @@ def test_files_of_a_folder_are_one_data_set(tmp_path: Path) -> None:
     assert data.names[-2:] == ("data/test-00000-of-00002.parquet#2", "data/test-00001-of-00002.parquet#0")
     assert data.load(3) == b"test-00001-of-00002.parquet 0"
     assert data.matched == "by index"
+
+
+def test_a_name_that_is_no_text_is_read(tmp_path: Path) -> None:
+    """Though pyarrow takes paths in UTF-8 alone."""
+    path = write(tmp_path / "test.parquet", [0, 1, 2])
+    path = path.rename(tmp_path / "\udcff.parquet")
+    data = open_data(path, LABELS)
+    assert data.load(2) == b"test.parquet 2"
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "0.parquet", [0, 1])
+    os.mkfifo(tmp_path / "data" / "1.parquet")
+    with pytest.raises(InputError, match="pipe"):
+        read_parquet(tmp_path / "data", sorted((tmp_path / "data").iterdir()))
 
 
 @pytest.mark.parametrize("other", ["data/train-00000-of-00001.parquet", "train/0000.parquet"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,15 @@ def save(module: Any, path: Path, extra: dict[str, str]) -> None:
         torch.jit.save(torch.jit.trace(module, torch.ones(2, 3)), path, _extra_files=extra)  # type: ignore[no-untyped-call]
 
 
+def damage_version(path: Path) -> None:
+    """Give the member that states the format's version a byte that is no text, as torch's message then is none."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), b"\x80" if name.endswith("/version") else content)
+
+
 @pytest.mark.parametrize(
     "write",
     [
@@ -94,13 +104,25 @@ def save(module: Any, path: Path, extra: dict[str, str]) -> None:
         lambda path: path.write_bytes(b"not a zip file"),
         lambda path: path.write_bytes(path.read_bytes()[:-100]),
         lambda path: torch.save({"weight": torch.ones(2)}, path),
+        damage_version,
         lambda path: save(torch.nn.Identity(), path, {}),
         lambda path: save(torch.nn.Identity(), path, {"signature.json": "{"}),
         lambda path: save(torch.nn.Identity(), path, {"signature.json": '{"inputs": []}'}),
         lambda path: save(torch.nn.Identity(), path, {"signature.json": "[]"}),
         lambda path: save(torch.nn.Identity(), path, {"signature.json": '{"inputs": [], "outputs": [{"name": 1}]}'}),
     ],
-    ids=["empty", "text", "truncated", "weights", "foreign", "half", "outputs missing", "list", "no tensors"],
+    ids=[
+        "empty",
+        "text",
+        "truncated",
+        "weights",
+        "version",
+        "foreign",
+        "half",
+        "outputs missing",
+        "list",
+        "no tensors",
+    ],
 )
 def test_a_file_that_is_no_artifact_is_a_bundle_error_of_one_line(
     bundle: Bundle, write: Callable[[Path], object]

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from vitdeploy.errors import ImageError, InputError, first_line
 from vitdeploy.exhaustion import check_exhaustion
+from vitdeploy.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) 
     class_names: list[tuple[str, ...] | None] = []
     for path in files:
         try:
-            with pq.ParquetFile(path) as file:
+            with open_regular(path) as opened, pq.ParquetFile(opened) as file:  # whose paths must be UTF-8
                 schema, metadata = file.schema_arrow, file.metadata
                 _check_row_count(path, metadata.num_rows)
                 image = _image_column(path, schema)
@@ -132,11 +133,11 @@ class _RowGroups:
 
     def _read(self, group: _Group) -> Any:
         try:
-            with pq.ParquetFile(group.path) as file:
+            with open_regular(group.path) as opened, pq.ParquetFile(opened) as file:
                 size_bytes = _check_expansion(group, file.metadata.row_group(group.index))
             # An image that repeats is in the file once, as a word of a dictionary, and stays that in memory.
             words = [group.column] if size_bytes <= _MOST_DICTIONARY_BYTES else None
-            with pq.ParquetFile(group.path, read_dictionary=words) as file:
+            with open_regular(group.path) as opened, pq.ParquetFile(opened, read_dictionary=words) as file:
                 return file.read_row_group(group.index, columns=[group.column]).column(0)
         except (OSError, pa.ArrowException) as exc:
             check_exhaustion(exc, f"reading {group.path}")

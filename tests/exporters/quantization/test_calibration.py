@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -112,6 +113,14 @@ def test_another_measurement_under_the_name_is_not_believed(tmp_path: Path) -> N
     kept.write_bytes(other.read_bytes())
     assert ranges(data, tmp_path) == first
     assert run.runs == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_in_the_place_of_a_kept_file_is_left_alone(tmp_path: Path) -> None:
+    cache = MeasurementCache(tmp_path, ["key"])
+    os.mkfifo(cache.path)
+    cache.write(b"content")  # which would wait for a reader
+    assert cache.read() is None
 
 
 def _flipped(whole: bytes) -> bytes:
