@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from vitdeploy.cpu import MOST_THREADS, session_threads, usable_cpus
 from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError, check_utf_8, first_line
+from vitdeploy.quiet import onnxruntime_severity
 from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.runtimes.cuda_memory import wait_for
 from vitdeploy.runtimes.shape_nodes import shape_nodes
@@ -74,7 +75,8 @@ class OnnxRuntime(Runtime):
         graph_optimization: "disabled", "basic", "extended" or "all".
         io_binding: whether to run through an IO binding, which copies each array once between the host and the
             device; by default where a provider is not the CPU's.
-        log_severity: the least severe of ONNX Runtime's own messages: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal.
+        log_severity: the least severe of ONNX Runtime's own messages: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal;
+            by default warnings, and in the command line's process fatal ones.
 
     Raises:
         DeviceError: a provider cannot be had.
@@ -97,13 +99,14 @@ class OnnxRuntime(Runtime):
         prepack: bool = True,
         graph_optimization: str = "all",
         io_binding: bool | None = None,
-        log_severity: int = 2,
+        log_severity: int | None = None,
     ) -> None:
         super().__init__()
         if graph_optimization not in _LEVELS:
             raise UsageError(f"graph_optimization must be one of {', '.join(_LEVELS)}, got {graph_optimization!r}")
         _check_range("intra_op_threads", intra_op_threads, MOST_THREADS)
         _check_range("inter_op_threads", inter_op_threads, MOST_THREADS)
+        log_severity = onnxruntime_severity() if log_severity is None else log_severity
         _check_range("log_severity", log_severity, 4)
         if isinstance(providers, str):
             raise UsageError(f"providers must be a sequence of names, got the name {providers!r}")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import click
 
 from vitdeploy.cli.output import (
-    EXIT_CODES,
     PATH,
     device_option,
     image_limit_option,
@@ -18,6 +16,7 @@ from vitdeploy.cli.output import (
     print_left_out,
     print_step,
 )
+from vitdeploy.cli.process import conclude
 from vitdeploy.cli.reports import Reports, report_options
 
 
@@ -81,11 +80,13 @@ def benchmark(
         bundle, batch_sizes=batch_sizes, backends=backends or None, device=device, threads=threads, images=images,
         rounds=rounds, runs=runs, on_step=print_step,
     )  # fmt: skip
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        title = f"{result.bundle} on {result.settings['device']}, ready input unless it says from image files"
-        print_figures(f"{title}: {result.status}", result.figures)
-        print_left_out(result.left_out)
-    reports.write(result)
-    sys.exit(EXIT_CODES[result.status])
+
+    def show() -> None:
+        if as_json:
+            print_json(result.to_dict())
+        else:
+            title = f"{result.bundle} on {result.settings['device']}, ready input unless it says from image files"
+            print_figures(f"{title}: {result.status}", result.figures)
+            print_left_out(result.left_out)
+
+    conclude(result.status, show, *reports.writers(result))

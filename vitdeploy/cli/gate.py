@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vitdeploy.cli.output import (
-    EXIT_CODES,
     PATH,
     device_option,
     image_limit_option,
@@ -20,6 +18,7 @@ from vitdeploy.cli.output import (
     print_text,
     progress_bar,
 )
+from vitdeploy.cli.process import conclude
 from vitdeploy.cli.reports import Reports, report_options
 
 if TYPE_CHECKING:
@@ -103,12 +102,14 @@ def gate(
             bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends or None,
             batch_size=batch_size, device=device, on_step=print_step, on_progress=on_progress,
         )  # fmt: skip
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        _print(result)
-    reports.write(result)
-    sys.exit(EXIT_CODES[result.status])
+
+    def show() -> None:
+        if as_json:
+            print_json(result.to_dict())
+        else:
+            _print(result)
+
+    conclude(result.status, show, *reports.writers(result))
 
 
 def _print(result: GateResult) -> None:
