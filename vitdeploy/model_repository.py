@@ -22,6 +22,7 @@ from vitdeploy.exporters import EXPORTERS
 from vitdeploy.labels import class_names, fits_a_line
 from vitdeploy.manifest import CONFIG as MODEL_CONFIG
 from vitdeploy.manifest import MANIFEST, Artifact, FileRecord
+from vitdeploy.regular_file import read_regular
 from vitdeploy.scores import ProblemType
 from vitdeploy.specs import PixelFormat, Task, TensorSpec
 from vitdeploy.triton_config import LABELED_OUTPUT, LABELS, model_config, triton_backend
@@ -162,7 +163,7 @@ def check_labels_of(folder: str | os.PathLike[str], task: str | None) -> None:
         UsageError: a name is not one line of text.
     """
     try:
-        config = json.loads((Path(folder).expanduser() / MODEL_CONFIG).read_bytes())
+        config = json.loads(read_regular(Path(folder).expanduser() / MODEL_CONFIG))
         labels = class_names(config) if config.get("problem_type") != ProblemType.REGRESSION else ()
         classifies = task == Task.CLASSIFICATION if task else "ForImageClassification" in str(config["architectures"])
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, InputError):

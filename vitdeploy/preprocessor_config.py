@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import InputError
 from vitdeploy.file_kinds import NESTED_FILE, SETTINGS_FILE, is_lfs_pointer, lfs_advice
+from vitdeploy.regular_file import read_regular
 from vitdeploy.specs import MODES
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if is_lfs_pointer(path):
         raise InputError(lfs_advice(path))
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path).decode())
     except OSError as exc:
         raise InputError(f"cannot read {path}: {exc.strerror}") from exc
     except (ValueError, RecursionError) as exc:

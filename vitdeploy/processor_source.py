@@ -21,6 +21,7 @@ from vitdeploy.models.config import read_json
 from vitdeploy.preprocessor_config import ShortestEdge, Size, complete, find_settings, read_file, read_folder
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.processor_options import ProcessorOptions
+from vitdeploy.regular_file import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -341,6 +342,6 @@ def _read_bytes(path: Path) -> bytes:
     if not path.is_file():  # a broken link, for example: what is there must not be taken for absent
         raise CheckpointError(f"{path} must be a file, is something else; download or copy it again")
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as exc:
         raise CheckpointError(f"{path} must be readable: {exc.strerror}") from exc

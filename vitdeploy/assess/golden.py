@@ -20,6 +20,8 @@ from vitdeploy import __version__
 from vitdeploy.assess.selection import artifacts
 from vitdeploy.atomic import write_file
 from vitdeploy.errors import InputError, UsageError, first_line
+from vitdeploy.regular_file import open_regular
+from vitdeploy.strict_json import strict_json
 
 if TYPE_CHECKING:
     import os
@@ -94,12 +96,15 @@ class Golden:
             InputError: there is no such file, or it is something else.
         """
         try:
-            with Path(path).open("rb") as opened, zipfile.ZipFile(opened) as archive:
-                header: dict[str, Any] = json.loads(_array(archive, _HEADER, np.uint8).tobytes())
+            with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
+                header: dict[str, Any] = strict_json(_array(archive, _HEADER, np.uint8).tobytes())
                 if header["format"] != FORMAT:
                     raise ValueError(f"format is {header['format']!r:.40}, not {FORMAT!r}")
                 names = [name.removesuffix(".npy") for name in archive.namelist() if name.startswith(_OUTPUT)]
                 outputs = {name.removeprefix(_OUTPUT): _array(archive, name, np.float32) for name in names}
+            not_finite = [name for name, value in outputs.items() if not np.isfinite(value).all()]
+            if not_finite:
+                raise ValueError(f"{', '.join(not_finite)} holds NaN or infinite values")
             counts = sorted({len(value) for value in outputs.values()})
             if len(counts) > 1:
                 raise ValueError(f"outputs are of {' and '.join(map(str, counts))} images")

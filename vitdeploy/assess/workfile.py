@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.atomic import fsync
 from vitdeploy.errors import InputError, OutputError
+from vitdeploy.regular_file import read_regular
 
 try:
     import fcntl
@@ -23,11 +26,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_MOST_BYTES = 1 << 30  # some 10 million images
 _SYNC_S = 5.0  # between two waits for the disk, which can each take longer than a batch
 
 
 class WorkFile:
     """A file of JSON lines: what is done in the first, and a finished batch in each other one.
+
+    Each batch ends in the SHA-256 of all that stands before it in the file, so that a line which was altered, removed,
+    inserted, moved or taken from another file is found. It is no signature: whoever computes it anew is believed.
 
     A line counts when it ends. Whoever is killed loses the batch in work and nothing else; a power cut may take those
     of the last seconds, too. A context manager; another process with the same file waits for none, and is refused.
@@ -48,16 +55,19 @@ class WorkFile:
         self._path = Path(path)
         self.batches: list[dict[str, Any]] = []
         self._synced = time.monotonic()
+        self._before = hashlib.sha256()  # of the header and the batches so far
         line = json.dumps(header, allow_nan=False).encode() + b"\n"
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)  # a pipe would be waited for
+            self._descriptor = os.open(self._path, flags, 0o666)
         except OSError as exc:
             raise OutputError(f"{path} must be a file that can be written: {exc.strerror}") from exc
         try:
-            if not self._path.is_file():
-                raise self._not_ours("it is no file")
+            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                raise self._not_ours("it is not a regular file")
             self._lock()
-            content = self._path.read_bytes()
+            content = read_regular(self._path, _MOST_BYTES)
+            self._before.update(line)
             if line.startswith(content):  # nothing, or a header that was cut short
                 os.ftruncate(self._descriptor, 0)
                 self._write(line)
@@ -81,7 +91,9 @@ class WorkFile:
             OutputError: it cannot be written; what was kept before is untouched.
         """
         try:
-            self._write(json.dumps(batch, allow_nan=False).encode() + b"\n")
+            line = self._bound(json.dumps(batch, allow_nan=False).encode())
+            self._write(line)
+            self._before.update(line)
             if time.monotonic() - self._synced >= _SYNC_S:
                 os.fsync(self._descriptor)
                 self._synced = time.monotonic()
@@ -107,6 +119,12 @@ class WorkFile:
             except BlockingIOError as exc:
                 raise self._not_ours("another process is writing it") from exc
 
+    def _bound(self, batch: bytes) -> bytes:
+        """The line of a batch at this place in the file."""
+        chained = self._before.copy()
+        chained.update(batch)
+        return batch + f" {chained.hexdigest()}\n".encode()
+
     def _write(self, line: bytes) -> None:
         while line:
             line = line[os.write(self._descriptor, line) :]
@@ -127,7 +145,10 @@ class WorkFile:
         length = 0
         for number, line in enumerate(lines):
             try:
-                batch = json.loads(line)
+                body, _, _ = line.rpartition(b" ")
+                if self._bound(body) != line + b"\n":
+                    raise ValueError("but this line, or one before it, was altered")
+                batch = json.loads(body)
                 if type(batch["batch"]) is not int or batch["batch"] != number:
                     raise ValueError(f"it is of batch {batch['batch']!r:.40}")
             except (ValueError, KeyError, TypeError, RecursionError) as exc:
@@ -137,6 +158,7 @@ class WorkFile:
                     f"{self._path}, line {number + 2}: expected the finished batch {number}, {exc}; remove the file"
                 ) from exc
             self.batches.append(batch)
+            self._before.update(line + b"\n")
             length += len(line) + 1
         return length
 

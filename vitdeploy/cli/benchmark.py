@@ -6,6 +6,7 @@ import re
 
 import click
 
+from vitdeploy.cli.number_options import TURNS
 from vitdeploy.cli.output import (
     PATH,
     device_option,
@@ -18,6 +19,7 @@ from vitdeploy.cli.output import (
 )
 from vitdeploy.cli.process import conclude
 from vitdeploy.cli.reports import Reports, report_options
+from vitdeploy.cpu import MOST_THREADS
 
 
 class BatchSizes(click.ParamType[tuple[int, ...]]):
@@ -47,13 +49,13 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
 @click.option(
     "--threads",
     default=0,
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MOST_THREADS),
     help="Threads of each backend. Default (0): OMP_NUM_THREADS for torch and ORT_INTRA_OP_NUM_THREADS for ONNX "
     "Runtime; where they are not set, as many as the CPU affinity, the cgroup quota and the cores allow.",
 )
 @click.option("--images", type=PATH, help="A folder of images; synthetic JPEG files by default.")
-@click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Turns of each backend.")
-@click.option("--runs", default=10, show_default=True, type=click.IntRange(min=1), help="Timed runs a turn.")
+@click.option("--rounds", default=10, show_default=True, type=TURNS, help="Turns of each backend.")
+@click.option("--runs", default=10, show_default=True, type=TURNS, help="Timed runs a turn.")
 @report_options("html", "markdown")
 @image_limit_option
 @json_option

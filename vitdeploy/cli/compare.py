@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.cli.bisect_report import lower_precision_options, print_bisection
+from vitdeploy.cli.number_options import BATCH_SIZE, Tolerance
 from vitdeploy.cli.output import (
     PATH,
     image_limit_option,
@@ -54,8 +55,8 @@ _OPTIONS = {
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.option("--images", type=PATH, help="A folder of images; synthetic ones by default.")
-@click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="8 by default.")
+@click.option("--tolerance", type=Tolerance(), help="Largest difference, relative to each output's largest value.")
+@click.option("--batch-size", type=BATCH_SIZE, help="8 by default.")
 @click.option(
     "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
     help="These artifacts alone, such as onnxruntime:fp16; may be repeated. By default all.",

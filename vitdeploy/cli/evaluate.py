@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vitdeploy.cli.number_options import BATCH_SIZE, COUNT, SEED
 from vitdeploy.cli.output import (
     PATH,
     device_option,
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
     "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
     help="Such as onnxruntime:fp16; may be repeated. By default the reference (torch) and every artifact.",
 )  # fmt: skip
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--batch-size", default=32, show_default=True, type=BATCH_SIZE)
 @device_option
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many images, drawn by --seed.")
-@click.option("--seed", default=0, show_default=True, type=int, help="Which images, with --limit.")
+@click.option("--limit", type=COUNT, help="At most so many images, drawn by --seed.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Which images, with --limit.")
 @click.option("--resume", type=PATH, help="Keep finished batches in this file, and go on from those there.")
 @click.option("--per-class", is_flag=True, help="Print the accuracy of each class, too.")
 @click.option("--confusion", is_flag=True, help="Print which classes are taken for which, too.")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.cli.number_options import PIXELS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import TextIO
@@ -47,7 +49,7 @@ def _variable(name: str, value: str) -> Iterator[None]:
 image_limit_option = click.option(
     "--max-image-pixels",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=PIXELS,
     expose_value=False,
     callback=_limit_images,
     help="Refuse images of more pixels; VITDEPLOY_MAX_IMAGE_PIXELS or 178956970 by default, twice Pillow's limit.",

@@ -11,6 +11,7 @@ from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.labels import class_names
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
+from vitdeploy.regular_file import read_regular
 from vitdeploy.scores import ProblemType, stated_problem_type
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is absent, unreadable or holds no JSON object.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_regular(path))
     except OSError as exc:
         raise CheckpointError(f"{path} must be a readable file: {exc.strerror}") from exc
     except (ValueError, RecursionError) as exc:
