@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from vitdeploy.cpu import MOST_THREADS, session_threads, usable_cpus
 from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError, check_utf_8, first_line
-from vitdeploy.quiet import onnxruntime_severity
+from vitdeploy.quiet import is_quiet, onnxruntime_severity
 from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.runtimes.cuda_memory import wait_for
 from vitdeploy.runtimes.shape_nodes import shape_nodes
@@ -54,6 +54,10 @@ _DTYPES = {
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 _NAMED = 3  # nodes in a message
+
+
+if is_quiet():
+    ort.set_default_logger_severity(onnxruntime_severity())  # of messages that belong to no session
 
 
 class OnnxRuntime(Runtime):

@@ -45,8 +45,13 @@ def quiet_libraries() -> None:
 
 
 def onnxruntime_severity() -> int:
-    """The least severe of ONNX Runtime's messages that go to standard error by default."""
+    """The least severe of ONNX Runtime's messages that go to standard error: 4 (fatal) where libraries are quiet."""
     return _FATAL if _quiet else _WARNING
+
+
+def is_quiet() -> bool:
+    """Whether `quiet_libraries` was called."""
+    return _quiet
 
 
 class _Notes(logging.Handler):

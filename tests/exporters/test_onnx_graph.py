@@ -243,7 +243,7 @@ EXPORT = """
 import pathlib, sys
 from vitdeploy.exporters.onnx_graph import export_onnx
 from vitdeploy.sources import read_checkpoint
-from vitdeploy.specs import OPSETS, ExportSpec
+from vitdeploy.specs import ExportSpec
 checkpoint = read_checkpoint(sys.argv[1])
 export_onnx(checkpoint.model, pathlib.Path(sys.argv[2]), ExportSpec(), processor=checkpoint.processor, observe=None)
 """

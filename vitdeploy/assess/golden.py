@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from vitdeploy import __version__
 from vitdeploy.assess.selection import artifacts
 from vitdeploy.atomic import write_file
-from vitdeploy.errors import InputError, UsageError, first_line
+from vitdeploy.errors import InputError, NotFiniteError, UsageError, first_line
 from vitdeploy.regular_file import open_regular
 from vitdeploy.strict_json import strict_json
 
@@ -73,8 +73,15 @@ class Golden:
         """Write a .npz file, whole or not at all.
 
         Raises:
+            NotFiniteError: the reference gave values that are NaN or infinite, with which nothing can be compared.
             OutputError: it cannot be written; the one before is untouched.
         """
+        names = self._not_finite()
+        if names:
+            raise NotFiniteError(
+                f"the reference gives NaN or infinite values of {', '.join(names)}, so {path} was not written; "
+                f"mend the weights, or the numbers of the image processor"
+            )
         header = {
             "format": FORMAT,
             "reference": dict(self.reference),
@@ -102,9 +109,6 @@ class Golden:
                     raise ValueError(f"format is {header['format']!r:.40}, not {FORMAT!r}")
                 names = [name.removesuffix(".npy") for name in archive.namelist() if name.startswith(_OUTPUT)]
                 outputs = {name.removeprefix(_OUTPUT): _array(archive, name, np.float32) for name in names}
-            not_finite = [name for name, value in outputs.items() if not np.isfinite(value).all()]
-            if not_finite:
-                raise ValueError(f"{', '.join(not_finite)} holds NaN or infinite values")
             counts = sorted({len(value) for value in outputs.values()})
             if len(counts) > 1:
                 raise ValueError(f"outputs are of {' and '.join(map(str, counts))} images")
@@ -113,7 +117,10 @@ class Golden:
             reference, tools = (
                 {str(name): str(value) for name, value in header[key].items()} for key in ("reference", "tools")
             )
-            return cls(outputs, reference, str(header["pixels_sha256"]), header["batch_size"], tools)
+            golden = cls(outputs, reference, str(header["pixels_sha256"]), header["batch_size"], tools)
+            if names := golden._not_finite():
+                raise ValueError(f"{', '.join(names)} holds NaN or infinite values")
+            return golden
         except OSError as exc:
             raise InputError(
                 f"{path} must be a file of golden outputs that can be read: {exc.strerror or exc}"
@@ -123,6 +130,9 @@ class Golden:
                 f"{path} must be a file that compare --save-golden wrote: {type(exc).__name__} {first_line(exc)}; save "
                 f"it again"
             ) from exc
+
+    def _not_finite(self) -> list[str]:
+        return [name for name, value in self.outputs.items() if not np.isfinite(value).all()]
 
     def check(self, bundle: Bundle, pixels_sha256: str, count: int, batch_size: int) -> None:
         """See that it is of this model, of these `count` images and of this batch size.
