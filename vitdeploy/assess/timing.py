@@ -40,7 +40,7 @@ WINDOW, WITHIN, MOST_WINDOWS = 3, 0.05, 10
 # ONNX Runtime's idle threads spin for 40 ms after a run, torch's for 10 (1.32 and 2.13, by their processes' CPU time):
 # whoever runs next waits until the cores are free.
 PAUSE_S = 0.1
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @dataclasses.dataclass(frozen=True)
