@@ -220,6 +220,13 @@ except Interrupted as exc:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_caller_in_the_same_process_keeps_its_signals() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
 def test_libtiff_prints_no_lines(bundle: Bundle, tmp_path: Path) -> None:
     """Of an image that is refused, of one that is read, and in the processes that `benchmark` starts."""
     file = io.BytesIO()

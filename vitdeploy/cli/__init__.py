@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -85,17 +86,22 @@ def main(args: list[str] | None = None) -> NoReturn:
 
     Args:
         args: those of this process, which is then the command line's: libraries print nothing of their own there. With
-            others the caller's filters of warnings and its logging stay.
+            others the caller's filters of warnings, its logging and its handlers of signals stay.
     """
-    end_on_signals()
+    handlers = end_on_signals()
     guard_streams()
     limit_openmp()
-    with warnings.catch_warnings():
-        if args is None:
-            quiet_libraries()
-        else:
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-        sys.exit(_run(args))
+    try:
+        with warnings.catch_warnings():
+            if args is None:
+                quiet_libraries()
+            else:
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            sys.exit(_run(args))
+    finally:
+        if args is not None:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _run(args: list[str] | None) -> int:

@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitdeploy.cli.output import printable
 from vitdeploy.errors import OutputError, VitDeployError, first_line
@@ -33,11 +33,14 @@ class Interrupted(SystemExit):
         self.signal = signal.Signals(number)
 
 
-def end_on_signals() -> None:
+def end_on_signals() -> dict[int, Any]:
     """End as after any error on SIGINT, SIGTERM and SIGHUP, so that nothing is left behind half-written.
 
     Those that follow are ignored, since they would cut short the clean-up. A SIGHUP that is ignored, as by nohup,
     stays so.
+
+    Returns:
+        The handlers before, by signal.
     """
     ending = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -48,8 +51,7 @@ def end_on_signals() -> None:
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number)
 
-    for each in ending:
-        signal.signal(each, stop)
+    return {each: signal.signal(each, stop) for each in ending}
 
 
 def guard_streams() -> None:
