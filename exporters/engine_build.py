@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.atomic import write_file
 from vitdeploy.engine_options import BATCH, EngineOptions, colons
-from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, check_utf_8
+from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, check_utf_8, readable
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.engine_capabilities import CAPABILITIES, check_options, configure
 from vitdeploy.exporters.engine_progress import make_monitor
 from vitdeploy.exporters.interrupts import interrupts_held
 from vitdeploy.gpu import find_gpu
 from vitdeploy.outputs import check_writable
-from vitdeploy.regular_file import open_regular
+from vitdeploy.regular_file import read_regular
 from vitdeploy.specs import Precision
 from vitdeploy.trt_library import (
     LIBRARIES,
@@ -48,6 +48,8 @@ _OTHERWISE = "export the ONNX artifact again with its default options, without -
 # architecture", which E4M3 is from 8.9 on; the builder refuses others that are named.
 _TARGETS = "portable: 8.0, 8.6, 8.9, 12.0 and later"
 _TARGETS_OF = {Precision.FP8: "portable: 8.9, 12.0 and later"}
+
+_MOST_TIMING_CACHE_BYTES = 256 * 1024**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,8 +254,8 @@ def _add_profiles(builder: Any, config: Any, request: EngineRequest) -> None:
 
 def _use_timing_cache(config: Any, request: EngineRequest) -> None:
     content = b""
-    with contextlib.suppress(FileNotFoundError), open_regular(request.timing_cache) as file:
-        content = file.read()
+    with readable(request.timing_cache, "a timing cache"), contextlib.suppress(FileNotFoundError):
+        content = read_regular(request.timing_cache, _MOST_TIMING_CACHE_BYTES)
     cache = config.create_timing_cache(content)
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return

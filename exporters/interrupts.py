@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[list[int]]:
-    """Hold SIGINT and SIGTERM back; they take effect when the block ends.
+    """Hold SIGINT, SIGTERM and SIGHUP back; they take effect when the block ends.
 
     What a handler raises while a library calls back into Python is lost there. In another thread than the main one,
     where no handler runs, nothing is held.

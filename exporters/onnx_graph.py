@@ -29,7 +29,7 @@ from vitdeploy.exporters.precision import TYPES, activations, set_precision
 from vitdeploy.exporters.quantization.apply import apply_scheme, scheme_for
 from vitdeploy.models.normalization import fold_normalization
 from vitdeploy.models.signature import Served, input_specs, output_names
-from vitdeploy.specs import PixelFormat, PixelStage, Precision
+from vitdeploy.specs import OPSETS, PixelFormat, PixelStage, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from vitdeploy.specs import ExportSpec, TensorSpec
 
 DEFAULT_OPSET = 20
-OPSETS = range(18, 24)
 _HALF_SCALES = 19  # the opset whose DequantizeLinear gives half precision
 _WRAPPER = "model."  # what `Served` puts before the names of the model's weights
 _TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")

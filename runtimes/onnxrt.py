@@ -16,6 +16,7 @@ from vitdeploy.cpu import MOST_THREADS, session_threads, usable_cpus
 from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError, check_utf_8, first_line
 from vitdeploy.exhaustion import check_exhaustion
 from vitdeploy.opened import OpenedFile
+from vitdeploy.quiet import is_quiet, onnxruntime_severity
 from vitdeploy.runtimes.base import Runtime, check_options, parse_device
 from vitdeploy.runtimes.cuda_memory import wait_for
 from vitdeploy.runtimes.shape_nodes import shape_nodes
@@ -57,6 +58,10 @@ _DTYPES = {
 _NAMED = 3  # nodes in a message
 
 
+if is_quiet():
+    ort.set_default_logger_severity(onnxruntime_severity())  # of messages that belong to no session
+
+
 class OnnxRuntime(Runtime):
     """An ONNX Runtime session that runs on the providers asked for, or does not open.
 
@@ -76,7 +81,8 @@ class OnnxRuntime(Runtime):
         graph_optimization: "disabled", "basic", "extended" or "all".
         io_binding: whether to run through an IO binding, which copies each array once between the host and the
             device; by default where a provider is not the CPU's.
-        log_severity: the least severe of ONNX Runtime's own messages: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal.
+        log_severity: the least severe of ONNX Runtime's own messages: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal;
+            by default warnings, and in the command line's process fatal ones.
 
     Raises:
         DeviceError: a provider cannot be had.
@@ -100,7 +106,7 @@ class OnnxRuntime(Runtime):
         prepack: bool = True,
         graph_optimization: str = "all",
         io_binding: bool | None = None,
-        log_severity: int = 2,
+        log_severity: int | None = None,
     ) -> None:
         super().__init__()
         file = OpenedFile.of(path)
@@ -109,6 +115,7 @@ class OnnxRuntime(Runtime):
             raise UsageError(f"graph_optimization must be one of {', '.join(_LEVELS)}, got {graph_optimization!r}")
         _check_range("intra_op_threads", intra_op_threads, MOST_THREADS)
         _check_range("inter_op_threads", inter_op_threads, MOST_THREADS)
+        log_severity = onnxruntime_severity() if log_severity is None else log_severity
         _check_range("log_severity", log_severity, 4)
         if isinstance(providers, str):
             raise UsageError(f"providers must be a sequence of names, got the name {providers!r}")

@@ -17,7 +17,8 @@ VitDeployError                     1
     │   └── BundleChangedError     4  it was replaced, or written to, while it was read
     └── ImageError                 4
 
-A message is one line: what must hold, what came, and what to do.
+A message is one line: what is wrong, and what to do. Any other error is a defect, for which the command line exits with
+70, see `vitdeploy.cli.process`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from vitdeploy.images import image_name
 from vitdeploy.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import open_recorded
 from vitdeploy.scores import ProblemType, default_problem_type
-from vitdeploy.specs import PixelStage, Precision, Task
+from vitdeploy.specs import MOST_A_BATCH, PixelStage, Precision, Task
 
 if TYPE_CHECKING:
     import os
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from vitdeploy.manifest import Artifact
     from vitdeploy.runtimes.base import Runtime
 
-MOST_A_BATCH = 2**20
 DEFAULT_TOP_K = 5
 
 

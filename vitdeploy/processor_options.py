@@ -46,10 +46,11 @@ class ProcessorOptions:
             raise UsageError(f"an image processor is named by a folder, a file or a Hub id, got {self.source!r:.80}")
         for name in self.settings:
             object.__setattr__(self, name, self._read(name, getattr(self, name)))
-        if 0 in (self.image_std if isinstance(self.image_std, tuple) else (self.image_std,)):
-            raise UsageError("image_std contains 0, by which no value can be divided; give numbers other than 0")
-        if self.rescale_factor == 0:
-            raise UsageError("a rescale_factor of 0 makes all images the same; give another number, such as 1/255")
+        deviations = self.image_std if isinstance(self.image_std, tuple) else (self.image_std,)
+        if any(value is not None and value <= 0 for value in deviations):
+            raise UsageError(f"image_std contains {min(deviations):g}; a standard deviation is above 0")
+        if self.rescale_factor is not None and self.rescale_factor <= 0:
+            raise UsageError(f"the rescale_factor {self.rescale_factor:g} is not above 0; give one such as 1/255")
         if self.size is False and self.resample is not None:
             raise UsageError("a resample filter has no effect where images are not resized; leave it out, or resize")
 

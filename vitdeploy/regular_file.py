@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 MOST_TEXT_BYTES = 64 * 1024**2  # of a file of JSON, TOML or CSV; the index of a checkpoint of 10,000 tensors has 1 MB
+MOST_IMAGE_BYTES = 1 << 30  # of an encoded image; pixels have a limit of their own
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISCHR, "a device"),
@@ -27,21 +28,25 @@ class TooLargeError(OSError):
     """The file has more bytes than its reader takes."""
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], most_bytes: int | None = None) -> BinaryIO:
     """Open a file to read, without waiting: the open of a pipe that nobody writes to would never return.
 
     Raises:
         NotRegularError: it is a pipe, a device or a socket.
+        TooLargeError: it has more than `most_bytes` now.
         OSError: it cannot be opened; a folder is an IsADirectoryError.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        mode = os.fstat(descriptor).st_mode
+        status = os.fstat(descriptor)
+        mode = status.st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
         for is_kind, kind in _KINDS:
             if is_kind(mode):
                 raise NotRegularError(errno.EINVAL, f"it is {kind}, not a regular file", os.fspath(path))
+        if most_bytes is not None and status.st_size > most_bytes:
+            raise _too_large(path, most_bytes)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -55,8 +60,12 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES
         TooLargeError: it has more.
         OSError: as `open_regular`.
     """
-    with open_regular(path) as file:
-        content = file.read(most_bytes + 1)
+    with open_regular(path, most_bytes) as file:
+        content = file.read(most_bytes + 1)  # it may have grown meanwhile
     if len(content) > most_bytes:
-        raise TooLargeError(errno.EFBIG, f"it has more than the {most_bytes:,} bytes that are read", os.fspath(path))
+        raise _too_large(path, most_bytes)
     return content
+
+
+def _too_large(path: str | os.PathLike[str], most_bytes: int) -> TooLargeError:
+    return TooLargeError(errno.EFBIG, f"it has more than the {most_bytes:,} bytes that are read", os.fspath(path))

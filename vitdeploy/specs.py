@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from vitdeploy.errors import UsageError
 
+MOST_A_BATCH = 2**20  # images that run together
+OPSETS = range(18, 24)  # of ONNX
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.artifacts import ArtifactRequest, add_artifact
 from vitdeploy.assess.calibration_images import DEFAULT_COUNT
+from vitdeploy.assess.dataset import check_seed
+from vitdeploy.assess.difference import check_tolerance
 from vitdeploy.assess.quantization import QuantizationRequest
 from vitdeploy.bundle import Bundle
 from vitdeploy.engine_options import EngineOptions
@@ -225,10 +226,8 @@ def export(
         raise UsageError(f"output must be the path of a folder, got {output!r:.80}")
     exporter = find_exporter(to, precision, options)
     asked, to = to, exporter.made_from or to
-    if tolerance is not None and not (type(tolerance) in (int, float) and 0 <= tolerance < math.inf):
-        raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance!r:.80}")
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise UsageError(f"seed must be an integer from 0 up to 2^63, got {seed!r:.80}")
+    check_tolerance(tolerance)
+    check_seed(seed)
     if model is not None and random_weights is not None:
         raise UsageError(f"export needs a model or random_weights, got both: {model} and {random_weights}")
     if random_weights is not None and revision is not None:

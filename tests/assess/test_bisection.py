@@ -198,9 +198,9 @@ def test_a_graph_of_bytes_with_several_half_outputs(tmp_path: Path) -> None:
     ("options", "problem"),
     [
         ({"precision": "fp32"}, "precision must be one of fp16, bf16, int8, fp8, got 'fp32'"),
-        ({"batch_size": 0}, "batch_size and max_images must be at least 1"),
-        ({"max_images": 0}, "batch_size and max_images must be at least 1"),
-        ({"tolerance": math.nan}, "tolerance a finite number from 0 up, got 8, 16 and nan"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"max_images": 0}, "max_images"),
+        ({"tolerance": math.nan}, "tolerance"),
         ({"max_runs": 1}, "max_runs must be at least 2, got 1"),
     ],
     ids=str,
@@ -235,7 +235,7 @@ def test_a_file_without_a_list(content: str, tmp_path: Path) -> None:
     (tmp_path / "found.json").write_text(content)
     with pytest.raises(InputError, match="must hold"):
         kept_nodes(str(tmp_path / "found.json"))
-    with pytest.raises(InputError, match="must be readable"):
+    with pytest.raises(InputError, match=r"none\.json"):
         kept_nodes(str(tmp_path / "none.json"))
 
 

@@ -15,6 +15,7 @@ from bundles import write_bundle
 from vitdeploy.assess.accuracy import Accuracy, Predictions
 from vitdeploy.assess.evaluate import Evaluation, evaluate
 from vitdeploy.assess.selection import Selected, select
+from vitdeploy.assess.workfile import WorkFile
 from vitdeploy.errors import BundleError, DeviceError, ImageError, InputError, UsageError
 from vitdeploy.manifest import MANIFEST
 from vitdeploy.runtimes import BACKENDS, Backend
@@ -304,9 +305,12 @@ def test_finished_batches_of_other_work_are_refused(bundle: Bundle, data: Path, 
 )
 def test_a_damaged_batch_is_not_believed(bundle: Bundle, data: Path, tmp_path: Path, spoilt: Any, message: str) -> None:
     reference(bundle, data, batch_size=2, resume=tmp_path / "work")
-    header, line, *rest = (tmp_path / "work").read_text(encoding="utf-8").splitlines()
-    batch = json.dumps({**json.loads(line), "results": [spoilt]})
-    (tmp_path / "work").write_text("\n".join([header, batch, *rest]) + "\n", encoding="utf-8")
+    header = json.loads((tmp_path / "work").read_bytes().partition(b"\n")[0])
+    with WorkFile(tmp_path / "work", header) as work:
+        batch = work.batches[0]
+    (tmp_path / "work").unlink()
+    with WorkFile(tmp_path / "work", header) as work:
+        work.append({**batch, "results": [spoilt]})
     with pytest.raises(InputError, match=rf"the finished batch 0 must be readable: .*{message}.*; remove the file"):
         reference(bundle, data, batch_size=2, resume=tmp_path / "work")
 

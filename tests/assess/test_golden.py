@@ -20,7 +20,7 @@ from vitdeploy.assess.golden import FORMAT, Golden
 from vitdeploy.assess.samples import synthetic_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
-from vitdeploy.errors import InputError, OutputError, UsageError
+from vitdeploy.errors import InputError, NotFiniteError, OutputError, UsageError
 from vitdeploy.runtimes import BACKENDS, Backend
 
 if TYPE_CHECKING:
@@ -217,3 +217,18 @@ def test_arrays_that_share_their_bytes_are_refused(golden: Path, tmp_path: Path)
         archive._didModify = True  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="share bytes"):
         Golden.read(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_neither_written_nor_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    golden = Golden({"logits": np.array([[0.0, value]], np.float32)}, {}, "", 1)
+    with pytest.raises(NotFiniteError, match="logits"):
+        golden.write(tmp_path / "golden.npz")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(Golden, "_not_finite", lambda _: [])  # as versions before wrote it
+    golden.write(tmp_path / "golden.npz")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="NaN or infinite"):
+        Golden.read(tmp_path / "golden.npz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -57,9 +58,6 @@ def test_a_last_line_of_nothing_is_dropped(tmp_path: Path) -> None:
         (b"[" * 200_000 + b"\n", "it is something else"),
         (json.dumps({**HEADER, "batch_size": 8}).encode() + b"\n", "begun with another batch_size: 8, not 4"),
         (json.dumps({**HEADER, "more": 1}).encode() + b"\n", "begun with another more: 1, not None"),
-        (json.dumps(HEADER).encode() + b'\n{"batch": 1}\n{"batch": 1}\n', "line 2: expected the finished batch 0"),
-        (json.dumps(HEADER).encode() + b'\n{"batch": false}\n{"batch": 1}\n', "line 2: expected the finished batch 0"),
-        (json.dumps(HEADER).encode() + b'\n{"batch\n{"batch": 1}\n', "line 2: expected the finished batch 0"),
     ],
 )
 def test_what_is_another_s_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes, message: str) -> None:
@@ -67,6 +65,53 @@ def test_what_is_another_s_is_refused_and_left_as_it_is(tmp_path: Path, content:
     with pytest.raises(InputError, match=message):
         WorkFile(tmp_path / "work", HEADER)
     assert (tmp_path / "work").read_bytes() == content
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_batch_that_was_altered_is_not_believed(tmp_path: Path, number: int) -> None:
+    """Whichever byte of it; a last line is computed again, as one that a power cut damaged."""
+    content = written(tmp_path / "whole", 3)
+    lines = content.splitlines(keepends=True)
+    begin = sum(map(len, lines[: number + 1]))
+    for offset in range(len(lines[number + 1]) - 1):
+        altered = bytearray(content)
+        altered[begin + offset] ^= 1
+        (tmp_path / "work").write_bytes(altered)
+        if number == 2:
+            with WorkFile(tmp_path / "work", HEADER) as work:
+                assert [batch["batch"] for batch in work.batches] == [0, 1]
+        else:
+            with pytest.raises(InputError, match=f"line {number + 2}"):
+                WorkFile(tmp_path / "work", HEADER)
+            assert (tmp_path / "work").read_bytes() == altered
+
+
+@pytest.mark.parametrize("order", [[1, 0, 2], [0, 0, 1, 2], [1, 2], [0, 2, 1], [0, 2, 2], [2, 1, 0]])
+def test_batches_that_were_moved_repeated_or_removed_are_refused(tmp_path: Path, order: list[int]) -> None:
+    header, *lines = written(tmp_path / "whole", 3).splitlines(keepends=True)
+    content = header + b"".join(lines[number] for number in order)
+    (tmp_path / "work").write_bytes(content)
+    with pytest.raises(InputError, match="line "):
+        WorkFile(tmp_path / "work", HEADER)
+    assert (tmp_path / "work").read_bytes() == content
+
+
+def test_a_batch_of_other_work_is_refused(tmp_path: Path) -> None:
+    """Even of the same images with the same header, after another batch."""
+    with WorkFile(tmp_path / "other", HEADER) as work:
+        for number in range(3):
+            work.append({"batch": number, "value": -1 - number})
+    header, *lines = written(tmp_path / "whole", 3).splitlines(keepends=True)
+    foreign = (tmp_path / "other").read_bytes().splitlines(keepends=True)[2]
+    (tmp_path / "work").write_bytes(header + lines[0] + foreign + lines[2])
+    with pytest.raises(InputError, match="line 3"):
+        WorkFile(tmp_path / "work", HEADER)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="not a regular file"):
+        WorkFile(tmp_path / "pipe", HEADER)
 
 
 def test_two_do_not_write_one_file(tmp_path: Path) -> None:

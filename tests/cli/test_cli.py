@@ -332,7 +332,7 @@ def test_an_interrupt_is_no_failed_check(bundle: Bundle, sent: signal.Signals) -
         assert children
         process.send_signal(sent)
         _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (128 + sent, "")
+    assert (process.returncode, errors) == (128 + sent, f"Error: interrupted by {sent.name}\n")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -344,7 +344,7 @@ def test_a_full_standard_output_is_one_line(bundle: Bundle, unbuffered: str) -> 
             check=False,
         )  # fmt: skip
     assert found.returncode == 3
-    assert found.stderr == "Error: standard output must take what is printed: No space left on device\n"
+    assert found.stderr == "Error: cannot write to standard output: No space left on device\n"
 
 
 def test_a_closed_standard_error_changes_nothing(bundle: Bundle) -> None:
@@ -403,7 +403,7 @@ def test_a_closed_standard_output_is_one_line(bundle: Bundle, command: list[str]
     line = f"exec '{sys.executable}' -m vitdeploy {name} '{bundle.path}' {' '.join(options)} >&-"
     found = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, check=False)
     assert found.returncode == 3
-    assert found.stderr == "Error: standard output must take what is printed: it is closed\n"
+    assert found.stderr == "Error: cannot write to standard output: it is closed\n"
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,11 @@ from bundles import (
 )
 from vitdeploy import __version__
 from vitdeploy.errors import CheckFailedError, UsageError
-from vitdeploy.exporters.onnx_graph import DEFAULT_OPSET, OPSETS
+from vitdeploy.exporters.onnx_graph import DEFAULT_OPSET
 from vitdeploy.models.activations import ACTIVATIONS
 from vitdeploy.models.signature import Served, input_specs, output_specs
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
-from vitdeploy.specs import Task
+from vitdeploy.specs import OPSETS, Task
 
 if TYPE_CHECKING:
     from vitdeploy.models.vit import VisionTransformer

@@ -14,6 +14,7 @@ from vitdeploy.errors import InputError
 from vitdeploy.manifest import CONFIG
 from vitdeploy.outputs import write_output
 from vitdeploy.regular_file import read_regular
+from vitdeploy.strict_json import strict_json
 
 if TYPE_CHECKING:
     import os
@@ -97,7 +98,7 @@ class Baseline:
         """
         file = Path(path)
         try:
-            data = json.loads(read_regular(file))
+            data = strict_json(read_regular(file))
             _check_integer(data["schema_version"], SCHEMA_VERSION, SCHEMA_VERSION, "schema_version")
             images = data["data"]["images"]
             _check_integer(images, 1, _MOST_IMAGES, "images")

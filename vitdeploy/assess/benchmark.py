@@ -17,6 +17,7 @@ from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, readable
 from vitdeploy.images import open_image
 from vitdeploy.predictor import check_batch_size, load_processor
+from vitdeploy.regular_file import MOST_IMAGE_BYTES, read_regular
 
 if TYPE_CHECKING:
     import os
@@ -214,6 +215,6 @@ def _encoded(images: str | os.PathLike[str] | None, count: int) -> tuple[tuple[b
 def _read(file: Path) -> bytes:
     """The bytes of an image that can be decoded."""
     with readable(file, "an image"):
-        encoded = file.read_bytes()
+        encoded = read_regular(file, MOST_IMAGE_BYTES)
     open_image(encoded, name=repr(str(file)))
     return encoded

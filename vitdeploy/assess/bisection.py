@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.bisect import smallest_kept
 from vitdeploy.assess.compare import Batches, run_batches, run_reference
-from vitdeploy.assess.difference import compare_outputs, default_tolerance
+from vitdeploy.assess.difference import check_tolerance, compare_outputs, default_tolerance
 from vitdeploy.assess.lower_precision import LowerPrecision
 from vitdeploy.assess.samples import few_images
 from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import UsageError
-from vitdeploy.predictor import load_processor
+from vitdeploy.predictor import check_batch_size, load_processor
 
 if TYPE_CHECKING:
     import os
@@ -130,12 +130,11 @@ def bisect(
         ImageError: an image cannot be read.
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """
+    check_batch_size(batch_size)
+    check_tolerance(tolerance)
+    if max_images < 1:
+        raise UsageError(f"max_images must be at least 1, got {max_images}")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if batch_size < 1 or max_images < 1 or (tolerance is not None and not 0 <= tolerance < math.inf):
-        raise UsageError(
-            f"batch_size and max_images must be at least 1 and tolerance a finite number from 0 up, "
-            f"got {batch_size}, {max_images} and {tolerance}"
-        )
     lower = LowerPrecision.of(bundle, precision, "compare --bisect")
     artifact, candidates = lower.artifact, lower.nodes
     allowed = default_tolerance(artifact) if tolerance is None else tolerance

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitdeploy import __version__
 from vitdeploy.assess.cosine_bound import COSINE_BOUNDS, CosineBound
-from vitdeploy.assess.difference import LOGITS, Difference, compare_outputs, default_tolerance
+from vitdeploy.assess.difference import LOGITS, Difference, check_tolerance, compare_outputs, default_tolerance
 from vitdeploy.assess.features import Nearness, nearness, vectors
 from vitdeploy.assess.furthest import FarImage, furthest
 from vitdeploy.assess.golden import Golden
@@ -23,7 +23,7 @@ from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import DeviceError, UnavailableError, UsageError
 from vitdeploy.gpu import find_gpus
 from vitdeploy.outputs import check_outputs, check_writable
-from vitdeploy.predictor import batch_size_for, check_fit, load_processor
+from vitdeploy.predictor import batch_size_for, check_batch_size, check_fit, load_processor
 from vitdeploy.runtimes import open_recorded, runtime_class
 from vitdeploy.runtimes.base import parse_device
 from vitdeploy.scores import ProblemType
@@ -218,9 +218,9 @@ def compare(
         OutputError: it cannot be written.
         MissingDependencyError: torch, which runs the reference, is not installed.
     """
+    check_batch_size(batch_size)
+    check_tolerance(tolerance)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if batch_size < 1 or (tolerance is not None and not tolerance >= 0):
-        raise UsageError(f"batch_size must be at least 1 and tolerance at least 0, got {batch_size} and {tolerance}")
     if not bundle.manifest.artifacts:
         raise UsageError(f"{bundle.path} must hold an artifact to compare, holds none; make one: vitdeploy export")
     if golden is not None and save_golden is not None:

@@ -16,7 +16,7 @@ import numpy as np
 from vitdeploy.assess.folder_listing import list_folder, with_images
 from vitdeploy.assess.matching import BY_INDEX, Classes
 from vitdeploy.errors import ImageError, InputError, UsageError, first_line, readable
-from vitdeploy.regular_file import open_regular
+from vitdeploy.regular_file import MOST_IMAGE_BYTES, open_regular, read_regular
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.folder_listing import FolderListing, LeftOut
     from vitdeploy.assess.parquet_data import ParquetData
 
+_MOST_CSV_BYTES = 256 * 1024**2  # some five million images
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 CSV_IMAGE_COLUMNS = ("image", "path", "file", "file_name")
 CSV_LABEL_COLUMNS = ("label", "class")
@@ -72,6 +73,12 @@ class LabelledData:
             targets=self.targets[chosen],
             load=lambda position: self.load(chosen[position]),
         )
+
+
+def check_seed(seed: object) -> None:
+    """Raise UsageError unless it is an integer from 0 up to 2^63."""
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise UsageError(f"seed must be an integer from 0 up to 2^63, got {seed!r:.80}")
 
 
 def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int]:
@@ -223,9 +230,7 @@ def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], lis
 def _csv_rows(path: Path, labelled: bool) -> list[tuple[str, str, int]]:
     """Image, label (empty where it is not asked for) and line number of each row."""
     try:
-        with open_regular(path) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as file:
-            if os.fstat(opened.fileno()).st_size > _MOST_CSV_BYTES:
-                raise InputError(f"{path} has more than the {_MOST_CSV_BYTES:,} bytes that are read; split it")
+        with io.TextIOWrapper(open_regular(path, _MOST_CSV_BYTES), encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=SEPARATORS[path.suffix.lower()], strict=True)
             header = [name.strip().strip("\ufeff") for name in next(reader, [])]
             image = _column(path, header, CSV_IMAGE_COLUMNS)
@@ -242,8 +247,9 @@ def _csv_rows(path: Path, labelled: bool) -> list[tuple[str, str, int]]:
                     )
                 rows.append((row[image].strip(), row[needed[-1]].strip() if labelled else "", reader.line_num))
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        reason = getattr(exc, "strerror", None) or first_line(exc)
         raise InputError(
-            f"{path} must be a {path.suffix[1:].upper()} file in UTF-8 that can be read: {first_line(exc)}"
+            f"{path} must be a {path.suffix[1:].upper()} file in UTF-8 that can be read: {reason}"
         ) from exc
     if not rows:
         raise InputError(f"{path} must hold images, holds none")
@@ -295,7 +301,7 @@ def file_reader(paths: Sequence[Path]) -> Callable[[int], bytes]:
 
     def load(position: int) -> bytes:
         try:
-            return paths[position].read_bytes()
+            return read_regular(paths[position], MOST_IMAGE_BYTES)
         except OSError as exc:
             raise ImageError(f"cannot read {str(paths[position])!r}: {exc.strerror}") from exc
 

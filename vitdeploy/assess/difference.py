@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import decimal
 import math
+import numbers
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,6 +130,13 @@ def centred(logits: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # of what is not finite
         found: np.ndarray = logits.astype(np.float64) - logits.astype(np.float64).mean(axis=-1, keepdims=True)
     return found
+
+
+def check_tolerance(tolerance: object) -> None:
+    """Raise UsageError unless it is None, for the default, or a finite number from 0 up."""
+    right = isinstance(tolerance, numbers.Real) and not isinstance(tolerance, bool)
+    if tolerance is not None and not (right and 0 <= float(tolerance) < math.inf):  # type: ignore[arg-type]
+        raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance!r:.80}")
 
 
 def default_tolerance(artifact: Artifact) -> float:

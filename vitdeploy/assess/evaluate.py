@@ -11,7 +11,7 @@ import numpy as np
 
 from vitdeploy.assess.accuracy import Accuracy, Calibration, Predictions, calibration
 from vitdeploy.assess.backend_run import BackendRun
-from vitdeploy.assess.dataset import LabelledData, open_data
+from vitdeploy.assess.dataset import LabelledData, check_seed, open_data
 from vitdeploy.assess.figures import Figures, evaluation_figures
 from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.one_pass import header, run_all
@@ -225,6 +225,7 @@ def evaluate(
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     check_batch_size(batch_size)
+    check_seed(seed)
     source = data.source if isinstance(data, LabelledData) else data
     check_outputs({"resume": resume}, {"data": source}, bundle=bundle.path)
     labels, processor = single_labels(bundle, "evaluate"), load_processor(bundle)

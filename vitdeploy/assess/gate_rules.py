@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import math
 import re
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping
 
+_BELOW_100 = math.nextafter(100, 0)
 _UNITS = {"bytes": 1, "kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
 
 
@@ -31,8 +33,8 @@ class Rules:
 
     Attributes:
         min_accuracy: top-1, in percent, from 1 to 100.
-        max_drop: of the top-1 accuracy against the baseline's, in points, above 0. Where there is a baseline, by
-            default the smallest of which so many images show a drop of twice the size.
+        max_drop: of the top-1 accuracy against the baseline's, in points, above 0 and below 100. Where there is a
+            baseline, by default the smallest of which so many images show a drop of twice the size.
         min_agreement: images of which artifact and reference make the same best class, in percent, from 1 to 100.
         min_cosine: the 5th percentile, over the images, of the cosine similarity with the reference's vector, above 0
             and below 1, see `vitdeploy.assess.features`: of pooled output and CLS token, or of a classifier's logits.
@@ -99,15 +101,16 @@ def read_rules(path: str | os.PathLike[str]) -> GateRules:
     """Read a TOML file of rules: those of every artifact at its top, others in tables such as [artifacts."onnx-fp16"].
 
     Raises:
-        InputError: the file cannot be read, or is no TOML.
+        InputError: the file cannot be read, or is no TOML in UTF-8 of at most 64 MiB.
         UsageError: a key is unknown, or a value is not what it must be.
     """
     file = Path(path)
     try:
         text = read_regular(file).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else exc
-        raise InputError(f"{file} must be a TOML file of rules that can be read: {reason}") from exc
+    except OSError as exc:
+        raise InputError(f"cannot read the rules in {file}: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise InputError(f"cannot read the rules in {file}: it is not in UTF-8 ({exc})") from exc
     try:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as exc:  # tomllib's own, an integer of thousands of digits, deep nesting
@@ -130,8 +133,18 @@ def _check_keys(data: Iterable[str], known: list[str], where: str) -> None:
 
 
 def _number(
-    value: Any, name: str, *, low: float, high: float = sys.float_info.max, what: str, open_: bool = False
+    value: Any,
+    name: str,
+    *,
+    low: float,
+    high: float = sys.float_info.max,
+    what: str,
+    open_: bool = False,
+    percent: float | None = None,
 ) -> float:
+    if percent is not None and isinstance(value, str) and value.endswith("%"):
+        with contextlib.suppress(ValueError):  # and it is refused as it is
+            value = float(value[:-1]) * percent
     right = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not right or not (low < value if open_ else low <= value) or not value <= high:
         raise UsageError(f"{name} must be {what}, got {_shown(value)}")
@@ -147,25 +160,26 @@ def _shown(value: Any) -> str:
 
 def _percent(value: Any, name: str) -> float:
     # From 1 up: whoever writes 0.98 and means 98 % would else have a rule that everything passes.
-    return _number(value, name, low=1, high=100, what="in percent, from 1 to 100, such as 98.5")
+    return _number(value, name, low=1, high=100, what='in percent, from 1 to 100, such as 98.5 or "98.5%"', percent=1)
 
 
 def _cosine(value: Any, name: str) -> float:
-    if isinstance(value, str) and value.endswith("%"):
-        with contextlib.suppress(ValueError):  # and it is refused as it is
-            value = float(value[:-1]) / 100
-    number = _number(value, name, low=0, high=1, open_=True, what='a cosine above 0 and below 1, such as 0.99 or "99%"')
+    number = _number(
+        value, name, low=0, high=1, open_=True, what='a cosine above 0 and below 1, such as 0.99 or "99%"', percent=0.01
+    )
     if number == 1:
         raise UsageError(f"{name} of 1 cannot be reached: no two computations round alike; give less, such as 0.999")
     return number
 
 
 def _points(value: Any, name: str) -> float:
-    return _number(value, name, low=0, high=100, open_=True, what="in points of accuracy, above 0, such as 1.5")
+    what = 'in points of accuracy, above 0 and below 100, such as 1.5 or "1.5%"'
+    return _number(value, name, low=0, high=_BELOW_100, open_=True, what=what, percent=1)
 
 
 def _difference(value: Any, name: str) -> float:
-    return _number(value, name, low=0, what="a share of the output's largest value, from 0 up, such as 1e-4")
+    what = "a share of the output's largest value, from 0 up, such as 1e-4 or 0.01%"
+    return _number(value, name, low=0, what=what, percent=0.01)
 
 
 def _ratio(value: Any, name: str) -> float:

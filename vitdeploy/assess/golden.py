@@ -19,10 +19,11 @@ from numpy.lib import format as npy
 
 from vitdeploy import __version__
 from vitdeploy.assess.selection import artifacts
-from vitdeploy.errors import InputError, UsageError, first_line
+from vitdeploy.errors import InputError, NotFiniteError, UsageError, first_line
 from vitdeploy.exhaustion import check_exhaustion
 from vitdeploy.outputs import write_output
 from vitdeploy.regular_file import open_regular
+from vitdeploy.strict_json import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,8 +73,15 @@ class Golden:
         """Write a .npz file, whole or not at all.
 
         Raises:
+            NotFiniteError: the reference gave values that are NaN or infinite, with which nothing can be compared.
             OutputError: it cannot be written; the one before is untouched.
         """
+        names = self._not_finite()
+        if names:
+            raise NotFiniteError(
+                f"the reference gives NaN or infinite values of {', '.join(names)}, so {path} was not written; "
+                f"mend the weights, or the numbers of the image processor"
+            )
         header = {
             "format": FORMAT,
             "reference": dict(self.reference),
@@ -98,7 +106,7 @@ class Golden:
             with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
                 if sum(info.file_size for info in archive.infolist()) > os.fstat(opened.fileno()).st_size:
                     raise ValueError("its arrays share bytes of the file, or are not in it")
-                header: dict[str, Any] = json.loads(_array(archive, _HEADER, np.uint8).tobytes())
+                header: dict[str, Any] = strict_json(_array(archive, _HEADER, np.uint8).tobytes())
                 if header["format"] != FORMAT:
                     raise ValueError(f"format is {header['format']!r:.40}, not {FORMAT!r}")
                 names = [name.removesuffix(".npy") for name in archive.namelist() if name.startswith(_OUTPUT)]
@@ -111,7 +119,10 @@ class Golden:
             reference, tools = (
                 {str(name): str(value) for name, value in header[key].items()} for key in ("reference", "tools")
             )
-            return cls(outputs, reference, str(header["pixels_sha256"]), header["batch_size"], tools)
+            golden = cls(outputs, reference, str(header["pixels_sha256"]), header["batch_size"], tools)
+            if names := golden._not_finite():
+                raise ValueError(f"{', '.join(names)} holds NaN or infinite values")
+            return golden
         except (MemoryError, OSError) as exc:
             check_exhaustion(exc, f"reading {path}")
             raise InputError(
@@ -122,6 +133,9 @@ class Golden:
                 f"{path} must be a file that compare --save-golden wrote: {type(exc).__name__} {first_line(exc)}; save "
                 f"it again"
             ) from exc
+
+    def _not_finite(self) -> list[str]:
+        return [name for name, value in self.outputs.items() if not np.isfinite(value).all()]
 
     def check(self, bundle: Bundle, pixels_sha256: str, count: int, batch_size: int) -> None:
         """See that it is of this model, of these `count` images and of this batch size.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vitdeploy.assess.compare import Batches, run_batches, run_reference
-from vitdeploy.assess.difference import Difference, compare_outputs, default_tolerance
+from vitdeploy.assess.difference import Difference, check_tolerance, compare_outputs, default_tolerance
 from vitdeploy.assess.samples import SYNTHETIC_COUNT, chosen_images
 from vitdeploy.assess.selection import REFERENCE, artifacts, select
 from vitdeploy.assess.verdicts import ByResult, Verdict
@@ -182,9 +182,8 @@ def compare_layers(
         UnavailableError: `against` cannot be run layer by layer.
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """
+    check_tolerance(tolerance)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if tolerance is not None and not tolerance >= 0:
-        raise UsageError(f"tolerance must be at least 0, got {tolerance}")
     if not bundle.manifest.artifacts:
         raise UsageError(f"{bundle.path} must hold an artifact to compare, holds none; make one: vitdeploy export")
     by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}

@@ -84,7 +84,7 @@ def header(
     """What must be the same for finished batches to count."""
     listing = "".join(f"{name}\0{target}\n" for name, target in zip(images.names, images.targets.tolist(), strict=True))
     return {
-        "format": "vitdeploy evaluation 1",
+        "format": "vitdeploy evaluation 2",
         "bundle": hashlib.sha256(bundle.manifest.to_json().encode()).hexdigest(),
         **settings,
         "data": hashlib.sha256(listing.encode("utf-8", "surrogatepass")).hexdigest(),

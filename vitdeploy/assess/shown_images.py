@@ -14,6 +14,7 @@ from vitdeploy.assess.accuracy import NOT_FINITE
 from vitdeploy.assess.dataset import open_data
 from vitdeploy.errors import ImageError, VitDeployError
 from vitdeploy.predictor import Prediction
+from vitdeploy.regular_file import MOST_IMAGE_BYTES, read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -181,7 +182,7 @@ def _samples(evaluation: Evaluation, positions: Iterable[int], images: _Images) 
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MOST_IMAGE_BYTES)
     except OSError as exc:
         raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}") from exc
 

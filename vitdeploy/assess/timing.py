@@ -11,7 +11,6 @@ import signal
 import statistics
 import sys
 import time
-import warnings
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from vitdeploy.assess.samples import feeds
 from vitdeploy.cpu import MOST_THREADS, openmp_is_set, usable_cpus
 from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, VitDeployError
 from vitdeploy.predictor import load_processor
+from vitdeploy.quiet import quiet_libraries
 from vitdeploy.runtimes import BACKENDS, runtime_class
 from vitdeploy.specs import PixelStage
 
@@ -40,7 +40,7 @@ WINDOW, WITHIN, MOST_WINDOWS = 3, 0.05, 10
 # ONNX Runtime's idle threads spin for 40 ms after a run, torch's for 10 (1.32 and 2.13, by their processes' CPU time):
 # whoever runs next waits until the cores are free.
 PAUSE_S = 0.1
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _serve(connection: Connection, job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command line does
+    quiet_libraries()  # as the command line does
     timer = _Timer(job)
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
         while True:

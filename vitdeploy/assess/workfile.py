@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
 
 
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
+_MOST_BYTES = 1 << 30  # some 10 million images
 _SYNC_S = 5.0  # between two waits for the disk, which can each take longer than a batch
 
 
 class WorkFile:
     """A file of JSON lines: what is done in the first, and a finished batch in each other one.
+
+    Each batch ends in the SHA-256 of all that stands before it in the file, so that a line which was altered, removed,
+    inserted, moved or taken from another file is found. It is no signature: whoever computes it anew is believed.
 
     A line counts when it ends. Whoever is killed loses the batch in work and nothing else; a power cut may take those
     of the last seconds, too. A context manager; another process with the same file waits for none, and is refused.
@@ -46,6 +51,7 @@ class WorkFile:
         self._path = Path(path)
         self.batches: list[dict[str, Any]] = []
         self._synced = time.monotonic()
+        self._before = hashlib.sha256()  # of the header and the batches so far
         line = json.dumps(header, allow_nan=False).encode() + b"\n"
         try:
             self._descriptor = os.open(self._path, _OPEN, 0o666)
@@ -56,6 +62,7 @@ class WorkFile:
                 raise self._not_ours("it is no regular file")
             self._lock()
             content = self._content()
+            self._before.update(line)
             if line.startswith(content):  # nothing, or a header that was cut short
                 os.ftruncate(self._descriptor, 0)
                 self._write(line)
@@ -79,7 +86,9 @@ class WorkFile:
             OutputError: it cannot be written; what was kept before is untouched.
         """
         try:
-            self._write(json.dumps(batch, allow_nan=False).encode() + b"\n")
+            line = self._bound(json.dumps(batch, allow_nan=False).encode())
+            self._write(line)
+            self._before.update(line)
             if time.monotonic() - self._synced >= _SYNC_S:
                 os.fsync(self._descriptor)
                 self._synced = time.monotonic()
@@ -104,7 +113,16 @@ class WorkFile:
 
     def _content(self) -> bytes:
         with open(self._descriptor, "rb", closefd=False) as file:
-            return file.read()
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise self._not_ours(f"it has more than the {_MOST_BYTES:,} bytes that are read")
+        return content
+
+    def _bound(self, batch: bytes) -> bytes:
+        """The line of a batch at this place in the file."""
+        chained = self._before.copy()
+        chained.update(batch)
+        return batch + f" {chained.hexdigest()}\n".encode()
 
     def _write(self, line: bytes) -> None:
         while line:
@@ -126,7 +144,10 @@ class WorkFile:
         length = 0
         for number, line in enumerate(lines):
             try:
-                batch = json.loads(line)
+                body, _, _ = line.rpartition(b" ")
+                if self._bound(body) != line + b"\n":
+                    raise ValueError("but this line, or one before it, was altered")
+                batch = json.loads(body)
                 if type(batch["batch"]) is not int or batch["batch"] != number:
                     raise ValueError(f"it is of batch {batch['batch']!r:.40}")
             except (ValueError, KeyError, TypeError, RecursionError) as exc:
@@ -136,6 +157,7 @@ class WorkFile:
                     f"{self._path}, line {number + 2}: expected the finished batch {number}, {exc}; remove the file"
                 ) from exc
             self.batches.append(batch)
+            self._before.update(line + b"\n")
             length += len(line) + 1
         return length
 

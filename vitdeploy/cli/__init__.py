@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 import click
 
 from vitdeploy import __version__
-from vitdeploy.cli.output import printable
+from vitdeploy.cli.process import Interrupted, end_on_signals, guard_streams, print_error
 from vitdeploy.cpu import limit_openmp
 from vitdeploy.errors import InputError, VitDeployError
-from vitdeploy.exhaustion import exhausted, lacking
+from vitdeploy.quiet import quiet_libraries
 
 # Name -> "module:command" and its line in the help, so that the help imports no command.
 COMMANDS = {
@@ -42,6 +42,15 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """A group that imports a command when it is invoked."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; its errors are told here, since click takes some for others: an EOFError for an interrupt."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001  (a defect is told as one)
+            ctx.exit(print_error(exc))
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
         return list(COMMANDS)
 
@@ -63,7 +72,8 @@ def cli() -> None:
     """Take a Vision Transformer to production, and prove that every artifact still is the same model.
 
     Exit codes: 0 passed, 1 a check failed, 2 usage, 3 a dependency, a device, the network or room on the disk is
-    missing, 4 absent, unreadable or corrupt input.
+    missing, or a result could not be written, 4 absent, unreadable or corrupt input, 70 a defect in vitdeploy. A check
+    that failed exits with 1 whatever else happened.
     """
     try:  # which the libraries ask for when they are imported, whatever the paths are
         Path.cwd()
@@ -71,33 +81,37 @@ def cli() -> None:
         raise InputError(f"the working directory must be there: {exc.strerror}; cd to one that is") from exc
 
 
-def main(args: list[str] | None = None) -> Any:
-    """Run the command line; a VitDeployError becomes one line on stderr and its exit code, as does a lack of memory.
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line, and exit; what goes wrong is one line on stderr and an exit code, see `print_error`.
 
-    Pillow's warnings of damaged metadata and large images are not printed: an image that is used can be read, and one
-    that is too large is refused.
+    Args:
+        args: those of this process, which is then the command line's: libraries print nothing of their own there. With
+            others the caller's filters of warnings, its logging and its handlers of signals stay.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    handlers = end_on_signals()
+    guard_streams()
     limit_openmp()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        try:
-            return cli(args)
-        except VitDeployError as exc:
-            _fail(exc)
-        except Exception as exc:
-            resource = lacking(exc)
-            if resource is None:
-                raise
-            _fail(exhausted(resource, "vitdeploy stopped", exc))
+    try:
+        with warnings.catch_warnings():
+            if args is None:
+                quiet_libraries()
+            else:
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            sys.exit(_run(args))
+    finally:
+        if args is not None:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
-def _fail(error: VitDeployError) -> NoReturn:
-    click.echo(f"Error: {printable(' '.join(str(error).split()))}", err=True)
-    sys.exit(error.exit_code)
-
-
-def _stop(number: int, _frame: object) -> None:
-    """End as after any error, so that nothing is left behind half-written."""
-    sys.exit(128 + number)
+def _run(args: list[str] | None) -> int:
+    try:
+        code = cli.main(args, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except SystemExit as exc:
+        return print_error(exc) if isinstance(exc, Interrupted) else int(exc.code or 0)
+    except VitDeployError as exc:  # the help could not be printed
+        return print_error(exc)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import click
 
+from vitdeploy.cli.number_options import TURNS
 from vitdeploy.cli.output import (
-    EXIT_CODES,
     PATH,
     device_option,
     image_limit_option,
@@ -18,7 +17,9 @@ from vitdeploy.cli.output import (
     print_left_out,
     print_step,
 )
+from vitdeploy.cli.process import conclude
 from vitdeploy.cli.reports import Reports, report_options
+from vitdeploy.cpu import MOST_THREADS
 
 
 class BatchSizes(click.ParamType[tuple[int, ...]]):
@@ -48,13 +49,13 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
 @click.option(
     "--threads",
     default=0,
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MOST_THREADS),
     help="Threads of each backend. Default (0): OMP_NUM_THREADS for torch and ORT_INTRA_OP_NUM_THREADS for ONNX "
     "Runtime; where they are not set, as many as the CPU affinity, the cgroup quota and the cores allow.",
 )
 @click.option("--images", type=PATH, help="A folder of images; synthetic JPEG files by default.")
-@click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Turns of each backend.")
-@click.option("--runs", default=10, show_default=True, type=click.IntRange(min=1), help="Timed runs a turn.")
+@click.option("--rounds", default=10, show_default=True, type=TURNS, help="Turns of each backend.")
+@click.option("--runs", default=10, show_default=True, type=TURNS, help="Timed runs a turn.")
 @report_options("html", "markdown")
 @image_limit_option
 @json_option
@@ -81,11 +82,13 @@ def benchmark(
         bundle, batch_sizes=batch_sizes, backends=backends or None, device=device, threads=threads, images=images,
         rounds=rounds, runs=runs, on_step=print_step,
     )  # fmt: skip
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        title = f"{result.bundle} on {result.settings['device']}, ready input unless it says from image files"
-        print_figures(f"{title}: {result.status}", result.figures)
-        print_left_out(result.left_out)
-    reports.write(result)
-    sys.exit(EXIT_CODES[result.status])
+
+    def show() -> None:
+        if as_json:
+            print_json(result.to_dict())
+        else:
+            title = f"{result.bundle} on {result.settings['device']}, ready input unless it says from image files"
+            print_figures(f"{title}: {result.status}", result.figures)
+            print_left_out(result.left_out)
+
+    conclude(result.status, show, *reports.writers(result))

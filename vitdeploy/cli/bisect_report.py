@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.cli.number_options import COUNT
 from vitdeploy.cli.output import print_table, print_text
 from vitdeploy.errors import InputError
 from vitdeploy.regular_file import read_regular
+from vitdeploy.strict_json import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,11 +28,11 @@ def lower_precision_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Of --bisect, fp16 by default, and of --sensitivity, int8 by default.",
         ),
         click.option(
-            "--max-images", type=click.IntRange(min=1),
+            "--max-images", type=COUNT,
             help="Of --bisect, 16 by default, and of --sensitivity, 32 by default: how many of --images.",
         ),
         click.option(
-            "--max-runs", type=click.IntRange(min=2), help="Of --bisect: sets of nodes to run; 200 by default."
+            "--max-runs", type=click.IntRange(2, COUNT.max), help="Of --bisect: sets of nodes to run; 200 by default."
         ),
     )  # fmt: skip
     for option in reversed(options):
@@ -46,9 +47,9 @@ def kept_nodes(path: str) -> tuple[str, ...]:
         InputError: the file cannot be read, or is something else.
     """
     try:
-        names = tuple(node["name"] for node in json.loads(read_regular(path))["kept"])
+        names = tuple(node["name"] for node in strict_json(read_regular(path))["kept"])
     except OSError as exc:
-        raise InputError(f"{path} must be readable: {exc.strerror}") from exc
+        raise InputError(f"cannot read {path}: {exc.strerror}") from exc
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise InputError(f"{path} must hold what vitdeploy compare --bisect --json prints; make it again") from exc
     if not all(isinstance(name, str) for name in names):

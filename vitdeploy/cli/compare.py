@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vitdeploy.cli.bisect_report import lower_precision_options, print_bisection
+from vitdeploy.cli.number_options import BATCH_SIZE, Tolerance
 from vitdeploy.cli.output import (
-    EXIT_CODES,
     PATH,
     image_limit_option,
     json_option,
@@ -21,6 +20,7 @@ from vitdeploy.cli.output import (
     print_table,
     print_text,
 )
+from vitdeploy.cli.process import conclude
 from vitdeploy.cli.reports import Reports, report_options
 from vitdeploy.errors import UsageError
 
@@ -55,8 +55,8 @@ _OPTIONS = {
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.option("--images", type=PATH, help="A folder of images; synthetic ones by default.")
-@click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="8 by default.")
+@click.option("--tolerance", type=Tolerance(), help="Largest difference, relative to each output's largest value.")
+@click.option("--batch-size", type=BATCH_SIZE, help="8 by default.")
 @click.option(
     "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
     help="These artifacts alone, such as onnxruntime:fp16; may be repeated. By default all.",
@@ -91,32 +91,34 @@ def compare(
     given = {name: value for name, value in options.items() if value not in (None, ())}
     _check_options(way, [*given, *reports.asked])
     result: Any
-    show: Callable[[Any], None]
+    print_result: Callable[[Any], None]
     if layers:
         from vitdeploy.assess.layers import compare_layers
 
-        result, show = compare_layers(bundle, on_step=print_step, **given), _print_layers
+        result, print_result = compare_layers(bundle, on_step=print_step, **given), _print_layers
     elif bisect:
         from vitdeploy.assess.bisection import bisect as bisect_bundle
 
-        result, show = bisect_bundle(bundle, on_step=print_step, **given), print_bisection
+        result, print_result = bisect_bundle(bundle, on_step=print_step, **given), print_bisection
     elif sensitivity:
         from vitdeploy.assess.sensitivity import sensitivity as measure
 
         with late_progress_bar("measuring layers") as on_progress:
             result = measure(bundle, on_step=print_step, on_progress=on_progress, **given)
-        show = _print_sensitivity
+        print_result = _print_sensitivity
     else:
         from vitdeploy.assess.compare import compare as compare_bundle
 
-        result, show = compare_bundle(bundle, on_step=print_step, **given), _print
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        show(result)
-        print_left_out(result.left_out)
-    reports.write(result)
-    sys.exit(EXIT_CODES[result.status])
+        result, print_result = compare_bundle(bundle, on_step=print_step, **given), _print
+
+    def show() -> None:
+        if as_json:
+            print_json(result.to_dict())
+        else:
+            print_result(result)
+            print_left_out(result.left_out)
+
+    conclude(result.status, show, *reports.writers(result))
 
 
 def _check_options(way: str, given: Collection[str]) -> None:

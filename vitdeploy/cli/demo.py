@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from vitdeploy.cli.output import (
-    EXIT_CODES,
     PATH,
     json_option,
     print_figures,
@@ -18,6 +16,7 @@ from vitdeploy.cli.output import (
     print_table,
     print_text,
 )
+from vitdeploy.cli.process import conclude
 
 if TYPE_CHECKING:
     from vitdeploy.demo import DemoResult
@@ -35,11 +34,14 @@ def demo(output: str, as_json: bool) -> None:
     from vitdeploy.demo import run_demo
 
     result = run_demo(output, on_step=print_step)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        _print(result)
-    sys.exit(EXIT_CODES[result.comparison.status])
+
+    def show() -> None:
+        if as_json:
+            print_json(result.to_dict())
+        else:
+            _print(result)
+
+    conclude(result.comparison.status, show)
 
 
 def _print(result: DemoResult) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
+from vitdeploy.cli.number_options import BATCH_SIZE, COUNT, SEED
 from vitdeploy.cli.output import (
-    EXIT_CODES,
     PATH,
     device_option,
     image_limit_option,
@@ -20,6 +19,7 @@ from vitdeploy.cli.output import (
     print_table,
     progress_bar,
 )
+from vitdeploy.cli.process import conclude
 from vitdeploy.cli.reports import Reports, report_options
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
     help="Such as onnxruntime:fp16; may be repeated. By default the reference (torch) and every artifact.",
 )  # fmt: skip
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--batch-size", default=32, show_default=True, type=BATCH_SIZE)
 @device_option
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many images, drawn by --seed.")
-@click.option("--seed", default=0, show_default=True, type=int, help="Which images, with --limit.")
+@click.option("--limit", type=COUNT, help="At most so many images, drawn by --seed.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Which images, with --limit.")
 @click.option("--resume", type=PATH, help="Keep finished batches in this file, and go on from those there.")
 @click.option("--per-class", is_flag=True, help="Print the accuracy of each class, too.")
 @click.option("--confusion", is_flag=True, help="Print which classes are taken for which, too.")
@@ -72,12 +72,14 @@ def evaluate(
             bundle, data=data, backends=backends or None, batch_size=batch_size, device=device, limit=limit, seed=seed,
             resume=resume, on_step=print_step, on_progress=on_progress,
         )  # fmt: skip
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        _print(result, per_class, confusion)
-    reports.write(result)
-    sys.exit(EXIT_CODES[result.status])
+
+    def show() -> None:
+        if as_json:
+            print_json(result.to_dict())
+        else:
+            _print(result, per_class, confusion)
+
+    conclude(result.status, show, *reports.writers(result))
 
 
 def _print(result: Evaluation, per_class: bool, confusion: bool) -> None:

@@ -9,6 +9,7 @@ import click
 
 from vitdeploy.cli.bisect_report import kept_nodes
 from vitdeploy.cli.engine_options import engine_options, image_size, once
+from vitdeploy.cli.number_options import OPSET, SEED, Tolerance
 from vitdeploy.cli.output import (
     PATH,
     agreement,
@@ -141,7 +142,7 @@ def _print_accuracy(artifact: Artifact) -> None:
     "--seed",
     default=0,
     show_default=True,
-    type=click.IntRange(0, 2**63 - 1),
+    type=SEED,
     help="Of the random weights, and of the choice of calibration images.",
 )
 @click.option(
@@ -187,7 +188,7 @@ def _print_accuracy(artifact: Artifact) -> None:
 )
 @click.option("--dynamic-image-size", is_flag=True, help="Take images of every size from one patch up.")
 @processor_options
-@click.option("--opset", type=int, help="ONNX opset, 18 to 23; 20 by default.")
+@click.option("--opset", type=OPSET, help="ONNX opset, 18 to 23; 20 by default.")
 @click.option(
     "--optimize",
     type=click.Choice(["onnxruntime"]),
@@ -200,7 +201,7 @@ def _print_accuracy(artifact: Artifact) -> None:
     help="The same for every node in a file that vitdeploy compare --bisect --json printed.",
 )
 @click.option("--images", type=PATH, help="A folder of images to prove the artifact on; synthetic by default.")
-@click.option("--tolerance", type=float, help="Largest difference, relative to each output's largest value.")
+@click.option("--tolerance", type=Tolerance(), help="Largest difference, relative to each output's largest value.")
 @engine_options
 @click.option(
     "-o",

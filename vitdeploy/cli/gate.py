@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.cli.number_options import BATCH_SIZE, number_or_text
 from vitdeploy.cli.output import (
-    EXIT_CODES,
     PATH,
     device_option,
     image_limit_option,
@@ -20,17 +19,11 @@ from vitdeploy.cli.output import (
     print_text,
     progress_bar,
 )
+from vitdeploy.cli.process import conclude
 from vitdeploy.cli.reports import Reports, report_options
 
 if TYPE_CHECKING:
     from vitdeploy.assess.gate import GateResult
-
-
-def _cosine(ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:  # noqa: ARG001
-    try:
-        return None if value is None else float(value)
-    except ValueError:
-        return value  # such as "99%", which the rule reads
 
 
 @click.command()
@@ -44,20 +37,22 @@ def _cosine(ctx: click.Context, param: click.Parameter, value: str | None) -> fl
 @click.option("--baseline", type=PATH, help="The JSON file of an accepted evaluation of the same images.")
 @click.option("--update", is_flag=True, help="Write the baseline instead, if every other check passes.")
 @click.option("--rules", type=PATH, help="A TOML file with these rules, as min_accuracy = 98; flags go first.")
-@click.option("--min-accuracy", type=float, metavar="PERCENT", help="Top-1 on the images.")
-@click.option("--max-drop", type=float, metavar="POINTS", help="Of top-1, against the baseline; by default the "
+@click.option("--min-accuracy", metavar="PERCENT", help="Top-1 on the images.")
+@click.option("--max-drop", metavar="POINTS", help="Of top-1, against the baseline; by default the "
               "smallest that so many images can tell from chance.")  # fmt: skip
-@click.option("--min-agreement", type=float, metavar="PERCENT", help="The same best class as the reference.")
-@click.option("--min-cosine", metavar="SHARE", callback=_cosine, help="5th percentile over the images of the cosine "
+@click.option("--min-agreement", metavar="PERCENT", help="The same best class as the reference.")
+@click.option("--min-cosine", metavar="SHARE", help="5th percentile over the images of the cosine "
               "similarity with the reference, such as 0.99.")  # fmt: skip
-@click.option("--min-neighbour-agreement", type=float, metavar="PERCENT", help="Images with the reference's nearest "
+@click.option("--min-neighbour-agreement", metavar="PERCENT", help="Images with the reference's nearest "
               "neighbour, of a model without classes.")  # fmt: skip
-@click.option("--max-difference", type=float, metavar="SHARE", help="From the reference's outputs, of their largest "
+@click.option("--max-difference", metavar="SHARE", help="From the reference's outputs, of their largest "
               "value; by default the precision's tolerance.")  # fmt: skip
-@click.option("--max-layer-difference", type=float, metavar="SHARE", help="Of a layer's own result, in half precision "
+@click.option("--max-layer-difference", metavar="SHARE", help="Of a layer's own result, in half precision "
               "by default; see compare --layers.")  # fmt: skip
 @click.option(
-    "--max-latency-ratio", type=float, metavar="RATIO", help="Of an image's median time, to --latency-against."
+    "--max-latency-ratio",
+    metavar="RATIO",
+    help="Of an image's median time, to --latency-against.",
 )
 @click.option("--latency-against", metavar="BACKEND:PRECISION", help="torch:fp32, the reference, by default.")
 @click.option("--max-size", metavar="BYTES", help='Of an artifact\'s files; or such as "12.5 MB".')
@@ -65,7 +60,7 @@ def _cosine(ctx: click.Context, param: click.Parameter, value: str | None) -> fl
     "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
     help="Hold these alone; may be repeated. By default the reference (torch) and every artifact.",
 )  # fmt: skip
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--batch-size", default=32, show_default=True, type=BATCH_SIZE)
 @device_option
 @report_options("html", "markdown", "junit")
 @image_limit_option
@@ -95,20 +90,22 @@ def gate(
     from vitdeploy.assess.gate import gate as gate_bundle
     from vitdeploy.assess.gate_rules import GateRules, Rules, read_rules
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    held = GateRules() if rules is None else read_rules(rules)
-    held = held.with_(Rules.from_dict(given, "the flags"))
+    given = {name: number_or_text(value) for name, value in flags.items() if value is not None}
+    of_flags = Rules.from_dict(given, "the flags")
+    held = (GateRules() if rules is None else read_rules(rules)).with_(of_flags)
     with progress_bar("images") as on_progress:
         result = gate_bundle(
             bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends or None,
             batch_size=batch_size, device=device, on_step=print_step, on_progress=on_progress,
         )  # fmt: skip
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        _print(result)
-    reports.write(result)
-    sys.exit(EXIT_CODES[result.status])
+
+    def show() -> None:
+        if as_json:
+            print_json(result.to_dict())
+        else:
+            _print(result)
+
+    conclude(result.status, show, *reports.writers(result))
 
 
 def _print(result: GateResult) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.errors import OutputError
+from vitdeploy.cli.number_options import PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from vitdeploy.assess.folder_listing import LeftOut
 
 PATH = click.Path(readable=False)  # whoever reads it says in one line that it cannot be read
-EXIT_CODES = {"passed": 0, "failed": 1, "skipped": 3}
 
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -50,7 +49,7 @@ def _variable(name: str, value: str) -> Iterator[None]:
 image_limit_option = click.option(
     "--max-image-pixels",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=PIXELS,
     expose_value=False,
     callback=_limit_images,
     help="Refuse images of more pixels; VITDEPLOY_MAX_IMAGE_PIXELS or 178956970 by default, twice Pillow's limit.",
@@ -205,16 +204,7 @@ def printable(text: str) -> str:
 
 
 def _print(text: str) -> None:
-    if sys.stdout is None:
-        raise OutputError("standard output must take what is printed: it is closed")
-    try:
-        click.echo(text)
-    except BrokenPipeError:  # whoever read this has read enough; click ends the program
-        raise
-    except OSError as exc:
-        with contextlib.suppress(OSError):  # what is left in its buffer would be tried, and complained of, again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OutputError(f"standard output must take what is printed: {exc.strerror}") from exc
+    print(text, flush=True)  # see `vitdeploy.cli.process.guard_streams`
 
 
 def _is_a_terminal(stream: TextIO | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from vitdeploy.cli.number_options import COUNT
 from vitdeploy.cli.output import PATH, image_limit_option, json_option, print_json, print_table
 from vitdeploy.runtimes import BACKENDS
 
@@ -14,7 +15,7 @@ from vitdeploy.runtimes import BACKENDS
 @click.option("--backend", default="onnxruntime", show_default=True, type=click.Choice(list(BACKENDS)))
 @click.option("--precision", default="fp32", show_default=True)
 @click.option("--device", help="cpu, cuda or cuda:1; cpu by default, cuda for an engine.")
-@click.option("--top-k", type=click.IntRange(min=1), help="Classes an image; 5 by default. Not for a regression.")
+@click.option("--top-k", type=COUNT, help="Classes an image; 5 by default. Not for a regression.")
 @image_limit_option
 @json_option
 def predict(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.cli.number_options import COUNT
 from vitdeploy.cli.output import PATH
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(_METHODS),
             help="Calibration method. Default: auto, the least error on held-out images.",
         ),
-        click.option("--calibration-images", type=click.IntRange(min=1), help="How many, at most; 512 by default."),
+        click.option("--calibration-images", type=COUNT, help="How many, at most; 512 by default."),
         click.option("--calibration-cache", type=PATH, help="Where ranges are kept; the user's by default."),
         click.option(
             "--smooth-quant",

@@ -75,14 +75,9 @@ class Reports:
             module, function = _REPORTS[name][0].split(":")
             self._writers[name] = getattr(importlib.import_module(module), function)
 
-    def write(self, result: Any) -> None:
-        """Write each file.
-
-        Raises:
-            OutputError: a file cannot be written.
-        """
-        for name, path in self.asked.items():
-            self._writers[name](path, result)
+    def writers(self, result: Any) -> list[Callable[[], None]]:
+        """A function for each file that writes it; each raises OutputError where that cannot be done."""
+        return [functools.partial(self._writers[name], path, result) for name, path in self.asked.items()]
 
 
 def _check_files(reports: Mapping[str, str], arguments: Mapping[str, Any]) -> None:

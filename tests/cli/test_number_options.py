@@ -1,0 +1,119 @@
+"""Every number that an option takes has a range; nonsense is refused at once, before any file is looked at."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import click
+import pytest
+
+import vitdeploy
+from vitdeploy.assess.gate_rules import Rules
+from vitdeploy.assess.layers import compare_layers
+from vitdeploy.cli import COMMANDS, main
+from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+# Options that take a name, a path or another text. An option that is new is a number until it stands here.
+TEXTS = {
+    "accuracy_data", "against", "artifact", "artifacts", "backends", "baseline", "cache_dir", "calibration_cache",
+    "calibration_data", "compute_capabilities", "data", "device", "golden", "html", "images", "junit", "keep_fp32",
+    "keep_fp32_from", "latency_against", "markdown", "model", "name", "names", "output", "outputs", "precision",
+    "random_weights", "resume", "revision", "rules", "save_golden", "source", "timing_cache", "token", "triton",
+}  # fmt: skip
+SIGNED = {"image_mean"}
+NONSENSE = ("nan", "inf", "-inf", "1e400", "9" * 400, "-9", "", " ", "many", "0x10", "1\0")
+NEEDED: dict[str, list[str]] = {
+    "export": ["--int8", "--calibration-data", "absent", "--random-weights", "vit-tiny-patch16-32"],
+    "gate": ["absent", "--data", "absent"],
+    "evaluate": ["absent", "--data", "absent"],
+    "predict": ["absent", "absent.png"],
+    "triton": ["absent", "absent"],
+}
+WAYS = {"max_images": ["--bisect"], "max_runs": ["--bisect"]}
+TO_ENGINE = ["--to", "tensorrt-rtx"]
+
+
+def options() -> Iterator[tuple[str, click.Option]]:
+    for command, (target, _) in COMMANDS.items():
+        module, name = target.split(":")
+        for param in getattr(importlib.import_module(module), name).params:
+            if isinstance(param, click.Option) and not param.is_flag and not isinstance(param.type, click.Choice):
+                yield command, param
+
+
+NUMBERS = [(command, param) for command, param in options() if param.name not in TEXTS]
+
+
+def test_there_are_numbers_and_no_text_is_unknown() -> None:
+    assert {"tolerance", "max_drop", "seed", "top_k", "batch_sizes", "rounds"} <= {param.name for _, param in NUMBERS}
+    assert {param.name for _, param in options()} >= TEXTS
+
+
+@pytest.mark.parametrize("value", NONSENSE, ids=lambda value: f"{value!r:.12}")
+@pytest.mark.parametrize(("command", "param"), NUMBERS, ids=lambda item: item if isinstance(item, str) else item.name)
+def test_nonsense_is_refused_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    param: click.Option,
+    value: str,
+) -> None:
+    if param.name in SIGNED and value == "-9":
+        pytest.skip("a mean may be below 0")
+    monkeypatch.chdir(tmp_path)
+    needed = [*NEEDED.get(command, ["absent"]), *WAYS.get(str(param.name), [])]
+    with pytest.raises(SystemExit) as caught:
+        main([command, *needed, f"{param.opts[0]}={value}"])
+    found = capsys.readouterr()
+    assert caught.value.code == 2, found.err
+    assert found.out == ""
+    assert len(found.err.splitlines()[-1]) < 800
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "expected"),
+    [
+        ("min_accuracy", "98.5%", 98.5),
+        ("min_agreement", "99%", 99.0),
+        ("min_neighbour_agreement", "99%", 99.0),
+        ("max_drop", "0.5%", 0.5),
+        ("min_cosine", "99%", 0.99),
+        ("max_difference", "1%", 0.01),
+        ("max_layer_difference", "1%", 0.01),
+    ],
+)
+def test_a_percentage_has_one_form(rule: str, value: str, expected: float) -> None:
+    assert getattr(Rules.from_dict({rule: value}, "the flags"), rule) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rule", "value"),
+    [
+        ("max_drop", 100), ("max_drop", 1e3), ("max_drop", "100%"), ("max_drop", "nan%"), ("max_drop", "%"),
+        ("max_drop", "1%%"), ("min_accuracy", "0.98%"), ("min_cosine", "100%"), ("max_difference", "inf%"),
+        ("max_size", "12%"), ("max_latency_ratio", "80%"), ("max_drop", True),
+    ],
+)  # fmt: skip
+def test_rules_out_of_their_range_are_refused(rule: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rule):
+        Rules.from_dict({rule: value}, "the flags")
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -1e-9, "1e-4", True])
+@pytest.mark.parametrize("call", [vitdeploy.compare, compare_layers, vitdeploy.bisect])
+def test_the_functions_take_the_same_tolerances(call: Callable[..., Any], tolerance: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tolerance"):
+        call(tmp_path / "absent", tolerance=tolerance)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, True, None])
+def test_the_functions_take_the_same_seeds(seed: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="seed"):
+        vitdeploy.export(random_weights="vit-tiny-patch16-32", seed=seed, output=tmp_path / "out")

@@ -1,0 +1,202 @@
+"""The process of the command line: its streams, its signals, and how it ends when something goes wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vitdeploy.cli.output import printable
+from vitdeploy.errors import OutputError, VitDeployError, first_line
+from vitdeploy.exhaustion import exhausted, lacking
+from vitdeploy.quiet import DEBUG_VARIABLE, debugging
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer
+
+DEFECT = 70  # EX_SOFTWARE of sysexits.h: "an internal software error has been detected"
+_FAILED, _UNAVAILABLE, _PACKAGE = 1, 3, Path(__file__).parents[1]
+_EXIT_CODES = {"passed": 0, "failed": _FAILED, "skipped": _UNAVAILABLE}
+
+
+class Interrupted(SystemExit):
+    """A signal asked the process to end; `code` is 128 and its number, as a shell gives it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+
+
+def end_on_signals() -> dict[int, Any]:
+    """End as after any error on SIGINT, SIGTERM and SIGHUP, so that nothing is left behind half-written.
+
+    Those that follow are ignored, since they would cut short the clean-up. A SIGHUP that is ignored, as by nohup,
+    stays so.
+
+    Returns:
+        The handlers before, by signal.
+    """
+    ending = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ending.append(signal.SIGHUP)
+
+    def stop(number: int, _frame: object) -> None:
+        for each in ending:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    return {each: signal.signal(each, stop) for each in ending}
+
+
+def guard_streams() -> None:
+    r"""Let standard output and standard error say what they cannot take in the command line's own terms.
+
+    - Whoever read standard output went away (`| head -1`): the work goes on, what is printed is dropped, and the exit
+      code is what it would be.
+    - It is full or closed: an OutputError.
+    - Standard error is full or closed: what goes there is dropped, the exit code says enough.
+
+    A character that the encoding lacks is spelled as \x, \u or \U and its number. A descriptor that was closed is
+    opened on the null device: the next file that is opened would else take its place, and whatever a library prints
+    would go into that file.
+    """
+    closed = [descriptor for descriptor in (0, 1, 2) if not _is_open(descriptor)]
+    for descriptor in closed:
+        null = os.open(os.devnull, os.O_RDWR)  # the lowest that is free is this one, unless another thread was faster
+        if null != descriptor:
+            os.dup2(null, descriptor)
+            os.close(null)
+        os.set_inheritable(descriptor, True)
+    if sys.stdout is sys.__stdout__:  # a test may have put its own there
+        sys.stdout = _text(_StandardOutput(1, closed=1 in closed), sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _text(_StandardError(2), sys.stderr)
+
+
+class _StandardOutput(io.FileIO):
+    def __init__(self, descriptor: int, *, closed: bool) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self._was_closed = closed
+
+    def write(self, data: Buffer) -> int:
+        if self._was_closed:
+            self._was_closed = False  # once: the buffer tries again what it could not write
+            raise OutputError("cannot write to standard output: it is closed")
+        try:
+            return _write(super().write, self, data)
+        except BrokenPipeError:
+            _discard(self)
+        except OSError as exc:
+            _discard(self)
+            raise OutputError(f"cannot write to standard output: {exc.strerror}") from exc
+        return memoryview(data).nbytes
+
+
+class _StandardError(io.FileIO):
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+
+    def write(self, data: Buffer) -> int:
+        try:
+            return _write(super().write, self, data)
+        except OSError:
+            _discard(self)
+        return memoryview(data).nbytes
+
+
+def _write(write: Callable[[Buffer], int | None], file: io.FileIO, data: Buffer) -> int:
+    """Write, waiting where the descriptor does not: whoever started the process may have set it so."""
+    while (count := write(data)) is None:
+        select.select([], [file], [])
+    return count
+
+
+def _discard(file: io.FileIO) -> None:
+    """Lead the descriptor to the null device, for what is still in buffers, C's included."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, file.fileno())
+    os.close(null)
+
+
+def _text(raw: io.FileIO, before: io.TextIOBase | None) -> io.TextIOWrapper:
+    encoding = getattr(before, "encoding", None) or "utf-8"
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=raw.isatty() or raw.fileno() == 2
+    )
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def print_error(error: BaseException, more: str = "") -> int:
+    """Say in one line on standard error what went wrong; the exit code for it.
+
+    What is an error of vitdeploy's own has its code. An operating system that refuses something, memory that runs
+    out: 3. A signal: 128 and its number. Anything else is a defect: 70. The traceback comes before the line where
+    VITDEPLOY_DEBUG is set.
+    """
+    text, code = _explained(error)
+    if sys.stderr is not None:
+        if debugging():
+            traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
+        print(f"Error: {printable(' '.join((text + more).split()))}", file=sys.stderr, flush=True)
+    return code
+
+
+def _explained(error: BaseException) -> tuple[str, int]:
+    again = f"set {DEBUG_VARIABLE}=1 for the traceback"
+    if isinstance(error, VitDeployError):
+        return str(error), error.exit_code
+    if isinstance(error, Interrupted):
+        return f"interrupted by {error.signal.name}", 128 + error.signal
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 128 + signal.SIGINT
+    resource = lacking(error)
+    if resource is not None:
+        found = exhausted(resource, f"vitdeploy stopped ({_place(error)})", error)
+        return f"{found}; {again}", found.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        name = "" if error.filename is None else f": {error.filename!s:.400}"
+        return f"the operating system refused: {error.strerror or first_line(error)}{name}; {again}", _UNAVAILABLE
+    what = f"{type(error).__name__} {first_line(error)}".strip()
+    return (
+        f"this is a defect in vitdeploy, please report it: {what:.400} ({_place(error)}); run the command again with "
+        f"{DEBUG_VARIABLE}=1 for the traceback"
+    ), DEFECT
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of vitdeploy's on the way to the error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)] or frames
+    return f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}" if ours else "no traceback"
+
+
+def conclude(status: str, *outputs: Callable[[], None]) -> NoReturn:
+    """Give every output of a result, whatever becomes of the others, and exit.
+
+    The exit code is 1 if the check failed, whatever else happened. Else it is 70 for a defect in an output, 3 where
+    an output could not be given, and that of `status` (0 passed, 3 skipped) where all could. What could not be given
+    is told in a line each, with the status, which standard output may not have taken.
+    """
+    code = _EXIT_CODES[status]
+    for give in outputs:
+        try:
+            give()
+        except Exception as exc:  # noqa: BLE001  (told here in its line, so that the other outputs are given)
+            found = print_error(exc, f" (status: {status})")
+            if code != _FAILED:
+                code = max(code, DEFECT if found == DEFECT else _UNAVAILABLE)
+    sys.exit(code)

@@ -1,0 +1,51 @@
+"""JSON that says one thing: what readers understand differently is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+_MOST_DIGITS = 400  # of an integer; reading more takes time that grows with their square
+
+
+def strict_json(content: bytes | str) -> Any:
+    """Parse JSON (RFC 8259) as the files have it that vitdeploy itself writes.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, or nested too deeply; or an object has a key twice, or a number is NaN,
+            infinite, too large for a float, or an integer of more than 400 digits.
+    """
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        return json.loads(
+            text, object_pairs_hook=_object, parse_constant=_refused, parse_float=_finite, parse_int=_integer
+        )
+    except RecursionError as exc:
+        raise ValueError("it is nested too deeply") from exc
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r:.80} stands twice in an object")
+        found[key] = value
+    return found
+
+
+def _refused(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number in JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text:.40} is too large")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"an integer has {len(text)} digits")
+    return int(text)
