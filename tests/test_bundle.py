@@ -23,11 +23,16 @@ from vitdeploy.specs import AxisRange, PixelFormat, TensorSpec
 from vitdeploy.trt_library import LIBRARIES
 
 
+def graph(text: str) -> bytes:
+    """A valid ONNX file: ModelProto.producer_name, which is field 2."""
+    return b"\x12" + bytes([len(text) & 0x7F | 0x80, len(text) >> 7]) + text.encode()
+
+
 def write(target: Path, name: str = "onnx/model.onnx", precision: str = "fp32", text: str = "graph") -> Bundle:
     """A bundle of one small artifact, or one more in the bundle that is there."""
     with staged_folder(target) as staging:
         (staging / name).parent.mkdir(exist_ok=True)
-        (staging / name).write_bytes(b"\x12" + bytes([len(text)]) + text.encode())  # ModelProto.producer_name
+        (staging / name).write_bytes(graph(text))
         (staging / "config.json").write_text('{"id2label": {"0": "cat", "1": "dog"}}')
         artifact = Artifact(
             "onnx",
@@ -395,8 +400,8 @@ def test_a_folder_that_is_a_link_loses_nothing(tmp_path: Path, absolute: bool) -
     assert (tmp_path / "out" / "onnx" / "mine" / "notes.txt").read_text() == "mine"
     assert sorted(stored.rglob("*")) == before  # nothing is written through a link
     write(tmp_path / "out", "onnx/model.onnx", text="new")
-    assert (stored / "model.onnx").read_text() == "graph"
-    assert (tmp_path / "out" / "onnx" / "model.onnx").read_text() == "new"
+    assert (stored / "model.onnx").read_bytes() == graph("graph")
+    assert (tmp_path / "out" / "onnx" / "model.onnx").read_bytes() == graph("new")
     Bundle.open(tmp_path / "out").verify()
 
 
@@ -417,7 +422,7 @@ def test_a_file_that_is_a_link_out_of_the_bundle_stays_one(tmp_path: Path) -> No
         bundle.verify()
         assert (tmp_path / "out" / name).is_symlink() == (name != "config.json")  # which the export writes
     write(tmp_path / "out", text="new")
-    assert (tmp_path / "blob").read_text() == "graph"
+    assert (tmp_path / "blob").read_bytes() == graph("graph")
 
 
 def test_a_link_to_a_file_of_the_bundle_outlives_it(tmp_path: Path) -> None:
