@@ -39,8 +39,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def script(*arguments: str | Path, **environ: str) -> Any:
-    # The thread of ONNX Runtime's telemetry, where that is on, keeps every child of its process from ending.
-    environ |= {"PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
+    environ |= {"PYTHONPATH": str(ROOT)}
     return json.loads(run(sys.executable, ROOT / "tests" / "forking.py", *arguments, **environ))
 
 
