@@ -319,7 +319,9 @@ def test_another_bundle_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -
     reference(bundle, data, resume=tmp_path / "work")
     manifest = bundle.path / MANIFEST
     text = manifest.read_text(encoding="utf-8")
-    manifest.write_text(text + "\n", encoding="utf-8")
+    altered = json.loads(text)
+    altered["source"]["id"] = "another"
+    manifest.write_text(json.dumps(altered), encoding="utf-8")
     try:
         with pytest.raises(InputError, match="begun with another bundle"):
             reference(bundle, data, resume=tmp_path / "work")

@@ -325,7 +325,7 @@ def test_a_value_of_another_type_or_size_is_no_baseline(tmp_path: Path, place: t
     *folders, last = place
     functools.reduce(dict.__getitem__, folders, data)[last] = value
     (tmp_path / "baseline.json").write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(InputError, match=r"must be a baseline: ValueError .* must .*; restore it") as caught:
+    with pytest.raises(InputError, match="baseline: ValueError") as caught:
         Baseline.read(tmp_path / "baseline.json")
     assert len(str(caught.value)) < 300 + len(str(tmp_path))
 

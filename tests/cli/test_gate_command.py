@@ -184,4 +184,7 @@ def test_the_plugin_imports_nothing_until_it_is_used() -> None:
     found: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(found.stdout))
     assert not {name.partition(".")[0] for name in loaded} & {"numpy", "PIL", "torch", "click", "onnxruntime"}
-    assert {name for name in loaded if name.startswith("vitdeploy.")} == {"vitdeploy.pytest_plugin"}
+    assert {name for name in loaded if name.startswith("vitdeploy.")} == {
+        "vitdeploy.pytest_plugin",
+        "vitdeploy.telemetry",
+    }

@@ -499,6 +499,7 @@ def test_compiled_kernels_are_kept_for_the_user_(
     with open_engine() as runtime:
         kind = type(runtime)
     monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path / "kept"))
+    named = tmp_path.with_name(f"{tmp_path.name}-named")  # outside the bundle
     opened: dict[str, Any] = {"bundle": bundle_of(kind, tmp_path), "precision": "fp32", "device": "cuda"}
     if kind.backend == "tensorrt":
         kind.from_bundle(**opened).close()
@@ -511,8 +512,8 @@ def test_compiled_kernels_are_kept_for_the_user_(
         assert (str(kept), kept.read_bytes()) == (where, b"+kernels" * times)
     with kind.from_bundle(**opened, runtime_cache=False) as runtime:
         assert runtime.details["runtime_cache"] is None
-    with kind.from_bundle(**opened, runtime_cache=tmp_path / "named") as runtime:
-        assert runtime.details["runtime_cache"] == str(tmp_path / "named")
+    with kind.from_bundle(**opened, runtime_cache=named) as runtime:
+        assert runtime.details["runtime_cache"] == str(named)
     assert kept.read_bytes() == b"+kernels" * 2
     kept.write_bytes(b"broken")
     kind.from_bundle(**opened).close()

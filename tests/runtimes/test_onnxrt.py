@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import sys
@@ -386,8 +387,16 @@ def test_weights_that_are_laid_out_anew(probe: Path, prepack: bool) -> None:
         assert runtime.details["prepack"] is prepack
 
 
-@pytest.mark.parametrize("option", ["intra_op_threads", "inter_op_threads", "log_severity"])
-@pytest.mark.parametrize("value", [-1, 2**31, 1.5, "2", True, None])
+NOT_NUMBERS: tuple[Any, ...] = (-1, 2**31, 1.5, "2", True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *itertools.product(["intra_op_threads", "inter_op_threads"], (*NOT_NUMBERS, None)),
+        *(("log_severity", value) for value in NOT_NUMBERS),  # None is its default
+    ],
+)
 def test_numbers_that_cannot_be(probe: Path, option: str, value: object) -> None:
     with pytest.raises(UsageError, match=f"{option} must be an integer from 0 to [0-9]+, got"):
         OnnxRuntime(probe, **{option: value})  # type: ignore[arg-type]

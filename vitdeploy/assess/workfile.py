@@ -59,7 +59,7 @@ class WorkFile:
             raise OutputError(f"{path} must be a file that can be written: {exc.strerror}") from exc
         try:
             if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-                raise self._not_ours("it is no regular file")
+                raise self._not_ours("it is not a regular file")
             self._lock()
             content = self._content()
             self._before.update(line)
