@@ -16,6 +16,7 @@ from vitdeploy.assess.accuracy import Accuracy, Predictions
 from vitdeploy.assess.evaluate import Evaluation, evaluate
 from vitdeploy.assess.selection import Selected, select
 from vitdeploy.assess.workfile import WorkFile
+from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BundleError, DeviceError, ImageError, InputError, UsageError
 from vitdeploy.manifest import MANIFEST
 from vitdeploy.runtimes import BACKENDS, Backend
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from vitdeploy.bundle import Bundle
 
 # A cat is black, a dog gray and a newt white; see `Brightness`.
 IMAGES = {"cat": [0, 10, 200], "dog": [128, 120], "newt": [255, 130]}
@@ -324,7 +324,7 @@ def test_another_bundle_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -
     manifest.write_text(json.dumps(altered), encoding="utf-8")
     try:
         with pytest.raises(InputError, match="begun with another bundle"):
-            reference(bundle, data, resume=tmp_path / "work")
+            reference(Bundle.open(bundle.path), data, resume=tmp_path / "work")
     finally:
         manifest.write_text(text, encoding="utf-8")
 
