@@ -127,6 +127,14 @@ def test_agreement_is_measured_in_each_ones_own_pixels(folder: Path) -> None:
     assert features.top1_agreement is None
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_two_images_have_no_choice_of_neighbours(folder: Path, count: int) -> None:
+    runtimes = [Answers(add, "pooler_output") for add in ([0.0, 0, 0], [0.7, 0, 0])]
+    (found,) = images_of(folder, count).agreement(*runtimes, one_by_one=False)
+    assert found.images == count
+    assert (found.same_neighbours is None) == (count < 3)
+
+
 @pytest.mark.parametrize(("one_by_one", "largest"), [(True, 1), (False, 6)])
 def test_an_artifact_that_ranges_a_batch_takes_images_alone(folder: Path, one_by_one: bool, largest: int) -> None:
     artifact, seen = Answers([0, 0, 0]), []

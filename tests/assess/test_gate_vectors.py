@@ -194,6 +194,29 @@ def test_a_rule_finer_than_the_images_is_refused(
         planned_checks(bundle, data=tmp_path, rules=held)
 
 
+def test_two_images_pass_no_rule_of_neighbours(bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    for path in sorted(images.iterdir())[:2]:
+        shutil.copy(path, tmp_path / path.name)
+    code, result = gated(bundle, tmp_path, "--min-neighbour-agreement", "100")
+    assert (code, result["status"]) == (3, "skipped")
+    (check,) = [each for each in result["checks"] if each["rule"] == "min_neighbour_agreement"]
+    assert (check["status"], check["value"]) == ("skipped", None)
+
+
+def test_artifacts_of_other_outputs_are_judged_by_their_own(bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    """One gives tokens, the other hidden states alone, which are its vectors, whole."""
+    shutil.copytree(bundle.path, tmp_path / "out")
+    vitdeploy.export(
+        default_checkpoint(), output=tmp_path / "out", task="image-feature-extraction", outputs=["hidden_states"]
+    )
+    code, result = gated(Bundle.open(tmp_path / "out"), images, "--min-cosine", "0.9")
+    assert code == 0
+    found = {run["artifact"]: [each["output"] for each in run["nearness"]] for run in result["vectors"]}
+    assert found["onnx-int8"] == ["cls_token"]
+    assert found["onnx-fp32"] == [f"hidden_states.{index}" for index in range(len(found["onnx-fp32"]))]
+    assert len(found["onnx-fp32"]) > 2
+
+
 def test_a_classifier_is_held_to_the_cosine_of_its_logits(classifier: Bundle) -> None:
     data = str(held_out_images())
     code, result = gated(classifier, held_out_images(), "--min-cosine", "0.999999")

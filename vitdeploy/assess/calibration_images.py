@@ -13,7 +13,7 @@ import PIL
 
 from vitdeploy.assess.dataset import chosen_names
 from vitdeploy.assess.difference import LOGITS, RelativeError, centred, compare_outputs, has_own_scales
-from vitdeploy.assess.features import same_neighbours, searched, with_cls
+from vitdeploy.assess.features import FEWEST_SEARCHED, same_neighbours, searched, with_cls
 from vitdeploy.assess.image_set import open_images
 from vitdeploy.assess.prepare import prepare
 from vitdeploy.assess.samples import feeds
@@ -195,7 +195,7 @@ class CalibrationImages:
             )
             for output, found in cosines.items()
         ]
-        if len(self.images) < 2 or not compared:
+        if len(self.images) < FEWEST_SEARCHED or not compared:
             return entries
         kept = int(same_neighbours(*map(np.concatenate, zip(*compared, strict=True))).sum())
         return [dataclasses.replace(each, same_neighbours=kept if each.output == by else None) for each in entries]

@@ -12,7 +12,7 @@ from vitdeploy.assess.baseline import labels_sha256, processor_sha256
 from vitdeploy.assess.benchmark import benchmark
 from vitdeploy.assess.compare import compare
 from vitdeploy.assess.cosine_bound import COSINE_BOUNDS, too_long
-from vitdeploy.assess.features import shown
+from vitdeploy.assess.features import FEWEST_SEARCHED, shown
 from vitdeploy.assess.gate_plan import ALPHA, subject_of
 from vitdeploy.assess.layers import compare_layers
 from vitdeploy.assess.selection import Selected
@@ -259,7 +259,11 @@ def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Sel
             kept = Accuracy(each.same_neighbours, each.images)
             value, status, found = _share(planned, kept, f"with the reference's nearest neighbour by {each.output}")
             return value, status, found
-    return None, "skipped", "one image has no neighbour"
+    return (
+        None,
+        "skipped",
+        f"{FEWEST_SEARCHED} images or more are needed to search among, the data has {len(measured.data)}",
+    )
 
 
 def _cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
