@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any
@@ -81,18 +82,27 @@ class CalibrationImages:
             raise UsageError(f"calibration_images must be an integer from 1 up, got {limit!r:.80}")
         return cls(open_images(path).subset(limit, seed), processor, seed, on_progress)
 
+    @functools.cached_property
+    def contents(self) -> tuple[bytes, ...]:
+        """The SHA-256 of each image's bytes, which tells copies under other names."""
+        return tuple(hashlib.sha256(self.images.load(position)).digest() for position in range(len(self.images)))
+
     def sha256(self) -> str:
         """Of the bytes of the images, in order, and of what makes pixels of them."""
         digest = hashlib.sha256(json.dumps([self.processor.to_dict(), PIL.__version__], sort_keys=True).encode())
-        for position in range(len(self.images)):
-            digest.update(hashlib.sha256(self.images.load(position)).digest())
+        for content in self.contents:
+            digest.update(content)
         return digest.hexdigest()
 
     def parts(self) -> CalibrationParts:
         """Take the images apart: a quarter to judge, a quarter to choose by, and the rest to measure ranges on.
 
-        Which image is for what depends on its name and the seed. Of fewer than `FEWEST_APART` images all are for all.
+        Which image is for what depends on its name and the seed. Copies of an image are left out: one in each of two
+        parts would judge what it made. Of fewer than `FEWEST_APART` images all are for all.
         """
+        distinct = sorted({content: position for position, content in reversed([*enumerate(self.contents)])}.values())
+        if len(distinct) < len(self.images):
+            return self.at(distinct).parts()
         count = len(self.images)
         if count < FEWEST_APART:
             return CalibrationParts(self, self._quiet(range(count)), self, self, held_out=False)
