@@ -66,7 +66,7 @@ class Search:
         if len(smoothing) == 1 and not others:
             return Recipe(scheme, ranges, smoothing[0], margin)
         best = min((Recipe(scheme, ranges, smooth, margin) for smooth in smoothing), key=self._error)
-        if len(smoothing) > 1 and best.smooth is not None and "mlp" in self._of(best)[0].smoothed:
+        if len(smoothing) > 1 and best.smooth is not None and "mlp" in self._of(best)[0].smoothed():
             without = dataclasses.replace(best, smooth=dataclasses.replace(best.smooth, multiply=False))
             if self._error(without) <= self._error(best) / MULTIPLY_GAIN:
                 best = without

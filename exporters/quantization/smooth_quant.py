@@ -59,11 +59,14 @@ class SmoothQuant:
         """
         divided = {}
         for place in sorted(find_places(model), key=lambda place: place.kind):  # values before the norm before them
-            idle = place.kind == "mlp" and (not self.multiply or all(name_of(each) in kept for each in place.products))
-            if place.name in extremes and not idle:
+            if place.name in extremes and self.divides(place, kept):
                 scales = self._scales(extremes[place.name].magnitudes, place.rows())
                 divided[place.divide(model.graph, scales)] = place.name, scales
         return divided
+
+    def divides(self, place: Place, kept: Collection[str]) -> bool:
+        """Whether that is done at a place, where these products stay float32."""
+        return place.kind != "mlp" or (self.multiply and not all(name_of(each) in kept for each in place.products))
 
     def _scales(self, of_activation: NDArray[np.float32], of_weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """(C,) s; 1 where a channel, or what multiplies it, is nothing, or s would be no float32."""
