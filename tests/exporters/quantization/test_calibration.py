@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
+import vitdeploy
+from bundles import tiny_model, write_checkpoint_of
 from small_graphs import graph_of, operators
+from vitdeploy.assess.calibration_images import CalibrationImages
+from vitdeploy.assets import held_out_images
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.quantization.calibration import CalibrationData, MeasuredImages, calibrated_ranges
 from vitdeploy.exporters.quantization.extremes import channel_extremes
 from vitdeploy.exporters.quantization.measurement_cache import MeasurementCache, default_folder
 from vitdeploy.exporters.quantization.methods import METHODS, MinMax, Percentile
 from vitdeploy.exporters.quantization.number_format import INT8, UINT8, NumberFormat, Range
-from vitdeploy.specs import PixelFormat
+from vitdeploy.specs import PixelFormat, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -203,3 +208,44 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_every_method_gives_the_same_in_every_run(tmp_path: Path, method: Method) -> None:
     first, second = (ranges(data_of(Runner()), tmp_path, method=method) for _ in range(2))
     assert first == second
+
+
+def test_a_histogram_takes_one_pass_over_each_part(tmp_path: Path) -> None:
+    parts = [Runner(), Runner()]
+    ranged, chosen = (MeasuredImages(f"sha {index}", part) for index, part in enumerate(parts))
+    data = CalibrationData(6, "sha", ranged, chosen)
+    assert set(ranges(data, tmp_path, method=Percentile(99.0))) == {"x", "a", "y"}
+    assert [part.runs for part in parts] == [1, 1]
+
+
+@pytest.mark.parametrize("bound", [{}, {"min_cosine": 0.999}], ids=["no bound", "bound"])
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({}, 1),
+        ({"calibration": "minmax"}, 1),
+        ({"calibration": "mse"}, 2),
+        ({"calibration": "percentile", "smooth_quant": "off"}, 2),
+        ({"calibration_images": 12}, 1),
+        ({"calibration_images": 12, "calibration": "mse"}, 2),
+    ],
+    ids=str,
+)
+def test_how_often_an_export_runs_the_model_to_calibrate(
+    options: dict[str, Any], passes: int, bound: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Once for the extremes, and once more for a histogram, however many candidates and variants are measured."""
+    runs: Counter[str] = Counter()
+    run = CalibrationImages.run
+
+    def counted(images: CalibrationImages, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
+        runs.update(images.images.names)
+        return run(images, path, pixels)
+
+    monkeypatch.setattr(CalibrationImages, "run", counted)
+    checkpoint = write_checkpoint_of(tiny_model(Task.FEATURES, num_hidden_layers=1), tmp_path / "checkpoint")
+    given: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 24, **options, **bound}
+    bundle = vitdeploy.export(checkpoint, precision="int8", output=tmp_path / "out", calibration_cache=False, **given)
+    (artifact,) = bundle.manifest.artifacts
+    assert len(runs) == artifact.options["calibration_images"]
+    assert {*runs.values()} == {passes}
