@@ -129,8 +129,8 @@ def test_agreement_is_measured_in_each_ones_own_pixels(folder: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_two_images_have_no_choice_of_neighbours(folder: Path, count: int) -> None:
-    runtimes = [Answers(add, "pooler_output") for add in ([0.0, 0, 0], [0.7, 0, 0])]
-    (found,) = images_of(folder, count).agreement(*runtimes, one_by_one=False)
+    reference, artifact = (Answers(add, "pooler_output") for add in ([0.0, 0, 0], [0.7, 0, 0]))
+    (found,) = images_of(folder, count).agreement(reference, artifact, one_by_one=False)
     assert found.images == count
     assert (found.same_neighbours is None) == (count < 3)
 
