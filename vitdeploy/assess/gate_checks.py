@@ -126,6 +126,18 @@ class Measured:
         return {(each.artifact, each.backend): each for each in result.results}
 
     @functools.cached_property
+    def whole_outputs(self) -> Mapping[tuple[str, str], BackendComparison]:
+        """All that quantized artifacts without classes give, by artifact and backend, on some of the images.
+
+        Raises:
+            UnavailableError: the reference cannot run.
+        """
+        result = compare(
+            self.bundle, images=self._images, backends=self._names("cosine"), device=self.device, on_step=self.on_step
+        )
+        return {(each.artifact, each.backend): each for each in result.results}
+
+    @functools.cached_property
     def layers(self) -> Mapping[str, ArtifactLayers]:
         """By artifact, on some of the images.
 
@@ -273,6 +285,13 @@ def _cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
     worst = min(run.nearness, key=lambda each: each.p5_cosine)
     bound = COSINE_BOUNDS[selected.precision]
     far = [why for each in run.nearness if (why := bound.why_not(each)) is not None]
+    whole = measured.whole_outputs[selected.artifact, selected.backend]
+    far += [
+        f"{each.output} is another output than the reference's, with a mean cosine of {each.mean_cosine:.4f} "
+        f"({each.count} images)"
+        for each in whole.differences
+        if not whole.passes(each)
+    ]
     found = far[0] if far else f"{worst.output}: {_cosines(worst)}; mean of {bound.mean:g} and 5th percentile of "
     return worst.p5_cosine, _word(not far), found if far else f"{found}{planned.bound:g} required"
 
