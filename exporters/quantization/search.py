@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from vitdeploy.exporters.quantization.choice import Closeness
     from vitdeploy.exporters.quantization.scheme import Scheme
 
-STRENGTHS = (0.5, 0.65, 0.75, 0.85)
+# More, 0.85, was chosen on one of the splits that were tried and had the lowest cosines of all on other photographs.
+STRENGTHS = (0.5, 0.65, 0.75)
 # Other images go beyond what was seen. On photographs of other scenes than those of the calibration, a tenth more took
 # the 5th percentile of the cosine from 0.9969 to 0.9976; on other crops of the same scenes it cost a little.
 MARGIN = 0.1

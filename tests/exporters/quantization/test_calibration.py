@@ -18,7 +18,7 @@ from vitdeploy.assess.calibration_images import CalibrationImages
 from vitdeploy.assets import held_out_images
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.quantization.calibration import CalibrationData, MeasuredImages, calibrated_ranges
-from vitdeploy.exporters.quantization.extremes import channel_extremes
+from vitdeploy.exporters.quantization.extremes import Extremes, channel_extremes
 from vitdeploy.exporters.quantization.measurement_cache import MeasurementCache, default_folder
 from vitdeploy.exporters.quantization.methods import METHODS, MinMax, Percentile
 from vitdeploy.exporters.quantization.number_format import INT8, UINT8, NumberFormat, Range
@@ -144,11 +144,14 @@ def test_a_damaged_file_is_measured_again(tmp_path: Path, spoil: Callable[[bytes
     assert kept.read_bytes() == whole
 
 
-def extremes(run: Runner, folder: Path, made: ir.Model | None = None) -> dict[str, tuple[list[float], list[float]]]:
+def measured(run: Runner, folder: Path, made: ir.Model | None = None) -> dict[str, Extremes]:
     model = made or graph()
     values = [*model.graph.inputs, *(node.outputs[0] for node in model.graph)]
-    found = channel_extremes(model, values, MeasuredImages("sha", run), folder / "cache", PixelFormat(), folder)
-    return {name: (each.lowest.tolist(), each.highest.tolist()) for name, each in found.items()}
+    return channel_extremes(model, values, MeasuredImages("sha", run), folder / "cache", PixelFormat(), folder)
+
+
+def extremes(run: Runner, folder: Path, made: ir.Model | None = None) -> dict[str, tuple[list[float], list[float]]]:
+    return {name: (each.lowest.tolist(), each.highest.tolist()) for name, each in measured(run, folder, made).items()}
 
 
 def test_the_extremes_of_each_channel_that_products_take(tmp_path: Path) -> None:
@@ -158,6 +161,30 @@ def test_the_extremes_of_each_channel_that_products_take(tmp_path: Path) -> None
     x = np.concatenate(IMAGES)
     assert found["a"] == (np.maximum(x, 0).min(axis=0).tolist(), np.maximum(x, 0).max(axis=0).tolist())
     assert found["x"] == ([x.min()], [x.max()]), "of all channels where no product takes it"
+
+
+def test_the_moments_of_each_channel_that_products_take(tmp_path: Path) -> None:
+    """Over images of each image's, which lie in a cache as they were measured; and of images joined in any order."""
+    model = graph_of("g (float[N, 4] x) => (float[N, 2] y) { y = MatMul (x, w) }", w=np.ones((4, 2), np.float32))
+    run = Runner()
+    for _ in range(2):
+        found = measured(run, tmp_path, model)["x"]
+        means = np.stack([[each.mean(axis=0), np.square(each).mean(axis=0)] for each in IMAGES]).mean(axis=0)
+        np.testing.assert_allclose([found.mean, found.mean_square], means, rtol=1e-6, atol=1e-7)
+        assert found.images == len(IMAGES)
+        largest = np.abs(np.concatenate(IMAGES)).max(axis=0)
+        np.testing.assert_allclose(found.magnitudes, np.sqrt(largest * np.sqrt(means[1])), rtol=1e-6)
+    assert run.runs == 1
+    double = Extremes(2 * found.lowest, 2 * found.highest, 2 * found.mean, 4 * found.mean_square, 2 * found.images)
+    for joined in (found.joined(double), double.joined(found)):
+        np.testing.assert_allclose([joined.mean, joined.mean_square], [5 / 3 * means[0], 3 * means[1]], rtol=1e-6)
+        np.testing.assert_array_equal(joined.highest, np.maximum(found.highest, double.highest))
+
+
+def test_values_whose_squares_are_not_finite_have_extremes(tmp_path: Path) -> None:
+    found = measured(Runner(), tmp_path, graph(1e30))["a"]
+    assert np.isinf(found.mean_square).all()
+    assert found.highest == np.float32(1e30) * np.concatenate(IMAGES).max()
 
 
 def test_damaged_extremes_are_measured_again(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def outliers(model: ir.Model) -> dict[str, Extremes]:
     found = {}
     for place in find_places(model):
         reach = np.exp(RNG.uniform(-4.6, 4.6, len(place.rows()))).astype(np.float32)
-        found[place.name] = Extremes(-reach, reach, 0 * reach)
+        found[place.name] = Extremes(-reach, reach, 0 * reach, reach**2)
     return found
 
 
