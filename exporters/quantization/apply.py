@@ -21,7 +21,7 @@ from vitdeploy.exporters.quantization.trial import MINMAX, Activations, Recipe, 
 from vitdeploy.specs import QUANTIZED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
@@ -125,7 +125,7 @@ def apply_scheme(
     if choose is not None and choose.bounded:
         found = choose.kept(chosen.variants, pixels, folder)
         kept, measured = kept.union(found.nodes), {**measured, **found.record}
-    done = _done(chosen, spec, data)
+    done = _done(chosen, spec, data, kept)
     chosen.apply(model, kept)
     done["quantized_nodes"] = len(names) - len(kept)
     done["float32_nodes"] = [name for name in names if name in kept]
@@ -156,7 +156,7 @@ def _smoothing(model: ir.Model, spec: ExportSpec, data: CalibrationData | None) 
     return smoothing_of(asked, possible=data is not None and data.held_out and bool(places))
 
 
-def _done(chosen: Trial, spec: ExportSpec, data: CalibrationData | None) -> dict[str, Any]:
+def _done(chosen: Trial, spec: ExportSpec, data: CalibrationData | None, kept: Collection[str]) -> dict[str, Any]:
     """What is done, for the manifest."""
     recipe = chosen.recipe
     done: dict[str, Any] = {"target": recipe.scheme.target, "scheme": recipe.scheme.name}
@@ -173,5 +173,5 @@ def _done(chosen: Trial, spec: ExportSpec, data: CalibrationData | None) -> dict
     if recipe.margin:
         done["calibration_margin"] = recipe.margin
     if recipe.smooth is not None:
-        done |= {"smooth_quant": recipe.smooth.strength, "smooth_quant_places": list(chosen.smoothed)}
+        done |= {"smooth_quant": recipe.smooth.strength, "smooth_quant_places": list(chosen.smoothed(kept))}
     return done

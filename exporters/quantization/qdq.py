@@ -65,7 +65,9 @@ def _rounded(graph: ir.Graph, value: ir.Value, values: Range, number_format: Num
         register(graph, f"{value.name}_zero_point", ir.Tensor(np.array(zero_point).astype(dtype.numpy()), dtype=dtype)),
     )
     quantize = _node("QuantizeLinear", (value, *of_value), {}, f"{value.name}_quantized", source=value, dtype=dtype)
-    dequantize = _node("DequantizeLinear", (quantize.outputs[0], *of_value), {}, f"{value.name}_float", source=value)
+    dequantize = _node(
+        "DequantizeLinear", (quantize.outputs[0], *of_value), {}, f"{value.name}_dequantized", source=value
+    )
     producer = value.producer()
     if producer is None:  # an input of the graph
         graph.insert_before(graph[0], [quantize, dequantize])

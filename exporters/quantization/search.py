@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from vitdeploy.exporters.quantization.choice import Closeness
     from vitdeploy.exporters.quantization.scheme import Scheme
 
-STRENGTHS = (0.5, 0.65, 0.75, 0.85)
+# Best of 0.5, 0.65, 0.75 and 0.85 on four folds of photographs (DINOv2 ViT-S/14). Choosing on 28 images followed
+# noise: on one split it took 0.5, with a 5th percentile of 0.9963 on the held-out photographs; 0.65 has 0.9973 there.
+STRENGTHS = (0.65,)
 # Other images go beyond what was seen. On photographs of other scenes than those of the calibration, a tenth more took
 # the 5th percentile of the cosine from 0.9969 to 0.9976; on other crops of the same scenes it cost a little.
 MARGIN = 0.1
@@ -33,7 +35,7 @@ RULES = (
 class Search:
     """Candidates one after another, each measured once.
 
-    1. Smoothing: none, or one of a few strengths.
+    1. Smoothing: none, or a fixed strength.
     2. The Mul of smoothed MLPs stays where it takes away a tenth of the error.
     3. Another scheme, if its error is less than half.
 
@@ -66,7 +68,7 @@ class Search:
         if len(smoothing) == 1 and not others:
             return Recipe(scheme, ranges, smoothing[0], margin)
         best = min((Recipe(scheme, ranges, smooth, margin) for smooth in smoothing), key=self._error)
-        if len(smoothing) > 1 and best.smooth is not None and "mlp" in self._of(best)[0].smoothed:
+        if len(smoothing) > 1 and best.smooth is not None and "mlp" in self._of(best)[0].smoothed():
             without = dataclasses.replace(best, smooth=dataclasses.replace(best.smooth, multiply=False))
             if self._error(without) <= self._error(best) / MULTIPLY_GAIN:
                 best = without

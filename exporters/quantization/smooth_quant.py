@@ -26,10 +26,16 @@ if TYPE_CHECKING:
 class SmoothQuant:
     """Divide each channel of an activation by s, and multiply the rows of the weights that take it by the same s.
 
-    s = max|activation|^strength / max|weights|^(1 - strength), a channel: Xiao et al. 2023, "SmoothQuant",
-    arXiv:2211.10438, equation 4, with one strength for all places; see `Place` for these. The graph computes the same.
-    Divided LayerNormalizations and projections of values cost nothing. The Mul before an MLP's second product does, a
-    pass over its input, so that it can be left out.
+    s = magnitude^strength / max|weights|^(1 - strength), a channel: Xiao et al. 2023, "SmoothQuant", arXiv:2211.10438,
+    equation 4, with one strength for all places; see `Place` for these. The graph computes the same. Divided
+    LayerNormalizations and projections of values cost nothing. The Mul before an MLP's second product does, a pass over
+    its input, so that it can be left out.
+
+    The paper's magnitude of an activation is max|activation|. Here it is sqrt(max|activation| * rms(activation)), see
+    `Extremes.magnitudes`: a channel that is large on a few tokens alone, as behind a GELU, no longer makes the weights
+    of its row large for all tokens. Measured on DINOv2 ViT-S/14 (static int8, one strength of 0.65, cosine of the
+    pooled output; photographs left out in four folds): mean 0.99936, 5th percentile 0.9987 instead of 0.99909 and
+    0.9976; rms alone 0.99909 and 0.9981; the mean over images of each image's maximum 0.99901 and 0.9979.
 
     Attributes:
         strength: how much of the difference between channels moves into the weights: from 0, where theirs is evened
@@ -59,11 +65,14 @@ class SmoothQuant:
         """
         divided = {}
         for place in sorted(find_places(model), key=lambda place: place.kind):  # values before the norm before them
-            idle = place.kind == "mlp" and (not self.multiply or all(name_of(each) in kept for each in place.products))
-            if place.name in extremes and not idle:
+            if place.name in extremes and self.divides(place, kept):
                 scales = self._scales(extremes[place.name].magnitudes, place.rows())
                 divided[place.divide(model.graph, scales)] = place.name, scales
         return divided
+
+    def divides(self, place: Place, kept: Collection[str]) -> bool:
+        """Whether that is done at a place, where these products stay float32."""
+        return place.kind != "mlp" or (self.multiply and not all(name_of(each) in kept for each in place.products))
 
     def _scales(self, of_activation: NDArray[np.float32], of_weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """(C,) s; 1 where a channel, or what multiplies it, is nothing, or s would be no float32."""

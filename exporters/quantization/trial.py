@@ -118,15 +118,14 @@ class Trial:
         nodes = [node for node in nodes if name_of(node) not in self._keep]
         return Variants(tuple(map(name_of, nodes)), self._write, labels_of(nodes))
 
-    @functools.cached_property
-    def smoothed(self) -> tuple[str, ...]:
-        """The kinds of places that are smoothed; see `Place`."""
-        smooth = self.recipe.smooth
+    def smoothed(self, kept: Collection[str] = ()) -> tuple[str, ...]:
+        """The kinds of places that are smoothed, with more nodes in float32; see `Place`."""
+        smooth, kept = self.recipe.smooth, {*kept, *self._keep}
         if smooth is None:
             return ()
         extremes = self._activations.extremes(self.recipe.scheme, whole=False)
         places = [place for place in find_places(self._activations.model) if place.name in extremes]
-        return tuple(sorted({place.kind for place in places if smooth.multiply or place.kind != "mlp"}))
+        return tuple(sorted({place.kind for place in places if smooth.divides(place, kept)}))
 
     def apply(self, model: ir.Model, kept: Collection[str]) -> None:
         """Quantize, in place, the graph that it was made with, or a copy of it; these stay in float32."""

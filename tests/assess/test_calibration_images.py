@@ -127,6 +127,14 @@ def test_agreement_is_measured_in_each_ones_own_pixels(folder: Path) -> None:
     assert features.top1_agreement is None
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_two_images_have_no_choice_of_neighbours(folder: Path, count: int) -> None:
+    reference, artifact = (Answers(add, "pooler_output") for add in ([0.0, 0, 0], [0.7, 0, 0]))
+    (found,) = images_of(folder, count).agreement(reference, artifact, one_by_one=False)
+    assert found.images == count
+    assert (found.same_neighbours is None) == (count < 3)
+
+
 @pytest.mark.parametrize(("one_by_one", "largest"), [(True, 1), (False, 6)])
 def test_an_artifact_that_ranges_a_batch_takes_images_alone(folder: Path, one_by_one: bool, largest: int) -> None:
     artifact, seen = Answers([0, 0, 0]), []
@@ -139,7 +147,7 @@ def test_an_artifact_that_ranges_a_batch_takes_images_alone(folder: Path, one_by
 @pytest.mark.parametrize(("count", "expected"), [(16, (8, 4, 4)), (120, (60, 30, 30)), (512, (416, 32, 64))])
 def test_parts_share_no_image_and_depend_on_names_and_seed(count: int, expected: tuple[int, ...]) -> None:
     names = tuple(f"{index:03}.png" for index in range(count))
-    parts = [CalibrationImages(ImageSet("x", names, lambda _: b""), PROCESSOR, seed, lambda *_: None).parts()
+    parts = [CalibrationImages(ImageSet("x", names, lambda at: b"%d" % at), PROCESSOR, seed, lambda *_: None).parts()
              for seed in (0, 0, 1)]  # fmt: skip
     found = [[part.images.names for part in (each.ranges, each.choice, each.judge)] for each in parts]
     assert found[0] == found[1] != found[2]
@@ -154,6 +162,22 @@ def test_few_images_are_for_everything(folder: Path) -> None:
     parts = images.parts()
     assert not parts.held_out
     assert {part.images.names for part in (parts.ranges, parts.choice, parts.judge)} == {images.images.names}
+
+
+@pytest.mark.parametrize(
+    ("count", "distinct", "counts"),
+    [(40, 20, (10, 5, 5)), (40, 16, (8, 4, 4)), (40, 15, (15, 15, 15)), (40, 1, (1, 1, 1))],
+)
+def test_copies_of_an_image_are_in_no_other_part(count: int, distinct: int, counts: tuple[int, ...]) -> None:
+    """They would judge what they made: 40 copies of one image were ten held-out images."""
+    names = tuple(f"{index:03}.png" for index in range(count))
+    images = ImageSet("x", names, lambda position: b"%d" % (position % distinct))
+    parts = CalibrationImages(images, PROCESSOR, 0, lambda *_: None).parts()
+    assert tuple(parts.counts().values()) == counts
+    assert parts.held_out == (distinct >= 16)
+    contents = [{*part.contents} for part in (parts.ranges, parts.choice, parts.judge)]
+    assert len(set().union(*contents)) == distinct
+    assert not parts.held_out or sum(map(len, contents)) == distinct
 
 
 def test_images_of_one_shape_come_together() -> None:

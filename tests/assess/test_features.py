@@ -81,9 +81,12 @@ def test_what_has_no_cosine() -> None:
     assert not same_neighbours(reference, artifact)[2]
 
 
-def test_one_image_has_no_neighbour() -> None:
-    (found,) = nearness({"pooler_output": np.ones((1, 4))}, {"pooler_output": np.ones((1, 4))})
-    assert found.same_neighbours is found.neighbour_agreement is None
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_two_images_have_no_choice_of_neighbours(count: int) -> None:
+    """Each is the other's, of whatever artifact."""
+    reference, artifact = (rng.standard_normal((count, 4)) for rng in map(np.random.default_rng, (0, 1)))
+    (found,) = nearness({"pooler_output": reference}, {"pooler_output": artifact})
+    assert (found.same_neighbours is None) == (found.neighbour_agreement is None) == (count < 3)
 
 
 def test_of_images_that_are_equally_near_any_is_the_same() -> None:

@@ -123,6 +123,33 @@ def test_an_artifact_that_is_far_fails_without_any_rule(bundle: Bundle, images: 
     assert [check["rule"] for check in result["checks"] if check["status"] == "failed"] == ["cosine"]
 
 
+@pytest.mark.parametrize("factor", [0.0, -1.0, np.nan])
+def test_tokens_of_patches_are_judged_too(bundle: Bundle, images: Path, tmp_path: Path, factor: float) -> None:
+    """By the CLS token alone, an artifact without any other token passed."""
+    copied = Bundle.open(shutil.copytree(bundle.path, tmp_path / "out"))
+    (artifact,) = copied.manifest.artifacts
+    path = copied.path / artifact.files[0].path
+    model = onnx.load(path)
+    last = model.graph.node[-1]
+    name, last.output[0] = last.output[0], "plain"
+    tokens = artifact.outputs[0].shape[1]
+    assert isinstance(tokens, int)
+    factors = np.full((1, tokens, 1), factor, np.float32)
+    factors[:, 0] = 1
+    model.graph.initializer.append(numpy_helper.from_array(factors, "factors"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["plain", "factors"], [name]))
+    onnx.save(model, path)
+    copied = sign_again(copied)
+    code, result = gated(copied, images)
+    assert code == 1
+    failed = [check for check in result["checks"] if check["status"] == "failed"]
+    assert [check["rule"] for check in failed] == ["cosine"]
+    assert "last_hidden_state" in failed[0]["message"]
+    compared = vitdeploy.compare(copied, images=images)
+    assert [each.status for each in compared.results] == ["failed"]
+    assert "failed" in [verdict.status for each in compared.results for verdict in each.verdicts]
+
+
 def test_reports_name_each_check(bundle: Bundle, images: Path, tmp_path: Path) -> None:
     junit, table, page = tmp_path / "junit.xml", tmp_path / "table.md", tmp_path / "page.html"
     reports = ["--junit", str(junit), "--markdown", str(table), "--html", str(page)]
@@ -192,6 +219,29 @@ def test_a_rule_finer_than_the_images_is_refused(
         return
     with pytest.raises(UsageError, match=refused):
         planned_checks(bundle, data=tmp_path, rules=held)
+
+
+def test_two_images_pass_no_rule_of_neighbours(bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    for path in sorted(images.iterdir())[:2]:
+        shutil.copy(path, tmp_path / path.name)
+    code, result = gated(bundle, tmp_path, "--min-neighbour-agreement", "100")
+    assert (code, result["status"]) == (3, "skipped")
+    (check,) = [each for each in result["checks"] if each["rule"] == "min_neighbour_agreement"]
+    assert (check["status"], check["value"]) == ("skipped", None)
+
+
+def test_artifacts_of_other_outputs_are_judged_by_their_own(bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    """One gives tokens, the other hidden states alone, which are its vectors, whole."""
+    shutil.copytree(bundle.path, tmp_path / "out")
+    vitdeploy.export(
+        default_checkpoint(), output=tmp_path / "out", task="image-feature-extraction", outputs=["hidden_states"]
+    )
+    code, result = gated(Bundle.open(tmp_path / "out"), images, "--min-cosine", "0.9")
+    assert code == 0
+    found = {run["artifact"]: [each["output"] for each in run["nearness"]] for run in result["vectors"]}
+    assert found["onnx-int8"] == ["cls_token"]
+    assert found["onnx-fp32"] == [f"hidden_states.{index}" for index in range(len(found["onnx-fp32"]))]
+    assert len(found["onnx-fp32"]) > 2
 
 
 def test_a_classifier_is_held_to_the_cosine_of_its_logits(classifier: Bundle) -> None:

@@ -159,7 +159,9 @@ def test_a_search_sees_no_image_that_judges(bound: Bound, searched: set[str], fo
 
 def test_images_of_a_bound_beside_those_of_the_calibration(folder: Path) -> None:
     def images(names: Sequence[str], source: str) -> CalibrationImages:
-        return CalibrationImages(ImageSet(source, tuple(names), lambda _: b""), PROCESSOR, 0, lambda *_: None)
+        return CalibrationImages(
+            ImageSet(source, tuple(names), lambda at: f"{source}{names[at]}".encode()), PROCESSOR, 0, lambda *_: None
+        )
 
     parts = images([f"{index}" for index in range(40)], "a").parts()
     for source, count in (("b", 10), ("a", 80)):
@@ -178,6 +180,46 @@ def test_images_of_a_bound_beside_those_of_the_calibration(folder: Path) -> None
             assert judging.isdisjoint({*parts.ranges.images.names, *parts.choice.images.names})
     few = AccuracyGoal(Bound(min_agreement=0.9), images("abc", "c"), np.zeros(3, np.int32), np.ones(3, bool))
     assert apart(few, parts) == (few, None)
+
+
+@pytest.mark.parametrize("bound", [Bound(min_agreement=0.9), Bound(min_cosine=0.9)], ids=str)
+@pytest.mark.parametrize(
+    ("others", "copies", "judging"),
+    [(10, 1, 10), (3, 1, 3), (0, 1, 0), (40, 2, 27), (1, 60, 1)],
+    ids=["some", "few", "none", "copies", "one image"],
+)
+def test_no_image_that_judges_was_seen_under_another_name(
+    bound: Bound, others: int, copies: int, judging: int, folder: Path
+) -> None:
+    """The images of a bound in a folder of their own, which holds those of the calibration too."""
+    parts = CalibrationImages.open(folder, PROCESSOR, None, 0, lambda *_: None).parts()
+    contents = [(folder / name).read_bytes() for name in parts.measured.images.names]
+    contents += [b"%d" % index for index in range(others)] * copies
+    names = tuple(f"other {index}" for index in range(len(contents)))
+    images = CalibrationImages(ImageSet("b", names, contents.__getitem__), PROCESSOR, 0, lambda *_: None)
+    whole = AccuracyGoal(bound, images, np.zeros(len(names), np.int32), np.ones(len(names), bool))
+    goal, held_out = apart(whole, parts)
+    if not judging:
+        assert (goal, held_out) == (whole, None)
+        return
+    assert held_out is not None
+    assert len(held_out.images.images) == judging
+    assert {*held_out.images.contents}.isdisjoint({*goal.images.contents, *parts.measured.contents})
+    assert len(goal.images.images) > 0
+
+
+def test_images_that_are_all_copies_are_all_for_all(folder: Path) -> None:
+    parts = CalibrationImages.open(folder, PROCESSOR, None, 0, lambda *_: None).parts()
+    images = CalibrationImages(
+        ImageSet("b", tuple(map(str, range(20))), lambda _: b"one"), PROCESSOR, 0, lambda *_: None
+    )
+    whole = AccuracyGoal(Bound(min_agreement=0.9), images, np.zeros(20, np.int32), np.ones(20, bool))
+    assert apart(whole, parts) == (whole, None)
+
+
+def test_a_bound_is_told_as_it_was_given() -> None:
+    assert str(Bound(min_cosine=0.9999999)) == "min_cosine 0.9999999"
+    assert str(Bound(max_drop=0.5)) == "max_drop 0.5"
 
 
 @pytest.mark.parametrize("value", [0, 1, 1.5, -0.1, float("nan"), True, "0.9"])

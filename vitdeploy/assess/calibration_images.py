@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import PIL
 
 from vitdeploy.assess.dataset import chosen_names
 from vitdeploy.assess.difference import LOGITS, RelativeError, centred, compare_outputs, has_own_scales
-from vitdeploy.assess.features import same_neighbours, searched, with_cls
+from vitdeploy.assess.features import FEWEST_SEARCHED, same_neighbours, searched, with_cls
 from vitdeploy.assess.image_set import open_images
 from vitdeploy.assess.prepare import prepare
 from vitdeploy.assess.samples import feeds
@@ -81,18 +82,27 @@ class CalibrationImages:
             raise UsageError(f"calibration_images must be an integer from 1 up, got {limit!r:.80}")
         return cls(open_images(path).subset(limit, seed), processor, seed, on_progress)
 
+    @functools.cached_property
+    def contents(self) -> tuple[bytes, ...]:
+        """The SHA-256 of each image's bytes, which tells copies under other names."""
+        return tuple(hashlib.sha256(self.images.load(position)).digest() for position in range(len(self.images)))
+
     def sha256(self) -> str:
         """Of the bytes of the images, in order, and of what makes pixels of them."""
         digest = hashlib.sha256(json.dumps([self.processor.to_dict(), PIL.__version__], sort_keys=True).encode())
-        for position in range(len(self.images)):
-            digest.update(hashlib.sha256(self.images.load(position)).digest())
+        for content in self.contents:
+            digest.update(content)
         return digest.hexdigest()
 
     def parts(self) -> CalibrationParts:
         """Take the images apart: a quarter to judge, a quarter to choose by, and the rest to measure ranges on.
 
-        Which image is for what depends on its name and the seed. Of fewer than `FEWEST_APART` images all are for all.
+        Which image is for what depends on its name and the seed. Copies of an image are left out: one in each of two
+        parts would judge what it made. Of fewer than `FEWEST_APART` images all are for all.
         """
+        distinct = sorted({content: position for position, content in reversed([*enumerate(self.contents)])}.values())
+        if len(distinct) < len(self.images):
+            return self.at(distinct).parts()
         count = len(self.images)
         if count < FEWEST_APART:
             return CalibrationParts(self, self._quiet(range(count)), self, self, held_out=False)
@@ -195,7 +205,7 @@ class CalibrationImages:
             )
             for output, found in cosines.items()
         ]
-        if len(self.images) < 2 or not compared:
+        if len(self.images) < FEWEST_SEARCHED or not compared:
             return entries
         kept = int(same_neighbours(*map(np.concatenate, zip(*compared, strict=True))).sum())
         return [dataclasses.replace(each, same_neighbours=kept if each.output == by else None) for each in entries]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from vitdeploy import __version__
-from vitdeploy.assess.cosine_bound import COSINE_BOUNDS, CosineBound
+from vitdeploy.assess.cosine_bound import COSINE_BOUNDS, LOOSE_BOUND, CosineBound
 from vitdeploy.assess.difference import LOGITS, Difference, check_tolerance, compare_outputs, default_tolerance
 from vitdeploy.assess.features import Nearness, nearness, vectors
 from vitdeploy.assess.furthest import FarImage, furthest
@@ -82,8 +82,8 @@ class BackendComparison:
         return "passed" if passed and not self._far else "failed"
 
     def passes(self, difference: Difference) -> bool:
-        """Whether one of the outputs does, by itself; of several that are judged together it is finite."""
-        return difference.finite if self.cosine_bound is not None else difference.within(self.tolerance)
+        """Whether one of the outputs does, by itself; of several whose vectors judge, it is not another altogether."""
+        return difference.within(self.tolerance) if self.cosine_bound is None else LOOSE_BOUND.resembles(difference)
 
     @property
     def judged_by(self) -> str:
@@ -108,7 +108,12 @@ class BackendComparison:
         if self.skipped is not None:
             return (Verdict(subject, "compare", "skipped", self.skipped),)
         if self.cosine_bound is not None:
-            return tuple(
+            broken = tuple(
+                Verdict(subject, each.output, "failed", f"{each.output} has a mean cosine of {each.mean_cosine:.4f}")
+                for each in self.differences
+                if each.finite and not self.passes(each)
+            )
+            return broken + tuple(
                 Verdict(subject, each.output, "failed" if far else "passed", far or f"{each} ({each.images} images)")
                 for each in self.nearness
                 for far in (self.cosine_bound.why_not(each) if self._finite else "not all values are finite",)

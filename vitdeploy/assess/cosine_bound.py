@@ -85,6 +85,13 @@ class CosineBound:
             )
         return None
 
+    def resembles(self, found: Difference) -> bool:
+        """Whether a whole output, of which vectors are a part that is judged by more than this, is finite and as near.
+
+        The tokens of patches, say, which no vector tells of: they may be noise where the CLS token is right.
+        """
+        return found.finite and _number(found.mean_cosine) >= self.mean
+
     def check(self, name: str, found: Agreement, *, held_out: bool) -> None:
         """Raise CheckFailedError where an output of the artifact of that name is farther."""
         images = f"{found.images} {'held-out' if held_out else 'calibration'} images"

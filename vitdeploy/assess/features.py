@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LOGITS, POOLED, HIDDEN, CLS = "logits", "pooler_output", "last_hidden_state", "cls_token"
 PERCENTILE = 5
 TIE = 1e-6  # of a cosine: float32 tells no two neighbours apart that are nearer to each other
+FEWEST_SEARCHED = 3  # of two images each is the other's nearest, whatever an artifact gives
 _ROWS = 1024  # of the images' similarities that are in memory together
 
 
@@ -105,7 +106,7 @@ class Nearness:
         error: the length of the difference over the length of the reference's vectors, of all images together, which
             sees a constant factor; infinite where a value is not finite.
         same_neighbours: how many images have the same nearest neighbour among the N as in the reference, see
-            `same_neighbours`; None for fewer than 2 images, and for vectors by which nobody searches.
+            `same_neighbours`; None for fewer than `FEWEST_SEARCHED` images, and for vectors by which nobody searches.
     """
 
     output: str
@@ -147,7 +148,7 @@ def nearness(
 
 def _nearness(name: str, wanted: NDArray[Any], given: NDArray[Any], *, search: bool) -> Nearness:
     found = cosines(wanted, given)
-    same = int(same_neighbours(wanted, given).sum()) if search and len(wanted) > 1 else None
+    same = int(same_neighbours(wanted, given).sum()) if search and len(wanted) >= FEWEST_SEARCHED else None
     error = relative_error(wanted, given, of_classes=name == LOGITS)
     return Nearness(name, len(found), float(found.mean()), percentile(found), float(found.min()), error, same)
 

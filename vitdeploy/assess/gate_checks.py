@@ -12,7 +12,7 @@ from vitdeploy.assess.baseline import labels_sha256, processor_sha256
 from vitdeploy.assess.benchmark import benchmark
 from vitdeploy.assess.compare import compare
 from vitdeploy.assess.cosine_bound import COSINE_BOUNDS, too_long
-from vitdeploy.assess.features import shown
+from vitdeploy.assess.features import FEWEST_SEARCHED, shown
 from vitdeploy.assess.gate_plan import ALPHA, subject_of
 from vitdeploy.assess.layers import compare_layers
 from vitdeploy.assess.selection import Selected
@@ -123,6 +123,18 @@ class Measured:
             self.bundle, images=self._images, tolerance=loosest, backends=self._names("max_difference"),
             device=self.device, on_step=self.on_step,
         )  # fmt: skip
+        return {(each.artifact, each.backend): each for each in result.results}
+
+    @functools.cached_property
+    def whole_outputs(self) -> Mapping[tuple[str, str], BackendComparison]:
+        """All that quantized artifacts without classes give, by artifact and backend, on some of the images.
+
+        Raises:
+            UnavailableError: the reference cannot run.
+        """
+        result = compare(
+            self.bundle, images=self._images, backends=self._names("cosine"), device=self.device, on_step=self.on_step
+        )
         return {(each.artifact, each.backend): each for each in result.results}
 
     @functools.cached_property
@@ -259,7 +271,11 @@ def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Sel
             kept = Accuracy(each.same_neighbours, each.images)
             value, status, found = _share(planned, kept, f"with the reference's nearest neighbour by {each.output}")
             return value, status, found
-    return None, "skipped", "one image has no neighbour"
+    return (
+        None,
+        "skipped",
+        f"{FEWEST_SEARCHED} images or more are needed to search among, the data has {len(measured.data)}",
+    )
 
 
 def _cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
@@ -269,6 +285,13 @@ def _cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
     worst = min(run.nearness, key=lambda each: each.p5_cosine)
     bound = COSINE_BOUNDS[selected.precision]
     far = [why for each in run.nearness if (why := bound.why_not(each)) is not None]
+    whole = measured.whole_outputs[selected.artifact, selected.backend]
+    far += [
+        f"{each.output} is another output than the reference's, with a mean cosine of {each.mean_cosine:.4f} "
+        f"({each.count} images)"
+        for each in whole.differences
+        if not whole.passes(each)
+    ]
     found = far[0] if far else f"{worst.output}: {_cosines(worst)}; mean of {bound.mean:g} and 5th percentile of "
     return worst.p5_cosine, _word(not far), found if far else f"{found}{planned.bound:g} required"
 

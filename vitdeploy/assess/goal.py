@@ -48,7 +48,7 @@ class Bound:
 
     def __str__(self) -> str:
         ((name, value),) = ((name, value) for name, value in dataclasses.asdict(self).items() if value is not None)
-        return f"{name} {value:g}"
+        return f"{name} {value:.12g}"
 
 
 class Measure(Protocol):

@@ -103,6 +103,9 @@ class Quantization:
         on_step(f"reading the images of {request.images}")
         calibration = CalibrationImages.open(request.images, processor, request.limit, request.seed, on_progress)
         parts = calibration.parts()
+        copies = len(calibration.images) - len({*calibration.contents})
+        if copies:
+            on_step(f"{copies} of {len(calibration.images)} images are copies of others and are left out")
         data = _data(parts, request.cache)
         goal: Goal | None = None
         held_out: Goal | None = None
@@ -169,22 +172,26 @@ class Quantization:
 def apart(whole: Goal, parts: CalibrationParts) -> tuple[Goal, Goal | None]:
     """The images of a bound that a search may see, and those that judge what it found: a quarter.
 
-    None of the latter is one that ranges or candidates were measured on. What no search sees of the calibration images
-    is what judges all artifacts. A cosine is higher on images that ranges were measured on: its search sees none of
-    them but those of the choice, which widen the ranges of what was chosen by them. Of fewer than 16 images all are
-    for all.
+    None of the latter is one that ranges or candidates were measured on, whatever its name or folder. What no search
+    sees of the calibration images is what judges all artifacts. A cosine is higher on images that ranges were measured
+    on: its search sees none of them, where there are others, but those of the choice, which widen the ranges of what
+    was chosen by them. Of fewer than 16 images, or where no image is left to judge, all are for all.
     """
-    names = whole.images.images.names
+    names, contents = whole.images.images.names, whole.images.contents
     same = os.path.realpath(whole.images.images.source) == os.path.realpath(parts.judge.images.source)
     if len(names) < FEWEST_APART or (same and not parts.held_out):
         return whole, None
-    measured, chosen_by = ({*part.images.names} if same else set() for part in (parts.ranges, parts.choice))
-    free = [position for position, name in enumerate(names) if name not in measured | chosen_by]
-    kept = chosen_names([names[position] for position in free], len(names) // 4, whole.images.seed) if free else []
-    judged = {free[position] for position in kept}
-    unseen = measured if whole.bound.min_cosine is not None else set()
-    search = [position for position, name in enumerate(names) if position not in judged and name not in unseen]
-    return whole.at(search), whole.at(sorted(judged)) if judged else None
+    measured, chosen_by = {*parts.ranges.contents}, {*parts.choice.contents}
+    unseen = {content: at for at, content in enumerate(contents) if content not in measured | chosen_by}
+    free = sorted(unseen.values())  # each once, however many copies there are
+    kept = chosen_names([names[position] for position in free], len(names) // 4, whole.images.seed)
+    judged = sorted(free[position] for position in kept)
+    judging = {contents[position] for position in judged}
+    search = [position for position, content in enumerate(contents) if content not in judging]
+    if not judged or not search:
+        return whole, None
+    unmeasured = [position for position in search if contents[position] not in measured]
+    return whole.at(unmeasured if whole.bound.min_cosine is not None and unmeasured else search), whole.at(judged)
 
 
 def _data(parts: CalibrationParts, cache: Path | None) -> CalibrationData:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -71,9 +72,18 @@ def run_vectors(
     """
     batches = Batches(load_processor(bundle), _Files(data), batch_size)
     by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
-    names = dict.fromkeys(spec.name for selected in selection for spec in by_name[selected.artifact].outputs)
+    given_by = {each.artifact: [spec.name for spec in by_name[each.artifact].outputs] for each in selection}
+
+    def of_each(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Which outputs are vectors depends on what an artifact gives beside them."""
+        found: dict[str, np.ndarray] = {}
+        for names in given_by.values():
+            found |= vectors({name: outputs[name] for name in names})
+        return found
+
+    names = tuple(dict.fromkeys(itertools.chain.from_iterable(given_by.values())))
     on_step(f"running the reference on {len(data)} images")
-    wanted, _ = run_reference(bundle, batches, tuple(names), device, on_step, keep=vectors)
+    wanted, _ = run_reference(bundle, batches, names, device, on_step, keep=of_each)
     found = {}
     for selected in selection:
         on_step(f"running {selected} on {len(data)} images")

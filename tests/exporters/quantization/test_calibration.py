@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
+import vitdeploy
+from bundles import tiny_model, write_checkpoint_of
 from small_graphs import graph_of, operators
+from vitdeploy.assess.calibration_images import CalibrationImages
+from vitdeploy.assets import held_out_images
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.quantization.calibration import CalibrationData, MeasuredImages, calibrated_ranges
-from vitdeploy.exporters.quantization.extremes import channel_extremes
+from vitdeploy.exporters.quantization.extremes import Extremes, channel_extremes
 from vitdeploy.exporters.quantization.measurement_cache import MeasurementCache, default_folder
 from vitdeploy.exporters.quantization.methods import METHODS, MinMax, Percentile
 from vitdeploy.exporters.quantization.number_format import INT8, UINT8, NumberFormat, Range
-from vitdeploy.specs import PixelFormat
+from vitdeploy.specs import PixelFormat, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -148,11 +153,14 @@ def test_a_damaged_file_is_measured_again(tmp_path: Path, spoil: Callable[[bytes
     assert kept.read_bytes() == whole
 
 
-def extremes(run: Runner, folder: Path, made: ir.Model | None = None) -> dict[str, tuple[list[float], list[float]]]:
+def measured(run: Runner, folder: Path, made: ir.Model | None = None) -> dict[str, Extremes]:
     model = made or graph()
     values = [*model.graph.inputs, *(node.outputs[0] for node in model.graph)]
-    found = channel_extremes(model, values, MeasuredImages("sha", run), folder / "cache", PixelFormat(), folder)
-    return {name: (each.lowest.tolist(), each.highest.tolist()) for name, each in found.items()}
+    return channel_extremes(model, values, MeasuredImages("sha", run), folder / "cache", PixelFormat(), folder)
+
+
+def extremes(run: Runner, folder: Path, made: ir.Model | None = None) -> dict[str, tuple[list[float], list[float]]]:
+    return {name: (each.lowest.tolist(), each.highest.tolist()) for name, each in measured(run, folder, made).items()}
 
 
 def test_the_extremes_of_each_channel_that_products_take(tmp_path: Path) -> None:
@@ -162,6 +170,30 @@ def test_the_extremes_of_each_channel_that_products_take(tmp_path: Path) -> None
     x = np.concatenate(IMAGES)
     assert found["a"] == (np.maximum(x, 0).min(axis=0).tolist(), np.maximum(x, 0).max(axis=0).tolist())
     assert found["x"] == ([x.min()], [x.max()]), "of all channels where no product takes it"
+
+
+def test_the_moments_of_each_channel_that_products_take(tmp_path: Path) -> None:
+    """Over images of each image's, which lie in a cache as they were measured; and of images joined in any order."""
+    model = graph_of("g (float[N, 4] x) => (float[N, 2] y) { y = MatMul (x, w) }", w=np.ones((4, 2), np.float32))
+    run = Runner()
+    for _ in range(2):
+        found = measured(run, tmp_path, model)["x"]
+        means = np.stack([[each.mean(axis=0), np.square(each).mean(axis=0)] for each in IMAGES]).mean(axis=0)
+        np.testing.assert_allclose([found.mean, found.mean_square], means, rtol=1e-6, atol=1e-7)
+        assert found.images == len(IMAGES)
+        largest = np.abs(np.concatenate(IMAGES)).max(axis=0)
+        np.testing.assert_allclose(found.magnitudes, np.sqrt(largest * np.sqrt(means[1])), rtol=1e-6)
+    assert run.runs == 1
+    double = Extremes(2 * found.lowest, 2 * found.highest, 2 * found.mean, 4 * found.mean_square, 2 * found.images)
+    for joined in (found.joined(double), double.joined(found)):
+        np.testing.assert_allclose([joined.mean, joined.mean_square], [5 / 3 * means[0], 3 * means[1]], rtol=1e-6)
+        np.testing.assert_array_equal(joined.highest, np.maximum(found.highest, double.highest))
+
+
+def test_values_whose_squares_are_not_finite_have_extremes(tmp_path: Path) -> None:
+    found = measured(Runner(), tmp_path, graph(1e30))["a"]
+    assert np.isinf(found.mean_square).all()
+    assert found.highest == np.float32(1e30) * np.concatenate(IMAGES).max()
 
 
 def test_damaged_extremes_are_measured_again(tmp_path: Path) -> None:
@@ -212,3 +244,44 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_every_method_gives_the_same_in_every_run(tmp_path: Path, method: Method) -> None:
     first, second = (ranges(data_of(Runner()), tmp_path, method=method) for _ in range(2))
     assert first == second
+
+
+def test_a_histogram_takes_one_pass_over_each_part(tmp_path: Path) -> None:
+    parts = [Runner(), Runner()]
+    ranged, chosen = (MeasuredImages(f"sha {index}", part) for index, part in enumerate(parts))
+    data = CalibrationData(6, "sha", ranged, chosen)
+    assert set(ranges(data, tmp_path, method=Percentile(99.0))) == {"x", "a", "y"}
+    assert [part.runs for part in parts] == [1, 1]
+
+
+@pytest.mark.parametrize("bound", [{}, {"min_cosine": 0.999}], ids=["no bound", "bound"])
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({}, 1),
+        ({"calibration": "minmax"}, 1),
+        ({"calibration": "mse"}, 2),
+        ({"calibration": "percentile", "smooth_quant": "off"}, 2),
+        ({"calibration_images": 12}, 1),
+        ({"calibration_images": 12, "calibration": "mse"}, 2),
+    ],
+    ids=str,
+)
+def test_how_often_an_export_runs_the_model_to_calibrate(
+    options: dict[str, Any], passes: int, bound: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Once for the extremes, and once more for a histogram, however many candidates and variants are measured."""
+    runs: Counter[str] = Counter()
+    run = CalibrationImages.run
+
+    def counted(images: CalibrationImages, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
+        runs.update(images.images.names)
+        return run(images, path, pixels)
+
+    monkeypatch.setattr(CalibrationImages, "run", counted)
+    checkpoint = write_checkpoint_of(tiny_model(Task.FEATURES, num_hidden_layers=1), tmp_path / "checkpoint")
+    given: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 24, **options, **bound}
+    bundle = vitdeploy.export(checkpoint, precision="int8", output=tmp_path / "out", calibration_cache=False, **given)
+    (artifact,) = bundle.manifest.artifacts
+    assert len(runs) == artifact.options["calibration_images"]
+    assert {*runs.values()} == {passes}

@@ -184,6 +184,16 @@ def test_other_inputs_and_outputs(tmp_path: Path, options: dict[str, Any]) -> No
         assert len(predictor.predict([np.zeros((40, 50, 3), np.uint8)])[0]) == len(TINY["labels"])
 
 
+def test_half_floats_that_the_patch_projection_takes_in_8_bits(tmp_path: Path) -> None:
+    """What they are cast to and what is dequantized had one name."""
+    checkpoint = write_checkpoint_of(tiny_model(num_hidden_layers=1), tmp_path / "checkpoint")
+    options = {**IMAGES, "calibration_images": 3, "target": "tensorrt", "io_dtype": "float16"}
+    bundle = vitdeploy.export(checkpoint, precision="int8", tolerance=0.5, output=tmp_path / "out", **options)
+    (artifact,) = bundle.manifest.artifacts
+    assert artifact.options["quantized_nodes"] == 7
+    assert {spec.dtype for spec in (*artifact.inputs, *artifact.outputs)} == {"float16"}
+
+
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_the_rest_in_half_precision(bundles: dict[str, Bundle], tmp_path: Path, precision: str) -> None:
     """Scales are half too: TensorRT takes those of an activation and a weight in one type alone."""

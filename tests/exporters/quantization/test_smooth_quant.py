@@ -35,9 +35,9 @@ def largest(scale: np.ndarray = SCALE, bias: np.ndarray = BIAS) -> np.ndarray:
     return np.asarray(np.abs(normalised).max(axis=0))
 
 
-def seen(magnitudes: np.ndarray) -> dict[str, Extremes]:
-    """Of `h`."""
-    return {"h": Extremes(-magnitudes, magnitudes, 0 * magnitudes)}
+def seen(magnitudes: np.ndarray, rms: np.ndarray | None = None) -> dict[str, Extremes]:
+    """Of `h`; by default as large on all tokens."""
+    return {"h": Extremes(-magnitudes, magnitudes, 0 * magnitudes, np.square(magnitudes if rms is None else rms))}
 
 
 def test_the_graph_computes_the_same_with_no_more_operators() -> None:
@@ -63,6 +63,23 @@ def test_how_much_moves(strength: float) -> None:
     if strength == 0:
         rows = np.max([np.abs(tensors(model)[f"{name}.smoothed"]).max(axis=1) for name in W], axis=0)
         np.testing.assert_allclose(rows, 1, rtol=1e-5)
+
+
+def test_a_channel_that_is_large_on_few_tokens_moves_less() -> None:
+    """By the root of the share of its root mean square in its largest magnitude."""
+    model, reach = graph_of(TEXT, s=SCALE, b=BIAS, **W), largest()
+    rms = reach * np.array([1, 0.01, 0.25, 1], np.float32)
+    SmoothQuant(1).smooth(model, seen(reach, rms))
+    np.testing.assert_allclose(SCALE / tensors(model)["s.smoothed"], np.sqrt(reach * rms), rtol=1e-5)
+
+
+def test_a_channel_whose_square_is_no_float32_stays() -> None:
+    model, reach = graph_of(TEXT, s=SCALE, b=BIAS, **W), largest()
+    rms = reach.copy()
+    rms[1] = np.inf
+    SmoothQuant().smooth(model, seen(reach, rms))
+    assert tensors(model)["s.smoothed"][1] == SCALE[1]
+    assert (tensors(model)["s.smoothed"][[0, 2, 3]] != SCALE[[0, 2, 3]]).all()
 
 
 def test_a_channel_of_nothing_stays() -> None:

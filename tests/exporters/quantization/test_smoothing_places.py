@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import WriteCheckpoint
+    from vitdeploy.bundle import Bundle
 
 RNG = np.random.default_rng(0)
 # Another order of operations in float32: some units in the last place a layer, of the largest value.
@@ -46,7 +47,7 @@ def outliers(model: ir.Model) -> dict[str, Extremes]:
     found = {}
     for place in find_places(model):
         reach = np.exp(RNG.uniform(-4.6, 4.6, len(place.rows()))).astype(np.float32)
-        found[place.name] = Extremes(-reach, reach, 0 * reach)
+        found[place.name] = Extremes(-reach, reach, 0 * reach, reach**2)
     return found
 
 
@@ -182,3 +183,25 @@ def test_the_artifact_names_its_places(tmp_path: Path) -> None:
     bundle = vitdeploy.export(checkpoint, precision="int8", smooth_quant=0.5, output=tmp_path / "out", **images)
     (artifact,) = bundle.manifest.artifacts
     assert artifact.options["smooth_quant_places"] == ["attention", "layer_norm", "mlp"]
+    multiplied = _multiplied(bundle)
+    assert len(multiplied) == 2
+    second = [value for mul in multiplied for quantize, _ in mul.outputs[0].uses() for value in _products(quantize)]
+    bundle = vitdeploy.export(
+        checkpoint, precision="int8", smooth_quant=0.5, keep_fp32=second, output=tmp_path / "kept", **images
+    )
+    (artifact,) = bundle.manifest.artifacts
+    assert artifact.options["float32_nodes"] == second
+    assert artifact.options["smooth_quant_places"] == ["attention", "layer_norm"], "no Mul is put before them"
+    assert not _multiplied(bundle)
+
+
+def _multiplied(bundle: Bundle) -> list[ir.Node]:
+    """The Mul nodes before second products of MLPs."""
+    (artifact,) = bundle.manifest.artifacts
+    model = loaded(bundle.path / artifact.files[0].path)
+    return [node for node in model.graph if node.op_type == "Mul" and name_of(node).endswith(".smoothed")]
+
+
+def _products(quantize: ir.Node) -> list[str]:
+    """What takes an activation once it is dequantized."""
+    return [name_of(node) for each, _ in quantize.outputs[0].uses() for node, _ in each.outputs[0].uses()]
