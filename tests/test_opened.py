@@ -155,6 +155,19 @@ def test_a_file_that_is_written_to_while_it_is_open(copy: Bundle) -> None:
             stack.close()
 
 
+@pytest.mark.parametrize("backend", ["torch", "torchscript"])
+def test_a_loaded_model_stays_as_it_is_whatever_is_written_into_its_file(
+    pair: tuple[Bundle, Bundle], copy: Bundle, backend: str
+) -> None:
+    path = copy.path / file_of(copy, backend)
+    with vitdeploy.load(copy.path, backend=backend) as predictor:
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 4)
+            file.write(b"\x3f" * (path.stat().st_size - file.tell()))
+        found = predictor.runtime.run({"pixel_values": PIXELS})["logits"]
+    np.testing.assert_array_equal(found, logits(pair[0].path, backend))
+
+
 def test_a_failure_that_comes_of_a_file_that_is_written_to(copy: Bundle) -> None:
 
     def fail() -> None:
