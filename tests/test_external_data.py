@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, helper
 
 import vitdeploy
 from bundles import sign_again, write_bundle
+from vitdeploy import opened
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
-from vitdeploy.errors import BundleError
+from vitdeploy.errors import BundleChangedError, BundleError
 from vitdeploy.external_data import external_names
 from vitdeploy.manifest import FileRecord
+from vitdeploy.runtimes import open_recorded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -285,6 +288,61 @@ def test_an_altered_file_beside_the_model_is_refused(with_data: Bundle) -> None:
         with_data.verify()
     with pytest.raises(BundleError):
         vitdeploy.load(with_data.path)
+
+
+def foreign_and_back(path: Path, foreign: Path, how: str) -> Iterator[None]:
+    """Let a name lead to another bundle, until the next step."""
+    aside = path.with_name("aside")
+    if how == "a link above":
+        target = path.readlink()
+        for place in (foreign, target):
+            aside.symlink_to(place)
+            aside.replace(path)
+            yield
+    else:
+        path.rename(aside)
+        foreign.rename(path)
+        yield
+        path.rename(foreign)
+        aside.rename(path)
+        yield
+
+
+@pytest.mark.parametrize("system", ["descriptors", "names"])
+@pytest.mark.parametrize("how", ["its folder", "the bundle", "a link above"])
+def test_a_name_that_leads_to_other_weights_while_they_are_opened(
+    made: Bundle, with_data: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, system: str
+) -> None:
+    """The recorded ones are opened, or none: a system without paths of descriptors takes the names and checks them."""
+    foreign = shutil.copytree(with_data.path, tmp_path / "foreign")
+    (foreign / "onnx" / "model.onnx.data").write_bytes(bytes((foreign / "onnx" / "model.onnx.data").stat().st_size))
+    (tmp_path / "current").symlink_to(with_data.path)
+    moved = {"its folder": "bundle/onnx", "the bundle": "bundle", "a link above": "current"}[how]
+    steps = foreign_and_back(tmp_path / moved, foreign / "onnx" if how == "its folder" else foreign, how)
+    really_opened = onnxruntime.InferenceSession
+
+    def swapped(*arguments: Any, **options: Any) -> Any:
+        next(steps)
+        session = really_opened(*arguments, **options)
+        next(steps)
+        return session
+
+    if system == "names":
+        monkeypatch.setattr(opened, "descriptor_path", lambda _: None)
+    elif opened.descriptor_path(0) is None:
+        pytest.skip("this system has no paths of descriptors")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", swapped)
+    bundle = Bundle.open(tmp_path / ("current" if how == "a link above" else "bundle"))
+    if system == "names":
+        with pytest.raises(BundleChangedError):
+            open_recorded(bundle, "onnxruntime")
+        return
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 32, 32), np.float32)
+    with open_recorded(bundle, "onnxruntime") as runtime:
+        found = runtime.run({"pixel_values": pixels})["logits"]
+    monkeypatch.undo()
+    with open_recorded(made, "onnxruntime") as runtime:
+        np.testing.assert_array_equal(found, runtime.run({"pixel_values": pixels})["logits"])
 
 
 @pytest.mark.parametrize("where", ["beside", "absolute", "above", "linked"])

@@ -125,6 +125,8 @@ def test_a_handle_leads_to_the_file_that_was_hashed(copy: Bundle, tmp_path: Path
         (tmp_path / "other").replace(path)
         assert Path(file.handle).read_bytes() == content
         assert file.named(f"cannot load {file.handle}!") == f"cannot load {path}!"
+        followed = file.handle.replace("self", str(os.getpid()))  # as libraries resolve paths
+        assert file.named(f"{followed}: no {followed.rpartition('/')[0]}/w.bin") == f"{path}: no {path.parent}/w.bin"
 
 
 @pytest.mark.parametrize("backend", FORMAT)
@@ -136,7 +138,7 @@ def test_a_system_without_paths_of_descriptors(
     backend: str,
 ) -> None:
     """The name is given to libraries, and what it leads to is checked afterwards."""
-    monkeypatch.setattr(opened, "_descriptor_path", lambda _: None)
+    monkeypatch.setattr(opened, "descriptor_path", lambda _: None)
     np.testing.assert_array_equal(logits(copy.path, backend), logits(pair[0].path, backend))
     name = file_of(copy, backend)
     swap_once_hashed(copy.path / name, pair[1].path / name)
@@ -182,7 +184,7 @@ def test_a_failure_that_comes_of_a_file_that_is_written_to(copy: Bundle) -> None
 def test_a_name_that_leads_elsewhere_and_back(copy: Bundle, tmp_path: Path) -> None:
     path = copy.path / "onnx" / "model.onnx"
     with contextlib.ExitStack() as stack:
-        (file,) = stack.enter_context(copy.opened(copy.artifact("onnx", "fp32").files, by_name=True))
+        (file,) = stack.enter_context(copy.opened_artifact(copy.artifact("onnx", "fp32"), by_name=True))
         assert file == OpenedFile(path, str(path))
         path.rename(tmp_path / "aside")
         path.write_bytes(b"other")

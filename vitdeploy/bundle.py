@@ -18,7 +18,7 @@ from vitdeploy.file_kinds import PROCESSOR_CONFIGS
 from vitdeploy.kept_files import KeptFiles
 from vitdeploy.labels import class_names
 from vitdeploy.manifest import CONFIG, MANIFEST, NOT_RECORDED, Artifact, FileRecord, Manifest
-from vitdeploy.opened import FileChangedError, FileDiffersError, VerifiedFile
+from vitdeploy.opened import FileChangedError, FileDiffersError, VerifiedFile, opened_folder
 from vitdeploy.regular_file import MOST_TEXT_BYTES, read_regular
 from vitdeploy.scores import ProblemType, problem_type_of
 from vitdeploy.specs import PixelStage
@@ -141,7 +141,7 @@ class Bundle:
         )
 
     @contextlib.contextmanager
-    def opened(self, records: Iterable[FileRecord], *, by_name: bool = False) -> Iterator[tuple[OpenedFile, ...]]:
+    def opened(self, records: Iterable[FileRecord]) -> Iterator[tuple[OpenedFile, ...]]:
         """Files whose sizes and checksums are those of the manifest, to be read in this block.
 
         Each is opened once: its `handle` leads to what was hashed, whatever its name leads to meanwhile. That it was
@@ -149,24 +149,33 @@ class Bundle:
 
         Args:
             records: of the manifest.
-            by_name: whether the handles are to be the files' own paths, for a library that finds others beside them;
-                at the end of the block they are checked to lead to what was hashed.
 
         Raises:
             BundleError: a file is missing, unreadable or altered.
             BundleChangedError: the bundle was replaced since its manifest was read, or a file written to meanwhile.
         """
-        with self._open(records, by_name=by_name) as files:
+        with self._open(records) as files:
             yield tuple(each.file for each in files)
 
     @contextlib.contextmanager
     def opened_artifact(self, artifact: Artifact, *, by_name: bool = False) -> Iterator[tuple[OpenedFile, ...]]:
-        """`opened` of an artifact's files; of several, by their names, as the first takes the others from beside it.
+        """`opened` of an artifact's files; of several, by names in their folder, where the first finds the others.
+
+        Args:
+            artifact: of the manifest.
+            by_name: whether the handles are to be the files' own paths, for a library that opens them again later; at
+                the end of the block they are checked to lead to what was hashed.
 
         Raises:
             BundleError: as `opened`; or an ONNX model takes weights from a file that the manifest does not record.
         """
-        with self._open(artifact.files, by_name=by_name or len(artifact.files) > 1) as files:
+        with contextlib.ExitStack() as stack:
+            names = None
+            if by_name:
+                names = {record.path: self.path / record.path for record in artifact.files}
+            elif len(artifact.files) > 1:
+                names = self._names_in_a_folder(artifact, stack)
+            files = stack.enter_context(self._open(artifact.files, names))
             if artifact.format == "onnx":
                 _check_external_data(artifact, files[0])
             yield tuple(each.file for each in files)
@@ -201,13 +210,26 @@ class Bundle:
             with self.opened_artifact(artifact):
                 pass
 
+    def _names_in_a_folder(self, artifact: Artifact, stack: contextlib.ExitStack) -> dict[str, Path]:
+        """Paths of an artifact's files that lead into one folder, whatever becomes of its name."""
+        first = artifact.files[0]
+        above = PurePosixPath(first.path).parent
+        try:
+            folder = stack.enter_context(opened_folder(self.path / above))
+        except OSError as exc:
+            raise self._refusal(first) from exc
+        return {record.path: folder / PurePosixPath(record.path).relative_to(above) for record in artifact.files}
+
     @contextlib.contextmanager
-    def _open(self, records: Iterable[FileRecord], *, by_name: bool) -> Iterator[list[VerifiedFile]]:
+    def _open(
+        self, records: Iterable[FileRecord], names: Mapping[str, Path] | None = None
+    ) -> Iterator[list[VerifiedFile]]:
         files: list[VerifiedFile] = []
         with contextlib.ExitStack() as stack:
             for record in records:
+                path, name = self.path / record.path, None if names is None else names[record.path]
                 try:
-                    file = VerifiedFile(self.path / record.path, record.size_bytes, record.sha256, by_name=by_name)
+                    file = VerifiedFile(path, record.size_bytes, record.sha256, name=name, base=self.path)
                 except (OSError, FileDiffersError) as exc:
                     raise self._refusal(record) from exc
                 except FileChangedError as exc:
