@@ -7,10 +7,14 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from vitdeploy.exhaustion import check_exhaustion
+
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-MOST_TEXT_BYTES = 64 * 1024**2  # of a file of JSON, TOML or CSV; the index of a checkpoint of 10,000 tensors has 1 MB
+# Of a file of JSON, TOML or CSV, which takes up to 40 times its bytes in memory once it is parsed. The index of a
+# checkpoint of 10,000 tensors has 1 MB.
+MOST_TEXT_BYTES = 16 * 1024**2
 MOST_IMAGE_BYTES = 1 << 30  # of an encoded image; pixels have a limit of their own
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
@@ -35,8 +39,14 @@ def open_regular(path: str | os.PathLike[str], most_bytes: int | None = None) ->
         NotRegularError: it is a pipe, a device or a socket.
         TooLargeError: it has more than `most_bytes` now.
         OSError: it cannot be opened; a folder is an IsADirectoryError.
+        ExhaustedError: too many files are open, which says nothing of this one.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as exc:
+        if exc.errno != errno.EAGAIN:  # which is no want of threads here, but a lease that another process holds
+            check_exhaustion(exc, f"opening {path}")
+        raise
     try:
         status = os.fstat(descriptor)
         mode = status.st_mode
@@ -58,7 +68,7 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES
 
     Raises:
         TooLargeError: it has more.
-        OSError: as `open_regular`.
+        OSError, ExhaustedError: as `open_regular`.
     """
     with open_regular(path, most_bytes) as file:
         content = file.read(most_bytes + 1)  # it may have grown meanwhile
