@@ -257,6 +257,15 @@ def beside(program: str, *arguments: object) -> Iterator[None]:
             process.kill()
 
 
+def turns(fewest: int) -> Iterator[int]:
+    """Numbers for `SECONDS`, and longer where a machine is slow."""
+    until = time.monotonic() + SECONDS
+    for turn in itertools.count():
+        if turn >= fewest and time.monotonic() >= until:
+            return
+        yield turn
+
+
 @pytest.mark.parametrize(("how", "pause_s"), [("replaced", 0.004), ("written to", 0.06)])
 @pytest.mark.parametrize("backend", ["torchscript", "onnxruntime"])
 def test_no_foreign_model_is_opened_beside_a_process_that_swaps_files(
@@ -265,8 +274,7 @@ def test_no_foreign_model_is_opened_beside_a_process_that_swaps_files(
     wanted, name = logits(pair[0].path, backend), file_of(copy, backend)
     seen: collections.Counter[str] = collections.Counter()
     with beside(SWAPPER, how, pause_s, name, copy.path, *(each.path for each in pair)):
-        until = time.monotonic() + SECONDS
-        while time.monotonic() < until:
+        for _ in turns(3):
             try:
                 same = np.array_equal(logits(copy.path, backend), wanted)
             except BundleError:
@@ -274,7 +282,6 @@ def test_no_foreign_model_is_opened_beside_a_process_that_swaps_files(
             else:
                 seen["right" if same else "foreign"] += 1
     assert seen["foreign"] == 0, seen
-    assert seen.total() >= 3, seen
 
 
 @pytest.fixture(scope="module")
@@ -295,11 +302,8 @@ def test_no_load_is_told_that_a_file_was_altered_beside_exports(
     path = shutil.copytree(generations[0].path, tmp_path / "bundle")
     wanted = logits(generations[0].path, "onnxruntime")
     with beside(COMMITTER, path, *(each.path for each in reversed(generations))):
-        until, loads = time.monotonic() + SECONDS, 0
-        while time.monotonic() < until:
+        for _ in turns(5):
             np.testing.assert_allclose(logits(path, "onnxruntime"), wanted, atol=1e-5)  # of another opset, too
-            loads += 1
-    assert loads >= 5
 
 
 READERS: dict[str, Callable[[Path, Path], object]] = {
