@@ -22,6 +22,7 @@ from vitdeploy.opened import FileChangedError, FileDiffersError, VerifiedFile, o
 from vitdeploy.regular_file import MOST_TEXT_BYTES, read_regular
 from vitdeploy.scores import ProblemType, problem_type_of
 from vitdeploy.specs import PixelStage
+from vitdeploy.strict_json import strict_json
 
 if TYPE_CHECKING:
     import os
@@ -57,14 +58,14 @@ class Bundle:
         try:
             found = (folder / MANIFEST).exists()
         except (OSError, ValueError) as exc:  # a name too long, or with a null byte
-            raise BundleError(f"{folder} must be a bundle, and cannot be read: {exc}") from exc
+            raise BundleError(f"{folder} cannot be read as a bundle: {exc}; name another folder") from exc
         if not found:
-            raise BundleError(f"{folder} must be a bundle, but has no {MANIFEST}; make one: vitdeploy export")
+            raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}; make one: vitdeploy export")
         try:
             content = read_regular(folder / MANIFEST)
         except OSError as exc:
             raise BundleError(f"{folder / MANIFEST} cannot be read: {exc.strerror}; export the bundle again") from exc
-        data = _parsed(folder / MANIFEST, content)
+        data = _parsed(folder / MANIFEST, content, strict_json)
         try:
             return cls(folder, Manifest.from_dict(data))
         except BundleError as exc:
@@ -98,9 +99,9 @@ class Bundle:
             if name not in records and (self.path / name).exists():
                 if self._is_replaced():
                     raise _changed(self.path)
-                raise BundleError(f"{self.path / name} must be named in {MANIFEST}, is not; remove it or export again")
+                raise BundleError(f"{self.path / name} is not recorded in {MANIFEST}; remove it, or export again")
         if CONFIG not in records:
-            raise BundleError(f"{self.path / MANIFEST} must name {CONFIG}, does not; export the bundle again")
+            raise BundleError(f"{self.path / MANIFEST} does not record {CONFIG}; export the bundle again")
         names = [name for name in (CONFIG, *PROCESSOR_CONFIGS) if name in records]
         return {name: self.read(records[name], MOST_TEXT_BYTES) for name in names}
 
@@ -351,7 +352,7 @@ def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifa
         if old is not None:
             kept = [(artifact.name, artifact.files) for artifact in old.manifest.artifacts]
             if made_from is not None and (made_from.name, made_from.files) not in kept:
-                raise BundleError(f"{target} must still have the {made_from.name} that was begun with; export again")
+                raise BundleError(f"{target} no longer has the {made_from.name} that was begun with; export again")
             manifest = _with_existing(staging, old, manifest)
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         replace_folder(staging, target)
@@ -437,9 +438,9 @@ def _place(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
     return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
 
 
-def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+def _parsed(path: Path, content: bytes, parse: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
     try:
-        data = json.loads(content)
+        data = parse(content)
     except (ValueError, RecursionError) as exc:
         raise BundleError(f"{path} must hold JSON: {exc}; export the bundle again") from exc
     if not isinstance(data, dict):

@@ -20,7 +20,7 @@ from vitdeploy.atomic import check_takes_files, write_file
 from vitdeploy.errors import OutputError, UsageError, first_line
 from vitdeploy.image_formats import image_endings
 from vitdeploy.manifest import MANIFEST
-from vitdeploy.regular_file import read_regular
+from vitdeploy.regular_file import kind_of, read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -82,7 +82,7 @@ def check_writable(target: Path) -> None:
             return
         kind = _kind(target)
         if kind == "folder":
-            raise OutputError(f"{target} must be a file that can be written, is a folder; name a file")
+            raise OutputError(f"{target} cannot be written: it is a folder; name a file")
         if kind is not None:
             if kind not in ("pipe", "device"):
                 raise OutputError(f"{target} is a {kind}, which takes no file; choose another file")
@@ -90,7 +90,7 @@ def check_writable(target: Path) -> None:
         folder = next(parent for parent in target.resolve().parents if parent.exists())  # at least the root
         check_takes_files(folder)
     except (OSError, RuntimeError, ValueError) as exc:
-        raise OutputError(f"{target!s:.400} must be a file that can be written: {_reason(exc)}; name another") from exc
+        raise OutputError(f"{target!s:.400} cannot be written: {_reason(exc)}; name another file") from exc
 
 
 def write_output(target: Path, content: bytes) -> None:
@@ -170,11 +170,9 @@ def _reason(exc: Exception) -> str:
 def _kind(path: Path) -> str | None:
     """What is there, where that is no regular file; None where nothing is."""
     try:
-        mode = path.stat().st_mode
+        return kind_of(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "disk"}
-    return None if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "socket")
 
 
 def _is_path(value: Any) -> bool:

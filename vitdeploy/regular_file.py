@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 # checkpoint of 10,000 tensors has 1 MB.
 MOST_TEXT_BYTES = 16 * 1024**2
 MOST_IMAGE_BYTES = 1 << 30  # of an encoded image; pixels have a limit of their own
-_KINDS = (
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISSOCK, "a socket"),
-)
+_KINDS = {
+    stat.S_IFREG: None,
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "disk",
+}
 
 
 class NotRegularError(OSError):
@@ -52,9 +53,9 @@ def open_regular(path: str | os.PathLike[str], most_bytes: int | None = None) ->
         mode = status.st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-        for is_kind, kind in _KINDS:
-            if is_kind(mode):
-                raise NotRegularError(errno.EINVAL, f"it is {kind}, not a regular file", os.fspath(path))
+        kind = kind_of(mode)
+        if kind is not None:
+            raise NotRegularError(errno.EINVAL, f"it is a {kind}, not a regular file", os.fspath(path))
         if most_bytes is not None and status.st_size > most_bytes:
             raise _too_large(path, most_bytes)
         return os.fdopen(descriptor, "rb")
@@ -75,6 +76,11 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES
     if len(content) > most_bytes:
         raise _too_large(path, most_bytes)
     return content
+
+
+def kind_of(mode: int) -> str | None:
+    """A word for what a mode says of a path (`stat`), where that is no regular file."""
+    return _KINDS.get(stat.S_IFMT(mode), "socket")
 
 
 def _too_large(path: str | os.PathLike[str], most_bytes: int) -> TooLargeError:
