@@ -311,7 +311,8 @@ def _open_session(
             f"{file.named(first_line(exc))}; choose another device or precision"
         ) from exc
     except _LOAD_ERRORS as exc:
-        check_exhaustion(exc, f"loading {path}")
+        if providers == (CPU,) and not isinstance(exc, _MODEL_ERRORS):
+            check_exhaustion(exc, f"loading {path}")
         if providers != (CPU,):
             instead = f"; {_INSTEAD}" if "CPU EP" in str(exc) else ""
             raise DeviceError(
@@ -359,6 +360,11 @@ def _ort_errors() -> tuple[type[Exception], ...]:
     return tuple(getattr(state, name) for name in names if hasattr(state, name))
 
 
+# Those of them that quote a model.
+_MODEL_ERRORS: tuple[type[Exception], ...] = (
+    ort.capi.onnxruntime_pybind11_state.InvalidGraph,
+    ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
+)
 _ENGINE_ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, *_ort_errors())
 _LOAD_ERRORS: tuple[type[Exception], ...] = (MemoryError, *_ENGINE_ERRORS)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from vitdeploy.opened import OpenedFile
 from vitdeploy.runtimes.base import check_options
 from vitdeploy.runtimes.torch_device import TorchRuntime
 from vitdeploy.specs import TensorSpec
+from vitdeploy.strict_json import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,7 +85,7 @@ def read_signature(path: str | Path, signature: str | bytes) -> tuple[tuple[Tens
         BundleError: it is something else.
     """
     try:
-        specs = json.loads(signature)
+        specs = strict_json(signature)
         inputs, outputs = (tuple(TensorSpec.from_dict(spec) for spec in specs[name]) for name in ("inputs", "outputs"))
         for spec in (*inputs, *outputs):
             if not isinstance(getattr(torch, spec.dtype, None), torch.dtype):

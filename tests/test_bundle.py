@@ -164,7 +164,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
 def test_an_artifact_with_a_wrong_value(tmp_path: Path, key: str, value: Any) -> None:
     write(tmp_path / "out")
     edit(tmp_path / "out", lambda data: data["artifacts"][0].update({key: value}))
-    with pytest.raises(BundleError, match=r"must have every field of its schema: [^\n]+$"):
+    with pytest.raises(BundleError, match=r"must (have every field of its schema|hold JSON): [^\n]+$"):
         Bundle.open(tmp_path / "out")
 
 
@@ -228,6 +228,7 @@ def test_a_file_name_that_leaves_the_bundle(tmp_path: Path, path: Any) -> None:
         ('{"schema_version": 4}', "schema_version must be 2 or 3, got 4"),
         ("\xff", "must hold JSON"),
         ("[" * 100_000, "must hold JSON"),
+        ('{"schema_version": 3, "schema_version": 2}', "twice"),
     ],
 )
 def test_a_corrupt_manifest(tmp_path: Path, text: str, message: str) -> None:
@@ -289,12 +290,12 @@ def test_what_was_measured_on_calibration_images_is_what_inspect_shows(tmp_path:
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
 def test_a_name_that_no_bundle_can_have(tmp_path: Path, name: str) -> None:
-    with pytest.raises(BundleError, match=r"must be a bundle, and cannot be read|has no manifest"):
+    with pytest.raises(BundleError, match=r"cannot be read|has no manifest"):
         Bundle.open(tmp_path / name)
 
 
 def test_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"must be a bundle, but has no manifest.json; make one: vitdeploy export"):
+    with pytest.raises(BundleError, match=r"no manifest.json; make one: vitdeploy export"):
         Bundle.open(tmp_path / "nowhere")
 
 

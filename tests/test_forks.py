@@ -15,7 +15,7 @@ from PIL import Image
 from bundles import reference, tiny_model, write_bundle
 from environments import ROOT, run
 from forking import SHAPE, Outcome, in_child
-from vitdeploy import image_limit
+from vitdeploy import image_limit, locks
 from vitdeploy.images import open_image
 
 if TYPE_CHECKING:
@@ -113,3 +113,23 @@ def test_what_another_thread_was_reading_does_not_keep_a_child_from_it(held: boo
         thread.join()
     assert before is not None
     assert outcome == Outcome([[3, 2], before, 2 * before], 0)
+
+
+def test_a_child_holds_none_of_the_locks_of_its_parents_threads(tmp_path: Path) -> None:
+    with locks.locked(tmp_path):
+        ready, wait = os.pipe(), os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(ready[1], b".")
+            os.read(wait[0], 1)
+            os._exit(0)
+        os.read(ready[0], 1)
+    try:
+        descriptor = locks.try_lock(tmp_path)
+        assert descriptor is not None
+        locks.release(descriptor)
+    finally:
+        os.write(wait[1], b".")
+        os.waitpid(child, 0)
+        for each in (*ready, *wait):
+            os.close(each)

@@ -125,6 +125,8 @@ def test_a_handle_leads_to_the_file_that_was_hashed(copy: Bundle, tmp_path: Path
         (tmp_path / "other").replace(path)
         assert Path(file.handle).read_bytes() == content
         assert file.named(f"cannot load {file.handle}!") == f"cannot load {path}!"
+        followed = file.handle.replace("self", str(os.getpid()))  # as libraries resolve paths
+        assert file.named(f"{followed}: no {followed.rpartition('/')[0]}/w.bin") == f"{path}: no {path.parent}/w.bin"
 
 
 @pytest.mark.parametrize("backend", FORMAT)
@@ -136,7 +138,7 @@ def test_a_system_without_paths_of_descriptors(
     backend: str,
 ) -> None:
     """The name is given to libraries, and what it leads to is checked afterwards."""
-    monkeypatch.setattr(opened, "_descriptor_path", lambda _: None)
+    monkeypatch.setattr(opened, "descriptor_path", lambda _: None)
     np.testing.assert_array_equal(logits(copy.path, backend), logits(pair[0].path, backend))
     name = file_of(copy, backend)
     swap_once_hashed(copy.path / name, pair[1].path / name)
@@ -155,6 +157,19 @@ def test_a_file_that_is_written_to_while_it_is_open(copy: Bundle) -> None:
             stack.close()
 
 
+@pytest.mark.parametrize("backend", ["torch", "torchscript"])
+def test_a_loaded_model_stays_as_it_is_whatever_is_written_into_its_file(
+    pair: tuple[Bundle, Bundle], copy: Bundle, backend: str
+) -> None:
+    path = copy.path / file_of(copy, backend)
+    with vitdeploy.load(copy.path, backend=backend) as predictor:
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 4)
+            file.write(b"\x3f" * (path.stat().st_size - file.tell()))
+        found = predictor.runtime.run({"pixel_values": PIXELS})["logits"]
+    np.testing.assert_array_equal(found, logits(pair[0].path, backend))
+
+
 def test_a_failure_that_comes_of_a_file_that_is_written_to(copy: Bundle) -> None:
 
     def fail() -> None:
@@ -169,7 +184,7 @@ def test_a_failure_that_comes_of_a_file_that_is_written_to(copy: Bundle) -> None
 def test_a_name_that_leads_elsewhere_and_back(copy: Bundle, tmp_path: Path) -> None:
     path = copy.path / "onnx" / "model.onnx"
     with contextlib.ExitStack() as stack:
-        (file,) = stack.enter_context(copy.opened(copy.artifact("onnx", "fp32").files, by_name=True))
+        (file,) = stack.enter_context(copy.opened_artifact(copy.artifact("onnx", "fp32"), by_name=True))
         assert file == OpenedFile(path, str(path))
         path.rename(tmp_path / "aside")
         path.write_bytes(b"other")
@@ -242,6 +257,15 @@ def beside(program: str, *arguments: object) -> Iterator[None]:
             process.kill()
 
 
+def turns(fewest: int) -> Iterator[int]:
+    """Numbers for `SECONDS`, and longer where a machine is slow."""
+    until = time.monotonic() + SECONDS
+    for turn in itertools.count():
+        if turn >= fewest and time.monotonic() >= until:
+            return
+        yield turn
+
+
 @pytest.mark.parametrize(("how", "pause_s"), [("replaced", 0.004), ("written to", 0.06)])
 @pytest.mark.parametrize("backend", ["torchscript", "onnxruntime"])
 def test_no_foreign_model_is_opened_beside_a_process_that_swaps_files(
@@ -250,8 +274,7 @@ def test_no_foreign_model_is_opened_beside_a_process_that_swaps_files(
     wanted, name = logits(pair[0].path, backend), file_of(copy, backend)
     seen: collections.Counter[str] = collections.Counter()
     with beside(SWAPPER, how, pause_s, name, copy.path, *(each.path for each in pair)):
-        until = time.monotonic() + SECONDS
-        while time.monotonic() < until:
+        for _ in turns(3):
             try:
                 same = np.array_equal(logits(copy.path, backend), wanted)
             except BundleError:
@@ -259,7 +282,6 @@ def test_no_foreign_model_is_opened_beside_a_process_that_swaps_files(
             else:
                 seen["right" if same else "foreign"] += 1
     assert seen["foreign"] == 0, seen
-    assert seen.total() >= 3, seen
 
 
 @pytest.fixture(scope="module")
@@ -280,11 +302,8 @@ def test_no_load_is_told_that_a_file_was_altered_beside_exports(
     path = shutil.copytree(generations[0].path, tmp_path / "bundle")
     wanted = logits(generations[0].path, "onnxruntime")
     with beside(COMMITTER, path, *(each.path for each in reversed(generations))):
-        until, loads = time.monotonic() + SECONDS, 0
-        while time.monotonic() < until:
+        for _ in turns(5):
             np.testing.assert_allclose(logits(path, "onnxruntime"), wanted, atol=1e-5)  # of another opset, too
-            loads += 1
-    assert loads >= 5
 
 
 READERS: dict[str, Callable[[Path, Path], object]] = {

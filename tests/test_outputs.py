@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import stat
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,6 +21,9 @@ from vitdeploy.assess.markdown import write_markdown
 from vitdeploy.errors import OutputError, UsageError
 from vitdeploy.outputs import check_outputs, check_writable, write_output
 from written_results import COMPARISON
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 posix = pytest.mark.skipif(os.name != "posix", reason="there are no such files")
 
@@ -80,6 +85,46 @@ def test_other_places_are_outputs(here: Path) -> None:
     for output in ("new.html", "old.html", "photos/summary.md", "bundle.html", "/dev/null", "a" * 300, "x\0y"):
         check_outputs({"--html": output, "--junit": None}, inputs, bundle="bundle")
     assert "old.html" in {path.name for path in here.iterdir()}
+
+
+@posix
+@pytest.mark.parametrize("place", ["photos/kept.md", "elsewhere/kept.md", "linked.md", "hard.md"])
+def test_a_file_that_is_there_is_part_of_a_folder_by_any_way(here: Path, place: str) -> None:
+    """In it, in a folder that a link in it leads to, or with another name in it."""
+    Path("elsewhere").mkdir()
+    Path("photos/more").symlink_to(here / "elsewhere")
+    Path("photos/circle").symlink_to("circle")
+    Path(place).write_text("kept")
+    if place == "linked.md":
+        Path("photos/link").symlink_to(here / place)
+    if place == "hard.md":
+        os.link(place, "photos/hard")
+    with pytest.raises(UsageError, match="--junit"):
+        check_outputs({"--html": "new", "--junit": place}, {"data": "photos"})
+
+
+@posix
+def test_many_images_are_not_looked_at_one_by_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor once for each of several reports that exist."""
+    reports = {name: here / name for name in ("--html", "--markdown", "--junit")}
+    for report in reports.values():
+        report.write_text("old")
+    for index in range(300):
+        (here / "photos" / "cat" / f"{index}.png").touch()
+    calls: collections.Counter[str] = collections.Counter()
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return function(path, **options)
+
+        return call
+
+    for name in ("stat", "scandir"):
+        monkeypatch.setattr(os, name, counted(name, getattr(os, name)))
+    check_outputs(reports, {"data": "photos"})
+    assert calls["stat"] < 100
+    assert calls["scandir"] == 2  # photos and photos/cat
 
 
 @posix
@@ -195,3 +240,23 @@ def test_an_open_file_is_written_where_it_is(tmp_path: Path, name: str) -> None:
     finally:
         os.close(descriptor)
     assert file.read_text() == "before after, and more"
+
+
+@posix
+def test_a_report_for_whoever_went_away_is_dropped() -> None:
+    """As whatever else the command line prints: the exit code is that of the verdict."""
+    code = """
+import pathlib, sys
+from vitdeploy.cli.process import guard_streams
+from vitdeploy.outputs import write_output
+guard_streams()
+sys.stdin.read()
+write_output(pathlib.Path("/dev/stdout"), bytes(1 << 20))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        assert (process.communicate()[1], process.returncode) == ("", 0)

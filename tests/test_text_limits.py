@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from limited import ERRORS_OF, GIB, run_limited
 from vitdeploy.assess.baseline import Baseline
 from vitdeploy.assess.gate_rules import read_rules
 from vitdeploy.bundle import Bundle
@@ -44,6 +45,13 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path, name: str) -> None:
         file.truncate(2**36)  # a hole, which takes no room on the disk
     with pytest.raises(InputError, match=rf"{name}.* bytes"):
         READERS[name](tmp_path / name)
+
+
+def test_text_of_many_small_objects_takes_no_more_than_2_gb(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"[" + b'{"":[]},' * (63 * 2**17) + b"0]")
+    done = run_limited(f"from vitdeploy.bundle import Bundle{ERRORS_OF}Bundle.open(sys.argv[1])", tmp_path)
+    assert done.code == 4, done.errors
+    assert done.peak_bytes < 2 * GIB
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import OutputError, first_line
-from vitdeploy.locks import locked, take, try_lock
+from vitdeploy.locks import locked, release, take, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
         if lock is not None:
-            os.close(lock)
+            release(lock)
 
 
 @contextlib.contextmanager
@@ -146,6 +146,8 @@ def _partial_file(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
             try:
                 yield partial, file
             finally:
+                if os.name == "nt":  # which removes no open file
+                    file.close()
                 partial.unlink(missing_ok=True)
             return
 
@@ -197,7 +199,7 @@ def _clear_up_after_the_killed(target: Path, is_leftover: Callable[[Path], bool]
                 try:
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
                 finally:
-                    os.close(lock)
+                    release(lock)
 
 
 def _go_back(target: Path) -> None:

@@ -18,10 +18,11 @@ from vitdeploy.file_kinds import PROCESSOR_CONFIGS
 from vitdeploy.kept_files import KeptFiles
 from vitdeploy.labels import class_names
 from vitdeploy.manifest import CONFIG, MANIFEST, NOT_RECORDED, Artifact, FileRecord, Manifest
-from vitdeploy.opened import FileChangedError, FileDiffersError, VerifiedFile
+from vitdeploy.opened import FileChangedError, FileDiffersError, VerifiedFile, opened_folder
 from vitdeploy.regular_file import MOST_TEXT_BYTES, read_regular
 from vitdeploy.scores import ProblemType, problem_type_of
 from vitdeploy.specs import PixelStage
+from vitdeploy.strict_json import strict_json
 
 if TYPE_CHECKING:
     import os
@@ -57,14 +58,14 @@ class Bundle:
         try:
             found = (folder / MANIFEST).exists()
         except (OSError, ValueError) as exc:  # a name too long, or with a null byte
-            raise BundleError(f"{folder} must be a bundle, and cannot be read: {exc}") from exc
+            raise BundleError(f"{folder} cannot be read as a bundle: {exc}; name another folder") from exc
         if not found:
-            raise BundleError(f"{folder} must be a bundle, but has no {MANIFEST}; make one: vitdeploy export")
+            raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}; make one: vitdeploy export")
         try:
             content = read_regular(folder / MANIFEST)
         except OSError as exc:
             raise BundleError(f"{folder / MANIFEST} cannot be read: {exc.strerror}; export the bundle again") from exc
-        data = _parsed(folder / MANIFEST, content)
+        data = _parsed(folder / MANIFEST, content, strict_json)
         try:
             return cls(folder, Manifest.from_dict(data))
         except BundleError as exc:
@@ -98,9 +99,9 @@ class Bundle:
             if name not in records and (self.path / name).exists():
                 if self._is_replaced():
                     raise _changed(self.path)
-                raise BundleError(f"{self.path / name} must be named in {MANIFEST}, is not; remove it or export again")
+                raise BundleError(f"{self.path / name} is not recorded in {MANIFEST}; remove it, or export again")
         if CONFIG not in records:
-            raise BundleError(f"{self.path / MANIFEST} must name {CONFIG}, does not; export the bundle again")
+            raise BundleError(f"{self.path / MANIFEST} does not record {CONFIG}; export the bundle again")
         names = [name for name in (CONFIG, *PROCESSOR_CONFIGS) if name in records]
         return {name: self.read(records[name], MOST_TEXT_BYTES) for name in names}
 
@@ -141,7 +142,7 @@ class Bundle:
         )
 
     @contextlib.contextmanager
-    def opened(self, records: Iterable[FileRecord], *, by_name: bool = False) -> Iterator[tuple[OpenedFile, ...]]:
+    def opened(self, records: Iterable[FileRecord]) -> Iterator[tuple[OpenedFile, ...]]:
         """Files whose sizes and checksums are those of the manifest, to be read in this block.
 
         Each is opened once: its `handle` leads to what was hashed, whatever its name leads to meanwhile. That it was
@@ -149,24 +150,33 @@ class Bundle:
 
         Args:
             records: of the manifest.
-            by_name: whether the handles are to be the files' own paths, for a library that finds others beside them;
-                at the end of the block they are checked to lead to what was hashed.
 
         Raises:
             BundleError: a file is missing, unreadable or altered.
             BundleChangedError: the bundle was replaced since its manifest was read, or a file written to meanwhile.
         """
-        with self._open(records, by_name=by_name) as files:
+        with self._open(records) as files:
             yield tuple(each.file for each in files)
 
     @contextlib.contextmanager
     def opened_artifact(self, artifact: Artifact, *, by_name: bool = False) -> Iterator[tuple[OpenedFile, ...]]:
-        """`opened` of an artifact's files; of several, by their names, as the first takes the others from beside it.
+        """`opened` of an artifact's files; of several, by names in their folder, where the first finds the others.
+
+        Args:
+            artifact: of the manifest.
+            by_name: whether the handles are to be the files' own paths, for a library that opens them again later; at
+                the end of the block they are checked to lead to what was hashed.
 
         Raises:
             BundleError: as `opened`; or an ONNX model takes weights from a file that the manifest does not record.
         """
-        with self._open(artifact.files, by_name=by_name or len(artifact.files) > 1) as files:
+        with contextlib.ExitStack() as stack:
+            names = None
+            if by_name:
+                names = {record.path: self.path / record.path for record in artifact.files}
+            elif len(artifact.files) > 1:
+                names = self._names_in_a_folder(artifact, stack)
+            files = stack.enter_context(self._open(artifact.files, names))
             if artifact.format == "onnx":
                 _check_external_data(artifact, files[0])
             yield tuple(each.file for each in files)
@@ -201,13 +211,26 @@ class Bundle:
             with self.opened_artifact(artifact):
                 pass
 
+    def _names_in_a_folder(self, artifact: Artifact, stack: contextlib.ExitStack) -> dict[str, Path]:
+        """Paths of an artifact's files that lead into one folder, whatever becomes of its name."""
+        first = artifact.files[0]
+        above = PurePosixPath(first.path).parent
+        try:
+            folder = stack.enter_context(opened_folder(self.path / above))
+        except OSError as exc:
+            raise self._refusal(first) from exc
+        return {record.path: folder / PurePosixPath(record.path).relative_to(above) for record in artifact.files}
+
     @contextlib.contextmanager
-    def _open(self, records: Iterable[FileRecord], *, by_name: bool) -> Iterator[list[VerifiedFile]]:
+    def _open(
+        self, records: Iterable[FileRecord], names: Mapping[str, Path] | None = None
+    ) -> Iterator[list[VerifiedFile]]:
         files: list[VerifiedFile] = []
         with contextlib.ExitStack() as stack:
             for record in records:
+                path, name = self.path / record.path, None if names is None else names[record.path]
                 try:
-                    file = VerifiedFile(self.path / record.path, record.size_bytes, record.sha256, by_name=by_name)
+                    file = VerifiedFile(path, record.size_bytes, record.sha256, name=name, base=self.path)
                 except (OSError, FileDiffersError) as exc:
                     raise self._refusal(record) from exc
                 except FileChangedError as exc:
@@ -329,7 +352,7 @@ def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifa
         if old is not None:
             kept = [(artifact.name, artifact.files) for artifact in old.manifest.artifacts]
             if made_from is not None and (made_from.name, made_from.files) not in kept:
-                raise BundleError(f"{target} must still have the {made_from.name} that was begun with; export again")
+                raise BundleError(f"{target} no longer has the {made_from.name} that was begun with; export again")
             manifest = _with_existing(staging, old, manifest)
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         replace_folder(staging, target)
@@ -415,9 +438,9 @@ def _place(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
     return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
 
 
-def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+def _parsed(path: Path, content: bytes, parse: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
     try:
-        data = json.loads(content)
+        data = parse(content)
     except (ValueError, RecursionError) as exc:
         raise BundleError(f"{path} must hold JSON: {exc}; export the bundle again") from exc
     if not isinstance(data, dict):

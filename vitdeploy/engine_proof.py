@@ -192,7 +192,7 @@ def _written(bundle: Bundle, proven: Artifact) -> Bundle:
     with exclusive(bundle.path.resolve()):
         now = Bundle.open(bundle.path)
         if proven.files not in [each.files for each in now.manifest.artifacts if each.name == proven.name]:
-            raise BundleError(f"{bundle.path} must still have the {proven.name} that was run; run it again")
+            raise BundleError(f"{bundle.path} no longer has the {proven.name} that was run; run it again")
         artifacts = tuple(proven if each.name == proven.name else each for each in now.manifest.artifacts)
         manifest = dataclasses.replace(now.manifest, artifacts=artifacts)
         write_file(bundle.path / MANIFEST, manifest.to_json().encode(), follow_link=False)

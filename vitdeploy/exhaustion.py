@@ -13,20 +13,33 @@ _ERRNOS = {
     errno.EMFILE: "open files",
     errno.ENFILE: "open files",
 }
-# What libraries raise as errors of no kind of their own: Python's threading; ONNX Runtime's thread pool and arenas; the
-# CPU allocator of torch on each system, and its maps of files; C++'s own bad_alloc inside a message.
+# What libraries raise as errors of no kind of their own, at the place in the message where they say it: names of files
+# and parts of a model, which a message may quote, can be anything.
+_NUMBERS = {11: "threads", 12: "memory", 23: "open files", 24: "open files"}  # of Linux, in texts
+_NUMBERED = re.compile(
+    r"^open file failed because of errno (\d+) on "  # torch's archives
+    r"|failed:system error number (\d+)$"  # ONNX Runtime's files
+    r"|: [\w' ]+ \((?:os error )?(\d+)\)$"  # torch's maps of files; libraries in Rust
+)
 _MESSAGES = (
-    (re.compile(r"can't start new thread|pthread_create failed|thread creation failed", re.IGNORECASE), "threads"),
+    (re.compile(r"^can't start new thread$"), "threads"),  # Python
+    (re.compile(r"pthread_create failed, error code: \d+ error msg: [\w ]+$"), "threads"),  # ONNX Runtime
+    (re.compile(r"^Thread creation failed: ", re.IGNORECASE), "threads"),
+    (re.compile(r"(?:^|failed:)(?:std::bad_alloc|bad allocation)$"), "memory"),  # C++, inside other messages
+    (re.compile(r"Failed to allocate memory for requested buffer of size \d+$"), "memory"),  # ONNX Runtime's arenas
     (
         re.compile(
-            r"std::bad_alloc|bad allocation|can't allocate memory|cannot allocate memory|not enough memory|"
-            r"failed to allocate memory|unable to allocate|out of memory",
-            re.IGNORECASE,
+            r"^(?:\[enforce fail at [\w.]+:\d+\] .{,40})?DefaultCPUAllocator: "
+            r"(?:can't allocate memory|not enough memory): you tried to allocate \d+ bytes"
         ),
         "memory",
-    ),
-    (re.compile(r"too many open files", re.IGNORECASE), "open files"),
+    ),  # torch
 )
+_WANT = {
+    "memory": "this machine has not enough memory",
+    "threads": "no more threads can be started",
+    "open files": "too many files are open",
+}
 _ADVICE = {
     "memory": "free some, raise the limit of this process (ulimit -v, or the container's), or use a larger machine",
     "threads": "end other processes, raise the limit of threads or of memory (ulimit -u, ulimit -v, or the "
@@ -41,7 +54,11 @@ def lacking(exc: BaseException) -> str | None:
         return "memory"
     if isinstance(exc, OSError) and exc.errno is not None:
         return _ERRNOS.get(exc.errno)
-    return next((resource for pattern, resource in _MESSAGES if pattern.search(str(exc))), None)
+    text = str(exc).strip()
+    numbered = _NUMBERED.search(text)
+    if numbered is not None:
+        return _NUMBERS.get(int(numbered[numbered.lastindex or 0]))
+    return next((resource for pattern, resource in _MESSAGES if pattern.search(text)), None)
 
 
 def check_exhaustion(exc: BaseException, doing: str) -> None:
@@ -59,6 +76,4 @@ def check_exhaustion(exc: BaseException, doing: str) -> None:
 def exhausted(resource: str, doing: str, exc: BaseException) -> ExhaustedError:
     """The error for a resource that `lacking` names."""
     reason = first_line(exc)
-    return ExhaustedError(
-        f"{doing}: this machine has not enough {resource}{f' ({reason:.200})' if reason else ''}; {_ADVICE[resource]}"
-    )
+    return ExhaustedError(f"{doing}: {_WANT[resource]}{f' ({reason:.200})' if reason else ''}; {_ADVICE[resource]}")

@@ -69,8 +69,10 @@ def _location(file: BinaryIO, at: int, end: int) -> set[str]:
     values: dict[int, bytes] = {}
     for number, start, stop in _fields(file, at, end):
         if number in (_KEY, _VALUE):
+            if stop - start > _MOST_NAME_BYTES:
+                raise ValueError(f"it has a key or a value of external data of more than {_MOST_NAME_BYTES} bytes")
             file.seek(start)
-            values[number] = file.read(min(stop - start, _MOST_NAME_BYTES))
+            values[number] = file.read(stop - start)
     return {values.get(_VALUE, b"").decode()} if values.get(_KEY) == _LOCATION else set()
 
 
@@ -79,6 +81,8 @@ def _fields(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int]]
     while at < end:
         file.seek(at)
         key, at = _number(file, at)
+        if key >> 32:  # of which protobuf drops the higher bits, so that the field is another one there
+            raise ValueError("it has the number of a field in more than 32 bits")
         kind, number = key & 7, key >> 3
         size = 0
         if kind in (0, 2):

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import OutputError
+from vitdeploy.forks import first_in_child
 
 try:
     import fcntl
@@ -23,7 +24,19 @@ if TYPE_CHECKING:
 LOCK_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 # File systems without locks; EBADF is NFS's for what is not open for writing, as a folder cannot be: flock(2).
+_held: set[int] = set()  # descriptors, of which a forked child has copies that hold the locks as well
 _NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@first_in_child
+def _let_go() -> None:
+    """Leave the locks that threads of the parent hold to the parent: they would last until the child ends."""
+    for descriptor in _held:
+        with contextlib.suppress(OSError):  # which another thread of the parent was about to close
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, descriptor)  # in place of a close: whoever has the number closes it
+            os.close(null)
+    _held.clear()
 
 
 @contextlib.contextmanager
@@ -40,6 +53,7 @@ def locked(folder: Path) -> Iterator[None]:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as exc:
         raise OutputError(f"{folder} cannot be opened to lock it: {exc.strerror}; choose another folder") from exc
+    _held.add(descriptor)
     try:
         last = time.monotonic() + LOCK_SECONDS
         while take(descriptor) is False:
@@ -51,11 +65,11 @@ def locked(folder: Path) -> Iterator[None]:
             time.sleep(_POLL_SECONDS)
         yield
     finally:
-        os.close(descriptor)
+        release(descriptor)
 
 
 def try_lock(path: Path) -> int | None:
-    """Lock a folder or a regular file for the life of the returned descriptor, without waiting; links are not followed.
+    """Lock a folder or a regular file until `release` of the returned descriptor, without waiting; links are let be.
 
     None where another process holds it, or no lock can be had.
 
@@ -65,14 +79,24 @@ def try_lock(path: Path) -> int | None:
     if fcntl is None:
         return None
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # which does not wait for a pipe's writer
+    _held.add(descriptor)
     try:
         if take(descriptor):
             return descriptor
     except BaseException:
-        os.close(descriptor)
+        release(descriptor)
         raise
-    os.close(descriptor)
+    release(descriptor)
     return None
+
+
+def release(descriptor: int) -> None:
+    """Give up the lock that `try_lock` returned, also where a child has a copy of the descriptor."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # of a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    _held.discard(descriptor)
+    os.close(descriptor)
 
 
 def take(descriptor: int) -> bool | None:

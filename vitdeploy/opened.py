@@ -1,14 +1,18 @@
 """Files that are opened once, so that a library reads what was hashed, whatever their names lead to meanwhile.
 
-A library that takes paths is given that of the descriptor (`/proc/self/fd/7`). Where the system has none, or several
-files must be found by their names, it is given the file's own path, and the name is checked afterwards.
+A library that takes paths is given that of the descriptor (`/proc/self/fd/7`), or for files that it finds beside each
+other, of their folder's (`/proc/self/fd/7/model.onnx`). Where the system has none, it is given the file's own path. A
+path with names in it is checked afterwards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
+import re
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -17,12 +21,14 @@ from vitdeploy.regular_file import open_regular
 
 if TYPE_CHECKING:
     import io
+    from collections.abc import Iterator
     from typing import BinaryIO
 
 # The clock of a file's times ticks every 1 to 10 ms (CONFIG_HZ of Linux), with room for others: a second write within
 # the same tick does not show in them.
 _TICK_NS = 20_000_000
 _MOST_WAITS = 5
+_SELF = "/proc/self"
 
 
 class FileDiffersError(Exception):
@@ -51,8 +57,17 @@ class OpenedFile:
         return file if isinstance(file, OpenedFile) else cls(Path(file), os.fspath(file))
 
     def named(self, message: str) -> str:
-        """A library's message, with the file's path in the place of the handle."""
-        return message.replace(self.handle, str(self.path))
+        """A library's message, with the file's path in the place of the handle, and its folder in that of the handle's.
+
+        Libraries follow /proc/self to /proc/123, and look for files that a model names in the handle's folder.
+        """
+        if self.handle == str(self.path):
+            return message
+        for handle, path in ((Path(self.handle), self.path), (Path(self.handle).parent, self.path.parent)):
+            rest = re.escape(str(handle).removeprefix(_SELF))
+            parts = re.split(rf"/proc/(?:self|{os.getpid()}){rest}(?![0-9])", message)
+            message = str(path).join(parts)
+        return message
 
 
 class VerifiedFile:
@@ -62,7 +77,8 @@ class VerifiedFile:
         path: of the file.
         size_bytes: what it must have.
         sha256: of its content, in hexadecimal.
-        by_name: whether a library will open it by its path.
+        name: what a library will open it by; by default the path of the descriptor.
+        base: where `name` begins to matter, a folder in it, or None; see `_way`.
 
     Attributes:
         file: to be given to libraries.
@@ -74,9 +90,12 @@ class VerifiedFile:
         FileChangedError: it is written to all the time.
     """
 
-    def __init__(self, path: Path, size_bytes: int, sha256: str, *, by_name: bool = False) -> None:
-        self._sha256 = sha256
-        self.stream = open_regular(path)
+    def __init__(
+        self, path: Path, size_bytes: int, sha256: str, *, name: Path | None = None, base: Path | None = None
+    ) -> None:
+        self._sha256, self._base = sha256, path.parent if base is None else base
+        self._way = _way(name or path, self._base)
+        self.stream = open_regular(name or path)
         try:
             self._before = _settled(self.stream)
             size = self._before.st_size
@@ -85,22 +104,25 @@ class VerifiedFile:
             found = hash_file(self.stream)
             if found != (size_bytes, sha256):
                 raise FileDiffersError(f"SHA-256 {found[1][:12]}… instead of {sha256[:12]}…")
-            handle = None if by_name else _descriptor_path(self.stream)
+            handle = None if name is not None else descriptor_path(self.stream.fileno())
         except BaseException:
             self.stream.close()
             raise
         self._by_name = handle is None
-        self.file = OpenedFile(path, str(path) if handle is None else handle)
+        self.file = OpenedFile(path, str(name or path) if handle is None else handle)
 
     def check(self) -> None:
         """Raise FileChangedError unless all that was read since the file was opened is what was hashed."""
         now, before = os.fstat(self.stream.fileno()), self._before
         if self._by_name:
+            name = Path(self.file.handle)
             try:
-                at_path = self.file.path.stat()
+                at_name, way = name.stat(), _way(name, self._base)
             except OSError as exc:
                 raise FileChangedError from exc
-            if not os.path.samestat(at_path, now) or now.st_ctime_ns != before.st_ctime_ns:  # a rename sets it
+            if not os.path.samestat(at_name, now) or way != self._way:
+                raise FileChangedError
+            if now.st_ctime_ns != before.st_ctime_ns:  # a rename sets it
                 raise FileChangedError
         if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise FileChangedError
@@ -128,18 +150,54 @@ def hash_file(file: BinaryIO) -> tuple[int, str]:
 def _settled(file: BinaryIO) -> os.stat_result:
     """The file's times, when any later write will change them."""
     for _ in range(_MOST_WAITS):
-        stat = os.fstat(file.fileno())
-        age = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns)
+        status = os.fstat(file.fileno())
+        age = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns)
         if not 0 <= age < _TICK_NS:  # negative: of another machine's clock, or set by hand
-            return stat
+            return status
         time.sleep((_TICK_NS - age) / 1e9)
     raise FileChangedError
 
 
-def _descriptor_path(file: BinaryIO) -> str | None:
-    """The path that opens the same file anew, whatever its name leads to; None where the system has none."""
-    path = Path(f"/proc/self/fd/{file.fileno()}")
+def descriptor_path(descriptor: int) -> str | None:
+    """The path that opens the same file or folder anew, whatever its name leads to; None where the system has none."""
+    path = Path(f"{_SELF}/fd/{descriptor}")
     try:
-        return str(path) if os.path.samestat(path.stat(), os.fstat(file.fileno())) else None
+        return str(path) if os.path.samestat(path.stat(), os.fstat(descriptor)) else None
     except OSError:
         return None
+
+
+@contextlib.contextmanager
+def opened_folder(folder: Path) -> Iterator[Path]:
+    """A path of a folder that leads to the same one during the block, where the system has such paths.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        yield folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield Path(descriptor_path(descriptor) or folder)
+    finally:
+        os.close(descriptor)
+
+
+def _way(name: Path, base: Path) -> list[tuple[int, ...]]:
+    """What is another where a link on the way to a file, or a folder from `base` on, was replaced, also if it is back.
+
+    Folders above change all the time, as /tmp does; of them only the present ones are compared. What leads to the path
+    of a descriptor is of no matter.
+    """
+    name, base = name.absolute(), base.absolute()  # which follows no link
+    descriptors = Path(_SELF, "fd")
+    is_exact = descriptors in name.parents
+    found: list[tuple[int, ...]] = []
+    for folder in name.parents:
+        if folder.parent == descriptors:
+            break
+        status = folder.lstat()
+        times = is_exact or stat.S_ISLNK(status.st_mode) or folder.is_relative_to(base)
+        found.append((status.st_dev, status.st_ino, *([status.st_ctime_ns] if times else [])))
+    return found

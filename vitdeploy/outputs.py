@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import io
+import itertools
 import os
 import re
 import stat
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,14 +20,16 @@ from vitdeploy.atomic import check_takes_files, write_file
 from vitdeploy.errors import OutputError, UsageError, first_line
 from vitdeploy.image_formats import image_endings
 from vitdeploy.manifest import MANIFEST
-from vitdeploy.regular_file import read_regular
+from vitdeploy.regular_file import kind_of, read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from typing import BinaryIO
 
 _TABLES = (".csv", ".tsv", ".parquet")
 _MOST_LINKS = 40  # as Linux follows
 _POLL_SECONDS = 0.05
+_Identity = tuple[int, int]  # of a file: its device and inode
 
 
 class _Output(NamedTuple):
@@ -55,19 +60,19 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, bund
     """
     opened = [_output(name, path) for name, path in outputs.items() if _is_path(path)]
     found = [output for output in opened if output is not None]
-    for index, output in enumerate(found):
-        for name, value in {"the bundle": bundle, **inputs}.items():
-            for path in value if isinstance(value, (list, tuple)) else [value]:
-                if _is_path(path) and _is_of(output, Path(path), is_bundle=value is bundle):
-                    raise UsageError(
-                        f"{output.name} {output.path} would overwrite an input: it is part of {name} {path}; "
-                        f"choose another file"
-                    )
-        for other in found[:index]:
-            if _is_same(output, other):
+    for name, value in {"the bundle": bundle, **inputs}.items():
+        for path in filter(_is_path, value if isinstance(value, (list, tuple)) else [value]):
+            output = _part_of(Path(path), found, is_bundle=value is bundle)
+            if output is not None:
                 raise UsageError(
-                    f"{output.name} and {other.name} are the same file, {output.path}; choose another for one of them"
+                    f"{output.name} {output.path} would overwrite an input: it is part of {name} {path}; "
+                    f"choose another file"
                 )
+    for output, other in itertools.combinations(reversed(found), 2):
+        if _is_same(output, other):
+            raise UsageError(
+                f"{output.name} and {other.name} are the same file, {output.path}; choose another for one of them"
+            )
 
 
 def check_writable(target: Path) -> None:
@@ -77,7 +82,7 @@ def check_writable(target: Path) -> None:
             return
         kind = _kind(target)
         if kind == "folder":
-            raise OutputError(f"{target} must be a file that can be written, is a folder; name a file")
+            raise OutputError(f"{target} cannot be written: it is a folder; name a file")
         if kind is not None:
             if kind not in ("pipe", "device"):
                 raise OutputError(f"{target} is a {kind}, which takes no file; choose another file")
@@ -85,7 +90,7 @@ def check_writable(target: Path) -> None:
         folder = next(parent for parent in target.resolve().parents if parent.exists())  # at least the root
         check_takes_files(folder)
     except (OSError, RuntimeError, ValueError) as exc:
-        raise OutputError(f"{target!s:.400} must be a file that can be written: {_reason(exc)}; name another") from exc
+        raise OutputError(f"{target!s:.400} cannot be written: {_reason(exc)}; name another file") from exc
 
 
 def write_output(target: Path, content: bytes) -> None:
@@ -100,6 +105,11 @@ def write_output(target: Path, content: bytes) -> None:
     try:
         descriptor = _descriptor(target)
         if descriptor is not None:
+            stream = _standard_output(descriptor)
+            if stream is not None:
+                stream.write(content)
+                stream.flush()
+                return
             descriptor = os.dup(descriptor)
         elif _kind(target) in ("pipe", "device"):
             descriptor = _open_stream(target)
@@ -142,6 +152,17 @@ def _descriptor(target: Path) -> int | None:
     return None
 
 
+def _standard_output(descriptor: int) -> BinaryIO | None:
+    """The program's own standard output, where that is the descriptor: it is for it to say what becomes of failures."""
+    try:
+        if sys.stdout.fileno() != descriptor:
+            return None
+        sys.stdout.flush()
+        return sys.stdout.buffer
+    except (AttributeError, OSError, ValueError):  # there is none, or another object stands for it
+        return None
+
+
 def _reason(exc: Exception) -> str:
     return (exc.strerror if isinstance(exc, OSError) else None) or first_line(exc)
 
@@ -149,11 +170,9 @@ def _reason(exc: Exception) -> str:
 def _kind(path: Path) -> str | None:
     """What is there, where that is no regular file; None where nothing is."""
     try:
-        mode = path.stat().st_mode
+        return kind_of(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "disk"}
-    return None if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "socket")
 
 
 def _is_path(value: Any) -> bool:
@@ -185,43 +204,84 @@ def _is_same(a: _Output, b: _Output) -> bool:
     return a.place == b.place or a.place in b.place.parents or b.place in a.place.parents
 
 
-def _is_of(output: _Output, source: Path, *, is_bundle: bool) -> bool:
-    """Whether an output is an input, or a part of it."""
+def _part_of(source: Path, outputs: Iterable[_Output], *, is_bundle: bool) -> _Output | None:
+    """The first of the outputs that is an input, or a part of it."""
     try:
         place = source.resolve()
         is_folder = source.is_dir()
         is_bundle = is_bundle or (is_folder and (source / MANIFEST).exists())
     except (OSError, RuntimeError, ValueError):
-        return False  # whoever reads it says so
-    if not output.is_stream:
-        is_below = place in output.place.parents
-        if output.place == place or (is_below and (is_bundle or output.place.suffix.lower() in _data_endings())):
-            return True
-    status = output.status
-    if status is None or not stat.S_ISREG(status.st_mode):
-        return False
-    more = _files_below(source) if is_folder else (source, *_named_in(source))
-    return any(found is not None and os.path.samestat(found, status) for found in map(_status, more))
+        return None  # whoever reads it says so
+    there = {
+        _identity(output.status): output
+        for output in outputs
+        if output.status is not None and stat.S_ISREG(output.status.st_mode)
+    }
+    if is_folder:
+        found = set(_files_below(source, there))
+    else:
+        found = {
+            _identity(status) for status in map(_status, (source, *_named_in(source, there))) if status is not None
+        }
+    for output in outputs:
+        if output.status is not None and _identity(output.status) in there.keys() & found:
+            return output
+        if not output.is_stream:
+            is_below = place in output.place.parents
+            if output.place == place or (is_below and (is_bundle or output.place.suffix.lower() in _data_endings())):
+                return output
+    return None
 
 
 def _data_endings() -> set[str]:
     return {*image_endings(), *_TABLES}
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, once; links to folders are followed."""
-    seen: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        status = _status(Path(parent))
-        if status is None or (status.st_dev, status.st_ino) in seen:
-            folders.clear()
+def _identity(status: os.stat_result) -> _Identity:
+    return status.st_dev, status.st_ino
+
+
+def _files_below(folder: Path, outputs: Mapping[_Identity, _Output]) -> Iterator[_Identity]:
+    """Those of the outputs that are below a folder; links are followed.
+
+    An output of one name is looked for by its own folder, and among links: all files have not to be looked at.
+    """
+    if not outputs:
+        return
+    has_more_names = any(output.status is None or output.status.st_nlink > 1 for output in outputs.values())
+    seen: set[_Identity] = set()
+    waiting = [folder]
+    while waiting:
+        parent = waiting.pop()
+        status = _status(parent)
+        if status is None or _identity(status) in seen:
             continue
-        seen.add((status.st_dev, status.st_ino))
-        yield from (Path(parent, name) for name in names)
+        seen.add(_identity(status))
+        with contextlib.suppress(OSError), os.scandir(parent) as entries:  # of one that may not be listed
+            for entry in entries:
+                if _is_folder(entry):
+                    waiting.append(Path(entry.path))
+                elif has_more_names or entry.is_symlink():
+                    found = _status(Path(entry.path))
+                    if found is not None:
+                        yield _identity(found)
+    for identity, output in outputs.items():
+        above = _status(output.place.parent)
+        if above is not None and _identity(above) in seen:
+            yield identity
 
 
-def _named_in(table: Path) -> Iterable[Path]:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle
+        return False
+
+
+def _named_in(table: Path, outputs: Mapping[_Identity, _Output]) -> Iterable[Path]:
     """The files that the cells of a .csv or .tsv file name; none of a file that cannot be read, as its reader says."""
+    if not outputs:
+        return ()
     separator = {".csv": ",", ".tsv": "\t"}.get(table.suffix.lower())
     if separator is None:
         return ()

@@ -160,7 +160,7 @@ def test_what_cannot_be_compared(own_copy: Bundle, tmp_path: Path) -> None:
         compare(own_copy, images=tmp_path / "copy" / "onnx")
     with pytest.raises(UsageError, match="at least one image"):
         compare(own_copy, images=[])
-    with pytest.raises(BundleError, match="must be a bundle"):
+    with pytest.raises(BundleError, match="no bundle"):
         compare(tmp_path / "absent")
     with pytest.raises(UsageError, match="must hold an artifact to compare"):
         compare(with_artifacts(own_copy))

@@ -366,7 +366,7 @@ def test_what_cannot_be_evaluated_is_refused(bundle: Bundle, data: Path, tmp_pat
     for size in (0, 10**20):
         with pytest.raises(UsageError, match=f"batch_size must be from 1 to 1048576, got {size}"):
             evaluate(bundle, data=data, batch_size=size)
-    with pytest.raises(BundleError, match="must be a bundle"):
+    with pytest.raises(BundleError, match="no bundle"):
         evaluate(tmp_path, data=data)
     with pytest.raises(InputError, match="'purple' is no class"):
         evaluate(bundle, data=write(tmp_path / "other", {"purple": [1]}))

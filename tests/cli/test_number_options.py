@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -117,3 +119,15 @@ def test_the_functions_take_the_same_tolerances(call: Callable[..., Any], tolera
 def test_the_functions_take_the_same_seeds(seed: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="seed"):
         vitdeploy.export(random_weights="vit-tiny-patch16-32", seed=seed, output=tmp_path / "out")
+
+
+def test_a_click_whose_types_are_not_generic_will_do() -> None:
+    """Of before 8.4, which `pyproject.toml` admits."""
+    code = """
+import click
+class ParamType(click.ParamType):
+    __class_getitem__ = None
+click.ParamType = ParamType
+import vitdeploy.cli.benchmark, vitdeploy.cli.compare
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

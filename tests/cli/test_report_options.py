@@ -64,7 +64,7 @@ def test_what_cannot_be_written_is_told_before_the_work(
         (tmp_path, "is a folder; name a file"), (".", "is a folder"), ("", "is empty"), ("x" * 300, "name too long")
     ):  # fmt: skip
         code, _, err = run(capsys, *held, "--html", path)
-        assert (code, err.count("\n"), "must be a file that can be written" in err, reason in err) == (3, 1, True, True)
+        assert (code, err.count("\n"), "cannot be written" in err, reason in err) == (3, 1, True, True)
     for module in ("page", "plots"):
         monkeypatch.delitem(sys.modules, f"vitdeploy.assess.{module}")
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -109,6 +109,7 @@ def damage_version(path: Path) -> None:
         lambda path: save(torch.nn.Identity(), path, {"signature.json": "{"}),
         lambda path: save(torch.nn.Identity(), path, {"signature.json": '{"inputs": []}'}),
         lambda path: save(torch.nn.Identity(), path, {"signature.json": "[]"}),
+        lambda path: save(torch.nn.Identity(), path, {"signature.json": '{"inputs": [], "inputs": [], "outputs": []}'}),
         lambda path: save(torch.nn.Identity(), path, {"signature.json": '{"inputs": [], "outputs": [{"name": 1}]}'}),
     ],
     ids=[
@@ -121,6 +122,7 @@ def damage_version(path: Path) -> None:
         "half",
         "outputs missing",
         "list",
+        "inputs twice",
         "no tensors",
     ],
 )

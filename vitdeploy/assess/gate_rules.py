@@ -101,7 +101,7 @@ def read_rules(path: str | os.PathLike[str]) -> GateRules:
     """Read a TOML file of rules: those of every artifact at its top, others in tables such as [artifacts."onnx-fp16"].
 
     Raises:
-        InputError: the file cannot be read, or is no TOML in UTF-8 of at most 64 MiB.
+        InputError: the file cannot be read, or is no TOML in UTF-8 of at most 16 MiB.
         UsageError: a key is unknown, or a value is not what it must be.
     """
     file = Path(path)

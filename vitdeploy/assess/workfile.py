@@ -56,7 +56,7 @@ class WorkFile:
         try:
             self._descriptor = os.open(self._path, _OPEN, 0o666)
         except OSError as exc:
-            raise OutputError(f"{path} must be a file that can be written: {exc.strerror}") from exc
+            raise OutputError(f"{path} cannot be written: {exc.strerror}; name another file") from exc
         try:
             if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
                 raise self._not_ours("it is not a regular file")
@@ -163,7 +163,7 @@ class WorkFile:
 
     def _not_ours(self, reason: str) -> InputError:
         return InputError(
-            f"{self._path} must be new, or of the same work, but {reason}; name another file, or remove this one"
+            f"{self._path} cannot be taken for this work: {reason}; name another file, or remove this one"
         )
 
 

@@ -14,7 +14,7 @@ import click
 from vitdeploy import __version__
 from vitdeploy.cli.process import Interrupted, end_on_signals, guard_streams, print_error
 from vitdeploy.cpu import limit_openmp
-from vitdeploy.errors import InputError, VitDeployError
+from vitdeploy.errors import InputError
 from vitdeploy.quiet import quiet_libraries
 
 # Name -> "module:command" and its line in the help, so that the help imports no command.
@@ -113,5 +113,5 @@ def _run(args: list[str] | None) -> int:
         return exc.exit_code
     except SystemExit as exc:
         return print_error(exc) if isinstance(exc, Interrupted) else int(exc.code or 0)
-    except VitDeployError as exc:  # the help could not be printed
+    except Exception as exc:  # noqa: BLE001  (before a command runs, as where the help cannot be printed)
         return print_error(exc)

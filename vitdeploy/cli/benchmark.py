@@ -6,7 +6,7 @@ import re
 
 import click
 
-from vitdeploy.cli.number_options import TURNS
+from vitdeploy.cli.number_options import TURNS, ParamType
 from vitdeploy.cli.output import (
     PATH,
     device_option,
@@ -22,7 +22,7 @@ from vitdeploy.cli.reports import Reports, report_options
 from vitdeploy.cpu import MOST_THREADS
 
 
-class BatchSizes(click.ParamType[tuple[int, ...]]):
+class BatchSizes(ParamType[tuple[int, ...]]):
     """Whole numbers of at most nine digits, from 1 up, with commas between them."""
 
     name = "N,N,..."

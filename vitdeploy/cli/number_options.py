@@ -6,10 +6,22 @@ Percentages have one form: "0.5%" is 0.005 wherever a share is asked for, and 0.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import click
 
 from vitdeploy.specs import MOST_A_BATCH, OPSETS
+
+if TYPE_CHECKING:
+    from click import ParamType as ParamType
+else:
+
+    class ParamType(click.ParamType):
+        """click's, which is generic since 8.4."""
+
+        def __class_getitem__(cls, _: object) -> type[ParamType]:
+            return cls
+
 
 COUNT = click.IntRange(1, 2**31 - 1)  # of images, classes, runs
 TURNS = click.IntRange(1, 100_000)  # which are timed one by one
@@ -19,7 +31,7 @@ OPSET = click.IntRange(OPSETS.start, OPSETS.stop - 1)
 PIXELS = click.IntRange(1, 2**63 - 1)
 
 
-class Tolerance(click.ParamType[float]):
+class Tolerance(ParamType[float]):
     """A finite share from 0 up."""
 
     name = "share"

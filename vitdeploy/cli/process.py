@@ -74,9 +74,9 @@ def guard_streams() -> None:
             os.dup2(null, descriptor)
             os.close(null)
         os.set_inheritable(descriptor, True)
-    if sys.stdout is sys.__stdout__:  # a test may have put its own there
+    if sys.stdout is sys.__stdout__ and not _is_windows_console(sys.stdout):  # a test may have put its own there
         sys.stdout = _text(_StandardOutput(1, closed=1 in closed), sys.stdout)
-    if sys.stderr is sys.__stderr__:
+    if sys.stderr is sys.__stderr__ and not _is_windows_console(sys.stderr):
         sys.stderr = _text(_StandardError(2), sys.stderr)
 
 
@@ -130,6 +130,11 @@ def _text(raw: io.FileIO, before: io.TextIOBase | None) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=raw.isatty() or raw.fileno() == 2
     )
+
+
+def _is_windows_console(stream: io.TextIOBase | None) -> bool:
+    """Which shows text in any language, and bytes in that of its code page alone."""
+    return os.name == "nt" and stream is not None and stream.isatty()
 
 
 def _is_open(descriptor: int) -> bool:

@@ -68,7 +68,7 @@ class Reports:
         self._writers = {}
         for name, path in self.asked.items():
             if not path:
-                raise OutputError(f"--{name} must be a file that can be written, is empty; name one")
+                raise OutputError(f"--{name} cannot be written: its path is empty; name a file")
         _check_files(self.asked, arguments)
         for name, path in self.asked.items():
             check_writable(Path(path))

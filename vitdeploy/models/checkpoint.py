@@ -68,7 +68,7 @@ def architecture_of(model: VisionTransformer) -> str:
 def load_model(
     config: ViTConfig, weights: Iterable[Path | OpenedFile], task: Task, *, attention: AttentionKind = "sdpa"
 ) -> VisionTransformer:
-    """`make_model` with the weights of safetensors or torch files.
+    """`make_model` with the weights of safetensors or torch files, copied: the model may outlive them.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -76,7 +76,7 @@ def load_model(
     """
     files = tuple(map(OpenedFile.of, weights))
     origin = ", ".join(str(file.path) for file in files)
-    return make_model(config, read_weights(files), task, origin=origin, attention=attention)
+    return make_model(config, read_weights(files, copied=True), task, origin=origin, attention=attention)
 
 
 def make_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import pickle
 import re
 import struct
@@ -9,6 +10,7 @@ import warnings
 import zipfile
 from typing import TYPE_CHECKING
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -38,10 +40,11 @@ _WITHOUT_EFFECT = (
 # Of a real model at most a few thousand; a name takes memory many times its own bytes.
 _MOST_INDEX_BYTES = 32 * 1024**2  # of the names, types and places of all tensors, as the file has them
 _MOST_TENSORS = 100_000
+_MOST_MAPPED_BYTES = 64 * 1024**2  # of a file of which copies are made
 _ZIP_MAGIC = b"PK\3\4"
 
 
-def read_weights(files: Iterable[Path | OpenedFile]) -> dict[str, Tensor]:
+def read_weights(files: Iterable[Path | OpenedFile], *, copied: bool = False) -> dict[str, Tensor]:
     """The tensors of one or more files, by name.
 
     The prefixes of wrappers ("module.", "_orig_mod." ...) are removed, as timm's `clean_state_dict` does, and tensors
@@ -49,6 +52,9 @@ def read_weights(files: Iterable[Path | OpenedFile]) -> dict[str, Tensor]:
 
     Args:
         files: safetensors files, or torch files, which are opened with `weights_only=True`.
+        copied: whether every tensor is in memory of its own, so that what becomes of the files does not matter. By
+            default those of safetensors are the system's maps of the file: quicker, and half the memory where they are
+            converted or written anew, but whoever writes to the file later changes them.
 
     Raises:
         CheckpointError: a file cannot be read, or a name occurs twice.
@@ -57,7 +63,7 @@ def read_weights(files: Iterable[Path | OpenedFile]) -> dict[str, Tensor]:
     spelling: dict[str, str] = {}
     for file in map(OpenedFile.of, files):
         path = file.path
-        for spelled, tensor in _read(file):
+        for spelled, tensor in _read(file, copied=copied):
             name = unwrapped(spelled)
             if any(pattern.fullmatch(name) for pattern in _WITHOUT_EFFECT):
                 continue
@@ -92,23 +98,44 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.chmod(mode)  # safetensors makes files that only their owner can read
 
 
-def _read(file: OpenedFile) -> Iterator[tuple[str, Tensor]]:
-    return _read_safetensors(file) if file.path.suffix == ".safetensors" else _read_torch(file)
+def _read(file: OpenedFile, *, copied: bool) -> Iterator[tuple[str, Tensor]]:
+    return _read_safetensors(file, copied=copied) if file.path.suffix == ".safetensors" else _read_torch(file)
 
 
-def _read_safetensors(file: OpenedFile) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, whose values the system reads from the file where they are used."""
+def _read_safetensors(file: OpenedFile, *, copied: bool) -> Iterator[tuple[str, Tensor]]:
+    """The tensors; unless they are copied, the system reads their values from the file where they are used."""
     path = file.path
     _check_header(file)
     try:
         with safetensors.safe_open(file.handle, framework="pt") as tensors:
             names = tensors.keys()
             _check_count(path, len(names))
-            for name in names:
-                yield name, tensors.get_tensor(name)
+            if not copied:
+                for name in names:
+                    yield name, tensors.get_tensor(name)
+        if copied:
+            yield from _copies(file.handle, names)
     except (MemoryError, OSError, safetensors.SafetensorError) as exc:
         check_exhaustion(exc, f"reading {path}")
         raise _unreadable(path, file.named(str(exc))) from exc
+
+
+def _copies(handle: str, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in memory of their own. The file is mapped anew after some: what was copied would stay in memory."""
+    left = collections.deque(names)
+    while left:
+        with safetensors.safe_open(handle, framework="pt") as tensors:
+            copied = 0
+            while left and copied < _MOST_MAPPED_BYTES:
+                tensor = tensors.get_tensor(left[0])
+                copy = torch.empty_like(tensor)
+                np.copyto(_bytes(copy), _bytes(tensor))  # torch would start threads, which no child has after a fork
+                copied += copy.nbytes
+                yield left.popleft(), copy
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def _check_header(file: OpenedFile) -> None:
