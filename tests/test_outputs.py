@@ -16,7 +16,7 @@ import vitdeploy
 from bundles import write_bundle
 from vitdeploy import locks
 from vitdeploy.assess.markdown import write_markdown
-from vitdeploy.errors import OutputError, UsageError
+from vitdeploy.errors import InputError, OutputError, UsageError
 from vitdeploy.outputs import check_outputs, check_writable, write_output
 from written_results import COMPARISON
 
@@ -195,3 +195,18 @@ def test_an_open_file_is_written_where_it_is(tmp_path: Path, name: str) -> None:
     finally:
         os.close(descriptor)
     assert file.read_text() == "before after, and more"
+
+
+def test_an_image_is_no_output_however_large_the_table_that_names_it(here: Path) -> None:
+    with Path("table.csv").open("a") as table:
+        table.writelines(f"{index:01023}\n" for index in range(2**16))  # 64 MiB
+        table.write("blob,cat\n")
+    with pytest.raises(UsageError, match="--html"):
+        check_outputs({"--html": "blob"}, {"data": "table.csv"})
+
+
+def test_a_table_that_is_too_large_to_protect_its_images_is_refused(here: Path) -> None:
+    with Path("table.csv").open("a") as table:
+        table.truncate(2**33)
+    with pytest.raises(InputError, match=r"table\.csv"):
+        check_outputs({"--html": "stray.png"}, {"data": "table.csv"})

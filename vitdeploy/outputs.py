@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import io
 import os
 import re
 import stat
@@ -14,13 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy import locks
 from vitdeploy.atomic import check_takes_files, write_file
-from vitdeploy.errors import OutputError, UsageError, first_line
+from vitdeploy.errors import InputError, OutputError, UsageError, first_line
 from vitdeploy.image_formats import image_endings
+from vitdeploy.label_tables import SEPARATORS, table_rows
 from vitdeploy.manifest import MANIFEST
-from vitdeploy.regular_file import read_regular
+from vitdeploy.regular_file import TooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 _TABLES = (".csv", ".tsv", ".parquet")
 _MOST_LINKS = 40  # as Linux follows
@@ -52,6 +52,7 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, bund
 
     Raises:
         UsageError: an output is an input, lies in a bundle or among the data, or is another output.
+        InputError: a table is too large to look whether it names an output.
     """
     opened = [_output(name, path) for name, path in outputs.items() if _is_path(path)]
     found = [output for output in opened if output is not None]
@@ -220,14 +221,23 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names)
 
 
-def _named_in(table: Path) -> Iterable[Path]:
-    """The files that the cells of a .csv or .tsv file name; none of a file that cannot be read, as its reader says."""
-    separator = {".csv": ",", ".tsv": "\t"}.get(table.suffix.lower())
-    if separator is None:
-        return ()
+def _named_in(table: Path) -> Iterator[Path]:
+    """The files that the cells of a .csv or .tsv file name; none after a row that its reader will refuse.
+
+    Raises:
+        InputError: it is too large to be read.
+    """
+    if table.suffix.lower() not in SEPARATORS:
+        return
+    seen: set[str] = set()
     try:
-        text = read_regular(table).decode("utf-8-sig", "replace")
-        cells = {cell.strip() for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) for cell in row}
+        for _, row in table_rows(table, strict=False):
+            for cell in row:
+                name = cell.strip()
+                if name and name not in seen:
+                    seen.add(name)
+                    yield table.parent / name
+    except TooLargeError as exc:
+        raise InputError(f"cannot read the table {table}: {exc.strerror}; split it into several") from exc
     except (OSError, csv.Error):
-        return ()
-    return (table.parent / cell for cell in cells if cell)
+        return
