@@ -14,7 +14,6 @@ import pytest
 
 import vitdeploy
 from bundles import write_bundle
-from vitdeploy import locks
 from vitdeploy.assess.markdown import write_markdown
 from vitdeploy.errors import InputError, OutputError, UsageError
 from vitdeploy.outputs import check_outputs, check_writable, write_output
@@ -173,7 +172,7 @@ def test_a_pipe_and_a_device_take_the_content(tmp_path: Path) -> None:
 
 @posix
 def test_a_pipe_that_nobody_reads_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("vitdeploy.outputs._READER_SECONDS", 0.2)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OutputError, match="pipe"):
         write_output(tmp_path / "pipe", b"content")
@@ -210,3 +209,16 @@ def test_a_table_that_is_too_large_to_protect_its_images_is_refused(here: Path) 
         table.truncate(2**33)
     with pytest.raises(InputError, match=r"table\.csv"):
         check_outputs({"--html": "stray.png"}, {"data": "table.csv"})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="these are Linux's")
+def test_an_open_file_that_takes_nothing_is_told_before(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    try:
+        with pytest.raises(OutputError, match="reading"):
+            check_writable(Path(f"/dev/fd/{descriptor}"))
+    finally:
+        os.close(descriptor)
+    with pytest.raises(OutputError):
+        check_writable(Path(f"/dev/fd/{descriptor}"))

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy import locks
 from vitdeploy.atomic import check_takes_files, write_file
 from vitdeploy.errors import InputError, OutputError, UsageError, first_line
 from vitdeploy.image_formats import image_endings
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 _TABLES = (".csv", ".tsv", ".parquet")
 _MOST_LINKS = 40  # as Linux follows
+_READER_SECONDS = 5.0  # for the process at the other end of a pipe to open it
 _POLL_SECONDS = 0.05
 
 
@@ -74,7 +74,9 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, bund
 def check_writable(target: Path) -> None:
     """Raise OutputError unless a file can be written there: one is made in its folder, and removed."""
     try:
-        if _descriptor(target) is not None:
+        descriptor = _descriptor(target)
+        if descriptor is not None:
+            _check_open(descriptor)
             return
         kind = _kind(target)
         if kind == "folder":
@@ -93,7 +95,7 @@ def write_output(target: Path, content: bytes) -> None:
     """Write a file as `vitdeploy.atomic.write_file` does, or into a pipe, a character device or an open descriptor.
 
     The latter are /dev/stdout, /dev/fd/N and /proc/self/fd/N, with whatever they lead to. Any other path is replaced
-    whole or not at all, below /dev as elsewhere. A pipe that nobody reads is waited for as long as a lock.
+    whole or not at all, below /dev as elsewhere. A pipe that nobody reads is waited for `_READER_SECONDS`.
 
     Raises:
         OutputError: it cannot be written; a file that was there before is untouched.
@@ -114,7 +116,7 @@ def write_output(target: Path, content: bytes) -> None:
 
 
 def _open_stream(target: Path) -> int:
-    last = time.monotonic() + locks.LOCK_SECONDS
+    last = time.monotonic() + _READER_SECONDS
     while True:
         try:
             descriptor = os.open(target, os.O_WRONLY | os.O_NONBLOCK)
@@ -122,11 +124,19 @@ def _open_stream(target: Path) -> int:
             if exc.errno != errno.ENXIO:
                 raise
             if time.monotonic() >= last:
-                raise OSError(f"no process reads the pipe after {locks.LOCK_SECONDS:g} seconds") from exc
+                raise OSError(f"no process reads the pipe after {_READER_SECONDS:g} seconds") from exc
             time.sleep(_POLL_SECONDS)
         else:
             os.set_blocking(descriptor, True)
             return descriptor
+
+
+def _check_open(descriptor: int) -> None:
+    """Raise OSError unless it is an open file that can be written to."""
+    import fcntl  # the systems that have such paths have it
+
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise OSError(errno.EBADF, "it is open for reading only")
 
 
 def _descriptor(target: Path) -> int | None:
