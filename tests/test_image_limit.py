@@ -296,3 +296,21 @@ def test_metadata_that_explodes_is_not_decompressed(tmp_path: Path, kind: bytes,
     done = run_limited(f"from vitdeploy.images import open_image{ERRORS_OF}open_image(sys.argv[1])", path)
     assert done.code in (0, 4), done.errors
     assert done.peak_bytes < 256 * MIB
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as the filters of a user let it be
+@pytest.mark.parametrize("raised", [False, True])
+@pytest.mark.parametrize(("width", "height"), [(32_768, 6_000), (6_000, 32_768), (30_000, 11_000)])
+def test_advice_about_a_side_that_is_too_long_helps(
+    monkeypatch: pytest.MonkeyPatch, width: int, height: int, raised: bool
+) -> None:
+    """Such an image has too many pixels as well; more of them would be refused again."""
+    if raised:
+        monkeypatch.setenv(MAX_PIXELS_VARIABLE, str(2**40))
+    size = struct.pack(">II5B", width, height, 8, 2, 0, 0, 0)
+    header = b"IHDR" + size
+    content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(size)) + header + struct.pack(">I", zlib.crc32(header))
+    content += struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT"))
+    with pytest.raises(ImageError, match="--embed-resize") as refused:
+        ImageProcessor()(content, pixels=DECODED)
+    assert "--max-image-pixels" not in str(refused.value)

@@ -16,9 +16,8 @@ import pytest
 
 import vitdeploy
 from bundles import write_bundle
-from vitdeploy import locks
 from vitdeploy.assess.markdown import write_markdown
-from vitdeploy.errors import OutputError, UsageError
+from vitdeploy.errors import InputError, OutputError, UsageError
 from vitdeploy.outputs import check_outputs, check_writable, write_output
 from written_results import COMPARISON
 
@@ -218,7 +217,7 @@ def test_a_pipe_and_a_device_take_the_content(tmp_path: Path) -> None:
 
 @posix
 def test_a_pipe_that_nobody_reads_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("vitdeploy.outputs._READER_SECONDS", 0.2)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OutputError, match="pipe"):
         write_output(tmp_path / "pipe", b"content")
@@ -260,3 +259,31 @@ write_output(pathlib.Path("/dev/stdout"), bytes(1 << 20))
         process.stdout.close()
         process.stdout = None
         assert (process.communicate()[1], process.returncode) == ("", 0)
+
+
+def test_an_image_is_no_output_however_large_the_table_that_names_it(here: Path) -> None:
+    with Path("table.csv").open("a") as table:
+        table.writelines(f"{index:01023}\n" for index in range(2**16))  # 64 MiB
+        table.write("blob,cat\n")
+    with pytest.raises(UsageError, match="--html"):
+        check_outputs({"--html": "blob"}, {"data": "table.csv"})
+
+
+def test_a_table_that_is_too_large_to_protect_its_images_is_refused(here: Path) -> None:
+    with Path("table.csv").open("a") as table:
+        table.truncate(2**33)
+    with pytest.raises(InputError, match=r"table\.csv"):
+        check_outputs({"--html": "stray.png"}, {"data": "table.csv"})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="these are Linux's")
+def test_an_open_file_that_takes_nothing_is_told_before(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    try:
+        with pytest.raises(OutputError, match="reading"):
+            check_writable(Path(f"/dev/fd/{descriptor}"))
+    finally:
+        os.close(descriptor)
+    with pytest.raises(OutputError):
+        check_writable(Path(f"/dev/fd/{descriptor}"))

@@ -13,8 +13,10 @@ from vitdeploy.assess.evaluate import evaluate
 from vitdeploy.assess.report import Report, source_of
 from vitdeploy.assess.shown_images import first_of_each_class, worst_images
 from vitdeploy.assets import default_checkpoint, held_out_images
-from vitdeploy.errors import UnavailableError
-from vitdeploy.outputs import check_writable
+from vitdeploy.bundle import Bundle
+from vitdeploy.errors import BundleError, UnavailableError, UsageError
+from vitdeploy.manifest import MANIFEST
+from vitdeploy.outputs import check_outputs, check_writable
 from vitdeploy.workflow import export
 
 if TYPE_CHECKING:
@@ -72,11 +74,14 @@ def run_demo(output: str | os.PathLike[str], *, on_step: Callable[[str], None] =
         MissingDependencyError: a library is not installed.
         CheckFailedError: the exported artifact is not the same model.
         OutputError: a file cannot be written.
+        UsageError: `output` is a bundle or lies in one, or the report would overwrite a file of the demo's own bundle.
     """
     from vitdeploy.assess.page import write_html  # its libraries are those of an extra
 
     start = time.perf_counter()
     path = Path(output, "report.html")
+    _check_apart(Path(output))
+    check_outputs({"the report": path}, {}, bundle=Path(output, "bundle"))
     check_writable(path)
     images = held_out_images()
     selected = [f"{name}:fp32" for name in BACKENDS]
@@ -98,3 +103,23 @@ def run_demo(output: str | os.PathLike[str], *, on_step: Callable[[str], None] =
     )
     write_html(path, report)
     return DemoResult(bundle.path, path, report, comparison, evaluation, times, time.perf_counter() - start)
+
+
+def _check_apart(output: Path) -> None:
+    """Raise UsageError where the demo would write into a bundle, which holds no more than its manifest records."""
+    try:
+        folder = output.resolve()
+        around = [place for place in (folder, *folder.parents) if (place / MANIFEST).exists()]
+    except (OSError, RuntimeError, ValueError):
+        return  # `check_writable` says why nothing can be written there
+    for place in around:
+        if place == folder or _is_bundle(place):
+            raise UsageError(f"{place} is a bundle, and the demo would write into it; choose another folder (-o)")
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        Bundle.open(folder)
+    except BundleError:
+        return False  # the manifest of something else, such as a web page
+    return True

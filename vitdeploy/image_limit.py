@@ -119,9 +119,9 @@ def embedded_problem(count: int, channels: int, sides: tuple[EmbeddedSide, Embed
     Returns:
         The problem and what to do, for the end of a message; None where there is none.
     """
-    for length, resized, _ in sides:
-        if length > _LONGEST_EMBEDDED or max(length, resized) ** 4 >= resized << 51:
-            return f"a side of {length} pixels is too long for a model that resizes by itself; {_OUTSIDE}"
+    problem = embedded_side_problem(sides)
+    if problem is not None:
+        return problem
     values = count * channels * math.prod(side.length for side in sides)
     weights = _BYTES_A_WEIGHT * sum(side.length * side.crop for side in sides)
     need = _BYTES_A_VALUE * values + weights
@@ -135,6 +135,14 @@ def embedded_problem(count: int, channels: int, sides: tuple[EmbeddedSide, Embed
             f"pixels, and at most {allowed / 1e9:.1f} GB is allowed; {_OUTSIDE}, or raise --max-image-pixels "
             f"({MAX_PIXELS_VARIABLE})"
         )
+    return None
+
+
+def embedded_side_problem(sides: tuple[EmbeddedSide, EmbeddedSide]) -> str | None:
+    """The part of `embedded_problem` that no higher limit of pixels helps against."""
+    for length, resized, _ in sides:
+        if length > _LONGEST_EMBEDDED or max(length, resized) ** 4 >= resized << 51:
+            return f"a side of {length} pixels is too long for a model that resizes by itself; {_OUTSIDE}"
     return None
 
 

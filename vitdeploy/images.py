@@ -22,7 +22,7 @@ from vitdeploy.sample_depth import check_samples, to_8_bits
 from vitdeploy.specs import MODES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -79,8 +79,17 @@ def open_image(source: ImageSource, *, mode: Mode = "RGB", name: str | None = No
     return image.copy() if isinstance(source, (Image.Image, np.ndarray)) else image
 
 
-def decode_image(source: ImageSource, mode: Mode, name: str) -> Image.Image:
-    """As `open_image`, for reading only: the image may share its memory with `source`."""
+def decode_image(
+    source: ImageSource, mode: Mode, name: str, check_sides: Callable[[int, int], None] = lambda _width, _height: None
+) -> Image.Image:
+    """As `open_image`, for reading only: the image may share its memory with `source`.
+
+    Args:
+        source: see `open_image`.
+        mode: see `open_image`.
+        name: what an error calls the image.
+        check_sides: called with the width and height in a file's header, before the limit of pixels is looked at.
+    """
     if isinstance(source, np.ndarray):
         image = _from_array(source, name)
         return image if image.mode == mode else image.convert(mode)
@@ -92,6 +101,7 @@ def decode_image(source: ImageSource, mode: Mode, name: str) -> Image.Image:
             return _converted(ImageOps.exif_transpose(source) if turned else source, mode, source, name)
     file = _encoded(source, name)
     with limit_lifted(), _decoder_errors(name, file), Image.open(file, formats=readable_formats()) as opened:
+        check_sides(opened.width, opened.height)
         check_pixel_count(opened.width, opened.height, name)
         check_samples(opened, name)
         ImageOps.exif_transpose(opened, in_place=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
-import io
 import itertools
 import os
 import re
@@ -15,12 +14,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy import locks
 from vitdeploy.atomic import check_takes_files, write_file
-from vitdeploy.errors import OutputError, UsageError, first_line
+from vitdeploy.errors import InputError, OutputError, UsageError, first_line
 from vitdeploy.image_formats import image_endings
+from vitdeploy.label_tables import SEPARATORS, table_rows
 from vitdeploy.manifest import MANIFEST
-from vitdeploy.regular_file import kind_of, read_regular
+from vitdeploy.regular_file import TooLargeError, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 _TABLES = (".csv", ".tsv", ".parquet")
 _MOST_LINKS = 40  # as Linux follows
+_READER_SECONDS = 5.0  # for the process at the other end of a pipe to open it
 _POLL_SECONDS = 0.05
 _Identity = tuple[int, int]  # of a file: its device and inode
 
@@ -57,6 +57,7 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, bund
 
     Raises:
         UsageError: an output is an input, lies in a bundle or among the data, or is another output.
+        InputError: a table is too large to look whether it names an output.
     """
     opened = [_output(name, path) for name, path in outputs.items() if _is_path(path)]
     found = [output for output in opened if output is not None]
@@ -78,7 +79,9 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, bund
 def check_writable(target: Path) -> None:
     """Raise OutputError unless a file can be written there: one is made in its folder, and removed."""
     try:
-        if _descriptor(target) is not None:
+        descriptor = _descriptor(target)
+        if descriptor is not None:
+            _check_open(descriptor)
             return
         kind = _kind(target)
         if kind == "folder":
@@ -97,7 +100,7 @@ def write_output(target: Path, content: bytes) -> None:
     """Write a file as `vitdeploy.atomic.write_file` does, or into a pipe, a character device or an open descriptor.
 
     The latter are /dev/stdout, /dev/fd/N and /proc/self/fd/N, with whatever they lead to. Any other path is replaced
-    whole or not at all, below /dev as elsewhere. A pipe that nobody reads is waited for as long as a lock.
+    whole or not at all, below /dev as elsewhere. A pipe that nobody reads is waited for `_READER_SECONDS`.
 
     Raises:
         OutputError: it cannot be written; a file that was there before is untouched.
@@ -123,7 +126,7 @@ def write_output(target: Path, content: bytes) -> None:
 
 
 def _open_stream(target: Path) -> int:
-    last = time.monotonic() + locks.LOCK_SECONDS
+    last = time.monotonic() + _READER_SECONDS
     while True:
         try:
             descriptor = os.open(target, os.O_WRONLY | os.O_NONBLOCK)
@@ -131,11 +134,19 @@ def _open_stream(target: Path) -> int:
             if exc.errno != errno.ENXIO:
                 raise
             if time.monotonic() >= last:
-                raise OSError(f"no process reads the pipe after {locks.LOCK_SECONDS:g} seconds") from exc
+                raise OSError(f"no process reads the pipe after {_READER_SECONDS:g} seconds") from exc
             time.sleep(_POLL_SECONDS)
         else:
             os.set_blocking(descriptor, True)
             return descriptor
+
+
+def _check_open(descriptor: int) -> None:
+    """Raise OSError unless it is an open file that can be written to."""
+    import fcntl  # the systems that have such paths have it
+
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise OSError(errno.EBADF, "it is open for reading only")
 
 
 def _descriptor(target: Path) -> int | None:
@@ -278,16 +289,23 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _named_in(table: Path, outputs: Mapping[_Identity, _Output]) -> Iterable[Path]:
-    """The files that the cells of a .csv or .tsv file name; none of a file that cannot be read, as its reader says."""
-    if not outputs:
-        return ()
-    separator = {".csv": ",", ".tsv": "\t"}.get(table.suffix.lower())
-    if separator is None:
-        return ()
+def _named_in(table: Path, outputs: Mapping[_Identity, _Output]) -> Iterator[Path]:
+    """The files that the cells of a .csv or .tsv file name; none after a row that its reader will refuse.
+
+    Raises:
+        InputError: it is too large to be read.
+    """
+    if not outputs or table.suffix.lower() not in SEPARATORS:
+        return
+    seen: set[str] = set()
     try:
-        text = read_regular(table).decode("utf-8-sig", "replace")
-        cells = {cell.strip() for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) for cell in row}
+        for _, row in table_rows(table, strict=False):
+            for cell in row:
+                name = cell.strip()
+                if name and name not in seen:
+                    seen.add(name)
+                    yield table.parent / name
+    except TooLargeError as exc:
+        raise InputError(f"cannot read the table {table}: {exc.strerror}; split it into several") from exc
     except (OSError, csv.Error):
-        return ()
-    return (table.parent / cell for cell in cells if cell)
+        return

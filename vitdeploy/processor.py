@@ -16,7 +16,7 @@ from PIL import Image
 from vitdeploy.cpu import recent_workers
 from vitdeploy.errors import ImageError, InputError, UsageError
 from vitdeploy.image_formats import readable_formats
-from vitdeploy.image_limit import EmbeddedSide, check_resized_count, embedded_problem
+from vitdeploy.image_limit import EmbeddedSide, check_resized_count, embedded_problem, embedded_side_problem
 from vitdeploy.images import ImageSource, decode_image, image_name
 from vitdeploy.preprocessor_config import ShortestEdge, Size, channels_of_model, parse, read_files, read_settings
 from vitdeploy.specs import MODES, PixelFormat, PixelStage
@@ -234,7 +234,16 @@ class ImageProcessor:
 
     def _decoded(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
         """An image as it is in its file -> (H, W, C)."""
-        image = decode_image(source, self.mode, name)
+
+        def check_sides(width: int, height: int) -> None:
+            """Of a file, which may turn them: they must be too long either way."""
+            problems = [
+                embedded_side_problem(self._embedded_sides(*sides)) for sides in ((height, width), (width, height))
+            ]
+            if None not in problems:
+                raise ImageError(f"cannot read {name}: {problems[0]}")
+
+        image = decode_image(source, self.mode, name, check_sides)
         problem = self.embedded_problem(1, image.height, image.width)
         if problem is not None:
             raise ImageError(f"cannot read {name}: {problem}")
@@ -242,10 +251,13 @@ class ImageProcessor:
 
     def embedded_problem(self, count: int, height: int, width: int) -> str | None:
         """Say why a graph that does the same cannot take `count` decoded images of a size; None where it can."""
+        return embedded_problem(count, self.num_channels, self._embedded_sides(height, width))
+
+    def _embedded_sides(self, height: int, width: int) -> tuple[EmbeddedSide, EmbeddedSide]:
         sides = height, width
         resized = self.size.of(*sides) if self.do_resize else sides
         down, across = map(EmbeddedSide, sides, resized, self.output_size or resized)
-        return embedded_problem(count, self.num_channels, (down, across))
+        return down, across
 
     def _resized(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
         """Decode, resize and crop: an image -> (H, W, C)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -277,3 +278,16 @@ def test_a_table_that_never_ends_is_refused_unread(tmp_path: Path) -> None:
         file.truncate(2**33)
     with pytest.raises(InputError, match="bytes"):
         open_data(path, ("cat", "dog"))
+
+
+@pytest.mark.parametrize("text", ["image,label\n" + 2**22 * ",", "image,label\n" + 2**18 * "no.png,cat\n"])
+def test_a_table_is_read_no_further_than_its_first_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "data.csv").write_text(text)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"line"):
+            open_data(tmp_path / "data.csv", ("cat", "dog"))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 16 * 2**20  # of the whole table, 56 MB and more

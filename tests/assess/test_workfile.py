@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vitdeploy.assess.workfile import WorkFile
+from vitdeploy.assess.evaluate import evaluate
+from vitdeploy.assess.workfile import WorkFile, check_work_file
+from vitdeploy.assets import held_out_images
 from vitdeploy.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vitdeploy.bundle import Bundle
 
 HEADER: dict[str, Any] = {"format": "some work 1", "batch_size": 4}
 
@@ -124,3 +129,50 @@ def test_where_no_file_can_be(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent" / "work"):
         with pytest.raises(OutputError, match="cannot be written"):
             WorkFile(path, HEADER)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+@pytest.mark.parametrize("kind", ["folder", "loop", "pipe", "device", "socket", "nowhere"])
+def test_a_place_that_holds_no_work_is_told_before_it(
+    tmp_path: Path, digits: Bundle, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "work"
+    if kind == "folder":
+        place.mkdir()
+    elif kind in ("loop", "device"):
+        place.symlink_to(place if kind == "loop" else os.devnull)
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind("work")
+    else:
+        place = tmp_path / "absent" / "work"
+    steps: list[str] = []
+    with pytest.raises((InputError, OutputError), match="work"):
+        evaluate(digits, data=held_out_images(), resume=place, on_step=steps.append)
+    assert steps == []
+
+
+def test_a_look_at_the_place_makes_nothing(tmp_path: Path) -> None:
+    check_work_file(tmp_path / "work")
+    assert list(tmp_path.iterdir()) == []
+    content = written(tmp_path / "work", 1)
+    check_work_file(tmp_path / "work")
+    assert (tmp_path / "work").read_bytes() == content
+
+
+def test_batches_do_not_follow_another_header(tmp_path: Path) -> None:
+    """As of another bundle's file whose first line was exchanged; the last is computed again, as a damaged one."""
+    with WorkFile(tmp_path / "other", {**HEADER, "bundle": "another"}) as work:
+        for number in range(2):
+            work.append({"batch": number, "value": number})
+    _, *lines = (tmp_path / "other").read_bytes().splitlines(keepends=True)
+    header, *_ = written(tmp_path / "whole", 1).splitlines(keepends=True)
+    (tmp_path / "work").write_bytes(header + b"".join(lines))
+    with pytest.raises(InputError, match="line 2"):
+        WorkFile(tmp_path / "work", HEADER)
+    (tmp_path / "work").write_bytes(header + lines[0])
+    with WorkFile(tmp_path / "work", HEADER) as work:
+        assert work.batches == []

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bundles import write_bundle
 from vitdeploy import demo
 from vitdeploy.assess.compare import compare
 from vitdeploy.assess.latency import Benchmark, Latency
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli import main
-from vitdeploy.errors import MissingDependencyError
+from vitdeploy.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,3 +126,26 @@ def test_a_missing_package_is_told_before_the_work(tmp_path: Path, monkeypatch: 
         demo.run_demo(tmp_path / "out")
     assert raised.value.exit_code == 3
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["bundle", "link", "bundle/onnx", "bundle/new/folder", "around"])
+def test_a_bundle_is_not_written_into(tmp_path: Path, place: str) -> None:
+    bundle = write_bundle(tmp_path)
+    (tmp_path / "link").symlink_to("bundle")
+    if place == "around":
+        (tmp_path / "around").mkdir()
+        (tmp_path / "around" / "bundle").symlink_to("../bundle")
+        (tmp_path / "around" / "report.html").symlink_to("bundle/model.safetensors")
+    with pytest.raises(UsageError):
+        demo.run_demo(tmp_path / place)
+    bundle.verify()
+
+
+def test_the_manifest_of_something_else_is_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reached(*_: object, **__: object) -> None:
+        raise MissingDependencyError("here", extra="there")
+
+    monkeypatch.setattr(demo, "export", reached)
+    (tmp_path / "manifest.json").write_text('{"name": "a page"}')
+    with pytest.raises(MissingDependencyError):
+        demo.run_demo(tmp_path / "demo")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import io
 import json
 import struct
 import warnings
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from limited import MIB, READ_CHECKPOINT, run_limited
+from limited import ERRORS_OF, GIB, MIB, READ_CHECKPOINT, run_limited
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.weights import read_weights
 
@@ -126,7 +128,50 @@ def compressed(path: Path, state: dict[str, Tensor]) -> None:
                 file.write(content)
 
 
-@pytest.mark.parametrize("bomb", [expanded, overlapping, unknown, compressed], ids=lambda bomb: bomb.__name__)
+class Sparse(io.FileIO):
+    """Leaves holes in the place of zeros."""
+
+    def write(self, content: Any, /) -> int:
+        content = bytes(content)
+        if len(content) < MIB or any(content):
+            return super().write(content)
+        self.seek(len(content), 1)
+        return len(content)
+
+
+def sparse(path: Path, state: dict[str, Tensor]) -> None:
+    """A tensor of 1 GiB in a file of a few kilobytes on the disk, as zip file."""
+    torch.save({**state, "of.no.model": torch.zeros(917)}, path)
+    with zipfile.ZipFile(path) as stored:
+        records = {record.filename: stored.read(record) for record in stored.infolist()}
+    hole = next(name for name in records if records[name] == bytes(4 * 917))
+    index = next(name for name in records if name.endswith("data.pkl"))
+    length = b"M" + struct.pack("<H", 917)
+    assert records[index].count(length) == 2
+    records[index] = records[index].replace(length, b"J" + struct.pack("<i", 2**28))
+    with Sparse(path, "w") as file, zipfile.ZipFile(file, "w") as archive:
+        for name, content in records.items():
+            with archive.open(name, "w") as record:
+                for _ in range(2**8 if name == hole else 0):
+                    record.write(bytes(4 * MIB))
+                if name != hole:
+                    record.write(content)
+
+
+def sparse_legacy(path: Path, state: dict[str, Tensor]) -> None:
+    """The same as a file of before torch 1.6."""
+    torch.save({"of.no.model": torch.zeros(917)}, path, _use_new_zipfile_serialization=False)
+    length = b"M" + struct.pack("<H", 917)
+    content = path.read_bytes().replace(length, b"J" + struct.pack("<i", 2**28))
+    end = content.rindex(struct.pack("<q", 917))
+    path.write_bytes(content[:end] + struct.pack("<q", 2**28))
+    with path.open("r+b") as file:
+        file.truncate(end + 8 + 4 * 2**28)
+
+
+@pytest.mark.parametrize(
+    "bomb", [expanded, overlapping, unknown, compressed, sparse, sparse_legacy], ids=lambda bomb: bomb.__name__
+)
 def test_a_small_torch_file_takes_little_memory(
     tmp_path: Path, write_state: Callable[[Path], dict[str, Tensor]], bomb: Callable[[Path, dict[str, Tensor]], None]
 ) -> None:
@@ -134,6 +179,41 @@ def test_a_small_torch_file_takes_little_memory(
     done = run_limited(READ_CHECKPOINT, tmp_path)
     assert (done.code, done.errors.split()[0]) == (4, "CheckpointError"), done.errors
     assert done.peak_bytes < SMALL_PEAK
+
+
+def test_a_small_legacy_file_does_not_claim_tensors_of_gigabytes(path: Path) -> None:
+    torch.save({"weight": torch.ones(17)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert content.count(b"K\x11") == 2  # 17: the storage's length, and the tensor's
+    path.write_bytes(content.replace(b"K\x11", b"J" + struct.pack("<i", 2_000_000_000)))
+    code = f"import torch; from vitdeploy.models.weights import read_weights; from pathlib import Path{ERRORS_OF}"
+    for spare in (0, 512 * MIB):
+        done = run_limited(f"{code}read_weights([Path(sys.argv[1])])", path, address_space=64 * GIB, spare=spare)
+        assert (done.code, done.errors.split()[0]) == (4, "CheckpointError"), done.errors
+        assert "8,000,000,000" in done.errors
+
+
+def test_a_legacy_file_that_is_cut_off_is_told_in_words(path: Path) -> None:
+    torch.save({"a": torch.ones(1000), "b": torch.ones(8)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    lengths = struct.pack("<q", 1000), struct.pack("<q", 1001)
+    for damaged in (content[:-100], content[:-1], content[:100], content.replace(*lengths)):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError) as refused:
+            read_weights([path])
+        assert "%" not in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+def test_legacy_files_are_read(path: Path, dtype: torch.dtype) -> None:
+    model = torch.nn.Linear(3, 2).to(torch.float64)
+    shared = torch.arange(12).reshape(3, 4).to(dtype)
+    state = {**model.state_dict(), "whole": shared, "view": shared.t()[1:], "parameter": model.weight}
+    torch.save(collections.OrderedDict(state), path, _use_new_zipfile_serialization=False)
+    read = read_weights([path])
+    assert read.keys() == state.keys()
+    for name, tensor in state.items():
+        torch.testing.assert_close(read[name], tensor.detach(), rtol=0, atol=0)
 
 
 def test_a_header_of_a_million_tensors_is_refused(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import io
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,22 +16,20 @@ import numpy as np
 from vitdeploy.assess.folder_listing import list_folder, with_images
 from vitdeploy.assess.matching import BY_INDEX, Classes
 from vitdeploy.errors import ImageError, InputError, UsageError, first_line, readable
-from vitdeploy.regular_file import MOST_IMAGE_BYTES, open_regular, read_regular
+from vitdeploy.label_tables import SEPARATORS, table_rows
+from vitdeploy.regular_file import MOST_IMAGE_BYTES, read_regular
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from vitdeploy.assess.folder_listing import FolderListing, LeftOut
     from vitdeploy.assess.parquet_data import ParquetData
 
-_MOST_CSV_BYTES = 256 * 1024**2  # some five million images
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
 CSV_IMAGE_COLUMNS = ("image", "path", "file", "file_name")
 CSV_LABEL_COLUMNS = ("label", "class")
-_MOST_CSV_BYTES = 1024**3  # of ten million images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -209,11 +207,12 @@ def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], lis
     Raises:
         InputError: the file cannot be read, lacks a column, or names an image twice or one that is not there.
     """
-    rows = _csv_rows(path, labelled)
-    names = [Path(image).as_posix() for image, _, _ in rows]
+    names: list[str] = []
+    labels: list[str] = []
     line_of: dict[tuple[str, str], int] = {}
     folder_of = functools.cache(os.path.realpath)
-    for name, (_, _, line) in zip(names, rows, strict=True):
+    for image, label, line in _csv_rows(path, labelled):
+        name = Path(image).as_posix()
         file = path.parent / name
         with readable(f"{path}, line {line}: {name!r:.80}", "the path of a file"):
             if not file.is_file():
@@ -224,36 +223,35 @@ def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], lis
         if place in line_of:
             raise InputError(f"{path} must name an image once, names {name!r} in lines {line_of[place]} and {line}")
         line_of[place] = line
-    return tuple(names), [label for _, label, _ in rows] if labelled else []
+        names.append(name)
+        labels.append(sys.intern(label))
+    if not names:
+        raise InputError(f"{path} must hold images, holds none")
+    return tuple(names), labels if labelled else []
 
 
-def _csv_rows(path: Path, labelled: bool) -> list[tuple[str, str, int]]:
+def _csv_rows(path: Path, labelled: bool) -> Iterator[tuple[str, str, int]]:
     """Image, label (empty where it is not asked for) and line number of each row."""
     try:
-        with io.TextIOWrapper(open_regular(path, _MOST_CSV_BYTES), encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=SEPARATORS[path.suffix.lower()], strict=True)
-            header = [name.strip().strip("\ufeff") for name in next(reader, [])]
-            image = _column(path, header, CSV_IMAGE_COLUMNS)
-            needed = (image, _column(path, header, CSV_LABEL_COLUMNS)) if labelled else (image,)
-            rows = []
-            for row in reader:
-                if not row:
-                    continue  # an empty line
-                if len(row) != len(header) or not all(row[column].strip() for column in needed):
-                    what = "an image and a label" if labelled else "an image"
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: expected {len(header)} values, with {what}, "
-                        f"got {','.join(row)[:80]!r}"
-                    )
-                rows.append((row[image].strip(), row[needed[-1]].strip() if labelled else "", reader.line_num))
+        rows = table_rows(path)
+        _, first = next(rows, (0, []))
+        header = [name.strip().strip("\ufeff") for name in first]
+        image = _column(path, header, CSV_IMAGE_COLUMNS)
+        needed = (image, _column(path, header, CSV_LABEL_COLUMNS)) if labelled else (image,)
+        for line, row in rows:
+            if not row:
+                continue  # an empty line
+            if len(row) != len(header) or not all(row[column].strip() for column in needed):
+                what = "an image and a label" if labelled else "an image"
+                raise InputError(
+                    f"{path}, line {line}: expected {len(header)} values, with {what}, got {','.join(row)[:80]!r}"
+                )
+            yield row[image].strip(), row[needed[-1]].strip() if labelled else "", line
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         reason = getattr(exc, "strerror", None) or first_line(exc)
         raise InputError(
             f"{path} must be a {path.suffix[1:].upper()} file in UTF-8 that can be read: {reason}"
         ) from exc
-    if not rows:
-        raise InputError(f"{path} must hold images, holds none")
-    return rows
 
 
 def _column(path: Path, header: list[str], names: Sequence[str]) -> int:

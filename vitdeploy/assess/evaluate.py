@@ -16,7 +16,7 @@ from vitdeploy.assess.figures import Figures, evaluation_figures
 from vitdeploy.assess.folder_listing import left_out_dict
 from vitdeploy.assess.one_pass import header, run_all
 from vitdeploy.assess.selection import REFERENCE, select
-from vitdeploy.assess.workfile import WorkFile
+from vitdeploy.assess.workfile import WorkFile, check_work_file
 from vitdeploy.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import UsageError
 from vitdeploy.outputs import check_outputs
@@ -228,6 +228,8 @@ def evaluate(
     check_seed(seed)
     source = data.source if isinstance(data, LabelledData) else data
     check_outputs({"resume": resume}, {"data": source}, bundle=bundle.path)
+    if resume is not None:
+        check_work_file(resume)
     labels, processor = single_labels(bundle, "evaluate"), load_processor(bundle)
     selection = select(bundle, backends)
     if isinstance(data, LabelledData):

@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitdeploy.assess.dataset import SEPARATORS, chosen_names, file_reader, read_csv, read_parquet
+from vitdeploy.assess.dataset import chosen_names, file_reader, read_csv, read_parquet
 from vitdeploy.assess.folder_listing import check_folder, list_folder, with_images
+from vitdeploy.label_tables import SEPARATORS
 
 if TYPE_CHECKING:
     import os

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.atomic import fsync
+from vitdeploy.atomic import check_takes_files, fsync
 from vitdeploy.errors import InputError, OutputError
 from vitdeploy.locks import take
 
@@ -59,7 +59,7 @@ class WorkFile:
             raise OutputError(f"{path} cannot be written: {exc.strerror}; name another file") from exc
         try:
             if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-                raise self._not_ours("it is not a regular file")
+                raise _not_ours(self._path, "it is not a regular file")
             self._lock()
             content = self._content()
             self._before.update(line)
@@ -109,13 +109,13 @@ class WorkFile:
 
     def _lock(self) -> None:
         if take(self._descriptor) is False:
-            raise self._not_ours("another process is writing it")
+            raise _not_ours(self._path, "another process is writing it")
 
     def _content(self) -> bytes:
         with open(self._descriptor, "rb", closefd=False) as file:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
-            raise self._not_ours(f"it has more than the {_MOST_BYTES:,} bytes that are read")
+            raise _not_ours(self._path, f"it has more than the {_MOST_BYTES:,} bytes that are read")
         return content
 
     def _bound(self, batch: bytes) -> bytes:
@@ -134,9 +134,11 @@ class WorkFile:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict) or not found.keys() & wanted.keys():
-            raise self._not_ours("it is something else")
+            raise _not_ours(self._path, "it is something else")
         for keys, before, now in _differences(found, wanted):
-            raise self._not_ours(f"it was begun with another {' / '.join(keys)}: {before!r:.80}, not {now!r:.80}")
+            raise _not_ours(
+                self._path, f"it was begun with another {' / '.join(keys)}: {before!r:.80}, not {now!r:.80}"
+            )
 
     def _read(self, content: bytes) -> int:
         """Take the finished batches; how many bytes they are, without a last line that was cut short."""
@@ -161,10 +163,32 @@ class WorkFile:
             length += len(line) + 1
         return length
 
-    def _not_ours(self, reason: str) -> InputError:
-        return InputError(
-            f"{self._path} cannot be taken for this work: {reason}; name another file, or remove this one"
-        )
+
+def check_work_file(path: str | os.PathLike[str]) -> None:
+    """Raise what `WorkFile` would raise of a place that can hold none; for before the work. Nothing is made.
+
+    Raises:
+        InputError: there is a pipe, a device or the like.
+        OutputError: no file can be read and written there.
+    """
+    place = Path(path)
+    try:
+        try:
+            descriptor = os.open(place, _OPEN & ~os.O_CREAT)
+        except FileNotFoundError:
+            check_takes_files(place.resolve().parent)
+            return
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise _not_ours(place, "it is not a regular file")
+        finally:
+            os.close(descriptor)
+    except OSError as exc:
+        raise OutputError(f"{path} cannot be read and written: {exc.strerror}; name another file") from exc
+
+
+def _not_ours(path: Path, reason: str) -> InputError:
+    return InputError(f"{path} cannot be taken for this work: {reason}; name another file, or remove this one")
 
 
 def _differences(found: Any, wanted: Any, *keys: str) -> Iterator[tuple[tuple[str, ...], Any, Any]]:

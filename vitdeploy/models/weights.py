@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import io
+import os
 import pickle
 import re
 import struct
@@ -18,12 +20,14 @@ import torch
 from vitdeploy.content_limit import check_content
 from vitdeploy.errors import CheckpointError, first_line
 from vitdeploy.exhaustion import check_exhaustion
+from vitdeploy.models.legacy_file import storage_bytes
 from vitdeploy.opened import OpenedFile
 from vitdeploy.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
+    from typing import BinaryIO
 
     from torch import Tensor
 
@@ -165,7 +169,7 @@ def _read_torch(file: OpenedFile) -> Iterator[tuple[str, Tensor]]:
                 f"{path}: '{name:.80}' is {kind}, and weights are plain arrays; save it as a dense tensor of "
                 f"floating-point numbers"
             )
-    check_content(path, sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
+    check_content(path, sum(tensor.numel() * tensor.element_size() for tensor in state.values()), file.handle)
     for name in tuple(state):
         tensor = state.pop(name)  # one at a time is in memory twice
         try:
@@ -177,7 +181,7 @@ def _read_torch(file: OpenedFile) -> Iterator[tuple[str, Tensor]]:
 
 def _load_torch(file: OpenedFile) -> object:
     path = file.path
-    _check_archive(file)
+    _check_sizes(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice about files that are refused below
@@ -186,33 +190,63 @@ def _load_torch(file: OpenedFile) -> object:
         raise _unreadable(path, "it is corrupt, or holds more than tensors and could run code") from exc
     except Exception as exc:  # a corrupt pickle raises almost anything: KeyError, struct.error, AssertionError ...
         check_exhaustion(exc, f"reading {path}")
-        advised = "weights_only" in str(exc)
-        raise _unreadable(
-            path, "it is in no format of torch that is read" if advised else file.named(str(exc))
-        ) from exc
+        raise _unreadable(path, _reason(file.named(str(exc)))) from exc
 
 
-def _check_archive(file: OpenedFile) -> None:
-    """Refuse a torch file that could take far more memory than it has bytes, before torch reads it.
+def _reason(message: str) -> str:
+    """A reason for people from torch's message, which may advise to take the protection off, or lack its numbers."""
+    if "weights_only" in message:
+        return "it is in no format of torch that is read"
+    return "its tensors are not as long as its index says" if "%ld" in message else message
 
-    torch stores its records as they are. It would also read those that were compressed since, a thousand to one.
-    """
+
+def _check_sizes(file: OpenedFile) -> None:
+    """Refuse a torch file that could take far more memory than it has bytes, before torch reads it."""
     path = file.path
     try:
         with open_regular(file.handle) as opened:
-            if opened.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
-                return  # of before torch 1.6, where each storage is in the file as it is
-            with zipfile.ZipFile(opened) as archive:
-                records = archive.infolist()
+            is_archive = opened.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+            opened.seek(0)
+            content_bytes = (_archive_bytes if is_archive else _legacy_bytes)(path, opened)
+        check_content(path, content_bytes, file.handle)
     except OSError as exc:
         check_exhaustion(exc, f"reading {path}")
         raise _unreadable(path, exc.strerror or str(exc)) from exc
+
+
+def _archive_bytes(path: Path, opened: BinaryIO) -> int:
+    """The bytes of the records of a zip file.
+
+    torch stores its records as they are. It would also read those that were compressed since, a thousand to one.
+    """
+    try:
+        with zipfile.ZipFile(opened) as archive:
+            records = archive.infolist()
+    except OSError:
+        raise
     except Exception as exc:  # zipfile has its own errors, and lets struct's and the codecs' through
         raise _unreadable(path, first_line(exc)) from exc
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise _unreadable(path, "its records are compressed, which torch does not do; save the model again")
     if any(record.filename.endswith("data.pkl") and record.file_size > _MOST_INDEX_BYTES for record in records):
         raise _unreadable(path, f"its index has more than {_MOST_INDEX_BYTES:,} bytes")
+    return sum(record.file_size for record in records)
+
+
+def _legacy_bytes(path: Path, opened: BinaryIO) -> int:
+    """The bytes of the tensors of a file of before torch 1.6, each of which is in the file as it is."""
+    try:
+        content_bytes = storage_bytes(io.BytesIO(opened.read(_MOST_INDEX_BYTES)))
+    except OSError:
+        raise
+    except Exception as exc:  # a corrupt pickle raises almost anything
+        raise _unreadable(path, "it is corrupt, or in no format of torch that is read") from exc
+    size_bytes = os.fstat(opened.fileno()).st_size
+    if content_bytes > size_bytes:
+        raise _unreadable(
+            path, f"it has {size_bytes:,} bytes and its tensors would take {content_bytes:,}: it is cut off or corrupt"
+        )
+    return content_bytes
 
 
 def _check_count(path: Path, count: int) -> None:
