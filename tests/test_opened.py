@@ -28,7 +28,7 @@ from vitdeploy.bundle import MOST_TRIES, Bundle, commit
 from vitdeploy.cli import main
 from vitdeploy.errors import BundleChangedError, BundleError
 from vitdeploy.model_repository import write_triton_model
-from vitdeploy.opened import OpenedFile
+from vitdeploy.opened import FileChangedError, OpenedFile, VerifiedFile
 from vitdeploy.runtimes import open_runtime
 
 if TYPE_CHECKING:
@@ -390,3 +390,30 @@ def replace(path: Path, source: Bundle) -> None:
     with staged_folder(path) as staging:
         shutil.copytree(source.path, staging, dirs_exist_ok=True)
         commit(staging, path, source.manifest)
+
+
+def verified(path: Path) -> VerifiedFile:
+    content = path.read_bytes()
+    return VerifiedFile(path, len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_a_write_that_hides_its_time_and_restores_the_content_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    file = verified(path)
+    with contextlib.closing(file):
+        before = path.stat()
+        path.write_bytes(b"another")
+        path.write_bytes(b"content")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(FileChangedError):
+            file.check()
+
+
+def test_another_hard_link_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    file = verified(path)
+    with contextlib.closing(file):
+        (tmp_path / "link").hardlink_to(path)
+        file.check()

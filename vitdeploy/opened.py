@@ -112,7 +112,11 @@ class VerifiedFile:
         self.file = OpenedFile(path, str(name or path) if handle is None else handle)
 
     def check(self) -> None:
-        """Raise FileChangedError unless all that was read since the file was opened is what was hashed."""
+        """Raise FileChangedError where the file was written to, or its name led elsewhere, since it was opened.
+
+        It comes after a library has read the file: what was read is not used then, but TorchScript, which is code, may
+        have run. Who can write to the very file can do as much to any program that maps it.
+        """
         now, before = os.fstat(self.stream.fileno()), self._before
         if self._by_name:
             name = Path(self.file.handle)
@@ -126,8 +130,10 @@ class VerifiedFile:
                 raise FileChangedError
         if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise FileChangedError
-        if now.st_ctime_ns != before.st_ctime_ns:  # as where an export gave it another hard link
-            self.stream.seek(0)
+        if now.st_ctime_ns != before.st_ctime_ns:
+            if now.st_nlink == before.st_nlink:  # someone set back the time of a write
+                raise FileChangedError
+            self.stream.seek(0)  # an export gave it another hard link, or took one away
             if hash_file(self.stream)[1] != self._sha256:
                 raise FileChangedError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -153,13 +154,13 @@ class ResumeFiles:
     """Work files of evaluate --resume.
 
     Oracle: refused with 4, or where it cannot be written with 3; or the result is that of an evaluation without it,
-    since a
-    line that was altered is not believed.
+    since a line that was altered is not believed, whether its checksum was left, taken from another line or dropped.
     """
 
     def __init__(self, base: Path) -> None:
         self._base, self._content = base, (base / "resume").read_bytes()
-        self._lines = [json.loads(line) for line in self._content.splitlines()]
+        matches = [re.fullmatch(rb"(.*?)( [0-9a-f]{64})?", line) for line in self._content.splitlines()]
+        self._lines = [(json.loads(match[1]), match[2] or b"") for match in matches if match is not None]
         self._expected = json.loads(_stdout((*self._args(), "--json")))["results"]
 
     def _args(self) -> tuple[str, ...]:
@@ -172,10 +173,11 @@ class ResumeFiles:
         if draw < 0.4:
             note, content = damaged(rng, self._content)
         else:
-            lines = [json.dumps(line).encode() for line in self._lines]
+            lines = [json.dumps(line).encode() + checksum for line, checksum in self._lines]
             at = int(rng.integers(len(lines)))
             if draw < 0.9:
-                note, lines[at], _ = odd_json(rng, self._lines[at])
+                note, text, _ = odd_json(rng, self._lines[at][0])
+                lines[at] = text + choose(rng, (self._lines[at][1], self._lines[-1][1], b""))
             else:
                 note = choose(rng, ("swapped", "twice", "gone"))
                 lines = {"swapped": lines[::-1], "twice": [*lines, lines[at]], "gone": lines[:at] + lines[at + 1 :]}[

@@ -21,6 +21,7 @@ from fuzz.cases import DAMAGED, FAILED, PASSED, UNAVAILABLE, USAGE, Case, InputC
 from fuzz.classes import CLASSES
 from vitdeploy.cli import main
 from vitdeploy.errors import VitDeployError
+from vitdeploy.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,8 @@ class Answer(NamedTuple):
 
 def serve(base: Path, seed: int, report: int) -> None:
     """Answer until stdin ends. `base` has the undamaged files, and `scratch` beside it takes those of one input."""
-    logging.getLogger().addHandler(logging.NullHandler())  # our own warnings are not looked at
+    logging.getLogger("vitdeploy").addHandler(logging.NullHandler())  # our own notes are not looked at
+    quiet_libraries()  # as in the process of the command line, but for warnings, which hint at a check that is missing
     for category in (UserWarning, RuntimeWarning):
         warnings.simplefilter("always", category)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command line does
