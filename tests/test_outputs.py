@@ -82,10 +82,17 @@ def test_other_places_are_outputs(here: Path) -> None:
     assert "old.html" in {path.name for path in here.iterdir()}
 
 
+def test_an_output_is_no_folder_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for one, other in (("a", "a/b"), ("a/b", "a")):
+        with pytest.raises(OutputError, match="folder"):
+            check_outputs({"--html": one, "--junit": other}, {})
+    Path("a").mkdir()
+    check_outputs({"--html": "a/b", "--junit": "a"}, {})  # `check_writable` says that "a" is a folder
+
+
 @posix
-@pytest.mark.parametrize(
-    ("first", "second"), [("a", "./a"), ("old", "link"), ("old", "hard"), ("a", "a/b"), ("dangling", "absent")]
-)
+@pytest.mark.parametrize(("first", "second"), [("a", "./a"), ("old", "link"), ("old", "hard"), ("dangling", "absent")])
 def test_two_outputs_are_not_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("old").write_text("")

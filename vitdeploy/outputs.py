@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import io
 import os
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vitdeploy import locks
 from vitdeploy.atomic import check_takes_files, write_file
 from vitdeploy.errors import OutputError, UsageError, first_line
-from vitdeploy.image_formats import image_endings
 from vitdeploy.manifest import MANIFEST
 from vitdeploy.regular_file import read_regular
 
@@ -52,6 +50,7 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, bund
 
     Raises:
         UsageError: an output is an input, lies in a bundle or among the data, or is another output.
+        OutputError: an output that is to be a file is a folder on the way to another.
     """
     opened = [_output(name, path) for name, path in outputs.items() if _is_path(path)]
     found = [output for output in opened if output is not None]
@@ -68,6 +67,12 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, bund
                 raise UsageError(
                     f"{output.name} and {other.name} are the same file, {output.path}; choose another for one of them"
                 )
+            for file, below in ((output, other), (other, output)):
+                if file.status is None and file.place in below.place.parents:
+                    raise OutputError(
+                        f"{below.name} {below.path} cannot be written: {file.name} makes a file of {file.path}, which "
+                        f"it takes for a folder; choose another place for one of them"
+                    )
 
 
 def check_writable(target: Path) -> None:
@@ -182,7 +187,7 @@ def _is_same(a: _Output, b: _Output) -> bool:
         return False
     if a.status is not None and b.status is not None:
         return os.path.samestat(a.status, b.status)
-    return a.place == b.place or a.place in b.place.parents or b.place in a.place.parents
+    return a.place == b.place
 
 
 def _is_of(output: _Output, source: Path, *, is_bundle: bool) -> bool:
@@ -205,6 +210,8 @@ def _is_of(output: _Output, source: Path, *, is_bundle: bool) -> bool:
 
 
 def _data_endings() -> set[str]:
+    from vitdeploy.image_formats import image_endings  # not before it is needed: Pillow takes its time
+
     return {*image_endings(), *_TABLES}
 
 
@@ -222,6 +229,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 def _named_in(table: Path) -> Iterable[Path]:
     """The files that the cells of a .csv or .tsv file name; none of a file that cannot be read, as its reader says."""
+    import csv
+
     separator = {".csv": ",", ".tsv": "\t"}.get(table.suffix.lower())
     if separator is None:
         return ()
