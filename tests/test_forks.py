@@ -90,7 +90,7 @@ def test_the_thread_that_forked_computes_elsewhere() -> None:
     def names() -> list[Any]:
         own = threading.current_thread().name
         call = forks.call_with_threads
-        found = [call(lambda: threading.current_thread().name) for _ in range(2)]
+        found: list[Any] = [call(lambda: threading.current_thread().name) for _ in range(2)]
         found.append(call(lambda: call(lambda: threading.current_thread().name)))
         try:
             call(fails)
