@@ -6,7 +6,7 @@ import dataclasses
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, shown
 from vitdeploy.tables import load_target
 
 if TYPE_CHECKING:
@@ -144,14 +144,14 @@ def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Export
         UsageError: there is none, or it does not take one of the options that are set.
     """
     if not isinstance(to, str) or to not in EXPORTERS:
-        raise UsageError(f"an export format must be one of {', '.join(EXPORTERS)}, got {to!r}")
+        raise UsageError(f"an export format must be one of {', '.join(EXPORTERS)}, got {shown(to)}")
     exporter = EXPORTERS[to]
     if precision not in exporter.precisions:
-        raise UsageError(f"precision for {to} must be one of {', '.join(exporter.precisions)}, got {precision!r}")
+        raise UsageError(f"precision for {to} must be one of {', '.join(exporter.precisions)}, got {shown(precision)}")
     for name in dict.fromkeys(name for row in EXPORTERS.values() for name in row.options):
         if name not in exporter.options and options.get(name) not in (None, False, (), []):
             raise UsageError(
-                f"{name} is not for {to}, got {options[name]!r:.80}; leave it out, or export to another format"
+                f"{name} is not for {to}, got {shown(options[name], 80)}; leave it out, or export to another format"
             )
     return exporter
 
@@ -165,7 +165,7 @@ def quantization_target(formats: Sequence[str], precision: str, asked: str | Non
     rows = {to: EXPORTERS[to].quantized_for.get(precision, ()) for to in formats}
     for to, known in rows.items():
         if known and asked is not None and asked not in known:
-            raise UsageError(f"target for {to} in {precision} must be {' or '.join(known)}, got {asked!r:.80}")
+            raise UsageError(f"target for {to} in {precision} must be {' or '.join(known)}, got {shown(asked, 80)}")
     shared = [target for known in rows.values() for target in known if all(target in each for each in rows.values())]
     return asked or next(iter(shared), None)
 

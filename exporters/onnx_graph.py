@@ -16,7 +16,7 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, ShapeInferencePass
 
 from vitdeploy import __version__
-from vitdeploy.errors import CheckFailedError, UsageError
+from vitdeploy.errors import CheckFailedError, UsageError, shown
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.embedded_resize import check_embeddable, embed_resize
 from vitdeploy.exporters.emulation import emulated
@@ -27,6 +27,7 @@ from vitdeploy.exporters.onnxruntime_graph import write_optimized
 from vitdeploy.exporters.passes import simplify
 from vitdeploy.exporters.precision import TYPES, activations, set_precision
 from vitdeploy.exporters.quantization.apply import apply_scheme, scheme_for
+from vitdeploy.forks import with_threads
 from vitdeploy.models.normalization import fold_normalization
 from vitdeploy.models.signature import Served, input_specs, output_names
 from vitdeploy.specs import OPSETS, PixelFormat, PixelStage, Precision
@@ -50,6 +51,7 @@ _WRAPPER = "model."  # what `Served` puts before the names of the model's weight
 _TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")
 
 
+@with_threads
 def export_onnx(
     model: VisionTransformer,
     folder: Path,
@@ -142,7 +144,7 @@ def _opset(spec: ExportSpec, lowest: int) -> int:
     """The opset that is asked for, or the usual one."""
     opset = max(DEFAULT_OPSET, lowest) if spec.opset is None else spec.opset
     if type(opset) is not int or opset not in range(lowest, OPSETS.stop):
-        raise UsageError(f"opset must be from {lowest} to {OPSETS.stop - 1}, got {opset!r:.80}")
+        raise UsageError(f"opset must be from {lowest} to {OPSETS.stop - 1}, got {shown(opset, 80)}")
     return opset
 
 
@@ -179,6 +181,7 @@ def _forget(weights: Iterable[ir.Value]) -> None:
         weight.const_value = None
 
 
+@with_threads
 def traced(asked: Served, opset: int) -> ir.Model:
     """The graph that torch makes of every layer of a model, as it is."""
     with _quiet():

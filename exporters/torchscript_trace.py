@@ -14,6 +14,7 @@ from torch import nn
 
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.torchscript_file import write_torchscript
+from vitdeploy.forks import with_threads
 from vitdeploy.models.normalization import fold_normalization
 from vitdeploy.models.signature import SIGNATURE_FILE, TORCH_TYPES, Served, output_names
 from vitdeploy.specs import PixelStage, Precision, attention_for
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from vitdeploy.specs import ExportSpec
 
 
+@with_threads
 def export_torchscript(
     model: VisionTransformer,
     folder: Path,

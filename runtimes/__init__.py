@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.bundle import MOST_TRIES
-from vitdeploy.errors import BundleChangedError, BundleError, UsageError
+from vitdeploy.errors import BundleChangedError, BundleError, UsageError, shown
 from vitdeploy.processor import ImageProcessor
 from vitdeploy.specs import PixelStage
 from vitdeploy.tables import load_target
@@ -63,7 +63,7 @@ def runtime_class(backend: str) -> type[Runtime]:
         UnavailableError: its engine is installed, and does not load.
     """
     if backend not in BACKENDS:
-        raise UsageError(f"a backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        raise UsageError(f"a backend must be one of {', '.join(BACKENDS)}, got {shown(backend)}")
     row = BACKENDS[backend]
     cls: type[Runtime] = load_target(row.target, f"the {backend} backend", row.extra, row.package)
     return cls

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitdeploy.errors import UsageError
+from vitdeploy.forks import call_with_threads
 from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.openmp import use_openmp
 from vitdeploy.models.signature import TORCH_TYPES, Served, size_ranges
 from vitdeploy.runtimes.base import check_options
 from vitdeploy.runtimes.torch_device import TorchRuntime
@@ -66,9 +66,7 @@ class PyTorchRuntime(TorchRuntime):
         self.axes = size_ranges(model.config, model.config.image_size) if dynamic_image_size else {}
         if model.attention == "sdpa" and any(spec.name.startswith("attentions.") for spec in self.outputs):
             raise UsageError("attention weights need attention='eager': torch's fused attention does not keep them")
-        if precision != Precision.FP32:
-            use_openmp()  # to convert the weights
-        served = served.eval().to(self._device, TORCH_TYPES[Precision(precision)])
+        served = call_with_threads(served.eval().to, self._device, TORCH_TYPES[Precision(precision)])
         self._model = torch.compile(served) if compile else served
         self.details = {
             "engine": f"torch {torch.__version__}",

@@ -14,7 +14,7 @@ from torch.utils.dlpack import from_dlpack
 
 from vitdeploy.cpu import ThreadCount, usable_cpus
 from vitdeploy.errors import DeviceError, UsageError, first_line
-from vitdeploy.models.openmp import use_openmp
+from vitdeploy.forks import call_with_threads
 from vitdeploy.runtimes.base import Runtime, parse_device
 
 if TYPE_CHECKING:
@@ -155,11 +155,22 @@ class TorchRuntime(Runtime):
         return None if self.gpu is None else "CUDA does not work in a forked process"
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.gpu is not None:
+            return self._run_here(feeds)
+        return call_with_threads(self._run_here, feeds)
+
+    def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
+        if self.gpu is not None:  # its current stream is this thread's
+            self._run_device_here(arrays)
+        else:
+            call_with_threads(self._run_device_here, arrays)
+
+    def _run_here(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with self._inference():
             outputs = self._outputs(to_tensors(feeds, self._device))
             return {name: to_array(value) for name, value in outputs.items()}
 
-    def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
+    def _run_device_here(self, arrays: Mapping[str, DeviceArray]) -> None:
         with self._inference():
             # In the arrays' own memory; torch's stream waits for what is queued on them.
             tensors = {name: from_dlpack(array.source) for name, array in arrays.items()}
@@ -173,7 +184,6 @@ class TorchRuntime(Runtime):
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
-        use_openmp()
         plain = contextlib.nullcontext() if self.gpu is None else plain_convolutions
         try:
             with torch.inference_mode(), plain:

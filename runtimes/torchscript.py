@@ -11,7 +11,7 @@ from torch.jit import optimized_execution as _optimized  # type: ignore[attr-def
 
 from vitdeploy.errors import BundleError, DeviceError, first_line
 from vitdeploy.exhaustion import check_exhaustion
-from vitdeploy.models.openmp import use_openmp
+from vitdeploy.forks import with_threads
 from vitdeploy.models.signature import SIGNATURE_FILE
 from vitdeploy.opened import OpenedFile
 from vitdeploy.runtimes.base import check_options
@@ -97,17 +97,16 @@ def read_signature(path: str | Path, signature: str | bytes) -> tuple[tuple[Tens
     return inputs, outputs
 
 
+@with_threads
 def load_module(source: str | Path | OpenedFile, device: torch.device) -> tuple[torch.jit.ScriptModule, str | bytes]:
     """The module of a verified file, on a device, and the text of its `SIGNATURE_FILE`.
 
     Raises:
-        UsageError: torch computed before this process forked; see `vitdeploy.models.openmp`.
         DeviceError: it does not fit the device.
         BundleError: torch does not load it.
     """
     file = OpenedFile.of(source)
     path = file.path
-    use_openmp()  # loading a large one starts threads
     if not Path(file.handle).is_file():
         raise BundleError(f"{path} must be a TorchScript file, but is no file")
     extra: dict[str, Any] = {SIGNATURE_FILE: ""}

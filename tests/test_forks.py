@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from bundles import reference, tiny_model, write_bundle
 from environments import ROOT, run
 from forking import SHAPE, Outcome, in_child
-from vitdeploy import image_limit, locks
+from vitdeploy import forks, image_limit, locks
 from vitdeploy.images import open_image
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-LOST = {"onnxruntime": "onnxruntime's threads", "torch": "torch computed", "torchscript": "torch computed"}
+BACKENDS = ("onnxruntime", "torch", "torchscript")
 ENDS = ("close", "forget", "exit", "close and exit")
 
 
@@ -54,7 +55,7 @@ def uses(bundle: Bundle, backend: str, threads: int, *, run_before: bool = True)
     return outcomes
 
 
-@pytest.mark.parametrize("backend", sorted(LOST))
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_engine_without_threads_of_its_own_runs_in_a_child(bundle: Bundle, backend: str) -> None:
     found = uses(bundle, backend, 1)
     runs = ("run", "run in a thread", "run with one thread", "reopen", "reopen and exit")
@@ -63,26 +64,45 @@ def test_an_engine_without_threads_of_its_own_runs_in_a_child(bundle: Bundle, ba
     assert found["child of a child"].answer == {"answer": True, "exit_code": 0}
 
 
-@pytest.mark.parametrize("backend", sorted(LOST))
-def test_an_engine_whose_threads_are_lost_is_refused_with_what_to_do(bundle: Bundle, backend: str) -> None:
-    found = uses(bundle, backend, 4)
-    refused = [found["run"].answer, found["predict"].answer, found["child of a child"].answer["answer"]]
-    if backend == "onnxruntime":
-        refused += [found["run in a thread"].answer, found["run with one thread"].answer]
-        assert found["reopen"].answer is found["reopen and exit"].answer is True
-    else:  # other threads have threads of their own
-        refused += [found["reopen"].answer, found["reopen and exit"].answer]
-        assert found["run in a thread"].answer is found["run with one thread"].answer is True
-    for answer in refused:
+def test_an_engine_whose_threads_are_lost_is_refused_with_what_to_do(bundle: Bundle) -> None:
+    found = uses(bundle, "onnxruntime", 4)
+    refused = [found[use].answer for use in ("run", "predict", "run in a thread", "run with one thread")]
+    for answer in [*refused, found["child of a child"].answer["answer"]]:
         assert answer.startswith("UsageError: ")
-        assert LOST[backend] in answer
+        assert "onnxruntime's threads" in answer
         assert "post_fork" in answer
+    assert found["reopen"].answer is found["reopen and exit"].answer is True
 
 
-def test_a_parent_that_has_not_run_torch_has_no_threads_to_lose(bundle: Bundle) -> None:
-    found = uses(bundle, "torch", 4, run_before=False)
+@pytest.mark.parametrize("backend", ["torch", "torchscript"])
+def test_torch_runs_in_a_child_whatever_the_parent_computed(bundle: Bundle, backend: str) -> None:
+    found = uses(bundle, backend, 4)
     runs = ("run", "run in a thread", "run with one thread", "reopen", "reopen and exit")
     assert [found[use].answer for use in runs] == [True] * len(runs)
+    assert found["predict"].answer == 2
+    assert found["child of a child"].answer == {"answer": True, "exit_code": 0}
+
+
+def test_the_thread_that_forked_computes_elsewhere() -> None:
+    def fails() -> None:
+        raise KeyError("x")
+
+    def names() -> list[Any]:
+        own = threading.current_thread().name
+        call = forks.call_with_threads
+        found: list[Any] = [call(lambda: threading.current_thread().name) for _ in range(2)]
+        found.append(call(lambda: call(lambda: threading.current_thread().name)))
+        try:
+            call(fails)
+        except KeyError as exc:
+            found.append(str(exc))
+        with ThreadPoolExecutor(1) as pool:
+            found.append(pool.submit(call, lambda: threading.current_thread().name).result() != found[0])
+        return [own != found[0], *found]
+
+    assert forks.call_with_threads(threading.get_ident) == threading.get_ident()
+    helper = "vitdeploy-after-fork"
+    assert in_child(names) == Outcome([True, helper, helper, helper, "'x'", True], 0)
 
 
 def test_processes_of_a_pool_open_predictors_of_their_own(bundle: Bundle) -> None:

@@ -239,7 +239,7 @@ STRANGE_JSON = [
     b"[]", b"null", b"1", b'"x"', b"{}", b'{"id": 1}', b'{"id": "org/vit"}', b'{"id": "org/vit", "siblings": null}',
     b'{"id": "org/vit", "siblings": 1}', b'{"id": "org/vit", "siblings": [1]}', b'{"id": "org/vit", "siblings": [{}]}',
     b'{"id": "org/vit", "siblings": [{"rfilename": 1}]}', b'{"id": "a", "lastModified": "x", "siblings": []}',
-    b"\xff\xfe", b"[" * 100_000, b"",
+    b"\xff\xfe", b"[" * 200_000, b"", b'{"id": "org/vit", "sha": 1, "siblings": []}',
 ]  # fmt: skip
 NOT_THE_HUB: dict[str, Answer] = {
     "a page": lambda exchange: exchange.reply(headers={"Content-Type": "text/html"}, body=PAGE),

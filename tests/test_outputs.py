@@ -86,6 +86,15 @@ def test_other_places_are_outputs(here: Path) -> None:
     assert "old.html" in {path.name for path in here.iterdir()}
 
 
+def test_an_output_is_no_folder_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for one, other in (("a", "a/b"), ("a/b", "a")):
+        with pytest.raises(OutputError, match="folder"):
+            check_outputs({"--html": one, "--junit": other}, {})
+    Path("a").mkdir()
+    check_outputs({"--html": "a/b", "--junit": "a"}, {})  # `check_writable` says that "a" is a folder
+
+
 @posix
 @pytest.mark.parametrize("place", ["photos/kept.md", "elsewhere/kept.md", "linked.md", "hard.md"])
 def test_a_file_that_is_there_is_part_of_a_folder_by_any_way(here: Path, place: str) -> None:
@@ -127,9 +136,7 @@ def test_many_images_are_not_looked_at_one_by_one(here: Path, monkeypatch: pytes
 
 
 @posix
-@pytest.mark.parametrize(
-    ("first", "second"), [("a", "./a"), ("old", "link"), ("old", "hard"), ("a", "a/b"), ("dangling", "absent")]
-)
+@pytest.mark.parametrize(("first", "second"), [("a", "./a"), ("old", "link"), ("old", "hard"), ("dangling", "absent")])
 def test_two_outputs_are_not_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("old").write_text("")

@@ -55,6 +55,17 @@ def images() -> list[Image.Image]:
     return [Image.fromarray(generator.integers(0, 256, (40, 50, 3), np.uint8)) for _ in range(5)]
 
 
+def test_a_number_of_any_length_is_told(digits: Bundle) -> None:
+    large: Any = 10**5000
+    for given in ({"backend": large}, {"precision": large}):
+        with pytest.raises(UsageError, match=next(iter(given))):
+            vitdeploy.load(digits.path, **given)
+    with pytest.raises(UsageError, match="batch_size"):
+        vitdeploy.evaluate(digits.path, data=digits.path, batch_size=large)
+    with pytest.raises(UsageError, match="seed"):
+        vitdeploy.evaluate(digits.path, data=digits.path, seed=large)
+
+
 def test_the_best_come_first_and_all_add_up_to_one(predictor: Predictor, images: list[Image.Image]) -> None:
     (best,) = predictor.predict(images[0], top_k=10_000)
     scores = [prediction.score for prediction in best]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -464,8 +465,9 @@ def test_usage_errors() -> None:
     for empty in batches:
         with pytest.raises(UsageError, match="expected at least one image"):
             processor(empty)
-    with pytest.raises(UsageError, match="'threads' must be at least 1, got 0"):
-        processor(CHINA, threads=0)
+    for threads in (0, -1, True, 3.0, math.nan, math.inf, "3", np.array([3]), -(10**5000)):
+        with pytest.raises(UsageError, match="threads"):
+            processor([CHINA] * 2, threads=threads)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="'do_center_crop' needs 'crop_size'"):
         ImageProcessor(do_center_crop=True)
 

@@ -150,6 +150,12 @@ def late_onnxruntime(events: list[str]) -> Any:
     return module
 
 
+def test_onnxruntime_that_is_only_a_name_or_is_being_imported(clean: pytest.MonkeyPatch) -> None:
+    clean.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    telemetry.disable()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+
+
 def test_every_variable_is_set_unless_the_user_did(clean: pytest.MonkeyPatch) -> None:
     clean.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
     telemetry.disable()

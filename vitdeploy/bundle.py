@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vitdeploy.atomic import exclusive, replace_folder, sync
-from vitdeploy.errors import BundleChangedError, BundleError, UsageError, VitDeployError
+from vitdeploy.errors import BundleChangedError, BundleError, UsageError, VitDeployError, shown
 from vitdeploy.external_data import external_names
 from vitdeploy.file_kinds import PROCESSOR_CONFIGS
 from vitdeploy.kept_files import KeptFiles
@@ -136,6 +136,8 @@ class Bundle:
             if (artifact.format, artifact.precision) == (format, precision):
                 return artifact
         names = ", ".join(artifact.name for artifact in self.manifest.artifacts) or "none"
+        if not isinstance(precision, str):
+            raise UsageError(f"precision must be a name such as fp32, got {shown(precision)}; {self.path} has {names}")
         raise UsageError(
             f"{self.path} has no artifact {format}-{precision}, only: {names}; make it: "
             f"vitdeploy export --to {format} --precision {precision}"

@@ -24,6 +24,7 @@ A message is one line: what is wrong, and what to do. Any other error is a defec
 from __future__ import annotations
 
 import contextlib
+import numbers
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -142,3 +143,17 @@ def check_utf_8(library: str, path: str | os.PathLike[str]) -> None:
 def first_line(exc: BaseException) -> str:
     """The first line of another library's message, to stand in one of ours."""
     return str(exc).strip().partition("\n")[0]
+
+
+def shown(value: object, most: int = 40) -> str:
+    """What somebody gave, to stand in a message: its first `most` characters as Python writes it."""
+    try:
+        return f"{value!r:.{most}}"
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists
+        return f"{type(value).__name__} that is too large to show"
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise UsageError unless an argument of that name is a whole number from 1 up, of Python or of numpy."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{name} must be a whole number from 1 up, got {shown(value)}")

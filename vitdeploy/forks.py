@@ -1,16 +1,40 @@
-"""Processes that were forked: their first act, and objects that must not be destroyed in them.
+"""Processes that were forked: their first act, what runs elsewhere in them, and objects that outlive them.
 
 A child has the parent's memory and, of its threads, the one that called fork: an engine's own threads are not there.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import ctypes
+import functools
 import os
-from typing import TYPE_CHECKING
+import queue
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_FORKED = 0x40  # PF_FORKNOEXEC in Linux's include/linux/sched.h
+
+
+def _find_forked() -> int | None:
+    """The main thread where this process was forked before it imported this module, by Linux's own flag."""
+    with contextlib.suppress(OSError, IndexError, ValueError):  # another system
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        if int(fields[6]) & _FORKED:  # the 9th, proc_pid_stat(5)
+            return threading.main_thread().ident
+    return None
+
+
+_forked: int | None = _find_forked()  # the thread of a child that called fork
+_jobs: queue.SimpleQueue[Callable[[], None]] | None = None  # of the helper of that thread, once there is one
 
 
 def first_in_child(callback: Callable[[], None]) -> Callable[[], None]:
@@ -21,6 +45,64 @@ def first_in_child(callback: Callable[[], None]) -> Callable[[], None]:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=callback)
     return callback
+
+
+@first_in_child
+def _note_fork() -> None:
+    global _forked, _jobs
+    _forked, _jobs = threading.get_ident(), None
+
+
+def call_with_threads(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call `work`, which computes with OpenMP; on the thread of a child that called fork, in a helper instead.
+
+    GNU's OpenMP, torch's on Linux, keeps a team of threads for each thread that computed (libgomp/team.c). The thread
+    that called fork has its team still, of threads that are not in the child, and would wait for them for ever; a new
+    thread starts a team of its own. The helper is made at the first call, and stays until the process exits: a thread
+    that ends while the process forks again can leave the grandchild a lock. It has torch's settings of a new thread:
+    the caller's grad mode, autocast and default device do not reach `work`, nor does a later torch.set_num_threads.
+
+    A signal that would interrupt the call does so when `work` is done, as with any call of compiled code.
+    """
+    global _jobs
+    if _forked is None or _forked != threading.get_ident():
+        return work(*args, **kwargs)
+    if _jobs is None:
+        _jobs = queue.SimpleQueue()
+        threading.Thread(target=_serve, args=(_jobs,), name="vitdeploy-after-fork", daemon=True).start()
+    result: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def fulfil() -> None:
+        try:
+            result.set_result(work(*args, **kwargs))
+        except BaseException as exc:  # noqa: BLE001  (raised in the caller)
+            result.set_exception(exc)
+
+    _jobs.put(fulfil)
+    interrupt: BaseException | None = None
+    while not result.done():
+        try:
+            concurrent.futures.wait([result])
+        except BaseException as exc:  # noqa: BLE001  (of a handler of signals: raised below)
+            interrupt = exc
+    if interrupt is not None:
+        raise interrupt
+    return result.result()
+
+
+def _serve(jobs: queue.SimpleQueue[Callable[[], None]]) -> None:
+    while True:
+        jobs.get()()
+
+
+def with_threads(work: Callable[P, T]) -> Callable[P, T]:
+    """A decorator: `call_with_threads`."""
+
+    @functools.wraps(work)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return call_with_threads(work, *args, **kwargs)
+
+    return call
 
 
 def keep_until_exit(kept: object) -> None:

@@ -97,6 +97,9 @@ def within(limits: TimeLimits, call: Callable[[], T], folder: Path | None = None
             results.append(call())
         except _Abandoned:
             pass
+        except RecursionError as exc:  # a RuntimeError, which one of those that follow is
+            errors.append(ForeignAnswerError("it is nested too deeply"))
+            errors[0].__cause__ = exc
         except _own_errors() as exc:
             errors.append(exc)
         except Exception as exc:  # noqa: BLE001  (whatever a parser of an answer of unknown shape raises)
@@ -132,7 +135,7 @@ def listed(info: Any) -> set[str]:
         ForeignAnswerError: it is no description; huggingface_hub takes any JSON object with an `id`.
     """
     names = None if info.siblings is None else [sibling.rfilename for sibling in info.siblings]
-    if names is None or not all(isinstance(name, str) for name in (info.id, *names)):
+    if names is None or not all(isinstance(name, str) for name in (info.id, info.sha or "", *names)):
         raise ForeignAnswerError("the answer does not list a model's files")
     return {name for name in names if name.isprintable()}  # they are shown in errors
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,8 +42,10 @@ def max_pixels() -> int | None:
     """
     text = os.environ.get(MAX_PIXELS_VARIABLE)
     if text:
-        if not text.isascii() or not text.isdigit() or int(text) < 1:
-            raise UsageError(f"{MAX_PIXELS_VARIABLE} must be a whole number of pixels from 1 up, got {text!r:.80}")
+        if not re.fullmatch("0*[1-9][0-9]{0,18}", text):  # Python refuses to read thousands of digits
+            raise UsageError(
+                f"{MAX_PIXELS_VARIABLE} must be a whole number of pixels from 1 up to 19 digits, got {text!r:.80}"
+            )
         return int(text)
     pillows = _lifted.pillows()
     return None if pillows is None else 2 * pillows

@@ -18,6 +18,7 @@ from vitdeploy.exhaustion import check_exhaustion
 from vitdeploy.file_kinds import is_lfs_pointer, lfs_advice
 from vitdeploy.image_formats import is_heif, readable_formats
 from vitdeploy.image_limit import HOW_TO_RAISE, check_pixel_count, limit_lifted, max_pixels
+from vitdeploy.quiet import quiet_libtiff
 from vitdeploy.sample_depth import check_samples, to_8_bits
 from vitdeploy.specs import MODES
 
@@ -100,6 +101,7 @@ def decode_image(
             turned = source.getexif().get(ExifTags.Base.Orientation, 1) != 1
             return _converted(ImageOps.exif_transpose(source) if turned else source, mode, source, name)
     file = _encoded(source, name)
+    quiet_libtiff()
     with limit_lifted(), _decoder_errors(name, file), Image.open(file, formats=readable_formats()) as opened:
         check_sides(opened.width, opened.height)
         check_pixel_count(opened.width, opened.height, name)

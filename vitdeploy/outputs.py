@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import itertools
 import os
@@ -16,8 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.atomic import check_takes_files, write_file
 from vitdeploy.errors import InputError, OutputError, UsageError, first_line
-from vitdeploy.image_formats import image_endings
-from vitdeploy.label_tables import SEPARATORS, table_rows
 from vitdeploy.manifest import MANIFEST
 from vitdeploy.regular_file import TooLargeError, kind_of
 
@@ -58,6 +55,7 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, bund
     Raises:
         UsageError: an output is an input, lies in a bundle or among the data, or is another output.
         InputError: a table is too large to look whether it names an output.
+        OutputError: an output that is to be a file is a folder on the way to another.
     """
     opened = [_output(name, path) for name, path in outputs.items() if _is_path(path)]
     found = [output for output in opened if output is not None]
@@ -74,6 +72,12 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, bund
             raise UsageError(
                 f"{output.name} and {other.name} are the same file, {output.path}; choose another for one of them"
             )
+        for file, below in ((output, other), (other, output)):
+            if file.status is None and file.place in below.place.parents:
+                raise OutputError(
+                    f"{below.name} {below.path} cannot be written: {file.name} makes a file of {file.path}, which "
+                    f"it takes for a folder; choose another place for one of them"
+                )
 
 
 def check_writable(target: Path) -> None:
@@ -212,7 +216,7 @@ def _is_same(a: _Output, b: _Output) -> bool:
         return False
     if a.status is not None and b.status is not None:
         return os.path.samestat(a.status, b.status)
-    return a.place == b.place or a.place in b.place.parents or b.place in a.place.parents
+    return a.place == b.place
 
 
 def _part_of(source: Path, outputs: Iterable[_Output], *, is_bundle: bool) -> _Output | None:
@@ -245,6 +249,8 @@ def _part_of(source: Path, outputs: Iterable[_Output], *, is_bundle: bool) -> _O
 
 
 def _data_endings() -> set[str]:
+    from vitdeploy.image_formats import image_endings  # not before it is needed: Pillow takes its time
+
     return {*image_endings(), *_TABLES}
 
 
@@ -295,8 +301,10 @@ def _named_in(table: Path, outputs: Mapping[_Identity, _Output]) -> Iterator[Pat
     Raises:
         InputError: it is too large to be read.
     """
-    if not outputs or table.suffix.lower() not in SEPARATORS:
+    if not outputs or table.suffix.lower() not in (".csv", ".tsv"):
         return
+    from vitdeploy.label_tables import TableError, table_rows  # not before it is needed
+
     seen: set[str] = set()
     try:
         for _, row in table_rows(table, strict=False):
@@ -307,5 +315,5 @@ def _named_in(table: Path, outputs: Mapping[_Identity, _Output]) -> Iterator[Pat
                     yield table.parent / name
     except TooLargeError as exc:
         raise InputError(f"cannot read the table {table}: {exc.strerror}; split it into several") from exc
-    except (OSError, csv.Error):
+    except (OSError, TableError):
         return

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitdeploy.bundle import Bundle, retry_if_changed
-from vitdeploy.errors import BundleError, NotFiniteError, UsageError
+from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
 from vitdeploy.images import image_name
 from vitdeploy.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import open_recorded
@@ -104,8 +103,7 @@ class Predictor:
             raise UsageError("top_k ranks classes, and this model is a regression; leave it out for all of its values")
         top_k = DEFAULT_TOP_K if top_k is None else top_k
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-                raise UsageError(f"{name} must be a whole number from 1 up, got {value!r}")
+            check_count(name, value)
         batch_size = batch_size_for(self.processor, self.runtime, batch_size)
         batch = as_batch(images)
         predictions: list[list[Prediction]] = []
@@ -156,7 +154,7 @@ def _problem_type(given: ProblemType | str | None, num_labels: int) -> ProblemTy
     try:
         return ProblemType(given)
     except ValueError as exc:
-        raise UsageError(f"unknown problem_type {given!r:.80}; expected one of {', '.join(ProblemType)}") from exc
+        raise UsageError(f"unknown problem_type {shown(given, 80)}; expected one of {', '.join(ProblemType)}") from exc
 
 
 @retry_if_changed
@@ -209,7 +207,7 @@ def load_processor(bundle: Bundle) -> ImageProcessor:
 def check_batch_size(size: int) -> None:
     """Raise UsageError unless so many images may run together."""
     if not 1 <= size <= MOST_A_BATCH:
-        raise UsageError(f"batch_size must be from 1 to {MOST_A_BATCH}, got {size!r:.40}")
+        raise UsageError(f"batch_size must be from 1 to {MOST_A_BATCH}, got {shown(size)}")
 
 
 def batch_size_for(processor: ImageProcessor, of: Runtime | Artifact, wanted: int) -> int:

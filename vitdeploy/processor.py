@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vitdeploy.cpu import recent_workers
-from vitdeploy.errors import ImageError, InputError, UsageError
+from vitdeploy.errors import ImageError, InputError, UsageError, check_count
 from vitdeploy.image_formats import readable_formats
 from vitdeploy.image_limit import EmbeddedSide, check_resized_count, embedded_problem, embedded_side_problem
 from vitdeploy.images import ImageSource, decode_image, image_name
@@ -222,8 +222,7 @@ class ImageProcessor:
             raise UsageError("expected at least one image, got an empty batch")
         if threads is None:
             threads = recent_workers() if len(sources) > 1 else 1
-        if threads < 1:
-            raise UsageError(f"'threads' must be at least 1, got {threads}")
+        check_count("threads", threads)
         names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources, first_index)]
         read = self._decoded if pixels.stage is PixelStage.DECODED else self._resized
         if min(threads, len(sources)) == 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import logging
 import os
@@ -41,7 +42,6 @@ def quiet_libraries() -> None:
     if not ours.handlers:
         ours.addHandler(_Notes())
         ours.propagate = False
-    _quiet_libtiff()
 
 
 def onnxruntime_severity() -> int:
@@ -63,13 +63,18 @@ class _Notes(logging.Handler):
                 print(f"Note: {' '.join(record.getMessage().split())}", file=sys.stderr, flush=True)
 
 
-def _quiet_libtiff() -> None:
-    """Take libtiff's handlers, which print to file descriptor 2, away from the library that Pillow loaded.
+@functools.cache
+def quiet_libtiff() -> None:
+    """Where libraries are quiet, take away libtiff's handlers, which print to file descriptor 2.
+
+    Called when an image is opened, and no earlier, since it imports Pillow.
 
     The symbol is looked up in Pillow's extension module and what that depends on. Where libtiff is linked into it and
     exports nothing, as on Windows, its messages stay.
     https://libtiff.gitlab.io/libtiff/functions/TIFFError.html: a handler of NULL prints nothing.
     """
+    if not _quiet:
+        return
     with contextlib.suppress(OSError, AttributeError):
         pillow = ctypes.CDLL(importlib.import_module("PIL._imaging").__file__)
         for name in ("TIFFSetWarningHandler", "TIFFSetErrorHandler"):

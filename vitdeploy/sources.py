@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.adapters import Adapter
 from vitdeploy.errors import CheckpointError, UsageError
+from vitdeploy.forks import with_threads
 from vitdeploy.hub import CheckpointFiles, resolve
 from vitdeploy.layouts.npz_layout import read_npz
 from vitdeploy.layouts.timm_config import takes_any_size
@@ -178,6 +179,7 @@ def random_checkpoint(
     return Checkpoint(source, model, image_processor.processor, files | image_processor.files)
 
 
+@with_threads
 def _read(found: CheckpointFiles, adapter: Adapter | None, task: Task | None) -> _Content:
     """The content of the weights in `found`, with the adapter merged."""
     if found.weights[0].suffix == ".npz":

@@ -20,6 +20,7 @@ def disable() -> None:
     undecided = _ONNXRUNTIME not in os.environ
     for name in VARIABLES:
         os.environ.setdefault(name, "1")
-    imported = sys.modules.get("onnxruntime")
-    if undecided and imported is not None:
-        imported.disable_telemetry_events()
+    # It is not there while another thread imports the library, and it is not in a module that only has its name.
+    stop = getattr(sys.modules.get("onnxruntime"), "disable_telemetry_events", None)
+    if undecided and stop is not None:
+        stop()

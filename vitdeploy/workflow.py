@@ -18,7 +18,7 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.engine_options import EngineOptions
 from vitdeploy.engine_proof import ProofRequest
 from vitdeploy.engines import add_engine
-from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
+from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError, shown
 from vitdeploy.export_arguments import (
     bound_of,
     cache_folder,
@@ -219,11 +219,11 @@ def export(
     }
     options |= of_quantization
     if engine is not None and not isinstance(engine, EngineOptions):
-        raise UsageError(f"engine must be EngineOptions, got {engine!r:.80}")
+        raise UsageError(f"engine must be EngineOptions, got {shown(engine, 80)}")
     if processor is not None and not isinstance(processor, ProcessorOptions):
-        raise UsageError(f"processor takes ProcessorOptions(...), got {processor!r:.80}")
+        raise UsageError(f"processor takes ProcessorOptions(...), got {shown(processor, 80)}")
     if output is not None and not isinstance(output, (str, os.PathLike)):
-        raise UsageError(f"output must be the path of a folder, got {output!r:.80}")
+        raise UsageError(f"output must be the path of a folder, got {shown(output, 80)}")
     exporter = find_exporter(to, precision, options)
     asked, to = to, exporter.made_from or to
     check_tolerance(tolerance)
@@ -231,7 +231,9 @@ def export(
     if model is not None and random_weights is not None:
         raise UsageError(f"export needs a model or random_weights, got both: {model} and {random_weights}")
     if random_weights is not None and revision is not None:
-        raise UsageError(f"revision is of a model on the Hub, got {revision!r} with random_weights; leave it out")
+        raise UsageError(
+            f"revision is of a model on the Hub, got {shown(revision, 80)} with random_weights; leave it out"
+        )
     check_optimize(optimize, precision)
     if keep_fp32 and precision == Precision.FP32:
         raise UsageError(f"keep_fp32 needs a precision below fp32, got fp32 and {len(keep_fp32)} nodes; leave it out")

@@ -15,7 +15,7 @@ import numpy as np
 
 from vitdeploy.assess.folder_listing import list_folder, with_images
 from vitdeploy.assess.matching import BY_INDEX, Classes
-from vitdeploy.errors import ImageError, InputError, UsageError, first_line, readable
+from vitdeploy.errors import ImageError, InputError, UsageError, first_line, readable, shown
 from vitdeploy.label_tables import SEPARATORS, table_rows
 from vitdeploy.regular_file import MOST_IMAGE_BYTES, read_regular
 from vitdeploy.tables import load_target
@@ -76,7 +76,7 @@ class LabelledData:
 def check_seed(seed: object) -> None:
     """Raise UsageError unless it is an integer from 0 up to 2^63."""
     if type(seed) is not int or not 0 <= seed < 2**63:
-        raise UsageError(f"seed must be an integer from 0 up to 2^63, got {seed!r:.80}")
+        raise UsageError(f"seed must be an integer from 0 up to 2^63, got {shown(seed)}")
 
 
 def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int]:

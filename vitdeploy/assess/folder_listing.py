@@ -12,6 +12,7 @@ from PIL import Image
 
 from vitdeploy.errors import InputError, readable
 from vitdeploy.image_formats import HEIF_ENDINGS, WEAK_MAGIC, image_endings, readable_formats
+from vitdeploy.quiet import quiet_libtiff
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -208,6 +209,7 @@ def _count(entry: os.DirEntry[str]) -> int:
 
 def _is_image(path: Path) -> bool:
     """Whether a file begins as an image does."""
+    quiet_libtiff()
     formats = [name for name in readable_formats() if name not in WEAK_MAGIC]
     try:
         with Image.open(path, formats=formats):

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.errors import InputError, UsageError, first_line
+from vitdeploy.errors import InputError, UsageError, first_line, shown
 from vitdeploy.regular_file import read_regular
 
 if sys.version_info >= (3, 11):
@@ -117,7 +117,7 @@ def read_rules(path: str | os.PathLike[str]) -> GateRules:
         raise InputError(f"{file} must be TOML: {first_line(exc)}") from exc
     artifacts = data.pop("artifacts", {})
     if not isinstance(artifacts, dict) or not all(isinstance(table, dict) for table in artifacts.values()):
-        raise UsageError(f'artifacts of {file} must be tables such as [artifacts."onnx-fp16"], got {_shown(artifacts)}')
+        raise UsageError(f'artifacts of {file} must be tables such as [artifacts."onnx-fp16"], got {shown(artifacts)}')
     known = [field.name for field in dataclasses.fields(Rules)]
     _check_keys(data, [*known, "artifacts"], str(file))
     of_each = {name: Rules.from_dict(table, f"{name} in {file}") for name, table in artifacts.items()}
@@ -147,15 +147,8 @@ def _number(
             value = float(value[:-1]) * percent
     right = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not right or not (low < value if open_ else low <= value) or not value <= high:
-        raise UsageError(f"{name} must be {what}, got {_shown(value)}")
+        raise UsageError(f"{name} must be {what}, got {shown(value)}")
     return float(value)
-
-
-def _shown(value: Any) -> str:
-    try:
-        return f"{value!r:.40}"
-    except (ValueError, RecursionError):  # an integer of thousands of digits, tables in tables
-        return f"{type(value).__name__} that is too large to show"
 
 
 def _percent(value: Any, name: str) -> float:
@@ -188,7 +181,7 @@ def _ratio(value: Any, name: str) -> float:
 
 def _backend(value: Any, name: str) -> str:
     if not isinstance(value, str) or not re.fullmatch("[a-z-]+:[a-z0-9]+", value):
-        raise UsageError(f'{name} must be a backend and a precision, such as "torch:fp32", got {_shown(value)}')
+        raise UsageError(f'{name} must be a backend and a precision, such as "torch:fp32", got {shown(value)}')
     return value
 
 

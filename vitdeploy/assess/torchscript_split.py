@@ -9,6 +9,7 @@ import torch
 
 from vitdeploy.assess.layers import GIVEN, MADE, SplitArtifact
 from vitdeploy.errors import UnavailableError
+from vitdeploy.forks import with_threads
 from vitdeploy.models.signature import TORCH_TYPES
 from vitdeploy.runtimes.torch_device import open_device, to_array, to_tensors
 from vitdeploy.runtimes.torchscript import load_module
@@ -51,6 +52,7 @@ def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
     results = [*(spec.name for spec in artifact.outputs), *(f"{MADE}{index}" for index in range(len(states)))]
     dtype = TORCH_TYPES[Precision(artifact.precision)]
 
+    @with_threads
     def of_batch(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.inference_mode():
             tensors = to_tensors(feeds, device)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from vitdeploy.errors import CheckpointError
+from vitdeploy.forks import with_threads
 from vitdeploy.models.families import FAMILIES
 from vitdeploy.models.names import disk_name, our_names
-from vitdeploy.models.openmp import check_openmp, use_openmp
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import read_weights, write_weights
 from vitdeploy.opened import OpenedFile
@@ -72,13 +72,14 @@ def load_model(
 
     Raises:
         CheckpointError: a file cannot be read.
-        UsageError, CheckpointError: as `make_model`.
+        CheckpointError: as `make_model`.
     """
     files = tuple(map(OpenedFile.of, weights))
     origin = ", ".join(str(file.path) for file in files)
     return make_model(config, read_weights(files, copied=True), task, origin=origin, attention=attention)
 
 
+@with_threads
 def make_model(
     config: ViTConfig, weights: Mapping[str, Tensor], task: Task, *, origin: str, attention: AttentionKind = "sdpa"
 ) -> VisionTransformer:
@@ -95,10 +96,8 @@ def make_model(
         attention: see `VisionTransformer`.
 
     Raises:
-        UsageError: torch computed before this process forked; see `vitdeploy.models.openmp`.
         CheckpointError: the family has no such task, or names and shapes are not those of the model.
     """
-    check_openmp()
     if task not in config.family.tasks:
         raise CheckpointError(
             f"the task of a {config.model_type} model must be one of {', '.join(config.family.tasks)}, got {task}"
@@ -123,12 +122,11 @@ def make_model(
     problems = _differences(model, expected, tensors, spelling)
     if problems:
         raise CheckpointError(f"{origin}: weights do not fit config.json: {'; '.join(problems)}")
-    if any(tensors[name].dtype is not torch.float32 for name in expected):
-        use_openmp()  # to convert them
     model.load_state_dict({name: tensors[name].to(torch.float32) for name in expected}, assign=True)
     return model.eval().requires_grad_(False)
 
 
+@with_threads
 def save_model(model: VisionTransformer, path: Path) -> None:
     """Write the weights as safetensors under the names that transformers reads; the same weights give the same bytes.
 
@@ -138,6 +136,7 @@ def save_model(model: VisionTransformer, path: Path) -> None:
     write_weights({_disk_name(model, name): tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
+@with_threads
 def is_saved(model: VisionTransformer, path: Path) -> bool:
     """Whether `save_model` of the model would write the tensors that a file has.
 

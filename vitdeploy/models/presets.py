@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vitdeploy.errors import UsageError
+from vitdeploy.forks import with_threads
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task
@@ -50,6 +51,7 @@ def preset_config(name: str) -> ViTConfig:
     )
 
 
+@with_threads
 def random_model(config: ViTConfig, task: Task = Task.CLASSIFICATION, *, seed: int = 0) -> VisionTransformer:
     """A model of this architecture with random weights, in float32 and evaluation mode; one seed, one set of them."""
     # torch's own initialization would take as long again, and draw from the global generator
