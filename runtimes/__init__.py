@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.bundle import MOST_TRIES
 from vitdeploy.errors import BundleChangedError, BundleError, UsageError, shown
-from vitdeploy.processor import ImageProcessor
 from vitdeploy.specs import PixelStage
 from vitdeploy.tables import load_target
 
@@ -89,6 +87,8 @@ def open_runtime(
         DeviceError: the device cannot be had.
         BundleError: a file is missing or altered, or is not what the manifest says.
     """
+    from vitdeploy.bundle import MOST_TRIES  # not with the table above, which the command line's help shows
+
     for _ in range(MOST_TRIES - 1):
         try:
             return open_recorded(bundle, backend, precision=precision, device=device, **options)
@@ -122,6 +122,8 @@ def open_recorded(
             )
         runtime.pixels, runtime.axes = artifact.pixels, {**artifact.axes, **runtime.axes}
         if artifact.pixels.stage is PixelStage.DECODED:
+            from vitdeploy.processor import ImageProcessor
+
             processor = ImageProcessor.from_files(bundle.path, bundle.config_files())
             runtime.size_problem = processor.embedded_problem
     return runtime

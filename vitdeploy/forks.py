@@ -5,9 +5,7 @@ A child has the parent's memory and, of its threads, the one that called fork: a
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import ctypes
 import functools
 import os
 import queue
@@ -70,7 +68,9 @@ def call_with_threads(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     if _jobs is None:
         _jobs = queue.SimpleQueue()
         threading.Thread(target=_serve, args=(_jobs,), name="vitdeploy-after-fork", daemon=True).start()
-    result: concurrent.futures.Future[T] = concurrent.futures.Future()
+    from concurrent import futures  # in a child alone
+
+    result: futures.Future[T] = futures.Future()
 
     def fulfil() -> None:
         try:
@@ -82,7 +82,7 @@ def call_with_threads(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     interrupt: BaseException | None = None
     while not result.done():
         try:
-            concurrent.futures.wait([result])
+            futures.wait([result])
         except BaseException as exc:  # noqa: BLE001  (of a handler of signals: raised below)
             interrupt = exc
     if interrupt is not None:
@@ -110,4 +110,6 @@ def keep_until_exit(kept: object) -> None:
 
     For an engine whose destructor waits for threads that a child does not have. The memory is shared with the parent.
     """
+    import ctypes  # in a child alone
+
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))

@@ -8,7 +8,6 @@ its settings: nothing here is called then.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import importlib
 import logging
@@ -75,6 +74,8 @@ def quiet_libtiff() -> None:
     """
     if not _quiet:
         return
+    import ctypes  # not for the help
+
     with contextlib.suppress(OSError, AttributeError):
         pillow = ctypes.CDLL(importlib.import_module("PIL._imaging").__file__)
         for name in ("TIFFSetWarningHandler", "TIFFSetErrorHandler"):
