@@ -221,7 +221,7 @@ def test_malformed_token_is_not_repeated(hub: Hub, fetch: Fetch, token: str) -> 
     assert not hub.requests
 
 
-@pytest.mark.parametrize("name", ["org/vi t", "org/-vit", "vit.git", "org/a--b", "mod\u00e8le", "a\0b"])
+@pytest.mark.parametrize("name", ["org/vi t", "org/-vit", "vit.git", "org/a--b", "mod\u00e8le", "a\0b", "a\ud800b"])
 def test_invalid_id(hub: Hub, fetch: Fetch, name: str) -> None:
     with pytest.raises(UsageError, match="neither a folder nor a Hub id"):
         fetch(name)

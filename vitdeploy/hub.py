@@ -215,6 +215,7 @@ def _from_hub(
     check_endpoint(endpoint)
     try:
         from huggingface_hub import HfApi, constants, errors, hf_hub_download
+        from huggingface_hub.utils import validate_repo_id
     except ModuleNotFoundError as exc:
         raise MissingDependencyError("downloading from the Hugging Face Hub", extra="torch") from exc
     except ValueError as exc:  # of a variable that huggingface_hub reads
@@ -229,6 +230,8 @@ def _from_hub(
 
     api = HfApi(endpoint=endpoint, token=token)
     address = without_password(api.endpoint)
+    with _hub_errors(model, revision, address):
+        validate_repo_id(model)  # which names a folder of the cache
     blobs = _cache(cache_dir or constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "blobs"
     describe = functools.partial(api.model_info, model, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     limits = time_limits()
