@@ -21,7 +21,7 @@ from PIL import Image
 from limited import ERRORS_OF, MIB, run_limited
 from vitdeploy.cli import COMMANDS, cli
 from vitdeploy.errors import ImageError, UsageError
-from vitdeploy.image_limit import MAX_PIXELS_VARIABLE, limit_lifted, max_pixels
+from vitdeploy.image_limit import MAX_PIXELS_VARIABLE, check_pixel_count, limit_lifted, max_pixels
 from vitdeploy.images import decode_image, open_image
 from vitdeploy.preprocessor_config import ShortestEdge, Size
 from vitdeploy.processor import ImageProcessor
@@ -314,3 +314,10 @@ def test_advice_about_a_side_that_is_too_long_helps(
     with pytest.raises(ImageError, match="--embed-resize") as refused:
         ImageProcessor()(content, pixels=DECODED)
     assert "--max-image-pixels" not in str(refused.value)
+
+
+@pytest.mark.parametrize("size", [(2**25 + 1, 1), (1, 2**25 + 1)])
+def test_a_side_that_pillow_cannot_resize_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match="a side"):
+        check_pixel_count(*size, "strip.png")
+    check_pixel_count(2**25, 1, "strip.png")

@@ -28,6 +28,8 @@ HOW_TO_RAISE = (
 MOST_GROWN_PIXELS = 1 << 26
 MOST_EMBEDDED_BYTES = 2 * 1024**3  # of RGB, 71 megapixels
 _LONGEST_EMBEDDED = 1 << 15
+# Pillow's Resample.c takes at most 2^31 bytes for a filter: 8 for each of 6 (Lanczos) weights a pixel of the side.
+_LONGEST_SIDE = 1 << 25
 _BYTES_A_VALUE, _BYTES_A_WEIGHT = 10, 60
 _OUTSIDE = "resize the image first, or export the model without --embed-resize"
 
@@ -52,7 +54,7 @@ def max_pixels() -> int | None:
 
 
 def check_pixel_count(width: int, height: int, name: str) -> None:
-    """Refuse an image of more pixels than `max_pixels`.
+    """Refuse an image of more pixels than `max_pixels`, or of a longer side than Pillow can resize.
 
     Args:
         width: in pixels.
@@ -62,6 +64,10 @@ def check_pixel_count(width: int, height: int, name: str) -> None:
     Raises:
         ImageError: it has more.
     """
+    if max(width, height) > _LONGEST_SIDE:
+        raise ImageError(
+            f"cannot read {name}: {width}x{height} pixels, and a side may have {_LONGEST_SIDE}; resize the image first"
+        )
     limit = max_pixels()
     if limit is not None and width * height > limit:
         raise ImageError(
