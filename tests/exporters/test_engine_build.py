@@ -379,7 +379,7 @@ def test_files_beside_the_engine_must_be_files(request_of_tiny: EngineRequest, t
     link.symlink_to(precious)
     folder.mkdir()
     for path in (link, folder, Path("/dev/full"), tmp_path / "a\0b"):
-        with pytest.raises(OutputError, match="folder"):
+        with pytest.raises(OutputError):
             build_engine(dataclasses.replace(request_of_tiny, **{what: path}), tmp_path, "x.engine")  # type: ignore[arg-type]
     assert precious.read_text() == "precious"
 
