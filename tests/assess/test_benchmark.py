@@ -162,10 +162,10 @@ def test_an_image_that_cannot_be_read_is_named(bundle: Bundle, tmp_path: Path, m
     with pytest.raises(ImageError, match=r"cannot read '.*a\.png': it is empty, or not in an image format"):
         benchmark(bundle, images=tmp_path)
 
-    def refused(file: Path) -> bytes:
+    def refused(file: Path, most_bytes: int) -> bytes:
         raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr(type(tmp_path), "read_bytes", refused)
+    monkeypatch.setattr("vitdeploy.assess.benchmark.read_regular", refused)
     with pytest.raises(InputError, match=r"a\.png must be an image that can be read: Permission denied"):
         _encoded(tmp_path, 1)
 

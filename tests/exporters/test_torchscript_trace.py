@@ -259,7 +259,7 @@ def test_a_disk_that_is_full_is_an_os_error(tmp_path: Path, monkeypatch: pytest.
             raise RuntimeError("PytorchStreamWriter failed writing file data/0\nmore")
 
     monkeypatch.setattr(torch._C, "PyTorchFileWriter", Full)
-    with pytest.raises(OSError, match=r"model_fp32\.pt: PytorchStreamWriter failed writing file data/0$"):
+    with pytest.raises(OSError, match=r"model_fp32\.pt .*failed writing file data/0\)"):
         export(tiny_model(num_hidden_layers=0), tmp_path)
     assert not list((tmp_path / "torchscript").iterdir())
 
