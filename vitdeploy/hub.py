@@ -215,7 +215,7 @@ def _from_hub(
     check_endpoint(endpoint)
     try:
         from huggingface_hub import HfApi, constants, errors, hf_hub_download
-        from huggingface_hub.utils import validate_repo_id
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
     except ModuleNotFoundError as exc:
         raise MissingDependencyError("downloading from the Hugging Face Hub", extra="torch") from exc
     except ValueError as exc:  # of a variable that huggingface_hub reads
