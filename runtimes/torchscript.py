@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickletools
 import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from vitdeploy.exhaustion import check_exhaustion
 from vitdeploy.forks import with_threads
 from vitdeploy.models.signature import SIGNATURE_FILE
 from vitdeploy.opened import OpenedFile
+from vitdeploy.regular_file import MOST_TEXT_BYTES
 from vitdeploy.runtimes.base import check_options
 from vitdeploy.runtimes.torch_device import TorchRuntime
 from vitdeploy.specs import TensorSpec
@@ -109,6 +112,7 @@ def load_module(source: str | Path | OpenedFile, device: torch.device) -> tuple[
     path = file.path
     if not Path(file.handle).is_file():
         raise BundleError(f"{path} must be a TorchScript file, but is no file")
+    _check_pickles(file)
     extra: dict[str, Any] = {SIGNATURE_FILE: ""}
     try:
         with warnings.catch_warnings():
@@ -124,3 +128,19 @@ def load_module(source: str | Path | OpenedFile, device: torch.device) -> tuple[
     except UnicodeDecodeError as exc:  # torch quotes bytes of a damaged file in a message that is then no text
         raise BundleError(f"{path} must be a file that torch {torch.__version__} loads: it is damaged") from exc
     return model, extra[SIGNATURE_FILE]
+
+
+def _check_pickles(file: OpenedFile) -> None:
+    """Refuse an archive whose pickles are damaged: torch reserves as many bytes as one says that a text of it has."""
+    try:
+        with zipfile.ZipFile(file.handle) as archive:
+            for member in archive.infolist():
+                if member.filename.endswith(".pkl"):
+                    if member.file_size > MOST_TEXT_BYTES:
+                        raise ValueError(f"{member.filename} has more than {MOST_TEXT_BYTES:,} bytes")
+                    for _ in pickletools.genops(archive.read(member)):
+                        pass
+    except Exception as exc:  # zipfile lets the errors of struct and of its codecs through
+        check_exhaustion(exc, f"loading {file.path}")
+        reason = file.named(first_line(exc))
+        raise BundleError(f"{file.path} is damaged, or no TorchScript file: {reason}; export the bundle again") from exc
