@@ -176,7 +176,7 @@ def test_an_engine_failure_is_a_device_error_that_says_why(tmp_path: Path) -> No
 
 
 def test_a_text_longer_than_its_pickle_is_not_made_room_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's reader of pickles takes 4 GB for it before it finds out."""
+    """Torch's reader of pickles takes 4 GB for it before it finds out."""
     path = bundle.path / bundle.manifest.artifacts[0].files[0].path
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: archive.read(member) for member in archive.infolist()}
