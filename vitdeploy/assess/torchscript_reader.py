@@ -54,7 +54,7 @@ def read_torchscript(source: Path | OpenedFile) -> GraphSummary:
     for weight in weights:
         by_type[_name(weight.dtype)] += weight.nbytes
     return GraphSummary(
-        versions={"file format": _file_format(OpenedFile.of(source).handle)},
+        versions={"file format": _file_format(OpenedFile.of(source))},
         node_types=most_first(collections.Counter(node.kind().removeprefix("aten::") for node in nodes)),
         weights=len(weights),
         weight_bytes=most_first(by_type),
@@ -117,11 +117,14 @@ def _content(weight: torch.Tensor) -> tuple[object, ...]:
     return weight.dtype, tuple(weight.shape), digest
 
 
-def _file_format(path: str) -> int:
+def _file_format(file: OpenedFile) -> int:
     """The version of the format, which a TorchScript file holds beside its code."""
-    with zipfile.ZipFile(path) as file:
-        name = next(name for name in file.namelist() if name.endswith("/version"))
-        return int(file.read(name))
+    try:
+        with zipfile.ZipFile(file.handle) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/version"))
+            return int(archive.read(name))
+    except (ValueError, StopIteration, zipfile.BadZipFile) as exc:  # torch takes a number with more behind it
+        raise BundleError(f"{file.path} has no version of its format; export the bundle again") from exc
 
 
 def _name(dtype: torch.dtype) -> str:
