@@ -36,7 +36,7 @@ format: .venv/.dev
 COUNT ?= 5000
 SEED ?= 0
 fuzz: .venv/.dev  ## COUNT bad inputs of each class, or of CLASS, drawn from SEED; INDEX=n makes one again. Failures: build/fuzz
-	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m fuzz --count $(COUNT) --seed $(SEED) \
+	$(TEST_ENV) PYTHONPATH=tests:tests/support $(BIN)/python -m fuzz --count $(COUNT) --seed $(SEED) \
 		$(if $(CLASS),--class $(CLASS)) $(if $(INDEX),--index $(INDEX))
 
 bench: .venv/.dev $(ENVS)/optimum/.done $(ENVS)/openvino/.done  ## record results and rewrite the tables of benchmarks/README.md

@@ -25,7 +25,7 @@ from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
 if TYPE_CHECKING:
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.base import Runtime
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tables import TABLES
 
-from vitdeploy.assess.environment import machine
-from vitdeploy.atomic import write_file
+from vitdeploy.assess.benchmark.environment import machine
+from vitdeploy.files.atomic import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -24,7 +24,7 @@ from transformers_export import BATCH, SIZE
 from transformers_export import export as transformers_export
 
 import vitdeploy
-from vitdeploy.assess.difference import DEFAULT_TOLERANCES, compare_outputs
+from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES, compare_outputs
 from vitdeploy.errors import first_line
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     import onnxruntime as ort
 
-    from vitdeploy.assess.difference import Difference
+    from vitdeploy.assess.metrics.outputs import Difference
 
 BATCH_SIZES = (1, 2, 7)
 _TINY = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3}

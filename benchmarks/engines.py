@@ -15,8 +15,8 @@ from common import PRESET, parser, record
 import vitdeploy
 from vitdeploy import EngineOptions
 from vitdeploy.assets import held_out_images
-from vitdeploy.engine_options import colons
 from vitdeploy.specs import AxisRange
+from vitdeploy.trt.options import colons
 
 BATCH = AxisRange(1, 8, 32)
 SIZES: dict[str, Any] = {"fixed": None, "dynamic": ((112, 112), (224, 224), (384, 384))}

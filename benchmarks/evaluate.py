@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 import sklearn.datasets
 from common import parser, record, start, turns, vitdeploy_export, wait
 
-from vitdeploy.assess.backend_run import BackendRun
-from vitdeploy.assess.dataset import open_data
-from vitdeploy.assess.one_pass import run_all
-from vitdeploy.assess.prepare import prepare
-from vitdeploy.assess.selection import select
-from vitdeploy.bundle import Bundle
-from vitdeploy.cpu import usable_cpus
+from vitdeploy.assess.data.dataset import open_data
+from vitdeploy.assess.data.loader import prepare
+from vitdeploy.assess.evaluate.backend_run import BackendRun
+from vitdeploy.assess.evaluate.loop import run_all
+from vitdeploy.assess.runs.targets import select
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.predictor import load_processor
+from vitdeploy.system.cpu import usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,19 +21,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vitdeploy
 from vitdeploy import EngineOptions
-from vitdeploy.assess.difference import DEFAULT_TOLERANCES, compare_outputs
-from vitdeploy.assess.folder_listing import list_images
+from vitdeploy.assess.data.folder_listing import list_images
+from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES, compare_outputs
 from vitdeploy.assets import held_out_images
-from vitdeploy.engine_options import colons
 from vitdeploy.errors import UnavailableError, VitDeployError, first_line
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import BACKENDS, open_runtime, runtime_class
 from vitdeploy.specs import AxisRange
+from vitdeploy.trt.options import colons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.base import Runtime
 
 HALF = ("fp16", "bf16")

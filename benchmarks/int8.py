@@ -21,8 +21,8 @@ import sklearn.datasets
 from common import PRESET, add_peer_python, parser, peer_versions, record, start, vitdeploy_export, wait
 from sessions import Session, latencies
 
-from vitdeploy.assess.difference import compare_outputs
-from vitdeploy.processor import ImageProcessor
+from vitdeploy.assess.metrics.outputs import compare_outputs
+from vitdeploy.images.processor import ImageProcessor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

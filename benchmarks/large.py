@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 from common import parser, record, start, vitdeploy_export, wait
 
-from vitdeploy.exporters.onnx_file import ALIGNMENT
+from vitdeploy.exporters.graph.onnx_file import ALIGNMENT
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _ALIGNED_FROM = 1 << 20  # bytes

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import sklearn.datasets
 from common import parser, random_bundle, record
 
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.predictor import Predictor
-from vitdeploy.processor import ImageProcessor
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from common import parser, record
 from transformers import ViTImageProcessorPil
 from transformers.image_utils import load_image
 
-from vitdeploy.processor import ImageProcessor
+from vitdeploy.images.processor import ImageProcessor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from common import turns
 
-from vitdeploy.cpu import session_threads
+from vitdeploy.system.cpu import session_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -22,7 +22,7 @@ import numpy as np
 from common import add_peer_python, parser, peer_versions, record, start, vitdeploy_export, wait
 from sessions import Session, latencies, outputs
 
-from vitdeploy.processor import ImageProcessor
+from vitdeploy.images.processor import ImageProcessor
 
 if TYPE_CHECKING:
     import argparse

@@ -7,17 +7,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vitdeploy.errors import UsageError, shown
-from vitdeploy.tables import load_target
+from vitdeploy.system.imports import load_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
-    from vitdeploy.exporters.quantization.calibration import CalibrationData
     from vitdeploy.exporters.quantization.choice import Choose
+    from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData
+    from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.vit import VisionTransformer
-    from vitdeploy.processor import ImageProcessor
     from vitdeploy.specs import ExportSpec, PixelFormat, TensorSpec
 
     Observe = Callable[[Path, PixelFormat], Mapping[str, float]]
@@ -83,7 +83,7 @@ class Exporter(NamedTuple):
         backend: the backend that proves its artifacts.
         options: those of `vitdeploy.export` that not every exporter takes.
         made_from: the format of the artifact that it makes its own from; None where it is made from the reference. The
-            target is then a function of `vitdeploy.exporters.engine_build.EngineRequest`.
+            target is then a function of `vitdeploy.exporters.engine.build.EngineRequest`.
         quantized_for: what may run an artifact of a precision that is quantized, the usual one first.
     """
 
@@ -114,7 +114,7 @@ QUANTIZATION_OPTIONS = (
 _OF_A_CPU = ("scheme", "reduce_range")  # of these
 
 _ENGINE = Exporter(
-    "vitdeploy.exporters.engine_build:build_engine",
+    "vitdeploy.exporters.engine.build:build_engine",
     ("fp32", "fp16", "bf16", "int8", "fp8"),
     "tensorrt",
     ("opset", "embed_resize", "keep_fp32", "engine", *(name for name in QUANTIZATION_OPTIONS if name not in _OF_A_CPU)),
@@ -123,14 +123,14 @@ _ENGINE = Exporter(
 )
 EXPORTERS: dict[str, Exporter] = {
     "onnx": Exporter(
-        "vitdeploy.exporters.onnx_graph:export_onnx",
+        "vitdeploy.exporters.graph.onnx_graph:export_onnx",
         ("fp32", "fp16", "bf16", "int8", "fp8"),
         "onnxruntime",
         ("opset", "embed_resize", "optimize", "keep_fp32", *QUANTIZATION_OPTIONS),
         quantized_for={"int8": ("cpu", "tensorrt"), "fp8": ("tensorrt",)},
     ),
     "torchscript": Exporter(
-        "vitdeploy.exporters.torchscript_trace:export_torchscript", ("fp32", "fp16", "bf16"), "torchscript"
+        "vitdeploy.exporters.torchscript.trace:export_torchscript", ("fp32", "fp16", "bf16"), "torchscript"
     ),
     "tensorrt": _ENGINE,
     "tensorrt-rtx": _ENGINE._replace(backend="tensorrt-rtx"),

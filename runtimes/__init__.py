@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.errors import BundleChangedError, BundleError, UsageError, shown
 from vitdeploy.specs import PixelStage
-from vitdeploy.tables import load_target
+from vitdeploy.system.imports import load_target
 
 if TYPE_CHECKING:
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.base import Runtime
 
 
@@ -45,9 +45,9 @@ BACKENDS: dict[str, Backend] = {
         "cuda",
         by_default=False,
     ),
-    "tensorrt": Backend("vitdeploy.runtimes.trt:TensorRTRuntime", "tensorrt", "tensorrt", "tensorrt", "cuda"),
+    "tensorrt": Backend("vitdeploy.runtimes.engine.trt:TensorRTRuntime", "tensorrt", "tensorrt", "tensorrt", "cuda"),
     "tensorrt-rtx": Backend(
-        "vitdeploy.runtimes.trt_rtx:TensorRTRTXRuntime", "tensorrt-rtx", "tensorrt-rtx", "tensorrt_rtx", "cuda"
+        "vitdeploy.runtimes.engine.trt_rtx:TensorRTRTXRuntime", "tensorrt-rtx", "tensorrt-rtx", "tensorrt_rtx", "cuda"
     ),
 }
 
@@ -87,7 +87,7 @@ def open_runtime(
         DeviceError: the device cannot be had.
         BundleError: a file is missing or altered, or is not what the manifest says.
     """
-    from vitdeploy.bundle import MOST_TRIES  # not with the table above, which the command line's help shows
+    from vitdeploy.bundle.bundle import MOST_TRIES  # not with the table above, which the command line's help shows
 
     for _ in range(MOST_TRIES - 1):
         try:
@@ -122,7 +122,7 @@ def open_recorded(
             )
         runtime.pixels, runtime.axes = artifact.pixels, {**artifact.axes, **runtime.axes}
         if artifact.pixels.stage is PixelStage.DECODED:
-            from vitdeploy.processor import ImageProcessor
+            from vitdeploy.images.processor import ImageProcessor
 
             processor = ImageProcessor.from_files(bundle.path, bundle.config_files())
             runtime.size_problem = processor.embedded_problem

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 import numpy as np
 
 from vitdeploy.errors import DeviceError, UsageError
-from vitdeploy.forks import first_in_child, keep_until_exit
 from vitdeploy.runtimes.device_arrays import view
 from vitdeploy.specs import PixelFormat
+from vitdeploy.system.forks import first_in_child, keep_until_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from vitdeploy.bundle import Bundle
-    from vitdeploy.cpu import ThreadCount
+    from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.device_arrays import DeviceArray
     from vitdeploy.specs import AxisRange, TensorSpec
+    from vitdeploy.system.cpu import ThreadCount
 
 
 class Array(Protocol):

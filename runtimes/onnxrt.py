@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import onnxruntime as ort
 
-from vitdeploy.cpu import MOST_THREADS, session_threads, usable_cpus
 from vitdeploy.errors import BundleError, DeviceError, UsageError, VitDeployError, check_utf_8, first_line
-from vitdeploy.exhaustion import check_exhaustion
-from vitdeploy.opened import OpenedFile
-from vitdeploy.quiet import is_quiet, onnxruntime_severity
+from vitdeploy.files.opened import OpenedFile
 from vitdeploy.runtimes.base import Runtime, check_options, parse_device
-from vitdeploy.runtimes.cuda_memory import wait_for
+from vitdeploy.runtimes.engine.cuda_memory import wait_for
 from vitdeploy.runtimes.shape_nodes import shape_nodes
 from vitdeploy.specs import TensorSpec
+from vitdeploy.system.cpu import MOST_THREADS, session_threads, usable_cpus
+from vitdeploy.system.exhaustion import check_exhaustion
+from vitdeploy.system.quiet import is_quiet, onnxruntime_severity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from typing_extensions import Self
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.device_arrays import DeviceArray
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -71,8 +71,9 @@ class OnnxRuntime(Runtime):
             CPU provider is among them, or it computes shapes, which belong there.
         provider_options: options by provider name, as ONNX Runtime documents them.
         intra_op_threads: threads inside an operator. 0 is the default: `ORT_INTRA_OP_NUM_THREADS`, or else one thread a
-            physical core that the process's CPU affinity and cgroup quota allow; see `vitdeploy.cpu.session_threads`.
-            ONNX Runtime's own default counts the cores of the host, and pins its threads to them.
+            physical core that the process's CPU affinity and cgroup quota allow; see
+            `vitdeploy.system.cpu.session_threads`. ONNX Runtime's own default counts the cores of the host, and pins
+            its threads to them.
         inter_op_threads: operators that may run at a time, in graphs with parallel branches; with 0 and 1, one.
         allow_spinning: whether idle threads spin, which is faster alone and slower beside other work. By default they
             do unless there are more of them than a cgroup quota has CPUs: waiting is then paid with time to compute.

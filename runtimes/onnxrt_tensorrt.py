@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnxruntime as ort
 
-from vitdeploy.engine_options import DEFAULT_BATCH, EngineOptions, read_range
 from vitdeploy.errors import MissingDependencyError, OutputError, UnavailableError, UsageError
+from vitdeploy.files.user_cache import user_cache
 from vitdeploy.runtimes.base import check_options, cuda_index
 from vitdeploy.runtimes.onnxrt import TENSORRT, OnnxRuntime, check_built, provider_on_gpu
 from vitdeploy.specs import AxisRange
-from vitdeploy.trt_library import load_library
-from vitdeploy.user_cache import user_cache
+from vitdeploy.trt.library import load_library
+from vitdeploy.trt.options import DEFAULT_BATCH, EngineOptions, read_range
 
 if TYPE_CHECKING:
     import os
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from vitdeploy.bundle import Bundle
-    from vitdeploy.engine_options import Bounds, Profile
-    from vitdeploy.manifest import Artifact
+    from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.bundle.manifest import Artifact
     from vitdeploy.specs import TensorSpec
+    from vitdeploy.trt.options import Bounds, Profile
 
 
 class TensorRTOnnxRuntime(OnnxRuntime):

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitdeploy.errors import UsageError
-from vitdeploy.forks import call_with_threads
 from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.signature import TORCH_TYPES, Served, size_ranges
 from vitdeploy.runtimes.base import check_options
 from vitdeploy.runtimes.torch_device import TorchRuntime
 from vitdeploy.specs import Precision, Task
+from vitdeploy.system.forks import call_with_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
-    from vitdeploy.bundle import Bundle
-    from vitdeploy.models.layers import AttentionKind
+    from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.models.layers.encoder import AttentionKind
     from vitdeploy.models.vit import VisionTransformer
 
 

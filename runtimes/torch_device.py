@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from vitdeploy.cpu import ThreadCount, usable_cpus
 from vitdeploy.errors import DeviceError, UsageError, first_line
-from vitdeploy.forks import call_with_threads
 from vitdeploy.runtimes.base import Runtime, parse_device
+from vitdeploy.system.cpu import ThreadCount, usable_cpus
+from vitdeploy.system.forks import call_with_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -12,15 +12,15 @@ import torch
 from torch.jit import optimized_execution as _optimized  # type: ignore[attr-defined]
 
 from vitdeploy.errors import BundleError, DeviceError, first_line
-from vitdeploy.exhaustion import check_exhaustion
-from vitdeploy.forks import with_threads
+from vitdeploy.files.opened import OpenedFile
+from vitdeploy.files.regular_file import MOST_TEXT_BYTES
+from vitdeploy.files.strict_json import strict_json
 from vitdeploy.models.signature import SIGNATURE_FILE
-from vitdeploy.opened import OpenedFile
-from vitdeploy.regular_file import MOST_TEXT_BYTES
 from vitdeploy.runtimes.base import check_options
 from vitdeploy.runtimes.torch_device import TorchRuntime
 from vitdeploy.specs import TensorSpec
-from vitdeploy.strict_json import strict_json
+from vitdeploy.system.exhaustion import check_exhaustion
+from vitdeploy.system.forks import with_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 
 class TorchScriptRuntime(TorchRuntime):

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from families import Head
     from torch import nn
 
-    from families import Head
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.models.config import ViTConfig
-    from vitdeploy.models.layers import AttentionKind
+    from vitdeploy.models.layers.encoder import AttentionKind
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.specs import Task
 
@@ -150,7 +150,6 @@ def write_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, spread: Callable[[nn.Module, int], None]
 ) -> WriteCheckpoint:
     import transformers
-
     from families import VIT_CLASSES, Head
     from processors import write_processor
 

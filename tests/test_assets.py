@@ -16,9 +16,9 @@ import torch
 import transformers
 from PIL import Image
 
-from vitdeploy.assess.accuracy import Accuracy
-from vitdeploy.assess.dataset import open_data
-from vitdeploy.assess.folder_listing import list_images
+from vitdeploy.assess.data.dataset import open_data
+from vitdeploy.assess.data.folder_listing import list_images
+from vitdeploy.assess.metrics.accuracy import Accuracy
 from vitdeploy.assets import default_checkpoint, held_out_images, train_digits
 
 if TYPE_CHECKING:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
-
 from environments import ROOT, run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 
 def test_tables_hold_the_recorded_results() -> None:

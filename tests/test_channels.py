@@ -13,27 +13,27 @@ import skimage
 import sklearn.datasets
 import torch
 import transformers
+from bundles import CPU_BACKENDS, PORTABLE, export_all, sign_again
 from click.testing import CliRunner
+from families import ONE_A_FAMILY, Head, random_config
+from npz_files import NPZ_CONFIG, write_npz
 from PIL import Image
 
 import vitdeploy
-from bundles import CPU_BACKENDS, PORTABLE, export_all, sign_again
-from families import ONE_A_FAMILY, Head, random_config
-from npz_files import NPZ_CONFIG, write_npz
-from vitdeploy.assess.samples import synthetic_images
+from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.cli import cli
 from vitdeploy.errors import BundleError, InputError
-from vitdeploy.images import open_image
-from vitdeploy.processor import ImageProcessor
+from vitdeploy.images.open import open_image
+from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.sources import read_checkpoint
+from vitdeploy.sources.read import read_checkpoint
 from vitdeploy.specs import MODES, PixelFormat, PixelStage, Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from conftest import Checkpoint, WriteCheckpoint
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 SKLEARN = Path(sklearn.datasets.__file__).parent / "images"
 SKIMAGE = Path(skimage.__file__).parent / "data"

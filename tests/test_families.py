@@ -11,11 +11,11 @@ import onnx
 import pytest
 import torch
 import transformers
+from bundles import CPU_BACKENDS, export_all
+from families import HEADS, ONE_A_FAMILY, Head, random_config
 from sklearn.datasets import load_sample_images
 
 import vitdeploy
-from bundles import CPU_BACKENDS, export_all
-from families import HEADS, ONE_A_FAMILY, Head, random_config
 from vitdeploy.errors import UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.signature import output_names
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Checkpoint, WriteCheckpoint
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 BATCHES = (1, 2, 7)
 # Of an output's largest magnitude, float32: the order of sums differs between engines. Seen: 8e-6 at most, for logits

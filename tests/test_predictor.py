@@ -12,16 +12,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from bundles import CPU_BACKENDS, export_all, sign_again, tiny_model, write_checkpoint_of
 from PIL import Image
 
 import vitdeploy
-from bundles import CPU_BACKENDS, export_all, sign_again, tiny_model, write_checkpoint_of
-from vitdeploy.assess.samples import synthetic_images
-from vitdeploy.bundle import Bundle
+from vitdeploy.assess.data.images import synthetic_images
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import BundleError, ImageError, UsageError
+from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.predictor import Predictor
-from vitdeploy.processor import ImageProcessor
-from vitdeploy.scores import ProblemType
 from vitdeploy.specs import AxisRange, PixelFormat, Task, TensorSpec
 
 if TYPE_CHECKING:

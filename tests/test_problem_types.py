@@ -14,24 +14,24 @@ import onnx
 import pytest
 import torch
 import transformers
+from bundles import sign_again, tiny_model, write_checkpoint_of
+from families import HEADS, random_config
 from onnx import TensorProto, helper
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import vitdeploy
-from bundles import sign_again, tiny_model, write_checkpoint_of
-from families import HEADS, random_config
-from vitdeploy.assess.calibration_images import CalibrationImages
-from vitdeploy.assess.gate import planned_checks
-from vitdeploy.assess.layers import compare_layers
-from vitdeploy.assess.proof import OF_ONE, Sample, prove
-from vitdeploy.bundle import Bundle
+from vitdeploy.assess.debug.layers import compare_layers
+from vitdeploy.assess.gate.gate import planned_checks
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.cli import main
 from vitdeploy.errors import CheckFailedError, CheckpointError, NotFiniteError, UsageError
+from vitdeploy.exporting.calibration_images import CalibrationImages
+from vitdeploy.exporting.validation import OF_ONE, Sample, prove
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.scores import ProblemType
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import safetensors.torch
 import transformers
-from sklearn.datasets import load_sample_images
-
 from bundles import CPU_BACKENDS
 from environments import ROOT
 from families import HEADS
 from hub_server import hub_server
-from vitdeploy.layouts.timm_layout import from_timm
+from sklearn.datasets import load_sample_images
+
 from vitdeploy.models.checkpoint import task_of
+from vitdeploy.sources.layouts.timm_layout import from_timm
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

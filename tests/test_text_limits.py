@@ -7,16 +7,16 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-
 from limited import ERRORS_OF, GIB, run_limited
-from vitdeploy.assess.baseline import Baseline
-from vitdeploy.assess.gate_rules import read_rules
-from vitdeploy.bundle import Bundle
+
+from vitdeploy.assess.gate.baseline import Baseline
+from vitdeploy.assess.gate.rules import read_rules
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli.bisect_report import kept_nodes
 from vitdeploy.errors import InputError
-from vitdeploy.hub import resolve
+from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.config import read_json
-from vitdeploy.processor import ImageProcessor
+from vitdeploy.sources.hub import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path, name: str) -> None:
 
 def test_text_of_many_small_objects_takes_no_more_than_2_gb(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(b"[" + b'{"":[]},' * (63 * 2**17) + b"0]")
-    done = run_limited(f"from vitdeploy.bundle import Bundle{ERRORS_OF}Bundle.open(sys.argv[1])", tmp_path)
+    done = run_limited(f"from vitdeploy.bundle.bundle import Bundle{ERRORS_OF}Bundle.open(sys.argv[1])", tmp_path)
     assert done.code == 4, done.errors
     assert done.peak_bytes < 2 * GIB
 

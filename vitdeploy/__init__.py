@@ -5,26 +5,25 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy import telemetry
+from vitdeploy._version import __version__
+from vitdeploy.system import telemetry
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.benchmark import benchmark
-    from vitdeploy.assess.bisection import Bisection, bisect
-    from vitdeploy.assess.compare import Comparison, compare
-    from vitdeploy.assess.evaluate import Evaluation, evaluate
-    from vitdeploy.assess.gate import GateResult, gate
-    from vitdeploy.assess.latency import Benchmark
-    from vitdeploy.assess.sensitivity import Sensitivity, sensitivity
-    from vitdeploy.bundle import Bundle
-    from vitdeploy.engine_options import EngineOptions
+    from vitdeploy.assess.benchmark.benchmark import benchmark
+    from vitdeploy.assess.compare.compare import Comparison, compare
+    from vitdeploy.assess.debug.bisection import Bisection, bisect
+    from vitdeploy.assess.debug.sensitivity import Sensitivity, sensitivity
+    from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
+    from vitdeploy.assess.gate.gate import GateResult, gate
+    from vitdeploy.assess.metrics.latency import Benchmark
+    from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.errors import VitDeployError
-    from vitdeploy.model_repository import TritonModel, write_triton_model
+    from vitdeploy.exporting.workflow import export
+    from vitdeploy.images.processor import ImageProcessor
+    from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.predictor import Prediction, Predictor, load
-    from vitdeploy.processor import ImageProcessor
-    from vitdeploy.processor_options import ProcessorOptions
-    from vitdeploy.workflow import export
-
-__version__ = "0.1.0"
+    from vitdeploy.serving.triton_repository import TritonModel, write_triton_model
+    from vitdeploy.trt.options import EngineOptions
 
 telemetry.disable()  # here, since every module of the package is imported after it
 
@@ -57,29 +56,29 @@ __all__ = [
 
 # Imported on first use: `import vitdeploy` costs nothing, and no name needs more than it uses.
 _MODULES = {
-    "Benchmark": "assess.latency",
-    "Bisection": "assess.bisection",
-    "Bundle": "bundle",
-    "Comparison": "assess.compare",
-    "EngineOptions": "engine_options",
-    "Evaluation": "assess.evaluate",
-    "GateResult": "assess.gate",
-    "ImageProcessor": "processor",
+    "Benchmark": "assess.metrics.latency",
+    "Bisection": "assess.debug.bisection",
+    "Bundle": "bundle.bundle",
+    "Comparison": "assess.compare.compare",
+    "EngineOptions": "trt.options",
+    "Evaluation": "assess.evaluate.evaluate",
+    "GateResult": "assess.gate.gate",
+    "ImageProcessor": "images.processor",
     "Prediction": "predictor",
     "Predictor": "predictor",
-    "ProcessorOptions": "processor_options",
-    "Sensitivity": "assess.sensitivity",
-    "TritonModel": "model_repository",
+    "ProcessorOptions": "images.processor_options",
+    "Sensitivity": "assess.debug.sensitivity",
+    "TritonModel": "serving.triton_repository",
     "VitDeployError": "errors",
-    "benchmark": "assess.benchmark",
-    "bisect": "assess.bisection",
-    "compare": "assess.compare",
-    "evaluate": "assess.evaluate",
-    "export": "workflow",
-    "gate": "assess.gate",
+    "benchmark": "assess.benchmark.benchmark",
+    "bisect": "assess.debug.bisection",
+    "compare": "assess.compare.compare",
+    "evaluate": "assess.evaluate.evaluate",
+    "export": "exporting.workflow",
+    "gate": "assess.gate.gate",
     "load": "predictor",
-    "sensitivity": "assess.sensitivity",
-    "write_triton_model": "model_repository",
+    "sensitivity": "assess.debug.sensitivity",
+    "write_triton_model": "serving.triton_repository",
 }
 
 

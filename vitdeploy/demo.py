@@ -7,25 +7,25 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.assess.benchmark import benchmark
-from vitdeploy.assess.compare import compare
-from vitdeploy.assess.evaluate import evaluate
-from vitdeploy.assess.report import Report, source_of
-from vitdeploy.assess.shown_images import first_of_each_class, worst_images
+from vitdeploy.assess.benchmark.benchmark import benchmark
+from vitdeploy.assess.compare.compare import compare
+from vitdeploy.assess.evaluate.evaluate import evaluate
+from vitdeploy.assess.report.example_images import first_of_each_class, worst_images
+from vitdeploy.assess.report.report import Report, source_of
 from vitdeploy.assets import default_checkpoint, held_out_images
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import MANIFEST
+from vitdeploy.bundle.output_paths import check_outputs, check_writable
 from vitdeploy.errors import BundleError, UnavailableError, UsageError
-from vitdeploy.manifest import MANIFEST
-from vitdeploy.outputs import check_outputs, check_writable
-from vitdeploy.workflow import export
+from vitdeploy.exporting.workflow import export
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from vitdeploy.assess.compare import Comparison
-    from vitdeploy.assess.evaluate import Evaluation
-    from vitdeploy.assess.latency import Benchmark
+    from vitdeploy.assess.compare.compare import Comparison
+    from vitdeploy.assess.evaluate.evaluate import Evaluation
+    from vitdeploy.assess.metrics.latency import Benchmark
 
 BACKENDS = ("torch", "onnxruntime")
 _BATCH_SIZES = (1, 8)
@@ -76,7 +76,7 @@ def run_demo(output: str | os.PathLike[str], *, on_step: Callable[[str], None] =
         OutputError: a file cannot be written.
         UsageError: `output` is a bundle or lies in one, or the report would overwrite a file of the demo's own bundle.
     """
-    from vitdeploy.assess.page import write_html  # its libraries are those of an extra
+    from vitdeploy.assess.report.page import write_html  # its libraries are those of an extra
 
     start = time.perf_counter()
     path = Path(output, "report.html")

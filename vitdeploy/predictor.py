@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
-from vitdeploy.images import image_name
-from vitdeploy.processor import ImageProcessor, as_batch
+from vitdeploy.images.open import image_name
+from vitdeploy.images.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import open_recorded
-from vitdeploy.scores import ProblemType, default_problem_type
 from vitdeploy.specs import MOST_A_BATCH, PixelStage, Precision, Task
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from vitdeploy.images import ImageSource
-    from vitdeploy.manifest import Artifact
+    from vitdeploy.bundle.manifest import Artifact
+    from vitdeploy.images.open import ImageSource
     from vitdeploy.runtimes.base import Runtime
 
 DEFAULT_TOP_K = 5

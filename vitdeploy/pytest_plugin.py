@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vitdeploy.assess.gate import Check
+    from vitdeploy.assess.gate.gate import Check
 
 _LEFT_OUT = pytest.StashKey[str]()  # told below the tests: an image that nobody saw has passed nothing
 _OPTIONS = {
@@ -62,7 +62,7 @@ class GateCollector(pytest.Collector):
         self._error: Exception | None = None
 
     def collect(self) -> Iterator[GateItem]:
-        from vitdeploy.assess.gate import planned_checks
+        from vitdeploy.assess.gate.gate import planned_checks
 
         for check in planned_checks(**self.options):
             yield GateItem.from_parent(
@@ -74,7 +74,7 @@ class GateCollector(pytest.Collector):
         if self._error is not None:  # of a gate that could not be held: it is not tried again for each check
             raise self._error
         if self._found is None:
-            from vitdeploy.assess.gate import gate
+            from vitdeploy.assess.gate.gate import gate
             from vitdeploy.errors import VitDeployError
 
             try:

@@ -1,1 +1,1 @@
-"""Graphs that compute in 8 bits: a scheme a file, and the ranges of activations that were seen on images."""
+"""Quantize ONNX graphs to int8 and fp8."""

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from onnx_ir.passes.common import ShapeInferencePass
 
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.precision import name_of
-from vitdeploy.exporters.quantization.dynamic_int8 import DynamicInt8
-from vitdeploy.exporters.quantization.methods import check_method
-from vitdeploy.exporters.quantization.scheme import check_kept, quantizable
-from vitdeploy.exporters.quantization.schemes import find_scheme
+from vitdeploy.exporters.graph.precision import name_of
+from vitdeploy.exporters.quantization.ranges.methods import check_method
+from vitdeploy.exporters.quantization.schemes.dynamic_int8 import DynamicInt8
+from vitdeploy.exporters.quantization.schemes.lookup import find_scheme
+from vitdeploy.exporters.quantization.schemes.scheme import check_kept, quantizable
+from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
+from vitdeploy.exporters.quantization.schemes.tensorrt_int8 import TensorRTInt8
 from vitdeploy.exporters.quantization.search import MARGIN, Search, smoothing_of
 from vitdeploy.exporters.quantization.smoothing_places import find_places
-from vitdeploy.exporters.quantization.static_int8 import StaticInt8
-from vitdeploy.exporters.quantization.tensorrt_int8 import TensorRTInt8
 from vitdeploy.exporters.quantization.trial import MINMAX, Activations, Recipe, Trial
 from vitdeploy.specs import QUANTIZED
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from vitdeploy.exporters.quantization.calibration import CalibrationData
     from vitdeploy.exporters.quantization.choice import Choose, Closeness
-    from vitdeploy.exporters.quantization.scheme import Scheme
+    from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData
+    from vitdeploy.exporters.quantization.schemes.scheme import Scheme
     from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant
     from vitdeploy.specs import ExportSpec, PixelFormat
 

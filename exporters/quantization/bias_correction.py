@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.exporters.graph.weight_names import CORRECTED
 from vitdeploy.exporters.quantization.smoothing_places import array_of, bias_of, is_weight, weight_of
 from vitdeploy.exporters.quantization.weights import register, rounded_matrix
-from vitdeploy.exporters.weight_names import CORRECTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
-    from vitdeploy.exporters.quantization.scheme import Scheme
+    from vitdeploy.exporters.quantization.schemes.scheme import Scheme
 
 
 def correct_biases(

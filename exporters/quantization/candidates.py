@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from vitdeploy.exporters.precision import name_of, on_data_path
-from vitdeploy.exporters.weight_names import SMOOTHED, TRANSPOSED
+from vitdeploy.exporters.graph.precision import name_of, on_data_path
+from vitdeploy.exporters.graph.weight_names import SMOOTHED, TRANSPOSED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
-    from vitdeploy.exporters.variants import Variants
+    from vitdeploy.exporters.graph.variants import Variants
     from vitdeploy.specs import PixelFormat
 
 

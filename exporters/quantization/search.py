@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vitdeploy.exporters.quantization.choice import Closeness
-    from vitdeploy.exporters.quantization.scheme import Scheme
+    from vitdeploy.exporters.quantization.schemes.scheme import Scheme
 
 # Best of 0.5, 0.65, 0.75 and 0.85 on four folds of photographs (DINOv2 ViT-S/14). Choosing on 28 images followed
 # noise: on one split it took 0.5, with a 5th percentile of 0.9963 on the held-out photographs; 0.65 has 0.9973 there.

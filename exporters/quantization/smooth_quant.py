@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.precision import name_of
+from vitdeploy.exporters.graph.precision import name_of
+from vitdeploy.exporters.graph.weight_names import SMOOTHED
 from vitdeploy.exporters.quantization.smoothing_places import NORM, array_of, find_places, is_weight
-from vitdeploy.exporters.weight_names import SMOOTHED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from vitdeploy.exporters.quantization.extremes import Extremes
+    from vitdeploy.exporters.quantization.ranges.extremes import Extremes
     from vitdeploy.exporters.quantization.smoothing_places import Place
 
 

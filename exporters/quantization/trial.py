@@ -6,16 +6,16 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
-from vitdeploy.exporters.onnx_file import write_onnx
-from vitdeploy.exporters.precision import name_of
+from vitdeploy.exporters.graph.onnx_file import write_onnx
+from vitdeploy.exporters.graph.precision import name_of
+from vitdeploy.exporters.graph.variants import Variants
 from vitdeploy.exporters.quantization.bias_correction import correct_biases
-from vitdeploy.exporters.quantization.calibration import calibrated_ranges
 from vitdeploy.exporters.quantization.candidates import labels_of
-from vitdeploy.exporters.quantization.extremes import channel_extremes
-from vitdeploy.exporters.quantization.methods import METHODS
-from vitdeploy.exporters.quantization.scheme import quantizable, quantize
+from vitdeploy.exporters.quantization.ranges.calibration import calibrated_ranges
+from vitdeploy.exporters.quantization.ranges.extremes import channel_extremes
+from vitdeploy.exporters.quantization.ranges.methods import METHODS
+from vitdeploy.exporters.quantization.schemes.scheme import quantizable, quantize
 from vitdeploy.exporters.quantization.smoothing_places import find_places
-from vitdeploy.exporters.variants import Variants
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from vitdeploy.exporters.quantization.calibration import CalibrationData, MeasuredImages
-    from vitdeploy.exporters.quantization.extremes import Extremes
     from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
-    from vitdeploy.exporters.quantization.scheme import Scheme
+    from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData, MeasuredImages
+    from vitdeploy.exporters.quantization.ranges.extremes import Extremes
+    from vitdeploy.exporters.quantization.schemes.scheme import Scheme
     from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant
     from vitdeploy.specs import PixelFormat
 
@@ -39,7 +39,7 @@ class Recipe:
 
     Attributes:
         scheme: how it computes.
-        ranges: a method of `vitdeploy.exporters.quantization.methods`; None where the graph measures them.
+        ranges: a method of `vitdeploy.exporters.quantization.ranges.methods`; None where the graph measures them.
         smooth: what is done before; None for nothing.
         margin: how much wider than what was seen "minmax" is, as a share of it.
     """

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-
 from schemas import validated
+
 from vitdeploy.cli import main
-from vitdeploy.cpu import session_threads
+from vitdeploy.system.cpu import session_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str, str]:

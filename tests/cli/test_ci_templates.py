@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-
-import vitdeploy
 from environments import ROOT
 from faults import copy_of, perturb_layer
+
+import vitdeploy
 from vitdeploy.assets import held_out_images
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 GITHUB = {
     job: yaml.safe_load((ROOT / f".github/workflows/vitdeploy-{job}.yml").read_text(encoding="utf-8"))

@@ -18,17 +18,17 @@ import pytest
 import transformers
 from click.testing import CliRunner
 from PIL import Image
+from schemas import validated
 from sklearn.datasets import load_sample_images
 
 import vitdeploy
-from schemas import validated
 from vitdeploy.cli import main
-from vitdeploy.cpu import Cpus, session_threads, usable_cpus
 from vitdeploy.specs import AxisRange, Task
+from vitdeploy.system.cpu import Cpus, session_threads, usable_cpus
 
 if TYPE_CHECKING:
     from conftest import WriteCheckpoint
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 PHOTOGRAPHS = load_sample_images().filenames
 # The bound of the issue; seen: below 1e-7.
@@ -186,7 +186,7 @@ def test_the_command_line_keeps_openmp_within_a_quota(
         monkeypatch.setenv(name, "")
     assert Result("doctor", "--help", capsys=capsys).code == 0
     assert os.environ["OMP_NUM_THREADS"] == ("" if not usable_cpus().limited else str(usable_cpus().threads.count))
-    monkeypatch.setattr("vitdeploy.cpu.usable_cpus", lambda: Cpus(8, 8, 8, 1.5))
+    monkeypatch.setattr("vitdeploy.system.cpu.usable_cpus", lambda: Cpus(8, 8, 8, 1.5))
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     assert Result("doctor", "--help", capsys=capsys).code == 0
     assert os.environ["OMP_NUM_THREADS"] == "2"
@@ -445,7 +445,7 @@ def test_options_of_engines_go_to_engines_alone(
         asked.append((to, engine))
         return vitdeploy.export(random_weights=TINY[1], output=tmp_path / "out")
 
-    monkeypatch.setattr("vitdeploy.workflow.export", record)
+    monkeypatch.setattr("vitdeploy.exporting.workflow.export", record)
     formats = ("onnx", "tensorrt-rtx", "onnx", "tensorrt-rtx")
     options = ("--batch", "1:1:2", "--batch", "1:1:2", *("--compute-capability", "8.9") * 2)
     arguments = [argument for to in formats for argument in ("--to", to)]

@@ -9,12 +9,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from bundles import write_bundle
+
 from vitdeploy import demo
-from vitdeploy.assess.compare import compare
-from vitdeploy.assess.latency import Benchmark, Latency
-from vitdeploy.bundle import Bundle
+from vitdeploy.assess.compare.compare import compare
+from vitdeploy.assess.metrics.latency import Benchmark, Latency
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import MissingDependencyError, UsageError
 
@@ -120,7 +120,7 @@ def test_a_difference_ends_in_1_with_the_report_written(
 
 
 def test_a_missing_package_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "vitdeploy.assess.page", raising=False)
+    monkeypatch.delitem(sys.modules, "vitdeploy.assess.report.page", raising=False)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingDependencyError, match="report") as raised:
         demo.run_demo(tmp_path / "out")

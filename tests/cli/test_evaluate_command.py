@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from schemas import validated
 
 import vitdeploy
-from schemas import validated
 from vitdeploy.assets import held_out_images
 from vitdeploy.cli import main
 from vitdeploy.cli.output import progress_bar
@@ -25,7 +25,7 @@ from vitdeploy.runtimes.onnxrt import OnnxRuntime
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 IMAGES = 450
 CORRECT = 446  # as the README says

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 LIMIT_S = 30  # far above what is needed, far below for ever
 

@@ -10,10 +10,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-import vitdeploy
 from faults import copy_of, perturb_layer, shift_labels, swap_normalization
 from schemas import validated
+
+import vitdeploy
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.cli import main
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 
 @pytest.fixture(scope="module")
@@ -186,5 +186,5 @@ def test_the_plugin_imports_nothing_until_it_is_used() -> None:
     assert not {name.partition(".")[0] for name in loaded} & {"numpy", "PIL", "torch", "click", "onnxruntime"}
     assert {name for name in loaded if name.startswith("vitdeploy.")} == {
         "vitdeploy.pytest_plugin",
-        "vitdeploy.telemetry",
+        "vitdeploy.system.telemetry",
     }

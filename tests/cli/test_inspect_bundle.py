@@ -7,12 +7,12 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-
 from bundles import sign_again
+
 from vitdeploy.cli import main
 
 if TYPE_CHECKING:
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 
 def inspect(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str, str]:
@@ -122,7 +122,7 @@ def test_a_corrupt_file_is_one_line_and_exits_with_4(both: Bundle, capsys: pytes
 def test_without_onnx_the_rest_is_shown(
     both: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "vitdeploy.assess.onnx_reader", raising=False)
+    monkeypatch.delitem(sys.modules, "vitdeploy.assess.inspection.onnx_reader", raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
     code, out, err = inspect(capsys, both.path, "--artifact", "onnx-fp16")
     assert (code, err) == (0, "")

@@ -11,8 +11,8 @@ import click
 import pytest
 
 import vitdeploy
-from vitdeploy.assess.gate_rules import Rules
-from vitdeploy.assess.layers import compare_layers
+from vitdeploy.assess.debug.layers import compare_layers
+from vitdeploy.assess.gate.rules import Rules
 from vitdeploy.cli import COMMANDS, main
 from vitdeploy.errors import UsageError
 

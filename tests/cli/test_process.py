@@ -22,7 +22,7 @@ from vitdeploy.cli import main
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 COMMAND = f"'{sys.executable}' -m vitdeploy"
 REPORTS = "--html {0}/report.html --markdown {0}/report.md --junit {0}/report.xml"
@@ -139,7 +139,7 @@ def test_an_error_that_nobody_foresaw_is_a_line_and_no_failed_check(
     debug: bool,
 ) -> None:
     monkeypatch.setenv("VITDEPLOY_DEBUG", "1" if debug else "0")
-    monkeypatch.setattr("vitdeploy.bundle.Bundle.open", lambda _path: _raise(error))
+    monkeypatch.setattr("vitdeploy.bundle.bundle.Bundle.open", lambda _path: _raise(error))
     with pytest.raises(SystemExit) as caught:
         main(["verify", "anything"])
     assert caught.value.code == code
@@ -183,7 +183,7 @@ def test_a_verdict_that_cannot_be_printed_is_in_the_error_and_in_the_reports(
 def test_a_defect_in_a_report_is_told_after_the_others_are_written(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vitdeploy.assess.markdown.write_markdown", lambda *_: _raise(KeyError("x")))
+    monkeypatch.setattr("vitdeploy.assess.report.markdown.write_markdown", lambda *_: _raise(KeyError("x")))
     options = REPORTS.format(tmp_path).split()
     for tolerance, code in (("1", 70), ("1e-12", 1)):
         with pytest.raises(SystemExit) as caught:

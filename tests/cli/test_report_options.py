@@ -6,11 +6,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from vitdeploy.assess import compare as compare_module
-from vitdeploy.assess import gate as gate_module
-from vitdeploy.cli import main
 from written_results import COMPARISON, gate_result
+
+from vitdeploy.assess.compare import compare as compare_module
+from vitdeploy.assess.gate import gate as gate_module
+from vitdeploy.cli import main
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +66,7 @@ def test_what_cannot_be_written_is_told_before_the_work(
         code, _, err = run(capsys, *held, "--html", path)
         assert (code, err.count("\n"), "cannot be written" in err, reason in err) == (3, 1, True, True)
     for module in ("page", "plots"):
-        monkeypatch.delitem(sys.modules, f"vitdeploy.assess.{module}")
+        monkeypatch.delitem(sys.modules, f"vitdeploy.assess.report.{module}")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = run(capsys, *held, "--html", tmp_path / "a.html")
     assert (code, "pip install 'vitdeploy[report]'" in err) == (3, True)

@@ -14,7 +14,7 @@ from fuzz.cases import DAMAGED, FAILED, PASSED, USAGE, Case
 from fuzz.checkpoints import outputs_of
 from fuzz.damage import ODD_VALUES, choose, damaged, odd_json
 from fuzz.special_files import replace
-from vitdeploy.sources import read_checkpoint
+from vitdeploy.sources.read import read_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path

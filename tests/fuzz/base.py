@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image
-
 from bundles import export_all, tiny_model, write_checkpoint_of
 from npz_files import save_arrays
+from PIL import Image
+
 from vitdeploy.cli import main
-from vitdeploy.preprocessor_config import CLASS_OF_MODEL
-from vitdeploy.processor import ImageProcessor
+from vitdeploy.images.preprocessor_config import CLASS_OF_MODEL
+from vitdeploy.images.processor import ImageProcessor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LABELS = ("cat", "dog", "newt")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from small_graphs import graph_of
 
 from fuzz.cases import PASSED, Case
 from fuzz.damage import choose, damaged, odd_json
 from fuzz.special_files import replace, rewrite
-from small_graphs import graph_of
-from vitdeploy.exporters.quantization.calibration import CalibrationData, MeasuredImages, calibrated_ranges
-from vitdeploy.exporters.quantization.methods import MinMax
 from vitdeploy.exporters.quantization.number_format import UINT8
+from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData, MeasuredImages, calibrated_ranges
+from vitdeploy.exporters.quantization.ranges.methods import MinMax
 from vitdeploy.specs import PixelFormat
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from fuzz.damage import choose, damaged, odd_json
 from fuzz.special_files import copy_tree, replace, rewrite
 from fuzz.weights import odd_safetensors
 from vitdeploy.models.config_keys import Effect, rules_of
-from vitdeploy.sources import Checkpoint, read_checkpoint
+from vitdeploy.sources.read import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,12 +8,12 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 import onnx
-
 from bundles import sign_again
+
 from fuzz.cases import DAMAGED, FAILED, PASSED, UNAVAILABLE, Case
 from fuzz.damage import choose, damaged
 from fuzz.special_files import copy_tree, rewrite
-from vitdeploy.bundle import Bundle
+from vitdeploy.bundle.bundle import Bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,12 +11,12 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from image_files import BY_HAND, NOT_MADE, file_of
 from PIL import Image
+from tiff_files import write_tiff
 
 from fuzz.damage import choose
-from test_image_formats import BY_HAND, NOT_MADE, file_of
-from tiff_files import write_tiff
-from vitdeploy.image_formats import FORMATS
+from vitdeploy.images.formats import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -190,7 +190,7 @@ class Worker:
         home.mkdir(exist_ok=True)
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, (_ROOT, _TESTS))),
+            "PYTHONPATH": os.pathsep.join(map(str, (_ROOT, _TESTS, _TESTS / "support"))),
             "HOME": str(home),
             "XDG_CACHE_HOME": str(home / "cache"),
             "HF_HUB_OFFLINE": "1",

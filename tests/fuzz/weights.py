@@ -18,7 +18,7 @@ import torch
 from fuzz.cases import Case
 from fuzz.damage import choose, damaged, odd_json
 from fuzz.special_files import copy_tree, replace, rewrite
-from vitdeploy.sources import Checkpoint, read_checkpoint
+from vitdeploy.sources.read import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable

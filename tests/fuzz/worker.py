@@ -21,7 +21,7 @@ from fuzz.cases import DAMAGED, FAILED, PASSED, UNAVAILABLE, USAGE, Case, InputC
 from fuzz.classes import CLASSES
 from vitdeploy.cli import main
 from vitdeploy.errors import VitDeployError
-from vitdeploy.quiet import quiet_libraries
+from vitdeploy.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from conftest import Checkpoint
-    from vitdeploy.models.layers import AttentionKind
+    from vitdeploy.models.layers.encoder import AttentionKind
 
 # Of an output's largest magnitude. Both sides compute the same formulas in the same order, so that only the rounding
 # of reordered sums and of differently written activations is left: some units in the last place (float32 6e-8,

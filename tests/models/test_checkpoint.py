@@ -11,15 +11,15 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-
 from families import VIT_CLASSES
+
 from models.parity import TOLERANCES, answers, assert_near, inputs_of
 from vitdeploy.errors import CheckpointError
-from vitdeploy.hub import resolve
 from vitdeploy.models.checkpoint import load_model, save_model, task_of
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.presets import random_model
 from vitdeploy.models.weights import unwrapped
+from vitdeploy.sources.hub import resolve
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from families import HEADS, Head, random_config
 from transformers.generation import GenerationConfig
 
-from families import HEADS, Head, random_config
 from models.parity import TOLERANCES, answers, images, masks
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.checkpoint import make_model
@@ -21,7 +21,7 @@ from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.config_keys import COMMON, OF_FAMILY, Effect, rules_of
 from vitdeploy.models.families import FAMILIES
 from vitdeploy.models.weights import read_weights
-from vitdeploy.sources import read_checkpoint
+from vitdeploy.sources.read import read_checkpoint
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-
 from families import HEADS, Head, random_config
+
 from models.parity import TOLERANCES, answers, assert_near, images, masks, peer_of
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.checkpoint import architecture_of, load_model, make_model, save_model, task_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from conftest import Checkpoint, WriteCheckpoint
-    from vitdeploy.models.layers import AttentionKind
+    from vitdeploy.models.layers.encoder import AttentionKind
 
 BY_HEAD = pytest.mark.parametrize("head", HEADS, ids=str)
 SEEDS = pytest.mark.parametrize("seed", range(3))

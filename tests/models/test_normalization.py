@@ -9,19 +9,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
-
-import vitdeploy
 from bundles import FLOAT32_TOLERANCE, tiny_model, write_checkpoint_of
 from compiler import build_engine
-from vitdeploy.assess.benchmark import benchmark
+
+import vitdeploy
+from vitdeploy.assess.benchmark.benchmark import benchmark
+from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.normalization import fold_normalization
-from vitdeploy.processor import ImageProcessor
 from vitdeploy.specs import PixelFormat, PixelStage, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 PROCESSORS: list[dict[str, Any]] = [
     {},

@@ -12,8 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 
 from models.parity import TOLERANCES, answers, assert_near, images, inputs_of, masks, peer_of
 from vitdeploy.errors import UsageError
-from vitdeploy.models.activations import ACTIVATIONS
 from vitdeploy.models.config import _KEYS, ViTConfig
+from vitdeploy.models.layers.activations import ACTIVATIONS
 from vitdeploy.models.presets import random_model
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from conftest import Checkpoint, WriteCheckpoint
-    from vitdeploy.models.layers import AttentionKind
+    from vitdeploy.models.layers.encoder import AttentionKind
 
 ACTIVATION_NAMES = sorted(ACTIVATIONS)
 SEEDS = range(len(ACTIVATION_NAMES) + 2)  # each activation once as hidden_act, and once as pooler_act

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-
 from limited import ERRORS_OF, GIB, MIB, READ_CHECKPOINT, run_limited
+
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.weights import read_weights
 
@@ -247,7 +247,7 @@ def write_state(write_checkpoint: Any, tiny_config: dict[str, Any]) -> Callable[
     """Write a configuration and a processor to a folder, and return the weights that belong to them."""
 
     def write(folder: Path) -> dict[str, Tensor]:
-        from vitdeploy.processor import ImageProcessor
+        from vitdeploy.images.processor import ImageProcessor
         from vitdeploy.specs import Task
 
         checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)

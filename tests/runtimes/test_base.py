@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-
 from forking import LIMIT_S, Outcome, in_child
+
 from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
 from vitdeploy.runtimes import BACKENDS, Backend, runtime_class
 from vitdeploy.runtimes.base import Runtime, parse_device
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 PATIENCE_S = 30.0  # reached only where the test fails
 FEEDS = {"x": np.ones(2, np.float32)}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-
 from bundles import CPU_BACKENDS, FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
 from engine_machines import gpu_marks
+
 from vitdeploy.errors import BundleError, DeviceError, UsageError
 from vitdeploy.models.signature import input_specs, output_specs
 from vitdeploy.runtimes import BACKENDS, open_runtime, runtime_class
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.runtimes.base import Runtime
 

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from engine_machines import why_not
 
 import vitdeploy
-from engine_machines import why_not
-from vitdeploy.assess.compare import run_batches
-from vitdeploy.assess.difference import DEFAULT_TOLERANCES, compare_outputs
-from vitdeploy.engine_options import DEFAULT_BATCH
+from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES, compare_outputs
+from vitdeploy.assess.runs.reference import run_batches
 from vitdeploy.errors import DeviceError
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.onnxrt import _KEEPS_RECORD, CUDA, TENSORRT, OnnxRuntime
+from vitdeploy.trt.options import DEFAULT_BATCH
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.base import Runtime
 
 pytestmark = [

@@ -16,19 +16,19 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-
 from bundles import FLOAT32_TOLERANCE, export_graph, make_feeds, reference, tiny_model, worst_difference, write_bundle
-from vitdeploy.cpu import Cpus, ThreadCount
+
 from vitdeploy.errors import BundleError, DeviceError, UsageError
 from vitdeploy.runtimes import onnxrt, open_runtime
 from vitdeploy.runtimes.onnxrt import CPU, OnnxRuntime
 from vitdeploy.runtimes.shape_nodes import shape_nodes
 from vitdeploy.specs import TensorSpec
+from vitdeploy.system.cpu import Cpus, ThreadCount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
@@ -336,7 +336,7 @@ def test_the_session_fits_the_cpus(
 ) -> None:
     """0 is the default, and is never left to ONNX Runtime, which knows neither quota nor mask."""
     monkeypatch.delenv("ORT_INTRA_OP_NUM_THREADS", raising=False)
-    for module in ("cpu", "runtimes.onnxrt"):
+    for module in ("system.cpu", "runtimes.onnxrt"):
         monkeypatch.setattr(f"vitdeploy.{module}.usable_cpus", lambda: cpus)
     expected = ThreadCount(asked, "as asked for") if asked else cpus.threads
     with OnnxRuntime(probe, intra_op_threads=asked) as runtime:

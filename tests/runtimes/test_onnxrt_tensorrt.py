@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-
-import vitdeploy
 from bundles import (
     FLOAT32_TOLERANCE,
     make_feeds,
@@ -27,8 +25,10 @@ from bundles import (
     write_bundle,
     write_checkpoint_of,
 )
-from vitdeploy.assess.selection import select
-from vitdeploy.bundle import Bundle
+
+import vitdeploy
+from vitdeploy.assess.runs.targets import select
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import DeviceError, OutputError, UsageError
 from vitdeploy.runtimes import open_runtime

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-
 from bundles import FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
-from vitdeploy.cpu import Cpus
+
 from vitdeploy.errors import DeviceError, UsageError
 from vitdeploy.runtimes import open_runtime, torch_device
 from vitdeploy.runtimes.pytorch import PyTorchRuntime
 from vitdeploy.runtimes.torch_device import plain_convolutions
 from vitdeploy.specs import Task
+from vitdeploy.system.cpu import Cpus
 
 if TYPE_CHECKING:
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 # Of the output's scale. The unit roundoff of float16 is 4.9e-4 and of bfloat16 3.9e-3 (11 and 8 significant bits);
 # two layers make some ten roundings of it in a row.

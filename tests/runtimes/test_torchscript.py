@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from bundles import FLOAT32_TOLERANCE, make_feeds, reference, sign_again, tiny_model, worst_difference, write_bundle
 
 import vitdeploy
-from bundles import FLOAT32_TOLERANCE, make_feeds, reference, sign_again, tiny_model, worst_difference, write_bundle
 from vitdeploy.errors import BundleError, DeviceError
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.torchscript import TorchScriptRuntime
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 # Of the output's scale: the unit roundoff of float16 is 4.9e-4 and of bfloat16 3.9e-3, a few of them in a row.
 TOLERANCES = {Precision.FP32: FLOAT32_TOLERANCE, Precision.FP16: 1e-2, Precision.BF16: 8e-2}

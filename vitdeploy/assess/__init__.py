@@ -1,1 +1,1 @@
-"""Assess artifacts: are they the same model, are they accurate, and how fast are they."""
+"""Assess artifacts: compare, evaluate, benchmark, debug, inspect, gate and report."""

@@ -27,11 +27,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from vitdeploy.assess.accuracy import Accuracy
+from vitdeploy.assess.metrics.accuracy import Accuracy
+from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.checkpoint import architecture_of, load_model, save_model
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.vit import VisionTransformer
-from vitdeploy.processor import ImageProcessor
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

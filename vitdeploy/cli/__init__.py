@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 
 import click
 
-from vitdeploy import __version__
+from vitdeploy._version import __version__
 from vitdeploy.cli.process import Interrupted, end_on_signals, guard_streams, print_error
-from vitdeploy.cpu import limit_openmp
 from vitdeploy.errors import InputError
-from vitdeploy.quiet import quiet_libraries
+from vitdeploy.system.cpu import limit_openmp
+from vitdeploy.system.quiet import quiet_libraries
 
 # Name -> "module:command" and its line in the help, so that the help imports no command.
 COMMANDS = {

@@ -12,14 +12,14 @@ from vitdeploy.cli.output import (
     device_option,
     image_limit_option,
     json_option,
-    print_figures,
     print_json,
     print_left_out,
     print_step,
+    print_tables,
 )
 from vitdeploy.cli.process import conclude
 from vitdeploy.cli.reports import Reports, report_options
-from vitdeploy.cpu import MOST_THREADS
+from vitdeploy.system.cpu import MOST_THREADS
 
 
 class BatchSizes(ParamType[tuple[int, ...]]):
@@ -76,7 +76,8 @@ def benchmark(
     The percentiles are of the runtime on ready input; the time from image files stands beside them. Exits with 1 if
     a model gives NaN or infinite values, with 3 if something else could not be measured.
     """
-    from vitdeploy.assess.benchmark import benchmark as benchmark_bundle
+    from vitdeploy.assess.benchmark.benchmark import benchmark as benchmark_bundle
+    from vitdeploy.assess.report.tables import tables
 
     result = benchmark_bundle(
         bundle, batch_sizes=batch_sizes, backends=backends or None, device=device, threads=threads, images=images,
@@ -88,7 +89,7 @@ def benchmark(
             print_json(result.to_dict())
         else:
             title = f"{result.bundle} on {result.settings['device']}, ready input unless it says from image files"
-            print_figures(f"{title}: {result.status}", result.figures)
+            print_tables(f"{title}: {result.status}", tables(result))
             print_left_out(result.left_out)
 
     conclude(result.status, show, *reports.writers(result))

@@ -9,13 +9,13 @@ import click
 from vitdeploy.cli.number_options import COUNT
 from vitdeploy.cli.output import print_table, print_text
 from vitdeploy.errors import InputError
-from vitdeploy.regular_file import read_regular
-from vitdeploy.strict_json import strict_json
+from vitdeploy.files.regular_file import read_regular
+from vitdeploy.files.strict_json import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vitdeploy.assess.bisection import Bisection
+    from vitdeploy.assess.debug.bisection import Bisection
 
 
 def lower_precision_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,11 +13,11 @@ from vitdeploy.cli.output import (
     image_limit_option,
     json_option,
     late_progress_bar,
-    print_figures,
     print_json,
     print_left_out,
     print_step,
     print_table,
+    print_tables,
     print_text,
 )
 from vitdeploy.cli.process import conclude
@@ -27,10 +27,10 @@ from vitdeploy.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-    from vitdeploy.assess.compare import Comparison
-    from vitdeploy.assess.features import Nearness
-    from vitdeploy.assess.layers import LayerComparison
-    from vitdeploy.assess.sensitivity import Sensitivity
+    from vitdeploy.assess.compare.compare import Comparison
+    from vitdeploy.assess.debug.layers import LayerComparison
+    from vitdeploy.assess.debug.sensitivity import Sensitivity
+    from vitdeploy.assess.metrics.features import Nearness
 
 # The options that go with each way to compare: of outputs, layer by layer, with nodes in float32, and all but a layer.
 _OPTIONS = {
@@ -93,21 +93,21 @@ def compare(
     result: Any
     print_result: Callable[[Any], None]
     if layers:
-        from vitdeploy.assess.layers import compare_layers
+        from vitdeploy.assess.debug.layers import compare_layers
 
         result, print_result = compare_layers(bundle, on_step=print_step, **given), _print_layers
     elif bisect:
-        from vitdeploy.assess.bisection import bisect as bisect_bundle
+        from vitdeploy.assess.debug.bisection import bisect as bisect_bundle
 
         result, print_result = bisect_bundle(bundle, on_step=print_step, **given), print_bisection
     elif sensitivity:
-        from vitdeploy.assess.sensitivity import sensitivity as measure
+        from vitdeploy.assess.debug.sensitivity import sensitivity as measure
 
         with late_progress_bar("measuring layers") as on_progress:
             result = measure(bundle, on_step=print_step, on_progress=on_progress, **given)
         print_result = _print_sensitivity
     else:
-        from vitdeploy.assess.compare import compare as compare_bundle
+        from vitdeploy.assess.compare.compare import compare as compare_bundle
 
         result, print_result = compare_bundle(bundle, on_step=print_step, **given), _print
 
@@ -206,4 +206,6 @@ def _print_layers(result: LayerComparison) -> None:
 def _print_sensitivity(result: Sensitivity) -> None:
     kind = "synthetic images" if result.synthetic else "images"
     print_text(f"{result.bundle} in {result.precision}, a layer at a time, {result.images} {kind}\n{result.summary}")
-    print_figures("", result.figures)
+    from vitdeploy.assess.report.tables import tables
+
+    print_tables("", tables(result))

@@ -9,11 +9,11 @@ import click
 from vitdeploy.cli.output import (
     PATH,
     json_option,
-    print_figures,
     print_json,
     print_left_out,
     print_step,
     print_table,
+    print_tables,
     print_text,
 )
 from vitdeploy.cli.process import conclude
@@ -45,6 +45,8 @@ def demo(output: str, as_json: bool) -> None:
 
 
 def _print(result: DemoResult) -> None:
+    from vitdeploy.assess.report.tables import tables
+
     comparison = result.comparison
     rows = [
         (item.artifact, item.backend, item.status, each.output, f"{each.max_relative:.2e}", f"{item.tolerance:g}")
@@ -59,7 +61,7 @@ def _print(result: DemoResult) -> None:
             for each in samples
         ]
         print_table(f"\n{heading}", ("image", "class", *samples[0].predictions), found)
-    print_figures("\nAccuracy on the same images", result.evaluation.figures)
+    print_tables("\nAccuracy on the same images", tables(result.evaluation))
     print_left_out(result.evaluation.left_out)
-    print_figures("\nLatency of the runtime", result.benchmark.figures)
+    print_tables("\nLatency of the runtime", tables(result.benchmark))
     print_text(f"\nBundle: {result.bundle}\nReport: {result.path}\nDone in {result.seconds:.0f} s.")

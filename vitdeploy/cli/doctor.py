@@ -16,7 +16,7 @@ def doctor(as_json: bool) -> None:
 
     Exits with 3 if no backend is ready.
     """
-    from vitdeploy.assess.environment import check_backends, machine
+    from vitdeploy.assess.benchmark.environment import check_backends, machine
 
     checks, here = check_backends(), machine()
     if as_json:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.cli.output import PATH
-from vitdeploy.engine_options import (
+from vitdeploy.errors import UsageError
+from vitdeploy.exporters import EXPORTERS
+from vitdeploy.trt.options import (
     DEFAULT_BATCH,
     HARDWARE_COMPATIBILITY,
     LARGEST_WORKSPACE_MIB,
@@ -17,8 +19,6 @@ from vitdeploy.engine_options import (
     colons,
     read_range,
 )
-from vitdeploy.errors import UsageError
-from vitdeploy.exporters import EXPORTERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -12,18 +12,18 @@ from vitdeploy.cli.output import (
     device_option,
     image_limit_option,
     json_option,
-    print_figures,
     print_json,
     print_left_out,
     print_step,
     print_table,
+    print_tables,
     progress_bar,
 )
 from vitdeploy.cli.process import conclude
 from vitdeploy.cli.reports import Reports, report_options
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.evaluate import Evaluation
+    from vitdeploy.assess.evaluate.evaluate import Evaluation
 
 
 @click.command()
@@ -65,7 +65,7 @@ def evaluate(
     Labels are the model's class names (or one of the synonyms in a name that lists some, with commas between them),
     WordNet ids of ImageNet's classes, or indices where the data has no names. Exits with 3 if a backend could not run.
     """
-    from vitdeploy.assess.evaluate import evaluate as evaluate_bundle
+    from vitdeploy.assess.evaluate.evaluate import evaluate as evaluate_bundle
 
     with progress_bar("images") as on_progress:
         result = evaluate_bundle(
@@ -83,9 +83,11 @@ def evaluate(
 
 
 def _print(result: Evaluation, per_class: bool, confusion: bool) -> None:
+    from vitdeploy.assess.report.tables import tables
+
     matched = result.settings["labels_matched"]
     title = f"{result.bundle} on {len(result.images)} images of {result.data}, labels matched {matched}"
-    print_figures(f"{title}: {result.status}", result.figures)
+    print_tables(f"{title}: {result.status}", tables(result))
     print_left_out(result.left_out)
     ran = [each for each in result.results if each.skipped is None]
     heads = [f"{each.artifact} on {each.backend}" for each in ran]

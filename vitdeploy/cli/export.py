@@ -28,14 +28,14 @@ from vitdeploy.cli.processor_options import processor_options
 from vitdeploy.cli.quantization_options import quantization_options
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, find_exporter, quantization_target
+from vitdeploy.serving.triton_config import LABELED_OUTPUT
 from vitdeploy.specs import Task
-from vitdeploy.triton_config import LABELED_OUTPUT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vitdeploy.engine_options import EngineOptions
-    from vitdeploy.manifest import Artifact
+    from vitdeploy.bundle.manifest import Artifact
+    from vitdeploy.trt.options import EngineOptions
 
 _SHORT = ("fp16", "bf16", "int8", "fp8")  # precisions that have a flag
 _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision in exporter.precisions})
@@ -238,9 +238,9 @@ def export(
     precision, which is made first; without --model or --random-weights from the one that --output has. Without a GPU it
     is kept, and completed by verify --run there.
     """
-    from vitdeploy.export_place import check_repository, place_of
-    from vitdeploy.model_repository import check_labels_of, check_place, write_triton_model
-    from vitdeploy.workflow import export as export_model
+    from vitdeploy.exporting.output_folder import check_repository, place_of
+    from vitdeploy.exporting.workflow import export as export_model
+    from vitdeploy.serving.triton_repository import check_labels_of, check_place, write_triton_model
 
     short = [name for name in _SHORT if options.pop(name)]
     typed = [*([] if precision is None else [f"--precision {precision}"]), *(f"--{name}" for name in short)]

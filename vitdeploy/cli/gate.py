@@ -23,7 +23,7 @@ from vitdeploy.cli.process import conclude
 from vitdeploy.cli.reports import Reports, report_options
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.gate import GateResult
+    from vitdeploy.assess.gate.gate import GateResult
 
 
 @click.command()
@@ -87,8 +87,8 @@ def gate(
     Exits with 1 if a check failed, with 2 if a rule is finer than the images can tell, with 3 if a check was skipped,
     and with 4 if the baseline is absent or of other images.
     """
-    from vitdeploy.assess.gate import gate as gate_bundle
-    from vitdeploy.assess.gate_rules import GateRules, Rules, read_rules
+    from vitdeploy.assess.gate.gate import gate as gate_bundle
+    from vitdeploy.assess.gate.rules import GateRules, Rules, read_rules
 
     given = {name: number_or_text(value) for name, value in flags.items() if value is not None}
     of_flags = Rules.from_dict(given, "the flags")

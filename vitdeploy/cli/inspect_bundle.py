@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.bundle.manifest import NOT_RECORDED
 from vitdeploy.cli.output import (
     PATH,
     agreement,
@@ -20,12 +21,11 @@ from vitdeploy.cli.output import (
     size,
 )
 from vitdeploy.errors import UsageError
-from vitdeploy.manifest import NOT_RECORDED
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.graph_summary import GraphSummary
-    from vitdeploy.assess.inspection import Inspection, Pair
-    from vitdeploy.manifest import Artifact, Manifest
+    from vitdeploy.assess.inspection.graph_summary import GraphSummary
+    from vitdeploy.assess.inspection.inspection import Inspection, Pair
+    from vitdeploy.bundle.manifest import Artifact, Manifest
 
 
 @click.command()
@@ -48,8 +48,8 @@ def inspect(bundle: str, other: str | None, names: tuple[str, ...], as_json: boo
 
 
 def _show(path: str, names: tuple[str, ...], as_json: bool) -> None:
-    from vitdeploy.assess.inspection import artifact_named, inspect_artifact
-    from vitdeploy.bundle import Bundle, retry_if_changed
+    from vitdeploy.assess.inspection.inspection import artifact_named, inspect_artifact
+    from vitdeploy.bundle.bundle import Bundle, retry_if_changed
 
     @retry_if_changed
     def inspected(path: str) -> tuple[Manifest, list[Inspection]]:
@@ -67,8 +67,8 @@ def _show(path: str, names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _show_differences(path: str, other_path: str, names: tuple[str, ...], as_json: bool) -> None:
-    from vitdeploy.assess.inspection import artifact_named, differences, inspect_artifact, same_bytes
-    from vitdeploy.bundle import Bundle, retry_if_changed
+    from vitdeploy.assess.inspection.inspection import artifact_named, differences, inspect_artifact, same_bytes
+    from vitdeploy.bundle.bundle import Bundle, retry_if_changed
 
     if len(names) > 2:
         raise UsageError(f"two bundles take one --artifact or two, got {len(names)}: {', '.join(names)}")
@@ -141,7 +141,7 @@ def _artifact_rows(artifact: Artifact) -> list[tuple[str, str]]:
 
 
 def _graph_rows(graph: GraphSummary) -> list[tuple[str, str]]:
-    from vitdeploy.assess.graph_summary import merge_layers
+    from vitdeploy.assess.inspection.graph_summary import merge_layers
 
     types = ", ".join(f"{dtype} {size(count)}" for dtype, count in graph.weight_bytes.items())
     rows = [

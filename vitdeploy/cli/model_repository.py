@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from vitdeploy.cli.output import PATH, json_option, print_json, print_table
-from vitdeploy.engine_options import DEFAULT_BATCH
+from vitdeploy.trt.options import DEFAULT_BATCH
 
 # A CUDA grid's second and third dimension, along which kernels lay a batch; Triton's warm-up runs the largest one.
 _LARGEST_BATCH = 65_535
@@ -41,7 +41,7 @@ def triton(
 
     A model that this command wrote is replaced if nothing in it was altered; anything else that is there is refused.
     """
-    from vitdeploy.model_repository import write_triton_model
+    from vitdeploy.serving.triton_repository import write_triton_model
 
     model = write_triton_model(
         bundle, repository, artifact=artifact, name=name, max_batch_size=max_batch_size, device=device

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import TextIO
 
-    from vitdeploy.assess.figures import Figures
-    from vitdeploy.assess.folder_listing import LeftOut
+    from vitdeploy.assess.data.folder_listing import LeftOut
+    from vitdeploy.assess.report.tables import Table
 
 PATH = click.Path(readable=False)  # whoever reads it says in one line that it cannot be read
 
@@ -28,7 +28,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 def _limit_images(context: click.Context, _option: click.Parameter, pixels: int | None) -> None:
     """Set the variable until the command ends; processes that it starts have it too."""
-    from vitdeploy.image_limit import MAX_PIXELS_VARIABLE
+    from vitdeploy.images.pixel_limit import MAX_PIXELS_VARIABLE
 
     if pixels is not None:
         context.with_resource(_variable(MAX_PIXELS_VARIABLE, str(pixels)))
@@ -80,9 +80,9 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
     _print("\n".join(line.rstrip() for line in file.getvalue().splitlines()))
 
 
-def print_figures(title: str, figures: Iterable[Figures]) -> None:
+def print_tables(title: str, tables: Iterable[Table]) -> None:
     """Print tables, the first of them under `title`."""
-    for index, each in enumerate(figures):
+    for index, each in enumerate(tables):
         print_table(f"\n{each.title}" if index else title, each.columns, each.rows)
 
 
@@ -105,7 +105,7 @@ def pairs(values: Mapping[str, object]) -> str:
 
 def left_out_texts(validation: Mapping[str, Any]) -> dict[str, str]:
     """What a validation says of the files in its folders that are no images, by the folder's argument, for people."""
-    from vitdeploy.assess.folder_listing import LeftOut
+    from vitdeploy.assess.data.folder_listing import LeftOut
 
     return {name: str(LeftOut.from_dict(found)) for name, found in validation.get("left_out", {}).items()}
 

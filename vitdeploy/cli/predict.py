@@ -33,8 +33,8 @@ def predict(
     multi-label model, and the values themselves, all of them in the model's order, for a regression. Exits with 1 if
     the model gives NaN or infinite values for an image.
     """
+    from vitdeploy.bundle.scores import ProblemType
     from vitdeploy.predictor import load
-    from vitdeploy.scores import ProblemType
 
     with load(bundle, backend=backend, precision=precision, device=device) as predictor:
         results = predictor.predict(list(images), top_k=top_k)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitdeploy.cli.output import printable
 from vitdeploy.errors import OutputError, VitDeployError, first_line
-from vitdeploy.exhaustion import exhausted, lacking
-from vitdeploy.quiet import DEBUG_VARIABLE, debugging
+from vitdeploy.system.exhaustion import exhausted, lacking
+from vitdeploy.system.quiet import DEBUG_VARIABLE, debugging
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.errors import InputError
-from vitdeploy.preprocessor_config import FILTERS, read_setting
-from vitdeploy.processor_options import ProcessorOptions
+from vitdeploy.images.preprocessor_config import FILTERS, read_setting
+from vitdeploy.images.processor_options import ProcessorOptions
 from vitdeploy.specs import MODES
 
 if TYPE_CHECKING:

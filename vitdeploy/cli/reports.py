@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.bundle.output_paths import check_outputs, check_writable
 from vitdeploy.cli.output import PATH
 from vitdeploy.errors import OutputError
-from vitdeploy.outputs import check_outputs, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 _INPUTS = ("data", "images", "rules", "golden")
 _OUTPUTS = ("resume", "save_golden")
 _REPORTS = {
-    "html": ("vitdeploy.assess.page:write_html", "Write a page that holds everything it shows, for a browser."),
-    "markdown": ("vitdeploy.assess.markdown:write_markdown", "Write the outcome in Markdown, for a job's summary."),
-    "junit": ("vitdeploy.assess.junit:write_junit", "Write the outcome as JUnit XML, for a CI server."),
+    "html": ("vitdeploy.assess.report.page:write_html", "Write a page that holds everything it shows, for a browser."),
+    "markdown": (
+        "vitdeploy.assess.report.markdown:write_markdown",
+        "Write the outcome in Markdown, for a job's summary.",
+    ),
+    "junit": ("vitdeploy.assess.report.junit:write_junit", "Write the outcome as JUnit XML, for a CI server."),
 }
 
 

@@ -35,7 +35,7 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
     ONNX artifact that each was built from, and the manifest says so from then on, of each as it is proven; exits with
     1 where one differs, and with 3 where one cannot run.
     """
-    from vitdeploy.bundle import open_verified
+    from vitdeploy.bundle.bundle import open_verified
 
     for name, value in (("images", images), ("artifact", ", ".join(artifacts) or None)):
         if value is not None and not run:
@@ -43,7 +43,7 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
     opened = open_verified(bundle)
     proven: tuple[str, ...] = ()
     if run:
-        from vitdeploy.engine_proof import ProofRequest, prove_engines
+        from vitdeploy.exporting.engine_validation import ProofRequest, prove_engines
 
         opened, proven = prove_engines(opened, names=artifacts, proof=ProofRequest(images), on_step=print_step)
     manifest = opened.manifest

@@ -1,1 +1,1 @@
-"""The reference Vision Transformer in torch, and the checkpoints that it loads."""
+"""The reference model in torch: configuration, weights and the network."""

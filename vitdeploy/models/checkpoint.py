@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from vitdeploy.errors import CheckpointError
-from vitdeploy.forks import with_threads
+from vitdeploy.files.opened import OpenedFile
 from vitdeploy.models.families import FAMILIES
 from vitdeploy.models.names import disk_name, our_names
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import read_weights, write_weights
-from vitdeploy.opened import OpenedFile
 from vitdeploy.specs import Task
+from vitdeploy.system.forks import with_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitdeploy.models.config import ViTConfig
-    from vitdeploy.models.layers import AttentionKind
+    from vitdeploy.models.layers.encoder import AttentionKind
 
 # The weights that only one task needs; a checkpoint may hold those of other tasks than the one it is loaded for.
 _HEADS = {

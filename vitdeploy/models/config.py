@@ -7,12 +7,12 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
+from vitdeploy.bundle.labels import class_names
+from vitdeploy.bundle.scores import ProblemType, stated_problem_type
 from vitdeploy.errors import CheckpointError, UsageError
-from vitdeploy.labels import class_names
+from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
-from vitdeploy.regular_file import read_regular
-from vitdeploy.scores import ProblemType, stated_problem_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -75,10 +75,10 @@ class ViTConfig:
         shared_relative_positions: whether all layers share such a bias.
         position_antialias: whether position embeddings are interpolated with antialiasing.
         relative_position_interpolation: how those biases are resized: "bilinear" as in transformers, or "geometric" as
-            in timm (see `vitdeploy.models.geometric`), which takes no dynamic image size.
+            in timm (see `vitdeploy.models.layers.geometric`), which takes no dynamic image size.
         any_image_size: whether transformers' model takes images of every size without being asked to interpolate.
         final_norm: whether a layer norm follows the last block.
-        classification_pooler: what of the tokens is classified; see `vitdeploy.models.heads`.
+        classification_pooler: what of the tokens is classified; see `vitdeploy.models.layers.heads`.
         feature_pooler: what feature extraction gives beside the tokens, if anything.
         vocab_size: of the visual tokens that masked image modeling predicts; None where it reconstructs pixels.
 

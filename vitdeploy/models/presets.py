@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from vitdeploy.errors import UsageError
-from vitdeploy.forks import with_threads
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task
+from vitdeploy.system.forks import with_threads
 
 # Dosovitskiy et al. (arXiv:2010.11929), table 1; tiny and small from Touvron et al. (arXiv:2012.12877), table 1; giant
 # from Zhai et al. (arXiv:2106.04560), table 2.

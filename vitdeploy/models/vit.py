@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import UsageError
-from vitdeploy.models.embeddings import Embeddings
-from vitdeploy.models.heads import make_head
-from vitdeploy.models.layers import Attention, AttentionKind, Layer, check_attention
-from vitdeploy.models.positions import RelativePositionBias, relative_position_index
-from vitdeploy.scores import ProblemType, default_problem_type
+from vitdeploy.models.layers.embeddings import Embeddings
+from vitdeploy.models.layers.encoder import Attention, AttentionKind, Layer, check_attention
+from vitdeploy.models.layers.heads import make_head
+from vitdeploy.models.layers.positions import RelativePositionBias, relative_position_index
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class VisionTransformer(nn.Module):
 
     @property
     def problem_type(self) -> ProblemType:
-        """How `logits` are read; see `vitdeploy.scores.problem_type_of`."""
+        """How `logits` are read; see `vitdeploy.bundle.scores.problem_type_of`."""
         if self.task is not Task.CLASSIFICATION:
             return ProblemType.SINGLE_LABEL
         return self.config.problem_type or default_problem_type(len(self.config.labels))

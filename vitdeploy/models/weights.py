@@ -17,12 +17,12 @@ import safetensors
 import safetensors.torch
 import torch
 
-from vitdeploy.content_limit import check_content
 from vitdeploy.errors import CheckpointError, first_line
-from vitdeploy.exhaustion import check_exhaustion
+from vitdeploy.files.content_limit import check_content
+from vitdeploy.files.opened import OpenedFile
+from vitdeploy.files.regular_file import open_regular
 from vitdeploy.models.legacy_file import storage_bytes
-from vitdeploy.opened import OpenedFile
-from vitdeploy.regular_file import open_regular
+from vitdeploy.system.exhaustion import check_exhaustion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from small_graphs import X, answers, graph_of
+
 from vitdeploy.exporters.quantization.bias_correction import correct_biases
-from vitdeploy.exporters.quantization.dynamic_int8 import DynamicInt8
-from vitdeploy.exporters.quantization.scheme import quantizable
-from vitdeploy.exporters.quantization.static_int8 import StaticInt8
-from vitdeploy.exporters.quantization.tensorrt_fp8 import TensorRTFp8
+from vitdeploy.exporters.quantization.schemes.dynamic_int8 import DynamicInt8
+from vitdeploy.exporters.quantization.schemes.scheme import quantizable
+from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
+from vitdeploy.exporters.quantization.schemes.tensorrt_fp8 import TensorRTFp8
 from vitdeploy.exporters.quantization.weights import rounded_matrix
 
 RNG = np.random.default_rng(0)

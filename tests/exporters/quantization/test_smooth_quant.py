@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-
 from small_graphs import X, answers, check, graph_of, operators
+
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.quantization.extremes import Extremes
+from vitdeploy.exporters.quantization.ranges.extremes import Extremes
 from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, smooth_alike
 from vitdeploy.exporters.quantization.smoothing_places import find_places
 

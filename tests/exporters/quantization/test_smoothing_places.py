@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx_ir.passes.common import ShapeInferencePass
-
-import vitdeploy
 from bundles import export_graph, make_feeds, tiny_model, write_checkpoint_of
 from families import HEADS, Head, random_config
+from onnx_ir.passes.common import ShapeInferencePass
 from small_graphs import answers, graph_of
-from vitdeploy.exporters.onnx_file import write_onnx
-from vitdeploy.exporters.precision import name_of
-from vitdeploy.exporters.quantization.dynamic_int8 import DynamicInt8
-from vitdeploy.exporters.quantization.extremes import Extremes
+
+import vitdeploy
+from vitdeploy.exporters.graph.onnx_file import write_onnx
+from vitdeploy.exporters.graph.precision import name_of
 from vitdeploy.exporters.quantization.number_format import Range
-from vitdeploy.exporters.quantization.scheme import quantizable, quantize
+from vitdeploy.exporters.quantization.ranges.extremes import Extremes
+from vitdeploy.exporters.quantization.schemes.dynamic_int8 import DynamicInt8
+from vitdeploy.exporters.quantization.schemes.scheme import quantizable, quantize
+from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
 from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, smooth_alike
 from vitdeploy.exporters.quantization.smoothing_places import find_places
-from vitdeploy.exporters.quantization.static_int8 import StaticInt8
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import Task
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import WriteCheckpoint
-    from vitdeploy.bundle import Bundle
+    from vitdeploy.bundle.bundle import Bundle
 
 RNG = np.random.default_rng(0)
 # Another order of operations in float32: some units in the last place a layer, of the largest value.

@@ -1,0 +1,276 @@
+"""Build an engine from an ONNX artifact, strongly typed: its tensors' types are the engine's."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import platform
+import traceback
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.bundle.output_paths import check_writable
+from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, check_utf_8, readable
+from vitdeploy.exporters import Exported
+from vitdeploy.exporters.engine.capabilities import CAPABILITIES, check_options, configure
+from vitdeploy.exporters.engine.interrupts import interrupts_held
+from vitdeploy.exporters.engine.progress import make_monitor
+from vitdeploy.files.atomic import write_file
+from vitdeploy.files.regular_file import read_regular
+from vitdeploy.specs import Precision
+from vitdeploy.trt.gpu import find_gpu
+from vitdeploy.trt.library import (
+    LIBRARIES,
+    compiles_on_target,
+    load_library,
+    make_builder,
+    make_logger,
+    network_flags,
+)
+from vitdeploy.trt.options import BATCH, EngineOptions, colons
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from vitdeploy.specs import TensorSpec
+    from vitdeploy.trt.options import Profile
+
+# What avoids an operator that the libraries refuse (seen with TensorRT-RTX 1.7).
+_AVOIDED_BY = {
+    "Attention": "export the ONNX artifact with --opset 22 or less, which has no such operator",
+    "QuantizeLinear": "choose --fp16 or --bf16",
+    "DequantizeLinear": "choose --fp16 or --bf16",
+}
+_OTHERWISE = "export the ONNX artifact again with its default options, without --optimize"
+# Of builds that name none, as TensorRT-RTX's documentation has it: "if the model precisions are supported on the target
+# architecture", which E4M3 is from 8.9 on; the builder refuses others that are named.
+_TARGETS = "portable: 8.0, 8.6, 8.9, 12.0 and later"
+_TARGETS_OF = {Precision.FP8: "portable: 8.9, 12.0 and later"}
+
+_MOST_TIMING_CACHE_BYTES = 256 * 1024**2
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineRequest:
+    """An engine to be built.
+
+    Attributes:
+        library: of `vitdeploy.trt.library.LIBRARIES`.
+        onnx: the verified file of the ONNX artifact.
+        precision: of that.
+        inputs: what the artifact takes.
+        outputs: what it gives.
+        profiles: the sizes of its free axes; see `EngineOptions.profiles`.
+        options: of the builder.
+        timing_cache: the file of measured kernels, read if it is there and written again.
+        log: the file that the builder's log goes to.
+        on_progress: called with how much is done, and of how much.
+    """
+
+    library: str
+    onnx: Path
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profiles: Sequence[Profile]
+    options: EngineOptions
+    timing_cache: Path
+    log: Path
+    on_progress: Callable[[int, int], None] = lambda *_: None
+
+
+@dataclasses.dataclass(frozen=True)
+class Built(Exported):
+    """What the builder wrote.
+
+    Attributes:
+        hardware: what the engine was built for.
+    """
+
+    hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def check_request(library: str, options: EngineOptions) -> None:
+    """Whether the library is here, and has the options.
+
+    Raises:
+        UnavailableError: the library is not installed, or does not load.
+        UsageError: it does not have an option.
+    """
+    check_options(load_library(library, f"exporting to {library}"), library, options)
+
+
+def build_engine(request: EngineRequest, folder: Path, file: str) -> Built:
+    """Write an engine to `file` in `folder`.
+
+    Args:
+        request: what is to be built.
+        folder: of the bundle.
+        file: relative to it.
+
+    Raises:
+        MissingDependencyError: the library is not installed.
+        DeviceError: the library, or an option, needs a GPU to build, and there is none.
+        UsageError: the library does not have an option.
+        CheckFailedError: it refuses the graph, or does not build it; the message names the log.
+        OSError: a file cannot be written.
+    """
+    trt = load_library(request.library, f"exporting to {request.library}")
+    check_options(trt, request.library, request.options)
+    _check_files(request)
+    # The libraries hold a lock while they call the logger and the monitor. What Python lets go of there, such as an
+    # older builder in a cycle or a traceback, would wait for that lock for ever (seen with TensorRT-RTX 1.7).
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        with interrupts_held() as came:
+            return _build(trt, request, folder, file, came)
+    except BaseException as exc:
+        _let_go(exc)
+        raise
+    finally:
+        if collected:
+            gc.enable()
+
+
+def _let_go(exc: BaseException | None) -> None:
+    """Clear the frames of an exception, and of those that it came from."""
+    while exc is not None:
+        traceback.clear_frames(exc.__traceback__)
+        exc = exc.__cause__ or exc.__context__
+
+
+def _check_files(request: EngineRequest) -> None:
+    """Raise UsageError or OutputError unless the files beside the engine can be what they are to be."""
+    check_utf_8(request.library, request.onnx)
+    for file, what in ((request.log, "the builder's log"), (request.timing_cache, "the timing cache")):
+        check_writable(file)
+        if file.is_symlink() or (file.exists() and not file.is_file()):
+            raise OutputError(f"{file} must be a file for {what}, is something else; remove it, or name another")
+
+
+def _build(trt: Any, request: EngineRequest, folder: Path, file: str, came: Sequence[int]) -> Built:
+    name = request.library
+    with request.log.open("w", encoding="utf-8") as log:
+        logger = make_logger(trt, log)
+        builder = make_builder(trt, name, logger)
+        hardware = _hardware(trt, request)
+        network = builder.create_network(network_flags(trt))
+        parser = trt.OnnxParser(network, logger)
+        _parse(trt, parser, network, request)
+        config = builder.create_builder_config()
+        configure(trt, config, request.options)
+        _add_profiles(builder, config, request)
+        caches = CAPABILITIES["timing_cache"].has(trt)
+        if caches:
+            _use_timing_cache(config, request)
+        monitor = config.progress_monitor = make_monitor(trt, request.on_progress, came)
+        plan = builder.build_serialized_network(network, config)
+        for problem in (monitor.error, logger.lost):
+            if problem is not None:
+                raise problem
+        if plan is None:
+            why = logger.errors[0] if logger.errors else "it does not say why"
+            raise CheckFailedError(
+                f"{name} {trt.__version__} must build the engine: {shorten(why, 300)}; see {request.log}"
+            )
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(plan)
+    if caches:
+        write_file(request.timing_cache, bytes(config.get_timing_cache().serialize()))
+    return Built(
+        files=(file,),
+        inputs=request.inputs,
+        outputs=request.outputs,
+        options=_recorded(trt, request),
+        tools={LIBRARIES[name].package: trt.__version__},
+        hardware=hardware,
+    )
+
+
+def _hardware(trt: Any, request: EngineRequest) -> dict[str, Any]:
+    """What the engine is for; a GPU is looked for where the library, or an option, needs one to build."""
+    options = request.options
+    found: dict[str, Any] = {"platform": f"{platform.system()} {platform.machine()}"}
+    if not compiles_on_target(trt):
+        gpu = find_gpu()
+        return found | {
+            "gpu": gpu.name,
+            "compute_capability": gpu.compute_capability,
+            "driver": gpu.driver,
+            "hardware_compatibility": options.hardware_compatibility,
+        }
+    if options.refit or options.strip_weights:  # it fails to build such an engine without (TensorRT-RTX 1.7)
+        try:
+            find_gpu()
+        except DeviceError as exc:
+            raise DeviceError(
+                f"refit and strip_weights need a GPU to build with {request.library}: {exc}; leave them out"
+            ) from exc
+    portable = _TARGETS_OF.get(Precision(request.precision), _TARGETS)
+    return found | {"compute_capabilities": list(options.compute_capabilities) or [portable]}
+
+
+def _parse(trt: Any, parser: Any, network: Any, request: EngineRequest) -> None:
+    """Read the graph; what the library refuses is told before a long build starts."""
+    if not parser.parse_from_file(str(request.onnx)):
+        error = parser.get_error(0)
+        operator = error.node_operator() or "unknown"
+        node = error.node_name() or f"number {error.node()}"
+        avoid = _AVOIDED_BY.get(operator, _OTHERWISE)
+        reason = shorten(error.desc(), 300)
+        raise CheckFailedError(
+            f"{request.library} {trt.__version__} must take every node of {request.onnx.name}, refuses node {node} "
+            f"({operator}): {reason}; {avoid}; see {request.log}"
+        )
+    # TensorRT-RTX 1.7 parses it, and then refuses to build it or crashes.
+    fused = getattr(trt.LayerType, "ATTENTION_INPUT", None) if compiles_on_target(trt) else None
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    for layer in layers:
+        if fused is not None and layer.type == fused:
+            raise CheckFailedError(
+                f"{request.library} {trt.__version__} must have a kernel for every node of {request.onnx.name}, may "
+                f"have none for node {layer.name.removesuffix('_AttentionInput')} (Attention); "
+                f"{_AVOIDED_BY['Attention']}"
+            )
+
+
+def _add_profiles(builder: Any, config: Any, request: EngineRequest) -> None:
+    for sizes in request.profiles:
+        profile = builder.create_optimization_profile()
+        for spec in request.inputs:
+            shapes = [
+                tuple(axis if isinstance(axis, int) else getattr(sizes[axis], bound) for axis in spec.shape)
+                for bound in ("minimum", "optimum", "maximum")
+            ]
+            profile.set_shape(spec.name, *shapes)
+        if config.add_optimization_profile(profile) < 0:
+            given = ", ".join(f"{axis} {colons(each)}" for axis, each in sizes.items())
+            raise CheckFailedError(f"{request.library} must take the profile {given}, refuses it; see {request.log}")
+
+
+def _use_timing_cache(config: Any, request: EngineRequest) -> None:
+    content = b""
+    with readable(request.timing_cache, "a timing cache"), contextlib.suppress(FileNotFoundError):
+        content = read_regular(request.timing_cache, _MOST_TIMING_CACHE_BYTES)
+    cache = config.create_timing_cache(content)
+    if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+        return
+    if request.options.timing_cache is not None:
+        raise CheckFailedError(
+            f"{request.timing_cache} must be a timing cache of this {request.library} on this GPU, is not; remove it"
+        )
+    config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # instead of another GPU's
+
+
+def _recorded(trt: Any, request: EngineRequest) -> dict[str, Any]:
+    """The options in force, for the manifest: those that the library has, and the sizes of images for each batch."""
+    values = request.options.to_dict()
+    kept = {name: value for name, value in values.items() if name not in CAPABILITIES or CAPABILITIES[name].has(trt)}
+    first = request.profiles[0]
+    of_images = [profile for profile in request.profiles if profile[BATCH] == first[BATCH]]
+    sizes = {name: [colons(profile[name]) for profile in of_images] for name in first if name != BATCH}
+    return kept | sizes | {"strongly_typed": True}

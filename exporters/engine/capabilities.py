@@ -1,0 +1,126 @@
+"""What sets TensorRT 10, TensorRT 11 and TensorRT-RTX apart for the builder: found by what a library has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitdeploy.errors import UsageError
+from vitdeploy.trt.library import compiles_on_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vitdeploy.trt.options import EngineOptions
+
+
+class Capability(NamedTuple):
+    """One option of the builder.
+
+    Attributes:
+        has: whether a library has it, and heeds it.
+        apply: set it in a builder's configuration, given the library, the configuration and the value. What it returns
+            says whether the library took it; None where it does not tell.
+    """
+
+    has: Callable[[Any], bool]
+    apply: Callable[[Any, Any, Any], bool | None]
+
+
+def _flag(name: str) -> Callable[[Any, Any, Any], None]:
+    def apply(trt: Any, config: Any, on: bool) -> None:
+        flag = getattr(trt.BuilderFlag, name)
+        (config.set_flag if on else config.clear_flag)(flag)
+
+    return apply
+
+
+def _has_flag(name: str) -> Callable[[Any], bool]:
+    return lambda trt: hasattr(trt.BuilderFlag, name)
+
+
+def _set_strip(trt: Any, config: Any, on: bool) -> None:
+    """Leave weights out, to be given later: the same ones, for which TensorRT need not keep more than their places.
+
+    TensorRT-RTX's documentation names REFIT for it, TensorRT's REFIT_IDENTICAL, which any other weights would break.
+    """
+    _flag("STRIP_PLAN")(trt, config, on)
+    if on:
+        given_again = _flag("REFIT") if compiles_on_target(trt) else _flag("REFIT_IDENTICAL")
+        given_again(trt, config, True)
+
+
+def _set_workspace(trt: Any, config: Any, mib: int | None) -> None:
+    if mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, mib << 20)
+
+
+def _set_level(_trt: Any, config: Any, level: int) -> None:
+    config.builder_optimization_level = level
+
+
+def _set_hardware(trt: Any, config: Any, level: str) -> None:
+    config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level.upper())
+
+
+def _set_targets(trt: Any, config: Any, names: tuple[str, ...]) -> bool:
+    if names:
+        config.num_compute_capabilities = len(names)
+    chosen = [getattr(trt.ComputeCapability, targets(trt)[name]) for name in names]
+    return all(config.set_compute_capability(target, index) for index, target in enumerate(chosen))
+
+
+def targets(trt: Any) -> dict[str, str]:
+    """The library's name of each compute capability that can be asked for: "8.9" is SM89."""
+    names = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+    return {f"{name[2:-1]}.{name[-1]}": name for name in sorted(names, key=lambda name: int(name[2:]))}
+
+
+def _measures_kernels(trt: Any) -> bool:
+    return not compiles_on_target(trt)
+
+
+# By the name of the option. The timing cache is no more than a file to `apply`: see `vitdeploy.exporters.engine.build`.
+CAPABILITIES = {
+    "workspace_mib": Capability(lambda trt: hasattr(trt.MemoryPoolType, "WORKSPACE"), _set_workspace),
+    "optimization_level": Capability(lambda trt: hasattr(trt.IBuilderConfig, "builder_optimization_level"), _set_level),
+    "tf32": Capability(_has_flag("TF32"), _flag("TF32")),
+    "timing_cache": Capability(_measures_kernels, lambda *_: None),
+    "version_compatible": Capability(_measures_kernels, _flag("VERSION_COMPATIBLE")),
+    "hardware_compatibility": Capability(_measures_kernels, _set_hardware),
+    "compute_capabilities": Capability(compiles_on_target, _set_targets),
+    "refit": Capability(_has_flag("REFIT"), _flag("REFIT")),
+    "strip_weights": Capability(
+        lambda trt: _has_flag("STRIP_PLAN")(trt) and hasattr(trt, "OnnxParserRefitter"), _set_strip
+    ),
+}
+
+
+def check_options(trt: Any, name: str, options: EngineOptions) -> None:
+    """Raise UsageError unless the library has each option that differs from its default.
+
+    Args:
+        trt: the library.
+        name: of `vitdeploy.trt.library.LIBRARIES`.
+        options: what is asked for.
+    """
+    for option, value in options.chosen().items():
+        if not CAPABILITIES[option].has(trt):
+            has = ", ".join(each for each, row in CAPABILITIES.items() if row.has(trt))
+            raise UsageError(f"{name} {trt.__version__} has no {option}, got {value!r:.80}; leave it out: it has {has}")
+    if options.compute_capabilities:
+        known = targets(trt)
+        for target in options.compute_capabilities:
+            if target not in known:
+                raise UsageError(f"compute_capabilities of {name} must be among {', '.join(known)}, got {target}")
+
+
+def configure(trt: Any, config: Any, options: EngineOptions) -> None:
+    """Set every option that the library has, defaults included: they are ours, and the same in every version.
+
+    Raises:
+        UsageError: the library does not take a value.
+    """
+    for option, row in CAPABILITIES.items():
+        value = getattr(options, option)
+        if row.has(trt) and row.apply(trt, config, value) is False:
+            raise UsageError(f"{option} must be what {trt.__version__} of the library takes, got {value!r:.80}")

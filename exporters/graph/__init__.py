@@ -1,0 +1,1 @@
+"""Export the reference to ONNX: trace, layers, passes, precision and the file."""

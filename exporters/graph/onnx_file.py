@@ -1,0 +1,116 @@
+"""Read and write large ONNX models without holding their weights a second time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, BinaryIO
+
+import onnx
+import onnx_ir as ir
+
+from vitdeploy.files.opened import OpenedFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Protobuf refuses messages of 2 GiB; the rest is room for the graph itself.
+MAX_BYTES = (1 << 31) - (1 << 24)
+# Of each weight of more than 1 MiB in a file beside the model: where every system lets a map of memory begin.
+ALIGNMENT = 1 << 16
+
+# Field numbers of onnx.proto.
+_MODEL_GRAPH = 7
+_GRAPH_INITIALIZER = 5
+_TENSOR_RAW_DATA = 9
+
+
+def read_onnx_ir(source: Path | OpenedFile) -> ir.Model:
+    """A model in a file, with that of its weights beside it mapped by now: its name is not looked up later."""
+    model = ir.load(OpenedFile.of(source).handle)
+    for tensor in _weights(model).values():
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.numpy()
+    return model
+
+
+def write_onnx(model: ir.Model, path: Path, max_bytes: int = MAX_BYTES) -> tuple[str, ...]:
+    """Write `model` to `path`, and to one file beside it, to be mapped, where its weights exceed `max_bytes`.
+
+    Returns:
+        The names of the files, the model first.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if sum(tensor.nbytes for tensor in _weights(model).values()) > max_bytes:
+        data = f"{path.name}.data"
+        ir.save(model, path, external_data=data, alignment=ALIGNMENT)
+        return path.name, data
+    with path.open("wb") as file:
+        _write_model(model, file)
+    return (path.name,)
+
+
+def _write_model(model: ir.Model, file: BinaryIO) -> None:
+    """Serialize the weights one by one: protobuf reads a message's parts in any order and appends repeated ones."""
+    weights = _weights(model)
+    proto = _without(model, set(weights))
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    headers = {name: _tensor_header(name, tensor) for name, tensor in weights.items()}
+    size = len(graph) + sum(_field_size(_GRAPH_INITIALIZER, size) for _, size in headers.values())
+    file.write(proto.SerializeToString(deterministic=True))
+    file.write(_field(_MODEL_GRAPH, size) + graph)
+    for name, (header, size) in headers.items():
+        file.write(_field(_GRAPH_INITIALIZER, size) + header)
+        file.write(weights[name].tobytes())  # little-endian, and packed where an element is less than a byte
+
+
+def without_weights(model: ir.Model, more_than_bytes: int = 1024) -> onnx.ModelProto:
+    """The model with its weights as inputs, all but small ones: shapes are inferred from what those hold."""
+    names = {name for name, tensor in _weights(model).items() if tensor.nbytes > more_than_bytes}
+    proto = _without(model, names)
+    proto.graph.input.extend(ir.to_proto(model.graph.initializers[name]) for name in sorted(names))
+    return proto
+
+
+def _without(model: ir.Model, names: set[str]) -> onnx.ModelProto:
+    values = dict(model.graph.initializers)
+    for name in names:
+        del model.graph.initializers[name]
+    try:
+        return ir.to_proto(model)
+    finally:
+        model.graph.initializers.clear()
+        model.graph.initializers.update(values)
+
+
+def _weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    return {
+        name: value.const_value for name, value in model.graph.initializers.items() if value.const_value is not None
+    }
+
+
+def _tensor_header(name: str, tensor: ir.TensorProtocol) -> tuple[bytes, int]:
+    """All of a TensorProto but its last bytes, the raw data, and its size with them."""
+    proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+    header = proto.SerializeToString(deterministic=True) + _field(_TENSOR_RAW_DATA, tensor.nbytes)
+    return header, len(header) + tensor.nbytes
+
+
+def _field(number: int, size: int) -> bytes:
+    """Tag and length of a length-delimited field."""
+    return _varint(number << 3 | 2) + _varint(size)
+
+
+def _field_size(number: int, size: int) -> int:
+    return len(_field(number, size)) + size
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)

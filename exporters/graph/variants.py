@@ -1,0 +1,65 @@
+"""One graph in a lower precision, with chosen nodes of it in float32."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from vitdeploy.exporters.graph.emulation import emulated
+from vitdeploy.exporters.graph.onnx_file import read_onnx_ir, write_onnx
+from vitdeploy.exporters.graph.precision import TYPES, can_be_half, name_of, set_precision
+from vitdeploy.exporters.quantization.candidates import labels_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from pathlib import Path
+
+    from vitdeploy.files.opened import OpenedFile
+    from vitdeploy.specs import Precision
+
+
+@dataclasses.dataclass(frozen=True)
+class Variants:
+    """What can be kept in float32, and what makes the graph that keeps it.
+
+    Attributes:
+        nodes: those that compute in the lower precision where they are not kept, by the names of their first outputs,
+            in the order of the graph.
+        write: writes the variant that keeps these nodes to a file, from which ONNX Runtime computes on a CPU what the
+            variant computes, with every rounding.
+        labels: what nodes are called after their weights, such as "layers.0.mlp.fc1", by their names; those that have
+            such weights. The addition of a bias is called as the product that it is added to.
+    """
+
+    nodes: tuple[str, ...]
+    write: Callable[[Collection[str], Path], None]
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def half_variants(source: Path | OpenedFile, precision: Precision) -> Variants:
+    """Variants of a float32 graph in half precision, as `export` makes them, but that nothing was observed.
+
+    Args:
+        source: the graph, of ONNX's own operators.
+        precision: fp16 or bf16.
+    """
+    model = read_onnx_ir(source)
+    ShapeInferencePass()(model)
+    nodes = can_be_half(model, TYPES[precision])
+    write = functools.partial(_write_half, model, TYPES[precision])
+    return Variants(tuple(map(name_of, nodes)), write, labels_of(nodes))
+
+
+def _write_half(model: ir.Model, half: ir.DataType, kept: Collection[str], path: Path) -> None:
+    twin = model.clone()
+    io = ir.DataType.FLOAT16 if _takes_or_gives_float16(model.graph) else ir.DataType.FLOAT
+    set_precision(twin, half, io, {}, kept)
+    write_onnx(emulated(twin, half), path)
+
+
+def _takes_or_gives_float16(graph: ir.Graph) -> bool:
+    return any(value.dtype == ir.DataType.FLOAT16 for value in (*graph.inputs, *graph.outputs))

@@ -1,0 +1,1 @@
+"""Measure the ranges of activations on calibration images."""

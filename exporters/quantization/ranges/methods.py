@@ -1,0 +1,143 @@
+"""How much of what was seen of an activation is to be represented: a wider range is a coarser one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitdeploy.errors import CheckFailedError, UsageError
+from vitdeploy.exporters.quantization.number_format import Range
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vitdeploy.exporters.quantization.number_format import NumberFormat
+    from vitdeploy.exporters.quantization.ranges.histogram import Histogram
+
+
+@dataclasses.dataclass(frozen=True)
+class MinMax:
+    """All that was seen."""
+
+    name = "minmax"
+
+    def range_of(self, histogram: Histogram, number_format: NumberFormat) -> Range:  # noqa: ARG002
+        return _seen(histogram)
+
+
+@dataclasses.dataclass(frozen=True)
+class Percentile:
+    """What is left when as many of the lowest and of the highest values are cut off.
+
+    Attributes:
+        kept: percent of all values.
+    """
+
+    name = "percentile"
+    kept: float = 99.999
+
+    def range_of(self, histogram: Histogram, number_format: NumberFormat) -> Range:  # noqa: ARG002
+        """To the outer edges of the bins that hold the last values to be kept."""
+        seen, below = _seen(histogram), np.cumsum(histogram.counts)
+        cut = below[-1] * (100 - self.kept) / 200
+        first = int(np.searchsorted(below, cut, side="right"))
+        last = int(np.searchsorted(below, below[-1] - cut, side="left"))
+        half = histogram.centers[1] - histogram.centers[0]
+        low, high = histogram.centers[first] - half / 2, histogram.centers[last] + half / 2
+        return Range(max(seen.lowest, float(low)), min(seen.highest, float(high)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mse:
+    """The cut-off, the same for either sign, with the least mean squared error of what is represented.
+
+    Attributes:
+        candidates: how many cut-offs are tried, at even distances up to the largest magnitude.
+    """
+
+    name = "mse"
+    candidates: int = 128
+
+    def range_of(self, histogram: Histogram, number_format: NumberFormat) -> Range:
+        values, counts = _occupied(histogram)
+
+        def error(candidate: Range) -> float:
+            return float((np.square(number_format.rounded(values, candidate) - values) * counts).sum())
+
+        return min(_cut_offs(histogram, self.candidates), key=error)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entropy:
+    """The cut-off whose 128 levels lose the least information, by Kullback-Leibler divergence.
+
+    The rule of TensorRT's calibrator: Migacz 2017, "8-bit Inference with TensorRT", NVIDIA GTC S7310.
+
+    Attributes:
+        levels: of magnitudes that the quantized distribution has.
+        step: of the bins that are tried as the last one.
+    """
+
+    name = "entropy"
+    levels: int = 128
+    step: int = 8
+
+    def range_of(self, histogram: Histogram, number_format: NumberFormat) -> Range:  # noqa: ARG002
+        seen, counts = _seen(histogram), histogram.magnitudes()
+        last = int(np.flatnonzero(counts)[-1]) + 1
+        width = histogram.limit / len(counts)
+        ends = range(min(self.levels, last), last + self.step, self.step)
+        end = min(ends, key=lambda end: _divergence(counts, min(end, last), self.levels))
+        return _cut(seen, width * min(end, last))
+
+
+Method = MinMax | Percentile | Mse | Entropy
+METHODS: dict[str, Method] = {method.name: method for method in (MinMax(), Entropy(), Percentile(), Mse())}
+
+
+def check_method(name: str | None) -> None:
+    """Raise UsageError unless there is such a method; "auto" and None are the choice by what is measured."""
+    if name not in (None, "auto") and (not isinstance(name, str) or name not in METHODS):
+        raise UsageError(f"unknown calibration method {name!r:.80}; choose one of auto, {', '.join(METHODS)}")
+
+
+def _divergence(counts: NDArray[np.int64], end: int, levels: int) -> float:
+    """Of what is left of the distribution in as many levels, from what it is, cut off at a bin."""
+    kept = counts[:end].astype(np.float64)
+    wanted = kept.copy()
+    wanted[-1] += counts[end:].sum()
+    starts = np.unique(np.arange(min(levels, end)) * end // min(levels, end))
+    occupied = np.add.reduceat((kept > 0).astype(np.float64), starts)
+    mean = np.divide(np.add.reduceat(kept, starts), occupied, out=np.zeros(len(starts)), where=occupied > 0)
+    got = np.repeat(mean, np.diff(np.append(starts, end))) * (kept > 0)
+    both = (wanted > 0) & (got > 0)
+    missed = wanted[(wanted > 0) & (got == 0)].sum() / wanted.sum()
+    if not got.sum() or missed > 0:
+        return float("inf")
+    p, q = wanted[both] / wanted.sum(), got[both] / got.sum()
+    return float((p * np.log(p / q)).sum())
+
+
+def _cut_offs(histogram: Histogram, count: int) -> list[Range]:
+    """The widest first, so that it is taken where none is better."""
+    seen = _seen(histogram)
+    return [_cut(seen, seen.magnitude * index / count) for index in range(count, 0, -1)]
+
+
+def _cut(seen: Range, magnitude: float) -> Range:
+    return Range(max(seen.lowest, -magnitude), min(seen.highest, magnitude))
+
+
+def _occupied(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The values of the bins that have any, and how many."""
+    used = np.flatnonzero(histogram.counts)
+    seen = _seen(histogram)
+    return np.clip(histogram.centers[used], seen.lowest, seen.highest), histogram.counts[used]
+
+
+def _seen(histogram: Histogram) -> Range:
+    if histogram.seen is None:
+        raise CheckFailedError("a range needs values that were seen, got none; calibrate on one image or more")
+    return histogram.seen

@@ -1,0 +1,1 @@
+"""Quantization schemes: which nodes, number formats and operators each target takes."""

@@ -1,0 +1,139 @@
+"""Export the reference model to TorchScript: traced, its weights frozen into it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import warnings
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from vitdeploy.exporters import Exported
+from vitdeploy.exporters.torchscript.file import write_torchscript
+from vitdeploy.models.normalization import fold_normalization
+from vitdeploy.models.signature import SIGNATURE_FILE, TORCH_TYPES, Served, output_names
+from vitdeploy.specs import PixelStage, Precision, attention_for
+from vitdeploy.system.forks import with_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from vitdeploy.exporters import Observe
+    from vitdeploy.exporters.quantization.choice import Choose
+    from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData
+    from vitdeploy.images.processor import ImageProcessor
+    from vitdeploy.models.vit import VisionTransformer
+    from vitdeploy.specs import ExportSpec
+
+
+@with_threads
+def export_torchscript(
+    model: VisionTransformer,
+    folder: Path,
+    spec: ExportSpec,
+    *,
+    processor: ImageProcessor,
+    observe: Observe,  # noqa: ARG001  (for other formats)
+    calibration: CalibrationData | None = None,  # noqa: ARG001  (for other precisions)
+    choose: Choose | None = None,  # noqa: ARG001
+) -> Exported:
+    """Write `torchscript/model_fp32.pt`, or `model_fp16.pt` or `model_bf16.pt`, with a free batch axis.
+
+    Its `forward` takes the inputs by position, under their names, and gives a tuple, in C++ too, even where there is
+    one output. The names, types and shapes of both are in the extra file `signature.json`, as {"inputs": [{"name",
+    "dtype", "shape"}, ...], "outputs": [...]}. Weights are constants of the code, which `torch.jit.load` puts on the
+    device that it is given and `.to()` does not move. Inputs and outputs keep the types of `spec` whatever the
+    precision.
+
+    Args:
+        model: in float32; it stays as it is.
+        folder: the bundle's.
+        spec: what the artifact is to be; without an opset.
+        processor: see `vitdeploy.exporters.ExportFunction`.
+        observe: see `vitdeploy.exporters.ExportFunction`.
+        calibration: see `vitdeploy.exporters.ExportFunction`.
+        choose: see `vitdeploy.exporters.ExportFunction`.
+
+    Raises:
+        UsageError: there is no such output.
+        OSError: a file cannot be written.
+    """
+    attention = attention_for(output_names(model, spec.outputs))
+    if spec.pixels.stage is not PixelStage.NORMALIZED:
+        model = fold_normalization(model, processor.scale, processor.offset)
+    if spec.precision is not Precision.FP32:
+        model = copy.deepcopy(model).to(TORCH_TYPES[spec.precision])
+    served = Served(
+        model.with_attention(attention),
+        spec.outputs,
+        dynamic_image_size=spec.dynamic_image_size,
+        pixels=spec.pixels,
+        io_dtype=spec.io_dtype,
+    )
+    path = f"torchscript/model_{spec.precision}.pt"
+    with _quiet():
+        write_torchscript(_traced(served), folder / path, {SIGNATURE_FILE: _signature(served)})
+    return Exported(
+        files=(path,),
+        inputs=served.inputs,
+        outputs=served.outputs,
+        options={"attention": attention},
+        tools={"torch": version("torch")},
+    )
+
+
+class _AsTuple(nn.Module):
+    """A model whose outputs are a tuple instead of a dictionary, which is nothing that a trace may give."""
+
+    def __init__(self, served: Served) -> None:
+        super().__init__()
+        self.served = served
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.served(*tensors).values())
+
+
+def _traced(served: Served) -> torch.jit.ScriptFunction[Any, Any]:
+    """The frozen trace as a function, not a module: a module's name counts those that the process has made before."""
+    example = served.example_inputs(batch_size=2)
+    with torch.no_grad():
+        module = torch.jit.trace(_AsTuple(served).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
+        graph = torch.jit.freeze(module).graph
+    graph.eraseInput(0)  # the module, of which nothing is left
+    for value, spec in zip(graph.inputs(), served.inputs, strict=True):
+        value.setDebugName(spec.name)
+    _follow_the_input(graph)
+    return torch._C._create_function_from_graph("forward", graph)
+
+
+def _follow_the_input(graph: torch._C.Graph) -> None:
+    """Make what the trace makes on its own device, as BEiT's offsets are, where the first input is."""
+    constants = [node for node in graph.nodes() if node.kind() == "prim::Constant"]
+    devices = [node for node in constants if isinstance(node.output().type(), torch._C.DeviceObjType)]
+    if devices:
+        place = graph.create("prim::device", [next(graph.inputs())], 1)
+        place.output().setType(torch._C.DeviceObjType.get())
+        graph.prependNode(place)
+        for node in devices:
+            node.output().replaceAllUsesWith(place.output())
+            node.destroy()
+
+
+def _signature(served: Served) -> bytes:
+    names = {"inputs": served.inputs, "outputs": served.outputs}
+    return json.dumps({name: [spec.to_dict() for spec in specs] for name, specs in names.items()}).encode()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's advice, at each of its calls, to leave TorchScript."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        yield

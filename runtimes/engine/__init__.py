@@ -1,0 +1,1 @@
+"""Run TensorRT engines: load, compatibility, execution plan and CUDA memory."""

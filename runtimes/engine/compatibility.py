@@ -1,0 +1,127 @@
+"""Whether an engine may run here: by its manifest, before a library opens it."""
+
+from __future__ import annotations
+
+import math
+import platform
+import re
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.errors import OtherHardwareError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.bundle.manifest import Artifact
+    from vitdeploy.trt.gpu import Gpu
+
+    Shapes = Mapping[str, tuple[int, ...]]
+    ProfileShapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if re.fullmatch("[0-9]{1,9}", part))
+
+
+# The major versions between which a version-compatible engine may go (NVIDIA's support matrix of TensorRT 11.4, "Engine
+# Portability").
+_ACROSS_MAJORS = ((10,), (11,))
+
+# By hardware compatibility, whether an engine that was built on a GPU runs on another.
+_COMPATIBLE: dict[str, Callable[[Mapping[str, Any], Gpu], bool]] = {
+    "none": lambda built, gpu: (built["gpu"], built["compute_capability"]) == (gpu.name, gpu.compute_capability),
+    "same_compute_capability": lambda built, gpu: built["compute_capability"] == gpu.compute_capability,
+    "ampere_plus": lambda _, gpu: _number(gpu.compute_capability) >= (8, 0),
+}
+
+
+def check_version(bundle: Bundle, artifact: Artifact, package: str, version: str) -> None:
+    """Raise UnavailableError unless this version of the library, and this system, may run the engine.
+
+    One for which the last step is left to the machine that runs it, of TensorRT-RTX, is for Linux and Windows alike
+    (NVIDIA's "CPU-Only AOT and TensorRT-RTX Engines").
+
+    Args:
+        bundle: of the engine.
+        artifact: the engine.
+        package: the library's import name.
+        version: that is installed.
+    """
+    hardware = artifact.hardware or {}
+    built, here = str(artifact.tools.get(package)), f"{platform.system()} {platform.machine()}"
+    later = artifact.options.get("version_compatible") is True and _runs_later(_number(built), _number(version))
+    elsewhere = hardware.get("platform") != here and "compute_capabilities" not in hardware
+    if (built != version and not later) or elsewhere:
+        raise UnavailableError(
+            f"{_engine(bundle, artifact)} was built by {package} {built} for {hardware.get('platform')}, this is "
+            f"{package} {version} on {here}; {_rebuild(bundle, artifact)}"
+        )
+
+
+def check_hardware(bundle: Bundle, artifact: Artifact, gpu: Gpu) -> None:
+    """Raise OtherHardwareError unless the engine was built for this GPU.
+
+    An engine of TensorRT-RTX that names no compute capability is for the library to judge.
+    """
+    built = artifact.hardware or {}
+    named = built.get("compute_capabilities")
+    if named is None:
+        rule = _COMPATIBLE.get(str(built.get("hardware_compatibility")))
+        fits = rule is not None and {"gpu", "compute_capability"} <= set(built) and rule(built, gpu)
+    else:
+        fits = gpu.compute_capability in named or any(each.startswith("portable") for each in named)
+    if not fits:
+        made_for = ", ".join(f"{key} {value}" for key, value in built.items())
+        raise OtherHardwareError(
+            f"{_engine(bundle, artifact)} was built for {made_for or 'nothing that its manifest names'}; this is "
+            f"{gpu.name}, compute capability {gpu.compute_capability}; {_rebuild(bundle, artifact)}"
+        )
+
+
+def choose_profile(profiles: Sequence[ProfileShapes], shapes: Shapes) -> int:
+    """The number of the profile that takes these shapes, and is fastest nearest to them.
+
+    Args:
+        profiles: the smallest, the best and the largest shape of each input.
+        shapes: of each input.
+
+    Raises:
+        UsageError: none takes them.
+    """
+    fitting = [
+        index
+        for index, profile in enumerate(profiles)
+        if all(
+            all(low <= size <= high for low, size, high in zip(profile[name][0], shape, profile[name][2], strict=True))
+            for name, shape in shapes.items()
+        )
+    ]
+    if not fitting:
+        taken = "; or ".join(
+            ", ".join(f"'{name}' {low} to {high}" for name, (low, _, high) in profile.items()) for profile in profiles
+        )
+        got = ", ".join(f"'{name}' {shape}" for name, shape in shapes.items())
+        raise UsageError(f"the engine takes {taken}, got {got}; give what it takes, or build it with another --batch")
+    return min(fitting, key=lambda index: _distance(profiles[index], shapes))
+
+
+def _distance(profile: ProfileShapes, shapes: Shapes) -> float:
+    """How far shapes are from those that a profile is fastest at: as a factor of elements, in logarithms."""
+    return sum(abs(math.log(math.prod(shape) / math.prod(profile[name][1]))) for name, shape in shapes.items())
+
+
+def _runs_later(built: tuple[int, ...], here: tuple[int, ...]) -> bool:
+    """Whether a version-compatible engine of a version runs with another."""
+    return built <= here and (built[:1] == here[:1] or (built[:1], here[:1]) == _ACROSS_MAJORS)
+
+
+def _engine(bundle: Bundle, artifact: Artifact) -> str:
+    return str(bundle.path / artifact.files[0].path)
+
+
+def _rebuild(bundle: Bundle, artifact: Artifact) -> str:
+    return (
+        f"build it here: vitdeploy export --to {artifact.format} --precision {artifact.precision} "
+        f"--output {bundle.path}"
+    )

@@ -1,0 +1,157 @@
+"""One shape of input on one execution context: its memory, its stream and its CUDA graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.errors import DeviceError, UsageError, first_line
+from vitdeploy.runtimes.engine.cuda_memory import Graph, Memory, Stream, Tensor, close_all
+from vitdeploy.runtimes.engine.load import last_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vitdeploy.runtimes.device_arrays import DeviceArray
+    from vitdeploy.runtimes.engine.compatibility import Shapes
+    from vitdeploy.specs import TensorSpec
+
+
+class ShapePlan:
+    """Runs an engine on inputs of one shape; for one thread at a time.
+
+    A context of its own: a CUDA graph that was captured from a context is lost when the context is given other shapes.
+    The first run is not captured: many a shape is not seen twice, and what a library sets up then cannot be captured.
+
+    Args:
+        context: the library's execution context, without memory of its own (`USER_MANAGED`).
+        profile: the number of the profile.
+        shapes: of each input.
+        outputs: what the engine gives.
+        dtypes: of each input.
+        capture: whether the work is captured as a CUDA graph here; False where the library does that itself, or none
+            is wanted.
+        errors: what the library's logger keeps; the last is told where a call fails.
+
+    Raises:
+        DeviceError: there is not enough memory, or the engine does not take the shapes.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        profile: int,
+        shapes: Shapes,
+        outputs: Sequence[TensorSpec],
+        dtypes: Mapping[str, np.dtype[Any]],
+        *,
+        capture: bool,
+        errors: Sequence[str],
+    ) -> None:
+        self._context = context
+        self._errors = errors
+        self._capture = capture
+        self._has_run = False
+        self._graph: Graph | None = None
+        self._scratch: Memory | None = None
+        self._inputs: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}
+        self._stream = Stream()
+        try:
+            self._bind(profile, shapes, outputs, dtypes)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the engine once; the results are the caller's own.
+
+        Raises:
+            DeviceError: it failed, or cannot be captured.
+        """
+        for name, tensor in self._inputs.items():
+            np.copyto(tensor.array, feeds[name])
+        if self._capture and self._has_run and self._graph is None:
+            self._graph = self._stream.captured(self._enqueue)
+        if self._graph is None:
+            self._enqueue()
+        else:
+            self._graph.launch(self._stream)
+        self._stream.wait()
+        self._has_run = True
+        return {name: tensor.array.copy() for name, tensor in self._outputs.items()}
+
+    def run_device(self, arrays: Mapping[str, DeviceArray]) -> None:
+        """Run the engine once on arrays on the GPU, its inputs and its outputs by name.
+
+        It is not captured: a CUDA graph would have the addresses of these very arrays.
+
+        Raises:
+            UsageError: an output has another shape than the engine gives; the plan is as before.
+            DeviceError: it failed.
+        """
+        for name, own in self._outputs.items():
+            if arrays[name].shape != own.array.shape:
+                want = f"{own.array.dtype} '{name}' {own.array.shape}"
+                raise UsageError(f"expected {want} to write to, got {arrays[name].dtype} {arrays[name].shape}")
+        for array in arrays.values():
+            array.hold_up(self._stream.handle)
+        self._use({name: array.address for name, array in arrays.items()})
+        self._checked(self._context.execute_async_v3(self._stream.handle), "run")
+        self._stream.wait()
+        self._use_own()
+
+    def close(self) -> None:
+        close_all(self._stream, self._scratch, *self._inputs.values(), *self._outputs.values(), self._graph)
+        del self._context
+
+    def _bind(
+        self, profile: int, shapes: Shapes, outputs: Sequence[TensorSpec], dtypes: Mapping[str, np.dtype[Any]]
+    ) -> None:
+        context = self._context
+        # On the stream that runs: the copies of a switch must be done before (NvInferRuntime.h).
+        switched = context.set_optimization_profile_async(profile, self._stream.handle)
+        self._checked(switched, f"take profile {profile}")
+        for name, shape in shapes.items():
+            self._checked(context.set_input_shape(name, shape), f"take '{name}' {shape}")
+            self._inputs[name] = Tensor(shape, dtypes[name])
+        try:
+            self._checked(not context.infer_shapes(), "tell the shapes of its outputs")
+        except RuntimeError as exc:
+            raise DeviceError(f"the engine must tell the shapes of its outputs: {first_line(exc)}") from exc
+        self._scratch = self._reserved()
+        for spec in outputs:
+            shape = tuple(context.get_tensor_shape(spec.name))
+            self._outputs[spec.name] = Tensor(shape, np.dtype(spec.dtype))
+        self._use_own()
+
+    def _reserved(self) -> Memory | None:
+        """Scratch for these shapes, which the context has; None where it needs none in any."""
+        context = self._context
+        # 0 is the answer both where these shapes need none and where it cannot tell; it refuses to run without any
+        # (pytorch/TensorRT#4600).
+        size = context.update_device_memory_size_for_shapes() or context.engine.device_memory_size_v2
+        if not size:
+            return None
+        scratch = Memory(size)
+        context.set_device_memory(scratch.address, size)
+        return scratch
+
+    def _use_own(self) -> None:
+        self._use({name: tensor.address for name, tensor in (*self._inputs.items(), *self._outputs.items())})
+
+    def _use(self, addresses: Mapping[str, int]) -> None:
+        for name, address in addresses.items():
+            self._checked(self._context.set_tensor_address(name, address), f"take the memory of '{name}'")
+
+    def _enqueue(self) -> None:
+        for tensor in self._inputs.values():
+            tensor.to_device(self._stream)
+        self._checked(self._context.execute_async_v3(self._stream.handle), "run")
+        for tensor in self._outputs.values():
+            tensor.to_host(self._stream)
+
+    def _checked(self, done: bool, what: str) -> None:
+        if not done:
+            raise DeviceError(f"the engine must {what}: {last_of(self._errors)}")

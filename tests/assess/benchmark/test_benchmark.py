@@ -1,0 +1,346 @@
+"""The benchmark: what is measured, and that no process outlives it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from bundles import write_bundle
+
+from vitdeploy.assess.benchmark import worker as timing
+from vitdeploy.assess.benchmark.benchmark import _encoded, benchmark
+from vitdeploy.assess.benchmark.worker import MOST_WINDOWS, WINDOW, Job
+from vitdeploy.assess.data.images import synthetic_images
+from vitdeploy.assess.runs.targets import Selected
+from vitdeploy.bundle.manifest import MANIFEST
+from vitdeploy.errors import BundleError, ImageError, InputError, UsageError
+from vitdeploy.images.processor import ImageProcessor
+from vitdeploy.runtimes import BACKENDS
+from vitdeploy.specs import PixelFormat
+from vitdeploy.system.cpu import Cpus, ThreadCount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vitdeploy.bundle.bundle import Bundle
+
+ONNX = ["onnxruntime"]
+REFERENCE = Selected("reference", "torch", "fp32")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("benchmark"))
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    yield
+    assert multiprocessing.active_children() == []
+
+
+def test_every_backend_and_batch_size_is_timed_in_turns(bundle: Bundle) -> None:
+    steps: list[str] = []
+    found = benchmark(bundle.path, batch_sizes=(3, 1), threads=1, rounds=2, runs=4, on_step=steps.append)
+    names = [("reference", "torch"), ("onnx-fp32", "onnxruntime")]
+    assert [(item.artifact, item.backend, item.batch_size) for item in found.latencies] == [
+        (*name, size) for size in (3, 1) for name in names
+    ]
+    for item in found.latencies:
+        assert [len(times) for times in (*item.rounds_ms, *item.image_rounds_ms)] == [4] * 4
+        assert all(0 < taken < 60_000 for taken in (*item.times_ms, *item.image_times_ms))
+        assert item.load_ms is not None
+        assert item.first_ms is not None
+        assert item.processing_ms is not None
+        assert item.load_ms > 0 < item.first_ms
+        assert 0 < item.processing_ms < max(item.image_times_ms)
+        assert 1e7 < (item.peak_memory_bytes or 0) < 1e11
+    assert [item.details["engine"].split()[0] for item in found.latencies] == ["torch", "onnxruntime"] * 2
+    assert found.latencies[0].details["threads"] == 1
+    assert found.latencies[1].details["intra_op_threads"] == 1
+    assert [item.threads and item.threads.count for item in found.latencies] == [1] * 4
+    assert found.latencies[1].threads == ThreadCount(1, "as asked for")
+    assert found.status == "passed"
+    assert (found.settings["images"], found.settings["runs"]) == ("synthetic JPEG files of 640x480 pixels", 4)
+    assert "cpu" in found.machine
+    assert steps == ["opening reference on torch", "opening onnx-fp32 on onnxruntime",
+                     "timing, round 1 of 2", "timing, round 2 of 2"]  # fmt: skip
+
+
+class Slow:
+    """A runtime whose runs take what it is told, in milliseconds, the last of them for ever; and its clock."""
+
+    inputs = ()
+    pixels = PixelFormat()
+
+    def __init__(self, *times: float) -> None:
+        self.times = list(times)
+        self.calls = 0
+        self.now = 0.0
+
+    def run(self, feeds: Any) -> None:
+        self.calls += 1
+        self.now += 1e-3 * (self.times.pop(0) if len(self.times) > 1 else self.times[0])
+
+
+def timer(runtime: Slow) -> timing._Timer:
+    image = synthetic_images(1, 8, 8)[0].tobytes()
+    found = timing._Timer(Job(None, None, "cpu", 0, (image,)))  # type: ignore[arg-type]
+    found._runtime = runtime  # type: ignore[assignment]
+    found._ready[1] = {}
+    return found
+
+
+def test_a_warm_up_ends_when_times_are_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Slow(*[60.0] * WINDOW, *[40.0] * WINDOW, 20.0)
+    monkeypatch.setattr("vitdeploy.assess.benchmark.worker.time.perf_counter", lambda: runtime.now)
+    assert timer(runtime).warm_up(1)
+    assert runtime.calls == 4 * WINDOW
+    growing = Slow(*(2.0 * 1.5**window for window in range(MOST_WINDOWS) for _ in range(WINDOW)))
+    monkeypatch.setattr("vitdeploy.assess.benchmark.worker.time.perf_counter", lambda: growing.now)
+    assert not timer(growing).warm_up(1)
+    assert growing.calls == MOST_WINDOWS * WINDOW
+
+
+def test_what_is_timed_is_the_run_and_the_processing_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Slow(20.0)
+    found = timer(runtime)
+
+    def process(self: ImageProcessor, images: Any, **_: Any) -> None:
+        assert len(images) == 1
+        runtime.now += 0.03
+
+    monkeypatch.setattr(ImageProcessor, "__call__", process)
+    monkeypatch.setattr("vitdeploy.assess.benchmark.worker.time.perf_counter", lambda: runtime.now)
+    found._processor = ImageProcessor()
+    times = found.time(1, 4)
+    assert runtime.calls == 2 * 5
+    assert [len(each) for each in (times.ready_ms, times.images_ms, times.processing_ms)] == [4, 4, 4]
+    assert times.ready_ms == pytest.approx([20] * 4)
+    assert times.processing_ms == pytest.approx([30] * 4)
+    assert times.images_ms == pytest.approx([50] * 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_sizes": ()}, "needs batch sizes, rounds and runs from 1 up"),
+        ({"batch_sizes": (1, 0)}, r"got \[1, 0\]"),
+        ({"rounds": 0}, "rounds and runs from 1 up"),
+        ({"runs": 0}, "rounds and runs from 1 up"),
+        ({"batch_sizes": (1, 10**8)}, "batch_size must be from 1 to 1048576, got 100000000"),
+        ({"threads": -1}, "threads must be from 0 to 1024, got -1"),
+        ({"threads": 1025}, "threads must be from 0 to 1024, got 1025"),
+        ({"backends": ["onnxruntime:fp16"]}, "has no artifact onnx-fp16"),
+        ({"backends": []}, "one or more names"),
+    ],
+)
+def test_arguments_are_checked(bundle: Bundle, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        benchmark(bundle, **options)
+
+
+def test_bad_input_makes_no_process(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="manifest"):
+        benchmark(tmp_path)
+    with pytest.raises(InputError, match="holds no image"):
+        benchmark(bundle, images=tmp_path)
+
+
+def test_an_image_that_cannot_be_read_is_named(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"cannot read '.*a\.png': it is empty, or not in an image format"):
+        benchmark(bundle, images=tmp_path)
+
+    def refused(file: Path, most_bytes: int) -> bytes:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr("vitdeploy.assess.benchmark.benchmark.read_regular", refused)
+    with pytest.raises(InputError, match=r"a\.png must be an image that can be read: Permission denied"):
+        _encoded(tmp_path, 1)
+
+
+def test_no_more_synthetic_images_are_made_than_are_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitdeploy.assess.benchmark.benchmark._SYNTHETIC_SIZE", (8, 8))
+    assert [len(_encoded(None, count)[0]) for count in (3, 2**20)] == [3, 64]
+
+
+def test_a_damaged_artifact_is_the_caller_s_error(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path)
+    (bundle.path / bundle.manifest.artifacts[0].files[0].path).write_bytes(b"altered")
+    with pytest.raises(BundleError, match="was altered"):
+        benchmark(bundle, backends=ONNX, rounds=1, runs=1)
+
+
+def test_what_is_missing_here_is_skipped_and_the_others_go_on(bundle: Bundle) -> None:
+    found = benchmark(bundle, batch_sizes=(1,), backends=["torch", *ONNX], device="cuda", rounds=1, runs=1)
+    if found.status == "passed":
+        pytest.skip("this machine has a GPU")
+    assert found.latencies == ()
+    assert [(item.artifact, item.batch_size) for item in found.skipped] == [("reference", None), ("onnx-fp32", None)]
+    assert "CUDA" in found.skipped[1].reason
+
+
+def test_a_batch_size_that_an_artifact_does_not_take_is_skipped(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "limited")
+    manifest = json.loads((tmp_path / "limited" / MANIFEST).read_text())
+    manifest["artifacts"][0]["axes"] = {"batch": {"minimum": 2, "optimum": 2, "maximum": 4}}
+    (tmp_path / "limited" / MANIFEST).write_text(json.dumps(manifest))
+    found = benchmark(tmp_path / "limited", batch_sizes=(1, 2, 8), backends=ONNX, rounds=1, runs=1)
+    assert [item.batch_size for item in found.latencies] == [2]
+    assert found.latencies[0].first_ms is not None
+    assert [(item.batch_size, item.reason.partition(";")[0]) for item in found.skipped] == [
+        (1, "batch must be from 2 to 4, got 1"), (8, "batch must be from 2 to 4, got 8")
+    ]  # fmt: skip
+    assert found.status == "skipped"
+
+
+def test_a_process_that_dies_is_skipped_with_its_exit_code(bundle: Bundle) -> None:
+    def kill(step: str) -> None:
+        if step == "timing, round 2 of 2":
+            for process in multiprocessing.active_children():
+                process.kill()
+
+    found = benchmark(bundle, backends=ONNX, rounds=2, runs=1, on_step=kill)
+    assert (found.status, found.latencies) == ("skipped", ())
+    (skipped,) = found.skipped
+    assert "times onnx-fp32 on onnxruntime must answer, it ended with exit code -9" in skipped.reason
+
+
+def test_an_interrupt_ends_the_workers(bundle: Bundle) -> None:
+    def interrupt(step: str) -> None:
+        if step.startswith("timing"):
+            assert len(multiprocessing.active_children()) == 2
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(bundle, batch_sizes=(1,), on_step=interrupt)
+
+
+STARTING = """
+import multiprocessing, sys
+from vitdeploy.cli import main
+
+Process = multiprocessing.get_context("spawn").Process
+start = Process.start
+
+def say_and_start(process):
+    print("starting", flush=True)
+    start(process)
+
+if __name__ == "__main__":
+    Process.start = say_and_start
+    main(["benchmark", sys.argv[1], "--batch-sizes", "1"])
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
+@pytest.mark.parametrize("delay", [0.0, 0.3])
+def test_an_interrupt_of_all_while_workers_start_is_quiet(bundle: Bundle, sent: signal.Signals, delay: float) -> None:
+    """As from a terminal, or from a CI server that ends a job: the signal goes to the whole process group."""
+    command = [sys.executable, "-c", STARTING, str(bundle.path)]
+    with subprocess.Popen(
+        command, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "starting\n"
+        time.sleep(delay)
+        os.killpg(process.pid, sent)
+        _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors, errors
+    assert process.returncode == 128 + sent
+
+
+def test_threads_are_for_backends_that_heed_them(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    monkeypatch.setattr(timing, "_HEED_THREADS", ["torch"])
+    assert "onnxruntime" in BACKENDS
+    with pytest.raises(UsageError, match="threads are for torch, not for onnxruntime; leave it out"):
+        benchmark(bundle, backends=ONNX, threads=2)
+
+
+def test_the_threads_of_torch_are_those_in_force(bundle: Bundle) -> None:
+    before = torch.get_num_threads()  # imported already, as by the script of a user
+    try:
+        opened = timing._Timer(Job(bundle, REFERENCE, "cpu", before + 2, ())).open()
+        assert opened.details["threads"] == torch.get_num_threads() == before + 2
+    finally:
+        torch.set_num_threads(before)
+    assert timing._Timer(Job(bundle, REFERENCE, "cpu", 0, ())).open().details["threads"] == before
+
+
+@pytest.mark.parametrize(
+    ("cpus", "variable", "asked", "expected"),
+    [
+        (Cpus(8, 8, 8, 2.0), "", 0, 2),
+        (Cpus(8, 8, 8, 7.0), "", 0, 3),
+        (Cpus(8, 8, 8), "", 0, 3),
+        (Cpus(8, 8, 8, 2.0), "3", 0, 3),
+        (Cpus(8, 8, 8, 2.0), "", 4, 4),
+    ],
+)
+def test_the_worker_of_torch_keeps_within_a_quota(
+    monkeypatch: pytest.MonkeyPatch, cpus: Cpus, variable: str, asked: int, expected: int
+) -> None:
+    """It is a process of the benchmark's own; ONNX Runtime beside it keeps within the quota too."""
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setattr(timing, "usable_cpus", lambda: cpus)
+    try:
+        torch.set_num_threads(3)
+        timing._set_torch_threads(asked)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_malformed_variable_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    monkeypatch.setenv("ORT_INTRA_OP_NUM_THREADS", "all")
+    with pytest.raises(UsageError, match="ORT_INTRA_OP_NUM_THREADS"):
+        benchmark(bundle, backends=ONNX, rounds=1, runs=1)
+
+
+KILLED = """
+import multiprocessing, os, signal, sys
+from vitdeploy.assess.benchmark.benchmark import _encoded, benchmark
+
+def die(step):
+    if step == "timing, round 2 of 2":
+        print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    benchmark(sys.argv[1], batch_sizes=(1,), backends=["onnxruntime"], rounds=2, runs=1, on_step=die)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+def test_workers_end_with_a_parent_that_is_killed(bundle: Bundle, tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    done = subprocess.run([sys.executable, script, bundle.path], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (worker,) = map(int, done.stdout.split())
+    deadline = time.monotonic() + 20
+    while _runs(worker):
+        assert time.monotonic() < deadline, f"process {worker} outlives its parent"
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")  # a container may have nobody who reaps orphans
+    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")

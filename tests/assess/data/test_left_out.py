@@ -1,0 +1,114 @@
+"""Every command that reads a folder tells which files of it are no images: in its table, its JSON and its files."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from schemas import validated
+
+import vitdeploy
+from vitdeploy.assess.data.folder_listing import LeftOut, Reason
+from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vitdeploy.bundle.bundle import Bundle
+
+IMAGES = 6
+LEFT_OUT = LeftOut(
+    4, (Reason("hidden", 2), Reason("ending .heic (needs pillow-heif)", 1), Reason("ending .txt", 1)), ("9",)
+)
+TEXT = "iles left out: 4 (2 hidden, 1 ending .heic (needs pillow-heif), 1 ending .txt); folders without an image: 1 (9)"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three images each of two classes, and what photographers and operating systems leave beside them."""
+    root = tmp_path_factory.mktemp("images")
+    for label in "37":
+        (root / label).mkdir()
+        for image in sorted((held_out_images() / label).iterdir())[: IMAGES // 2]:
+            shutil.copy(image, root / label)
+    for name in ("3/._a.png", "7/.ipynb_checkpoints/a.png", "notes.txt", "9/photo.HEIC"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"no image")
+    return root
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """The output of a command, which passes and writes nothing to stderr."""
+    with pytest.raises(SystemExit) as caught:
+        main([*map(str, args)])
+    out, err = capsys.readouterr()
+    assert (caught.value.code in (0, None), err) == (True, "")
+    return out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "--backend", "onnxruntime", "--data"],
+        ["gate", "--data"],
+        ["compare", "--images"],
+        ["compare", "--layers", "--images"],
+        ["benchmark", "--backend", "onnxruntime", "--batch-sizes", 1, "--rounds", 1, "--runs", 1, "--images"],
+    ],
+    ids=lambda command: " ".join(map(str, command[:2])),
+)
+def test_table_json_page_and_summary(
+    command: list[Any], digits: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [command[0], digits.path, *command[1:], folder]
+    page, summary = tmp_path / "a.html", tmp_path / "a.md"
+    assert f"\nF{TEXT}\n" in run(capsys, *arguments, "--html", page, "--markdown", summary)
+    assert f"F{TEXT}." in html.unescape(page.read_text(encoding="utf-8"))
+    assert f"f{TEXT}" in summary.read_text(encoding="utf-8")
+    found = validated(command[0], run(capsys, *arguments, "--json"))
+    found = found.get("evaluation", found)
+    assert LeftOut.from_dict(found["left_out"]) == LEFT_OUT
+
+
+def test_bisect(digits: Bundle, folder: Path) -> None:
+    result = vitdeploy.bisect(digits, images=folder, max_images=2, max_runs=2)
+    assert (result.left_out, result.images) == (LEFT_OUT, 2)
+    assert validated("compare", json.dumps(result.to_dict()))["left_out"] == LEFT_OUT.to_dict()
+
+
+def test_sensitivity(digits: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, summary = tmp_path / "a.html", tmp_path / "a.md"
+    options = ["--sensitivity", "--precision", "fp16", "--max-images", 1, "--html", page, "--markdown", summary]
+    assert f"\nF{TEXT}\n" in run(capsys, "compare", digits.path, "--images", folder, *options)
+    assert f"F{TEXT}." in html.unescape(page.read_text(encoding="utf-8"))
+    assert f"f{TEXT}" in summary.read_text(encoding="utf-8")
+
+
+def test_synthetic_images_leave_nothing_out(digits: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "left out" not in run(capsys, "compare", digits.path)
+    assert vitdeploy.compare(digits).to_dict()["left_out"] is None
+
+
+def test_export_records_each_folder_in_the_manifest(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder / "3", other / "3", ignore=shutil.ignore_patterns(".*"))
+    options = ["--images", folder, "--calibration-data", folder, "--accuracy-data", other, "--min-agreement", 0.5]
+    output = tmp_path / "out"
+    main_arguments = ["export", "--model", default_checkpoint(), "--to", "onnx", "--int8", "-o", output, *options]
+    shown = run(capsys, *main_arguments)
+    (artifact,) = vitdeploy.Bundle.open(output).manifest.artifacts
+    assert artifact.validation["left_out"] == {
+        "images": LEFT_OUT.to_dict(),
+        "calibration_data": LEFT_OUT.to_dict(),
+        "accuracy_data": LeftOut().to_dict(),
+    }
+    for name in ("images", "calibration-data"):
+        assert f"onnx-int8, --{name}: f{TEXT}\n" in shown
+    assert "onnx-int8, --accuracy-data: files left out: none\n" in shown
+    assert run(capsys, "inspect", output).count(f"f{TEXT}") == 2

@@ -1,0 +1,110 @@
+"""The layers that must stay in float32, found from nothing but the accuracy that each set gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vitdeploy.assess.debug.fewest_kept import Fewest, fewest_kept
+from vitdeploy.assess.metrics.accuracy import Accuracy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+LAYERS = [f"layer {index}" for index in range(72)]
+TOTAL = 1000
+
+
+def search(
+    lost: Callable[[frozenset[str]], int], allowed: int = 10, ranked: Collection[str] = LAYERS, max_runs: int = 100
+) -> Fewest[Accuracy]:
+    """The answer for a model that is wrong of `lost` images with these layers kept."""
+    asked: list[frozenset[str]] = []
+
+    def measure(kept: frozenset[str]) -> Accuracy:
+        assert kept not in asked, "no set is measured twice"
+        asked.append(kept)
+        return Accuracy(TOTAL - lost(kept), TOTAL)
+
+    found = fewest_kept(lambda: list(ranked), measure, lambda each: each.correct >= TOTAL - allowed, max_runs)
+    assert found.runs == len(asked) <= max_runs
+    assert found.accuracy == Accuracy(TOTAL - lost(frozenset(found.kept)), TOTAL)
+    assert found.without == Accuracy(TOTAL - lost(frozenset()), TOTAL)
+    return found
+
+
+def missing(needed: Collection[str], each: int = 50) -> Callable[[frozenset[str]], int]:
+    """Every one of these that is not kept costs so many images."""
+    return lambda kept: each * len(set(needed) - kept)
+
+
+def test_nothing_need_be_kept() -> None:
+    def rank() -> list[str]:
+        raise AssertionError("layers are ranked only where it is needed")
+
+    found = fewest_kept(rank, lambda _: Accuracy(995, TOTAL), lambda each: each.correct >= 990)
+    assert (found.kept, found.enough, found.runs, found.minimal) == ((), True, 1, True)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 24, 70, 71])
+def test_the_first_of_the_ranking(count: int) -> None:
+    found = search(missing(LAYERS[:count]))
+    assert found.kept == tuple(LAYERS[:count])
+    assert found.enough
+    assert found.minimal
+    assert found.runs <= 2 * 7 + count + 2
+
+
+def test_what_can_go_only_after_another_has_gone() -> None:
+    """The first layer harms as long as the third is kept."""
+    sets = [LAYERS[:3], [LAYERS[0], LAYERS[1]], [LAYERS[1]]]
+    found = search(lambda kept: 0 if kept in map(frozenset, sets) else 100)
+    assert found.kept == (LAYERS[1],)
+    assert found.minimal
+
+
+def test_what_need_not_be_kept_is_let_go_again() -> None:
+    needed = [LAYERS[3], LAYERS[11], LAYERS[20]]
+    found = search(missing(needed))
+    assert found.kept == tuple(needed)
+    assert found.enough
+    assert found.minimal
+
+
+def test_all_of_them_are_needed() -> None:
+    found = search(missing(LAYERS))
+    assert not found.enough
+    assert len(found.kept) < len(LAYERS), "an artifact with nothing in 8 bits is none"
+    assert found.accuracy.correct == TOTAL - 50, "the best that was found"
+
+
+def test_one_layer_alone_cannot_be_kept() -> None:
+    found = search(missing(LAYERS[:1]), ranked=LAYERS[:1])
+    assert not found.enough
+    assert found.kept == ()
+
+
+def test_runs_are_used_up() -> None:
+    needed = LAYERS[:40:2]
+    found = search(missing(needed), max_runs=16)
+    assert found.runs == 16
+    assert found.enough
+    assert not found.minimal
+    assert set(needed) <= set(found.kept)
+    early = search(missing(LAYERS[:40]), max_runs=3)
+    assert not early.enough
+    assert not early.minimal
+    assert early.accuracy.correct == TOTAL - 50 * 38
+
+
+def test_keeping_more_may_harm() -> None:
+    found = search(lambda kept: 0 if kept == frozenset(LAYERS[:4]) else 100)
+    assert found.kept == tuple(LAYERS[:4])
+    assert found.enough
+
+
+def test_of_sets_that_are_equally_good_the_smaller_one_is_the_best() -> None:
+    found = search(lambda _: 500)
+    assert not found.enough
+    assert found.kept == ()

@@ -1,0 +1,216 @@
+"""What each layer costs in a lower precision: the same as an export measures, told on the command line and in files."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import pytest
+from bundles import tiny_model, write_checkpoint_of
+from click.testing import CliRunner
+from outliers import with_outliers
+from pages import Page
+from schemas import validated
+from written_results import SENSITIVITY
+
+import vitdeploy
+from vitdeploy.assess.data.folder_listing import list_images
+from vitdeploy.assess.debug.mixed_precision import LowerPrecision
+from vitdeploy.assess.debug.sensitivity import sensitivity
+from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.cli.compare import compare as compare_command
+from vitdeploy.errors import UsageError
+from vitdeploy.exporting.calibration_images import CalibrationImages
+from vitdeploy.predictor import load_processor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vitdeploy.assess.debug.sensitivity import Sensitivity
+    from vitdeploy.bundle.bundle import Bundle
+
+COUNT = 24  # images
+NAIVE: dict[str, Any] = {"precision": "int8", "calibration": "minmax", "smooth_quant": "off", "tolerance": 3.0}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index, file in enumerate(list_images(held_out_images()).files[::18][:COUNT]):
+        shutil.copy(file, folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outliers(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The embedded model with outliers, in float32."""
+    folder = tmp_path_factory.mktemp("outliers")
+    checkpoint = with_outliers(default_checkpoint(), folder / "checkpoint", 80)
+    return vitdeploy.export(checkpoint, output=folder / "out")
+
+
+def with_int8(bundle: Bundle, folder: Path, photos: Path, **options: Any) -> Bundle:
+    """A copy of the bundle with int8 beside its float32."""
+    shutil.copytree(bundle.path, folder)
+    checkpoint = bundle.path.parent / "checkpoint"
+    return vitdeploy.export(checkpoint, output=folder, calibration_data=photos, **{**NAIVE, **options})
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A model of two layers in float32 and in int8."""
+    folder = tmp_path_factory.mktemp("tiny")
+    checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
+    vitdeploy.export(checkpoint, output=folder / "out")
+    return vitdeploy.export(checkpoint, output=folder / "out", precision="int8", tolerance=0.9)
+
+
+@pytest.fixture(scope="module")
+def half(tiny: Bundle) -> Sensitivity:
+    return sensitivity(tiny, "fp16", max_images=3)
+
+
+def test_it_is_what_an_export_within_a_bound_measures(outliers: Bundle, photos: Path, tmp_path: Path) -> None:
+    """The images are those of the choice, and the ranges are the same: what is left is the order of sums."""
+    opened = CalibrationImages.open(photos, load_processor(outliers), COUNT, 0, lambda *_: None)
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in opened.parts().choice.images.names:
+        shutil.copy(photos / name, few)
+    bound = with_int8(outliers, tmp_path / "bound", photos, min_agreement=1.0)
+    recorded = {name: float(effect) for name, effect in
+                bound.artifact("onnx", "int8").validation["layer_effects"].items()}  # fmt: skip
+    told: list[tuple[int, int]] = []
+    bundle = with_int8(outliers, tmp_path / "naive", photos)
+    result = vitdeploy.sensitivity(bundle, images=few, on_progress=lambda *done: told.append(done))
+    assert (result.precision, result.images, result.synthetic) == ("int8", COUNT // 4, False)
+    found = {layer.label: layer.error for layer in result.layers}
+    assert list(found) == list(recorded), "in the order of the graph"
+    assert found == pytest.approx(recorded, rel=0.01)  # three digits are recorded
+    assert [layer.error for layer in result.ranked] == sorted(found.values(), reverse=True)
+    for more, less in itertools.pairwise(result.ranked):
+        assert recorded[more.label] >= 0.99 * recorded[less.label]
+    assert told == [(done, 30) for done in range(1, 31)]
+
+
+def test_the_layers_with_outliers_stand_out(outliers: Bundle, photos: Path, tmp_path: Path) -> None:
+    """What takes attention's values, among others; smoothing moves them into the weights."""
+    bundle = with_int8(outliers, tmp_path / "off", photos)
+    plain = sensitivity(bundle, images=photos, max_images=8)
+    assert plain.images == 8
+    result = sensitivity(with_int8(outliers, tmp_path / "out", photos, smooth_quant=0.5), images=photos, max_images=8)
+    assert result.error < plain.error / 3
+    before, after = ({layer.label: layer.error for layer in each.layers} for each in (plain, result))
+    for layer in range(5):
+        assert after[f"layers.{layer}.attention.o_proj"] < before[f"layers.{layer}.attention.o_proj"] / 3
+    first = result.ranked[0]
+    assert (first.op_type, first.part) == ("MatMul", first.label.rpartition(".")[0].rpartition(".")[0])
+    # With every node in float32 it is the model as it was, though its weights are smoothed.
+    assert result.error_float32 < 1e-5 < first.error < 2 * result.error
+    assert result.summary.startswith(f"{first.label} is the most sensitive of 30 layers: relative error 0.")
+
+
+def test_in_half_precision_a_layer_is_what_takes_a_modules_weights_or_computes_without(
+    tiny: Bundle, half: Sensitivity
+) -> None:
+    nodes = {node.output[0]: node for node in onnx.load(tiny.path / "onnx/model.onnx").graph.node}
+    by_label = {layer.label: layer for layer in half.layers}
+    fc1 = by_label["layers.1.mlp.fc1"]
+    assert ([nodes[name].op_type for name in fc1.nodes], fc1.op_type, fc1.part) == (
+        ["MatMul", "Add"], "MatMul", "layers.1"
+    )  # fmt: skip
+    assert "layers.1.mlp.fc1.bias" in nodes[fc1.nodes[1]].input
+    measured = [name for layer in half.layers for name in layer.nodes]
+    assert len(measured) == len(set(measured))
+    variants = LowerPrecision.of(tiny, "fp16", "a test").variants
+    left_out = {nodes[name].op_type for name in set(variants.nodes).difference(measured)}
+    assert left_out == {"Gather", "Pad", "Reshape", "Transpose"}
+    assert len([layer for layer in half.layers if layer.part == "layers.0"]) == 12
+    assert {layer.op_type for layer in half.layers if len(layer.nodes) == 1} >= {"Gelu", "MatMul", "Add"}
+    assert 0 < half.error_float32 < min(layer.error for layer in half.layers)
+    assert half.ranked[0].error < half.error
+
+
+def test_what_is_named_can_be_kept(tiny: Bundle, half: Sensitivity, tmp_path: Path) -> None:
+    checkpoint = tiny.path.parent / "checkpoint"
+    first = half.ranked[0]
+    bundle = vitdeploy.export(checkpoint, precision="fp16", keep_fp32=first.nodes, output=tmp_path / "out")
+    assert set(first.nodes) <= set(bundle.artifact("onnx", "fp16").options["float32_nodes"])
+
+
+def test_bfloat16_has_an_eighth_of_the_digits(tiny: Bundle, half: Sensitivity) -> None:
+    brain = sensitivity(tiny, "bf16", max_images=3)
+    assert 3 < brain.error / half.error < 20
+    assert all(layer.error > 1e-5 for layer in brain.layers)
+
+
+def test_on_the_command_line(tiny: Bundle, tmp_path: Path) -> None:
+    command = [str(tiny.path), "--sensitivity", "--max-images", "3"]
+    files = [f"--{name}={tmp_path / name}" for name in ("html", "markdown")]
+    printed = CliRunner().invoke(compare_command, [*command, *files])
+    assert printed.exit_code == 0, printed.exception
+    first, second, header, *rows = printed.output.splitlines()
+    assert first == f"{tiny.path} in int8, a layer at a time, 3 synthetic images"
+    assert header.startswith("layer ")
+    labels = [row.split()[0] for row in rows]
+    assert len(labels) == 12
+    assert second.startswith(f"{labels[0]} is the most sensitive of 12 layers: relative error ")
+    printed = CliRunner().invoke(compare_command, [*command, "--json"])
+    result = validated("compare", printed.output)
+    assert (printed.exit_code, result["status"], result["precision"], result["images"]) == (0, "passed", "int8", 3)
+    ranked = sorted(result["layers"], key=lambda layer: -layer["error"])
+    assert [layer["label"] for layer in ranked] == labels
+    assert [layer["label"] for layer in result["layers"]][:2] == [
+        "layers.0.attention.q_proj",
+        "layers.0.attention.k_proj",
+    ]
+    lines = (tmp_path / "markdown").read_text(encoding="utf-8").splitlines()
+    assert lines[4].endswith("float32:")
+    assert lines[8].startswith(f"| {labels[0].replace('_', chr(92) + '_')} | ")
+    page = Page(tmp_path / "html")
+    assert "Sensitivity" in page.text["h2"]
+    assert page.text["summary"] == ["The other 2 layers"]
+    shown = [text for tag, text in page.ordered if tag == "th" and text.startswith("layers.")]
+    assert shown == labels
+    assert len(page.all("svg")) == 1
+    assert [text for text in page.text["text"] if text.startswith("layers.")] == [
+        layer["label"] for layer in result["layers"]
+    ]
+
+
+def test_values_that_are_not_finite_come_first() -> None:
+    assert [layer.error for layer in SENSITIVITY.ranked] == [math.inf, 0.25, 0.25, 0]
+    assert [layer.label for layer in SENSITIVITY.ranked][1:3] == ["embeddings.projection", "gelu"], "as in the graph"
+    assert "relative error inf with it alone in fp16, inf with all of them, 1e-07 in float32" in SENSITIVITY.summary
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"precision": "fp32"}, "precision must be one of fp16, bf16, int8, fp8, got 'fp32'"),
+        ({"max_images": 0}, "max_images must be at least 1, got 0"),
+        ({"precision": "fp8"}, "has no artifact onnx-fp8, only: onnx-fp32, onnx-int8"),
+    ],
+    ids=str,
+)
+def test_arguments(tiny: Bundle, options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        sensitivity(tiny, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--tolerance", "1"], "--tolerance is of the comparison of outputs, --layers and --bisect, got --sensitivity"),
+        (["--junit", "a.xml"], "--junit is of the comparison of outputs and --layers, got --sensitivity; leave it out"),
+        (["--layers", "--bisect"], "compare takes one of --layers, --bisect and --sensitivity, got --layers, --bisect"),
+    ],
+    ids=str,
+)
+def test_options_that_would_be_ignored_are_refused(tiny: Bundle, options: list[str], problem: str) -> None:
+    result = CliRunner().invoke(compare_command, [str(tiny.path), "--sensitivity", *options])
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception).startswith(problem)

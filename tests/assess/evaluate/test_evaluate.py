@@ -1,0 +1,400 @@
+"""Every backend on labelled images: what is counted, what is skipped, and what is not computed twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pytest
+from bundles import write_bundle
+from PIL import Image
+
+from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
+from vitdeploy.assess.evaluate.resume_file import WorkFile
+from vitdeploy.assess.metrics.accuracy import Accuracy, Predictions
+from vitdeploy.assess.runs.targets import Selected, select
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import MANIFEST
+from vitdeploy.errors import BundleError, DeviceError, ImageError, InputError, UsageError
+from vitdeploy.runtimes import BACKENDS, Backend
+from vitdeploy.runtimes.base import Runtime
+from vitdeploy.specs import Task, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+# A cat is black, a dog gray and a newt white; see `Brightness`.
+IMAGES = {"cat": [0, 10, 200], "dog": [128, 120], "newt": [255, 130]}
+WRONG = ("cat/2.png", "newt/1.png")
+
+
+class Brightness(Runtime):
+    """Classifies an image by its mean; of one with a mean of 40, it makes nothing finite; at 99 it fails."""
+
+    backend = "brightness"
+    inputs = (TensorSpec("pixel_values", "float32", ("batch", 3, 32, 32)),)
+    outputs = (TensorSpec("logits", "float32", ("batch", 3)),)
+    batches: list[int] = []  # noqa: RUF012  (of all instances)
+    thread_details: ClassVar[Mapping[str, object]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.details = {"engine": "brightness 1", **self.thread_details}
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Brightness:
+        return cls()
+
+    @classmethod
+    def probe(cls) -> dict[str, str | None]:
+        raise NotImplementedError
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        mean = (feeds["pixel_values"].mean(axis=(1, 2, 3)) + 1) * 127.5  # (N,)
+        self.batches.append(len(mean))
+        logits = -np.abs(mean[:, None] - np.array([0.0, 128.0, 255.0])).astype(np.float32)  # (N, 3)
+        logits[np.abs(mean - 40) < 1, 1] = np.nan
+        if (np.abs(mean - 99) < 1).any():
+            raise DeviceError("memory ran out")
+        return {"logits": logits}
+
+    def _close(self) -> None: ...
+
+
+class Constant(Brightness):
+    """Sees nothing but cats."""
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"logits": np.tile(np.array([2.0, 1.0, 0.0], np.float32), (len(feeds["pixel_values"]), 1))}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(autouse=True)
+def brightness(monkeypatch: pytest.MonkeyPatch) -> type[Brightness]:
+    """Runs in the place of torch."""
+    monkeypatch.setattr(Brightness, "batches", [])
+    monkeypatch.setitem(BACKENDS, "torch", Backend(f"{__name__}:Brightness", None, "torch", "torch"))
+    return Brightness
+
+
+def write(folder: Path, brightness: Mapping[str, list[int]]) -> Path:
+    for label, values in brightness.items():
+        (folder / label).mkdir(parents=True)
+        for index, value in enumerate(values):
+            Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(folder / label / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path / "data", IMAGES)
+
+
+def reference(bundle: Bundle, data: Path, **options: Any) -> tuple[Evaluation, Predictions]:
+    evaluation = evaluate(bundle, data=data, backends=["torch"], **options)
+    (result,) = evaluation.results
+    return evaluation, result
+
+
+def made(labels: tuple[str, ...], targets: list[int], classes: list[list[int]], **fields: Any) -> Evaluation:
+    """The evaluation of one backend that is sure of everything."""
+    scores = np.array([math.nan if row[0] < 0 else 1.0 for row in classes], np.float32)
+    result = Predictions("onnx-fp32", "onnxruntime", "fp32", np.array(classes, np.int32), scores, **fields)
+    names = tuple(f"{index}.png" for index in range(len(targets)))
+    return Evaluation("bundle", "data", labels, names, np.array(targets, np.int32), "0" * 64, (result,))
+
+
+def test_figures_of_predictions_made_by_hand() -> None:
+    labels = ("crane", "dog", "crane", "emu", "fox", "gnu", "hen")
+    classes = [[0, 1, 2, 3, 4], [2, 0, 1, 3, 4], [1, 2, 3, 4, 5], [1, 0, 2, 3, 4], [-1] * 5, [0, 1, 2, 3, 4]]
+    evaluation = made(labels, [0, 0, 1, 2, 4, 6], classes)
+    (result,) = evaluation.results
+    assert evaluation.top1(result) == Accuracy(2, 6, ("1.png", "3.png", "4.png", "5.png"))
+    assert evaluation.top5(result) == Accuracy(4, 6, ("4.png", "5.png"))
+    assert evaluation.per_class(result) == {
+        "crane (0)": Accuracy(1, 2, ("1.png",)),
+        "dog": Accuracy(1, 1),
+        "crane (2)": Accuracy(0, 1, ("3.png",)),
+        "fox": Accuracy(0, 1, ("4.png",)),
+        "hen": Accuracy(0, 1, ("5.png",)),
+    }
+    wanted = np.zeros((7, 7), np.int64)
+    wanted[[0, 0, 1, 2, 6], [0, 2, 1, 1, 0]] = 1
+    np.testing.assert_array_equal(evaluation.confusion(result), wanted)
+    assert evaluation.confused(result) == [
+        ("crane (0)", "crane (2)", 1),
+        ("crane (2)", "dog", 1),
+        ("hen", "crane (0)", 1),
+    ]
+    assert evaluation.calibration(result).ece == pytest.approx(1 - 2 / 5)
+    assert evaluation.agreement(result, result) == Accuracy(5, 6, ("4.png",))
+    found = json.loads(json.dumps(evaluation.to_dict()))["results"][0]
+    assert (found["top1"]["correct"], found["not_finite"], found["agreement"]) == (2, 1, None)
+    assert found["per_class"]["dog"]["accuracy"] == 1
+    assert found["confused"][0] == {"label": "crane (0)", "predicted": "crane (2)", "images": 1}
+
+
+def test_every_class_has_a_name_of_its_own() -> None:
+    evaluation = made(("a", "a", "a (0)", "b"), [0, 1, 2, 3], [[0, 1, 2, 3]] * 4)
+    assert evaluation.class_names == ("a (0) (0)", "a (1)", "a (0) (2)", "b")
+    assert len(evaluation.per_class(evaluation.results[0])) == 4
+
+
+def test_one_that_is_skipped_has_no_figures_and_never_passes() -> None:
+    evaluation = made(("a", "b"), [0], [[0, 1]], skipped="it is not here")
+    (result,) = evaluation.results
+    assert evaluation.status == "skipped"
+    with pytest.raises(UsageError, match="onnxruntime fp32 was skipped: it is not here"):
+        evaluation.top1(result)
+    assert evaluation.to_dict()["results"][0]["skipped"] == "it is not here"
+    assert dataclasses.replace(evaluation, results=()).status == "skipped"
+    assert made(("a", "b"), [0], [[0, 1]]).status == "passed"
+
+
+@pytest.mark.parametrize("size", [1, 2, 32])
+def test_wrong_images_are_named_whatever_the_batches(bundle: Bundle, data: Path, size: int) -> None:
+    progress: list[tuple[int, int]] = []
+    evaluation, result = reference(bundle, data, batch_size=size, on_progress=lambda *done: progress.append(done))
+    assert evaluation.top1(result) == Accuracy(5, 7, WRONG)
+    assert (evaluation.status, evaluation.reference) == ("passed", result)
+    assert Brightness.batches == {1: [1] * 7, 2: [2, 2, 2, 1], 32: [7]}[size]
+    assert progress == [(min(7, size * (index + 1)), 7) for index in range(len(Brightness.batches))]
+    assert result.details == {"engine": "brightness 1"}
+
+
+def test_logits_that_are_not_finite_are_wrong_and_counted(bundle: Bundle, tmp_path: Path) -> None:
+    evaluation, result = reference(bundle, write(tmp_path / "data", {"dog": [128, 40], "cat": [0]}))
+    assert evaluation.top1(result) == Accuracy(2, 3, ("dog/1.png",))
+    assert evaluation.top5(result) == Accuracy(2, 3, ("dog/1.png",))
+    assert result.not_finite == 1
+
+
+def test_all_backends_see_the_same_pass(bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "constant", Backend(f"{__name__}:Constant", "onnx", "onnxruntime", "onnxruntime"))
+    steps: list[str] = []
+    evaluation = evaluate(bundle, data=data, batch_size=3, on_step=steps.append)
+    real, onnx, constant = evaluation.results
+    assert [result.name for result in evaluation.results] == ["torch fp32", "onnxruntime fp32", "constant fp32"]
+    assert [result.artifact for result in evaluation.results] == ["reference", "onnx-fp32", "onnx-fp32"]
+    assert onnx.details["allow_spinning"] is False
+    assert evaluation.top1(real).correct == 5
+    assert evaluation.top1(constant) == Accuracy(3, 7, tuple(name for name in evaluation.images if name[:3] != "cat"))
+    assert evaluation.agreement(constant, real).correct == 2
+    assert steps == [
+        f"reading the labels of {data}",
+        "opening reference on torch",
+        "opening onnx-fp32 on onnxruntime",
+        "opening onnx-fp32 on constant",
+        "evaluating 7 images",
+    ]
+
+
+def test_what_cannot_run_here_is_skipped_beside_what_can(
+    bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKENDS, "onnxruntime", Backend("not_there:X", "onnx", "onnxruntime", "onnxruntime"))
+    evaluation = evaluate(bundle, data=data)
+    assert evaluation.status == "skipped"
+    ran, skipped = evaluation.results
+    assert evaluation.top1(ran).correct == 5
+    assert "pip install 'vitdeploy[onnxruntime]'" in str(skipped.skipped)
+    assert (skipped.classes.shape, skipped.scores.shape) == ((0, 3), (0,))
+
+
+def test_one_that_fails_on_its_way_is_skipped_and_tried_again(bundle: Bundle, tmp_path: Path) -> None:
+    data = write(tmp_path / "data", {"cat": [0, 99, 0]})
+    for _ in range(2):
+        evaluation, result = reference(bundle, data, batch_size=1, resume=tmp_path / "work")
+        assert (evaluation.status, result.skipped) == ("skipped", "memory ran out")
+        assert len(result.classes) == 0
+    assert Brightness.batches == [1, 1, 1], "the second time, what had failed ran again"
+
+
+def test_an_artifact_without_logits_is_skipped(data: Path, tmp_path: Path) -> None:
+    from bundles import tiny_model, write_checkpoint_of
+
+    import vitdeploy
+
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    made = vitdeploy.export(checkpoint, outputs=["hidden_states.0"], output=tmp_path / "bundle")
+    (result,) = evaluate(made, data=data, backends=["onnxruntime"]).results
+    assert result.skipped == "it gives hidden_states.0, and no logits"
+
+
+def test_finished_batches_are_not_computed_again(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    whole, expected = reference(bundle, data, batch_size=2, resume=tmp_path / "work")
+    lines = (tmp_path / "work").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 5
+    for kept in range(1, 6):
+        (tmp_path / "work").write_bytes(b"".join(lines[:kept]))
+        Brightness.batches.clear()
+        evaluation, result = reference(bundle, data, batch_size=2, resume=tmp_path / "work")
+        assert Brightness.batches == [2, 2, 2, 1][kept - 1 :]
+        np.testing.assert_array_equal(result.classes, expected.classes)
+        np.testing.assert_array_equal(result.scores, expected.scores)
+        assert evaluation.to_dict() == whole.to_dict()
+        assert (tmp_path / "work").read_bytes() == b"".join(lines)
+
+
+def test_the_number_of_threads_counts_and_neither_its_reason_nor_how_they_wait(
+    bundle: Bundle, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number does: sums of another order differ in their last bits."""
+    work = tmp_path / "work"
+    monkeypatch.setattr(
+        Brightness, "thread_details", {"threads": 2, "threads_reason": "2 physical cores", "allow_spinning": True}
+    )
+    reference(bundle, data, batch_size=2, resume=work)
+    monkeypatch.setattr(
+        Brightness, "thread_details", {"threads": 2, "threads_reason": "OMP_NUM_THREADS", "allow_spinning": False}
+    )
+    reference(bundle, data, batch_size=2, resume=work)
+    monkeypatch.setattr(Brightness, "thread_details", {"threads": 1, "threads_reason": "OMP_NUM_THREADS"})
+    with pytest.raises(InputError, match=r"begun with another backends / .* / threads: 2, not 1;"):
+        reference(bundle, data, batch_size=2, resume=work)
+
+
+def test_finished_batches_of_other_work_are_refused(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    reference(bundle, data, batch_size=2, resume=work)
+    content = work.read_bytes()
+    refused: dict[str, dict[str, Any]] = {
+        "batch_size": {"batch_size": 3},
+        "limit": {"limit": 6},
+        "backends": {"backends": ["onnxruntime"]},
+    }
+    for what, options in refused.items():
+        with pytest.raises(InputError, match=f"begun with another {what}"):
+            evaluate(bundle, data=data, resume=work, **{"backends": ["torch"], "batch_size": 2, **options})
+    Image.fromarray(np.full((4, 4, 3), 1, np.uint8)).save(data / "cat" / "0.png")
+    with pytest.raises(InputError, match=r"one from 'cat/0\.png' on is another"):
+        reference(bundle, data, batch_size=2, resume=work)
+    (data / "cat" / "0.png").rename(data / "cat" / "9.png")
+    with pytest.raises(InputError, match="begun with another data"):
+        reference(bundle, data, batch_size=2, resume=work)
+    assert work.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ({"classes": [[0, 1, 2]], "scores": [1.0]}, "of the 3 best classes of 2 images"),
+        ({"classes": [[0, 1]] * 2, "scores": [1.0] * 2}, "of the 3 best classes of 2 images"),
+        ({"classes": [[0, 1, 10**400]] * 2, "scores": [1.0] * 2}, "of the 3 best classes of 2 images"),
+        ({"classes": [[0, 1, 1.5]] * 2, "scores": [1.0] * 2}, "of the 3 best classes of 2 images"),
+        ({"classes": [[0, 1, 3]] * 2, "scores": [1.0] * 2}, "classes below 3, got 0 to 3"),
+        ({"classes": [[0, 1, -2]] * 2, "scores": [1.0] * 2}, "classes below 3, got -2 to 1"),
+        ({"classes": [[0], [0, 1]], "scores": [1.0] * 2}, "ValueError"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0, 1.5]}, "scores from 0 to 1 of 2 images"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0, 10**400]}, "scores from 0 to 1 of 2 images"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": ["1", "1"]}, "scores from 0 to 1 of 2 images"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0]}, "scores from 0 to 1 of 2 images"),
+        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0, None]}, "a score of every image with a class"),
+        ({"skipped": "because"}, "expected that reference on torch ran"),
+        ({"skipped": None}, "expected that reference on torch ran"),
+        (3, "TypeError"),
+    ],
+)
+def test_a_damaged_batch_is_not_believed(bundle: Bundle, data: Path, tmp_path: Path, spoilt: Any, message: str) -> None:
+    reference(bundle, data, batch_size=2, resume=tmp_path / "work")
+    header = json.loads((tmp_path / "work").read_bytes().partition(b"\n")[0])
+    with WorkFile(tmp_path / "work", header) as work:
+        batch = work.batches[0]
+    (tmp_path / "work").unlink()
+    with WorkFile(tmp_path / "work", header) as work:
+        work.append({**batch, "results": [spoilt]})
+    with pytest.raises(InputError, match=rf"the finished batch 0 must be readable: .*{message}.*; remove the file"):
+        reference(bundle, data, batch_size=2, resume=tmp_path / "work")
+
+
+def test_another_bundle_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    reference(bundle, data, resume=tmp_path / "work")
+    manifest = bundle.path / MANIFEST
+    text = manifest.read_text(encoding="utf-8")
+    altered = json.loads(text)
+    altered["source"]["id"] = "another"
+    manifest.write_text(json.dumps(altered), encoding="utf-8")
+    try:
+        with pytest.raises(InputError, match="begun with another bundle"):
+            reference(Bundle.open(bundle.path), data, resume=tmp_path / "work")
+    finally:
+        manifest.write_text(text, encoding="utf-8")
+
+
+def test_a_damaged_image_loses_nothing(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    good = (data / "newt" / "0.png").read_bytes()
+    (data / "newt" / "0.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"cannot read 'newt/0\.png' of .*data"):
+        reference(bundle, data, batch_size=1, resume=tmp_path / "work")
+    assert Brightness.batches == [1] * 5
+    (data / "newt" / "0.png").write_bytes(good)
+    evaluation, result = reference(bundle, data, batch_size=1, resume=tmp_path / "work")
+    assert evaluation.top1(result) == Accuracy(5, 7, WRONG)
+    assert Brightness.batches == [1] * 7
+
+
+def test_the_hash_of_the_data_is_of_names_labels_and_bytes(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    found = {reference(bundle, data, batch_size=size)[0].data_sha256 for size in (1, 3, 32)}
+    assert len(found) == 1
+    (data / "cat" / "0.png").rename(data / "cat" / "00.png")
+    found.add(reference(bundle, data)[0].data_sha256)
+    (data / "cat" / "00.png").rename(data / "dog" / "00.png")
+    found.add(reference(bundle, data)[0].data_sha256)
+    Image.fromarray(np.full((4, 4, 3), 1, np.uint8)).save(data / "dog" / "00.png")
+    found.add(reference(bundle, data)[0].data_sha256)
+    assert len(found) == 4
+
+
+def test_a_limit_is_recorded(bundle: Bundle, data: Path) -> None:
+    evaluation, result = reference(bundle, data, limit=4, seed=3)
+    assert len(evaluation.images) == len(evaluation.targets) == len(result.classes) == 4
+    assert evaluation.settings == {
+        "kind": "folder", "labels_matched": "by name", "images": 7, "batch_size": 32, "device": "cpu", "limit": 4,
+        "seed": 3,
+    }  # fmt: skip
+
+
+def test_what_cannot_be_evaluated_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    for size in (0, 10**20):
+        with pytest.raises(UsageError, match=f"batch_size must be from 1 to 1048576, got {size}"):
+            evaluate(bundle, data=data, batch_size=size)
+    with pytest.raises(BundleError, match="no bundle"):
+        evaluate(tmp_path, data=data)
+    with pytest.raises(InputError, match="'purple' is no class"):
+        evaluate(bundle, data=write(tmp_path / "other", {"purple": [1]}))
+    features = write_bundle(tmp_path / "features", Task.FEATURES)
+    with pytest.raises(UsageError, match="needs a model with classes"):
+        evaluate(features, data=data)
+
+
+def test_selection(single: Bundle) -> None:
+    real, onnx = Selected("reference", "torch", "fp32"), Selected("onnx-fp32", "onnxruntime", "fp32")
+    assert select(single) == [real, onnx]
+    assert select(single, ["onnxruntime", "torch", "onnxruntime:fp32"]) == [onnx, real]
+    assert select(single, ["torch:bf16"]) == [Selected("reference", "torch", "bf16")]
+    for names, message in {
+        ("tensorflow",): "a backend must be one of torch, .*, got 'tensorflow'",
+        ("onnxruntime:fp16",): "has no artifact onnx-fp16",
+        ("torchscript",): "has no artifact for torchscript; make it",
+        (): "one or more names",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            select(single, names)
+
+
+def test_an_artifact_that_nothing_here_runs_is_selected_and_skipped(single: Bundle, data: Path) -> None:
+    (artifact,) = single.manifest.artifacts
+    manifest = dataclasses.replace(single.manifest, artifacts=(dataclasses.replace(artifact, format="tomorrow"),))
+    changed = dataclasses.replace(single, manifest=manifest)
+    _, result = evaluate(changed, data=data).results
+    assert (result.artifact, result.backend) == ("tomorrow-fp32", "")
+    assert "no backend of vitdeploy" in str(result.skipped)

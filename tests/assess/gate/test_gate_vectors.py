@@ -1,0 +1,268 @@
+"""A gate for models without classes, and rules about vectors for those with classes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import onnx
+import pytest
+from bundles import sign_again
+from click.testing import CliRunner
+from onnx import numpy_helper
+from schemas import validated
+from sklearn.metrics.pairwise import paired_cosine_distances
+from sklearn.neighbors import NearestNeighbors
+
+import vitdeploy
+from vitdeploy.assess.gate.baseline import Baseline
+from vitdeploy.assess.gate.gate import planned_checks
+from vitdeploy.assess.gate.rules import GateRules, Rules, read_rules
+from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.cli.gate import gate as gate_command
+from vitdeploy.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images without labels."""
+    folder = tmp_path_factory.mktemp("images")
+    for index, path in enumerate(sorted(held_out_images().rglob("*.png"))[:: 450 // COUNT][:COUNT]):
+        shutil.copy(path, folder / f"{index:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Features of the embedded model, in int8."""
+    output = tmp_path_factory.mktemp("features") / "out"
+    return vitdeploy.export(
+        default_checkpoint(), output=output, task="image-feature-extraction", precision="int8", calibration_data=images
+    )
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return vitdeploy.export(default_checkpoint(), output=tmp_path_factory.mktemp("classifier") / "out")
+
+
+def spoilt(bundle: Bundle, folder: Path) -> Bundle:
+    """A copy whose tokens have something in every other channel, whatever the image."""
+    copied = Bundle.open(shutil.copytree(bundle.path, folder))
+    (artifact,) = copied.manifest.artifacts
+    path = copied.path / artifact.files[0].path
+    model = onnx.load(path)
+    last = model.graph.node[-1]
+    name, last.output[0] = last.output[0], "plain"
+    width = artifact.outputs[0].shape[-1]
+    assert isinstance(width, int)
+    added = np.zeros(width, np.float32)
+    added[::2] = 3.0
+    model.graph.initializer.append(numpy_helper.from_array(added, "added"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["plain", "added"], [name]))
+    onnx.save(model, path)
+    return sign_again(copied)
+
+
+def tokens(bundle: Bundle, images: Path) -> tuple[np.ndarray, np.ndarray]:
+    found = []
+    for backend, precision in (("torch", "fp32"), ("onnxruntime", "int8")):
+        with vitdeploy.load(bundle.path, backend=backend, precision=precision) as predictor:
+            pixels = predictor.processor(sorted(images.iterdir()))
+            found.append(predictor.runtime.run({"pixel_values": pixels})["last_hidden_state"][:, 0])
+    wanted, given = found
+    return wanted, given
+
+
+def gated(bundle: Bundle, images: Path, *options: str) -> tuple[int, Any]:
+    run = CliRunner().invoke(gate_command, [str(bundle.path), "--data", str(images), "--json", *options])
+    assert isinstance(run.exception, (SystemExit, type(None))), run.exception
+    return run.exit_code, validated("gate", run.stdout)
+
+
+def test_figures_are_those_of_sklearn(bundle: Bundle, images: Path) -> None:
+    wanted, given = tokens(bundle, images)
+    cosines = 1 - paired_cosine_distances(wanted, given)
+    nearest = [
+        NearestNeighbors(n_neighbors=1, metric="cosine").fit(each).kneighbors(return_distance=False)[:, 0]
+        for each in (wanted, given)
+    ]
+    share = 100 * float((nearest[0] == nearest[1]).mean())
+    p5 = float(np.percentile(cosines, 5))
+    code, result = gated(bundle, images, "--min-cosine", f"{p5 - 1e-3:.6f}", "--min-neighbour-agreement", "20")
+    assert (code, result["status"], result["evaluation"]) == (0, "passed", None)
+    found = {check["rule"]: check for check in result["checks"]}
+    assert set(found) == {"finite", "min_cosine", "min_neighbour_agreement", "cosine"}
+    assert {check["subject"] for check in found.values()} == {"onnxruntime int8"}
+    assert found["min_cosine"]["value"] == pytest.approx(p5, abs=1e-4)
+    assert found["min_neighbour_agreement"]["value"] == pytest.approx(share, abs=100 / COUNT + 1e-9)
+    (run,) = result["vectors"]
+    assert run["nearness"][0]["mean_cosine"] == pytest.approx(cosines.mean(), abs=1e-4)
+    code, result = gated(bundle, images, "--min-cosine", f"{(p5 + 1) / 2:.6f}")
+    assert code == 1
+    assert [check["rule"] for check in result["checks"] if check["status"] == "failed"] == ["min_cosine"]
+
+
+def test_an_artifact_that_is_far_fails_without_any_rule(bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    far = spoilt(bundle, tmp_path / "far")
+    code, result = gated(far, images, "--min-neighbour-agreement", "100", "--min-cosine", "99%")
+    assert code == 1
+    failed = [check["rule"] for check in result["checks"] if check["status"] == "failed"]
+    assert failed == ["min_cosine", "min_neighbour_agreement", "cosine"]
+    code, result = gated(far, images)
+    assert code == 1
+    assert [check["rule"] for check in result["checks"] if check["status"] == "failed"] == ["cosine"]
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, np.nan])
+def test_tokens_of_patches_are_judged_too(bundle: Bundle, images: Path, tmp_path: Path, factor: float) -> None:
+    """By the CLS token alone, an artifact without any other token passed."""
+    copied = Bundle.open(shutil.copytree(bundle.path, tmp_path / "out"))
+    (artifact,) = copied.manifest.artifacts
+    path = copied.path / artifact.files[0].path
+    model = onnx.load(path)
+    last = model.graph.node[-1]
+    name, last.output[0] = last.output[0], "plain"
+    tokens = artifact.outputs[0].shape[1]
+    assert isinstance(tokens, int)
+    factors = np.full((1, tokens, 1), factor, np.float32)
+    factors[:, 0] = 1
+    model.graph.initializer.append(numpy_helper.from_array(factors, "factors"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["plain", "factors"], [name]))
+    onnx.save(model, path)
+    copied = sign_again(copied)
+    code, result = gated(copied, images)
+    assert code == 1
+    failed = [check for check in result["checks"] if check["status"] == "failed"]
+    assert [check["rule"] for check in failed] == ["cosine"]
+    assert "last_hidden_state" in failed[0]["message"]
+    compared = vitdeploy.compare(copied, images=images)
+    assert [each.status for each in compared.results] == ["failed"]
+    assert "failed" in [verdict.status for each in compared.results for verdict in each.verdicts]
+
+
+def test_reports_name_each_check(bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    junit, table, page = tmp_path / "junit.xml", tmp_path / "table.md", tmp_path / "page.html"
+    reports = ["--junit", str(junit), "--markdown", str(table), "--html", str(page)]
+    code, _ = gated(bundle, images, "--min-cosine", "0.5", "--min-neighbour-agreement", "1", *reports)
+    assert code == 0
+    cases = {case.attrib["name"] for case in ET.parse(junit).iter("testcase")}
+    assert cases == {"finite", "min_cosine", "min_neighbour_agreement", "cosine"}
+    assert "5th percentile" in table.read_text(encoding="utf-8")
+    html = page.read_text(encoding="utf-8")
+    assert f"On {COUNT} images" in html
+    assert "nearest neighbour by cls_token" in html
+
+
+def test_a_baseline_without_classes(bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    file = tmp_path / "baseline.json"
+    code, result = gated(bundle, images, "--baseline", str(file), "--update")
+    assert (code, result["updated"]) == (0, True)
+    kept = Baseline.read(file)
+    assert kept == Baseline.read(file)
+    figures = json.loads(file.read_text(encoding="utf-8"))["nearness"]["onnxruntime int8"]["cls_token"]
+    (run,) = result["vectors"]
+    for name in ("mean_cosine", "p5_cosine", "min_cosine", "neighbour_agreement"):
+        assert figures[name] == pytest.approx(run["nearness"][0][name], abs=1e-6)
+    code, result = gated(bundle, images, "--baseline", str(file))
+    assert (code, result["changes"]) == (0, []), result["checks"]
+    assert {check["rule"] for check in result["checks"]} == {"same_labels", "same_processor", "finite", "cosine"}
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace('"p5_cosine": 0.', '"p5_cosine": 0.1'), encoding="utf-8")
+    code, result = gated(bundle, images, "--baseline", str(file))
+    assert any("p5_cosine 0.1" in change for change in result["changes"])
+    file.write_text(text.replace('"p5_cosine": 0.', '"p5_cosine": 7.'), encoding="utf-8")
+    with pytest.raises(InputError, match="must be a baseline"):
+        Baseline.read(file)
+
+
+def test_other_images_are_not_those_of_the_baseline(bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    file, others = tmp_path / "baseline.json", tmp_path / "others"
+    gated(bundle, images, "--baseline", str(file), "--update")
+    shutil.copytree(images, others)
+    shutil.copy(others / "000.png", others / "001.png")
+    with pytest.raises(InputError, match="other images"):
+        vitdeploy.gate(bundle, data=others, baseline=file)
+
+
+@pytest.mark.parametrize(
+    ("count", "rules", "refused"),
+    [
+        (19, {"min_cosine": 0.9}, "20 images"),
+        (20, {"min_cosine": 0.9}, None),
+        (19, {"min_neighbour_agreement": 95.0}, "20 images"),
+        (20, {"min_neighbour_agreement": 95.0}, None),
+        (19, {"min_neighbour_agreement": 100.0}, None),
+        (19, {"min_accuracy": 50.0}, "min_cosine"),
+        (19, {"min_agreement": 50.0}, "min_cosine"),
+        (19, {"max_drop": 50.0}, "min_cosine"),
+    ],
+    ids=str,
+)
+def test_a_rule_finer_than_the_images_is_refused(
+    bundle: Bundle, images: Path, tmp_path: Path, count: int, rules: dict[str, Any], refused: str | None
+) -> None:
+    for path in sorted(images.iterdir())[:count]:
+        shutil.copy(path, tmp_path / path.name)
+    held = GateRules(Rules(**rules))
+    if refused is None:
+        assert {check.rule for check in planned_checks(bundle, data=tmp_path, rules=held)} >= set(rules)
+        return
+    with pytest.raises(UsageError, match=refused):
+        planned_checks(bundle, data=tmp_path, rules=held)
+
+
+def test_two_images_pass_no_rule_of_neighbours(bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    for path in sorted(images.iterdir())[:2]:
+        shutil.copy(path, tmp_path / path.name)
+    code, result = gated(bundle, tmp_path, "--min-neighbour-agreement", "100")
+    assert (code, result["status"]) == (3, "skipped")
+    (check,) = [each for each in result["checks"] if each["rule"] == "min_neighbour_agreement"]
+    assert (check["status"], check["value"]) == ("skipped", None)
+
+
+def test_artifacts_of_other_outputs_are_judged_by_their_own(bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    """One gives tokens, the other hidden states alone, which are its vectors, whole."""
+    shutil.copytree(bundle.path, tmp_path / "out")
+    vitdeploy.export(
+        default_checkpoint(), output=tmp_path / "out", task="image-feature-extraction", outputs=["hidden_states"]
+    )
+    code, result = gated(Bundle.open(tmp_path / "out"), images, "--min-cosine", "0.9")
+    assert code == 0
+    found = {run["artifact"]: [each["output"] for each in run["nearness"]] for run in result["vectors"]}
+    assert found["onnx-int8"] == ["cls_token"]
+    assert found["onnx-fp32"] == [f"hidden_states.{index}" for index in range(len(found["onnx-fp32"]))]
+    assert len(found["onnx-fp32"]) > 2
+
+
+def test_a_classifier_is_held_to_the_cosine_of_its_logits(classifier: Bundle) -> None:
+    data = str(held_out_images())
+    code, result = gated(classifier, held_out_images(), "--min-cosine", "0.999999")
+    assert code == 0
+    (run,) = result["vectors"]
+    (near,) = run["nearness"]
+    assert (near["output"], near["images"], near["same_neighbours"]) == ("logits", 450, None)
+    with pytest.raises(UsageError, match="min_neighbour_agreement"):
+        planned_checks(classifier, data=data, rules=GateRules(Rules(min_neighbour_agreement=50)))
+
+
+def test_what_is_a_cosine_in_a_file_of_rules(tmp_path: Path) -> None:
+    file = tmp_path / "rules.toml"
+    for text, wanted in (("0.99", 0.99), ('"99%"', 0.99), ('"99.5 %"', 0.995)):
+        file.write_text(f"min_cosine = {text}\nmin_neighbour_agreement = 88\n", encoding="utf-8")
+        found = read_rules(file).every
+        assert found.min_cosine == pytest.approx(wanted)
+        assert found.min_neighbour_agreement == 88
+    for text in ("99", "1", "0", '"x%"', '"0.99"', "true", '"100%"'):
+        file.write_text(f"min_cosine = {text}\n", encoding="utf-8")
+        with pytest.raises(UsageError, match="min_cosine"):
+            read_rules(file)

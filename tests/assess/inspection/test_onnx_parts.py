@@ -1,0 +1,63 @@
+"""The nodes of each layer, of the exporter's graphs: what the layers compute is the same in each."""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import pytest
+from bundles import export_graph, tiny_model
+
+from vitdeploy.assess.inspection.onnx_parts import nodes_by_part
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vitdeploy.models.vit import VisionTransformer
+
+
+def parts_of(model: VisionTransformer, folder: Path, **options: Any) -> dict[str, list[onnx.NodeProto]]:
+    export_graph(model, folder, **options)
+    graph = onnx.load(folder / "onnx" / "model.onnx").graph
+    parts = nodes_by_part(graph.node, {value.name for value in graph.input})
+    assert sum(len(nodes) for nodes in parts.values()) == len(graph.node)
+    return parts
+
+
+def operators(nodes: list[onnx.NodeProto]) -> list[str]:
+    return [node.op_type for node in nodes]
+
+
+@pytest.mark.parametrize(
+    ("task", "config", "options", "head"),
+    [
+        (Task.CLASSIFICATION, {}, {}, ["LayerNormalization", "Gather", "Gemm"]),
+        (Task.CLASSIFICATION, {"num_hidden_layers": 1}, {}, ["LayerNormalization", "Gather", "Gemm"]),
+        (
+            Task.MASKED_IMAGE_MODELING,
+            {"qkv_bias": False},
+            {},
+            ["LayerNormalization", "Slice", "Transpose", "Reshape", "Conv", "DepthToSpace"],
+        ),
+        # the relative positions of each layer are interpolated from sizes that all of them share
+        (
+            Task.CLASSIFICATION,
+            {"relative_positions": True},
+            {"dynamic_image_size": True},
+            ["LayerNormalization", "Gather", "Gemm"],
+        ),
+    ],
+)
+def test_every_layer_has_the_same_nodes(
+    task: Task, config: dict[str, Any], options: dict[str, Any], head: list[str], tmp_path: Path
+) -> None:
+    parts = parts_of(tiny_model(task, **config), tmp_path, **options)
+    layers = [f"layers.{index}" for index in range(config.get("num_hidden_layers", 2))]
+    assert list(parts) == ["embeddings", *layers, "head"]
+    for layer in layers:
+        assert collections.Counter(operators(parts[layer])) == collections.Counter(operators(parts["layers.0"]))
+        assert parts[layer][-1].op_type == "Add"
+    assert "Conv" in operators(parts["embeddings"])
+    assert operators(parts["head"]) == head

@@ -1,0 +1,89 @@
+"""Percentiles, ratios by round, and what a benchmark says of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
+from vitdeploy.assess.report.tables import tables
+from vitdeploy.errors import UsageError
+from vitdeploy.system.cpu import ThreadCount
+
+
+def latency(backend: str, *rounds: tuple[float, ...], batch_size: int = 8, **more: Any) -> Latency:
+    return Latency("onnx-fp32", backend, "fp32", batch_size, rounds, **more)
+
+
+def benchmark(*latencies: Latency, skipped: tuple[NotMeasured, ...] = ()) -> Benchmark:
+    return Benchmark("out", {"cpu": "one"}, {"rounds": 3}, latencies, skipped)
+
+
+def test_percentiles_and_images_per_second() -> None:
+    times = tuple(float(time) for time in range(1, 102))
+    found = latency("torch", times[:50], times[50:], image_rounds_ms=((200.0, 202.0), (204.0,)), processing_ms=3.0)
+    assert found.times_ms == times
+    assert found.percentile_ms(50) == 51
+    assert found.image_percentile_ms(50) == 202
+    assert found.images_per_second == pytest.approx(8 / 0.051)
+    assert found.to_dict() == {
+        "artifact": "onnx-fp32",
+        "backend": "torch",
+        "precision": "fp32",
+        "batch_size": 8,
+        "ready_input": {
+            "runs": 101, "p50_ms": 51, "p90_ms": 91, "p99_ms": 100,
+            "images_per_second": pytest.approx(156.86, abs=0.01),
+        },
+        "image_files": {
+            "runs": 3, "p50_ms": 202, "p90_ms": pytest.approx(203.6), "p99_ms": pytest.approx(203.96),
+        },
+        "processing_ms": 3.0,
+        "load_ms": None,
+        "first_ms": None,
+        "peak_memory_bytes": None,
+        "steady": True,
+        "threads": None,
+        "details": {},
+    }  # fmt: skip
+
+
+def test_a_ratio_is_of_rounds_so_that_a_slow_spell_falls_on_both() -> None:
+    base = latency("torch", (10.0, 10.0, 99.0), (40.0,), (20.0,))
+    other = latency("onnxruntime", (5.0, 5.0, 5.0), (20.0,), (12.0,))
+    found = benchmark(base, other)
+    assert tuple(found.ratio("onnxruntime fp32", "torch fp32", 8)) == pytest.approx((0.5, 0.5, 0.55))
+    assert other.ratio(other) == (1, 1, 1)
+    with pytest.raises(UsageError, match="two latencies of one benchmark and batch size, got torch fp32 at 1"):
+        latency("torch", (1.0,), batch_size=1).ratio(base)
+    with pytest.raises(UsageError, match=r"onnxruntime fp32 at 8.*got tensorrt fp16 at 8"):
+        found.ratio("tensorrt fp16", "torch fp32", 8)
+
+
+def test_what_was_not_measured_is_no_pass() -> None:
+    measured = latency("torch", (1.0,))
+    missing = NotMeasured("tensorrt-fp16", "tensorrt", "fp16", None, "it is not installed")
+    assert benchmark(measured).status == "passed"
+    assert benchmark(measured, skipped=(missing,)).status == "skipped"
+    assert benchmark().status == "skipped"
+    wrong = NotMeasured("onnx-fp16", "onnxruntime", "fp16", None, "it gives NaN", "failed")
+    assert benchmark(measured, skipped=(missing, wrong)).status == "failed"
+    found = benchmark(measured, skipped=(missing,)).to_dict()
+    assert (found["status"], found["skipped"][0]["reason"]) == ("skipped", "it is not installed")
+
+
+def test_different_numbers_of_threads_are_told() -> None:
+    one, two = ThreadCount(1, "OMP_NUM_THREADS"), ThreadCount(2, "2 physical cores")
+    on_gpu = latency("tensorrt", (1.0,))
+    found = benchmark(latency("torch", (1.0,), threads=one), latency("onnxruntime", (1.0,), threads=two), on_gpu)
+    assert "torch 1, onnxruntime 2" in found.note
+    assert any(found.note in title for title, *_ in tables(found))
+    assert benchmark(latency("torch", (1.0,), threads=two), latency("onnxruntime", (1.0,), threads=two)).note == ""
+
+
+def test_the_threads_are_in_the_json_once() -> None:
+    details = {"engine": "onnxruntime 1", "intra_op_threads": 2, "threads_reason": "2 physical cores"}
+    found = latency("onnxruntime", (1.0,), threads=ThreadCount(2, "2 physical cores"), details=details).to_dict()
+    assert found["threads"] == {"count": 2, "reason": "2 physical cores"}
+    assert found["details"] == {"engine": "onnxruntime 1"}

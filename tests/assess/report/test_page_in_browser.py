@@ -1,0 +1,122 @@
+"""The page in headless Chromium: at a desk and on a phone, in both themes, by keyboard alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from browser import Browser, browser
+from PIL import Image
+from written_results import COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
+
+from vitdeploy.assess.report.page import write_html
+from vitdeploy.assess.report.report import report_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DESK, PHONE = (1280, 900), (375, 812)
+TOO_WIDE = """[...document.querySelectorAll('main *')]
+    .filter(each => !each.parentElement.closest('.scroll') && each.getBoundingClientRect().right > innerWidth + 0.5)
+    .map(each => each.outerHTML.slice(0, 80))"""
+# All that can be followed, opened or scrolled, but for what a closed <details> hides.
+REACHED = """[...document.querySelectorAll('a, summary, .scroll')]
+    .filter(each => each.tagName === 'SUMMARY' || !each.closest('details:not([open])'))
+    .map(each => each.getAttribute('aria-label') || each.textContent.trim().slice(0, 40))"""
+FOCUSED = """(() => {
+    const at = document.activeElement, box = at.getBoundingClientRect(), style = getComputedStyle(at);
+    return [at.tagName, at.getAttribute('aria-label') || at.textContent.trim().slice(0, 40), style.outlineStyle,
+            box.left < innerWidth && box.right > 0 && box.top < innerHeight && box.bottom > 0];
+})()"""
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All parts, long names in all of them, and images but for one."""
+    folder = tmp_path_factory.mktemp("page")
+    labels = ("a_name_without_any_space_that_is_longer_than_a_phone_is_wide", "dog", "great newt, Triturus cristatus")
+    images = tuple(f"{labels[label]}/{index}.png" for index, label in enumerate(EVALUATION.targets))
+    for index, name in enumerate(images[:-1]):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (400, 300), (60 * index, 200, 100)).save(folder / name)
+    evaluation = dataclasses.replace(EVALUATION, data=str(folder), labels=labels, images=images)
+    gate = dataclasses.replace(gate_result(folder / "baseline.json"), evaluation=evaluation)
+    report = dataclasses.replace(report_of(gate), comparison=COMPARISON, layers=LAYERS, sensitivity=SENSITIVITY)
+    write_html(folder / "page.html", report)
+    return folder / "page.html"
+
+
+@pytest.mark.parametrize(("size", "dark"), [(DESK, False), (PHONE, False), (PHONE, True)])
+def test_it_fits_the_window_and_is_painted(tab: Browser, page: Path, size: tuple[int, int], dark: bool) -> None:
+    tab.open(page, *size, dark=dark)
+    assert tab.run("innerWidth") == size[0]
+    tab.run("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert tab.run(TOO_WIDE) == []
+    assert tab.run("document.documentElement.scrollWidth") <= size[0]
+    shot = tab.screenshot()
+    assert shot.startswith(b"\x89PNG")
+    with Image.open(io.BytesIO(shot)) as picture:
+        assert picture.size == size
+        pixels = np.asarray(picture.convert("L"))
+    assert pixels.std() > 5
+    assert (pixels.mean() < 80) == dark
+
+
+def test_every_image_and_plot_is_shown(tab: Browser, page: Path) -> None:
+    tab.open(page, *PHONE)
+    widths = "[...document.querySelectorAll('img')].map(each => [each.naturalWidth, each.naturalHeight])"
+    assert tab.run(widths) == [[320, 240]] * 4
+    assert tab.run("document.querySelectorAll('.gone').length") == 2
+    assert (
+        tab.run("[...document.querySelectorAll('svg')].filter(each => each.getBoundingClientRect().height < 60)") == []
+    )
+    # the colours of plots and cells are the theme's
+    assert tab.run("getComputedStyle(document.querySelector('.matrix td.right')).backgroundColor") != "rgba(0, 0, 0, 0)"
+    smallest = """Math.min(...[...document.querySelectorAll('svg text[style]')].map(each => {
+        const { a, b } = each.getScreenCTM();
+        return parseFloat(getComputedStyle(each).fontSize) * Math.hypot(a, b);
+    }))"""
+    assert tab.run(smallest) > 9  # pixels
+
+
+def test_everything_is_reached_by_keyboard(tab: Browser, page: Path) -> None:
+    tab.open(page, *PHONE)
+    wanted = tab.run(REACHED)
+    found = []
+    for _ in wanted:
+        tab.press("Tab")
+        name, label, outline, visible = tab.run(FOCUSED)
+        assert outline == "solid", (name, label)
+        assert visible, (name, label)
+        found.append(label)
+    assert found == wanted
+    assert len(wanted) > 20
+
+
+def test_a_table_that_is_too_wide_scrolls_by_keyboard(tab: Browser, page: Path) -> None:
+    tab.open(page, *PHONE)
+    region = "document.querySelector('#accuracy ~ .scroll')"
+    tab.run(f"{region}.focus()")
+    before = tab.run(f"{region}.scrollLeft")
+    for _ in range(3):
+        tab.press("ArrowRight")
+    moved = f"new Promise(done => setTimeout(() => done({region}.scrollLeft), 300))"
+    assert (before, tab.run(moved) > 0) == (0, True)
+
+
+def test_the_skip_link_skips(tab: Browser, page: Path) -> None:
+    tab.open(page, *DESK)
+    tab.press("Tab")
+    assert tab.run("document.activeElement.className") == "skip"
+    tab.press("Enter")
+    assert tab.run("document.activeElement.id") == "content"

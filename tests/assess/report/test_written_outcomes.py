@@ -1,0 +1,132 @@
+"""Markdown and JUnit XML: what did not pass is seen, and no name of a file or class breaks the form."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
+from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
+
+from vitdeploy.assess.data.folder_listing import LeftOut, Reason
+from vitdeploy.assess.metrics.status import Verdict
+from vitdeploy.assess.report.junit import junit, write_junit
+from vitdeploy.assess.report.markdown import markdown, write_markdown
+from vitdeploy.errors import OutputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd:
+    """A result whose every text is hard to write."""
+
+    text: str
+    status: str = "failed"
+    changes: tuple[str, ...] = ()
+    left_out: LeftOut | None = None
+
+    @property
+    def processor(self) -> str:
+        return self.text
+
+    @property
+    def bundle(self) -> str:
+        return self.text
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        return (Verdict(self.text, self.text, self.status, self.text),)
+
+
+def test_junit_of_a_comparison() -> None:
+    root = ET.fromstring(junit(COMPARISON))
+    counts = {"tests": "3", "failures": "1", "errors": "1", "skipped": "0"}
+    assert (root.tag, root.attrib) == ("testsuites", counts)
+    (suite,) = root
+    assert suite.attrib == {"name": "vitdeploy gone", **counts}
+    cases = suite.findall("testcase")
+    assert [(case.get("classname"), case.get("name"), [child.tag for child in case]) for case in cases] == [
+        ("onnx-fp32 on onnxruntime", "logits", []),
+        ("onnx-fp32 on onnxruntime", "pooler_output", ["failure"]),
+        ("tensorrt-fp16 on no backend", "compare", ["error"]),
+    ]
+    assert cases[1][0].get("message") == "differs by 5.00e-01 of the largest value, 0.0001 allowed; 0.5 would pass"
+    assert cases[2][0].attrib == {"message": "no backend runs it", "type": "skipped"}
+
+
+def test_junit_tells_the_image_processor_and_the_files_left_out() -> None:
+    left_out = LeftOut(1, (Reason("hidden", 1),))
+    result = dataclasses.replace(COMPARISON, processor="preprocessor_config.json <of> the model", left_out=left_out)
+    (suite,) = ET.fromstring(junit(result))
+    assert suite[0].tag == "properties"
+    assert {each.get("name"): each.get("value") for each in suite[0]} == {
+        "image processor": "preprocessor_config.json <of> the model",
+        "left out": "files left out: 1 (1 hidden)",
+    }
+    assert [case.tag for case in suite[1:]] == ["testcase"] * 3
+
+
+def test_markdown_of_a_comparison_begins_with_what_failed() -> None:
+    lines = markdown(COMPARISON).splitlines()
+    assert lines[0] == "### ❌ failed: gone"
+    assert lines[2] == "1 passed, 1 failed, 1 skipped"
+    assert [line.split(" | ")[0] for line in lines[6:-2]] == ["| ❌ failed", "| ⚠️ skipped", "| ✅ passed"]
+    assert len(lines) == 11
+
+
+def test_layers_name_the_first_that_diverges() -> None:
+    (suite,) = ET.fromstring(junit(LAYERS))
+    failures = {case.get("name"): case[0].get("message") for case in suite.findall("testcase") if len(case)}
+    assert failures == {
+        "layers.1": "differs by inf of the largest value, 0.0001 allowed; the first part that diverges",
+        "head": "differs by 5.00e-01 of the largest value, 0.0001 allowed",
+        "compare --layers": "its layers cannot be told apart",
+    }
+    assert markdown(LAYERS).splitlines()[2] == "2 passed, 2 failed, 1 skipped"
+
+
+def test_markdown_of_figures() -> None:
+    lines = markdown(EVALUATION).splitlines()
+    assert lines[0] == "### ⚠️ skipped: gone"
+    assert lines[4].startswith("| reference | torch fp32 | 75.00% (30.06% to 95.44%, 3 of 4) | 100.00% |")
+    assert lines[6] == "| y-fp16 | y fp16 | skipped: no such device |  |  |  |  |"
+    lines = markdown(BENCHMARK).splitlines()
+    assert lines[4].startswith("| torch fp32 | 1 | 5.000 | 5.800 |")
+    assert lines[6:10] == ["", "Not measured:", "", "| backend | batch | why |"]
+    lines = markdown(SENSITIVITY).splitlines()
+    assert lines[0] == "### ✅ passed: gone"
+    assert lines[2].startswith("layers.0.mlp.fc1 is the most sensitive of 4 layers: relative error inf with it alone")
+    assert lines[6] == "| layers.0.mlp.fc1 | layers.0 | MatMul | inf | val\\_1, linear\\_1 |"
+    for text in (markdown(EVALUATION), markdown(BENCHMARK)):
+        tables = [line for line in text.splitlines() if line.startswith("|")]
+        assert {line.count("|") for line in tables} <= {8, 13, 4}
+    for result in (COMPARISON, LAYERS, SENSITIVITY, EVALUATION, BENCHMARK, gate_result()):
+        text = markdown(result).splitlines()[-1]
+        assert text == ("files left out: 4 (3 hidden, 1 ending .&lt;b&gt;); folders without an image: 1 (newt\\|s)")
+
+
+@pytest.mark.parametrize(
+    "text", ["a|b", "<script>&", "two\nlines", "`code` *b* _i_ [l](u)", "nul\x00 esc\x1b", "\ud800", "é😀"]
+)
+def test_odd_texts(text: str, tmp_path: Path) -> None:
+    (suite,) = ET.fromstring(junit(Odd(text)))
+    assert [child.tag for child in suite] == ["properties", "testcase"]
+    assert suite[1][0].tag == "failure"
+    rows = markdown(Odd(text, changes=(text,))).splitlines()
+    assert len(rows) == 13
+    assert rows[8].replace("\\|", "").count("|") == 5
+    assert "<" not in rows[2] + rows[8]
+    assert "`" not in (rows[2] + rows[8]).replace("\\`", "")
+    write_junit(tmp_path / "a.xml", Odd(text))
+    write_markdown(tmp_path / "a.md", Odd(text))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.md", "a.xml"]
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for write in (write_junit, write_markdown):
+        with pytest.raises(OutputError, match="could not be written"):
+            write(tmp_path / "file" / "a", COMPARISON)

@@ -1,0 +1,55 @@
+"""Class names of a Hugging Face configuration, in all forms that occur."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vitdeploy.bundle.labels import class_names
+from vitdeploy.errors import CheckpointError
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({}, ("LABEL_0", "LABEL_1")),  # transformers leaves out its default
+        ({"id2label": None, "num_labels": None}, ("LABEL_0", "LABEL_1")),
+        ({"num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ({"num_labels": 0}, ()),
+        ({"id2label": {}}, ()),
+        ({"id2label": {"0": "cat", "1": "dog"}}, ("cat", "dog")),
+        ({"id2label": {"1": "dog", "0": "cat"}}, ("cat", "dog")),
+        ({"id2label": {0: "cat", 1: "dog"}, "num_labels": 2}, ("cat", "dog")),
+        ({"id2label": {str(index): f"n{index}" for index in reversed(range(12))}}, tuple(f"n{i}" for i in range(12))),
+        ({"id2label": {"0": "crane", "1": "crane"}}, ("crane", "crane")),  # ImageNet has the bird and the machine
+        ({"id2label": {"0": 7, "1": "Häher, Eichel-"}}, ("7", "Häher, Eichel-")),
+    ],
+)
+def test_names_are_in_the_order_of_the_logits(config: dict[str, Any], names: tuple[str, ...]) -> None:
+    assert class_names(config) == names
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"id2label": {"0": "cat", "2": "dog"}}, "every class from 0 to 1, each once"),
+        ({"id2label": {"1": "cat", "2": "dog"}}, "every class from 0 to 1, each once"),
+        ({"id2label": {"0": "cat", "00": "dog"}}, "every class from 0 to 1, each once"),
+        ({"id2label": {"cat": "0"}}, "must map class indices to names, got {'cat': '0'}"),
+        ({"id2label": {"-1": "cat"}}, "must map class indices"),
+        ({"id2label": {"²": "cat"}}, "must map class indices"),
+        ({"id2label": {"9" * 5000: "cat"}}, "must map class indices"),
+        ({"id2label": ["cat", "dog"]}, "must map class indices"),
+        ({"id2label": "cat\ndog"}, "must map class indices"),
+        ({"id2label": {"0": "cat"}, "num_labels": 2}, "num_labels is 2, but id2label names 1"),
+        ({"id2label": {"0": "cat"}, "num_labels": "x\n" * 500}, "num_labels is"),
+        *(({"num_labels": count}, "num_labels must be an integer") for count in (-1, 2.0, "2", True, [2], 10**12)),
+    ],
+)
+def test_anything_else_is_one_line_that_names_the_key(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as error:
+        class_names(config)
+    assert str(error.value).startswith("config.json: ")
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 200

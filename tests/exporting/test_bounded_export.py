@@ -1,0 +1,315 @@
+"""int8 and fp8 within an accuracy bound: outliers moved into weights, and as few layers in float32 as that takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from bundles import tiny_model, write_checkpoint_of
+from click.testing import CliRunner
+from outliers import with_outliers
+from safetensors.numpy import load_file, save_file
+
+import vitdeploy
+from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.cli.export import export as export_command
+from vitdeploy.errors import CheckFailedError, CheckpointError, InputError, UsageError
+from vitdeploy.exporters.quantization.search import STRENGTHS
+from vitdeploy.exporting.calibration_images import CalibrationImages
+from vitdeploy.exporting.top1_target import AccuracyGoal
+from vitdeploy.runtimes.pytorch import PyTorchRuntime
+from vitdeploy.sources.read import read_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vitdeploy.bundle.manifest import Artifact
+
+IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 150}
+# What is to be seen in 8 bits needs a model that they harm: the range of all that was seen, and nothing moved.
+NAIVE: dict[str, Any] = {
+    "precision": "int8",
+    "calibration": "minmax",
+    "smooth_quant": "off",
+    "tolerance": 3.0,
+    **IMAGES,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with outliers."""
+    return with_outliers(default_checkpoint(), tmp_path_factory.mktemp("outliers") / "checkpoint", 80)
+
+
+def only(bundle: Bundle) -> Artifact:
+    (artifact,) = bundle.manifest.artifacts
+    return artifact
+
+
+def test_outliers_change_nothing_but_what_is_between(checkpoint: Path) -> None:
+    images = sorted(held_out_images().rglob("*.png"))[:8]
+    outputs = []
+    for path in (checkpoint, default_checkpoint()):
+        read = read_checkpoint(path)
+        with PyTorchRuntime(read.model) as runtime:
+            outputs.append(runtime.run({"pixel_values": read.processor(images)})["logits"])
+    found, want = outputs
+    np.testing.assert_allclose(found, want, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.fixture(scope="module")
+def bound(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[str]]:
+    """The model within a bound that takes some layers in float32, and the steps that were told."""
+    steps: list[str] = []
+    output = tmp_path_factory.mktemp("bound") / "out"
+    return vitdeploy.export(checkpoint, output=output, min_agreement=1.0, on_step=steps.append, **NAIVE), steps
+
+
+def parts() -> tuple[set[str], set[str]]:
+    """The names of the 150 images that the search sees, and of those that are held out."""
+    processor = read_checkpoint(default_checkpoint()).processor
+    apart = CalibrationImages.open(held_out_images(), processor, 150, 0, lambda *_: None).parts()
+    return {*apart.ranges.images.names, *apart.choice.images.names}, {*apart.judge.images.names}
+
+
+def agreeing(bundle: Bundle) -> tuple[int, int]:
+    """Of how many images of the search, and held out, the artifact has the reference's best class."""
+    backends = ["onnxruntime:int8", "torch"]
+    evaluation = vitdeploy.evaluate(bundle, data=held_out_images(), backends=backends, limit=150, batch_size=1)
+    wrong = evaluation.agreement(*evaluation.results).wrong
+    searched, held_out = (len(names.difference(wrong)) for names in parts())
+    return searched, held_out
+
+
+def test_as_few_layers_as_the_bound_takes(bound: tuple[Bundle, list[str]], checkpoint: Path, tmp_path: Path) -> None:
+    bundle, steps = bound
+    artifact = only(bundle)
+    made, measured = artifact.options, artifact.validation
+    assert tuple(map(len, parts())) == (113, 37)
+    wanted = {"bound": "min_agreement 1", "images": 113, "correct": 113, "at_least": 113, "reference": 113}
+    found = dict(measured["accuracy"])
+    held_out = found.pop("held_out")
+    assert found == {**wanted, "low": 0.9671, "high": 1.0}
+    searched, judged = agreeing(bundle)
+    assert (searched, judged) == (113, held_out["correct"])
+    assert (held_out["images"], held_out["at_least"], held_out["honoured"]) == (37, 37, judged == 37)
+    assert 0 < len(measured["kept_layers"]) <= 10  # a third
+    assert len(made["float32_nodes"]) == len(measured["kept_layers"]) == 30 - made["quantized_nodes"]
+    assert measured["correct_without"] < 113
+    assert measured["minimal"]
+    assert measured["runs"] == sum(step.startswith("run ") for step in steps)
+    assert set(measured["kept_layers"]) < set(measured["layer_effects"])
+    assert len(measured["layer_effects"]) == 30
+    assert all(name.startswith("layers.") for name in measured["layer_effects"])
+    # The figures are of the artifact: an evaluation by itself comes to the same.
+    whole = vitdeploy.export(checkpoint, output=tmp_path / "whole", **NAIVE)
+    assert agreeing(whole)[0] == measured["correct_without"]
+    fewer = {**NAIVE, "keep_fp32": made["float32_nodes"][1:]}
+    without_one = vitdeploy.export(checkpoint, output=tmp_path / "fewer", **fewer)
+    assert agreeing(without_one)[0] < 113, "each of them is needed"
+
+
+def test_the_same_bytes_again(bound: tuple[Bundle, list[str]], checkpoint: Path, tmp_path: Path) -> None:
+    again = vitdeploy.export(checkpoint, output=tmp_path / "out", min_agreement=1.0, calibration_cache=False, **NAIVE)
+    assert only(again) == only(bound[0]) == only(Bundle.open(again.path))
+
+
+def test_labels_and_nodes_that_somebody_keeps(
+    checkpoint: Path, tmp_path: Path, bound: tuple[Bundle, list[str]]
+) -> None:
+    kept = only(bound[0]).options["float32_nodes"][:1]
+    bundle = vitdeploy.export(checkpoint, output=tmp_path / "out", max_drop=3, keep_fp32=kept, **NAIVE)
+    artifact = only(bundle)
+    found = artifact.validation["accuracy"]
+    assert found["bound"] == "max_drop 3"
+    assert found["correct"] >= found["at_least"] == found["reference"] - 3  # of 113 images, 3.39
+    assert set(kept) <= set(artifact.options["float32_nodes"])
+    evaluation = vitdeploy.evaluate(
+        bundle, data=held_out_images(), backends=["onnxruntime:int8"], limit=150, batch_size=1
+    )
+    wrong = evaluation.top1(evaluation.results[0]).wrong
+    searched, held_out = parts()
+    assert len(searched.difference(wrong)) == found["correct"]
+    assert len(held_out.difference(wrong)) == found["held_out"]["correct"]
+
+
+def test_outliers_are_moved_where_that_helps(checkpoint: Path, tmp_path: Path) -> None:
+    auto = {**NAIVE, "smooth_quant": None}
+    for folder, path, share in (("with", checkpoint, 0.3), ("without", default_checkpoint(), 1.0)):
+        artifact = only(vitdeploy.export(path, output=tmp_path / folder, **auto))
+        found = artifact.validation["candidates"]
+        errors = {each["smooth_quant"]: each["error"] for each in found if each["multiply"] is not False}
+        assert list(errors) == [None, *STRENGTHS]
+        assert {(each["scheme"], each["ranges"], each["margin"]) for each in found} == {("static", "minmax", 0)}
+        least = min(errors.values())
+        assert errors[artifact.options.get("smooth_quant")] == least
+        assert least < share * errors[None]
+        (chosen,) = (each for each in found if each["chosen"])
+        assert chosen["smooth_quant"] == artifact.options["smooth_quant"]
+        assert ("mlp" in artifact.options["smooth_quant_places"]) == chosen["multiply"]
+    strong = only(vitdeploy.export(checkpoint, output=tmp_path / "strong", **{**NAIVE, "smooth_quant": 0.75}))
+    assert strong.options["smooth_quant"] == 0.75
+    assert strong.options["smooth_quant_places"] == ["attention", "layer_norm", "mlp"]
+    assert "candidates" not in strong.validation
+
+
+def test_a_strength_that_is_asked_for_is_in_all_places(checkpoint: Path, tmp_path: Path) -> None:
+    """It is the graph that was chosen, where its Mul was chosen too: the same bytes."""
+    chosen = only(vitdeploy.export(checkpoint, output=tmp_path / "auto", **{**NAIVE, "smooth_quant": "auto"}))
+    strength = chosen.options["smooth_quant"]
+    asked = only(vitdeploy.export(checkpoint, output=tmp_path / "asked", **{**NAIVE, "smooth_quant": strength}))
+    assert (asked.files == chosen.files) == (
+        chosen.options["smooth_quant_places"] == ["attention", "layer_norm", "mlp"]
+    )
+
+
+def test_images_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"accuracy_data": held_out_images(), "min_agreement": 0.9}
+    artifact = only(vitdeploy.export(checkpoint, output=tmp_path / "out", **{**NAIVE, **options, "smooth_quant": None}))
+    found = artifact.validation["accuracy"]
+    assert (found["images"], found["held_out"]["images"]) == (338, 112)  # a quarter, none of which chose anything
+    assert artifact.options["calibration_images"] == 150 - 37  # which judge
+
+
+def test_the_bound_judges_and_no_tolerance_that_is_not_given(checkpoint: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {**NAIVE, "tolerance": None}
+    with pytest.raises(CheckFailedError, match=r"is too far from the reference: logits .* on 37 held-out images"):
+        vitdeploy.export(checkpoint, output=tmp_path / "out", **options)
+    artifact = only(vitdeploy.export(checkpoint, output=tmp_path / "out", min_agreement=0.8, **options))
+    assert artifact.validation["kept_layers"] == []
+    assert artifact.validation["tolerance"] is None
+    assert artifact.validation["judged_by"] == "cosine"
+    with pytest.raises(CheckFailedError, match=r"must equal the reference within 0\.01 of the largest value"):
+        vitdeploy.export(checkpoint, output=tmp_path / "strict", min_agreement=0.8, **{**options, "tolerance": 0.01})
+
+
+@pytest.mark.parametrize("options", [{"precision": "fp8"}, {"precision": "int8", "target": "tensorrt"}], ids=str)
+def test_for_tensorrt(tmp_path: Path, options: dict[str, Any]) -> None:
+    bundle = vitdeploy.export(default_checkpoint(), output=tmp_path / "out", min_agreement=0.99, **options, **IMAGES)
+    assert only(bundle).validation["accuracy"]["correct"] >= 112
+
+
+def test_all_that_could_be_in_8_bits_is_kept(bound: tuple[Bundle, list[str]], tmp_path: Path) -> None:
+    names = list(quantizable_names(bound[0]))
+    with pytest.raises(UsageError, match="int8 must have a node in 8 bits, got all 30 to keep in float32"):
+        vitdeploy.export(default_checkpoint(), output=tmp_path / "out", precision="int8", keep_fp32=names)
+
+
+def quantizable_names(bundle: Bundle) -> Iterator[str]:
+    """The products of a quantized artifact that have a weight, in 8 bits or kept."""
+    graph = onnx.load(bundle.path / only(bundle).files[0].path).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        weight = makers.get(node.input[1]) if node.op_type == "MatMul" else None
+        if node.op_type == "MatMul" and (weight is None or weight.op_type == "DequantizeLinear"):
+            yield node.output[0]
+
+
+def test_what_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is enough: the least that can be in 8 bits is one layer."""
+    checkpoint = write_checkpoint_of(tiny_model(num_hidden_layers=1), tmp_path / "checkpoint")
+    monkeypatch.setattr(AccuracyGoal, "honoured_by", lambda *_: False)
+    problem = (
+        r"8 bits must honour min_agreement 1, 8 of 8 images; the best that was found has .*, with [0-5] of 6 layers in "
+        r"float32 and layers\.0\..* in 8 bits; with none in float32 it is .*; loosen the bound, or choose fp16; nothing"
+    )
+    steps: list[str] = []
+    images: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 8}
+    with pytest.raises(CheckFailedError, match=problem):
+        vitdeploy.export(
+            checkpoint, precision="int8", output=tmp_path / "out", min_agreement=1, on_step=steps.append, **images
+        )
+    assert sum(step.startswith("run ") for step in steps) == 5  # none, one, two, four and five layers
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "problem"),
+    [
+        ({"min_agreement": 0.9, "max_drop": 1}, UsageError, "max_drop 1 and min_agreement 0.9"),
+        ({"min_agreement": 0}, UsageError, "min_agreement must be a share above 0 and up to 1, such as 0.99, got 0"),
+        ({"min_agreement": 99}, UsageError, "min_agreement must be a share above 0 and up to 1, such as 0.99, got 99"),
+        ({"max_drop": -1}, UsageError, "max_drop must be points of accuracy from 0 up to 100, got -1"),
+        ({"max_drop": float("nan")}, UsageError, "max_drop must be points of accuracy from 0 up to 100, got nan"),
+        ({"max_drop": True}, UsageError, "max_drop must be points of accuracy from 0 up to 100, got True"),
+        (
+            {"min_agreement": 0.9, "calibration_data": None},
+            UsageError,
+            "0.9 needs fixed ranges, got the scheme dynamic",
+        ),
+        ({"min_agreement": 0.9, "scheme": "dynamic"}, UsageError, "0.9 needs fixed ranges, got the scheme dynamic"),
+        ({"calibration": "mse", "scheme": "dynamic"}, UsageError, "calibration is of fixed ranges, got mse with"),
+        ({"accuracy_data": "x"}, UsageError, "accuracy_data needs max_drop, min_agreement or min_cosine, got none"),
+        ({"min_agreement": 0.9, "accuracy_data": "none"}, InputError, "none is not a folder of images"),
+        ({"max_drop": 1, "accuracy_data": "none"}, InputError, "none is no folder, and no"),
+        ({"accuracy_data": "", "min_agreement": 0.9}, UsageError, "accuracy_data must be a path, got ''"),
+        ({"calibration_data": 3}, UsageError, "calibration_data must be a path, got 3"),
+        ({"calibration_cache": ""}, UsageError, "calibration_cache must be a path, got ''"),
+        ({"seed": 1.5}, UsageError, r"seed must be an integer from 0 up to 2\^63, got 1.5"),
+        ({"smooth_quant": 2}, UsageError, "smooth_quant must be auto, off or a number from 0 to 1, got 2"),
+        ({"smooth_quant": "on"}, UsageError, "smooth_quant must be auto, off or a number from 0 to 1, got 'on'"),
+        ({"smooth_quant": 0.5, "calibration_data": None}, UsageError, "smooth_quant 0.5 needs images to measure"),
+        (
+            {"precision": "fp16", "max_drop": 1, "calibration_data": None},
+            UsageError,
+            "needs precision int8 or fp8, got fp16",
+        ),
+        ({"to": "torchscript", "precision": "fp32", "max_drop": 1}, UsageError, "is not for torchscript"),
+        (
+            {"task": "image-feature-extraction", "min_agreement": 0.9},
+            UsageError,
+            "min_agreement 0.9 is of a model that gives logits of each image, got last_hidden_state",
+        ),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_for(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception], problem: str
+) -> None:
+    asked = {"precision": "int8", "calibration_data": held_out_images(), **options}
+    with pytest.raises(error, match=problem):
+        vitdeploy.export(default_checkpoint(), output=tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reference_that_is_not_finite_is_what_is_at_fault(checkpoint: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["vit.layernorm.bias"][0] = np.nan
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="broken must give finite values, gives others; mend its weights"):
+        vitdeploy.export(broken, output=tmp_path / "out", min_agreement=0.9, **NAIVE)
+
+
+def test_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
+    run = CliRunner()
+    arguments = ["--model", str(checkpoint), "-o", str(tmp_path / "out"), "--int8", "--tolerance", "3"]
+    images = ["--calibration-data", os.fspath(held_out_images()), "--calibration-images", "150"]
+    naive = [*arguments, *images, "--calibration", "minmax", "--smooth-quant", "off"]
+    printed = run.invoke(export_command, [*naive, "--min-agreement", "100%"])
+    assert printed.exit_code == 0, printed.output
+    assert "onnx-int8 honours min_agreement 1: 113 of 113 images, at least 113 wanted; " in printed.output
+    assert "of 30 layers kept float32 for it" in printed.output
+    assert "on held-out images: " in printed.output
+    assert "of 37 images, at least 37 wanted" in printed.output
+    assert "relative error of the outputs when it alone is not" in printed.output
+    printed = run.invoke(export_command, [*naive, "--max-drop", "50%", "--json"])
+    assert printed.exit_code == 0, printed.exception
+    (artifact,) = json.loads(printed.output)["artifacts"]
+    assert artifact["validation"]["accuracy"]["bound"] == "max_drop 50"
+    for option, value, problem in (
+        ("--max-drop", "much", "must be points of accuracy, such as 0.5%, got 'much'"),
+        ("--min-agreement", "all", "must be a share such as 0.99 or 99%, got 'all'"),
+        ("--smooth-quant", "on", "must be auto, off or a number from 0 to 1, got 'on'"),
+    ):
+        refused = run.invoke(export_command, [*naive, option, value])
+        assert refused.exit_code == 2
+        assert problem in " ".join(refused.output.split())

@@ -1,0 +1,552 @@
+"""Engines in bundles: what is kept when one cannot be built, and how a proof is completed on another machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from bundles import tiny_model, write_checkpoint_of
+from engine_machines import why_not
+from environments import ROOT, run
+
+import vitdeploy
+from vitdeploy import EngineOptions
+from vitdeploy.assess.data.images import synthetic_images
+from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS
+from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES
+from vitdeploy.assets import held_out_images
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.cli import main
+from vitdeploy.errors import (
+    BundleError,
+    CheckFailedError,
+    DeviceError,
+    MissingDependencyError,
+    OtherHardwareError,
+    UnavailableError,
+    UsageError,
+    VitDeployError,
+)
+from vitdeploy.exporting import engine as engines
+from vitdeploy.exporting import engine_validation as engine_proof
+from vitdeploy.exporting.engine_validation import ProofRequest
+from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.specs import AxisRange, Task
+from vitdeploy.trt.gpu import Gpu
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
+
+NO_GPU = pytest.mark.skipif(why_not("tensorrt-rtx") is None, reason="a GPU runs the engine here")
+BATCH = (AxisRange(1, 1, 1), AxisRange(2, 4, 5))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("engines")
+    checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "find_gpu", not_here)
+        return vitdeploy.export(
+            checkpoint, to="tensorrt-rtx", output=folder / "bundle", image_size=((16, 16), (32, 32), (40, 48)),
+            engine=EngineOptions(batch=BATCH),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def bundle(made: Bundle, tmp_path: Path) -> Bundle:
+    return Bundle.open(shutil.copytree(made.path, tmp_path / "copy"))
+
+
+def not_here(*_: Any, **__: Any) -> Any:
+    raise DeviceError("no GPU")
+
+
+class OnAGpu(OnnxRuntime):
+    """Stands for an engine that runs: the ONNX artifact beside it, its logits a little off where asked for."""
+
+    off = 0.0
+    problems: Mapping[str, VitDeployError] = {}
+    fails = False
+    batches: list[int] = []  # noqa: RUF012
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> OnAGpu:
+        assert device == "cuda"
+        if precision in cls.problems:
+            raise cls.problems[precision]
+        with bundle.opened_artifact(bundle.artifact("onnx", precision)) as (file, *_):
+            runtime = cls(file)
+        with bundle.opened_artifact(bundle.artifact("tensorrt-rtx", precision)):
+            pass
+        runtime.details["device"] = "cuda:0 Fake GPU"
+        return runtime
+
+    @classmethod
+    def here(cls, bundle: Bundle) -> OnAGpu:
+        return cls.from_bundle(bundle, precision="fp32", device="cuda")
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.batches.append(len(feeds["pixel_values"]))
+        if self.fails:
+            raise DeviceError("out of memory")
+        return {name: value + np.float32(self.off) for name, value in super()._run(feeds).items()}
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> type[OnAGpu]:
+    monkeypatch.setitem(
+        BACKENDS, "tensorrt-rtx", BACKENDS["tensorrt-rtx"]._replace(target=f"{__name__}:{OnAGpu.__name__}")
+    )
+    monkeypatch.setattr(OnAGpu, "batches", [])
+    monkeypatch.setattr(engines, "find_gpu", lambda: Gpu(0, "Fake GPU", "8.9", "13.0"))
+    return OnAGpu
+
+
+def validation_of(bundle: Bundle) -> dict[str, Any]:
+    return Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp32").validation
+
+
+def test_an_engine_that_was_not_run_says_so(made: Bundle) -> None:
+    assert validation_of(made) == {
+        "status": "not yet run on a GPU",
+        "images": "none",
+        "engine": f"tensorrt_rtx {trt.__version__}",
+        "tolerance": 1e-4,
+        "outputs": [],
+    }
+
+
+def test_the_proof_is_completed_where_there_is_a_gpu(
+    bundle: Bundle, on_a_gpu: type[OnAGpu], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["verify", str(bundle.path), "--run", "--json"])
+    assert exited.value.code == 0
+    assert json.loads(capsys.readouterr().out)["proven"] == ["tensorrt-rtx-fp32"]
+    found = validation_of(bundle)
+    assert "status" not in found
+    assert (found["device"], found["images"]) == ("cuda:0 Fake GPU", "synthetic")
+    assert (found["batches"], found["against"]) == ([1, 2, 4, 5], "the reference")
+    assert found["image_sizes"] == [[32, 32], [16, 16], [40, 48]]
+    assert on_a_gpu.batches == [1, 2, 4, 5] * 3
+    assert 0 <= found["outputs"][0]["max_relative"] < 1e-5
+    Bundle.open(bundle.path).verify()
+    proven, names = engine_proof.prove_engines(Bundle.open(bundle.path))
+    assert names == ()
+    assert proven.manifest == Bundle.open(bundle.path).manifest
+
+
+def test_an_engine_that_is_another_model_fails_and_the_manifest_stays(
+    bundle: Bundle, on_a_gpu: type[OnAGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (bundle.path / "manifest.json").read_bytes()
+    monkeypatch.setattr(on_a_gpu, "off", 0.5)
+    with pytest.raises(CheckFailedError, match=r"tensorrt-rtx-fp32 must equal the reference within 0\.0001"):
+        engine_proof.prove_engines(bundle)
+    assert "against" not in validation_of(bundle)
+    with pytest.raises(CheckFailedError, match="tensorrt-rtx-fp32 must equal the reference"):
+        vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=EngineOptions(batch=BATCH))
+    assert (bundle.path / "manifest.json").read_bytes() == before
+    bundle.verify()
+
+
+def test_an_engine_is_proven_at_once_where_there_is_a_gpu(bundle: Bundle, on_a_gpu: type[OnAGpu]) -> None:
+    vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=EngineOptions(batch=BATCH), tolerance=0.5)
+    found = validation_of(bundle)
+    assert (found["tolerance"], found["device"], found["batches"]) == (0.5, "cuda:0 Fake GPU", [1, 2, 4, 5])
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [(OtherHardwareError("built for another"), True), (DeviceError("out of memory"), False)],
+    ids=["another GPU's", "fails on this one"],
+)
+def test_what_does_not_open_on_the_gpu_that_is_there(
+    bundle: Bundle, on_a_gpu: type[OnAGpu], monkeypatch: pytest.MonkeyPatch, error: DeviceError, kept: bool
+) -> None:
+    before = (bundle.path / "manifest.json").read_bytes()
+    monkeypatch.setattr(on_a_gpu, "problems", {"fp32": error})
+    engine = EngineOptions(batch=(AxisRange(1, 2, 3),))
+    if kept:
+        found = vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=engine)
+        assert found.artifact("tensorrt-rtx", "fp32").validation["status"] == "not yet run on a GPU"
+        return
+    message = "tensorrt-rtx-fp32 must run on Fake GPU, does not: out of memory; nothing was written"
+    for problems, fails in (({"fp32": error}, False), ({}, True)):  # when it is opened, and when it runs
+        monkeypatch.setattr(on_a_gpu, "problems", problems)
+        monkeypatch.setattr(on_a_gpu, "fails", fails)
+        with pytest.raises(CheckFailedError, match=message):
+            vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=engine)
+    assert (bundle.path / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "error", [OtherHardwareError("of another GPU"), BundleError("damaged"), CheckFailedError("differs")], ids=repr
+)
+def test_one_engine_that_cannot_run_keeps_no_other_from_being_proven(
+    bundle: Bundle,
+    on_a_gpu: type[OnAGpu],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: VitDeployError,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "find_gpu", not_here)
+        vitdeploy.export(
+            str(bundle.path), to="tensorrt-rtx", precision="fp16", output=bundle.path, engine=EngineOptions(batch=BATCH)
+        )
+    assert [each.name for each in Bundle.open(bundle.path).manifest.artifacts][2:] == [
+        "tensorrt-rtx-fp16", "tensorrt-rtx-fp32"
+    ]  # fmt: skip
+    monkeypatch.setattr(on_a_gpu, "problems", {"fp16": error})  # the first
+    with pytest.raises(SystemExit) as exited:
+        main(["verify", str(bundle.path), "--run"])
+    assert exited.value.code == error.exit_code
+    assert f"Error: {error}; proven: tensorrt-rtx-fp32\n" in capsys.readouterr().err
+    assert validation_of(bundle)["against"] == "the reference"
+    first = Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp16")
+    assert first.validation["status"] == "not yet run on a GPU"
+    with pytest.raises(UsageError, match="one that was not yet, tensorrt-rtx-fp16, got tensorrt-rtx-fp32"):
+        engine_proof.prove_engines(Bundle.open(bundle.path), names=["tensorrt-rtx-fp32"])
+    monkeypatch.setattr(on_a_gpu, "problems", {})
+    monkeypatch.setattr(on_a_gpu, "batches", [])
+    names = ["tensorrt-rtx-fp16"] * 2
+    assert engine_proof.prove_engines(Bundle.open(bundle.path), names=names)[1] == ("tensorrt-rtx-fp16",)
+    assert on_a_gpu.batches == [1, 2, 4, 5]
+
+
+def test_the_machine_that_runs_an_engine_needs_no_torch_to_prove_it() -> None:
+    blocked = "import sys; sys.modules |= dict.fromkeys(['torch', 'onnx', 'onnxscript', 'onnx_ir', 'safetensors'])"
+    run(
+        sys.executable,
+        "-c",
+        f"{blocked}; import vitdeploy.exporting.engine_validation, vitdeploy.cli.verify",
+        PYTHONPATH=str(ROOT),
+    )
+
+
+def test_without_torch_an_engine_is_compared_with_the_artifact_it_was_built_from(
+    bundle: Bundle, on_a_gpu: type[OnAGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_torch(target: str, what: str, extra: str, package: str = "package") -> Any:
+        raise MissingDependencyError(what, extra)
+
+    monkeypatch.setattr(engine_proof, "load_target", without_torch)
+    with monkeypatch.context() as patch:
+        patch.setattr(on_a_gpu, "off", 0.5)
+        with pytest.raises(CheckFailedError, match="tensorrt-rtx-fp32 must equal the reference"):
+            engine_proof.prove_engines(bundle)
+    engine_proof.prove_engines(bundle)
+    assert validation_of(bundle)["against"] == "onnx-fp32"
+    vitdeploy.export(str(bundle.path), output=bundle.path, opset=18)  # another artifact than the engine's
+    now = Bundle.open(bundle.path)
+    built = now.artifact("tensorrt-rtx", "fp32")
+    with pytest.raises(MissingDependencyError, match=r"the reference needs a package .*vitdeploy\[torch\]"):
+        engine_proof.prove_engine(on_a_gpu.here(now), built, now, engine_proof.ProofRequest(), print)
+
+
+@NO_GPU
+def test_without_a_gpu_the_proof_exits_with_3_and_one_line(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["verify", str(bundle.path), "--run"])
+    assert exited.value.code == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert validation_of(bundle)["status"] == "not yet run on a GPU"
+
+
+def test_verify_without_run_takes_no_images(bundle: Bundle) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["verify", str(bundle.path), "--images", "photos"])
+    assert exited.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"), [("tensorrt", "pip install 'vitdeploy[tensorrt]', or export --to tensorrt-rtx, which builds")]
+)
+def test_where_tensorrt_is_not_the_artifact_that_it_needs_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, engine: str, reason: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    output = tmp_path / "out"
+    with pytest.raises(SystemExit) as exited:
+        main(["export", "--model", str(checkpoint), "--to", engine, "--fp16", "-o", str(output)])
+    assert exited.value.code == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert reason in err
+    assert f"{output} has the ONNX artifact in fp16" in err
+    kept = Bundle.open(output)
+    kept.verify()
+    assert [artifact.name for artifact in kept.manifest.artifacts] == ["onnx-fp16"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "out"]
+    with pytest.raises(MissingDependencyError) as caught:
+        vitdeploy.export(to=engine, precision="fp16", output=output)
+    assert caught.value.extra == "tensorrt"
+
+
+def test_what_was_altered_or_built_elsewhere_is_refused_before_it_is_loaded(bundle: Bundle) -> None:
+    path = bundle.path / "tensorrt-rtx" / "model_fp32.engine"
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    (engine,) = (each for each in manifest["artifacts"] if each["format"] == "tensorrt-rtx")
+    engine["tools"]["tensorrt_rtx"] = "1.0.0"
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        UnavailableError, match=r"was built by tensorrt_rtx 1\.0\.0 for .*; build it here: vitdeploy export"
+    ):
+        open_runtime(Bundle.open(bundle.path), "tensorrt-rtx")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(vitdeploy.VitDeployError, match=r"model_fp32\.engine .*SHA-256 .* it was altered"):
+        open_runtime(Bundle.open(bundle.path), "tensorrt-rtx")
+
+
+def test_the_cpu_is_no_device_of_an_engine(bundle: Bundle) -> None:
+    with pytest.raises(DeviceError, match="tensorrt-rtx runs on an NVIDIA GPU alone, got device 'cpu'; give cuda"):
+        open_runtime(bundle, "tensorrt-rtx", device="cpu")
+
+
+def test_masks_and_outputs_of_other_tasks_go_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "find_gpu", not_here)
+    checkpoint = write_checkpoint_of(tiny_model(Task.MASKED_IMAGE_MODELING), tmp_path / "checkpoint")
+    made = vitdeploy.export(checkpoint, to="tensorrt-rtx", output=tmp_path / "out", input="uint8")
+    artifact = made.artifact("tensorrt-rtx", "fp32")
+    assert [spec.name for spec in artifact.inputs] == ["pixel_values", "bool_masked_pos"]
+    assert artifact.pixels == made.artifact("onnx", "fp32").pixels
+
+
+DECODED = EngineOptions(batch=BATCH, image_sizes=(((16, 20), (37, 50), (70, 64)),))
+NO_LIMITS = "an engine takes images of sizes within limits, the ONNX artifact any; give them: --engine-size"
+
+
+def test_an_engine_of_decoded_images_has_limits_of_its_own(tmp_path: Path, on_a_gpu: type[OnAGpu]) -> None:
+    output = tmp_path / "out"
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    made: dict[str, Any] = {"to": "tensorrt-rtx", "output": output}
+    with pytest.raises(UsageError, match=NO_LIMITS):
+        vitdeploy.export(checkpoint, embed_resize=True, **made)
+    assert not output.exists()
+    bundle = vitdeploy.export(checkpoint, embed_resize=True, engine=DECODED, **made)
+    artifact = bundle.artifact("tensorrt-rtx", "fp32")
+    assert {name: str(sizes) for name, sizes in artifact.axes.items()} == {
+        "batch": "from 1 to 5", "height": "from 16 to 70", "width": "from 20 to 64"
+    }  # fmt: skip
+    assert (artifact.options["height"], artifact.options["width"]) == (["16:37:70"], ["20:50:64"])
+    found = artifact.validation
+    assert found["image_sizes"] == [[37, 50], [16, 20], [70, 64]]
+    assert on_a_gpu.batches == [1, 2, 4, 5] * 3
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    synthetic_images(1, 90, 120)[0].save(photos / "larger.png")
+    again = vitdeploy.export(engine=DECODED, images=photos, **made)  # of the artifact that is there
+    compared = again.artifact("tensorrt-rtx", "fp32").validation
+    assert (compared["images"], compared["batches"]) == ("given", [1, 2, 4, 5])
+    assert compared["image_sizes"] == found["image_sizes"]
+
+
+def test_a_calibrated_engine_is_compared_on_the_images_of_its_calibration(
+    tmp_path: Path, on_a_gpu: type[OnAGpu]
+) -> None:
+    bundle = vitdeploy.export(
+        write_checkpoint_of(tiny_model(), tmp_path / "checkpoint"), to="tensorrt-rtx", precision="int8", tolerance=0.5,
+        output=tmp_path / "out", calibration_data=held_out_images(), calibration_images=4, calibration_cache=False,
+        engine=EngineOptions(batch=(AxisRange(1, 2, 4),)),
+    )  # fmt: skip
+    found = bundle.artifact("tensorrt-rtx", "int8").validation
+    assert (found["images"], found["batches"], on_a_gpu.batches) == ("given", [1, 2, 4], [1, 2, 4])
+
+
+def test_engines_in_8_bits_are_judged_by_cosine_unless_a_tolerance_is_given(bundle: Bundle) -> None:
+    """As the graphs that they are built from: their largest difference says nothing of the vectors."""
+    (artifact,) = [each for each in bundle.manifest.artifacts if each.format == "onnx"]
+    for precision, given, wanted in (
+        ("int8", None, (None, COSINE_BOUNDS["int8"])),
+        ("fp8", None, (None, COSINE_BOUNDS["fp8"])),
+        ("int8", 0.5, (0.5, None)),
+        ("int8", DEFAULT_TOLERANCES["int8"], (DEFAULT_TOLERANCES["int8"], None)),
+        ("fp16", None, (DEFAULT_TOLERANCES["fp16"], None)),
+    ):
+        assert ProofRequest(tolerance=given).judge(dataclasses.replace(artifact, precision=precision)) == wanted
+
+
+def test_profiles_of_several_sizes(bundle: Bundle, on_a_gpu: type[OnAGpu], capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--engine-size", "16:16:16", "--engine-size", "24x24:32x40:40x48"]
+    with pytest.raises(SystemExit) as exited:
+        main(["export", "--to", "tensorrt-rtx", "-o", str(bundle.path), "--batch", "1", "--batch", "2:4:5", *sizes])
+    assert exited.value.code == 0
+    capsys.readouterr()
+    artifact = Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp32")
+    assert artifact.options["batch"] == ["1:1:1", "2:4:5"]
+    assert artifact.options["height"] == ["16:16:16", "24:32:40"]
+    assert artifact.options["width"] == ["16:16:16", "24:40:48"]
+    assert (artifact.axes["height"], artifact.axes["width"]) == (AxisRange(16, 16, 40), AxisRange(16, 16, 48))
+    assert artifact.validation["image_sizes"] == [[16, 16], [32, 40], [24, 24], [40, 48]]
+    assert on_a_gpu.batches == [1, 2, 4, 5] * 4
+
+
+def test_sizes_for_a_model_of_one_size_are_refused(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match="image_sizes must be for an ONNX artifact that takes several, this one takes"):
+        vitdeploy.export(checkpoint, to="tensorrt-rtx", output=tmp_path / "out", engine=DECODED)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_option_that_the_library_has_not_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match="has no version_compatible"):
+        vitdeploy.export(
+            checkpoint, to="tensorrt-rtx", output=tmp_path / "out", engine=EngineOptions(version_compatible=True)
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch": ()}, "batch must be one or more"),
+        ({"batch": (AxisRange(1, 2),)}, "batch must be one or more AxisRange with a largest size"),
+        (
+            {"image_sizes": ((1, 1), (2, 2), (3, 3))},
+            r"image_sizes must be ranges of three \(height, width\), .*got \(\(1,",
+        ),
+        ({"image_sizes": (((8, 8), (8, 4), (8, 8)),)}, "image_sizes must be ranges of three"),
+        ({"image_sizes": (((0, 8), (8, 8), (8, 8)),)}, "image_sizes must be ranges of three"),
+        ({"image_sizes": "1:2:3"}, "image_sizes must be ranges of three"),
+        ({"workspace_mib": 0}, "workspace_mib must be a whole number of MiB from 1 to 16777216, got 0"),
+        ({"workspace_mib": 2**24 + 1}, "from 1 to 16777216, got 16777217"),
+        ({"batch": "1:8:32"}, "batch must be one or more AxisRange"),
+        ({"batch": ("1:8:32",)}, "batch must be one or more AxisRange"),
+        ({"tf32": "no"}, "tf32 must be True or False, got 'no'"),
+        ({"strip_weights": 1}, "strip_weights must be True or False, got 1"),
+        ({"timing_cache": ""}, "timing_cache must be the path of a file, got ''"),
+        ({"timing_cache": 5}, "timing_cache must be the path of a file, got 5"),
+        ({"compute_capabilities": "8.9"}, "compute_capabilities must be a tuple of names, got '8.9'"),
+        ({"workspace_mib": True}, "workspace_mib must be a whole number"),
+        ({"optimization_level": 6}, "optimization_level must be from 0 to 5, got 6"),
+        ({"optimization_level": None}, "optimization_level must be from 0 to 5"),
+        ({"hardware_compatibility": "all"}, "hardware_compatibility must be one of none, ampere_plus"),
+        ({"compute_capabilities": ("89",)}, "a compute capability must be such as 8.9, got '89'"),
+    ],
+)
+def test_options_that_are_none(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        EngineOptions(**values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--to", "onnx", "--batch", "1:2:4"], 2, "engine is not for onnx"),
+        (["--to", "tensorrt-rtx", "--batch", "4:2:1"], 2, "minimum <= optimum <= maximum"),
+        (["--to", "tensorrt-rtx", "--batch", "1:2"], 2, "batch must be MIN:OPT:MAX"),
+        (["--to", "tensorrt-rtx", "--batch", "0"], 2, "batch must be MIN:OPT:MAX"),
+        (["--to", "tensorrt-rtx", "--engine-size", "8:16:x"], 2, "must be HEIGHTxWIDTH in pixels"),
+        (
+            ["--to", "tensorrt-rtx", "--engine-size", "8"],
+            2,
+            "height must be from 16 to 40 in the ONNX artifact, got 8:8:8",
+        ),
+        (["--to", "tensorrt-rtx", "--timing-cache", "x"], 2, "has no timing_cache, got 'x'"),
+        (["--to", "tensorrt-rtx", "--dynamic-image-size"], 2, "give them: --engine-size MIN:OPT:MAX"),
+        (["--to", "tensorrt-rtx", "--int8", "--target", "cpu"], 2, "target for tensorrt-rtx in int8 must be tensorrt"),
+        (["--to", "tensorrt-rtx", "--int8", "--scheme", "dynamic"], 2, "scheme is not for tensorrt-rtx"),
+    ],
+)
+def test_the_command_line_refuses(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["export", *arguments, "-o", str(bundle.path)])
+    assert exited.value.code == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_the_models_name_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights may be others by now: only a model of the Hub is known by its name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engines, "find_gpu", not_here)
+    write_checkpoint_of(tiny_model(), tmp_path / "model")
+    vitdeploy.export("model", to="tensorrt-rtx", output="out")
+    shutil.rmtree(tmp_path / "model")
+    other = tiny_model()
+    next(iter(other.parameters())).data.neg_()
+    write_checkpoint_of(other, tmp_path / "model")
+    with pytest.raises(UsageError, match="must hold the same model"):
+        vitdeploy.export("model", to="tensorrt-rtx", output="out")
+
+
+@pytest.mark.parametrize("how", ["replaced", "altered"])
+def test_an_artifact_that_changes_while_its_engine_is_built(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(engines, "find_gpu", not_here)
+    onnx = bundle.path / bundle.artifact("onnx", "fp32").files[0].path
+
+    def meanwhile(_done: int, _total: int) -> None:
+        if how == "altered":
+            with onnx.open("ab") as file:
+                file.write(b"x")
+        else:
+            vitdeploy.export(str(bundle.path), output=bundle.path, opset=18)
+
+    options: dict[str, Any] = {"to": "tensorrt-rtx", "output": bundle.path, "engine": EngineOptions(batch=BATCH)}
+    message = (
+        "onnx-fp32 that was begun with; export again" if how == "replaced" else "model.onnx was replaced or written to"
+    )
+    with monkeypatch.context() as patch:
+        once = iter([meanwhile])
+        patch.setattr(engines, "pending", lambda *given: next(once)(0, 0) or engine_proof.pending(*given))
+        with pytest.raises(BundleError, match=message):
+            vitdeploy.export(**options)
+    if how == "replaced":
+        Bundle.open(bundle.path).verify()
+        vitdeploy.export(**options)
+        Bundle.open(bundle.path).verify()
+
+
+@NO_GPU
+def test_images_that_are_not_there_are_missed_without_a_gpu_too(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["export", "--to", "tensorrt-rtx", "-o"], ["verify", "--run"]):
+        with pytest.raises(SystemExit) as exited:
+            main([*command, str(bundle.path), "--images", "nope"])
+        assert exited.value.code == 4
+        assert "nope is not a folder of images" in capsys.readouterr().err
+
+
+def test_what_is_no_option_leaves_the_bundle_as_it_is(bundle: Bundle) -> None:
+    before = (bundle.path / "manifest.json").read_bytes()
+    for options, message in (
+        ({"tolerance": True}, "tolerance must be a finite number from 0 up, got True"),
+        ({"engine": {"batch": "1"}}, "engine must be EngineOptions, got "),
+        ({"engine": False}, "engine must be EngineOptions, got False"),
+        ({"output": 5}, "output must be the path of a folder, got 5"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            vitdeploy.export(**{"to": "tensorrt-rtx", "output": bundle.path, **options})  # type: ignore[arg-type]
+    assert (bundle.path / "manifest.json").read_bytes() == before
+
+
+def test_the_command_line_shows_what_was_not_run(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "find_gpu", not_here)
+    for command in (["export", "--to", "tensorrt-rtx", "--batch", "1:2:4", "-o"], ["inspect"]):
+        with pytest.raises(SystemExit) as exited:
+            main([*command, str(bundle.path)])
+        assert exited.value.code == 0
+        assert "not yet run on a GPU" in capsys.readouterr().out
+    assert Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp32").axes["batch"] == AxisRange(1, 2, 4)

@@ -1,0 +1,111 @@
+"""Sizes within limits: stated in the manifest, proven at the limits, enforced by every runtime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from bundles import CPU_BACKENDS, FLOAT32_TOLERANCE, PORTABLE, tiny_model, worst_difference, write_checkpoint_of
+from compiler import build_engine
+
+import vitdeploy
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.cli import main
+from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.specs import AxisRange
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BOUNDS = ((16, 24), (40, 56), (64, 72))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("bounded")
+    checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
+    for to in PORTABLE:
+        made = vitdeploy.export(checkpoint, to=to, image_size=BOUNDS, output=folder / "bundle")
+    return made
+
+
+def test_limits_are_in_the_manifest_and_were_proven(bundle: Bundle) -> None:
+    assert bundle.config["image_size"] == 32
+    for artifact in bundle.manifest.artifacts:
+        assert artifact.axes == {"height": AxisRange(16, 40, 64), "width": AxisRange(24, 56, 72)}
+        assert artifact.validation["image_sizes"] == [[40, 56], [16, 24], [64, 72]]
+    assert vitdeploy.compare(bundle).status == "passed"
+
+
+@pytest.mark.parametrize("backend", [name for name in CPU_BACKENDS if BACKENDS[name].artifact_format])
+def test_a_runtime_takes_what_lies_within(bundle: Bundle, backend: str) -> None:
+    generator = np.random.default_rng(0)
+    with open_runtime(bundle, backend) as runtime, open_runtime(bundle, "torch") as reference:
+        for size in ((16, 24), (64, 72), (33, 41)):
+            feeds = {"pixel_values": generator.standard_normal((2, 3, *size), np.float32)}
+            assert worst_difference(runtime.run(feeds), reference.run(feeds)) <= FLOAT32_TOLERANCE
+        for size, message in (
+            ((15, 24), "height must be from 16 to 64, got 15; give what the artifact takes, or export"),
+            ((16, 23), "width must be from 24 to 72, got 23"),
+            ((65, 72), "height must be from 16 to 64, got 65"),
+            ((64, 720), "width must be from 24 to 72, got 720"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                runtime.run({"pixel_values": np.zeros((1, 3, *size), np.float32)})
+        with pytest.raises(UsageError, match="height must be from 8 up, got 7"):
+            reference.run({"pixel_values": np.zeros((1, 3, 7, 32), np.float32)})
+
+
+def test_a_predictor_gives_the_usual_size(bundle: Bundle) -> None:
+    with vitdeploy.load(bundle.path) as predictor:
+        assert predictor.processor.output_size == (40, 56)
+        assert len(predictor.predict([np.zeros((9, 100, 3), np.uint8)])[0]) == 3
+
+
+def test_a_processor_that_leaves_the_limits(bundle: Bundle, tmp_path: Path) -> None:
+    import shutil
+
+    from bundles import sign_again
+
+    folder = shutil.copytree(bundle.path, tmp_path / "copy")
+    path = folder / "preprocessor_config.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"height": 40', '"height": 80'), encoding="utf-8")
+    sign_again(Bundle.open(folder))
+    with pytest.raises(BundleError, match=r"must give what the model takes, height from 16 to 64.*gives \(80, 56\)"):
+        vitdeploy.load(folder)
+
+
+def test_an_engine_is_built_for_the_limits(bundle: Bundle) -> None:
+    build_engine(bundle, "onnx")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((7, 32, 64), r"image_size must be at least one patch, \(8, 8\) pixels, got height 7"),
+        ((32, 16, 64), "image_size must be smallest:usual:largest, got height 32:16:64"),
+        ((16, 32, (64, 31)), "image_size must be smallest:usual:largest, got width 16:32:31"),
+    ],
+)
+def test_limits_that_cannot_be(tmp_path: Path, sizes: Any, message: str) -> None:
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match=message):
+        vitdeploy.export(checkpoint, image_size=sizes, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", ["16:32", "16:32:48:64", "16::64", ":32:", "16:x:64", "16:32x:64", "0:32:64", "a"])
+def test_limits_on_the_command_line(capsys: pytest.CaptureFixture[str], value: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["export", "--random-weights", "vit-tiny-patch16-32", "--image-size", value])
+    assert caught.value.code == 2
+    assert "or MIN:OPT:MAX of these" in capsys.readouterr().err
+
+
+def test_two_precisions_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["export", "--random-weights", "vit-tiny-patch16-32", "--precision", "fp32", "--fp16"])
+    assert caught.value.code == 2
+    assert "export needs one precision, got --precision fp32 and --fp16" in capsys.readouterr().err

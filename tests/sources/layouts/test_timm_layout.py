@@ -1,0 +1,601 @@
+"""timm checkpoints: each becomes transformers' model with timm's results, and what has no equivalent is refused.
+
+tests/golden/make_timm.py wrote the checkpoints and the results with timm itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import sklearn.datasets
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+
+from vitdeploy.errors import CheckpointError, InputError
+from vitdeploy.images.processor import ImageProcessor
+from vitdeploy.models.checkpoint import make_model
+from vitdeploy.models.config import ViTConfig
+from vitdeploy.sources.layouts.timm_config import num_channels, read_config
+from vitdeploy.sources.layouts.timm_layout import from_timm, is_timm, processor_config
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "timm"
+CASES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
+FIXED = [case for case in CASES if not case.startswith("dynamic")]
+NOT_BEIT = [case for case in CASES if not case.startswith("beit")]
+# The same float32 arithmetic in another order, over at most three layers, relative to the largest result.
+TOLERANCE = 1e-5
+ARCHITECTURES = json.loads((GOLDEN / "architectures.json").read_text())
+# Written out on purpose: an architecture that timm adds is refused until somebody has looked at it.
+ACCEPTED = (
+    r"vit_(tiny|small|base|large|huge|giant|gigantic)_patch\d+_\d+"
+    r"|vit_base_patch(16_plus_240|32_plus_256)|vit_base_patch16_224_miil|vit_small_patch16_36x1_224"
+    r"|vit_(small|base|large|giant)_patch14_(reg4_)?dinov2|vit_(base|large|giant)_patch14_reg1_tipsv2"
+    r"|deit3?_\w+|beit(v2)?_(base|large)_patch16_\d+"
+)
+TRANSFORMS = json.loads((GOLDEN / "transforms.json").read_text())
+
+
+def read(case: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, NDArray[np.float32]]]:
+    config = json.loads((GOLDEN / case / "config.json").read_text())
+    tensors = safetensors.torch.load_file(GOLDEN / case / "model.safetensors")
+    with np.load(GOLDEN / case / "expected.npz") as expected:
+        return config, tensors, dict(expected)
+
+
+def load(content: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> Any:
+    """Transformers' own class with the converted weights, which must be exactly those that it has."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(content))
+    safetensors.torch.save_file(
+        {name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors"
+    )
+    cls = getattr(transformers, content["architectures"][0])
+    model, info = cls.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    pooler = (
+        {"pooler.dense.weight", "pooler.dense.bias"}
+        if content["architectures"][0] in ("ViTModel", "DeiTModel")
+        else set()
+    )
+    assert set(info["missing_keys"]) == pooler  # timm has no such layer; last_hidden_state does not use it
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    return model.eval()
+
+
+def check(model: Any, pixels: Tensor, expected: dict[str, NDArray[np.float32]], key: str) -> None:
+    with torch.inference_mode():
+        results = model(pixels)
+    names = [name for name in ("logits", "pooler_output") if f"{key}/{name}" in expected]
+    for name in names or ["last_hidden_state"]:
+        want = expected[f"{key}/{name}"]
+        np.testing.assert_allclose(results[name].numpy(), want, rtol=0, atol=TOLERANCE * np.abs(want).max())
+
+
+def inputs(expected: dict[str, Any], size: str) -> Tensor:
+    shape = (2, 3, *map(int, size.split("x")))
+    return torch.from_numpy(np.random.default_rng(int(expected["seed"])).standard_normal(shape, np.float32))
+
+
+def sizes(expected: dict[str, Any]) -> list[str]:
+    """As HxW, the one that timm evaluates at first."""
+    return [key.partition("/")[0] for key in expected if re.fullmatch(r"\d+x\d+/last_hidden_state", key)]
+
+
+def photographs() -> dict[str, Image.Image]:
+    china = Image.fromarray(sklearn.datasets.load_sample_images().images[0])
+    return {"china": china, "odd": china.crop((0, 0, 601, 427)), "upright": china.crop((100, 3, 353, 427))}
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_transformers_computes_what_timm_computes(case: str, tmp_path: Path) -> None:
+    config, tensors, expected = read(case)
+    assert is_timm(config)
+    content, weights = from_timm(config, tensors)
+    assert not is_timm(content)
+    model = load(content, weights, tmp_path)
+    native = sizes(expected)[0]
+    check(model, inputs(expected, native), expected, native)
+
+
+@pytest.mark.parametrize("case", NOT_BEIT)
+def test_antialiased_positions_are_those_of_timm_at_other_sizes(case: str, tmp_path: Path) -> None:
+    config, tensors, expected = read(case)
+    content, weights = from_timm(config, tensors)
+    assert content["position_antialias"] is True
+    (name,) = [name for name in weights if name.endswith("position_embeddings")]
+    height, width = np.broadcast_to(content["image_size"], 2)
+    patch = content["patch_size"]
+    grid = height // patch, width // patch
+    prefix = weights[name].shape[1] - grid[0] * grid[1]
+    checked = 0
+    for size in sizes(expected)[1:]:
+        new_height, new_width = map(int, size.split("x"))
+        if new_height != new_width and content["model_type"] not in ("vit", "deit"):
+            continue  # transformers cannot have a table of this model that is not square
+        table = weights[name].float()
+        patches = table[:, prefix:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
+        new_grid = new_height // patch, new_width // patch
+        patches = nn.functional.interpolate(patches, new_grid, mode="bicubic", align_corners=False, antialias=True)
+        resized = torch.cat([table[:, :prefix], patches.flatten(2).transpose(1, 2)], dim=1)
+        model = load({**content, "image_size": [new_height, new_width]}, {**weights, name: resized}, tmp_path / size)
+        check(model, inputs(expected, size), expected, size)
+        checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_reference_computes_what_timm_computes_at_every_size(case: str) -> None:
+    config, tensors, expected = read(case)
+    content, weights = from_timm(config, tensors)
+    assert len(sizes(expected)) == (6 if "_0" in case else 3)
+    outputs = {"last_hidden_state": Task.FEATURES, "pooler_output": Task.FEATURES, "logits": Task.CLASSIFICATION}
+    if "token_norm" in case:
+        del outputs["last_hidden_state"]  # timm's is not normalized
+    for size in sizes(expected):
+        height, width = map(int, size.split("x"))
+        for name, task in outputs.items():
+            if f"{size}/{name}" not in expected:
+                continue  # the model has no head
+            model = make_model(ViTConfig.from_dict(content), weights, task, origin=case)
+            model.resize((height, width))
+            with torch.inference_mode():
+                got = model(inputs(expected, size))[name].numpy()
+            want = expected[f"{size}/{name}"]
+            np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE * np.abs(want).max(), err_msg=f"{size} {name}")
+
+
+@pytest.mark.parametrize(
+    ("case", "absolute", "relative"),
+    [("beit_0", False, True), ("beit_features_2", True, True), ("without relative positions", True, False)],
+)
+def test_a_beit_says_how_its_positions_are_resized(case: str, absolute: bool, relative: bool) -> None:
+    config, tensors, _ = read(case if relative else "beit_features_2")
+    if not relative:
+        del tensors["rel_pos_bias.relative_position_bias_table"], config["model_args"]["use_shared_rel_pos_bias"]
+    content, _ = from_timm(config, tensors)
+    assert content.get("position_antialias", False) is absolute
+    assert content.get("relative_position_interpolation") == ("geometric" if relative else None)
+
+
+@pytest.mark.parametrize("case", [case for case in FIXED if case.endswith("_0")])
+def test_photographs_give_what_timm_gives(case: str, tmp_path: Path) -> None:
+    config, tensors, expected = read(case)
+    model = load(*from_timm(config, tensors), tmp_path)
+    processor = ImageProcessor.from_dict(processor_config(config))
+    for name, image in photographs().items():
+        pixels = processor(image)
+        np.testing.assert_array_equal(pixels, expected[f"{name}/pixel_values"])
+        check(model, torch.from_numpy(pixels), expected, name)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_the_processor_is_the_transform_of_timm_to_the_bit(name: str) -> None:
+    content = processor_config({"architecture": "vit_base_patch16_224", "pretrained_cfg": TRANSFORMS[name]})
+    processor = ImageProcessor.from_dict(content)
+    assert ImageProcessor.from_dict(processor.to_dict()) == processor
+    with np.load(GOLDEN / "transforms.npz") as expected:
+        for photograph, image in photographs().items():
+            pixels = processor(image)[0]
+            key = f"{name}/{photograph}"
+            np.testing.assert_array_equal(pixels[:, :, pixels.shape[2] // 2], expected[f"{key}/column"])
+            np.testing.assert_array_equal(pixels[:, pixels.shape[1] // 2], expected[f"{key}/row"])
+            np.testing.assert_array_equal(np.stack([pixels[:, 0, 0], pixels[:, -1, -1]]), expected[f"{key}/edges"])
+            np.testing.assert_array_equal(pixels.mean(axis=(1, 2), dtype=np.float64), expected[f"{key}/mean"])
+
+
+def test_transformers_reads_the_processor(tmp_path: Path) -> None:
+    content = processor_config({"architecture": "vit_base_patch16_224", "pretrained_cfg": {"crop_pct": 0.9}})
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    image = Image.new("RGB", (300, 300), (10, 200, 90))
+    pixels = processor(image, return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(pixels, ImageProcessor.from_dict(content)(image))
+
+
+@pytest.mark.parametrize("length", range(1, 12))
+def test_half_even_crops_as_torchvision(length: int) -> None:
+    """By torchvision's rule: pad the smaller half before, then crop from int(round((length - crop) / 2.0))."""
+    pixels = np.arange(1, length + 1, dtype=np.uint8)
+    image = Image.fromarray(np.repeat(pixels[None, :, None], 3, axis=2))
+    processor = ImageProcessor.from_dict(
+        {
+            "image_processor_type": "BitImageProcessor",
+            "do_resize": False,
+            "crop_size": {"height": 1, "width": 6},
+            "crop_rounding": "half_even",
+            "do_normalize": False,
+            "do_rescale": False,
+        }
+    )
+    missing = max(6 - length, 0)
+    padded = np.pad(pixels, (missing // 2, missing - missing // 2))
+    start = int(round((len(padded) - 6) / 2.0))  # noqa: RUF046  # as published
+    np.testing.assert_array_equal(processor(image)[0, 0, 0], padded[start : start + 6])
+
+
+@pytest.mark.parametrize("value", ["ceil", 1, ["floor"], None])
+def test_another_crop_rounding_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match="'crop_rounding' must be 'floor' or 'half_even', got"):
+        ImageProcessor.from_dict({"image_processor_type": "BitImageProcessor", "crop_rounding": value})
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_of_timm_is_read_right_or_refused(name: str) -> None:
+    row = ARCHITECTURES[name]
+    if not re.fullmatch(ACCEPTED, name):
+        with pytest.raises(CheckpointError, match="architecture must"):
+            read_config({"architecture": name, "num_classes": 1000, "pretrained_cfg": {}})
+        return
+    config = read_config({"architecture": name, "num_classes": 1000, "pretrained_cfg": {}})
+    assert config.num_heads == row["num_heads"]
+    assert (row["block"], row["mlp"]) == ("Block", "GluMlp" if config.gated else "Mlp")
+    assert row["act"] == ("SiLU" if config.gated else "GELU")
+    assert row["norms"] == [["LayerNorm", 1e-6]]
+    assert row["pool"] == config.global_pool == ("avg" if config.beit else "token")
+    registers = re.search(r"_reg(\d)", name)
+    assert row["prefix"] == 1 + config.distilled + (int(registers[1]) if registers else 0)
+
+
+def test_the_giant_dinov2_has_the_mlp_of_its_namesake() -> None:
+    tensors = real_size(width=1536, depth=40, fc1=8192, fc2=4096)
+    config = {
+        "architecture": "vit_giant_patch14_dinov2",
+        "num_classes": 0,
+        "pretrained_cfg": {"input_size": [3, 32, 32]},
+    }
+    content, weights = from_timm(config, tensors)
+    assert content["mlp_ratio"] == 4
+    with torch.device("meta"):
+        peer = transformers.AutoModel.from_config(transformers.Dinov2Config.from_dict(content))
+    assert sum(weight.numel() for weight in peer.parameters()) == sum(weight.numel() for weight in weights.values())
+    assert peer.config.num_attention_heads == 24
+
+
+def real_size(width: int, depth: int, fc1: int, fc2: int) -> dict[str, Tensor]:
+    """The names and shapes, without values, of a DINOv2 of patches of 16 pixels for images of 32."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 5, width),
+        "patch_embed.proj.weight": (width, 3, 16, 16),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    for index in range(depth):
+        for name, shape in {
+            "norm1": (width,),
+            "attn.qkv": (3 * width, width),
+            "attn.proj": (width, width),
+            "norm2": (width,),
+            "mlp.fc1": (fc1, width),
+            "mlp.fc2": (width, fc2),
+        }.items():
+            shapes[f"blocks.{index}.{name}.weight"] = shape
+            shapes[f"blocks.{index}.{name}.bias"] = shape[:1]
+        shapes[f"blocks.{index}.ls1.gamma"] = shapes[f"blocks.{index}.ls2.gamma"] = (width,)
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def test_labels_are_descriptions_then_names_then_numbers() -> None:
+    config, tensors, _ = read("vit_1")
+    content, _ = from_timm(config, tensors)
+    assert content["id2label"] == {"0": "n0000", **{str(i): f"class n{i:04}" for i in range(1, 5)}}
+    assert content["label2id"]["class n0002"] == 2
+    content, _ = from_timm({**config, "label_names": {"0": "a", "3": "b"}, "label_descriptions": {}}, tensors)
+    assert list(content["id2label"].values()) == ["a", "LABEL_1", "LABEL_2", "b", "LABEL_4"]
+    content, _ = from_timm(read("vit_0")[0], read("vit_0")[1])
+    assert content["num_labels"] == 4
+
+
+def test_half_precision_stays_and_no_tensor_is_changed() -> None:
+    config, tensors, _ = read("reg4_dinov2_0")
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    _, weights = from_timm(config, tensors)
+    assert {tensor.dtype for name, tensor in weights.items() if "mask_token" not in name} == {torch.float16}
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in before.items())
+
+
+def test_the_stored_index_of_older_versions_is_checked_and_left_out() -> None:
+    config, tensors, _ = read("beit_0")
+    grid, patches = 4, 16
+    index = torch.zeros(patches + 1, patches + 1, dtype=torch.int64)
+    for i in range(patches):
+        for j in range(patches):
+            down, across = i // grid - j // grid + grid - 1, i % grid - j % grid + grid - 1
+            index[i + 1, j + 1] = down * (2 * grid - 1) + across
+    index[0, :], index[:, 0], index[0, 0] = 49, 50, 51
+    stored = {f"blocks.{block}.attn.relative_position_index": index.clone() for block in range(2)}
+    content, weights = from_timm(config, {**tensors, **stored})
+    assert weights.keys() == from_timm(config, tensors)[1].keys()
+    assert content["num_attention_heads"] == 4
+    stored["blocks.1.attn.relative_position_index"][3, 3] += 1
+    with pytest.raises(CheckpointError, match=r"unexpected blocks\.1\.attn\.relative_position_index"):
+        from_timm(config, {**tensors, **stored})
+
+
+def setting(*path: str, value: object) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    def change(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        for key in path[:-1]:
+            config = config[key]
+        config[path[-1]] = value
+
+    return change
+
+
+def adding(name: str, *shape: int) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    return lambda config, tensors: tensors.update({name: torch.zeros(shape)})
+
+
+def dropping(name: str) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    def change(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        del tensors[name]
+
+    return change
+
+
+def argument(key: str, value: object) -> Any:
+    return setting("model_args", key, value=value)
+
+
+REFUSED: list[tuple[str, Any, str]] = [
+    ("vit_0", setting("architecture", value="resnet50"), r"must start with one of vit_, deit_, deit3_, beit_, beitv2_"),
+    ("vit_0", setting("architecture", value="eva02_base_patch14_448"), "must start with"),
+    ("vit_0", setting("architecture", value="swin_tiny_patch4_window7_224"), "must start with"),
+    ("vit_0", setting("architecture", value=None), "must start with"),
+    ("vit_0", setting("architecture", value="vit_base_patch16_clip_quickgelu_224"), "must be a plain ViT"),
+    ("vit_0", setting("architecture", value="vit_relpos_base_patch16_224"), "must be a plain ViT"),
+    ("vit_0", setting("architecture", value="vit_small_patch16_18x2_224"), "must be a plain ViT"),
+    ("vit_0", setting("architecture", value="vit_base_patch16_siglip_224"), "must be a plain ViT"),
+    ("vit_0", setting("architecture", value="vit_base_patch16_rope_reg1_gap_256"), "must be a plain ViT"),
+    ("vit_0", setting("global_pool", value="avg"), "global_pool is 'token' in model_args"),
+    ("vit_0", setting("global_pool", value=["avg"]), "global_pool"),
+    ("vit_0", argument("global_pool", "map"), "global_pool 'map'"),
+    ("beit_0", setting("global_pool", value="token"), "global_pool"),
+    ("vit_0", argument("global_pool", ""), "global_pool"),
+    ("vit_0", argument("class_token", False), r"model_args\.class_token False .* only True is supported"),
+    ("vit_0", argument("qk_norm", True), "qk_norm True has no equivalent"),
+    ("vit_0", argument("act_layer", "gelu_tanh"), "act_layer 'gelu_tanh'"),
+    ("vit_0", argument("block_fn", "x"), "block_fn 'x' has no equivalent"),
+    ("vit_0", argument("layers", 2), "model_args has 'layers'"),
+    ("vit_0", argument("use_naflex", True), "use_naflex"),
+    ("vit_0", argument("dynamic_img_size", "yes"), "dynamic_img_size"),
+    ("vit_0", argument("fc_norm", 1), "fc_norm"),
+    ("vit_0", setting("pretrained_cfg", "hf_hub_filename", value="other.bin"), "hf_hub_filename"),
+    ("vit_0", setting("pretrained_cfg", "label_offset", value="1"), "label_offset"),
+    ("vit_0", setting("problem_type", value="multi_class"), "problem_type"),
+    ("mean_0", argument("img_size", [32, 40]), "average pooling.* must have a square grid"),
+    ("mean_0", adding("reg_token", 1, 4, 32), "register tokens"),
+    ("mean_0", setting("architecture", value="vit_giant_patch14_dinov2"), "SwiGLU"),
+    ("norm_mean_0", argument("num_classes", 0), "num_classes"),
+    ("deit_distilled_0", argument("fc_norm", True), "distilled"),
+    ("vit_0", argument("num_heads", 5), "num_heads must divide the width, 32"),
+    ("vit_0", argument("num_heads", "4"), "num_heads must be made of integers"),
+    ("vit_0", argument("embed_dim", 64), r"model_args\.embed_dim must fit the weights, which say 32, got 64"),
+    ("vit_0", argument("depth", 2.0), "depth must fit"),
+    ("vit_0", argument("depth", True), "depth must fit"),
+    ("vit_0", argument("mlp_ratio", 3), "mlp_ratio must fit"),
+    ("vit_0", argument("mlp_ratio", math.inf), "mlp_ratio must fit"),
+    ("vit_0", argument("mlp_ratio", "2"), "mlp_ratio must fit"),
+    ("vit_0", argument("patch_size", [8, 16]), "patch_size must fit"),
+    ("vit_0", argument("patch_size", {}), "patch_size must be made of"),
+    ("vit_0", argument("qkv_bias", False), "qkv_bias must fit"),
+    ("vit_0", argument("init_values", 1e-5), "init_values must fit"),
+    ("vit_0", argument("reg_tokens", 4), "reg_tokens must fit"),
+    ("vit_0", argument("no_embed_class", True), "no_embed_class must fit"),
+    ("vit_0", argument("use_rel_pos_bias", True), "use_rel_pos_bias must fit"),
+    ("vit_0", argument("num_classes", 9), "num_classes is 9 in model_args and 4"),
+    ("vit_0", argument("in_chans", 1), "in_chans must fit"),
+    ("vit_0", argument("img_size", 4), "image size must be at least the patch size"),
+    ("vit_0", argument("img_size", [32, 40]), r"pos_embed must be \(1, 21, 32\)"),
+    ("vit_0", argument("img_size", 1 << 40), "image size must be made of integers"),
+    ("vit_0", argument("img_size", 1 << 20), "pos_embed must be"),
+    ("beit_0", argument("img_size", [32, 40]), "a BEiT must have a square grid"),
+    ("beit_0", argument("num_heads", 8), r"relative_position_bias_table must be \(52, 8\)"),
+    ("beit_0", argument("use_fc_norm", False), "fc_norm"),
+    ("vit_0", setting("model_args", value=[1]), "model_args must be an object"),
+    ("vit_0", setting("pretrained_cfg", value=None), "pretrained_cfg must be an object"),
+    (
+        "vit_0",
+        lambda config, tensors: config.pop("pretrained_cfg") and None,
+        r"input_size \(224, 224\) is not the size \(32, 32\)",
+    ),
+    (
+        "vit_0_wrapped",
+        lambda config, tensors: config.pop("pretrained_cfg") and None,
+        "pretrained_cfg must be an object",
+    ),
+    ("vit_0", setting("pretrained_cfg", "input_size", value=[3, 32]), "input_size must be"),
+    ("vit_0", setting("num_classes", value="4"), "num_classes must be made of integers"),
+    ("vit_0", setting("num_classes", value=-1), "num_classes must be made of integers"),
+    ("vit_0", setting("num_classes", value=10**9), "num_classes must be made of integers"),
+    ("vit_0", setting("label_names", value=["a"]), "label_names must be 4 strings"),
+    ("vit_0", setting("label_names", value=[1, 2, 3, 4]), "label_names must be 4 strings"),
+    ("vit_1", setting("label_descriptions", value=["a"]), "label_descriptions must be an object"),
+    ("vit_0", adding("norm_pre.weight", 32), r"unexpected norm_pre\.weight"),
+    ("vit_0", adding("blocks.0.attn.q_norm.weight", 8), r"unexpected blocks\.0\.attn\.q_norm\.weight"),
+    ("vit_0", adding("fc_norm.weight", 32), r"unexpected fc_norm\.weight"),
+    ("vit_0", adding("attn_pool.latent", 1, 1, 32), r"unexpected attn_pool\.latent"),
+    ("vit_0", adding("blocks.0.attn.relative_position_bias_table", 52, 4), "unexpected"),
+    ("vit_0", adding("dist_token", 1, 1, 32), "unexpected dist_token"),
+    ("vit_0", adding("blocks.1.ls1.gamma", 32), r"unexpected blocks\.1\.ls1\.gamma"),
+    (
+        "vit_0",
+        adding("blocks.9.x", 32),
+        r"missing blocks\.2\.attn\.qkv\.weight.* and \d+ more; unexpected blocks\.9\.x",
+    ),
+    ("vit_0", dropping("cls_token"), "missing cls_token"),
+    ("vit_0", dropping("head.bias"), r"missing head\.bias"),
+    ("vit_0", dropping("blocks.1.attn.qkv.bias"), r"missing blocks\.1\.attn\.qkv\.bias"),
+    ("vit_0", dropping("pos_embed"), "the weights must have 'pos_embed' with 3 axes, got None"),
+    ("vit_0", dropping("patch_embed.proj.weight"), r"the weights must have 'patch_embed\.proj\.weight'"),
+    ("vit_0", adding("head.weight", 4, 33), r"head\.weight must be \(4, 32\) of floats, is \(4, 33\)"),
+    ("vit_0", adding("blocks.0.mlp.fc2.weight", 32, 32), r"mlp\.fc2\.weight must be \(32, 64\)"),
+    ("vit_0", adding("patch_embed.proj.weight", 32, 192), "with 4 axes"),
+    ("vit_0", adding("reg_token", 1, 0, 32), "'reg_token' with 3 axes"),
+    ("reg4_dinov2_1", dropping("reg_token"), r"pos_embed must be \(1, 17, 24\)"),
+    ("reg4_dinov2_1", adding("pos_embed", 1, 18, 24), r"pos_embed must be \(1, 21, 24\)"),
+    ("reg4_dinov2_1", adding("reg_token", 1, 4, 25), r"reg_token must be \(1, 4, 24\)"),
+    ("dinov2_0", dropping("blocks.1.ls2.gamma"), r"missing blocks\.1\.ls2\.gamma"),
+    ("deit_distilled_0", dropping("head_dist.weight"), r"missing head_dist\.weight"),
+    ("deit_distilled_0", adding("blocks.0.ls1.gamma", 24), r"unexpected blocks\.0\.ls1\.gamma"),
+    ("swiglu_0", setting("architecture", value="vit_base_patch14_dinov2"), r"mlp\.fc2\.weight must be \(24, 128\)"),
+    ("dinov2_0", setting("architecture", value="vit_giant_patch14_dinov2"), r"mlp\.fc2\.weight must be \(24, 24\)"),
+    ("beit_0", adding("mask_token", 1, 1, 32), "unexpected mask_token"),
+    ("beit_0", dropping("blocks.0.attn.q_bias"), r"missing blocks\.0\.attn\.q_bias"),
+    ("beit_0", adding("rel_pos_bias.relative_position_bias_table", 9, 4), r"must be \(52, 4\)"),
+]
+
+
+@pytest.mark.parametrize(("case", "change", "message"), REFUSED)
+def test_what_has_no_equivalent_is_refused(case: str, change: Any, message: str) -> None:
+    config, tensors, _ = read(case)
+    change(config, tensors)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        from_timm(config, tensors)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+def test_weights_that_are_not_floats_are_refused() -> None:
+    config, tensors, _ = read("vit_0")
+    tensors["head.bias"] = tensors["head.bias"].int()
+    with pytest.raises(CheckpointError, match=r"head\.bias must be \(4,\) of floats, is \(4,\) of torch\.int32"):
+        from_timm(config, tensors)
+
+
+def test_arguments_without_effect_and_defaults_are_taken() -> None:
+    config, tensors, _ = read("beit_0")
+    plain, _ = from_timm(config, tensors)
+    config["model_args"] |= {"use_fc_norm": None, "drop_path_rate": 0.1, "act_layer": None, "init_values": 0.1}
+    assert from_timm(config, tensors)[0] == plain
+
+
+def test_an_mlp_that_dinov2_cannot_state_is_refused() -> None:
+    config, tensors, _ = read("dinov2_0")
+    config["model_args"]["mlp_ratio"] = 36 / 24
+    for block in range(2):
+        tensors[f"blocks.{block}.mlp.fc1.weight"] = torch.zeros(36, 24)
+        tensors[f"blocks.{block}.mlp.fc1.bias"] = torch.zeros(36)
+        tensors[f"blocks.{block}.mlp.fc2.weight"] = torch.zeros(24, 36)
+    with pytest.raises(CheckpointError, match="the MLP's width must be one that Dinov2Config can state"):
+        from_timm(config, tensors)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({"crop_mode": "border"}, "crop_mode must be center or squash, got 'border'"),
+        ({"crop_mode": ["center"]}, "crop_mode must be"),
+        ({"input_size": [3, 224, 160]}, "an image that is not square needs the crop_mode squash"),
+        ({"input_size": [2, 224, 224]}, "must take images of 1"),
+        ({"input_size": "3"}, "input_size must be"),
+        ({"input_size": [3, 224, 0]}, "image size must be made of integers"),
+        ({"input_size": [3, 224, 224.0]}, "image size must be made of integers"),
+        ({"interpolation": "random"}, "interpolation must be one of nearest, "),
+        ({"interpolation": 3}, "interpolation must be one of"),
+        ({"crop_pct": "0.9"}, "crop_pct must be a number"),
+        ({"crop_pct": 1e-300}, "crop_pct must be a number"),
+        ({"crop_pct": math.nan}, "crop_pct must be a number"),
+        ({"mean": ["a", "b", "c"]}, "mean must be"),
+        ({"mean": [0.5, 0.5, math.nan]}, "mean must be"),
+        ({"std": {}}, None),
+        (7, "pretrained_cfg must be an object"),
+        (None, "pretrained_cfg must be an object"),
+    ],
+)
+def test_transforms_without_an_equivalent_are_refused(cfg: Any, message: str | None) -> None:
+    config = {"architecture": "vit_base_patch16_224", "pretrained_cfg": cfg}
+    if message is None:  # as in timm, what is empty has the default
+        assert processor_config(config)["image_std"] == [0.229, 0.224, 0.225]
+        return
+    with pytest.raises(CheckpointError, match=message):
+        processor_config(config)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_one_mean_stands_for_all_channels(channels: int) -> None:
+    config = {"model_args": {"in_chans": channels}, "pretrained_cfg": {"mean": [0.4], "std": 0.3}}
+    processor = ImageProcessor.from_dict(processor_config(config), num_channels=channels)
+    assert (processor.image_mean, processor.image_std) == ((0.4,) * channels, (0.3,) * channels)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "key"),
+    [
+        ({"input_size": [1, 224, 224]}, "image_mean"),
+        ({"input_size": [1, 224, 224], "mean": 0.5, "std": [0.2] * 3}, "image_std"),
+        ({"mean": [0.5, 0.5]}, "image_mean"),
+        ({"std": [0.5, 0.5, 0]}, "image_std"),
+    ],
+)
+def test_means_and_deviations_are_read_where_all_settings_are(cfg: dict[str, Any], key: str) -> None:
+    """So that stated ones can replace them."""
+    channels = num_channels({"pretrained_cfg": cfg})
+    with pytest.raises(InputError, match=key):
+        ImageProcessor.from_dict(processor_config({"pretrained_cfg": cfg}), num_channels=channels)
+
+
+def test_only_the_configurations_of_timm_are_taken_for_those() -> None:
+    assert is_timm({"architecture": "resnet50", "pretrained_cfg": {}})
+    assert is_timm({"model_type": "timm_wrapper"})
+    assert not is_timm({"model_type": "vit", "architectures": ["ViTModel"]})
+    assert not is_timm({})
+
+
+def test_nothing_but_a_checkpoint_error_comes_of_a_malformed_configuration() -> None:
+    """Every value of a configuration replaced by every kind of value, also in pairs."""
+    junk: list[Any] = [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        1 << 70,
+        0.5,
+        math.inf,
+        math.nan,
+        "",
+        "x",
+        [],
+        [1],
+        [[]],
+        {},
+        {"a": 1},
+        {"1": []},
+    ]
+    rng = random.Random(0)
+    outcomes = {True: 0, False: 0}
+    for case in ("vit_1", "beit_0", "reg4_dinov2_1", "dinov2_0_wrapped"):
+        original, tensors, _ = read(case)
+        for _ in range(400):
+            config = copy.deepcopy(original)
+            for _ in range(rng.randint(1, 2)):
+                place = rng.choice([config, config.get("model_args"), config.get("pretrained_cfg")])
+                if isinstance(place, dict) and place:
+                    place[rng.choice(list(place))] = rng.choice(junk)
+            for convert in (partial(from_timm, tensors=tensors), processor_config):
+                try:
+                    convert(config)
+                except CheckpointError:
+                    outcomes[False] += 1
+                else:
+                    outcomes[True] += 1
+    assert min(outcomes.values()) > 100

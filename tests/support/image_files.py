@@ -1,0 +1,30 @@
+"""Files of image formats, made by Pillow or by hand."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+from PIL import Image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
+BY_HAND = {
+    "SUN": struct.pack(">8I", 0x59A66A95, 10, 12, 24, 360, 1, 0, 0) + PIXELS[:, :, ::-1].tobytes(),
+    "PSD": b"8BPS" + struct.pack(">H6xHIIHHIIIH", 1, 3, 12, 10, 8, 3, 0, 0, 0, 0) + PIXELS.transpose(2, 0, 1).tobytes(),
+    "XVTHUMB": b"P7 332\n#END_OF_COMMENTS\n10 12 255\n" + PIXELS[:, :, 0].tobytes(),
+    "PIXAR": struct.pack("<4s412xHH4xHH", b"\200\350\0\0", 12, 10, 14, 2).ljust(1024, b"\0") + PIXELS.tobytes(),
+    "GBR": struct.pack(">5I", 20, 1, 10, 12, 1) + PIXELS[:, :, 0].tobytes(),
+}
+# Formats of which nothing here makes a file.
+NOT_MADE = {"HEIF", "DCX", "FLI", "FTEX", "PCD", "CUR", "XPM", "IMT"}
+
+
+def file_of(kind: str) -> bytes:
+    file = io.BytesIO()
+    if kind in BY_HAND:
+        return BY_HAND[kind]
+    mode = {"MSP": "1", "XBM": "1", "BLP": "P"}.get(kind, "RGB")
+    image = Image.fromarray(PIXELS)
+    (image.resize((16, 16)) if kind in ("ICNS", "ICO") else image).convert(mode).save(file, kind)
+    return file.getvalue()

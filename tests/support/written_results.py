@@ -1,0 +1,159 @@
+"""Results of every assessment, made by hand: for whatever writes one down, and needs no model to be run."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitdeploy.assess.compare.compare import BackendComparison, Comparison
+from vitdeploy.assess.compare.worst_images import FarImage
+from vitdeploy.assess.data.folder_listing import LeftOut, Reason
+from vitdeploy.assess.debug.layers import ArtifactLayers, LayerComparison, PartDifference
+from vitdeploy.assess.debug.sensitivity import LayerEffect, Sensitivity
+from vitdeploy.assess.evaluate.evaluate import Evaluation
+from vitdeploy.assess.gate.checks import Check
+from vitdeploy.assess.gate.gate import GateResult
+from vitdeploy.assess.metrics.accuracy import Predictions
+from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
+from vitdeploy.assess.metrics.logits import LogitsDifference
+from vitdeploy.assess.metrics.outputs import Difference
+from vitdeploy.predictor import Prediction
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LEFT_OUT = LeftOut(4, (Reason("hidden", 3), Reason("ending .<b>", 1)), ("newt|s",))
+GOOD = Difference("logits", 16, True, 1e-6, 1e-7, 1e-6, 0.99999999, 1.0, 1e-6, 0.99999999, 132.0)
+POOLED = Difference("pooler_output", 16, True, 0.5, 0.1, 0.5, 0.9, None, 0.2, 0.95, 16.0)
+BROKEN = Difference("hidden_states.2", 16, False, math.inf, math.inf, math.inf, -1.0, None, math.inf, -1.0, None)
+
+FAR = FarImage(3, "gone/a.png", math.inf, Prediction("cat", 0, 0.9), Prediction("not finite", -1, math.nan))
+COMPARISON = Comparison(
+    "gone",
+    16,
+    True,
+    (
+        BackendComparison(
+            "onnx-fp32", "onnxruntime", 1e-4, (GOOD, POOLED), {"engine": "x"}, None,
+            LogitsDifference(1e-9, 1.0, None, 0, 1), (3, 4), (FAR,),
+        ),
+        BackendComparison("tensorrt-fp16", "", 1e-2, skipped="no backend runs it"),
+    ),
+    left_out=LEFT_OUT,
+)  # fmt: skip
+
+LAYERS = LayerComparison(
+    "gone",
+    16,
+    False,
+    "reference",
+    (
+        ArtifactLayers(
+            "onnx-fp32",
+            1e-4,
+            (
+                PartDifference("embeddings", (GOOD,)),
+                PartDifference("layers.0", (GOOD,)),
+                PartDifference("layers.1", (BROKEN,)),
+                PartDifference("head", (GOOD, POOLED)),
+            ),
+        ),
+        ArtifactLayers("torchscript-fp32", 1e-4, skipped="its layers cannot be told apart"),
+    ),
+    left_out=LEFT_OUT,
+)
+
+SENSITIVITY = Sensitivity(
+    "gone",
+    "fp16",
+    16,
+    True,
+    (
+        LayerEffect("embeddings.projection", ("conv",), "Conv", "embeddings", 0.25),
+        LayerEffect("layers.0.mlp.fc1", ("val_1", "linear_1"), "MatMul", "layers.0", math.inf),
+        LayerEffect("gelu", ("gelu",), "Gelu", "layers.0", 0.25),
+        LayerEffect("head.classifier", ("logits",), "Gemm", "head", 0.0),
+    ),
+    math.inf,
+    1e-7,
+    left_out=LEFT_OUT,
+)
+
+# Two cats, two newts. The artifact takes the first newt for a cat, and has nothing finite for the second.
+EVALUATION = Evaluation(
+    bundle="gone",
+    data="gone/data",
+    labels=("cat", "dog", "newt"),
+    images=("cat/1.png", "cat/2.png", "newt/1.png", "newt/2.png"),
+    targets=np.array([0, 0, 2, 2], np.int32),
+    data_sha256="0" * 64,
+    results=(
+        Predictions(
+            "reference",
+            "torch",
+            "fp32",
+            np.array([[0, 1, 2], [1, 0, 2], [2, 1, 0], [2, 0, 1]], np.int32),
+            np.array([0.9, 0.7, 0.8, 0.6], np.float32),
+            {"engine": "torch 9"},
+        ),
+        Predictions(
+            "x-fp32",
+            "x",
+            "fp32",
+            np.array([[0, 1, 2], [0, 1, 2], [0, 1, 2], [-1, -1, -1]], np.int32),
+            np.array([0.9, 0.5, 0.95, math.nan], np.float32),
+        ),
+        Predictions(
+            "y-fp16", "y", "fp16", np.empty((0, 3), np.int32), np.empty(0, np.float32), skipped="no such device"
+        ),
+    ),
+    settings={
+        "kind": "folder",
+        "labels_matched": "by name",
+        "images": 4,
+        "batch_size": 2,
+        "device": "cpu",
+        "limit": None,
+        "seed": None,
+    },
+    left_out=LEFT_OUT,
+)
+
+BENCHMARK = Benchmark(
+    "gone",
+    {"cpu": "abacus"},
+    {"batch_sizes": [1], "rounds": 1, "runs": 3, "device": "cpu", "threads": 0, "images": "2", "warm_up": "short"},
+    (
+        Latency(
+            "reference", "torch", "fp32", 1, ((4.0, 5.0, 6.0),), ((6.0, 7.0, 8.0),), 1.5, 900.0, 12.0, 10**8,
+            details={"engine": "torch 9"},
+        ),
+        Latency("x-fp32", "x", "fp32", 1, ((2.0, 2.5, 3.0),), steady=False),
+    ),
+    (NotMeasured("y-fp16", "y", "fp16", None, "no such device"), NotMeasured("x-fp32", "x", "fp32", 8, "takes one")),
+    left_out=LEFT_OUT,
+)  # fmt: skip
+
+
+def gate_result(baseline: Path | None = None) -> GateResult:
+    """One check of each outcome."""
+    checks = (
+        Check("finite", "torch fp32", 0.0, 0.0, "passed", "the logits of 0 of 4 images are not all finite"),
+        Check("finite", "x fp32", 1.0, 0.0, "failed", "the logits of 1 of 4 images are not all finite"),
+        Check("max_drop", "y fp16", None, 1.0, "skipped", "it could not run: no such device"),
+    )
+    changes = ("weights: model.safetensors: a -> b",) if baseline else ()
+    return GateResult(
+        bundle="gone",
+        data="gone/data",
+        checks=checks,
+        images=len(EVALUATION.images),
+        evaluation=EVALUATION,
+        processor=EVALUATION.processor,
+        left_out=EVALUATION.left_out,
+        benchmark=BENCHMARK,
+        baseline=baseline,
+        changes=changes,
+    )

@@ -1,0 +1,44 @@
+"""What a row names is imported, or the error says what to install."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vitdeploy.errors import MissingDependencyError, UnavailableError
+from vitdeploy.system.imports import load_target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "a_row_names_this", raising=False)
+    return tmp_path / "a_row_names_this.py"
+
+
+def test_a_target_is_imported() -> None:
+    assert load_target("vitdeploy.system.imports:load_target", "it", "dev") is load_target
+
+
+def test_a_library_that_is_absent(module: Path) -> None:
+    module.write_text("import no_such_library\n", encoding="utf-8")
+    with pytest.raises(MissingDependencyError, match=r"the banana backend needs .*pip install 'vitdeploy\[fruit\]'"):
+        load_target("a_row_names_this:it", "the banana backend", "fruit")
+
+
+@pytest.mark.parametrize("error", ["ImportError('libpeel.so: no such file')", "OSError('libpeel.so: no such file')"])
+def test_a_library_that_does_not_load(module: Path, error: str) -> None:
+    module.write_text(f"raise {error}\n", encoding="utf-8")
+    with pytest.raises(UnavailableError, match=r"needs a banana that loads, .*libpeel.so: no such file; install it"):
+        load_target("a_row_names_this:it", "the banana backend", "fruit", "banana")
+
+
+def test_a_module_of_ours_that_is_absent_is_a_mistake_of_ours() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"vitdeploy\.no_such_module") as caught:
+        load_target("vitdeploy.no_such_module:it", "it", "dev")
+    assert not isinstance(caught.value, MissingDependencyError)

@@ -1,0 +1,177 @@
+"""No library that vitdeploy calls reports its use: not by a file, and not over the network."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from environments import ROOT
+
+from vitdeploy.system import telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vitdeploy.bundle.bundle import Bundle
+
+# ONNX Runtime 1.32 writes its device id and event store while it is imported, and sends its first event 9 s later.
+FIRST_EVENT_SECONDS = 9
+PREDICT = """
+import sys, time, vitdeploy
+from vitdeploy.assets import default_checkpoint, held_out_images
+if sys.argv[2:]:
+    vitdeploy.export(default_checkpoint(), output=sys.argv[2])
+images = sorted(path for path in held_out_images().rglob("*") if path.is_file())[:1]
+with vitdeploy.load(sys.argv[1], backend="onnxruntime") as predictor:
+    predictor.predict(images)
+"""
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the folders and the trace of calls are Linux's")
+
+
+def plain_environ(folder: Path, **more: str) -> dict[str, str]:
+    """A user's environment below `folder`: nothing in it turns a report off, as CI=1 would, too."""
+    for name in ("home", "cache", "scratch"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    places = {"HOME": "home", "XDG_CACHE_HOME": "cache", "TMPDIR": "scratch"}
+    kept = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return kept | {variable: str(folder / name) for variable, name in places.items()} | more
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def run(program: str, *arguments: object, env: dict[str, str], before: tuple[str, ...] = ()) -> None:
+    command = [*before, sys.executable, "-c", program, *map(str, arguments)]
+    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.fixture
+def proxy() -> Iterator[tuple[str, list[bytes]]]:
+    """A proxy that answers nobody: its address, and what it was asked."""
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:  # closed
+                return
+            with connection:
+                asked.append(connection.recv(4096))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", asked
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@linux
+def test_export_load_and_predict_report_nothing(digits: Bundle, tmp_path: Path, proxy: tuple[str, list[bytes]]) -> None:
+    """The libraries' HTTP clients, curl in ONNX Runtime included, take the proxy, which sees what they want to send."""
+    url, asked = proxy
+    proxies = {
+        name: url for scheme in ("http", "https", "all") for name in (f"{scheme}_proxy", f"{scheme}_PROXY".upper())
+    }
+    wait = f"{PREDICT}\ntime.sleep({FIRST_EVENT_SECONDS + 3})"
+    run(wait, digits.path, tmp_path / "bundle", env=plain_environ(tmp_path / "user", **proxies))
+    assert (files_below(tmp_path / "user"), asked) == ([], [])
+
+
+@linux
+def test_load_and_predict_open_no_socket(digits: Bundle, tmp_path: Path) -> None:
+    """As the kernel sees it, whatever the library does; the look-up of a name is a connection as well."""
+    strace = shutil.which("strace")
+    if strace is None or subprocess.run([strace, "-f", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs strace, and leave to trace a process of one's own")
+    trace = tmp_path / "trace"
+    wait = f"{PREDICT}\ntime.sleep({FIRST_EVENT_SECONDS + 3})"
+    traced = (strace, "-f", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(trace))
+    run(wait, digits.path, env=plain_environ(tmp_path / "user"), before=traced)
+    assert not re.findall(r".*AF_INET.*", trace.read_text(encoding="utf-8"))
+
+
+@linux
+def test_the_users_setting_stays(digits: Bundle, tmp_path: Path) -> None:
+    """And what a report leaves is what the tests above look for."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32):
+        pytest.skip("needs an ONNX Runtime that reports its use on Linux: 1.32")
+    run(PREDICT, digits.path, env=plain_environ(tmp_path, ORT_DISABLE_TELEMETRY="0"))
+    assert [name for name in files_below(tmp_path) if name.endswith("/deviceid")]
+
+
+@pytest.mark.parametrize(
+    "module", ["runtimes.onnxrt", "exporters.graph.onnx_graph", "exporters.quantization.ranges.calibration"]
+)
+@linux
+def test_no_module_imports_onnxruntime_without_it(module: str, tmp_path: Path) -> None:
+    run(f"import sys, vitdeploy.{module}; assert 'onnxruntime' in sys.modules", env=plain_environ(tmp_path))
+    assert not files_below(tmp_path)
+
+
+def test_benchmarks_import_onnxruntime_in_functions_alone() -> None:
+    """Where vitdeploy was imported before; at the top of a module, the sorted imports put it first."""
+    imported = {
+        path.name
+        for path in (ROOT / "benchmarks").glob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])
+        if name.partition(".")[0] in {"onnxruntime", "openvino", "nncf"}
+    }
+    assert not imported
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No variable is set, and none stays set after the test."""
+    for name in telemetry.VARIABLES:
+        monkeypatch.setenv(name, "")  # so that what is set below is undone
+        monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    return monkeypatch
+
+
+def late_onnxruntime(events: list[str]) -> Any:
+    module: Any = ModuleType("onnxruntime")
+    module.disable_telemetry_events = lambda: events.append("off")
+    return module
+
+
+def test_onnxruntime_that_is_only_a_name_or_is_being_imported(clean: pytest.MonkeyPatch) -> None:
+    clean.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    telemetry.disable()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+
+
+def test_every_variable_is_set_unless_the_user_did(clean: pytest.MonkeyPatch) -> None:
+    clean.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
+    telemetry.disable()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "0"
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, ["off"]), ("0", []), ("1", [])])
+def test_onnxruntime_that_the_application_imported(
+    clean: pytest.MonkeyPatch, chosen: str | None, expected: list[str]
+) -> None:
+    events: list[str] = []
+    clean.setitem(sys.modules, "onnxruntime", late_onnxruntime(events))
+    if chosen is not None:
+        clean.setenv("ORT_DISABLE_TELEMETRY", chosen)
+    telemetry.disable()
+    assert events == expected

@@ -1,0 +1,220 @@
+"""Latency of every artifact of a bundle side by side, each alone in its process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import statistics
+from typing import TYPE_CHECKING, Any, Literal
+
+from vitdeploy.assess.benchmark.environment import machine
+from vitdeploy.assess.benchmark.worker import MOST_WINDOWS, WINDOW, WITHIN, Job, Round, check_threads, worker
+from vitdeploy.assess.data.folder_listing import list_images
+from vitdeploy.assess.data.images import synthetic_images
+from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
+from vitdeploy.assess.runs.targets import select
+from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, readable
+from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
+from vitdeploy.images.open import open_image
+from vitdeploy.predictor import check_batch_size, load_processor
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from vitdeploy.assess.benchmark.worker import Opened
+    from vitdeploy.assess.data.folder_listing import LeftOut
+    from vitdeploy.assess.runs.targets import Selected
+
+# (height, width) of the files that are made where none are given: VGA photographs, as they come from many cameras.
+_SYNTHETIC_SIZE = (480, 640)
+_JPEG_QUALITY = 90
+_MOST_SYNTHETIC = 64  # larger batches have some of them again
+
+
+@retry_if_changed
+def benchmark(
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    batch_sizes: Sequence[int] = (1, 8),
+    backends: Sequence[str] | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    images: str | os.PathLike[str] | None = None,
+    rounds: int = 10,
+    runs: int = 10,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Benchmark:
+    """Time every artifact and the reference, in turns, each in a process of its own.
+
+    The backends take turns in every round; in its turn, one runs every batch size on ready input, and then from the
+    bytes of image files. What cannot be measured here is among `skipped`, and the others go on. The processes are
+    spawned, so a script that calls this needs the usual `if __name__ == "__main__":`. None of them outlives the call,
+    however it ends.
+
+    Args:
+        bundle: the bundle or its folder.
+        batch_sizes: images a run, from 1 to 2**20.
+        backends: such as "onnxruntime:fp16", see `select`; by default the reference and every artifact.
+        device: "cpu", "cuda" or "cuda:1".
+        threads: of each backend, up to 1024; 0 for the default: of ONNX Runtime see
+            `vitdeploy.system.cpu.session_threads`, of torch its own choice, within the cgroup quota.
+        images: a folder, every image below it; by default JPEG files of 640x480 synthetic pixels.
+        rounds: turns that each backend gets.
+        runs: timed runs of each kind and batch size a turn.
+        on_step: called with what is being done.
+
+    Raises:
+        UsageError: an argument is not what it must be.
+        BundleError: the bundle, or an artifact of it, is absent or was altered.
+        InputError: there are no images, or one cannot be read.
+    """
+    sizes = tuple(dict.fromkeys(batch_sizes))
+    if not (sizes and min(*sizes, rounds, runs) >= 1):
+        raise UsageError(
+            f"a benchmark needs batch sizes, rounds and runs from 1 up, got {list(batch_sizes)}, {rounds} and {runs}"
+        )
+    check_batch_size(max(sizes))
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    selection = select(bundle, backends)
+    check_threads(threads, selection)
+    load_processor(bundle)  # or say what is wrong with it, before a process is made
+    encoded, kind, left_out = _encoded(images, max(sizes))
+    with contextlib.ExitStack() as stack:
+        timed = [
+            _Timed(
+                selected,
+                stack.enter_context(worker(Job(bundle, selected, device, threads, encoded))),
+                sizes,
+            )
+            for selected in selection
+        ]
+        for each in timed:
+            on_step(f"opening {each.selected}")
+            each.open()
+        for turn in range(rounds):
+            on_step(f"timing, round {turn + 1} of {rounds}")
+            for each in timed:
+                each.time(runs)
+        for each in timed:
+            each.finish()
+    return Benchmark(
+        bundle=str(bundle.path),
+        machine=machine(),
+        settings={
+            "batch_sizes": list(sizes),
+            "rounds": rounds,
+            "runs": runs,
+            "device": device,
+            "threads": threads,
+            "images": kind,
+            "warm_up": f"until the medians of {WINDOW} runs are within {WITHIN:.0%}, at most {MOST_WINDOWS} times",
+        },
+        latencies=tuple(latency for size in sizes for each in timed for latency in each.latency(size)),
+        skipped=tuple(reason for each in timed for reason in each.skipped),
+        processor=bundle.manifest.processor,
+        left_out=left_out,
+    )
+
+
+class _Timed:
+    """A backend's process, and what it took so far."""
+
+    def __init__(self, selected: Selected, ask: Callable[..., Any], sizes: Sequence[int]) -> None:
+        self.selected = selected
+        self.skipped: list[NotMeasured] = []
+        self._ask = ask
+        self._sizes = list(sizes)
+        self._opened: Opened | None = None
+        self._first_ms: float | None = None
+        self._peak: int | None = None
+        self._steady: dict[int, bool] = {}
+        self._rounds: dict[int, list[Round]] = {size: [] for size in sizes}
+
+    def open(self) -> None:
+        try:
+            self._opened = self._ask("open")
+        except UnavailableError as exc:
+            self._give_up(str(exc))
+        for size in sorted(self._sizes):
+            self._first_ms = self._at(size, "first_run", size)
+            if self._first_ms is not None:
+                break
+        for size in list(self._sizes):
+            self._steady[size] = self._at(size, "warm_up", size)
+
+    def time(self, runs: int) -> None:
+        for size in list(self._sizes):
+            self._rounds[size].append(self._at(size, "time", size, runs))
+
+    def finish(self) -> None:
+        if self._sizes:
+            try:
+                self._peak = self._ask("peak_memory_bytes")
+            except UnavailableError as exc:
+                self._give_up(str(exc))
+
+    def latency(self, size: int) -> list[Latency]:
+        """What was measured at a batch size, if it was."""
+        if size not in self._sizes or self._opened is None:
+            return []
+        rounds = self._rounds[size]
+        return [
+            Latency(
+                *self.selected,
+                size,
+                rounds_ms=tuple(each.ready_ms for each in rounds),
+                image_rounds_ms=tuple(each.images_ms for each in rounds),
+                processing_ms=statistics.median(value for each in rounds for value in each.processing_ms),
+                load_ms=self._opened.load_ms,
+                first_ms=self._first_ms,
+                peak_memory_bytes=self._peak,
+                steady=self._steady[size],
+                threads=self._opened.threads,
+                details=self._opened.details,
+            )
+        ]
+
+    def _at(self, size: int, *request: Any) -> Any:
+        """The process's answer, unless the backend was given up; a size that cannot be run is left out from here on."""
+        if size not in self._sizes:
+            return None
+        try:
+            return self._ask(*request)
+        except UsageError as exc:  # the artifact takes other sizes
+            self._sizes.remove(size)
+            self.skipped.append(NotMeasured(*self.selected, size, str(exc)))
+        except NotFiniteError as exc:
+            self._give_up(str(exc), "failed")
+        except UnavailableError as exc:
+            self._give_up(str(exc))
+        return None
+
+    def _give_up(self, reason: str, status: Literal["failed", "skipped"] = "skipped") -> None:
+        self._sizes.clear()
+        self.skipped.append(NotMeasured(*self.selected, None, reason, status))
+
+
+def _encoded(images: str | os.PathLike[str] | None, count: int) -> tuple[tuple[bytes, ...], str, LeftOut | None]:
+    """The bytes of image files, their kind, and the files of the folder that are no images."""
+    if images is not None:
+        listing = list_images(images)
+        files = listing.files[:count]
+        return tuple(_read(file) for file in files), f"{len(files)} files of a folder", listing.left_out
+    encoded = []
+    for image in synthetic_images(min(count, _MOST_SYNTHETIC), *_SYNTHETIC_SIZE):
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=_JPEG_QUALITY)
+        encoded.append(file.getvalue())
+    height, width = _SYNTHETIC_SIZE
+    return tuple(encoded), f"synthetic JPEG files of {width}x{height} pixels", None
+
+
+def _read(file: Path) -> bytes:
+    """The bytes of an image that can be decoded."""
+    with readable(file, "an image"):
+        encoded = read_regular(file, MOST_IMAGE_BYTES)
+    open_image(encoded, name=repr(str(file)))
+    return encoded

@@ -1,0 +1,1 @@
+"""Compare artifacts with the reference on the same images."""

@@ -1,0 +1,201 @@
+"""What the reference gave, in a file: saved on one machine, compared with on another that needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+import math
+import os
+import struct
+import tokenize
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from vitdeploy._version import __version__
+from vitdeploy.assess.runs.targets import artifacts
+from vitdeploy.bundle.output_paths import write_output
+from vitdeploy.errors import InputError, NotFiniteError, UsageError, first_line
+from vitdeploy.files.regular_file import open_regular
+from vitdeploy.files.strict_json import strict_json
+from vitdeploy.system.exhaustion import check_exhaustion
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.specs import TensorSpec
+
+FORMAT = "vitdeploy golden 2"
+_HEADER, _OUTPUT = "header", "output/"
+_ENCRYPTED = 0x1  # of a member's flags: APPNOTE.TXT 4.4.4
+_NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+# What zipfile, numpy and json are known to raise on a damaged file.
+_DAMAGES = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Golden:
+    """The reference's outputs, and what they are of.
+
+    Attributes:
+        outputs: (N, ...) float32 by name.
+        reference: the SHA-256 of the model's weights and of config.json, by name.
+        pixels_sha256: of the N processed images, normalised float32.
+        batch_size: how many ran together.
+        tools: the versions of vitdeploy and of the engine.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    reference: Mapping[str, str]
+    pixels_sha256: str
+    batch_size: int
+    tools: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"vitdeploy": __version__})
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write a .npz file, whole or not at all.
+
+        Raises:
+            NotFiniteError: the reference gave values that are NaN or infinite, with which nothing can be compared.
+            OutputError: it cannot be written; the one before is untouched.
+        """
+        names = self._not_finite()
+        if names:
+            raise NotFiniteError(
+                f"the reference gives NaN or infinite values of {', '.join(names)}, so {path} was not written; "
+                f"mend the weights, or the numbers of the image processor"
+            )
+        header = {
+            "format": FORMAT,
+            "reference": dict(self.reference),
+            "pixels_sha256": self.pixels_sha256,
+            "batch_size": self.batch_size,
+            "tools": dict(self.tools),
+        }
+        arrays: dict[str, Any] = {f"{_OUTPUT}{name}": value for name, value in self.outputs.items()}
+        arrays[_HEADER] = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        write_output(Path(path), file.getvalue())
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Golden:
+        """Read what `write` wrote; nothing in it is executed.
+
+        Raises:
+            InputError: there is no such file, or it is something else.
+        """
+        try:
+            with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
+                if sum(info.file_size for info in archive.infolist()) > os.fstat(opened.fileno()).st_size:
+                    raise ValueError("its arrays share bytes of the file, or are not in it")
+                header: dict[str, Any] = strict_json(_array(archive, _HEADER, np.uint8).tobytes())
+                if header["format"] != FORMAT:
+                    raise ValueError(f"format is {header['format']!r:.40}, not {FORMAT!r}")
+                names = [name.removesuffix(".npy") for name in archive.namelist() if name.startswith(_OUTPUT)]
+                outputs = {name.removeprefix(_OUTPUT): _array(archive, name, np.float32) for name in names}
+            counts = sorted({len(value) for value in outputs.values()})
+            if len(counts) > 1:
+                raise ValueError(f"outputs are of {' and '.join(map(str, counts))} images")
+            if type(header["batch_size"]) is not int:
+                raise TypeError(f"batch_size is {header['batch_size']!r:.40}, no integer")
+            reference, tools = (
+                {str(name): str(value) for name, value in header[key].items()} for key in ("reference", "tools")
+            )
+            golden = cls(outputs, reference, str(header["pixels_sha256"]), header["batch_size"], tools)
+            if names := golden._not_finite():
+                raise ValueError(f"{', '.join(names)} holds NaN or infinite values")
+            return golden
+        except (MemoryError, OSError) as exc:
+            check_exhaustion(exc, f"reading {path}")
+            raise InputError(
+                f"{path} must be a file of golden outputs that can be read: {getattr(exc, 'strerror', None) or exc}"
+            ) from exc
+        except _DAMAGES as exc:
+            raise InputError(
+                f"{path} must be a file that compare --save-golden wrote: {type(exc).__name__} {first_line(exc)}; save "
+                f"it again"
+            ) from exc
+
+    def _not_finite(self) -> list[str]:
+        return [name for name, value in self.outputs.items() if not np.isfinite(value).all()]
+
+    def check(self, bundle: Bundle, pixels_sha256: str, count: int, batch_size: int) -> None:
+        """See that it is of this model, of these `count` images and of this batch size.
+
+        Raises:
+            UsageError: it is of others, or lacks an output of an artifact.
+            InputError: an output has another shape than the artifacts give.
+        """
+        wanted = bundle.manifest.reference
+        changed = [name for name in sorted({*wanted, *self.reference}) if wanted.get(name) != self.reference.get(name)]
+        if changed:
+            raise UsageError(
+                f"golden outputs must be of the model of {bundle.path}, they are of another {', '.join(changed)}; save "
+                f"them again"
+            )
+        if self.batch_size != batch_size:
+            raise UsageError(
+                f"golden outputs must be of batches of the same size, they are of {self.batch_size}, not {batch_size}"
+            )
+        if self.pixels_sha256 != pixels_sha256:
+            raise UsageError(
+                "golden outputs must be of the same processed images, they are of others; give the images that they "
+                "were saved with, and see that the image processor and Pillow are the same"
+            )
+        runnable = {each.artifact for each in artifacts(bundle) if each.backend}
+        specs = [each.outputs for each in bundle.manifest.artifacts if each.name in runnable]
+        names = dict.fromkeys(spec.name for spec in itertools.chain(*specs))
+        missing = [name for name in names if name not in self.outputs]
+        if missing:
+            raise UsageError(f"golden outputs must hold {', '.join(missing)}, do not; save them again")
+        for spec in itertools.chain(*specs):
+            _check_shape(spec, self.outputs[spec.name].shape, count)
+
+
+def _array(archive: zipfile.ZipFile, name: str, dtype: type[np.generic]) -> np.ndarray:
+    """An array as `write` writes it, not compressed; its size is checked before it takes memory.
+
+    Raises:
+        ValueError: it is another's.
+        What else `_DAMAGES` names.
+    """
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & _ENCRYPTED or info.file_size != info.compress_size:
+        raise ValueError(f"{name!r:.80} is compressed or encrypted")
+    content = io.BytesIO(archive.read(info))
+    shape, _, found = _NPY_HEADERS[npy.read_magic(content)](content)
+    size_bytes = info.file_size - content.tell()
+    if found != dtype or not shape or min(shape) < 0 or math.prod(shape) * found.itemsize != size_bytes:
+        raise ValueError(
+            f"{name!r:.80} is {found} of shape {shape} in {size_bytes} bytes, not {np.dtype(dtype)} (N, ...)"
+        )
+    content.seek(0)
+    array: np.ndarray = npy.read_array(content, allow_pickle=False)
+    return array
+
+
+def _check_shape(spec: TensorSpec, shape: tuple[int, ...], count: int) -> None:
+    wanted = (count, *spec.shape[1:])
+    fits = len(shape) == len(wanted) and all(
+        isinstance(axis, str) or axis == length for axis, length in zip(wanted, shape, strict=True)
+    )
+    if not fits:
+        raise InputError(f"golden outputs must hold {spec.name} of shape {wanted}, hold {shape}; save them again")

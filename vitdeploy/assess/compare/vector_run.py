@@ -1,0 +1,134 @@
+"""The vectors that artifacts make of many images, beside the reference's; other outputs are not kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from vitdeploy.assess.metrics.features import nearness, vectors
+from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
+from vitdeploy.errors import UnavailableError
+from vitdeploy.predictor import load_processor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vitdeploy.assess.data.dataset import LabelledData
+    from vitdeploy.assess.data.image_set import ImageSet
+    from vitdeploy.assess.metrics.features import Nearness
+    from vitdeploy.assess.runs.targets import Selected
+    from vitdeploy.bundle.bundle import Bundle
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorRun:
+    """One artifact on one backend.
+
+    Attributes:
+        artifact: such as "onnx-int8".
+        backend: what ran it; "" where no backend of this version does.
+        precision: of the artifact.
+        nearness: see `vitdeploy.assess.metrics.features.nearness`; nothing where the backend was skipped.
+        not_finite: of how many images a value is NaN or infinite.
+        engine: what really ran, in a word; "" where it was skipped.
+        skipped: why it could not run; None where it did.
+    """
+
+    artifact: str
+    backend: str
+    precision: str
+    nearness: tuple[Nearness, ...] = ()
+    not_finite: int = 0
+    engine: str = ""
+    skipped: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As `Predictions.name`."""
+        return f"{self.backend} {self.precision}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "nearness": [each.to_dict() for each in self.nearness]}
+
+
+def run_vectors(
+    bundle: Bundle,
+    data: LabelledData | ImageSet,
+    selection: Sequence[Selected],
+    batch_size: int,
+    device: str,
+    on_step: Callable[[str], None],
+) -> dict[Selected, VectorRun]:
+    """Run the reference and the artifacts on every image.
+
+    Raises:
+        UnavailableError: the reference cannot run.
+        ImageError, BundleError: as `compare`.
+    """
+    batches = Batches(load_processor(bundle), _Files(data), batch_size)
+    by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
+    given_by = {each.artifact: [spec.name for spec in by_name[each.artifact].outputs] for each in selection}
+
+    def of_each(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Which outputs are vectors depends on what an artifact gives beside them."""
+        found: dict[str, np.ndarray] = {}
+        for names in given_by.values():
+            found |= vectors({name: outputs[name] for name in names})
+        return found
+
+    names = tuple(dict.fromkeys(itertools.chain.from_iterable(given_by.values())))
+    on_step(f"running the reference on {len(data)} images")
+    wanted, _ = run_reference(bundle, batches, names, device, on_step, keep=of_each)
+    found = {}
+    for selected in selection:
+        on_step(f"running {selected} on {len(data)} images")
+        try:
+            with selected.open(bundle, device=device) as runtime:
+                given = run_batches(runtime, batches.feeds(runtime), keep=vectors)
+                engine = str(runtime.details["engine"])
+        except UnavailableError as exc:
+            found[selected] = VectorRun(*selected, skipped=str(exc))
+            continue
+        near = nearness({name: wanted[name] for name in given}, given)
+        found[selected] = VectorRun(*selected, near, _not_finite(given), engine)
+    return found
+
+
+def images_sha256(data: LabelledData | ImageSet) -> str:
+    """Of the names and bytes of the images."""
+    digest = hashlib.sha256()
+    for position, name in enumerate(data.names):
+        digest.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
+        digest.update(hashlib.sha256(data.load(position)).digest())
+    return digest.hexdigest()
+
+
+def _not_finite(given: Mapping[str, np.ndarray]) -> int:
+    bad = [~np.isfinite(vector.reshape(len(vector), -1)).all(axis=1) for vector in given.values()]
+    return int(np.any(bad, axis=0).sum())
+
+
+class _Files(Sequence[bytes]):
+    """The files of images, each read when it is asked for."""
+
+    def __init__(self, data: LabelledData | ImageSet) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return [self._data.load(position) for position in range(*index.indices(len(self)))]
+        return self._data.load(index)

@@ -1,0 +1,77 @@
+"""The images of which an artifact makes something else than the reference (numpy alone)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.assess.metrics.accuracy import best_classes
+from vitdeploy.predictor import Prediction
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MOST_KEPT = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class FarImage:
+    """An image, and what reference and artifact make of it.
+
+    Attributes:
+        position: among the images, from 0.
+        image: the path of its file; "" where it came from none.
+        distance: the largest difference of a logit, over the largest of all the reference's; infinite where one is not
+            finite.
+        reference: the best class, and its softmax; of index -1 where the logits are not all finite.
+        artifact: the same.
+    """
+
+    position: int
+    image: str
+    distance: float
+    reference: Prediction
+    artifact: Prediction
+
+
+def furthest(
+    reference: np.ndarray, candidate: np.ndarray, sources: Sequence[Any], labels: Sequence[str]
+) -> tuple[FarImage, ...]:
+    """The images whose logits differ most, the furthest first; none that do not differ.
+
+    Args:
+        reference: (N, classes).
+        candidate: of the same shape.
+        sources: the N images, as they were given.
+        labels: names of the classes; those beyond them are called by their index.
+    """
+    a, b = reference.astype(np.float64), candidate.astype(np.float64)
+    finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)  # (N,)
+    distance = np.full(len(a), np.inf)
+    distance[finite] = np.abs(a[finite] - b[finite]).max(axis=1) / (np.abs(a[finite]).max(initial=0.0) or 1.0)
+    order = np.argsort(-distance, kind="stable")[:MOST_KEPT].tolist()
+    best_a, best_b = (best_classes(logits[order], 1) for logits in (a, b))
+
+    def prediction(best: tuple[np.ndarray, np.ndarray], row: int) -> Prediction:
+        index = int(best[0][row, 0])
+        name = "not finite" if index < 0 else labels[index] if index < len(labels) else str(index)
+        return Prediction(name, index, float(best[1][row]))
+
+    return tuple(
+        FarImage(
+            position,
+            _path(sources[position]),
+            float(distance[position]),
+            prediction(best_a, row),
+            prediction(best_b, row),
+        )
+        for row, position in enumerate(order)
+        if distance[position] > 0
+    )
+
+
+def _path(source: object) -> str:
+    return str(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else ""

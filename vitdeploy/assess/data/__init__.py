@@ -1,0 +1,1 @@
+"""Labelled data sets and folders of images, and how they are loaded."""

@@ -1,0 +1,261 @@
+"""Match the labels of a data set with the classes of a model."""
+
+from __future__ import annotations
+
+import collections
+import difflib
+import functools
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+from vitdeploy.assess.data.imagenet import in_ilsvrc_order, is_wordnet_id, synset_of, synsets
+from vitdeploy.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+BY_NAME, BY_SYNONYM, BY_INDEX, BY_POSITION = "by name", "by synonym", "by index", "by position"
+BY_WORDNET_ID, BY_ILSVRC_ORDER = "by WordNet id", "by WordNet id, in the order of ILSVRC"
+BY_NUMBER = "by number"
+_NUMBERED = re.compile(r"(?P<name>.+?)[ _-]?[(]?[0-9]+[)]?")  # "crane2", "crane (2)"
+_NUMBER = re.compile(r"[0-9]+(?:[.]0+)?(?![.]?[0-9])")  # "3", and "3.0" of a column of floats
+_INSTEAD = "rename it, or list the images in a CSV file with class indices"
+
+
+class Classes:
+    """The classes of a model, found by what a data set calls them.
+
+    1. A label means the class of exactly that name.
+    2. Else the class that has the whole label for a synonym. Synonyms are the parts of a name between commas, as in
+       ImageNet's "tench, Tinca tinca".
+    3. Else the class that has every part of the label for a synonym.
+    4. Else, for a whole number, the class that has the same number for a name or a synonym: "07" means "7".
+    5. Else, for the WordNet id of one of ILSVRC's 1,000 classes, the class that is that synset, see `synset_of`. Where
+       the model has these classes in ILSVRC's order, or 1,000 classes without names, it is the class at the synset's
+       position. A class that is named by its WordNet id has the synset's words for synonyms.
+
+    Text is compared in Unicode's form NFC, without surrounding white space; letter case and underscores count. A label
+    that means no class, or several, is refused.
+
+    Attributes:
+        names: in the order of the logits.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._exact: dict[str, list[int]] = {}
+        self._synonyms: dict[str, list[int]] = {}
+        self._parts = [_synonyms(name) for name in self.names]
+        for index, (name, parts) in enumerate(zip(self.names, self._parts, strict=True)):
+            self._exact.setdefault(_plain(name), []).append(index)
+            for synonym in parts:
+                self._synonyms.setdefault(synonym, []).append(index)
+
+    def find(self, label: str) -> list[int]:
+        """The indices of all classes that the label may mean."""
+        return self._find(label)[0]
+
+    def match(self, labels: Iterable[str], source: str) -> tuple[dict[str, int], str]:
+        """The index of each label's class, and by which rule it was found.
+
+        Raises:
+            InputError: a label means no class or several, or two labels mean the same one.
+        """
+        index_of, rules = {}, set()
+        for label in labels:
+            indices, rule = self._find(label)
+            if not indices:
+                raise InputError(f"{source}: {self._unknown(label)}")
+            if len(indices) > 1:
+                raise InputError(f"{source}: {self._ambiguous(label, indices)}")
+            index_of[label] = indices[0]
+            rules.add(rule)
+        self._check_one_label_a_class(index_of, source)
+        order = (BY_ILSVRC_ORDER, BY_WORDNET_ID, BY_NUMBER, BY_SYNONYM)
+        return index_of, next((rule for rule in order if rule in rules), BY_NAME)
+
+    def match_any(self, labels: Sequence[str], source: str) -> tuple[dict[str, int], str]:
+        """As `match`; but where no label means a class and all are whole numbers, they are indices.
+
+        Not where the names of the classes are numbers themselves, or the same words with a number, as "grade 1" to
+        "grade 5": a label might be that number.
+
+        Raises:
+            InputError: as `match`; or a number is not the index of a class.
+        """
+        if (
+            not all(_is_index(label) for label in labels)
+            or any(self.find(label) for label in labels)
+            or self._numbers
+            or self._differently_numbered
+        ):
+            return self.match(labels, source)
+        index_of = {label: int(label) for label in labels}
+        self.check_indices(index_of.values(), source)
+        self._check_one_label_a_class(index_of, source)
+        return index_of, BY_INDEX
+
+    def match_list(self, labels: Sequence[str], source: str) -> tuple[list[int], str]:
+        """The class of each label of a data set's complete, ordered list of class names.
+
+        Where the labels do not each mean one class of their own, but the list has as many labels as the model has
+        classes and each of them may mean the class at its position, it does: such lists give two cranes, or the first
+        word of "maillot" and of "maillot, tank suit".
+
+        Raises:
+            InputError: as `match`; or two labels are the same, and do not match by position.
+        """
+        try:
+            most, count = collections.Counter(labels).most_common(1)[0] if labels else ("", 0)
+            if count > 1:
+                raise InputError(
+                    f"{source}: {count} of its classes are named {most!r:.80}; give each a name of its own"
+                )
+            index_of, rule = self.match(labels, source)
+        except InputError:
+            if len(labels) != len(self.names) or not all(
+                self._may_be_at(index, labels) for index in range(len(labels))
+            ):
+                raise
+            return list(range(len(labels))), BY_POSITION
+        return [index_of[label] for label in labels], rule
+
+    def check_indices(self, indices: Iterable[int], source: str) -> None:
+        """Raise InputError unless each is the index of a class."""
+        for index in indices:
+            if not 0 <= index < len(self.names):
+                raise InputError(
+                    f"{source}: the label {index} is not the index of a class; the model's {len(self.names)} classes "
+                    f"are numbered from 0 to {len(self.names) - 1}"
+                )
+
+    @functools.cached_property
+    def _numbers(self) -> Mapping[int, list[int]]:
+        """The indices of the classes that have a whole number for a name or a synonym."""
+        found: dict[int, list[int]] = {}
+        for synonym in sorted({*self._exact, *self._synonyms}):
+            if _is_index(synonym):
+                indices = found.setdefault(int(synonym), [])
+                indices += [each for each in self._exact.get(synonym) or self._synonyms[synonym] if each not in indices]
+        return found
+
+    @functools.cached_property
+    def _differently_numbered(self) -> bool:
+        """Whether the names are the same words with a number each, and this is not the index."""
+        numbers = [_NUMBER.findall(name) for name in self.names]
+        if len({_NUMBER.sub("#", name) for name in self.names}) != 1 or any(len(each) != 1 for each in numbers):
+            return False
+        return any(float(number) != index for index, (number,) in enumerate(numbers))
+
+    def match_indices(self, indices: Collection[int], source: str) -> None:
+        """Check the whole numbers that a data set has for labels, and does not name.
+
+        Raises:
+            InputError: one is not the index of a class, or may be a number in the name of another class.
+        """
+        self.check_indices(indices, source)
+        for index in indices:
+            if self._differently_numbered or (self._numbers and self._numbers.get(index) != [index]):
+                raise InputError(
+                    f"{source}: the label {index} may be an index or a number in a class's name ({self}); give the "
+                    f"names of the classes instead"
+                )
+
+    def _find(self, label: str) -> tuple[list[int], str]:
+        """The indices of all classes that the label may mean, and by which rule."""
+        name = _plain(label)
+        if name in self._exact:
+            same = [index for index in self._exact[name] if self.names[index] == label]
+            return same or self._exact[name], BY_NAME
+        if name in self._synonyms:
+            return self._synonyms[name], BY_SYNONYM
+        parts = _parts(label)
+        if parts:
+            indices = sorted(set.intersection(*(set(self._synonyms.get(part, ())) for part in parts)))
+            if indices:
+                return indices, BY_SYNONYM
+        if _is_index(label):
+            return self._numbers.get(int(name), []), BY_NUMBER
+        if is_wordnet_id(name) and name in synsets():
+            if self._ilsvrc_order is not None:
+                return [list(synsets()).index(name)], self._ilsvrc_order
+            return [index for index, parts in enumerate(self._parts) if synset_of(parts) == name], BY_WORDNET_ID
+        return [], BY_NAME
+
+    @functools.cached_property
+    def _ilsvrc_order(self) -> str | None:
+        """The rule by which a WordNet id gives a position; None where it does not."""
+        if in_ilsvrc_order(self._parts):
+            return BY_WORDNET_ID
+        unnamed = tuple(f"LABEL_{index}" for index in range(len(synsets())))
+        return BY_ILSVRC_ORDER if self.names == unnamed else None
+
+    def _may_be_at(self, index: int, labels: Sequence[str]) -> bool:
+        """Whether the label at a position of a list may mean the class there.
+
+        It may if all its parts are the class's synonyms, or all the class's are its parts; but not if it is the name of
+        another class, at whose position the list has another label. Libraries whose lists take no name twice put a
+        number behind the second; behind a synonym that several classes have, it is ignored.
+        """
+        label = labels[index]
+        found, same = self.find(label), self._exact.get(_plain(label), [])
+        if index in found:
+            return True
+        if any(labels[each] != label for each in same):
+            return False
+        parts = _parts(label)
+        if parts and (parts <= self._parts[index] or self._parts[index] <= parts):
+            return True
+        numbered = None if found else _NUMBERED.fullmatch(_plain(label))
+        several = self._synonyms.get(numbered["name"], []) if numbered else []
+        return len(several) > 1 and index in several
+
+    def _check_one_label_a_class(self, index_of: Mapping[str, int], source: str) -> None:
+        label_of: dict[int, str] = {}
+        for label, index in index_of.items():
+            if index in label_of:
+                raise InputError(
+                    f"{source}: the labels {label_of[index]!r} and {label!r} both mean class {index} "
+                    f"({self.names[index]!r:.80}); use one of them"
+                )
+            label_of[index] = label
+
+    def _unknown(self, label: str) -> str:
+        if is_wordnet_id(_plain(label)):
+            words = ", ".join(sorted(synsets().get(_plain(label), ())))
+            what = f"the WordNet id {label!r} ({words})" if words else f"the WordNet id {label!r}, not one of ILSVRC's,"
+            return f"{what} is no class of the model ({self}); {_INSTEAD}"
+        spelled = {each.casefold(): each for each in (*self._synonyms, *self._exact)}
+        near = difflib.get_close_matches(_plain(label).casefold(), spelled, n=3)
+        nearest = f"the nearest are {', '.join(repr(spelled[each]) for each in near)}" if near else f"it has {self}"
+        if _is_index(label) and (self._numbers or self._differently_numbered):
+            return f"{label!r:.80} may be an index or a number in a class's name; {nearest}; use the model's names"
+        return f"{label!r:.80} is no class of the model; {nearest}; {_INSTEAD}"
+
+    def _ambiguous(self, label: str, indices: Sequence[int]) -> str:
+        classes = " or ".join(f"{index} ({self.names[index]!r:.80})" for index in indices[:5])
+        return f"{label!r:.80} may mean class {classes}; {_INSTEAD}"
+
+    def __str__(self) -> str:
+        return ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
+
+
+def _plain(name: str) -> str:
+    """The text without what file systems and editors change: forms of Unicode, white space around it, a BOM."""
+    return unicodedata.normalize("NFC", name).strip().strip("\ufeff").strip()
+
+
+def _parts(name: str) -> frozenset[str]:
+    return frozenset(_plain(part) for part in name.split(",")) - {""}
+
+
+def _synonyms(name: str) -> frozenset[str]:
+    """Of a class: the parts of its name; and of one that is named by its WordNet id, the synset's words."""
+    words = synsets().get(_plain(name)) if is_wordnet_id(_plain(name)) else None
+    return _parts(name) if words is None else words | {_plain(name)}
+
+
+def _is_index(label: str) -> bool:
+    plain = _plain(label)
+    return plain.isascii() and plain.isdigit() and len(plain) < 10

@@ -1,0 +1,307 @@
+"""Labelled images on disk: class folders, a CSV file, or the parquet files of a Hub dataset."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitdeploy.assess.data.class_labels import BY_INDEX, Classes
+from vitdeploy.assess.data.folder_listing import list_folder, with_images
+from vitdeploy.errors import ImageError, InputError, UsageError, first_line, readable, shown
+from vitdeploy.files.label_tables import SEPARATORS, table_rows
+from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
+from vitdeploy.system.imports import load_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from vitdeploy.assess.data.folder_listing import FolderListing, LeftOut
+    from vitdeploy.assess.data.parquet import ParquetData
+
+CSV_IMAGE_COLUMNS = ("image", "path", "file", "file_name")
+CSV_LABEL_COLUMNS = ("label", "class")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelledData:
+    """N images with their labels; the images are read when they are asked for.
+
+    Attributes:
+        source: the folder or file.
+        kind: "folder", "csv", "tsv" or "parquet".
+        matched: how labels were matched with the model's classes, such as "by name"; see
+            `vitdeploy.assess.data.class_labels`.
+        names: of the images, each its own, with forward slashes.
+        targets: (N,) int32, the index of each image's class.
+        load: gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
+        left_out: the files of the folder that are not among the images; None where no folder was listed.
+    """
+
+    source: str
+    kind: str
+    matched: str
+    names: tuple[str, ...]
+    targets: NDArray[np.int32]
+    load: Callable[[int], bytes]
+    left_out: LeftOut | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, limit: int | None, seed: int = 0) -> LabelledData:
+        """The `limit` images whose SHA-256 of seed and name comes first, in the order of the whole.
+
+        The same seed and names give the same images everywhere, and a smaller limit some of a larger one's.
+        """
+        if limit is None or limit >= len(self):
+            return self
+        chosen = chosen_names(self.names, limit, seed)
+        return dataclasses.replace(
+            self,
+            names=tuple(self.names[index] for index in chosen),
+            targets=self.targets[chosen],
+            load=lambda position: self.load(chosen[position]),
+        )
+
+
+def check_seed(seed: object) -> None:
+    """Raise UsageError unless it is an integer from 0 up to 2^63."""
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise UsageError(f"seed must be an integer from 0 up to 2^63, got {shown(seed)}")
+
+
+def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int]:
+    """The positions of the `limit` names whose SHA-256 of seed and name comes first, in order; all without a limit."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be at least 1, got {limit}")
+
+    def rank(index: int) -> bytes:
+        return hashlib.sha256(f"{seed}\0{names[index]}".encode("utf-8", "surrogatepass")).digest()
+
+    return list(range(len(names))) if limit is None else sorted(sorted(range(len(names)), key=rank)[:limit])
+
+
+def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledData:
+    """Read the names and labels of a data set, and match them with the model's classes; see `Classes` for the rules.
+
+    1. A folder with one folder a class: named like it, by its WordNet id, or, where no folder is named like a class,
+       all are numbers, and the classes are not numbered otherwise, by its index. A file is one image: a link that gives
+       it a second place in the folder is refused.
+    2. A .csv file in UTF-8 with commas, or a .tsv file with tabs: a column `image`, `path`, `file` or `file_name`, the
+       path of an image from the file's folder; and a column `label` or `class`, which names it as a folder does.
+       Letter case of the columns' names does not matter.
+    3. A .parquet file of a Hub dataset, or a folder with those of one split: a column `image` or `img` with the bytes
+       of a file, alone or in a struct {bytes, path}; and `label` or `labels`. Other columns are taken where the
+       dataset says that one alone is an Image, or a ClassLabel. Where the dataset names its classes, each must be one
+       of the model's, in whatever order; where not, labels are as in a CSV, but that whole numbers are indices.
+
+    Args:
+        path: the folder or file.
+        labels: the model's class names, in the order of the logits.
+
+    Raises:
+        InputError: there are no images, a label is not clearly one of the model's classes, or a file is damaged.
+        MissingDependencyError: pyarrow is not installed, for parquet files.
+    """
+    source, classes = Path(path), Classes(labels)
+    kind = source.suffix.lower()
+    with readable(source, "a folder, or a .csv, .tsv or .parquet file"):
+        is_folder = source.is_dir()
+        if not is_folder and (kind not in (*SEPARATORS, ".parquet") or not source.is_file()):
+            raise InputError(f"{source} is no folder, and no .csv, .tsv or .parquet file; name one of these")
+    if is_folder:
+        images, tables = list_folder(source)
+        return _from_parquet(source, tables, classes) if tables.files else _from_folder(source, images, classes)
+    if kind in SEPARATORS:
+        return _from_csv(source, classes, kind)
+    return _from_parquet(source, None, classes)
+
+
+def _from_folder(root: Path, listing: FolderListing, classes: Classes) -> LabelledData:
+    paths = with_images(root, listing).files
+    relative = [path.relative_to(root) for path in paths]
+    _check_each_once(root, paths)
+    label_of = functools.cache(functools.partial(_label, root, classes))
+    labels = [label_of(path.parent.parts) for path in relative]
+    index_of, matched = classes.match_any(list(dict.fromkeys(labels)), str(root))
+    names = tuple(path.as_posix() for path in relative)
+    targets = np.array([index_of[label] for label in labels], np.int32)
+    return LabelledData(str(root), "folder", matched, names, targets, file_reader(paths), listing.left_out)
+
+
+def _check_each_once(root: Path, paths: Sequence[Path]) -> None:
+    """Raise InputError where a link makes one file two images, maybe of two classes.
+
+    Files outside the folder are not looked at: stores such as the Hub's cache keep equal images once.
+    """
+    folder_of = functools.cache(os.path.realpath)
+    inside = Path(folder_of(root))
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        place = Path(folder_of(path.parent), path.name)
+        if path.is_symlink() and inside in (target := Path(os.path.realpath(path))).parents:
+            place = target
+        if place in seen:
+            raise InputError(
+                f"{root}: {seen[place].relative_to(root).as_posix()!r:.200} and "
+                f"{path.relative_to(root).as_posix()!r:.200} are one file, by a link; remove the link"
+            )
+        seen[place] = path
+
+
+def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
+    """The label of the images in folders below `root`: the first, or with a class "a/b" the first ones.
+
+    Raises:
+        InputError: there is none, or the folders name several classes.
+    """
+    if not folders:
+        raise InputError(
+            f"{root} holds images that are in no folder of a class; move each into a folder that is named like its "
+            f"class, or list them in a CSV file"
+        )
+    joined = ["/".join(folders[:count]) for count in range(1, len(folders) + 1)]
+    indices_of = {label: classes.find(label) for label in (*joined, *folders[1:])}
+    named = [label for label, indices in indices_of.items() if indices]
+    if not named:
+        return folders[0]
+    for label in named[1:]:
+        if indices_of[label] != indices_of[named[0]]:
+            raise InputError(
+                f"{root}: the folder {joined[-1]!r:.200} names two classes of the model, {named[0]!r} and {label!r}; "
+                f"move its images into the folder of one"
+            )
+    if named[0] not in joined:
+        raise InputError(
+            f"{root}: {folders[0]!r:.80} is no class of the model ({classes}), a folder in it is; "
+            f"name {root / folders[0]} instead"
+        )
+    return named[0]
+
+
+def _from_csv(path: Path, classes: Classes, ending: str) -> LabelledData:
+    names, labels = read_csv(path)
+    index_of, matched = classes.match_any(list(dict.fromkeys(labels)), str(path))
+    targets = np.array([index_of[label] for label in labels], np.int32)
+    return LabelledData(
+        str(path), ending[1:], matched, names, targets, file_reader([path.parent / name for name in names])
+    )
+
+
+def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], list[str]]:
+    """The names of the images in a .csv or .tsv file, as paths from its folder, and their labels.
+
+    Args:
+        path: the file.
+        labelled: whether to read labels; without, no column of them is needed, and the list is empty.
+
+    Raises:
+        InputError: the file cannot be read, lacks a column, or names an image twice or one that is not there.
+    """
+    names: list[str] = []
+    labels: list[str] = []
+    line_of: dict[tuple[str, str], int] = {}
+    folder_of = functools.cache(os.path.realpath)
+    for image, label, line in _csv_rows(path, labelled):
+        name = Path(image).as_posix()
+        file = path.parent / name
+        with readable(f"{path}, line {line}: {name!r:.80}", "the path of a file"):
+            if not file.is_file():
+                raise InputError(
+                    f"{path}, line {line}: {name!r} must be the path of a file from {path.parent}, is none"
+                )
+        place = (folder_of(file.parent), file.name)
+        if place in line_of:
+            raise InputError(f"{path} must name an image once, names {name!r} in lines {line_of[place]} and {line}")
+        line_of[place] = line
+        names.append(name)
+        labels.append(sys.intern(label))
+    if not names:
+        raise InputError(f"{path} must hold images, holds none")
+    return tuple(names), labels if labelled else []
+
+
+def _csv_rows(path: Path, labelled: bool) -> Iterator[tuple[str, str, int]]:
+    """Image, label (empty where it is not asked for) and line number of each row."""
+    try:
+        rows = table_rows(path)
+        _, first = next(rows, (0, []))
+        header = [name.strip().strip("\ufeff") for name in first]
+        image = _column(path, header, CSV_IMAGE_COLUMNS)
+        needed = (image, _column(path, header, CSV_LABEL_COLUMNS)) if labelled else (image,)
+        for line, row in rows:
+            if not row:
+                continue  # an empty line
+            if len(row) != len(header) or not all(row[column].strip() for column in needed):
+                what = "an image and a label" if labelled else "an image"
+                raise InputError(
+                    f"{path}, line {line}: expected {len(header)} values, with {what}, got {','.join(row)[:80]!r}"
+                )
+            yield row[image].strip(), row[needed[-1]].strip() if labelled else "", line
+    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        reason = getattr(exc, "strerror", None) or first_line(exc)
+        raise InputError(
+            f"{path} must be a {path.suffix[1:].upper()} file in UTF-8 that can be read: {reason}"
+        ) from exc
+
+
+def _column(path: Path, header: list[str], names: Sequence[str]) -> int:
+    columns = [index for index, column in enumerate(header) if column.lower() in names]
+    if len(columns) != 1:
+        raise InputError(
+            f"{path} needs one column named {' or '.join(names)}, it has {', '.join(header)[:200]}; columns are "
+            f"separated by commas in a .csv file and by tabs in a .tsv file"
+        )
+    return columns[0]
+
+
+def _from_parquet(source: Path, listing: FolderListing | None, classes: Classes) -> LabelledData:
+    content = read_parquet(source, listing)
+    if content.class_names is not None:
+        indices, matched = classes.match_list(content.class_names, str(source))
+        labels = np.asarray(content.labels, np.int64)
+        Classes(content.class_names).check_indices(np.unique(labels).tolist(), str(source))
+        targets = np.array(indices, np.int32)[labels]
+    elif isinstance(content.labels, np.ndarray):
+        classes.match_indices(np.unique(content.labels).tolist(), str(source))
+        matched, targets = BY_INDEX, content.labels.astype(np.int32)
+    else:
+        index_of, matched = classes.match_any(list(dict.fromkeys(content.labels)), str(source))
+        targets = np.array([index_of[label] for label in content.labels], np.int32)
+    left_out = None if listing is None else listing.left_out
+    return LabelledData(str(source), "parquet", matched, content.names, targets, content.load, left_out)
+
+
+def read_parquet(source: Path, listing: FolderListing | None, *, labelled: bool = True) -> ParquetData:
+    """The names of the images in a parquet file, or in those of a folder, and their labels if they are asked for.
+
+    Raises:
+        InputError: as `vitdeploy.assess.data.parquet.read_parquet`.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    target = "vitdeploy.assess.data.parquet:read_parquet"
+    read = load_target(target, "reading parquet files", "parquet", "pyarrow")
+    found: ParquetData = read(source, [source] if listing is None else listing.files, labelled=labelled)
+    return found
+
+
+def file_reader(paths: Sequence[Path]) -> Callable[[int], bytes]:
+    """What reads the file at a position; may be called from several threads."""
+
+    def load(position: int) -> bytes:
+        try:
+            return read_regular(paths[position], MOST_IMAGE_BYTES)
+        except OSError as exc:
+            raise ImageError(f"cannot read {str(paths[position])!r}: {exc.strerror}") from exc
+
+    return load

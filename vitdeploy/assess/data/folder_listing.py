@@ -1,0 +1,226 @@
+"""List the images of a folder, and count the files that are left out."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from vitdeploy.errors import InputError, readable
+from vitdeploy.images.formats import HEIF_ENDINGS, WEAK_MAGIC, image_endings, readable_formats
+from vitdeploy.system.quiet import quiet_libtiff
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+HIDDEN = "hidden"
+NO_ENDING = "without an ending and not an image"
+_OTHERS = "other endings"
+# In lower case: what macOS and Windows put into folders and archives, and do not show. Names with a dot in front, such
+# as .DS_Store, ._cat.jpg and .ipynb_checkpoints, are hidden in any case.
+_HIDDEN_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_MOST_REASONS = 20
+_IMAGE, PARQUET = "image", ".parquet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """Why files were left out, and how many.
+
+    Attributes:
+        reason: such as "hidden" or "ending .txt".
+        files: how many.
+    """
+
+    reason: str
+    files: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """The files below a folder that are not among its images.
+
+    Attributes:
+        files: how many there are; a hidden folder that cannot be read counts as one.
+        reasons: why, the most frequent reason first.
+        empty_folders: the folders directly below that hold no image, hidden ones aside.
+    """
+
+    files: int = 0
+    reasons: tuple[Reason, ...] = ()
+    empty_folders: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, counts: collections.Counter[str], empty_folders: Iterable[str] = ()) -> LeftOut:
+        """Of how many files were left out for which reason; the rarest reasons become one where there are many."""
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        first, rest = ordered[:_MOST_REASONS], ordered[_MOST_REASONS:]
+        first += [(_OTHERS, sum(count for _, count in rest))] if rest else []
+        return cls(sum(counts.values()), tuple(Reason(*item) for item in first), tuple(sorted(empty_folders)))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LeftOut:
+        """That gave this `to_dict`."""
+        return cls(data["files"], tuple(Reason(**each) for each in data["reasons"]), tuple(data["empty_folders"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "files": self.files,
+            "reasons": [dataclasses.asdict(reason) for reason in self.reasons],
+            "empty_folders": list(self.empty_folders),
+        }
+
+    def __str__(self) -> str:
+        text = "files left out: none"
+        if self.files:
+            text = f"files left out: {self.files} ({', '.join(f'{each.files} {each.reason}' for each in self.reasons)})"
+        if self.empty_folders:
+            names = ", ".join(self.empty_folders[:5]) + (", ..." if len(self.empty_folders) > 5 else "")
+            text += f"; folders without an image: {len(self.empty_folders)} ({names})"
+        return text
+
+
+def left_out_dict(left_out: LeftOut | None) -> dict[str, Any] | None:
+    """For JSON; None where no folder was read."""
+    return None if left_out is None else left_out.to_dict()
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderListing:
+    """The files that were looked for below a folder.
+
+    Attributes:
+        files: sorted.
+        left_out: the others.
+    """
+
+    files: tuple[Path, ...]
+    left_out: LeftOut
+
+
+def list_images(folder: str | os.PathLike[str]) -> FolderListing:
+    """Every image below `folder`: by the ending of its name, see `image_endings`; without one, by its content.
+
+    Raises:
+        InputError: there is no such folder, or no image in it; or as `list_folder`.
+    """
+    root = Path(folder)
+    check_folder(root)
+    listing, _ = list_folder(root)
+    return with_images(root, listing)
+
+
+def check_folder(root: Path) -> None:
+    """Raise InputError unless that is a folder."""
+    with readable(root, "a folder of images"):
+        if not root.is_dir():
+            raise InputError(f"{root} is not a folder of images; name a folder")
+
+
+def with_images(root: Path, listing: FolderListing) -> FolderListing:
+    """The listing of a folder; InputError where there is no image in it."""
+    if not listing.files:
+        endings = ", ".join(sorted(image_endings()))
+        raise InputError(f"{root} holds no image ({listing.left_out}); the endings of images are {endings}")
+    return listing
+
+
+def list_folder(root: Path) -> tuple[FolderListing, FolderListing]:
+    """The images below a folder, and the parquet files below it; each counts the other's files as left out.
+
+    Links are followed, but for those to a folder that they lie in.
+
+    Raises:
+        InputError: a folder cannot be read, a link leads nowhere, or what has such an ending is a pipe or a device.
+    """
+    walk = _Walk()
+    walk.below(root)
+    images, tables = (tuple(sorted(walk.paths[kind])) for kind in (_IMAGE, PARQUET))
+    return (
+        FolderListing(images, LeftOut.of(walk.counts + _by_ending(tables), _without(root, images))),
+        FolderListing(tables, LeftOut.of(walk.counts + _by_ending(images))),
+    )
+
+
+def _without(root: Path, files: Iterable[Path]) -> list[str]:
+    """The folders directly below `root` that none of the files lies in."""
+    filled = {path.relative_to(root).parts[0] for path in files}
+    with readable(root, "a folder"), os.scandir(root) as entries:
+        folders = [entry.name for entry in entries if entry.is_dir() and not _is_hidden(entry.name)]
+    return [name for name in folders if name not in filled]
+
+
+class _Walk:
+    """Finds the images and parquet files below a folder, and counts the others by the reason."""
+
+    def __init__(self) -> None:
+        self.paths: dict[str, list[Path]] = {_IMAGE: [], PARQUET: []}
+        self.counts: collections.Counter[str] = collections.Counter()
+        self._endings = image_endings()
+
+    def below(self, root: Path) -> None:
+        pending: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+        while pending:
+            folder, around = pending.pop()
+            with readable(folder, "a folder"), os.scandir(folder) as entries:
+                status = folder.stat()
+                place = (status.st_dev, status.st_ino)
+                if place in around:
+                    continue
+                for entry in entries:
+                    if _is_hidden(entry.name):
+                        self.counts[HIDDEN] += _count(entry)
+                    elif entry.is_dir():
+                        pending.append((Path(entry.path), around | {place}))
+                    else:
+                        self._file(entry)
+
+    def _file(self, entry: os.DirEntry[str]) -> None:
+        path = Path(entry.path)
+        ending = path.suffix.lower()
+        kind = _IMAGE if ending in self._endings else PARQUET if ending == PARQUET else None
+        if not entry.is_file():
+            if kind is not None or entry.is_symlink():
+                raise InputError(f"{path} is a pipe, a device or a link to nothing; remove it")
+            self.counts["pipe or device"] += 1
+        elif kind is not None or (not ending and _is_image(path)):
+            self.paths[kind or _IMAGE].append(path)
+        else:
+            hint = " (needs pillow-heif)" if ending in HEIF_ENDINGS else ""
+            self.counts[f"ending {ending}{hint}" if ending else NO_ENDING] += 1
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _HIDDEN_NAMES
+
+
+def _count(entry: os.DirEntry[str]) -> int:
+    """How many files a hidden entry stands for; links are not followed."""
+    if not entry.is_dir(follow_symlinks=False):
+        return 1
+    unreadable: list[OSError] = []
+    files = sum(len(names) for _, _, names in os.walk(entry.path, onerror=unreadable.append))
+    return files + len(unreadable)
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file begins as an image does."""
+    quiet_libtiff()
+    formats = [name for name in readable_formats() if name not in WEAK_MAGIC]
+    try:
+        with Image.open(path, formats=formats):
+            return True
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return True
+    except Exception:  # noqa: BLE001  (Pillow's plugins raise whatever they meet in a file that is none of theirs)
+        return False
+
+
+def _by_ending(files: Iterable[Path]) -> collections.Counter[str]:
+    return collections.Counter(
+        f"ending {path.suffix.lower()}" if path.suffix else "without an ending" for path in files
+    )

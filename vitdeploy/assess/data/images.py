@@ -1,0 +1,113 @@
+"""Images to assess with: a folder's, or synthetic ones where there are none."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from vitdeploy.assess.data.folder_listing import list_images
+from vitdeploy.images.processor import as_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vitdeploy.assess.data.folder_listing import LeftOut
+    from vitdeploy.images.processor import ImageProcessor
+    from vitdeploy.specs import Mode, TensorSpec
+
+SYNTHETIC_COUNT = 16
+_SYNTHETIC_SIZE = (224, 224)  # (height, width) in pixels, where the model takes every size
+
+
+def synthetic_images(count: int, height: int, width: int, seed: int = 0, *, mode: Mode = "RGB") -> list[Image.Image]:
+    """Seeded noise in every channel, alpha too, with the 1/f amplitude spectrum of photographs.
+
+    Field 1987, doi:10.1364/JOSAA.4.002379.
+    """
+    generator = np.random.default_rng(seed)
+    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
+    falloff = 1.0 / np.maximum(np.hypot(fy, fx), 1.0 / max(height, width))
+    images = []
+    for _ in range(count):
+        spectrum = np.fft.rfft2(generator.standard_normal((Image.getmodebands(mode), height, width))) * falloff
+        noise = np.fft.irfft2(spectrum, s=(height, width))
+        noise = (noise - noise.mean()) / (noise.std() or 1.0)  # 0 where there is one number
+        pixels = np.clip(noise * 64 + 128, 0, 255).astype(np.uint8)
+        array = np.ascontiguousarray(pixels.transpose(1, 2, 0))  # (H, W, C)
+        images.append(Image.fromarray(array[:, :, 0] if mode == "L" else array))
+    return images
+
+
+def images_for(processor: ImageProcessor, count: int = SYNTHETIC_COUNT) -> list[Image.Image]:
+    """Synthetic images of the size that the model takes."""
+    return synthetic_images(count, *(processor.output_size or _SYNTHETIC_SIZE), mode=processor.mode)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSources:
+    """Images to run.
+
+    Attributes:
+        images: paths, or whatever else `vitdeploy.images.open.open_image` takes.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
+    """
+
+    images: Sequence[Any]
+    left_out: LeftOut | None = None
+
+
+def chosen_images(processor: ImageProcessor, images: str | os.PathLike[str] | Sequence[Any] | None) -> ImageSources:
+    """The files of a folder, the images themselves, or synthetic ones where there are none.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+    if images is None:
+        return ImageSources(images_for(processor))
+    if not isinstance(images, (str, os.PathLike)):
+        return ImageSources(as_batch(images))
+    listing = list_images(images)
+    return ImageSources(listing.files, listing.left_out)
+
+
+def few_images(processor: ImageProcessor, folder: str | os.PathLike[str] | None, most: int) -> ImageSources:
+    """At most so many of the files of a folder, at even distances; or so many synthetic images.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+    if folder is None:
+        return ImageSources(images_for(processor, most))
+    listing = list_images(folder)
+    count = min(most, len(listing.files))
+    chosen = tuple(listing.files[index * len(listing.files) // count] for index in range(count))
+    return ImageSources(chosen, listing.left_out)
+
+
+def fingerprint(*arrays: np.ndarray) -> str:
+    """SHA-256 of the content of arrays, to tell which images a figure was measured on."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def feeds(inputs: Sequence[TensorSpec], pixel_values: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """Arrays for each of `inputs` on these images; where a mask is due, it covers half of the patches.
+
+    Args:
+        inputs: what the runtime takes.
+        pixel_values: of N images, as the runtime takes them.
+        seed: of the mask.
+    """
+    arrays = {"pixel_values": pixel_values}
+    for spec in inputs:
+        if spec.name == "bool_masked_pos":
+            shape = (len(pixel_values), *spec.shape[1:])
+            arrays[spec.name] = np.random.default_rng(seed).random(shape) < 0.5  # type: ignore[arg-type]
+    return arrays

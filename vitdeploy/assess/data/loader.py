@@ -1,0 +1,81 @@
+"""Read, decode and process images ahead of the runtimes, on every core and in bounded memory."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from vitdeploy.images.formats import readable_formats
+from vitdeploy.images.open import open_image
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Generator
+    from concurrent.futures import Future
+
+    import numpy as np
+
+    from vitdeploy.assess.data.dataset import LabelledData
+    from vitdeploy.assess.data.image_set import ImageSet
+    from vitdeploy.images.processor import ImageProcessor
+    from vitdeploy.specs import PixelFormat
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """One image.
+
+    Attributes:
+        sha256: of its file's bytes.
+        pixels: (1, ...) arrays, as runtimes take them.
+    """
+
+    sha256: str
+    pixels: dict[PixelFormat, np.ndarray]
+
+
+def prepare(
+    data: LabelledData | ImageSet,
+    processor: ImageProcessor,
+    formats: Collection[PixelFormat],
+    *,
+    first: int = 0,
+    threads: int,
+    ahead: int,
+) -> Generator[Prepared, None, None]:
+    """Every image in order, decoded once and processed once for each format.
+
+    Args:
+        data: the images.
+        processor: of the model.
+        formats: what the runtimes take; for none of them, images are read and not decoded.
+        first: images before this position are read and not decoded.
+        threads: images that are worked on at a time.
+        ahead: images that may be ready, or in work, before they are asked for.
+
+    Raises:
+        ImageError: an image cannot be read.
+    """
+    readable_formats()  # Pillow registers its formats on first use, without a lock
+
+    def one(position: int) -> Prepared:
+        encoded = data.load(position)
+        sha256 = hashlib.sha256(encoded).hexdigest()
+        if position < first or not formats:
+            return Prepared(sha256, {})
+        image = open_image(encoded, mode=processor.mode, name=f"{data.names[position]!r} of {data.source}")
+        return Prepared(sha256, {pixels: processor(image, pixels=pixels, threads=1) for pixels in formats})
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="vitdeploy-prepare")
+    pending: collections.deque[Future[Prepared]] = collections.deque()
+    try:
+        for position in range(len(data)):
+            pending.append(pool.submit(one, position))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,261 @@
+"""Read the parquet files of a Hub dataset, one row group at a time."""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import dataclasses
+import json
+import re
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vitdeploy.errors import ImageError, InputError, first_line
+from vitdeploy.files.regular_file import open_regular
+from vitdeploy.system.exhaustion import check_exhaustion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels")
+_SHARD = re.compile(r"(?P<split>.+)-[0-9]{5}-of-[0-9]{5}.*")
+_SPLITS = frozenset({"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"})
+_GROUPS_KEPT = 2  # images are asked for in their order by a few threads: of the end of one and the start of the next
+# A row without an image takes no room in the file where labels repeat, and some 200 bytes in memory.
+_MOST_ROWS, _LEAST_IMAGE_BYTES = 100_000, 32
+# Pixels that were not compressed may shrink to a sixtieth in a row group; encoded images hardly do.
+_MOST_TIMES, _FLOOR_BYTES = 64, 256 * 1024**2
+_MOST_DICTIONARY_BYTES = 1024**3  # of a dictionary, whose offsets have 31 bits; with a margin
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ParquetData:
+    """What the files hold.
+
+    Attributes:
+        names: "file#row" of each of N images, rows counted from 0.
+        labels: (N,) int64 indices, or N names; empty where none were asked for.
+        class_names: what the dataset calls the indices; None where it does not say.
+        load: gives the bytes of the image at a position from 0 to N - 1.
+    """
+
+    names: tuple[str, ...]
+    labels: NDArray[np.int64] | list[str]
+    class_names: tuple[str, ...] | None
+    load: Callable[[int], bytes]
+
+
+def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) -> ParquetData:
+    """Read the names and labels of all files; of the images, none yet.
+
+    Args:
+        source: the folder, or the only file.
+        files: those below the folder, in their order.
+        labelled: whether to read labels, which each file then needs.
+
+    Raises:
+        InputError: a file is damaged, lacks a column, or is of another split or other classes than the first.
+    """
+    root = source if source.is_dir() else source.parent
+    _check_one_split(source, [path.relative_to(root) for path in files])
+    names: list[str] = []
+    labels: list[NDArray[np.int64] | list[str]] = []
+    groups: list[_Group] = []
+    class_names: list[tuple[str, ...] | None] = []
+    for path in files:
+        try:
+            with open_regular(path) as opened, pq.ParquetFile(opened) as file:  # whose paths must be UTF-8
+                schema, metadata = file.schema_arrow, file.metadata
+                _check_row_count(path, metadata.num_rows)
+                image = _image_column(path, schema)
+                if labelled:
+                    label = _column(path, schema, LABEL_COLUMNS, "ClassLabel")
+                    class_names.append(_class_names(path, schema, label))
+                    labels.append(_labels(path, file.read(columns=[label]).column(0)))
+        except (OSError, pa.ArrowException) as exc:
+            check_exhaustion(exc, f"reading {path}")
+            raise InputError(f"{path} must be a parquet file that can be read: {first_line(exc)}") from exc
+        if labelled and (class_names[-1] != class_names[0] or type(labels[-1]) is not type(labels[0])):
+            raise InputError(f"{path} must have the labels and classes that {files[0].name} has, has others")
+        column = f"{image}.bytes" if pa.types.is_struct(schema.field(image).type) else image
+        first = len(names)
+        for index in range(metadata.num_row_groups):
+            groups.append(_Group(path, index, column, first))
+            first += metadata.row_group(index).num_rows
+        names += [f"{path.relative_to(root).as_posix()}#{row}" for row in range(metadata.num_rows)]
+    if not names:
+        raise InputError(f"{source} must hold images, holds none")
+    indices = [part for part in labels if isinstance(part, np.ndarray)]
+    joined = np.concatenate(indices) if indices else [str(name) for part in labels for name in part]
+    return ParquetData(tuple(names), joined, class_names[0] if labelled else None, _RowGroups(groups, names).load)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """A row group of a file, its column of images, and the position of its first image."""
+
+    path: Path
+    index: int
+    column: str
+    first: int
+
+
+class _RowGroups:
+    """Gives images, and keeps the row groups that they were last read from; all in memory might be too much."""
+
+    def __init__(self, groups: Sequence[_Group], names: Sequence[str]) -> None:
+        self._groups, self._names = groups, names
+        self._firsts = [group.first for group in groups]
+        self._kept: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def load(self, position: int) -> bytes:
+        number = bisect.bisect_right(self._firsts, position) - 1
+        with self._lock:
+            if number not in self._kept:
+                while len(self._kept) >= _GROUPS_KEPT:
+                    self._kept.popitem(last=False)
+                self._kept[number] = self._read(self._groups[number])
+            images = self._kept[number]
+        value = images[position - self._firsts[number]].as_py()
+        value = value["bytes"] if isinstance(value, dict) else value
+        if value is None:
+            raise ImageError(f"cannot read {self._names[position]!r}: the row holds no bytes of an image")
+        return bytes(value)
+
+    def _read(self, group: _Group) -> Any:
+        try:
+            with open_regular(group.path) as opened, pq.ParquetFile(opened) as file:
+                size_bytes = _check_expansion(group, file.metadata.row_group(group.index))
+            # An image that repeats is in the file once, as a word of a dictionary, and stays that in memory.
+            words = [group.column] if size_bytes <= _MOST_DICTIONARY_BYTES else None
+            with open_regular(group.path) as opened, pq.ParquetFile(opened, read_dictionary=words) as file:
+                return file.read_row_group(group.index, columns=[group.column]).column(0)
+        except (OSError, pa.ArrowException) as exc:
+            check_exhaustion(exc, f"reading {group.path}")
+            raise ImageError(f"cannot read the images of {str(group.path)!r}: {first_line(exc)}") from exc
+
+
+def _check_row_count(path: Path, count: int) -> None:
+    """Refuse more rows than images could be in the file; labels that repeat take no room there."""
+    size_bytes = path.stat().st_size
+    if count > max(_MOST_ROWS, size_bytes // _LEAST_IMAGE_BYTES):
+        raise InputError(
+            f"{path} must hold images, states {count:,} rows in {size_bytes:,} bytes; write the file again"
+        )
+
+
+def _check_expansion(group: _Group, metadata: pq.RowGroupMetaData) -> int:
+    """The bytes of a row group's images, refused where they are out of proportion to those in the file."""
+    chunks = [metadata.column(index) for index in range(metadata.num_columns)]
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema == group.column]
+    size_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+    in_file = min(group.path.stat().st_size, sum(chunk.total_compressed_size for chunk in chunks))
+    if size_bytes > max(_FLOOR_BYTES, _MOST_TIMES * in_file):
+        raise ImageError(
+            f"cannot read the images of {str(group.path)!r}: row group {group.index} would take {size_bytes:,} bytes, "
+            f"and has {in_file:,}; write the file again"
+        )
+    return int(size_bytes)
+
+
+def _check_one_split(source: Path, files: Sequence[Path]) -> None:
+    """Files of training and test images lie side by side in many repositories of the Hub."""
+    splits = set()
+    for file in files:
+        shard = _SHARD.fullmatch(file.name)
+        split = shard["split"] if shard else file.stem if file.stem in _SPLITS else ""
+        splits.add((file.parent / split).as_posix())
+    if len(splits) > 1:
+        raise InputError(
+            f"{source} must hold the parquet files of one split, holds {', '.join(sorted(splits)[:5])}; give one file, "
+            f"or a folder with those of one"
+        )
+
+
+def _image_column(path: Path, schema: pa.Schema) -> str:
+    name = _column(path, schema, IMAGE_COLUMNS, "Image")
+    kind = schema.field(name).type
+    if not (_is_binary(kind) or _is_struct_with_bytes(kind)):
+        raise InputError(f"{path} must have the bytes of files in column {name}, alone or in a struct, has {kind}")
+    return name
+
+
+def _column(path: Path, schema: pa.Schema, names: Sequence[str], feature: str) -> str:
+    """The one column of such a name; else the one that the dataset says is such a feature."""
+    found = [name for name in schema.names if name.lower() in names]
+    found = found or [name for name in schema.names if _feature(path, schema, name).get("_type") == feature]
+    if len(found) != 1:
+        raise InputError(
+            f"{path} needs one column named {' or '.join(names)}, or one {feature} in its metadata 'huggingface'; "
+            f"it has the columns {', '.join(schema.names)[:200]}"
+        )
+    return str(found[0])
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_struct_with_bytes(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
+    )
+
+
+def _labels(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64] | list[str]:
+    if column.null_count:
+        raise InputError(f"{path} must have a label in each row, lacks {column.null_count}")
+    if pa.types.is_integer(column.type):
+        try:
+            return np.asarray(column.cast(pa.int64()).to_numpy(), np.int64)
+        except pa.ArrowInvalid as exc:  # of 64 bits without a sign
+            raise InputError(f"{path}: a label is not the index of a class: {first_line(exc)}") from exc
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return [str(value) for value in column.to_pylist()]
+    raise InputError(f"{path} must have whole numbers or names for labels, has {column.type}")
+
+
+def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+    """The names in the dataset's ClassLabel."""
+    if _features(path, schema) and not _feature(path, schema, label):
+        raise InputError(f"{path}: its metadata 'huggingface' says nothing of the column {label}; write the file again")
+    feature = _feature(path, schema, label)
+    if feature.get("_type") != "ClassLabel" or not pa.types.is_integer(schema.field(label).type):
+        return None
+    names = feature.get("names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: its metadata 'huggingface' names the classes of {label} by {names!r:.80}, no list")
+    if not names:
+        raise InputError(f"{path}: its metadata 'huggingface' names no class of {label}; name them, or remove it")
+    return tuple(names)
+
+
+def _feature(path: Path, schema: pa.Schema, column: str) -> dict[str, Any]:
+    """Of one column; empty where nothing is said of it."""
+    feature = _features(path, schema).get(column)
+    return feature if isinstance(feature, dict) else {}
+
+
+def _features(path: Path, schema: pa.Schema) -> dict[str, Any]:
+    """What the Hub's libraries say of each column, as JSON among the schema's metadata; empty without it."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    if text is None:
+        return {}
+    try:
+        features = json.loads(text)["info"]["features"]
+        if not isinstance(features, dict):
+            raise TypeError(f"expected an object, got {features!r:.80}")
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise InputError(
+            f"{path} must describe its columns in the metadata 'huggingface': {type(exc).__name__} {exc}"
+        ) from exc
+    return dict(features)

@@ -1,0 +1,1 @@
+"""Find the layers that make an artifact differ: layer comparison, bisection, sensitivity."""

@@ -1,0 +1,190 @@
+"""Which nodes of a bundle's graph must stay in float32 for a lower precision to pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.assess.data.images import few_images
+from vitdeploy.assess.debug.mixed_precision import LowerPrecision
+from vitdeploy.assess.debug.search import smallest_kept
+from vitdeploy.assess.metrics.outputs import check_tolerance, compare_outputs, default_tolerance
+from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
+from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.errors import UsageError
+from vitdeploy.predictor import check_batch_size, load_processor
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+
+    from vitdeploy.assess.data.folder_listing import LeftOut
+    from vitdeploy.assess.debug.mixed_precision import GraphNode
+    from vitdeploy.bundle.scores import ProblemType
+    from vitdeploy.exporters.graph.variants import Variants
+
+MAX_IMAGES = 16  # every set of nodes runs on all of them
+MAX_RUNS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Bisection:
+    """Which nodes must stay in float32.
+
+    An error is the largest difference from the reference, relative to the output's largest value, of any output;
+    infinite where a value is not finite.
+
+    Attributes:
+        bundle: the folder.
+        precision: what the other nodes compute in.
+        images: how many were compared.
+        synthetic: whether they were made up, none having been given.
+        tolerance: the largest error that passes.
+        candidates: how many nodes could be kept.
+        kept: those that must be, in the order of the graph; none where the precision passes by itself, and none
+            where not even float32 passes.
+        error_without: with none of them kept. What the exporter keeps in any case always is: LayerNormalization and
+            Softmax, and the nodes whose weights come near the largest that the precision holds.
+        error: with `kept`; with everything kept, where even that does not pass.
+        runs: how many sets of nodes were run.
+        minimal: whether it was shown that none of `kept` can be left out; else the runs were used up.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
+    """
+
+    bundle: str
+    precision: str
+    images: int
+    synthetic: bool
+    tolerance: float
+    candidates: int
+    kept: tuple[GraphNode, ...]
+    error_without: float
+    error: float
+    runs: int
+    minimal: bool
+    processor: str | None = None
+    left_out: LeftOut | None = None
+
+    @property
+    def status(self) -> str:
+        """The outcome: "passed" where `kept` makes it pass, or nothing need be kept; "failed" where nothing does."""
+        return "passed" if self.error <= self.tolerance else "failed"
+
+    @property
+    def summary(self) -> str:
+        """What was found, in a sentence."""
+        if self.status == "failed":
+            return (
+                f"even float32 differs from the reference by {self.error:.2g}, and {self.tolerance:g} is allowed: the "
+                f"fault is not {self.precision}; see vitdeploy compare"
+            )
+        if not self.kept:
+            return f"{self.precision} passes with none of its {self.candidates} nodes kept in float32"
+        smallest = "none of which can be left out" if self.minimal else f"the best of {self.runs} runs; fewer may do"
+        return (
+            f"{self.precision} passes with {len(self.kept)} of its {self.candidates} nodes kept in float32, {smallest}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
+
+
+@retry_if_changed
+def bisect(
+    bundle: str | os.PathLike[str] | Bundle,
+    precision: str = "fp16",
+    *,
+    images: str | os.PathLike[str] | None = None,
+    tolerance: float | None = None,
+    batch_size: int = 8,
+    max_images: int = MAX_IMAGES,
+    max_runs: int = MAX_RUNS,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Bisection:
+    """Find a smallest set of nodes that must stay in float32 for an ONNX artifact to equal the reference.
+
+    Which graph that is, is said at `vitdeploy.assess.debug.mixed_precision.LowerPrecision.of`; what "smallest" means,
+    and how many runs it takes, at `vitdeploy.assess.debug.search.smallest_kept`.
+
+    Args:
+        bundle: the bundle or its folder.
+        precision: "fp16", "bf16", "int8" or "fp8".
+        images: a folder; at most `max_images` of the images below it are compared, at even distances. By default
+            seeded synthetic ones are.
+        tolerance: largest difference allowed, relative to each output's largest value; by default by precision.
+        batch_size: images that run together, from 1 up.
+        max_images: from 1 up.
+        max_runs: sets of nodes to run at most, from 2 up.
+        on_step: called with what is being done.
+
+    Raises:
+        BundleError: the bundle is absent or was altered, or holds no valid ONNX model.
+        UsageError: the bundle has not the artifacts that are needed, or an argument is not what it must be.
+        ImageError: an image cannot be read.
+        MissingDependencyError: torch, which runs the reference, or onnx is not installed.
+    """
+    check_batch_size(batch_size)
+    check_tolerance(tolerance)
+    if max_images < 1:
+        raise UsageError(f"max_images must be at least 1, got {max_images}")
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    lower = LowerPrecision.of(bundle, precision, "compare --bisect")
+    artifact, candidates = lower.artifact, lower.nodes
+    allowed = default_tolerance(artifact) if tolerance is None else tolerance
+    groups = [list(nodes) for _, nodes in itertools.groupby(candidates, key=lambda node: node.part)]
+    processor = load_processor(bundle)
+    sources = few_images(processor, images, max_images)
+    chosen = sources.images
+    on_step(f"running the reference on {len(chosen)} images")
+    batches = Batches(processor, chosen, batch_size)
+    expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
+    given = list(batches.feeds(artifact))
+    count = itertools.count(1)
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def evaluate(kept: frozenset[str]) -> float:
+            error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), given, expected, bundle.problem_type)
+            on_step(f"run {next(count)}: {len(kept)} of {len(candidates)} nodes in float32, difference {error:.2e}")
+            return error
+
+        found = smallest_kept([[node.name for node in group] for group in groups], evaluate, allowed, max_runs)
+    return Bisection(
+        bundle=str(bundle.path),
+        precision=precision,
+        images=len(chosen),
+        synthetic=images is None,
+        left_out=sources.left_out,
+        tolerance=allowed,
+        candidates=len(candidates),
+        kept=tuple(node for node in candidates if node.name in found.kept) if found.error <= allowed else (),
+        error_without=found.error_without,
+        error=found.error,
+        runs=found.runs,
+        minimal=found.minimal,
+        processor=bundle.manifest.processor,
+    )
+
+
+def _error(
+    variants: Variants,
+    kept: frozenset[str],
+    path: Path,
+    batches: Sequence[Mapping[str, np.ndarray]],
+    expected: Mapping[str, np.ndarray],
+    problem_type: ProblemType,
+) -> float:
+    """Of the variant that keeps these nodes."""
+    from vitdeploy.runtimes.onnxrt import OnnxRuntime
+
+    variants.write(kept, path)
+    with OnnxRuntime(path) as runtime:
+        found = run_batches(runtime, batches)
+    differences = compare_outputs(expected, found, problem_type=problem_type)
+    return max(difference.max_relative if difference.finite else math.inf for difference in differences)

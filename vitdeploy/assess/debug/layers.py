@@ -1,0 +1,310 @@
+"""Compare artifacts layer by layer, with the reference or with each other, and name the first layer that diverges."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from vitdeploy.assess.data.images import SYNTHETIC_COUNT, chosen_images
+from vitdeploy.assess.metrics.outputs import Difference, check_tolerance, compare_outputs, default_tolerance
+from vitdeploy.assess.metrics.status import ByResult, Verdict
+from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
+from vitdeploy.assess.runs.targets import REFERENCE, artifacts, select
+from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.errors import UnavailableError, UsageError
+from vitdeploy.predictor import load_processor
+from vitdeploy.specs import Precision
+from vitdeploy.system.imports import load_target
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from vitdeploy.assess.data.folder_listing import LeftOut
+    from vitdeploy.bundle.manifest import Artifact
+    from vitdeploy.bundle.scores import ProblemType
+
+_STATES = "hidden_states."
+_INSIDE = (_STATES, "attentions.")  # outputs that no head makes
+GIVEN, MADE = "vitdeploy.given.", "vitdeploy.made."  # what split artifacts take and give, with the state's index
+# Largest difference relative to the scale of a channel, for layers that are all given the same: six roundings of the
+# type, to 2**-11 and 2**-8, where those of all layers add up in an output. Sound fp16 layers were seen to differ by up
+# to 1.1e-3, and those whose weights are off by 1 % by 4.8e-3 and more.
+LAYER_TOLERANCES = {"fp16": 3e-3, "bf16": 2.4e-2}
+SPLITTERS = {  # by format; what each needs
+    "onnx": ("vitdeploy.assess.debug.onnx_split:open_split", "export", "onnx"),
+    "torchscript": ("vitdeploy.assess.debug.torchscript_split:open_split", "torch", "torch"),
+}
+
+
+class SplitArtifact(NamedTuple):
+    """A copy of an artifact whose layers take states that are given to them.
+
+    Attributes:
+        layers: how many.
+        run: also takes `GIVEN` and gives `MADE`, one of each state.
+    """
+
+    layers: int
+    run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class PartDifference:
+    """One part of a model, given the same as the reference's.
+
+    Attributes:
+        part: "embeddings", "layers.0" ..., "head".
+        differences: of what the part gives, the head having one an output. Hidden states are in units of their
+            channel's scale, see `_scale`.
+    """
+
+    part: str
+    differences: tuple[Difference, ...]
+
+    @property
+    def worst(self) -> Difference:
+        """The difference that needs the largest tolerance."""
+        return max(self.differences, key=lambda difference: difference.required_tolerance)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"part": self.part, "differences": [difference.to_dict() for difference in self.differences]}
+
+
+@dataclasses.dataclass(frozen=True)
+class ArtifactLayers:
+    """One artifact, part by part.
+
+    Attributes:
+        artifact: such as "onnx-fp32".
+        tolerance: the largest difference allowed, relative to the largest value of a channel, or of an output.
+        parts: in the order of computation; none where the artifact was skipped.
+        skipped: why it could not be compared; None where it was.
+    """
+
+    artifact: str
+    tolerance: float
+    parts: tuple[PartDifference, ...] = ()
+    skipped: str | None = None
+
+    @property
+    def first(self) -> str | None:
+        """The first part that diverges: the first whose own difference is beyond the tolerance."""
+        return next((part.part for part in self.parts if not part.worst.within(self.tolerance)), None)
+
+    @property
+    def status(self) -> str:
+        """The outcome: "passed", "failed" or "skipped"."""
+        if self.skipped is not None:
+            return "skipped"
+        return "passed" if self.parts and self.first is None else "failed"
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """One a part, for a report; one where it was skipped."""
+        if self.skipped is not None:
+            return (Verdict(self.artifact, "compare --layers", "skipped", self.skipped),)
+        return tuple(
+            Verdict(
+                self.artifact,
+                part.part,
+                "passed" if part.worst.within(self.tolerance) else "failed",
+                f"differs by {part.worst.max_relative:.2e} of the largest value, {self.tolerance:g} allowed"
+                + ("; the first part that diverges" if part.part == self.first else ""),
+            )
+            for part in self.parts
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = [part.to_dict() for part in self.parts]
+        return {**dataclasses.asdict(self), "parts": parts, "first": self.first, "status": self.status}
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerComparison(ByResult):
+    """Every artifact of a bundle against the reference, part by part; see `compare_layers`.
+
+    Attributes:
+        bundle: the folder.
+        images: how many were compared.
+        synthetic: whether they were made up, none having been given.
+        against: what the artifacts are compared with: "reference", or another artifact.
+        results: one an artifact.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
+    """
+
+    bundle: str
+    images: int
+    synthetic: bool
+    against: str
+    results: tuple[ArtifactLayers, ...]
+    processor: str | None = None
+    left_out: LeftOut | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        results = [result.to_dict() for result in self.results]
+        return {**dataclasses.asdict(self), "status": self.status, "results": results}
+
+
+@retry_if_changed
+def compare_layers(
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    images: str | os.PathLike[str] | Sequence[Any] | None = None,
+    tolerance: float | None = None,
+    backends: Sequence[str] | None = None,
+    against: str | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> LayerComparison:
+    """Compare each layer of artifacts with the reference's, or another artifact's, all given the same hidden states.
+
+    The states are the reference's. So a layer shows what it does wrong itself, not what it was given: rounding does not
+    add up from layer to layer, one tolerance holds for all of them, and a fault shows in its own layer alone. An
+    artifact is not exported again: a copy of its graph is cut at the layers' borders, and runs on the CPU. Images run
+    one by one, and no more than 16 of them, for all hidden states are held in memory.
+
+    Args:
+        bundle: the bundle or its folder.
+        images: a folder, or images, of which the first 16 are taken; by default 16 seeded synthetic ones.
+        tolerance: largest difference allowed, relative to the largest value of a channel of a layer's state; by
+            default by precision, see `LAYER_TOLERANCES`.
+        backends: as for `evaluate`; by default every artifact.
+        against: one of them, such as "onnxruntime:fp32", instead of the reference.
+        on_step: called with what is being done.
+
+    Raises:
+        BundleError: the bundle is absent or was altered.
+        UsageError: the bundle has no artifact, or no such, or the tolerance is not what it must be.
+        ImageError: an image cannot be read.
+        UnavailableError: `against` cannot be run layer by layer.
+        MissingDependencyError: torch, which runs the reference, or onnx is not installed.
+    """
+    check_tolerance(tolerance)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    if not bundle.manifest.artifacts:
+        raise UsageError(f"{bundle.path} must hold an artifact to compare, holds none; make one: vitdeploy export")
+    by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
+    other = REFERENCE if against is None else _one(bundle, against)
+    chosen = dict.fromkeys(selected.artifact for selected in artifacts(bundle, backends))
+    chosen.pop(other, None)
+    if not chosen:
+        raise UsageError(f"an artifact must be compared with {other}, got none but that; name another")
+    processor = load_processor(bundle)
+    chosen_sources = chosen_images(processor, images)
+    sources = chosen_sources.images[:SYNTHETIC_COUNT]
+    batches = Batches(processor, sources, batch_size=1)
+    on_step(f"running the reference on {len(sources)} images")
+    states = _reference(bundle, batches)
+    expected = states
+    if other != REFERENCE:
+        on_step(f"running {other} layer by layer")
+        expected = _run(bundle, by_name[other], batches, states)
+    results = []
+    for name in chosen:
+        limit = _tolerance(bundle, name, other) if tolerance is None else tolerance
+        on_step(f"running {name} layer by layer")
+        try:
+            made = _run(bundle, by_name[name], batches, states)
+            differences = _differences(by_name[name], expected, made, bundle.problem_type)
+            results.append(ArtifactLayers(name, limit, differences))
+        except UnavailableError as exc:
+            results.append(ArtifactLayers(name, limit, skipped=str(exc)))
+    return LayerComparison(
+        bundle=str(bundle.path),
+        images=len(sources),
+        synthetic=images is None,
+        against=other,
+        results=tuple(results),
+        processor=bundle.manifest.processor,
+        left_out=chosen_sources.left_out,
+    )
+
+
+def _one(bundle: Bundle, against: str) -> str:
+    """The name of the one artifact that is meant."""
+    found = select(bundle, [against])
+    if len(found) > 1:
+        raise UsageError(
+            f"against must name one artifact, {against} has {', '.join(each.precision for each in found)}; "
+            f"add the precision, such as {against}:{found[0].precision}"
+        )
+    if found[0].artifact == REFERENCE and found[0].precision != Precision.FP32:
+        raise UsageError(f"against must be the reference in fp32, or an artifact, got {against}")
+    return found[0].artifact
+
+
+def _tolerance(bundle: Bundle, *names: str) -> float:
+    """Of the artifact with the larger one."""
+    held = [artifact for artifact in bundle.manifest.artifacts if artifact.name in names]
+    return max(LAYER_TOLERANCES.get(artifact.precision) or default_tolerance(artifact) for artifact in held)
+
+
+def _reference(bundle: Bundle, batches: Batches) -> dict[str, np.ndarray]:
+    """All hidden states, and every output of an artifact."""
+    outputs = [spec.name for artifact in bundle.manifest.artifacts for spec in artifact.outputs]
+    heads = [name for name in dict.fromkeys(outputs) if not name.startswith(_INSIDE)]
+    return run_reference(bundle, batches, (*heads, "hidden_states"))[0]
+
+
+def _run(
+    bundle: Bundle, artifact: Artifact, batches: Batches, states: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What each layer of an artifact makes of the states, under the names of the states, and its outputs."""
+    if artifact.format not in SPLITTERS:
+        raise UnavailableError(
+            f"layers can be compared in {' and '.join(SPLITTERS)} artifacts, not in {artifact.name}; "
+            f"export one of those"
+        )
+    target, extra, package = SPLITTERS[artifact.format]
+    open_split = load_target(target, "compare --layers", extra, package)
+    count = sum(name.startswith(_STATES) for name in states) - 1
+    with open_split(bundle, artifact) as split:
+        if split.layers != count:
+            raise UnavailableError(
+                f"{artifact.name} must have the {count} layers of the reference to be compared layer by layer, "
+                f"{split.layers} can be told apart; export it again"
+            )
+        given = _given(states, split.layers, len(batches.sources))
+        feeds = (feed | of_one for feed, of_one in zip(batches.feeds(artifact), given, strict=True))
+        found = run_batches(split, feeds)
+    made = {f"{_STATES}{index}": found[f"{MADE}{index}"] for index in range(split.layers + 1)}
+    return {spec.name: found[spec.name] for spec in artifact.outputs} | made
+
+
+def _given(states: Mapping[str, np.ndarray], layers: int, images: int) -> Iterator[dict[str, np.ndarray]]:
+    """What every layer of the artifact is given, image by image."""
+    for image in range(images):
+        one = slice(image, image + 1)
+        yield {f"{GIVEN}{index}": states[f"{_STATES}{index}"][one] for index in range(layers + 1)}
+
+
+def _scale(states: np.ndarray) -> np.ndarray:
+    """Of each channel of (N, tokens, hidden): its largest value, or that of half of the channels if that is larger.
+
+    A few channels of large models are a hundred times as large as the others (Sun et al. 2024, arXiv:2402.17762):
+    what goes wrong in the others would be nothing beside them.
+    """
+    largest = np.abs(states).max(axis=(0, 1))
+    found: np.ndarray = np.maximum(largest, np.median(largest))
+    return np.where(found > 0, found, 1.0).astype(states.dtype)
+
+
+def _differences(
+    artifact: Artifact, expected: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray], problem_type: ProblemType
+) -> tuple[PartDifference, ...]:
+    states = [name for name in made if name.startswith(_STATES)]
+    states.sort(key=lambda name: int(name.removeprefix(_STATES)))
+    heads = [spec.name for spec in artifact.outputs if not spec.name.startswith(_INSIDE)]
+    heads = [name for name in heads if name in expected]
+    found = []
+    for index, name in enumerate(states):
+        scale = _scale(expected[name])
+        difference = compare_outputs({name: expected[name] / scale}, {name: made[name] / scale})
+        found.append(PartDifference("embeddings" if index == 0 else f"layers.{index - 1}", difference))
+    if heads:
+        of_heads = ({name: side[name] for name in heads} for side in (expected, made))
+        found.append(PartDifference("head", compare_outputs(*of_heads, problem_type=problem_type)))
+    return tuple(found)

@@ -1,0 +1,124 @@
+"""A bundle's graph in a lower precision, any node of which can be kept in float32."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from vitdeploy.errors import UsageError
+from vitdeploy.specs import QUANTIZED, PixelStage, Precision
+from vitdeploy.system.imports import load_target
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from vitdeploy.assess.inspection.onnx_reader import Loaded
+    from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.bundle.manifest import Artifact
+    from vitdeploy.exporters.graph.variants import Variants
+    from vitdeploy.files.opened import OpenedFile
+
+PRECISIONS = ("fp16", "bf16", "int8", "fp8")
+_EXTRA, _PACKAGE = "export", "onnx"
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphNode:
+    """A node that can be kept in float32.
+
+    Attributes:
+        name: of its first output, which is its name for `vitdeploy.export(keep_fp32=...)`.
+        op_type: its operator.
+        part: "embeddings", "layers.0" ..., "head".
+    """
+
+    name: str
+    op_type: str
+    part: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LowerPrecision:
+    """The graph.
+
+    Attributes:
+        artifact: what its variants take and give: the quantized one, or what `export` would make in half precision.
+        variants: what can be kept, and what writes the graph that keeps it.
+        nodes: those that can be kept, part by part.
+    """
+
+    artifact: Artifact
+    variants: Variants
+    nodes: tuple[GraphNode, ...]
+
+    @classmethod
+    def of(cls, bundle: Bundle, precision: str, what: str) -> LowerPrecision:
+        """For fp16 and bf16 that of the bundle's `onnx-fp32`; for int8 and fp8 the artifact, made from its `onnx-fp32`.
+
+        In half precision no node is kept for what was observed, and every rounding is done, also those that ONNX
+        Runtime leaves out on a CPU.
+
+        Args:
+            bundle: the bundle.
+            precision: one of `PRECISIONS`.
+            what: what needs it, such as "compare --bisect".
+
+        Raises:
+            UsageError: there is no such precision, or the bundle has not the artifacts that are needed.
+            BundleError: an artifact was altered, or is no valid ONNX model.
+            MissingDependencyError: onnx is not installed.
+        """
+        if precision not in PRECISIONS:
+            raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r:.80}")
+        source = bundle.artifact("onnx", Precision.FP32)
+        if source.pixels.stage is PixelStage.DECODED or "optimize" in source.options:
+            raise UsageError(
+                f"{what} needs a portable onnx-fp32 that takes resized images, {bundle.path} has another; export it to "
+                f"another folder without --embed-resize and --optimize"
+            )
+        quantized = precision in QUANTIZED
+        artifact = bundle.artifact("onnx", precision) if quantized else dataclasses.replace(source, precision=precision)
+        if "rest" in artifact.options:
+            raise UsageError(
+                f"{what} needs an {artifact.name} that computes in float32 but for 8 bits, {bundle.path} has one in "
+                f"{artifact.options['rest']}; export it to another folder without --rest"
+            )
+        with bundle.opened_artifact(source) as (float_file, *_):
+            loaded = _loaded(float_file, what)
+            variants = _variants(bundle, artifact, float_file, what)
+        return cls(artifact, variants, _in_parts(loaded, variants.nodes))
+
+
+def _variants(bundle: Bundle, artifact: Artifact, float_file: OpenedFile, what: str) -> Variants:
+    from vitdeploy.assess.inspection.onnx_reader import valid_onnx
+
+    variants: Variants
+    if artifact.precision in QUANTIZED:
+        make = load_target("vitdeploy.exporters.graph.quantized_variants:quantized_variants", what, _EXTRA, _PACKAGE)
+        with bundle.opened_artifact(artifact) as (file, *_):
+            _loaded(file, what)
+            with valid_onnx(file):
+                variants = make(file, float_file)
+    else:
+        make = load_target("vitdeploy.exporters.graph.variants:half_variants", what, _EXTRA, _PACKAGE)
+        with valid_onnx(float_file):  # weights in a file of their own are read only here
+            variants = make(float_file, Precision(artifact.precision))
+    return variants
+
+
+def _loaded(file: OpenedFile, what: str) -> Loaded:
+    found: Loaded = load_target("vitdeploy.assess.inspection.onnx_reader:load_onnx", what, _EXTRA, _PACKAGE)(file)
+    return found
+
+
+def _in_parts(loaded: Loaded, names: Collection[str]) -> tuple[GraphNode, ...]:
+    """The nodes of these names, part by part."""
+    from vitdeploy.assess.inspection.onnx_parts import nodes_by_part
+
+    wanted = set(names)
+    return tuple(
+        GraphNode(node.output[0], node.op_type, part)
+        for part, nodes in nodes_by_part(loaded.model.graph.node, loaded.inputs).items()
+        for node in nodes
+        if node.output[0] in wanted
+    )

@@ -1,0 +1,136 @@
+"""Let every layer of an ONNX graph start from states that are given to it, instead of from the layer before."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import TensorProto, helper
+
+from vitdeploy.assess.debug.layers import GIVEN, MADE, SplitArtifact
+from vitdeploy.assess.inspection.onnx_parts import CONVERSIONS, nodes_by_part
+from vitdeploy.assess.inspection.onnx_reader import load_onnx, valid_onnx
+from vitdeploy.errors import UnavailableError
+from vitdeploy.files.opened import OpenedFile
+from vitdeploy.runtimes.onnxrt import OnnxRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.bundle.manifest import Artifact
+
+_AXES = ("batch", "tokens", "hidden")
+
+
+@contextlib.contextmanager
+def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
+    """Run a copy of an ONNX artifact whose layers take the states that they are given; see `split_layers`.
+
+    Raises:
+        BundleError: a file was altered, or is no valid ONNX model.
+        UnavailableError: the graph's layers cannot be told apart, or it cannot run here.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layers.onnx"
+        with bundle.opened_artifact(artifact) as (source, *_):
+            load_onnx(source)
+            layers = split_layers(source, path)
+        with OnnxRuntime(path) as runtime:
+            yield SplitArtifact(layers, runtime.run)
+
+
+def split_layers(source: Path | OpenedFile, target: Path) -> int:
+    """Write a copy of a graph whose layers, and head, take hidden states as inputs and give what they make of them.
+
+    Layer i takes the float32 input `GIVEN`i (N, tokens, hidden) and gives the float32 output `MADE`i+1; `MADE`0 is
+    what the embeddings give. The graph's own inputs and outputs stay, the outputs as made from the last of the given
+    states. A layer ends with the last Add of its part (see `nodes_by_part`), the sum of its two branches.
+
+    Args:
+        source: the .onnx file; external data lies beside it.
+        target: the file to write, beside which external data goes where the source has any.
+
+    Returns:
+        The number of layers.
+
+    Raises:
+        UnavailableError: the graph's layers cannot be told apart, as where operators are fused over their borders.
+    """
+    file = OpenedFile.of(source)
+    external = onnx.load(file.handle, load_external_data=False)
+    has_data = any(tensor.data_location == TensorProto.EXTERNAL for tensor in external.graph.initializer)
+    with valid_onnx(file):
+        model = onnx.load(file.handle) if has_data else external
+    graph = model.graph
+    states = hidden_states(graph, file.path)
+    types = {value.name: value.type.tensor_type.elem_type for value in _typed_values(external)}
+    ends: list[onnx.NodeProto] = []
+    starts: list[onnx.NodeProto] = []
+    for index, state in enumerate(states):
+        given = f"{GIVEN}{index}"
+        for node in graph.node:
+            for position, name in enumerate(node.input):
+                if name == state:
+                    node.input[position] = f"{given}.cast"
+        starts.append(helper.make_node("Cast", [given], [f"{given}.cast"], to=types[state]))
+        ends.append(helper.make_node("Cast", [state], [f"{MADE}{index}"], to=TensorProto.FLOAT))
+        graph.input.append(helper.make_tensor_value_info(given, TensorProto.FLOAT, _AXES))
+        graph.output.append(helper.make_tensor_value_info(f"{MADE}{index}", TensorProto.FLOAT, _AXES))
+    nodes = [*starts, *graph.node, *ends]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save(model, target, save_as_external_data=has_data)
+    return len(states) - 1
+
+
+def hidden_states(graph: onnx.GraphProto, source: Path) -> list[str]:
+    """The tensors that hold the hidden states: what goes into the first layer, and what each layer gives.
+
+    Raises:
+        UnavailableError: they are not found.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    parts = nodes_by_part(graph.node, {value.name for value in graph.input} - weights)
+    layers: list[Sequence[onnx.NodeProto]] = []
+    while f"layers.{len(layers)}" in parts:
+        layers.append(parts[f"layers.{len(layers)}"])
+    ends = [_end(nodes) for nodes in layers]
+    if not layers or not all(ends):
+        raise UnavailableError(
+            f"{source} must have layers that each end with an Add to be compared layer by layer, "
+            f"{sum(end is not None for end in ends)} of {len(layers)} do; export it without --optimize"
+        )
+    first = _start(graph.node, layers[0])
+    if first is None:
+        raise UnavailableError(f"{source} must have a norm in its first layer, has none; export it without --optimize")
+    return [first, *(end for end in ends if end)]
+
+
+def _start(nodes: Iterable[onnx.NodeProto], layer: Sequence[onnx.NodeProto]) -> str | None:
+    """What the first norm of a layer takes, before it was converted."""
+    value = next((node.input[0] for node in layer if node.op_type == "LayerNormalization"), None)
+    conversions = {node.output[0]: node.input[0] for node in nodes if node.op_type in CONVERSIONS}
+    while value in conversions:
+        value = conversions[value]
+    return value
+
+
+def _end(layer: Sequence[onnx.NodeProto]) -> str | None:
+    """What the last Add of a layer gives, if nothing in the layer is made of it."""
+    sums = [node.output[0] for node in layer if node.op_type == "Add"][-1:]
+    made = set(sums)
+    for node in layer:
+        if not made.isdisjoint(node.input):
+            if node.op_type not in CONVERSIONS:
+                return None
+            made.update(node.output)
+    return next(iter(sums), None)
+
+
+def _typed_values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    return [*graph.value_info, *graph.output, *graph.input]

@@ -1,0 +1,150 @@
+"""How far the variants of a graph are from the reference, on the same few images."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitdeploy.assess.data.images import feeds
+from vitdeploy.assess.metrics.features import cosines
+from vitdeploy.assess.metrics.outputs import RelativeError, has_own_scales
+from vitdeploy.bundle.scores import ProblemType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    from vitdeploy.exporters.graph.variants import Variants
+    from vitdeploy.exporters.quantization.choice import Closeness
+    from vitdeploy.runtimes.onnxrt import OnnxRuntime
+    from vitdeploy.specs import PixelFormat
+
+
+class Yardstick:
+    """Runs variants of a graph, and holds of them no more than what one batch gives.
+
+    Args:
+        pixel_values: batches of images, as the graph takes them.
+        expected: what the reference gives for all of them, (N, ...), by the names of the outputs that count.
+        folder: where a graph may lie meanwhile; the system's for temporary files by default.
+        problem_type: of the model.
+    """
+
+    def __init__(
+        self,
+        pixel_values: Sequence[np.ndarray],
+        expected: Mapping[str, np.ndarray],
+        folder: Path | None = None,
+        problem_type: ProblemType = ProblemType.SINGLE_LABEL,
+    ) -> None:
+        self._pixel_values, self._expected, self._folder = pixel_values, expected, folder
+        self._problem_type = problem_type
+
+    def error(self, variants: Variants, kept: Collection[str]) -> float:
+        """The relative error of the variant that keeps these nodes in float32.
+
+        See `RelativeError`; of all images together. Of several outputs, and of a regression's values, it is the
+        largest.
+
+        Returns:
+            From 0 up; infinite where a value is not finite.
+        """
+        return max(each.error for each in self._sums(variants, kept, one_by_one=False).values())
+
+    def closeness(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> Closeness:
+        """The relative error, as `error` gives it, and the cosines of the images, of the output with the largest error.
+
+        Args:
+            variants: of a graph.
+            kept: the nodes in float32.
+            one_by_one: whether each image is run alone.
+        """
+        from vitdeploy.exporters.quantization.choice import Closeness
+
+        sums = self._sums(variants, kept, one_by_one=one_by_one)
+        output = max(sums, key=lambda name: sums[name].error)
+        worst = sums[output]
+        if has_own_scales(output, self._problem_type):
+            return Closeness(worst.error, None, None)
+        return Closeness(worst.error, float(np.mean(worst.cosines)), float(np.percentile(worst.cosines, 5)))
+
+    def _sums(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> dict[str, _Sums]:
+        """Of each output that counts."""
+        found = {name: _Sums(has_own_scales(name, self._problem_type)) for name in self._expected}
+        with opened_variant(variants, kept, self._folder) as runtime:
+            first = 0
+            for batch in self._pixel_values:
+                for pixels in np.split(batch, len(batch)) if one_by_one else (batch,):
+                    outputs = runtime.run(feeds(runtime.inputs, pixels))
+                    rows = slice(first, first := first + len(pixels))
+                    for name, wanted in self._expected.items():
+                        found[name].add(wanted[rows], outputs[name])
+        return found
+
+
+class _Sums:
+    """What is known of one output."""
+
+    def __init__(self, by_output: bool) -> None:
+        self._error = RelativeError(by_output)
+        self.cosines: list[float] = []
+
+    def add(self, wanted: np.ndarray, given: np.ndarray) -> None:
+        """(N, ...) of some images."""
+        self._error.add(wanted, given)
+        self.cosines += cosines(wanted, given).tolist()
+
+    @property
+    def error(self) -> float:
+        """The length of the difference over that of what is wanted."""
+        return self._error.value
+
+
+@contextlib.contextmanager
+def opened_variant(
+    variants: Variants, kept: Collection[str], folder: Path | None, pixels: PixelFormat | None = None
+) -> Iterator[OnnxRuntime]:
+    """The variant that keeps these nodes in float32, in ONNX Runtime.
+
+    Args:
+        variants: of a graph.
+        kept: the nodes.
+        folder: where its file lies meanwhile; None for the system's for temporary files.
+        pixels: what it takes for an image; by default what the image processor gives.
+    """
+    from vitdeploy.runtimes.onnxrt import OnnxRuntime
+
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        path = Path(scratch, "variant.onnx")
+        variants.write(kept, path)
+        with OnnxRuntime(path, allow_spinning=False) as runtime:
+            if pixels is not None:
+                runtime.pixels = pixels
+            yield runtime
+
+
+def effects(
+    variants: Variants,
+    error: Callable[[frozenset[str]], float],
+    on_layer: Callable[[int, int], None],
+    layers: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, float]:
+    """The error with one layer alone in the lower precision, for each: how sensitive the outputs are to it.
+
+    Args:
+        variants: the nodes.
+        error: of the variant that keeps these nodes in float32.
+        on_layer: called with the number of layers that are done, and of all.
+        layers: the nodes of each, by its name; by default each node is one.
+    """
+    if layers is None:
+        layers = {node: (node,) for node in variants.nodes}
+    found = {}
+    everything = frozenset(variants.nodes)
+    for done, (layer, nodes) in enumerate(layers.items(), 1):
+        found[layer] = error(everything.difference(nodes))
+        on_layer(done, len(layers))
+    return found

@@ -1,0 +1,185 @@
+"""How much each layer of a bundle's graph costs in a lower precision: measured one at a time, on images."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.assess.data.images import few_images
+from vitdeploy.assess.debug.mixed_precision import LowerPrecision
+from vitdeploy.assess.debug.quantization_error import Yardstick, effects
+from vitdeploy.assess.runs.reference import Batches, run_reference
+from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.errors import UsageError
+from vitdeploy.predictor import load_processor
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from vitdeploy.assess.data.folder_listing import LeftOut
+    from vitdeploy.assess.debug.mixed_precision import GraphNode
+
+MAX_IMAGES = 32  # as many as `export` measures layers on, at most (`CalibrationImages.parts`)
+# Operators that give values as they are. One that computes in a lower precision alone rounds what the nodes before and
+# after it round as well: a run of its own would tell nothing that theirs do not.
+_MOVING = frozenset(
+    {"Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
+     "Unsqueeze"}
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerEffect:
+    """What one layer does to the outputs, alone in the lower precision.
+
+    Attributes:
+        label: what it is called after its weight, such as "layers.0.mlp.fc1"; the node's name where there is no such.
+        nodes: its nodes, as `vitdeploy.export(keep_fp32=...)` takes them: a product with a weight, and in half
+            precision the addition of its bias; or one node without a weight.
+        op_type: the operator of the first of them.
+        part: "embeddings", "layers.0" ..., "head".
+        error: the relative error of the outputs; infinite where a value is not finite.
+    """
+
+    label: str
+    nodes: tuple[str, ...]
+    op_type: str
+    part: str
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """How much each layer costs.
+
+    An error is the length of the difference from the reference over the length of what that gives, of all images
+    together, and of several outputs, or of a regression's values, the largest; see
+    `vitdeploy.assess.debug.quantization_error.Yardstick`.
+
+    Attributes:
+        bundle: the folder.
+        precision: what a layer computes in that is not kept in float32.
+        images: how many it was measured on.
+        synthetic: whether they were made up, none having been given.
+        layers: in the order of the graph.
+        error: with every node in the lower precision.
+        error_float32: with none: what float32 itself differs by, below which an effect says nothing.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
+    """
+
+    bundle: str
+    precision: str
+    images: int
+    synthetic: bool
+    layers: tuple[LayerEffect, ...]
+    error: float
+    error_float32: float
+    processor: str | None = None
+    left_out: LeftOut | None = None
+
+    @property
+    def status(self) -> str:
+        """That it was measured, which is "passed": nothing here can fail."""
+        return "passed"
+
+    @property
+    def ranked(self) -> tuple[LayerEffect, ...]:
+        """The most sensitive layer first; those that are equal in the order of the graph."""
+        return tuple(sorted(self.layers, key=lambda layer: -layer.error))
+
+    @property
+    def summary(self) -> str:
+        """What was found, in a sentence."""
+        first = self.ranked[0]
+        return (
+            f"{first.label} is the most sensitive of {len(self.layers)} layers: relative error {first.error:.2g} with "
+            f"it alone in {self.precision}, {self.error:.2g} with all of them, {self.error_float32:.2g} in float32"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
+
+
+@retry_if_changed
+def sensitivity(
+    bundle: str | os.PathLike[str] | Bundle,
+    precision: str = "int8",
+    *,
+    images: str | os.PathLike[str] | None = None,
+    max_images: int = MAX_IMAGES,
+    on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> Sensitivity:
+    """Measure what each layer of an ONNX artifact does to the outputs, alone in a lower precision.
+
+    Which graph that is, is said at `vitdeploy.assess.debug.mixed_precision.LowerPrecision.of`. A layer is what takes
+    one module's weights, or a node that computes without any. Each takes one run over the images, which go one by one,
+    as a graph that measures the ranges of what it is given must have them. Of int8 and fp8 the layers are the nodes
+    that the artifact quantizes. Of fp16 and bf16, where some hundreds of nodes are rounded, a product and the addition
+    of its bias are one layer, and nodes that only move values are none, which leaves twelve runs a block, 147 for
+    ViT-B; they are in the lower precision where all are.
+
+    Args:
+        bundle: the bundle or its folder.
+        precision: "int8", "fp8", "fp16" or "bf16".
+        images: a folder; at most `max_images` of the images below it are taken, at even distances. By default seeded
+            synthetic ones are, on which a model may be as sensitive, or not.
+        max_images: from 1 up.
+        on_step: called with what is being done.
+        on_progress: called with the number of layers that are done, and of all.
+
+    Raises:
+        BundleError: the bundle is absent or was altered, or holds no valid ONNX model.
+        UsageError: the bundle has not the artifacts that are needed, or an argument is not what it must be.
+        ImageError: an image cannot be read.
+        MissingDependencyError: torch, which runs the reference, or onnx is not installed.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    if max_images < 1:
+        raise UsageError(f"max_images must be at least 1, got {max_images}")
+    lower = LowerPrecision.of(bundle, precision, "compare --sensitivity")
+    artifact, variants = lower.artifact, lower.variants
+    layers = _layers(lower)
+    processor = load_processor(bundle)
+    sources = few_images(processor, images, max_images)
+    chosen = sources.images
+    on_step(f"running the reference on {len(chosen)} images")
+    batches = Batches(processor, chosen, 1)
+    expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
+    pixel_values = [feed["pixel_values"] for feed in batches.feeds(artifact)]
+    yardstick = Yardstick(pixel_values, expected, problem_type=bundle.problem_type)
+
+    def error(kept: frozenset[str]) -> float:
+        return yardstick.error(variants, kept)
+
+    on_step(f"running {artifact.name}, and the same in float32")
+    of_all, of_none = error(frozenset()), error(frozenset(variants.nodes))
+    on_step(f"running each of {len(layers)} layers alone in {precision}")
+    names = {label: tuple(node.name for node in nodes) for label, nodes in layers.items()}
+    found = effects(variants, error, on_progress, names)
+    return Sensitivity(
+        bundle=str(bundle.path),
+        precision=precision,
+        images=len(chosen),
+        synthetic=images is None,
+        left_out=sources.left_out,
+        layers=tuple(
+            LayerEffect(label, names[label], nodes[0].op_type, nodes[0].part, found[label])
+            for label, nodes in layers.items()
+        ),
+        error=of_all,
+        error_float32=of_none,
+        processor=bundle.manifest.processor,
+    )
+
+
+def _layers(lower: LowerPrecision) -> dict[str, list[GraphNode]]:
+    """The nodes of each layer, by its label."""
+    found: dict[str, list[GraphNode]] = {}
+    for node in lower.nodes:
+        label = lower.variants.labels.get(node.name)
+        if label is not None or node.op_type not in _MOVING:
+            found.setdefault(label or node.name, []).append(node)
+    return found

@@ -1,0 +1,1 @@
+"""Measure accuracy on labelled images."""

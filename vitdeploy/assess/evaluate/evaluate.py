@@ -1,0 +1,279 @@
+"""Accuracy on labelled images, of every backend in one pass."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.assess.data.dataset import LabelledData, check_seed, open_data
+from vitdeploy.assess.data.folder_listing import left_out_dict
+from vitdeploy.assess.evaluate.backend_run import BackendRun
+from vitdeploy.assess.evaluate.loop import header, run_all
+from vitdeploy.assess.evaluate.resume_file import WorkFile, check_work_file
+from vitdeploy.assess.metrics.accuracy import Accuracy, Calibration, Predictions, calibration
+from vitdeploy.assess.runs.targets import REFERENCE, select
+from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.output_paths import check_outputs
+from vitdeploy.bundle.scores import ProblemType
+from vitdeploy.errors import UsageError
+from vitdeploy.predictor import check_batch_size, load_processor
+from vitdeploy.specs import Precision, Task
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from vitdeploy.assess.data.folder_listing import LeftOut
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What every backend made of a labelled data set.
+
+    Attributes:
+        bundle: the folder.
+        data: the folder or file of the data set.
+        labels: the model's class names, in the order of the logits.
+        images: the names of the N images, each its own, with forward slashes.
+        targets: (N,) int32, the index of each image's label among `labels`.
+        data_sha256: of the names, labels and bytes of every image.
+        results: one a backend and artifact, also of those that were skipped.
+        settings: how the images were chosen and their labels matched, and what they ran with.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
+    """
+
+    bundle: str
+    data: str
+    labels: tuple[str, ...]
+    images: tuple[str, ...]
+    targets: NDArray[np.int32]
+    data_sha256: str
+    results: tuple[Predictions, ...]
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    processor: str | None = None
+    left_out: LeftOut | None = None
+
+    @property
+    def status(self) -> str:
+        """The outcome: "skipped" if a backend was, or none ran; else "passed"."""
+        ran = [result.skipped is None for result in self.results]
+        return "passed" if ran and all(ran) else "skipped"
+
+    @property
+    def reference(self) -> Predictions | None:
+        """The reference's predictions, where it ran; those in float32, where it ran in several precisions."""
+        found = [result for result in self.results if result.artifact == REFERENCE and result.skipped is None]
+        return min(found, key=lambda result: result.precision != Precision.FP32, default=None)
+
+    def top1(self, result: Predictions) -> Accuracy:
+        """Images whose best class is their label."""
+        return self._accuracy(self._best(result) == self.targets)
+
+    def top5(self, result: Predictions) -> Accuracy:
+        """Images whose label is among the five best classes."""
+        self._best(result)
+        return self._accuracy((result.classes == self.targets[:, None]).any(axis=1))
+
+    def per_class(self, result: Predictions) -> dict[str, Accuracy]:
+        """Top-1 accuracy on the images of each label that has any; a name that two classes have ends in its index."""
+        correct = self._best(result) == self.targets
+        found = {}
+        for index, name in enumerate(self.class_names):
+            members = np.flatnonzero(self.targets == index)
+            if len(members):
+                wrong = tuple(self.images[image] for image in members[~correct[members]])
+                found[name] = Accuracy(len(members) - len(wrong), len(members), wrong)
+        return found
+
+    def confusion(self, result: Predictions) -> NDArray[np.int64]:
+        """(C, C): how many images of the row's label have the column's class for their best.
+
+        Images whose logits are not all finite are in no column.
+        """
+        best, classes = self._best(result), len(self.labels)
+        finite = best >= 0
+        cells = self.targets[finite].astype(np.int64) * classes + best[finite]
+        return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+    def confused(self, result: Predictions) -> list[tuple[str, str, int]]:
+        """Label, best class and how many images, where the two differ; the most frequent first."""
+        pairs = zip(self.targets.tolist(), self._best(result).tolist(), strict=True)
+        counts = collections.Counter((label, best) for label, best in pairs if best not in (label, -1))
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        names = self.class_names
+        return [(names[label], names[best], count) for (label, best), count in ordered]
+
+    def calibration(self, result: Predictions) -> Calibration:
+        """In 15 bins of equal width."""
+        return calibration(result.scores, self._best(result) == self.targets)
+
+    def agreement(self, result: Predictions, with_: Predictions) -> Accuracy:
+        """Images of which both make the same best class; two that are not finite do not agree."""
+        first, second = self._best(result), self._best(with_)
+        return self._accuracy((first == second) & (first >= 0))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """`labels`, with its index behind a name that two classes have, as ImageNet's cranes; no two are the same."""
+        names = self.labels
+        while len(counts := collections.Counter(names)) < len(names):  # "crane (0)" may be the name of a third class
+            names = tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names))
+        return names
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "status": self.status,
+            "bundle": self.bundle,
+            "processor": self.processor,
+            "data": self.data,
+            "data_sha256": self.data_sha256,
+            "images": len(self.images),
+            "labels": list(self.labels),
+            "settings": self.settings,
+            "left_out": left_out_dict(self.left_out),
+            "results": [self._result_dict(result) for result in self.results],
+        }
+
+    def _result_dict(self, result: Predictions) -> dict[str, Any]:
+        head = {
+            "artifact": result.artifact,
+            "backend": result.backend,
+            "precision": result.precision,
+            "status": "passed" if result.skipped is None else "skipped",
+            "skipped": result.skipped,
+            "details": result.details,
+        }
+        if result.skipped is not None:
+            return head
+        per_class = {name: accuracy.to_dict() for name, accuracy in self.per_class(result).items()}
+        reference = self.reference
+        return {
+            **head,
+            "top1": self.top1(result).to_dict(),
+            "top5": self.top5(result).to_dict(),
+            "agreement": None if reference is None else self.agreement(result, reference).to_dict(),
+            "not_finite": result.not_finite,
+            "calibration": self.calibration(result).to_dict(),
+            "per_class": {name: {key: row[key] for key in row if key != "wrong"} for name, row in per_class.items()},
+            "confused": [
+                {"label": label, "predicted": best, "images": count} for label, best, count in self.confused(result)
+            ],
+        }
+
+    def _best(self, result: Predictions) -> NDArray[np.int32]:
+        if result.skipped is not None:
+            raise UsageError(f"a backend must have run to be assessed, {result.name} was skipped: {result.skipped}")
+        return result.classes[:, 0]
+
+    def _accuracy(self, correct: NDArray[np.bool_]) -> Accuracy:
+        wrong = tuple(self.images[image] for image in np.flatnonzero(~correct))
+        return Accuracy(len(correct) - len(wrong), len(correct), wrong)
+
+
+@retry_if_changed
+def evaluate(
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    data: str | os.PathLike[str] | LabelledData,
+    backends: Sequence[str] | None = None,
+    batch_size: int = 32,
+    device: str = "cpu",
+    resume: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Evaluation:
+    """Classify labelled images with every backend, in one pass over the decoded images.
+
+    Images are read, decoded and processed ahead, in threads, while the backends run one after another. Those that
+    cannot run here are skipped, with the reason. An image whose logits are not all finite counts as wrong.
+
+    Args:
+        bundle: the bundle of a classifier, or its folder.
+        data: labelled images, see `open_data`; or what that gave.
+        backends: such as "onnxruntime", for every artifact that it runs, or "onnxruntime:fp16"; "torch" is the
+            reference. By default the reference and every artifact.
+        batch_size: images that run together, from 1 to 2**20.
+        device: of every backend: "cpu", "cuda" or "cuda:1".
+        resume: a file that keeps each finished batch, made where there is none. With the same bundle, data and
+            arguments, what it holds is not computed again; the images' bytes are read again, and must be the same.
+        limit: how many images, at most; see `LabelledData.subset`.
+        seed: which ones, where there is a limit.
+        on_step: called with what is being done.
+        on_progress: called with the number of images that are done, and of all.
+
+    Raises:
+        BundleError: the bundle is absent or was altered.
+        UsageError: the model is no classifier of one class an image, or an argument is not what it must be.
+        InputError: the data cannot be read or does not fit the model, or `resume` is of other work.
+        ImageError: an image cannot be read.
+        OutputError: `resume` cannot be written.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    check_batch_size(batch_size)
+    check_seed(seed)
+    source = data.source if isinstance(data, LabelledData) else data
+    check_outputs({"resume": resume}, {"data": source}, bundle=bundle.path)
+    if resume is not None:
+        check_work_file(resume)
+    labels, processor = single_labels(bundle, "evaluate"), load_processor(bundle)
+    selection = select(bundle, backends)
+    if isinstance(data, LabelledData):
+        whole = data
+    else:
+        on_step(f"reading the labels of {data}")
+        whole = open_data(data, labels)
+    images = whole.subset(limit, seed)
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for selected in selection:
+            on_step(f"opening {selected}")
+            runs.append(BackendRun(selected, bundle, labels, processor, len(images), device))
+            stack.callback(runs[-1].close)
+        settings = {"batch_size": batch_size, "device": device, "limit": limit, "seed": None if limit is None else seed}
+        work = None
+        if resume is not None:
+            work = stack.enter_context(WorkFile(resume, header(bundle, images, runs, settings)))
+        on_step(f"evaluating {len(images)} images")
+        data_sha256 = run_all(runs, images, labels, processor, batch_size, work, on_progress)
+    return Evaluation(
+        bundle=str(bundle.path),
+        data=whole.source,
+        labels=labels,
+        images=images.names,
+        targets=images.targets,
+        data_sha256=data_sha256,
+        results=tuple(run.predictions() for run in runs),
+        settings={"kind": images.kind, "labels_matched": images.matched, "images": len(whole), **settings},
+        processor=bundle.manifest.processor,
+        left_out=images.left_out,
+    )
+
+
+def single_labels(bundle: Bundle, command: str) -> tuple[str, ...]:
+    """The class names of a model that gives an image one of several classes.
+
+    Raises:
+        UsageError: the model does something else, which `command` cannot measure.
+    """
+    labels = bundle.labels if bundle.manifest.task == Task.CLASSIFICATION else ()
+    if not labels:
+        raise UsageError(f"{command} needs a model with classes, this one has none; export it as image-classification")
+    if bundle.problem_type is not ProblemType.SINGLE_LABEL:
+        if bundle.problem_type is ProblemType.REGRESSION:
+            head = "is a regression"
+        else:
+            head = "has a single output" if len(labels) == 1 else "gives an image several labels"
+        raise UsageError(
+            f"{command} counts images by their best class, and this model {head}; "
+            f"compare its outputs with the reference instead: vitdeploy compare {bundle.path} --images DIR"
+        )
+    return labels

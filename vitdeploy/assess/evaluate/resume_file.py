@@ -1,0 +1,200 @@
+"""Finished batches on disk, so that work which was killed goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.errors import InputError, OutputError
+from vitdeploy.files.atomic import check_takes_files, fsync
+from vitdeploy.files.locks import take
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
+_MOST_BYTES = 1 << 30  # some 10 million images
+_SYNC_S = 5.0  # between two waits for the disk, which can each take longer than a batch
+
+
+class WorkFile:
+    """A file of JSON lines: what is done in the first, and a finished batch in each other one.
+
+    Each batch ends in the SHA-256 of all that stands before it in the file, so that a line which was altered, removed,
+    inserted, moved or taken from another file is found. It is no signature: whoever computes it anew is believed.
+
+    A line counts when it ends. Whoever is killed loses the batch in work and nothing else; a power cut may take those
+    of the last seconds, too. A context manager; another process with the same file waits for none, and is refused.
+
+    Args:
+        path: made where there is none.
+        header: what is done, in plain values. A file that was begun with another header is refused.
+
+    Attributes:
+        batches: those finished so far, in their order.
+
+    Raises:
+        InputError: the file is another's work, or damaged before its last line; it is left as it is.
+        OutputError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
+        self._path = Path(path)
+        self.batches: list[dict[str, Any]] = []
+        self._synced = time.monotonic()
+        self._before = hashlib.sha256()  # of the header and the batches so far
+        line = json.dumps(header, allow_nan=False).encode() + b"\n"
+        try:
+            self._descriptor = os.open(self._path, _OPEN, 0o666)
+        except OSError as exc:
+            raise OutputError(f"{path} cannot be written: {exc.strerror}; name another file") from exc
+        try:
+            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                raise _not_ours(self._path, "it is not a regular file")
+            self._lock()
+            content = self._content()
+            self._before.update(line)
+            if line.startswith(content):  # nothing, or a header that was cut short
+                os.ftruncate(self._descriptor, 0)
+                self._write(line)
+                os.fsync(self._descriptor)
+                fsync(self._path.parent)
+                return
+            first, _, rest = content.partition(b"\n")
+            self._check_header(first, json.loads(line))
+            os.ftruncate(self._descriptor, len(first) + 1 + self._read(rest))
+        except OSError as exc:
+            self.close()
+            raise OutputError(f"{path} must be a file that can be read and written: {exc.strerror}") from exc
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, batch: Mapping[str, Any]) -> None:
+        """Keep a finished batch.
+
+        Raises:
+            OutputError: it cannot be written; what was kept before is untouched.
+        """
+        try:
+            line = self._bound(json.dumps(batch, allow_nan=False).encode())
+            self._write(line)
+            self._before.update(line)
+            if time.monotonic() - self._synced >= _SYNC_S:
+                os.fsync(self._descriptor)
+                self._synced = time.monotonic()
+        except OSError as exc:
+            raise OutputError(f"{self._path} must take another finished batch: {exc.strerror}; free space") from exc
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        if take(self._descriptor) is False:
+            raise _not_ours(self._path, "another process is writing it")
+
+    def _content(self) -> bytes:
+        with open(self._descriptor, "rb", closefd=False) as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise _not_ours(self._path, f"it has more than the {_MOST_BYTES:,} bytes that are read")
+        return content
+
+    def _bound(self, batch: bytes) -> bytes:
+        """The line of a batch at this place in the file."""
+        chained = self._before.copy()
+        chained.update(batch)
+        return batch + f" {chained.hexdigest()}\n".encode()
+
+    def _write(self, line: bytes) -> None:
+        while line:
+            line = line[os.write(self._descriptor, line) :]
+
+    def _check_header(self, line: bytes, wanted: dict[str, Any]) -> None:
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or not found.keys() & wanted.keys():
+            raise _not_ours(self._path, "it is something else")
+        for keys, before, now in _differences(found, wanted):
+            raise _not_ours(
+                self._path, f"it was begun with another {' / '.join(keys)}: {before!r:.80}, not {now!r:.80}"
+            )
+
+    def _read(self, content: bytes) -> int:
+        """Take the finished batches; how many bytes they are, without a last line that was cut short."""
+        *lines, _ = content.split(b"\n")
+        length = 0
+        for number, line in enumerate(lines):
+            try:
+                body, _, _ = line.rpartition(b" ")
+                if self._bound(body) != line + b"\n":
+                    raise ValueError("but this line, or one before it, was altered")
+                batch = json.loads(body)
+                if type(batch["batch"]) is not int or batch["batch"] != number:
+                    raise ValueError(f"it is of batch {batch['batch']!r:.40}")
+            except (ValueError, KeyError, TypeError, RecursionError) as exc:
+                if number == len(lines) - 1:  # a power cut may leave a line end behind what is not there yet
+                    break
+                raise InputError(
+                    f"{self._path}, line {number + 2}: expected the finished batch {number}, {exc}; remove the file"
+                ) from exc
+            self.batches.append(batch)
+            self._before.update(line + b"\n")
+            length += len(line) + 1
+        return length
+
+
+def check_work_file(path: str | os.PathLike[str]) -> None:
+    """Raise what `WorkFile` would raise of a place that can hold none; for before the work. Nothing is made.
+
+    Raises:
+        InputError: there is a pipe, a device or the like.
+        OutputError: no file can be read and written there.
+    """
+    place = Path(path)
+    try:
+        try:
+            descriptor = os.open(place, _OPEN & ~os.O_CREAT)
+        except FileNotFoundError:
+            check_takes_files(place.resolve().parent)
+            return
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise _not_ours(place, "it is not a regular file")
+        finally:
+            os.close(descriptor)
+    except OSError as exc:
+        raise OutputError(f"{path} cannot be read and written: {exc.strerror}; name another file") from exc
+
+
+def _not_ours(path: Path, reason: str) -> InputError:
+    return InputError(f"{path} cannot be taken for this work: {reason}; name another file, or remove this one")
+
+
+def _differences(found: Any, wanted: Any, *keys: str) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """The keys that lead to each value that differs, and both values; None for one that is absent."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in dict.fromkeys([*wanted, *found]):
+            yield from _differences(found.get(key), wanted.get(key), *keys, key)
+    elif found != wanted:
+        yield keys, found, wanted

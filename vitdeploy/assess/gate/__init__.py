@@ -1,0 +1,1 @@
+"""Pass or fail: hold artifacts to rules and to a baseline."""

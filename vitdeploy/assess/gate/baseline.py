@@ -1,0 +1,278 @@
+"""What a gate compares with: an earlier evaluation, in a file that is reviewed like code."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy._version import __version__
+from vitdeploy.bundle.manifest import CONFIG
+from vitdeploy.bundle.output_paths import write_output
+from vitdeploy.errors import InputError
+from vitdeploy.files.regular_file import read_regular
+from vitdeploy.files.strict_json import strict_json
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Collection, Iterable, Mapping
+
+    from vitdeploy.assess.compare.vector_run import VectorRun
+    from vitdeploy.assess.evaluate.evaluate import Evaluation
+    from vitdeploy.assess.metrics.features import Nearness
+    from vitdeploy.bundle.bundle import Bundle
+
+SCHEMA_VERSION = 1
+_MOST_IMAGES = 2**31
+_MOST_NAMED = 5
+FIGURES = ("mean_cosine", "p5_cosine", "min_cosine", "neighbour_agreement")
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """An evaluation that was accepted.
+
+    Attributes:
+        images: how many there were.
+        data_sha256: of the images and their labels.
+        labels_sha256: of the model's class names.
+        processor: the SHA-256 of each of the image processor's files, by name.
+        weights: the SHA-256 of each file of the model's weights, by name.
+        wrong: by backend ("onnxruntime fp32"), the images that it did not classify correctly, sorted.
+        tools: versions of what ran, by name.
+        nearness: by backend and output, figures of `vitdeploy.assess.metrics.features.Nearness`, where they were
+            measured.
+    """
+
+    images: int
+    data_sha256: str
+    labels_sha256: str
+    processor: Mapping[str, str]
+    weights: Mapping[str, str]
+    wrong: Mapping[str, tuple[str, ...]]
+    tools: Mapping[str, str]
+    nearness: Mapping[str, Mapping[str, Mapping[str, float]]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of_vectors(cls, bundle: Bundle, data_sha256: str, images: int, runs: Iterable[VectorRun]) -> Baseline:
+        """What is kept of a model without classes; backends that were skipped are left out."""
+        ran = [run for run in runs if run.skipped is None]
+        tools = {"vitdeploy": __version__, **{run.name: run.engine for run in ran}}
+        labels, processor = labels_sha256(bundle), processor_sha256(bundle)
+        return cls(images, data_sha256, labels, processor, bundle.manifest.weights, {}, tools).with_vectors(ran)
+
+    def with_vectors(self, runs: Iterable[VectorRun]) -> Baseline:
+        """The same, with figures of these."""
+        return dataclasses.replace(
+            self, nearness={run.name: {each.output: _figures(each) for each in run.nearness} for run in runs}
+        )
+
+    @property
+    def subjects(self) -> list[str]:
+        """The backends that it names, sorted."""
+        return sorted({*self.wrong, *self.nearness})
+
+    @classmethod
+    def of(cls, bundle: Bundle, evaluation: Evaluation) -> Baseline:
+        """What is kept of an evaluation; backends that were skipped are left out."""
+        ran = [result for result in evaluation.results if result.skipped is None]
+        tools = {result.name: str(result.details["engine"]) for result in ran if "engine" in result.details}
+        return cls(
+            images=len(evaluation.images),
+            data_sha256=evaluation.data_sha256,
+            labels_sha256=_sha256(list(bundle.labels)),
+            processor=processor_sha256(bundle),
+            weights=bundle.manifest.weights,
+            wrong={result.name: tuple(sorted(evaluation.top1(result).wrong)) for result in ran},
+            tools={"vitdeploy": __version__, **tools},
+        )
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Baseline:
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: there is no such file, or it is no baseline.
+        """
+        file = Path(path)
+        try:
+            data = strict_json(read_regular(file))
+            _check_integer(data["schema_version"], SCHEMA_VERSION, SCHEMA_VERSION, "schema_version")
+            images = data["data"]["images"]
+            _check_integer(images, 1, _MOST_IMAGES, "images")
+            baseline = cls(
+                images=images,
+                data_sha256=_digest(data["data"]["sha256"]),
+                labels_sha256=_digest(data["model"]["labels_sha256"]),
+                processor={str(name): _digest(value) for name, value in data["model"]["processor_sha256"].items()},
+                weights={str(name): _digest(value) for name, value in data["model"]["weights_sha256"].items()},
+                wrong={str(name): _wrong(row, images, name) for name, row in data["backends"].items()},
+                tools={str(name): str(value) for name, value in data["tools"].items()},
+                nearness={
+                    str(name): {str(output): _cosines(row) for output, row in of.items()}
+                    for name, of in data.get("nearness", {}).items()
+                },
+            )
+        except FileNotFoundError as exc:
+            raise InputError(f"{file} must be a baseline, is not there; make it with --update") from exc
+        except OSError as exc:
+            raise InputError(f"{file} must be a baseline that can be read: {exc.strerror}") from exc
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            raise InputError(
+                f"{file} must be a baseline: {type(exc).__name__} {exc}; restore it, or remove it and make it anew "
+                f"with --update"
+            ) from exc
+        return baseline
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the file, whole or not at all; equal baselines give equal bytes.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
+        write_output(Path(path), (text + "\n").encode("utf-8", "backslashreplace"))  # a file name may be no UTF-8
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "data": {"images": self.images, "sha256": self.data_sha256},
+            "model": {
+                "labels_sha256": self.labels_sha256,
+                "processor_sha256": dict(self.processor),
+                "weights_sha256": dict(self.weights),
+            },
+            "backends": {
+                name: {"correct": self.images - len(names), "wrong": list(names)} for name, names in self.wrong.items()
+            },
+            "tools": dict(self.tools),
+            **({"nearness": {name: dict(of) for name, of in self.nearness.items()}} if self.nearness else {}),
+        }
+
+    def disagreement(self, first: str, second: str) -> float:
+        """The share of images that exactly one of two backends classified correctly; 0 where one is not there."""
+        if first not in self.wrong or second not in self.wrong:
+            return 0.0
+        return len({*self.wrong[first]} ^ {*self.wrong[second]}) / self.images
+
+    def check_images(self, images: Collection[str], file: str | os.PathLike[str]) -> None:
+        """See that it names no image but these, as a file that was altered by hand may.
+
+        Raises:
+            InputError: it names another.
+        """
+        for backend, names in self.wrong.items():
+            unknown = sorted(set(names).difference(images))
+            if unknown:
+                raise InputError(
+                    f"{file} must name images of the data, {backend} names {unknown[0]!r:.80}; restore it, or make it "
+                    f"anew with --update"
+                )
+
+    def changes(self, new: Baseline) -> tuple[str, ...]:
+        """What is otherwise in `new`, a line each."""
+        lines = []
+        if (self.images, self.data_sha256) != (new.images, new.data_sha256):
+            lines.append(f"data: {_short(self.data_sha256)} ({self.images} images) -> {_short(new.data_sha256)} "
+                         f"({new.images} images)")  # fmt: skip
+        if self.labels_sha256 != new.labels_sha256:
+            lines.append(f"labels: {_short(self.labels_sha256)} -> {_short(new.labels_sha256)}")
+        for what in ("processor", "weights", "tools"):
+            old_values, new_values = getattr(self, what), getattr(new, what)
+            for name in sorted({*old_values, *new_values}):
+                old, now = (values.get(name, "none") for values in (old_values, new_values))
+                if old != now:
+                    lines.append(f"{what}: {name}: {_short(old)} -> {_short(now)}")
+        for name in sorted({*self.wrong, *new.wrong}):
+            lines.extend(self._changes_of(name, new))
+        for name in sorted({*self.nearness, *new.nearness}):
+            lines.extend(self._changes_of_vectors(name, new))
+        return tuple(lines)
+
+    def _changes_of_vectors(self, name: str, new: Baseline) -> list[str]:
+        if name not in self.nearness or name not in new.nearness:
+            return [f"{name}: vectors {'no longer ' if name in self.nearness else ''}measured"]
+        lines = []
+        for output in sorted({*self.nearness[name], *new.nearness[name]}):
+            old, now = (of.get(output, {}) for of in (self.nearness[name], new.nearness[name]))
+            lines += [
+                f"{name}: {output}: {figure} {old.get(figure, 'none')} -> {now.get(figure, 'none')}"
+                for figure in FIGURES
+                if old.get(figure) != now.get(figure)
+            ]
+        return lines
+
+    def _changes_of(self, name: str, new: Baseline) -> list[str]:
+        if name not in new.wrong or name not in self.wrong:
+            return [f"{name}: {'removed' if name in self.wrong else 'added'}"]
+        old, now = {*self.wrong[name]}, {*new.wrong[name]}
+        if old == now:
+            return []
+        line = f"{name}: {self.images - len(old)} -> {new.images - len(now)} correct"
+        for word, names in (("now wrong", sorted(now - old)), ("now right", sorted(old - now))):
+            if names:
+                more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+                line += f"; {word}: {', '.join(names[:_MOST_NAMED])}{more}"
+        return [line]
+
+
+def labels_sha256(bundle: Bundle) -> str:
+    """Of the class names, in the order of the logits."""
+    return _sha256(list(bundle.labels))
+
+
+def processor_sha256(bundle: Bundle) -> dict[str, str]:
+    """Of the content of each of the image processor's files, however it is laid out."""
+    files = bundle.config_files()
+    return {name: _sha256(json.loads(content)) for name, content in files.items() if name != CONFIG}
+
+
+def _sha256(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _check_integer(value: Any, low: int, high: int, name: str) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} must be an integer from {low} to {high}, is {value!r:.40}")
+
+
+def _wrong(row: Mapping[str, Any], images: int, backend: str) -> tuple[str, ...]:
+    """The images that a backend did not classify correctly, of a row of the file."""
+    names = row["wrong"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{backend} must have a list of names that are wrong, has {names!r:.40}")
+    if len(set(names)) < len(names) or len(names) > images:
+        raise ValueError(f"{backend} must name each of at most {images} images once, names {len(names)}")
+    _check_integer(row["correct"], images - len(names), images - len(names), f"correct of {backend}")
+    return tuple(names)
+
+
+def _figures(near: Nearness) -> dict[str, float]:
+    """Six digits of each, as much as two machines agree on."""
+    found = {name: getattr(near, name) for name in FIGURES}
+    return {name: round(value, 6) for name, value in found.items() if value is not None}
+
+
+def _cosines(row: Mapping[str, Any]) -> dict[str, float]:
+    for name, value in row.items():
+        if (
+            name not in FIGURES
+            or not isinstance(value, (int, float))
+            or isinstance(value, bool)
+            or not -1 <= value <= 1
+        ):
+            raise ValueError(f"expected {', '.join(FIGURES)} from -1 to 1, got {name!r:.40} {value!r:.40}")
+    return {name: float(value) for name, value in row.items()}
+
+
+def _digest(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError(f"expected a SHA-256 in hexadecimal, got {value!r:.80}")
+    return value
+
+
+def _short(value: str) -> str:
+    return f"{value[:12]}…" if re.fullmatch("[0-9a-f]{64}", value) else value

@@ -1,0 +1,384 @@
+"""The checks of a gate: what each measures, and what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+from vitdeploy.assess.benchmark.benchmark import benchmark
+from vitdeploy.assess.compare.compare import compare
+from vitdeploy.assess.compare.vector_run import run_vectors
+from vitdeploy.assess.debug.layers import compare_layers
+from vitdeploy.assess.gate.baseline import labels_sha256, processor_sha256
+from vitdeploy.assess.gate.plan import ALPHA, subject_of
+from vitdeploy.assess.metrics.accuracy import Accuracy
+from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS, too_long
+from vitdeploy.assess.metrics.features import FEWEST_SEARCHED, shown
+from vitdeploy.assess.metrics.shares import images_needed, mcnemar
+from vitdeploy.assess.runs.targets import Selected
+from vitdeploy.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vitdeploy.assess.compare.compare import BackendComparison
+    from vitdeploy.assess.compare.vector_run import VectorRun
+    from vitdeploy.assess.data.dataset import LabelledData
+    from vitdeploy.assess.data.image_set import ImageSet
+    from vitdeploy.assess.debug.layers import ArtifactLayers
+    from vitdeploy.assess.evaluate.evaluate import Evaluation
+    from vitdeploy.assess.gate.baseline import Baseline
+    from vitdeploy.assess.gate.plan import Planned
+    from vitdeploy.assess.metrics.accuracy import Predictions
+    from vitdeploy.assess.metrics.features import Nearness
+    from vitdeploy.assess.metrics.latency import Benchmark
+    from vitdeploy.bundle.bundle import Bundle
+
+VECTOR_RULES = ("min_cosine", "min_neighbour_agreement", "cosine")
+# Enough to show any layer that differs; what differs on few images only, min_agreement sees on all of them.
+COMPARED_IMAGES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One rule held against one subject.
+
+    Attributes:
+        rule: its name.
+        subject: such as "onnxruntime fp32", or "bundle".
+        value: what was measured, in the rule's unit; None where nothing was.
+        bound: what the rule allows.
+        status: "passed", "failed" or "skipped".
+        message: what was found, on one line.
+    """
+
+    rule: str
+    subject: str
+    value: float | None
+    bound: float
+    status: str
+    message: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """What the checks look at; a comparison and latencies are measured when the first check asks for them."""
+
+    bundle: Bundle
+    data: LabelledData | ImageSet
+    evaluation: Evaluation | None
+    baseline: Baseline | None
+    planned: tuple[Planned, ...]
+    device: str = "cpu"
+    on_step: Callable[[str], None] = lambda _: None
+    batch_size: int = 32
+
+    @property
+    def accepted(self) -> Baseline:
+        """The baseline, for checks that are planned only where there is one."""
+        return cast("Baseline", self.baseline)
+
+    @property
+    def classified(self) -> Evaluation:
+        """The evaluation, for checks that are planned only of a model with classes."""
+        return cast("Evaluation", self.evaluation)
+
+    @functools.cached_property
+    def predictions(self) -> Mapping[Selected, Predictions]:
+        """What became of the images, by what ran; nothing of a model without classes."""
+        results = () if self.evaluation is None else self.evaluation.results
+        return {Selected(result.artifact, result.backend, result.precision): result for result in results}
+
+    @functools.cached_property
+    def vectors(self) -> Mapping[Selected, VectorRun]:
+        """By what ran, on all images.
+
+        Raises:
+            UnavailableError: the reference cannot run.
+        """
+        rules = VECTOR_RULES if self.evaluation is not None else (*VECTOR_RULES, "finite")
+        asked = [check.selected for check in self.planned if check.rule in rules and check.selected]
+        selection = [each for each in dict.fromkeys(asked) if self.why_skipped(each) is None]
+        return run_vectors(self.bundle, self.data, selection, self.batch_size, self.device, self.on_step)
+
+    @property
+    def measured_vectors(self) -> tuple[VectorRun, ...]:
+        """Those runs, if a check asked for them."""
+        return tuple(self.vectors.values()) if "vectors" in vars(self) else ()
+
+    @functools.cached_property
+    def comparison(self) -> Mapping[tuple[str, str], BackendComparison]:
+        """By artifact and backend, on some of the images.
+
+        Raises:
+            UnavailableError: the reference cannot run.
+        """
+        loosest = max(check.bound for check in self.planned if check.rule == "max_difference")
+        result = compare(
+            self.bundle, images=self._images, tolerance=loosest, backends=self._names("max_difference"),
+            device=self.device, on_step=self.on_step,
+        )  # fmt: skip
+        return {(each.artifact, each.backend): each for each in result.results}
+
+    @functools.cached_property
+    def whole_outputs(self) -> Mapping[tuple[str, str], BackendComparison]:
+        """All that quantized artifacts without classes give, by artifact and backend, on some of the images.
+
+        Raises:
+            UnavailableError: the reference cannot run.
+        """
+        result = compare(
+            self.bundle, images=self._images, backends=self._names("cosine"), device=self.device, on_step=self.on_step
+        )
+        return {(each.artifact, each.backend): each for each in result.results}
+
+    @functools.cached_property
+    def layers(self) -> Mapping[str, ArtifactLayers]:
+        """By artifact, on some of the images.
+
+        Raises:
+            UnavailableError: the reference cannot run.
+        """
+        names = self._names("max_layer_difference")
+        result = compare_layers(self.bundle, images=self._images, backends=names, on_step=self.on_step)
+        return {each.artifact: each for each in result.results}
+
+    @functools.cached_property
+    def benchmark(self) -> Benchmark:
+        """Of one image, for every backend that a ratio of latencies is about."""
+        asked = [each for check in self.planned if check.against for each in (check.against, check.selected) if each]
+        names = [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
+        return benchmark(
+            self.bundle, batch_sizes=(1,), backends=list(dict.fromkeys(names)), device=self.device, on_step=self.on_step
+        )
+
+    @property
+    def benchmarked(self) -> Benchmark | None:
+        """The benchmark, if a check asked for it."""
+        return self.benchmark if "benchmark" in vars(self) else None
+
+    @functools.cached_property
+    def _images(self) -> list[bytes]:
+        data = self.data.subset(COMPARED_IMAGES)
+        return [data.load(position) for position in range(len(data))]
+
+    def _names(self, rule: str) -> list[str]:
+        """Those that a rule is about and that ran, as `backends`."""
+        asked = [check.selected for check in self.planned if check.rule == rule and check.selected]
+        return [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
+
+    def why_skipped(self, selected: Selected) -> str | None:
+        """Why an artifact did not run in the evaluation; None where it did, or was not asked to."""
+        found = self.predictions.get(selected)
+        return None if found is None else found.skipped
+
+
+def judge(planned: Planned, measured: Measured) -> Check:
+    """Make one check."""
+    selected = planned.selected
+    if selected is None:
+        value, status, message = _OF_BUNDLE[planned.rule](planned, measured)
+        return Check(planned.rule, planned.subject, value, planned.bound, status, message)
+    reason = measured.why_skipped(selected)
+    if reason is None:
+        try:
+            value, status, message = _OF_BACKEND[planned.rule](planned, measured, selected)
+            return Check(planned.rule, planned.subject, value, planned.bound, status, message)
+        except UnavailableError as exc:
+            reason = str(exc)
+    return Check(planned.rule, planned.subject, None, planned.bound, "skipped", f"it could not run: {reason}")
+
+
+_Found = tuple[float | None, str, str]
+
+
+def _word(passed: bool) -> str:
+    return "passed" if passed else "failed"
+
+
+def _same_labels(_planned: Planned, measured: Measured) -> _Found:
+    same = measured.accepted.labels_sha256 == labels_sha256(measured.bundle)
+    say = "the class names are" + ("" if same else " not")
+    return float(not same), _word(same), f"{say} the baseline's{'' if same else '; accept them with --update'}"
+
+
+def _same_processor(_planned: Planned, measured: Measured) -> _Found:
+    old, new = measured.accepted.processor, processor_sha256(measured.bundle)
+    changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if changed:
+        return (
+            float(len(changed)),
+            "failed",
+            f"{', '.join(changed)} changed since the baseline; accept it with --update",
+        )
+    return 0.0, "passed", "the image processor is the baseline's"
+
+
+def _in_bundle(_planned: Planned, _measured: Measured) -> _Found:
+    return None, "skipped", "the baseline has it, the bundle does not; export it, or drop it with --update"
+
+
+def _finite(_planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    if measured.evaluation is None:
+        run = measured.vectors[selected]
+        if run.skipped is not None:
+            return None, "skipped", f"it could not run: {run.skipped}"
+        count, what = run.not_finite, "vectors"
+    else:
+        count, what = measured.predictions[selected].not_finite, "logits"
+    total = len(measured.data)
+    found = (
+        f"the {what} of {count} of {total} images are not all finite"
+        if count
+        else f"all {what} are finite ({total} images)"
+    )
+    return float(count), _word(not count), found
+
+
+def _min_accuracy(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    return _share(planned, measured.classified.top1(measured.predictions[selected]), "correct")
+
+
+def _min_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    reference = measured.classified.reference
+    if reference is None:
+        return None, "skipped", "the reference did not run; let it, with --backend torch"
+    return _share(planned, measured.classified.agreement(measured.predictions[selected], reference), "as the reference")
+
+
+def _min_cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    run = measured.vectors[selected]
+    if run.skipped is not None:
+        return None, "skipped", f"it could not run: {run.skipped}"
+    worst = min(run.nearness, key=lambda each: each.p5_cosine)
+    found = f"{worst.output}: {_cosines(worst)}; 5th percentile of at least {planned.bound:g} required"
+    far = next(filter(None, (too_long(each, planned.bound) for each in run.nearness)), None)
+    found += f"; {far}" if far else ""
+    return worst.p5_cosine, _word(worst.p5_cosine >= planned.bound and far is None), found
+
+
+def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    run = measured.vectors[selected]
+    if run.skipped is not None:
+        return None, "skipped", f"it could not run: {run.skipped}"
+    for each in run.nearness:
+        if each.same_neighbours is not None:
+            kept = Accuracy(each.same_neighbours, each.images)
+            value, status, found = _share(planned, kept, f"with the reference's nearest neighbour by {each.output}")
+            return value, status, found
+    return (
+        None,
+        "skipped",
+        f"{FEWEST_SEARCHED} images or more are needed to search among, the data has {len(measured.data)}",
+    )
+
+
+def _cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    run = measured.vectors[selected]
+    if run.skipped is not None:
+        return None, "skipped", f"it could not run: {run.skipped}"
+    worst = min(run.nearness, key=lambda each: each.p5_cosine)
+    bound = COSINE_BOUNDS[selected.precision]
+    far = [why for each in run.nearness if (why := bound.why_not(each)) is not None]
+    whole = measured.whole_outputs[selected.artifact, selected.backend]
+    far += [
+        f"{each.output} is another output than the reference's, with a mean cosine of {each.mean_cosine:.4f} "
+        f"({each.count} images)"
+        for each in whole.differences
+        if not whole.passes(each)
+    ]
+    found = far[0] if far else f"{worst.output}: {_cosines(worst)}; mean of {bound.mean:g} and 5th percentile of "
+    return worst.p5_cosine, _word(not far), found if far else f"{found}{planned.bound:g} required"
+
+
+def _cosines(near: Nearness) -> str:
+    return f"mean cosine {shown(near.mean_cosine)}, 5th percentile {shown(near.p5_cosine)} ({near.images} images)"
+
+
+def _share(planned: Planned, found: Accuracy, what: str) -> _Found:
+    passed = 100 * found.correct >= planned.bound * found.total - 1e-9
+    return 100 * found.value, _word(passed), f"{found} {what}, at least {planned.bound:.15g} % allowed"
+
+
+def _max_drop(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    if planned.subject not in measured.accepted.wrong:
+        return None, "skipped", "the baseline does not have it; accept it with --update"
+    old, new = (
+        {*measured.accepted.wrong[planned.subject]},
+        {*measured.classified.top1(measured.predictions[selected]).wrong},
+    )
+    lost, gained, images = len(new - old), len(old - new), measured.accepted.images
+    drop, p = 100 * (lost - gained) / images, mcnemar(lost, gained)
+    found = f"{drop:+.2f} points of drop ({lost} lost and {gained} gained of {images}, McNemar p = {p:.2g}), "
+    found = f"{found}{planned.bound:.4g} allowed"
+    if 100 * (lost - gained) <= planned.bound * images + 1e-9:
+        return drop, "passed", found
+    if p <= ALPHA:
+        return drop, "failed", found
+    needed = images_needed(drop / 100, disagreement=(lost + gained) / images, alpha=ALPHA)
+    return drop, "skipped", f"{found}; it may be chance: {needed} images would tell"
+
+
+def _max_difference(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    compared = measured.comparison[selected.artifact, selected.backend]
+    if compared.skipped is not None:
+        return None, "skipped", f"it could not run: {compared.skipped}"
+    worst = max(compared.differences, key=lambda each: each.max_relative)
+    passed = all(each.within(planned.bound) for each in compared.differences)
+    value = worst.max_relative if math.isfinite(worst.max_relative) else None
+    found = f"{worst.max_relative:.2e} of the largest {worst.output} from the reference, on {worst.count} images, "
+    return value, _word(passed), f"{found}{planned.bound:g} allowed"
+
+
+def _max_layer_difference(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    compared = measured.layers[selected.artifact]
+    if compared.skipped is not None:
+        return None, "skipped", compared.skipped
+    worst = max(compared.parts, key=lambda part: part.worst.required_tolerance)
+    first = next((part.part for part in compared.parts if not part.worst.within(planned.bound)), None)
+    value = worst.worst.max_relative if math.isfinite(worst.worst.max_relative) else None
+    found = (
+        f"{worst.part} differs by {worst.worst.max_relative:.2e} from the reference's, on {worst.worst.count} images, "
+    )
+    found += f"{planned.bound:g} allowed" + (f"; {first} is the first that diverges" if first else "")
+    return value, _word(first is None), found
+
+
+def _max_latency_ratio(planned: Planned, measured: Measured, _selected: Selected) -> _Found:
+    against = cast("Selected", planned.against)
+    reason = measured.why_skipped(against)
+    if reason is not None:
+        return None, "skipped", f"{against} could not run: {reason}"
+    for each in measured.benchmark.skipped:
+        if each.backend and f"{each.backend} {each.precision}" in (planned.subject, subject_of(against)):
+            return None, "skipped", f"{each.backend} {each.precision} could not be timed: {each.reason}"
+    ratio = measured.benchmark.ratio(planned.subject, subject_of(against), 1)
+    found = f"{ratio.median:.2f} times as long as {subject_of(against)} for an image, {planned.bound:g} allowed"
+    return ratio.median, _word(ratio.median <= planned.bound), found
+
+
+def _max_size(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+    (artifact,) = [each for each in measured.bundle.manifest.artifacts if each.name == selected.artifact]
+    size = sum(file.size_bytes for file in artifact.files)
+    return float(size), _word(size <= planned.bound), f"{size} bytes, {planned.bound:.0f} allowed"
+
+
+_OF_BUNDLE = {"same_labels": _same_labels, "same_processor": _same_processor, "in_bundle": _in_bundle}
+_OF_BACKEND = {
+    "finite": _finite,
+    "min_accuracy": _min_accuracy,
+    "max_drop": _max_drop,
+    "min_agreement": _min_agreement,
+    "min_cosine": _min_cosine,
+    "min_neighbour_agreement": _min_neighbour_agreement,
+    "cosine": _cosine,
+    "max_difference": _max_difference,
+    "max_layer_difference": _max_layer_difference,
+    "max_latency_ratio": _max_latency_ratio,
+    "max_size": _max_size,
+}

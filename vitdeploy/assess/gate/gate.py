@@ -1,0 +1,254 @@
+"""Pass or fail: the artifacts of a bundle against rules, and against a baseline."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitdeploy.assess.compare.vector_run import images_sha256
+from vitdeploy.assess.data.dataset import LabelledData, open_data
+from vitdeploy.assess.data.image_set import open_images
+from vitdeploy.assess.evaluate.evaluate import evaluate, single_labels
+from vitdeploy.assess.gate.baseline import Baseline
+from vitdeploy.assess.gate.checks import Check, Measured, judge
+from vitdeploy.assess.gate.plan import plan
+from vitdeploy.assess.gate.rules import GateRules, read_rules
+from vitdeploy.assess.metrics.status import Verdict, overall
+from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.output_paths import check_outputs, check_writable
+from vitdeploy.errors import InputError, UsageError, readable
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from vitdeploy.assess.compare.vector_run import VectorRun
+    from vitdeploy.assess.data.folder_listing import LeftOut
+    from vitdeploy.assess.data.image_set import ImageSet
+    from vitdeploy.assess.evaluate.evaluate import Evaluation
+    from vitdeploy.assess.gate.plan import Planned
+    from vitdeploy.assess.metrics.latency import Benchmark
+
+__all__ = ["Check", "GateResult", "gate", "planned_checks"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GateResult:
+    """What a gate found.
+
+    Attributes:
+        bundle: the folder.
+        data: the folder or file of the images.
+        checks: every check, in a stable order.
+        images: how many there are.
+        evaluation: of the images; None for a model without classes.
+        vectors: of all images, where a rule is about them, and of a model without classes; one an artifact and backend.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
+        benchmark: of one image; None where no rule is about latency.
+        baseline: the file; None without one.
+        changes: what is otherwise than in the baseline, a line each.
+        updated: whether the baseline was written.
+    """
+
+    bundle: str
+    data: str
+    checks: tuple[Check, ...]
+    images: int
+    evaluation: Evaluation | None
+    vectors: tuple[VectorRun, ...] = ()
+    processor: str | None = None
+    left_out: LeftOut | None = None
+    benchmark: Benchmark | None = None
+    baseline: Path | None = None
+    changes: tuple[str, ...] = ()
+    updated: bool = False
+
+    @property
+    def status(self) -> str:
+        """The outcome: "failed" if a check is, else "skipped" if one is or there is none, else "passed"."""
+        return overall(check.status for check in self.checks)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Every check, for a report."""
+        return tuple(Verdict(check.subject, check.rule, check.status, check.message) for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "status": self.status,
+            "bundle": self.bundle,
+            "processor": self.processor,
+            "data": self.data,
+            "baseline": None if self.baseline is None else str(self.baseline),
+            "updated": self.updated,
+            "changes": list(self.changes),
+            "checks": [check.to_dict() for check in self.checks],
+            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
+            "vectors": [run.to_dict() for run in self.vectors],
+            "benchmark": None if self.benchmark is None else self.benchmark.to_dict(),
+        }
+
+
+@retry_if_changed
+def gate(
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    data: str | os.PathLike[str],
+    baseline: str | os.PathLike[str] | None = None,
+    rules: GateRules | str | os.PathLike[str] | None = None,
+    update: bool = False,
+    backends: Sequence[str] | None = None,
+    batch_size: int = 32,
+    device: str = "cpu",
+    on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> GateResult:
+    """Hold the reference and every artifact to rules, on labelled images, or without labels where there are no classes.
+
+    1. Each backend gives finite logits, and differs from the reference by no more than its precision's tolerance,
+       whatever the rules; and so does each layer of an artifact in half precision, given what the reference's is.
+    2. With a baseline, the model's labels and image processor are those of the baseline, and the top-1 accuracy of
+       each backend has not dropped. A drop fails if it is larger than `max_drop` and McNemar's exact test on the same
+       images gives p <= 0.05; it is skipped, and so no pass, if it is larger and the test cannot tell it from chance.
+    3. A `max_drop` is refused unless so many images show a drop of twice its size with 90 % power: larger than allowed,
+       and significant. The two classifiers are taken to disagree as often as artifact and reference did in the
+       baseline, or as the drop demands.
+    4. Of a model without classes, each artifact gives finite vectors, and a quantized one is judged by their cosines
+       and nearest neighbours, see `vitdeploy.assess.metrics.cosine_bound`, not by the largest difference. `min_cosine`
+       needs 20 images, of which the 5th percentile is one; `min_neighbour_agreement` as many as show one that is lost.
+    5. A backend that cannot run has all its checks skipped. Only a gate with every check passed has passed.
+
+    Args:
+        bundle: the bundle, or its folder; of a classifier, one of several classes an image.
+        data: labelled images, see `open_data`; for a model without classes, images as `open_images` takes them.
+        baseline: the file of an accepted evaluation of the same images.
+        rules: or a TOML file of them; see `read_rules`.
+        update: write the baseline, instead of comparing with it; not where another check does not pass.
+        backends: as for `evaluate`.
+        batch_size: images that run together, from 1 up.
+        device: of every backend: "cpu", "cuda" or "cuda:1"; layers are compared on the CPU.
+        on_step: called with what is being done.
+        on_progress: called with the number of images that are done, and of all.
+
+    Raises:
+        UsageError: a rule is finer than so many images can tell, or is otherwise not what it must be.
+        InputError: the baseline is absent, damaged or of other images; or as `evaluate`.
+        OutputError: the baseline cannot be written.
+        BundleError, ImageError: as `evaluate`.
+    """
+    bundle, images, file, accepted, planned = _prepare(bundle, data, baseline, rules, update, backends)
+    evaluation = None
+    if isinstance(images, LabelledData):
+        evaluation = evaluate(
+            bundle, data=images, backends=backends, batch_size=batch_size, device=device, on_step=on_step,
+            on_progress=on_progress,
+        )  # fmt: skip
+    sha256 = images_sha256(images) if evaluation is None else evaluation.data_sha256
+    if accepted is not None and file is not None and not update:
+        if accepted.data_sha256 != sha256:
+            raise _other_data(file, "other images or labels of the same number")
+        accepted.check_images(images.names, file)
+    measured = Measured(bundle, images, evaluation, accepted, planned, device, on_step, batch_size)
+    checks = tuple(judge(check, measured) for check in planned)
+    result = GateResult(
+        bundle=str(bundle.path),
+        data=str(data),
+        checks=checks,
+        images=len(images),
+        evaluation=evaluation,
+        vectors=measured.measured_vectors,
+        processor=bundle.manifest.processor,
+        left_out=images.left_out,
+        benchmark=measured.benchmarked,
+        baseline=file,
+    )
+    if evaluation is None:
+        new = Baseline.of_vectors(bundle, sha256, len(images), result.vectors)
+    else:
+        new = Baseline.of(bundle, evaluation).with_vectors(run for run in result.vectors if run.skipped is None)
+    if accepted is not None:
+        result = dataclasses.replace(result, changes=accepted.changes(new))
+    if update and file is not None and result.status == "passed":
+        new.write(file)
+        changes = result.changes if accepted is not None else (f"baseline: made, of {new.images} images",)
+        result = dataclasses.replace(result, updated=True, changes=changes)
+    return result
+
+
+@retry_if_changed
+def planned_checks(
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    data: str | os.PathLike[str],
+    baseline: str | os.PathLike[str] | None = None,
+    rules: GateRules | str | os.PathLike[str] | None = None,
+    backends: Sequence[str] | None = None,
+) -> tuple[Planned, ...]:
+    """The checks that `gate` would make, in their order; no image is read and no backend is opened.
+
+    Raises:
+        VitDeployError: as `gate`.
+    """
+    return _prepare(bundle, data, baseline, rules, False, backends).checks
+
+
+class _Prepared(NamedTuple):
+    """What a gate needs before it runs anything."""
+
+    bundle: Bundle
+    images: LabelledData | ImageSet
+    file: Path | None
+    accepted: Baseline | None
+    checks: tuple[Planned, ...]
+
+
+def _prepare(
+    bundle: str | os.PathLike[str] | Bundle,
+    data: str | os.PathLike[str],
+    baseline: str | os.PathLike[str] | None,
+    rules: GateRules | str | os.PathLike[str] | None,
+    update: bool,
+    backends: Sequence[str] | None,
+) -> _Prepared:
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    source_of_rules = rules
+    if rules is None:
+        rules = GateRules()
+    elif not isinstance(rules, GateRules):
+        rules = read_rules(rules)
+    if baseline is None and update:
+        raise UsageError("update needs the file of the baseline, got none; name it: --baseline FILE")
+    if backends is not None and update:
+        raise UsageError(
+            f"update makes a baseline of every backend, got {', '.join(backends)} alone; leave --backend out"
+        )
+    file = None if baseline is None else Path(baseline)
+    if file is not None and update:
+        check_outputs({"baseline": file}, {"data": data, "rules": source_of_rules}, bundle=bundle.path)
+        check_writable(file)
+    accepted = None if file is None or (update and not _exists(file)) else Baseline.read(file)
+    images: LabelledData | ImageSet
+    if bundle.manifest.task == Task.CLASSIFICATION:
+        images = open_data(data, single_labels(bundle, "gate"))
+    else:
+        images = open_images(data)
+    if accepted is not None and not update and accepted.images != len(images):
+        raise _other_data(file, f"{accepted.images} images, the data has {len(images)}")
+    compared = None if update else accepted
+    checks = plan(bundle, rules, compared, len(images), backends, update=update)
+    return _Prepared(bundle, images, file, accepted, checks)
+
+
+def _exists(file: Path) -> bool:
+    with readable(file, "a baseline"):
+        return file.exists()
+
+
+def _other_data(file: Path | None, found: str) -> InputError:
+    return InputError(
+        f"{file} must be of the same images and labels as the data, is of {found}; "
+        f"restore the data, or accept the new ones with --update"
+    )

@@ -1,0 +1,1 @@
+"""Summarize bundles and the graphs in their artifacts."""

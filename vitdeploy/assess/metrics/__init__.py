@@ -1,0 +1,1 @@
+"""Metrics of outputs, accuracy and latency, with their statistics and statuses."""

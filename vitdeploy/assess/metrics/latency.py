@@ -1,0 +1,222 @@
+"""How long backends take: what was measured, and how two of them compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from vitdeploy.assess.data.folder_listing import left_out_dict
+from vitdeploy.assess.metrics.status import overall
+from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vitdeploy.assess.data.folder_listing import LeftOut
+    from vitdeploy.system.cpu import ThreadCount
+
+PERCENTILES = (50, 90, 99)
+_THREAD_DETAILS = ("threads", "intra_op_threads", "threads_reason")  # by backend
+
+
+class Ratio(NamedTuple):
+    """One time over another: the median of the rounds, in each of which both were measured, and the quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """One backend at one batch size, alone in its process, in milliseconds.
+
+    Attributes:
+        artifact: such as "onnx-fp32"; "reference" for the torch reference.
+        backend: what ran.
+        precision: of the artifact.
+        batch_size: images a run.
+        rounds_ms: the times of `Runtime.run` on ready input, image processing not included; those of each round.
+        image_rounds_ms: the times from the bytes of image files to outputs, image processing included.
+        processing_ms: the median time of the image processing in these.
+        load_ms: opening the artifact in a fresh process, with what its libraries import only then.
+        first_ms: the first run of the process, of the smallest batch that the artifact takes.
+        peak_memory_bytes: the most resident memory that the process held, with all batch sizes; None where the system
+            does not tell.
+        steady: whether the times had settled when the warm-up ended.
+        threads: how many threads it computes with on the CPU, and why; None where it has none.
+        details: what really ran.
+    """
+
+    artifact: str
+    backend: str
+    precision: str
+    batch_size: int
+    rounds_ms: tuple[tuple[float, ...], ...]
+    image_rounds_ms: tuple[tuple[float, ...], ...] = ()
+    processing_ms: float | None = None
+    load_ms: float | None = None
+    first_ms: float | None = None
+    peak_memory_bytes: int | None = None
+    steady: bool = True
+    threads: ThreadCount | None = None
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+    @property
+    def times_ms(self) -> tuple[float, ...]:
+        """The runs of all rounds on ready input."""
+        return tuple(itertools.chain.from_iterable(self.rounds_ms))
+
+    @property
+    def image_times_ms(self) -> tuple[float, ...]:
+        """The runs of all rounds from image files."""
+        return tuple(itertools.chain.from_iterable(self.image_rounds_ms))
+
+    def percentile_ms(self, percent: float) -> float:
+        """Of the runs on ready input."""
+        return float(np.percentile(self.times_ms, percent))
+
+    def image_percentile_ms(self, percent: float) -> float:
+        """Of the runs from image files."""
+        return float(np.percentile(self.image_times_ms, percent))
+
+    @property
+    def images_per_second(self) -> float:
+        """At the median time on ready input."""
+        return 1e3 * self.batch_size / self.percentile_ms(50)
+
+    def ratio(self, base: Latency) -> Ratio:
+        """This one's time over that of `base`, by the medians of each round: a slow spell of the machine falls on both.
+
+        Raises:
+            UsageError: they were not measured in the same rounds.
+        """
+        if len(self.rounds_ms) != len(base.rounds_ms) or self.batch_size != base.batch_size:
+            raise UsageError(
+                f"a ratio needs two latencies of one benchmark and batch size, got {self.name} at {self.batch_size} "
+                f"and {base.name} at {base.batch_size}"
+            )
+        ratios = [
+            float(np.median(own) / np.median(others))
+            for own, others in zip(self.rounds_ms, base.rounds_ms, strict=True)
+        ]
+        low, median, high = (float(value) for value in np.percentile(ratios, (25, 50, 75)))
+        return Ratio(median, low, high)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; the threads, and the reason for their number, are not among the details there."""
+        details = {name: value for name, value in self.details.items() if name not in _THREAD_DETAILS}
+        return {
+            "artifact": self.artifact,
+            "backend": self.backend,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+            "ready_input": {**_summary(self.times_ms), "images_per_second": self.images_per_second},
+            "image_files": _summary(self.image_times_ms) if self.image_rounds_ms else None,
+            "processing_ms": self.processing_ms,
+            "load_ms": self.load_ms,
+            "first_ms": self.first_ms,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "steady": self.steady,
+            "threads": None if self.threads is None else self.threads.to_dict(),
+            "details": self.details if self.threads is None else details,
+        }
+
+
+def _summary(times: Sequence[float]) -> dict[str, Any]:
+    percentiles = np.percentile(times, PERCENTILES)
+    return {
+        "runs": len(times),
+        **{f"p{percent}_ms": float(value) for percent, value in zip(PERCENTILES, percentiles, strict=True)},
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class NotMeasured:
+    """A backend that was not measured, at one batch size or (None) at all, and why.
+
+    Attributes:
+        status: "failed" where its model gives NaN or infinite values, else "skipped".
+    """
+
+    artifact: str
+    backend: str
+    precision: str
+    batch_size: int | None
+    reason: str
+    status: Literal["failed", "skipped"] = "skipped"
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """Every backend at every batch size.
+
+    Attributes:
+        bundle: the folder.
+        machine: where it was measured.
+        settings: how.
+        latencies: by batch size, and in that in the order of the backends.
+        skipped: what could not be measured.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
+    """
+
+    bundle: str
+    machine: dict[str, str]
+    settings: dict[str, Any]
+    latencies: tuple[Latency, ...]
+    skipped: tuple[NotMeasured, ...] = ()
+    processor: str | None = None
+    left_out: LeftOut | None = None
+
+    @property
+    def status(self) -> str:
+        """The outcome: "failed" or "skipped" if a backend was, or nothing was measured; else "passed"."""
+        return overall([*(each.status for each in self.skipped), *("passed" for _ in self.latencies)])
+
+    @property
+    def note(self) -> str:
+        """That backends ran with different numbers of threads, which their ratios show as well; else empty."""
+        counts = {each.backend: each.threads.count for each in self.latencies if each.threads is not None}
+        if len(set(counts.values())) < 2:
+            return ""
+        listed = ", ".join(f"{backend} {count or 'its own number'}" for backend, count in counts.items())
+        return f"the backends ran with different numbers of threads ({listed}); --threads N gives each the same"
+
+    def latency(self, name: str, batch_size: int) -> Latency:
+        """The one of that name, such as "onnxruntime fp32".
+
+        Raises:
+            UsageError: it was not measured.
+        """
+        for found in self.latencies:
+            if (found.name, found.batch_size) == (name, batch_size):
+                return found
+        measured = ", ".join(f"{found.name} at {found.batch_size}" for found in self.latencies) or "nothing"
+        raise UsageError(f"a latency must be one that was measured ({measured}), got {name} at {batch_size}")
+
+    def ratio(self, name: str, base: str, batch_size: int) -> Ratio:
+        """The time of one over that of another; see `Latency.ratio`."""
+        return self.latency(name, batch_size).ratio(self.latency(base, batch_size))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "bundle": self.bundle,
+            "processor": self.processor,
+            "status": self.status,
+            "machine": self.machine,
+            "settings": self.settings,
+            "left_out": left_out_dict(self.left_out),
+            "latencies": [latency.to_dict() for latency in self.latencies],
+            "skipped": [each.to_dict() for each in self.skipped],
+        }

@@ -1,0 +1,91 @@
+"""What an assessment says of each thing that it looked at, in one form for whoever writes it down."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vitdeploy.assess.data.folder_listing import LeftOut
+
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2
+
+
+class Verdict(NamedTuple):
+    """One outcome.
+
+    Attributes:
+        subject: such as "onnxruntime fp32".
+        name: what was looked at, such as "max_drop".
+        status: "passed", "failed" or "skipped".
+        message: what was found, in a line.
+    """
+
+    subject: str
+    name: str
+    status: str
+    message: str
+
+
+class Judged(Protocol):
+    """A result with an outcome: a comparison, of outputs or of layers, or a gate's."""
+
+    @property
+    def bundle(self) -> str: ...
+
+    @property
+    def processor(self) -> str | None: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]: ...
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What is otherwise than it was, a line each."""
+        ...
+
+    @property
+    def left_out(self) -> LeftOut | None:
+        """The files of the folder that are not among its images; None where no folder was listed."""
+        ...
+
+
+class ByResult:
+    """A comparison of several, judged by what each came to.
+
+    Attributes:
+        results: of each; they have a `status` and `verdicts` of their own.
+    """
+
+    results: tuple[Any, ...]
+
+    @property
+    def status(self) -> str:
+        """The outcome: "failed" if a result is, else "skipped" if one is or nothing ran, else "passed"."""
+        return overall(result.status for result in self.results)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Those of every result, for a report."""
+        return tuple(verdict for result in self.results for verdict in result.verdicts)
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """None: nothing is compared with an earlier comparison."""
+        return ()
+
+
+def overall(statuses: Iterable[str]) -> str:
+    """The outcome of several: "failed" if one is, else "skipped" if one is or there is none, else "passed"."""
+    found = set(statuses) or {"skipped"}
+    return next(status for status in ("failed", "skipped", "passed") if status in found)
+
+
+def writable(text: str) -> str:
+    """The text, with what no XML or UTF-8 file can hold replaced: names of files and classes are anybody's."""
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

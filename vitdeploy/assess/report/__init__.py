@@ -1,0 +1,1 @@
+"""Turn results into tables, plots, HTML, Markdown and JUnit XML."""

@@ -1,0 +1,193 @@
+"""Which images of an evaluation or a comparison a report shows, and what each backend made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.assess.data.dataset import open_data
+from vitdeploy.assess.metrics.accuracy import NOT_FINITE
+from vitdeploy.errors import ImageError, VitDeployError
+from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
+from vitdeploy.predictor import Prediction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    from vitdeploy.assess.compare.compare import Comparison
+    from vitdeploy.assess.compare.worst_images import FarImage
+    from vitdeploy.assess.data.dataset import LabelledData
+    from vitdeploy.assess.evaluate.evaluate import Evaluation
+
+MOST = 12  # of a group
+_SEEN = 0.01  # a smaller difference of two scores is none on a page that shows them in tenths of a percent
+_WORST = 2.0  # stands for the score of an image whose logits are not finite: above any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """An image, its class, and what each backend makes of it.
+
+    Attributes:
+        image: its name.
+        expected: its class.
+        predictions: by backend, such as "onnxruntime fp32", its best class; of index -1 where no logit is best, for
+            they are not all finite.
+        load: gives the bytes of its file; raises ImageError where it cannot be read.
+        distance: the largest difference of a logit, over the largest of the reference's; None where it is not known.
+    """
+
+    image: str
+    expected: str
+    predictions: Mapping[str, Prediction]
+    load: Callable[[], bytes]
+    distance: float | None = None
+
+    @property
+    def correct(self) -> bool:
+        """Whether every backend's best class is the expected one."""
+        return all(best.label == self.expected for best in self.predictions.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "image": self.image,
+            "expected": self.expected,
+            "correct": self.correct,
+            "predictions": {name: best.to_dict() for name, best in self.predictions.items()},
+            "distance": self.distance,
+        }
+
+
+def worst_images(evaluation: Evaluation) -> dict[str, tuple[Sample, ...]]:
+    """By heading: those furthest from the reference, and those misclassified with the highest score.
+
+    The further ones are those of which an artifact makes another class than the reference, the surer both the further;
+    then those whose score differs by a point or more.
+    """
+    ran = [result for result in evaluation.results if result.skipped is None]
+    if not ran:
+        return {}
+    best = np.stack([result.classes[:, 0] for result in ran])  # (B, N)
+    scores = np.stack([np.where(np.isnan(result.scores), _WORST, result.scores) for result in ran])  # (B, N)
+    groups: dict[str, list[int]] = {}
+    total = len(evaluation.images)
+    reference = evaluation.reference
+    if reference is not None:
+        index = ran.index(reference)
+        between = np.minimum(scores, scores[index])
+        distance = np.where(best != best[index], _WORST + between, np.abs(scores - scores[index])).max(axis=0)
+        far = _in_order(distance, distance >= _SEEN)
+        groups[_heading("Furthest from the reference", len(far), total)] = far
+    wrong = best != evaluation.targets
+    wrongly = _in_order(np.where(wrong, scores, 0).max(axis=0), wrong.any(axis=0))
+    groups[_heading("Misclassified with the highest score", len(wrongly), total)] = wrongly
+    shown = {heading: found[:MOST] for heading, found in groups.items() if found}
+    images = _Images(evaluation)
+    return {heading: _samples(evaluation, found, images) for heading, found in shown.items()}
+
+
+def furthest_images(comparison: Comparison) -> dict[str, tuple[Sample, ...]]:
+    """By heading: the images, of those that are files, of which an artifact makes most else than the reference.
+
+    The expected class is the reference's.
+    """
+    far: dict[str, list[tuple[str, FarImage]]] = {}
+    for result in comparison.results:
+        for each in result.furthest:
+            if each.image:
+                far.setdefault(each.image, []).append((f"{result.artifact} on {result.backend}", each))
+    order = sorted(far, key=lambda image: -max(each.distance for _, each in far[image]))
+    samples = tuple(
+        Sample(
+            image,
+            far[image][0][1].reference.label,
+            {"reference": far[image][0][1].reference, **{name: each.artifact for name, each in far[image]}},
+            functools.partial(_read, Path(image)),
+            max(each.distance for _, each in far[image]),
+        )
+        for image in order[:MOST]
+    )
+    return {"Furthest from the reference, whose class stands for the right one": samples} if samples else {}
+
+
+def first_of_each_class(evaluation: Evaluation) -> tuple[Sample, ...]:
+    """The first image of each class that has any."""
+    _, first = np.unique(evaluation.targets, return_index=True)
+    return _samples(evaluation, first.tolist(), _Images(evaluation))
+
+
+def _in_order(values: NDArray[Any], chosen: NDArray[np.bool_]) -> list[int]:
+    """Positions of the chosen, the largest value first."""
+    order = np.argsort(-values, kind="stable")
+    found: list[int] = order[chosen[order]].tolist()
+    return found
+
+
+def _heading(what: str, count: int, total: int) -> str:
+    return f"{what}: {count} of {total}" + (f", the first {MOST}" if count > MOST else "")
+
+
+class _Images:
+    """The data set of an evaluation, opened when an image of it is asked for: it may be gone by then, or changed."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._source, self._labels = evaluation.data, evaluation.labels
+
+    @functools.cached_property
+    def _data(self) -> LabelledData:
+        return open_data(self._source, self._labels)
+
+    @functools.cached_property
+    def _positions(self) -> dict[str, int]:
+        return {name: position for position, name in enumerate(self._data.names)}
+
+    def load(self, name: str) -> bytes:
+        """The bytes of the image of that name.
+
+        Raises:
+            ImageError: there are none any more, and why.
+        """
+        try:
+            position = self._positions.get(name)
+        except VitDeployError as exc:
+            raise ImageError(f"cannot read {name!r}: {exc}") from exc
+        if position is None:
+            raise ImageError(f"cannot read {name!r}: {self._source} does not hold it any more")
+        return self._data.load(position)
+
+
+def _samples(evaluation: Evaluation, positions: Iterable[int], images: _Images) -> tuple[Sample, ...]:
+    names = evaluation.class_names
+    return tuple(
+        Sample(
+            evaluation.images[position],
+            names[evaluation.targets[position]],
+            {
+                result.name: _best(names, int(result.classes[position, 0]), float(result.scores[position]))
+                for result in evaluation.results
+                if result.skipped is None
+            },
+            functools.partial(images.load, evaluation.images[position]),
+        )
+        for position in positions
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_regular(path, MOST_IMAGE_BYTES)
+    except OSError as exc:
+        raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}") from exc
+
+
+def _best(names: tuple[str, ...], index: int, score: float) -> Prediction:
+    if index == NOT_FINITE:
+        return Prediction("not finite", NOT_FINITE, math.nan)
+    return Prediction(names[index], index, score)

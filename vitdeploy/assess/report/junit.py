@@ -1,0 +1,54 @@
+"""The outcome of a comparison, of outputs or of layers, or of a gate as JUnit XML, which CI servers show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET  # written alone, never parsed
+
+from vitdeploy.assess.metrics.status import writable
+from vitdeploy.assess.report.written import write_result
+
+if TYPE_CHECKING:
+    import os
+
+    from vitdeploy.assess.metrics.status import Judged
+
+
+def junit(result: Judged) -> bytes:
+    """A test case a verdict, in UTF-8; the image processor's origin and the files left out are properties.
+
+    One that was skipped is an error, not a skipped test: CI servers take the latter for a pass, and it is none.
+    """
+    found = result.verdicts
+    counts = {
+        "tests": len(found),
+        "failures": sum(each.status == "failed" for each in found),
+        "errors": sum(each.status == "skipped" for each in found),
+        "skipped": 0,
+    }
+    attributes = {name: str(count) for name, count in counts.items()}
+    root = ET.Element("testsuites", attributes)
+    suite = ET.SubElement(root, "testsuite", {"name": writable(f"vitdeploy {result.bundle}"), **attributes})
+    told = {"image processor": result.processor, "left out": None if result.left_out is None else str(result.left_out)}
+    stated = {name: writable(value) for name, value in told.items() if value is not None}
+    if stated:
+        properties = ET.SubElement(suite, "properties")
+        for name, value in stated.items():
+            ET.SubElement(properties, "property", {"name": name, "value": value})
+    for each in found:
+        case = ET.SubElement(suite, "testcase", {"classname": writable(each.subject), "name": writable(each.name)})
+        if each.status != "passed":
+            kind = "failure" if each.status == "failed" else "error"
+            ET.SubElement(case, kind, {"message": writable(each.message), "type": each.status})
+    ET.indent(root)
+    return bytes(ET.tostring(root, "utf-8", xml_declaration=True)) + b"\n"
+
+
+def write_junit(path: str | os.PathLike[str], result: Judged) -> None:
+    """Write `junit`; a file that exists is replaced whole or not at all.
+
+    Raises:
+        UsageError: it is part of what the result is of.
+        OutputError: it cannot be written.
+    """
+    write_result(path, junit(result), result)

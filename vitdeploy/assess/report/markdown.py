@@ -1,0 +1,79 @@
+"""The outcome of an assessment in Markdown, for the summary of a CI job."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+from vitdeploy.assess.metrics.status import writable
+from vitdeploy.assess.report.tables import Measured, tables
+from vitdeploy.assess.report.written import write_result
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Sequence
+
+    from vitdeploy.assess.metrics.status import Judged
+    from vitdeploy.assess.report.tables import Table
+
+_MARKS = {"passed": "✅ passed", "failed": "❌ failed", "skipped": "⚠️ skipped"}
+
+
+def markdown(result: Judged | Measured) -> str:
+    """A heading with the outcome, and tables: of what did not pass before what did, or of what was measured."""
+    lines = [f"### {_MARKS[result.status]}: {_cell(result.bundle)}", ""]
+    if result.processor is not None:
+        lines += [f"Image processor: {_cell(result.processor)}", ""]
+    lines += _tables(tables(result)) if isinstance(result, Measured) else _verdicts(result)
+    if result.left_out is not None:
+        lines += ["", _cell(str(result.left_out))]
+    return "\n".join(lines) + "\n"
+
+
+def write_markdown(path: str | os.PathLike[str], result: Judged | Measured) -> None:
+    """Write `markdown`; a file that exists is replaced whole or not at all.
+
+    Raises:
+        UsageError: it is part of what the result is of.
+        OutputError: it cannot be written.
+    """
+    write_result(path, markdown(result).encode(), result)
+
+
+def _verdicts(result: Judged) -> list[str]:
+    found = result.verdicts
+    order = ["failed", "skipped", "passed"]
+    rows = [
+        (_MARKS[each.status], *map(_cell, (each.subject, each.name, each.message)))
+        for each in sorted(found, key=lambda verdict: order.index(verdict.status))
+    ]
+    lines = [
+        ", ".join(f"{sum(each.status == status for each in found)} {status}" for status in _MARKS),
+        "",
+        *_table(("outcome", "subject", "check", "found"), rows),
+    ]
+    if result.changes:
+        lines += ["", "Since the baseline:", "", *(f"- {_cell(change)}" for change in result.changes)]
+    return lines
+
+
+def _tables(found: Iterable[Table]) -> list[str]:
+    lines: list[str] = []
+    for title, columns, rows in found:
+        lines += [f"{_cell(title)}:", ""] if title else []
+        full = [(*map(_cell, row), *[""] * (len(columns) - len(row))) for row in rows]
+        lines += [*_table([_cell(name) for name in columns], full), ""]
+    return lines[:-1]
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    body = [columns, ["---"] * len(columns), *rows]
+    return [f"| {' | '.join(row)} |" for row in body]
+
+
+def _cell(text: str) -> str:
+    """Text in which no table, link or tag begins or ends."""
+    line = html.escape(" ".join(writable(text).split()), quote=False)
+    for mark in "\\|`*_[]~":
+        line = line.replace(mark, f"\\{mark}")
+    return line

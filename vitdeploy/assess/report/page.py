@@ -1,0 +1,91 @@
+"""A report as one HTML file that needs nothing beside it: no network, no script, no other file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.assess.metrics.status import writable
+from vitdeploy.assess.report.page_data import MOST_LAYERS, confusions, headlines, least_accurate, statuses
+from vitdeploy.assess.report.pictures import picture_of
+from vitdeploy.assess.report.plots import accuracy_plot, calibration_plot, latency_plot, layers_plot, sensitivity_plot
+from vitdeploy.assess.report.report import Report, report_of
+from vitdeploy.assess.report.written import write_result
+from vitdeploy.errors import MissingDependencyError
+
+try:
+    import jinja2
+except ModuleNotFoundError as exc:
+    raise MissingDependencyError("the HTML report", "report") from exc
+
+if TYPE_CHECKING:
+    import os
+
+    from vitdeploy.assess.metrics.latency import Latency
+    from vitdeploy.assess.report.report import Assessed
+
+
+def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
+    """Write the page; a file that exists is replaced whole or not at all. Equal reports give equal bytes.
+
+    An image that cannot be read any more is named in its place.
+
+    Raises:
+        UsageError: it is no result of an assessment, or the file is part of what the result is of.
+        OutputError: the file cannot be written; the one before is untouched.
+    """
+    report = result if isinstance(result, Report) else report_of(result)
+    parts = (report.gate, report.comparison, report.layers, report.sensitivity, report.evaluation, report.benchmark)
+    write_result(path, writable(_render(report)).encode(), *(part for part in parts if part is not None))
+
+
+def _render(report: Report) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["picture"] = picture_of
+    template = environment.get_template("report.html")
+    return template.render(
+        report=report,
+        headlines=headlines(report),
+        statuses=statuses(report),
+        **_layers(report),
+        **_sensitivity(report),
+        **_accuracy(report),
+        **_latency(report),
+    )
+
+
+def _layers(report: Report) -> dict[str, Any]:
+    compared = [each for each in report.layers.results if each.parts] if report.layers else []
+    return {"layers_plot": layers_plot(compared) if compared else None}
+
+
+def _sensitivity(report: Report) -> dict[str, Any]:
+    found = report.sensitivity
+    return {"sensitivity_plot": None if found is None else sensitivity_plot(found), "most_layers": MOST_LAYERS}
+
+
+def _accuracy(report: Report) -> dict[str, Any]:
+    evaluation = report.evaluation
+    ran = [each for each in evaluation.results if each.skipped is None] if evaluation else []
+    if evaluation is None or not ran:
+        return {"ran": [], "accuracy_plot": None, "calibration_plot": None, "confusions": [], "classes": None}
+    return {
+        "ran": ran,
+        "accuracy_plot": accuracy_plot(evaluation),
+        "calibration_plot": calibration_plot(evaluation),
+        "confusions": confusions(evaluation),
+        "classes": least_accurate(evaluation),
+    }
+
+
+def _latency(report: Report) -> dict[str, Any]:
+    batches: dict[int, list[Latency]] = {}
+    for latency in report.benchmark.latencies if report.benchmark else ():
+        batches.setdefault(latency.batch_size, []).append(latency)
+    return {"batches": batches, "latency_plot": latency_plot(batches) if batches else None}

@@ -1,0 +1,181 @@
+"""What the page of a report says of the results: figures that stand out, and tables that stay small."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vitdeploy.assess.evaluate.evaluate import Evaluation
+    from vitdeploy.assess.metrics.accuracy import Accuracy, Predictions
+    from vitdeploy.assess.report.report import Report
+
+MATRIX_CLASSES = 25  # a larger confusion matrix is no longer read, and grows with the square
+MOST_PAIRS = 30
+MOST_LAYERS = 10  # of the table of sensitivities that is open; the others are below it
+MOST_CLASSES = 50  # of a table of classes, where there are more than twice as many
+
+
+class Headline(NamedTuple):
+    """One of the figures that stand out at the top."""
+
+    label: str
+    value: str
+    note: str
+
+
+class Cell(NamedTuple):
+    """How many images of a label have a class for their best, and their share of the label's."""
+
+    images: int
+    share: float
+
+
+class Confusion(NamedTuple):
+    """Which classes are taken for which.
+
+    Attributes:
+        names: of the backends, all of which take the same for the same.
+        classes: the names of the matrix's rows and columns; none where there are too many of them.
+        rows: of the matrix.
+        pairs: label, class and images, where the two differ, the most frequent first.
+        left_out: how many further pairs there are.
+    """
+
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    pairs: tuple[tuple[str, str, int], ...]
+    left_out: int
+
+
+class Classes(NamedTuple):
+    """Accuracies by class: those of all, or of the `len(rows)` least accurate of `total`."""
+
+    rows: tuple[tuple[str, tuple[Accuracy, ...]], ...]
+    total: int
+
+
+def statuses(report: Report) -> dict[str, str]:
+    """The outcome of each part, by what it is."""
+    parts = {
+        "Gate": report.gate,
+        "Comparison": report.comparison,
+        "Layers": report.layers,
+        "Sensitivity": report.sensitivity,
+        "Accuracy": report.evaluation,
+        "Latency": report.benchmark,
+    }
+    return {name: part.status for name, part in parts.items() if part is not None}
+
+
+def headlines(report: Report) -> list[Headline]:
+    """A few figures of each part."""
+    return [
+        *_of_gate(report),
+        *_of_comparison(report),
+        *_of_layers(report),
+        *_of_sensitivity(report),
+        *_of_accuracy(report),
+        *_of_latency(report),
+    ]
+
+
+def confusions(evaluation: Evaluation) -> list[Confusion]:
+    """One for all the backends that take the same classes for the same."""
+    alike: dict[object, list[Predictions]] = {}
+    for result in evaluation.results:
+        if result.skipped is None:
+            correct = tuple(each.correct for each in evaluation.per_class(result).values())
+            alike.setdefault((tuple(evaluation.confused(result)), correct), []).append(result)
+    return [_confusion(evaluation, results) for results in alike.values()]
+
+
+def least_accurate(evaluation: Evaluation) -> Classes:
+    """Every class, in the model's order; of a great many those of the lowest accuracy with any backend."""
+    ran = [evaluation.per_class(result) for result in evaluation.results if result.skipped is None]
+    rows = [(name, tuple(of_backend[name] for of_backend in ran)) for name in ran[0]]
+    if len(rows) > 2 * MOST_CLASSES:
+        lowest = sorted(rows, key=lambda row: min(accuracy.value for accuracy in row[1]))
+        return Classes(tuple(lowest[:MOST_CLASSES]), len(rows))
+    return Classes(tuple(rows), len(rows))
+
+
+def _confusion(evaluation: Evaluation, results: list[Predictions]) -> Confusion:
+    names = tuple(f"{result.artifact} on {result.backend}" for result in results)
+    pairs = evaluation.confused(results[0])
+    if len(evaluation.labels) > MATRIX_CLASSES:
+        return Confusion(names, (), (), tuple(pairs[:MOST_PAIRS]), max(0, len(pairs) - MOST_PAIRS))
+    counts = evaluation.confusion(results[0]).tolist()
+    rows = tuple(tuple(Cell(count, count / (sum(row) or 1)) for count in row) for row in counts)
+    return Confusion(names, evaluation.class_names, rows, tuple(pairs), 0)
+
+
+def _of_gate(report: Report) -> Iterator[Headline]:
+    if report.gate is not None:
+        checks = report.gate.checks
+        for status in ("failed", "skipped"):
+            names = [f"{check.rule} of {check.subject}" for check in checks if check.status == status]
+            if names:
+                more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+                yield Headline(f"Checks that {status}" if status == "failed" else "Checks skipped",
+                               f"{len(names)} of {len(checks)}", ", ".join(names[:2]) + more)  # fmt: skip
+        if report.gate.status == "passed":
+            yield Headline("Checks passed", f"{len(checks)} of {len(checks)}", "none failed or was skipped")
+
+
+def _of_comparison(report: Report) -> Iterator[Headline]:
+    for result in report.comparison.results if report.comparison else ():
+        for item in result.differences:
+            allowed = f"of the largest value of {item.output}; {result.tolerance:g} is allowed"
+            yield Headline(
+                f"{result.artifact} on {result.backend}, largest difference", _exponential(item.max_relative), allowed
+            )
+            if item.top1_agreement is not None:
+                agreement = f"{item.top1_agreement:.2%}"
+                yield Headline(
+                    f"{result.artifact} on {result.backend}, same best class", agreement, f"of {item.count} images"
+                )
+
+
+def _of_layers(report: Report) -> Iterator[Headline]:
+    for result in report.layers.results if report.layers else ():
+        if result.parts:
+            worst = max(result.parts, key=lambda part: part.worst.required_tolerance)
+            largest = f"{_exponential(worst.worst.max_relative)}, of {worst.part}"
+            note = f"{result.tolerance:g} is allowed; the largest is {largest}"
+            yield Headline(f"{result.artifact}, first part that diverges", result.first or "none", note)
+
+
+def _of_sensitivity(report: Report) -> Iterator[Headline]:
+    found = report.sensitivity
+    if found is not None:
+        first = found.ranked[0]
+        note = f"relative error with it alone in {found.precision}; {_exponential(found.error)} with all layers"
+        yield Headline(f"{first.label}, the most sensitive layer", _exponential(first.error), note)
+
+
+def _of_accuracy(report: Report) -> Iterator[Headline]:
+    evaluation = report.evaluation
+    for result in evaluation.results if evaluation else ():
+        if evaluation is not None and result.skipped is None:
+            found = evaluation.top1(result)
+            note = f"{found.correct} of {found.total} images"
+            yield Headline(f"{result.artifact} on {result.backend}, accuracy", f"{found.value:.2%}", note)
+
+
+def _of_latency(report: Report) -> Iterator[Headline]:
+    latencies = report.benchmark.latencies if report.benchmark else ()
+    for first in latencies[:1]:
+        same_batch = [latency for latency in latencies if latency.batch_size == first.batch_size]
+        fastest = max(same_batch, key=lambda latency: latency.images_per_second)
+        ratio = f"{fastest.ratio(first).median:.2f} of the time of {first.name}"
+        note = "the fastest" if fastest is first else ratio
+        yield Headline(f"{fastest.name}, batch {first.batch_size}", f"{fastest.percentile_ms(50):.3g} ms", note)
+
+
+def _exponential(value: float) -> str:
+    """A difference in two digits, in words where it is no number."""
+    return f"{value:.1e}" if math.isfinite(value) else "not finite"

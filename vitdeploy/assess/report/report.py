@@ -1,0 +1,117 @@
+"""What a report shows, made from the result of any assessment."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from vitdeploy.assess.benchmark.environment import machine
+from vitdeploy.assess.compare.compare import Comparison
+from vitdeploy.assess.debug.layers import LayerComparison
+from vitdeploy.assess.debug.sensitivity import Sensitivity
+from vitdeploy.assess.evaluate.evaluate import Evaluation
+from vitdeploy.assess.gate.gate import GateResult
+from vitdeploy.assess.metrics.latency import Benchmark
+from vitdeploy.assess.report.example_images import Sample, furthest_images, worst_images
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import NOT_RECORDED
+from vitdeploy.errors import BundleError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Assessed: TypeAlias = "Comparison | LayerComparison | Sensitivity | Evaluation | Benchmark | GateResult"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """What a report shows; a part that is absent is left out.
+
+    Attributes:
+        title: of the page.
+        source: the model and its artifacts, as names and values.
+        machine: where the figures were measured, as names and values.
+        gate: its checks.
+        comparison: the artifacts against the reference.
+        layers: the same, part by part.
+        sensitivity: what each layer does alone in a lower precision.
+        evaluation: accuracy on labelled images.
+        benchmark: latencies; the first of each batch size is what the others are compared with.
+        samples: images with predictions, in groups by heading.
+    """
+
+    title: str
+    source: Mapping[str, str]
+    machine: Mapping[str, str]
+    gate: GateResult | None = None
+    comparison: Comparison | None = None
+    layers: LayerComparison | None = None
+    sensitivity: Sensitivity | None = None
+    evaluation: Evaluation | None = None
+    benchmark: Benchmark | None = None
+    samples: Mapping[str, Sequence[Sample]] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("gate", "comparison", "layers", "sensitivity", "evaluation", "benchmark")
+        parts = {name: getattr(self, name) for name in names}
+        return {
+            "title": self.title,
+            "source": dict(self.source),
+            "machine": dict(self.machine),
+            **{name: None if part is None else part.to_dict() for name, part in parts.items()},
+            "samples": {heading: [sample.to_dict() for sample in group] for heading, group in self.samples.items()},
+        }
+
+
+def report_of(result: Assessed) -> Report:
+    """The report of one result: with what a gate measured, and with the worst images of an evaluation or a comparison.
+
+    Raises:
+        UsageError: it is no result of an assessment.
+    """
+    kinds = {
+        Comparison: ("comparison", "Comparison with the reference"),
+        LayerComparison: ("layers", "Comparison layer by layer"),
+        Sensitivity: ("sensitivity", "Sensitivity"),
+        Evaluation: ("evaluation", "Accuracy"),
+        Benchmark: ("benchmark", "Latency"),
+        GateResult: ("gate", "Gate"),
+    }
+    if type(result) not in kinds:
+        names = ", ".join(kind.__name__ for kind in kinds)
+        raise UsageError(f"a report must be of a {names}, got {type(result).__name__}")
+    part, title = kinds[type(result)]
+    parts: dict[str, Any] = {part: result}
+    if isinstance(result, GateResult):
+        parts |= {"evaluation": result.evaluation, "benchmark": result.benchmark}
+    evaluation, benchmark = parts.get("evaluation"), parts.get("benchmark")
+    samples = {} if evaluation is None else worst_images(evaluation)
+    if isinstance(result, Comparison):
+        samples = furthest_images(result)
+    return Report(
+        title=f"{title}: {Path(result.bundle).name or result.bundle}",
+        source=source_of(result.bundle),
+        machine=machine() if benchmark is None else benchmark.machine,
+        samples=samples,
+        **parts,
+    )
+
+
+def source_of(folder: str) -> dict[str, str]:
+    """Names and values that say what a bundle holds; its folder alone, where it is gone."""
+    facts = {"bundle": folder}
+    try:
+        manifest = Bundle.open(folder).manifest
+    except BundleError:
+        return facts
+    facts |= {"model": manifest.source.id, "revision": manifest.source.revision or "", "task": manifest.task}
+    facts["image processor"] = manifest.processor or NOT_RECORDED
+    if manifest.source.base is not None:
+        facts |= {"merged into": manifest.source.base, "base revision": manifest.source.base_revision or ""}
+    facts |= {f"{file.path} sha256": file.sha256 for file in manifest.source.weights}
+    for artifact in manifest.artifacts:
+        name = artifact.name
+        facts[name] = ", ".join(f"{file.path} ({file.size_bytes / 1e6:.1f} MB)" for file in artifact.files)
+        facts |= {f"{name} {key}": str(value) for key, value in {**artifact.options, **artifact.tools}.items()}
+    return facts

@@ -1,0 +1,111 @@
+"""Tables of results, for a terminal and for a job's summary."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from vitdeploy.assess.debug.sensitivity import Sensitivity
+from vitdeploy.assess.evaluate.evaluate import Evaluation
+from vitdeploy.assess.metrics.latency import Benchmark
+
+if TYPE_CHECKING:
+    from vitdeploy.assess.metrics.accuracy import Predictions
+    from vitdeploy.assess.metrics.latency import Latency
+
+
+class Table(NamedTuple):
+    """A table.
+
+    Attributes:
+        title: of the table; "" where it needs none.
+        columns: their names.
+        rows: a cell a column, or fewer.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+Measured: TypeAlias = Evaluation | Benchmark | Sensitivity
+
+
+@functools.singledispatch
+def tables(_result: Any) -> tuple[Table, ...]:
+    """The tables of a measurement; none of a result that is judged, whose verdicts say it all."""
+    return ()
+
+
+@tables.register
+def _of_evaluation(result: Evaluation) -> tuple[Table, ...]:
+    """A row a backend."""
+    columns = (
+        "artifact",
+        "backend",
+        "top-1 (95 % interval)",
+        "top-5",
+        "ECE",
+        "agrees with the reference",
+        "not finite",
+    )
+    return (Table("", columns, tuple(_accuracies(result, each) for each in result.results)),)
+
+
+@tables.register
+def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
+    """A row a backend and batch size; their threads; and a table of what could not be measured, if anything."""
+    first = {latency.batch_size: latency for latency in reversed(result.latencies)}
+    columns = ("backend", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "time / the first's (quartiles)",
+               "from image files, p50 ms", "load ms", "first run ms", "peak MB", "steady")  # fmt: skip
+    rows = tuple(_latency(latency, first[latency.batch_size]) for latency in result.latencies)
+    skipped = tuple(
+        (f"{each.backend} {each.precision}", str(each.batch_size or "all"), each.reason) for each in result.skipped
+    )
+    missing = (Table("Not measured", ("backend", "batch", "why"), skipped),) if skipped else ()
+    counts = {each.name: each.threads for each in result.latencies if each.threads is not None}
+    threads = tuple((name, str(found.count), found.reason) for name, found in counts.items())
+    title = f"Threads: {result.note}" if result.note else "Threads"
+    started = (Table(title, ("backend", "threads", "why"), threads),) if threads else ()
+    return (Table("", columns, rows), *started, *missing)
+
+
+@tables.register
+def _of_sensitivity(result: Sensitivity) -> tuple[Table, ...]:
+    """A row a layer, the most sensitive first."""
+    columns = ("layer", "part", "operator", "relative error", "nodes, as --keep-fp32 takes them")
+    rows = tuple(
+        (each.label, each.part, each.op_type, f"{each.error:.2e}", ", ".join(each.nodes)) for each in result.ranked
+    )
+    return (Table(result.summary, columns, rows),)
+
+
+def _accuracies(result: Evaluation, predictions: Predictions) -> tuple[str, ...]:
+    head = (predictions.artifact, predictions.name.strip())
+    if predictions.skipped is not None:
+        return (*head, f"skipped: {predictions.skipped}")
+    reference = result.reference
+    return (
+        *head,
+        str(result.top1(predictions)),
+        f"{result.top5(predictions).value:.2%}",
+        f"{result.calibration(predictions).ece:.4f}",
+        "" if reference is None else f"{result.agreement(predictions, reference).value:.2%}",
+        str(predictions.not_finite),
+    )
+
+
+def _latency(latency: Latency, first: Latency) -> tuple[str, ...]:
+    ratio = latency.ratio(first)
+    return (
+        latency.name,
+        str(latency.batch_size),
+        *(f"{latency.percentile_ms(percent):.3f}" for percent in (50, 90, 99)),
+        f"{latency.images_per_second:,.0f}",
+        "1" if latency is first else f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})",
+        f"{latency.image_percentile_ms(50):.3f}" if latency.image_rounds_ms else "",
+        "" if latency.load_ms is None else f"{latency.load_ms:.0f}",
+        "" if latency.first_ms is None else f"{latency.first_ms:.1f}",
+        "" if latency.peak_memory_bytes is None else f"{latency.peak_memory_bytes / 1e6:.0f}",
+        "yes" if latency.steady else "no",
+    )

@@ -1,0 +1,1 @@
+"""Which artifact runs on which backend, and the runs of the reference."""

@@ -1,0 +1,104 @@
+"""Take what a bundle's folder holds into the folder that replaces it, and say what links may do there.
+
+1. The folder of a bundle may be a link: the folder that it leads to is replaced, and the link stays.
+2. Links in the folder are followed by whoever reads the bundle, also out of it; checksums vouch for the content.
+3. Nothing is written through a link in the folder: a file that replaces one takes the link's place.
+4. An export keeps every link that it does not replace, as it is. A link to a file of the bundle that the manifest names
+   becomes that file, since the file may be replaced.
+5. Where an export writes into a folder that is a link, the link becomes a folder with a link to each entry of the other
+   one, and the new files.
+
+So an export never alters what lies outside the folder, and what was in it can be read as before. A file that the
+manifest does not name is kept; an export that would need its name is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitdeploy.errors import UsageError
+from vitdeploy.files.regular_file import open_regular
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptFiles:
+    """What is kept of a folder, and where it goes.
+
+    Attributes:
+        old: the folder that is to be replaced.
+        new: the one that replaces it, with the new files.
+        named: the files, relative to `old`, that its manifest names, and the manifest.
+        dropped: those of them that are not kept, whether `new` has them or not.
+    """
+
+    old: Path
+    new: Path
+    named: AbstractSet[str]
+    dropped: AbstractSet[str]
+
+    def take(self) -> None:
+        """Give `new` what is kept: files by a second name, or a copy where the file system has no hard links.
+
+        Raises:
+            UsageError: `new` has something in the place of a file that the manifest does not name, or of a folder.
+            OSError: a file cannot be written, or is a pipe or a device that can have no second name.
+        """
+        self._folder(self.old, "", None)
+
+    def _folder(self, source: Path, below: str, links: Path | None) -> None:
+        """Take the entries of a folder: themselves, or links to them where the folder was one, to `links`."""
+        with os.scandir(source) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                name = f"{below}{entry.name}"
+                if name not in self.dropped:
+                    self._entry(entry, name, None if links is None else links / entry.name)
+        shutil.copystat(source, self.new / below)
+
+    def _entry(self, entry: os.DirEntry[str], name: str, link_to: Path | None) -> None:
+        place = self.new / name
+        if os.path.lexists(place):
+            if entry.is_dir() and place.is_dir():
+                inner = Path(entry.path).readlink() if link_to is None and entry.is_symlink() else link_to
+                self._folder(Path(entry.path), f"{name}/", None if inner is None else _from_inside(inner))
+            elif name not in self.named or entry.is_dir() or place.is_dir():
+                raise UsageError(
+                    f"{self.old / name} is not part of the bundle (the manifest does not name it), and the export "
+                    f"writes {name}; move it away, or choose another output"
+                )
+        elif link_to is not None:
+            place.symlink_to(link_to, target_is_directory=entry.is_dir())
+        elif entry.is_symlink():
+            if name in self.named and self.old.resolve() in (file := Path(entry.path).resolve()).parents:
+                link(file, place)
+            else:
+                place.symlink_to(Path(entry.path).readlink(), target_is_directory=entry.is_dir())
+        elif entry.is_dir():
+            place.mkdir()
+            self._folder(Path(entry.path), f"{name}/", None)
+        else:
+            link(entry.path, place)
+
+
+def _from_inside(link: Path) -> Path:
+    """What a link would be from a folder in its own place."""
+    return Path(os.pardir) / link  # which is the link where that is absolute
+
+
+def link(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Give a file a second name, or a copy where the file system has no hard links.
+
+    Raises:
+        OSError: neither can be; a pipe or a device is not copied.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        open_regular(source).close()
+        shutil.copy2(source, target)

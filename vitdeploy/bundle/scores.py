@@ -1,0 +1,86 @@
+"""Scores of a classification head's outputs, by its problem type (numpy alone)."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.bundle.labels import class_names
+from vitdeploy.errors import CheckpointError
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+
+class ProblemType(str, enum.Enum):
+    """How the outputs of a head are read; the values are those of `problem_type` in transformers' `config.json`."""
+
+    SINGLE_LABEL = "single_label_classification"
+    MULTI_LABEL = "multi_label_classification"
+    REGRESSION = "regression"
+
+    def __str__(self) -> str:
+        return self.value
+
+    def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (N, num_labels) -> scores of the same shape, as transformers' image-classification pipeline does.
+
+        Softmax over the classes of a single-label head, a sigmoid for each output of a multi-label head; the outputs
+        of a regression stay as they are.
+        """
+        if self is ProblemType.REGRESSION:
+            return logits
+        return _softmax(logits) if self is ProblemType.SINGLE_LABEL else _sigmoid(logits)
+
+
+def stated_problem_type(config: Mapping[str, Any]) -> ProblemType | None:
+    """`problem_type` of a `config.json`; None where it has none.
+
+    Raises:
+        CheckpointError: the problem type is unknown, or does not fit one label.
+    """
+    stated = config.get("problem_type")
+    if stated is None:
+        return None
+    if not isinstance(stated, str) or stated not in [each.value for each in ProblemType]:
+        known = ", ".join(ProblemType)
+        raise CheckpointError(f"config.json: unknown problem_type {stated!r:.80}; expected one of {known}, or null")
+    if stated == ProblemType.SINGLE_LABEL and len(class_names(config)) == 1:  # transformers refuses it too
+        raise CheckpointError(
+            f"config.json: problem_type {stated} needs two labels or more, id2label has one; set problem_type to "
+            f"{ProblemType.REGRESSION} or {ProblemType.MULTI_LABEL}"
+        )
+    return ProblemType(stated)
+
+
+def default_problem_type(num_labels: int) -> ProblemType:
+    """That of a classifier whose `config.json` states none: one output alone is a sigmoid, as in the pipeline."""
+    return ProblemType.MULTI_LABEL if num_labels == 1 else ProblemType.SINGLE_LABEL
+
+
+def problem_type_of(task: str, config: Mapping[str, Any]) -> ProblemType:
+    """That of a model by its `config.json`; other tasks' logits are over classes, as those of BEiT's visual tokens.
+
+    Raises:
+        CheckpointError: as `stated_problem_type`.
+    """
+    if task != Task.CLASSIFICATION:
+        return ProblemType.SINGLE_LABEL
+    return stated_problem_type(config) or default_problem_type(len(class_names(config)))
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # exp(-x) is infinite below -88, and the score is 0, which is right
+        scores: NDArray[Any] = 1.0 / (1.0 + np.exp(-logits))
+    return scores
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    scores: NDArray[Any] = exponents / exponents.sum(axis=-1, keepdims=True)
+    return scores

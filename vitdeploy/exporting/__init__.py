@@ -1,0 +1,1 @@
+"""The export workflow: options, artifacts, engines, calibration and validation."""

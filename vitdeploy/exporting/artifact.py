@@ -1,0 +1,225 @@
+"""Artifacts that are made from the reference: exported, proven on the same images, and kept in a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy._version import __version__
+from vitdeploy.assess.data.folder_listing import list_images
+from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS
+from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS, LOOSE_BOUND, CosineBound
+from vitdeploy.assess.metrics.outputs import default_tolerance
+from vitdeploy.bundle.bundle import Bundle, check_same_model, check_target, commit
+from vitdeploy.bundle.manifest import MANIFEST, Artifact, FileRecord, Manifest
+from vitdeploy.errors import CheckpointError, UsageError, readable
+from vitdeploy.exporters import EXPORTERS, export_function
+from vitdeploy.exporting.options import axes_of
+from vitdeploy.exporting.quantize import Quantization, QuantizationRequest
+from vitdeploy.exporting.validation import Observer, prove, reference_outputs, reference_runtime, samples
+from vitdeploy.files.atomic import staged_folder
+from vitdeploy.files.regular_file import open_regular
+from vitdeploy.runtimes import open_recorded
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from vitdeploy.exporting.validation import Sample
+    from vitdeploy.models.vit import VisionTransformer
+    from vitdeploy.sources.read import Checkpoint
+    from vitdeploy.specs import ExportSpec
+
+_WEIGHTS = "model.safetensors"
+# Of a session that runs a few batches: laying out weights anew would take longer than it gains, and twice their memory.
+_FOR_A_FEW_RUNS: dict[str, dict[str, Any]] = {"onnxruntime": {"prepack": False}}
+
+
+@dataclasses.dataclass(frozen=True)
+class ArtifactRequest:
+    """An artifact to be made.
+
+    Attributes:
+        read: gives the checkpoint, with the reference.
+        format: of the artifact.
+        spec: what it is to be.
+        bounds: the smallest and the largest (height, width) that it is to take, where sizes are free; None for all.
+        images: a folder of images to compare it on; None for synthetic ones.
+        tolerance: largest difference allowed, relative to each output's largest value; None for the precision's.
+        quantization: of int8 and fp8: what is to be measured; None where there are no images.
+    """
+
+    read: Callable[[], Checkpoint]
+    format: str
+    spec: ExportSpec
+    bounds: tuple[tuple[int, int], tuple[int, int]] | None = None
+    images: str | os.PathLike[str] | None = None
+    tolerance: float | None = None
+    quantization: QuantizationRequest | None = None
+
+
+def add_artifact(
+    request: ArtifactRequest,
+    place: Path,
+    *,
+    on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> Bundle:
+    """Export the reference, prove that the artifact is the same model, and keep both in a bundle.
+
+    Args:
+        request: the artifact.
+        place: the bundle's folder, absolute, which stays as it is on any failure.
+        on_step: called with what is being done.
+        on_progress: called with the number of calibration images that are done, and of how many.
+
+    Raises:
+        UsageError: the exporter cannot make this artifact, or it would replace one that was quantized for another
+            target.
+        CheckpointError: the checkpoint cannot be used, or the reference gives values that are not finite.
+        CheckFailedError: the artifact differs from the reference.
+        OutputError: the bundle cannot be written.
+    """
+    from vitdeploy.models.checkpoint import save_model
+
+    exporter, spec = EXPORTERS[request.format], request.spec
+    on_step("reading the checkpoint")
+    checkpoint = request.read()
+    check_target(place)
+    if (place / MANIFEST).exists():
+        _check_added_to(Bundle.open(place), f"{request.format}-{spec.precision}", spec.target, checkpoint)
+    reference, processor = checkpoint.model, checkpoint.processor
+    problem_type = reference.problem_type
+    axes = axes_of(reference.config, processor, request.bounds) if spec.dynamic_image_size else {}
+    listing = None if request.images is None else list_images(request.images)
+    sample = samples(reference.config, processor, axes, spec.pixels.stage, listing)
+    quantization = early = None
+    if request.quantization is not None:
+        early = reference_outputs(reference, sample, spec)  # before much is measured of what may not be finite
+        _check_finite(early, checkpoint.source.id)
+        beside = reference_runtime(reference, spec)
+        labels = reference.config.labels
+        quantization = Quantization.open(
+            request.quantization, beside, processor, labels, problem_type, on_step, on_progress
+        )
+    title = f"{request.format} {spec.precision}"
+    with staged_folder(place) as staging:
+        on_step(f"exporting to {title}")
+        exported = export_function(exporter)(
+            reference,
+            staging,
+            spec,
+            processor=processor,
+            observe=Observer(sample),
+            calibration=None if quantization is None else quantization.data,
+            choose=None if quantization is None else quantization.choose,
+        )
+        # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(_expected, early, reference, sample, spec)
+            for name, content in checkpoint.files.items():
+                (staging / name).write_bytes(content)
+            save_model(reference, staging / _WEIGHTS)
+            artifact = Artifact(
+                format=request.format,
+                precision=spec.precision,
+                files=_records(staging, exported.files),
+                inputs=exported.inputs,
+                outputs=exported.outputs,
+                pixels=spec.pixels,
+                axes=axes,
+                options=dict(exported.options),
+                tools={"vitdeploy": __version__, **exported.tools},
+                validation={},
+            )
+            manifest = Manifest(
+                source=checkpoint.source,
+                task=str(reference.task),
+                files=_records(staging, sorted((*checkpoint.files, _WEIGHTS))),
+                artifacts=(artifact,),
+            )
+            gc.collect()  # what was traced, whose cycles hold the weights
+            expected = running.result()
+        _check_finite(expected, checkpoint.source.id)
+        del checkpoint, reference  # its weights, before the artifact's are loaded, where they are not needed
+        on_step(f"comparing {title} with the reference")
+        files = _records(staging, exported.emulation) if exported.emulation else artifact.files
+        to_prove = dataclasses.replace(artifact, files=files)
+        bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
+        options = (_FOR_A_FEW_RUNS if quantization is None else BESIDE_OTHERS).get(exporter.backend, {})
+        with open_recorded(bundle, exporter.backend, precision=spec.precision, **options) as runtime:
+            allowed, bound = request.tolerance, None
+            if allowed is None and (quantization is None or quantization.goal is None):  # which judges by itself
+                bound = COSINE_BOUNDS.get(artifact.precision)
+                allowed = default_tolerance(artifact) if bound is None else None
+            elif allowed is not None and quantization is not None:
+                bound = CosineBound.of_tolerance(allowed)
+            judge = bound
+            if quantization is not None:  # the bound judges on its images
+                judge = LOOSE_BOUND if allowed is None else None
+            proof = prove(runtime, artifact.name, sample, expected, allowed, problem_type, judge)
+            if quantization is not None:
+                proof |= quantization.check(runtime, artifact, bound, on_step)
+        for name in exported.emulation:
+            (staging / name).unlink()
+        left_out = {} if listing is None else {"images": listing.left_out}
+        left_out |= {} if quantization is None else quantization.left_out
+        validation = {
+            "images": "synthetic" if listing is None else "given",
+            **({"left_out": {name: each.to_dict() for name, each in left_out.items()}} if left_out else {}),
+            **proof,
+            **exported.measured,
+            "emulated": bool(exported.emulation),
+        }
+        artifact = dataclasses.replace(artifact, validation=validation)
+        on_step("writing the bundle")
+        return commit(staging, place, dataclasses.replace(manifest, artifacts=(artifact,)))
+
+
+def _expected(
+    found: list[dict[str, Any]] | None, reference: VisionTransformer, images: Sequence[Sample], spec: ExportSpec
+) -> list[dict[str, Any]]:
+    """What the reference gives, where that was not found yet."""
+    return reference_outputs(reference, images, spec) if found is None else found
+
+
+def _check_added_to(bundle: Bundle, name: str, target: str | None, checkpoint: Checkpoint) -> None:
+    """Raise UsageError where the bundle is of another model, or has the artifact, quantized for another target.
+
+    Who has both targets needs both.
+    """
+    from vitdeploy.models.checkpoint import is_saved
+
+    files = {path: hashlib.sha256(content).hexdigest() for path, content in checkpoint.files.items()}
+    task = str(checkpoint.model.task)
+    check_same_model(bundle, files, task)
+    saved = bundle.path / _WEIGHTS
+    if saved.exists():
+        with readable(saved, "the weights of the bundle"):
+            open_regular(saved).close()  # the library would wait for whoever writes to a pipe
+        if not is_saved(checkpoint.model, saved):
+            check_same_model(bundle, files | {_WEIGHTS: "other"}, task)
+    for artifact in bundle.manifest.artifacts:
+        other = artifact.options.get("target")
+        if artifact.name == name and None not in (target, other) and other != target:
+            raise UsageError(
+                f"{name} of {bundle.path} must be for {target} to be replaced by one for {target}, is for {other}; "
+                f"choose another output"
+            )
+
+
+def _check_finite(outputs: Iterable[Mapping[str, np.ndarray]], source: str) -> None:
+    if not all(np.isfinite(value).all() for values in outputs for value in values.values()):
+        raise CheckpointError(
+            f"{source} must give finite values, gives others; mend its weights, or the numbers of its image processor"
+        )
+
+
+def _records(folder: Path, names: Iterable[str]) -> tuple[FileRecord, ...]:
+    return tuple(FileRecord.of(folder, name) for name in names)

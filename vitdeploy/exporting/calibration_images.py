@@ -1,0 +1,245 @@
+"""The images that a quantized artifact is calibrated on, and measured on before it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL
+
+from vitdeploy.assess.data.dataset import chosen_names
+from vitdeploy.assess.data.image_set import open_images
+from vitdeploy.assess.data.images import feeds
+from vitdeploy.assess.data.loader import prepare
+from vitdeploy.assess.metrics.agreement import Agreement
+from vitdeploy.assess.metrics.features import FEWEST_SEARCHED, same_neighbours, searched, with_cls
+from vitdeploy.assess.metrics.outputs import LOGITS, RelativeError, centred, compare_outputs, has_own_scales
+from vitdeploy.bundle.scores import ProblemType
+from vitdeploy.errors import UsageError
+from vitdeploy.system.cpu import usable_cpus
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from vitdeploy.assess.data.image_set import ImageSet
+    from vitdeploy.images.processor import ImageProcessor
+    from vitdeploy.runtimes.base import Runtime
+    from vitdeploy.specs import PixelFormat
+
+DEFAULT_COUNT = 512  # TensorRT's and NNCF's guides ask for some hundreds
+FEW = 32
+BATCH = 8  # images of one shape that are run together
+FEWEST_APART = 16  # of fewer, no part would be worth its name
+MOST_JUDGED = 64  # which tell a 5th percentile; more would take longer than they add
+_AHEAD = 2  # images a core that may be ready before they are run
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationImages:
+    """A seeded part of a data set, gone through an image at a time.
+
+    Attributes:
+        images: them.
+        processor: of the bundle.
+        seed: which part.
+        on_progress: called with the number of images that are done, and of all.
+    """
+
+    images: ImageSet
+    processor: ImageProcessor
+    seed: int
+    on_progress: Callable[[int, int], None]
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        processor: ImageProcessor,
+        limit: int | None,
+        seed: int,
+        on_progress: Callable[[int, int], None],
+    ) -> CalibrationImages:
+        """The images whose SHA-256 of seed and name comes first.
+
+        Args:
+            path: see `open_images`.
+            processor: of the bundle.
+            limit: how many, at most; None for all.
+            seed: which ones.
+            on_progress: see `CalibrationImages`.
+
+        Raises:
+            UsageError: the limit is no number of images.
+            InputError: there are no images.
+        """
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise UsageError(f"calibration_images must be an integer from 1 up, got {limit!r:.80}")
+        return cls(open_images(path).subset(limit, seed), processor, seed, on_progress)
+
+    @functools.cached_property
+    def contents(self) -> tuple[bytes, ...]:
+        """The SHA-256 of each image's bytes, which tells copies under other names."""
+        return tuple(hashlib.sha256(self.images.load(position)).digest() for position in range(len(self.images)))
+
+    def sha256(self) -> str:
+        """Of the bytes of the images, in order, and of what makes pixels of them."""
+        digest = hashlib.sha256(json.dumps([self.processor.to_dict(), PIL.__version__], sort_keys=True).encode())
+        for content in self.contents:
+            digest.update(content)
+        return digest.hexdigest()
+
+    def parts(self) -> CalibrationParts:
+        """Take the images apart: a quarter to judge, a quarter to choose by, and the rest to measure ranges on.
+
+        Which image is for what depends on its name and the seed. Copies of an image are left out: one in each of two
+        parts would judge what it made. Of fewer than `FEWEST_APART` images all are for all.
+        """
+        distinct = sorted({content: position for position, content in reversed([*enumerate(self.contents)])}.values())
+        if len(distinct) < len(self.images):
+            return self.at(distinct).parts()
+        count = len(self.images)
+        if count < FEWEST_APART:
+            return CalibrationParts(self, self._quiet(range(count)), self, self, held_out=False)
+        judged, chosen_by = min(count // 4, MOST_JUDGED), min(count // 4, FEW)
+        names = self.images.names
+        judge = chosen_names(names, judged, self.seed)
+        choice = sorted({*chosen_names(names, judged + chosen_by, self.seed)}.difference(judge))
+        ranges = sorted({*range(count)}.difference(judge, choice))
+        measured = self.at(sorted([*ranges, *choice]))
+        return CalibrationParts(self.at(ranges), self._quiet(choice), self.at(judge), measured, held_out=True)
+
+    def at(self, positions: Sequence[int]) -> CalibrationImages:
+        """Some of them, in this order."""
+        return dataclasses.replace(self, images=self.images.at(positions))
+
+    def _quiet(self, positions: Sequence[int]) -> CalibrationImages:
+        """For what is measured again and again; their progress is not told."""
+        return dataclasses.replace(self.at(positions), on_progress=lambda *_: None)
+
+    def pixels(self, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
+        """Each image in these formats, (1, ...)."""
+        threads = usable_cpus().workers
+        stream = prepare(self.images, self.processor, set(formats), threads=threads, ahead=_AHEAD * threads)
+        with contextlib.closing(stream):
+            for done, image in enumerate(stream, 1):
+                yield image.pixels
+                self.on_progress(done, len(self.images))
+
+    def batches(self, count: int, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
+        """Images in these formats, (N, ...), as many together as have one shape, and at most `count`."""
+        waiting: list[dict[PixelFormat, np.ndarray]] = []
+        for image in self.pixels(*formats):
+            if waiting and (
+                len(waiting) == count or any(waiting[0][each].shape != image[each].shape for each in image)
+            ):
+                yield _joined(waiting)
+                waiting = []
+            waiting.append(image)
+        if waiting:
+            yield _joined(waiting)
+
+    def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
+        """See `vitdeploy.exporters.quantization.ranges.calibration.Run`."""
+        from vitdeploy.runtimes.onnxrt import OnnxRuntime
+
+        with OnnxRuntime(path, allow_spinning=False) as runtime:
+            for image in self.pixels(pixels):
+                yield runtime.run(feeds(runtime.inputs, image[pixels]))
+
+    def agreement(
+        self,
+        reference: Runtime,
+        artifact: Runtime,
+        problem_type: ProblemType = ProblemType.SINGLE_LABEL,
+        *,
+        one_by_one: bool,
+    ) -> list[Agreement]:
+        """Compare what the artifact gives for each image with what the reference gives, an entry an output.
+
+        Args:
+            reference: its runtime.
+            artifact: its runtime.
+            problem_type: of the model, whose logits have a best class in a single-label classifier alone.
+            one_by_one: whether the artifact must not take several images in one batch, because it quantizes a batch by
+                one range.
+        """
+        ranked = problem_type is ProblemType.SINGLE_LABEL
+        error = None if ranked else RelativeError(by_output=has_own_scales(LOGITS, problem_type))
+        cosines: dict[str, list[float | None]] = {}
+        same: dict[str, list[float]] = {}
+        errors: dict[str, RelativeError] = {}
+        compared: list[tuple[np.ndarray, np.ndarray]] = []
+        by: str | None = None
+        for images in self.batches(BATCH, reference.pixels, artifact.pixels):
+            wanted = with_cls(reference.run(feeds(reference.inputs, images[reference.pixels])))
+            given = with_cls(_run(artifact, images[artifact.pixels], 1 if one_by_one else BATCH))
+            by = searched(wanted)
+            if by is not None:
+                compared.append((wanted[by], given[by]))
+            if error is not None and LOGITS in wanted:
+                error.add(wanted[LOGITS], given[LOGITS])
+            for name, value in wanted.items():
+                pair = (value, given[name])
+                errors.setdefault(name, RelativeError(by_output=False)).add(
+                    *(map(centred, pair) if ranked and name == LOGITS else pair)
+                )
+            for row in range(len(images[artifact.pixels])):
+                one = ({name: value[row : row + 1] for name, value in of.items()} for of in (wanted, given))
+                for difference in compare_outputs(*one, problem_type=problem_type):
+                    cosines.setdefault(difference.output, []).append(difference.min_cosine)
+                    if difference.top1_agreement is not None:
+                        same.setdefault(difference.output, []).append(difference.top1_agreement)
+        entries = [
+            Agreement.of(
+                output,
+                found,
+                same.get(output),
+                errors[output].value,
+                error.value if error and output == LOGITS else None,
+            )
+            for output, found in cosines.items()
+        ]
+        if len(self.images) < FEWEST_SEARCHED or not compared:
+            return entries
+        kept = int(same_neighbours(*map(np.concatenate, zip(*compared, strict=True))).sum())
+        return [dataclasses.replace(each, same_neighbours=kept if each.output == by else None) for each in entries]
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationParts:
+    """Images apart by what they are for.
+
+    Attributes:
+        ranges: activations are measured on these.
+        choice: candidates are compared on these.
+        judge: the artifact is judged on these.
+        measured: those of the ranges and of the choice, whose activations the artifact's ranges hold.
+        held_out: whether no image is in two parts.
+    """
+
+    ranges: CalibrationImages
+    choice: CalibrationImages
+    judge: CalibrationImages
+    measured: CalibrationImages
+    held_out: bool
+
+    def counts(self) -> dict[str, int]:
+        """How many images are in each part."""
+        return {name: len(getattr(self, name).images) for name in ("ranges", "choice", "judge")}
+
+
+def _joined(images: Sequence[Mapping[PixelFormat, np.ndarray]]) -> dict[PixelFormat, np.ndarray]:
+    return {each: np.concatenate([image[each] for image in images]) for each in images[0]}
+
+
+def _run(runtime: Runtime, pixels: np.ndarray, batch: int) -> dict[str, np.ndarray]:
+    """Run images (N, ...), at most so many together."""
+    parts = [runtime.run(feeds(runtime.inputs, pixels[at : at + batch])) for at in range(0, len(pixels), batch)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,168 @@
+"""Engines: the ONNX artifact of a bundle, built for a GPU, and proven where there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitdeploy._version import __version__
+from vitdeploy.bundle.bundle import Bundle, check_target, commit
+from vitdeploy.bundle.kept_files import link
+from vitdeploy.bundle.manifest import Artifact, FileRecord
+from vitdeploy.bundle.output_paths import check_outputs
+from vitdeploy.errors import (
+    BundleError,
+    CheckFailedError,
+    DeviceError,
+    OtherHardwareError,
+    UnavailableError,
+    UsageError,
+    readable,
+)
+from vitdeploy.exporters import EXPORTERS
+from vitdeploy.exporting.engine_validation import NOT_RUN, ProofRequest, open_engine, pending, prove_engine
+from vitdeploy.files.atomic import staged_folder
+from vitdeploy.system.imports import load_target
+from vitdeploy.trt.gpu import find_gpu
+from vitdeploy.trt.options import EngineOptions, reach
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def add_engine(
+    bundle: Bundle,
+    to: str,
+    precision: str,
+    options: EngineOptions,
+    *,
+    proof: ProofRequest,
+    on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> Bundle:
+    """Build an engine from the bundle's ONNX artifact of a precision, and keep both.
+
+    Where there is a GPU that runs it, the engine is compared with the reference, and kept only if it is the same model.
+    Elsewhere the manifest says that it has not run yet; see `prove_engines`.
+
+    Args:
+        bundle: the bundle; it stays as it is on any failure.
+        to: "tensorrt" or "tensorrt-rtx".
+        precision: of the ONNX artifact, and so of the engine.
+        options: of the builder.
+        proof: how to compare.
+        on_step: called with what is being done.
+        on_progress: called with how much of the build is done, and of how much.
+
+    Raises:
+        UsageError: an option is not what it must be, or not the library's; or there is no such ONNX artifact, or it
+            cannot be an engine's.
+        UnavailableError: the library is not installed, or needs a GPU that is not there.
+        CheckFailedError: it refuses the graph, or the engine is another model or fails on this GPU; nothing was
+            written.
+        OutputError: the bundle cannot be written.
+    """
+    from vitdeploy.exporters.engine.build import EngineRequest
+
+    check_target(bundle.path)
+    exporter = EXPORTERS[to]
+    source = bundle.artifact(str(exporter.made_from), precision)
+    if source.options.get("target") == "cpu":
+        raise UsageError(
+            f"an engine needs an ONNX artifact that was quantized for TensorRT, {source.name} of {bundle.path} was for "
+            f"a CPU; export the model to another output, with --to {to}, which makes one"
+        )
+    profiles = options.profiles(source.inputs, source.pixels, source.axes)
+    path = bundle.path.resolve()
+    name = f"{to}-{precision}"
+    cache = path.with_name(f"{path.name}.{to}.timing-cache")
+    log = path.with_name(f"{path.name}.{name}.log")
+    timing_cache = cache if options.timing_cache is None else Path(options.timing_cache)
+    check_outputs({"the builder's log": log, "the timing cache": timing_cache}, {}, bundle=path)
+    on_step(f"building {to} {precision}")
+    build = load_target(exporter.target, f"exporting to {to}", "export")
+    with staged_folder(path) as staging, contextlib.ExitStack() as stack:
+        onnx = stack.enter_context(_linked(bundle, source, staging))
+        for config in bundle.config_files():  # a runtime of decoded images has the processor's limits
+            link(path / config, staging / config)
+        request = EngineRequest(
+            library=to,
+            onnx=onnx,
+            precision=precision,
+            inputs=source.inputs,
+            outputs=source.outputs,
+            profiles=profiles,
+            options=options,
+            timing_cache=timing_cache,
+            log=log,
+            on_progress=on_progress,
+        )
+        built = build(request, staging, f"{to}/model_{precision}.engine")
+        artifact = Artifact(
+            format=to,
+            precision=precision,
+            files=tuple(FileRecord.of(staging, file) for file in built.files),
+            inputs=built.inputs,
+            outputs=built.outputs,
+            pixels=source.pixels,
+            axes=reach(profiles),
+            options={**built.options, "onnx_sha256": [file.sha256 for file in source.files]},
+            tools={"vitdeploy": __version__, **built.tools},
+            validation={},
+            hardware=built.hardware,
+        )
+        artifact = dataclasses.replace(artifact, validation=pending(artifact, proof))
+        manifest = dataclasses.replace(bundle.manifest, artifacts=(artifact, source))
+        staged = Bundle(staging, manifest)
+        artifact = _proven(staged, artifact, bundle, proof, on_step)
+        on_step("writing the bundle")
+        stack.close()
+        with staged.opened(source.files):  # what is committed
+            pass
+        return commit(staging, path, dataclasses.replace(manifest, artifacts=(artifact,)), made_from=source)
+
+
+@contextlib.contextmanager
+def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> Iterator[Path]:
+    """The first of an artifact's files, which are linked into another folder: what replaces them leaves these alone.
+
+    They are verified, and at the end of the block checked not to have been written to.
+    """
+    for file in artifact.files:
+        (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+        with readable(bundle.path / file.path, "a file of the bundle"):
+            link(bundle.path / file.path, folder / file.path)
+    try:
+        with Bundle(folder, bundle.manifest).opened_artifact(artifact) as (first, *_):
+            yield first.path
+    except BundleError as exc:  # of the bundle's files, which these are
+        raise type(exc)(str(exc).replace(str(folder), str(bundle.path))) from exc
+
+
+def _proven(
+    staged: Bundle, engine: Artifact, bundle: Bundle, proof: ProofRequest, on_step: Callable[[str], None]
+) -> Artifact:
+    """The engine, compared with the reference where a GPU of this machine is what it was built for.
+
+    Raises:
+        CheckFailedError: it fails there, or is another model.
+    """
+    why: UnavailableError
+    try:
+        gpu = find_gpu()
+    except UnavailableError as exc:
+        why = exc
+    else:
+        try:
+            validation = prove_engine(open_engine(staged, engine), engine, bundle, proof, on_step)
+            return dataclasses.replace(engine, validation=validation)
+        except OtherHardwareError as exc:
+            why = exc
+        except DeviceError as exc:
+            raise CheckFailedError(
+                f"{engine.name} must run on {gpu.name}, does not: {exc}; nothing was written"
+            ) from exc
+    on_step(f"{engine.name} was {NOT_RUN}: {why}")
+    return engine

@@ -1,0 +1,259 @@
+"""Prove that an engine is the same model: the reference and the engine on the same images, on the GPU that runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.assess.data.folder_listing import list_images
+from vitdeploy.assess.data.images import feeds
+from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS, CosineBound
+from vitdeploy.assess.metrics.outputs import default_tolerance
+from vitdeploy.assess.runs.targets import reference_backend
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import MANIFEST
+from vitdeploy.errors import (
+    BundleError,
+    CheckFailedError,
+    InputError,
+    MissingDependencyError,
+    UnavailableError,
+    UsageError,
+    VitDeployError,
+)
+from vitdeploy.exporters import EXPORTERS
+from vitdeploy.exporting.validation import prove, samples
+from vitdeploy.files.atomic import exclusive, write_file
+from vitdeploy.models.config import ViTConfig
+from vitdeploy.predictor import load_processor
+from vitdeploy.runtimes import BACKENDS, open_recorded
+from vitdeploy.specs import PixelStage, attention_for
+from vitdeploy.system.imports import load_target
+from vitdeploy.trt.options import read_range
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Collection
+
+    from vitdeploy.assess.data.folder_listing import FolderListing
+    from vitdeploy.bundle.manifest import Artifact
+    from vitdeploy.exporting.validation import Sample
+    from vitdeploy.runtimes.base import Runtime
+
+NOT_RUN = "not yet run on a GPU"
+
+
+@dataclasses.dataclass(frozen=True)
+class ProofRequest:
+    """How an engine is to be compared with the reference.
+
+    Attributes:
+        images: a folder of images; None for synthetic ones.
+        tolerance: largest difference allowed, relative to each output's largest value; None for the precision's, with
+            which int8 and fp8 are judged by cosine instead, see `vitdeploy.assess.metrics.cosine_bound`.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+
+    images: str | os.PathLike[str] | None = None
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.images is not None:  # which without a GPU nobody else looks at
+            list_images(self.images)
+
+    def allowed(self, artifact: Artifact) -> float:
+        """The tolerance for an artifact."""
+        return default_tolerance(artifact) if self.tolerance is None else self.tolerance
+
+    def judge(self, artifact: Artifact) -> tuple[float | None, CosineBound | None]:
+        """The tolerance, or for int8 and fp8 the bound by cosine, where no tolerance was given."""
+        bound = COSINE_BOUNDS.get(artifact.precision)
+        return (self.allowed(artifact), None) if bound is None or self.tolerance is not None else (None, bound)
+
+
+def is_pending(artifact: Artifact) -> bool:
+    """Whether an engine was built, and has not been compared with the reference."""
+    return artifact.validation.get("status") == NOT_RUN
+
+
+def pending(artifact: Artifact, proof: ProofRequest) -> dict[str, Any]:
+    """The validation of an engine that has not run yet."""
+    return {
+        "status": NOT_RUN,
+        "images": "none",
+        "engine": " ".join(next(item for item in artifact.tools.items() if item[0] != "vitdeploy")),
+        "tolerance": proof.judge(artifact)[0],
+        "outputs": [],
+    }
+
+
+def open_engine(bundle: Bundle, artifact: Artifact) -> Runtime:
+    """The runtime of an engine, on the first GPU; what it compiles is not kept for one that may be refused."""
+    backend = EXPORTERS[artifact.format].backend
+    return open_recorded(bundle, backend, precision=artifact.precision, runtime_cache=False)
+
+
+def prove_engine(
+    engine: Runtime, artifact: Artifact, of: Bundle, proof: ProofRequest, on_step: Callable[[str], None]
+) -> dict[str, Any]:
+    """Compare an engine with the reference, at the limits of its profiles and where they are fastest.
+
+    Args:
+        engine: is closed.
+        artifact: what it runs.
+        of: where the reference is.
+        proof: how to compare.
+        on_step: called with what is being done.
+
+    Returns:
+        The record of it, for the manifest.
+
+    Raises:
+        CheckFailedError: it is another model.
+        MissingDependencyError: there is neither torch nor onnxruntime.
+    """
+    with engine as runtime:
+        on_step(f"comparing {artifact.name} with the reference")
+        listing = None if proof.images is None else list_images(proof.images)
+        images, expected, against = _expected(of, artifact, listing)
+        allowed, cosine = proof.judge(artifact)
+        record = prove(runtime, artifact.name, images, expected, allowed, of.problem_type, cosine)
+        device = runtime.details["device"]
+    return {
+        "images": "synthetic" if listing is None else "given",
+        **({} if listing is None else {"left_out": {"images": listing.left_out.to_dict()}}),
+        **record,
+        "against": against,
+        "device": device,
+    }
+
+
+def prove_engines(
+    bundle: Bundle,
+    *,
+    names: Collection[str] = (),
+    proof: ProofRequest = ProofRequest(),
+    on_step: Callable[[str], None] = lambda _: None,
+) -> tuple[Bundle, tuple[str, ...]]:
+    """Compare every engine that was not run yet with the reference, on the machine that is to run them.
+
+    What is proven is written at once, and one that fails, or cannot run here, keeps no other from being proven.
+
+    Args:
+        bundle: the bundle; its manifest is written again.
+        names: of the artifacts; by default all that are pending.
+        proof: how to compare; the tolerance is by default that of the export.
+        on_step: called with what is being done.
+
+    Returns:
+        The bundle, and the names of the engines that were proven.
+
+    Raises:
+        UsageError: there is no such engine.
+        CheckFailedError: one differs from the reference.
+        InputError: none does, and what one needs is damaged, or an image.
+        UnavailableError: one cannot run here.
+        OutputError: the manifest cannot be written.
+    """
+    waiting = {artifact.name: artifact for artifact in bundle.manifest.artifacts if is_pending(artifact)}
+    for name in names:
+        if name not in waiting:
+            raise UsageError(
+                f"an engine to be run must be one that was not yet, {', '.join(waiting) or 'none'}, got {name}"
+            )
+    proven: list[str] = []
+    problems: list[VitDeployError] = []
+    for artifact in (waiting[name] for name in dict.fromkeys(names or waiting)):
+        asked = proof if proof.tolerance is not None else ProofRequest(proof.images, artifact.validation["tolerance"])
+        try:
+            validation = prove_engine(open_engine(bundle, artifact), artifact, bundle, asked, on_step)
+            bundle = _written(bundle, dataclasses.replace(artifact, validation=validation))
+        except VitDeployError as exc:
+            problems.append(exc)
+        else:
+            proven.append(artifact.name)
+    if problems:
+        kinds = (CheckFailedError, InputError, UsageError, UnavailableError)  # the worst first
+        kind, worst = next((kind, each) for kind in kinds for each in problems if isinstance(each, kind))
+        others = [f"{len(problems) - 1} more cannot be proven either"] if len(problems) > 1 else []
+        done = [f"proven: {', '.join(proven)}"] if proven else []
+        raise kind("; ".join([str(worst), *others, *done])) from worst
+    return bundle, tuple(proven)
+
+
+def _written(bundle: Bundle, proven: Artifact) -> Bundle:
+    """The bundle as it is now, with what was proven of the very files that it names.
+
+    Raises:
+        BundleError: it names others now.
+    """
+    with exclusive(bundle.path.resolve()):
+        now = Bundle.open(bundle.path)
+        if proven.files not in [each.files for each in now.manifest.artifacts if each.name == proven.name]:
+            raise BundleError(f"{bundle.path} no longer has the {proven.name} that was run; run it again")
+        artifacts = tuple(proven if each.name == proven.name else each for each in now.manifest.artifacts)
+        manifest = dataclasses.replace(now.manifest, artifacts=artifacts)
+        write_file(bundle.path / MANIFEST, manifest.to_json().encode(), follow_link=False)
+    return Bundle(bundle.path, manifest)
+
+
+def _expected(
+    bundle: Bundle, artifact: Artifact, listing: FolderListing | None
+) -> tuple[list[Sample], list[dict[str, Any]], str]:
+    """Images in every size and number that the engine has limits for, what they give, and what gave that."""
+    images = samples(
+        ViTConfig.from_dict(bundle.config),
+        load_processor(bundle),
+        {},
+        artifact.pixels.stage,
+        listing,
+        sizes=_sizes(artifact),
+    )
+    ranges = [read_range(text) for text in artifact.options["batch"]]
+    counts = sorted({size for each in ranges for size in (each.minimum, each.optimum, each.maximum or each.optimum)})
+    images = [
+        dataclasses.replace(sample, batches=[[index % len(sample.images) for index in range(n)] for n in counts])
+        for sample in images
+    ]
+    try:
+        return images, _of_reference(bundle, artifact, images), "the reference"
+    except MissingDependencyError as exc:
+        return images, _of_artifact(bundle, artifact, images, exc), f"onnx-{artifact.precision}"
+
+
+def _sizes(artifact: Artifact) -> list[tuple[int, int]] | None:
+    """The usual, the smallest and the largest (height, width) of each profile; None where there is one size alone."""
+    names = artifact.pixels.free_size(artifact.inputs[0].shape)
+    if not names:
+        return None
+    heights, widths = ([read_range(text) for text in artifact.options[name]] for name in names)
+    edges = ("optimum", "minimum", "maximum")
+    pairs = [(getattr(h, edge), getattr(w, edge)) for h, w in zip(heights, widths, strict=True) for edge in edges]
+    return list(dict.fromkeys(pairs))
+
+
+def _of_reference(bundle: Bundle, artifact: Artifact, images: list[Sample]) -> list[dict[str, Any]]:
+    reference = load_target(BACKENDS[reference_backend()].target, "the reference", "torch")
+    names = tuple(output.name for output in artifact.outputs)
+    resized = artifact.pixels.stage is not PixelStage.DECODED
+    dynamic = resized and _sizes(artifact) is not None
+    options = {"outputs": names, "attention": attention_for(names), "dynamic_image_size": dynamic}
+    return _outputs(reference.from_bundle(bundle, precision="fp32", device="cpu", **options), images)
+
+
+def _of_artifact(
+    bundle: Bundle, artifact: Artifact, images: list[Sample], no_torch: MissingDependencyError
+) -> list[dict[str, Any]]:
+    """What the ONNX artifact gives that the engine was built from, which was compared with the reference itself."""
+    source = bundle.artifact("onnx", artifact.precision)
+    if [file.sha256 for file in source.files] != artifact.options.get("onnx_sha256"):
+        raise no_torch
+    return _outputs(open_recorded(bundle, "onnxruntime", precision=artifact.precision), images)
+
+
+def _outputs(opened: Runtime, images: list[Sample]) -> list[dict[str, Any]]:
+    """What a runtime, which is closed, gives for each sample."""
+    with opened as runtime:
+        return [runtime.run(feeds(runtime.inputs, sample.pixel_values(runtime.pixels))) for sample in images]

@@ -1,0 +1,125 @@
+"""The folder that an export writes to: its default, and whether it can be used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vitdeploy.bundle.bundle import check_target
+from vitdeploy.bundle.manifest import MANIFEST
+from vitdeploy.errors import OutputError, UsageError, first_line
+from vitdeploy.files.atomic import check_takes_files
+from vitdeploy.sources.hub import local_path
+
+_SUFFIX = "-vitdeploy"
+
+
+def place_of(
+    output: str | os.PathLike[str] | None,
+    model: str | Path | None,
+    random_weights: str | None,
+    seed: int,
+) -> Path:
+    """The folder of the bundle, absolute, which has been checked for use.
+
+    By default it is named after the model, in the working directory. "-vitdeploy" is added where that is the checkpoint
+    itself, or something else that is no bundle, or would hide a Hub id without an organization.
+
+    Args:
+        output: the folder; None for the default.
+        model: what is exported, as `vitdeploy.sources.hub.resolve` takes it; None for random weights, or the bundle's
+            own.
+        random_weights: the preset; None where a model is named.
+        seed: of the random weights.
+
+    Raises:
+        CheckpointError: `model` is a path that does not exist.
+        OutputError: the folder cannot be written.
+        UsageError: it is neither absent nor empty nor a bundle, or is below a file, or in the checkpoint or around it.
+    """
+    checkpoint = None if model is None else local_path(model)
+    if output is not None:
+        if not os.fspath(output):
+            raise UsageError("output must name a folder, got ''; leave it out for one named after the model")
+        place = Path(output)
+    else:
+        place = Path(_default_name(model, checkpoint, random_weights, seed))
+        hides_hub_id = checkpoint is None and str(model) == place.name  # since a folder wins over a Hub id
+        if hides_hub_id or _is_taken(place, checkpoint):
+            place = place.with_name(place.name + _SUFFIX)
+        if checkpoint is not None and checkpoint.is_dir() and Path.cwd().is_relative_to(checkpoint.resolve()):
+            raise UsageError(
+                f"a bundle is not written into the checkpoint that it is made of, and the working directory is in "
+                f"{checkpoint.resolve()}; give another folder with -o"
+            )
+    check_target(place)
+    if checkpoint is not None:
+        _check_apart(place.resolve(), checkpoint.resolve())
+    place = place.resolve()
+    _check_writable(place)
+    return place
+
+
+def _default_name(model: str | Path | None, checkpoint: Path | None, random_weights: str | None, seed: int) -> str:
+    if random_weights is not None:
+        return f"{random_weights}-random-{seed}"
+    if model is None:
+        raise UsageError("export needs a model, or random_weights")
+    if checkpoint is None:
+        name = Path(model).name
+    else:
+        name = checkpoint.stem if checkpoint.is_file() else checkpoint.resolve().name
+    if not name:
+        raise UsageError(f"{model} has no name to call the bundle by; choose an output")
+    return name
+
+
+def _is_taken(place: Path, checkpoint: Path | None) -> bool:
+    """Whether something is there that a bundle must not replace."""
+    try:
+        if not os.path.lexists(place):
+            return False
+        is_checkpoint = checkpoint is not None and place.exists() and place.samefile(checkpoint)
+        is_bundle = place.is_dir() and ((place / MANIFEST).exists() or not any(place.iterdir()))
+    except OSError:
+        return True
+    return is_checkpoint or not is_bundle
+
+
+def check_repository(repository: str | os.PathLike[str], model: str | Path) -> None:
+    """Raise UsageError where Triton's models would be written into the checkpoint, which stays as it is.
+
+    Args:
+        repository: the folder that Triton is given.
+        model: what is exported, as `vitdeploy.sources.hub.resolve` takes it.
+    """
+    checkpoint = local_path(model)
+    if (
+        checkpoint is not None
+        and checkpoint.is_dir()
+        and Path(repository).resolve().is_relative_to(checkpoint.resolve())
+    ):
+        raise UsageError(f"{repository} lies in the checkpoint {checkpoint}; choose a folder beside it for --triton")
+
+
+def _check_apart(place: Path, checkpoint: Path) -> None:
+    """Raise UsageError where the bundle would be in the checkpoint, or the checkpoint in the bundle."""
+    if place == checkpoint:
+        return  # a bundle is a checkpoint too, and `check_target` takes nothing else
+    inside = checkpoint.is_dir() and place.is_relative_to(checkpoint)
+    if inside or checkpoint.is_relative_to(place):
+        raise UsageError(
+            f"the output {place} lies {'in' if inside else 'around'} the checkpoint {checkpoint}; "
+            f"choose a folder beside it (-o)"
+        )
+
+
+def _check_writable(place: Path) -> None:
+    """Raise OutputError where the folder cannot be made or replaced, UsageError where it is below a file."""
+    try:
+        parent = next(parent for parent in place.parents if parent.exists())
+        if not parent.is_dir():
+            raise UsageError(f"{place} cannot be a folder, since {parent} is a file; choose another output")
+        check_takes_files(parent)
+    except OSError as exc:
+        raise OutputError(f"{place} cannot be written: {first_line(exc)}; choose another output") from exc

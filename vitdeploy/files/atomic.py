@@ -1,0 +1,240 @@
+"""Replace a folder or a file whole or not at all, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitdeploy.errors import OutputError, first_line
+from vitdeploy.files.locks import locked, release, take, try_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import BinaryIO
+
+_AT_FDCWD = -100  # linux/fcntl.h
+_RENAME_EXCHANGE = 2  # linux/fs.h
+_MOST_NAME_BYTES = 200
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target`, for what is to become its content; it is gone when the block ends.
+
+    Hand it to `replace_folder` to keep it. Folders that killed processes left are removed.
+
+    Raises:
+        OutputError: the folder, or a file in it, cannot be written.
+    """
+    staging, lock = None, None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target.parent):
+            _clear_up_after_the_killed(target, is_leftover=Path.is_dir)
+            _go_back(target)
+            staging = _beside(target, "partial")
+            staging.mkdir()
+            lock = try_lock(staging)
+        yield staging
+    except OSError as exc:
+        raise OutputError(
+            f"{target} could not be written: {exc.strerror or exc}{_where(exc, target)}; free space or choose another "
+            f"folder, what existed is untouched"
+        ) from exc
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        if lock is not None:
+            release(lock)
+
+
+@contextlib.contextmanager
+def exclusive(target: Path) -> Iterator[None]:
+    """Hold the place of `target` against other writers, from reading its present content to replacing it.
+
+    Raises:
+        OutputError: another process holds it for longer than `vitdeploy.files.locks.LOCK_SECONDS`.
+    """
+    with locked(target.parent):
+        yield
+
+
+def replace_folder(staging: Path, target: Path) -> None:
+    """Put `staging` in the place of `target`, in one step that a crash cannot split; the old content goes.
+
+    Raises:
+        OSError: it cannot be done; `target` is as it was.
+    """
+    sync(staging)
+    if target.exists():
+        _exchange(staging, target)
+    else:
+        staging.rename(target)
+    fsync(target.parent)
+
+
+def sync(folder: Path) -> None:
+    """Wait until all files below a folder are on the disk; links, pipes and devices among them are let be."""
+    for parent, _, names in os.walk(folder):
+        for path in (*(Path(parent, name) for name in names), Path(parent)):
+            if stat.S_IFMT(path.lstat().st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+                fsync(path)
+
+
+def write_file(target: Path, content: bytes, *, follow_link: bool = True) -> None:
+    """Write a file; one that exists is replaced whole or not at all, and keeps its mode.
+
+    Files that killed writers of the same target left are removed.
+
+    Args:
+        target: a file, or a place for one. A pipe or a device is refused; see
+            `vitdeploy.bundle.output_paths.write_output`.
+        content: of the file.
+        follow_link: whether to replace the file that a link leads to, or the link itself.
+
+    Raises:
+        OutputError: it cannot be written; the one before is untouched.
+    """
+    try:
+        place = target.resolve() if follow_link else target
+        if place.exists() and not place.is_file():
+            raise OutputError(f"{target} is not a regular file; remove it, or choose another file")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _partial_file(place) as (partial, file):
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            if place.exists():
+                partial.chmod(stat.S_IMODE(place.stat().st_mode))
+            if os.name == "nt":  # which renames no open file
+                file.close()
+            partial.replace(place)
+    except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, a name that is none
+        raise OutputError(f"{target} could not be written: {first_line(exc)}; choose another folder") from exc
+
+
+def check_takes_files(folder: Path) -> None:
+    """Make a file in a folder, and remove it: permissions alone do not tell whether it can be done.
+
+    Raises:
+        OSError: it cannot.
+    """
+    with _partial_file(folder / "file"):
+        pass
+
+
+@contextlib.contextmanager
+def _partial_file(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new, locked file beside `target`, which is gone when the block ends unless it was renamed."""
+    with contextlib.suppress(OSError):  # of a folder that may not be listed
+        _clear_up_after_the_killed(target, is_leftover=Path.is_file)
+    while True:
+        partial = _beside(target, "partial")
+        with partial.open("xb") as file:
+            # Another writer may have taken it for a killed one's before it was locked.
+            if take(file.fileno()) is False or os.fstat(file.fileno()).st_nlink == 0:
+                continue
+            try:
+                yield partial, file
+            finally:
+                if os.name == "nt":  # which removes no open file
+                    file.close()
+                partial.unlink(missing_ok=True)
+            return
+
+
+def _exchange(a: Path, b: Path) -> None:
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if hasattr(libc, "renameat2"):
+            if libc.renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
+                return
+            code = ctypes.get_errno()
+            if code not in (errno.EINVAL, errno.ENOSYS):  # the filesystem or the kernel cannot exchange
+                raise OSError(code, os.strerror(code), str(b))
+    # Two steps where one is not to be had; who is killed between them leaves it to the next writer to go back.
+    old = a.with_name(a.name.replace(".partial-", ".previous-"))
+    b.rename(old)
+    try:
+        a.rename(b)
+    except OSError:
+        old.rename(b)
+        raise
+    old.rename(a)
+
+
+def _where(exc: OSError, target: Path) -> str:
+    """The file that a system error is about, where that is not the target."""
+    return "" if exc.filename in (None, str(target)) else f" ({exc.filename!s:.200})"
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _clear_up_after_the_killed(target: Path, is_leftover: Callable[[Path], bool]) -> None:
+    """Remove what writers that are no more left beside `target`; what is of another kind or user is left alone."""
+    for path in _siblings(target, "partial"):
+        if path.is_symlink() or not is_leftover(path):
+            continue
+        with contextlib.suppress(OSError):
+            lock = try_lock(path)
+            if lock is not None:
+                try:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+                finally:
+                    release(lock)
+
+
+def _go_back(target: Path) -> None:
+    """Undo the first of two renames, between which a writer was killed; see `_exchange`.
+
+    Raises:
+        OutputError: another user's folder cannot be moved.
+    """
+    for folder in _siblings(target, "previous"):
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        if target.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
+        try:
+            folder.rename(target)
+        except OSError as exc:
+            raise OutputError(
+                f"{folder} has the content of {target}, from a writer that was killed, and cannot be moved back: "
+                f"{exc.strerror}; rename it to {target.name}, or remove it"
+            ) from exc
+
+
+def _beside(target: Path, kind: str) -> Path:
+    """A new name in the same folder."""
+    return target.with_name(f".{_short(target.name)}.{kind}-{secrets.token_hex(4)}")
+
+
+def _siblings(target: Path, kind: str) -> list[Path]:
+    name = re.compile(re.escape(f".{_short(target.name)}.{kind}-") + "[0-9a-f]{8}")
+    return [path for path in target.parent.iterdir() if name.fullmatch(path.name)]
+
+
+def _short(name: str) -> str:
+    """A name to which something can be added: file systems take 255 bytes."""
+    content = os.fsencode(name)
+    return name if len(content) <= _MOST_NAME_BYTES else hashlib.sha256(content).hexdigest()

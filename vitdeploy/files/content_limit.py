@@ -1,0 +1,61 @@
+"""The most memory that a checkpoint may ask for, by the bytes that its file has: against archives that explode."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from vitdeploy.errors import CheckpointError
+from vitdeploy.files.regular_file import open_regular
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import BinaryIO
+
+# Trained numbers hardly compress (float32 to a half where bfloat16 was widened), and a tied weight is there twice. A
+# head of zeros or a small model may compress to nothing, which the floor allows for.
+MOST_TIMES = 4
+FLOOR_BYTES = 256 * 1024**2
+
+
+def check_content(path: Path, content_bytes: int, handle: str | None = None) -> None:
+    """Refuse a file whose tensors take far more bytes than it has, before they are read.
+
+    Args:
+        path: the file, for messages.
+        content_bytes: of all tensors, by their shapes and types.
+        handle: another path to open it by.
+
+    Raises:
+        CheckpointError: they take more than `MOST_TIMES` those of the file, and more than `FLOOR_BYTES`. Holes of a
+            sparse file, which take no room on the disk, do not count.
+        OSError: the file cannot be opened.
+    """
+    if content_bytes <= FLOOR_BYTES:
+        return
+    with open_regular(handle or path) as file:
+        size_bytes = _data_bytes(file, -(-content_bytes // MOST_TIMES))
+    if content_bytes > MOST_TIMES * size_bytes:
+        raise CheckpointError(
+            f"{path} has {size_bytes:,} bytes of data and its tensors would take {content_bytes:,}: they are "
+            f"compressed or expanded, or the file is sparse; save the model's own weights, as model.safetensors"
+        )
+
+
+def _data_bytes(file: BinaryIO, enough: int) -> int:
+    """The bytes of a file outside its holes, where the system tells; counted until they are `enough`."""
+    size_bytes = os.fstat(file.fileno()).st_size
+    if not hasattr(os, "SEEK_DATA"):
+        return size_bytes
+    total = end = 0
+    while total < enough and end < size_bytes:
+        try:
+            begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # there is no more data
+                return total
+            return size_bytes  # the file system knows no holes
+        total += end - begin
+    return total

@@ -1,0 +1,209 @@
+"""Files that are opened once, so that a library reads what was hashed, whatever their names lead to meanwhile.
+
+A library that takes paths is given that of the descriptor (`/proc/self/fd/7`), or for files that it finds beside each
+other, of their folder's (`/proc/self/fd/7/model.onnx`). Where the system has none, it is given the file's own path. A
+path with names in it is checked afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import re
+import stat
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from vitdeploy.files.regular_file import open_regular
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+# The clock of a file's times ticks every 1 to 10 ms (CONFIG_HZ of Linux), with room for others: a second write within
+# the same tick does not show in them.
+_TICK_NS = 20_000_000
+_MOST_WAITS = 5
+_SELF = "/proc/self"
+
+
+class FileDiffersError(Exception):
+    """A file has another size or content than it must have; the message says which."""
+
+
+class FileChangedError(Exception):
+    """A file was written to, or its name was given to another, while it was read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedFile:
+    """A file under two names.
+
+    Attributes:
+        path: where it lies, which people are told.
+        handle: what a library opens: the path of the descriptor that was hashed, or else `path`.
+    """
+
+    path: Path
+    handle: str
+
+    @classmethod
+    def of(cls, file: str | os.PathLike[str] | OpenedFile) -> OpenedFile:
+        """A file that was opened already, or one that nothing vouches for, under its own name."""
+        return file if isinstance(file, OpenedFile) else cls(Path(file), os.fspath(file))
+
+    def named(self, message: str) -> str:
+        """A library's message, with the file's path in the place of the handle, and its folder in that of the handle's.
+
+        Libraries follow /proc/self to /proc/123, and look for files that a model names in the handle's folder.
+        """
+        if self.handle == str(self.path):
+            return message
+        for handle, path in ((Path(self.handle), self.path), (Path(self.handle).parent, self.path.parent)):
+            rest = re.escape(str(handle).removeprefix(_SELF))
+            parts = re.split(rf"/proc/(?:self|{os.getpid()}){rest}(?![0-9])", message)
+            message = str(path).join(parts)
+        return message
+
+
+class VerifiedFile:
+    """A regular file that is open and was read to its end once. Close it after `check`.
+
+    Args:
+        path: of the file.
+        size_bytes: what it must have.
+        sha256: of its content, in hexadecimal.
+        name: what a library will open it by; by default the path of the descriptor.
+        base: where `name` begins to matter, a folder in it, or None; see `_way`.
+
+    Attributes:
+        file: to be given to libraries.
+        stream: the file, open for reading.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        FileDiffersError: it has another size or content.
+        FileChangedError: it is written to all the time.
+    """
+
+    def __init__(
+        self, path: Path, size_bytes: int, sha256: str, *, name: Path | None = None, base: Path | None = None
+    ) -> None:
+        self._sha256, self._base = sha256, path.parent if base is None else base
+        self._way = _way(name or path, self._base)
+        self.stream = open_regular(name or path)
+        try:
+            self._before = _settled(self.stream)
+            size = self._before.st_size
+            if size != size_bytes:
+                raise FileDiffersError(f"{size} bytes instead of {size_bytes}")
+            found = hash_file(self.stream)
+            if found != (size_bytes, sha256):
+                raise FileDiffersError(f"SHA-256 {found[1][:12]}… instead of {sha256[:12]}…")
+            handle = None if name is not None else descriptor_path(self.stream.fileno())
+        except BaseException:
+            self.stream.close()
+            raise
+        self._by_name = handle is None
+        self.file = OpenedFile(path, str(name or path) if handle is None else handle)
+
+    def check(self) -> None:
+        """Raise FileChangedError where the file was written to, or its name led elsewhere, since it was opened.
+
+        It comes after a library has read the file: what was read is not used then, but TorchScript, which is code, may
+        have run. Who can write to the very file can do as much to any program that maps it.
+        """
+        now, before = os.fstat(self.stream.fileno()), self._before
+        if self._by_name:
+            name = Path(self.file.handle)
+            try:
+                at_name, way = name.stat(), _way(name, self._base)
+            except OSError as exc:
+                raise FileChangedError from exc
+            if not os.path.samestat(at_name, now) or way != self._way:
+                raise FileChangedError
+            if now.st_ctime_ns != before.st_ctime_ns:  # a rename sets it
+                raise FileChangedError
+        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise FileChangedError
+        if now.st_ctime_ns != before.st_ctime_ns:
+            if now.st_nlink == before.st_nlink:  # someone set back the time of a write
+                raise FileChangedError
+            self.stream.seek(0)  # an export gave it another hard link, or took one away
+            if hash_file(self.stream)[1] != self._sha256:
+                raise FileChangedError
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def hash_file(file: BinaryIO) -> tuple[int, str]:
+    """Read a file to its end: the number of bytes and their SHA-256 in hexadecimal."""
+    begin = file.tell()
+    if hasattr(hashlib, "file_digest"):
+        digest = hashlib.file_digest(cast("io.BufferedReader", file), "sha256")
+    else:  # Python 3.10
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return file.tell() - begin, digest.hexdigest()
+
+
+def _settled(file: BinaryIO) -> os.stat_result:
+    """The file's times, when any later write will change them."""
+    for _ in range(_MOST_WAITS):
+        status = os.fstat(file.fileno())
+        age = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns)
+        if not 0 <= age < _TICK_NS:  # negative: of another machine's clock, or set by hand
+            return status
+        time.sleep((_TICK_NS - age) / 1e9)
+    raise FileChangedError
+
+
+def descriptor_path(descriptor: int) -> str | None:
+    """The path that opens the same file or folder anew, whatever its name leads to; None where the system has none."""
+    path = Path(f"{_SELF}/fd/{descriptor}")
+    try:
+        return str(path) if os.path.samestat(path.stat(), os.fstat(descriptor)) else None
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def opened_folder(folder: Path) -> Iterator[Path]:
+    """A path of a folder that leads to the same one during the block, where the system has such paths.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        yield folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield Path(descriptor_path(descriptor) or folder)
+    finally:
+        os.close(descriptor)
+
+
+def _way(name: Path, base: Path) -> list[tuple[int, ...]]:
+    """What is another where a link on the way to a file, or a folder from `base` on, was replaced, also if it is back.
+
+    Folders above change all the time, as /tmp does; of them only the present ones are compared. What leads to the path
+    of a descriptor is of no matter.
+    """
+    name, base = name.absolute(), base.absolute()  # which follows no link
+    descriptors = Path(_SELF, "fd")
+    is_exact = descriptors in name.parents
+    found: list[tuple[int, ...]] = []
+    for folder in name.parents:
+        if folder.parent == descriptors:
+            break
+        status = folder.lstat()
+        times = is_exact or stat.S_ISLNK(status.st_mode) or folder.is_relative_to(base)
+        found.append((status.st_dev, status.st_ino, *([status.st_ctime_ns] if times else [])))
+    return found

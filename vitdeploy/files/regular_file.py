@@ -1,0 +1,87 @@
+"""Open files that end: a pipe or a device is refused at once, and a file that is too large before it is read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from vitdeploy.system.exhaustion import check_exhaustion
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+# Of a file of JSON, TOML or CSV, which takes up to 40 times its bytes in memory once it is parsed. The index of a
+# checkpoint of 10,000 tensors has 1 MB.
+MOST_TEXT_BYTES = 16 * 1024**2
+MOST_IMAGE_BYTES = 1 << 30  # of an encoded image; pixels have a limit of their own
+_KINDS = {
+    stat.S_IFREG: None,
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "disk",
+}
+
+
+class NotRegularError(OSError):
+    """The path leads to a pipe, a device or a socket, which might never end."""
+
+
+class TooLargeError(OSError):
+    """The file has more bytes than its reader takes."""
+
+
+def open_regular(path: str | os.PathLike[str], most_bytes: int | None = None) -> BinaryIO:
+    """Open a file to read, without waiting: the open of a pipe that nobody writes to would never return.
+
+    Raises:
+        NotRegularError: it is a pipe, a device or a socket.
+        TooLargeError: it has more than `most_bytes` now.
+        OSError: it cannot be opened; a folder is an IsADirectoryError.
+        ExhaustedError: too many files are open, which says nothing of this one.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as exc:
+        if exc.errno != errno.EAGAIN:  # which is no want of threads here, but a lease that another process holds
+            check_exhaustion(exc, f"opening {path}")
+        raise
+    try:
+        status = os.fstat(descriptor)
+        mode = status.st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        kind = kind_of(mode)
+        if kind is not None:
+            raise NotRegularError(errno.EINVAL, f"it is a {kind}, not a regular file", os.fspath(path))
+        if most_bytes is not None and status.st_size > most_bytes:
+            raise _too_large(path, most_bytes)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES) -> bytes:
+    """The content of a file of at most `most_bytes`.
+
+    Raises:
+        TooLargeError: it has more.
+        OSError, ExhaustedError: as `open_regular`.
+    """
+    with open_regular(path, most_bytes) as file:
+        content = file.read(most_bytes + 1)  # it may have grown meanwhile
+    if len(content) > most_bytes:
+        raise _too_large(path, most_bytes)
+    return content
+
+
+def kind_of(mode: int) -> str | None:
+    """A word for what a mode says of a path (`stat`), where that is no regular file."""
+    return _KINDS.get(stat.S_IFMT(mode), "socket")
+
+
+def _too_large(path: str | os.PathLike[str], most_bytes: int) -> TooLargeError:
+    return TooLargeError(errno.EFBIG, f"it has more than the {most_bytes:,} bytes that are read", os.fspath(path))

@@ -1,0 +1,217 @@
+"""Open an image, wherever it comes from, upright and with 8 bits: gray, RGB or RGBA."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from vitdeploy.errors import ImageError, UsageError
+from vitdeploy.files.file_kinds import is_lfs_pointer, lfs_advice
+from vitdeploy.images.formats import is_heif, readable_formats
+from vitdeploy.images.pixel_limit import HOW_TO_RAISE, check_pixel_count, limit_lifted, max_pixels
+from vitdeploy.images.sample_depth import check_samples, to_8_bits
+from vitdeploy.specs import MODES
+from vitdeploy.system.exhaustion import check_exhaustion
+from vitdeploy.system.quiet import quiet_libtiff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from vitdeploy.specs import Mode
+
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]"
+)
+
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two of BigTIFF
+# What Pillow's decoders are known to raise on a damaged file. A `Warning` is raised where warnings are errors.
+_DECODER_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    Warning,
+    struct.error,
+)
+
+
+def open_image(source: ImageSource, *, mode: Mode = "RGB", name: str | None = None) -> Image.Image:
+    """Open an image as a model sees it: EXIF orientation applied, converted to 8 bits a channel.
+
+    The pixels are those of transformers' `load_image`, by Pillow's conversion to `mode`: for "L" its luma of a colour
+    image; for "RGB" the gray three times, transparency dropped and not blended; for "RGBA" an alpha of 255 where the
+    image has none. What a PNG file marks as transparent has an alpha of 0, but for gray of 2 or 4 bits and RGB of 16,
+    where Pillow does not find it. Of an animation the first frame is used. One thing differs: gray of more than 8 bits
+    keeps the 8 highest of the bits that the file states, where Pillow's conversion clips to white; see
+    `vitdeploy.images.sample_depth`. Only a file, or the image that `Image.open` gave, states them: a copy or a crop of
+    such an image, and one that was made in memory, counts as full 16 bits, so that 12 bits in it come out dark; pass
+    the file, or scale the values.
+
+    Args:
+        source: a path, an encoded image (bytes or a binary file object), a PIL image, or a uint8 array of shape
+            (H, W), (H, W, C) or (C, H, W) with C of 1 (gray), 3 (RGB) or 4 (RGBA).
+        mode: of the result; see `vitdeploy.specs.MODES` for the one that a model takes.
+        name: what an error calls the image; by default its path.
+
+    Returns:
+        An image of that mode, independent of `source`.
+
+    Raises:
+        ImageError: the image is absent, unreadable, damaged, too large (see `vitdeploy.images.pixel_limit`), or has no
+            fixed range of values.
+        UsageError: `source` is none of the above.
+    """
+    image = decode_image(source, mode, name or image_name(source))
+    return image.copy() if isinstance(source, (Image.Image, np.ndarray)) else image
+
+
+def decode_image(
+    source: ImageSource, mode: Mode, name: str, check_sides: Callable[[int, int], None] = lambda _width, _height: None
+) -> Image.Image:
+    """As `open_image`, for reading only: the image may share its memory with `source`.
+
+    Args:
+        source: see `open_image`.
+        mode: see `open_image`.
+        name: what an error calls the image.
+        check_sides: called with the width and height in a file's header, before the limit of pixels is looked at.
+    """
+    if isinstance(source, np.ndarray):
+        image = _from_array(source, name)
+        return image if image.mode == mode else image.convert(mode)
+    if isinstance(source, Image.Image):
+        with limit_lifted(), _decoder_errors(name):
+            check_samples(source, name)
+            source.load()  # a file may have its orientation after its pixels
+            turned = source.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            return _converted(ImageOps.exif_transpose(source) if turned else source, mode, source, name)
+    file = _encoded(source, name)
+    quiet_libtiff()
+    with limit_lifted(), _decoder_errors(name, file), Image.open(file, formats=readable_formats()) as opened:
+        check_sides(opened.width, opened.height)
+        check_pixel_count(opened.width, opened.height, name)
+        check_samples(opened, name)
+        ImageOps.exif_transpose(opened, in_place=True)
+        return _converted(opened, mode, opened, name)
+
+
+def image_name(source: ImageSource, default: str = "the image") -> str:
+    """What an error calls an image: its path, quoted, where it has one."""
+    return repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else default
+
+
+def _encoded(source: object, name: str) -> Any:
+    """What `Image.open` takes: a path or a binary file object."""
+    if isinstance(source, str) and ("://" in source or source.startswith("data:")):
+        raise UsageError(f"expected a path, got the URL {source[:80]!r}; download it, and pass its path or bytes")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source)
+    if isinstance(source, os.PathLike | str):
+        if _is_endless(source):
+            raise ImageError(f"cannot read {name}: expected a file, got a pipe or a device")
+        return source
+    if hasattr(source, "read"):
+        return source
+    raise UsageError(
+        f"expected a path, bytes, a binary file, a PIL image or a numpy array, got {type(source).__name__} for {name}"
+    )
+
+
+def _is_endless(path: str | os.PathLike[str]) -> bool:
+    """Whether reading might never end, as of a pipe or a device."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return False  # opening it says why
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _from_array(array: NDArray[Any], name: str) -> Image.Image:
+    """A uint8 array of shape (H, W), (H, W, C) or (C, H, W) -> an image of mode "L", "RGB" or "RGBA"."""
+    if array.dtype != np.uint8:
+        raise UsageError(
+            f"expected a uint8 array with values 0..255, got {array.dtype} for {name}; for floats in 0..1 pass "
+            "(array * 255).round().astype('uint8')"
+        )
+    if array.size == 0:
+        raise ImageError(f"cannot read {name}: an array of shape {array.shape} holds no pixels")
+    if array.ndim == 3 and (array.shape[0] in MODES) != (array.shape[2] in MODES):
+        if array.shape[0] in MODES:
+            array = np.moveaxis(array, 0, -1)  # (H, W, C)
+        if array.shape[2] == 1:
+            array = array[:, :, 0]  # (H, W)
+    elif array.ndim != 2:
+        raise UsageError(
+            f"expected shape (H, W), (H, W, C) or (C, H, W) with one axis of 1, 3 or 4 channels, got {array.shape} "
+            f"for {name}; where two axes could be the channels, pass PIL.Image.fromarray(array)"
+        )
+    return Image.fromarray(array)
+
+
+def _converted(image: Image.Image, mode: Mode, origin: Image.Image, name: str) -> Image.Image:
+    """An image of that mode, which may be `image` itself; `origin` is the image as Pillow opened it."""
+    image = to_8_bits(image, origin, name)
+    if image.mode == mode:
+        return image
+    if "transparency" in image.info and mode != "RGBA":
+        # It is dropped in any case; left there, Pillow warns for a palette with several transparent colours.
+        image = image.copy()
+        del image.info["transparency"]
+    if image.mode == "La":  # which Pillow converts to nothing else, as of a TIFF file with associated alpha
+        image = image.convert("LA")
+    if image.mode == "LAB":  # which Pillow converts to colours alone
+        image = image.convert("RGB")
+    return image.convert(mode)
+
+
+def _beginning(source: Any) -> bytes:
+    """The first bytes of a path or a file object; none where they cannot be read."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        if isinstance(source, (str, os.PathLike)):
+            with Path(source).open("rb") as file:
+                return file.read(12)
+        source.seek(0)
+        return bytes(source.read(12))
+    return b""
+
+
+@contextlib.contextmanager
+def _decoder_errors(name: str, source: object = None) -> Iterator[None]:
+    try:
+        yield
+    except UnidentifiedImageError as exc:
+        if isinstance(source, (str, os.PathLike)) and is_lfs_pointer(Path(source)):
+            raise ImageError(lfs_advice(Path(source))) from exc
+        if is_heif(_beginning(source)) and "HEIF" not in readable_formats():
+            raise ImageError(
+                f"cannot read {name}: it is a HEIF image; install pillow-heif, or convert it to JPEG"
+            ) from exc
+        if _beginning(source)[:4] in _TIFF_MAGIC:
+            raise ImageError(
+                f"cannot read {name}: a TIFF file that is damaged, or has a depth or layout that Pillow cannot decode; "
+                "save it with 8 bits a channel"
+            ) from exc
+        formats = ", ".join(readable_formats())
+        raise ImageError(f"cannot read {name}: it is empty, or not in an image format that is read: {formats}") from exc
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        limit = max_pixels()  # Pillow's message has twice as many
+        raise ImageError(f"cannot read {name}: more than the limit of {limit} pixels; {HOW_TO_RAISE}") from exc
+    except (MemoryError, *_DECODER_ERRORS) as exc:
+        check_exhaustion(exc, f"reading {name}")
+        reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+        raise ImageError(f"cannot read {name}: {' '.join(reason.split())}") from exc

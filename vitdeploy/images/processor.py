@@ -1,0 +1,339 @@
+"""Turn images into a Vision Transformer's input, bit for bit as transformers' PIL backend does."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from vitdeploy.errors import ImageError, InputError, UsageError, check_count
+from vitdeploy.images.formats import readable_formats
+from vitdeploy.images.open import ImageSource, decode_image, image_name
+from vitdeploy.images.pixel_limit import EmbeddedSide, check_resized_count, embedded_problem, embedded_side_problem
+from vitdeploy.images.preprocessor_config import ShortestEdge, Size, channels_of_model, parse, read_files, read_settings
+from vitdeploy.specs import MODES, PixelFormat, PixelStage
+from vitdeploy.system.cpu import recent_workers
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from vitdeploy.specs import Mode
+
+    Channels = tuple[float, ...]
+    CropRounding = Literal["floor", "half_even"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageProcessor:
+    """Images -> (N, C, H, W) float32: decode, resize, center-crop, rescale, normalise.
+
+    The fields are the keys of `preprocessor_config.json`, and their defaults those of ViTImageProcessor. The number of
+    means is that of the channels, C, also where `do_normalize` is off: 1 (images are opened as gray), 3 (RGB) or 4
+    (RGBA).
+
+    Attributes:
+        image_processor_type: the transformers class whose file this is.
+        size: what images are resized to.
+        resample: the filter, as Pillow numbers it (2 bilinear, 3 bicubic).
+        crop_size: the center crop; an image that is smaller is padded with zeros, which are black.
+        crop_rounding: where the crop begins when it cannot be centered: "floor" is transformers' PIL backend, and
+            "half_even" is torchvision's CenterCrop, which timm uses. A key of our own, absent where it is "floor".
+        do_convert_rgb: kept for transformers. Here the number of channels decides (see `open_image`).
+    """
+
+    image_processor_type: str = "ViTImageProcessor"
+    do_convert_rgb: bool = False
+    do_resize: bool = True
+    size: Size | ShortestEdge = dataclasses.field(default=Size(224, 224))
+    resample: int = 2
+    do_center_crop: bool = False
+    crop_size: Size | None = None
+    crop_rounding: CropRounding = "floor"
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: Channels = (0.5, 0.5, 0.5)
+    image_std: Channels = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if self.do_center_crop and self.crop_size is None:
+            raise UsageError("'do_center_crop' needs 'crop_size', got none")
+        if len(self.image_mean) not in MODES or len(self.image_std) != len(self.image_mean):
+            raise UsageError(
+                f"'image_mean' and 'image_std' need a number for each of 1, 3 or 4 channels, got {self.image_mean} and "
+                f"{self.image_std}"
+            )
+        if 0 in self.image_std:
+            raise UsageError(f"'image_std' must not be zero, got {self.image_std}")
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(self._tables).all()
+        if not finite:
+            raise UsageError(
+                f"'rescale_factor' {self.rescale_factor}, 'image_mean' {self.image_mean} and 'image_std' "
+                f"{self.image_std} give pixels that float32 cannot hold; check these numbers"
+            )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], *, num_channels: int | None = None) -> ImageProcessor:
+        """Read a model folder's preprocessor_config.json, or processor_config.json where that holds the settings.
+
+        Args:
+            folder: with that file.
+            num_channels: of the model; by default that of the config.json in the folder.
+
+        Raises:
+            InputError: there is no such file, or it asks for something that cannot be done exactly.
+        """
+        return cls.from_files(Path(folder), read_files(Path(folder)), num_channels=num_channels)
+
+    @classmethod
+    def from_files(cls, folder: Path, files: Mapping[str, bytes], *, num_channels: int | None = None) -> ImageProcessor:
+        """`from_pretrained` of what was read already.
+
+        Args:
+            folder: where the files lie, to be told.
+            files: see `vitdeploy.images.preprocessor_config.read_files`.
+            num_channels: as for `from_pretrained`.
+
+        Raises:
+            InputError: as there.
+        """
+        config, path = read_settings(folder, files)
+        if num_channels is None:
+            num_channels = channels_of_model(folder, files)
+        try:
+            return cls.from_dict(config, num_channels=num_channels)
+        except InputError as exc:
+            raise InputError(f"{path}: {exc}") from exc
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any], *, num_channels: int | None = None) -> ImageProcessor:
+        """Read the content of a preprocessor_config.json; see `preprocessor_config.parse` for what is accepted.
+
+        Args:
+            config: the content.
+            num_channels: of the model; by default as many as there are means, and 3 where one number is for all.
+
+        Raises:
+            InputError: the class is unknown, a value is not what it must be, a step is not implemented, or there is
+                another number of means than of channels.
+        """
+        fields = parse(config, num_channels)
+        try:
+            return cls(**fields)
+        except UsageError as exc:
+            raise InputError(str(exc)) from exc
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a preprocessor_config.json for transformers and for `from_dict`."""
+        fields = dataclasses.asdict(self)
+        if self.crop_rounding == "floor":
+            del fields["crop_rounding"]  # the files of other models are those of transformers, key for key
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in fields.items()
+            if value is not None
+        }
+
+    @property
+    def num_channels(self) -> int:
+        """The channels of what comes out."""
+        return len(self.image_mean)
+
+    @property
+    def mode(self) -> Mode:
+        """Pillow's mode that images are opened in."""
+        return MODES[self.num_channels]
+
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """(H, W) of what comes out, or None where it depends on the image."""
+        if self._crop:
+            return self._crop.height, self._crop.width
+        if self.do_resize and isinstance(self.size, Size):
+            return self.size.height, self.size.width
+        return None
+
+    def resized(self, height: int, width: int) -> ImageProcessor:
+        """The same processor for images of another size.
+
+        A center crop keeps its share of the image that it is cut from: no side of that image is shorter than the
+        crop's where none was before.
+        """
+        if self._crop is None:
+            return dataclasses.replace(self, do_resize=True, size=Size(height, width))
+        crop, size = self._crop, self.size
+        new_size: Size | ShortestEdge
+        if isinstance(size, ShortestEdge):
+            new_size = ShortestEdge(_scaled(size.shortest_edge, max(height, width), max(crop.height, crop.width)))
+        else:
+            new_size = Size(_scaled(size.height, height, crop.height), _scaled(size.width, width, crop.width))
+        return dataclasses.replace(self, size=new_size, crop_size=Size(height, width))
+
+    @property
+    def scale(self) -> NDArray[np.float64]:
+        """What a byte of each channel is multiplied with, (C,), before `offset` is added to it."""
+        std = self.image_std if self.do_normalize else (1,) * self.num_channels
+        return self._rescale / np.array(std)
+
+    @property
+    def offset(self) -> NDArray[np.float64]:
+        """See `scale`; (C,)."""
+        offset: NDArray[np.float64] = np.array(self.image_mean) / -np.array(self.image_std)
+        return offset if self.do_normalize else np.zeros_like(offset)
+
+    def __call__(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        *,
+        pixels: PixelFormat = PixelFormat(),  # noqa: B008  (frozen)
+        threads: int | None = None,
+        first_index: int = 0,
+    ) -> NDArray[Any]:
+        """Read and preprocess one image or a batch.
+
+        Args:
+            images: one image or a sequence of them; see `open_image` for what an image can be. An array with four
+                axes is a batch.
+            pixels: how far to go; a model that takes bytes does the rest itself.
+            threads: how many images are decoded at a time; by default one a CPU that the process's affinity and
+                cgroup quota allow, as they were at most a second ago.
+            first_index: what an error counts from, when it names an image without a path.
+
+        Returns:
+            (N, C, H, W) float32, contiguous, or what `pixels` says. The number of threads does not change a bit of it.
+
+        Raises:
+            ImageError: an image cannot be read; the message names it.
+            UsageError: there is no image, one is of the wrong type, or the results differ in size.
+        """
+        sources = as_batch(images)
+        if not sources:
+            raise UsageError("expected at least one image, got an empty batch")
+        if threads is None:
+            threads = recent_workers() if len(sources) > 1 else 1
+        check_count("threads", threads)
+        names = [image_name(source, default=f"images[{index}]") for index, source in enumerate(sources, first_index)]
+        read = self._decoded if pixels.stage is PixelStage.DECODED else self._resized
+        if min(threads, len(sources)) == 1:
+            return self._batch(map(read, sources, names), len(sources), pixels)
+        readable_formats()  # Pillow registers its formats on first use, without a lock
+        with ThreadPoolExecutor(min(threads, len(sources))) as pool:
+            return self._batch(pool.map(read, sources, names), len(sources), pixels)
+
+    def _decoded(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
+        """An image as it is in its file -> (H, W, C)."""
+
+        def check_sides(width: int, height: int) -> None:
+            """Of a file, which may turn them: they must be too long either way."""
+            problems = [
+                embedded_side_problem(self._embedded_sides(*sides)) for sides in ((height, width), (width, height))
+            ]
+            if None not in problems:
+                raise ImageError(f"cannot read {name}: {problems[0]}")
+
+        image = decode_image(source, self.mode, name, check_sides)
+        problem = self.embedded_problem(1, image.height, image.width)
+        if problem is not None:
+            raise ImageError(f"cannot read {name}: {problem}")
+        return _array(image)
+
+    def embedded_problem(self, count: int, height: int, width: int) -> str | None:
+        """Say why a graph that does the same cannot take `count` decoded images of a size; None where it can."""
+        return embedded_problem(count, self.num_channels, self._embedded_sides(height, width))
+
+    def _embedded_sides(self, height: int, width: int) -> tuple[EmbeddedSide, EmbeddedSide]:
+        sides = height, width
+        resized = self.size.of(*sides) if self.do_resize else sides
+        down, across = map(EmbeddedSide, sides, resized, self.output_size or resized)
+        return down, across
+
+    def _resized(self, source: ImageSource, name: str) -> NDArray[np.uint8]:
+        """Decode, resize and crop: an image -> (H, W, C)."""
+        image = decode_image(source, self.mode, name)
+        if self.do_resize:
+            height, width = self.size.of(image.height, image.width)
+            check_resized_count(width, height, image.width * image.height, name)
+            image = image.resize((width, height), Image.Resampling(self.resample))
+        if self._crop:
+            left = _crop_offset(image.width, self._crop.width, self.crop_rounding)
+            top = _crop_offset(image.height, self._crop.height, self.crop_rounding)
+            image = image.crop((left, top, left + self._crop.width, top + self._crop.height))
+        return _array(image)
+
+    def _batch(self, images: Iterator[NDArray[np.uint8]], count: int, pixels: PixelFormat) -> NDArray[Any]:
+        """One array of `count` images of (H, W, C) as they come, rescaled and normalised where that is asked for."""
+        first = next(images)
+        normalized = pixels.stage is PixelStage.NORMALIZED
+        tables = self._tables.astype(pixels.dtype, copy=False) if normalized else ()
+        batch = np.empty((count, *pixels.shape(self.num_channels, first.shape[:2])), pixels.dtype)
+        for image, out in zip(itertools.chain([first], images), batch, strict=True):
+            if image.shape != first.shape:
+                raise UsageError(
+                    f"the images of a batch must come out in one size, got {first.shape[:2]} and {image.shape[:2]}; "
+                    "set a center crop, or pass them one by one"
+                )
+            if normalized:
+                for channel, table in enumerate(tables):
+                    np.take(table, image[:, :, channel], out=out[channel], mode="wrap")  # the fastest mode
+            else:
+                np.copyto(out, image if pixels.layout == "nhwc" else image.transpose(2, 0, 1))
+        return batch
+
+    @property
+    def _rescale(self) -> float:
+        return self.rescale_factor if self.do_rescale else 1.0
+
+    @property
+    def _crop(self) -> Size | None:
+        return self.crop_size if self.do_center_crop else None
+
+    @functools.cached_property
+    def _tables(self) -> NDArray[np.float32]:
+        """The value of every byte in every channel, (C, 256): a look-up instead of arithmetic, to the same bit."""
+        values = np.arange(256, dtype=np.float64) * self._rescale
+        tables = np.tile(values.astype(np.float32), (self.num_channels, 1))
+        if self.do_normalize:
+            mean, std = np.array([self.image_mean, self.image_std], np.float32)[:, :, None]  # (C, 1) each
+            tables = (tables - mean) / std
+        return tables
+
+
+def as_batch(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    """The images of a batch, or the one image that is no batch. An array with four axes is a batch."""
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return list(images)
+    if isinstance(images, Sequence) and not isinstance(images, (str, bytes, bytearray, memoryview)):
+        return list(images)
+    return [images]
+
+
+def _array(image: Image.Image) -> NDArray[np.uint8]:
+    """An image -> (H, W, C)."""
+    array = np.asarray(image)
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def _crop_offset(length: int, crop: int, rounding: CropRounding) -> int:
+    """Where a crop begins; negative where it is longer than the image, by the pixels that are padded before it.
+
+    torchvision rounds half a pixel to the even pixel when it crops, and pads the odd pixel after the image.
+    """
+    if rounding == "floor":
+        return (length - crop) // 2
+    return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
+
+
+def _scaled(length: int, new: int, old: int) -> int:
+    """`length` times `new` over `old`, rounded, and at least one pixel."""
+    return max(1, round(length * new / old))

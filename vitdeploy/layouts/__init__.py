@@ -1,1 +1,0 @@
-"""Checkpoints of other libraries, converted to the equivalent Hugging Face checkpoints."""

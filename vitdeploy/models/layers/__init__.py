@@ -1,0 +1,1 @@
+"""The network's layers: embeddings, positions, attention, MLPs and heads."""

@@ -1,0 +1,112 @@
+"""From pixels to tokens: patches, the tokens before them, masks and positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from vitdeploy.errors import UsageError
+from vitdeploy.models.layers.positions import interpolate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitdeploy.models.config import ViTConfig
+
+
+class Embeddings(nn.Module):
+    """Prefix tokens and embedded patches with their positions: (N, C, H, W) -> (N, P + gh * gw, D).
+
+    The prefix is the class token and, where the model has them, the distillation token and the registers.
+    """
+
+    def __init__(self, config: ViTConfig, *, mask_token: bool) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.grid_size = config.grid_size
+        self.antialias = config.position_antialias
+        self.num_positioned = config.num_positions - config.num_patches  # prefix tokens with a position
+        self.patch_embeddings = nn.ModuleDict(  # a level of its own, as in the checkpoints' names
+            {"projection": nn.Conv2d(config.num_channels, size, config.patch_size, config.patch_size)}
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, size))
+        self.distillation_token = nn.Parameter(torch.zeros(1, 1, size)) if config.distillation_token else None
+        registers = config.num_register_tokens
+        self.register_tokens = nn.Parameter(torch.zeros(1, registers, size)) if registers else None
+        # transformers gives it an axis less where every task has it
+        self.mask_token = (
+            nn.Parameter(torch.zeros((1, size) if config.mask_token else (1, 1, size))) if mask_token else None
+        )
+        self.position_embeddings = (
+            nn.Parameter(torch.zeros(1, config.num_positions, size)) if config.absolute_positions else None
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, *, interpolate: bool = False
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Embed an image.
+
+        Args:
+            pixel_values: (N, C, H, W).
+            bool_masked_pos: (N, gh * gw), true where the mask token replaces the patch.
+            interpolate: resize the position embeddings to the image's grid, whatever its size; otherwise the image
+                must have the configured size.
+
+        Returns:
+            The tokens (N, P + gh * gw, D) and the grid (gh, gw).
+        """
+        patches = self.patch_embeddings["projection"](pixel_values)  # (N, D, gh, gw)
+        grid = patches.shape[2], patches.shape[3]
+        x = patches.flatten(2).transpose(1, 2)  # (N, gh * gw, D)
+        if bool_masked_pos is not None:
+            if self.mask_token is None:
+                raise UsageError("bool_masked_pos needs a model with a mask token: load it for masked image modeling")
+            mask = bool_masked_pos.unsqueeze(-1).to(x.dtype)
+            x = x * (1.0 - mask) + self.mask_token * mask
+        # The prefix is added where the patches have left room: the same sum as after expanding it to the batch, but an
+        # exported graph need not ask for the batch's size, which ONNX Runtime does on the CPU alone.
+        prefix, positions = self._prefix(), self._positions(grid if interpolate else None)
+        x = F.pad(x, (0, 0, prefix.shape[1], 0))  # (N, P + gh * gw, D)
+        if positions is None:
+            added = F.pad(prefix, (0, 0, 0, grid[0] * grid[1]))
+        else:
+            added = torch.cat((prefix, positions[:, self.num_positioned :]), dim=1)
+        return self.dropout(x + added), grid
+
+    def interpolated_positions(self, grid: tuple[int, int]) -> Tensor:
+        """The position table for another grid of patches, (1, rows, D): bicubic, from the configured grid.
+
+        The prefix's rows stay. transformers goes by the square root of the number of rows, and takes no other grid.
+        """
+        if self.position_embeddings is None:
+            raise UsageError("a model must have a position table to interpolate it, this one has none")
+        count = self.num_positioned
+        prefix, patches = self.position_embeddings[:, :count], self.position_embeddings[0, count:]
+        patches = interpolate(patches, self.grid_size, grid, "bicubic", antialias=self.antialias)
+        return torch.cat((prefix, patches[None]), dim=1)
+
+    @torch.no_grad()
+    def resize(self, grid: tuple[int, int]) -> None:
+        """Make the position table one for `grid`, interpolated once."""
+        if self.position_embeddings is not None:
+            trained, positions = self.position_embeddings.requires_grad, self.interpolated_positions(grid)
+            self.position_embeddings = nn.Parameter(positions, requires_grad=trained)
+        self.grid_size = grid
+
+    def _positions(self, grid: tuple[int, int] | None) -> Tensor | None:
+        if grid is None or self.position_embeddings is None:
+            return self.position_embeddings
+        return self.interpolated_positions(grid)
+
+    def _prefix(self) -> Tensor:
+        """The tokens before the patches, with their positions, which do not depend on the image: (1, P, D)."""
+        prefix: Tensor = self.cls_token
+        if self.distillation_token is not None:
+            prefix = torch.cat((prefix, self.distillation_token), dim=1)
+        if self.position_embeddings is not None:
+            prefix = prefix + self.position_embeddings[:, : self.num_positioned]
+        return prefix if self.register_tokens is None else torch.cat((prefix, self.register_tokens), dim=1)

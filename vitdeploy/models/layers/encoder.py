@@ -1,0 +1,117 @@
+"""The pre-norm transformer block: self-attention and MLP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from vitdeploy.errors import UsageError
+from vitdeploy.models.layers.activations import activation
+from vitdeploy.models.layers.positions import RelativePositionBias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitdeploy.models.config import ViTConfig
+
+AttentionKind = Literal["sdpa", "eager"]
+ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
+
+
+def check_attention(kind: str) -> None:
+    """Raise UsageError where `kind` is none of the attentions."""
+    if kind not in ATTENTION_KINDS:
+        raise UsageError(f"attention must be one of {', '.join(ATTENTION_KINDS)}, got {kind!r}")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: (N, L, D) -> (N, L, D), and the weights (N, H, L, L) where `kind` is "eager"."""
+
+    def __init__(self, config: ViTConfig, kind: AttentionKind) -> None:
+        super().__init__()
+        width = config.num_attention_heads * config.attention_head_dim
+        self.kind = kind
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.attention_head_dim
+        self.scale = config.attention_head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.softmax_dtype = torch.float32 if config.float32_softmax else None
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias and config.key_bias)
+        self.v_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(width, config.hidden_size)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Attend; `bias` (1, H, L, L) is added to the scaled products of queries and keys."""
+        q, k, v = (self._split_heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        weights = None
+        if self.kind == "sdpa":
+            dropout = self.dropout if self.training else 0.0
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.scale)
+        else:
+            weights = torch.matmul(q, k.transpose(2, 3)) * self.scale  # (N, H, L, L)
+            if bias is not None:
+                weights = weights + bias
+            # As transformers does, in most families in float32: half precision loses the small weights.
+            weights = F.softmax(weights, dim=-1, dtype=self.softmax_dtype).to(q.dtype)
+            weights = F.dropout(weights, self.dropout, self.training)
+            x = torch.matmul(weights, v)
+        x = x.transpose(1, 2).flatten(2)  # (N, L, H * head_dim)
+        return self.o_proj(x), weights
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return torch.unflatten(x, 2, (self.num_heads, self.head_dim)).transpose(1, 2)  # (N, H, L, head_dim)
+
+
+class Mlp(nn.Module):
+    """Two linear layers around an activation: (N, L, D) -> (N, L, D)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = activation(config.hidden_act, "hidden_act")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class SwiGlu(nn.Module):
+    """An MLP whose one half gates the other (arXiv:2002.05202), DINOv2's: (N, L, D) -> (N, L, D)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.weights_in = nn.Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.weights_out = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.weights_in(x).chunk(2, dim=-1)
+        return self.weights_out(F.silu(gate) * up)  # type: ignore[no-any-return]
+
+
+class Layer(nn.Module):
+    """One pre-norm block: (N, L, D) -> (N, L, D), and the attention weights where they exist."""
+
+    def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = Attention(config, attention)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = SwiGlu(config) if config.swiglu else Mlp(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.relative_position_bias = RelativePositionBias(config) if config.relative_positions else None
+        self.layer_scale1 = nn.Parameter(torch.ones(config.hidden_size)) if config.layer_scale else None
+        self.layer_scale2 = nn.Parameter(torch.ones(config.hidden_size)) if config.layer_scale else None
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        attended, weights = self.attention(self.layernorm_before(x), bias)
+        x = _scaled(self.dropout(attended), self.layer_scale1) + x
+        x = _scaled(self.dropout(self.mlp(self.layernorm_after(x))), self.layer_scale2) + x
+        return x, weights
+
+
+def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x * scale

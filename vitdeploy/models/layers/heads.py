@@ -1,0 +1,168 @@
+"""What a task makes of the encoder's tokens, and of the prefix tokens among them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from vitdeploy.models.layers.activations import activation
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitdeploy.models.config import ViTConfig
+
+
+class ClsPooler(nn.Module):
+    """The class token: (N, L, D) -> (N, D)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.width = config.hidden_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0]
+
+
+class MeanPooler(nn.Module):
+    """The normalized mean of the patches, BEiT's: (N, L, D) -> (N, D)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.width = config.hidden_size
+        self.num_prefix_tokens = config.num_prefix_tokens
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layernorm(x[:, self.num_prefix_tokens :].mean(1))  # type: ignore[no-any-return]
+
+
+class ClsMeanPooler(nn.Module):
+    """The class token beside the mean of the patches, DINOv2's: (N, L, D) -> (N, 2 D)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.width = 2 * config.hidden_size
+        self.num_prefix_tokens = config.num_prefix_tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((x[:, 0], x[:, self.num_prefix_tokens :].mean(1)), dim=1)
+
+
+class DensePooler(nn.Module):
+    """The class token through a layer of its own, ViT's: (N, L, D) -> (N, pooler_output_size)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.width = config.pooler_output_size or config.hidden_size
+        self.dense = nn.Linear(config.hidden_size, self.width)
+        self.activation = activation(config.pooler_act, "pooler_act")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.dense(x[:, 0]))
+
+
+_POOLERS: dict[str, type[ClsPooler | MeanPooler | ClsMeanPooler | DensePooler]] = {
+    "cls": ClsPooler,
+    "mean": MeanPooler,
+    "cls+mean": ClsMeanPooler,
+    "dense": DensePooler,
+}
+
+
+class ClassificationHead(nn.Module):
+    """Tokens -> `logits` (N, num_labels); what is classified, for a model without labels."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.pooler = _POOLERS[config.classification_pooler](config)
+        self.classifier = _classifier(self.pooler.width, config)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:  # noqa: ARG002  (one signature)
+        return {"logits": self.classifier(self.pooler(x))}
+
+
+class TeacherHead(nn.Module):
+    """Class and distillation token -> `logits`, the mean of `cls_logits` and `distillation_logits`, (N, num_labels).
+
+    DeiT's, arXiv:2012.12877.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.cls_classifier = _classifier(config.hidden_size, config)
+        self.distillation_classifier = _classifier(config.hidden_size, config)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:  # noqa: ARG002  (one signature)
+        cls, distillation = self.cls_classifier(x[:, 0]), self.distillation_classifier(x[:, 1])
+        return {"logits": (cls + distillation) / 2, "cls_logits": cls, "distillation_logits": distillation}
+
+
+class FeatureHead(nn.Module):
+    """Tokens -> `last_hidden_state` (N, L, D) and, with a pooler, `pooler_output` (N, its width)."""
+
+    def __init__(self, config: ViTConfig, *, pooler: bool) -> None:
+        super().__init__()
+        kind = config.feature_pooler
+        self.pooler = _POOLERS[kind](config) if pooler and kind is not None else None
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:  # noqa: ARG002  (one signature)
+        outputs = {"last_hidden_state": x}
+        if self.pooler is not None:
+            outputs["pooler_output"] = self.pooler(x)
+        return outputs
+
+
+class ReconstructionHead(nn.Module):
+    """Tokens -> `reconstruction` (N, C, gh * stride, gw * stride), as in SimMIM (arXiv:2111.09886)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        channels = config.encoder_stride**2 * config.num_channels
+        self.num_prefix_tokens = config.num_prefix_tokens
+        self.decoder = nn.Sequential(
+            nn.Conv2d(config.hidden_size, channels, kernel_size=1), nn.PixelShuffle(config.encoder_stride)
+        )
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
+        x = torch.unflatten(x[:, self.num_prefix_tokens :].transpose(1, 2), 2, grid)  # (N, D, gh, gw)
+        return {"reconstruction": self.decoder(x)}
+
+
+class VisualTokenHead(nn.Module):
+    """Tokens -> `logits` (N, gh * gw, vocab_size) over the visual tokens that stand for the patches, BEiT's."""
+
+    def __init__(self, config: ViTConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.num_prefix_tokens = config.num_prefix_tokens
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, vocab_size)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:  # noqa: ARG002  (one signature)
+        return {"logits": self.lm_head(self.layernorm(x[:, self.num_prefix_tokens :]))}
+
+
+Head = ClassificationHead | TeacherHead | FeatureHead | ReconstructionHead | VisualTokenHead
+
+
+def make_head(config: ViTConfig, task: Task, *, pooler: bool, teacher: bool) -> Head:
+    """The head of a task.
+
+    Args:
+        config: the hyper-parameters.
+        task: what it computes.
+        pooler: whether feature extraction ends in the family's pooler.
+        teacher: whether a distilled model has the head of its teacher beside its own.
+    """
+    if task is Task.CLASSIFICATION:
+        return TeacherHead(config) if teacher else ClassificationHead(config)
+    if task is Task.FEATURES:
+        return FeatureHead(config, pooler=pooler)
+    return ReconstructionHead(config) if config.vocab_size is None else VisualTokenHead(config, config.vocab_size)
+
+
+def _classifier(width: int, config: ViTConfig) -> nn.Linear | nn.Identity:
+    return nn.Linear(width, len(config.labels)) if config.labels else nn.Identity()

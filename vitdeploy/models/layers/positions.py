@@ -1,0 +1,106 @@
+"""Position tables for other grids of patches, and attention biases by relative position."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from vitdeploy.errors import UsageError
+from vitdeploy.models.layers.geometric import resize_offsets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitdeploy.models.config import ViTConfig
+
+_SPECIAL = 3  # the last rows of a table of relative positions: class to patch, patch to class, class to class
+
+
+def interpolate(table: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str, *, antialias: bool) -> Tensor:
+    """Resize a table over a grid: (old height * old width, D) -> (new height * new width, D).
+
+    Resizing to the grid that is there already gives the same numbers, so an exported graph needs no branch. Half
+    precision is interpolated in float32, as transformers' DINOv2 does.
+    """
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    grid = torch.unflatten(table.transpose(0, 1)[None], 2, old)  # (1, D, old height, old width)
+    grid = F.interpolate(grid.to(dtype), size=new, mode=mode, align_corners=False, antialias=antialias)
+    return grid.to(table.dtype)[0].flatten(1).transpose(0, 1)  # (new height * new width, D)
+
+
+class RelativePositionBias(nn.Module):
+    """What attention adds by the offset of two patches, as in BEiT (arXiv:2106.08254): a grid -> (1, H, L, L).
+
+    The table has a row for each offset, ((2 gh - 1) * (2 gw - 1) + 3, H), and three for the class token.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.grid_size = config.grid_size
+        self.interpolation = config.relative_position_interpolation
+        height, width = _offsets(self.grid_size)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros(height * width + _SPECIAL, config.num_attention_heads)
+        )
+
+    def forward(self, index: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        """The bias of every pair of tokens.
+
+        Args:
+            index: of `relative_position_index`, for the grid.
+            grid: what to interpolate the table to; None where it is the configured one.
+
+        Raises:
+            UsageError: the table is to be interpolated, but not bilinearly.
+        """
+        offsets, special = self._parts()
+        if grid is not None:
+            if self.interpolation != "bilinear":
+                raise UsageError(
+                    f"relative positions must be bilinear to be interpolated for each image, are {self.interpolation}; "
+                    f"resize the model instead"
+                )
+            offsets = self._interpolated(offsets, grid)
+        table = torch.cat((special, offsets))  # so that the rows of the class token do not move with the grid
+        return table[index].permute(2, 0, 1)[None]  # (1, H, L, L)
+
+    @torch.no_grad()
+    def resize(self, grid: tuple[int, int]) -> None:
+        """Make the table one for `grid`, interpolated once, as the configuration says."""
+        offsets, special = self._parts()
+        if self.interpolation == "geometric":
+            offsets = resize_offsets(offsets, self.grid_size, grid)
+        else:
+            offsets = self._interpolated(offsets, grid)
+        table = torch.cat((offsets, special))
+        trained = self.relative_position_bias_table.requires_grad
+        self.relative_position_bias_table = nn.Parameter(table, requires_grad=trained)
+        self.grid_size = grid
+
+    def _parts(self) -> tuple[Tensor, Tensor]:
+        table = self.relative_position_bias_table
+        return table[:-_SPECIAL], table[-_SPECIAL:]
+
+    def _interpolated(self, offsets: Tensor, grid: tuple[int, int]) -> Tensor:
+        # Bilinear, as in transformers, which mixes up height and width where the configured grid is not square.
+        return interpolate(offsets, _offsets(self.grid_size), _offsets(grid), "bilinear", antialias=False)
+
+
+def relative_position_index(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """The row of `RelativePositionBias`'s table for every pair of tokens, class token first: (L, L) int64."""
+    height, width = grid
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    down = rows[:, None] - rows[None, :] + height - 1  # (gh, gh)
+    across = columns[:, None] - columns[None, :] + width - 1  # (gw, gw)
+    offset = down[:, None, :, None] * (2 * width - 1) + across[None, :, None, :]  # (gh, gw, gh, gw)
+    patches = offset.flatten(2).flatten(0, 1) + _SPECIAL  # (gh * gw, gh * gw)
+    first = F.pad(torch.zeros_like(patches[:1]), (1, 0), value=2)
+    return torch.cat((first, F.pad(patches, (1, 0), value=1)))
+
+
+def _offsets(grid: tuple[int, int]) -> tuple[int, int]:
+    """How many offsets two patches of a grid can have (down, across)."""
+    return 2 * grid[0] - 1, 2 * grid[1] - 1

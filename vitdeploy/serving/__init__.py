@@ -1,0 +1,1 @@
+"""Write bundles in the form that model servers load."""

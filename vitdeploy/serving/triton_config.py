@@ -1,0 +1,237 @@
+"""What Triton Inference Server needs to be told of an artifact: a ModelConfig in protobuf's text format.
+
+Fields and their rules are those of triton-inference-server/common, `protobuf/model_config.proto`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitdeploy.errors import UsageError
+from vitdeploy.specs import Precision
+from vitdeploy.trt.options import DEFAULT_BATCH, read_range
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vitdeploy.bundle.manifest import Artifact
+    from vitdeploy.specs import AxisRange, TensorSpec
+
+LABELS = "labels.txt"
+LABELED_OUTPUT = "logits"
+_SIZES = ("height", "width")  # of images, of which an engine has the ranges of its profiles
+_ANY_SIZE = 256  # to warm up with, of an axis that takes every size
+
+
+class TritonBackend(NamedTuple):
+    """One of Triton's backends.
+
+    Attributes:
+        name: Triton's name of it.
+        platform: Triton's name of what it runs.
+        model_file: the file that it opens in a version's folder.
+    """
+
+    name: str
+    platform: str
+    model_file: str
+
+
+# By an artifact's format.
+TRITON_BACKENDS = {
+    "onnx": TritonBackend("onnxruntime", "onnxruntime_onnx", "model.onnx"),
+    "tensorrt": TritonBackend("tensorrt", "tensorrt_plan", "model.plan"),
+}
+_KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
+_TYPES = {
+    "bool": "TYPE_BOOL",
+    "float16": "TYPE_FP16",
+    "float32": "TYPE_FP32",
+    "float64": "TYPE_FP64",
+    **{f"{sign}int{bits}": f"TYPE_{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+class _Word(str):
+    """A name of the schema, which is not quoted."""
+
+    __slots__ = ()
+
+
+def triton_backend(artifact_format: str) -> TritonBackend:
+    """The backend for a format.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if artifact_format not in TRITON_BACKENDS:
+        instead = "tensorrt" if artifact_format == "tensorrt-rtx" else "onnx"
+        raise UsageError(
+            f"a Triton model must be made of {' or '.join(TRITON_BACKENDS)}, got {artifact_format}, which no backend "
+            f"of it takes; make another artifact: vitdeploy export --to {instead}"
+        )
+    return TRITON_BACKENDS[artifact_format]
+
+
+def model_config(
+    artifact: Artifact, name: str, *, labeled: bool, max_batch_size: int | None = None, device: str | None = None
+) -> str:
+    """The content of a `config.pbtxt`.
+
+    Requests are batched as they come, without delay. Each instance is warmed up at batch 1 and at the largest, with
+    zeros of the size that the artifact is fastest at.
+
+    Args:
+        artifact: what is to be served.
+        name: of the model, and of its folder.
+        labeled: whether the file `LABELS` names the classes of `LABELED_OUTPUT`.
+        max_batch_size: the most images that run together; by default the most that an engine takes, and of ONNX as
+            many as an engine takes by default.
+        device: "cpu" or "cuda"; by default "cuda" for an engine and in fp16, "cpu" for what was quantized for one, and
+            else the GPUs where the server has some.
+
+    Raises:
+        UsageError: Triton cannot serve it, or not so.
+    """
+    backend = triton_backend(artifact.format)
+    _check_artifact(artifact)
+    profiles = [read_range(text) for text in artifact.options.get("batch", ())]
+    limit = _max_batch_size(artifact, profiles, max_batch_size)
+    # The one case for which Triton's documentation advises them. A batch of 1 is always to be had, and never preferred.
+    optima = {each.optimum for each in profiles if 1 < each.optimum <= limit}
+    preferred = sorted(optima) if len(profiles) > 1 else []
+    batching = {"preferred_batch_size": preferred} if preferred else {}
+    group: dict[str, Any] = {"count": 1, "kind": _Word(_kind(artifact, device))}
+    count = len(profiles) * max(len(artifact.options.get(axis, [0])) for axis in _SIZES)
+    if count > 1:  # of none that is named, Triton uses the first alone
+        group["profile"] = [str(index) for index in range(count)]
+    config: dict[str, Any] = {
+        "name": name,
+        "platform": backend.platform,
+        "backend": backend.name,
+        "max_batch_size": limit,
+        "input": [_tensor(spec) for spec in artifact.inputs],
+        "output": [
+            _tensor(spec) | ({"label_filename": LABELS} if labeled and spec.name == LABELED_OUTPUT else {})
+            for spec in artifact.outputs
+        ],
+        "instance_group": [group],
+        **({"dynamic_batching": batching} if limit > 1 else {}),
+        "model_warmup": [_warmup(artifact, size) for size in sorted({1, *preferred, limit})],
+    }
+    return "".join(f"{line}\n" for line in _lines(config))
+
+
+def _check_artifact(artifact: Artifact) -> None:
+    if artifact.options.get("target") == "tensorrt":
+        raise UsageError(
+            f"{artifact.name} was quantized for TensorRT, and Triton's onnxruntime backend runs it as if it were not; "
+            f"export it with --target cpu, or build an engine: vitdeploy export --to tensorrt"
+        )
+    if artifact.format == "onnx" and artifact.precision == Precision.BF16:
+        raise UsageError(
+            f"{artifact.name} runs nowhere in Triton's onnxruntime backend, whose providers lack kernels for bfloat16; "
+            f"build an engine: vitdeploy export --to tensorrt, or export fp16"
+        )
+    if artifact.options.get("strip_weights") is True:
+        raise UsageError(
+            f"an engine must hold its weights for Triton, {artifact.name} was written without; "
+            f"build it again without --strip-weights"
+        )
+    specs = (*artifact.inputs, *artifact.outputs)
+    for spec in specs:
+        if len(spec.shape) < 2 or not isinstance(spec.shape[0], str) or spec.shape[0] != specs[0].shape[0]:
+            raise UsageError(
+                f"Triton must be able to batch along the first axis of all that {artifact.name} takes and gives, "
+                f"got {spec}; export it again"
+            )
+        if spec.dtype not in _TYPES:
+            raise UsageError(f"Triton has {', '.join(_TYPES)}, got {spec}; export it with another --io-dtype")
+
+
+def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | None) -> int:
+    if asked is not None and (type(asked) is not int or not 1 <= asked < 1 << 31):
+        raise UsageError(f"max_batch_size must be a whole number from 1 up, got {asked!r:.80}")
+    if not profiles:
+        return asked or DEFAULT_BATCH.maximum or DEFAULT_BATCH.optimum
+    largest = max(each.maximum or each.optimum for each in profiles)
+    limit = largest if asked is None else asked
+    if limit > largest:
+        raise UsageError(f"max_batch_size of {artifact.name} must be at most {largest}, as it was built, got {limit}")
+    # Triton knows no smallest batch: whatever waits, from one request up, is sent.
+    for size in range(1, limit + 1):
+        if not any(size in each for each in profiles):
+            raise UsageError(
+                f"an engine must take every batch from 1 to {limit} for Triton, {artifact.name} takes none of {size}; "
+                f"build it with --batch 1:{min(DEFAULT_BATCH.optimum, limit)}:{limit}"
+            )
+    return limit
+
+
+def _kind(artifact: Artifact, device: str | None) -> str:
+    if device is not None and device not in _KINDS:
+        raise UsageError(f"device of a Triton model must be {' or '.join(_KINDS)}, got {device!r:.80}")
+    if artifact.format != "onnx":
+        if device == "cpu":
+            raise UsageError(f"{artifact.name} runs on an NVIDIA GPU alone, got device 'cpu'; leave it out")
+        return "KIND_GPU"
+    if device is not None:
+        return _KINDS[device]
+    if artifact.options.get("target") == "cpu":
+        return "KIND_CPU"
+    return "KIND_GPU" if artifact.precision == Precision.FP16 else "KIND_AUTO"
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    dims = [axis if isinstance(axis, int) else -1 for axis in spec.shape[1:]]
+    return {"name": spec.name, "data_type": _Word(_TYPES[spec.dtype]), "dims": dims}
+
+
+def _warmup(artifact: Artifact, size: int) -> dict[str, Any]:
+    """A sample of one image that Triton repeats; of zeros, since random bytes may be no numbers at all."""
+    inputs = [
+        {
+            "key": spec.name,
+            "value": {
+                "data_type": _Word(_TYPES[spec.dtype]),
+                "dims": [_usual(axis, artifact.axes) for axis in spec.shape[1:]],
+                "zero_data": True,
+            },
+        }
+        for spec in artifact.inputs
+    ]
+    return {"name": f"batch of {size}", "batch_size": size, "inputs": inputs}
+
+
+def _usual(axis: int | str, axes: Mapping[str, AxisRange]) -> int:
+    if isinstance(axis, int):
+        return axis
+    return axes[axis].optimum if axis in axes else _ANY_SIZE
+
+
+def _lines(message: Mapping[str, Any], indent: str = "") -> list[str]:
+    """A message in protobuf's text format, a field a line; a list of messages is a field that is repeated."""
+    lines = []
+    for name, value in message.items():
+        messages = value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
+        for each in messages:
+            if isinstance(each, dict):
+                lines += [f"{indent}{name} {{", *_lines(each, f"{indent}  "), f"{indent}}}"]
+            else:
+                lines.append(f"{indent}{name}: {_scalar(each)}")
+    return lines
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_scalar, value))}]"
+    if isinstance(value, _Word):
+        return value
+    if isinstance(value, str):
+        return '"' + re.sub(r"[^ !#-\[\]-~]", _octal, value) + '"'
+    return str(value).lower()  # whole numbers, true and false
+
+
+def _octal(character: re.Match[str]) -> str:
+    return "".join(f"\\{byte:03o}" for byte in character[0].encode())

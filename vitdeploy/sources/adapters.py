@@ -1,0 +1,314 @@
+"""Adapters of PEFT, beside weights or alone: find the base, merge them, and configure the merged model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.bundle.labels import class_names
+from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, UsageError
+from vitdeploy.models.checkpoint import task_of
+from vitdeploy.models.config import ViTConfig, read_json
+from vitdeploy.models.config_keys import Effect, rules_of
+from vitdeploy.models.families import FAMILIES, Family
+from vitdeploy.models.names import our_names
+from vitdeploy.models.weights import read_weights
+from vitdeploy.sources.hub import CheckpointFiles, local_path, resolve
+from vitdeploy.sources.layouts.peft_adapter import merge
+from vitdeploy.sources.layouts.peft_config import LoraConfig
+from vitdeploy.sources.layouts.peft_merged import is_merged
+from vitdeploy.sources.layouts.timm_classes import LABEL_KEYS, num_classes
+from vitdeploy.sources.layouts.timm_keys import MODEL_ARGS
+from vitdeploy.sources.layouts.timm_layout import is_timm
+from vitdeploy.sources.layouts.timm_parts import mapping, model_args, pretrained_cfg
+from vitdeploy.sources.layouts.timm_processor import PREPROCESSING
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from torch import Tensor
+
+    from vitdeploy.sources.layouts.peft_adapter import Canonical, Merged
+
+_NAMES = ("id2label", "label2id", "num_labels")
+_HEAD_KEYS = (*_NAMES, "problem_type", "architectures")
+_HEADS = ("head.classifier.weight", "head.cls_classifier.weight", "head.weight")  # ours, and timm's
+_TIMM_WRAPPER = "timm_model."
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """An adapter, of which the weights have not been read.
+
+    Attributes:
+        files: where the adapter is.
+        base: where its base is; the same files where it lies beside the base's weights.
+        config: what its adapter_config.json says.
+        hub_options: of `vitdeploy.sources.hub.resolve`, for the base.
+    """
+
+    files: CheckpointFiles
+    base: CheckpointFiles
+    config: LoraConfig
+    hub_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def find(cls, files: CheckpointFiles, hub_options: Mapping[str, Any]) -> Adapter:
+        """The adapter in `files`, with its base: the weights beside it, else the model that it names.
+
+        Raises:
+            CheckpointError: the adapter cannot be merged, or names no base, or one that is not there.
+            HubError: the base is on the Hub, which cannot be reached.
+        """
+        content = read_json(files.adapter[0])
+        try:
+            config = LoraConfig.from_dict(content)
+        except CheckpointError as exc:
+            raise CheckpointError(f"{files.folder}: {exc}") from exc
+        if files.weights:
+            return cls(files, files, config, hub_options)
+        adapter = cls(files, files, config, hub_options)
+        what = f"'{files.model_id}' is an adapter without its base"
+        if not config.base:
+            raise CheckpointError(
+                f"{what}, and its adapter_config.json names none (base_model_name_or_path); name the base there"
+            )
+        try:
+            base = adapter._resolve_base()
+        except (CheckpointError, HubError, UsageError) as exc:
+            kind = HubError if isinstance(exc, HubError) else CheckpointError
+            named = f"base_model_name_or_path of {files.adapter[0]}"
+            raise kind(f"{what} '{config.base}', which {named} names: {exc}") from exc
+        if base.adapter:
+            raise CheckpointError(f"{what}: '{config.base}' is, or has, an adapter itself; merge that one first")
+        return dataclasses.replace(adapter, base=base)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the base's weights lie elsewhere."""
+        return self.base is not self.files
+
+    def merge(
+        self, config: dict[str, Any], weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+        """The content of the merged model's config.json, its weights, and what was changed in them, in words.
+
+        A config.json beside an adapter that is alone is that of the model it was trained in: what it says of classes
+        goes first, and of timm's preprocessing; the rest must be as in the base. Without it, a head that the adapter
+        replaces by one with another number of classes gets the names LABEL_0 ...
+
+        Args:
+            config: the content of the base's config.json, of transformers or timm.
+            weights: the base's tensors, under the names of that library.
+
+        Raises:
+            CheckpointError: the adapter does not fit the base.
+        """
+        timm = is_timm(config)
+        family = None if timm else _family(config)  # of the base, whatever the adapter says
+        stated, of_base = self._stated_config(), config
+        cfg = stated.get("pretrained_cfg")
+        places = (stated, cfg) if timm and isinstance(cfg, dict) else (stated,)
+        says_labels = any(key in place for key in (LABEL_KEYS if timm else _NAMES) for place in places)
+        try:
+            config = _of_timm(config, stated) if timm else _of_transformers(config, stated)
+        except CheckpointError as exc:
+            raise CheckpointError(f"{self.files.folder / 'config.json'}: {exc}") from exc
+        origin = str(self.files.adapter[1])
+        canonical = _timm_names if family is None else functools.partial(our_names, family)
+        tensors = read_weights(self.files.adapter[1:])
+        merged = merge(weights, tensors, self.config, canonical, origin)
+        if not self.is_alone:
+            self._check_not_merged_before(weights, merged, tensors, canonical)
+        heads = {ours: name for name, ours in canonical(merged.weights).items() if ours in _HEADS}
+        trained = [merged.weights[heads[ours]] for ours in merged.replaced if ours in heads]
+        classes = next((len(weight) for weight in trained if weight.ndim), None)
+        if timm:
+            if says_labels and not _counts(config):  # only names are stated
+                config = config | {"num_classes": _count_of_timm(of_base) if classes is None else classes}
+            elif classes is not None and not says_labels and classes != _count_of_timm(config):
+                config = _timm_classes(config, classes)
+        else:
+            config = self._with_head(config, None if says_labels else classes, classified=classes is not None)
+        whole = f" and {len(merged.replaced)} tensors replaced" if merged.replaced else ""
+        beside = f"'{self.config.base}'" if self.is_alone else "the weights beside it"
+        return (
+            config,
+            merged.weights,
+            f"{beside}: {len(merged.adapted)} weights changed{whole}",
+        )
+
+    def _check_not_merged_before(
+        self, weights: Mapping[str, Tensor], merged: Merged, tensors: Mapping[str, Tensor], canonical: Canonical
+    ) -> None:
+        """Refuse an adapter beside weights that have it already, or of which that cannot be told.
+
+        `merge_and_unload().save_pretrained(FOLDER)` leaves an adapter that is in the folder where it is.
+        """
+        before = None if merged.replaced else self._differs_from_base(weights, tensors, canonical)
+        if before is None:
+            names = canonical(merged.weights)
+            by_canonical = {names[name]: tensor for name, tensor in weights.items()}
+            after = {names[name]: tensor for name, tensor in merged.weights.items()}
+            before = is_merged(by_canonical, dataclasses.replace(merged, weights=after), dora=self.config.dora)
+        files = " and ".join(path.name for path in self.files.adapter)
+        if before:
+            raise CheckpointError(
+                f"{self.files.folder}: the weights have the adapter beside them already, which was merged; remove "
+                f"{files}"
+            )
+        if before is None:
+            at_hand = f", since its base '{self.config.base}' is not at hand" if self.config.base else ""
+            raise CheckpointError(
+                f"{self.files.folder}: it cannot be told whether the adapter was merged into the weights beside it "
+                f"already{at_hand}; remove {files} if it was, else move them to a folder of their own, and name this "
+                f"one there: base_model_name_or_path"
+            )
+
+    def _differs_from_base(
+        self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], canonical: Canonical
+    ) -> bool | None:
+        """Whether the weights are the base's with the adapter, not without; None where that base is not at hand."""
+        if not self.config.base:
+            return None
+        try:
+            found = self._resolve_base()
+            if found.folder.resolve() == self.files.folder.resolve():
+                return None
+            base = read_weights(found.weights)
+            merged = merge(base, tensors, self.config, canonical, str(self.files.adapter[1]))
+        except (CheckpointError, HubError, UsageError, MissingDependencyError):
+            return None
+        models = (weights, base, merged.weights)
+        ours, before, after = ({own: model[name] for name, own in canonical(model).items()} for model in models)
+        try:
+            to_base = sum(_squared_distance(ours[name], before[name]) for name in merged.adapted)
+            to_merged = sum(_squared_distance(ours[name], after[name]) for name in merged.adapted)
+            apart = sum(_squared_distance(before[name], after[name]) for name in merged.adapted)
+        except RuntimeError:  # of other shapes
+            return None
+        if min(to_base, to_merged) > apart / 10:  # the name is that of another model by now
+            return None
+        return to_merged < to_base
+
+    def _resolve_base(self) -> CheckpointFiles:
+        revision = None if local_path(self.config.base) is not None else self.config.base_revision
+        return resolve(self.config.base, **{**self.hub_options, "revision": revision})
+
+    def _stated_config(self) -> dict[str, Any]:
+        """What the config.json beside an adapter that is alone says."""
+        path = self.files.folder / "config.json"
+        return read_json(path) if self.is_alone and path.exists() else {}
+
+    def _with_head(self, config: dict[str, Any], classes: int | None, *, classified: bool) -> dict[str, Any]:
+        """The configuration of transformers with the class of the model that was trained, and its classes."""
+        family, model_class = _family(config), self.config.model_class
+        if model_class not in family.architectures and any(
+            model_class in row.architectures for row in FAMILIES.values()
+        ):
+            raise CheckpointError(
+                f"{self.files.adapter[0]}: the adapter was trained in {model_class}, which a {config['model_type']} is "
+                f"not; merge it with peft, and save the merged model"
+            )
+        if model_class in family.architectures:
+            config = {**config, "architectures": [model_class]}
+        elif classified and not _classifies(config):
+            names = [name for name, task in family.architectures.items() if task is Task.CLASSIFICATION]
+            config = {**config, "architectures": names[:1]}
+        if classes is not None and classes != len(class_names(config)):
+            config = {key: value for key, value in config.items() if key not in _NAMES} | {"num_labels": classes}
+        return config
+
+
+def _squared_distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).square().sum())
+
+
+def _family(config: Mapping[str, Any]) -> Family:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise CheckpointError(f"config.json: model_type must be one of {', '.join(FAMILIES)}, got {model_type!r:.80}")
+    return FAMILIES[model_type]
+
+
+def _classifies(config: Mapping[str, Any]) -> bool:
+    try:
+        return task_of(config) is Task.CLASSIFICATION
+    except CheckpointError:
+        return False
+
+
+def _of_transformers(config: dict[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's configuration with what the adapter's says of the head, where the rest computes the same."""
+    if not stated:
+        return config
+    if stated.get("model_type", config["model_type"]) != config["model_type"]:
+        raise _of_another_base("model_type", stated["model_type"], config["model_type"])
+    rules, base = rules_of(config["model_type"]), ViTConfig.from_dict(config)
+    for key, value in stated.items():
+        computes = key in rules and key not in _HEAD_KEYS and rules[key].effect is not Effect.CARRIED
+        if computes and ViTConfig.from_dict({**config, key: value}) != base:
+            raise _of_another_base(key, value, config.get(key))
+    names = _NAMES if any(key in stated for key in _NAMES) else ()
+    kept = {key: value for key, value in config.items() if key not in names}
+    return kept | {key: stated[key] for key in _HEAD_KEYS if key in stated}
+
+
+def _of_timm(config: dict[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for timm, whose configuration also says how images are processed."""
+    if not stated:
+        return config
+    arguments, of_base = (mapping("model_args", each.get("model_args") or {}) for each in (stated, config))
+    for key in ("architecture", "global_pool"):
+        if stated.get(key) not in (None, config.get(key)):
+            raise _of_another_base(key, stated[key], config.get(key))
+    for key, value in arguments.items():
+        if key not in LABEL_KEYS and MODEL_ARGS.get(key) != "no effect" and value != of_base.get(key):
+            raise _of_another_base(f"model_args.{key}", value, of_base.get(key))
+    cfg = pretrained_cfg(stated) if "pretrained_cfg" in stated else {}
+    says_labels = any(key in place for key in LABEL_KEYS for place in (stated, cfg))
+    names = LABEL_KEYS if says_labels else ()
+    merged = _without(config, names) if names else dict(config)
+    merged |= {key: stated[key] for key in (*names, "problem_type", "architectures", "model_type") if key in stated}
+    own = {key: value for key, value in cfg.items() if key in (*names, *PREPROCESSING) and value is not None}
+    if own:
+        merged["pretrained_cfg"] = {**pretrained_cfg(merged), **own}
+    return merged
+
+
+def _of_another_base(key: str, value: object, of_base: object) -> CheckpointError:
+    return CheckpointError(
+        f"{key} is {value!r:.80}, but the base has {of_base!r:.80}; the adapter belongs to another base, or the file "
+        f"to another adapter"
+    )
+
+
+def _timm_names(names: Iterable[str]) -> dict[str, str]:
+    return {name: name.removeprefix(_TIMM_WRAPPER) for name in names}
+
+
+def _counts(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json of timm says how many classes there are."""
+    places = (config, config.get("pretrained_cfg") or {}, config.get("model_args") or {})
+    return any(place.get(key) is not None for place in places for key in ("num_classes", "num_labels"))
+
+
+def _count_of_timm(config: Mapping[str, Any]) -> int:
+    return num_classes(config, model_args(config), pretrained_cfg(config))
+
+
+def _timm_classes(config: dict[str, Any], classes: int) -> dict[str, Any]:
+    """A config.json of timm for a head of another size, whose classes have no names."""
+    return _without(config, LABEL_KEYS) | {"num_classes": classes}
+
+
+def _without(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """A config.json of timm without some keys, wherever it has them."""
+
+    def rest(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key not in keys}
+
+    nested = {key: rest(config[key]) for key in ("pretrained_cfg", "model_args") if isinstance(config.get(key), dict)}
+    return rest(config) | nested

@@ -1,0 +1,1 @@
+"""Convert checkpoints of other libraries to the equivalent Hugging Face checkpoints."""

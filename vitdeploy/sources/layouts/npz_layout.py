@@ -1,0 +1,251 @@
+"""Read Google's Vision Transformer checkpoints (`.npz`) under the names that transformers writes.
+
+The arrays are those of the Flax models in google-research/vision_transformer (vit_jax/models_vit.py) and
+google-research/big_vision (big_vision/models/vit.py), by the names that either has given them over the years.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from vitdeploy.errors import CheckpointError
+from vitdeploy.files.content_limit import check_content
+from vitdeploy.sources.layouts.npz_arrays import array_shape, open_npz, read_array
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+# What the arrays do not say: flax.linen.LayerNorm's epsilon, and that flax.linen.gelu approximates unless told not to.
+# transformers' copies of these checkpoints say "gelu", the exact one; these are the models as they were trained.
+_FLAX = {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh", "qkv_bias": True}
+
+
+class _Weight(NamedTuple):
+    key: str  # in the spelling of vision_transformer
+    axes: str
+    name: str  # transformers'; {} is the layer
+    order: str  # of the axes in transformers, which joins some: "heads*head_dim"
+
+
+def _dense(key: str, name: str, inputs: str, outputs: str) -> tuple[_Weight, _Weight]:
+    joined_in, joined_out = inputs.replace(" ", "*"), outputs.replace(" ", "*")
+    kernel = _Weight(f"{key}/kernel", f"{inputs} {outputs}", f"{name}.weight", f"{joined_out} {joined_in}")
+    return kernel, _Weight(f"{key}/bias", outputs, f"{name}.bias", joined_out)
+
+
+def _norm(key: str, name: str) -> tuple[_Weight, _Weight]:
+    scale = _Weight(f"{key}/scale", "hidden", f"{name}.weight", "hidden")
+    return scale, _Weight(f"{key}/bias", "hidden", f"{name}.bias", "hidden")
+
+
+_PATCHES = "embeddings.patch_embeddings.projection"
+_POSITIONS = _Weight(
+    "Transformer/posembed_input/pos_embedding", "one rows hidden", "embeddings.position_embeddings", "one rows hidden"
+)
+_TRUNK = (
+    _Weight("embedding/kernel", "height width channels hidden", f"{_PATCHES}.weight", "hidden channels height width"),
+    _Weight("embedding/bias", "hidden", f"{_PATCHES}.bias", "hidden"),
+    _Weight("cls", "one cls hidden", "embeddings.cls_token", "one cls hidden"),
+    _POSITIONS,
+    *_norm("Transformer/encoder_norm", "layernorm"),
+)
+_ATTENTION = "MultiHeadDotProductAttention_1"
+_BLOCK = (
+    *_norm("LayerNorm_0", "layernorm_before"),
+    *_dense(f"{_ATTENTION}/query", "attention.attention.query", "hidden", "heads head_dim"),
+    *_dense(f"{_ATTENTION}/key", "attention.attention.key", "hidden", "heads head_dim"),
+    *_dense(f"{_ATTENTION}/value", "attention.attention.value", "hidden", "heads head_dim"),
+    *_dense(f"{_ATTENTION}/out", "attention.output.dense", "heads head_dim", "hidden"),
+    *_norm("LayerNorm_2", "layernorm_after"),
+    *_dense("MlpBlock_3/Dense_0", "intermediate.dense", "hidden", "mlp"),
+    *_dense("MlpBlock_3/Dense_1", "output.dense", "mlp", "hidden"),
+)
+_POOLER = _dense("pre_logits", "pooler.dense", "hidden", "pooled")
+_HEAD = _dense("head", "classifier", "hidden", "classes")
+# Flax once numbered the modules of a block together and later each kind; big_vision moved the position table up.
+_SPELLINGS = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^(Transformer/encoderblock(?:_[0-9]+)?/)(?:MultiHeadDotProductAttention|MHDPA)_0/", rf"\1{_ATTENTION}/"),
+        (r"^(Transformer/encoderblock(?:_[0-9]+)?/)LayerNorm_1/", r"\1LayerNorm_2/"),
+        (r"^(Transformer/encoderblock(?:_[0-9]+)?/)MlpBlock_0/", r"\1MlpBlock_3/"),
+        (r"^(?:Transformer/)?pos_embedding\Z", _POSITIONS.key),
+    )
+)
+_BLOCK_KEY = re.compile(r"Transformer/encoderblock(?:_(0|[1-9][0-9]{0,3}))?/")
+_PREFIXES = ("params/", "opt/target/")
+_NOT_WEIGHTS = ("opt/", "extra/")  # beside a prefix: the optimizer's state, and counters of the training loop
+
+
+def read_npz(path: Path, task: Task | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The content of a `config.json`, and the weights under transformers' names on disk, in the precision of the file.
+
+    `pre_logits`, a dense layer and tanh before the head, is the pooler of transformers' ViTModel, which no classifier
+    follows: such a checkpoint gives features only, and its head is left out.
+
+    Args:
+        path: the checkpoint; keys may stand below `params/` or `opt/target/`, and blocks may be stacked in one array.
+        task: what the model is for; by default classification where there is a head and no `pre_logits`, else features.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is not a plain Vision Transformer with a class token and a square
+            grid of learned position embeddings, or has no head for `task`.
+    """
+    with open_npz(path) as archive:
+        keys = _spelled(path, archive.namelist())
+        task = _task(path, keys, task)
+        weights, layers = _expected(path, keys, task)
+        sizes = {"one": 1, "cls": 1}
+        content_bytes = 0
+        for weight in weights:
+            shape, size_bytes = array_shape(archive, keys[weight.key])
+            _bind(f"{path}: '{keys[weight.key]}'", weight.axes.split(), shape, sizes)
+            content_bytes += size_bytes
+        check_content(path, content_bytes)
+        positions = keys[_POSITIONS.key]
+        side, has_cls_row = _grid(f"{path}: '{positions}'", sizes["rows"], above="posembed_input" not in positions)
+        tensors: dict[str, Tensor] = {}
+        for weight in weights:  # one array at a time: the file is not held twice
+            tensor = read_array(archive, keys[weight.key])
+            if weight.key == _POSITIONS.key and not has_cls_row:
+                tensor = torch.cat([tensor.new_zeros(1, 1, sizes["hidden"]), tensor], dim=1)
+            if weight.axes.startswith("layers "):
+                for layer, one in enumerate(tensor):
+                    tensors[weight.name.format(layer)] = _reorder(one, weight).clone()  # not a view of all layers
+            else:
+                tensors[weight.name] = _reorder(tensor, weight)
+    if task is Task.CLASSIFICATION:
+        tensors = {name if name.startswith("classifier.") else f"vit.{name}": tensors[name] for name in tensors}
+    return _config(sizes, sizes.get("layers", layers), side, task), tensors
+
+
+def _spelled(path: Path, members: list[str]) -> dict[str, str]:
+    """The keys of the weights, by their names in the spelling of vision_transformer."""
+    prefixes = [prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in members)]
+    if len(prefixes) > 1:
+        raise CheckpointError(f"{path} must hold one model, has one in each of {' and '.join(prefixes)}; keep one")
+    prefix = prefixes[0] if prefixes else ""
+    keys: dict[str, str] = {}
+    for name in members:
+        if not name.startswith(prefix) and name.startswith(_NOT_WEIGHTS):
+            continue
+        if not name.startswith(prefix) or not name.endswith(".npy"):
+            raise CheckpointError(f"{path} must hold {f'arrays in {prefix}' if prefix else 'arrays'}, has {name!r:.80}")
+        key = spelled = name.removesuffix(".npy")
+        spelled = spelled.removeprefix(prefix)
+        for pattern, replacement in _SPELLINGS:
+            spelled = pattern.sub(replacement, spelled)
+        if spelled in keys:
+            raise CheckpointError(f"{path}: {key!r:.80} and {keys[spelled]!r:.80} are the same weight; keep one")
+        keys[spelled] = key
+    return keys
+
+
+def _task(path: Path, keys: Mapping[str, str], task: Task | None) -> Task:
+    pooler, head = (any(key.startswith(part) for key in keys) for part in ("pre_logits/", "head/"))
+    if task is Task.MASKED_IMAGE_MODELING:
+        raise CheckpointError(f"{path}: Google's checkpoints have no decoder for {task}; use another --task")
+    if task is Task.CLASSIFICATION and pooler:
+        raise CheckpointError(
+            f"{path}: its classifier follows 'pre_logits', and transformers' ViT has none behind a pooler; "
+            f"use --task {Task.FEATURES}, or a fine-tuned checkpoint, which has no 'pre_logits'"
+        )
+    if task is Task.CLASSIFICATION and not head:
+        raise CheckpointError(f"{path} must have 'head/kernel' for {task}, has none; use --task {Task.FEATURES}")
+    return task or (Task.CLASSIFICATION if head and not pooler else Task.FEATURES)
+
+
+def _expected(path: Path, keys: Mapping[str, str], task: Task) -> tuple[list[_Weight], int]:
+    """Every weight of the model, and the number of blocks, which is 0 where they are stacked."""
+    found = {match[1] for match in map(_BLOCK_KEY.match, keys) if match}
+    numbers = sorted(int(number) for number in found - {None})
+    if not found or numbers != list(range(len(numbers))) or (None in found and numbers):
+        came = ", ".join(map(str, numbers[:8])) + ("" if None not in found else " and stacked ones")
+        raise CheckpointError(
+            f"{path}: blocks must be 'Transformer/encoderblock_0' and so on without a gap, or stacked in "
+            f"'Transformer/encoderblock'; got {came or 'none'}"
+        )
+    blocks = [(f"Transformer/encoderblock_{i}/", f"encoder.layer.{i}.", "") for i in numbers]
+    weights = list(_TRUNK)
+    for folder, layer, axis in blocks or [("Transformer/encoderblock/", "encoder.layer.{}.", "layers ")]:
+        weights += (_Weight(folder + key, axis + axes, layer + name, order) for key, axes, name, order in _BLOCK)
+    if task is Task.CLASSIFICATION:
+        weights += _HEAD
+    elif any(key.startswith("pre_logits/") for key in keys):
+        weights += _POOLER
+    wanted = {weight.key for weight in weights}
+    beside = {weight.key for weight in _HEAD} if task is Task.FEATURES else set()
+    missing = [_as_in_file(weight.key, keys) for weight in weights if weight.key not in keys]
+    extra = [f"{keys[key]!r:.80}" for key in keys if key not in wanted | beside]
+    if missing or extra:
+        problems = [f"{what} {_some(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names]
+        raise CheckpointError(
+            f"{path} must be a plain Vision Transformer with a class token, not a ResNet hybrid and not one that pools "
+            f"over all tokens: {'; '.join(problems)}"
+        )
+    return weights, len(numbers)
+
+
+def _as_in_file(key: str, keys: Mapping[str, str]) -> str:
+    """A missing key in the spelling of its neighbours."""
+    parent, _, leaf = key.rpartition("/")
+    names = [name for spelled, name in keys.items() if parent and spelled.rpartition("/")[0] == parent]
+    return f"'{names[0].rpartition('/')[0]}/{leaf}'" if names else f"'{key}'"
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _bind(what: str, axes: list[str], shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+    """Note the sizes of axes that are new, and hold the others to what they are."""
+    if len(axes) != len(shape) or 0 in shape or any(sizes.get(a, n) != n for a, n in zip(axes, shape, strict=True)):
+        want = ", ".join(f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in axes)
+        raise CheckpointError(f"{what} must be ({want}), of 1 or more each, is {shape}")
+    sizes.update(zip(axes, shape, strict=True))
+
+
+def _grid(what: str, rows: int, above: bool) -> tuple[int, bool]:
+    """Patches on a side, and whether the class token has a row; `above` the encoder, the table may be without."""
+    for has_row in (True, False) if above else (True,):
+        side = math.isqrt(rows - has_row)
+        if side and side**2 == rows - has_row:
+            return side, has_row
+    raise CheckpointError(f"{what} must have a row for each patch of a square grid and one more, has {rows} rows")
+
+
+def _reorder(tensor: Tensor, weight: _Weight) -> Tensor:
+    axes = weight.axes.removeprefix("layers ").split()
+    groups = [group.split("*") for group in weight.order.split()]
+    moved = tensor.permute([axes.index(axis) for group in groups for axis in group])
+    sizes = dict(zip(axes, tensor.shape, strict=True))
+    return moved.reshape([math.prod(sizes[axis] for axis in group) for group in groups]).contiguous()
+
+
+def _config(sizes: Mapping[str, int], layers: int, side: int, task: Task) -> dict[str, Any]:
+    height, width = sizes["height"], sizes["width"]
+    config: dict[str, Any] = {
+        "model_type": "vit",
+        "architectures": ["ViTForImageClassification" if task is Task.CLASSIFICATION else "ViTModel"],
+        "hidden_size": sizes["hidden"],
+        "num_hidden_layers": layers,
+        "num_attention_heads": sizes["heads"],
+        "intermediate_size": sizes["mlp"],
+        "image_size": side * height if height == width else [side * height, side * width],
+        "patch_size": height if height == width else [height, width],
+        "num_channels": sizes["channels"],
+        **_FLAX,
+    }
+    if sizes["heads"] * sizes["head_dim"] != sizes["hidden"]:
+        config["head_dim"] = sizes["head_dim"]
+    if "pooled" in sizes:
+        config |= {"pooler_act": "tanh", "pooler_output_size": sizes["pooled"]}
+    return config | ({"num_labels": sizes["classes"]} if task is Task.CLASSIFICATION else {})

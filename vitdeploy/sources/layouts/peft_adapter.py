@@ -1,0 +1,201 @@
+"""Merge a LoRA of PEFT into the weights of its base, exactly: the model that `merge_and_unload` of peft gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING
+
+import torch
+
+from vitdeploy.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import Tensor
+
+    from vitdeploy.sources.layouts.peft_config import LoraConfig
+
+    Canonical = Callable[[Iterable[str]], Mapping[str, str]]
+
+_PREFIX = "base_model.model."  # of PeftModel, around LoraModel, around the model
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+?)(?:\.default)?(?:\.(?P<leaf>weight|bias))?", flags=re.DOTALL
+)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclasses.dataclass
+class _Lora:
+    """The tensors of one module's adapter; `key` is that of its first tensor, for errors."""
+
+    key: str
+    a: Tensor | None = None  # (rank, inputs), of a convolution (rank, channels, height, width)
+    b: Tensor | None = None  # (outputs, rank), of a convolution (outputs, rank, 1, 1)
+    bias: Tensor | None = None  # (outputs,)
+    magnitude: Tensor | None = None  # (outputs,), of a convolution (1, outputs, 1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """A model with its adapter merged.
+
+    Attributes:
+        weights: all tensors of the model, under the names that its base has.
+        adapted: the canonical names of the weights that a product was added to.
+        replaced: those of the tensors that the adapter has whole.
+    """
+
+    weights: dict[str, Tensor]
+    adapted: tuple[str, ...]
+    replaced: tuple[str, ...]
+
+
+def merge(
+    base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], config: LoraConfig, canonical: Canonical, origin: str
+) -> Merged:
+    """Add to each weight the scaled product of its factors, W + s B A, and replace what the adapter has whole.
+
+    Of DoRA, the sum's rows are then scaled to the lengths that the adapter has: m (W + s B A) / |W + s B A|. Every
+    tensor of the adapter is used. What changes is computed in float64 and kept in float32.
+
+    Args:
+        base: the base's weights, by name.
+        adapter: the adapter's.
+        config: the adapter's.
+        canonical: gives each of some names the one that all spellings of the same weight share.
+        origin: the adapter's file, for errors.
+
+    Raises:
+        CheckpointError: the adapter does not fit the base or its own configuration.
+    """
+    factors, whole = _sorted_out(adapter, config, origin)
+    spelled = canonical(
+        [*(f"{module}.weight" for module in factors), *(f"{module}.bias" for module in factors), *whole]
+    )
+    by_canonical = {ours: name for name, ours in canonical(base).items()}
+    weights, replaced = dict(base), []
+    for name, tensor in whole.items():
+        ours = spelled[name]
+        if ours in replaced:
+            raise CheckpointError(f"{origin}: '{name}' is there twice, under two names; keep one of them")
+        _check_float(origin, name, tensor)
+        replaced.append(ours)
+        by_canonical.setdefault(ours, name)
+        weights[by_canonical[ours]] = tensor
+    for module, lora in factors.items():
+        ours = spelled[f"{module}.weight"]
+        if ours in replaced:
+            raise CheckpointError(f"{origin}: '{module}' has both a whole weight and a product; keep one of them")
+        if ours not in by_canonical:
+            raise CheckpointError(f"{origin}: '{lora.key}' belongs to a weight that the base does not have")
+        place = by_canonical[ours]
+        weights[place] = _sum(weights[place], lora, config, module, origin)
+        if lora.bias is not None:
+            bias = by_canonical.get(spelled[f"{module}.bias"])
+            if bias is None or weights[bias].shape != lora.bias.shape:
+                raise CheckpointError(f"{origin}: '{module}' has a bias that does not fit the base's")
+            total = weights[bias].double() + config.scale_of(module) * lora.bias.double()
+            weights[bias] = total.float()
+    return Merged(weights, tuple(spelled[f"{module}.weight"] for module in factors), tuple(replaced))
+
+
+def _sorted_out(
+    adapter: Mapping[str, Tensor], config: LoraConfig, origin: str
+) -> tuple[dict[str, _Lora], dict[str, Tensor]]:
+    """The factors by module, and the whole tensors by name, neither with peft's additions to names."""
+    factors: dict[str, _Lora] = {}
+    whole: dict[str, Tensor] = {}
+    fields = {
+        ("lora_A", "weight"): "a",
+        ("lora_B", "weight"): "b",
+        ("lora_B", "bias"): "bias",
+        ("lora_magnitude_vector", None): "magnitude",
+        ("lora_magnitude_vector", "weight"): "magnitude",
+    }
+    for key, tensor in adapter.items():
+        name = key.removeprefix(_PREFIX)
+        match = _FACTOR.fullmatch(name)
+        if match is None:
+            if ".original_module." in name:  # what a module was before it was trained; peft does not use it either
+                continue
+            plain = re.sub(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.)", "", name)
+            if plain in whole and not torch.equal(whole[plain], tensor):
+                raise CheckpointError(f"{origin}: '{key}' is there twice, with other values; save the adapter again")
+            whole[plain] = tensor
+            continue
+        field = fields.get((match["part"], match["leaf"]))
+        if field is None or (field == "magnitude") > config.dora or (field == "bias") > config.lora_bias:
+            raise CheckpointError(f"{origin}: '{key}' does not fit adapter_config.json; save the adapter again")
+        lora = factors.setdefault(match["module"], _Lora(key))
+        if getattr(lora, field) is not None:
+            raise CheckpointError(f"{origin}: '{key}' is there twice; save the adapter again")
+        setattr(lora, field, tensor)
+    for name in whole:
+        module = name.rpartition(".")[0]
+        of_bias = name.endswith(".bias") and (
+            config.bias == "all" or (config.bias == "lora_only" and module in factors)
+        )
+        if not of_bias and not _is_saved(module, config.saved_modules):
+            raise CheckpointError(
+                f"{origin}: '{name}' is neither in modules_to_save nor a bias that adapter_config.json says was trained"
+            )
+    if not factors and not whole:
+        raise CheckpointError(f"{origin} holds no tensor of an adapter; save the adapter again")
+    return factors, whole
+
+
+def _is_saved(module: str, ends: Iterable[str]) -> bool:
+    """Whether a module is, or is in, one whose name ends so: the rule of peft.utils.other._set_trainable."""
+    parts = module.split(".")
+    modules = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return any(name.endswith(end) for name in modules for end in ends)
+
+
+def _sum(weight: Tensor, lora: _Lora, config: LoraConfig, module: str, origin: str) -> Tensor:
+    """The weight of a linear layer or of a convolution with its product, in float32."""
+    rank = config.rank_of(module)
+    parts = {"lora_A": lora.a, "lora_B": lora.b, "lora_magnitude_vector": lora.magnitude, "lora_B.bias": lora.bias}
+    required = ["lora_A", "lora_B", *(["lora_magnitude_vector"] if config.dora else [])]
+    required += ["lora_B.bias"] if config.lora_bias else []
+    missing = [name for name in required if parts[name] is None]
+    if missing:
+        raise CheckpointError(f"{origin}: '{module}' has no {missing[0]}; save the adapter again")
+    for name, tensor in (("weight", weight), *parts.items()):
+        if tensor is not None:
+            _check_float(origin, f"{module}.{name}", tensor)
+    assert lora.a is not None  # noqa: S101  (for mypy: they are in `required`)
+    assert lora.b is not None  # noqa: S101
+    ends = (1,) * (weight.ndim - 2)
+    if (
+        weight.ndim not in (2, 4)
+        or lora.a.shape != (rank, *weight.shape[1:])
+        or lora.b.shape
+        != (
+            weight.shape[0],
+            rank,
+            *ends,
+        )
+    ):
+        raise CheckpointError(
+            f"{origin}: the factors of '{module}', {tuple(lora.a.shape)} and {tuple(lora.b.shape)}, do not fit rank "
+            f"{rank} and the base's weight, {tuple(weight.shape)}"
+        )
+    product = lora.b.double().flatten(1) @ lora.a.double().flatten(1)  # (outputs, inputs)
+    total = weight.double() + config.scale_of(module) * product.reshape(weight.shape)
+    if lora.magnitude is not None:
+        if lora.magnitude.numel() != weight.shape[0]:
+            raise CheckpointError(f"{origin}: the magnitudes of '{module}' are not one a row; save the adapter again")
+        lengths = total.flatten(1).norm(dim=1)  # (outputs,)
+        total = total * (lora.magnitude.double().flatten() / lengths).reshape(-1, *(1,) * (weight.ndim - 1))
+    if not bool(total.isfinite().all()):
+        raise CheckpointError(f"{origin}: the merged weight of '{module}' is not finite; save the adapter again")
+    return total.float()
+
+
+def _check_float(origin: str, name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _FLOATS:
+        raise CheckpointError(
+            f"{origin}: '{name}' is of {tensor.dtype}; an adapter of a quantized base cannot be merged"
+        )

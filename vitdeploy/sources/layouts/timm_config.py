@@ -1,0 +1,196 @@
+"""Read timm's config.json: the architecture, its constructor arguments and its labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vitdeploy.sources.layouts.timm_classes import label_offset, labels, num_classes, problem_type
+from vitdeploy.sources.layouts.timm_keys import MODEL_ARGS
+from vitdeploy.sources.layouts.timm_parts import (
+    count,
+    first,
+    flag,
+    model_args,
+    pair,
+    pretrained_cfg,
+    refuse,
+    unsupported,
+)
+from vitdeploy.specs import MODES
+
+# The names of timm 1.0 whose blocks are plain: exact GELU (SwiGLU in the giant DINOv2), LayerNorm with eps 1e-6, one
+# attention then one MLP. Other names with these prefixes (clip, siglip, rpn ...) may differ where no tensor shows it.
+# The endings in21k, sam, dino and in21ft1k are of names that timm once gave to weights, and reads still.
+_ARCHITECTURE = re.compile(
+    r"vit_(?P<vit>tiny|small|base|large|huge|giant|gigantic)_patch\d+(?P<plus>_plus)?"
+    r"_(?:(?:reg\d+_)?(?P<dino>dinov2|tipsv2)|(?:36x1_)?\d+(?:_miil)?(?:_in21k|_sam|_dino)?)"
+    r"|deit_(?P<deit>tiny|small|base)(?P<distilled>_distilled)?_patch\d+_\d+"
+    r"|deit3_(?P<deit3>small|medium|base|large|huge)_patch\d+_\d+(?:_in21ft1k)?"
+    r"|beit(?:v2)?_(?P<beit>base|large)_patch\d+_\d+"
+)
+_PREFIXES = ("vit_", "deit_", "deit3_", "beit_", "beitv2_")
+# No file stores the number of heads: it is what timm's registry gives an architecture of that name, at any width.
+_HEADS = {"tiny": 3, "small": 6, "medium": 8, "base": 12, "large": 16, "huge": 16, "giant": 16, "gigantic": 16}
+_HEADS_OF_PLUS, _HEADS_OF_GIANT_DINO = 14, 24
+
+_DEFAULT_SIZE = 224  # of timm's constructors, pixels on both sides
+
+
+@dataclasses.dataclass(frozen=True)
+class TimmConfig:
+    """What a config.json says of a model.
+
+    Attributes:
+        beit: whether it is a BEiT.
+        distilled: whether it has DeiT's second token and second head.
+        gated: whether its MLP is SwiGLU.
+        num_heads: of every attention.
+        image_size: (height, width) in pixels that the position tables were made for.
+        dynamic: whether the tables are interpolated to each image, whose sides must be multiples of the patch's.
+        evaluation_size: (height, width) in pixels that timm evaluates at; `image_size` unless `dynamic`.
+        num_classes: 0 where there is no head.
+        global_pool: "token" or "avg"; "" where a model without a head does not pool.
+        late_norm: whether the last norm follows the pooling (`fc_norm`), instead of the last block (`norm`).
+        label_offset: rows of the classifier before those of the classes, which timm leaves out.
+        labels: the keys of a Hugging Face config.json that state the classes and how they are scored.
+        arguments: constructor arguments to compare with the tensors.
+    """
+
+    beit: bool
+    distilled: bool
+    gated: bool
+    num_heads: int
+    image_size: tuple[int, int]
+    dynamic: bool
+    evaluation_size: tuple[int, int]
+    num_classes: int
+    global_pool: str
+    late_norm: bool
+    label_offset: int
+    labels: dict[str, Any]
+    arguments: dict[str, Any]
+
+
+def read_config(config: Mapping[str, Any]) -> TimmConfig:
+    """Read the content of a config.json.
+
+    Raises:
+        CheckpointError: a value is malformed, or the model has no equivalent among Hugging Face's.
+    """
+    arguments, cfg = model_args(config), pretrained_cfg(config)
+    name = _architecture(config.get("architecture"))
+    beit, distilled = bool(name["beit"]), bool(name["distilled"])
+    size = next(name[family] for family in ("vit", "deit", "deit3", "beit") if name[family])
+    gated = bool(size == "giant" and name["dino"])
+    heads = _HEADS_OF_GIANT_DINO if gated else _HEADS_OF_PLUS if name["plus"] else _HEADS[size]
+    classes = num_classes(config, arguments, cfg)
+    pool = _global_pool(config, arguments, "avg" if beit else "token", classes)
+    late_norm = flag(arguments, "use_fc_norm" if beit else "fc_norm", default=pool == "avg")
+    if distilled and (pool == "avg" or late_norm):
+        raise unsupported("a distilled DeiT has no average pooling and no fc_norm, in timm neither")
+    dynamic = is_dynamic(arguments)
+    if beit and dynamic:
+        raise unsupported("a BEiT has no dynamic_img_size, in timm neither")
+    return TimmConfig(
+        beit=beit,
+        distilled=distilled,
+        gated=gated,
+        num_heads=count("model_args.num_heads", arguments.get("num_heads", heads)),
+        image_size=_table_size(config),
+        dynamic=dynamic,
+        evaluation_size=image_size(config),
+        num_classes=classes,
+        global_pool=pool,
+        late_norm=late_norm,
+        label_offset=label_offset(config, cfg, ["head", "head_dist"] if distilled else ["head"]),
+        labels=labels(config, cfg, classes) | problem_type(config) if classes else {},
+        arguments={key: value for key, value in arguments.items() if MODEL_ARGS[key] == "compared"},
+    )
+
+
+def _architecture(value: object) -> dict[str, str]:
+    """The parts of the name that are there, the others empty."""
+    if not isinstance(value, str) or not value.startswith(_PREFIXES):
+        raise refuse(f"architecture must start with one of {', '.join(_PREFIXES)}", value)
+    match = _ARCHITECTURE.fullmatch(value)
+    if match is None:
+        raise refuse(
+            "architecture must be a plain ViT, DeiT, DeiT-3, DINOv2 or BEiT such as vit_base_patch16_224", value
+        )
+    return match.groupdict(default="")
+
+
+def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) in pixels that timm evaluates at.
+
+    It is `input_size`, or `img_size` of a model whose size is fixed (timm `_parse_model_cfg`, `resolve_data_config`).
+
+    Raises:
+        CheckpointError: a value is malformed, or the model does not take images of that size.
+    """
+    arguments = model_args(config)
+    given = pair("the image size", _input_size(config)[1:])
+    own = pair("the image size", arguments.get("img_size", given))
+    if own == given or is_dynamic(arguments):
+        return given
+    if not pretrained_cfg(config).get("fixed_input_size"):
+        raise unsupported(
+            f"pretrained_cfg.input_size {given} is not the size {own} of model_args.img_size, which the model takes "
+            f"alone; set input_size to it, or fixed_input_size to true"
+        )
+    return own
+
+
+def num_channels(config: Mapping[str, Any]) -> int:
+    """The model's, of model_args; pretrained_cfg often keeps the 3 channels of the model that this one was made from.
+
+    Raises:
+        CheckpointError: it is not 1, 3 or 4.
+    """
+    channels = model_args(config).get("in_chans", _input_size(config)[0])
+    if type(channels) is not int or channels not in MODES:
+        raise refuse("a model must take images of 1 (gray), 3 (RGB) or 4 (RGBA) channels", channels)
+    return channels
+
+
+def _input_size(config: Mapping[str, Any]) -> Sequence[object]:
+    size = pretrained_cfg(config).get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE)
+    if not isinstance(size, Sequence) or len(size) != 3:
+        raise refuse("pretrained_cfg.input_size must be [channels, height, width]", size)
+    return size
+
+
+def is_dynamic(arguments: Mapping[str, Any]) -> bool:
+    """Whether a model interpolates its position table to each image."""
+    return flag(arguments, "dynamic_img_size", default=False)
+
+
+def takes_any_size(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a config.json takes images of every size that is made of whole patches."""
+    return is_dynamic(model_args(config))
+
+
+def _table_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) in pixels that the position tables were made for."""
+    arguments = model_args(config)
+    if "img_size" in arguments:
+        return pair("the image size", arguments["img_size"])
+    return (_DEFAULT_SIZE, _DEFAULT_SIZE) if is_dynamic(arguments) else image_size(config)
+
+
+def _global_pool(config: Mapping[str, Any], arguments: Mapping[str, Any], default: str, classes: int) -> str:
+    built, written = arguments.get("global_pool"), config.get("global_pool")
+    pool = first(built, written, default)
+    if pool not in ("token", "avg", ""):
+        raise unsupported(
+            f"no model of transformers pools as global_pool {pool!r:.80} does; 'token' and 'avg' are supported, and '' "
+            f"without a head"
+        )
+    if written not in (None, pool):
+        raise unsupported(f"global_pool is {pool!r} in model_args and {written!r:.80} beside it; make them agree")
+    if not pool and classes:
+        raise unsupported("global_pool '' classifies every token, which no model of transformers does")
+    return str(pool)

@@ -1,0 +1,134 @@
+"""The keys of timm's config.json, and what becomes of each.
+
+tests/sources/layouts/test_timm_forms.py holds the tables to timm's `PretrainedCfg`, to the constructors of its models
+and to transformers' `TimmWrapperConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+# "applied": it decides what the bundle's model, labels or image processor are. "carried": it is copied to the bundle's
+# config.json. "compared": the weights tell it, and must agree. "no effect": it changes no result of timm's evaluation.
+# "refused": it may, and only the values in `PLAIN`, under which a model is a plain one, are taken.
+Fate = Literal["applied", "carried", "compared", "no effect", "refused"]
+
+# At the top level, of timm and of transformers' wrapper around it.
+CONFIG: dict[str, Fate] = {
+    "architecture": "applied",
+    "architectures": "applied",  # TimmWrapperModel has no head
+    "model_type": "applied",  # timm_wrapper
+    "model_args": "applied",
+    "pretrained_cfg": "applied",
+    "global_pool": "applied",  # where model_args has none; timm takes it for information alone
+    "num_classes": "applied",
+    "num_labels": "applied",  # where there is no num_classes
+    "label_names": "applied",
+    "label_descriptions": "applied",  # not by the wrapper
+    "labels": "applied",  # the former name of label_names
+    "id2label": "applied",  # where there are no label_names, as in the wrapper
+    "label2id": "no effect",  # it follows from id2label
+    "problem_type": "carried",
+    "function_to_apply": "no effect",  # transformers reads it where there are no labels alone
+    "num_features": "no effect",  # the weights' width
+    "do_pooling": "no effect",  # a choice of outputs: pooler_output is there where timm pools
+    "initializer_range": "no effect",  # of new weights
+    "dtype": "no effect",  # a bundle's weights are float32
+    "torch_dtype": "no effect",
+    "transformers_version": "no effect",
+    "_name_or_path": "no effect",
+    "chunk_size_feed_forward": "no effect",
+    "is_encoder_decoder": "no effect",
+    "output_attentions": "no effect",
+    "output_hidden_states": "no effect",
+    "return_dict": "no effect",
+}
+
+# In pretrained_cfg or, in timm's first configurations, at the top level. Other keys are refused, as timm does.
+PRETRAINED_CFG: dict[str, Fate] = {
+    "input_size": "applied",
+    "fixed_input_size": "applied",
+    "interpolation": "applied",
+    "crop_pct": "applied",
+    "crop_mode": "applied",
+    "mean": "applied",
+    "std": "applied",
+    "num_classes": "applied",  # where the top level has none
+    "classifier": "applied",  # the layers that label_offset concerns
+    "label_offset": "applied",  # not by the wrapper, whose weights are past it
+    "label_names": "applied",
+    "label_descriptions": "applied",
+    "labels": "applied",
+    "hf_hub_filename": "refused",  # other weights than those that are read here
+    "state_dict": "refused",
+    # timm's scripts use the sizes for tests when asked to; its model cards and transformers do not.
+    "test_input_size": "no effect",
+    "test_crop_pct": "no effect",
+    "test_pool_size": "no effect",
+    "min_input_size": "no effect",
+    "pool_size": "no effect",
+    "first_conv": "no effect",  # for weights of another number of channels than the model's
+    "custom_load": "no effect",  # files of other formats, which are named by hf_hub_filename
+    "url": "no effect",
+    "file": "no effect",
+    "hf_hub_id": "no effect",
+    "hf_hub": "no effect",  # its former name
+    "source": "no effect",
+    "architecture": "no effect",  # the one at the top level counts
+    "tag": "no effect",
+    "license": "no effect",
+    "description": "no effect",
+    "origin_url": "no effect",
+    "source_url": "no effect",  # its former name
+    "paper_name": "no effect",
+    "paper": "no effect",  # its former name
+    "paper_ids": "no effect",
+    "notes": "no effect",
+}
+
+# The constructors' arguments, those of the factory among them. Other keys are refused, as timm does.
+MODEL_ARGS: dict[str, Fate] = {
+    **dict.fromkeys(
+        ("img_size", "num_classes", "num_heads", "global_pool", "fc_norm", "use_fc_norm",
+         "dynamic_img_size"),
+        "applied",
+    ),
+    **dict.fromkeys(
+        ("in_chans", "embed_dim", "depth", "patch_size", "mlp_ratio", "qkv_bias", "init_values", "reg_tokens",
+         "no_embed_class", "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias"),
+        "compared",
+    ),
+    **dict.fromkeys(
+        ("weight_init", "fix_init", "head_init_scale", "drop_rate", "pos_drop_rate", "patch_drop_rate",
+         "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
+        "no effect",  # on an evaluation
+    ),
+    **dict.fromkeys(
+        ("class_token", "pos_embed", "pre_norm", "final_norm", "pool_include_prefix", "qk_norm", "scale_attn_norm",
+         "scale_mlp_norm", "scale_mlp", "swiglu_mlp", "proj_bias", "dynamic_img_pad", "norm_layer", "embed_norm_layer",
+         "act_layer", "embed_layer", "block_fn", "mlp_layer", "attn_layer", "use_naflex", "pruned", "features_only",
+         "out_indices", "feature_cls", "device", "dtype"),
+        "refused",
+    ),
+}  # fmt: skip
+# Arguments that null leaves at their default.
+NULLABLE = {"fc_norm", "use_fc_norm", "init_values", "norm_layer", "embed_norm_layer", "act_layer", "use_naflex"}
+# The values that "refused" arguments may have all the same: those under which a model is a plain one.
+PLAIN: dict[str, tuple[object, ...]] = {
+    "class_token": (True,),
+    "pos_embed": ("learn",),
+    "pre_norm": (False,),
+    "final_norm": (True,),
+    "pool_include_prefix": (False,),
+    "qk_norm": (False,),
+    "scale_attn_norm": (False,),
+    "scale_mlp_norm": (False,),
+    "scale_mlp": (False,),
+    "swiglu_mlp": (False,),
+    "proj_bias": (True,),
+    "dynamic_img_pad": (False,),
+    "act_layer": ("gelu",),
+    "use_naflex": (False,),
+    "pruned": (False,),
+    "features_only": (False,),
+}

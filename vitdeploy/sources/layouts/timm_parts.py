@@ -1,0 +1,105 @@
+"""The parts of timm's config.json, in each form that timm has written it, and the reading of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vitdeploy.errors import CheckpointError
+from vitdeploy.sources.layouts.timm_keys import MODEL_ARGS, NULLABLE, PLAIN, PRETRAINED_CFG
+
+MOST = 1 << 20  # of anything that is counted
+
+
+def is_timm(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is timm's own, or that of transformers' wrapper around timm."""
+    return is_wrapper(config) or ("architecture" in config and "model_type" not in config)
+
+
+def is_wrapper(config: Mapping[str, Any]) -> bool:
+    return config.get("model_type") == "timm_wrapper"
+
+
+def model_args(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments that are not null.
+
+    timm hands nulls on to the constructor, of whose arguments few may be null. transformers' wrapper leaves them out.
+
+    Raises:
+        CheckpointError: one is not known, or has a value under which the model has no equivalent.
+    """
+    stated = mapping("model_args", config.get("model_args") or {})
+    arguments = {key: value for key, value in stated.items() if value is not None}
+    for key in stated.keys() - arguments.keys() - NULLABLE:
+        if not is_wrapper(config):
+            raise unsupported(f"model_args.{key:.80} is null; remove it, or set it as timm does")
+    for key, value in arguments.items():
+        if key not in MODEL_ARGS:
+            raise unsupported(f"model_args has {key!r:.80}, whose effect is not known")
+        if MODEL_ARGS[key] == "refused" and value not in PLAIN.get(key, ()):
+            plain = f"; only {PLAIN[key][0]!r} is supported" if key in PLAIN else ""
+            raise unsupported(f"model_args.{key} {value!r:.80} has no equivalent in transformers{plain}")
+    return arguments
+
+
+def pretrained_cfg(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`pretrained_cfg`; timm's first configurations have its keys at the top level, among others.
+
+    Raises:
+        CheckpointError: it is no object, or a key is not known or refused.
+    """
+    if "pretrained_cfg" not in config and not is_wrapper(config):
+        cfg: Mapping[str, Any] = {key: config[key] for key in PRETRAINED_CFG if key in config}
+    else:
+        cfg = mapping("pretrained_cfg", config.get("pretrained_cfg"))
+    for key, value in cfg.items():
+        if key not in PRETRAINED_CFG:
+            raise unsupported(f"pretrained_cfg has {key!r:.80}, which timm does not have; remove it")
+        if PRETRAINED_CFG[key] == "refused" and value is not None:
+            raise unsupported(f"pretrained_cfg.{key} names other weights than those of this folder; remove it")
+    return cfg
+
+
+def pair(key: str, value: object) -> tuple[int, int]:
+    """Read 224 or [224, 224].
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    if isinstance(value, Sequence) and len(value) == 2:
+        return count(key, value[0]), count(key, value[1])
+    return count(key, value), count(key, value)
+
+
+def refuse(must: str, got: object) -> CheckpointError:
+    """The error for something that has no equivalent or is malformed."""
+    return CheckpointError(f"timm checkpoint: {must}, got {got!r:.80}; other models cannot be converted")
+
+
+def unsupported(reason: str) -> CheckpointError:
+    """The error for a model that timm may build, with the reason why it is not converted."""
+    return CheckpointError(f"timm checkpoint: {reason}")
+
+
+def mapping(key: str, value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise refuse(f"{key} must be an object", value)
+    return value
+
+
+def count(key: str, value: object, *, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
+        raise refuse(f"{key} must be made of integers from {least} to {MOST}", value)
+    return value
+
+
+def flag(arguments: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = arguments.get(key, default)
+    if not isinstance(value, bool):
+        raise unsupported(f"model_args.{key} is true or false, got {value!r:.80}")
+    return value
+
+
+def first(*values: Any) -> Any:
+    """The first value that is not None, or None."""
+    return next((value for value in values if value is not None), None)

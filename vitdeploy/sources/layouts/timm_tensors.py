@@ -1,0 +1,140 @@
+"""Take the tensors of a timm checkpoint one by one, and hold each to the shape that it must have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vitdeploy.errors import CheckpointError
+from vitdeploy.sources.layouts.timm_parts import pair, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from vitdeploy.sources.layouts.timm_config import TimmConfig
+
+_EPS = 1e-6  # timm.layers.LayerNorm
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Source:
+    """The tensors, each of which must be taken once, in the shape that the others and the configuration imply."""
+
+    def __init__(self, stated: TimmConfig, tensors: Mapping[str, Tensor]) -> None:
+        self.stated, self.left = stated, dict(tensors)
+        self.missing: list[str] = []
+        self.wrong: list[str] = []
+        self.width, self.channels, *patch = self.shape("patch_embed.proj.weight", 4)
+        self.patch = patch[0], patch[1]
+        self.mlp = self.shape("blocks.0.mlp.fc1.weight", 2)[0]
+        self.depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+        self.grid = stated.image_size[0] // self.patch[0], stated.image_size[1] // self.patch[1]
+        if 0 in self.grid:
+            raise refuse(f"the image size must be at least the patch size, {self.patch}", stated.image_size)
+        if self.width % stated.num_heads:
+            raise refuse(f"num_heads must divide the width, {self.width}", stated.num_heads)
+
+    @property
+    def sound(self) -> bool:
+        """Whether every tensor so far was there and as it must be."""
+        return not (self.missing or self.wrong)
+
+    def has(self, name: str) -> bool:
+        return name in self.left
+
+    def shape(self, name: str, axes: int) -> tuple[int, ...]:
+        """The shape of a tensor that the others are measured by."""
+        shape = tuple(self.left[name].shape) if name in self.left else None
+        if shape is None or len(shape) != axes or 0 in shape:
+            raise refuse(f"the weights must have '{name}' with {axes} axes", shape)
+        return shape
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        tensor = self.left.pop(name, None)
+        if tensor is None:
+            self.missing.append(name)
+        elif tuple(tensor.shape) != shape or tensor.dtype not in _FLOATS:
+            self.wrong.append(f"{name} must be {shape} of floats, is {tuple(tensor.shape)} of {tensor.dtype}")
+        else:
+            return tensor
+        return torch.empty(shape, device="meta")  # goes nowhere: `finish` raises
+
+    def layer(self, name: str, target: str, *shape: int) -> dict[str, Tensor]:
+        """Weight and bias, for a linear layer (out, in), a convolution (out, ...) or a norm (width,)."""
+        return {
+            f"{target}.weight": self.take(f"{name}.weight", *shape),
+            f"{target}.bias": self.take(f"{name}.bias", shape[0]),
+        }
+
+    def head(self, name: str, target: str) -> dict[str, Tensor]:
+        """A classifier without the rows before its classes that `label_offset` counts."""
+        first = self.stated.label_offset
+        layer = self.layer(name, target, first + self.stated.num_classes, self.width)
+        return {key: tensor[first:] for key, tensor in layer.items()}
+
+    def drop_index(self, name: str) -> None:
+        """Leave out what older versions of timm store though it follows from the grid: (1 + patches, 1 + patches)."""
+        if not self.has(name):
+            return
+        (height, width), offsets = self.grid, (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1)
+        if self.left[name].shape == (1 + height * width, 1 + height * width):
+            down, across = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
+            index = torch.zeros(self.left[name].shape, dtype=torch.int64)
+            index[1:, 1:] = (down[:, None] - down + height - 1) * (2 * width - 1) + across[:, None] - across + width - 1
+            index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
+            if torch.equal(index, self.left[name].long()):
+                del self.left[name]
+
+    def finish(self, found: Mapping[str, object]) -> None:
+        """Hold the tensors to what was taken of them, then model_args to what they say."""
+        if not self.sound or self.left:
+            kinds = {"missing": self.missing, "unexpected": list(self.left), "": self.wrong}
+            problems = "; ".join(f"{kind} {_some(names)}".strip() for kind, names in kinds.items() if names)
+            raise CheckpointError(
+                f"timm checkpoint: the weights must be those that the architecture and model_args say, of a kind that "
+                f"Hugging Face has: {problems}; other models cannot be converted"
+            )
+        found = {
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "patch_size": self.patch,
+            "in_chans": self.channels,
+            "mlp_ratio": self.mlp,
+            **found,
+        }
+        for key, value in self.stated.arguments.items():
+            got: object = value
+            if key == "mlp_ratio":
+                number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < self.mlp + 2
+                got = int(self.width * value) if number else value
+            elif key == "patch_size":
+                got = pair("model_args.patch_size", value)
+            elif key == "init_values":
+                got = bool(value)
+            expected = found.get(key)
+            if type(got) is not type(expected) or got != expected:
+                raise refuse(f"model_args.{key} must fit the weights, which say {expected}", value)
+
+    def content(self, model_type: str, architecture: str) -> dict[str, Any]:
+        """The keys that every family has."""
+        height, width = self.stated.image_size
+        return {
+            "architectures": [architecture],
+            "model_type": model_type,
+            "hidden_size": self.width,
+            "num_hidden_layers": self.depth,
+            "num_attention_heads": self.stated.num_heads,
+            "hidden_act": "gelu",
+            "layer_norm_eps": _EPS,
+            "image_size": height if height == width else [height, width],
+            "patch_size": self.patch[0] if self.patch[0] == self.patch[1] else list(self.patch),
+            "num_channels": self.channels,
+            **self.stated.labels,
+        }
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,252 @@
+"""Read a source into the reference model and the files that a bundle keeps of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import operator
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.bundle.manifest import FileRecord, Source
+from vitdeploy.errors import CheckpointError, UsageError
+from vitdeploy.images.preprocessor_config import note_unknown_settings
+from vitdeploy.models.checkpoint import architecture_of, make_model, task_of
+from vitdeploy.models.config import ViTConfig, json_size, read_json
+from vitdeploy.models.config_keys import note_unknown_keys
+from vitdeploy.models.presets import preset_config, random_model
+from vitdeploy.models.weights import read_weights
+from vitdeploy.sources.adapters import Adapter
+from vitdeploy.sources.hub import CheckpointFiles, resolve
+from vitdeploy.sources.layouts.npz_layout import read_npz
+from vitdeploy.sources.layouts.timm_config import takes_any_size
+from vitdeploy.sources.layouts.timm_layout import from_timm, is_timm
+from vitdeploy.sources.processor_source import find_processor, preset_processor
+from vitdeploy.specs import MODES
+from vitdeploy.system.forks import with_threads
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from vitdeploy.images.processor import ImageProcessor
+    from vitdeploy.images.processor_options import ProcessorOptions
+    from vitdeploy.models.vit import VisionTransformer
+    from vitdeploy.specs import Task
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A source, read.
+
+    Attributes:
+        source: where it came from.
+        model: the reference.
+        processor: what makes its input.
+        files: the model repository's JSON files, by name.
+    """
+
+    source: Source
+    model: VisionTransformer
+    processor: ImageProcessor
+    files: dict[str, bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """What a source of any layout holds, in transformers' words.
+
+    Attributes:
+        config: the content of `config.json`.
+        weights: tensors under transformers' names.
+        written: the content of the `config.json` that was read, in the words of its library, with an adapter's merged.
+        any_image_size: whether the model becomes one of the processor's size, though its tables are of another: timm
+            interpolates them where it evaluates at another size (`dynamic_img_size`).
+    """
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    written: dict[str, Any]
+    any_image_size: bool = False
+
+
+def read_checkpoint(
+    model: str | Path,
+    task: Task | None = None,
+    *,
+    processor: ProcessorOptions | None = None,
+    image_size: tuple[int, int] | None = None,
+    dynamic_image_size: bool = False,
+    **hub_options: Any,
+) -> Checkpoint:
+    """Read a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files.
+
+    A LoRA adapter of PEFT, beside the weights or alone, is merged into its base; see `vitdeploy.sources.adapters`.
+
+    Where the image processor's size is not the model's, a model that takes every size (`ViTConfig.any_image_size`) is
+    made one of the processor's.
+
+    Args:
+        model: see `vitdeploy.sources.hub.resolve`.
+        task: by default the one that the checkpoint was made for.
+        processor: another image processor than the checkpoint's, or settings of it.
+        image_size: (height, width) that model and processor are to be changed to.
+        dynamic_image_size: leave the model's size as it is, since others will be taken too.
+        hub_options: of `vitdeploy.sources.hub.resolve`; the revision is the model's.
+
+    Raises:
+        CheckpointError: a file is missing or corrupt, there is no image processor, or it does not fit the model.
+        HubError: the Hub cannot be reached.
+        UsageError: the image size is smaller than a patch, or the settings of the processor contradict it.
+    """
+    found = resolve(model, **hub_options)
+    adapter = Adapter.find(found, hub_options) if found.adapter else None
+    base = found if adapter is None else adapter.base
+    content = _read(base, adapter, task)
+    config = ViTConfig.from_dict(content.config)
+    note_unknown_keys(content.config)
+    if config.num_channels not in MODES:
+        raise CheckpointError(
+            f"{model}: the model takes images of {config.num_channels} channels; only models of 1 (gray), 3 (RGB) or "
+            f"4 (RGBA) channels can be exported"
+        )
+    hub = {name: value for name, value in hub_options.items() if name != "revision"}
+    image_processor = find_processor(found, base, content.written, processor, config, image_size, **hub)
+    note_unknown_settings(image_processor.files)
+    task = task or task_of(content.config)
+    origin = ", ".join(map(str, (*base.weights, *found.adapter[1:])))
+    reference = make_model(config, content.weights, task, origin=origin)
+    data = content.config
+    try:
+        _fit(
+            reference,
+            image_processor.processor,
+            image_size,
+            dynamic_image_size=dynamic_image_size,
+            any_image_size=config.any_image_size or content.any_image_size,
+            whole_patches=content.any_image_size,
+        )
+    except CheckpointError as exc:
+        raise _misfit(str(model), exc, processor, image_size) from exc
+    if reference.config.image_size != config.image_size:
+        data["image_size"] = json_size(reference.config.image_size)
+    # The bundle's weights are float32, whatever the source's type and whichever of its heads is used.
+    data |= {"architectures": [architecture_of(reference)]} | {
+        key: "float32" for key in ("dtype", "torch_dtype") if key in data
+    }
+    weights = tuple(FileRecord.of(path.parent, path.name) for path in (*base.weights, *found.adapter))
+    source = Source(found.model_id, found.revision, weights, image_processor.origin)
+    if adapter is not None:
+        source = dataclasses.replace(source, base=base.model_id, base_revision=base.revision)
+    files = image_processor.files | {"config.json": _json(data)}
+    return Checkpoint(source, reference, image_processor.processor, files)
+
+
+def random_checkpoint(
+    preset: str,
+    task: Task,
+    seed: int,
+    *,
+    processor: ProcessorOptions | None = None,
+    image_size: tuple[int, int] | None = None,
+    dynamic_image_size: bool = False,
+    **hub_options: Any,
+) -> Checkpoint:
+    """An architecture by its name, with random weights. See `vitdeploy.models.presets` and `read_checkpoint`.
+
+    A preset is no one's checkpoint: its image processor is that of Google's Vision Transformers.
+
+    Raises:
+        CheckpointError: the image processor does not fit the model.
+        UsageError: there is no such architecture.
+    """
+    config = preset_config(preset)
+    if image_size is not None and not dynamic_image_size:
+        config = dataclasses.replace(config, image_size=image_size)
+    image_processor = preset_processor(config, processor, image_size, **hub_options)
+    model = random_model(config, task, seed=seed)
+    name = f"{preset}-random-{seed}"
+    try:
+        _fit(model, image_processor.processor, image_size, dynamic_image_size=dynamic_image_size)
+    except CheckpointError as exc:
+        raise _misfit(name, exc, processor, image_size) from exc
+    files = {"config.json": _json({**config.to_dict(), "architectures": [architecture_of(model)]})}
+    source = Source(name, processor=image_processor.origin)
+    return Checkpoint(source, model, image_processor.processor, files | image_processor.files)
+
+
+@with_threads
+def _read(found: CheckpointFiles, adapter: Adapter | None, task: Task | None) -> _Content:
+    """The content of the weights in `found`, with the adapter merged."""
+    if found.weights[0].suffix == ".npz":
+        data, weights = read_npz(found.weights[0], task)
+    else:
+        data, weights = read_json(found.folder / "config.json"), read_weights(found.weights)
+    if adapter is not None:
+        data, weights, note = adapter.merge(data, weights)
+        logger.warning("merged the LoRA adapter into %s", note)
+    if is_timm(data):
+        try:
+            config, weights = from_timm(data, weights, task)
+            return _Content(config, weights, data, takes_any_size(data))
+        except CheckpointError as exc:
+            raise CheckpointError(f"{found.folder}: {exc}") from exc
+    return _Content(data, weights, data)
+
+
+def _fit(
+    reference: VisionTransformer,
+    processor: ImageProcessor,
+    image_size: tuple[int, int] | None,
+    *,
+    dynamic_image_size: bool,
+    any_image_size: bool = False,
+    whole_patches: bool = False,
+) -> None:
+    """Make the model one of the image size, or where it takes every size, of the processor's; else they must agree.
+
+    Raises:
+        CheckpointError: they do not, or an image is not made of `whole_patches`.
+    """
+    given, config = processor.output_size, reference.config
+    if processor.num_channels != config.num_channels:
+        raise CheckpointError(
+            f"the image processor gives {processor.num_channels} channels, and the model takes "
+            f"{config.num_channels}; give another processor"
+        )
+    if image_size is None and given is not None and any(map(operator.lt, given, config.patch_size)):
+        raise CheckpointError(
+            f"the image processor gives {given} pixels, less than one patch of {config.patch_size}; give an "
+            f"image size, or another processor"
+        )
+    if whole_patches and given is not None and any(map(operator.mod, given, config.patch_size)):
+        raise CheckpointError(
+            f"the image processor gives {given} pixels, which are not whole patches of {config.patch_size} pixels; "
+            f"give an image size, or another processor"
+        )
+    new_size = None if dynamic_image_size else image_size or (given if any_image_size else None)
+    if new_size not in (None, config.image_size):
+        reference.resize(new_size)
+    if not dynamic_image_size and given != reference.config.image_size:
+        raise CheckpointError(
+            f"the image processor gives {given or 'any size of'} pixels, but the model takes "
+            f"{reference.config.image_size}; give an image size, or another processor"
+        )
+
+
+def _misfit(
+    name: str, problem: CheckpointError, options: ProcessorOptions | None, image_size: tuple[int, int] | None
+) -> CheckpointError | UsageError:
+    """The error for a processor that does not fit the model `name`: of what was typed, where that decides the size."""
+    typed = image_size is not None or (
+        options is not None and (options.size is not None or options.crop_size is not None)
+    )
+    return (UsageError if typed else CheckpointError)(f"{name}: {problem}")
+
+
+def _json(data: dict[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2) + "\n").encode()

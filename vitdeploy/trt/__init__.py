@@ -1,0 +1,1 @@
+"""What TensorRT's exporters and runtimes share: options, differences between its libraries, GPUs."""

@@ -1,0 +1,88 @@
+"""The GPUs of this machine, through cuda-python: an engine runs where there is no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vitdeploy.errors import DeviceError
+from vitdeploy.system.imports import load_package
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        index: CUDA's number of it.
+        name: the card's.
+        compute_capability: such as "8.9".
+        driver: the newest CUDA version that the driver supports, such as "13.0".
+    """
+
+    index: int
+    name: str
+    compute_capability: str
+    driver: str
+
+
+def cuda_runtime() -> Any:
+    """cuda-python's module of the CUDA runtime, whose functions give an error code and then their results.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    return load_package("cuda.bindings.runtime", "using a GPU without torch", "cuda")
+
+
+def check(what: str, result: tuple[Any, ...]) -> Any:
+    """The result of a call of the CUDA runtime: none, one value, or several.
+
+    Args:
+        what: what was to be done, such as "reserve device memory".
+        result: what the call gave.
+
+    Raises:
+        DeviceError: it failed.
+    """
+    code, *values = result
+    if int(code) != 0:
+        _, text = cuda_runtime().cudaGetErrorString(code)
+        raise DeviceError(f"CUDA must {what}: {text.decode()} (error {int(code)})")
+    return values[0] if len(values) == 1 else tuple(values) or None
+
+
+def find_gpus() -> list[Gpu]:
+    """Every GPU of this machine.
+
+    Raises:
+        MissingDependencyError: cuda-python is not installed.
+        DeviceError: there is no driver, or no GPU.
+    """
+    cuda = cuda_runtime()
+    try:
+        count = check("find an NVIDIA GPU", cuda.cudaGetDeviceCount())
+    except DeviceError as exc:
+        raise DeviceError(f"{exc}; use a machine with one and its driver") from exc
+    version = check("tell the driver's version", cuda.cudaDriverGetVersion())
+    driver = f"{version // 1000}.{version % 1000 // 10}"  # 1000 * major + 10 * minor, CUDA runtime API
+    return [_gpu(cuda, index, driver) for index in range(count)]
+
+
+def find_gpu(index: int | None = None) -> Gpu:
+    """The GPU of that number, by default the first.
+
+    Raises:
+        MissingDependencyError, DeviceError: as `find_gpus`; or there are fewer.
+    """
+    gpus = find_gpus()
+    if not (index or 0) < len(gpus):
+        names = ", ".join(gpu.name for gpu in gpus) or "none"
+        raise DeviceError(f"device cuda:{index or 0} must be a GPU of this machine, which has {len(gpus)}: {names}")
+    return gpus[index or 0]
+
+
+def _gpu(cuda: Any, index: int, driver: str) -> Gpu:
+    properties = check("describe the GPU", cuda.cudaGetDeviceProperties(index))
+    name = properties.name.decode().rstrip("\0")
+    return Gpu(index, name, f"{properties.major}.{properties.minor}", driver)

@@ -1,0 +1,114 @@
+"""TensorRT and TensorRT-RTX: which there are, how they are imported, and where what they say goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitdeploy.errors import DeviceError
+from vitdeploy.system.imports import load_package
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+
+class Library(NamedTuple):
+    """One row of the table of libraries.
+
+    Attributes:
+        package: its import name.
+        instead: what to do where it, or the GPU that it needs, is not to be had.
+    """
+
+    package: str
+    instead: str
+
+
+# By the backend's name, which is also the extra's and the artifact's format.
+LIBRARIES = {
+    "tensorrt": Library("tensorrt", "or export --to tensorrt-rtx, which builds without a GPU"),
+    "tensorrt-rtx": Library("tensorrt_rtx", ""),
+}
+
+
+def load_library(name: str, what: str) -> Any:
+    """Import a library.
+
+    Args:
+        name: of `LIBRARIES`.
+        what: what needs it, such as "the tensorrt backend".
+
+    Raises:
+        MissingDependencyError: it is not installed.
+        UnavailableError: it does not load.
+    """
+    row = LIBRARIES[name]
+    return load_package(row.package, what, name, row.instead)
+
+
+def compiles_on_target(trt: Any) -> bool:
+    """Whether the library leaves the last step to the machine that runs the engine, as TensorRT-RTX does.
+
+    It then builds without a GPU, for the compute capabilities that are named, and measures nothing: a timing cache,
+    version and hardware compatibility are names without effect in it (TensorRT-RTX 1.7 warns, or fails to build).
+    """
+    return hasattr(trt, "ComputeCapability")
+
+
+def network_flags(trt: Any) -> int:
+    """Strongly typed: the tensors' types of the ONNX graph are those of the engine. Implied since TensorRT 11."""
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def make_logger(trt: Any, file: TextIO | None = None) -> Any:
+    """A logger that writes what the library says to a file, and keeps its errors, a line each, in `errors`.
+
+    An exception cannot pass through the library, which may hold a lock: that the file cannot be written is told in
+    `lost`, and what is said after it was closed goes nowhere.
+    """
+
+    class FileLogger(trt.ILogger):  # type: ignore[misc]  # the base is known when the library is
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.lost: OSError | None = None
+
+        def log(self, severity: Any, message: str) -> None:
+            name = str(severity).rpartition(".")[2]
+            if name in ("ERROR", "INTERNAL_ERROR"):
+                self.errors.append(" ".join(message.split()))
+            if file is not None and not file.closed and name != "VERBOSE":
+                try:
+                    file.write(f"{name}: {message}\n")
+                except OSError as exc:
+                    self.lost = exc
+
+    return FileLogger()
+
+
+def make_builder(trt: Any, name: str, logger: Any) -> Any:
+    """The library's builder.
+
+    Raises:
+        DeviceError: it needs a GPU, and there is none.
+    """
+    return _made(trt.Builder, name, logger, "build")
+
+
+def make_runtime(trt: Any, name: str, logger: Any) -> Any:
+    """The library's runtime, which loads engines.
+
+    Raises:
+        DeviceError: it needs a GPU, and there is none.
+    """
+    return _made(trt.Runtime, name, logger, "run")
+
+
+def _made(kind: Any, name: str, logger: Any, verb: str) -> Any:
+    try:
+        return kind(logger)
+    except (TypeError, RuntimeError) as exc:  # pybind11's answer to a null pointer
+        why = f": {logger.errors[0]}" if logger.errors else ""
+        instead = f"; use a machine with one, {LIBRARIES[name].instead}".rstrip(", ") if verb == "build" else ""
+        raise DeviceError(
+            f"{name} needs an NVIDIA GPU and its driver to {verb} an engine, finds none{why}{instead}"
+        ) from exc
