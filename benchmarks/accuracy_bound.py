@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.base import Runtime
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from outliers import with_outliers
 
 FACTOR = 30

@@ -28,6 +28,7 @@ from vitdeploy.assess.runs.targets import select
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.predictor import load_processor
 from vitdeploy.system.cpu import usable_cpus
+from vitdeploy.system.progress import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +64,7 @@ def measure(preset: str, images: int, rounds: int) -> dict[str, Any]:
                 run.run(ready[: images - first], first)
 
         def both() -> None:
-            run_all([run], data, labels, processor, BATCH_SIZE, None, lambda _done, _total: None)
+            run_all([run], data, labels, processor, BATCH_SIZE, None, SILENT)
 
         ways = {"decoding": decode, "inference": infer, "both": both}
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}

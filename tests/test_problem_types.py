@@ -33,6 +33,7 @@ from vitdeploy.models.config import ViTConfig
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.specs import Task
+from vitdeploy.system.progress import SILENT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -314,7 +315,7 @@ def test_int8_of_one_value_is_judged_by_the_value(pictures: Path, tmp_path: Path
     (artifact,) = bundle.manifest.artifacts
     (entry,) = artifact.validation["calibration_images"]
     assert entry["top1_agreement"] is None
-    images = CalibrationImages.open(pictures, load_processor(bundle), None, 0, lambda *_: None)
+    images = CalibrationImages.open(pictures, load_processor(bundle), None, 0, SILENT)
     files = [pictures / name for name in images.parts().judge.images.names]
     assert entry["images"] == len(files) < len(list(pictures.iterdir()))
     values = []

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.predictor import Prediction, Predictor, load
     from vitdeploy.serving.triton_repository import TritonModel, write_triton_model
+    from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
 
 telemetry.disable()  # here, since every module of the package is imported after it
@@ -39,6 +40,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "ProcessorOptions",
+    "Progress",
     "Sensitivity",
     "TritonModel",
     "VitDeployError",
@@ -67,6 +69,7 @@ _MODULES = {
     "Prediction": "predictor",
     "Predictor": "predictor",
     "ProcessorOptions": "images.processor_options",
+    "Progress": "system.progress",
     "Sensitivity": "assess.debug.sensitivity",
     "TritonModel": "serving.triton_repository",
     "VitDeployError": "errors",

@@ -18,10 +18,10 @@ from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.bundle.output_paths import check_outputs, check_writable
 from vitdeploy.errors import BundleError, UnavailableError, UsageError
 from vitdeploy.exporting.workflow import export
+from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
 
     from vitdeploy.assess.compare.compare import Comparison
     from vitdeploy.assess.evaluate.evaluate import Evaluation
@@ -63,12 +63,12 @@ class DemoResult:
         }
 
 
-def run_demo(output: str | os.PathLike[str], *, on_step: Callable[[str], None] = lambda _: None) -> DemoResult:
+def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> DemoResult:
     """Export the embedded checkpoint, and assess it on the images that its training never saw.
 
     Args:
         output: the folder for `bundle` and `report.html`; what is there already is replaced.
-        on_step: called with what is being done.
+        progress: told each step, and how far it has come.
 
     Raises:
         MissingDependencyError: a library is not installed.
@@ -85,13 +85,13 @@ def run_demo(output: str | os.PathLike[str], *, on_step: Callable[[str], None] =
     check_writable(path)
     images = held_out_images()
     selected = [f"{name}:fp32" for name in BACKENDS]
-    bundle = export(default_checkpoint(), output=Path(output, "bundle"), images=images, on_step=on_step)
-    comparison = compare(bundle, images=images, on_step=on_step)
-    evaluation = evaluate(bundle, data=images, backends=selected, on_step=on_step)
-    times = benchmark(bundle, backends=selected, batch_sizes=_BATCH_SIZES, images=images, on_step=on_step)
+    bundle = export(default_checkpoint(), output=Path(output, "bundle"), images=images, progress=progress)
+    comparison = compare(bundle, images=images, progress=progress)
+    evaluation = evaluate(bundle, data=images, backends=selected, progress=progress)
+    times = benchmark(bundle, backends=selected, batch_sizes=_BATCH_SIZES, images=images, progress=progress)
     if times.skipped:
         raise UnavailableError(times.skipped[0].reason)
-    on_step("writing the report")
+    progress.step("writing the report")
     report = Report(
         title=f"{bundle.manifest.source.id}, from PyTorch to ONNX Runtime",
         source=source_of(str(bundle.path)),

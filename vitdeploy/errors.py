@@ -17,13 +17,14 @@ VitDeployError                     1
     │   └── BundleChangedError     4  it was replaced, or written to, while it was read
     └── ImageError                 4
 
-A message is one line: what is wrong, and what to do. Any other error is a defect, for which the command line exits with
-70, see `vitdeploy.cli.process`.
+A message is one line: what is wrong, and what to do. Programs read an error's fields instead, see `VitDeployError`. Any
+other error is a defect, for which the command line exits with 70, see `vitdeploy.cli.process`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import numbers
 from typing import TYPE_CHECKING
 
@@ -31,11 +32,43 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
+    from typing_extensions import Self
+
 
 class VitDeployError(Exception):
-    """The root of the tree. `exit_code` is what the command line exits with."""
+    """The root of the tree. `exit_code` is what the command line exits with.
+
+    Args:
+        message: what is wrong, in a line.
+        what: the option, argument, key, tensor or field that is wrong, by the name that its user knows.
+        where: the file or folder it is in.
+        expected: what would be right.
+        found: what is there instead.
+        hint: what to do; it ends the message.
+
+    Attributes: as the arguments; None where an error does not say.
+    """
 
     exit_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        what: str | None = None,
+        where: str | os.PathLike[str] | None = None,
+        expected: object = None,
+        found: object = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(f"{message}; {hint}" if hint else message)
+        self.what, self.where, self.expected, self.found, self.hint = what, where, expected, found, hint
+
+    def with_message(self, message: str) -> Self:
+        """The same error with another message, such as its own and what was done by then."""
+        error = copy.copy(self)
+        error.args = (message,)
+        return error
 
 
 class CheckFailedError(VitDeployError):
@@ -67,12 +100,15 @@ class MissingDependencyError(UnavailableError, ImportError):
         instead: what else can be done.
     """
 
+    what: str
+
     def __init__(self, what: str, extra: str, instead: str = "") -> None:
-        message = f"{what} needs a package that is not installed; run: pip install 'vitdeploy[{extra}]'"
-        super().__init__(f"{message}, {instead}" if instead else message)
-        self.what = what
-        self.extra = extra
-        self.instead = instead
+        hint = f"run: pip install 'vitdeploy[{extra}]'"
+        super().__init__(
+            f"{what} needs a package that is not installed",
+            what=what, hint=f"{hint}, {instead}" if instead else hint,
+        )  # fmt: skip
+        self.extra, self.instead = extra, instead
 
     def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str, str]]:
         return type(self), (self.what, self.extra, self.instead)
@@ -128,8 +164,9 @@ def readable(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     except OSError as exc:
         other = f": {exc.filename!s:.200}" if exc.filename is not None and str(exc.filename) != str(path) else ""
         raise InputError(
-            f"{path!s:.400} must be {what} that can be read: {exc.strerror or first_line(exc)}{other}"
-        ) from exc
+            f"{path!s:.400} must be {what} that can be read: {exc.strerror or first_line(exc)}{other}",
+            where=path, expected=what, found=exc.strerror,
+        ) from exc  # fmt: skip
 
 
 def check_utf_8(library: str, path: str | os.PathLike[str]) -> None:
@@ -156,4 +193,4 @@ def shown(value: object, most: int = 40) -> str:
 def check_count(name: str, value: object) -> None:
     """Raise UsageError unless an argument of that name is a whole number from 1 up, of Python or of numpy."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{name} must be a whole number from 1 up, got {shown(value)}")
+        raise UsageError(f"{name} must be a whole number from 1 up, got {shown(value)}", what=name, found=value)

@@ -19,6 +19,7 @@ from vitdeploy.exporters.engine.progress import make_monitor
 from vitdeploy.files.atomic import write_file
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.specs import Precision
+from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.gpu import find_gpu
 from vitdeploy.trt.library import (
     LIBRARIES,
@@ -31,7 +32,7 @@ from vitdeploy.trt.library import (
 from vitdeploy.trt.options import BATCH, EngineOptions, colons
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from vitdeploy.specs import TensorSpec
@@ -66,7 +67,7 @@ class EngineRequest:
         options: of the builder.
         timing_cache: the file of measured kernels, read if it is there and written again.
         log: the file that the builder's log goes to.
-        on_progress: called with how much is done, and of how much.
+        progress: told how far it has come.
     """
 
     library: str
@@ -78,7 +79,7 @@ class EngineRequest:
     options: EngineOptions
     timing_cache: Path
     log: Path
-    on_progress: Callable[[int, int], None] = lambda *_: None
+    progress: Progress = SILENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _build(trt: Any, request: EngineRequest, folder: Path, file: str, came: Sequ
         caches = CAPABILITIES["timing_cache"].has(trt)
         if caches:
             _use_timing_cache(config, request)
-        monitor = config.progress_monitor = make_monitor(trt, request.on_progress, came)
+        monitor = config.progress_monitor = make_monitor(trt, request.progress.advance, came)
         plan = builder.build_serialized_network(network, config)
         for problem in (monitor.error, logger.lost):
             if problem is not None:

@@ -18,7 +18,7 @@ class _Phase:
     done: int = 0
 
 
-class Progress:
+class BuildProgress:
     """Phases within phases, each of a number of steps, as one number that only grows.
 
     Args:
@@ -62,7 +62,7 @@ def make_monitor(trt: Any, report: Callable[[int, int], None], came: Sequence[in
     An exception in there cannot pass through the library: the build is cancelled, and the exception is the monitor's
     `error`.
     """
-    progress = Progress(report)
+    progress = BuildProgress(report)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base is known when the library is
         def __init__(self) -> None:

@@ -18,7 +18,7 @@ from schemas import validated
 import vitdeploy
 from vitdeploy.assets import held_out_images
 from vitdeploy.cli import main
-from vitdeploy.cli.output import progress_bar
+from vitdeploy.cli.output import TerminalProgress
 from vitdeploy.runtimes import BACKENDS, Backend
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
@@ -125,13 +125,13 @@ def test_killed_in_the_middle_it_goes_on_and_computes_nothing_twice(
 
 
 def test_the_bar_is_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar("images") as move:
-        move(3, 10)
+    with TerminalProgress("images") as progress:
+        progress.advance(3, 10)
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    with progress_bar("images") as move:
-        move(3, 10)
+    with TerminalProgress("images") as progress:
+        progress.advance(3, 10)
     out, err = capsys.readouterr()
     assert out == ""
     assert "3/10" in err

@@ -24,6 +24,7 @@ from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.runtimes.base import Runtime
 from vitdeploy.specs import TensorSpec
+from vitdeploy.system.progress import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +81,7 @@ def vectors(seed: int, scale: float = 1.0) -> np.ndarray:
 
 
 def goal_of(bound: Bound, folder: Path, runtime: Runtime, problem_type: Any = ProblemType.SINGLE_LABEL) -> CosineGoal:
-    return CosineGoal.open(bound, folder, runtime, PROCESSOR, (), None, 0, problem_type, lambda *_: None)
+    return CosineGoal.open(bound, folder, runtime, PROCESSOR, (), None, 0, problem_type, SILENT)
 
 
 @pytest.mark.parametrize("worst", ["pooler_output", "cls_token"])
@@ -134,7 +135,7 @@ def test_values_have_no_cosine_and_a_reference_must_be_finite(folder: Path) -> N
 
 @pytest.mark.parametrize("correct", range(28, 41))
 def test_few_images_contradict_a_share_where_its_interval_does(correct: int, folder: Path) -> None:
-    images = CalibrationImages.open(folder, PROCESSOR, None, 0, lambda *_: None)
+    images = CalibrationImages.open(folder, PROCESSOR, None, 0, SILENT)
     goal = AccuracyGoal(Bound(min_agreement=0.9), images, np.zeros(40, np.int32), np.ones(40, bool))
     found = Accuracy(correct, 40)
     high = binomtest(correct, 40).proportion_ci(method="wilson").high
@@ -146,7 +147,7 @@ def test_few_images_contradict_a_share_where_its_interval_does(correct: int, fol
     ("bound", "searched"), [(Bound(min_agreement=0.9), {"ranges", "choice"}), (Bound(min_cosine=0.9), {"choice"})]
 )
 def test_a_search_sees_no_image_that_judges(bound: Bound, searched: set[str], folder: Path) -> None:
-    images = CalibrationImages.open(folder, PROCESSOR, None, 0, lambda *_: None)
+    images = CalibrationImages.open(folder, PROCESSOR, None, 0, SILENT)
     parts = images.parts()
     whole = AccuracyGoal(bound, images, np.arange(40, dtype=np.int32), np.arange(40) % 2 == 0)
     goal, held_out = apart(whole, parts)
@@ -160,7 +161,7 @@ def test_a_search_sees_no_image_that_judges(bound: Bound, searched: set[str], fo
 def test_images_of_a_bound_beside_those_of_the_calibration(folder: Path) -> None:
     def images(names: Sequence[str], source: str) -> CalibrationImages:
         return CalibrationImages(
-            ImageSet(source, tuple(names), lambda at: f"{source}{names[at]}".encode()), PROCESSOR, 0, lambda *_: None
+            ImageSet(source, tuple(names), lambda at: f"{source}{names[at]}".encode()), PROCESSOR, 0, SILENT
         )
 
     parts = images([f"{index}" for index in range(40)], "a").parts()
@@ -192,11 +193,11 @@ def test_no_image_that_judges_was_seen_under_another_name(
     bound: Bound, others: int, copies: int, judging: int, folder: Path
 ) -> None:
     """The images of a bound in a folder of their own, which holds those of the calibration too."""
-    parts = CalibrationImages.open(folder, PROCESSOR, None, 0, lambda *_: None).parts()
+    parts = CalibrationImages.open(folder, PROCESSOR, None, 0, SILENT).parts()
     contents = [(folder / name).read_bytes() for name in parts.measured.images.names]
     contents += [b"%d" % index for index in range(others)] * copies
     names = tuple(f"other {index}" for index in range(len(contents)))
-    images = CalibrationImages(ImageSet("b", names, contents.__getitem__), PROCESSOR, 0, lambda *_: None)
+    images = CalibrationImages(ImageSet("b", names, contents.__getitem__), PROCESSOR, 0, SILENT)
     whole = AccuracyGoal(bound, images, np.zeros(len(names), np.int32), np.ones(len(names), bool))
     goal, held_out = apart(whole, parts)
     if not judging:
@@ -209,10 +210,8 @@ def test_no_image_that_judges_was_seen_under_another_name(
 
 
 def test_images_that_are_all_copies_are_all_for_all(folder: Path) -> None:
-    parts = CalibrationImages.open(folder, PROCESSOR, None, 0, lambda *_: None).parts()
-    images = CalibrationImages(
-        ImageSet("b", tuple(map(str, range(20))), lambda _: b"one"), PROCESSOR, 0, lambda *_: None
-    )
+    parts = CalibrationImages.open(folder, PROCESSOR, None, 0, SILENT).parts()
+    images = CalibrationImages(ImageSet("b", tuple(map(str, range(20))), lambda _: b"one"), PROCESSOR, 0, SILENT)
     whole = AccuracyGoal(Bound(min_agreement=0.9), images, np.zeros(20, np.int32), np.ones(20, bool))
     assert apart(whole, parts) == (whole, None)
 

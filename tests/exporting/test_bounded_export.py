@@ -14,6 +14,7 @@ from bundles import tiny_model, write_checkpoint_of
 from click.testing import CliRunner
 from outliers import with_outliers
 from safetensors.numpy import load_file, save_file
+from told import Told
 
 import vitdeploy
 from vitdeploy.assets import default_checkpoint, held_out_images
@@ -25,6 +26,7 @@ from vitdeploy.exporting.calibration_images import CalibrationImages
 from vitdeploy.exporting.top1_target import AccuracyGoal
 from vitdeploy.runtimes.pytorch import PyTorchRuntime
 from vitdeploy.sources.read import read_checkpoint
+from vitdeploy.system.progress import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,13 +72,13 @@ def bound(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[B
     """The model within a bound that takes some layers in float32, and the steps that were told."""
     steps: list[str] = []
     output = tmp_path_factory.mktemp("bound") / "out"
-    return vitdeploy.export(checkpoint, output=output, min_agreement=1.0, on_step=steps.append, **NAIVE), steps
+    return vitdeploy.export(checkpoint, output=output, min_agreement=1.0, progress=Told(steps.append), **NAIVE), steps
 
 
 def parts() -> tuple[set[str], set[str]]:
     """The names of the 150 images that the search sees, and of those that are held out."""
     processor = read_checkpoint(default_checkpoint()).processor
-    apart = CalibrationImages.open(held_out_images(), processor, 150, 0, lambda *_: None).parts()
+    apart = CalibrationImages.open(held_out_images(), processor, 150, 0, SILENT).parts()
     return {*apart.ranges.images.names, *apart.choice.images.names}, {*apart.judge.images.names}
 
 
@@ -225,7 +227,12 @@ def test_what_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     images: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 8}
     with pytest.raises(CheckFailedError, match=problem):
         vitdeploy.export(
-            checkpoint, precision="int8", output=tmp_path / "out", min_agreement=1, on_step=steps.append, **images
+            checkpoint,
+            precision="int8",
+            output=tmp_path / "out",
+            min_agreement=1,
+            progress=Told(steps.append),
+            **images,
         )
     assert sum(step.startswith("run ") for step in steps) == 5  # none, one, two, four and five layers
     assert not (tmp_path / "out").exists()

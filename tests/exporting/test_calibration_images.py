@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
+from told import Told
 
 from vitdeploy.assess.data.image_set import ImageSet, open_images
 from vitdeploy.errors import ImageError, InputError
@@ -16,6 +17,7 @@ from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.runtimes.base import Runtime
 from vitdeploy.specs import PixelFormat, PixelStage, TensorSpec
+from vitdeploy.system.progress import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,7 +72,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def images_of(folder: Path, limit: int = 512, seed: int = 0, **options: Any) -> CalibrationImages:
-    progress = options.get("on_progress", lambda _done, _total: None)
+    progress = options.get("progress", SILENT)
     return CalibrationImages.open(folder, PROCESSOR, limit, seed, progress)
 
 
@@ -95,7 +97,7 @@ def test_the_hash_is_of_what_is_seen(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "elsewhere")
     assert images_of(tmp_path / "elsewhere").sha256() == first
     assert images_of(folder, 5).sha256() != first
-    other = CalibrationImages(images_of(folder).images, PROCESSOR.resized(9, 8), 0, lambda *_: None)
+    other = CalibrationImages(images_of(folder).images, PROCESSOR.resized(9, 8), 0, SILENT)
     assert other.sha256() != first
     Image.fromarray(np.zeros((10, 9, 3), np.uint8)).save(folder / "even" / "0.png")
     assert images_of(folder).sha256() != first
@@ -103,7 +105,7 @@ def test_the_hash_is_of_what_is_seen(folder: Path, tmp_path: Path) -> None:
 
 def test_images_come_one_by_one_in_each_format(folder: Path) -> None:
     seen: list[tuple[int, int]] = []
-    images = images_of(folder, on_progress=lambda done, total: seen.append((done, total)))
+    images = images_of(folder, progress=Told(None, lambda done, total: seen.append((done, total))))
     found = list(images.pixels(PixelFormat(), BYTES))
     assert seen == [(index, 6) for index in range(1, 7)]
     assert [each[BYTES].shape for each in found] == [(1, 8, 8, 3)] * 6
@@ -147,7 +149,7 @@ def test_an_artifact_that_ranges_a_batch_takes_images_alone(folder: Path, one_by
 @pytest.mark.parametrize(("count", "expected"), [(16, (8, 4, 4)), (120, (60, 30, 30)), (512, (416, 32, 64))])
 def test_parts_share_no_image_and_depend_on_names_and_seed(count: int, expected: tuple[int, ...]) -> None:
     names = tuple(f"{index:03}.png" for index in range(count))
-    parts = [CalibrationImages(ImageSet("x", names, lambda at: b"%d" % at), PROCESSOR, seed, lambda *_: None).parts()
+    parts = [CalibrationImages(ImageSet("x", names, lambda at: b"%d" % at), PROCESSOR, seed, SILENT).parts()
              for seed in (0, 0, 1)]  # fmt: skip
     found = [[part.images.names for part in (each.ranges, each.choice, each.judge)] for each in parts]
     assert found[0] == found[1] != found[2]
@@ -172,7 +174,7 @@ def test_copies_of_an_image_are_in_no_other_part(count: int, distinct: int, coun
     """They would judge what they made: 40 copies of one image were ten held-out images."""
     names = tuple(f"{index:03}.png" for index in range(count))
     images = ImageSet("x", names, lambda position: b"%d" % (position % distinct))
-    parts = CalibrationImages(images, PROCESSOR, 0, lambda *_: None).parts()
+    parts = CalibrationImages(images, PROCESSOR, 0, SILENT).parts()
     assert tuple(parts.counts().values()) == counts
     assert parts.held_out == (distinct >= 16)
     contents = [{*part.contents} for part in (parts.ranges, parts.choice, parts.judge)]
@@ -182,7 +184,7 @@ def test_copies_of_an_image_are_in_no_other_part(count: int, distinct: int, coun
 
 def test_images_of_one_shape_come_together() -> None:
     sizes = [8, 8, 8, 9, 8]
-    images = CalibrationImages(ImageSet("x", tuple(map(str, sizes)), lambda _: b""), PROCESSOR, 0, lambda *_: None)
+    images = CalibrationImages(ImageSet("x", tuple(map(str, sizes)), lambda _: b""), PROCESSOR, 0, SILENT)
     alone = [{BYTES: np.full((1, size, size, 3), index, np.uint8)} for index, size in enumerate(sizes)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CalibrationImages, "pixels", lambda *_: iter(alone))

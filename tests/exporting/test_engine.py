@@ -38,6 +38,7 @@ from vitdeploy.exporting.engine_validation import ProofRequest
 from vitdeploy.runtimes import BACKENDS, open_runtime
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import AxisRange, Task
+from vitdeploy.system.progress import SILENT
 from vitdeploy.trt.gpu import Gpu
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ def test_without_torch_an_engine_is_compared_with_the_artifact_it_was_built_from
     now = Bundle.open(bundle.path)
     built = now.artifact("tensorrt-rtx", "fp32")
     with pytest.raises(MissingDependencyError, match=r"the reference needs a package .*vitdeploy\[torch\]"):
-        engine_proof.prove_engine(on_a_gpu.here(now), built, now, engine_proof.ProofRequest(), print)
+        engine_proof.prove_engine(on_a_gpu.here(now), built, now, engine_proof.ProofRequest(), SILENT)
 
 
 @NO_GPU

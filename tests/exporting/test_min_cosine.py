@@ -25,6 +25,7 @@ from vitdeploy.exporters.quantization.number_format import Range
 from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
 from vitdeploy.exporting.calibration_images import CalibrationImages
 from vitdeploy.predictor import load_processor
+from vitdeploy.system.progress import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +65,7 @@ def tokens(bundle: Bundle, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray
 def test_a_bound_holds_on_images_that_no_search_saw(bounded: Bundle, checkpoint: Path, tmp_path: Path) -> None:
     (artifact,) = bounded.manifest.artifacts
     found, measured = artifact.validation["accuracy"], artifact.validation
-    parts = CalibrationImages.open(held_out_images(), load_processor(bounded), 96, 0, lambda *_: None).parts()
+    parts = CalibrationImages.open(held_out_images(), load_processor(bounded), 96, 0, SILENT).parts()
     assert (found["bound"], found["at_least"], found["output"]) == ("min_cosine 0.98", 0.98, "cls_token")
     assert found["aim"] == pytest.approx(0.985)
     for figures, part, least in ((found, parts.choice, found["aim"]), (found["held_out"], parts.judge, 0.98)):
@@ -87,7 +88,7 @@ def test_a_bound_holds_on_images_that_no_search_saw(bounded: Bundle, checkpoint:
 def test_neighbours_are_told_of_the_images_that_judge(bounded: Bundle) -> None:
     (artifact,) = bounded.manifest.artifacts
     of = {each["output"]: each for each in artifact.validation["calibration_images"]}
-    parts = CalibrationImages.open(held_out_images(), load_processor(bounded), 96, 0, lambda *_: None).parts()
+    parts = CalibrationImages.open(held_out_images(), load_processor(bounded), 96, 0, SILENT).parts()
     nearest = [
         NearestNeighbors(n_neighbors=1, metric="cosine").fit(vector).kneighbors(return_distance=False)[:, 0]
         for vector in tokens(bounded, parts.judge.images.names)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from bundles import tiny_model, write_checkpoint_of
+from told import Told
 
 import vitdeploy
 from vitdeploy.bundle.manifest import MANIFEST
@@ -130,7 +131,7 @@ def test_an_output_that_cannot_be_used_is_refused_before_any_work(
     before = sorted(here.rglob("*"))
     steps: list[str] = []
     with pytest.raises(error) as caught:
-        vitdeploy.export("my-vit", output=output, on_step=steps.append)
+        vitdeploy.export("my-vit", output=output, progress=Told(steps.append))
     assert steps == []
     assert "\n" not in str(caught.value)
     with pytest.raises(SystemExit) as exited:

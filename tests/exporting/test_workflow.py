@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from told import Told
 
 import vitdeploy
 from vitdeploy.bundle.bundle import Bundle
@@ -157,7 +158,7 @@ def test_an_output_that_cannot_be_is_found_before_any_work(tmp_path: Path) -> No
     (tmp_path / "mine.txt").write_text("mine")
     steps: list[str] = []
     with pytest.raises(UsageError, match="must be empty or a bundle"):
-        vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path, on_step=steps.append)
+        vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path, progress=Told(steps.append))
     assert steps == []
 
 
@@ -195,9 +196,13 @@ def test_killed_in_the_middle(bundle: Bundle, delay: float) -> None:
     """Once the export says that it writes the artifact, the process is killed after a while."""
     before = files(bundle.path)
     code = """
-import functools, sys, vitdeploy
-on_step = functools.partial(print, flush=True)
-vitdeploy.export(random_weights="vit-tiny-patch16-32", opset=23, output=sys.argv[1], on_step=on_step)
+import sys, vitdeploy
+
+class Printed(vitdeploy.Progress):
+    def step(self, text):
+        print(text, flush=True)
+
+vitdeploy.export(random_weights="vit-tiny-patch16-32", opset=23, output=sys.argv[1], progress=Printed())
 """
     process = subprocess.Popen([sys.executable, "-c", code, str(bundle.path)], stdout=subprocess.PIPE, text=True)
     with process:

@@ -253,7 +253,7 @@ def test_the_file_of_a_killed_writer_is_removed_by_the_next(tmp_path: Path) -> N
         """
         import os, signal, sys
         from pathlib import Path
-        from vitdeploy import atomic
+        from vitdeploy.files import atomic
         atomic.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
         atomic.write_file(Path(sys.argv[1]), b"2")
         """,

@@ -21,6 +21,7 @@ from hub_server import hub_server
 from npz_files import NPZ_CONFIG, write_npz
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from told import Told
 
 import vitdeploy
 from vitdeploy import ProcessorOptions
@@ -723,7 +724,7 @@ def test_a_bundle_keeps_one_processor(fine_tuned: Path, lost: Path, tmp_path: Pa
     other = ProcessorOptions(fine_tuned, image_mean=0.25)
     steps: list[str] = []
     with pytest.raises(UsageError, match="another image processor: --processor fine-tuned;"):
-        vitdeploy.export(lost, to="torchscript", processor=other, output=tmp_path / "out", on_step=steps.append)
+        vitdeploy.export(lost, to="torchscript", processor=other, output=tmp_path / "out", progress=Told(steps.append))
     assert steps == ["reading the checkpoint"]
 
 
@@ -736,7 +737,7 @@ def test_a_bundle_of_other_weights_or_another_task_is_seen_before_the_work(fine_
     for change in changes:
         steps: list[str] = []
         with pytest.raises(UsageError, match="same model"):
-            vitdeploy.export(to="torchscript", output=tmp_path / "out", on_step=steps.append, **change)
+            vitdeploy.export(to="torchscript", output=tmp_path / "out", progress=Told(steps.append), **change)
         assert steps == ["reading the checkpoint"]
 
 

@@ -10,7 +10,7 @@ from environments import ROOT
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-FOLDER = ROOT / "vitdeploy" / "assess" / "schema"
+FOLDER = ROOT / "vitdeploy" / "assess" / "report" / "schema"
 
 
 @functools.cache

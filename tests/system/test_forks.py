@@ -43,7 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def script(*arguments: str | Path, **environ: str) -> Any:
     environ |= {"PYTHONPATH": str(ROOT)}
-    return json.loads(run(sys.executable, ROOT / "tests" / "forking.py", *arguments, **environ))
+    return json.loads(run(sys.executable, ROOT / "tests" / "support" / "forking.py", *arguments, **environ))
 
 
 def uses(bundle: Bundle, backend: str, threads: int, *, run_before: bool = True) -> dict[str, Outcome]:

@@ -9,12 +9,12 @@ import click
 from vitdeploy.cli.number_options import TURNS, ParamType
 from vitdeploy.cli.output import (
     PATH,
+    TerminalProgress,
     device_option,
     image_limit_option,
     json_option,
     print_json,
     print_left_out,
-    print_step,
     print_tables,
 )
 from vitdeploy.cli.process import conclude
@@ -81,7 +81,7 @@ def benchmark(
 
     result = benchmark_bundle(
         bundle, batch_sizes=batch_sizes, backends=backends or None, device=device, threads=threads, images=images,
-        rounds=rounds, runs=runs, on_step=print_step,
+        rounds=rounds, runs=runs, progress=TerminalProgress("rounds"),
     )  # fmt: skip
 
     def show() -> None:

@@ -10,12 +10,11 @@ from vitdeploy.cli.bisect_report import lower_precision_options, print_bisection
 from vitdeploy.cli.number_options import BATCH_SIZE, Tolerance
 from vitdeploy.cli.output import (
     PATH,
+    TerminalProgress,
     image_limit_option,
     json_option,
-    late_progress_bar,
     print_json,
     print_left_out,
-    print_step,
     print_table,
     print_tables,
     print_text,
@@ -92,24 +91,23 @@ def compare(
     _check_options(way, [*given, *reports.asked])
     result: Any
     print_result: Callable[[Any], None]
-    if layers:
-        from vitdeploy.assess.debug.layers import compare_layers
+    with TerminalProgress("layers" if sensitivity else "images") as progress:
+        if layers:
+            from vitdeploy.assess.debug.layers import compare_layers
 
-        result, print_result = compare_layers(bundle, on_step=print_step, **given), _print_layers
-    elif bisect:
-        from vitdeploy.assess.debug.bisection import bisect as bisect_bundle
+            result, print_result = compare_layers(bundle, progress=progress, **given), _print_layers
+        elif bisect:
+            from vitdeploy.assess.debug.bisection import bisect as bisect_bundle
 
-        result, print_result = bisect_bundle(bundle, on_step=print_step, **given), print_bisection
-    elif sensitivity:
-        from vitdeploy.assess.debug.sensitivity import sensitivity as measure
+            result, print_result = bisect_bundle(bundle, progress=progress, **given), print_bisection
+        elif sensitivity:
+            from vitdeploy.assess.debug.sensitivity import sensitivity as measure
 
-        with late_progress_bar("measuring layers") as on_progress:
-            result = measure(bundle, on_step=print_step, on_progress=on_progress, **given)
-        print_result = _print_sensitivity
-    else:
-        from vitdeploy.assess.compare.compare import compare as compare_bundle
+            result, print_result = measure(bundle, progress=progress, **given), _print_sensitivity
+        else:
+            from vitdeploy.assess.compare.compare import compare as compare_bundle
 
-        result, print_result = compare_bundle(bundle, on_step=print_step, **given), _print
+            result, print_result = compare_bundle(bundle, progress=progress, **given), _print
 
     def show() -> None:
         if as_json:

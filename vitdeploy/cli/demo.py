@@ -8,10 +8,10 @@ import click
 
 from vitdeploy.cli.output import (
     PATH,
+    TerminalProgress,
     json_option,
     print_json,
     print_left_out,
-    print_step,
     print_table,
     print_tables,
     print_text,
@@ -33,7 +33,8 @@ def demo(output: str, as_json: bool) -> None:
     """
     from vitdeploy.demo import run_demo
 
-    result = run_demo(output, on_step=print_step)
+    with TerminalProgress("images") as progress:
+        result = run_demo(output, progress=progress)
 
     def show() -> None:
         if as_json:

@@ -9,15 +9,14 @@ import click
 from vitdeploy.cli.number_options import BATCH_SIZE, COUNT, SEED
 from vitdeploy.cli.output import (
     PATH,
+    TerminalProgress,
     device_option,
     image_limit_option,
     json_option,
     print_json,
     print_left_out,
-    print_step,
     print_table,
     print_tables,
-    progress_bar,
 )
 from vitdeploy.cli.process import conclude
 from vitdeploy.cli.reports import Reports, report_options
@@ -67,10 +66,10 @@ def evaluate(
     """
     from vitdeploy.assess.evaluate.evaluate import evaluate as evaluate_bundle
 
-    with progress_bar("images") as on_progress:
+    with TerminalProgress("images") as progress:
         result = evaluate_bundle(
             bundle, data=data, backends=backends or None, batch_size=batch_size, device=device, limit=limit, seed=seed,
-            resume=resume, on_step=print_step, on_progress=on_progress,
+            resume=resume, progress=progress,
         )  # fmt: skip
 
     def show() -> None:

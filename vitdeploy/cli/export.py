@@ -12,15 +12,14 @@ from vitdeploy.cli.engine_options import engine_options, image_size, once
 from vitdeploy.cli.number_options import OPSET, SEED, Tolerance
 from vitdeploy.cli.output import (
     PATH,
+    TerminalProgress,
     agreement,
     allowed_of,
     image_limit_option,
     json_option,
-    late_progress_bar,
     left_out_texts,
     nearness,
     print_json,
-    print_step,
     print_table,
     print_text,
 )
@@ -268,8 +267,8 @@ def export(
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:
         for to in formats:
-            with late_progress_bar(f"exporting to {to}") as on_progress:
-                bundle = export_model(to=to, engine=engines[to], on_step=print_step, on_progress=on_progress, **options)
+            with TerminalProgress(f"exporting to {to}") as progress:
+                bundle = export_model(to=to, engine=engines[to], progress=progress, **options)
     finally:
         gc.enable()
     models = []

@@ -9,15 +9,14 @@ import click
 from vitdeploy.cli.number_options import BATCH_SIZE, number_or_text
 from vitdeploy.cli.output import (
     PATH,
+    TerminalProgress,
     device_option,
     image_limit_option,
     json_option,
     print_json,
     print_left_out,
-    print_step,
     print_table,
     print_text,
-    progress_bar,
 )
 from vitdeploy.cli.process import conclude
 from vitdeploy.cli.reports import Reports, report_options
@@ -93,10 +92,10 @@ def gate(
     given = {name: number_or_text(value) for name, value in flags.items() if value is not None}
     of_flags = Rules.from_dict(given, "the flags")
     held = (GateRules() if rules is None else read_rules(rules)).with_(of_flags)
-    with progress_bar("images") as on_progress:
+    with TerminalProgress("images") as progress:
         result = gate_bundle(
             bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends or None,
-            batch_size=batch_size, device=device, on_step=print_step, on_progress=on_progress,
+            batch_size=batch_size, device=device, progress=progress,
         )  # fmt: skip
 
     def show() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.cli.number_options import PIXELS
+from vitdeploy.system.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -142,58 +143,59 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 50_000 else f"{size_bytes} bytes"
 
 
-def print_step(step: str) -> None:
-    """Say what is being done, on stderr and only on a terminal.
+class TerminalProgress(Progress):
+    """Steps as lines and work as a bar, on stderr and only on a terminal.
 
-    A line a step and no live display, which would hide the progress bars of a download.
+    A bar stands there from the first advance until all is done, and again where there is more to do: no live display
+    hides the progress bars of a download. Steps that begin meanwhile stand above it.
+
+    Args:
+        what: is counted, such as "images".
     """
-    if _is_a_terminal(sys.stderr):
-        click.echo(f"{step} …", err=True)
+
+    def __init__(self, what: str) -> None:
+        self._what, self._bar = what, contextlib.ExitStack()
+        self._update: Callable[[int, int], None] | None = None
+
+    def step(self, text: str) -> None:
+        if _is_a_terminal(sys.stderr):
+            click.echo(f"{text} …", err=True)
+
+    def advance(self, done: int, total: int) -> None:
+        if not _is_a_terminal(sys.stderr):
+            return
+        if self._update is None:
+            self._update = self._bar.enter_context(_bar(self._what))
+        self._update(done, total)
+        if done == total:
+            self.close()
+
+    def close(self) -> None:
+        self._bar.close()
+        self._update = None
+
+    def __enter__(self) -> TerminalProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @contextlib.contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, only on a terminal; the function that is yielded takes how many are done, and of how many.
-
-    What `print_step` says meanwhile stands above the bar, which goes when the block ends.
-    """
-    if not _is_a_terminal(sys.stderr):
-        yield lambda _done, _total: None
-        return
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn(what),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextlib.contextmanager
-def late_progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """`progress_bar` that stands there from the first call until all is done, and again where there is more to do.
-
-    A download before it has its own.
-    """
-    with contextlib.ExitStack() as stack:
-        bars: list[Callable[[int, int], None]] = []
-
-        def on_progress(done: int, total: int) -> None:
-            if not bars:
-                bars.append(stack.enter_context(progress_bar(what)))
-            bars[0](done, total)
-            if done == total:
-                stack.close()
-                bars.clear()
-
-        yield on_progress
 
 
 def printable(text: str) -> str:

@@ -6,11 +6,11 @@ import click
 
 from vitdeploy.cli.output import (
     PATH,
+    TerminalProgress,
     image_limit_option,
     json_option,
     left_out_texts,
     print_json,
-    print_step,
     print_text,
 )
 from vitdeploy.errors import UsageError
@@ -45,7 +45,8 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
     if run:
         from vitdeploy.exporting.engine_validation import ProofRequest, prove_engines
 
-        opened, proven = prove_engines(opened, names=artifacts, proof=ProofRequest(images), on_step=print_step)
+        with TerminalProgress("images") as progress:
+            opened, proven = prove_engines(opened, names=artifacts, proof=ProofRequest(images), progress=progress)
     manifest = opened.manifest
     files = [*manifest.files, *(file for artifact in manifest.artifacts for file in artifact.files)]
     if as_json:

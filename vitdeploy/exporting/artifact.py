@@ -25,6 +25,7 @@ from vitdeploy.exporting.validation import Observer, prove, reference_outputs, r
 from vitdeploy.files.atomic import staged_folder
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.runtimes import open_recorded
+from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import os
@@ -68,16 +69,14 @@ def add_artifact(
     request: ArtifactRequest,
     place: Path,
     *,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[int, int], None] = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> Bundle:
     """Export the reference, prove that the artifact is the same model, and keep both in a bundle.
 
     Args:
         request: the artifact.
         place: the bundle's folder, absolute, which stays as it is on any failure.
-        on_step: called with what is being done.
-        on_progress: called with the number of calibration images that are done, and of how many.
+        progress: told each step, and how far it has come.
 
     Raises:
         UsageError: the exporter cannot make this artifact, or it would replace one that was quantized for another
@@ -89,7 +88,7 @@ def add_artifact(
     from vitdeploy.models.checkpoint import save_model
 
     exporter, spec = EXPORTERS[request.format], request.spec
-    on_step("reading the checkpoint")
+    progress.step("reading the checkpoint")
     checkpoint = request.read()
     check_target(place)
     if (place / MANIFEST).exists():
@@ -105,12 +104,10 @@ def add_artifact(
         _check_finite(early, checkpoint.source.id)
         beside = reference_runtime(reference, spec)
         labels = reference.config.labels
-        quantization = Quantization.open(
-            request.quantization, beside, processor, labels, problem_type, on_step, on_progress
-        )
+        quantization = Quantization.open(request.quantization, beside, processor, labels, problem_type, progress)
     title = f"{request.format} {spec.precision}"
     with staged_folder(place) as staging:
-        on_step(f"exporting to {title}")
+        progress.step(f"exporting to {title}")
         exported = export_function(exporter)(
             reference,
             staging,
@@ -148,7 +145,7 @@ def add_artifact(
             expected = running.result()
         _check_finite(expected, checkpoint.source.id)
         del checkpoint, reference  # its weights, before the artifact's are loaded, where they are not needed
-        on_step(f"comparing {title} with the reference")
+        progress.step(f"comparing {title} with the reference")
         files = _records(staging, exported.emulation) if exported.emulation else artifact.files
         to_prove = dataclasses.replace(artifact, files=files)
         bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
@@ -165,7 +162,7 @@ def add_artifact(
                 judge = LOOSE_BOUND if allowed is None else None
             proof = prove(runtime, artifact.name, sample, expected, allowed, problem_type, judge)
             if quantization is not None:
-                proof |= quantization.check(runtime, artifact, bound, on_step)
+                proof |= quantization.check(runtime, artifact, bound, progress)
         for name in exported.emulation:
             (staging / name).unlink()
         left_out = {} if listing is None else {"images": listing.left_out}
@@ -178,7 +175,7 @@ def add_artifact(
             "emulated": bool(exported.emulation),
         }
         artifact = dataclasses.replace(artifact, validation=validation)
-        on_step("writing the bundle")
+        progress.step("writing the bundle")
         return commit(staging, place, dataclasses.replace(manifest, artifacts=(artifact,)))
 
 

@@ -22,10 +22,11 @@ from vitdeploy.assess.metrics.outputs import LOGITS, RelativeError, centred, com
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UsageError
 from vitdeploy.system.cpu import usable_cpus
+from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from vitdeploy.assess.data.image_set import ImageSet
@@ -49,13 +50,13 @@ class CalibrationImages:
         images: them.
         processor: of the bundle.
         seed: which part.
-        on_progress: called with the number of images that are done, and of all.
+        progress: told how far it has come.
     """
 
     images: ImageSet
     processor: ImageProcessor
     seed: int
-    on_progress: Callable[[int, int], None]
+    progress: Progress
 
     @classmethod
     def open(
@@ -64,7 +65,7 @@ class CalibrationImages:
         processor: ImageProcessor,
         limit: int | None,
         seed: int,
-        on_progress: Callable[[int, int], None],
+        progress: Progress,
     ) -> CalibrationImages:
         """The images whose SHA-256 of seed and name comes first.
 
@@ -73,7 +74,7 @@ class CalibrationImages:
             processor: of the bundle.
             limit: how many, at most; None for all.
             seed: which ones.
-            on_progress: see `CalibrationImages`.
+            progress: told how far it has come.
 
         Raises:
             UsageError: the limit is no number of images.
@@ -81,7 +82,7 @@ class CalibrationImages:
         """
         if limit is not None and (type(limit) is not int or limit < 1):
             raise UsageError(f"calibration_images must be an integer from 1 up, got {limit!r:.80}")
-        return cls(open_images(path).subset(limit, seed), processor, seed, on_progress)
+        return cls(open_images(path).subset(limit, seed), processor, seed, progress)
 
     @functools.cached_property
     def contents(self) -> tuple[bytes, ...]:
@@ -121,7 +122,7 @@ class CalibrationImages:
 
     def _quiet(self, positions: Sequence[int]) -> CalibrationImages:
         """For what is measured again and again; their progress is not told."""
-        return dataclasses.replace(self.at(positions), on_progress=lambda *_: None)
+        return dataclasses.replace(self.at(positions), progress=SILENT)
 
     def pixels(self, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
         """Each image in these formats, (1, ...)."""
@@ -130,7 +131,7 @@ class CalibrationImages:
         with contextlib.closing(stream):
             for done, image in enumerate(stream, 1):
                 yield image.pixels
-                self.on_progress(done, len(self.images))
+                self.progress.advance(done, len(self.images))
 
     def batches(self, count: int, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
         """Images in these formats, (N, ...), as many together as have one shape, and at most `count`."""

@@ -17,13 +17,14 @@ from vitdeploy.exporting.calibration_images import BATCH, CalibrationImages
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from vitdeploy.exporting.accuracy_bound import Bound
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
+    from vitdeploy.system.progress import Progress
 
 # Of the distance 1 - cosine that is allowed, what a search may use up: images that it did not see are farther or nearer
 # by chance, by about so much for the 30 of a folder of 120.
@@ -71,7 +72,7 @@ class CosineGoal:
         limit: int | None,
         seed: int,
         problem_type: ProblemType,
-        on_progress: Callable[[int, int], None],
+        progress: Progress,
     ) -> CosineGoal:
         """Open the images, on which the reference runs when an artifact is measured; see `AccuracyGoal.open`.
 
@@ -84,7 +85,7 @@ class CosineGoal:
                 f"{bound} does not fit a {problem_type} model: the cosine of its values says nothing of each; leave it "
                 f"out, and bound the difference of its outputs with --tolerance"
             )
-        images = CalibrationImages.open(path, processor, limit, seed, on_progress)
+        images = CalibrationImages.open(path, processor, limit, seed, progress)
         return cls(bound, images, reference)
 
     @functools.cached_property

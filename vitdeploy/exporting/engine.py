@@ -25,11 +25,12 @@ from vitdeploy.exporters import EXPORTERS
 from vitdeploy.exporting.engine_validation import NOT_RUN, ProofRequest, open_engine, pending, prove_engine
 from vitdeploy.files.atomic import staged_folder
 from vitdeploy.system.imports import load_target
+from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.gpu import find_gpu
 from vitdeploy.trt.options import EngineOptions, reach
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 
 def add_engine(
@@ -39,8 +40,7 @@ def add_engine(
     options: EngineOptions,
     *,
     proof: ProofRequest,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[int, int], None] = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> Bundle:
     """Build an engine from the bundle's ONNX artifact of a precision, and keep both.
 
@@ -53,8 +53,7 @@ def add_engine(
         precision: of the ONNX artifact, and so of the engine.
         options: of the builder.
         proof: how to compare.
-        on_step: called with what is being done.
-        on_progress: called with how much of the build is done, and of how much.
+        progress: told each step, and how far it has come.
 
     Raises:
         UsageError: an option is not what it must be, or not the library's; or there is no such ONNX artifact, or it
@@ -81,7 +80,7 @@ def add_engine(
     log = path.with_name(f"{path.name}.{name}.log")
     timing_cache = cache if options.timing_cache is None else Path(options.timing_cache)
     check_outputs({"the builder's log": log, "the timing cache": timing_cache}, {}, bundle=path)
-    on_step(f"building {to} {precision}")
+    progress.step(f"building {to} {precision}")
     build = load_target(exporter.target, f"exporting to {to}", "export")
     with staged_folder(path) as staging, contextlib.ExitStack() as stack:
         onnx = stack.enter_context(_linked(bundle, source, staging))
@@ -97,7 +96,7 @@ def add_engine(
             options=options,
             timing_cache=timing_cache,
             log=log,
-            on_progress=on_progress,
+            progress=progress,
         )
         built = build(request, staging, f"{to}/model_{precision}.engine")
         artifact = Artifact(
@@ -116,8 +115,8 @@ def add_engine(
         artifact = dataclasses.replace(artifact, validation=pending(artifact, proof))
         manifest = dataclasses.replace(bundle.manifest, artifacts=(artifact, source))
         staged = Bundle(staging, manifest)
-        artifact = _proven(staged, artifact, bundle, proof, on_step)
-        on_step("writing the bundle")
+        artifact = _proven(staged, artifact, bundle, proof, progress)
+        progress.step("writing the bundle")
         stack.close()
         with staged.opened(source.files):  # what is committed
             pass
@@ -138,12 +137,10 @@ def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> Iterator[Path]:
         with Bundle(folder, bundle.manifest).opened_artifact(artifact) as (first, *_):
             yield first.path
     except BundleError as exc:  # of the bundle's files, which these are
-        raise type(exc)(str(exc).replace(str(folder), str(bundle.path))) from exc
+        raise exc.with_message(str(exc).replace(str(folder), str(bundle.path))) from exc
 
 
-def _proven(
-    staged: Bundle, engine: Artifact, bundle: Bundle, proof: ProofRequest, on_step: Callable[[str], None]
-) -> Artifact:
+def _proven(staged: Bundle, engine: Artifact, bundle: Bundle, proof: ProofRequest, progress: Progress) -> Artifact:
     """The engine, compared with the reference where a GPU of this machine is what it was built for.
 
     Raises:
@@ -156,7 +153,7 @@ def _proven(
         why = exc
     else:
         try:
-            validation = prove_engine(open_engine(staged, engine), engine, bundle, proof, on_step)
+            validation = prove_engine(open_engine(staged, engine), engine, bundle, proof, progress)
             return dataclasses.replace(engine, validation=validation)
         except OtherHardwareError as exc:
             why = exc
@@ -164,5 +161,5 @@ def _proven(
             raise CheckFailedError(
                 f"{engine.name} must run on {gpu.name}, does not: {exc}; nothing was written"
             ) from exc
-    on_step(f"{engine.name} was {NOT_RUN}: {why}")
+    progress.step(f"{engine.name} was {NOT_RUN}: {why}")
     return engine

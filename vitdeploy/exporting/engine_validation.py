@@ -29,11 +29,12 @@ from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import BACKENDS, open_recorded
 from vitdeploy.specs import PixelStage, attention_for
 from vitdeploy.system.imports import load_target
+from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.options import read_range
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from vitdeploy.assess.data.folder_listing import FolderListing
     from vitdeploy.bundle.manifest import Artifact
@@ -96,7 +97,7 @@ def open_engine(bundle: Bundle, artifact: Artifact) -> Runtime:
 
 
 def prove_engine(
-    engine: Runtime, artifact: Artifact, of: Bundle, proof: ProofRequest, on_step: Callable[[str], None]
+    engine: Runtime, artifact: Artifact, of: Bundle, proof: ProofRequest, progress: Progress
 ) -> dict[str, Any]:
     """Compare an engine with the reference, at the limits of its profiles and where they are fastest.
 
@@ -105,7 +106,7 @@ def prove_engine(
         artifact: what it runs.
         of: where the reference is.
         proof: how to compare.
-        on_step: called with what is being done.
+        progress: told each step, and how far it has come.
 
     Returns:
         The record of it, for the manifest.
@@ -115,7 +116,7 @@ def prove_engine(
         MissingDependencyError: there is neither torch nor onnxruntime.
     """
     with engine as runtime:
-        on_step(f"comparing {artifact.name} with the reference")
+        progress.step(f"comparing {artifact.name} with the reference")
         listing = None if proof.images is None else list_images(proof.images)
         images, expected, against = _expected(of, artifact, listing)
         allowed, cosine = proof.judge(artifact)
@@ -135,7 +136,7 @@ def prove_engines(
     *,
     names: Collection[str] = (),
     proof: ProofRequest = ProofRequest(),
-    on_step: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> tuple[Bundle, tuple[str, ...]]:
     """Compare every engine that was not run yet with the reference, on the machine that is to run them.
 
@@ -145,7 +146,7 @@ def prove_engines(
         bundle: the bundle; its manifest is written again.
         names: of the artifacts; by default all that are pending.
         proof: how to compare; the tolerance is by default that of the export.
-        on_step: called with what is being done.
+        progress: told each step, and how far it has come.
 
     Returns:
         The bundle, and the names of the engines that were proven.
@@ -168,7 +169,7 @@ def prove_engines(
     for artifact in (waiting[name] for name in dict.fromkeys(names or waiting)):
         asked = proof if proof.tolerance is not None else ProofRequest(proof.images, artifact.validation["tolerance"])
         try:
-            validation = prove_engine(open_engine(bundle, artifact), artifact, bundle, asked, on_step)
+            validation = prove_engine(open_engine(bundle, artifact), artifact, bundle, asked, progress)
             bundle = _written(bundle, dataclasses.replace(artifact, validation=validation))
         except VitDeployError as exc:
             problems.append(exc)

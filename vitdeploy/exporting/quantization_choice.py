@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vitdeploy.exporters.quantization.choice import Closeness, KeptNodes
     from vitdeploy.exporting.accuracy_bound import Goal
     from vitdeploy.specs import PixelFormat
+    from vitdeploy.system.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +38,13 @@ class Chooser:
         images: a few that no range was measured on, on which variants are compared with the float32 graph, which gives
             what the reference does and takes a fourth of its time.
         goal: how accurate the artifact must be; None where that is not said.
-        on_step: called with what is being done.
-        on_progress: called with the number of layers that are done, and of all.
+        progress: told each step, and how far it has come.
         problem_type: of the model.
     """
 
     images: CalibrationImages
     goal: Goal | None
-    on_step: Callable[[str], None]
-    on_progress: Callable[[int, int], None]
+    progress: Progress
     problem_type: ProblemType = ProblemType.SINGLE_LABEL
     _yardsticks: dict[PixelFormat, Yardstick] = dataclasses.field(default_factory=dict, init=False)
 
@@ -59,7 +58,7 @@ class Chooser:
         """See `vitdeploy.exporters.quantization.choice.Choose`."""
         found = self._yardstick(variants, pixels, folder).closeness(variants, (), one_by_one=one_by_one)
         cosine = "" if found.mean_cosine is None else f", mean cosine {found.mean_cosine:.5f}"
-        self.on_step(f"{name}: relative error {found.error:.2%}{cosine}")
+        self.progress.step(f"{name}: relative error {found.error:.2%}{cosine}")
         return found
 
     def kept(self, variants: Variants, pixels: PixelFormat, folder: Path) -> KeptNodes:
@@ -72,9 +71,9 @@ class Chooser:
         of_layers: dict[str, float] = {}
 
         def rank() -> list[str]:
-            self.on_step(f"measuring how much each of {len(variants.nodes)} layers matters")
+            self.progress.step(f"measuring how much each of {len(variants.nodes)} layers matters")
             yardstick = self._yardstick(variants, pixels, folder)
-            measured = effects(variants, lambda kept: yardstick.error(variants, kept), self.on_progress)
+            measured = effects(variants, lambda kept: yardstick.error(variants, kept), self.progress)
             of_layers.update(measured)
             return sorted(measured, key=lambda node: -measured[node])
 
@@ -116,7 +115,7 @@ class Chooser:
         def measure(kept: frozenset[str]) -> Measure:
             with opened_variant(variants, kept, folder, pixels) as runtime:
                 found: Measure = goal.measure(runtime)
-            self.on_step(f"run {next(count)}: {len(kept)} of {len(variants.nodes)} layers in float32, {found}")
+            self.progress.step(f"run {next(count)}: {len(kept)} of {len(variants.nodes)} layers in float32, {found}")
             return found
 
         return measure

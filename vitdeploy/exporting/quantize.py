@@ -13,7 +13,7 @@ from vitdeploy.exporting.quantization_choice import Chooser
 from vitdeploy.exporting.top1_target import AccuracyGoal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from vitdeploy.assess.data.folder_listing import LeftOut
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vitdeploy.exporting.accuracy_bound import Bound, Goal
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
+    from vitdeploy.system.progress import Progress
 
 DYNAMIC = "dynamic"  # the scheme that quantizes a batch by one range
 
@@ -82,8 +83,7 @@ class Quantization:
         processor: ImageProcessor,
         labels: Sequence[str],
         problem_type: ProblemType,
-        on_step: Callable[[str], None],
-        on_progress: Callable[[int, int], None],
+        progress: Progress,
     ) -> Quantization:
         """Read the images, and run the reference on those of the goal.
 
@@ -93,32 +93,31 @@ class Quantization:
             processor: of the bundle.
             labels: the model's class names.
             problem_type: of the model.
-            on_step: called with what is being done.
-            on_progress: called with the number of images, or layers, that are done, and of all.
+            progress: told each step, and how far it has come.
 
         Raises:
             UsageError: an argument is not what it must be, or a bound does not fit the model.
             InputError: there are no images, or they have no labels.
         """
-        on_step(f"reading the images of {request.images}")
-        calibration = CalibrationImages.open(request.images, processor, request.limit, request.seed, on_progress)
+        progress.step(f"reading the images of {request.images}")
+        calibration = CalibrationImages.open(request.images, processor, request.limit, request.seed, progress)
         parts = calibration.parts()
         copies = len(calibration.images) - len({*calibration.contents})
         if copies:
-            on_step(f"{copies} of {len(calibration.images)} images are copies of others and are left out")
+            progress.step(f"{copies} of {len(calibration.images)} images are copies of others and are left out")
         data = _data(parts, request.cache)
         goal: Goal | None = None
         held_out: Goal | None = None
         if request.bound is not None:
             own = request.accuracy_data
             path, limit = (request.images, request.limit) if own is None else (own, None)
-            on_step(f"running the reference on the images of {path}")
+            progress.step(f"running the reference on the images of {path}")
             kind = AccuracyGoal if request.bound.min_cosine is None else CosineGoal
             whole: Goal = kind.open(
-                request.bound, path, reference, processor, labels, limit, request.seed, problem_type, on_progress
+                request.bound, path, reference, processor, labels, limit, request.seed, problem_type, progress
             )
             goal, held_out = apart(whole, parts)
-        choose = Chooser(parts.choice, goal, on_step, on_progress, problem_type)
+        choose = Chooser(parts.choice, goal, progress, problem_type)
         return cls(reference, calibration, parts, data, goal, held_out, choose, problem_type)
 
     @property
@@ -130,7 +129,7 @@ class Quantization:
         return {name: left_out for name, left_out in found.items() if left_out is not None}
 
     def check(
-        self, runtime: Runtime, artifact: Artifact, bound: CosineBound | None, on_step: Callable[[str], None]
+        self, runtime: Runtime, artifact: Artifact, bound: CosineBound | None, progress: Progress
     ) -> dict[str, Any]:
         """Measure the artifact on images that neither ranges nor the choice come from.
 
@@ -138,7 +137,7 @@ class Quantization:
             runtime: the artifact's.
             artifact: with the options that it was made with.
             bound: how near it must be to the reference; None for any nearness.
-            on_step: called with what is being done.
+            progress: told each step, and how far it has come.
 
         Returns:
             The record of it, for the manifest.
@@ -147,7 +146,7 @@ class Quantization:
             CheckFailedError: it is too far from the reference, or not accurate enough.
         """
         name, judge, held_out = artifact.name, self.parts.judge, self.parts.held_out
-        on_step(f"comparing {name} with the reference on {len(judge.images)} images")
+        progress.step(f"comparing {name} with the reference on {len(judge.images)} images")
         one_by_one = artifact.options["scheme"] == DYNAMIC
         found = judge.agreement(self.reference, runtime, self.problem_type, one_by_one=one_by_one)
         if bound is not None:
@@ -161,10 +160,10 @@ class Quantization:
             "calibration_images": [{**output.to_dict(), "held_out": held_out} for output in found],
         }
         if self.goal is not None:
-            on_step(f"measuring the accuracy of {name} on {len(self.goal.images.images)} images")
+            progress.step(f"measuring the accuracy of {name} on {len(self.goal.images.images)} images")
             record["accuracy"] = self.goal.check(name, self.goal.measure(runtime))
         if self.held_out is not None:
-            on_step(f"judging {name} on {len(self.held_out.images.images)} held-out images")
+            progress.step(f"judging {name} on {len(self.held_out.images.images)} held-out images")
             record["accuracy"]["held_out"] = self.held_out.check_held_out(name, self.held_out.measure(runtime))
         return record
 

@@ -18,13 +18,14 @@ from vitdeploy.exporting.calibration_images import CalibrationImages
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from vitdeploy.exporting.accuracy_bound import Bound
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
+    from vitdeploy.system.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ class AccuracyGoal:
         limit: int | None,
         seed: int,
         problem_type: ProblemType,
-        on_progress: Callable[[int, int], None],
+        progress: Progress,
     ) -> AccuracyGoal:
         """Run the reference on the images.
 
@@ -90,7 +91,7 @@ class AccuracyGoal:
             limit: how many images, at most; None for all.
             seed: which ones.
             problem_type: of the model.
-            on_progress: called with the number of images that are done, and of all.
+            progress: told how far it has come.
 
         Raises:
             UsageError: the model gives no logits of an image, or none of them is the image's class.
@@ -109,11 +110,11 @@ class AccuracyGoal:
                 f"and bound the difference of its outputs with --tolerance"
             )
         if bound.max_drop is None:
-            images = CalibrationImages.open(path, processor, limit, seed, on_progress)
+            images = CalibrationImages.open(path, processor, limit, seed, progress)
             wanted = _finite(_best(images, reference), images)
             return cls(bound, images, wanted, np.ones(len(wanted), bool))
         data = open_data(path, labels).subset(limit, seed)
-        images = CalibrationImages(ImageSet.of(data), processor, seed, on_progress)
+        images = CalibrationImages(ImageSet.of(data), processor, seed, progress)
         return cls(bound, images, data.targets, _finite(_best(images, reference), images) == data.targets)
 
     def measure(self, runtime: Runtime) -> Accuracy:

@@ -14,7 +14,7 @@ from vitdeploy.assess.metrics.outputs import check_tolerance
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.bundle.output_paths import check_outputs
-from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError, shown
+from vitdeploy.errors import UnavailableError, UsageError, shown
 from vitdeploy.exporters import EXPORTERS, export_function, find_exporter, quantization_target
 from vitdeploy.exporters.engine.build import check_request
 from vitdeploy.exporting.artifact import ArtifactRequest, add_artifact
@@ -37,6 +37,7 @@ from vitdeploy.exporting.output_folder import place_of
 from vitdeploy.exporting.quantize import QuantizationRequest
 from vitdeploy.images.processor_options import ProcessorOptions
 from vitdeploy.specs import ExportSpec, Precision, Task
+from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.options import EngineOptions
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ def export(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     offline: bool = False,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = SILENT,
 ) -> Bundle:
     """Export a checkpoint, prove that the artifact is the same model, and keep both in a bundle.
 
@@ -180,9 +180,7 @@ def export(
         token: for private and gated models.
         cache_dir: of the Hub's files; by default huggingface_hub's.
         offline: use the Hub's cache alone.
-        on_step: called with what is being done.
-        on_progress: called with the number of calibration images or layers that are done, or how much of an engine is
-            built, and of how many or how much.
+        progress: told each step, and how far it has come.
 
     Raises:
         UsageError: an argument is not what it must be, or `output` holds something else.
@@ -286,8 +284,7 @@ def export(
             proof=ProofRequest(
                 calibration_data if images is None and _is_folder(calibration_data) else images, tolerance
             ),
-            on_step=on_step,
-            on_progress=on_progress,
+            progress=progress,
         )
         plain = spec == ExportSpec(Precision(precision), dynamic_image_size=dynamic_image_size, target=target)
         measured = any(value is not None for name, value in of_quantization.items() if name != "target")
@@ -337,7 +334,7 @@ def export(
         tolerance=tolerance,
         quantization=quantization,
     )
-    bundle = add_artifact(request, place, on_step=on_step, on_progress=on_progress)
+    bundle = add_artifact(request, place, progress=progress)
     return bundle if asked == to else finish(bundle, engine or EngineOptions())
 
 
@@ -385,7 +382,4 @@ def _add_engine(to: str, precision: str, bundle: Bundle, options: EngineOptions,
         return add_engine(bundle, to, precision, options, **settings)
     except UnavailableError as exc:
         made = f"{bundle.path} has the ONNX artifact in {precision}"
-        if isinstance(exc, MissingDependencyError):
-            instead = "; ".join(part for part in (exc.instead, made) if part)
-            raise MissingDependencyError(exc.what, exc.extra, instead) from exc
-        raise type(exc)(f"{exc}; {made}") from exc
+        raise exc.with_message(f"{exc}; {made}") from exc

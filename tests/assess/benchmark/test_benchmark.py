@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from bundles import write_bundle
+from told import Told
 
 from vitdeploy.assess.benchmark import worker as timing
 from vitdeploy.assess.benchmark.benchmark import _encoded, benchmark
@@ -51,7 +52,7 @@ def no_process_is_left() -> Iterator[None]:
 
 def test_every_backend_and_batch_size_is_timed_in_turns(bundle: Bundle) -> None:
     steps: list[str] = []
-    found = benchmark(bundle.path, batch_sizes=(3, 1), threads=1, rounds=2, runs=4, on_step=steps.append)
+    found = benchmark(bundle.path, batch_sizes=(3, 1), threads=1, rounds=2, runs=4, progress=Told(steps.append))
     names = [("reference", "torch"), ("onnx-fp32", "onnxruntime")]
     assert [(item.artifact, item.backend, item.batch_size) for item in found.latencies] == [
         (*name, size) for size in (3, 1) for name in names
@@ -211,7 +212,7 @@ def test_a_process_that_dies_is_skipped_with_its_exit_code(bundle: Bundle) -> No
             for process in multiprocessing.active_children():
                 process.kill()
 
-    found = benchmark(bundle, backends=ONNX, rounds=2, runs=1, on_step=kill)
+    found = benchmark(bundle, backends=ONNX, rounds=2, runs=1, progress=Told(kill))
     assert (found.status, found.latencies) == ("skipped", ())
     (skipped,) = found.skipped
     assert "times onnx-fp32 on onnxruntime must answer, it ended with exit code -9" in skipped.reason
@@ -224,7 +225,7 @@ def test_an_interrupt_ends_the_workers(bundle: Bundle) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        benchmark(bundle, batch_sizes=(1,), on_step=interrupt)
+        benchmark(bundle, batch_sizes=(1,), progress=Told(interrupt))
 
 
 STARTING = """
@@ -312,15 +313,17 @@ def test_a_malformed_variable_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch
 
 KILLED = """
 import multiprocessing, os, signal, sys
+from vitdeploy import Progress
 from vitdeploy.assess.benchmark.benchmark import _encoded, benchmark
 
-def die(step):
-    if step == "timing, round 2 of 2":
-        print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
+class Die(Progress):
+    def step(self, text):
+        if text == "timing, round 2 of 2":
+            print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
-    benchmark(sys.argv[1], batch_sizes=(1,), backends=["onnxruntime"], rounds=2, runs=1, on_step=die)
+    benchmark(sys.argv[1], batch_sizes=(1,), backends=["onnxruntime"], rounds=2, runs=1, progress=Die())
 """
 
 

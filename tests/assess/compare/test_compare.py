@@ -14,6 +14,7 @@ import pytest
 from bundles import sign_again, tiny_model, write_bundle, write_checkpoint_of
 from click.testing import CliRunner
 from schemas import validated
+from told import Told
 
 import vitdeploy
 from vitdeploy.assess.compare.compare import BackendComparison, Comparison, compare
@@ -63,7 +64,7 @@ def exit_code(bundle: Bundle) -> int:
 
 def test_a_good_bundle_passes(bundle: Bundle) -> None:
     steps: list[str] = []
-    comparison = compare(bundle, on_step=steps.append)
+    comparison = compare(bundle, progress=Told(steps.append))
     (result,) = comparison.results
     assert (comparison.status, comparison.images, comparison.synthetic) == ("passed", 16, True)
     assert (result.artifact, result.backend, result.status) == ("onnx-fp32", "onnxruntime", "passed")

@@ -16,6 +16,7 @@ from bundles import sign_again, tiny_model, write_checkpoint_of
 from click.testing import CliRunner
 from faults import copy_of
 from schemas import validated
+from told import Told
 
 import vitdeploy
 from vitdeploy.assess.debug.bisection import bisect
@@ -120,7 +121,7 @@ def test_every_rounding_counts(digits: Bundle) -> None:
 def test_values_beyond_the_range(tmp_path: Path) -> None:
     bundle = vitdeploy.export(checkpoint_with(beyond_half, tmp_path / "checkpoint"), output=tmp_path / "out")
     steps: list[str] = []
-    result = bisect(bundle, images=held_out_images(), max_images=4, on_step=steps.append)
+    result = bisect(bundle, images=held_out_images(), max_images=4, progress=Told(steps.append))
     assert (result.status, result.images, result.synthetic, result.minimal) == ("passed", 4, False, True)
     assert result.error_without == math.inf
     assert result.error <= result.tolerance == 1e-2

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from small_graphs import graph_of
+from told import Told
 
 from vitdeploy.assess.debug.quantization_error import Yardstick, effects
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.exporters.graph.onnx_file import write_onnx
 from vitdeploy.exporters.graph.variants import Variants
+from vitdeploy.system.progress import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -50,14 +52,14 @@ def test_the_error_of_a_variant() -> None:
 
 def test_the_effect_of_each_node() -> None:
     told: list[tuple[int, int]] = []
-    found = effects(VARIANTS, lambda kept: YARDSTICK.error(VARIANTS, kept), lambda *done: told.append(done))
+    found = effects(VARIANTS, lambda kept: YARDSTICK.error(VARIANTS, kept), Told(None, lambda *done: told.append(done)))
     assert found == pytest.approx({node: harm / LENGTH for node, harm in HARM.items()})
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_the_effect_of_nodes_that_are_one_layer() -> None:
     layers = {"first": ("a", "b"), "second": ("c",)}
-    found = effects(VARIANTS, lambda kept: YARDSTICK.error(VARIANTS, kept), lambda *_: None, layers)
+    found = effects(VARIANTS, lambda kept: YARDSTICK.error(VARIANTS, kept), SILENT, layers)
     assert found == pytest.approx({"first": 3 / LENGTH, "second": 0.5 / LENGTH})
 
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from outliers import with_outliers
 from pages import Page
 from schemas import validated
+from told import Told
 from written_results import SENSITIVITY
 
 import vitdeploy
@@ -25,6 +26,7 @@ from vitdeploy.cli.compare import compare as compare_command
 from vitdeploy.errors import UsageError
 from vitdeploy.exporting.calibration_images import CalibrationImages
 from vitdeploy.predictor import load_processor
+from vitdeploy.system.progress import SILENT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +77,7 @@ def half(tiny: Bundle) -> Sensitivity:
 
 def test_it_is_what_an_export_within_a_bound_measures(outliers: Bundle, photos: Path, tmp_path: Path) -> None:
     """The images are those of the choice, and the ranges are the same: what is left is the order of sums."""
-    opened = CalibrationImages.open(photos, load_processor(outliers), COUNT, 0, lambda *_: None)
+    opened = CalibrationImages.open(photos, load_processor(outliers), COUNT, 0, SILENT)
     few = tmp_path / "few"
     few.mkdir()
     for name in opened.parts().choice.images.names:
@@ -85,7 +87,7 @@ def test_it_is_what_an_export_within_a_bound_measures(outliers: Bundle, photos: 
                 bound.artifact("onnx", "int8").validation["layer_effects"].items()}  # fmt: skip
     told: list[tuple[int, int]] = []
     bundle = with_int8(outliers, tmp_path / "naive", photos)
-    result = vitdeploy.sensitivity(bundle, images=few, on_progress=lambda *done: told.append(done))
+    result = vitdeploy.sensitivity(bundle, images=few, progress=Told(None, lambda *done: told.append(done)))
     assert (result.precision, result.images, result.synthetic) == ("int8", COUNT // 4, False)
     found = {layer.label: layer.error for layer in result.layers}
     assert list(found) == list(recorded), "in the order of the graph"

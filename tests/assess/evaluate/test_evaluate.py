@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from bundles import write_bundle
 from PIL import Image
+from told import Told
 
 from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
 from vitdeploy.assess.evaluate.resume_file import WorkFile
@@ -163,7 +164,9 @@ def test_one_that_is_skipped_has_no_figures_and_never_passes() -> None:
 @pytest.mark.parametrize("size", [1, 2, 32])
 def test_wrong_images_are_named_whatever_the_batches(bundle: Bundle, data: Path, size: int) -> None:
     progress: list[tuple[int, int]] = []
-    evaluation, result = reference(bundle, data, batch_size=size, on_progress=lambda *done: progress.append(done))
+    evaluation, result = reference(
+        bundle, data, batch_size=size, progress=Told(None, lambda *done: progress.append(done))
+    )
     assert evaluation.top1(result) == Accuracy(5, 7, WRONG)
     assert (evaluation.status, evaluation.reference) == ("passed", result)
     assert Brightness.batches == {1: [1] * 7, 2: [2, 2, 2, 1], 32: [7]}[size]
@@ -181,7 +184,7 @@ def test_logits_that_are_not_finite_are_wrong_and_counted(bundle: Bundle, tmp_pa
 def test_all_backends_see_the_same_pass(bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKENDS, "constant", Backend(f"{__name__}:Constant", "onnx", "onnxruntime", "onnxruntime"))
     steps: list[str] = []
-    evaluation = evaluate(bundle, data=data, batch_size=3, on_step=steps.append)
+    evaluation = evaluate(bundle, data=data, batch_size=3, progress=Told(steps.append))
     real, onnx, constant = evaluation.results
     assert [result.name for result in evaluation.results] == ["torch fp32", "onnxruntime fp32", "constant fp32"]
     assert [result.artifact for result in evaluation.results] == ["reference", "onnx-fp32", "onnx-fp32"]

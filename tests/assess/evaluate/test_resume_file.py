@@ -8,6 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from told import Told
 
 from vitdeploy.assess.evaluate.evaluate import evaluate
 from vitdeploy.assess.evaluate.resume_file import WorkFile, check_work_file
@@ -151,7 +152,7 @@ def test_a_place_that_holds_no_work_is_told_before_it(
         place = tmp_path / "absent" / "work"
     steps: list[str] = []
     with pytest.raises((InputError, OutputError), match="work"):
-        evaluate(digits, data=held_out_images(), resume=place, on_step=steps.append)
+        evaluate(digits, data=held_out_images(), resume=place, progress=Told(steps.append))
     assert steps == []
 
 

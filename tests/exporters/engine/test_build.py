@@ -15,6 +15,7 @@ import onnx
 import pytest
 from bundles import tiny_model, write_checkpoint_of
 from onnx import TensorProto, helper
+from told import Told
 
 import vitdeploy
 from vitdeploy import EngineOptions
@@ -58,7 +59,7 @@ def test_the_embedded_model_with_free_batch_and_size(tmp_path: Path, precision: 
     quantized = precision in QUANTIZED
     bundle = vitdeploy.export(
         default_checkpoint(), to="tensorrt-rtx", precision=precision, image_size=BOUNDS, output=output, engine=engine,
-        on_progress=lambda done, total: shares.append((done, total)), **(IMAGES if quantized else {}),
+        progress=Told(None, lambda done, total: shares.append((done, total))), **(IMAGES if quantized else {}),
     )  # fmt: skip
     onnx_artifact, artifact = bundle.manifest.artifacts
     assert (onnx_artifact.name, artifact.name) == (f"onnx-{precision}", f"tensorrt-rtx-{precision}")
@@ -278,7 +279,7 @@ def test_what_the_parser_refuses_is_told_before_the_build(
         onnx=graph_of(tmp_path / "one.onnx", operator, domain, opset),
         inputs=(spec,),
         profiles=[{"batch": batch} for batch in BATCH],
-        on_progress=lambda *_: pytest.fail("the build has started"),
+        progress=Told(None, lambda *_: pytest.fail("the build has started")),
     )
     with pytest.raises(CheckFailedError, match=message) as caught:
         build_engine(request, tmp_path, "x.engine")
@@ -329,10 +330,11 @@ def test_what_a_library_says_after_its_log_was_closed_goes_nowhere(tmp_path: Pat
 INTERRUPTED = """
 import sys, vitdeploy
 
-def interrupt(done, total):
-    raise KeyboardInterrupt
+class Interrupt(vitdeploy.Progress):
+    def advance(self, done, total):
+        raise KeyboardInterrupt
 
-vitdeploy.export(random_weights="vit-tiny-patch16-32", to="tensorrt-rtx", output=sys.argv[1], on_progress=interrupt)
+vitdeploy.export(random_weights="vit-tiny-patch16-32", to="tensorrt-rtx", output=sys.argv[1], progress=Interrupt())
 """
 
 

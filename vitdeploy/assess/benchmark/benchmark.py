@@ -18,6 +18,7 @@ from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, reada
 from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
 from vitdeploy.images.open import open_image
 from vitdeploy.predictor import check_batch_size, load_processor
+from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import os
@@ -45,7 +46,7 @@ def benchmark(
     images: str | os.PathLike[str] | None = None,
     rounds: int = 10,
     runs: int = 10,
-    on_step: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Benchmark:
     """Time every artifact and the reference, in turns, each in a process of its own.
 
@@ -64,7 +65,7 @@ def benchmark(
         images: a folder, every image below it; by default JPEG files of 640x480 synthetic pixels.
         rounds: turns that each backend gets.
         runs: timed runs of each kind and batch size a turn.
-        on_step: called with what is being done.
+        progress: told each step, and how far it has come.
 
     Raises:
         UsageError: an argument is not what it must be.
@@ -92,10 +93,10 @@ def benchmark(
             for selected in selection
         ]
         for each in timed:
-            on_step(f"opening {each.selected}")
+            progress.step(f"opening {each.selected}")
             each.open()
         for turn in range(rounds):
-            on_step(f"timing, round {turn + 1} of {rounds}")
+            progress.step(f"timing, round {turn + 1} of {rounds}")
             for each in timed:
                 each.time(runs)
         for each in timed:

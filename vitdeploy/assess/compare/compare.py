@@ -25,10 +25,11 @@ from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import check_batch_size, load_processor
 from vitdeploy.specs import Task
+from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.runs.targets import Selected
@@ -189,7 +190,7 @@ def compare(
     device: str = "cpu",
     golden: str | os.PathLike[str] | None = None,
     save_golden: str | os.PathLike[str] | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Comparison:
     """Run the reference and every artifact on the same processed images, and compare all outputs.
 
@@ -207,7 +208,7 @@ def compare(
         device: of the artifacts and the reference: "cpu", "cuda" or "cuda:1".
         golden: a file of golden outputs to compare with; the reference does not run.
         save_golden: a file to write them to; nothing is written where the images or the bundle are at fault.
-        on_step: called with what is being done.
+        progress: told each step, and how far it has come.
 
     Raises:
         BundleError: the bundle is absent or was altered.
@@ -240,13 +241,13 @@ def compare(
     allowed = {name: default_tolerance(by_name[name]) if tolerance is None else tolerance for name in names}
     tools: dict[str, str] = {}
     if golden is not None:
-        on_step(f"reading golden outputs of {len(sources)} images")
+        progress.step(f"reading golden outputs of {len(sources)} images")
         found = Golden.read(golden)
         found.check(bundle, batches.pixels_sha256(), len(sources), batch_size)
         expected = found.outputs
     else:
-        on_step(f"running the reference on {len(sources)} images")
-        expected, engine = run_reference(bundle, batches, _reference_outputs(bundle), device, on_step)
+        progress.step(f"running the reference on {len(sources)} images")
+        expected, engine = run_reference(bundle, batches, _reference_outputs(bundle), device, progress)
         tools = {"vitdeploy": __version__, "engine": engine}
     results = tuple(
         _result(
@@ -257,7 +258,7 @@ def compare(
             expected,
             _Judge(allowed[selected.artifact], by_cosine=tolerance is None, search=images is not None),
             device,
-            on_step,
+            progress,
         )
         for selected in chosen
     )
@@ -297,12 +298,12 @@ def _result(
     expected: Mapping[str, np.ndarray],
     judge: _Judge,
     device: str,
-    on_step: Callable[[str], None],
+    progress: Progress,
 ) -> BackendComparison:
     head = (artifact.name, selected.backend, judge.tolerance)
     with_classes = bundle.manifest.task == Task.CLASSIFICATION
     ranked = bundle.problem_type is ProblemType.SINGLE_LABEL
-    on_step(f"running {selected}")
+    progress.step(f"running {selected}")
     try:
         with selected.open(bundle, device=device) as runtime:
             wanted = {spec.name: expected[spec.name] for spec in artifact.outputs}

@@ -16,13 +16,14 @@ from vitdeploy.errors import UnavailableError
 from vitdeploy.predictor import load_processor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from vitdeploy.assess.data.dataset import LabelledData
     from vitdeploy.assess.data.image_set import ImageSet
     from vitdeploy.assess.metrics.features import Nearness
     from vitdeploy.assess.runs.targets import Selected
     from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.system.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def run_vectors(
     selection: Sequence[Selected],
     batch_size: int,
     device: str,
-    on_step: Callable[[str], None],
+    progress: Progress,
 ) -> dict[Selected, VectorRun]:
     """Run the reference and the artifacts on every image.
 
@@ -82,11 +83,11 @@ def run_vectors(
         return found
 
     names = tuple(dict.fromkeys(itertools.chain.from_iterable(given_by.values())))
-    on_step(f"running the reference on {len(data)} images")
-    wanted, _ = run_reference(bundle, batches, names, device, on_step, keep=of_each)
+    progress.step(f"running the reference on {len(data)} images")
+    wanted, _ = run_reference(bundle, batches, names, device, progress, keep=of_each)
     found = {}
     for selected in selection:
-        on_step(f"running {selected} on {len(data)} images")
+        progress.step(f"running {selected} on {len(data)} images")
         try:
             with selected.open(bundle, device=device) as runtime:
                 given = run_batches(runtime, batches.feeds(runtime), keep=vectors)

@@ -17,10 +17,11 @@ from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
 from vitdeploy.bundle.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import check_batch_size, load_processor
+from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
@@ -106,7 +107,7 @@ def bisect(
     batch_size: int = 8,
     max_images: int = MAX_IMAGES,
     max_runs: int = MAX_RUNS,
-    on_step: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Bisection:
     """Find a smallest set of nodes that must stay in float32 for an ONNX artifact to equal the reference.
 
@@ -122,7 +123,7 @@ def bisect(
         batch_size: images that run together, from 1 up.
         max_images: from 1 up.
         max_runs: sets of nodes to run at most, from 2 up.
-        on_step: called with what is being done.
+        progress: told each step, and how far it has come.
 
     Raises:
         BundleError: the bundle is absent or was altered, or holds no valid ONNX model.
@@ -142,7 +143,7 @@ def bisect(
     processor = load_processor(bundle)
     sources = few_images(processor, images, max_images)
     chosen = sources.images
-    on_step(f"running the reference on {len(chosen)} images")
+    progress.step(f"running the reference on {len(chosen)} images")
     batches = Batches(processor, chosen, batch_size)
     expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
     given = list(batches.feeds(artifact))
@@ -151,7 +152,9 @@ def bisect(
 
         def evaluate(kept: frozenset[str]) -> float:
             error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), given, expected, bundle.problem_type)
-            on_step(f"run {next(count)}: {len(kept)} of {len(candidates)} nodes in float32, difference {error:.2e}")
+            progress.step(
+                f"run {next(count)}: {len(kept)} of {len(candidates)} nodes in float32, difference {error:.2e}"
+            )
             return error
 
         found = smallest_kept([[node.name for node in group] for group in groups], evaluate, allowed, max_runs)

@@ -17,6 +17,7 @@ from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import load_processor
 from vitdeploy.specs import Precision
 from vitdeploy.system.imports import load_target
+from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import os
@@ -157,7 +158,7 @@ def compare_layers(
     tolerance: float | None = None,
     backends: Sequence[str] | None = None,
     against: str | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> LayerComparison:
     """Compare each layer of artifacts with the reference's, or another artifact's, all given the same hidden states.
 
@@ -173,7 +174,7 @@ def compare_layers(
             default by precision, see `LAYER_TOLERANCES`.
         backends: as for `evaluate`; by default every artifact.
         against: one of them, such as "onnxruntime:fp32", instead of the reference.
-        on_step: called with what is being done.
+        progress: told each step, and how far it has come.
 
     Raises:
         BundleError: the bundle is absent or was altered.
@@ -196,16 +197,16 @@ def compare_layers(
     chosen_sources = chosen_images(processor, images)
     sources = chosen_sources.images[:SYNTHETIC_COUNT]
     batches = Batches(processor, sources, batch_size=1)
-    on_step(f"running the reference on {len(sources)} images")
+    progress.step(f"running the reference on {len(sources)} images")
     states = _reference(bundle, batches)
     expected = states
     if other != REFERENCE:
-        on_step(f"running {other} layer by layer")
+        progress.step(f"running {other} layer by layer")
         expected = _run(bundle, by_name[other], batches, states)
     results = []
     for name in chosen:
         limit = _tolerance(bundle, name, other) if tolerance is None else tolerance
-        on_step(f"running {name} layer by layer")
+        progress.step(f"running {name} layer by layer")
         try:
             made = _run(bundle, by_name[name], batches, states)
             differences = _differences(by_name[name], expected, made, bundle.problem_type)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vitdeploy.exporters.quantization.choice import Closeness
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
     from vitdeploy.specs import PixelFormat
+    from vitdeploy.system.progress import Progress
 
 
 class Yardstick:
@@ -129,7 +130,7 @@ def opened_variant(
 def effects(
     variants: Variants,
     error: Callable[[frozenset[str]], float],
-    on_layer: Callable[[int, int], None],
+    progress: Progress,
     layers: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, float]:
     """The error with one layer alone in the lower precision, for each: how sensitive the outputs are to it.
@@ -137,7 +138,7 @@ def effects(
     Args:
         variants: the nodes.
         error: of the variant that keeps these nodes in float32.
-        on_layer: called with the number of layers that are done, and of all.
+        progress: told how far it has come.
         layers: the nodes of each, by its name; by default each node is one.
     """
     if layers is None:
@@ -146,5 +147,5 @@ def effects(
     everything = frozenset(variants.nodes)
     for done, (layer, nodes) in enumerate(layers.items(), 1):
         found[layer] = error(everything.difference(nodes))
-        on_layer(done, len(layers))
+        progress.advance(done, len(layers))
     return found

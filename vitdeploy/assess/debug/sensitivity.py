@@ -12,10 +12,10 @@ from vitdeploy.assess.runs.reference import Batches, run_reference
 from vitdeploy.bundle.bundle import Bundle, retry_if_changed
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import load_processor
+from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
 
     from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.debug.mixed_precision import GraphNode
@@ -109,8 +109,7 @@ def sensitivity(
     *,
     images: str | os.PathLike[str] | None = None,
     max_images: int = MAX_IMAGES,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[int, int], None] = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> Sensitivity:
     """Measure what each layer of an ONNX artifact does to the outputs, alone in a lower precision.
 
@@ -127,8 +126,7 @@ def sensitivity(
         images: a folder; at most `max_images` of the images below it are taken, at even distances. By default seeded
             synthetic ones are, on which a model may be as sensitive, or not.
         max_images: from 1 up.
-        on_step: called with what is being done.
-        on_progress: called with the number of layers that are done, and of all.
+        progress: told each step, and how far it has come.
 
     Raises:
         BundleError: the bundle is absent or was altered, or holds no valid ONNX model.
@@ -145,7 +143,7 @@ def sensitivity(
     processor = load_processor(bundle)
     sources = few_images(processor, images, max_images)
     chosen = sources.images
-    on_step(f"running the reference on {len(chosen)} images")
+    progress.step(f"running the reference on {len(chosen)} images")
     batches = Batches(processor, chosen, 1)
     expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
     pixel_values = [feed["pixel_values"] for feed in batches.feeds(artifact)]
@@ -154,11 +152,11 @@ def sensitivity(
     def error(kept: frozenset[str]) -> float:
         return yardstick.error(variants, kept)
 
-    on_step(f"running {artifact.name}, and the same in float32")
+    progress.step(f"running {artifact.name}, and the same in float32")
     of_all, of_none = error(frozenset()), error(frozenset(variants.nodes))
-    on_step(f"running each of {len(layers)} layers alone in {precision}")
+    progress.step(f"running each of {len(layers)} layers alone in {precision}")
     names = {label: tuple(node.name for node in nodes) for label, nodes in layers.items()}
-    found = effects(variants, error, on_progress, names)
+    found = effects(variants, error, progress, names)
     return Sensitivity(
         bundle=str(bundle.path),
         precision=precision,

@@ -22,10 +22,11 @@ from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import check_batch_size, load_processor
 from vitdeploy.specs import Precision, Task
+from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -188,8 +189,7 @@ def evaluate(
     resume: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = SILENT,
 ) -> Evaluation:
     """Classify labelled images with every backend, in one pass over the decoded images.
 
@@ -207,8 +207,7 @@ def evaluate(
             arguments, what it holds is not computed again; the images' bytes are read again, and must be the same.
         limit: how many images, at most; see `LabelledData.subset`.
         seed: which ones, where there is a limit.
-        on_step: called with what is being done.
-        on_progress: called with the number of images that are done, and of all.
+        progress: told each step, and how far it has come.
 
     Raises:
         BundleError: the bundle is absent or was altered.
@@ -229,21 +228,21 @@ def evaluate(
     if isinstance(data, LabelledData):
         whole = data
     else:
-        on_step(f"reading the labels of {data}")
+        progress.step(f"reading the labels of {data}")
         whole = open_data(data, labels)
     images = whole.subset(limit, seed)
     with contextlib.ExitStack() as stack:
         runs = []
         for selected in selection:
-            on_step(f"opening {selected}")
+            progress.step(f"opening {selected}")
             runs.append(BackendRun(selected, bundle, labels, processor, len(images), device))
             stack.callback(runs[-1].close)
         settings = {"batch_size": batch_size, "device": device, "limit": limit, "seed": None if limit is None else seed}
         work = None
         if resume is not None:
             work = stack.enter_context(WorkFile(resume, header(bundle, images, runs, settings)))
-        on_step(f"evaluating {len(images)} images")
-        data_sha256 = run_all(runs, images, labels, processor, batch_size, work, on_progress)
+        progress.step(f"evaluating {len(images)} images")
+        data_sha256 = run_all(runs, images, labels, processor, batch_size, work, progress)
     return Evaluation(
         bundle=str(bundle.path),
         data=whole.source,

@@ -16,13 +16,14 @@ from vitdeploy.errors import InputError
 from vitdeploy.system.cpu import usable_cpus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from vitdeploy.assess.data.dataset import LabelledData
     from vitdeploy.assess.evaluate.backend_run import BackendRun
     from vitdeploy.assess.evaluate.resume_file import WorkFile
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.images.processor import ImageProcessor
+    from vitdeploy.system.progress import Progress
 
 _BATCHES_AHEAD = 2  # ready, or in work, while one runs
 
@@ -34,7 +35,7 @@ def run_all(
     processor: ImageProcessor,
     batch_size: int,
     work: WorkFile | None,
-    on_progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> str:
     """Run every batch that is not finished, and restore those that are.
 
@@ -74,7 +75,7 @@ def run_all(
                 results = [run.run(batch, first) for run in runs]
                 if work is not None and all(run.skipped is None for run in opened):
                     work.append({"batch": number, "sha256": sha256, "results": results})
-            on_progress(first + len(batch), len(images))
+            progress.advance(first + len(batch), len(images))
     return of_all.hexdigest()
 
 

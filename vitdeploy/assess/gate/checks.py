@@ -19,9 +19,10 @@ from vitdeploy.assess.metrics.features import FEWEST_SEARCHED, shown
 from vitdeploy.assess.metrics.shares import images_needed, mcnemar
 from vitdeploy.assess.runs.targets import Selected
 from vitdeploy.errors import UnavailableError
+from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from vitdeploy.assess.compare.compare import BackendComparison
     from vitdeploy.assess.compare.vector_run import VectorRun
@@ -75,7 +76,7 @@ class Measured:
     baseline: Baseline | None
     planned: tuple[Planned, ...]
     device: str = "cpu"
-    on_step: Callable[[str], None] = lambda _: None
+    progress: Progress = SILENT
     batch_size: int = 32
 
     @property
@@ -104,7 +105,7 @@ class Measured:
         rules = VECTOR_RULES if self.evaluation is not None else (*VECTOR_RULES, "finite")
         asked = [check.selected for check in self.planned if check.rule in rules and check.selected]
         selection = [each for each in dict.fromkeys(asked) if self.why_skipped(each) is None]
-        return run_vectors(self.bundle, self.data, selection, self.batch_size, self.device, self.on_step)
+        return run_vectors(self.bundle, self.data, selection, self.batch_size, self.device, self.progress)
 
     @property
     def measured_vectors(self) -> tuple[VectorRun, ...]:
@@ -121,7 +122,7 @@ class Measured:
         loosest = max(check.bound for check in self.planned if check.rule == "max_difference")
         result = compare(
             self.bundle, images=self._images, tolerance=loosest, backends=self._names("max_difference"),
-            device=self.device, on_step=self.on_step,
+            device=self.device, progress=self.progress,
         )  # fmt: skip
         return {(each.artifact, each.backend): each for each in result.results}
 
@@ -133,7 +134,7 @@ class Measured:
             UnavailableError: the reference cannot run.
         """
         result = compare(
-            self.bundle, images=self._images, backends=self._names("cosine"), device=self.device, on_step=self.on_step
+            self.bundle, images=self._images, backends=self._names("cosine"), device=self.device, progress=self.progress
         )
         return {(each.artifact, each.backend): each for each in result.results}
 
@@ -145,7 +146,7 @@ class Measured:
             UnavailableError: the reference cannot run.
         """
         names = self._names("max_layer_difference")
-        result = compare_layers(self.bundle, images=self._images, backends=names, on_step=self.on_step)
+        result = compare_layers(self.bundle, images=self._images, backends=names, progress=self.progress)
         return {each.artifact: each for each in result.results}
 
     @functools.cached_property
@@ -154,7 +155,11 @@ class Measured:
         asked = [each for check in self.planned if check.against for each in (check.against, check.selected) if each]
         names = [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
         return benchmark(
-            self.bundle, batch_sizes=(1,), backends=list(dict.fromkeys(names)), device=self.device, on_step=self.on_step
+            self.bundle,
+            batch_sizes=(1,),
+            backends=list(dict.fromkeys(names)),
+            device=self.device,
+            progress=self.progress,
         )
 
     @property

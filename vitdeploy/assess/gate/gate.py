@@ -19,10 +19,11 @@ from vitdeploy.bundle.bundle import Bundle, retry_if_changed
 from vitdeploy.bundle.output_paths import check_outputs, check_writable
 from vitdeploy.errors import InputError, UsageError, readable
 from vitdeploy.specs import Task
+from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from vitdeploy.assess.compare.vector_run import VectorRun
     from vitdeploy.assess.data.folder_listing import LeftOut
@@ -103,8 +104,7 @@ def gate(
     backends: Sequence[str] | None = None,
     batch_size: int = 32,
     device: str = "cpu",
-    on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = SILENT,
 ) -> GateResult:
     """Hold the reference and every artifact to rules, on labelled images, or without labels where there are no classes.
 
@@ -130,8 +130,7 @@ def gate(
         backends: as for `evaluate`.
         batch_size: images that run together, from 1 up.
         device: of every backend: "cpu", "cuda" or "cuda:1"; layers are compared on the CPU.
-        on_step: called with what is being done.
-        on_progress: called with the number of images that are done, and of all.
+        progress: told each step, and how far it has come.
 
     Raises:
         UsageError: a rule is finer than so many images can tell, or is otherwise not what it must be.
@@ -143,15 +142,14 @@ def gate(
     evaluation = None
     if isinstance(images, LabelledData):
         evaluation = evaluate(
-            bundle, data=images, backends=backends, batch_size=batch_size, device=device, on_step=on_step,
-            on_progress=on_progress,
+            bundle, data=images, backends=backends, batch_size=batch_size, device=device, progress=progress,
         )  # fmt: skip
     sha256 = images_sha256(images) if evaluation is None else evaluation.data_sha256
     if accepted is not None and file is not None and not update:
         if accepted.data_sha256 != sha256:
             raise _other_data(file, "other images or labels of the same number")
         accepted.check_images(images.names, file)
-    measured = Measured(bundle, images, evaluation, accepted, planned, device, on_step, batch_size)
+    measured = Measured(bundle, images, evaluation, accepted, planned, device, progress, batch_size)
     checks = tuple(judge(check, measured) for check in planned)
     result = GateResult(
         bundle=str(bundle.path),

@@ -15,6 +15,7 @@ from vitdeploy.predictor import batch_size_for, check_fit
 from vitdeploy.runtimes import open_recorded, runtime_class
 from vitdeploy.runtimes.base import parse_device
 from vitdeploy.specs import attention_for
+from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.gpu import find_gpus
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def run_reference(
     batches: Batches,
     outputs: tuple[str, ...] | None = None,
     device: str = "cpu",
-    on_step: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
     *,
     keep: Keep = dict,
 ) -> tuple[dict[str, np.ndarray], str]:
@@ -49,7 +50,7 @@ def run_reference(
     except DeviceError as exc:
         if not _is_gpu_beyond_torch(device):
             raise
-        on_step(f"running the reference on the CPU: {exc}")
+        progress.step(f"running the reference on the CPU: {exc}")
         reference = open_recorded(bundle, reference_backend(), **options)
     with reference as runtime:
         check_fit(bundle, batches.processor, runtime)
