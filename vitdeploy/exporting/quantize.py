@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.assess.data.dataset import chosen_names
 from vitdeploy.exporting.calibration_images import FEWEST_APART, CalibrationImages, CalibrationParts
 from vitdeploy.exporting.cosine_target import CosineGoal
+from vitdeploy.exporting.options import MinCosine
 from vitdeploy.exporting.quantization_choice import Chooser
 from vitdeploy.exporting.top1_target import AccuracyGoal
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.manifest import Artifact
     from vitdeploy.bundle.scores import ProblemType
     from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData
-    from vitdeploy.exporting.accuracy_bound import Bound, Goal
+    from vitdeploy.exporting.accuracy_bound import Goal
+    from vitdeploy.exporting.options import Quantization
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.system.progress import Progress
@@ -30,28 +32,7 @@ DYNAMIC = "dynamic"  # the scheme that quantizes a batch by one range
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizationRequest:
-    """What is to be measured.
-
-    Attributes:
-        images: to measure activations on, and the artifact; see `vitdeploy.assess.data.image_set.open_images`.
-        limit: how many of them, at most.
-        seed: which ones.
-        cache: a folder that keeps ranges; None for none.
-        bound: how accurate the artifact must be; None where that is not said.
-        accuracy_data: the images on which it must be; None for `images`.
-    """
-
-    images: str | os.PathLike[str]
-    limit: int
-    seed: int
-    cache: Path | None
-    bound: Bound | None = None
-    accuracy_data: str | os.PathLike[str] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantization:
+class QuantizationRun:
     """The reference, and the images that it and a quantized artifact run on.
 
     Attributes:
@@ -78,17 +59,17 @@ class Quantization:
     @classmethod
     def open(
         cls,
-        request: QuantizationRequest,
+        options: Quantization,
         reference: Runtime,
         processor: ImageProcessor,
         labels: Sequence[str],
         problem_type: ProblemType,
         progress: Progress,
-    ) -> Quantization:
+    ) -> QuantizationRun:
         """Read the images, and run the reference on those of the goal.
 
         Args:
-            request: what is to be measured.
+            options: with calibration images.
             reference: its runtime.
             processor: of the bundle.
             labels: the model's class names.
@@ -99,22 +80,25 @@ class Quantization:
             UsageError: an argument is not what it must be, or a bound does not fit the model.
             InputError: there are no images, or they have no labels.
         """
-        progress.step(f"reading the images of {request.images}")
-        calibration = CalibrationImages.open(request.images, processor, request.limit, request.seed, progress)
+        asked = options.calibration
+        if asked is None:
+            raise TypeError("calibration images must be given")
+        progress.step(f"reading the images of {asked.images}")
+        calibration = CalibrationImages.open(asked.images, processor, asked.count, asked.seed, progress)
         parts = calibration.parts()
         copies = len(calibration.images) - len({*calibration.contents})
         if copies:
             progress.step(f"{copies} of {len(calibration.images)} images are copies of others and are left out")
-        data = _data(parts, request.cache)
+        data = _data(parts, asked.cache_folder)
         goal: Goal | None = None
         held_out: Goal | None = None
-        if request.bound is not None:
-            own = request.accuracy_data
-            path, limit = (request.images, request.limit) if own is None else (own, None)
+        if options.accuracy is not None:
+            own = options.accuracy_data
+            path, limit = (asked.images, asked.count) if own is None else (own, None)
             progress.step(f"running the reference on the images of {path}")
-            kind = AccuracyGoal if request.bound.min_cosine is None else CosineGoal
+            kind = CosineGoal if isinstance(options.accuracy, MinCosine) else AccuracyGoal
             whole: Goal = kind.open(
-                request.bound, path, reference, processor, labels, limit, request.seed, problem_type, progress
+                options.accuracy, path, reference, processor, labels, limit, asked.seed, problem_type, progress
             )
             goal, held_out = apart(whole, parts)
         choose = Chooser(parts.choice, goal, progress, problem_type)
@@ -190,7 +174,7 @@ def apart(whole: Goal, parts: CalibrationParts) -> tuple[Goal, Goal | None]:
     if not judged or not search:
         return whole, None
     unmeasured = [position for position in search if contents[position] not in measured]
-    return whole.at(unmeasured if whole.bound.min_cosine is not None and unmeasured else search), whole.at(judged)
+    return whole.at(unmeasured if isinstance(whole.bound, MinCosine) and unmeasured else search), whole.at(judged)
 
 
 def _data(parts: CalibrationParts, cache: Path | None) -> CalibrationData:

@@ -78,12 +78,13 @@ def options_in(kind: Any) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
     return ((field, field.metadata[_KEY]) for field in dataclasses.fields(kind) if _KEY in field.metadata)
 
 
-def check_options(value: Any) -> None:
-    """Make lists of names tuples, and raise UsageError for the first field of a frozen value that is wrong."""
+def check_options(value: Any, *, skip: str | None = None) -> None:
+    """Make lists of names tuples, and raise UsageError for the first field that is wrong, but for the one to skip."""
     for field, each in options_in(value):
         if each.names and isinstance(getattr(value, field.name), list):
             object.__setattr__(value, field.name, tuple(getattr(value, field.name)))
-        each.check(field.name, getattr(value, field.name), field.default)
+        if field.name != skip:
+            each.check(field.name, getattr(value, field.name), field.default)
 
 
 def changed(value: Any) -> dict[str, Any]:
