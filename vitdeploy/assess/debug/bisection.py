@@ -147,10 +147,11 @@ def bisect(
     expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
     given = list(batches.feeds(artifact))
     count = itertools.count(1)
+    problem_type = bundle.read_config().problem_type
     with tempfile.TemporaryDirectory() as scratch:
 
         def evaluate(kept: frozenset[str]) -> float:
-            error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), given, expected, bundle.problem_type)
+            error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), given, expected, problem_type)
             progress.step(
                 f"run {next(count)}: {len(kept)} of {len(candidates)} nodes in float32, difference {error:.2e}"
             )

@@ -209,7 +209,7 @@ def compare_layers(
         progress.step(f"running {name} layer by layer")
         try:
             made = _run(bundle, by_name[name], batches, states)
-            differences = _differences(by_name[name], expected, made, bundle.problem_type)
+            differences = _differences(by_name[name], expected, made, bundle.read_config().problem_type)
             results.append(ArtifactLayers(name, limit, differences))
         except UnavailableError as exc:
             results.append(ArtifactLayers(name, limit, skipped=str(exc)))

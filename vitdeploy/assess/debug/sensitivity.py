@@ -146,7 +146,7 @@ def sensitivity(
     batches = Batches(processor, chosen, 1)
     expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
     pixel_values = [feed["pixel_values"] for feed in batches.feeds(artifact)]
-    yardstick = Yardstick(pixel_values, expected, problem_type=bundle.problem_type)
+    yardstick = Yardstick(pixel_values, expected, problem_type=bundle.read_config().problem_type)
 
     def error(kept: frozenset[str]) -> float:
         return yardstick.error(variants, kept)
