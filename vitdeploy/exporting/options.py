@@ -19,11 +19,9 @@ from vitdeploy.specs import (
     PixelStage,
     Precision,
     Task,
-    read_drop,
-    read_share,
-    read_tolerance,
 )
 from vitdeploy.system.option_fields import changed, check_options, described, option
+from vitdeploy.system.shares import read_drop, read_share, read_tolerance
 
 if TYPE_CHECKING:
     import os
