@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("bundles") / "tiny"
-    return vitdeploy.export(random_weights="vit-tiny-patch16-32", output=target).path
+    return vitdeploy.export(output=target, source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32")).path
 
 
 @pytest.fixture
@@ -130,7 +130,10 @@ def test_an_image_in_a_later_batch_is_named_by_its_place(predictor: Predictor, i
 
 
 def test_a_model_without_logits_says_what_it_gives(tmp_path: Path) -> None:
-    vitdeploy.export(random_weights="vit-tiny-patch16-32", task=str(Task.FEATURES), output=tmp_path / "out")
+    vitdeploy.export(
+        output=tmp_path / "out",
+        source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32", task=str(Task.FEATURES)),
+    )
     with (
         vitdeploy.load(tmp_path / "out") as features,
         pytest.raises(UsageError, match=r"gives last_hidden_state, pooler_output; call runtime.run"),

@@ -111,6 +111,19 @@ def read_range(text: str) -> AxisRange:
     return AxisRange(*(numbers * 3 if len(numbers) == 1 else numbers))
 
 
+def read_image_size(text: str) -> Any:
+    """Parse HEIGHTxWIDTH, or one number for both: (height, width). MIN:OPT:MAX of these gives three."""
+    sizes = [re.fullmatch("([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", size) for size in text.split(":")]
+    pairs = [(int(size[1]), int(size[2] or size[1])) for size in sizes if size is not None]
+    ordered = all(list(edges) == sorted(edges) for edges in zip(*pairs, strict=True))
+    if len(pairs) != len(sizes) or len(pairs) not in (1, 3) or not ordered:
+        raise UsageError(
+            f"{text!r:.80} is not an image size", what="image_size", found=text, expected="HxW or MIN:OPT:MAX",
+            hint="write HEIGHTxWIDTH in pixels, one number, or MIN:OPT:MAX of these, such as 112:224:384",
+        )  # fmt: skip
+    return pairs[0] if len(pairs) == 1 else tuple(pairs)
+
+
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
     """Name, element type and shape of one input or output.

@@ -144,7 +144,9 @@ def _opset(spec: ExportSpec, lowest: int) -> int:
     """The opset that is asked for, or the usual one."""
     opset = max(DEFAULT_OPSET, lowest) if spec.opset is None else spec.opset
     if type(opset) is not int or opset not in range(lowest, OPSETS.stop):
-        raise UsageError(f"opset must be from {lowest} to {OPSETS.stop - 1}, got {shown(opset, 80)}")
+        raise UsageError(
+            f"opset must be from {lowest} to {OPSETS.stop - 1}, got {shown(opset, 80)}", what="opset", found=opset
+        )
     return opset
 
 

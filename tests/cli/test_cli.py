@@ -39,7 +39,7 @@ TINY = ("--random-weights", "vit-tiny-patch16-32")
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     target = tmp_path_factory.mktemp("bundles") / "tiny"
-    return vitdeploy.export(random_weights="vit-tiny-patch16-32", output=target)
+    return vitdeploy.export(output=target, source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32"))
 
 
 class Result:
@@ -443,7 +443,7 @@ def test_options_of_engines_go_to_engines_alone(
 
     def record(to: str, engine: Any, **_: Any) -> Bundle:
         asked.append((to, engine))
-        return vitdeploy.export(random_weights=TINY[1], output=tmp_path / "out")
+        return vitdeploy.export(output=tmp_path / "out", source=vitdeploy.SourceOptions(random_weights=TINY[1]))
 
     monkeypatch.setattr("vitdeploy.exporting.workflow.export", record)
     formats = ("onnx", "tensorrt-rtx", "onnx", "tensorrt-rtx")

@@ -118,7 +118,9 @@ def test_the_functions_take_the_same_tolerances(call: Callable[..., Any], tolera
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.5, True, None])
 def test_the_functions_take_the_same_seeds(seed: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="seed"):
-        vitdeploy.export(random_weights="vit-tiny-patch16-32", seed=seed, output=tmp_path / "out")
+        vitdeploy.export(
+            output=tmp_path / "out", source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32", seed=seed)
+        )
 
 
 def test_a_click_whose_types_are_not_generic_will_do() -> None:

@@ -27,7 +27,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("bounded")
     checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
     for to in PORTABLE:
-        made = vitdeploy.export(checkpoint, to=to, image_size=BOUNDS, output=folder / "bundle")
+        made = vitdeploy.export(
+            checkpoint, to=to, output=folder / "bundle", graph=vitdeploy.GraphOptions(image_size=BOUNDS)
+        )
     return made
 
 
@@ -92,7 +94,7 @@ def test_an_engine_is_built_for_the_limits(bundle: Bundle) -> None:
 def test_limits_that_cannot_be(tmp_path: Path, sizes: Any, message: str) -> None:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     with pytest.raises(UsageError, match=message):
-        vitdeploy.export(checkpoint, image_size=sizes, output=tmp_path / "out")
+        vitdeploy.export(checkpoint, output=tmp_path / "out", graph=vitdeploy.GraphOptions(image_size=sizes))
     assert not (tmp_path / "out").exists()
 
 

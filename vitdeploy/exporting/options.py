@@ -19,6 +19,7 @@ from vitdeploy.specs import (
     PixelStage,
     Precision,
     Task,
+    read_image_size,
 )
 from vitdeploy.system.option_fields import changed, check_options, described, option
 from vitdeploy.system.shares import read_drop, read_share, read_tolerance
@@ -72,6 +73,7 @@ class GraphOptions:
         None,
         "Size of the images: HxW, or MIN:OPT:MAX for a model that takes sizes within limits. Position embeddings are "
         "interpolated to it.",
+        read=read_image_size,
         metavar="HxW",
         unset="the size that the image processor gives",
     )
@@ -82,7 +84,11 @@ class GraphOptions:
         choices=("float32", "uint8"),
     )
     layout: str | None = option(
-        None, "Layout of uint8 images.", choices=("nchw", "nhwc"), unset="nhwc for uint8, nchw for float32"
+        None,
+        "Layout of uint8 images.",
+        choices=("nchw", "nhwc"),
+        unset="nhwc for uint8, nchw for float32",
+        hints={"triton": "--triton DIR writes a model repository of Triton"},
     )
     embed_resize: bool = option(False, "Resize and crop in the model, which then takes uint8 images of any size.")
     io_dtype: str = option("float32", "Type of floating-point inputs and outputs.", choices=("float32", "float16"))
@@ -177,9 +183,10 @@ class Calibration:
         "Folder that keeps measured ranges by the content of images and model; in Python, False for none.",
         path=True,
         typed="calibration_cache",
+        off="no_calibration_cache",
         unset="the user's cache folder",
     )
-    seed: int = option(0, "Seed of the choice of images.", limits=SEEDS)
+    seed: int = option(0, "Seed of the choice of images.", limits=SEEDS, shared=True)
 
     def __post_init__(self) -> None:
         check_options(self, skip="cache" if self.cache is False else None)
@@ -192,9 +199,9 @@ class Calibration:
         return None if self.cache is False else default_folder() if self.cache is None else Path(self.cache)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class MaxDrop:
-    """Top-1 accuracy on labelled images may be lower than the reference's by at most `limit`.
+    """Largest loss of top-1 accuracy on labelled images against the reference, such as 0.5%.
 
     Attributes:
         limit: a share from 0, below 1; 0.005 and "0.5%" are the same.
@@ -202,16 +209,16 @@ class MaxDrop:
 
     limit: float
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "limit", read_drop(self.limit, "max_drop"))
+    def __init__(self, limit: float | str) -> None:
+        object.__setattr__(self, "limit", read_drop(limit, "max_drop"))
 
     def __str__(self) -> str:
         return f"max_drop {100 * self.limit:.12g}%"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class MinAgreement:
-    """The best class is the reference's for at least this share of the images; no labels are needed.
+    """Smallest share of images whose best class is the reference's, such as 99%; no labels are needed.
 
     Attributes:
         limit: a share above 0, up to 1; 0.99 and "99%" are the same.
@@ -219,16 +226,16 @@ class MinAgreement:
 
     limit: float
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "limit", read_share(self.limit, "min_agreement"))
+    def __init__(self, limit: float | str) -> None:
+        object.__setattr__(self, "limit", read_share(limit, "min_agreement"))
 
     def __str__(self) -> str:
         return f"min_agreement {self.limit:.12g}"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class MinCosine:
-    """The 5th percentile, over images, of the cosine similarity with the reference is at least `limit`.
+    """Smallest cosine similarity with the reference (5th percentile over images), such as 0.99.
 
     It is that of the pooled output and the CLS token, or of a classifier's logits.
 
@@ -238,9 +245,9 @@ class MinCosine:
 
     limit: float
 
-    def __post_init__(self) -> None:
+    def __init__(self, limit: float | str) -> None:
         expected = "a cosine above 0 and below 1, such as 0.99 or 99%"
-        object.__setattr__(self, "limit", read_share(self.limit, "min_cosine", expected, lambda share: 0 < share < 1))
+        object.__setattr__(self, "limit", read_share(limit, "min_cosine", expected, lambda share: 0 < share < 1))
 
     def __str__(self) -> str:
         return f"min_cosine {self.limit:.12g}"
@@ -262,7 +269,7 @@ class Quantization:
         UsageError: an option is wrong, or needs another one.
     """
 
-    calibration: Calibration | None = None
+    calibration: Calibration | None = option(None, "Images to calibrate on.", nested=Calibration)
     target: str | None = option(
         None,
         "Runtime that the quantized graph is built for.",
@@ -288,6 +295,7 @@ class Quantization:
         "auto",
         "Move outliers of activations into weights: where it helps, never, or with a strength from 0 to 1.",
         metavar="auto|off|STRENGTH",
+        read=lambda text: text if text in ("auto", "off") else _read_strength(text),
     )
     accuracy: AccuracyBound | None = option(
         None,
@@ -358,10 +366,14 @@ class SourceOptions:
     )
     seed: int = option(0, "Seed of random weights, and of the choice of calibration images.", limits=SEEDS)
     revision: str | None = option(None, "Branch, tag or commit on the Hub.")
-    token: str | None = option(None, "Hub token, for private and gated models.")
+    token: str | None = option(None, "Hub token, for private and gated models.", envvar="HF_TOKEN")
     cache_dir: PathLike | None = option(None, "Cache folder of the Hub's files.", path=True, unset="huggingface_hub's")
     offline: bool = option(False, "Use the Hub's cache only.")
-    processor: ProcessorOptions | None = None
+    processor: ProcessorOptions | None = option(
+        None,
+        "Another image processor than the checkpoint's, or settings of it; required where the checkpoint has none.",
+        nested=ProcessorOptions,
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -420,7 +432,11 @@ def spec_of(
         UsageError: an option is not for this format or precision.
     """
     asked = {**changed(graph), **({} if quantization is None else changed(quantization))}
-    find_exporter(to, precision, {**asked, **({} if engine is None else {"engine": engine})})
+    exporter = find_exporter(to, precision, asked)
+    if engine is not None and exporter.made_from is None:
+        what = next(iter(changed(engine)), "engine")
+        hint = "leave it out, or export to tensorrt or tensorrt-rtx"
+        raise UsageError(f"{what} applies to engines, not to {to}", what=what, found=to, hint=hint)
     graph.check(precision)
     if quantization is not None and precision not in QUANTIZED:
         what = next(iter(changed(quantization)), "quantization")
@@ -457,6 +473,15 @@ def check_scheme(spec: ExportSpec, *, calibrated: bool) -> None:
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
+
+
+def _read_strength(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as exc:
+        raise UsageError(
+            f"smooth_quant must be auto, off or a number from 0 to 1, got {shown(text, 80)}", found=text
+        ) from exc
 
 
 def _read_size(size: Any) -> Any:

@@ -88,7 +88,13 @@ def export(
         OutputError: the bundle cannot be written.
     """
     quantization = Quantization.of(quantization)
-    _check_types(output=(output, (str, os.PathLike)), engine=(engine, EngineOptions))
+    _check_types(
+        output=(output, (str, os.PathLike)),
+        graph=(graph, GraphOptions),
+        engine=(engine, EngineOptions),
+        source=(source, SourceOptions),
+        validation=(validation, ValidationOptions),
+    )
     spec = spec_of(to, precision, graph, quantization, engine)
     if model is not None and source.random_weights is not None:
         raise UsageError(

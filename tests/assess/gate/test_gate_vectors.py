@@ -46,7 +46,11 @@ def bundle(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Features of the embedded model, in int8."""
     output = tmp_path_factory.mktemp("features") / "out"
     return vitdeploy.export(
-        default_checkpoint(), output=output, task="image-feature-extraction", precision="int8", calibration_data=images
+        default_checkpoint(),
+        output=output,
+        precision="int8",
+        quantization=vitdeploy.Quantization(vitdeploy.Calibration(images)),
+        source=vitdeploy.SourceOptions(task="image-feature-extraction"),
     )
 
 
@@ -234,7 +238,10 @@ def test_artifacts_of_other_outputs_are_judged_by_their_own(bundle: Bundle, imag
     """One gives tokens, the other hidden states alone, which are its vectors, whole."""
     shutil.copytree(bundle.path, tmp_path / "out")
     vitdeploy.export(
-        default_checkpoint(), output=tmp_path / "out", task="image-feature-extraction", outputs=["hidden_states"]
+        default_checkpoint(),
+        output=tmp_path / "out",
+        graph=vitdeploy.GraphOptions(outputs=["hidden_states"]),
+        source=vitdeploy.SourceOptions(task="image-feature-extraction"),
     )
     code, result = gated(Bundle.open(tmp_path / "out"), images, "--min-cosine", "0.9")
     assert code == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
 
 PARAMETERS = 86.6e6  # of ViT-B/16 at 224 pixels with 1,000 classes
-IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 2, "calibration_cache": False}
+IMAGES = vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=2, cache=False))
 
 
 @pytest.mark.parametrize(
@@ -24,9 +24,13 @@ IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_im
 )
 def test_vit_base(tmp_path: Path, precision: str, weight_bytes: int) -> None:
     bundle = vitdeploy.export(
-        random_weights="vit-base-patch16-224", to="tensorrt-rtx", precision=precision, output=tmp_path / "out",
-        image_size=((112, 112), (224, 224), (384, 384)), **(IMAGES if weight_bytes == 1 else {}),
-    )  # fmt: skip
+        to="tensorrt-rtx",
+        precision=precision,
+        output=tmp_path / "out",
+        graph=vitdeploy.GraphOptions(image_size=((112, 112), (224, 224), (384, 384))),
+        source=vitdeploy.SourceOptions(random_weights="vit-base-patch16-224"),
+        quantization=IMAGES if weight_bytes == 1 else None,
+    )
     onnx, engine = bundle.manifest.artifacts
     sizes = AxisRange(112, 224, 384)
     assert engine.axes == {"batch": AxisRange(1, 8, 32), "height": sizes, "width": sizes}
