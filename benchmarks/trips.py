@@ -27,10 +27,10 @@ else:
 
 HERE = Path(__file__).resolve().parent.parent
 TRIPS = {
-    "export int8": "export --model checkpoint --to onnx --int8 --calibration-data images --min-agreement .99 -o int8",
+    "export-int8": "export --model checkpoint --to onnx --int8 --calibration-data images --min-agreement .99 -o int8",
     "predict": "predict bundle images/0/0078.png",
     "gate": "gate bundle --data images --baseline baseline.json",
-    "export engine": "export --model checkpoint --to tensorrt-rtx --fp16 -o engine",
+    "export-engine": "export --model checkpoint --to tensorrt-rtx --fp16 -o engine",
 }
 PREPARED = {  # the bundle and the baseline that some need
     "predict": ["export --model checkpoint --to onnx -o bundle"],
