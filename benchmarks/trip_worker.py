@@ -106,7 +106,7 @@ def main() -> None:
             raise
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]  # typeshed's mistake
+        threading.setprofile(None)
     result = {
         **counter.totals,
         "opened": dict(opened),
