@@ -119,7 +119,7 @@ def read_image_size(text: str) -> Any:
     if len(pairs) != len(sizes) or len(pairs) not in (1, 3) or not ordered:
         raise UsageError(
             f"{text!r:.80} is not an image size", what="image_size", found=text, expected="HxW or MIN:OPT:MAX",
-            hint="write HEIGHTxWIDTH in pixels, one number, or MIN:OPT:MAX of these, such as 112:224:384",
+            hint="write HEIGHTxWIDTH in pixels, one number, or MIN:OPT:MAX of these, none smaller than the one before",
         )  # fmt: skip
     return pairs[0] if len(pairs) == 1 else tuple(pairs)
 

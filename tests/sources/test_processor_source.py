@@ -667,7 +667,7 @@ def test_every_report_says_it_in_a_line(fine_tuned: Path, tmp_path: Path, capsys
     commands: dict[str, list[object]] = {
         "compare": ["--backend", "onnxruntime"],
         "evaluate": [*data, "--limit", "8", "--backend", "onnxruntime"],
-        "gate": [*data, "--min-accuracy", "50", "--backend", "onnxruntime"],
+        "gate": [*data, "--min-accuracy", "50%", "--backend", "onnxruntime"],
         "benchmark": ["--backend", "onnxruntime", "--rounds", "1", "--runs", "1", "--batch-sizes", "1"],
     }
     for command, arguments in commands.items():

@@ -192,7 +192,7 @@ def export(
         for to in formats:
             with TerminalProgress(f"exporting to {to}") as progress:
                 bundle = export_model(
-                    model, to=to, precision=precision, output=output, graph=graph, quantization=quantization,
+                    model=model, to=to, precision=precision, output=output, graph=graph, quantization=quantization,
                     engine=engines[to], source=source, validation=validation, progress=progress,
                 )  # fmt: skip
     finally:
