@@ -9,8 +9,8 @@ import click
 from vitdeploy.cli.number_options import COUNT
 from vitdeploy.cli.output import print_table, print_text
 from vitdeploy.errors import InputError
+from vitdeploy.files.json_text import strict_json
 from vitdeploy.files.regular_file import read_regular
-from vitdeploy.files.strict_json import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
