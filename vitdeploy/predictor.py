@@ -208,7 +208,9 @@ def load_processor(bundle: Bundle) -> ImageProcessor:
 def check_batch_size(size: int) -> None:
     """Raise UsageError unless so many images may run together."""
     if not 1 <= size <= MOST_A_BATCH:
-        raise UsageError(f"batch_size must be from 1 to {MOST_A_BATCH}, got {shown(size)}")
+        raise UsageError(
+            f"batch_size must be from 1 to {MOST_A_BATCH}, got {shown(size)}", what="batch_size", found=size
+        )
 
 
 def batch_size_for(processor: ImageProcessor, of: Runtime | Artifact, wanted: int) -> int:

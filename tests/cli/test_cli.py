@@ -273,7 +273,7 @@ def test_a_flipped_byte_exits_with_4(bundle: Bundle, tmp_path: Path, capsys: pyt
     for arguments in (["verify", tmp_path / "out"], ["predict", tmp_path / "out", PHOTOGRAPHS[0]]):
         result = Result(*arguments, capsys=capsys)
         assert result.code == 4
-        assert "onnx/model.onnx is not the file" in result.err
+        assert "onnx/model.onnx was altered" in result.err
 
 
 def test_a_broken_image_is_named(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from vitdeploy.assess.metrics.outputs import check_tolerance, compare_outputs, d
 from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import check_count
 from vitdeploy.predictor import check_batch_size, load_processor
 from vitdeploy.system.progress import SILENT, Progress
 
@@ -134,10 +134,9 @@ def bisect(
     """
     check_batch_size(batch_size)
     check_tolerance(tolerance)
-    if max_images < 1:
-        raise UsageError(f"max_images must be at least 1, got {max_images}")
+    check_count("max_images", max_images)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    lower = LowerPrecision.of(bundle, precision, "compare --bisect")
+    lower = LowerPrecision.of(bundle, precision, "debug bisect")
     artifact, candidates = lower.artifact, lower.nodes
     allowed = default_tolerance(artifact) if tolerance is None else tolerance
     groups = [list(nodes) for _, nodes in itertools.groupby(candidates, key=lambda node: node.part)]

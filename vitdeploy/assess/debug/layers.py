@@ -107,7 +107,7 @@ class ArtifactLayers:
     def verdicts(self) -> tuple[Verdict, ...]:
         """One a part, for a report; one where it was skipped."""
         if self.skipped is not None:
-            return (Verdict(self.artifact, "compare --layers", "skipped", self.skipped),)
+            return (Verdict(self.artifact, "debug layers", "skipped", self.skipped),)
         return tuple(
             Verdict(
                 self.artifact,
@@ -261,7 +261,7 @@ def _run(
             f"export one of those"
         )
     target, extra, package = SPLITTERS[artifact.format]
-    open_split = load_target(target, "compare --layers", extra, package)
+    open_split = load_target(target, "debug layers", extra, package)
     count = sum(name.startswith(_STATES) for name in states) - 1
     with open_split(bundle, artifact) as split:
         if split.layers != count:

@@ -11,7 +11,7 @@ from vitdeploy.assess.debug.quantization_error import Yardstick, effects
 from vitdeploy.assess.runs.reference import Batches, run_reference
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import check_count
 from vitdeploy.predictor import load_processor
 from vitdeploy.system.progress import SILENT, Progress
 
@@ -136,9 +136,8 @@ def sensitivity(
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if max_images < 1:
-        raise UsageError(f"max_images must be at least 1, got {max_images}")
-    lower = LowerPrecision.of(bundle, precision, "compare --sensitivity")
+    check_count("max_images", max_images)
+    lower = LowerPrecision.of(bundle, precision, "debug sensitivity")
     artifact, variants = lower.artifact, lower.variants
     layers = _layers(lower)
     processor = load_processor(bundle)
