@@ -320,7 +320,7 @@ def test_what_was_altered_or_built_elsewhere_is_refused_before_it_is_loaded(bund
     ):
         open_runtime(Bundle.open(bundle.path), "tensorrt-rtx")
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(vitdeploy.VitDeployError, match=r"model_fp32\.engine .*SHA-256 .* it was altered"):
+    with pytest.raises(vitdeploy.VitDeployError, match=r"model_fp32\.engine was altered"):
         open_runtime(Bundle.open(bundle.path), "tensorrt-rtx")
 
 
@@ -465,7 +465,7 @@ def test_a_folder_of_the_models_name_is_read_again(tmp_path: Path, monkeypatch: 
     other = tiny_model()
     next(iter(other.parameters())).data.neg_()
     write_checkpoint_of(other, tmp_path / "model")
-    with pytest.raises(UsageError, match="must hold the same model"):
+    with pytest.raises(UsageError, match="holds another model"):
         vitdeploy.export("model", to="tensorrt-rtx", output="out")
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.debug import kept_nodes
 from vitdeploy.cli.output import (
     PATH,
     TerminalProgress,
@@ -171,6 +170,7 @@ def export(
     precision, which is made first; without --model or --random-weights from the one that --output has. Without a GPU it
     is kept, and completed by verify --run there.
     """
+    from vitdeploy.cli.debug import kept_nodes
     from vitdeploy.exporting.workflow import export as export_model
     from vitdeploy.serving.triton_repository import write_triton_model
 

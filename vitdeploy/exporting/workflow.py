@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitdeploy.assess.data.folder_listing import list_images
-from vitdeploy.bundle.bundle import Bundle, check_target
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.bundle.output_paths import check_outputs
+from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import UnavailableError, UsageError, shown
 from vitdeploy.exporters import EXPORTERS, export_function
 from vitdeploy.exporters.engine.build import check_request

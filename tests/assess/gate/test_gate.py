@@ -137,7 +137,7 @@ def test_backends_that_disagree_more_need_more_images() -> None:
     with pytest.raises(
         UsageError, match=rf"for {ONNX} needs {images_needed(0.01, disagreement=0.04, beyond=0.005)} images"
     ):
-        hold(before, before, max_drop="0.5%")
+        hold(before, before, max_drop=0.005)
     assert check(hold(before, before), "max_drop").bound == pytest.approx(
         100 * smallest_bound(2000, 2, disagreement=0.04)
     )
