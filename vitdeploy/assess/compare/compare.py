@@ -19,8 +19,9 @@ from vitdeploy.assess.metrics.outputs import LOGITS, check_tolerance, compare_ou
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, rows_not_finite, run_batches, run_reference
 from vitdeploy.assess.runs.targets import artifacts, no_artifact
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs, check_writable
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import check_batch_size

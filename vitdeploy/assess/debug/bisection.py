@@ -16,7 +16,8 @@ from vitdeploy.assess.metrics.outputs import check_tolerance, compare_outputs, d
 from vitdeploy.assess.metrics.status import ImageAssessment
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import check_count
 from vitdeploy.predictor import check_batch_size
 from vitdeploy.system.progress import SILENT, Progress

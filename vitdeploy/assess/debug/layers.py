@@ -12,7 +12,8 @@ from vitdeploy.assess.metrics.outputs import check_tolerance, compare_outputs, d
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
 from vitdeploy.assess.runs.targets import REFERENCE, artifacts, no_artifact, select
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.specs import Precision
 from vitdeploy.system.imports import load_target
