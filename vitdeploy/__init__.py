@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy._version import __version__
 from vitdeploy.system import telemetry
 
 if TYPE_CHECKING:
+    from vitdeploy._version import __version__
     from vitdeploy.assess.benchmark.benchmark import benchmark
     from vitdeploy.assess.compare.compare import Comparison, compare
     from vitdeploy.assess.debug.bisection import Bisection, bisect
@@ -99,6 +99,7 @@ _MODULES = {
     "TritonModel": "serving.triton_repository",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
+    "__version__": "_version",
     "benchmark": "assess.benchmark.benchmark",
     "bisect": "assess.debug.bisection",
     "compare": "assess.compare.compare",

@@ -19,7 +19,7 @@ from vitdeploy.errors import OutputError, first_line
 from vitdeploy.files.locks import locked, release, take, try_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from typing import BinaryIO
 
 _AT_FDCWD = -100  # linux/fcntl.h
@@ -69,13 +69,18 @@ def exclusive(target: Path) -> Iterator[None]:
         yield
 
 
-def replace_folder(staging: Path, target: Path) -> None:
+def replace_folder(staging: Path, target: Path, synced: Collection[Path] = ()) -> None:
     """Put `staging` in the place of `target`, in one step that a crash cannot split; the old content goes.
+
+    Args:
+        staging: a folder beside `target`.
+        target: a folder, or a place for one.
+        synced: files that `sync` has written to the disk already.
 
     Raises:
         OSError: it cannot be done; `target` is as it was.
     """
-    sync(staging)
+    sync(staging, synced)
     if target.exists():
         _exchange(staging, target)
     else:
@@ -83,12 +88,15 @@ def replace_folder(staging: Path, target: Path) -> None:
     fsync(target.parent)
 
 
-def sync(folder: Path) -> None:
-    """Wait until all files below a folder are on the disk; links, pipes and devices among them are let be."""
+def sync(folder: Path, synced: Collection[Path] = ()) -> set[Path]:
+    """Wait until the files and folders below a folder are on the disk, but for files that are; return the files."""
+    files: set[Path] = set()
     for parent, _, names in os.walk(folder):
-        for path in (*(Path(parent, name) for name in names), Path(parent)):
-            if stat.S_IFMT(path.lstat().st_mode) in (stat.S_IFREG, stat.S_IFDIR):
-                fsync(path)
+        here = {path for name in names if stat.S_ISREG((path := Path(parent, name)).lstat().st_mode)}
+        for path in (*here.difference(synced), Path(parent)):
+            fsync(path)
+        files |= here
+    return files
 
 
 def write_file(target: Path, content: bytes, *, follow_link: bool = True) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import InputError
 from vitdeploy.files.file_kinds import NESTED_FILE, SETTINGS_FILE, is_lfs_pointer, lfs_advice
+from vitdeploy.files.json_text import json_object
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.specs import MODES
 
@@ -77,7 +78,7 @@ def read_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, A
         raise InputError(f"{folder} has no image processor: {SETTINGS_FILE} not found, nor one in {NESTED_FILE}")
     settings, path = found
     if _class_name(settings) is None and _MODEL_FILE in files:
-        model = _parsed(folder / _MODEL_FILE, files[_MODEL_FILE])
+        model = _parse(folder / _MODEL_FILE, files[_MODEL_FILE])
         known = CLASS_OF_MODEL.get(str(model.get("model_type")))
         named = model.get("image_processor_type") if "model_type" in model else None
         settings = {**settings, "image_processor_type": known if named is None else named}
@@ -110,7 +111,7 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, or is not JSON.
     """
-    content = _parsed(path, _content(path))
+    content = _parse(path, _content(path))
     settings = content.get("image_processor") if path.name == NESTED_FILE else None
     return content if settings is None else _object(settings, path)
 
@@ -135,7 +136,7 @@ def channels_of_model(folder: Path, files: Mapping[str, bytes]) -> int | None:
         InputError: the file is not JSON, or the number is not 1, 3 or 4.
     """
     path = folder / _MODEL_FILE
-    config = _parsed(path, files[_MODEL_FILE]) if _MODEL_FILE in files else {}
+    config = _parse(path, files[_MODEL_FILE]) if _MODEL_FILE in files else {}
     if "model_type" not in config:
         return None
     channels = config.get("num_channels", _USUAL_CHANNELS)
@@ -241,11 +242,11 @@ def note_unknown_settings(files: Mapping[str, bytes]) -> None:
 def _find_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, Any], Path] | None:
     if NESTED_FILE in files:
         path = folder / NESTED_FILE
-        settings = _parsed(path, files[NESTED_FILE]).get("image_processor")
+        settings = _parse(path, files[NESTED_FILE]).get("image_processor")
         if settings is not None:
             return _object(settings, path), path
     path = folder / SETTINGS_FILE
-    return (_parsed(path, files[SETTINGS_FILE]), path) if SETTINGS_FILE in files else None
+    return (_parse(path, files[SETTINGS_FILE]), path) if SETTINGS_FILE in files else None
 
 
 def _content(path: Path) -> bytes:
@@ -257,14 +258,9 @@ def _content(path: Path) -> bytes:
         raise InputError(f"cannot read {path}: {exc.strerror}") from exc
 
 
-def _parsed(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as exc:
-        raise InputError(f"cannot read {path}: expected JSON ({exc})") from exc
-    if not isinstance(data, dict):
-        raise InputError(f"{path} must hold a JSON object, got {type(data).__name__}")
-    return data
+def _parse(path: Path, content: bytes) -> dict[str, Any]:
+    """Parse a file of settings; as in transformers, a byte order mark is refused."""
+    return json_object(path, content, InputError, lambda content: json.loads(content.decode()))
 
 
 def _object(settings: object, path: Path) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from vitdeploy.assess.metrics.outputs import LOGITS, Difference, check_tolerance
 from vitdeploy.assess.metrics.status import ByResult, Verdict
 from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
 from vitdeploy.assess.runs.targets import artifacts
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs, check_writable
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import check_batch_size, load_processor

@@ -14,7 +14,8 @@ from vitdeploy.assess.debug.mixed_precision import LowerPrecision
 from vitdeploy.assess.debug.search import smallest_kept
 from vitdeploy.assess.metrics.outputs import check_tolerance, compare_outputs, default_tolerance
 from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import check_count
 from vitdeploy.predictor import check_batch_size, load_processor
 from vitdeploy.system.progress import SILENT, Progress

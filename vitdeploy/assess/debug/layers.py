@@ -12,7 +12,8 @@ from vitdeploy.assess.metrics.outputs import Difference, check_tolerance, compar
 from vitdeploy.assess.metrics.status import ByResult, Verdict
 from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
 from vitdeploy.assess.runs.targets import REFERENCE, artifacts, select
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.predictor import load_processor
 from vitdeploy.specs import Precision

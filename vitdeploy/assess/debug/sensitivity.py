@@ -9,7 +9,8 @@ from vitdeploy.assess.data.images import few_images
 from vitdeploy.assess.debug.mixed_precision import LowerPrecision
 from vitdeploy.assess.debug.quantization_error import Yardstick, effects
 from vitdeploy.assess.runs.reference import Batches, run_reference
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import check_count
 from vitdeploy.predictor import load_processor
 from vitdeploy.system.progress import SILENT, Progress

@@ -16,8 +16,9 @@ from vitdeploy.assess.evaluate.loop import header, run_all
 from vitdeploy.assess.evaluate.resume_file import WorkFile, check_work_file
 from vitdeploy.assess.metrics.accuracy import Accuracy, Calibration, Predictions, calibration
 from vitdeploy.assess.runs.targets import REFERENCE, select
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import check_batch_size, load_processor

@@ -13,8 +13,8 @@ from vitdeploy._version import __version__
 from vitdeploy.bundle.manifest import CONFIG
 from vitdeploy.bundle.output_paths import write_output
 from vitdeploy.errors import InputError
+from vitdeploy.files.json_text import strict_json
 from vitdeploy.files.regular_file import read_regular
-from vitdeploy.files.strict_json import strict_json
 
 if TYPE_CHECKING:
     import os
