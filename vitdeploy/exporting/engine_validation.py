@@ -141,6 +141,8 @@ def prove_engines(
             raise UsageError(
                 f"an engine to be run must be one that was not yet, {', '.join(waiting) or 'none'}, got {name}"
             )
+    if validation.images is not None:
+        list_images(validation.images)  # before an engine is opened, which may take minutes
     proven: list[str] = []
     problems: list[VitDeployError] = []
     for artifact in (waiting[name] for name in dict.fromkeys(names or waiting)):

@@ -169,7 +169,7 @@ def _check_share(rule: str, subject: str, percent: float, images: int) -> None:
         raise UsageError(
             f"{rule} of {percent:.15g} % for {subject} needs {needed} images, of which one may be wrong; the data has "
             f"{images}",
-            what=rule, where=subject, expected=needed, found=images, hint="add images, or demand 100",
+            what=rule, where=subject, expected=needed, found=images, hint="add images, or demand 100%",
         )  # fmt: skip
 
 
