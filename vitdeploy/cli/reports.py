@@ -119,7 +119,7 @@ def _typed(argument: str) -> str:
 
 
 def _standard_output() -> str | None:
-    """Its path, where it goes into a file, which a report must not replace."""
+    """Path of standard output where it is a file, which a report must not replace."""
     try:
         is_file = sys.stdout is not None and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
     except (OSError, ValueError):  # there is none, or another program's object stands for it
