@@ -73,7 +73,9 @@ class Reports:
         self._writers = {}
         for name, path in self.asked.items():
             if not path:
-                raise OutputError(f"--{name} cannot be written: its path is empty; name a file")
+                raise OutputError(
+                    f"--{name} cannot be written: its path is empty", what=f"--{name}", found=path, hint="name a file"
+                )
         check_outputs(*_files(self.asked, arguments), bundle=arguments.get("bundle"))
         for name, path in self.asked.items():
             check_writable(Path(path))
