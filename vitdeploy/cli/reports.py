@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
-import stat
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from vitdeploy.bundle.output_paths import check_outputs, check_writable
+from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.cli.output import PATH, print_json, print_left_out
 from vitdeploy.cli.process import conclude
 from vitdeploy.errors import OutputError
+from vitdeploy.files.output_files import check_writable, standard_output_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -107,7 +105,7 @@ def _check_files(reports: Mapping[str, str], arguments: Mapping[str, Any]) -> No
         {
             **{f"--{name}": path for name, path in reports.items()},
             **{_typed(name): arguments.get(name) for name in written},
-            "standard output": _standard_output() if reports else None,
+            "standard output": standard_output_file() if reports else None,
         },
         {_typed(name): arguments.get(name) for name in read},
         bundle=arguments.get("bundle"),
@@ -116,12 +114,3 @@ def _check_files(reports: Mapping[str, str], arguments: Mapping[str, Any]) -> No
 
 def _typed(argument: str) -> str:
     return f"--{argument.replace('_', '-')}"
-
-
-def _standard_output() -> str | None:
-    """Its path, where it goes into a file, which a report must not replace."""
-    try:
-        is_file = sys.stdout is not None and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
-    except (OSError, ValueError):  # there is none, or another program's object stands for it
-        return None
-    return "/dev/stdout" if is_file and Path("/dev/stdout").exists() else None
