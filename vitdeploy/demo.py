@@ -24,7 +24,7 @@ from vitdeploy.system.progress import SILENT, Progress
 if TYPE_CHECKING:
     import os
 
-    from vitdeploy.assess.compare.compare import Comparison
+    from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.metrics.latency import Benchmark
 

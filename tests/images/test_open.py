@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,7 +199,8 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.png").write_text("no image")
-    formats, found = {"expected": readable_formats()}, {"found": re.compile(".")}
+    formats: dict[str, Any] = {"expected": readable_formats()}
+    found: dict[str, Any] = {"found": re.compile(".")}
     cases = {"absent.jpg": found, "empty.jpg": formats, "text.png": formats, "": found, "\0": found, "x" * 300: found}
     for name, fields in cases.items():
         with raises(ImageError, what=ascii(str(tmp_path / name)).strip("'"), **fields) as error:

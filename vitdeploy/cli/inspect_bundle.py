@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.bundle.manifest import NOT_RECORDED
 from vitdeploy.cli.output import (
     PATH,
     agreement,
@@ -104,6 +103,8 @@ def _show_differences(path: str, other_path: str, names: tuple[str, ...], as_jso
 
 
 def _bundle_rows(manifest: Manifest, inspections: list[Inspection]) -> list[tuple[str, str]]:
+    from vitdeploy.bundle.manifest import NOT_RECORDED
+
     source = manifest.source
     rows = [("source", source.id + (f" @ {source.revision}" if source.revision else ""))]
     if source.base is not None:
