@@ -20,10 +20,11 @@ from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, rows_not_finite, run_batches, run_reference
 from vitdeploy.assess.runs.targets import artifacts, no_artifact
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.bundle.output_paths import check_outputs, check_writable
+from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UnavailableError, UsageError
+from vitdeploy.files.output_files import check_writable
 from vitdeploy.predictor import check_batch_size
 from vitdeploy.specs import Task
 from vitdeploy.system.progress import SILENT, Progress

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy._version import __version__
 from vitdeploy.bundle.manifest import CONFIG
-from vitdeploy.bundle.output_paths import write_output
 from vitdeploy.errors import InputError
 from vitdeploy.files.json_text import strict_json
+from vitdeploy.files.output_files import write_output
 from vitdeploy.files.regular_file import read_regular
 
 if TYPE_CHECKING:

@@ -19,9 +19,10 @@ from vitdeploy.assess.gate.rules import GateRules, read_rules
 from vitdeploy.assess.metrics.status import Assessment, Verdict, overall
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.bundle.output_paths import check_outputs, check_writable
+from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import InputError, UsageError, readable
+from vitdeploy.files.output_files import check_writable
 from vitdeploy.specs import Task
 from vitdeploy.system.progress import SILENT, Progress
 
