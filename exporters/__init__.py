@@ -111,7 +111,7 @@ EXPORTERS: dict[str, Exporter] = {
         quantized_for={"int8": ("cpu", "tensorrt"), "fp8": ("tensorrt",)},
     ),
     "torchscript": Exporter(
-        "vitdeploy.exporters.torchscript.trace:export_torchscript",
+        "vitdeploy.exporters.torchscript.tracing:export_torchscript",
         ("fp32", "fp16", "bf16"),
         "torchscript",
         refuses=("opset", "embed_resize", "optimize", "keep_fp32"),

@@ -103,7 +103,7 @@ class AxisRange:
 def read_range(text: str) -> AxisRange:
     """Parse MIN:OPT:MAX, or one number for all three."""
     numbers = [int(part) for part in text.split(":") if re.fullmatch("[1-9][0-9]{0,5}", part)]
-    if len(numbers) != len(text.split(":")) or len(numbers) not in (1, 3):
+    if len(numbers) != len(text.split(":")) or len(numbers) not in (1, 3) or numbers != sorted(numbers):
         raise UsageError(
             f"{text!r:.80} is not a range of sizes", what="batch", found=text,
             expected="MIN:OPT:MAX", hint="write MIN:OPT:MAX, such as 1:8:32, or one number",

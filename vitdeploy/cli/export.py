@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.bundle.manifest import Artifact
 
+_SHORT = ("fp16", "bf16", "int8", "fp8")  # precisions that have a flag
 _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision in exporter.precisions})
 
 
@@ -222,10 +223,10 @@ def export(
 
 
 def _precision(named: str | None, flags: Mapping[str, bool]) -> str:
-    typed = [*([] if named is None else [f"--precision {named}"]), *(f"--{name}" for name in flags if flags[name])]
+    typed = [*([] if named is None else [f"--precision {named}"]), *(f"--{name}" for name in _SHORT if flags[name])]
     if len(typed) > 1:
         raise UsageError(f"export needs one precision, got {' and '.join(typed)}", what="precision", found=typed)
-    return named or next((name for name in flags if flags[name]), "fp32")
+    return named or next((name for name in _SHORT if flags[name]), "fp32")
 
 
 def _check_triton(

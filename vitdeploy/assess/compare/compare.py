@@ -10,7 +10,7 @@ import numpy as np
 from vitdeploy._version import __version__
 from vitdeploy.assess.compare.golden import Golden
 from vitdeploy.assess.compare.results import BackendComparison, Comparison
-from vitdeploy.assess.compare.worst_images import FarImage, furthest
+from vitdeploy.assess.compare.worst_images import WorstImage, most_different_images
 from vitdeploy.assess.data.images import chosen_images
 from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS
 from vitdeploy.assess.metrics.features import nearness, vectors
@@ -20,10 +20,11 @@ from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, rows_not_finite, run_batches, run_reference
 from vitdeploy.assess.runs.targets import artifacts, no_artifact
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.bundle.output_paths import check_outputs, check_writable
+from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UnavailableError, UsageError
+from vitdeploy.files.output_files import check_writable
 from vitdeploy.predictor import check_batch_size
 from vitdeploy.specs import Task
 from vitdeploy.system.progress import SILENT, Progress
@@ -200,7 +201,7 @@ def _compare_logits(
 
 def _worst_images(
     labels: Sequence[str], wanted: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], sources: Sequence[Any]
-) -> tuple[FarImage, ...]:
+) -> tuple[WorstImage, ...]:
     if LOGITS not in wanted or wanted[LOGITS].ndim != 2:
         return ()
-    return furthest(wanted[LOGITS], given[LOGITS], sources, labels)
+    return most_different_images(wanted[LOGITS], given[LOGITS], sources, labels)

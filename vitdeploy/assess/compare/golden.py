@@ -1,4 +1,4 @@
-"""What the reference gave, in a file: saved on one machine, compared with on another that needs no torch."""
+"""Golden outputs: the reference's outputs in a file, to compare with on a machine without torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from numpy.lib import format as npy
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.runs.targets import artifacts
-from vitdeploy.bundle.output_paths import write_output
 from vitdeploy.errors import InputError, NotFiniteError, UsageError, first_line, shown
 from vitdeploy.files.json_text import strict_json
+from vitdeploy.files.output_files import write_output
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.system.exhaustion import check_exhaustion
 

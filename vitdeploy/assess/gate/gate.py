@@ -19,9 +19,10 @@ from vitdeploy.assess.gate.rules import GateRules, read_rules
 from vitdeploy.assess.metrics.status import Assessment, Verdict, overall
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.bundle.output_paths import check_outputs, check_writable
+from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import InputError, UsageError, readable
+from vitdeploy.files.output_files import check_writable
 from vitdeploy.specs import Task
 from vitdeploy.system.progress import SILENT, Progress
 
@@ -40,7 +41,7 @@ __all__ = ["Check", "GateResult", "gate", "planned_checks"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GateResult(Assessment):
-    """What a gate found.
+    """Result of a gate.
 
     Attributes:
         data: the folder or file of the images.
@@ -50,7 +51,7 @@ class GateResult(Assessment):
         vectors: of all images, where a rule is about them, and of a model without classes; one an artifact and backend.
         benchmark: of one image; None where no rule is about latency.
         baseline: the file; None without one.
-        changes: what is otherwise than in the baseline, a line each.
+        changes: differences from the baseline, one line each.
         updated: whether the baseline was written.
     """
 
@@ -190,7 +191,7 @@ def planned_checks(
 
 
 class _Prepared(NamedTuple):
-    """What a gate needs before it runs anything."""
+    """Checked arguments and planned checks of a gate."""
 
     bundle: Bundle
     images: LabelledData | ImageSet
