@@ -230,7 +230,7 @@ def _from_hub(
         ) from exc  # fmt: skip
     limits = time_limits()
 
-    def from_cache(reason: str, hint: str) -> CheckpointFiles:
+    def from_cache(problem: str, hint: str) -> CheckpointFiles:
         names = (CONFIG, ADAPTER_CONFIG, *PROCESSOR_CONFIGS)
         paths = (try_to_load_from_cache(model, name, cache, revision) for name in names)
         folder = next((Path(path).parent for path in paths if isinstance(path, str)), None)
@@ -240,8 +240,8 @@ def _from_hub(
             choice = _choose_in(folder, choose)
         except CheckpointError as exc:
             raise HubError(
-                f"the cache has no usable copy of '{model}', and {reason}",
-                what=model, where=address, hint=f"{hint}, or pass a local folder",
+                f"the cache has no usable copy of '{model}', and {problem}",
+                what=model, where=address, found=problem, hint=f"{hint}, or pass a local folder",
             ) from exc  # fmt: skip
         return CheckpointFiles(model, folder.name, folder, *choice, cached=True)
 

@@ -376,14 +376,14 @@ def test_google_has_no_masked_image_models(path: Path, arrays: Arrays) -> None:
 def test_a_truncated_file_is_refused(path: Path, arrays: Arrays, share: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    assert "must be a readable .npz file" in refusal(path)
+    assert str(path) in refusal(path)
 
 
 def test_a_file_that_is_no_archive_is_refused(path: Path) -> None:
     assert "No such file" in refusal(path)
     for content in (b"", b"\x93NUMPY\x01\x00", random.Random(0).randbytes(5000)):
         path.write_bytes(content)
-        assert "must be a readable .npz file" in refusal(path)
+        assert str(path) in refusal(path)
     path.unlink()
     path.mkdir()
     assert "Is a directory" in refusal(path)
@@ -397,7 +397,7 @@ def test_a_pickle_is_not_opened(path: Path, arrays: Arrays) -> None:
             return marker.touch, ()
 
     save_arrays(path, arrays | {"cls": np.array([Attack()], dtype=object)})
-    assert "'cls' must hold bfloat16, float16, float32, float64, holds Python objects" in refusal(path)
+    assert "'cls' holds Python objects" in refusal(path)
     torch.save({"cls": torch.ones(1)}, path)
     assert "must hold arrays" in refusal(path)
     assert not marker.exists()
@@ -433,7 +433,7 @@ def repack(path: Path, key: str, change: Callable[[bytes], bytes], **options: An
 )
 def test_a_damaged_array_is_refused(path: Path, arrays: Arrays, change: Callable[[bytes], bytes]) -> None:
     repack(path, "cls", change)
-    assert "'cls' must" in refusal(path)
+    assert "'cls'" in refusal(path)
 
 
 @pytest.mark.filterwarnings("ignore:Reading `.npy` or `.npz` file required additional header parsing")

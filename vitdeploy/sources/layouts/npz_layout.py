@@ -14,7 +14,7 @@ import torch
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.files.content_limit import check_content
-from vitdeploy.sources.layouts.npz_arrays import array_shape, open_npz, read_array
+from vitdeploy.sources.layouts.npz_arrays import array_shape, open_npz, read_tensor
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def read_npz(path: Path, task: Task | None = None) -> tuple[dict[str, Any], dict
         side, has_cls_row = _grid(f"{path}: '{positions}'", sizes["rows"], above="posembed_input" not in positions)
         tensors: dict[str, Tensor] = {}
         for weight in weights:  # one array at a time: the file is not held twice
-            tensor = read_array(archive, keys[weight.key])
+            tensor = read_tensor(archive, keys[weight.key])
             if weight.key == _POSITIONS.key and not has_cls_row:
                 tensor = torch.cat([tensor.new_zeros(1, 1, sizes["hidden"]), tensor], dim=1)
             if weight.axes.startswith("layers "):
