@@ -260,7 +260,7 @@ def test_a_config_beside_an_adapter_does_not_change_what_its_base_computes(case:
     """PEFT reads the base's alone. What is the same there, or of the head, is no difference."""
     base = json.loads((case / "base" / "config.json").read_bytes())
     (case / "adapter" / "config.json").write_text(json.dumps(base | KINDS[key][1]))
-    with raises(CheckpointError, what=key):
+    with raises(CheckpointError, what=re.compile(f"^{key}")):
         read_checkpoint("adapter")
     (case / "adapter" / "config.json").write_text(json.dumps(base | {"initializer_range": 5, "num_classes": 4}))
     if "architecture" not in base:

@@ -123,7 +123,9 @@ class Adapter:
             config = _of_timm(config, stated) if timm else _of_transformers(config, stated)
         except CheckpointError as exc:
             path = self.files.folder / "config.json"
-            raise CheckpointError(f"{path}: {exc}", what=exc.what, where=path, found=exc.found) from exc
+            raise CheckpointError(
+                f"{path}: {exc}", what=exc.what, where=path, expected=exc.expected, found=exc.found
+            ) from exc
         origin = str(self.files.adapter[1])
         canonical = _timm_names if family is None else functools.partial(our_names, family)
         tensors = read_weights(self.files.adapter[1:])
