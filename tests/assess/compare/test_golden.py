@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import struct
 import zipfile
@@ -80,24 +79,24 @@ def test_golden_outputs_of_something_else_are_refused(bundle: Bundle, golden: Pa
     images: list[Any] = list(synthetic_images(16, 32, 32, seed=1))
     with raises(UsageError, what="images"):
         compare(bundle, golden=golden, images=images)
-    with raises(UsageError, what="batch_size", expected=8, found=4):
+    with raises(UsageError, what="batch_size", expected=4, found=8):
         compare(bundle, golden=golden, batch_size=4)
     shutil.copytree(bundle.path, tmp_path / "other")
     path = tmp_path / "other" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
-    with raises(UsageError, what="golden", found="model.safetensors"):
+    with raises(UsageError, what="model.safetensors"):
         compare(sign_again(Bundle.open(tmp_path / "other")), golden=golden)
     shutil.copytree(bundle.path, tmp_path / "relu")
     config = json.loads((bundle.path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "relu" / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}), encoding="utf-8")
-    with raises(UsageError, what="golden", found="config.json"):
+    with raises(UsageError, what="config.json"):
         compare(sign_again(Bundle.open(tmp_path / "relu")), golden=golden)
     found = Golden.read(golden)
     lacking = Golden({}, found.reference, found.pixels_sha256, found.batch_size)
     lacking.write(tmp_path / "lacking.npz")
-    with raises(UsageError, what="logits"):
+    with raises(UsageError, what="logits", found=None):
         compare(bundle, golden=tmp_path / "lacking.npz")
-    with pytest.raises(UsageError, match="got both"):
+    with raises(UsageError, what="golden"):
         compare(bundle, golden=golden, save_golden=tmp_path / "new.npz")
 
 
@@ -117,9 +116,9 @@ def test_a_damaged_file_is_one_line(golden: Path, tmp_path: Path, content: Any) 
         np.savez(path, x=np.zeros(1))
     else:
         path.write_bytes(content)
-    with raises(InputError, where=path):
+    with raises(InputError, where=str(path), expected=FORMAT):
         Golden.read(path)
-    with raises(InputError, where=tmp_path / "absent.npz", found="No such file or directory"):
+    with raises(InputError, where=str(tmp_path / "absent.npz"), found="No such file or directory"):
         Golden.read(tmp_path / "absent.npz")
 
 
@@ -149,7 +148,7 @@ def test_an_array_that_is_not_as_it_was_written_is_refused(tmp_path: Path, membe
     Golden.read(path)
     with zipfile.ZipFile(path, "a", compression) as archive:
         archive.writestr("output/logits.npy", member)
-    with raises(InputError, where=path):
+    with raises(InputError, where=str(path), expected=FORMAT):
         Golden.read(path)
 
 
@@ -160,7 +159,7 @@ def test_an_encrypted_or_unknown_member_is_refused(tmp_path: Path) -> None:
     entry = content.index(b"PK\x01\x02")
     for offset, value in ((8, 1), (10, 99)):
         path.write_bytes(content[: entry + offset] + bytes([value]) + content[entry + offset + 1 :])
-        with raises(InputError, where=path):
+        with raises(InputError, where=str(path), expected=FORMAT):
             Golden.read(path)
 
 
@@ -173,7 +172,7 @@ def test_a_damaged_header_is_one_line(tmp_path: Path, header: bytes) -> None:
     if header.startswith(b"{"):
         header = json.dumps({**values, **json.loads(header)}).encode()
     np.savez(path, header=np.frombuffer(header, np.uint8))
-    with raises(InputError, where=path):
+    with raises(InputError, where=str(path), expected=FORMAT):
         Golden.read(path)
 
 
@@ -216,7 +215,7 @@ def test_arrays_that_share_their_bytes_are_refused(golden: Path, tmp_path: Path)
         largest = max(archive.infolist(), key=lambda info: info.file_size)
         archive.filelist.extend([largest] * 100)
         archive._didModify = True  # type: ignore[attr-defined]
-    with raises(InputError, where=path, found=re.compile("share bytes")):
+    with raises(InputError, where=str(path), expected=FORMAT):
         Golden.read(path)
 
 
@@ -231,5 +230,5 @@ def test_values_that_are_not_finite_are_neither_written_nor_believed(
     monkeypatch.setattr(Golden, "_not_finite", lambda _: [])  # as versions before wrote it
     golden.write(tmp_path / "golden.npz")
     monkeypatch.undo()
-    with raises(InputError, found=re.compile("NaN or infinite")):
+    with raises(InputError, where=str(tmp_path / "golden.npz"), expected=FORMAT):
         Golden.read(tmp_path / "golden.npz")

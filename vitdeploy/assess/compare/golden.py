@@ -1,4 +1,4 @@
-"""Golden outputs: those of the reference in a file, for a comparison on a machine that needs no torch."""
+"""Golden outputs: the reference's outputs in a file, to compare with on a machine without torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import numpy as np
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.runs.targets import artifacts
-from vitdeploy.bundle.output_paths import write_output
-from vitdeploy.errors import InputError, NotFiniteError, UsageError, first_line
+from vitdeploy.errors import InputError, NotFiniteError, UsageError, first_line, shown
+from vitdeploy.files.json_text import strict_json
 from vitdeploy.files.npz import array_header, read_array
+from vitdeploy.files.output_files import write_output
 from vitdeploy.files.regular_file import open_regular
-from vitdeploy.files.strict_json import strict_json
 from vitdeploy.system.exhaustion import check_exhaustion
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _DAMAGES = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Golden:
-    """The reference's outputs, with the model and the images that gave them.
+    """The reference's outputs, and what they are of.
 
     Attributes:
         outputs: (N, ...) float32 by name.
@@ -77,7 +77,7 @@ class Golden:
         if names:
             raise NotFiniteError(
                 f"the reference gives NaN or infinite values of {', '.join(names)}, so {path} was not written",
-                what=", ".join(names), where=path, hint="correct the weights, or the settings of the image processor",
+                what=names[0], where=path, hint="mend the weights, or the numbers of the image processor",
             )  # fmt: skip
         header = {
             "format": FORMAT,
@@ -123,19 +123,18 @@ class Golden:
         except (MemoryError, OSError) as exc:
             check_exhaustion(exc, f"reading {path}")
             reason = getattr(exc, "strerror", None) or exc
-            raise InputError(f"cannot read golden outputs from {path}: {reason}", where=path, found=reason) from exc
+            raise InputError(f"{path} cannot be read: {reason}", where=path, found=reason) from exc
         except _DAMAGES as exc:
             raise InputError(
-                f"{path} is not a file that compare --save-golden wrote, or is damaged: {type(exc).__name__} "
-                f"{first_line(exc)}",
-                where=path, found=first_line(exc), hint="save it again",
+                f"{path} is not a file of golden outputs: {type(exc).__name__} {first_line(exc)}",
+                where=path, expected=FORMAT, hint="save it again: vitdeploy compare --save-golden",
             ) from exc  # fmt: skip
 
     def _not_finite(self) -> list[str]:
         return [name for name, value in self.outputs.items() if not np.isfinite(value).all()]
 
     def check(self, bundle: Bundle, pixels_sha256: str, count: int, batch_size: int) -> None:
-        """Check that it is of this model, of these `count` images and of this batch size.
+        """See that it is of this model, of these `count` images and of this batch size.
 
         Raises:
             UsageError: it is of others, or lacks an output of an artifact.
@@ -144,30 +143,26 @@ class Golden:
         wanted = bundle.manifest.reference
         changed = [name for name in sorted({*wanted, *self.reference}) if wanted.get(name) != self.reference.get(name)]
         if changed:
-            raise UsageError(
-                f"the golden outputs are of another model than {bundle.path}: {', '.join(changed)} differs",
-                what="golden", where=bundle.path, found=", ".join(changed), hint="save them again",
-            )  # fmt: skip
+            raise _other("the model", changed[0], wanted.get(changed[0]), self.reference.get(changed[0]))
         if self.batch_size != batch_size:
-            raise UsageError(
-                f"the golden outputs are of batches of {self.batch_size}, not {batch_size}",
-                what="batch_size", expected=self.batch_size, found=batch_size,
-                hint=f"compare with a batch size of {self.batch_size}",
-            )  # fmt: skip
+            raise _other("the batch size", "batch_size", batch_size, self.batch_size)
         if self.pixels_sha256 != pixels_sha256:
-            raise UsageError(
-                "the golden outputs are of other processed images", what="images",
-                hint="give the images that they were saved with, to the same image processor and version of Pillow",
-            )  # fmt: skip
+            raise _other("the processed images (or Pillow)", "images", pixels_sha256, self.pixels_sha256)
         runnable = {each.artifact for each in artifacts(bundle) if each.backend}
         specs = [each.outputs for each in bundle.manifest.artifacts if each.name in runnable]
         names = dict.fromkeys(spec.name for spec in itertools.chain(*specs))
         missing = [name for name in names if name not in self.outputs]
         if missing:
-            names_missing = ", ".join(missing)
-            raise UsageError(f"the golden outputs lack {names_missing}", what=names_missing, hint="save them again")
+            raise _other("the set of outputs", missing[0], missing[0], None)
         for spec in itertools.chain(*specs):
             _check_shape(spec, self.outputs[spec.name].shape, count)
+
+
+def _other(subject: str, what: str, expected: object, found: object) -> UsageError:
+    return UsageError(
+        f"golden outputs are of another state of {subject}: {what} is {shown(expected, 80)}, was {shown(found, 80)}",
+        what=what, expected=expected, found=found, hint="restore it, or save them again",
+    )  # fmt: skip
 
 
 def _array(archive: zipfile.ZipFile, name: str, dtype: type[np.generic]) -> np.ndarray:
@@ -190,6 +185,6 @@ def _check_shape(spec: TensorSpec, shape: tuple[int, ...], count: int) -> None:
     )
     if not fits:
         raise InputError(
-            f"the golden outputs hold {spec.name} of shape {shape}, not {wanted}",
+            f"golden outputs have {spec.name} of shape {shape}, not {wanted}",
             what=spec.name, expected=wanted, found=shape, hint="save them again",
         )  # fmt: skip
