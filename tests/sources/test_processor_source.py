@@ -296,7 +296,7 @@ def test_a_step_that_is_off_is_turned_on_by_all_of_its_settings(
     step: str, settings: dict[str, Any], whole: dict[str, Any]
 ) -> None:
     config = ImageProcessor().to_dict() | {step: False}
-    with raises(UsageError, what=step):
+    with raises(UsageError, what=next(iter(settings))):
         ProcessorOptions(**settings).replace_in(config)
     assert ProcessorOptions(**whole).replace_in(config)[step] is True
 
@@ -464,9 +464,9 @@ def test_means_of_other_channels_can_be_replaced(
     write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], again: bool
 ) -> None:
     folder = gray_folder(write_checkpoint, tiny_config)
-    with pytest.raises(InputError, match="--image-mean"):
+    with raises(InputError, what="image_mean"):
         read_checkpoint(folder)
-    with pytest.raises(InputError, match="--image-std"):
+    with raises(InputError, what="image_std"):
         read_checkpoint(folder, processor=ProcessorOptions(image_mean=0.4))
     options = ProcessorOptions(folder if again else None, image_mean=0.4, image_std=(0.2,))
     found = read_checkpoint(folder, processor=options)
@@ -487,7 +487,7 @@ def test_means_of_a_timm_model_of_other_channels_can_be_replaced(tmp_path: Path,
     config["model_args"]["in_chans"] = 1
     config["pretrained_cfg"] |= {"mean": [0.5] * 3, "std": [0.5] * 3}
     path.write_text(json.dumps(config))
-    with pytest.raises(InputError, match="--image-mean"):
+    with raises(InputError, what="image_mean"):
         read_checkpoint(tmp_path / "gray")
     options = ProcessorOptions(tmp_path / "gray" if again else None, image_mean=0.4, image_std=0.2)
     assert read_checkpoint(tmp_path / "gray", processor=options).processor.image_mean == (0.4,)
@@ -497,7 +497,7 @@ def test_a_file_that_cannot_be_read_is_not_needed_where_all_is_stated(
     lost: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (lost / SETTINGS).write_text(json.dumps({"image_processor_type": "CLIPImageProcessor"}))
-    with pytest.raises(InputError, match="CLIPImageProcessor"):
+    with raises(InputError, what="image_processor_type", found="CLIPImageProcessor"):
         read_checkpoint(lost, processor=ProcessorOptions(image_mean=MEAN, image_std=STD))
     found = read_checkpoint(lost, processor=ProcessorOptions(**DEFINED))
     assert found.source.processor is not None
@@ -521,24 +521,23 @@ def test_a_crop_of_more_than_the_resized_image_is_refused(fine_tuned: Path, sett
         read_checkpoint(fine_tuned, processor=ProcessorOptions(**stated))
 
 
-OTHER_FILES: dict[str, tuple[str, str, str]] = {
-    "a pointer": (SETTINGS, "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-    "weights": ("model.safetensors", "\0\1", "not an image processor"),
-    "arrays": ("x.npz", "PK", "not an image processor"),
-    "a model": ("config.json", '{"model_type": "vit"}', "configures a model"),
-    "nested": (SETTINGS, '{"image_processor": {"image_processor_type": "ViTImageProcessor"}}', "rename"),
+OTHER_FILES: dict[str, tuple[str, str]] = {
+    "a pointer": (SETTINGS, "version https://git-lfs.github.com/spec/v1\n"),
+    "weights": ("model.safetensors", "\0\1"),
+    "arrays": ("x.npz", "PK"),
+    "a model": ("config.json", '{"model_type": "vit"}'),
+    "nested": (SETTINGS, '{"image_processor": {"image_processor_type": "ViTImageProcessor"}}'),
 }
 
 
 @pytest.mark.parametrize("kind", OTHER_FILES)
 @pytest.mark.parametrize("as_file", [True, False])
 def test_a_file_that_is_no_image_processor(fine_tuned: Path, tmp_path: Path, kind: str, as_file: bool) -> None:
-    name, content, message = OTHER_FILES[kind]
+    name, content = OTHER_FILES[kind]
     (tmp_path / name).write_text(content)
-    if name != SETTINGS and not as_file:
-        message = "no image processor"
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError) as caught:
         read_checkpoint(fine_tuned, processor=ProcessorOptions(tmp_path / name if as_file else tmp_path))
+    assert str(tmp_path) in str(caught.value)
     assert "codec" not in str(caught.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ def test_the_task_may_be_another_than_the_checkpoints(
     folder = write_checkpoint(Task.CLASSIFICATION, tiny_config).folder
     found = read_checkpoint(folder, Task.FEATURES)
     assert json.loads(found.files["config.json"])["architectures"] == ["ViTModel"]
-    with pytest.raises(CheckpointError, match="no head for masked-image-modeling"):
+    with raises(CheckpointError, what="weights", hint=re.compile("no head for masked-image-modeling")):
         read_checkpoint(folder, Task.MASKED_IMAGE_MODELING)
 
 
