@@ -15,13 +15,13 @@ from click.testing import CliRunner
 from outliers import with_outliers
 from safetensors.numpy import load_file, save_file
 from told import Told
+from vitdeploy.exporters.quantization.search import STRENGTHS
 
 import vitdeploy
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli.export import export as export_command
 from vitdeploy.errors import CheckFailedError, CheckpointError, InputError, UsageError
-from vitdeploy.exporters.quantization.search import STRENGTHS
 from vitdeploy.exporting.calibration_images import CalibrationImages
 from vitdeploy.exporting.top1_target import AccuracyGoal
 from vitdeploy.runtimes.pytorch import PyTorchRuntime

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from small_graphs import graph_of
+from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData, MeasuredImages, calibrated_ranges
 
 from fuzz.cases import PASSED, Case
 from fuzz.damage import choose, damaged, odd_json
 from fuzz.special_files import replace, rewrite
 from vitdeploy.exporters.quantization.number_format import UINT8
-from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData, MeasuredImages, calibrated_ranges
 from vitdeploy.exporters.quantization.ranges.methods import MinMax
 from vitdeploy.specs import PixelFormat
 

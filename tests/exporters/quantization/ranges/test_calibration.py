@@ -13,14 +13,14 @@ import onnxruntime as ort
 import pytest
 from bundles import tiny_model, write_checkpoint_of
 from small_graphs import graph_of, operators
+from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData, MeasuredImages, calibrated_ranges
+from vitdeploy.exporters.quantization.ranges.measurement_cache import MeasurementCache, default_folder
 
 import vitdeploy
 from vitdeploy.assets import held_out_images
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.quantization.number_format import INT8, UINT8, NumberFormat, Range
-from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData, MeasuredImages, calibrated_ranges
 from vitdeploy.exporters.quantization.ranges.extremes import Extremes, channel_extremes
-from vitdeploy.exporters.quantization.ranges.measurement_cache import MeasurementCache, default_folder
 from vitdeploy.exporters.quantization.ranges.methods import METHODS, MinMax, Percentile
 from vitdeploy.exporting.calibration_images import CalibrationImages
 from vitdeploy.specs import PixelFormat, Task

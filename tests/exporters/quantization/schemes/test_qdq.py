@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from small_graphs import X, answers, graph_of, operators, signature_of
+from vitdeploy.exporters.quantization.candidates import weighted_nodes
 
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.quantization.candidates import weighted_nodes
 from vitdeploy.exporters.quantization.number_format import Range
 from vitdeploy.exporters.quantization.schemes.dynamic_int8 import DynamicInt8
 from vitdeploy.exporters.quantization.schemes.scheme import Scheme, quantize
