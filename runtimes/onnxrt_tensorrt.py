@@ -13,9 +13,9 @@ from vitdeploy.errors import MissingDependencyError, OutputError, UnavailableErr
 from vitdeploy.files.user_cache import user_cache
 from vitdeploy.runtimes.base import check_options, cuda_index
 from vitdeploy.runtimes.onnxrt import TENSORRT, OnnxRuntime, check_built, provider_on_gpu
-from vitdeploy.specs import AxisRange
+from vitdeploy.specs import AxisRange, read_range
 from vitdeploy.trt.library import load_library
-from vitdeploy.trt.options import DEFAULT_BATCH, EngineOptions, read_range
+from vitdeploy.trt.options import DEFAULT_BATCH, EngineOptions
 
 if TYPE_CHECKING:
     import os

@@ -82,7 +82,7 @@ class PyTorchRuntime(TorchRuntime):
         cls, bundle: Bundle, *, precision: str, device: str, attention: AttentionKind = "sdpa", **options: Any
     ) -> Self:
         check_options(cls, options)
-        config = ViTConfig.from_dict(bundle.config)
+        config = ViTConfig.from_dict(bundle.read_config().model)
         with bundle.opened(bundle.manifest.files) as files:
             weights = [file for file in files if file.path.suffix == ".safetensors"]
             model = load_model(config, weights, Task(bundle.manifest.task), attention=attention)

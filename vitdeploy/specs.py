@@ -6,12 +6,14 @@ import dataclasses
 import decimal
 import enum
 import numbers
+import re
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from vitdeploy.errors import UsageError, shown
 
 MOST_A_BATCH = 2**20  # images that run together
 OPSETS = range(18, 24)  # of ONNX
+ENGINE_FORMATS = ("tensorrt", "tensorrt-rtx")  # artifacts that a TensorRT library builds for GPUs
 SEEDS = (0, 2**63 - 1)
 
 if TYPE_CHECKING:
@@ -168,6 +170,17 @@ class AxisRange:
         if not all(type(size) is int for size in sizes[:2]) or type(sizes[2]) not in (int, type(None)):
             raise TypeError(f"an axis has a minimum, an optimum and a maximum, got {str(data)[:80]}")
         return cls(*sizes)
+
+
+def read_range(text: str) -> AxisRange:
+    """Parse MIN:OPT:MAX, or one number for all three."""
+    numbers = [int(part) for part in text.split(":") if re.fullmatch("[1-9][0-9]{0,5}", part)]
+    if len(numbers) != len(text.split(":")) or len(numbers) not in (1, 3):
+        raise UsageError(
+            f"{text!r:.80} is not a range of sizes", what="batch", found=text,
+            expected="MIN:OPT:MAX", hint="write MIN:OPT:MAX, such as 1:8:32, or one number",
+        )  # fmt: skip
+    return AxisRange(*(numbers * 3 if len(numbers) == 1 else numbers))
 
 
 @dataclasses.dataclass(frozen=True)
