@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from outliers import with_outliers
 from safetensors.numpy import load_file, save_file
 from told import Told
-from vitdeploy.exporters.quantization.search import STRENGTHS
 
 import vitdeploy
 from vitdeploy.assets import default_checkpoint, held_out_images
@@ -23,6 +22,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli.export import export as export_command
 from vitdeploy.errors import CheckFailedError, CheckpointError, InputError, UsageError
 from vitdeploy.exporting.calibration_images import CalibrationImages
+from vitdeploy.exporting.candidate_search import STRENGTHS
 from vitdeploy.exporting.top1_target import AccuracyGoal
 from vitdeploy.runtimes.pytorch import PyTorchRuntime
 from vitdeploy.sources.read import read_checkpoint

@@ -376,8 +376,7 @@ def _measured(
     """The activations that a candidate quantizes, on the images of the choice too; `seen` is without them."""
     from vitdeploy.exporters.graph.measured_graph import measured_graph
     from vitdeploy.exporters.quantization.candidate import MINMAX, Activations, activations_of
-    from vitdeploy.exporters.quantization.ranges.histogram import HistogramReducer
-    from vitdeploy.exporters.quantization.ranges.methods import METHODS
+    from vitdeploy.exporters.quantization.ranges.methods import METHODS, HistogramReducer
 
     parts, scheme = run.parts, candidate.scheme
     if parts.held_out:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from typing import TYPE_CHECKING
 
@@ -12,12 +10,7 @@ import numpy as np
 from vitdeploy.exporters.quantization.number_format import Range
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
-
-    from vitdeploy.exporters.quantization.number_format import NumberFormat
-    from vitdeploy.exporters.quantization.ranges.methods import Method
 
 BINS = 4096
 
@@ -68,40 +61,6 @@ class Histogram:
         self.counts = np.zeros(BINS, np.int64)
         self.counts[BINS // 4 : BINS // 4 + len(pairs)] = pairs
         self.limit *= 2
-
-
-@dataclasses.dataclass(frozen=True)
-class HistogramReducer:
-    """Reduces activations, image by image, to their ranges. Memory holds one image's values and a histogram of each.
-
-    Attributes:
-        method: how the range is chosen.
-        number_format: that the activations are to have.
-    """
-
-    method: Method
-    number_format: NumberFormat
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        return repr(self.method), repr(self.number_format)
-
-    def finite(self, value: NDArray[np.float32]) -> bool:
-        return bool(np.isfinite(value).all())
-
-    def add(self, seen: Histogram | None, value: NDArray[np.float32]) -> Histogram:
-        histogram = Histogram() if seen is None else seen
-        histogram.add(value)
-        return histogram
-
-    def result(self, seen: Histogram) -> Range:
-        return self.method.range_of(seen, self.number_format)
-
-    def pack(self, results: Mapping[str, Range]) -> bytes:
-        return json.dumps({name: dataclasses.astuple(each) for name, each in results.items()}, indent=1).encode()
-
-    def unpack(self, content: bytes) -> dict[str, Range]:
-        return {name: Range(*ends) for name, ends in json.loads(content).items()}
 
 
 def _wider(seen: Range | None, lowest: float, highest: float) -> tuple[float, float]:

@@ -14,7 +14,6 @@ import pytest
 import safetensors.numpy
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from small_graphs import graph_of
-from vitdeploy.exporters.graph.quantized_variants import quantized_variants
 
 import vitdeploy
 from vitdeploy.assess.data.folder_listing import list_images
@@ -23,6 +22,7 @@ from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST, FileRecord
 from vitdeploy.errors import UsageError
+from vitdeploy.exporters.quantization.quantized_variants import quantized_variants
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
