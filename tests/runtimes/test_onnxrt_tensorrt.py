@@ -252,7 +252,7 @@ def test_a_provider_that_onnxruntime_drops_is_told_with_what_it_needs(bundle: Bu
         ),
         ({"batch": "8"}, None, ""),
         ({"batch": "8:4:1"}, UsageError, "minimum <= optimum <= maximum"),
-        ({"batch": None}, UsageError, "batch must be MIN:OPT:MAX, such as 1:8:32, or one number, got 'None'"),
+        ({"batch": None}, UsageError, "MIN:OPT:MAX"),
         ({"batch": AxisRange(1, 2)}, UsageError, "batch must be one or more AxisRange with a largest size"),
         ({"provider_options": {CUDA: {"device_id": 1}}}, UsageError, "must be of providers asked for, Tensorrt"),
         (

@@ -142,7 +142,7 @@ def test_a_file_is_not_opened_before_its_checksum_is_verified(bundle: Bundle, mo
     monkeypatch.setattr(torch.jit, "load", lambda *args, **_: opened.append(args))
     path = bundle.path / bundle.manifest.artifacts[0].files[0].path
     path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(BundleError, match=r"model_fp32\.pt .* it was altered"):
+    with pytest.raises(BundleError, match=r"model_fp32\.pt was altered"):
         open_runtime(bundle, "torchscript")
     assert not opened
 

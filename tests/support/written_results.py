@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitdeploy.assess.compare.compare import BackendComparison, Comparison
+from vitdeploy.assess.compare.results import BackendComparison, Comparison
 from vitdeploy.assess.compare.worst_images import FarImage
 from vitdeploy.assess.data.folder_listing import LeftOut, Reason
-from vitdeploy.assess.debug.layers import ArtifactLayers, LayerComparison, PartDifference
+from vitdeploy.assess.debug.layer_results import ArtifactLayers, LayerComparison, PartDifference
 from vitdeploy.assess.debug.sensitivity import LayerEffect, Sensitivity
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.checks import Check
@@ -67,9 +67,9 @@ LAYERS = LayerComparison(
 
 SENSITIVITY = Sensitivity(
     "gone",
-    "fp16",
     16,
     True,
+    "fp16",
     (
         LayerEffect("embeddings.projection", ("conv",), "Conv", "embeddings", 0.25),
         LayerEffect("layers.0.mlp.fc1", ("val_1", "linear_1"), "MatMul", "layers.0", math.inf),

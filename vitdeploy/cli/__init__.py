@@ -79,7 +79,8 @@ def cli() -> None:
     try:  # which the libraries ask for when they are imported, whatever the paths are
         Path.cwd()
     except OSError as exc:
-        raise InputError(f"the working directory must be there: {exc.strerror}; cd to one that is") from exc
+        hint = "change to a folder that exists"
+        raise InputError(f"the working directory is gone: {exc.strerror}", found=exc.strerror, hint=hint) from exc
 
 
 def main(args: list[str] | None = None) -> NoReturn:

@@ -22,7 +22,7 @@ from vitdeploy.cli.reports import conclude_with, report_options
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.compare.compare import Comparison
+    from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.metrics.features import Nearness
     from vitdeploy.cli.reports import Reports
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.number_options import PIXELS
 from vitdeploy.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def _variable(name: str, value: str) -> Iterator[None]:
 image_limit_option = click.option(
     "--max-image-pixels",
     metavar="N",
-    type=PIXELS,
+    type=click.IntRange(1, 2**63 - 1),
     expose_value=False,
     callback=_limit_images,
     help="Refuse images of more pixels; VITDEPLOY_MAX_IMAGE_PIXELS or 178956970 by default, twice Pillow's limit.",

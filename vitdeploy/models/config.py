@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.bundle.labels import class_names
 from vitdeploy.bundle.scores import ProblemType, stated_problem_type
 from vitdeploy.errors import CheckpointError, UsageError
+from vitdeploy.files.json_text import json_object
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
@@ -252,14 +252,10 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is absent, unreadable or holds no JSON object.
     """
     try:
-        data = json.loads(read_regular(path))
+        content = read_regular(path)
     except OSError as exc:
-        raise CheckpointError(f"{path} must be a readable file: {exc.strerror}") from exc
-    except (ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path} must hold JSON: {exc}") from exc
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(data).__name__}")
-    return data
+        raise CheckpointError(f"{path} cannot be read: {exc.strerror}", where=path) from exc
+    return json_object(path, content, CheckpointError)
 
 
 def _is_int(value: object, low: int, high: int) -> bool:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import pytest
+from raising import raises
 
 from vitdeploy.assess.debug.search import Found, smallest_kept
 from vitdeploy.errors import UsageError
@@ -113,5 +114,5 @@ def test_runs_are_bounded_and_the_best_passes(max_runs: int) -> None:
 
 
 def test_fewer_than_two_runs() -> None:
-    with pytest.raises(UsageError, match="max_runs must be at least 2, got 1"):
+    with raises(UsageError, what="max_runs", found=1):
         smallest_kept(GROUPS, lambda _: 0.0, 0.01, 1)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, gate_result
 
-from vitdeploy.assess.compare.compare import BackendComparison, Comparison
+from vitdeploy.assess.compare.results import BackendComparison, Comparison
 from vitdeploy.assess.compare.worst_images import FarImage
 from vitdeploy.assess.report.example_images import MOST, first_of_each_class, furthest_images, worst_images
 from vitdeploy.assess.report.report import Report, report_of

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.bundle.manifest import Artifact
 
+_PLAIN = "export it without --optimize"
 _AXES = ("batch", "tokens", "hidden")
 
 
@@ -100,13 +101,14 @@ def hidden_states(graph: onnx.GraphProto, source: Path) -> list[str]:
         layers.append(parts[f"layers.{len(layers)}"])
     ends = [_end(nodes) for nodes in layers]
     if not layers or not all(ends):
+        count = sum(end is not None for end in ends)
         raise UnavailableError(
-            f"{source} must have layers that each end with an Add to be compared layer by layer, "
-            f"{sum(end is not None for end in ends)} of {len(layers)} do; export it without --optimize"
-        )
+            f"the layers of {source} cannot be told apart: {count} of {len(layers)} end with an Add",
+            where=source, expected=len(layers), found=count, hint=_PLAIN,
+        )  # fmt: skip
     first = _start(graph.node, layers[0])
     if first is None:
-        raise UnavailableError(f"{source} must have a norm in its first layer, has none; export it without --optimize")
+        raise UnavailableError(f"the first layer of {source} has no LayerNormalization", where=source, hint=_PLAIN)
     return [first, *(end for end in ends if end)]
 
 

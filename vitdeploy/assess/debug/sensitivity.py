@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.assess.data.images import few_images
 from vitdeploy.assess.debug.mixed_precision import LowerPrecision
 from vitdeploy.assess.debug.quantization_error import Yardstick, effects
+from vitdeploy.assess.metrics.status import ImageAssessment
+from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, run_reference
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import check_count
-from vitdeploy.predictor import load_processor
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import os
 
-    from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.debug.mixed_precision import GraphNode
 
 MAX_IMAGES = 32  # as many as `export` measures layers on, at most (`CalibrationImages.parts`)
@@ -50,7 +51,7 @@ class LayerEffect:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(ImageAssessment):
     """How much each layer costs.
 
     An error is the length of the difference from the reference over the length of what that gives, of all images
@@ -58,26 +59,16 @@ class Sensitivity:
     `vitdeploy.assess.debug.quantization_error.Yardstick`.
 
     Attributes:
-        bundle: the folder.
         precision: what a layer computes in that is not kept in float32.
-        images: how many it was measured on.
-        synthetic: whether they were made up, none having been given.
         layers: in the order of the graph.
         error: with every node in the lower precision.
         error_float32: with none: what float32 itself differs by, below which an effect says nothing.
-        processor: where the image processor came from, in a line; None where the bundle does not say.
-        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
-    bundle: str
     precision: str
-    images: int
-    synthetic: bool
     layers: tuple[LayerEffect, ...]
     error: float
     error_float32: float
-    processor: str | None = None
-    left_out: LeftOut | None = None
 
     @property
     def status(self) -> str:
@@ -139,12 +130,12 @@ def sensitivity(
     lower = LowerPrecision.of(bundle, precision, "debug sensitivity")
     artifact, variants = lower.artifact, lower.variants
     layers = _layers(lower)
-    processor = load_processor(bundle)
-    sources = few_images(processor, images, max_images)
+    runtimes = OpenRuntimes(bundle)
+    sources = few_images(runtimes.processor, images, max_images)
     chosen = sources.images
     progress.step(f"running the reference on {len(chosen)} images")
-    batches = Batches(processor, chosen, 1)
-    expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
+    batches = Batches(runtimes.processor, chosen, 1)
+    expected, _ = run_reference(runtimes, batches, tuple(spec.name for spec in artifact.outputs))
     pixel_values = [feed["pixel_values"] for feed in batches.feeds(artifact)]
     yardstick = Yardstick(pixel_values, expected, problem_type=bundle.read_config().problem_type)
 

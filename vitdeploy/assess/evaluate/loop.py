@@ -106,12 +106,13 @@ def _restore(
     try:
         if entry["sha256"] != sha256:
             raise InputError(
-                f"images must be those that were evaluated before, one from {images.names[first]!r} on is another; "
-                f"name another file to resume from"
-            )
+                f"an image from {images.names[first]!r} on has changed since its batch was finished",
+                what="images", found=images.names[first], hint="name another file to resume from",
+            )  # fmt: skip
         for run, result in zip(runs, entry["results"], strict=True):
             run.restore(result, first, count)
     except (KeyError, TypeError, ValueError) as exc:
         raise InputError(
-            f"the finished batch {entry['batch']} must be readable: {type(exc).__name__} {exc}; remove the file"
-        ) from exc
+            f"the finished batch {entry['batch']} is not valid: {type(exc).__name__} {exc}",
+            what="resume", found=entry["batch"], hint="remove the file",
+        ) from exc  # fmt: skip

@@ -100,9 +100,7 @@ class CosineBound:
         else:
             far = self.why_not(found) or self._other_classes(found)
             if far is not None:
-                raise CheckFailedError(
-                    f"{name} is too far from the reference: {far} on {images}; {_ADVICE}; nothing was written"
-                )
+                raise _too_far(name, found.output, f"{far} on {images}", found)
 
     def _other_classes(self, found: Agreement) -> str | None:
         share = found.top1_agreement
@@ -127,21 +125,25 @@ class CosineBound:
         elif not error <= self.relative_error:
             self._check_error(name, found.output, error, images)
         elif not (mean >= self.mean and lowest >= self.p5):
-            raise CheckFailedError(
-                f"{name} is too far from the reference: {found.output} has a mean cosine of {mean:.4f} "
-                f"(at least {self.mean:g} required) and a lowest one of {lowest:.4f} (at least {self.p5:g} "
-                f"required) on {images}; give --calibration-data, or {_ADVICE}; nothing was written"
+            far = (
+                f"{found.output} has a mean cosine of {mean:.4f} (at least {self.mean:g} required) and a lowest one of "
+                f"{lowest:.4f} (at least {self.p5:g} required) on {images}"
             )
+            raise _too_far(name, found.output, far, found, "give --calibration-data, or ")
 
     def _check_error(self, name: str, output: str, error: float, images: str) -> None:
         if not error <= self.relative_error:
-            raise CheckFailedError(
-                f"{name} is too far from the reference: {output} differs by {error:.3g} of its size (at most "
-                f"{self.relative_error:g} allowed) on {images}; {_ADVICE}; nothing was written"
-            )
+            allowed = f"(at most {self.relative_error:g} allowed) on {images}"
+            raise _too_far(name, output, f"{output} differs by {error:.3g} of its size {allowed}", error)
 
 
-_ADVICE = "keep layers in float32 (vitdeploy debug bisect finds them, --keep-fp32), or give --tolerance to accept it"
+def _too_far(artifact: str, output: str, far: str, found: object, first: str = "") -> CheckFailedError:
+    return CheckFailedError(
+        f"{artifact} is too far from the reference, so nothing was written: {far}",
+        what=output, where=artifact, found=found,
+        hint=f"{first}keep layers in float32 (vitdeploy debug bisect finds them, --keep-fp32), or give --tolerance to "
+        f"accept it",
+    )  # fmt: skip
 
 
 def _number(cosine: float | None) -> float:

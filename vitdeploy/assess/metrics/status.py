@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -53,6 +54,34 @@ class Judged(Protocol):
     def left_out(self) -> LeftOut | None:
         """The files of the folder that are not among its images; None where no folder was listed."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Assessment:
+    """A result of assessing a bundle.
+
+    Attributes:
+        bundle: the folder.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
+    """
+
+    bundle: str
+    processor: str | None = dataclasses.field(default=None, kw_only=True)
+    left_out: LeftOut | None = dataclasses.field(default=None, kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageAssessment(Assessment):
+    """The same, of outputs for images without labels.
+
+    Attributes:
+        images: how many.
+        synthetic: whether they were made up, none having been given.
+    """
+
+    images: int
+    synthetic: bool
 
 
 class ByResult:

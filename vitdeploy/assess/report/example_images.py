@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vitdeploy.assess.compare.compare import Comparison
+    from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.compare.worst_images import FarImage
     from vitdeploy.assess.data.dataset import LabelledData
     from vitdeploy.assess.evaluate.evaluate import Evaluation
