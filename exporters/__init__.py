@@ -120,7 +120,7 @@ EXPORTERS: dict[str, Exporter] = {
         quantized_for={"int8": ("cpu", "tensorrt"), "fp8": ("tensorrt",)},
     ),
     "torchscript": Exporter(
-        "vitdeploy.exporters.torchscript.trace:trace_torchscript", ("fp32", "fp16", "bf16"), "torchscript"
+        "vitdeploy.exporters.torchscript.tracing:trace_torchscript", ("fp32", "fp16", "bf16"), "torchscript"
     ),
     "tensorrt": _ENGINE,
     "tensorrt-rtx": _ENGINE._replace(backend="tensorrt-rtx"),

@@ -21,7 +21,7 @@ from vitdeploy.exporters.graph.onnx_file import MAX_BYTES, without_weights, writ
 from vitdeploy.exporters.graph.onnxruntime_graph import write_optimized
 from vitdeploy.exporters.graph.passes import simplify
 from vitdeploy.exporters.graph.precision import TYPES, activations, set_precision
-from vitdeploy.exporters.graph.trace import forget, trace_layers, traced_pixels
+from vitdeploy.exporters.graph.tracing import forget, trace_layers, traced_pixels
 from vitdeploy.models.normalization import fold_normalization
 from vitdeploy.models.signature import Served, input_specs
 from vitdeploy.specs import OPSETS, PixelFormat, PixelStage, Precision

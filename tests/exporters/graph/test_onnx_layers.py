@@ -13,7 +13,7 @@ from bundles import export_graph, make_feeds, tiny_model
 
 from vitdeploy.exporters.graph.onnx_graph import DEFAULT_OPSET
 from vitdeploy.exporters.graph.passes import simplify
-from vitdeploy.exporters.graph.trace import traced
+from vitdeploy.exporters.graph.tracing import traced
 from vitdeploy.models.signature import Served
 from vitdeploy.specs import Task
 
