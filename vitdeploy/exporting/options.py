@@ -194,7 +194,7 @@ class Calibration:
     @property
     def cache_folder(self) -> Path | None:
         """The folder that keeps measured ranges; None for none."""
-        from vitdeploy.exporters.quantization.ranges.measurement_cache import default_folder
+        from vitdeploy.exporting.measurement_cache import default_folder
 
         return None if self.cache is False else default_folder() if self.cache is None else Path(self.cache)
 
@@ -466,9 +466,10 @@ def spec_of(
 
 def check_scheme(spec: ExportSpec, *, calibrated: bool) -> None:
     """Raise UsageError before anything is measured, unless int8 or fp8 can be what the options ask for."""
-    from vitdeploy.exporters.quantization.apply import scheme_for
+    from vitdeploy.exporters.quantization.schemes.lookup import scheme_for
 
-    scheme_for(spec, calibrated=calibrated)
+    if spec.precision in QUANTIZED:
+        scheme_for(spec, calibrated=calibrated)
 
 
 def _number(value: Any) -> float | None:
