@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import onnx
 import pytest
 from bundles import tiny_model, write_checkpoint_of
 from onnx import TensorProto, helper
+from raising import raises
 from told import Told
 
 import vitdeploy
@@ -259,19 +261,11 @@ def graph_of(path: Path, operator: str, domain: str, opset: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("operator", "domain", "opset", "message"),
-    [
-        (
-            "BiasGelu",
-            "com.microsoft",
-            20,
-            r"refuses node the_node \(BiasGelu\): .*Plugin not found.*without --optimize",
-        ),
-        ("Attention", "", 23, r"may have none for node the_node \(Attention\); .*--opset 22 or less"),
-    ],
+    ("operator", "domain", "opset", "hint"),
+    [("BiasGelu", "com.microsoft", 20, "--optimize"), ("Attention", "", 23, "--opset 22")],
 )
 def test_what_the_parser_refuses_is_told_before_the_build(
-    request_of_tiny: EngineRequest, tmp_path: Path, operator: str, domain: str, opset: int, message: str
+    request_of_tiny: EngineRequest, tmp_path: Path, operator: str, domain: str, opset: int, hint: str
 ) -> None:
     spec = TensorSpec("x", "float32", ("batch", 2, 4, 8))
     request = dataclasses.replace(
@@ -281,15 +275,14 @@ def test_what_the_parser_refuses_is_told_before_the_build(
         profiles=[{"batch": batch} for batch in BATCH],
         progress=Told(None, lambda *_: pytest.fail("the build has started")),
     )
-    with pytest.raises(CheckFailedError, match=message) as caught:
+    with raises(CheckFailedError, what="the_node", where=request.onnx, found=operator, hint=re.compile(hint)):
         build_engine(request, tmp_path, "x.engine")
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "x.engine").exists()
 
 
 def test_a_graph_that_is_none(request_of_tiny: EngineRequest, tmp_path: Path) -> None:
     (tmp_path / "none.onnx").write_bytes(b"no graph")
-    with pytest.raises(CheckFailedError, match=rf"none\.onnx, refuses node .*; see {tmp_path}/build\.log"):
+    with raises(CheckFailedError, where=tmp_path / "none.onnx", hint=re.compile(f"see {tmp_path}/build.log")):
         build_engine(dataclasses.replace(request_of_tiny, onnx=tmp_path / "none.onnx"), tmp_path, "x.engine")
 
 
@@ -301,7 +294,7 @@ def test_what_needs_a_gpu_to_be_built(
 
     request = dataclasses.replace(request_of_tiny, options=EngineOptions(batch=BATCH, refit=True))
     monkeypatch.setattr(engine_build, "find_gpu", no_gpu)
-    with pytest.raises(DeviceError, match="refit and strip_weights need a GPU to build with tensorrt-rtx: no GPU"):
+    with raises(DeviceError, what="refit"):
         build_engine(request, tmp_path, "x.engine")
     assert not (tmp_path / "x.engine").exists()
 
@@ -429,8 +422,7 @@ def test_what_the_builder_does_not_build_is_told_with_the_log(
     request_of_tiny: EngineRequest, tmp_path: Path, option: dict[str, Any], message: str
 ) -> None:
     options = dataclasses.replace(request_of_tiny.options, **option)
-    with pytest.raises(CheckFailedError, match=rf"{message}.*; see {tmp_path}/build\.log") as caught:
+    with raises(CheckFailedError, what="engine", where=tmp_path / "build.log", found=re.compile(message)):
         build_engine(dataclasses.replace(request_of_tiny, options=options), tmp_path, "x.engine")
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "x.engine").exists()
     assert "ERROR: " in request_of_tiny.log.read_text(encoding="utf-8")
