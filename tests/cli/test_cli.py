@@ -43,7 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 class Result:
-    """What a command line printed, and its exit code."""
+    """Output and exit code of a command line."""
 
     def __init__(self, *args: object, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:

@@ -209,7 +209,7 @@ def test_the_plugin_holds_the_gate_an_item_a_check(digits: Bundle, baseline: Pat
     assert "7 passed" in found.stdout  # six checks and the suite's own test
     assert "1 failed" in found.stdout
     assert "failed: " in found.stdout
-    assert "of the largest logits from the reference" in found.stdout
+    assert "logits: max relative difference" in found.stdout
     plain = pytest_run(suite)
     assert (plain.returncode, "left out" in plain.stdout) == (0, False)
     found = pytest_run(suite, *held[:2])

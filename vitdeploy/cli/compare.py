@@ -64,10 +64,10 @@ def compare(bundle: str, reports: Reports, as_json: bool, **options: Any) -> Non
 
     with TerminalProgress("images") as progress:
         result = compare_bundle(bundle, progress=progress, **options)
-    conclude_with(result, _print, as_json, reports)
+    conclude_with(result, _print_comparison, as_json, reports)
 
 
-def _print(result: Comparison) -> None:
+def _print_comparison(result: Comparison) -> None:
     rows: list[tuple[str, ...]] = []
     for item in result.results:
         head = (item.artifact, item.backend, item.status)

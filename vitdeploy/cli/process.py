@@ -135,7 +135,7 @@ def _text(raw: io.FileIO, before: io.TextIOBase | None) -> io.TextIOWrapper:
 
 
 def _is_windows_console(stream: io.TextIOBase | None) -> bool:
-    """Which shows text in any language, and bytes in that of its code page alone."""
+    """Whether it is a Windows console: it shows any text, but bytes in its code page alone."""
     return os.name == "nt" and stream is not None and stream.isatty()
 
 

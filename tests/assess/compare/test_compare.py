@@ -105,7 +105,7 @@ def test_one_wrong_weight_fails(own_copy: Bundle) -> None:
     values[5] += 0.5
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     onnx.save(proto, path)
-    with pytest.raises(BundleError, match=r"model\.onnx .*altered"):
+    with raises(BundleError, where=str(path)):
         compare(own_copy)
     spoiled = sign_again(own_copy)
     comparison = compare(spoiled)
@@ -162,11 +162,11 @@ def test_what_cannot_be_compared(own_copy: Bundle, tmp_path: Path) -> None:
     for tolerance in (-1.0, float("nan"), float("inf")):
         with raises(UsageError, what="tolerance"):
             compare(own_copy, tolerance=tolerance)
-    with pytest.raises(InputError, match="holds no image"):
+    with raises(InputError):
         compare(own_copy, images=tmp_path / "copy" / "onnx")
     with raises(UsageError, what="images"):
         compare(own_copy, images=[])
-    with pytest.raises(BundleError, match="no bundle"):
+    with raises(BundleError, where=str(tmp_path / "absent")):
         compare(tmp_path / "absent")
     with raises(UsageError, where=str(own_copy.path)):
         compare(with_artifacts(own_copy))

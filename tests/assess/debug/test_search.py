@@ -21,7 +21,7 @@ NODES = [node for group in GROUPS for node in group]
 def search(
     evaluate: Callable[[frozenset[str]], float], tolerance: float = 0.01, max_runs: int = 1000
 ) -> tuple[Found, list[frozenset[str]]]:
-    """What is found, and the sets that were evaluated; each error is from a set of its own."""
+    """The result and the sets that were evaluated, each of them once."""
     asked: list[frozenset[str]] = []
 
     def counted(kept: frozenset[str]) -> float:

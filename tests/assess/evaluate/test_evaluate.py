@@ -338,7 +338,7 @@ def test_another_bundle_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -
 def test_a_damaged_image_loses_nothing(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     good = (data / "newt" / "0.png").read_bytes()
     (data / "newt" / "0.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"cannot read 'newt/0\.png' of .*data"):
+    with raises(ImageError):
         reference(bundle, data, batch_size=1, resume=tmp_path / "work")
     assert Brightness.batches == [1] * 5
     (data / "newt" / "0.png").write_bytes(good)
@@ -372,9 +372,9 @@ def test_what_cannot_be_evaluated_is_refused(bundle: Bundle, data: Path, tmp_pat
     for size in (0, 10**20):
         with raises(UsageError, what="batch_size", found=size):
             evaluate(bundle, data=data, batch_size=size)
-    with pytest.raises(BundleError, match="no bundle"):
+    with raises(BundleError, where=str(tmp_path)):
         evaluate(tmp_path, data=data)
-    with pytest.raises(InputError, match="'purple' is no class"):
+    with raises(InputError):
         evaluate(bundle, data=write(tmp_path / "other", {"purple": [1]}))
     features = write_bundle(tmp_path / "features", Task.FEATURES)
     with raises(UsageError, what="task", found=Task.FEATURES):

@@ -1,4 +1,4 @@
-"""What is finished stays, whatever happens to the process; what is another's is not touched."""
+"""The resume log keeps finished batches when the process is killed, and refuses other files."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 from vitdeploy._version import __version__
 from vitdeploy.assess.compare.golden import Golden
 from vitdeploy.assess.compare.results import BackendComparison, Comparison
-from vitdeploy.assess.compare.worst_images import FarImage, furthest
+from vitdeploy.assess.compare.worst_images import WorstImage, most_different_images
 from vitdeploy.assess.data.images import chosen_images
 from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS
 from vitdeploy.assess.metrics.features import nearness, vectors
@@ -201,7 +201,7 @@ def _compare_logits(
 
 def _worst_images(
     labels: Sequence[str], wanted: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], sources: Sequence[Any]
-) -> tuple[FarImage, ...]:
+) -> tuple[WorstImage, ...]:
     if LOGITS not in wanted or wanted[LOGITS].ndim != 2:
         return ()
-    return furthest(wanted[LOGITS], given[LOGITS], sources, labels)
+    return most_different_images(wanted[LOGITS], given[LOGITS], sources, labels)

@@ -1,4 +1,4 @@
-"""What the reference gave, in a file: saved on one machine, compared with on another that needs no torch."""
+"""Golden outputs: the reference's outputs in a file, to compare with on a machine without torch."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from vitdeploy.assess.metrics.status import ByResult, ImageAssessment, Verdict
 from vitdeploy.bundle.scores import ProblemType
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.compare.worst_images import FarImage
+    from vitdeploy.assess.compare.worst_images import WorstImage
     from vitdeploy.assess.metrics.features import Nearness
     from vitdeploy.assess.metrics.logits import LogitsDifference
     from vitdeploy.assess.metrics.outputs import Difference
@@ -45,7 +45,7 @@ class BackendComparison:
     skipped: str | None = None
     logits: LogitsDifference | None = None
     not_finite: tuple[int, ...] = ()
-    furthest: tuple[FarImage, ...] = ()
+    furthest: tuple[WorstImage, ...] = ()
     nearness: tuple[Nearness, ...] = ()
     cosine_bound: CosineBound | None = None
 
@@ -58,7 +58,7 @@ class BackendComparison:
         return "passed" if passed and not self._far else "failed"
 
     def passes(self, difference: Difference) -> bool:
-        """Whether one of the outputs does, by itself; of several whose vectors judge, it is not another altogether."""
+        """Whether one output is near enough by itself; where vectors judge, whether it resembles the reference's."""
         return difference.within(self.tolerance) if self.cosine_bound is None else LOOSE_BOUND.resembles(difference)
 
     @property
@@ -99,7 +99,7 @@ class BackendComparison:
                 subject,
                 each.output,
                 "passed" if each.within(self.tolerance) else "failed",
-                f"differs by {each.max_relative:.2e} of the largest value, {self.tolerance:g} allowed; "
+                f"max relative difference {each.max_relative:.2e}, {self.tolerance:g} allowed; "
                 f"{each.required_tolerance:g} would pass",
             )
             for each in self.differences
@@ -133,7 +133,7 @@ class Comparison(ByResult, ImageAssessment):
 
     @property
     def note(self) -> str:
-        """Which figures do not apply to the model, for people; empty where all do."""
+        """A remark on figures that do not apply to the model; empty where all do."""
         if self.problem_type is ProblemType.SINGLE_LABEL:
             return ""
         if self.problem_type is ProblemType.REGRESSION:

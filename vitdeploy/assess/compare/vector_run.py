@@ -49,7 +49,6 @@ class VectorRun:
 
     @property
     def name(self) -> str:
-        """As `Predictions.name`."""
         return f"{self.backend} {self.precision}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def run_vectors(
     given_by = {each.artifact: [spec.name for spec in by_name[each.artifact].outputs] for each in selection}
 
     def of_each(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Which outputs are vectors depends on what an artifact gives beside them."""
+        """Vectors of a batch: which outputs are vectors depends on the other outputs of the artifact."""
         found: dict[str, np.ndarray] = {}
         for names in given_by.values():
             found |= vectors({name: outputs[name] for name in names})
@@ -99,7 +98,7 @@ def run_vectors(
 
 
 def images_sha256(data: LabelledData | ImageSet) -> str:
-    """Of the names and bytes of the images."""
+    """SHA-256 of the names and bytes of the images."""
     digest = hashlib.sha256()
     for position, name in enumerate(data.names):
         digest.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())

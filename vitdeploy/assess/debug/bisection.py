@@ -1,4 +1,4 @@
-"""Which nodes of a bundle's graph must stay in float32 for a lower precision to pass."""
+"""Delta debugging: the nodes of a bundle's graph that must stay in float32 for a lower precision to pass."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MAX_RUNS = 200
 
 @dataclasses.dataclass(frozen=True)
 class Bisection(ImageAssessment):
-    """Which nodes must stay in float32.
+    """The nodes that must stay in float32.
 
     An error is the largest difference from the reference, relative to the output's largest value, of any output;
     infinite where a value is not finite.
@@ -72,7 +72,7 @@ class Bisection(ImageAssessment):
 
     @property
     def summary(self) -> str:
-        """What was found, in a sentence."""
+        """The result in a sentence."""
         if self.status == "failed":
             return (
                 f"even float32 differs from the reference by {self.error:.2g}, and {self.tolerance:g} is allowed: the "
@@ -175,7 +175,7 @@ def _error(
     expected: Mapping[str, np.ndarray],
     problem_type: ProblemType,
 ) -> float:
-    """Of the variant that keeps these nodes."""
+    """The error of the variant that keeps these nodes."""
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
     variants.write(kept, path)

@@ -71,7 +71,7 @@ class ArtifactLayers:
                 self.artifact,
                 part.part,
                 "passed" if part.worst.within(self.tolerance) else "failed",
-                f"differs by {part.worst.max_relative:.2e} of the largest value, {self.tolerance:g} allowed"
+                f"max relative difference {part.worst.max_relative:.2e}, {self.tolerance:g} allowed"
                 + ("; the first part that diverges" if part.part == self.first else ""),
             )
             for part in self.parts

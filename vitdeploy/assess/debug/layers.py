@@ -158,7 +158,7 @@ def _one(bundle: Bundle, against: str) -> str:
 
 
 def _tolerance(bundle: Bundle, *names: str) -> float:
-    """Of the artifact with the larger one."""
+    """The larger tolerance of the artifacts of these names."""
     held = [artifact for artifact in bundle.manifest.artifacts if artifact.name in names]
     return max(LAYER_TOLERANCES.get(artifact.precision) or default_tolerance(artifact) for artifact in held)
 
@@ -173,7 +173,7 @@ def _reference(runtimes: OpenRuntimes, batches: Batches) -> dict[str, np.ndarray
 def _run(
     bundle: Bundle, artifact: Artifact, batches: Batches, states: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """What each layer of an artifact makes of the states, under the names of the states, and its outputs."""
+    """The states that each layer of an artifact gives, by the names of the states, and the outputs."""
     if artifact.format not in SPLITTERS:
         raise UnavailableError(
             f"layers can be compared in {' and '.join(SPLITTERS)} artifacts, not in {artifact.name}",
@@ -196,14 +196,14 @@ def _run(
 
 
 def _given(states: Mapping[str, np.ndarray], layers: int, images: int) -> Iterator[dict[str, np.ndarray]]:
-    """What every layer of the artifact is given, image by image."""
+    """Inputs of the split artifact's layers, image by image."""
     for image in range(images):
         one = slice(image, image + 1)
         yield {f"{GIVEN}{index}": states[f"{_STATES}{index}"][one] for index in range(layers + 1)}
 
 
 def _scale(states: np.ndarray) -> np.ndarray:
-    """Of each channel of (N, tokens, hidden): its largest value, or that of half of the channels if that is larger.
+    """Scale of each channel of (N, tokens, hidden): its largest value, at least the median of all channels'.
 
     A few channels of large models are a hundred times as large as the others (Sun et al. 2024, arXiv:2402.17762):
     what goes wrong in the others would be nothing beside them.

@@ -113,7 +113,7 @@ def hidden_states(graph: onnx.GraphProto, source: Path) -> list[str]:
 
 
 def _start(nodes: Iterable[onnx.NodeProto], layer: Sequence[onnx.NodeProto]) -> str | None:
-    """What the first norm of a layer takes, before it was converted."""
+    """Input of the first norm of a layer, before conversions."""
     value = next((node.input[0] for node in layer if node.op_type == "LayerNormalization"), None)
     conversions = {node.output[0]: node.input[0] for node in nodes if node.op_type in CONVERSIONS}
     while value in conversions:
@@ -122,7 +122,7 @@ def _start(nodes: Iterable[onnx.NodeProto], layer: Sequence[onnx.NodeProto]) -> 
 
 
 def _end(layer: Sequence[onnx.NodeProto]) -> str | None:
-    """What the last Add of a layer gives, if nothing in the layer is made of it."""
+    """Output of the last Add of a layer, if no other node of the layer uses it."""
     sums = [node.output[0] for node in layer if node.op_type == "Add"][-1:]
     made = set(sums)
     for node in layer:

@@ -1,4 +1,4 @@
-"""How much each layer of a bundle's graph costs in a lower precision: measured one at a time, on images."""
+"""Sensitivity: the error of the outputs with one layer at a time in a lower precision."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MOVING = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class LayerEffect:
-    """What one layer does to the outputs, alone in the lower precision.
+    """The error of the outputs with one layer alone in the lower precision.
 
     Attributes:
         label: what it is called after its weight, such as "layers.0.mlp.fc1"; the node's name where there is no such.
@@ -52,7 +52,7 @@ class LayerEffect:
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity(ImageAssessment):
-    """How much each layer costs.
+    """The sensitivity of every layer.
 
     An error is the length of the difference from the reference over the length of what that gives, of all images
     together, and of several outputs, or of a regression's values, the largest; see
@@ -72,7 +72,7 @@ class Sensitivity(ImageAssessment):
 
     @property
     def status(self) -> str:
-        """That it was measured, which is "passed": nothing here can fail."""
+        """Always "passed": a measurement cannot fail."""
         return "passed"
 
     @property
@@ -82,7 +82,7 @@ class Sensitivity(ImageAssessment):
 
     @property
     def summary(self) -> str:
-        """What was found, in a sentence."""
+        """The result in a sentence."""
         first = self.ranked[0]
         return (
             f"{first.label} is the most sensitive of {len(self.layers)} layers: relative error {first.error:.2g} with "

@@ -72,12 +72,12 @@ class BackendRun:
 
     @property
     def details(self) -> dict[str, Any]:
-        """What the results depend on."""
+        """Details of the runtime, or why it is skipped."""
         return {"skipped": self.skipped} if self.skipped is not None else self._details
 
     @property
     def pixels(self) -> PixelFormat | None:
-        """What the runtime takes for an image."""
+        """Pixel format of the runtime."""
         return None if self.runtime is None else self.runtime.pixels
 
     def run(self, images: Sequence[Prepared], first: int) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class BackendRun:
         self._keep(first, classes, scores)
 
     def predictions(self) -> Predictions:
-        """What became of all images."""
+        """Predictions for all images."""
         kept = slice(0, 0) if self.skipped is not None else slice(None)
         artifact, backend, precision = self.selected
         return Predictions(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation(Assessment):
-    """What every backend made of a labelled data set.
+    """Predictions of every backend on a labelled data set.
 
     Attributes:
         data: the folder or file of the data set.

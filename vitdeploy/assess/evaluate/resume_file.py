@@ -1,4 +1,4 @@
-"""Finished batches on disk, so that work which was killed goes on where it was."""
+"""Resume log: finished batches on disk, from which a killed evaluation continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a gate compares with: an earlier evaluation, in a file that is reviewed like code."""
+"""Baseline of a gate: an accepted evaluation in a file that is reviewed like code."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ class Baseline:
 
     @classmethod
     def of_vectors(cls, bundle: Bundle, data_sha256: str, images: int, runs: Iterable[VectorRun]) -> Baseline:
-        """What is kept of a model without classes; backends that were skipped are left out."""
+        """The baseline of a model without classes; skipped backends are left out."""
         ran = [run for run in runs if run.skipped is None]
         tools = {"vitdeploy": __version__, **{run.name: run.engine for run in ran}}
         labels, processor = labels_sha256(bundle), processor_sha256(bundle)
         return cls(images, data_sha256, labels, processor, bundle.manifest.weights, {}, tools).with_vectors(ran)
 
     def with_vectors(self, runs: Iterable[VectorRun]) -> Baseline:
-        """The same, with figures of these."""
+        """The same baseline with the figures of these runs."""
         return dataclasses.replace(
             self, nearness={run.name: {each.output: _figures(each) for each in run.nearness} for run in runs}
         )
@@ -78,7 +78,7 @@ class Baseline:
 
     @classmethod
     def of(cls, bundle: Bundle, evaluation: Evaluation) -> Baseline:
-        """What is kept of an evaluation; backends that were skipped are left out."""
+        """The baseline of an evaluation; skipped backends are left out."""
         ran = [result for result in evaluation.results if result.skipped is None]
         tools = {result.name: str(result.details["engine"]) for result in ran if "engine" in result.details}
         return cls(
@@ -174,7 +174,7 @@ class Baseline:
                 )  # fmt: skip
 
     def changes(self, new: Baseline) -> tuple[str, ...]:
-        """What is otherwise in `new`, a line each."""
+        """Differences of `new` from this baseline, one line each."""
         lines = []
         if (self.images, self.data_sha256) != (new.images, new.data_sha256):
             lines.append(f"data: {_short(self.data_sha256)} ({self.images} images) -> {_short(new.data_sha256)} "
@@ -221,12 +221,12 @@ class Baseline:
 
 
 def labels_sha256(bundle: Bundle) -> str:
-    """Of the class names, in the order of the logits."""
+    """SHA-256 of the class names, in the order of the logits."""
     return _sha256(list(bundle.read_config().labels))
 
 
 def processor_sha256(bundle: Bundle) -> dict[str, str]:
-    """Of the content of each of the image processor's files, however it is laid out."""
+    """SHA-256 of the parsed content of each of the image processor's files."""
     files = bundle.read_config().files
     return {name: _sha256(json.loads(content)) for name, content in files.items() if name != CONFIG}
 

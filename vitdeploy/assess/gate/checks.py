@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vitdeploy.assess.gate.baseline import labels_sha256, processor_sha256
 from vitdeploy.assess.gate.plan import ALPHA, subject_of
@@ -15,6 +15,9 @@ from vitdeploy.assess.metrics.shares import images_needed, mcnemar
 from vitdeploy.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from vitdeploy.assess.compare.results import BackendComparison
+    from vitdeploy.assess.compare.vector_run import VectorRun
+    from vitdeploy.assess.debug.layer_results import ArtifactLayers
     from vitdeploy.assess.gate.measured import Measured
     from vitdeploy.assess.gate.plan import Planned
     from vitdeploy.assess.metrics.features import Nearness
@@ -61,11 +64,19 @@ def judge(planned: Planned, measured: Measured) -> Check:
     return Check(planned.rule, planned.subject, None, planned.bound, "skipped", f"it could not run: {reason}")
 
 
+_R = TypeVar("_R", "VectorRun", "BackendComparison", "ArtifactLayers")
 _Found = tuple[float | None, str, str]
 
 
 def _word(passed: bool) -> str:
     return "passed" if passed else "failed"
+
+
+def _ran(result: _R) -> _R:
+    """The result, unless it was skipped; see `judge`."""
+    if result.skipped is not None:
+        raise UnavailableError(result.skipped)
+    return result
 
 
 def _same_labels(_planned: Planned, measured: Measured) -> _Found:
@@ -92,9 +103,7 @@ def _in_bundle(_planned: Planned, _measured: Measured) -> _Found:
 
 def _finite(_planned: Planned, measured: Measured, selected: Selected) -> _Found:
     if measured.evaluation is None:
-        run = measured.vectors[selected]
-        if run.skipped is not None:
-            return None, "skipped", f"it could not run: {run.skipped}"
+        run = _ran(measured.vectors[selected])
         count, what = run.not_finite, "vectors"
     else:
         count, what = measured.predictions[selected].not_finite, "logits"
@@ -108,20 +117,22 @@ def _finite(_planned: Planned, measured: Measured, selected: Selected) -> _Found
 
 
 def _min_accuracy(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    return _share(planned, measured.classified.top1(measured.predictions[selected]), "correct")
+    return _share(planned, measured.classified.top1(measured.predictions[selected]), "top-1 accuracy")
 
 
 def _min_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Found:
     reference = measured.classified.reference
     if reference is None:
         return None, "skipped", "the reference did not run; let it, with --backend torch"
-    return _share(planned, measured.classified.agreement(measured.predictions[selected], reference), "as the reference")
+    return _share(
+        planned,
+        measured.classified.agreement(measured.predictions[selected], reference),
+        "agreement with the reference",
+    )
 
 
 def _min_cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    run = measured.vectors[selected]
-    if run.skipped is not None:
-        return None, "skipped", f"it could not run: {run.skipped}"
+    run = _ran(measured.vectors[selected])
     worst = min(run.nearness, key=lambda each: each.p5_cosine)
     found = f"{worst.output}: {_cosines(worst)}; 5th percentile of at least {planned.bound:g} required"
     far = next(filter(None, (too_long(each, planned.bound) for each in run.nearness)), None)
@@ -130,14 +141,11 @@ def _min_cosine(planned: Planned, measured: Measured, selected: Selected) -> _Fo
 
 
 def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    run = measured.vectors[selected]
-    if run.skipped is not None:
-        return None, "skipped", f"it could not run: {run.skipped}"
+    run = _ran(measured.vectors[selected])
     for each in run.nearness:
         if each.same_neighbours is not None:
             kept = Accuracy(each.same_neighbours, each.images)
-            value, status, found = _share(planned, kept, f"with the reference's nearest neighbour by {each.output}")
-            return value, status, found
+            return _share(planned, kept, f"same nearest neighbour by {each.output}")
     return (
         None,
         "skipped",
@@ -146,9 +154,7 @@ def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Sel
 
 
 def _cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    run = measured.vectors[selected]
-    if run.skipped is not None:
-        return None, "skipped", f"it could not run: {run.skipped}"
+    run = _ran(measured.vectors[selected])
     worst = min(run.nearness, key=lambda each: each.p5_cosine)
     bound = COSINE_BOUNDS[selected.precision]
     far = [why for each in run.nearness if (why := bound.why_not(each)) is not None]
@@ -169,7 +175,7 @@ def _cosines(near: Nearness) -> str:
 
 def _share(planned: Planned, found: Accuracy, what: str) -> _Found:
     passed = 100 * found.correct >= planned.bound * found.total - 1e-9
-    return 100 * found.value, _word(passed), f"{found} {what}, at least {planned.bound:.15g} % allowed"
+    return 100 * found.value, _word(passed), f"{what} {found}, at least {planned.bound:.15g} % required"
 
 
 def _max_drop(planned: Planned, measured: Measured, selected: Selected) -> _Found:
@@ -192,27 +198,21 @@ def _max_drop(planned: Planned, measured: Measured, selected: Selected) -> _Foun
 
 
 def _max_difference(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    compared = measured.comparison[selected.artifact, selected.backend]
-    if compared.skipped is not None:
-        return None, "skipped", f"it could not run: {compared.skipped}"
+    compared = _ran(measured.comparison[selected.artifact, selected.backend])
     worst = max(compared.differences, key=lambda each: each.max_relative)
     passed = all(each.within(planned.bound) for each in compared.differences)
     value = worst.max_relative if math.isfinite(worst.max_relative) else None
-    found = f"{worst.max_relative:.2e} of the largest {worst.output} from the reference, on {worst.count} images, "
-    return value, _word(passed), f"{found}{planned.bound:g} allowed"
+    found = f"{worst.output}: max relative difference {worst.max_relative:.2e} on {worst.count} images"
+    return value, _word(passed), f"{found}, {planned.bound:g} allowed"
 
 
 def _max_layer_difference(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    compared = measured.layers[selected.artifact]
-    if compared.skipped is not None:
-        return None, "skipped", compared.skipped
+    compared = _ran(measured.layers[selected.artifact])
     worst = max(compared.parts, key=lambda part: part.worst.required_tolerance)
     first = next((part.part for part in compared.parts if not part.worst.within(planned.bound)), None)
     value = worst.worst.max_relative if math.isfinite(worst.worst.max_relative) else None
-    found = (
-        f"{worst.part} differs by {worst.worst.max_relative:.2e} from the reference's, on {worst.worst.count} images, "
-    )
-    found += f"{planned.bound:g} allowed" + (f"; {first} is the first that diverges" if first else "")
+    found = f"{worst.part}: max relative difference {worst.worst.max_relative:.2e} on {worst.worst.count} images"
+    found += f", {planned.bound:g} allowed" + (f"; {first} is the first that diverges" if first else "")
     return value, _word(first is None), found
 
 

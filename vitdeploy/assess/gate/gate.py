@@ -41,7 +41,7 @@ __all__ = ["Check", "GateResult", "gate", "planned_checks"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GateResult(Assessment):
-    """What a gate found.
+    """Result of a gate.
 
     Attributes:
         data: the folder or file of the images.
@@ -51,7 +51,7 @@ class GateResult(Assessment):
         vectors: of all images, where a rule is about them, and of a model without classes; one an artifact and backend.
         benchmark: of one image; None where no rule is about latency.
         baseline: the file; None without one.
-        changes: what is otherwise than in the baseline, a line each.
+        changes: differences from the baseline, one line each.
         updated: whether the baseline was written.
     """
 
@@ -191,7 +191,7 @@ def planned_checks(
 
 
 class _Prepared(NamedTuple):
-    """What a gate needs before it runs anything."""
+    """Checked arguments and planned checks of a gate."""
 
     bundle: Bundle
     images: LabelledData | ImageSet

@@ -36,7 +36,7 @@ COMPARED_IMAGES = 64
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """What the checks look at, each measured when the first check asks for it, all on the same open runtimes."""
+    """Measurements for the checks, each made when the first check asks for it, all on the same open runtimes."""
 
     runtimes: OpenRuntimes
     data: LabelledData | ImageSet
@@ -62,7 +62,7 @@ class Measured:
 
     @functools.cached_property
     def predictions(self) -> Mapping[Selected, Predictions]:
-        """What became of the images, by what ran; nothing of a model without classes."""
+        """Predictions by artifact and backend; none for a model without classes."""
         results = () if self.evaluation is None else self.evaluation.results
         return {Selected(result.artifact, result.backend, result.precision): result for result in results}
 
@@ -80,7 +80,7 @@ class Measured:
 
     @property
     def measured_vectors(self) -> tuple[VectorRun, ...]:
-        """Those runs, if a check asked for them."""
+        """`vectors`, if a check asked for them."""
         return tuple(self.vectors.values()) if "vectors" in vars(self) else ()
 
     @functools.cached_property
@@ -115,7 +115,7 @@ class Measured:
 
     @functools.cached_property
     def benchmark(self) -> Benchmark:
-        """Of one image, for every backend that a ratio of latencies is about."""
+        """Latency of one image on every backend that a latency ratio is about."""
         asked = [each for check in self.planned if check.against for each in (check.against, check.selected) if each]
         names = [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
         return benchmark(
@@ -143,7 +143,7 @@ class Measured:
         return {(each.artifact, each.backend): each for each in result.results}
 
     def _names(self, rule: str) -> list[str]:
-        """Those that a rule is about and that ran, as `backends`."""
+        """Artifacts that a rule is about and that ran, as `backends`."""
         asked = [check.selected for check in self.planned if check.rule == rule and check.selected]
         return [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
 

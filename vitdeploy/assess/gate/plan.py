@@ -1,4 +1,4 @@
-"""Which checks a gate makes, in which order, and whether the images are enough for them."""
+"""Plan of a gate: its checks in order, refused where there are too few images to tell."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _of_artifact(
 
 
 def _check_share(rule: str, subject: str, percent: float, images: int) -> None:
-    """Of N images, one is 1/N: a bound above 1 - 1/N, but for 1 itself, says no more than that none may be wrong."""
+    """Refuse a bound above 1 - 1/N other than 1: of N images, it allows none to be wrong."""
     if percent < 100 and images * (100 - percent) < 100 - 1e-9:
         needed = math.ceil(100 / (100 - percent) - 1e-9)
         raise UsageError(

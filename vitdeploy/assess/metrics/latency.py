@@ -1,4 +1,4 @@
-"""How long backends take: what was measured, and how two of them compare."""
+"""Latency: measurements, percentiles and ratios."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ class Latency:
         return tuple(itertools.chain.from_iterable(self.image_rounds_ms))
 
     def percentile_ms(self, percent: float) -> float:
-        """Of the runs on ready input."""
+        """Percentiles of runs on ready input."""
         return float(np.percentile(self.times_ms, percent))
 
     def image_percentile_ms(self, percent: float) -> float:
-        """Of the runs from image files."""
+        """Percentiles of runs from image files."""
         return float(np.percentile(self.image_times_ms, percent))
 
     @property
@@ -180,7 +180,7 @@ class Benchmark(Assessment):
 
     @property
     def note(self) -> str:
-        """That backends ran with different numbers of threads, which their ratios show as well; else empty."""
+        """A warning where backends ran with different numbers of threads; else empty."""
         counts = {each.backend: each.threads.count for each in self.latencies if each.threads is not None}
         if len(set(counts.values())) < 2:
             return ""

@@ -1,4 +1,4 @@
-"""How far one backend's outputs are from the reference's (numpy alone)."""
+"""Differences of outputs, relative error and tolerances (numpy alone)."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def check_tolerance(tolerance: object) -> None:
 
 
 def default_tolerance(artifact: Artifact) -> float:
-    """What an artifact may differ by, relative to each output's largest value.
+    """Default tolerance of an artifact, relative to each output's largest value.
 
     Raises:
         UsageError: nothing is known of the precision.
@@ -164,7 +164,7 @@ def least_cosine(tolerance: float) -> float:
 
 
 def has_own_scales(name: str, problem_type: ProblemType) -> bool:
-    """Whether each value of that output is measured in its own unit, as a regression's logits (an age, a weight)."""
+    """Whether each value of that output has its own unit, as a regression's logits (an age, a weight)."""
     return name == LOGITS and problem_type is ProblemType.REGRESSION
 
 

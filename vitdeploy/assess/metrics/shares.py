@@ -1,4 +1,4 @@
-"""What a sample can tell: an interval of a share, a test of paired outcomes, and how many images a drop needs."""
+"""Statistics: Wilson interval, McNemar's test, sample size for a given drop."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def images_needed(
     power: float = 0.9,
     beyond: float = 0.0,
 ) -> int:
-    """How many images a drop in accuracy needs to be seen (see `mcnemar_power`), both classifiers seeing the same ones.
+    """Number of images that a drop in accuracy needs to be seen (see `mcnemar_power`), paired.
 
     A number of images whose power is enough; nearby ones can have a little less or more, as the test is discrete.
 

@@ -1,4 +1,4 @@
-"""What an assessment says of each thing that it looked at, in one form for whoever writes it down."""
+"""Status and verdicts of results, in one form for reports."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Judged(Protocol):
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """What is otherwise than it was, a line each."""
+        """Differences from an earlier result, one line each."""
         ...
 
     @property
@@ -73,7 +73,7 @@ class Assessment:
 
 @dataclasses.dataclass(frozen=True)
 class ImageAssessment(Assessment):
-    """The same, of outputs for images without labels.
+    """Result of comparing outputs on images without labels.
 
     Attributes:
         images: how many.
@@ -100,7 +100,7 @@ class ByResult:
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """Those of every result, for a report."""
+        """Verdicts of every result."""
         return tuple(verdict for result in self.results for verdict in result.verdicts)
 
     @property

@@ -121,7 +121,7 @@ class OpenRuntimes:
 
 
 def _is_gpu_beyond_torch(device: str) -> bool:
-    """Whether that is a GPU of this machine, and torch was built without CUDA or finds none."""
+    """Whether `device` is a GPU of this machine that torch cannot use."""
     kind, index = parse_device(device)
     if kind != "cuda" or any(name.startswith("cuda") for name in runtime_class(reference_backend()).probe()):
         return False

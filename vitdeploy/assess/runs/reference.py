@@ -1,4 +1,4 @@
-"""Run the reference on images, a batch at a time."""
+"""Batches of processed images, and runs of the reference on them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Batches:
     batch_size: int
 
     def feeds(self, of: Runtime | Artifact) -> Iterator[dict[str, np.ndarray]]:
-        """What it takes for the images, a batch at a time."""
+        """Inputs for the images, a batch at a time."""
         size = batch_size_for(self.processor, of, self.batch_size)
         for start in range(0, len(self.sources), size):
             sources = self.sources[start : start + size]

@@ -1,4 +1,4 @@
-"""Which artifacts of a bundle are assessed, and with which backends."""
+"""Selection of artifacts and backends."""
 
 from __future__ import annotations
 
