@@ -105,8 +105,8 @@ def artifact_named(bundle: Bundle, name: str | None = None) -> Artifact:
         problem, hint = f"has several artifacts: {', '.join(names)}", "choose one with --artifact"
     else:
         problem, hint = f"has no artifact {name}, only: {', '.join(names)}", "choose one of them"
-    fields = {"what": "--artifact", "where": bundle.path, "expected": names, "found": name}
-    raise UsageError(f"{bundle.path} {problem}", hint=hint, **fields)
+    problem = f"{bundle.path} {problem}"
+    raise UsageError(problem, what="--artifact", where=bundle.path, expected=names, found=name, hint=hint)
 
 
 def inspect_artifact(bundle: Bundle, artifact: Artifact) -> Inspection:
