@@ -228,10 +228,7 @@ OF_CLASS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "no class, no model": {"preprocessor_config": SIZES},
     "no class, an unknown model": {"preprocessor_config": SIZES, "config": {"model_type": "unknown"}},
-    "no class, a model without one": {
-        "preprocessor_config": SIZES,
-        "config": {"model_type": "dinov2_with_registers"},
-    },
+    "no class, a model without one": {"preprocessor_config": SIZES, "config": {"model_type": "dinov2_with_registers"}},
     "no class, and no setting": {"preprocessor_config": {}, "config": {"model_type": "beit"}},
     "the class in config.json": {
         "preprocessor_config": SIZES,

@@ -139,11 +139,7 @@ def test_a_dynamic_image_size_frees_the_axes_that_follow_from_it() -> None:
     model = random_model(ViTConfig(**SMALL), Task.FEATURES)
     served = Served(model, ["last_hidden_state", "pooler_output", "hidden_states.0"], dynamic_image_size=True)
     assert served.inputs == (TensorSpec("pixel_values", "float32", ("batch", 4, "height", "width")),)
-    assert [spec.shape for spec in served.outputs] == [
-        ("batch", "tokens", 16),
-        ("batch", 5),
-        ("batch", "tokens", 16),
-    ]
+    assert [spec.shape for spec in served.outputs] == [("batch", "tokens", 16), ("batch", 5), ("batch", "tokens", 16)]
     got = served(torch.zeros(2, 4, 17, 10))
     assert [tuple(value.shape) for value in got.values()] == [(2, 5, 16), (2, 5), (2, 5, 16)]
     with raises(UsageError, what="dynamic_image_size", found=Task.MASKED_IMAGE_MODELING):

@@ -238,8 +238,7 @@ def test_recent_workers_are_a_second_old_at_most_and_a_threads_own(monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("mask", "cores"),
-    [(range(16), 8), ((0, 8), 1), ((0, 1), 2), ((0, 1, 8, 9, 10), 3), ((15,), 1)],
+    ("mask", "cores"), [(range(16), 8), ((0, 8), 1), ((0, 1), 2), ((0, 1, 8, 9, 10), 3), ((15,), 1)]
 )
 def test_smt_siblings_count_once(root: Path, mask: tuple[int, ...], cores: int) -> None:
     found = read(root, *mask)

@@ -56,14 +56,7 @@ FORMATS = {
 WEAK_MAGIC = frozenset({"DIB", "PCX", "GBR", "IM", "IMT", "TGA"})  # any file may begin as they do
 HEIF_ENDINGS = frozenset({".heic", ".heif", ".hif"})
 # Features of Pillow without which a format is registered, and cannot be decoded.
-_NEEDED = {
-    "JPEG": "jpg",
-    "MPO": "jpg",
-    "PNG": "zlib",
-    "WEBP": "webp",
-    "JPEG2000": "jpg_2000",
-    "AVIF": "avif",
-}
+_NEEDED = {"JPEG": "jpg", "MPO": "jpg", "PNG": "zlib", "WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
 
 
 def unreadable(name: str, problem: str, **fields: Any) -> ImageError:
