@@ -17,17 +17,10 @@ from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task, TensorSpec
 
 SMALL: dict[str, Any] = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "image_size": (24, 47),
-    "patch_size": (8, 5),
-    "num_channels": 4,
-    "encoder_stride": 3,
-    "labels": ("cat", "dog", "newt"),
-    "pooler_output_size": 5,
-}
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
+    "image_size": (24, 47), "patch_size": (8, 5), "num_channels": 4, "encoder_stride": 3,
+    "labels": ("cat", "dog", "newt"), "pooler_output_size": 5,
+}  # fmt: skip
 PIXELS = TensorSpec("pixel_values", "float32", ("batch", 4, 24, 47))
 
 
