@@ -89,6 +89,20 @@ class PyTorchRuntime(TorchRuntime):
         options.setdefault("dynamic_image_size", bundle.dynamic_image_size)
         return cls(model, device=device, precision=precision, **options)
 
+    def with_outputs(self, outputs: Sequence[str]) -> PyTorchRuntime:
+        """A runtime of the same weights that gives other outputs.
+
+        Raises:
+            UsageError: as the constructor.
+        """
+        model: Any = self._model
+        other = PyTorchRuntime(
+            model.model, device=str(self._device), precision=self.details["precision"], outputs=outputs,
+            dynamic_image_size=model.dynamic_image_size, compile=self.details["compile"],
+        )  # fmt: skip
+        other.precision = self.precision
+        return other
+
     def _outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         outputs = self._model(**{spec.name: tensors[spec.name] for spec in self.inputs})
         return {name: value.float() for name, value in outputs.items()}

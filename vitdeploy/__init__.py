@@ -10,7 +10,8 @@ from vitdeploy.system import telemetry
 if TYPE_CHECKING:
     from vitdeploy._version import __version__
     from vitdeploy.assess.benchmark.benchmark import benchmark
-    from vitdeploy.assess.compare.compare import Comparison, compare
+    from vitdeploy.assess.compare.compare import compare
+    from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.debug.bisection import Bisection, bisect
     from vitdeploy.assess.debug.sensitivity import Sensitivity, sensitivity
     from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate

@@ -367,7 +367,7 @@ def test_a_folder_whose_name_is_no_utf_8(probe: Path, tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"\xff")
     folder.mkdir()
     shutil.copy(probe, folder / "model.onnx")
-    with pytest.raises(UsageError, match=r"must be given a path in UTF-8, got .*; rename the folder"):
+    with pytest.raises(UsageError, match=r"not in UTF-8; rename the folder"):
         OnnxRuntime(folder / "model.onnx")
 
 

@@ -24,7 +24,7 @@ from vitdeploy.files.regular_file import read_regular
 
 if TYPE_CHECKING:
     from vitdeploy.assess.debug.bisection import Bisection
-    from vitdeploy.assess.debug.layers import LayerComparison
+    from vitdeploy.assess.debug.layer_results import LayerComparison
     from vitdeploy.assess.debug.sensitivity import Sensitivity
     from vitdeploy.cli.reports import Reports
 

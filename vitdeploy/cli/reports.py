@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
-import stat
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -67,13 +64,16 @@ class Reports:
     """
 
     def __init__(self, files: Mapping[str, str | None], arguments: Mapping[str, Any]) -> None:
-        from vitdeploy.bundle.output_paths import check_outputs, check_writable  # not for the help
+        from vitdeploy.bundle.output_paths import check_outputs  # not for the help
+        from vitdeploy.files.output_files import check_writable
 
         self.asked = {name: path for name, path in files.items() if path is not None}
         self._writers = {}
         for name, path in self.asked.items():
             if not path:
-                raise OutputError(f"--{name} cannot be written: its path is empty; name a file")
+                raise OutputError(
+                    f"--{name} cannot be written: its path is empty", what=f"--{name}", found=path, hint="name a file"
+                )
         check_outputs(*_files(self.asked, arguments), bundle=arguments.get("bundle"))
         for name, path in self.asked.items():
             check_writable(Path(path))
@@ -102,24 +102,17 @@ def conclude_with(
 
 def _files(reports: Mapping[str, str], arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Outputs and inputs of a command, by the names that the user knows them by."""
+    from vitdeploy.files.output_files import standard_output_file
+
     outputs = (*_OUTPUTS, *(["baseline"] if arguments.get("update") else []))
     inputs = (*_INPUTS, *([] if arguments.get("update") else ["baseline"]))
     written = {
         **{f"--{name}": path for name, path in reports.items()},
         **{_typed(name): arguments.get(name) for name in outputs},
-        "standard output": _standard_output() if reports else None,
+        "standard output": standard_output_file() if reports else None,
     }
     return written, {_typed(name): arguments.get(name) for name in inputs}
 
 
 def _typed(argument: str) -> str:
     return f"--{argument.replace('_', '-')}"
-
-
-def _standard_output() -> str | None:
-    """Its path, where it goes into a file, which a report must not replace."""
-    try:
-        is_file = sys.stdout is not None and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
-    except (OSError, ValueError):  # there is none, or another program's object stands for it
-        return None
-    return "/dev/stdout" if is_file and Path("/dev/stdout").exists() else None

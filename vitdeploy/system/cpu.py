@@ -133,9 +133,10 @@ def session_threads(asked: int = 0) -> ThreadCount:
     value = os.environ.get(INTRA_OP_VARIABLE, "")
     if not re.fullmatch("[0-9]{0,9}", value) or int(value or 0) > MOST_THREADS:
         raise UsageError(
-            f"{INTRA_OP_VARIABLE} is {value!r:.80}, which is not a number of threads; set it to a whole number from 1 "
-            f"to {MOST_THREADS}, or unset it for the default"
-        )
+            f"{INTRA_OP_VARIABLE} is {value!r:.80}, which is not a number of threads",
+            what=INTRA_OP_VARIABLE, found=value,
+            hint=f"set it to a whole number from 1 to {MOST_THREADS}, or unset it for the default",
+        )  # fmt: skip
     if int(value or 0):
         return ThreadCount(int(value), INTRA_OP_VARIABLE)
     if _affinity() is None:
@@ -178,8 +179,8 @@ def _topology(root: str, mask: frozenset[int]) -> tuple[int | None, int]:
     if "" not in siblings:
         return len(siblings), online
     cores = _cpuinfo_cores(_read(f"{root}/proc/cpuinfo"))
-    found = {cores.get(cpu) for cpu in mask}
-    return None if None in found else len(found), online
+    used = {cores.get(cpu) for cpu in mask}
+    return None if None in used else len(used), online
 
 
 def _cpuinfo_cores(text: str) -> dict[int, tuple[str, str]]:
@@ -193,7 +194,7 @@ def _cpuinfo_cores(text: str) -> dict[int, tuple[str, str]]:
 
 
 def _list_length(text: str) -> int:
-    """How many numbers a list such as "0-3,8" has; 0 if it is none."""
+    """The count of numbers in a list such as "0-3,8"; 0 if it is none."""
     ranges = [part.split("-") for part in text.strip().split(",")]
     try:
         return sum(int(ends[-1]) - int(ends[0]) + 1 for ends in ranges)

@@ -304,7 +304,7 @@ def test_an_engine_is_given_other_weights(open_engine: Open, cuda: FakeCuda, tmp
             with pytest.raises(UsageError, match=rf"must have the weights of the engine's graph: {why}; give another"):
                 runtime.refit(file)
             np.testing.assert_array_equal(runtime.run(feeds)["y"], feeds["x"].sum(1) * 5)
-        with pytest.raises(InputError, match="must be an ONNX file that can be read: No such file"):
+        with pytest.raises(InputError, match="as an ONNX file: No such file"):
             runtime.refit(tmp_path / "none.onnx")
         file.write_text("fails")
         with pytest.raises(DeviceError, match=r"must take the weights of .*: out of memory; open it again"):
@@ -406,7 +406,7 @@ def test_a_runtime_cache_that_cannot_be_used(open_rtx: Open, tmp_path: Path) -> 
     assert path.read_bytes() == b"+kernels", "nothing of the broken one is left"
     path.unlink()
     path.mkdir()
-    with pytest.raises(InputError, match="cache must be a runtime cache that can be read: Is a directory"):
+    with pytest.raises(InputError, match="as a runtime cache: Is a directory"):
         open_rtx(runtime_cache=path)
     open_rtx(INPUTS, OUTPUTS, None, False, False, path).close()
     (tmp_path / "file").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""What the reference gave, in a file: saved on one machine, compared with on another that needs no torch."""
+"""Golden outputs: the reference's outputs in a file, to compare with on a machine without torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import io
 import itertools
 import json
-import math
 import os
 import struct
 import tokenize
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib import format as npy
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.runs.targets import artifacts
-from vitdeploy.bundle.output_paths import write_output
-from vitdeploy.errors import InputError, NotFiniteError, UsageError, first_line
+from vitdeploy.errors import InputError, NotFiniteError, UsageError, first_line, shown
 from vitdeploy.files.json_text import strict_json
+from vitdeploy.files.npz import array_header, read_array
+from vitdeploy.files.output_files import write_output
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.system.exhaustion import check_exhaustion
 
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
 FORMAT = "vitdeploy golden 2"
 _HEADER, _OUTPUT = "header", "output/"
-_ENCRYPTED = 0x1  # of a member's flags: APPNOTE.TXT 4.4.4
-_NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # What zipfile, numpy and json are known to raise on a damaged file.
 _DAMAGES = (
     ArithmeticError,
@@ -79,9 +76,9 @@ class Golden:
         names = self._not_finite()
         if names:
             raise NotFiniteError(
-                f"the reference gives NaN or infinite values of {', '.join(names)}, so {path} was not written; "
-                f"mend the weights, or the numbers of the image processor"
-            )
+                f"the reference gives NaN or infinite values of {', '.join(names)}, so {path} was not written",
+                what=names[0], where=path, hint="mend the weights, or the numbers of the image processor",
+            )  # fmt: skip
         header = {
             "format": FORMAT,
             "reference": dict(self.reference),
@@ -125,14 +122,13 @@ class Golden:
             return golden
         except (MemoryError, OSError) as exc:
             check_exhaustion(exc, f"reading {path}")
-            raise InputError(
-                f"{path} must be a file of golden outputs that can be read: {getattr(exc, 'strerror', None) or exc}"
-            ) from exc
+            reason = getattr(exc, "strerror", None) or exc
+            raise InputError(f"{path} cannot be read: {reason}", where=path, found=reason) from exc
         except _DAMAGES as exc:
             raise InputError(
-                f"{path} must be a file that compare --save-golden wrote: {type(exc).__name__} {first_line(exc)}; save "
-                f"it again"
-            ) from exc
+                f"{path} is not a file of golden outputs: {type(exc).__name__} {first_line(exc)}",
+                where=path, expected=FORMAT, hint="save it again: vitdeploy compare --save-golden",
+            ) from exc  # fmt: skip
 
     def _not_finite(self) -> list[str]:
         return [name for name, value in self.outputs.items() if not np.isfinite(value).all()]
@@ -147,49 +143,39 @@ class Golden:
         wanted = bundle.manifest.reference
         changed = [name for name in sorted({*wanted, *self.reference}) if wanted.get(name) != self.reference.get(name)]
         if changed:
-            raise UsageError(
-                f"golden outputs must be of the model of {bundle.path}, they are of another {', '.join(changed)}; save "
-                f"them again"
-            )
+            raise _other("the model", changed[0], wanted.get(changed[0]), self.reference.get(changed[0]))
         if self.batch_size != batch_size:
-            raise UsageError(
-                f"golden outputs must be of batches of the same size, they are of {self.batch_size}, not {batch_size}"
-            )
+            raise _other("the batch size", "batch_size", batch_size, self.batch_size)
         if self.pixels_sha256 != pixels_sha256:
-            raise UsageError(
-                "golden outputs must be of the same processed images, they are of others; give the images that they "
-                "were saved with, and see that the image processor and Pillow are the same"
-            )
+            raise _other("the processed images (or Pillow)", "images", pixels_sha256, self.pixels_sha256)
         runnable = {each.artifact for each in artifacts(bundle) if each.backend}
         specs = [each.outputs for each in bundle.manifest.artifacts if each.name in runnable]
         names = dict.fromkeys(spec.name for spec in itertools.chain(*specs))
         missing = [name for name in names if name not in self.outputs]
         if missing:
-            raise UsageError(f"golden outputs must hold {', '.join(missing)}, do not; save them again")
+            raise _other("the set of outputs", missing[0], missing[0], None)
         for spec in itertools.chain(*specs):
             _check_shape(spec, self.outputs[spec.name].shape, count)
 
 
+def _other(subject: str, what: str, expected: object, found: object) -> UsageError:
+    return UsageError(
+        f"golden outputs are of another state of {subject}: {what} is {shown(expected, 80)}, was {shown(found, 80)}",
+        what=what, expected=expected, found=found, hint="restore it, or save them again",
+    )  # fmt: skip
+
+
 def _array(archive: zipfile.ZipFile, name: str, dtype: type[np.generic]) -> np.ndarray:
-    """An array as `write` writes it, not compressed; its size is checked before it takes memory.
+    """An array as `write` writes it, not compressed.
 
     Raises:
         ValueError: it is another's.
         What else `_DAMAGES` names.
     """
-    info = archive.getinfo(f"{name}.npy")
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & _ENCRYPTED or info.file_size != info.compress_size:
-        raise ValueError(f"{name!r:.80} is compressed or encrypted")
-    content = io.BytesIO(archive.read(info))
-    shape, _, found = _NPY_HEADERS[npy.read_magic(content)](content)
-    size_bytes = info.file_size - content.tell()
-    if found != dtype or not shape or min(shape) < 0 or math.prod(shape) * found.itemsize != size_bytes:
-        raise ValueError(
-            f"{name!r:.80} is {found} of shape {shape} in {size_bytes} bytes, not {np.dtype(dtype)} (N, ...)"
-        )
-    content.seek(0)
-    array: np.ndarray = npy.read_array(content, allow_pickle=False)
-    return array
+    shape, found, _ = array_header(archive, name)
+    if found != dtype or not shape:
+        raise ValueError(f"{name!r:.80} is {found} of shape {shape}, not {np.dtype(dtype)} (N, ...)")
+    return read_array(archive, name)
 
 
 def _check_shape(spec: TensorSpec, shape: tuple[int, ...], count: int) -> None:
@@ -198,4 +184,7 @@ def _check_shape(spec: TensorSpec, shape: tuple[int, ...], count: int) -> None:
         isinstance(axis, str) or axis == length for axis, length in zip(wanted, shape, strict=True)
     )
     if not fits:
-        raise InputError(f"golden outputs must hold {spec.name} of shape {wanted}, hold {shape}; save them again")
+        raise InputError(
+            f"golden outputs have {spec.name} of shape {shape}, not {wanted}",
+            what=spec.name, expected=wanted, found=shape, hint="save them again",
+        )  # fmt: skip
