@@ -257,7 +257,7 @@ def test_what_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"calibration": "mse", "scheme": "dynamic"}, UsageError, "calibration is of fixed ranges, got mse with"),
         ({"accuracy_data": "x"}, UsageError, "accuracy_data needs max_drop, min_agreement or min_cosine, got none"),
         ({"min_agreement": 0.9, "accuracy_data": "none"}, InputError, "none is not a folder of images"),
-        ({"max_drop": 1, "accuracy_data": "none"}, InputError, "none is no folder, and no"),
+        ({"max_drop": 1, "accuracy_data": "none"}, InputError, "none is not a folder"),
         ({"accuracy_data": "", "min_agreement": 0.9}, UsageError, "accuracy_data must be a path, got ''"),
         ({"calibration_data": 3}, UsageError, "calibration_data must be a path, got 3"),
         ({"calibration_cache": ""}, UsageError, "calibration_cache must be a path, got ''"),
