@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from vitdeploy.exporting.options import GraphOptions, Quantization, SourceOptions, ValidationOptions
+    from vitdeploy.exporting.graph_options import GraphOptions
+    from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
     from vitdeploy.exporting.validation import Sample
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.config import ViTConfig
