@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.data.images import feeds
-from vitdeploy.assess.debug.fewest_kept import fewest_kept
-from vitdeploy.assess.debug.quantization_error import Yardstick, effects, opened_variant
+from vitdeploy.assess.debug.quantization_error import VariantErrors, opened_variant, sensitivities
+from vitdeploy.assess.debug.search import search_by_sensitivity
 from vitdeploy.assess.metrics.outputs import LOGITS
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import CheckFailedError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from vitdeploy.assess.debug.fewest_kept import Measure
+    from vitdeploy.assess.debug.search import Measure
     from vitdeploy.exporters.graph.variants import Variants
     from vitdeploy.exporters.quantization.choice import Closeness, KeptNodes
     from vitdeploy.exporting.accuracy_bound import Goal
@@ -46,7 +46,7 @@ class Chooser:
     goal: Goal | None
     progress: Progress
     problem_type: ProblemType = ProblemType.SINGLE_LABEL
-    _yardsticks: dict[PixelFormat, Yardstick] = dataclasses.field(default_factory=dict, init=False)
+    _yardsticks: dict[PixelFormat, VariantErrors] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def bounded(self) -> bool:
@@ -73,11 +73,11 @@ class Chooser:
         def rank() -> list[str]:
             self.progress.step(f"measuring how much each of {len(variants.nodes)} layers matters")
             yardstick = self._yardstick(variants, pixels, folder)
-            measured = effects(variants, lambda kept: yardstick.error(variants, kept), self.progress)
+            measured = sensitivities(variants, lambda kept: yardstick.error(variants, kept), self.progress)
             of_layers.update(measured)
             return sorted(measured, key=lambda node: -measured[node])
 
-        found = fewest_kept(rank, self._measure(self.goal, variants, pixels, folder), self.goal.honoured_by)
+        found = search_by_sensitivity(rank, self._measure(self.goal, variants, pixels, folder), self.goal.honoured_by)
         if not found.enough:
             low = [labels.get(node, node) for node in variants.nodes if node not in found.kept]
             raise CheckFailedError(
@@ -94,7 +94,7 @@ class Chooser:
         }
         return KeptNodes(found.kept, record)
 
-    def _yardstick(self, variants: Variants, pixels: PixelFormat, folder: Path) -> Yardstick:
+    def _yardstick(self, variants: Variants, pixels: PixelFormat, folder: Path) -> VariantErrors:
         """On the logits where there are some, else on all outputs; the float32 graph runs once for each format."""
         if pixels not in self._yardsticks:
             given = [images[pixels] for images in self.images.batches(BATCH, pixels)]
@@ -103,7 +103,7 @@ class Chooser:
                 counting = [LOGITS] if LOGITS in names else names
                 found = [runtime.run(feeds(runtime.inputs, images)) for images in given]
             expected = {name: np.concatenate([outputs[name] for outputs in found]) for name in counting}
-            self._yardsticks[pixels] = Yardstick(given, expected, folder, self.problem_type)
+            self._yardsticks[pixels] = VariantErrors(given, expected, folder, self.problem_type)
         return self._yardsticks[pixels]
 
     def _measure(

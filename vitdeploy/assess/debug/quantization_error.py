@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vitdeploy.system.progress import Progress
 
 
-class Yardstick:
+class VariantErrors:
     """Runs variants of a graph, and holds of them no more than what one batch gives.
 
     Args:
@@ -126,7 +126,7 @@ def opened_variant(
             yield runtime
 
 
-def effects(
+def sensitivities(
     variants: Variants,
     error: Callable[[frozenset[str]], float],
     progress: Progress,
