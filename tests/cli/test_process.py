@@ -61,7 +61,7 @@ def test_streams_that_take_nothing(bundle: Bundle, arguments: str, into: str, co
 
 
 @pytest.mark.parametrize(("tolerance", "code"), [("1", 0), ("1e-12", 1)])
-def test_a_reader_that_went_away_does_not_change_the_verdict(bundle: Bundle, tolerance: str, code: int) -> None:
+def test_a_reader_that_went_away_does_not_change_the_status(bundle: Bundle, tolerance: str, code: int) -> None:
     found = shell(f"{COMMAND} compare '{bundle.path}' --tolerance {tolerance} | true")
     assert (found.returncode, found.stderr) == (code, "")
 
@@ -155,7 +155,7 @@ def test_an_error_that_nobody_foresaw_is_a_line_and_no_failed_check(
 
 @pytest.mark.parametrize(("tolerance", "code", "status"), [("1", 3, "passed"), ("1e-12", 1, "failed")])
 @pytest.mark.parametrize("broken", ["html", "markdown", "junit"])
-def test_a_report_that_fails_hides_neither_the_others_nor_the_verdict(
+def test_a_report_that_fails_hides_neither_the_others_nor_the_status(
     bundle: Bundle, tmp_path: Path, tolerance: str, code: int, status: str, broken: str
 ) -> None:
     options = REPORTS.format(tmp_path).split()
@@ -170,7 +170,7 @@ def test_a_report_that_fails_hides_neither_the_others_nor_the_verdict(
 
 
 @pytest.mark.parametrize(("tolerance", "code", "status"), [("1", 3, "passed"), ("1e-12", 1, "failed")])
-def test_a_verdict_that_cannot_be_printed_is_in_the_error_and_in_the_reports(
+def test_a_status_that_cannot_be_printed_is_in_the_error_and_in_the_reports(
     bundle: Bundle, tmp_path: Path, tolerance: str, code: int, status: str
 ) -> None:
     options = REPORTS.format(tmp_path)

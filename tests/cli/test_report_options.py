@@ -73,7 +73,7 @@ def test_what_cannot_be_written_is_told_before_the_work(
     assert run(capsys, *held, "--markdown", tmp_path / "a.md")[0] == 4
 
 
-def test_only_verdicts_go_into_junit_and_nothing_of_a_bisection(
+def test_only_checks_go_into_junit_and_nothing_of_a_bisection(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without_junit = [["evaluate", "--data", "d"], ["benchmark"], ["debug", "sensitivity"], ["debug", "bisect"]]
