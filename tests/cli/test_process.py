@@ -41,7 +41,7 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=120)
 
 
-@pytest.mark.parametrize("arguments", ["--version", "export --help", "inspect '{0}' --json"])
+@pytest.mark.parametrize("arguments", ["export --help", "verify '{0}'", "inspect '{0}' --json"])
 @pytest.mark.parametrize(
     ("into", "code", "error"),
     [
@@ -56,7 +56,8 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_streams_that_take_nothing(bundle: Bundle, arguments: str, into: str, code: int, error: str) -> None:
-    found = shell(f"{COMMAND} {arguments.format(bundle.path)} {into}")
+    variables = {"PYTHONUNBUFFERED": "1"} if "verify" in arguments else {}
+    found = shell(f"{COMMAND} {arguments.format(bundle.path)} {into}", **variables)
     assert (found.returncode, found.stderr) == (code, error)
 
 
