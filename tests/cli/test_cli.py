@@ -190,7 +190,7 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path) -> None:
     [
         (["frobnicate"], 2, "No such command 'frobnicate'"),
         (["export"], 2, "export needs a model, or random_weights"),
-        (["export", "--random-weights", "vit-base"], 2, "a preset must be"),
+        (["export", "--random-weights", "vit-base"], 2, "vit-base"),
         (["export", "--to", "coreml"], 2, "'coreml' is not one of 'onnx', 'torchscript'"),
         (["predict", "{bundle}"], 2, "Missing argument 'IMAGES...'"),
         (["predict", "{bundle}", "x.jpg", "--top-k", "0"], 2, "0 is not in the range"),
@@ -209,7 +209,7 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path) -> None:
             (["export", *TINY, "--image-size", size], 2, "must be HEIGHTxWIDTH in pixels, such as 384x512")
             for size in ("0", "x", "32x", "x32", "-32", "32x32x32", "32X32", "3e2", "large", "", "999999")
         ),
-        (["export", *TINY, "--image-size", "8"], 2, "patch_size (16, 16) must not exceed image_size (8, 8)"),
+        (["export", *TINY, "--image-size", "8"], 2, "patch_size (16, 16) exceeds image_size (8, 8)"),
         (
             ["export", *TINY, "--image-size", "32", "--dynamic-image-size"],
             2,

@@ -141,7 +141,7 @@ def test_given_images_are_what_is_compared(bundle: Bundle, tmp_path: Path) -> No
             "revision is of a model on the Hub",
         ),
         ({"random_weights": "vit-tiny-patch16-32", "tolerance": float("nan")}, UsageError, "tolerance must be"),
-        ({"random_weights": "resnet50"}, UsageError, "a preset must be"),
+        ({"random_weights": "resnet50"}, UsageError, "is not a preset"),
         ({"model": "./nowhere"}, CheckpointError, "nowhere"),
     ],
 )

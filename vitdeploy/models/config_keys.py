@@ -1,4 +1,4 @@
-"""Every key that the `config.json` of a supported family may have, and what becomes of it here.
+"""The keys of a supported family's `config.json`, and their effect.
 
 The keys are those of the configuration classes of transformers 4 and 5: of `PretrainedConfig`, and of each family. A
 key that a family does not have in transformers has no effect there, and none here; `note_unknown_keys` names it.
@@ -10,7 +10,7 @@ import enum
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,19 +19,19 @@ logger = logging.getLogger(__name__)
 
 
 class Effect(enum.Enum):
-    """What becomes of a key."""
+    """The effect of a key."""
 
-    APPLIED = "changes what is computed, as in transformers"
-    CARRIED = "stays in the bundle's config.json; without effect on what is computed"
-    REFUSED = "would change what is computed, and is not built: only null, false or an empty value is accepted"
+    APPLIED = "changes the computation, as in transformers"
+    CARRIED = "stays in the bundle's config.json, without effect on the computation"
+    REFUSED = "would change the computation, and is not built: only null, false or an empty value is accepted"
 
 
 class KeyRule(NamedTuple):
-    """What becomes of a key, and why.
+    """The effect of a key, and the reason.
 
     Attributes:
         effect: see `Effect`.
-        why: what the key is for; of a refused one, what to do.
+        why: the purpose of the key; the remedy where it is refused.
     """
 
     effect: Effect
@@ -112,7 +112,7 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
         (_APPLIED, "positions", "use_absolute_position_embeddings use_relative_position_bias "
             "use_shared_relative_position_bias"),
         (_APPLIED, "whether layers have scales: whether it is above 0", "layer_scale_init_value"),
-        (_APPLIED, "what is classified", "use_mean_pooling"),
+        (_APPLIED, "the pooling of the classifier", "use_mean_pooling"),
         (_APPLIED, "the number of visual tokens", "vocab_size"),
         (_CARRIED, "whether there is a mask token, which only masked image modeling uses", "use_mask_token"),
         (_CARRIED, "segmentation", """pool_scales use_auxiliary_head auxiliary_loss_weight auxiliary_channels
@@ -144,7 +144,7 @@ def check_keys(model_type: str, config: Mapping[str, Any]) -> None:
     """
     for key, rule in rules_of(model_type).items():
         if rule.effect is Effect.REFUSED and config.get(key):
-            raise UsageError(f"{key} {config[key]!r:.60} is not supported: {rule.why}")
+            raise UsageError(f"{key} {shown(config[key])} is not supported: {rule.why}", what=key, found=config[key])
 
 
 def note_unknown_keys(config: Mapping[str, Any]) -> None:
