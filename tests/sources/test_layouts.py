@@ -14,6 +14,7 @@ import torch
 import transformers
 from npz_files import NPZ_CONFIG, write_npz
 from PIL import Image
+from raising import raises
 
 import vitdeploy
 from vitdeploy.errors import CheckpointError
@@ -121,7 +122,7 @@ def test_a_timm_model_gives_what_timm_computes(exported: Callable[[str], Path], 
 
 def test_a_timm_model_of_another_aspect_needs_an_image_size_that_timm_crops_alike(tmp_path: Path) -> None:
     assert set(CASES) - set(SQUARE) == {"vit_1"}
-    with pytest.raises(CheckpointError, match="an image that is not square needs the crop_mode squash"):
+    with raises(CheckpointError, what="pretrained_cfg.crop_mode"):
         vitdeploy.export(GOLDEN / "vit_1", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     vitdeploy.export(GOLDEN / "vit_1", image_size=36, output=tmp_path / "out")
@@ -204,22 +205,21 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> P
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "key"),
     [
-        (lambda config: config.update(architecture="swin_tiny"), "architecture must start with one of vit_, deit_, "),
+        (lambda config: config.update(architecture="swin_tiny"), "architecture"),
         (lambda config: config.update(global_pool="avg"), "global_pool"),
         (lambda config: config.pop("pretrained_cfg"), "pretrained_cfg.input_size"),
         (lambda config: config.update(num_classes=7), "num_classes"),
-        (lambda config: config.pop("architecture"), "model_type must be one of vit, deit, "),
+        (lambda config: config.pop("architecture"), "model_type"),
     ],
 )
 def test_what_cannot_be_converted_is_one_line_and_writes_nothing(
-    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], key: str
 ) -> None:
     folder = change_config(tmp_path / "source", change)
-    with pytest.raises(CheckpointError, match=message) as error:
+    with raises(CheckpointError, what=key):
         vitdeploy.export(folder, output=tmp_path / "out")
-    assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -265,7 +265,7 @@ def test_an_npz_file_with_pre_logits_gives_features(
         with vitdeploy.load(tmp_path / "out", backend=backend) as predictor:
             outputs = predictor.runtime.run({"pixel_values": pixels})
             assert_near({**outputs, "logits": outputs["pooler_output"]}, want, "x")
-    with pytest.raises(CheckpointError, match="pre_logits"):
+    with raises(CheckpointError, what="task", found="pre_logits"):
         vitdeploy.export(path, task="image-classification", output=tmp_path / "classifier")
 
 
