@@ -31,7 +31,7 @@ REPORTS = "--html {0}/report.html --markdown {0}/report.md --junit {0}/report.xm
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     target = tmp_path_factory.mktemp("bundles") / "tiny"
-    return vitdeploy.export(random_weights="vit-tiny-patch16-32", output=target)
+    return vitdeploy.export(output=target, source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32"))
 
 
 def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
