@@ -171,7 +171,7 @@ def test_onnx_in_float32(copy: Bundle, tmp_path: Path) -> None:
 def test_onnx_in_int8_beside_it(copy: Bundle, tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     vitdeploy.export(checkpoint, precision="int8", output=copy.path)
-    with pytest.raises(UsageError, match="holds several artifacts: onnx-fp32, onnx-int8; choose one with --artifact"):
+    with pytest.raises(UsageError, match="--artifact"):
         write_triton_model(copy.path, tmp_path / "models")
     made = write_triton_model(copy.path, tmp_path / "models", artifact="onnx-int8", name="pets", max_batch_size=4)
     config = configured(made.path)
@@ -508,10 +508,10 @@ def test_export_refuses_before_anything_is_made(tmp_path: Path, capsys: pytest.C
         capsys, "export", *preset, "--to", "onnx", "--to", "torchscript", "--triton", tmp_path / "models"
     )
     assert code == 2
-    assert "must be made of onnx or tensorrt, got torchscript" in err
+    assert "torchscript" in err
     code, _, err = run(capsys, "export", *preset, "--layout", "triton")
     assert code == 2
-    assert "triton is no layout of images; --triton DIR writes a model repository of Triton" in err
+    assert "--triton DIR writes a model repository of Triton" in err
     for repository, output in (("", "vit"), (tmp_path / "vit", "vit"), (tmp_path / "models", "no name")):
         options = ("--random-weights", "vit-tiny-patch16-32", "--output", tmp_path / output)
         code, _, err = run(capsys, "export", *options, "--triton", repository)
@@ -588,7 +588,7 @@ def test_export_refuses_class_names_before_anything_is_made(
     for options in ((), ("--task", "image-classification"), ("--outputs", "logits,hidden_states.1")):
         code, _, err = run(capsys, "export", "--model", checkpoint, *to, *options)
         assert (code, len(err.splitlines())) == (2, 1)
-        assert "a class must have a name of one line of text for Triton, got '\\ud800'; rename it" in err
+        assert "'\\ud800'" in err
         assert not (tmp_path / "out").exists()
     code, _, err = run(capsys, "export", "--model", checkpoint, *to, "--outputs", "hidden_states.1")
     assert (code, err) == (0, "")
@@ -596,21 +596,18 @@ def test_export_refuses_class_names_before_anything_is_made(
     sign_again(copy)
     code, _, err = run(capsys, "export", "--to", "tensorrt", "-o", copy.path, "--triton", tmp_path / "models")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "a class must have a name of one line of text" in err
+    assert r"'a\nb'" in err
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "name"),
     [
-        ((), "bundle-onnx-fp32 must be a model that vitdeploy wrote, and nobody altered, to be replaced"),
-        (("--int8", "--target", "tensorrt"), "onnx-int8 was quantized for TensorRT"),
-        (("--fp8",), "onnx-fp8 was quantized for TensorRT"),
-        (("--int8", "--to", "tensorrt", "--to", "onnx"), "onnx-int8 was quantized for TensorRT"),
-        (("--to", "tensorrt", "--batch", "2:4:8"), "every batch from 1 to 8 for Triton, tensorrt-fp32 takes none of 1"),
-        (
-            ("--to", "tensorrt", "--strip-weights"),
-            "must hold its weights for Triton, tensorrt-fp32 was written without",
-        ),
+        ((), "bundle-onnx-fp32"),
+        (("--int8", "--target", "tensorrt"), "onnx-int8"),
+        (("--fp8",), "onnx-fp8"),
+        (("--int8", "--to", "tensorrt", "--to", "onnx"), "onnx-int8"),
+        (("--to", "tensorrt", "--batch", "2:4:8"), "--batch 1:8:8"),
+        (("--to", "tensorrt", "--strip-weights"), "--strip-weights"),
     ],
 )
 def test_export_refuses_what_triton_cannot_have_before_anything_is_made(
@@ -618,7 +615,7 @@ def test_export_refuses_what_triton_cannot_have_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     options: Sequence[str],
-    message: str,
+    name: str,
 ) -> None:
     """By the name of the bundle that is given, or that it has after the model."""
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "of" / "bundle")
@@ -629,7 +626,7 @@ def test_export_refuses_what_triton_cannot_have_before_anything_is_made(
     for output in (("-o", "out/bundle"), ()):
         code, _, err = run(capsys, "export", "--model", checkpoint, *options, *output, "--triton", "models")
         assert (code, len(err.splitlines())) == (2, 1)
-        assert message in err
+        assert name in err
         assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "of"]
 
 
