@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
 
 DEFAULT_TOP_K = 5
+_AGAIN = "export the bundle again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +97,14 @@ class Predictor:
         names = [spec.name for spec in self.runtime.outputs]
         if "logits" not in names:
             raise UsageError(
-                f"predict needs a model that gives logits, this one gives {', '.join(names)}; call runtime.run"
-            )
+                f"predict needs a model that gives logits, this one gives {', '.join(names)}",
+                what="logits", found=names, hint="call runtime.run",
+            )  # fmt: skip
         if not self.labels:
-            raise UsageError("predict needs a model with classes, this one has none; call runtime.run")
+            raise UsageError("this model has no classes to predict", what="labels", hint="call runtime.run")
         if top_k is not None and self.problem_type is ProblemType.REGRESSION:
-            raise UsageError("top_k ranks classes, and this model is a regression; leave it out for all of its values")
+            message = "top_k ranks classes, and this model is a regression"
+            raise UsageError(message, what="top_k", found=top_k, hint="leave it out for all of its values")
         top_k = DEFAULT_TOP_K if top_k is None else top_k
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             check_count(name, value)
@@ -139,9 +142,8 @@ class Predictor:
             advice = "check the weights with vitdeploy compare"
             if self.runtime.precision not in (None, Precision.FP32):
                 advice = f"try fp32 instead of {self.runtime.precision}, and {advice}"
-            raise NotFiniteError(
-                f"the model gives NaN or infinite logits for {names[0]}{others}, so nothing can be predicted; {advice}"
-            )
+            message = f"the model gives NaN or infinite logits for {names[0]}{others}, so nothing can be predicted"
+            raise NotFiniteError(message, what=names[0], found=len(names), hint=advice)
 
     def _best(self, scores: np.ndarray, top_k: int) -> list[Prediction]:
         ranked = self.problem_type is not ProblemType.REGRESSION
@@ -226,10 +228,11 @@ def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> No
     """Raise BundleError unless the processor gives images of a size, and of the channels, that the runtime takes."""
     shape = runtime.inputs[0].shape
     if runtime.pixels.channels(shape) != processor.num_channels:
+        channels = runtime.pixels.channels(shape)
         raise BundleError(
-            f"{bundle.path}: the image processor gives {processor.num_channels} channels, the model takes "
-            f"{runtime.pixels.channels(shape)}; export the bundle again"
-        )
+            f"{bundle.path}: the image processor gives {processor.num_channels} channels, the model takes {channels}",
+            what="num_channels", where=bundle.path, expected=channels, found=processor.num_channels, hint=_AGAIN,
+        )  # fmt: skip
     takes, gives = runtime.pixels.size(shape), processor.output_size
     if runtime.pixels.stage is PixelStage.DECODED or (gives is None and all(isinstance(axis, str) for axis in takes)):
         return
@@ -240,9 +243,9 @@ def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> No
     if not fits:
         ranges = ", ".join(f"{name} {sizes}" for name, sizes in runtime.axes.items())
         raise BundleError(
-            f"{bundle.path}: the image processor must give what the model takes, {ranges or takes}, "
-            f"gives {gives}; export the bundle again"
-        )
+            f"{bundle.path}: the image processor gives {gives}, the model takes {ranges or takes}",
+            what="size", where=bundle.path, expected=ranges or takes, found=gives, hint=_AGAIN,
+        )  # fmt: skip
 
 
 def check_classes(bundle: Bundle, labels: Sequence[str], runtime: Runtime) -> None:
@@ -250,6 +253,6 @@ def check_classes(bundle: Bundle, labels: Sequence[str], runtime: Runtime) -> No
     width = next((spec.shape[-1] for spec in runtime.outputs if spec.name == "logits"), 0)
     if width != len(labels):
         raise BundleError(
-            f"{bundle.path}: config.json must name a class for each of {width} logits, names {len(labels)}; "
-            f"export the bundle again"
-        )
+            f"{bundle.path}: config.json names {len(labels)} classes for {width} logits",
+            what="id2label", where=bundle.path, expected=width, found=len(labels), hint=_AGAIN,
+        )  # fmt: skip
