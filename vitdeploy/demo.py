@@ -93,7 +93,7 @@ def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> 
     evaluation = evaluate(bundle, data=images, backends=selected, progress=progress)
     times = benchmark(bundle, backends=selected, batch_sizes=_BATCH_SIZES, images=images, progress=progress)
     if times.skipped:
-        raise UnavailableError(times.skipped[0].reason)
+        raise UnavailableError(times.skipped[0].reason, what=times.skipped[0].backend)
     progress.step("writing the report")
     report = Report(
         title=f"{bundle.manifest.source.id}, from PyTorch to ONNX Runtime",
@@ -117,7 +117,8 @@ def _check_apart(output: Path) -> None:
         return  # `check_writable` says why nothing can be written there
     for place in around:
         if place == folder or _is_bundle(place):
-            raise UsageError(f"{place} is a bundle, and the demo would write into it; choose another folder (-o)")
+            problem = f"{place} is a bundle, and the demo would write into it"
+            raise UsageError(problem, what="output", where=place, hint="choose another folder (-o)")
 
 
 def _is_bundle(folder: Path) -> bool:

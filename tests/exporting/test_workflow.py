@@ -121,7 +121,7 @@ def test_given_images_are_what_is_compared(bundle: Bundle, tmp_path: Path) -> No
 
 
 def test_an_image_size_of_more_patches_than_any_machine_holds(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="at most 65536 patches"):
+    with pytest.raises(UsageError, match="65536"):
         vitdeploy.export(
             output=tmp_path / "out", source=RANDOM, graph=vitdeploy.GraphOptions(image_size=(32, 32, 9999))
         )

@@ -39,7 +39,7 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
 
     for name, value in (("images", images), ("artifact", ", ".join(artifacts) or None)):
         if value is not None and not run:
-            raise UsageError(f"--{name} is for verify --run, got {value} without it; leave it out")
+            raise UsageError(f"--{name} needs --run", what=f"--{name}", found=value, hint="add --run, or leave it out")
     opened = open_verified(bundle)
     proven: tuple[str, ...] = ()
     if run:

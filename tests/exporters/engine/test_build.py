@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +52,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("tiny")
     checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
     return vitdeploy.export(checkpoint, output=folder / "bundle", graph=GraphOptions(image_size=BOUNDS))
+
+
+@pytest.fixture
+def without_engine(tiny: Bundle, tmp_path: Path) -> Path:
+    """A copy of it: an engine is built without tracing a model."""
+    kept = shutil.ignore_patterns("*.engine", "tensorrt-rtx")
+    return shutil.copytree(tiny.path, tmp_path / "out", ignore=kept)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
@@ -257,19 +266,11 @@ def graph_of(path: Path, operator: str, domain: str, opset: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("operator", "domain", "opset", "message"),
-    [
-        (
-            "BiasGelu",
-            "com.microsoft",
-            20,
-            r"refuses node the_node \(BiasGelu\): .*Plugin not found.*without --optimize",
-        ),
-        ("Attention", "", 23, r"may have none for node the_node \(Attention\); .*--opset 22 or less"),
-    ],
+    ("operator", "domain", "opset", "hint"),
+    [("BiasGelu", "com.microsoft", 20, "--optimize"), ("Attention", "", 23, "--opset 22")],
 )
 def test_what_the_parser_refuses_is_told_before_the_build(
-    request_of_tiny: EngineRequest, tmp_path: Path, operator: str, domain: str, opset: int, message: str
+    request_of_tiny: EngineRequest, tmp_path: Path, operator: str, domain: str, opset: int, hint: str
 ) -> None:
     spec = TensorSpec("x", "float32", ("batch", 2, 4, 8))
     request = dataclasses.replace(
@@ -279,15 +280,14 @@ def test_what_the_parser_refuses_is_told_before_the_build(
         profiles=[{"batch": batch} for batch in BATCH],
         progress=Told(None, lambda *_: pytest.fail("the build has started")),
     )
-    with pytest.raises(CheckFailedError, match=message) as caught:
+    with raises(CheckFailedError, what="the_node", where=request.onnx, found=operator, hint=re.compile(hint)):
         build_engine(request, tmp_path, "x.engine")
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "x.engine").exists()
 
 
 def test_a_graph_that_is_none(request_of_tiny: EngineRequest, tmp_path: Path) -> None:
     (tmp_path / "none.onnx").write_bytes(b"no graph")
-    with pytest.raises(CheckFailedError, match=rf"none\.onnx, refuses node .*; see {tmp_path}/build\.log"):
+    with raises(CheckFailedError, where=tmp_path / "none.onnx", hint=re.compile(f"see {tmp_path}/build.log")):
         build_engine(dataclasses.replace(request_of_tiny, onnx=tmp_path / "none.onnx"), tmp_path, "x.engine")
 
 
@@ -299,7 +299,7 @@ def test_what_needs_a_gpu_to_be_built(
 
     request = dataclasses.replace(request_of_tiny, options=EngineOptions(batch=BATCH, refit=True))
     monkeypatch.setattr(engine_build, "find_gpu", no_gpu)
-    with pytest.raises(DeviceError, match="refit and strip_weights need a GPU to build with tensorrt-rtx: no GPU"):
+    with raises(DeviceError, what="refit"):
         build_engine(request, tmp_path, "x.engine")
     assert not (tmp_path / "x.engine").exists()
 
@@ -332,7 +332,7 @@ class Interrupt(vitdeploy.Progress):
     def advance(self, done, total):
         raise KeyboardInterrupt
 
-vitdeploy.export(random_weights="vit-tiny-patch16-32", to="tensorrt-rtx", output=sys.argv[1], progress=Interrupt())
+vitdeploy.export(to="tensorrt-rtx", output=sys.argv[1], progress=Interrupt())
 """
 
 
@@ -356,18 +356,18 @@ if step == "log":  # which the library calls before any step is done
     engine_build.make_logger = made
 else:
     import vitdeploy.exporters.engine.progress as progress
-    start = progress.Progress.start
-    progress.Progress.start = lambda *given: (kill(), start(*given))
-main(["export", "--random-weights", "vit-tiny-patch16-32", "--to", "tensorrt-rtx", "-o", sys.argv[1]])
+    start = progress.BuildProgress.start
+    progress.BuildProgress.start = lambda *given: (kill(), start(*given))
+main(["export", "--to", "tensorrt-rtx", "-o", sys.argv[1]])
 """
 
 
 @pytest.mark.parametrize("step", ["log", "phase"])
-def test_a_signal_during_the_build_ends_it(tmp_path: Path, step: str) -> None:
-    command = [sys.executable, "-c", ENDED, str(tmp_path / "out"), step]
+def test_a_signal_during_the_build_ends_it(without_engine: Path, tmp_path: Path, step: str) -> None:
+    command = [sys.executable, "-c", ENDED, str(without_engine), step]
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (found.returncode, "Exception caught" in found.stderr, found.stdout) == (128 + signal.SIGTERM, False, "")
-    assert not list((tmp_path / "out").rglob("*.engine"))
+    assert not list(without_engine.rglob("*.engine"))
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 
@@ -407,13 +407,13 @@ def test_what_is_ignored_stays_so_and_what_is_handled_is_handled_afterwards() ->
         signal.signal(signal.SIGTERM, before)
 
 
-def test_an_interrupt_ends_the_build(tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_build(without_engine: Path) -> None:
     """In a process with a deadline: once, of several hundred times, the library did not let go of a builder."""
-    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "out")]
+    command = [sys.executable, "-c", INTERRUPTED, str(without_engine)]
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert found.stderr.endswith("KeyboardInterrupt\n")
     assert found.returncode == -signal.SIGINT
-    assert not list((tmp_path / "out").rglob("*.engine"))
+    assert not list(without_engine.rglob("*.engine"))
 
 
 @pytest.mark.parametrize(
@@ -427,8 +427,7 @@ def test_what_the_builder_does_not_build_is_told_with_the_log(
     request_of_tiny: EngineRequest, tmp_path: Path, option: dict[str, Any], message: str
 ) -> None:
     options = dataclasses.replace(request_of_tiny.options, **option)
-    with pytest.raises(CheckFailedError, match=rf"{message}.*; see {tmp_path}/build\.log") as caught:
+    with raises(CheckFailedError, what="engine", where=tmp_path / "build.log", found=re.compile(message)):
         build_engine(dataclasses.replace(request_of_tiny, options=options), tmp_path, "x.engine")
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "x.engine").exists()
     assert "ERROR: " in request_of_tiny.log.read_text(encoding="utf-8")

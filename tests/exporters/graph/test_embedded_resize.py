@@ -10,6 +10,7 @@ import pytest
 from bundles import tiny_model, write_checkpoint_of
 from compiler import build_engine
 from PIL import Image
+from raising import raises
 
 import vitdeploy
 from vitdeploy.assess.data.images import synthetic_images
@@ -159,14 +160,14 @@ def test_every_byte_is_pillows(tmp_path: Path, name: str, channels: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"image_processor_type": "BitImageProcessor", "do_center_crop": False}, "gives one size, got none"),
-        ({"image_processor_type": "ViTImageProcessor", "resample": 1}, r"bilinear \(2\) or bicubic \(3\) .* got 1"),
+        ({"image_processor_type": "BitImageProcessor", "do_center_crop": False}, "embed_resize"),
+        ({"image_processor_type": "ViTImageProcessor", "resample": 1}, "resample"),
     ],
 )
-def test_what_cannot_be_embedded(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_embedded(settings: dict[str, Any], what: str) -> None:
     processor = ImageProcessor.from_dict(settings)
     model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 20}), ir_version=10)
-    with pytest.raises(UsageError, match=message):
+    with raises(UsageError, what=what):
         embed_resize(model, processor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bundles import (
     worst_difference,
     write_checkpoint_of,
 )
+from raising import raises
 from small_graphs import graph_of
 
 import vitdeploy
@@ -95,7 +97,7 @@ def test_another_signature_is_a_failed_check(tmp_path: Path, monkeypatch: pytest
     other = graph_of("g (float[n, 4] x) => (float[n, 4] z) { z = Relu(x) }")
     monkeypatch.setattr(onnxruntime_graph, "_optimize", lambda plain, fused: ir.save(other, fused))
     model = graph_of("g (float[n, 4] x) => (float[n, 4] y) { t = Add(x, w) y = Relu(t) }", w=np.ones(4, np.float32))
-    with pytest.raises(CheckFailedError, match=r"fused must have .*'y'.*, has .*'z'"):
+    with raises(CheckFailedError, what="graph", expected=re.compile("'y'"), found=re.compile("'z'")):
         write_optimized(model, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -105,5 +107,5 @@ def test_a_graph_that_is_not_valid_is_a_failed_check(tmp_path: Path, monkeypatch
     other.graph[0].op_type = "Unheard"
     monkeypatch.setattr(onnxruntime_graph, "_optimize", lambda plain, fused: ir.save(other, fused))
     model = graph_of("g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }")
-    with pytest.raises(CheckFailedError, match=r"fused must be valid: .*Unheard"):
+    with raises(CheckFailedError, what="graph", found=re.compile("Unheard")):
         write_optimized(model, tmp_path / "model.onnx")
