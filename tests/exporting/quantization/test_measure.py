@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from vitdeploy.exporters.graph.measured_graph import measured_graph
 from vitdeploy.exporters.quantization.number_format import INT8, UINT8, NumberFormat, Range
 from vitdeploy.exporters.quantization.ranges.extremes import Extremes, ExtremesReducer, channel_extremes
 from vitdeploy.exporters.quantization.ranges.methods import METHODS, HistogramReducer, MinMax, Percentile
+from vitdeploy.exporting.options import Calibration
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.exporting.quantization.measure import measure
 from vitdeploy.exporting.quantization.measurement_cache import MeasurementCache
@@ -28,7 +30,6 @@ from vitdeploy.specs import PixelFormat, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     import onnx_ir as ir
 
