@@ -56,7 +56,7 @@ def ours(folder: Path, preset: str) -> dict[str, Session]:
 
 
 def peers(folder: Path, own: Mapping[str, Session], python: Path) -> dict[str, Session]:
-    """The peers' quantized files of our float32 file, on the photographs as our image processor gives them; ours in OpenVINO.
+    """The peers' quantized files of our float32 file, on the photographs as our processor gives them; ours in OpenVINO.
 
     Our static file in OpenVINO tells what of a difference is the engine's, and what the file's.
     """
