@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("bundles") / "tiny"
-    return vitdeploy.export(random_weights="vit-tiny-patch16-32", output=target).path
+    return vitdeploy.export(output=target, source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32")).path
 
 
 @pytest.fixture
@@ -124,7 +124,8 @@ def test_an_image_in_a_later_batch_is_named_by_its_place(predictor: Predictor, i
 
 
 def test_a_model_without_logits_says_what_it_gives(tmp_path: Path) -> None:
-    vitdeploy.export(random_weights="vit-tiny-patch16-32", task=str(Task.FEATURES), output=tmp_path / "out")
+    source = vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32", task=str(Task.FEATURES))
+    vitdeploy.export(output=tmp_path / "out", source=source)
     outputs = ["last_hidden_state", "pooler_output"]
     with vitdeploy.load(tmp_path / "out") as features, raises(UsageError, what="outputs", found=outputs):
         features.predict(Image.new("RGB", (8, 8)))

@@ -17,6 +17,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.errors import BundleError, UnavailableError, UsageError
+from vitdeploy.exporting.options import ValidationOptions
 from vitdeploy.exporting.workflow import export
 from vitdeploy.files.output_files import check_writable
 from vitdeploy.system.progress import SILENT, Progress
@@ -86,7 +87,8 @@ def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> 
     check_writable(path)
     images = held_out_images()
     selected = [f"{name}:fp32" for name in BACKENDS]
-    bundle = export(default_checkpoint(), output=Path(output, "bundle"), images=images, progress=progress)
+    validation = ValidationOptions(images)
+    bundle = export(default_checkpoint(), output=Path(output, "bundle"), validation=validation, progress=progress)
     comparison = compare(bundle, images=images, progress=progress)
     evaluation = evaluate(bundle, data=images, backends=selected, progress=progress)
     times = benchmark(bundle, backends=selected, batch_sizes=_BATCH_SIZES, images=images, progress=progress)

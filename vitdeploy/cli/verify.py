@@ -43,10 +43,13 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
     opened = open_verified(bundle)
     proven: tuple[str, ...] = ()
     if run:
-        from vitdeploy.exporting.engine_validation import ProofRequest, prove_engines
+        from vitdeploy.exporting.engine_validation import prove_engines
+        from vitdeploy.exporting.options import ValidationOptions
 
         with TerminalProgress("images") as progress:
-            opened, proven = prove_engines(opened, names=artifacts, proof=ProofRequest(images), progress=progress)
+            opened, proven = prove_engines(
+                opened, names=artifacts, validation=ValidationOptions(images), progress=progress
+            )
     manifest = opened.manifest
     files = [*manifest.files, *(file for artifact in manifest.artifacts for file in artifact.files)]
     if as_json:

@@ -32,7 +32,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
     return [
         vitdeploy.export(
-            checkpoint, to="torchscript", precision=precision, dynamic_image_size=True, output=folder / "out"
+            checkpoint,
+            to="torchscript",
+            precision=precision,
+            output=folder / "out",
+            graph=vitdeploy.GraphOptions(dynamic_image_size=True),
         )
         for precision in ("fp32", "fp16")
     ][-1]
