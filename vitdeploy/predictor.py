@@ -184,7 +184,7 @@ def load(
     bundle = Bundle.open(path)
     processor, problem_type = load_processor(bundle), bundle.problem_type
     labels = bundle.labels if bundle.manifest.task == Task.CLASSIFICATION else ()
-    runtime = open_recorded(bundle, backend, precision=precision, device=device, **options)
+    runtime = open_recorded(bundle, backend, options, precision=precision, device=device)
     try:
         check_fit(bundle, processor, runtime)
         if labels:

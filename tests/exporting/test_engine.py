@@ -36,6 +36,7 @@ from vitdeploy.exporting import engine as engines
 from vitdeploy.exporting import engine_validation as engine_proof
 from vitdeploy.exporting.engine_validation import ProofRequest
 from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.runtimes.engine.options import EngineRuntimeOptions
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import AxisRange, Task
 from vitdeploy.system.progress import SILENT
@@ -75,13 +76,14 @@ def not_here(*_: Any, **__: Any) -> Any:
 class OnAGpu(OnnxRuntime):
     """Stands for an engine that runs: the ONNX artifact beside it, its logits a little off where asked for."""
 
+    options_type = EngineRuntimeOptions
     off = 0.0
     problems: Mapping[str, VitDeployError] = {}
     fails = False
     batches: list[int] = []  # noqa: RUF012
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> OnAGpu:
+    def from_bundle(cls, bundle: Bundle, options: Any, *, precision: str, device: str) -> OnAGpu:
         assert device == "cuda"
         if precision in cls.problems:
             raise cls.problems[precision]
@@ -94,7 +96,7 @@ class OnAGpu(OnnxRuntime):
 
     @classmethod
     def here(cls, bundle: Bundle) -> OnAGpu:
-        return cls.from_bundle(bundle, precision="fp32", device="cuda")
+        return cls.from_bundle(bundle, None, precision="fp32", device="cuda")
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.batches.append(len(feeds["pixel_values"]))

@@ -149,8 +149,9 @@ class CalibrationImages:
     def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
         """See `vitdeploy.exporters.quantization.ranges.calibration.Run`."""
         from vitdeploy.runtimes.onnxrt import OnnxRuntime
+        from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
 
-        with OnnxRuntime(path, allow_spinning=False) as runtime:
+        with OnnxRuntime(path, OnnxRuntimeOptions(allow_spinning=False)) as runtime:
             for image in self.pixels(pixels):
                 yield runtime.run(feeds(runtime.inputs, image[pixels]))
 

@@ -107,8 +107,8 @@ def _made(kind: Any, name: str, logger: Any, verb: str) -> Any:
     try:
         return kind(logger)
     except (TypeError, RuntimeError) as exc:  # pybind11's answer to a null pointer
-        why = f": {logger.errors[0]}" if logger.errors else ""
-        instead = f"; use a machine with one, {LIBRARIES[name].instead}".rstrip(", ") if verb == "build" else ""
+        reason = f": {logger.errors[0]}" if logger.errors else ""
         raise DeviceError(
-            f"{name} needs an NVIDIA GPU and its driver to {verb} an engine, finds none{why}{instead}"
-        ) from exc
+            f"{name} found no NVIDIA GPU with a driver, which it needs to {verb} an engine{reason}", what="gpu",
+            hint=f"use a machine with one, {LIBRARIES[name].instead}".rstrip(", ") if verb == "build" else None,
+        ) from exc  # fmt: skip

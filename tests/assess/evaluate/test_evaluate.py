@@ -48,7 +48,7 @@ class Brightness(Runtime):
         self.details = {"engine": "brightness 1", **self.thread_details}
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Brightness:
+    def from_bundle(cls, bundle: Bundle, options: Any, *, precision: str, device: str) -> Brightness:
         return cls()
 
     @classmethod

@@ -14,7 +14,7 @@ from bundles import tiny_model, write_checkpoint_of
 from environments import ROOT
 
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.runtimes.engine.runtime import KERNEL_SPECIALIZATIONS
+from vitdeploy.runtimes.engine.options import KERNEL_SPECIALIZATIONS
 from vitdeploy.trt.options import HARDWARE_COMPATIBILITY
 
 if TYPE_CHECKING:

@@ -64,7 +64,7 @@ class BackendRun:
         self._classes = np.full((count, min(MOST_CLASSES, len(labels))), NOT_FINITE, np.int32)
         self._scores = np.full(count, np.nan, np.float32)
         try:
-            self.runtime = selected.open(bundle, device=device, **BESIDE_OTHERS.get(selected.backend, {}))
+            self.runtime = selected.open(bundle, BESIDE_OTHERS.get(selected.backend), device=device)
         except UnavailableError as exc:
             self._skip(str(exc))
             return

@@ -13,7 +13,7 @@ from vitdeploy.assess.runs.targets import reference_backend
 from vitdeploy.errors import DeviceError, UnavailableError, UsageError
 from vitdeploy.predictor import batch_size_for, check_fit
 from vitdeploy.runtimes import open_recorded, runtime_class
-from vitdeploy.runtimes.base import parse_device
+from vitdeploy.runtimes.options import parse_device
 from vitdeploy.specs import attention_for
 from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.gpu import find_gpus
@@ -46,12 +46,12 @@ def run_reference(
     """
     options: dict[str, Any] = {"outputs": outputs, "attention": attention_for(outputs or ())}
     try:
-        reference = open_recorded(bundle, reference_backend(), device=device, **options)
+        reference = open_recorded(bundle, reference_backend(), options, device=device)
     except DeviceError as exc:
         if not _is_gpu_beyond_torch(device):
             raise
         progress.step(f"running the reference on the CPU: {exc}")
-        reference = open_recorded(bundle, reference_backend(), **options)
+        reference = open_recorded(bundle, reference_backend(), options)
     with reference as runtime:
         check_fit(bundle, batches.processor, runtime)
         engine = f"{runtime.details['engine']} on {runtime.details['device']}"
