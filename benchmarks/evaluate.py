@@ -41,7 +41,7 @@ def measure(preset: str, images: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         wait(start(vitdeploy_export(Path(folder, "bundle"), "--random-weights", preset)))
         bundle = Bundle.open(Path(folder, "bundle"))
-        labels, processor = bundle.labels, load_processor(bundle)
+        labels, processor = bundle.read_config().labels, load_processor(bundle)
         target = Path(folder, "data", labels[0])
         target.mkdir(parents=True)
         for index in range(images):

@@ -40,8 +40,8 @@ def measure(rounds: int) -> dict[str, Any]:
                 def __call__(self, *_: Any, **__: Any) -> Any:
                     return pixel_values
 
-            ready = Predictor(Ready.from_pretrained(bundle.path), runtime, bundle.labels)
-            predictor = Predictor(processor, runtime, bundle.labels)
+            ready = Predictor(Ready.from_pretrained(bundle.path), runtime, bundle.read_config().labels)
+            predictor = Predictor(processor, runtime, bundle.read_config().labels)
             calls = {
                 "session": lambda: session.run(["logits"], {"pixel_values": pixel_values}),
                 "predict_ready_image": lambda: ready.predict(PHOTOGRAPH),

@@ -292,6 +292,27 @@ def growth(document: Document) -> str:
     return markdown(header, rows)
 
 
+def trips(document: Document) -> str:
+    commits = list(document["trees"])
+    figures = {
+        "functions": "functions entered",
+        "files": "files with one of these",
+        "deepest_stack": "deepest stack",
+        "calls_between_rooms": "calls between rooms",
+        "calls_upward": "calls upward",
+        "calls_upward_from_exporters": "... from `exporters`",
+        "sessions": "ONNX Runtime sessions opened",
+        "references": "reference models built",
+        "bundle_files_opened": "files of the bundle opened",
+    }
+    rows = []
+    for trip, command in document["commands"].items():
+        counts = [document["trees"][commit][trip] for commit in commits]
+        rows.append([f"`{command}`", *[""] * len(commits)])
+        rows += [[label, *(f"{count[key]:,}" for count in counts)] for key, label in figures.items()]
+    return markdown(["", *commits], rows)
+
+
 TABLES: dict[str, Callable[[Document], str]] = {
     of_one.__name__: of_one
     for of_one in (
@@ -309,6 +330,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         predict_overhead,
         processor,
         trained,
+        trips,
     )
 }
 

@@ -141,6 +141,6 @@ def open_recorded(
         if artifact.pixels.stage is PixelStage.DECODED:
             from vitdeploy.images.processor import ImageProcessor
 
-            processor = ImageProcessor.from_files(bundle.path, bundle.config_files())
+            processor = ImageProcessor.from_files(bundle.path, bundle.read_config().files)
             runtime.size_problem = processor.embedded_problem
     return runtime

@@ -16,9 +16,9 @@ from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
 from vitdeploy.runtimes.onnxrt_session import TENSORRT, check_built
 from vitdeploy.runtimes.options import cuda_index
-from vitdeploy.specs import AxisRange
+from vitdeploy.specs import AxisRange, read_range
 from vitdeploy.trt.library import load_library
-from vitdeploy.trt.options import DEFAULT_BATCH, EngineOptions, read_range
+from vitdeploy.trt.options import DEFAULT_BATCH, EngineOptions
 
 if TYPE_CHECKING:
     import os

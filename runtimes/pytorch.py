@@ -110,7 +110,7 @@ class PyTorchRuntime(TorchRuntime):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, options: PyTorchRuntimeOptions, *, precision: str, device: str) -> Self:
-        config = ViTConfig.from_dict(bundle.config)
+        config = ViTConfig.from_dict(bundle.read_config().model)
         with bundle.opened(bundle.manifest.files) as files:
             weights = [file for file in files if file.path.suffix == ".safetensors"]
             model = load_model(config, weights, Task(bundle.manifest.task), attention=options.attention or "sdpa")

@@ -42,11 +42,15 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _torchlib_read_once() -> Iterator[None]:
-    """The source of onnxscript's 500 functions, which torch's exporter reads and parses for every export."""
+def _traced_once() -> Iterator[None]:
+    """The exporter of torch reads the source of onnxscript's 500 functions, and traces a model's structure, once."""
+    import torch
+    from traces import trace_once
+
     apis: Any = importlib.import_module("torch.onnx._internal.exporter._registration").onnxscript_apis
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
+        patch.setattr(torch.onnx, "export", trace_once(torch.onnx.export))
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -62,3 +63,26 @@ def test_what_a_gpu_machine_runs_is_tried_on_the_cpu(tmp_path: Path) -> None:
     assert 2 * 12 * 12 * 192**2 * 5 < found["operations_an_image"] < 2 * 12 * 12 * 192**2 * 5 * 1.2
     for row in found["not_run"]:
         assert f"- not run: {row}: " in table
+
+
+def test_a_trip_is_counted(tmp_path: Path) -> None:
+    results = tmp_path / "trips.json"
+    run(sys.executable, ROOT / "benchmarks" / "trips.py", "--trips", "predict", "--json", results, PYTHONPATH=str(ROOT))
+    (trips,) = json.loads(results.read_text(encoding="utf-8"))["trees"].values()
+    counts = trips["predict"]
+    assert (counts["sessions"], counts["references"], counts["calls_upward_from_exporters"]) == (1, 0, 0)
+    assert {"cli -> predictor", "predictor -> images", "predictor -> runtimes"} <= counts["between"].keys()
+    assert 20 < counts["files"] < counts["functions"] < 250
+    assert counts["bundle_files_opened"] >= 5  # the manifest, three configurations, the graph
+
+
+def test_a_call_upward_is_told_by_the_import_contracts() -> None:
+    code = """if True:
+        import json, pathlib, trips
+        order = trips._layers(pathlib.Path(trips.HERE))
+        files = ["exporters/graph/variants.py", "exporting/quantize.py", "assess/gate/gate.py", "assess/report/page.py"]
+        rooms = [trips.room(order, f"vitdeploy/{file}") for file in files]
+        print(json.dumps([[trips.is_upward(order, caller, callee) for callee in rooms] for caller in rooms]))
+    """
+    upward = json.loads(run(sys.executable, "-c", code, PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"))
+    assert upward == [[row < column for column in (0, 3, 1, 2)] for row in (0, 3, 1, 2)]

@@ -6,9 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from environments import environment, run
 
 import vitdeploy
-from environments import environment, run
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
+from environments import ROOT, environment, run
 
 import vitdeploy
-from environments import ROOT, environment, run
 from vitdeploy.cli import COMMANDS
 
 if TYPE_CHECKING:

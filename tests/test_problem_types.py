@@ -206,7 +206,7 @@ def test_accuracy_is_refused_with_what_to_do(
     kind: str, head: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle: Bundle = request.getfixturevalue(kind)
-    for name in bundle.labels:
+    for name in bundle.read_config().labels:
         (tmp_path / "data" / name).mkdir(parents=True)
         shutil.copy(PHOTOGRAPHS[0], tmp_path / "data" / name / "0.jpg")
     commands: list[Any] = [vitdeploy.evaluate, vitdeploy.gate, planned_checks]
@@ -228,8 +228,8 @@ def test_a_comparison_says_nothing_of_classes(
     assert (difference.top1_agreement, found.logits, found.furthest) == (None, None, ())
     (artifact,) = bundle.manifest.artifacts
     assert artifact.validation["outputs"][0]["top1_agreement"] is None
-    assert result.to_dict()["problem_type"] == str(bundle.problem_type)
-    assert str(bundle.problem_type) in run("compare", bundle.path, capsys=capsys)[1]
+    assert result.to_dict()["problem_type"] == str(bundle.read_config().problem_type)
+    assert str(bundle.read_config().problem_type) in run("compare", bundle.path, capsys=capsys)[1]
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def test_an_export_with_a_wrong_value_is_refused(two_units: Bundle) -> None:
     with open_runtime(two_units, "torch") as reference:
         expected = [reference.run({"pixel_values": sample.pixel_values()}) for sample in images]
     with open_runtime(two_units, "onnxruntime") as runtime, pytest.raises(CheckFailedError):
-        prove(runtime, artifact.name, images, expected, 1e-4, two_units.problem_type)
+        prove(runtime, artifact.name, images, expected, 1e-4, two_units.read_config().problem_type)
 
 
 def test_visual_tokens_are_classes_whatever_the_problem_type(write_checkpoint: WriteCheckpoint, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_visual_tokens_are_classes_whatever_the_problem_type(write_checkpoint: W
     checkpoint = write_checkpoint(head, {**random_config(head, 0), "num_labels": 1})
     _processor(checkpoint).save_pretrained(checkpoint.folder)
     bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
-    assert bundle.problem_type is ProblemType.SINGLE_LABEL
+    assert bundle.read_config().problem_type is ProblemType.SINGLE_LABEL
     (difference,) = vitdeploy.compare(bundle).results[0].differences
     assert difference.top1_agreement == 1
 
@@ -455,8 +455,10 @@ def test_what_is_not_finite_is_not_timed_and_has_failed(
 def test_triton_ranks_no_values(regression: Bundle, multi_label: Bundle, tmp_path: Path) -> None:
     names = {}
     for bundle in (regression, multi_label):
-        model = vitdeploy.write_triton_model(bundle.path, tmp_path / "models", name=str(bundle.problem_type))
-        names[bundle.problem_type] = "labels.txt" in model.files
+        model = vitdeploy.write_triton_model(
+            bundle.path, tmp_path / "models", name=str(bundle.read_config().problem_type)
+        )
+        names[bundle.read_config().problem_type] = "labels.txt" in model.files
     assert names == {ProblemType.REGRESSION: False, ProblemType.MULTI_LABEL: True}
 
 

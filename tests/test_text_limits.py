@@ -12,7 +12,7 @@ from limited import ERRORS_OF, GIB, run_limited
 from vitdeploy.assess.gate.baseline import Baseline
 from vitdeploy.assess.gate.rules import read_rules
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.cli.bisect_report import kept_nodes
+from vitdeploy.cli.debug import kept_nodes
 from vitdeploy.errors import InputError
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.config import read_json

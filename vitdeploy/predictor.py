@@ -13,7 +13,7 @@ from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_coun
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import open_recorded
-from vitdeploy.specs import MOST_A_BATCH, PixelStage, Precision, Task
+from vitdeploy.specs import MOST_A_BATCH, PixelStage, Precision
 
 if TYPE_CHECKING:
     import os
@@ -182,8 +182,8 @@ def load(
         DeviceError: the device cannot be had.
     """
     bundle = Bundle.open(path)
-    processor, problem_type = load_processor(bundle), bundle.problem_type
-    labels = bundle.labels if bundle.manifest.task == Task.CLASSIFICATION else ()
+    config, processor = bundle.read_config(), load_processor(bundle)
+    labels, problem_type = config.labels, config.problem_type
     runtime = open_recorded(bundle, backend, options, precision=precision, device=device)
     try:
         check_fit(bundle, processor, runtime)
@@ -201,13 +201,15 @@ def load_processor(bundle: Bundle) -> ImageProcessor:
     Raises:
         BundleError: a file is missing, altered, or unknown to the manifest.
     """
-    return ImageProcessor.from_files(bundle.path, bundle.config_files())
+    return ImageProcessor.from_files(bundle.path, bundle.read_config().files)
 
 
 def check_batch_size(size: int) -> None:
     """Raise UsageError unless so many images may run together."""
     if not 1 <= size <= MOST_A_BATCH:
-        raise UsageError(f"batch_size must be from 1 to {MOST_A_BATCH}, got {shown(size)}")
+        raise UsageError(
+            f"batch_size must be from 1 to {MOST_A_BATCH}, got {shown(size)}", what="batch_size", found=size
+        )
 
 
 def batch_size_for(processor: ImageProcessor, of: Runtime | Artifact, wanted: int) -> int:

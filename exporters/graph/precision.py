@@ -88,7 +88,7 @@ def set_precision(
     if unknown:
         raise UsageError(
             f"nodes to keep in float32 must be of the graph, {', '.join(sorted(unknown))[:80]} are not; take the names "
-            f"from vitdeploy compare --bisect, on the same model, with the same options of export"
+            f"from vitdeploy debug bisect, on the same model, with the same options of export"
         )
     by_rule = [node for node in nodes if _stays_float(node, dtype, graph)]
     others = [node for node in nodes if node not in by_rule]

@@ -13,7 +13,7 @@ from vitdeploy.errors import DeviceError, OutputError, readable
 from vitdeploy.files.atomic import write_file
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.files.user_cache import user_cache
-from vitdeploy.runtimes.engine.load import last_of
+from vitdeploy.trt.library import last_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.errors import BundleError, DeviceError, OtherHardwareError
-from vitdeploy.trt.library import make_runtime
+from vitdeploy.trt.library import last_of, make_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,8 +126,3 @@ def profiles_of(engine: Any, inputs: Sequence[TensorSpec]) -> list[ProfileShapes
         shapes = {spec.name: engine.get_tensor_profile_shape(spec.name, index) for spec in inputs}
         found.append({name: (tuple(low), tuple(best), tuple(high)) for name, (low, best, high) in shapes.items()})
     return found
-
-
-def last_of(errors: Sequence[str]) -> str:
-    """The last error of a library."""
-    return errors[-1] if errors else "it does not say why"

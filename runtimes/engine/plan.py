@@ -9,7 +9,7 @@ import numpy as np
 
 from vitdeploy.errors import DeviceError, UsageError, first_line
 from vitdeploy.runtimes.engine.cuda_memory import Graph, Memory, Stream, Tensor, close_all
-from vitdeploy.runtimes.engine.load import last_of
+from vitdeploy.trt.library import last_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,53 +1,31 @@
-"""Build and run the smallest engine that there is, to see whether a GPU and a library work together."""
+"""The smallest engine that there is, to see whether a GPU and a library work together."""
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
-
-from vitdeploy.errors import UnavailableError
-from vitdeploy.runtimes.engine.cuda_memory import on_device
-from vitdeploy.runtimes.engine.file import EngineFile
+from vitdeploy.errors import DeviceError
 from vitdeploy.specs import TensorSpec
-from vitdeploy.trt.library import make_builder, make_logger, network_flags
+from vitdeploy.trt.library import last_of, make_builder, make_logger, network_flags
 
-if TYPE_CHECKING:
-    from vitdeploy.runtimes.engine.runtime import EngineRuntime
-    from vitdeploy.trt.gpu import Gpu
+X, Y = (TensorSpec(name, "float32", (2, 2)) for name in "xy")
 
 
-def probe(runtime: type[EngineRuntime], gpu: Gpu) -> str | None:
-    """Why a kind of runtime does not work on a GPU; None where it does."""
-    x, y = (TensorSpec(name, "float32", (2, 2)) for name in "xy")
-    try:
-        with on_device(gpu.index):
-            plan = _build(runtime)
-        if isinstance(plan, str):
-            return plan
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "probe.engine")
-            path.write_bytes(plan)
-            with runtime(EngineFile(path, (x,), (y,)), device=f"cuda:{gpu.index}") as opened:
-                opened.run({"x": np.ones((2, 2), np.float32)})
-    except UnavailableError as exc:
-        return str(exc)
-    return None
+def smallest_engine(library: Any, backend: str) -> bytes:
+    """An engine that negates `X`, built on the current device.
 
-
-def _build(runtime: type[EngineRuntime]) -> bytes | str:
-    """An engine that negates "x", or why it was not built."""
-    library = runtime.library
+    Raises:
+        DeviceError: it was not built.
+    """
     logger = make_logger(library)
-    builder = make_builder(library, runtime.backend, logger)
+    builder = make_builder(library, backend, logger)
     network = builder.create_network(network_flags(library))
-    layer = network.add_unary(network.add_input("x", library.float32, (2, 2)), library.UnaryOperation.NEG)
-    y = layer.get_output(0)
-    y.name = "y"
-    network.mark_output(y)
+    layer = network.add_unary(network.add_input(X.name, library.float32, X.shape), library.UnaryOperation.NEG)
+    output = layer.get_output(0)
+    output.name = Y.name
+    network.mark_output(output)
     plan = builder.build_serialized_network(network, builder.create_builder_config())
     if plan is None:
-        return str(logger.errors[0]) if logger.errors else "an engine of one layer was not built"
+        reason = last_of(logger.errors)
+        raise DeviceError(f"{backend} cannot build an engine of one layer: {reason}", what=backend, found=reason)
     return bytes(plan)

@@ -15,14 +15,14 @@ from vitdeploy.runtimes.base import Runtime
 from vitdeploy.runtimes.engine.cache import KernelCache
 from vitdeploy.runtimes.engine.compatibility import choose_profile
 from vitdeploy.runtimes.engine.cuda_memory import on_device
-from vitdeploy.runtimes.engine.file import opened_engine
-from vitdeploy.runtimes.engine.load import last_of, make_config, open_engine, profiles_of, why_refused
+from vitdeploy.runtimes.engine.file import EngineFile, opened_engine
+from vitdeploy.runtimes.engine.load import make_config, open_engine, profiles_of, why_refused
 from vitdeploy.runtimes.engine.options import KERNEL_SPECIALIZATIONS, EngineRuntimeOptions
 from vitdeploy.runtimes.engine.plan import ReadyPlans, ShapePlan
-from vitdeploy.runtimes.engine.probe import probe
+from vitdeploy.runtimes.engine.probe import X, Y, smallest_engine
 from vitdeploy.runtimes.options import cuda_index
 from vitdeploy.trt.gpu import find_gpu, find_gpus
-from vitdeploy.trt.library import LIBRARIES, compiles_on_target, make_logger
+from vitdeploy.trt.library import LIBRARIES, compiles_on_target, last_of, make_logger
 
 if TYPE_CHECKING:
     import os
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.device_arrays import DeviceArray
     from vitdeploy.runtimes.engine.compatibility import Shapes
-    from vitdeploy.runtimes.engine.file import EngineFile
 
 T = TypeVar("T")
 DEFAULTS = EngineRuntimeOptions()
@@ -117,9 +116,21 @@ class EngineRuntime(Runtime):
     @classmethod
     def probe(cls) -> dict[str, str | None]:
         try:
-            return {f"cuda:{gpu.index}": probe(cls, gpu) for gpu in find_gpus()}
+            return {f"cuda:{gpu.index}": cls._problem(gpu.index) for gpu in find_gpus()}
         except UnavailableError as exc:
             return {"cuda": str(exc)}
+
+    @classmethod
+    def _problem(cls, index: int) -> str | None:
+        """Why an engine does not run on a GPU; None where one does."""
+        try:
+            with on_device(index):
+                content = smallest_engine(cls.library, cls.backend)
+            with cls(EngineFile(Path("probe.engine"), (X,), (Y,), content), device=f"cuda:{index}") as runtime:
+                runtime.run({X.name: np.ones((2, 2), np.float32)})
+        except UnavailableError as exc:
+            return str(exc)
+        return None
 
     def refit(self, onnx: str | os.PathLike[str]) -> None:
         """Give the engine the weights of another ONNX file of the same graph, when the runs in progress are done.

@@ -36,16 +36,17 @@ NEEDED: dict[str, list[str]] = {
     "predict": ["absent", "absent.png"],
     "triton": ["absent", "absent"],
 }
-WAYS = {"max_images": ["--bisect"], "max_runs": ["--bisect"]}
 TO_ENGINE = ["--to", "tensorrt-rtx"]
 
 
 def options() -> Iterator[tuple[str, click.Option]]:
     for command, (target, _) in COMMANDS.items():
         module, name = target.split(":")
-        for param in getattr(importlib.import_module(module), name).params:
-            if isinstance(param, click.Option) and not param.is_flag and not isinstance(param.type, click.Choice):
-                yield command, param
+        found = getattr(importlib.import_module(module), name)
+        for each in found.commands.values() if isinstance(found, click.Group) else [found]:
+            for param in each.params:
+                if isinstance(param, click.Option) and not param.is_flag and not isinstance(param.type, click.Choice):
+                    yield command if each is found else f"{command} {each.name}", param
 
 
 NUMBERS = [(command, param) for command, param in options() if param.name not in TEXTS]
@@ -69,9 +70,8 @@ def test_nonsense_is_refused_at_once(
     if param.name in SIGNED and value == "-9":
         pytest.skip("a mean may be below 0")
     monkeypatch.chdir(tmp_path)
-    needed = [*NEEDED.get(command, ["absent"]), *WAYS.get(str(param.name), [])]
     with pytest.raises(SystemExit) as caught:
-        main([command, *needed, f"{param.opts[0]}={value}"])
+        main([*command.split(), *NEEDED.get(command, ["absent"]), f"{param.opts[0]}={value}"])
     found = capsys.readouterr()
     assert caught.value.code == 2, found.err
     assert found.out == ""

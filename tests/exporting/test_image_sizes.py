@@ -32,7 +32,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_limits_are_in_the_manifest_and_were_proven(bundle: Bundle) -> None:
-    assert bundle.config["image_size"] == 32
+    assert bundle.read_config().model["image_size"] == 32
     for artifact in bundle.manifest.artifacts:
         assert artifact.axes == {"height": AxisRange(16, 40, 64), "width": AxisRange(24, 56, 72)}
         assert artifact.validation["image_sizes"] == [[40, 56], [16, 24], [64, 72]]

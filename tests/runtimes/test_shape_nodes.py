@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import pytest
-
 from bundles import export_graph, tiny_model
+
 from vitdeploy.runtimes.shape_nodes import shape_nodes
 from vitdeploy.specs import Precision
 

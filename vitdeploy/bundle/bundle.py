@@ -7,15 +7,13 @@ import dataclasses
 import functools
 import hashlib
 import inspect
-import json
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from vitdeploy.bundle.configuration import Configuration, json_object
 from vitdeploy.bundle.external_data import external_names
 from vitdeploy.bundle.kept_files import KeptFiles
-from vitdeploy.bundle.labels import class_names
 from vitdeploy.bundle.manifest import CONFIG, MANIFEST, NOT_RECORDED, Artifact, FileRecord, Manifest
-from vitdeploy.bundle.scores import ProblemType, problem_type_of
 from vitdeploy.errors import BundleChangedError, BundleError, UsageError, VitDeployError, shown
 from vitdeploy.files.atomic import exclusive, replace_folder, sync
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS
@@ -46,6 +44,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    _config: Configuration | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -65,7 +64,7 @@ class Bundle:
             content = read_regular(folder / MANIFEST)
         except OSError as exc:
             raise BundleError(f"{folder / MANIFEST} cannot be read: {exc.strerror}; export the bundle again") from exc
-        data = _parsed(folder / MANIFEST, content, strict_json)
+        data = json_object(folder / MANIFEST, content, strict_json)
         try:
             return cls(folder, Manifest.from_dict(data))
         except BundleError as exc:
@@ -83,17 +82,20 @@ class Bundle:
             raise BundleChangedError(f"{self.path} was replaced by the bundle of another model; open it again")
         return now
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The verified content of `config.json`."""
-        return _parsed(self.path / CONFIG, self.config_files()[CONFIG])
-
-    def config_files(self) -> dict[str, bytes]:
-        """The verified content of `config.json` and of the image processor's files, by name.
+    def read_config(self) -> Configuration:
+        """Read `config.json` and the image processor's files, once: later calls return the same value.
 
         Raises:
-            BundleError: one is missing or altered, or lies in the folder although the manifest does not name it.
+            BundleError: one is missing or altered, or lies in the folder although the manifest does not name it; or
+                `config.json` is not JSON.
         """
+        if self._config is None:
+            files = {record.path: self.read(record, MOST_TEXT_BYTES) for record in self._config_records()}
+            object.__setattr__(self, "_config", Configuration.of(self.path, files, self.manifest.task))
+        return cast("Configuration", self._config)
+
+    def _config_records(self) -> list[FileRecord]:
+        """Records of `config.json` and of the image processor's files, none of which lies there unrecorded."""
         records = {record.path: record for record in self.manifest.files}
         for name in (CONFIG, *PROCESSOR_CONFIGS):
             if name not in records and (self.path / name).exists():
@@ -102,22 +104,7 @@ class Bundle:
                 raise BundleError(f"{self.path / name} is not recorded in {MANIFEST}; remove it, or export again")
         if CONFIG not in records:
             raise BundleError(f"{self.path / MANIFEST} does not record {CONFIG}; export the bundle again")
-        names = [name for name in (CONFIG, *PROCESSOR_CONFIGS) if name in records]
-        return {name: self.read(records[name], MOST_TEXT_BYTES) for name in names}
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the logits."""
-        return class_names(self.config)
-
-    @property
-    def problem_type(self) -> ProblemType:
-        """How `logits` are read: as classes of which one is the best, each by itself, or as values.
-
-        Raises:
-            CheckpointError: `config.json` has an unknown problem type.
-        """
-        return problem_type_of(self.manifest.task, self.config)
+        return [records[name] for name in (CONFIG, *PROCESSOR_CONFIGS) if name in records]
 
     @property
     def dynamic_image_size(self) -> bool:
@@ -203,10 +190,10 @@ class Bundle:
         """Check every file that the manifest names; see `open_verified`.
 
         Raises:
-            BundleError: as `config_files` and `opened_artifact`.
+            BundleError: as `read_config` and `opened_artifact`.
             BundleChangedError: the bundle was replaced since its manifest was read.
         """
-        self.config_files()
+        self._config_records()
         with self.opened(self.manifest.files):
             pass
         for artifact in self.manifest.artifacts:
@@ -438,13 +425,3 @@ def _place(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
     except OSError:
         return None
     return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
-
-
-def _parsed(path: Path, content: bytes, parse: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
-    try:
-        data = parse(content)
-    except (ValueError, RecursionError) as exc:
-        raise BundleError(f"{path} must hold JSON: {exc}; export the bundle again") from exc
-    if not isinstance(data, dict):
-        raise BundleError(f"{path} must hold a JSON object, got {type(data).__name__}; export the bundle again")
-    return data

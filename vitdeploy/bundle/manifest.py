@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vitdeploy.errors import BundleError
 from vitdeploy.files.opened import hash_file
 from vitdeploy.files.regular_file import open_regular
-from vitdeploy.specs import MODES, AxisRange, PixelFormat, PixelStage, Precision, Task, TensorSpec
-from vitdeploy.trt.library import LIBRARIES
-from vitdeploy.trt.options import read_range
+from vitdeploy.specs import (
+    ENGINE_FORMATS,
+    MODES,
+    AxisRange,
+    PixelFormat,
+    PixelStage,
+    Precision,
+    Task,
+    TensorSpec,
+    read_range,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -302,13 +310,13 @@ def _check_files(artifact: Artifact) -> None:
 
 def _check_engine(artifact: Artifact) -> None:
     """An engine is one file of a known precision, with profiles; nothing else waits to be run."""
-    engine = artifact.format in LIBRARIES
+    engine = artifact.format in ENGINE_FORMATS
     if engine and len(artifact.files) != 1:
         raise ValueError(f"{artifact.name} must be one file, has {len(artifact.files)}")
     if engine:
         Precision(artifact.precision)  # ValueError
     if not engine and "status" in artifact.validation:
-        raise ValueError(f"{artifact.name} must have been run, and is no engine: {', '.join(LIBRARIES)}")
+        raise ValueError(f"{artifact.name} must have been run, and is no engine: {', '.join(ENGINE_FORMATS)}")
     sizes = artifact.pixels.free_size(artifact.inputs[0].shape)
     for axis in ("batch", *sizes):
         if engine or axis in artifact.options:

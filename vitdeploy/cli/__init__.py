@@ -22,6 +22,7 @@ COMMANDS = {
     "export": ("vitdeploy.cli.export:export", "Export a checkpoint, prove the artifact, and bundle both."),
     "predict": ("vitdeploy.cli.predict:predict", "Classify images with a bundle."),
     "compare": ("vitdeploy.cli.compare:compare", "Compare every artifact with the reference."),
+    "debug": ("vitdeploy.cli.debug:debug", "Find the layers that differ: layers, bisect, sensitivity."),
     "evaluate": ("vitdeploy.cli.evaluate:evaluate", "Measure the accuracy of every artifact on labelled images."),
     "gate": ("vitdeploy.cli.gate:gate", "Pass or fail: hold every artifact to rules and to a baseline."),
     "benchmark": ("vitdeploy.cli.benchmark:benchmark", "Time every artifact, each alone in its process."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import click
 
@@ -10,15 +11,13 @@ from vitdeploy.cli.number_options import TURNS, ParamType
 from vitdeploy.cli.output import (
     PATH,
     TerminalProgress,
+    backends_option,
     device_option,
     image_limit_option,
     json_option,
-    print_json,
-    print_left_out,
     print_tables,
 )
-from vitdeploy.cli.process import conclude
-from vitdeploy.cli.reports import Reports, report_options
+from vitdeploy.cli.reports import Reports, conclude_with, report_options
 from vitdeploy.system.cpu import MOST_THREADS
 
 
@@ -41,10 +40,7 @@ class BatchSizes(ParamType[tuple[int, ...]]):
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.option("--batch-sizes", default="1,8", show_default=True, type=BatchSizes(), help="Images a run.")
-@click.option(
-    "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
-    help="Such as onnxruntime:fp16; may be repeated. By default the reference (torch) and every artifact.",
-)  # fmt: skip
+@backends_option("By default the reference (torch) and every artifact.")
 @device_option
 @click.option(
     "--threads",
@@ -59,18 +55,7 @@ class BatchSizes(ParamType[tuple[int, ...]]):
 @report_options("html", "markdown")
 @image_limit_option
 @json_option
-def benchmark(
-    bundle: str,
-    batch_sizes: tuple[int, ...],
-    backends: tuple[str, ...],
-    device: str,
-    threads: int,
-    images: str | None,
-    rounds: int,
-    runs: int,
-    reports: Reports,
-    as_json: bool,
-) -> None:
+def benchmark(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None:
     """Time every artifact of BUNDLE and the reference, in turns, each alone in its process.
 
     The percentiles are of the runtime on ready input; the time from image files stands beside them. Exits with 1 if
@@ -79,17 +64,11 @@ def benchmark(
     from vitdeploy.assess.benchmark.benchmark import benchmark as benchmark_bundle
     from vitdeploy.assess.report.tables import tables
 
-    result = benchmark_bundle(
-        bundle, batch_sizes=batch_sizes, backends=backends or None, device=device, threads=threads, images=images,
-        rounds=rounds, runs=runs, progress=TerminalProgress("rounds"),
-    )  # fmt: skip
+    with TerminalProgress("rounds") as progress:
+        result = benchmark_bundle(bundle, progress=progress, **options)
 
-    def show() -> None:
-        if as_json:
-            print_json(result.to_dict())
-        else:
-            title = f"{result.bundle} on {result.settings['device']}, ready input unless it says from image files"
-            print_tables(f"{title}: {result.status}", tables(result))
-            print_left_out(result.left_out)
+    def print_result(_: object) -> None:
+        title = f"{result.bundle} on {result.settings['device']}, ready input unless it says from image files"
+        print_tables(f"{title}: {result.status}", tables(result))
 
-    conclude(result.status, show, *reports.writers(result))
+    conclude_with(result, print_result, as_json, reports)

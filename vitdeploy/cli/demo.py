@@ -36,13 +36,7 @@ def demo(output: str, as_json: bool) -> None:
     with TerminalProgress("images") as progress:
         result = run_demo(output, progress=progress)
 
-    def show() -> None:
-        if as_json:
-            print_json(result.to_dict())
-        else:
-            _print(result)
-
-    conclude(result.comparison.status, show)
+    conclude(result.comparison.status, lambda: print_json(result.to_dict()) if as_json else _print(result))
 
 
 def _print(result: DemoResult) -> None:

@@ -11,13 +11,13 @@ import click
 from vitdeploy.cli.output import PATH
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS
+from vitdeploy.specs import read_range
 from vitdeploy.trt.options import (
     DEFAULT_BATCH,
     HARDWARE_COMPATIBILITY,
     LARGEST_WORKSPACE_MIB,
     EngineOptions,
     colons,
-    read_range,
 )
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,16 +10,14 @@ from vitdeploy.cli.number_options import BATCH_SIZE, COUNT, SEED
 from vitdeploy.cli.output import (
     PATH,
     TerminalProgress,
+    backends_option,
     device_option,
     image_limit_option,
     json_option,
-    print_json,
-    print_left_out,
     print_table,
     print_tables,
 )
-from vitdeploy.cli.process import conclude
-from vitdeploy.cli.reports import Reports, report_options
+from vitdeploy.cli.reports import Reports, conclude_with, report_options
 
 if TYPE_CHECKING:
     from vitdeploy.assess.evaluate.evaluate import Evaluation
@@ -31,10 +29,7 @@ if TYPE_CHECKING:
     "--data", required=True, type=PATH,
     help="One folder a class; a .csv or .tsv of images and labels; or a Hub dataset's .parquet files.",
 )  # fmt: skip
-@click.option(
-    "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
-    help="Such as onnxruntime:fp16; may be repeated. By default the reference (torch) and every artifact.",
-)  # fmt: skip
+@backends_option("By default the reference (torch) and every artifact.")
 @click.option("--batch-size", default=32, show_default=True, type=BATCH_SIZE)
 @device_option
 @click.option("--limit", type=COUNT, help="At most so many images, drawn by --seed.")
@@ -45,20 +40,7 @@ if TYPE_CHECKING:
 @report_options("html", "markdown")
 @image_limit_option
 @json_option
-def evaluate(
-    bundle: str,
-    data: str,
-    backends: tuple[str, ...],
-    batch_size: int,
-    device: str,
-    limit: int | None,
-    seed: int,
-    resume: str | None,
-    per_class: bool,
-    confusion: bool,
-    reports: Reports,
-    as_json: bool,
-) -> None:
+def evaluate(bundle: str, per_class: bool, confusion: bool, reports: Reports, as_json: bool, **options: Any) -> None:
     """Measure the accuracy of BUNDLE on labelled images, with every backend in one pass.
 
     Labels are the model's class names (or one of the synonyms in a name that lists some, with commas between them),
@@ -67,18 +49,8 @@ def evaluate(
     from vitdeploy.assess.evaluate.evaluate import evaluate as evaluate_bundle
 
     with TerminalProgress("images") as progress:
-        result = evaluate_bundle(
-            bundle, data=data, backends=backends or None, batch_size=batch_size, device=device, limit=limit, seed=seed,
-            resume=resume, progress=progress,
-        )  # fmt: skip
-
-    def show() -> None:
-        if as_json:
-            print_json(result.to_dict())
-        else:
-            _print(result, per_class, confusion)
-
-    conclude(result.status, show, *reports.writers(result))
+        result = evaluate_bundle(bundle, progress=progress, **options)
+    conclude_with(result, lambda _: _print(result, per_class, confusion), as_json, reports)
 
 
 def _print(result: Evaluation, per_class: bool, confusion: bool) -> None:
@@ -87,7 +59,6 @@ def _print(result: Evaluation, per_class: bool, confusion: bool) -> None:
     matched = result.settings["labels_matched"]
     title = f"{result.bundle} on {len(result.images)} images of {result.data}, labels matched {matched}"
     print_tables(f"{title}: {result.status}", tables(result))
-    print_left_out(result.left_out)
     ran = [each for each in result.results if each.skipped is None]
     heads = [f"{each.artifact} on {each.backend}" for each in ran]
     if per_class and ran:

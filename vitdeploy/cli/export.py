@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.bisect_report import kept_nodes
+from vitdeploy.cli.debug import kept_nodes
 from vitdeploy.cli.engine_options import engine_options, image_size, once
 from vitdeploy.cli.number_options import OPSET, SEED, Tolerance
 from vitdeploy.cli.output import (
@@ -197,7 +197,7 @@ def _print_accuracy(artifact: Artifact) -> None:
 @click.option(
     "--keep-fp32-from",
     type=PATH,
-    help="The same for every node in a file that vitdeploy compare --bisect --json printed.",
+    help="The same for every node in a file that vitdeploy debug bisect --json printed.",
 )
 @click.option("--images", type=PATH, help="A folder of images to prove the artifact on; synthetic by default.")
 @click.option("--tolerance", type=Tolerance(), help="Largest difference, relative to each output's largest value.")

@@ -10,16 +10,14 @@ from vitdeploy.cli.number_options import BATCH_SIZE, number_or_text
 from vitdeploy.cli.output import (
     PATH,
     TerminalProgress,
+    backends_option,
     device_option,
     image_limit_option,
     json_option,
-    print_json,
-    print_left_out,
     print_table,
     print_text,
 )
-from vitdeploy.cli.process import conclude
-from vitdeploy.cli.reports import Reports, report_options
+from vitdeploy.cli.reports import Reports, conclude_with, report_options
 
 if TYPE_CHECKING:
     from vitdeploy.assess.gate.gate import GateResult
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
 @click.option("--max-difference", metavar="SHARE", help="From the reference's outputs, of their largest "
               "value; by default the precision's tolerance.")  # fmt: skip
 @click.option("--max-layer-difference", metavar="SHARE", help="Of a layer's own result, in half precision "
-              "by default; see compare --layers.")  # fmt: skip
+              "by default; see debug layers.")  # fmt: skip
 @click.option(
     "--max-latency-ratio",
     metavar="RATIO",
@@ -55,10 +53,7 @@ if TYPE_CHECKING:
 )
 @click.option("--latency-against", metavar="BACKEND:PRECISION", help="torch:fp32, the reference, by default.")
 @click.option("--max-size", metavar="BYTES", help='Of an artifact\'s files; or such as "12.5 MB".')
-@click.option(
-    "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
-    help="Hold these alone; may be repeated. By default the reference (torch) and every artifact.",
-)  # fmt: skip
+@backends_option("By default the reference (torch) and every artifact.")
 @click.option("--batch-size", default=32, show_default=True, type=BATCH_SIZE)
 @device_option
 @report_options("html", "markdown", "junit")
@@ -70,7 +65,7 @@ def gate(
     baseline: str | None,
     update: bool,
     rules: str | None,
-    backends: tuple[str, ...],
+    backends: tuple[str, ...] | None,
     batch_size: int,
     device: str,
     reports: Reports,
@@ -94,24 +89,17 @@ def gate(
     held = (GateRules() if rules is None else read_rules(rules)).with_(of_flags)
     with TerminalProgress("images") as progress:
         result = gate_bundle(
-            bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends or None,
+            bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends,
             batch_size=batch_size, device=device, progress=progress,
         )  # fmt: skip
 
-    def show() -> None:
-        if as_json:
-            print_json(result.to_dict())
-        else:
-            _print(result)
-
-    conclude(result.status, show, *reports.writers(result))
+    conclude_with(result, _print, as_json, reports)
 
 
 def _print(result: GateResult) -> None:
     rows = [(check.status, check.rule, check.subject, check.message) for check in result.checks]
     title = f"{result.bundle} on {result.images} images of {result.data}: {result.status}"
     print_table(title, ("status", "rule", "subject", "found"), rows)
-    print_left_out(result.left_out)
     if result.changes:
         print_text("\nSince the baseline:\n" + "\n".join(f"  {line}" for line in result.changes))
     if result.updated:

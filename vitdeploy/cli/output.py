@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 PATH = click.Path(readable=False)  # whoever reads it says in one line that it cannot be read
 
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
+
+
+def backends_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option `--backend`, whose names come as `backends`; None where there are none."""
+    return click.option(
+        "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
+        help=f"Such as onnxruntime:fp16; may be repeated. {text}", callback=lambda *given: given[-1] or None,
+    )  # fmt: skip
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 

@@ -8,12 +8,13 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from vitdeploy.bundle.output_paths import check_outputs, check_writable
-from vitdeploy.cli.output import PATH
+from vitdeploy.cli.output import PATH, print_json, print_left_out
+from vitdeploy.cli.process import conclude
 from vitdeploy.errors import OutputError
 
 if TYPE_CHECKING:
@@ -81,6 +82,21 @@ class Reports:
     def writers(self, result: Any) -> list[Callable[[], None]]:
         """A function for each file that writes it; each raises OutputError where that cannot be done."""
         return [functools.partial(self._writers[name], path, result) for name, path in self.asked.items()]
+
+
+def conclude_with(
+    result: Any, print_result: Callable[[Any], None], as_json: bool, reports: Reports | None = None
+) -> NoReturn:
+    """Print a result, write its reports, and exit with the code of its status; see `conclude`."""
+
+    def show() -> None:
+        if as_json:
+            print_json(result.to_dict())
+        else:
+            print_result(result)
+            print_left_out(result.left_out)
+
+    conclude(result.status, show, *(() if reports is None else reports.writers(result)))
 
 
 def _check_files(reports: Mapping[str, str], arguments: Mapping[str, Any]) -> None:

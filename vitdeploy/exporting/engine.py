@@ -84,7 +84,7 @@ def add_engine(
     build = load_target(exporter.target, f"exporting to {to}", "export")
     with staged_folder(path) as staging, contextlib.ExitStack() as stack:
         onnx = stack.enter_context(_linked(bundle, source, staging))
-        for config in bundle.config_files():  # a runtime of decoded images has the processor's limits
+        for config in bundle.read_config().files:  # a runtime of decoded images has the processor's limits
             link(path / config, staging / config)
         request = EngineRequest(
             library=to,

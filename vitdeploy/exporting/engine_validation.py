@@ -27,9 +27,8 @@ from vitdeploy.files.atomic import exclusive, write_file
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import open_recorded
-from vitdeploy.specs import PixelStage, attention_for
+from vitdeploy.specs import PixelStage, attention_for, read_range
 from vitdeploy.system.progress import SILENT, Progress
-from vitdeploy.trt.options import read_range
 
 if TYPE_CHECKING:
     import os
@@ -119,7 +118,7 @@ def prove_engine(
         listing = None if proof.images is None else list_images(proof.images)
         images, expected, against = _expected(of, artifact, listing)
         allowed, cosine = proof.judge(artifact)
-        record = prove(runtime, artifact.name, images, expected, allowed, of.problem_type, cosine)
+        record = prove(runtime, artifact.name, images, expected, allowed, of.read_config().problem_type, cosine)
         device = runtime.details["device"]
     return {
         "images": "synthetic" if listing is None else "given",
@@ -204,7 +203,7 @@ def _expected(
 ) -> tuple[list[Sample], list[dict[str, Any]], str]:
     """Images in every size and number that the engine has limits for, what they give, and what gave that."""
     images = samples(
-        ViTConfig.from_dict(bundle.config),
+        ViTConfig.from_dict(bundle.read_config().model),
         load_processor(bundle),
         {},
         artifact.pixels.stage,

@@ -1,15 +1,30 @@
-"""What the arguments of `vitdeploy.export` stand for, and what they must be."""
+"""The values that say what `vitdeploy.export` makes. Each validates itself; none needs torch."""
 
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, shown
 from vitdeploy.exporting.accuracy_bound import Bound
-from vitdeploy.specs import QUANTIZED, AxisRange, PixelFormat, PixelStage, Precision, Task
+from vitdeploy.images.processor_options import ProcessorOptions
+from vitdeploy.specs import (
+    OPSETS,
+    QUANTIZED,
+    SEEDS,
+    AxisRange,
+    PixelFormat,
+    PixelStage,
+    Precision,
+    Task,
+    read_drop,
+    read_share,
+    read_tolerance,
+)
+from vitdeploy.system.option_fields import check_options, described, option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +32,404 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.config import ViTConfig
     from vitdeploy.specs import ExportSpec
+
+    PathLike = str | os.PathLike[str]
+    Pair = tuple[int, int]
+    Size = int | Pair
+
+TARGETS = ("cpu", "tensorrt")
+SCHEMES = ("static", "dynamic")
+METHODS = ("auto", "minmax", "entropy", "percentile", "mse")
+
+
+@described
+@dataclasses.dataclass(frozen=True)
+class GraphOptions:
+    """What the graph takes, what it gives, and how it is written.
+
+    Raises:
+        UsageError: an option is wrong, or two of them contradict each other.
+    """
+
+    opset: int | None = option(None, "ONNX opset.", limits=(OPSETS.start, OPSETS.stop - 1), unset="20, and 21 for fp8")
+    optimize: str | None = option(
+        None,
+        "Fuse operators for one runtime, which then opens the file sooner; fp32 only.",
+        choices=("onnxruntime",),
+        unset="a graph that every runtime takes",
+    )
+    keep_fp32: tuple[str, ...] | Sequence[str] = option(
+        (),
+        "Nodes that stay float32 in a lower precision, by the names that vitdeploy debug prints.",
+        names=True,
+        repeated=True,
+        metavar="NODE",
+    )
+    outputs: tuple[str, ...] | Sequence[str] | None = option(
+        None,
+        'Outputs, such as logits,hidden_states; "hidden_states" and "attentions" mean those of all layers.',
+        names=True,
+        metavar="NAME,...",
+        unset="those of the task",
+    )
+    image_size: Size | tuple[Size, Size, Size] | None = option(
+        None,
+        "Size of the images: HxW, or MIN:OPT:MAX for a model that takes sizes within limits. Position embeddings are "
+        "interpolated to it.",
+        metavar="HxW",
+        unset="the size that the image processor gives",
+    )
+    dynamic_image_size: bool = option(False, "Take images of every size from one patch up.")
+    input: str = option(
+        "float32",
+        "Type of the input: normalized images in float32, or bytes, which the model then normalizes.",
+        choices=("float32", "uint8"),
+    )
+    layout: str | None = option(
+        None, "Layout of uint8 images.", choices=("nchw", "nhwc"), unset="nhwc for uint8, nchw for float32"
+    )
+    embed_resize: bool = option(False, "Resize and crop in the model, which then takes uint8 images of any size.")
+    io_dtype: str = option("float32", "Type of floating-point inputs and outputs.", choices=("float32", "float16"))
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        object.__setattr__(self, "image_size", _read_size(self.image_size))
+        if self.image_size is not None and self.dynamic_image_size:
+            raise UsageError(
+                "image_size and dynamic_image_size exclude each other",
+                what="image_size", found=self.image_size, hint="leave one out",
+            )  # fmt: skip
+        if self.embed_resize and self.any_size:
+            raise UsageError(
+                "embed_resize resizes images to one size, so the size cannot be dynamic",
+                what="embed_resize", hint="leave one out",
+            )  # fmt: skip
+        self.pixels  # noqa: B018  (refuses a layout that the input cannot have)
+
+    @property
+    def size(self) -> Pair | None:
+        """The (height, width) that the image processor is to give."""
+        return self.image_size if self.bounds is None else self.image_size[1]  # type: ignore[index, return-value]
+
+    @property
+    def bounds(self) -> tuple[Pair, Pair] | None:
+        """The smallest and the largest (height, width), where the model takes sizes within limits."""
+        sizes: Any = self.image_size
+        return (sizes[0], sizes[2]) if isinstance(sizes, tuple) and len(sizes) == 3 else None
+
+    @property
+    def any_size(self) -> bool:
+        """Whether the model takes several sizes."""
+        return self.dynamic_image_size or self.bounds is not None
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """The format of an image that goes in."""
+        if self.input == "uint8" or self.embed_resize:
+            stage = PixelStage.DECODED if self.embed_resize else PixelStage.RESIZED
+            return PixelFormat(stage, self.layout or "nhwc", "uint8")  # type: ignore[arg-type]
+        return PixelFormat(PixelStage.NORMALIZED, self.layout or "nchw", self.io_dtype)  # type: ignore[arg-type]
+
+    def check(self, precision: str) -> None:
+        """Raise UsageError where an option does not fit the precision."""
+        if self.optimize is not None and precision != Precision.FP32:
+            raise UsageError(
+                f"optimize needs precision fp32, got {precision}", what="optimize", expected="fp32", found=precision,
+                hint="leave one out: ONNX Runtime would write casts to float32 for the CPU into the file",
+            )  # fmt: skip
+        if self.keep_fp32 and precision == Precision.FP32:
+            raise UsageError(
+                "keep_fp32 needs a precision below fp32", what="keep_fp32", found=self.keep_fp32, hint="leave it out"
+            )
+
+
+@described
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Images that activations are measured on.
+
+    Activations are measured on half of the images and candidates are compared on a quarter; the artifact is judged on
+    the last quarter. Of fewer than 16 images all serve for everything, and nothing is compared.
+
+    Raises:
+        UsageError: an option is wrong.
+    """
+
+    images: PathLike = option(
+        dataclasses.MISSING,
+        "Images for the calibration, similar to those in production: a folder, or a data set as evaluate takes it.",
+        path=True,
+        typed="calibration_data",
+    )
+    method: str = option(
+        "auto",
+        "How ranges are chosen: auto takes the values seen and a tenth more.",
+        choices=METHODS,
+        typed="calibration",
+    )
+    count: int = option(
+        512, "Number of images, at most; their names and the seed decide which.", limits=(1, 2**31 - 1),
+        typed="calibration_images",
+    )  # fmt: skip
+    cache: PathLike | Literal[False] | None = option(
+        None,
+        "Folder that keeps measured ranges by the content of images and model; in Python, False for none.",
+        path=True,
+        typed="calibration_cache",
+        unset="the user's cache folder",
+    )
+    seed: int = option(0, "Seed of the choice of images.", limits=SEEDS)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxDrop:
+    """Top-1 accuracy on labelled images may be lower than the reference's by at most `limit`.
+
+    Attributes:
+        limit: a share from 0, below 1; 0.005 and "0.5%" are the same.
+    """
+
+    limit: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limit", read_drop(self.limit, "max_drop"))
+
+    def __str__(self) -> str:
+        return f"max_drop {100 * self.limit:.12g}%"
+
+
+@dataclasses.dataclass(frozen=True)
+class MinAgreement:
+    """The best class is the reference's for at least this share of the images; no labels are needed.
+
+    Attributes:
+        limit: a share above 0, up to 1; 0.99 and "99%" are the same.
+    """
+
+    limit: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limit", read_share(self.limit, "min_agreement"))
+
+    def __str__(self) -> str:
+        return f"min_agreement {self.limit:.12g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class MinCosine:
+    """The 5th percentile, over images, of the cosine similarity with the reference is at least `limit`.
+
+    It is that of the pooled output and the CLS token, or of a classifier's logits.
+
+    Attributes:
+        limit: above 0, below 1; 0.99 and "99%" are the same.
+    """
+
+    limit: float
+
+    def __post_init__(self) -> None:
+        expected = "a cosine above 0 and below 1, such as 0.99 or 99%"
+        object.__setattr__(self, "limit", read_share(self.limit, "min_cosine", expected, lambda share: 0 < share < 1))
+
+    def __str__(self) -> str:
+        return f"min_cosine {self.limit:.12g}"
+
+
+AccuracyBound = MaxDrop | MinAgreement | MinCosine
+
+
+@described
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """How a graph is quantized to int8 or fp8.
+
+    With an accuracy bound, layers stay float32, the most sensitive ones first, until the bound holds and none of them
+    can be left out. A quarter of its images is held out: it chooses nothing, and the artifact must honour the bound on
+    it too. Of fewer than 16 images none is held out.
+
+    Raises:
+        UsageError: an option is wrong, or needs another one.
+    """
+
+    calibration: Calibration | PathLike | None = None
+    target: str | None = option(
+        None,
+        "Runtime that the quantized graph is built for.",
+        choices=TARGETS,
+        unset="cpu for ONNX int8, tensorrt for engines and fp8",
+    )
+    scheme: str | None = option(
+        None,
+        "Ranges of int8 on a CPU: from calibration images, or measured as the graph runs.",
+        choices=SCHEMES,
+        unset="dynamic without images; with them static, unless dynamic has less than half of its error",
+    )
+    reduce_range: bool = option(
+        False, "Quantize weights to 7 bits (int8 on a CPU), for x86 processors without VNNI, which would overflow."
+    )
+    rest: str | None = option(
+        None,
+        "Precision of the layers that are not quantized (TensorRT only).",
+        choices=("fp16",),
+        unset="fp32",
+    )
+    smooth_quant: float | str = option(
+        "auto",
+        "Move outliers of activations into weights: where it helps, never, or with a strength from 0 to 1.",
+        metavar="auto|off|STRENGTH",
+    )
+    accuracy: AccuracyBound | None = option(
+        None,
+        "Accuracy that the artifact must keep; layers stay float32 for it.",
+        variants={"max_drop": MaxDrop, "min_agreement": MinAgreement, "min_cosine": MinCosine},
+    )
+    accuracy_data: PathLike | None = option(
+        None, "Images on which the accuracy bound is measured.", path=True, unset="the calibration images"
+    )
+
+    def __post_init__(self) -> None:
+        if self.calibration is not None and not isinstance(self.calibration, Calibration):
+            object.__setattr__(self, "calibration", Calibration(self.calibration))
+        check_options(self)
+        smooth = _number(self.smooth_quant)
+        if self.smooth_quant not in ("auto", "off") and not (smooth is not None and 0 <= smooth <= 1):
+            raise UsageError(
+                f"smooth_quant must be auto, off or a number from 0 to 1, got {shown(self.smooth_quant, 80)}",
+                what="smooth_quant", found=self.smooth_quant,
+            )  # fmt: skip
+        if smooth is not None:
+            object.__setattr__(self, "smooth_quant", smooth)
+        if self.accuracy is not None and not isinstance(self.accuracy, AccuracyBound):
+            raise UsageError(
+                f"accuracy must be a bound, got {shown(self.accuracy, 80)}", what="accuracy", found=self.accuracy,
+                hint="give MaxDrop, MinAgreement or MinCosine",
+            )  # fmt: skip
+        if self.accuracy_data is not None and self.accuracy is None:
+            raise UsageError(
+                "accuracy_data needs an accuracy bound", what="accuracy_data", found=self.accuracy_data,
+                hint="add max_drop, min_agreement or min_cosine",
+            )  # fmt: skip
+        if smooth is not None and self.calibration is None:
+            raise UsageError(
+                "smooth_quant needs calibration images", what="smooth_quant", found=smooth, hint="give calibration"
+            )
+        if self.accuracy is not None and (self.calibration is None or self.scheme == "dynamic"):
+            raise UsageError(
+                f"{self.accuracy} needs fixed ranges", what="accuracy", found=self.scheme,
+                hint="give calibration images, and leave the scheme dynamic out: its outputs depend on the batch",
+            )  # fmt: skip
+
+    @classmethod
+    def of(cls, value: Quantization | PathLike | None) -> Quantization | None:
+        """The value itself, or that of a folder of calibration images."""
+        return value if value is None or isinstance(value, Quantization) else cls(value)
+
+
+@described
+@dataclasses.dataclass(frozen=True)
+class SourceOptions:
+    """Where a checkpoint comes from, and how it is read.
+
+    Raises:
+        UsageError: an option is wrong.
+    """
+
+    task: Task | str | None = option(
+        None, "Task.", choices=tuple(task.value for task in Task), unset="the one that the checkpoint was made for"
+    )
+    random_weights: str | None = option(
+        None,
+        "Architecture with random weights, such as vit-base-patch16-224, instead of a model.",
+        metavar="PRESET",
+    )
+    seed: int = option(0, "Seed of random weights, and of the choice of calibration images.", limits=SEEDS)
+    revision: str | None = option(None, "Branch, tag or commit on the Hub.")
+    token: str | None = option(None, "Hub token, for private and gated models.")
+    cache_dir: PathLike | None = option(None, "Cache folder of the Hub's files.", path=True, unset="huggingface_hub's")
+    offline: bool = option(False, "Use the Hub's cache only.")
+    processor: ProcessorOptions | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.task is not None:
+            object.__setattr__(self, "task", Task(self.task))
+        if self.processor is not None and not isinstance(self.processor, ProcessorOptions):
+            raise UsageError(
+                f"processor takes ProcessorOptions(...), got {shown(self.processor, 80)}",
+                what="processor", found=self.processor,
+            )  # fmt: skip
+        if self.random_weights is not None and self.revision is not None:
+            raise UsageError(
+                f"revision applies to a model on the Hub, not to random_weights, got {shown(self.revision, 80)}",
+                what="revision", found=self.revision, hint="leave it out",
+            )  # fmt: skip
+
+
+@described
+@dataclasses.dataclass(frozen=True)
+class ValidationOptions:
+    """How an artifact is compared with the reference.
+
+    int8 and fp8 are judged by the cosine of each image's outputs where no tolerance is given; see
+    `vitdeploy.assess.metrics.cosine_bound`.
+
+    Raises:
+        UsageError: an option is wrong.
+    """
+
+    images: PathLike | None = option(
+        None,
+        "Folder of images, the first three of which are compared.",
+        path=True,
+        unset="synthetic images, and for an engine those of its calibration",
+    )
+    tolerance: float | None = option(
+        None,
+        "Largest difference, relative to the largest value of each output.",
+        unset="by precision",
+        metavar="SHARE",
+        read=read_tolerance,
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.tolerance is not None:
+            object.__setattr__(self, "tolerance", read_tolerance(self.tolerance))
+
+
+def check_precision(precision: str, quantization: Quantization | None) -> None:
+    """Raise UsageError where quantization is asked for in a precision that is not quantized."""
+    if quantization is not None and precision not in QUANTIZED:
+        raise UsageError(
+            f"quantization needs precision int8 or fp8, got {precision}", what="quantization",
+            expected=QUANTIZED, found=precision, hint="leave it out",
+        )  # fmt: skip
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
+
+
+def _read_size(size: Any) -> Any:
+    """(height, width), or three of them; None for None."""
+    if size is None:
+        return None
+    if isinstance(size, (tuple, list)) and len(size) == 3:
+        return tuple(_pair(each) for each in size)
+    return _pair(size)
+
+
+def _pair(size: Any) -> Pair:
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(pair) != 2 or not all(type(edge) is int and edge > 0 for edge in pair):
+        raise UsageError(
+            f"image_size must be a positive integer, a pair (height, width), or three of either, got {shown(size, 80)}",
+            what="image_size", found=size,
+        )  # fmt: skip
+    return pair[0], pair[1]
 
 
 def check_quantization(precision: str, options: Mapping[str, Any]) -> None:
@@ -113,15 +526,6 @@ def image_size_of(
         smallest, usual, largest = (_pair(each) for each in size)
         return usual, (smallest, largest)
     return _pair(size), None
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(pair) != 2 or not all(type(edge) is int and edge > 0 for edge in pair):
-        raise UsageError(
-            f"image_size must be a positive integer, a pair of them (height, width), or three of either, got {size!r}"
-        )
-    return pair[0], pair[1]
 
 
 def pixels_of(dtype: str, layout: str | None, io_dtype: str, *, embed_resize: bool) -> PixelFormat:

@@ -102,7 +102,7 @@ class AccuracyGoal:
             names = ", ".join(spec.name for spec in reference.outputs)
             raise UsageError(
                 f"{bound} is of a model that gives {LOGITS} of each image, got {names}; leave it out, and see "
-                f"vitdeploy compare --bisect"
+                f"vitdeploy debug bisect"
             )
         if problem_type is not ProblemType.SINGLE_LABEL:
             raise UsageError(

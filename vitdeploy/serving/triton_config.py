@@ -9,8 +9,8 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.errors import UsageError
-from vitdeploy.specs import Precision
-from vitdeploy.trt.options import DEFAULT_BATCH, read_range
+from vitdeploy.specs import Precision, read_range
+from vitdeploy.trt.options import DEFAULT_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

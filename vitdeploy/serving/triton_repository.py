@@ -209,9 +209,12 @@ def _check_name(name: str) -> None:
 def _labels(bundle: Bundle, artifact: Artifact) -> str | None:
     """The content of the file of class names, by which Triton ranks outputs; None where nothing gives classes."""
     width = next((spec.shape[-1] for spec in artifact.outputs if spec.name == LABELED_OUTPUT), None)
-    if bundle.manifest.task != Task.CLASSIFICATION or width is None or bundle.problem_type is ProblemType.REGRESSION:
+    if bundle.manifest.task != Task.CLASSIFICATION or width is None:
         return None
-    labels = bundle.labels
+    config = bundle.read_config()
+    if config.problem_type is ProblemType.REGRESSION:
+        return None
+    labels = config.labels
     if len(labels) != width:
         raise BundleError(f"{bundle.path} must name a class for each of {width} logits, names {len(labels)}")
     _check_labels(labels)

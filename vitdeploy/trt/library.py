@@ -8,6 +8,7 @@ from vitdeploy.errors import DeviceError
 from vitdeploy.system.imports import load_package
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import TextIO
 
 
@@ -83,6 +84,11 @@ def make_logger(trt: Any, file: TextIO | None = None) -> Any:
                     self.lost = exc
 
     return FileLogger()
+
+
+def last_of(errors: Sequence[str]) -> str:
+    """The last error that a library reported."""
+    return errors[-1] if errors else "it does not say why"
 
 
 def make_builder(trt: Any, name: str, logger: Any) -> Any:

@@ -172,18 +172,6 @@ def colons(sizes: AxisRange) -> str:
     return f"{sizes.minimum}:{sizes.optimum}:{sizes.maximum}"
 
 
-def read_range(text: str) -> AxisRange:
-    """A range of batch sizes as it is typed: MIN:OPT:MAX, or one number for all three.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    numbers = [int(part) for part in text.split(":") if re.fullmatch("[1-9][0-9]{0,5}", part)]
-    if len(numbers) != len(text.split(":")) or len(numbers) not in (1, 3):
-        raise UsageError(f"batch must be MIN:OPT:MAX, such as 1:8:32, or one number, got {text!r:.80}")
-    return AxisRange(*(numbers * 3 if len(numbers) == 1 else numbers))
-
-
 def reach(profiles: Sequence[Mapping[str, AxisRange]]) -> Profile:
     """The sizes of each axis that lie within some profile; there may be gaps between profiles."""
     return {

@@ -83,7 +83,7 @@ def check_kept(model: ir.Model, scheme: Scheme, keep: Collection[str]) -> None:
     if unknown:
         raise UsageError(
             f"nodes to keep in float32 must be ones that {scheme.name} quantizes, {', '.join(sorted(unknown))[:80]} "
-            f"are not; take the names from vitdeploy compare --bisect, on the same model, with the same options"
+            f"are not; take the names from vitdeploy debug bisect, on the same model, with the same options"
         )
 
 

@@ -56,7 +56,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> str:
         ["evaluate", "--backend", "onnxruntime", "--data"],
         ["gate", "--data"],
         ["compare", "--images"],
-        ["compare", "--layers", "--images"],
+        ["debug", "layers", "--images"],
         ["benchmark", "--backend", "onnxruntime", "--batch-sizes", 1, "--rounds", 1, "--runs", 1, "--images"],
     ],
     ids=lambda command: " ".join(map(str, command[:2])),
@@ -64,12 +64,13 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> str:
 def test_table_json_page_and_summary(
     command: list[Any], digits: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [command[0], digits.path, *command[1:], folder]
+    names = 2 if command[0] == "debug" else 1
+    arguments = [*command[:names], digits.path, *command[names:], folder]
     page, summary = tmp_path / "a.html", tmp_path / "a.md"
     assert f"\nF{TEXT}\n" in run(capsys, *arguments, "--html", page, "--markdown", summary)
     assert f"F{TEXT}." in html.unescape(page.read_text(encoding="utf-8"))
     assert f"f{TEXT}" in summary.read_text(encoding="utf-8")
-    found = validated(command[0], run(capsys, *arguments, "--json"))
+    found = validated("compare" if command[0] == "debug" else command[0], run(capsys, *arguments, "--json"))
     found = found.get("evaluation", found)
     assert LeftOut.from_dict(found["left_out"]) == LEFT_OUT
 
@@ -82,8 +83,8 @@ def test_bisect(digits: Bundle, folder: Path) -> None:
 
 def test_sensitivity(digits: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, summary = tmp_path / "a.html", tmp_path / "a.md"
-    options = ["--sensitivity", "--precision", "fp16", "--max-images", 1, "--html", page, "--markdown", summary]
-    assert f"\nF{TEXT}\n" in run(capsys, "compare", digits.path, "--images", folder, *options)
+    options = ["--precision", "fp16", "--max-images", 1, "--html", page, "--markdown", summary]
+    assert f"\nF{TEXT}\n" in run(capsys, "debug", "sensitivity", digits.path, "--images", folder, *options)
     assert f"F{TEXT}." in html.unescape(page.read_text(encoding="utf-8"))
     assert f"f{TEXT}" in summary.read_text(encoding="utf-8")
 

@@ -12,6 +12,7 @@ from bundles import export_all, sign_again
 from click.testing import CliRunner
 from families import HEADS, ONE_A_FAMILY, random_config
 from faults import copy_of, perturb_layer
+from raising import raises
 from schemas import validated
 
 import vitdeploy
@@ -19,7 +20,8 @@ from vitdeploy.assess.debug import torchscript_split
 from vitdeploy.assess.debug.layers import LAYER_TOLERANCES, compare_layers
 from vitdeploy.assess.inspection.torchscript_states import hidden_states
 from vitdeploy.assets import default_checkpoint
-from vitdeploy.cli.compare import compare as compare_command
+from vitdeploy.cli import main
+from vitdeploy.cli.debug import debug
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -172,39 +174,26 @@ def test_the_command_names_the_layer_and_exits_with_1(embedded: Bundle, tmp_path
     spoilt = perturb_layer(copy_of(embedded, tmp_path / "copy"), 3)
     page, summary, suite = (tmp_path / name for name in ("page.html", "summary.md", "suite.xml"))
     files = ["--html", str(page), "--markdown", str(summary), "--junit", str(suite)]
-    command = [str(spoilt.path), "--layers", "--backend", "onnxruntime"]
-    result = CliRunner().invoke(compare_command, [*command, "--json", *files])
+    command = ["layers", str(spoilt.path), "--backend", "onnxruntime"]
+    result = CliRunner().invoke(debug, [*command, "--json", *files])
     assert result.exit_code == 1
     firsts = {item["artifact"]: item["first"] for item in validated("compare", result.output)["results"]}
     assert firsts == {"onnx-fp16": None, "onnx-fp32": "layers.3"}
     assert ">layers.3 (first)<" in page.read_text(encoding="utf-8")
     assert "the first part that diverges" in summary.read_text(encoding="utf-8").splitlines()[8]
     assert b'tests="14" failures="1"' in suite.read_bytes()
-    shown = CliRunner().invoke(compare_command, [*command, "--against", "torchscript:fp32"])
+    shown = CliRunner().invoke(debug, [*command, "--against", "torchscript:fp32"])
     assert shown.exit_code == 1
     assert "layers.3" in shown.output
     assert "against torchscript-fp32" in shown.output
 
 
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        (["--against", "onnxruntime"], "--against is of --layers, got none of --layers, --bisect and --sensitivity"),
-        (["--layers", "--batch-size", "4"], "--batch-size is of the comparison of outputs and --bisect, got --layers"),
-        (["--layers", "--max-runs", "4"], "--max-runs is of --bisect, got --layers; leave it out"),
-        (["--bisect", "--backend", "onnxruntime"], "--backend is of the comparison of outputs and --layers"),
-        (
-            ["--bisect", "--html", "page.html"],
-            "--html is of the comparison of outputs, --layers and --sensitivity, got --bisect",
-        ),
-        (["--bisect", "--layers"], "compare takes one of --layers, --bisect and --sensitivity, got --layers and"),
-    ],
-    ids=str,
-)
-def test_options_that_would_be_ignored_are_refused(embedded: Bundle, options: list[str], problem: str) -> None:
-    result = CliRunner().invoke(compare_command, [str(embedded.path), *options])
-    assert isinstance(result.exception, UsageError)
-    assert str(result.exception).startswith(problem)
+@pytest.mark.parametrize("name", ["layers", "bisect", "sensitivity"])
+def test_flags_of_compare_answer_with_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", "my vit", f"--{name}", "--max-images", "3"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (caught.value.code, line.endswith(f"; use: vitdeploy debug {name} 'my vit' --max-images 3")) == (2, True)
 
 
 def test_what_cannot_be_cut_is_skipped_and_no_pass(tmp_path: Path) -> None:
@@ -216,5 +205,5 @@ def test_what_cannot_be_cut_is_skipped_and_no_pass(tmp_path: Path) -> None:
 
 
 def test_a_negative_tolerance_is_refused(embedded: Bundle) -> None:
-    with pytest.raises(UsageError, match="tolerance"):
+    with raises(UsageError, what="tolerance", found=-1.0):
         compare_layers(embedded, tolerance=-1.0)

@@ -83,7 +83,7 @@ def test_layers_name_the_first_that_diverges() -> None:
     assert failures == {
         "layers.1": "differs by inf of the largest value, 0.0001 allowed; the first part that diverges",
         "head": "differs by 5.00e-01 of the largest value, 0.0001 allowed",
-        "compare --layers": "its layers cannot be told apart",
+        "debug layers": "its layers cannot be told apart",
     }
     assert markdown(LAYERS).splitlines()[2] == "2 passed, 2 failed, 1 skipped"
 

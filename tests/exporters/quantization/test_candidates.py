@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-
 from small_graphs import graph_of
+
 from vitdeploy.exporters.quantization.candidates import labels_of
 
 if TYPE_CHECKING:

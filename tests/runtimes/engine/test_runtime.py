@@ -264,7 +264,7 @@ def test_a_failed_run_on_arrays_of_the_gpu_is_told(open_engine: Open) -> None:
 def test_a_shape_that_no_profile_takes(open_engine: Open) -> None:
     with open_engine() as runtime, raises(UsageError, what="shapes", found={"x": (9, 4)}) as caught:
         runtime.run(rows(9))
-    assert [profile["x"][2] for profile in caught.value.expected] == [(1, 4), (8, 4)]
+    assert "(1, 4) to (8, 4)" in str(caught.value)
 
 
 def test_an_engine_of_another_model_is_refused(open_engine: Open, tmp_path: Path) -> None:

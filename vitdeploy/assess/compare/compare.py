@@ -229,7 +229,7 @@ def compare(
     check_outputs({"save_golden": save_golden}, {"images": images}, bundle=bundle.path)
     if save_golden is not None:
         check_writable(Path(save_golden))
-    processor, problem_type = load_processor(bundle), bundle.problem_type
+    processor, problem_type = load_processor(bundle), bundle.read_config().problem_type
     chosen_sources = chosen_images(processor, images)
     sources = chosen_sources.images
     if not sources:
@@ -302,7 +302,8 @@ def _result(
 ) -> BackendComparison:
     head = (artifact.name, selected.backend, judge.tolerance)
     with_classes = bundle.manifest.task == Task.CLASSIFICATION
-    ranked = bundle.problem_type is ProblemType.SINGLE_LABEL
+    problem_type = bundle.read_config().problem_type
+    ranked = problem_type is ProblemType.SINGLE_LABEL
     progress.step(f"running {selected}")
     try:
         with selected.open(bundle, device=device) as runtime:
@@ -310,7 +311,7 @@ def _result(
             found = run_batches(runtime, batches.feeds(runtime))
             return BackendComparison(
                 *head,
-                compare_outputs(wanted, found, problem_type=bundle.problem_type),
+                compare_outputs(wanted, found, problem_type=problem_type),
                 runtime.details,
                 logits=_compare_logits(wanted, found, judge.tolerance) if ranked else None,
                 not_finite=_not_finite(found),
@@ -335,7 +336,7 @@ def _furthest(
 ) -> tuple[FarImage, ...]:
     if LOGITS not in wanted or wanted[LOGITS].ndim != 2:
         return ()
-    return furthest(wanted[LOGITS], found[LOGITS], sources, bundle.labels)
+    return furthest(wanted[LOGITS], found[LOGITS], sources, bundle.read_config().labels)
 
 
 def _not_finite(outputs: Mapping[str, np.ndarray]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from vitdeploy.assess.debug.search import smallest_kept
 from vitdeploy.assess.metrics.outputs import check_tolerance, compare_outputs, default_tolerance
 from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
 from vitdeploy.bundle.bundle import Bundle, retry_if_changed
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import check_count
 from vitdeploy.predictor import check_batch_size, load_processor
 from vitdeploy.system.progress import SILENT, Progress
 
@@ -133,10 +133,9 @@ def bisect(
     """
     check_batch_size(batch_size)
     check_tolerance(tolerance)
-    if max_images < 1:
-        raise UsageError(f"max_images must be at least 1, got {max_images}")
+    check_count("max_images", max_images)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    lower = LowerPrecision.of(bundle, precision, "compare --bisect")
+    lower = LowerPrecision.of(bundle, precision, "debug bisect")
     artifact, candidates = lower.artifact, lower.nodes
     allowed = default_tolerance(artifact) if tolerance is None else tolerance
     groups = [list(nodes) for _, nodes in itertools.groupby(candidates, key=lambda node: node.part)]
@@ -148,10 +147,11 @@ def bisect(
     expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
     given = list(batches.feeds(artifact))
     count = itertools.count(1)
+    problem_type = bundle.read_config().problem_type
     with tempfile.TemporaryDirectory() as scratch:
 
         def evaluate(kept: frozenset[str]) -> float:
-            error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), given, expected, bundle.problem_type)
+            error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), given, expected, problem_type)
             progress.step(
                 f"run {next(count)}: {len(kept)} of {len(candidates)} nodes in float32, difference {error:.2e}"
             )

@@ -106,7 +106,7 @@ class ArtifactLayers:
     def verdicts(self) -> tuple[Verdict, ...]:
         """One a part, for a report; one where it was skipped."""
         if self.skipped is not None:
-            return (Verdict(self.artifact, "compare --layers", "skipped", self.skipped),)
+            return (Verdict(self.artifact, "debug layers", "skipped", self.skipped),)
         return tuple(
             Verdict(
                 self.artifact,
@@ -209,7 +209,7 @@ def compare_layers(
         progress.step(f"running {name} layer by layer")
         try:
             made = _run(bundle, by_name[name], batches, states)
-            differences = _differences(by_name[name], expected, made, bundle.problem_type)
+            differences = _differences(by_name[name], expected, made, bundle.read_config().problem_type)
             results.append(ArtifactLayers(name, limit, differences))
         except UnavailableError as exc:
             results.append(ArtifactLayers(name, limit, skipped=str(exc)))
@@ -260,7 +260,7 @@ def _run(
             f"export one of those"
         )
     target, extra, package = SPLITTERS[artifact.format]
-    open_split = load_target(target, "compare --layers", extra, package)
+    open_split = load_target(target, "debug layers", extra, package)
     count = sum(name.startswith(_STATES) for name in states) - 1
     with open_split(bundle, artifact) as split:
         if split.layers != count:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, shown
 from vitdeploy.specs import QUANTIZED, PixelStage, Precision
 from vitdeploy.system.imports import load_target
 
@@ -61,7 +61,7 @@ class LowerPrecision:
         Args:
             bundle: the bundle.
             precision: one of `PRECISIONS`.
-            what: what needs it, such as "compare --bisect".
+            what: what needs it, such as "debug bisect".
 
         Raises:
             UsageError: there is no such precision, or the bundle has not the artifacts that are needed.
@@ -69,20 +69,23 @@ class LowerPrecision:
             MissingDependencyError: onnx is not installed.
         """
         if precision not in PRECISIONS:
-            raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r:.80}")
+            raise UsageError(
+                f"precision must be one of {', '.join(PRECISIONS)}, got {shown(precision)}",
+                what="precision", expected=PRECISIONS, found=precision,
+            )  # fmt: skip
         source = bundle.artifact("onnx", Precision.FP32)
         if source.pixels.stage is PixelStage.DECODED or "optimize" in source.options:
             raise UsageError(
-                f"{what} needs a portable onnx-fp32 that takes resized images, {bundle.path} has another; export it to "
-                f"another folder without --embed-resize and --optimize"
-            )
+                f"{what} needs an onnx-fp32 artifact made without --embed-resize and --optimize",
+                what="onnx-fp32", where=bundle.path, hint="export it to another folder without these options",
+            )  # fmt: skip
         quantized = precision in QUANTIZED
         artifact = bundle.artifact("onnx", precision) if quantized else dataclasses.replace(source, precision=precision)
         if "rest" in artifact.options:
             raise UsageError(
-                f"{what} needs an {artifact.name} that computes in float32 but for 8 bits, {bundle.path} has one in "
-                f"{artifact.options['rest']}; export it to another folder without --rest"
-            )
+                f"{what} needs an {artifact.name} whose other layers are in float32, not in {artifact.options['rest']}",
+                what=artifact.name, where=bundle.path, hint="export it to another folder without --rest",
+            )  # fmt: skip
         with bundle.opened_artifact(source) as (float_file, *_):
             loaded = _loaded(float_file, what)
             variants = _variants(bundle, artifact, float_file, what)

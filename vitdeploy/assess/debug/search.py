@@ -62,7 +62,7 @@ def smallest_kept(
         UsageError: `max_runs` is less.
     """
     if max_runs < FEWEST_RUNS:
-        raise UsageError(f"max_runs must be at least {FEWEST_RUNS}, got {max_runs}")
+        raise UsageError(f"max_runs must be at least {FEWEST_RUNS}, got {max_runs}", what="max_runs", found=max_runs)
     search = _Search(groups, evaluate, tolerance, max_runs)
     without = search.error(frozenset())
     if without <= tolerance:

@@ -10,7 +10,7 @@ from vitdeploy.assess.debug.mixed_precision import LowerPrecision
 from vitdeploy.assess.debug.quantization_error import Yardstick, effects
 from vitdeploy.assess.runs.reference import Batches, run_reference
 from vitdeploy.bundle.bundle import Bundle, retry_if_changed
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import check_count
 from vitdeploy.predictor import load_processor
 from vitdeploy.system.progress import SILENT, Progress
 
@@ -135,9 +135,8 @@ def sensitivity(
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if max_images < 1:
-        raise UsageError(f"max_images must be at least 1, got {max_images}")
-    lower = LowerPrecision.of(bundle, precision, "compare --sensitivity")
+    check_count("max_images", max_images)
+    lower = LowerPrecision.of(bundle, precision, "debug sensitivity")
     artifact, variants = lower.artifact, lower.variants
     layers = _layers(lower)
     processor = load_processor(bundle)
@@ -147,7 +146,7 @@ def sensitivity(
     batches = Batches(processor, chosen, 1)
     expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
     pixel_values = [feed["pixel_values"] for feed in batches.feeds(artifact)]
-    yardstick = Yardstick(pixel_values, expected, problem_type=bundle.problem_type)
+    yardstick = Yardstick(pixel_values, expected, problem_type=bundle.read_config().problem_type)
 
     def error(kept: frozenset[str]) -> float:
         return yardstick.error(variants, kept)

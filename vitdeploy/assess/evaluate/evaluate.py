@@ -21,7 +21,7 @@ from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import check_batch_size, load_processor
-from vitdeploy.specs import Precision, Task
+from vitdeploy.specs import Precision
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -263,11 +263,12 @@ def single_labels(bundle: Bundle, command: str) -> tuple[str, ...]:
     Raises:
         UsageError: the model does something else, which `command` cannot measure.
     """
-    labels = bundle.labels if bundle.manifest.task == Task.CLASSIFICATION else ()
+    config = bundle.read_config()
+    labels, problem_type = config.labels, config.problem_type
     if not labels:
         raise UsageError(f"{command} needs a model with classes, this one has none; export it as image-classification")
-    if bundle.problem_type is not ProblemType.SINGLE_LABEL:
-        if bundle.problem_type is ProblemType.REGRESSION:
+    if problem_type is not ProblemType.SINGLE_LABEL:
+        if problem_type is ProblemType.REGRESSION:
             head = "is a regression"
         else:
             head = "has a single output" if len(labels) == 1 else "gives an image several labels"

@@ -83,7 +83,7 @@ class Baseline:
         return cls(
             images=len(evaluation.images),
             data_sha256=evaluation.data_sha256,
-            labels_sha256=_sha256(list(bundle.labels)),
+            labels_sha256=_sha256(list(bundle.read_config().labels)),
             processor=processor_sha256(bundle),
             weights=bundle.manifest.weights,
             wrong={result.name: tuple(sorted(evaluation.top1(result).wrong)) for result in ran},
@@ -221,12 +221,12 @@ class Baseline:
 
 def labels_sha256(bundle: Bundle) -> str:
     """Of the class names, in the order of the logits."""
-    return _sha256(list(bundle.labels))
+    return _sha256(list(bundle.read_config().labels))
 
 
 def processor_sha256(bundle: Bundle) -> dict[str, str]:
     """Of the content of each of the image processor's files, however it is laid out."""
-    files = bundle.config_files()
+    files = bundle.read_config().files
     return {name: _sha256(json.loads(content)) for name, content in files.items() if name != CONFIG}
 
 

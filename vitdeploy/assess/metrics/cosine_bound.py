@@ -141,9 +141,7 @@ class CosineBound:
             )
 
 
-_ADVICE = (
-    "keep layers in float32 (vitdeploy compare --bisect finds them, --keep-fp32), or give --tolerance to accept it"
-)
+_ADVICE = "keep layers in float32 (vitdeploy debug bisect finds them, --keep-fp32), or give --tolerance to accept it"
 
 
 def _number(cosine: float | None) -> float:

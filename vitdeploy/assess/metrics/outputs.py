@@ -136,7 +136,9 @@ def check_tolerance(tolerance: object) -> None:
     """Raise UsageError unless it is None, for the default, or a finite number from 0 up."""
     right = isinstance(tolerance, numbers.Real) and not isinstance(tolerance, bool)
     if tolerance is not None and not (right and 0 <= float(tolerance) < math.inf):  # type: ignore[arg-type]
-        raise UsageError(f"tolerance must be a finite number from 0 up, got {tolerance!r:.80}")
+        raise UsageError(
+            f"tolerance must be a finite number from 0 up, got {tolerance!r:.80}", what="tolerance", found=tolerance
+        )
 
 
 def default_tolerance(artifact: Artifact) -> float:

@@ -1,0 +1,76 @@
+"""The configuration files of a bundle: what a model is, and how images are prepared for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.bundle.labels import class_names
+from vitdeploy.bundle.manifest import CONFIG
+from vitdeploy.bundle.scores import ProblemType, problem_type_of
+from vitdeploy.errors import BundleError
+from vitdeploy.specs import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """The configuration files of a bundle, as `Bundle.read_config` read and verified them.
+
+    Attributes:
+        files: the content of `config.json` and of the image processor's files, by name.
+        model: the parsed content of `config.json`.
+        task: of the model.
+    """
+
+    files: Mapping[str, bytes]
+    model: dict[str, Any]
+    task: str
+
+    @classmethod
+    def of(cls, folder: Path, files: Mapping[str, bytes], task: str) -> Configuration:
+        """Parse `config.json`.
+
+        Raises:
+            BundleError: it is not JSON.
+        """
+        return cls(files, json_object(folder / CONFIG, files[CONFIG]), task)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the logits; none where the model is no classifier.
+
+        Raises:
+            CheckpointError: `id2label` is not valid.
+        """
+        return class_names(self.model) if self.task == Task.CLASSIFICATION else ()
+
+    @property
+    def problem_type(self) -> ProblemType:
+        """How `logits` are read: as classes of which one is the best, each by itself, or as values.
+
+        Raises:
+            CheckpointError: the problem type is unknown.
+        """
+        return problem_type_of(self.task, self.model)
+
+
+def json_object(path: Path, content: bytes, parse: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
+    """Parse a file of a bundle that holds an object.
+
+    Raises:
+        BundleError: it holds something else.
+    """
+    hint = "export the bundle again"
+    try:
+        data = parse(content)
+    except (ValueError, RecursionError) as exc:
+        raise BundleError(f"{path} is not valid JSON: {exc}", where=path, expected="JSON", hint=hint) from exc
+    if not isinstance(data, dict):
+        message = f"{path} holds a JSON {type(data).__name__} instead of an object"
+        raise BundleError(message, where=path, expected="a JSON object", found=data, hint=hint)
+    return data

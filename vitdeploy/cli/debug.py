@@ -1,0 +1,159 @@
+"""`vitdeploy debug layers`, `bisect` and `sensitivity`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitdeploy.cli.number_options import BATCH_SIZE, COUNT, Tolerance
+from vitdeploy.cli.output import (
+    PATH,
+    TerminalProgress,
+    backends_option,
+    image_limit_option,
+    json_option,
+    print_table,
+    print_tables,
+    print_text,
+)
+from vitdeploy.cli.reports import conclude_with, report_options
+from vitdeploy.errors import InputError
+from vitdeploy.files.regular_file import read_regular
+from vitdeploy.files.strict_json import strict_json
+
+if TYPE_CHECKING:
+    from vitdeploy.assess.debug.bisection import Bisection
+    from vitdeploy.assess.debug.layers import LayerComparison
+    from vitdeploy.assess.debug.sensitivity import Sensitivity
+    from vitdeploy.cli.reports import Reports
+
+_bundle = click.argument("bundle", type=PATH)
+_images = click.option("--images", type=PATH, help="A folder of images; synthetic ones by default.")
+_tolerance = click.option("--tolerance", type=Tolerance(), help="Largest relative difference; by default by precision.")
+
+
+@click.group()
+def debug() -> None:
+    """Find the layers of a BUNDLE's artifacts that differ from the reference."""
+
+
+@debug.command()
+@_bundle
+@_images
+@_tolerance
+@backends_option("By default every artifact.")
+@click.option("--against", metavar="BACKEND:PRECISION", help="Compare with this artifact, not with the reference.")
+@report_options("html", "markdown", "junit")
+@image_limit_option
+@json_option
+def layers(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None:
+    """Compare each layer of BUNDLE's artifacts, given the reference's hidden states.
+
+    Names the first layer that diverges. Exits with 1 if a layer does, and with 3 if an artifact could not be compared.
+    """
+    from vitdeploy.assess.debug.layers import compare_layers
+
+    with TerminalProgress("images") as progress:
+        result = compare_layers(bundle, progress=progress, **options)
+    conclude_with(result, _print_layers, as_json, reports)
+
+
+@debug.command()
+@_bundle
+@_images
+@_tolerance
+@click.option("--batch-size", default=8, show_default=True, type=BATCH_SIZE)
+@click.option("--precision", metavar="fp16|bf16|int8|fp8", default="fp16", show_default=True)
+@click.option("--max-images", default=16, show_default=True, type=COUNT, help="How many of --images.")
+@click.option(
+    "--max-runs", default=200, show_default=True, type=click.IntRange(2, COUNT.max), help="Sets of nodes to run."
+)
+@image_limit_option
+@json_option
+def bisect(bundle: str, as_json: bool, **options: Any) -> None:
+    """Find the nodes of BUNDLE's graph that must stay float32 for another precision to pass.
+
+    `vitdeploy export --keep-fp32-from` takes what --json prints. Exits with 1 if not even float32 passes.
+    """
+    from vitdeploy.assess.debug.bisection import bisect as bisect_bundle
+
+    with TerminalProgress("images") as progress:
+        result = bisect_bundle(bundle, progress=progress, **options)
+    conclude_with(result, _print_bisection, as_json)
+
+
+@debug.command()
+@_bundle
+@_images
+@click.option("--precision", metavar="fp16|bf16|int8|fp8", default="int8", show_default=True)
+@click.option("--max-images", default=32, show_default=True, type=COUNT, help="How many of --images.")
+@report_options("html", "markdown")
+@image_limit_option
+@json_option
+def sensitivity(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None:
+    """Measure how far from the reference each layer takes BUNDLE's outputs, alone in a lower precision."""
+    from vitdeploy.assess.debug.sensitivity import sensitivity as measure
+
+    with TerminalProgress("layers") as progress:
+        result = measure(bundle, progress=progress, **options)
+    conclude_with(result, _print_sensitivity, as_json, reports)
+
+
+def kept_nodes(path: str) -> tuple[str, ...]:
+    """The names of the nodes in a file that `vitdeploy debug bisect --json` printed.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    try:
+        names = tuple(node["name"] for node in strict_json(read_regular(path))["kept"])
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a name that is no text")
+    except OSError as exc:
+        raise InputError(f"cannot read {path}: {exc.strerror}", where=path) from exc
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise InputError(
+            f"{path} has no list of nodes to keep",
+            where=path,
+            what="kept",
+            hint="make it: vitdeploy debug bisect --json",
+        ) from exc
+    return names
+
+
+def _print_layers(result: LayerComparison) -> None:
+    rows: list[tuple[str, ...]] = []
+    for item in result.results:
+        if item.skipped is not None:
+            rows.append((item.artifact, item.status, item.skipped))
+        for part in item.parts:
+            verdict = "passed" if part.worst.within(item.tolerance) else "failed"
+            if part.part == item.first:
+                verdict = "first that diverges"
+            rows.append((item.artifact, verdict, part.part, f"{part.worst.max_relative:.2e}", f"{item.tolerance:g}",
+                         f"{part.worst.required_tolerance:g}"))  # fmt: skip
+    columns = ("artifact", "status", "part", "max relative", "tolerance", "would pass at")
+    kind = "synthetic images" if result.synthetic else "images"
+    title = f"{result.bundle} layer by layer against {result.against}, {result.images} {kind}: {result.status}"
+    print_table(title, columns, rows)
+
+
+def _print_bisection(result: Bisection) -> None:
+    kind = "synthetic images" if result.synthetic else "images"
+    print_text(
+        f"{result.bundle} in {result.precision} against the reference, {result.images} {kind}: {result.status}\n"
+        f"{result.summary}\n"
+        f"largest difference {result.error_without:.2e} without, {result.error:.2e} with them in float32; "
+        f"tolerance {result.tolerance:g}; {result.runs} runs"
+    )
+    if result.kept:
+        print_table("", ("part", "operator", "node"), [(node.part, node.op_type, node.name) for node in result.kept])
+
+
+def _print_sensitivity(result: Sensitivity) -> None:
+    kind = "synthetic images" if result.synthetic else "images"
+    print_text(f"{result.bundle} in {result.precision}, a layer at a time, {result.images} {kind}\n{result.summary}")
+    from vitdeploy.assess.report.tables import tables
+
+    print_tables("", tables(result))

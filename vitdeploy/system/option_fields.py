@@ -1,0 +1,113 @@
+"""Fields of option values: default, range and help are stated once, for Python, the command line and the README."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vitdeploy.errors import UsageError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+T = TypeVar("T")
+_KEY = "option"
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A field that users set.
+
+    Attributes:
+        help: one or two sentences.
+        choices: the texts that it may have.
+        limits: the smallest and the largest integer that it may be.
+        path: whether it is the path of a file or folder.
+        names: whether it is a tuple of texts; a list becomes one.
+        read: reads the text that was typed, where the type does not tell how.
+        variants: classes of its values by the name that each has on the command line.
+        typed: its name on the command line, where it is another one.
+        repeated: whether it is given once for each item, not as a list with commas.
+        metavar: stands for its value in the command line's help.
+        unset: the default in words, where that is None or empty.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    limits: tuple[int, int] | None = None
+    path: bool = False
+    names: bool = False
+    read: Callable[[str], Any] | None = None
+    variants: Mapping[str, Callable[[str], Any]] = dataclasses.field(default_factory=dict)
+    typed: str | None = None
+    repeated: bool = False
+    metavar: str | None = None
+    unset: str | None = None
+
+    def check(self, name: str, value: Any, default: Any) -> None:
+        """Raise UsageError unless a field of this name can have the value."""
+        if value is None and default is None:
+            return
+        problem = self._problem(value, default)
+        if problem is not None:
+            raise UsageError(f"{name} must be {problem}, got {shown(value, 80)}", what=name, found=value)
+
+    def _problem(self, value: Any, default: Any) -> str | None:
+        """The values that are right, where this one is not."""
+        if self.choices and (not isinstance(value, str) or value not in self.choices):
+            return f"one of {', '.join(self.choices)}" if len(self.choices) > 1 else self.choices[0]
+        if self.limits and not (type(value) is int and self.limits[0] <= value <= self.limits[1]):
+            return f"an integer from {self.limits[0]} to {self.limits[1]}"
+        if self.path and not (isinstance(value, (str, os.PathLike)) and os.fspath(value)):
+            return "a path"
+        if self.names and not (isinstance(value, tuple) and all(isinstance(item, str) for item in value)):
+            return "a list of names"
+        if isinstance(default, bool) and not isinstance(value, bool):
+            return "True or False"
+        return None
+
+
+def option(default: Any, text: str, **settings: Any) -> Any:
+    """A dataclass field with its default, its help, and the other attributes of `Option`."""
+    return dataclasses.field(default=default, metadata={_KEY: Option(text, **settings)})
+
+
+def options_in(kind: Any) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
+    """The fields of a class, or of a value, that users set."""
+    return ((field, field.metadata[_KEY]) for field in dataclasses.fields(kind) if _KEY in field.metadata)
+
+
+def check_options(value: Any) -> None:
+    """Make lists of names tuples, and raise UsageError for the first field of a frozen value that is wrong."""
+    for field, each in options_in(value):
+        if each.names and isinstance(getattr(value, field.name), list):
+            object.__setattr__(value, field.name, tuple(getattr(value, field.name)))
+        each.check(field.name, getattr(value, field.name), field.default)
+
+
+def changed(value: Any) -> dict[str, Any]:
+    """The fields of an option value that differ from their defaults."""
+    found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {field.name: found[field.name] for field in dataclasses.fields(value) if found[field.name] != field.default}
+
+
+def default_text(field: dataclasses.Field[Any], each: Option) -> str | None:
+    """The default of a field in words; None where it is plain that there is none."""
+    if each.unset is not None or field.default in (None, (), "", dataclasses.MISSING):
+        return each.unset
+    return "off" if field.default is False else "on" if field.default is True else str(field.default)
+
+
+def described(kind: type[T]) -> type[T]:
+    """Add the help of each field to the docstring of its class."""
+    if kind.__doc__ is not None:
+        texts = [f"        {field.name}: {each.help}{_ending(field, each)}" for field, each in options_in(kind)]
+        kind.__doc__ = "\n".join([kind.__doc__.rstrip(), "", "    Attributes:", *texts, ""])
+    return kind
+
+
+def _ending(field: dataclasses.Field[Any], each: Option) -> str:
+    default = default_text(field, each)
+    choices = f" One of {', '.join(each.choices)}." if len(each.choices) > 1 else ""
+    return choices + ("" if default is None else f" Default: {default}.")
