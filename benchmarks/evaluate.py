@@ -22,11 +22,11 @@ from common import parser, record, start, turns, vitdeploy_export, wait
 
 from vitdeploy.assess.data.dataset import open_data
 from vitdeploy.assess.data.loader import prepare
-from vitdeploy.assess.evaluate.backend_run import BackendRun
+from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS, BackendRun
 from vitdeploy.assess.evaluate.loop import run_all
+from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.targets import select
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.predictor import load_processor
 from vitdeploy.system.cpu import usable_cpus
 from vitdeploy.system.progress import SILENT
 
@@ -41,14 +41,15 @@ def measure(preset: str, images: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         wait(start(vitdeploy_export(Path(folder, "bundle"), "--random-weights", preset)))
         bundle = Bundle.open(Path(folder, "bundle"))
-        labels, processor = bundle.read_config().labels, load_processor(bundle)
+        runtimes = OpenRuntimes(bundle, options=BESIDE_OTHERS)
+        labels, processor = bundle.read_config().labels, runtimes.processor
         target = Path(folder, "data", labels[0])
         target.mkdir(parents=True)
         for index in range(images):
             shutil.copy(PHOTOGRAPHS[index % len(PHOTOGRAPHS)], target / f"{index:05}.jpg")
         data = open_data(target.parent, labels)
         (selected,) = select(bundle, ["onnxruntime"])
-        run = BackendRun(selected, bundle, labels, processor, images)
+        run = BackendRun(selected, runtimes, labels, images)
         formats = {run.pixels} if run.pixels is not None else set()
         threads = usable_cpus().workers
         ready = list(

@@ -130,7 +130,7 @@ EXPORTERS: dict[str, Exporter] = {
         quantized_for={"int8": ("cpu", "tensorrt"), "fp8": ("tensorrt",)},
     ),
     "torchscript": Exporter(
-        "vitdeploy.exporters.torchscript.trace:export_torchscript", ("fp32", "fp16", "bf16"), "torchscript"
+        "vitdeploy.exporters.torchscript.tracing:export_torchscript", ("fp32", "fp16", "bf16"), "torchscript"
     ),
     "tensorrt": _ENGINE,
     "tensorrt-rtx": _ENGINE._replace(backend="tensorrt-rtx"),

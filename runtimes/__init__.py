@@ -98,7 +98,7 @@ def open_runtime(
         DeviceError: the device cannot be had.
         BundleError: a file is missing or altered, or is not what the manifest says.
     """
-    from vitdeploy.bundle.bundle import MOST_TRIES  # not with the table above, which the command line's help shows
+    from vitdeploy.bundle.retry import MOST_TRIES  # not with the table above, which the command line's help shows
 
     for _ in range(MOST_TRIES - 1):
         try:

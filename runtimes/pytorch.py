@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -87,6 +87,7 @@ class PyTorchRuntime(TorchRuntime):
                 what="precision", expected=tuple(TORCH_TYPES), found=precision,
             )  # fmt: skip
         super().__init__(device)
+        self._options = options
         if options.attention not in (None, model.attention):
             model = model.with_attention(options.attention)
         served = Served(model, options.outputs, dynamic_image_size=bool(options.dynamic_image_size))
@@ -98,7 +99,7 @@ class PyTorchRuntime(TorchRuntime):
                 what="attention", expected="eager", found="sdpa", hint="give attention='eager'",
             )  # fmt: skip
         served = call_with_threads(served.eval().to, self._device, TORCH_TYPES[Precision(precision)])
-        self._model = torch.compile(served) if options.compile else served
+        self._model: Any = torch.compile(served) if options.compile else served
         self.details = {
             "engine": f"torch {torch.__version__}",
             "device": str(self._device),
@@ -117,6 +118,18 @@ class PyTorchRuntime(TorchRuntime):
         if options.dynamic_image_size is None:
             options = dataclasses.replace(options, dynamic_image_size=bundle.dynamic_image_size)
         return cls(model, options, device=device, precision=precision)
+
+    def with_outputs(self, outputs: Sequence[str]) -> PyTorchRuntime:
+        """A runtime of the same weights that gives other outputs.
+
+        Raises:
+            UsageError: as the constructor.
+        """
+        options = dataclasses.replace(self._options, outputs=outputs)
+        model: VisionTransformer = self._model.model
+        other = PyTorchRuntime(model, options, device=str(self._device), precision=self.details["precision"])
+        other.precision = self.precision
+        return other
 
     def _outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         outputs = self._model(**{spec.name: tensors[spec.name] for spec in self.inputs})

@@ -13,9 +13,9 @@ import torch
 from torch.jit import optimized_execution as _optimized  # type: ignore[attr-defined]
 
 from vitdeploy.errors import BundleError, DeviceError, first_line
+from vitdeploy.files.json_text import strict_json
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.files.regular_file import MOST_TEXT_BYTES
-from vitdeploy.files.strict_json import strict_json
 from vitdeploy.models.signature import SIGNATURE_FILE
 from vitdeploy.runtimes.options import RuntimeOptions
 from vitdeploy.runtimes.torch_device import TorchRuntime

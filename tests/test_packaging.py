@@ -142,6 +142,21 @@ for call in (lambda: vitdeploy.load(sys.argv[1], backend="torch"), lambda: vitde
     ]
 
 
+def test_the_help_of_commands_imports_none_of_their_work() -> None:
+    code = """if True:
+        import contextlib, io, json, sys
+        from vitdeploy.cli import COMMANDS, main
+        for command in COMMANDS:
+            with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+                main([command, "--help"])
+        print(json.dumps(sorted(sys.modules)))
+    """
+    loaded = {".".join(name.split(".")[:2]) for name in json.loads(run(sys.executable, "-c", code))}
+    assert "vitdeploy.cli" in loaded
+    heavy = ("assess", "bundle", "exporting", "models", "predictor", "sources")
+    assert not loaded & {f"vitdeploy.{room}" for room in heavy}
+
+
 @pytest.fixture(scope="session")
 def base_install(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `installed`, with the packages of a plain `pip install vitdeploy` that the embedded environment lacks."""

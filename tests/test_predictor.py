@@ -181,7 +181,7 @@ def test_an_artifact_that_is_not_what_the_manifest_says(altered: Bundle) -> None
 def test_nothing_altered_is_opened(altered: Bundle, name: str) -> None:
     with (altered.path / name).open("ab") as file:
         file.write(b"\n")
-    with pytest.raises(BundleError, match=f"{name} .* it was altered"):
+    with pytest.raises(BundleError, match=f"{name} was altered"):
         vitdeploy.load(altered.path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from families import HEADS
 from hub_server import hub_server
 from sklearn.datasets import load_sample_images
 
+from vitdeploy.cli import main
 from vitdeploy.models.checkpoint import task_of
 from vitdeploy.sources.layouts.timm_layout import from_timm
 from vitdeploy.specs import Task
@@ -67,22 +69,42 @@ def workplace(
     names = ("google/vit-base-patch16-224", "google/vit-base-patch16-384")
     with hub_server(dict.fromkeys(names, checkpoint.folder)) as hub:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        cache = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "0"}
-        yield folder, {**os.environ, "PATH": path, **cache}
+        yield folder, {"PATH": path, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "0"}
 
 
-@pytest.mark.parametrize(
-    "block", [block for block in blocks() if block.runs], ids=lambda block: block.code.split("\n")[0]
-)
-def test_block(block: Block, workplace: tuple[Path, dict[str, str]]) -> None:
-    """Blocks run in the README's order, in one folder: a later one uses what an earlier one made."""
-    folder, environ = workplace
-    command = {"sh": ["sh", "-eu", "-c"], "python": [sys.executable, "-W", "error", "-c"]}[block.language]
-    process = subprocess.run(
-        [*command, block.code], cwd=folder, env=environ, capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr
-    assert process.stderr == ""
+BLOCKS = [block for block in blocks() if block.runs]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.code.split("\n")[0])
+def test_block(
+    block: Block,
+    workplace: tuple[Path, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Blocks run in the README's order, in one folder: a later one uses what an earlier one made.
+
+    The first one, and what is not one command a line, runs in processes of its own; the others run in this one.
+    """
+    folder, variables = workplace
+    monkeypatch.chdir(folder)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if block == BLOCKS[0] or block.language != "sh" or ">" in block.code:
+        command = {"sh": ["sh", "-eu", "-c"], "python": [sys.executable, "-W", "error", "-c"]}[block.language]
+        assert subprocess.run([*command, block.code], check=False).returncode == 0
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", variables["HF_ENDPOINT"])
+        template = variables["HF_ENDPOINT"] + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub" / "hub"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        for line in block.code.splitlines():
+            program, *arguments = shlex.split(line)
+            with pytest.raises(SystemExit) as caught:
+                main(arguments)
+            assert (program, caught.value.code) == ("vitdeploy", 0)
+    assert capfd.readouterr().err == ""
 
 
 def test_the_two_commands_are_what_ci_runs() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy._version import __version__
 from vitdeploy.system import telemetry
 
 if TYPE_CHECKING:
+    from vitdeploy._version import __version__
     from vitdeploy.assess.benchmark.benchmark import benchmark
-    from vitdeploy.assess.compare.compare import Comparison, compare
+    from vitdeploy.assess.compare.compare import compare
+    from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.debug.bisection import Bisection, bisect
     from vitdeploy.assess.debug.sensitivity import Sensitivity, sensitivity
     from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
@@ -99,6 +100,7 @@ _MODULES = {
     "TritonModel": "serving.triton_repository",
     "ValidationOptions": "exporting.options",
     "VitDeployError": "errors",
+    "__version__": "_version",
     "benchmark": "assess.benchmark.benchmark",
     "bisect": "assess.debug.bisection",
     "compare": "assess.compare.compare",

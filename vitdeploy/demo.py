@@ -15,15 +15,16 @@ from vitdeploy.assess.report.report import Report, source_of
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
-from vitdeploy.bundle.output_paths import check_outputs, check_writable
+from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.errors import BundleError, UnavailableError, UsageError
 from vitdeploy.exporting.workflow import export
+from vitdeploy.files.output_files import check_writable
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import os
 
-    from vitdeploy.assess.compare.compare import Comparison
+    from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.metrics.latency import Benchmark
 

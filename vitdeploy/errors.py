@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import numbers
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import os
@@ -35,16 +35,19 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+E = TypeVar("E", bound="VitDeployError")
+
+
 class VitDeployError(Exception):
     """The root of the tree. `exit_code` is what the command line exits with.
 
     Args:
-        message: what is wrong, in a line.
+        message: the problem, in one line.
         what: the option, argument, key, tensor or field that is wrong, by the name that its user knows.
         where: the file or folder it is in.
-        expected: what would be right.
-        found: what is there instead.
-        hint: what to do; it ends the message.
+        expected: the right value, or the right values.
+        found: the wrong value.
+        hint: the remedy, which ends the message.
 
     Attributes: as the arguments; None where an error does not say.
     """
@@ -63,6 +66,18 @@ class VitDeployError(Exception):
     ) -> None:
         super().__init__(f"{message}; {hint}" if hint else message)
         self.what, self.where, self.expected, self.found, self.hint = what, where, expected, found, hint
+
+    def at(self, where: str | os.PathLike[str]) -> Self:
+        """The same error with the file that it is about, which begins the message."""
+        error = self.with_message(f"{where}: {self}")
+        error.where = where
+        return error
+
+    def as_type(self, kind: type[E]) -> E:
+        """An error of another type with the same message and fields."""
+        error = kind(str(self))
+        error.__dict__.update(self.__dict__)
+        return error
 
     def with_message(self, message: str) -> Self:
         """The same error with another message, such as its own and what was done by then."""
@@ -158,32 +173,31 @@ class ImageError(InputError):
 
 @contextlib.contextmanager
 def readable(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Raise InputError where the system refuses a path in this block; `what` it must be, such as "a folder"."""
+    """Raise InputError where the system refuses a path in this block, which is read as `what`, such as "a folder"."""
     try:
         yield
     except OSError as exc:
         other = f": {exc.filename!s:.200}" if exc.filename is not None and str(exc.filename) != str(path) else ""
-        raise InputError(
-            f"{path!s:.400} must be {what} that can be read: {exc.strerror or first_line(exc)}{other}",
-            where=path, expected=what, found=exc.strerror,
-        ) from exc  # fmt: skip
+        message = f"{path!s:.400} cannot be read as {what}: {exc.strerror or first_line(exc)}{other}"
+        raise InputError(message, where=path, expected=what, found=exc.strerror) from exc
 
 
 def check_utf_8(library: str, path: str | os.PathLike[str]) -> None:
-    """Raise UsageError unless a library that takes paths in UTF-8 can be given this one."""
+    """Raise UsageError where a library that takes paths in UTF-8 cannot be given this one."""
     try:
         str(path).encode()
     except UnicodeEncodeError as exc:
-        raise UsageError(f"{library} must be given a path in UTF-8, got {str(path)!r}; rename the folder") from exc
+        message = f"{library} cannot open {str(path)!r}, which is not in UTF-8"
+        raise UsageError(message, what=library, where=path, hint="rename the folder") from exc
 
 
 def first_line(exc: BaseException) -> str:
-    """The first line of another library's message, to stand in one of ours."""
+    """The first line of another library's message."""
     return str(exc).strip().partition("\n")[0]
 
 
 def shown(value: object, most: int = 40) -> str:
-    """What somebody gave, to stand in a message: its first `most` characters as Python writes it."""
+    """A value for a message: the first `most` characters of its repr."""
     try:
         return f"{value!r:.{most}}"
     except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists
@@ -191,6 +205,6 @@ def shown(value: object, most: int = 40) -> str:
 
 
 def check_count(name: str, value: object) -> None:
-    """Raise UsageError unless an argument of that name is a whole number from 1 up, of Python or of numpy."""
+    """Raise UsageError unless an argument is a whole number from 1 up, of Python or of numpy."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
         raise UsageError(f"{name} must be a whole number from 1 up, got {shown(value)}", what=name, found=value)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
 from vitdeploy.images.open import image_name

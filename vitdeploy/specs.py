@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import decimal
 import enum
 import numbers
 import re
@@ -17,6 +16,7 @@ ENGINE_FORMATS = ("tensorrt", "tensorrt-rtx")  # artifacts that a TensorRT libra
 SEEDS = (0, 2**63 - 1)
 
 if TYPE_CHECKING:
+    import decimal
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     Layout = Literal["nchw", "nhwc"]
@@ -86,7 +86,7 @@ def read_drop(value: object, what: str, *, none: bool = True) -> float:
         UsageError: it is none, or ambiguous.
     """
     number = _number(value)
-    if number is not None and not _is_percent(value) and decimal.Decimal("0.1") <= number < 1:
+    if number is not None and not _is_percent(value) and 1 <= 10 * number < 10:
         raise UsageError(
             f"{what} {_plain(number)} is ambiguous",
             what=what,
@@ -108,6 +108,8 @@ def read_tolerance(value: object) -> float:
 
 def _number(value: object) -> decimal.Decimal | None:
     """The number that a value or a text is, a percent sign left out; None for others, and where it is not finite."""
+    import decimal  # for those that read one alone
+
     if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
         return None
     try:

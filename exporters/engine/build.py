@@ -10,13 +10,13 @@ import traceback
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.bundle.output_paths import check_writable
 from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, check_utf_8, readable
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.engine.capabilities import CAPABILITIES, check_options, configure
 from vitdeploy.exporters.engine.interrupts import interrupts_held
 from vitdeploy.exporters.engine.progress import make_monitor
 from vitdeploy.files.atomic import write_file
+from vitdeploy.files.output_files import check_writable
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.specs import Precision
 from vitdeploy.system.progress import SILENT, Progress

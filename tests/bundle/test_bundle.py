@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -13,14 +14,25 @@ from typing import Any
 
 import pytest
 from bundles import write_bundle
+from raising import raises
 
-from vitdeploy.bundle.bundle import Bundle, check_target, commit
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import Artifact, FileRecord, Manifest, Source
+from vitdeploy.bundle.staging import check_target, commit
 from vitdeploy.errors import BundleError, OutputError, UsageError
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.files.atomic import staged_folder
 from vitdeploy.specs import ENGINE_FORMATS, AxisRange, PixelFormat, TensorSpec
 from vitdeploy.trt.library import LIBRARIES
+
+ENGINE = {
+    "format": "tensorrt",
+    "options": {"batch": ["1:8:32", "64:64:64"], "height": ["16:32:64"], "width": "32"},
+    "validation": {"status": "not yet run", "images": "none", "engine": "x", "tolerance": 1e-4, "outputs": []},
+    "hardware": {"platform": "x", "compute_capabilities": ["8.9"]},
+}
+VALIDATION = {"tolerance": 0.2, "images": "given", "engine": "x", "outputs": []}
+CALIBRATED = {"output": "logits", "images": 2, "mean_cosine": 1.0, "top1_agreement": None}
 
 
 def graph(text: str) -> bytes:
@@ -92,7 +104,7 @@ def test_a_bundle_of_another_model_is_refused_and_untouched(tmp_path: Path) -> N
     write(tmp_path / "out")
     edit(tmp_path / "out", lambda data: data.update(task="image-feature-extraction"))
     before = (tmp_path / "out" / "manifest.json").read_bytes()
-    with pytest.raises(UsageError, match=r"must hold the same model, holds a/b \(image-feature-extraction\)"):
+    with raises(UsageError, what="model", where=tmp_path / "out", found="a/b"):
         write(tmp_path / "out")
     assert (tmp_path / "out" / "manifest.json").read_bytes() == before
 
@@ -100,7 +112,7 @@ def test_a_bundle_of_another_model_is_refused_and_untouched(tmp_path: Path) -> N
 def test_a_folder_of_other_files_is_refused_and_untouched(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").write_text("me")
-    with pytest.raises(UsageError, match="must be empty or a bundle, holds other files"):
+    with raises(UsageError, what="output", where=tmp_path / "photos"):
         write(tmp_path / "photos")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["me.jpg"]
 
@@ -117,7 +129,7 @@ def test_a_flipped_byte(tmp_path: Path, name: str) -> None:
     data = bytearray(path.read_bytes())
     data[3] ^= 1
     path.write_bytes(data)
-    with pytest.raises(BundleError, match=rf"{name} .*SHA-256 .* it was altered"):
+    with raises(BundleError, where=path, expected=re.compile("[0-9a-f]{64}")):
         bundle.verify()
 
 
@@ -126,7 +138,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
     write(tmp_path / "out")
     (tmp_path / "out" / name).unlink()
     os.mkfifo(tmp_path / "out" / name)
-    with pytest.raises(BundleError, match=f"{name} cannot be read: it is a pipe"):
+    with raises(BundleError, where=tmp_path / "out" / name):
         Bundle.open(tmp_path / "out").verify()
 
 
@@ -148,11 +160,10 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
         ("outputs", [{"name": "logits", "dtype": "float32", "shape": [1.5]}]),
         ("options", {"opset": {"deep": []}}),
         ("options", {"batch": 5}),
-        ("options", {"learning_rate": float("inf")}),
         ("tools", 5),
         ("tools", {"onnx": 1}),
         ("validation", {"tolerance": None}),
-        ("validation", {"tolerance": 10**400, "images": "given", "engine": "x", "outputs": []}),
+        ("validation", {"tolerance": 10**399, "images": "given", "engine": "x", "outputs": []}),
         ("validation", {"tolerance": 1, "images": "given", "engine": "x", "outputs": [], "status": "pending"}),
         ("validation", {"tolerance": 1, "images": "given", "engine": "x", "outputs": [{"output": "logits"}]}),
         ("hardware", "x"),
@@ -164,26 +175,26 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
 def test_an_artifact_with_a_wrong_value(tmp_path: Path, key: str, value: Any) -> None:
     write(tmp_path / "out")
     edit(tmp_path / "out", lambda data: data["artifacts"][0].update({key: value}))
-    with pytest.raises(BundleError, match=r"(must have every field of its schema|is not valid JSON): [^\n]+$"):
+    with raises(BundleError, what=re.compile(rf"artifacts\[0\]\.{key}"), where=tmp_path / "out" / "manifest.json"):
         Bundle.open(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("size_bytes", 1e400), ("size_bytes", -1), ("size_bytes", 10**30), ("size_bytes", True), ("sha256", None),
+    [("size_bytes", -1), ("size_bytes", 10**30), ("size_bytes", True), ("sha256", None),
      ("sha256", "abc"), ("path", "./config.json"), ("path", "a//b")],
 )  # fmt: skip
 def test_a_record_with_a_wrong_value(tmp_path: Path, key: str, value: Any) -> None:
     write(tmp_path / "out")
     edit(tmp_path / "out", lambda data: data["files"][0].update({key: value}))
-    with pytest.raises(BundleError):
+    with raises(BundleError, what=f"files[0].{key}", found=value):
         Bundle.open(tmp_path / "out")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
     bundle = write(tmp_path / "out")
     (tmp_path / "out" / "onnx" / "model.onnx").unlink()
-    with pytest.raises(BundleError, match=r"model\.onnx cannot be read: No such file"):
+    with raises(BundleError, where=tmp_path / "out" / "onnx" / "model.onnx"):
         bundle.verify()
 
 
@@ -209,31 +220,30 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_a_file_name_that_leaves_the_bundle(tmp_path: Path, path: Any) -> None:
     write(tmp_path / "out")
     edit(tmp_path / "out", lambda data: data["artifacts"][0]["files"][0].update(path=path))
-    with pytest.raises(BundleError):
+    with raises(BundleError, what="artifacts[0].files[0].path", found=path):
         Bundle.open(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "fields"),
     [
-        ("{", "is not valid JSON"),
-        ("[]", "holds a JSON list instead of an object"),
-        ("{}", "schema_version must be 2 or 3, got None"),
-        (
-            '{"schema_version": 1}',
-            "schema_version must be 2 or 3, got 1; use the vitdeploy version",
-        ),
-        ('{"schema_version": 2}', "must have every field of its schema: KeyError 'source'"),
-        ('{"schema_version": 3}', "must have every field of its schema: KeyError 'source'"),
-        ('{"schema_version": 4}', "schema_version must be 2 or 3, got 4"),
-        ("\xff", "is not valid JSON"),
-        ("[" * 100_000, "is not valid JSON"),
-        ('{"schema_version": 3, "schema_version": 2}', "twice"),
+        ("{", {"expected": "JSON"}),
+        ("\xff", {"expected": "JSON"}),
+        ("[" * 100_000, {"expected": "JSON"}),
+        ('{"schema_version": 3, "schema_version": 2}', {"expected": "JSON"}),
+        ('{"schema_version": 1e400}', {"expected": "JSON"}),
+        ('{"schema_version": Infinity}', {"expected": "JSON"}),
+        ("[]", {"expected": "object", "found": []}),
+        ("{}", {"what": "schema_version", "found": None}),
+        ('{"schema_version": 1}', {"what": "schema_version", "expected": (2, 3), "found": 1}),
+        ('{"schema_version": 4}', {"what": "schema_version", "expected": (2, 3), "found": 4}),
+        ('{"schema_version": 2}', {"what": "source"}),
+        ('{"schema_version": 3}', {"what": "source"}),
     ],
 )
-def test_a_corrupt_manifest(tmp_path: Path, text: str, message: str) -> None:
+def test_a_corrupt_manifest(tmp_path: Path, text: str, fields: dict[str, Any]) -> None:
     (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(BundleError, match=message):
+    with raises(BundleError, where=tmp_path / "manifest.json", **fields):
         Bundle.open(tmp_path)
 
 
@@ -242,98 +252,70 @@ def test_a_corrupt_manifest(tmp_path: Path, text: str, message: str) -> None:
 def test_a_manifest_with_a_wrong_value(tmp_path: Path, key: str, value: Any) -> None:
     write(tmp_path / "out")
     edit(tmp_path / "out", lambda data: data.update({key: value}))
-    with pytest.raises(BundleError, match=r"out: manifest.json must have every field of its schema: [^\n]+$"):
+    with raises(BundleError, what=re.compile(f"^{key}")):
         Bundle.open(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "what"),
     [
-        {"pixels": {"stage": "decoded", "layout": "nhwc", "dtype": "uint8"}},
-        {"pixels": {"stage": "resized", "layout": "nchw", "dtype": "uint8"}},
-        {"pixels": {"stage": "normalized", "layout": "nchw", "dtype": "float16"}},
-        {"pixels": {"stage": "normalized", "layout": "nhwc", "dtype": "float32"}},
-        {"pixels": {"stage": "banana", "layout": "nchw", "dtype": "float32"}},
-        {"pixels": {"stage": "normalized", "layout": "nchw"}},
-        {"axes": {"height": {"minimum": 1, "optimum": 2, "maximum": 3}}},
-        {"axes": {"batch": {"minimum": 3, "optimum": 2, "maximum": 3}}},
-        {"axes": {"batch": {"minimum": 1, "optimum": 2}}},
-        {"axes": []},
+        ({"pixels": {"stage": "decoded", "layout": "nhwc", "dtype": "uint8"}}, "pixels"),
+        ({"pixels": {"stage": "resized", "layout": "nchw", "dtype": "uint8"}}, "pixels"),
+        ({"pixels": {"stage": "normalized", "layout": "nchw", "dtype": "float16"}}, "pixels"),
+        ({"pixels": {"stage": "normalized", "layout": "nhwc", "dtype": "float32"}}, "pixels"),
+        ({"pixels": {"stage": "banana", "layout": "nchw", "dtype": "float32"}}, "pixels"),
+        ({"pixels": {"stage": "normalized", "layout": "nchw"}}, "pixels"),
+        ({"axes": {"height": {"minimum": 1, "optimum": 2, "maximum": 3}}}, "axes"),
+        ({"axes": {"batch": {"minimum": 3, "optimum": 2, "maximum": 3}}}, "axes.batch"),
+        ({"axes": {"batch": {"minimum": 1, "optimum": 2}}}, "axes.batch"),
+        ({"axes": []}, "axes"),
+        *(
+            ({"validation": {**VALIDATION, "calibration_images": measured}}, f"validation.calibration_images{what}")
+            for measured, what in (
+                ({}, ""),
+                ([{}], "[0].output"),
+                ([{**CALIBRATED, "images": 2.5}], "[0].images"),
+                ([{**CALIBRATED, "mean_cosine": "1"}], "[0].mean_cosine"),
+                ([{**CALIBRATED, "top1_agreement": True}], "[0].top1_agreement"),
+            )
+        ),
+        *(
+            ({**ENGINE, "options": {"batch": batch}}, f"options.batch{what}")
+            for batch, what in (
+                (5, ""), (None, ""), ("1:8:32", ""), ([], ""), ([1, 2], "[0]"), ([["1:8:32"]], ""), (["1:8"], "[0]"),
+                (["8:1:32"], "[0]"), (["x"], "[0]"), ([None], "[0]"),
+            )
+        ),
+        ({**ENGINE, "options": {}}, "options.batch"),
+        ({**ENGINE, "format": "coreml"}, "validation.status"),
+        ({**ENGINE, "format": "onnx"}, "validation.status"),
+        ({**ENGINE, "precision": "fp7"}, "precision"),
     ],
     ids=str,
-)
-def test_pixels_and_axes_that_are_not_the_inputs(tmp_path: Path, change: dict[str, Any]) -> None:
+)  # fmt: skip
+def test_an_artifact_that_contradicts_itself(tmp_path: Path, change: dict[str, Any], what: str) -> None:
+    """Pixels and axes are those of the inputs; engines have profiles, and nothing else waits to be run."""
     write(tmp_path / "out")
     edit(tmp_path / "out", lambda data: data["artifacts"][0].update(change))
-    with pytest.raises(BundleError, match=r"out: manifest.json must have every field of its schema: [^\n]+$"):
+    with raises(BundleError, what=f"artifacts[0].{what}"):
         Bundle.open(tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    "measured",
-    [
-        {},
-        [{}],
-        [{"output": "logits", "images": 2.5, "mean_cosine": 1.0, "top1_agreement": None}],
-        [{"output": "logits", "images": 2, "mean_cosine": "1", "top1_agreement": None}],
-        [{"output": "logits", "images": 2, "mean_cosine": 1.0, "top1_agreement": True}],
-    ],
-    ids=str,
-)
-def test_what_was_measured_on_calibration_images_is_what_inspect_shows(tmp_path: Path, measured: Any) -> None:
-    write(tmp_path / "out")
-    checked = {"tolerance": 0.2, "images": "given", "engine": "x", "outputs": [], "calibration_images": measured}
-    edit(tmp_path / "out", lambda data: data["artifacts"][0].update(validation=checked))
-    with pytest.raises(BundleError, match=r"out: manifest.json must have every field of its schema: [^\n]+$"):
-        Bundle.open(tmp_path / "out")
-
-
-@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
-def test_a_name_that_no_bundle_can_have(tmp_path: Path, name: str) -> None:
-    with pytest.raises(BundleError, match=r"cannot be read|has no manifest"):
+@pytest.mark.parametrize("name", ["nowhere", "x" * 300, "a\0b"])
+def test_no_bundle(tmp_path: Path, name: str) -> None:
+    with raises(BundleError, where=tmp_path / name):
         Bundle.open(tmp_path / name)
 
 
-def test_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"no manifest.json; make one: vitdeploy export"):
-        Bundle.open(tmp_path / "nowhere")
-
-
 def test_an_artifact_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has no artifact onnx-int8, only: onnx-fp32; make it: vitdeploy export"):
+    with raises(UsageError, what="precision", expected=["onnx-fp32"], found="onnx-int8"):
         write(tmp_path / "out").artifact("onnx", "int8")
-
-
-ENGINE = {
-    "format": "tensorrt",
-    "options": {"batch": ["1:8:32", "64:64:64"], "height": ["16:32:64"], "width": "32"},
-    "validation": {"status": "not yet run", "images": "none", "engine": "x", "tolerance": 1e-4, "outputs": []},
-    "hardware": {"platform": "x", "compute_capabilities": ["8.9"]},
-}
 
 
 def test_an_engine_is_read(tmp_path: Path) -> None:
     write(tmp_path / "out")
     edit(tmp_path / "out", lambda data: data["artifacts"][0].update(ENGINE))
     assert Bundle.open(tmp_path / "out").artifact("tensorrt", "fp32").options == ENGINE["options"]
-
-
-@pytest.mark.parametrize("batch", [5, None, "1:8:32", [], [1, 2], [["1:8:32"]], ["1:8"], ["8:1:32"], ["x"], [None]])
-def test_an_engine_without_profiles(tmp_path: Path, batch: Any) -> None:
-    write(tmp_path / "out")
-    edit(tmp_path / "out", lambda data: data["artifacts"][0].update(ENGINE, options={"batch": batch}))
-    with pytest.raises(BundleError, match=r"must have every field of its schema: [^\n]+$"):
-        Bundle.open(tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    "change", [{"options": {}}, {"format": "coreml"}, {"format": "onnx"}, {"precision": "fp7"}], ids=str
-)
-def test_what_waits_to_be_run_is_an_engine_with_profiles(tmp_path: Path, change: dict[str, Any]) -> None:
-    write(tmp_path / "out")
-    edit(tmp_path / "out", lambda data: data["artifacts"][0].update({**ENGINE, **change}))
-    with pytest.raises(BundleError, match=r"must have every field of its schema: [^\n]+$"):
-        Bundle.open(tmp_path / "out")
 
 
 def test_every_artifact_that_is_made_from_another_is_an_engine() -> None:
@@ -355,7 +337,7 @@ def test_a_second_file_elsewhere_or_of_an_engine(tmp_path: Path, format: str, pa
         artifact["files"].append({**artifact["files"][0], "path": path})
 
     edit(tmp_path / "out", change)
-    with pytest.raises(BundleError, match=r"must (lie beside onnx/model.onnx, got|be one file, has 2)"):
+    with raises(BundleError, what="artifacts[0].files"):
         Bundle.open(tmp_path / "out")
 
 
@@ -365,7 +347,7 @@ def test_a_bundle_is_not_around_the_working_directory(
 ) -> None:
     (tmp_path / "out" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "out" / inside)
-    with pytest.raises(UsageError, match="must not be the working directory, nor around it"):
+    with raises(UsageError, what="output", where=tmp_path / "out", hint="cd out of it"):
         check_target(tmp_path / "out")
     check_target(tmp_path / "out" / "below" / "other")
 
@@ -442,7 +424,7 @@ def test_a_file_that_the_manifest_does_not_name_is_not_replaced(tmp_path: Path, 
     write(tmp_path / "out", "other/model.onnx")
     (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "out" / name).write_text("mine")
-    with pytest.raises(UsageError, match=name):
+    with raises(UsageError, where=tmp_path / "out" / name):
         write(tmp_path / "out", "onnx/model_int8.onnx", "int8")
     assert (tmp_path / "out" / name).read_text() == "mine"
     Bundle.open(tmp_path / "out").verify()
@@ -458,7 +440,7 @@ def test_a_pipe_that_is_no_part_of_the_bundle_is_kept(tmp_path: Path, monkeypatc
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", refuse)  # as on a file system without hard links
-    with pytest.raises(OutputError, match="pipe"):
+    with raises(OutputError, where=tmp_path / "out"):
         write(tmp_path / "out", "onnx/model_bf16.onnx", "bf16")
     (tmp_path / "out" / "pipe").unlink()
     write(tmp_path / "out", "onnx/model_bf16.onnx", "bf16").verify()

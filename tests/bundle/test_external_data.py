@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import pytest
 from bundles import sign_again, write_bundle
 from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, helper
+from raising import raises
 
 import vitdeploy
 from vitdeploy.bundle.bundle import Bundle
@@ -365,11 +367,11 @@ def test_weights_that_the_manifest_does_not_record_are_not_followed(
     (artifact,) = with_data.manifest.artifacts
     alone = dataclasses.replace(artifact, files=(FileRecord.of(with_data.path, "onnx/model.onnx"),))
     bundle = sign_again(Bundle(with_data.path, dataclasses.replace(with_data.manifest, artifacts=(alone,))))
-    with pytest.raises(BundleError, match=r"model\.onnx takes weights from"):
+    with raises(BundleError, where=re.compile("model.onnx$"), hint="do not use this bundle"):
         bundle.verify()
-    with pytest.raises(BundleError, match=r"model\.onnx takes weights from"):
+    with raises(BundleError, where=re.compile("model.onnx$"), hint="do not use this bundle"):
         vitdeploy.load(bundle.path)
     with pytest.raises(SystemExit) as exited:
         main(["verify", str(bundle.path)])
     assert exited.value.code == 4
-    assert "does not record" in capsys.readouterr().err
+    assert "onnx/model.onnx" in capsys.readouterr().err

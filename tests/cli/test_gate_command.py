@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import shutil
@@ -11,17 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from faults import copy_of, perturb_layer, shift_labels, swap_normalization
+from raising import raises
 from schemas import validated
 
 import vitdeploy
+from vitdeploy.assess.gate.gate import gate
+from vitdeploy.assess.gate.rules import GateRules, Rules
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.cli import main
+from vitdeploy.errors import InputError
+from vitdeploy.files.opened import VerifiedFile
+from vitdeploy.runtimes import open_recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.runtimes.base import Runtime
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +71,37 @@ def test_the_bundle_of_the_baseline_passes(
         ("max_difference", "onnxruntime fp32"),
         ("max_size", "onnxruntime fp32"),
     ]
+
+
+def test_everything_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference and each artifact for predictions, outputs, vectors and layers; a file is hashed as often."""
+    checkpoint = default_checkpoint()
+    for precision in ("fp32", "fp16"):
+        bundle = vitdeploy.export(checkpoint, precision=precision, output=tmp_path / "out")
+    opened: list[tuple[str, str]] = []
+    hashed: list[str] = []
+    real, verified = open_recorded, VerifiedFile
+
+    def counted(bundle: Bundle, backend: str, *, precision: str = "fp32", **options: Any) -> Runtime:
+        opened.append((backend, precision))
+        return real(bundle, backend, precision=precision, **options)
+
+    def hashing(path: Path, *args: Any, **options: Any) -> VerifiedFile:
+        hashed.append(path.name)
+        return verified(path, *args, **options)
+
+    for module in ("open_runtimes", "targets"):
+        monkeypatch.setattr(f"vitdeploy.assess.runs.{module}.open_recorded", counted)
+    monkeypatch.setattr("vitdeploy.bundle.bundle.VerifiedFile", hashing)
+    result = gate(bundle, data=held_out_images(), rules=GateRules(Rules(min_cosine=0.9)))
+    rules = ["finite", "min_cosine", "max_difference"]
+    assert [check.rule for check in result.checks] == ["finite", *rules, "max_layer_difference", *rules]
+    assert result.status == "passed"
+    assert sorted(opened) == [("onnxruntime", "fp16"), ("onnxruntime", "fp32"), ("torch", "fp32")]
+    assert collections.Counter(hashed) == {
+        "config.json": 1, "preprocessor_config.json": 1, "model.safetensors": 1, "model.onnx": 1,
+        "model_fp16.onnx": 2,  # once more for the copy of its graph that is cut at the layers
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -109,16 +148,15 @@ def test_what_is_refused_before_anything_runs(
     held = (digits.path, "--data", held_out_images(), "--baseline")
     code, out, err = run(capsys, *held, baseline, "--max-drop", "0.1")
     assert (code, out) == (2, "")
-    assert "max_drop of 0.1 points for torch fp32 needs 4636 images" in err
-    assert "the data has 450; add images, or allow 1.12 points" in err
+    assert all(part in err for part in ("max_drop", "torch fp32", "4636", "450", "1.12 points"))
     code, _, err = run(capsys, *held, tmp_path / "absent.json")
-    assert (code, "make it with --update" in err) == (4, True)
+    assert (code, "absent.json" in err, "--update" in err) == (4, True, True)
     assert run(capsys, *held, baseline, "--min-accuracy", "0.98")[0] == 2
     few = tmp_path / "few"
     for label in "01":
         shutil.copytree(held_out_images() / label, few / label)
     code, _, err = run(capsys, digits.path, "--data", few, "--baseline", baseline)
-    assert (code, "is of 450 images, the data has 91; restore the data" in err) == (4, True)
+    assert (code, str(baseline) in err, err.count("\n")) == (4, True, 1)
 
 
 def test_other_images_of_the_same_number_are_refused(digits: Bundle, baseline: Path, tmp_path: Path) -> None:
@@ -126,9 +164,8 @@ def test_other_images_of_the_same_number_are_refused(digits: Bundle, baseline: P
     data["data"]["sha256"] = "0" * 64
     other = tmp_path / "baseline.json"
     other.write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(vitdeploy.VitDeployError, match="is of other images or labels of the same number") as caught:
+    with raises(InputError, what="data", where=str(other)):
         vitdeploy.gate(digits, data=held_out_images(), baseline=other, backends=["onnxruntime"])
-    assert caught.value.exit_code == 4
 
 
 def test_update_writes_nothing_where_a_check_does_not_pass(digits: Bundle, baseline: Path, tmp_path: Path) -> None:
@@ -151,7 +188,7 @@ def test_a_baseline_that_names_other_images_is_refused(
     altered = tmp_path / "baseline.json"
     altered.write_text(json.dumps(content), encoding="utf-8")
     code, _, err = run(capsys, digits.path, "--data", held_out_images(), "--baseline", altered)
-    assert (code, err.count("\n"), "names 'nope/0.png'; restore it" in err) == (4, 1, True)
+    assert (code, err.count("\n"), "'nope/0.png'" in err) == (4, 1, True)
 
 
 def pytest_run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -172,7 +209,7 @@ def test_the_plugin_holds_the_gate_an_item_a_check(digits: Bundle, baseline: Pat
     assert "7 passed" in found.stdout  # six checks and the suite's own test
     assert "1 failed" in found.stdout
     assert "failed: " in found.stdout
-    assert "of the largest logits from the reference" in found.stdout
+    assert "logits: max relative difference" in found.stdout
     plain = pytest_run(suite)
     assert (plain.returncode, "left out" in plain.stdout) == (0, False)
     found = pytest_run(suite, *held[:2])
@@ -185,7 +222,6 @@ def test_the_plugin_imports_nothing_until_it_is_used() -> None:
     loaded = set(json.loads(found.stdout))
     assert not {name.partition(".")[0] for name in loaded} & {"numpy", "PIL", "torch", "click", "onnxruntime"}
     assert {name for name in loaded if name.startswith("vitdeploy.")} == {
-        "vitdeploy._version",
         "vitdeploy.pytest_plugin",
         "vitdeploy.system",
         "vitdeploy.system.telemetry",

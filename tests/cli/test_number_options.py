@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
+from raising import raises
 
 import vitdeploy
 from vitdeploy.assess.debug.layers import compare_layers
@@ -111,7 +112,7 @@ def test_rules_out_of_their_range_are_refused(rule: str, value: Any) -> None:
 @pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -1e-9, "1e-4", True])
 @pytest.mark.parametrize("call", [vitdeploy.compare, compare_layers, vitdeploy.bisect])
 def test_the_functions_take_the_same_tolerances(call: Callable[..., Any], tolerance: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="tolerance"):
+    with raises(UsageError, what="tolerance"):
         call(tmp_path / "absent", tolerance=tolerance)
 
 

@@ -311,7 +311,7 @@ def test_what_was_altered_or_built_elsewhere_is_refused_before_it_is_loaded(bund
     with raises(UnavailableError, what="tensorrt_rtx", where=str(path)):
         open_runtime(Bundle.open(bundle.path), "tensorrt-rtx")
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(vitdeploy.VitDeployError, match=r"model_fp32\.engine .*SHA-256 .* it was altered"):
+    with pytest.raises(vitdeploy.VitDeployError, match=r"model_fp32\.engine was altered"):
         open_runtime(Bundle.open(bundle.path), "tensorrt-rtx")
 
 
@@ -452,8 +452,8 @@ def test_options_that_are_none(values: dict[str, Any], message: str) -> None:
     [
         (["--to", "onnx", "--batch", "1:2:4"], 2, "engine is not for onnx"),
         (["--to", "tensorrt-rtx", "--batch", "4:2:1"], 2, "minimum <= optimum <= maximum"),
-        (["--to", "tensorrt-rtx", "--batch", "1:2"], 2, "batch must be MIN:OPT:MAX"),
-        (["--to", "tensorrt-rtx", "--batch", "0"], 2, "batch must be MIN:OPT:MAX"),
+        (["--to", "tensorrt-rtx", "--batch", "1:2"], 2, "MIN:OPT:MAX"),
+        (["--to", "tensorrt-rtx", "--batch", "0"], 2, "MIN:OPT:MAX"),
         (["--to", "tensorrt-rtx", "--engine-size", "8:16:x"], 2, "must be HEIGHTxWIDTH in pixels"),
         (
             ["--to", "tensorrt-rtx", "--engine-size", "8"],
@@ -485,7 +485,7 @@ def test_a_folder_of_the_models_name_is_read_again(tmp_path: Path, monkeypatch: 
     other = tiny_model()
     next(iter(other.parameters())).data.neg_()
     write_checkpoint_of(other, tmp_path / "model")
-    with pytest.raises(UsageError, match="must hold the same model"):
+    with pytest.raises(UsageError, match="holds another model"):
         vitdeploy.export("model", to="tensorrt-rtx", output="out")
 
 

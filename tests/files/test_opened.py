@@ -22,7 +22,9 @@ from PIL import Image
 import vitdeploy
 from vitdeploy.assess.debug.layers import compare_layers
 from vitdeploy.assess.inspection.inspection import artifact_named, inspect_artifact
-from vitdeploy.bundle.bundle import MOST_TRIES, Bundle, commit
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.retry import MOST_TRIES
+from vitdeploy.bundle.staging import commit
 from vitdeploy.cli import main
 from vitdeploy.errors import BundleChangedError, BundleError
 from vitdeploy.files import opened
@@ -232,7 +234,9 @@ while True:
 COMMITTER = """
 import pathlib, shutil, sys
 from vitdeploy.files.atomic import staged_folder
-from vitdeploy.bundle.bundle import MOST_TRIES, Bundle, commit
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.retry import MOST_TRIES
+from vitdeploy.bundle.staging import commit
 target, *sources = map(pathlib.Path, sys.argv[1:])
 print("ready", flush=True)
 while True:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import skimage
 import sklearn.datasets
 from PIL import Image, features
+from raising import raises
 
 from vitdeploy.errors import ImageError, UsageError
+from vitdeploy.images.formats import readable_formats
 from vitdeploy.images.open import ImageSource, open_image
 
 SKLEARN = Path(sklearn.datasets.__file__).parent / "images"
@@ -153,61 +157,54 @@ def test_arrays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("array", "message"),
+    ("array", "found"),
     [
-        (np.zeros((4, 4, 3), np.float32), r"uint8 array with values 0..255, got float32 for the image; for floats"),
-        (np.zeros((4, 4), np.uint16), "got uint16"),
-        (np.zeros((4, 4), bool), "got bool"),
-        (np.zeros(4, np.uint8), r"expected shape .* got \(4,\)"),
-        (np.zeros((9, 9, 2), np.uint8), r"got \(9, 9, 2\)"),
-        (np.zeros((3, 9, 3), np.uint8), r"got \(3, 9, 3\) .* two axes could be the channels"),
-        (np.zeros((1, 2, 9, 3), np.uint8), r"got \(1, 2, 9, 3\)"),
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.zeros((4, 4), np.uint16), "uint16"),
+        (np.zeros((4, 4), bool), "bool"),
+        (np.zeros(4, np.uint8), (4,)),
+        (np.zeros((9, 9, 2), np.uint8), (9, 9, 2)),
+        (np.zeros((3, 9, 3), np.uint8), (3, 9, 3)),
+        (np.zeros((1, 2, 9, 3), np.uint8), (1, 2, 9, 3)),
     ],
 )
-def test_arrays_that_are_refused(array: np.ndarray, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_arrays_that_are_refused(array: np.ndarray, found: object) -> None:
+    with raises(UsageError, what="the image", found=found):
         open_image(array)
 
 
 def test_an_array_without_pixels() -> None:
-    with pytest.raises(ImageError, match=r"shape \(0, 4, 3\) holds no pixels"):
+    with raises(ImageError, found=(0, 4, 3)):
         open_image(np.zeros((0, 4, 3), np.uint8))
 
 
 @pytest.mark.parametrize("source", ["https://example.org/cat.jpg", "s3://bucket/cat.jpg", "data:image/png;base64,AAAA"])
 def test_urls_are_refused(source: str) -> None:
-    with pytest.raises(UsageError, match=r"got the URL .*; download it"):
+    with raises(UsageError, found=source):
         open_image(source)
 
 
 @pytest.mark.parametrize("source", [None, 3, object()])
 def test_other_types_are_refused(source: object) -> None:
-    with pytest.raises(UsageError, match=f"got {type(source).__name__} for the image"):
+    with raises(UsageError, what="the image", found=type(source).__name__):
         open_image(source)  # type: ignore[arg-type]
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(ImageError, match=r"pipe.png'?: expected a file, got a pipe or a device"):
+    with raises(ImageError, what=str(tmp_path / "pipe.png"), found="a pipe or a device"):
         open_image(tmp_path / "pipe.png")
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.png").write_text("no image")
-    cases = {
-        "absent.jpg": "No such file",
-        "empty.jpg": "it is empty, or not in an image format",
-        "text.png": "it is empty, or not in an image format",
-        "": "Is a directory",
-        "\0": "null",
-        "x" * 300: "File name too long",
-    }
-    for name, reason in cases.items():
-        with pytest.raises(ImageError, match=reason) as error:
+    formats: dict[str, Any] = {"expected": readable_formats()}
+    found: dict[str, Any] = {"found": re.compile(".")}
+    cases = {"absent.jpg": found, "empty.jpg": formats, "text.png": formats, "": found, "\0": found, "x" * 300: found}
+    for name, fields in cases.items():
+        with raises(ImageError, what=ascii(str(tmp_path / name)).strip("'"), **fields) as error:
             open_image(tmp_path / name)
-        assert repr(str(tmp_path / name)) in str(error.value)
-        assert "\n" not in str(error.value)
         assert error.value.__cause__ is not None
 
 
@@ -215,7 +212,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 def test_a_file_without_permission(tmp_path: Path) -> None:
     path = tmp_path / "secret.png"
     path.touch(mode=0)
-    with pytest.raises(ImageError, match=r"secret.png': Permission denied"):
+    with raises(ImageError, what=str(path), found="Permission denied"):
         open_image(path)
 
 
@@ -225,13 +222,13 @@ def test_truncated_files(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "cut"
     for length in (len(data) // 2, len(data) * 3 // 4):
         path.write_bytes(data[:length])
-        with pytest.raises(ImageError, match=r"cannot read '.*cut': "):
+        with raises(ImageError, what=str(path)):
             open_image(path)
 
 
 def test_a_truncated_image_that_is_not_loaded_yet() -> None:
     data = CHINA.read_bytes()
-    truncated = pytest.raises(ImageError, match=r"cannot read the image: image file is truncated")
+    truncated = raises(ImageError, what="the image", found=re.compile("truncated"))
     with Image.open(io.BytesIO(data[: len(data) // 2])) as opened, truncated:
         open_image(opened)
 

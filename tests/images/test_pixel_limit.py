@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -18,11 +19,12 @@ import pytest
 from click.testing import CliRunner
 from limited import ERRORS_OF, MIB, run_limited
 from PIL import Image
+from raising import raises
 
 from vitdeploy.cli import COMMANDS, cli
 from vitdeploy.errors import ImageError, UsageError
 from vitdeploy.images.open import decode_image, open_image
-from vitdeploy.images.pixel_limit import MAX_PIXELS_VARIABLE, check_pixel_count, limit_lifted, max_pixels
+from vitdeploy.images.pixel_limit import HOW_TO_RAISE, MAX_PIXELS_VARIABLE, check_pixel_count, limit_lifted, max_pixels
 from vitdeploy.images.preprocessor_config import ShortestEdge, Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.specs import PixelFormat, PixelStage
@@ -86,7 +88,7 @@ def test_what_pillow_refuses_is_refused(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(HEIGHT * WIDTH / factor))
     with warnings.catch_warnings():
         warnings.simplefilter(action)
-        with pytest.raises(ImageError, match=rf"bomb.png': .* {max_pixels()} pixels; .*--max-image-pixels"):
+        with raises(ImageError, what=str(path), expected=max_pixels(), hint=HOW_TO_RAISE):
             open_image(path)
 
 
@@ -98,7 +100,7 @@ def header_of(width: int, height: int) -> bytes:
 
 
 def test_the_bomb_is_refused_before_it_is_decoded() -> None:
-    with pytest.raises(ImageError, match="limit"):
+    with raises(ImageError, expected=max_pixels(), hint=HOW_TO_RAISE):
         open_image(header_of(50_000, 50_000))
 
 
@@ -106,9 +108,9 @@ def test_the_bomb_is_refused_before_it_is_decoded() -> None:
 def test_photographs_of_up_to_178_megapixels_are_decoded(width: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ImageError, match=r"truncated|broken|incomplete"):  # beyond the limit's check
+        with raises(ImageError, found=re.compile("truncated|broken|incomplete")):  # beyond the limit's check
             open_image(header_of(width, 10_000))
-        with pytest.raises(ImageError, match="limit"):
+        with raises(ImageError, hint=HOW_TO_RAISE):
             open_image(header_of(17_896, 10_000))
 
 
@@ -137,7 +139,7 @@ def test_the_environment_sets_the_limit(
         if allowed:
             np.testing.assert_array_equal(np.asarray(open_image(encoded("TIFF"))), pixels())
         else:
-            with pytest.raises(ImageError, match="limit"):
+            with raises(ImageError, hint=HOW_TO_RAISE):
                 open_image(encoded("TIFF"))
     assert pillows == Image.MAX_IMAGE_PIXELS
 
@@ -145,7 +147,7 @@ def test_the_environment_sets_the_limit(
 @pytest.mark.parametrize("value", ["0", "-1", "1e6", "many", "²", "9" * 5000])
 def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(MAX_PIXELS_VARIABLE, value)
-    with pytest.raises(UsageError, match=MAX_PIXELS_VARIABLE):
+    with raises(UsageError, what=MAX_PIXELS_VARIABLE, found=value):
         open_image(encoded("PNG"))
 
 
@@ -169,7 +171,7 @@ def test_what_the_caller_sets_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_size_that_an_image_would_be_resized_to() -> None:
     processor = ImageProcessor(size=ShortestEdge(224), do_center_crop=False)
-    with pytest.raises(ImageError, match=r"cannot resize .* to 896000x224"):
+    with raises(ImageError, found=(896000, 224), hint=HOW_TO_RAISE):
         processor(Image.new("RGB", (4000, 1)))
 
 
@@ -177,7 +179,7 @@ def test_a_size_that_an_image_would_be_resized_to() -> None:
 def test_a_strip_does_not_grow_without_measure_before_it_is_cropped(size: tuple[int, int]) -> None:
     """3,000 x 1 would take 600 MB for what is left of it, and 2,000 x 1 takes 400."""
     processor = ImageProcessor(size=ShortestEdge(224), do_center_crop=True, crop_size=Size(224, 224))
-    with pytest.raises(ImageError, match="cannot resize"):
+    with raises(ImageError, hint=HOW_TO_RAISE):
         processor(Image.new("RGB", size))
     assert processor(Image.new("RGB", (1000, 1))).shape == (1, 3, 224, 224)
 
@@ -186,7 +188,7 @@ def test_an_image_may_stay_as_large_as_it_is(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("vitdeploy.images.pixel_limit.MOST_GROWN_PIXELS", 100)
     processor = ImageProcessor(size=ShortestEdge(20), do_center_crop=False)
     assert processor(Image.new("RGB", (30, 20))).shape == (1, 3, 20, 30)
-    with pytest.raises(ImageError, match="cannot resize"):
+    with raises(ImageError, hint=HOW_TO_RAISE):
         processor(Image.new("RGB", (15, 10)))
     monkeypatch.setenv(MAX_PIXELS_VARIABLE, "600")
     assert processor(Image.new("RGB", (15, 10))).shape == (1, 3, 20, 30)
@@ -195,12 +197,12 @@ def test_an_image_may_stay_as_large_as_it_is(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_graph_that_resizes_takes_no_more_memory_than_is_said() -> None:
     """9,000 x 9,000 pixels of RGB would take 2.5 GB there, and less than a quarter of it here."""
     processor = ImageProcessor(size=Size(32, 32))
-    with pytest.raises(ImageError, match=r"2\.5 GB"):
+    with raises(ImageError, found=(9000, 9000)):
         processor(Image.new("RGB", (9000, 9000)), pixels=DECODED)
     gray = ImageProcessor(size=Size(32, 32), image_mean=(0.5,), image_std=(0.5,))
     assert gray(Image.new("L", (9000, 9000)), pixels=DECODED).shape == (1, 9000, 9000, 1)
     large = ImageProcessor(size=Size(1024, 1024))
-    with pytest.raises(ImageError, match="GB"):
+    with raises(ImageError, found=(20_000, 20_000 // 8)):
         large(Image.new("RGB", (20_000, 20_000 // 8)), pixels=DECODED)
 
 
@@ -212,7 +214,7 @@ def test_a_side_that_a_graph_cannot_resize(size: ShortestEdge | None) -> None:
     longest = 26_000 if size is None else 580  # 224 pixels high, and 130,000 wide
     assert processor(Image.new("RGB", (1, longest)), pixels=DECODED).shape == (1, longest, 1, 3)
     for length in (27_000, 2_000_000):
-        with pytest.raises(ImageError, match="a side of"):
+        with raises(ImageError, found=(length, 1)):
             processor(Image.new("RGB", (length, 1)), pixels=DECODED)
 
 
@@ -311,13 +313,13 @@ def test_advice_about_a_side_that_is_too_long_helps(
     header = b"IHDR" + size
     content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(size)) + header + struct.pack(">I", zlib.crc32(header))
     content += struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT"))
-    with pytest.raises(ImageError, match="--embed-resize") as refused:
+    with raises(ImageError, found=(width, height)) as refused:
         ImageProcessor()(content, pixels=DECODED)
     assert "--max-image-pixels" not in str(refused.value)
 
 
 @pytest.mark.parametrize("size", [(2**25 + 1, 1), (1, 2**25 + 1)])
 def test_a_side_that_pillow_cannot_resize_is_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(ImageError, match="a side"):
+    with raises(ImageError, found=size, hint="resize the image first"):
         check_pixel_count(*size, "strip.png")
     check_pixel_count(2**25, 1, "strip.png")

@@ -16,8 +16,10 @@ import pytest
 import skimage
 import sklearn.datasets
 from PIL import Image
+from raising import raises
 
 from vitdeploy.errors import ImageError, InputError, UsageError
+from vitdeploy.images.formats import readable_formats
 from vitdeploy.images.preprocessor_config import ShortestEdge, Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.system.cpu import Cpus
@@ -337,64 +339,57 @@ def test_another_size_keeps_the_share_of_the_crop(
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        ({"image_processor_type": "CLIPImageProcessor"}, "'image_processor_type' must be one of ViT.*, got 'CLIPImage"),
-        ({"image_processor_type": None}, "'image_processor_type' must be one of .*, got None"),
-        ({"do_pad": True}, "'do_pad' must be false, got True: this step is not implemented"),
-        ({"do_flip_channel_order": True}, "'do_flip_channel_order' must be false"),
-        ({"do_resize": "yes"}, "'do_resize' must be true or false, got 'yes'"),
-        ({"size": {"longest_edge": 224}}, "'size' must have 'height' and 'width' .*, got {'longest_edge': 224}"),
-        ({"size": {"shortest_edge": 224, "longest_edge": 300}}, "'size' must have"),
-        ({"size": {"shortest_edge": 0}}, "'size' must be made of positive integers, got 0"),
-        ({"size": "224"}, "'size' must be made of positive integers, got '224'"),
-        ({"size": [224]}, "'size' must be made of"),
-        ({"size": True}, "'size' must be made of"),
-        ({"size": None}, "'size' must be made of positive integers, got None"),
-        ({"image_mean": None}, "'image_mean' must be a number, got None"),
-        ({"crop_size": {"shortest_edge": 224}}, "'crop_size' must have 'height' and 'width'"),
-        ({"do_center_crop": True}, "'do_center_crop' needs 'crop_size'"),
-        ({"resample": 6}, "'resample' must be one of Pillow's filters, 0 to 5, got 6"),
-        ({"resample": "bilinear"}, "'resample' must be"),
-        ({"rescale_factor": "1/255"}, "'rescale_factor' must be a number"),
-        ({"rescale_factor": float("nan")}, "'rescale_factor' must be a number, got nan"),
-        ({"image_mean": [0.5, 0.5]}, "'image_mean' must be one number"),
-        ({"image_mean": [0.5]}, "'image_std' has 3 numbers"),
-        ({"image_std": [0.5]}, "'image_std' has 1 number"),
-        ({"image_mean": [0.5, 0.5, "0.5"]}, "'image_mean' must be a number, got '0.5'"),
-        ({"image_std": [0.5, 0, 0.5]}, "'image_std' must not be zero"),
-        ({"image_std": [0.5, 1e-320, 0.5]}, "float32"),
+        {"image_processor_type": "CLIPImageProcessor"},
+        {"image_processor_type": None},
+        {"do_pad": True},
+        {"do_flip_channel_order": True},
+        {"do_resize": "yes"},
+        {"size": {"longest_edge": 224}},
+        {"size": {"shortest_edge": 224, "longest_edge": 300}},
+        {"size": {"shortest_edge": 0}},
+        {"size": "224"},
+        {"size": [224]},
+        {"size": True},
+        {"size": None},
+        {"image_mean": None},
+        {"crop_size": {"shortest_edge": 224}},
+        {"crop_size": None, "do_center_crop": True},
+        {"resample": 6},
+        {"resample": "bilinear"},
+        {"rescale_factor": "1/255"},
+        {"rescale_factor": float("nan")},
+        {"image_mean": [0.5, 0.5]},
+        {"image_std": [0.5, 0.5, 0.5], "image_mean": [0.5]},
+        {"image_std": [0.5]},
+        {"image_mean": [0.5, 0.5, "0.5"]},
+        {"image_std": [0.5, 0, 0.5]},
+        {"image_std": [0.5, 1e-320, 0.5]},
     ],
 )
-def test_settings_that_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_settings_that_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    """The error is about the first key of the change."""
     write(tmp_path, {**CONFIGS["vit"], **change})
-    with pytest.raises(InputError, match=message) as error:
+    with raises(InputError, what=next(iter(change)), where=tmp_path / "preprocessor_config.json"):
         ImageProcessor.from_pretrained(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path / 'preprocessor_config.json'}: ")
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "has no image processor"),
-        (b"", "cannot read .*preprocessor_config.json: expected JSON"),
-        (b"{", "expected JSON"),
-        (b"\xff\xfe", "expected JSON"),
-        (b"[" * 100_000, "expected JSON"),
-        (b"[1]", "must hold a JSON object, got list"),
-    ],
+    ("content", "expected"),
+    [(b"", "JSON"), (b"{", "JSON"), (b"\xff\xfe", "JSON"), (b"[" * 100_000, "JSON"), (b"[1]", "object")],
 )
-def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, message: str) -> None:
-    if content is not None:
-        (tmp_path / "preprocessor_config.json").write_bytes(content)
-    with pytest.raises(InputError, match=message):
+def test_files_that_cannot_be_read(tmp_path: Path, content: bytes, expected: str) -> None:
+    with raises(InputError, where=tmp_path, expected="preprocessor_config.json"):
+        ImageProcessor.from_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_bytes(content)
+    with raises(InputError, where=tmp_path / "preprocessor_config.json", expected=expected):
         ImageProcessor.from_pretrained(tmp_path)
 
 
 def test_nested_settings_that_are_not_an_object(tmp_path: Path) -> None:
     write(tmp_path, {"image_processor": 3}, "processor_config.json")
-    with pytest.raises(InputError, match=r"processor_config.json: 'image_processor' must be an object, got 3"):
+    with raises(InputError, what="image_processor", where=tmp_path / "processor_config.json", found=3):
         ImageProcessor.from_pretrained(tmp_path)
 
 
@@ -442,11 +437,11 @@ def test_the_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     processor = ImageProcessor()
     absent = tmp_path / "absent.jpg"
     for threads in (1, 2):
-        with pytest.raises(ImageError, match=f"cannot read '{absent}': No such file"):
+        with raises(ImageError, what=str(absent), found="No such file or directory"):
             processor([CHINA, absent, CHINA], threads=threads)
-        with pytest.raises(ImageError, match=r"cannot read images\[2\]: it is empty, or not"):
+        with raises(ImageError, what="images[2]", expected=readable_formats()):
             processor([CHINA, CHINA, b"", b""], threads=threads)
-        with pytest.raises(UsageError, match=r"got float32 for images\[1\]"):
+        with raises(UsageError, what="images[1]", found="float32"):
             processor([CHINA, np.zeros((4, 4, 3), np.float32)], threads=threads)
 
 
@@ -455,7 +450,7 @@ def test_a_batch_must_come_out_in_one_size() -> None:
     assert processor.output_size is None
     assert processor(CHINA).shape == (1, 3, 32, 47)
     assert processor([CHINA, CHINA]).shape == (2, 3, 32, 47)
-    with pytest.raises(UsageError, match=r"one size, got \(32, 47\) and \(32, 32\); set a center crop"):
+    with raises(UsageError, what="images", expected=(32, 47), found=(32, 32)):
         processor([CHINA, SKIMAGE / "astronaut.png"])
 
 
@@ -463,18 +458,18 @@ def test_usage_errors() -> None:
     processor = ImageProcessor()
     batches: list[Any] = [[], (), np.zeros((0, 8, 8, 3), np.uint8)]
     for empty in batches:
-        with pytest.raises(UsageError, match="expected at least one image"):
+        with raises(UsageError, what="images", found=0):
             processor(empty)
     for threads in (0, -1, True, 3.0, math.nan, math.inf, "3", np.array([3]), -(10**5000)):
-        with pytest.raises(UsageError, match="threads"):
+        with raises(UsageError, what="threads"):
             processor([CHINA] * 2, threads=threads)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="'do_center_crop' needs 'crop_size'"):
+    with raises(UsageError, what="crop_size"):
         ImageProcessor(do_center_crop=True)
 
 
 def test_a_sliver_is_not_resized_to_a_giant() -> None:
     processor = ImageProcessor.from_dict(CONFIGS["dinov2"])
-    with pytest.raises(ImageError, match="2560000x256"):
+    with raises(ImageError, found=(2560000, 256)):
         processor(np.zeros((1, 10_000), np.uint8))
 
 

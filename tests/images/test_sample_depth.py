@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, features
+from raising import raises
 from tiff_files import DEFLATE, RGB, UNCOMPRESSED, WHITE_IS_ZERO, write_tiff
 
 from vitdeploy.errors import ImageError
@@ -79,9 +81,9 @@ def test_the_largest_value_of_a_tiff_is_for_statistics() -> None:
 def test_signed_samples_are_refused(bits: int, order: str) -> None:
     """Pillow reads those of 8 bits as if they were unsigned."""
     data = write_tiff(ramp(bits), bits, order=order, sample_format=2)
-    with pytest.raises(ImageError, match="signed"):
+    with raises(ImageError, found="signed samples"):
         open_image(data)
-    with Image.open(io.BytesIO(data)) as opened, pytest.raises(ImageError, match="signed"):
+    with Image.open(io.BytesIO(data)) as opened, raises(ImageError, found="signed samples"):
         open_image(opened)
 
 
@@ -105,7 +107,7 @@ def test_rgb_tiff_keeps_its_8_highest_bits_or_is_refused(
     stored = np.moveaxis(values, -1, 0) if planar == "separate" else values
     tifffile.imwrite(buffer, stored, photometric="rgb", planarconfig=planar, compression=compression, byteorder=order)
     if planar == "separate" and compression is None and bits == 16:  # which Pillow reads as planes of 8 bits
-        with pytest.raises(ImageError, match="planes of 16 bits"):
+        with raises(ImageError, found="16-bit planes"):
             open_image(buffer.getvalue())
         return
     np.testing.assert_array_equal(np.asarray(open_image(buffer.getvalue())), values >> (bits - 8))
@@ -158,7 +160,7 @@ def test_a_tiff_that_cannot_be_decoded_is_not_called_another_format(tmp_path: Pa
     tifffile.imwrite(buffer, ramp(7).astype(np.float64), photometric="minisblack", byteorder=order, bigtiff=big)
     (tmp_path / "a.tif").write_bytes(buffer.getvalue())
     for source in (tmp_path / "a.tif", buffer.getvalue(), io.BytesIO(buffer.getvalue())):
-        with pytest.raises(ImageError, match=r"TIFF .* 8 bits"):
+        with raises(ImageError, found="TIFF"):
             open_image(source)
 
 
@@ -248,7 +250,7 @@ def test_32_bit_pixels_are_refused(mode: str) -> None:
     buffer = io.BytesIO()
     image.save(buffer, "TIFF")
     for source in (buffer.getvalue(), image):
-        with pytest.raises(ImageError, match="no fixed"):
+        with raises(ImageError, found=re.compile(f"^({mode}|signed samples)$")):
             open_image(source)
 
 
@@ -257,5 +259,5 @@ def test_16_bits_of_a_format_whose_range_is_not_known() -> None:
     cards = ["SIMPLE  =                    T", "BITPIX  =                   16", "NAXIS   =                    2"]
     cards += ["NAXIS1  =                    4", "NAXIS2  =                    3", "END"]
     header = "".join(card.ljust(80) for card in cards).ljust(2880).encode()
-    with pytest.raises(ImageError, match="FITS"):
+    with raises(ImageError, found="FITS"):
         open_image(Image.open(io.BytesIO(header + np.arange(12, dtype=">i2").tobytes().ljust(2880, b"\0"))))

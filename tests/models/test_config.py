@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import transformers
+from raising import raises
 
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.models.config import ViTConfig
@@ -96,50 +97,51 @@ def test_every_field_has_invalid_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "keys"),
+    ("values", "fields"),
     [
-        ({"image_size": 15}, ("patch_size", "image_size")),
-        ({"image_size": [224, 8]}, ("patch_size", "image_size")),
-        ({"image_size": 2**14}, ("image_size", "65536 patches")),
-        ({"hidden_size": 4}, ("hidden_size", "num_attention_heads")),
+        ({"image_size": 15}, {"what": "patch_size", "expected": (15, 15), "found": (16, 16)}),
+        ({"image_size": [224, 8]}, {"what": "patch_size", "expected": (224, 8)}),
+        ({"image_size": 2**14}, {"what": "image_size", "expected": 2**16, "found": 2**20}),
+        ({"hidden_size": 4}, {"what": "hidden_size", "expected": 12, "found": 4}),
     ],
 )
-def test_values_that_exclude_each_other_are_named(values: dict[str, Any], keys: tuple[str, ...]) -> None:
-    with pytest.raises(CheckpointError, match=r"^config\.json: ") as error:
+def test_values_that_exclude_each_other_are_named(values: dict[str, Any], fields: dict[str, Any]) -> None:
+    with raises(CheckpointError, where="config.json", **fields):
         read(**values)
-    assert all(key in str(error.value) for key in keys)
 
 
 def test_an_argument_that_came_from_no_file_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match=r"^image_size must be .*, got 224$"):
+    with raises(UsageError, what="image_size", where=None, found=224):
         ViTConfig(image_size=224)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "expected"),
     [
-        (b"", "must hold JSON"),
-        (b'{"model_type": "vit"', "must hold JSON"),
-        (b'{"model_type": "vit", "hidden_size": ' + b"9" * 5000 + b"}", "must hold JSON"),
-        (b"\xff\xfe\x00", "must hold JSON"),
-        (b"[" * 100_000, "must hold JSON"),
-        (b'["vit"]', "must hold a JSON object, got list"),
-        (b"null", "must hold a JSON object, got NoneType"),
-        (b'{"model_type": "vit", "layer_norm_eps": NaN}', "layer_norm_eps"),
-        (b'{"model_type": "vit", "layer_norm_eps": 1e999}', "layer_norm_eps"),
-        (b'{"model_type": "vit", "hidden_size": ' + b"[" * 500 + b"]" * 500 + b"}", "hidden_size"),
+        (b"", "JSON"),
+        (b'{"model_type": "vit"', "JSON"),
+        (b'{"model_type": "vit", "hidden_size": ' + b"9" * 5000 + b"}", "JSON"),
+        (b"\xff\xfe\x00", "JSON"),
+        (b"[" * 100_000, "JSON"),
+        (b'["vit"]', "object"),
+        (b"null", "object"),
     ],
 )
-def test_a_corrupt_file_is_one_line_that_names_it(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=message) as error:
+def test_a_corrupt_file_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
+    with raises(CheckpointError, where=tmp_path / "config.json"):
         ViTConfig.from_pretrained(tmp_path)
-    assert "config.json" in str(error.value)
-    assert len(str(error.value).splitlines()) == 1
+    (tmp_path / "config.json").write_bytes(content)
+    with raises(CheckpointError, where=tmp_path / "config.json", expected=expected):
+        ViTConfig.from_pretrained(tmp_path)
 
 
-def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json must be a readable file: No such file"):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("layer_norm_eps", b"NaN"), ("layer_norm_eps", b"1e999"), ("hidden_size", b"[" * 500 + b"]" * 500)],
+)
+def test_a_value_that_no_configuration_has_is_named(tmp_path: Path, key: str, value: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(b'{"model_type": "vit", "%s": %s}' % (key.encode(), value))
+    with raises(CheckpointError, what=key, where="config.json"):
         ViTConfig.from_pretrained(tmp_path)
 
 

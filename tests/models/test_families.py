@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from families import HEADS, Head, random_config
+from raising import raises
 
 from models.parity import TOLERANCES, answers, assert_near, images, masks, peer_of
 from vitdeploy.errors import CheckpointError
@@ -110,36 +111,34 @@ def test_transformers_reads_what_is_written(write_checkpoint: WriteCheckpoint, h
 
 
 def test_an_unknown_family_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(CheckpointError, match=r"model_type must be one of vit, deit, beit, .*got 'swin'"):
+    with raises(CheckpointError, what="model_type", expected=tuple(FAMILIES), found="swin"):
         ViTConfig.from_dict({"model_type": "swin"})
 
 
 @pytest.mark.parametrize(
-    ("family", "values", "message"),
+    ("family", "values", "key"),
     [
-        ("beit", {"use_mean_pooling": "yes"}, "use_mean_pooling must be true or false, got 'yes'"),
-        ("beit", {"layer_scale_init_value": None}, "layer_scale_init_value must be a number"),
-        ("beit", {"vocab_size": -1}, "vocab_size must be an integer"),
-        ("dinov2", {"mlp_ratio": "4"}, "mlp_ratio must be a number"),
-        ("dinov2", {"mlp_ratio": float("nan")}, "mlp_ratio must be a number"),
-        ("dinov2", {"mlp_ratio": 0}, "intermediate_size must be an integer"),
-        ("dinov2", {"hidden_size": "768"}, "hidden_size must be an integer"),
-        ("dinov2", {"use_swiglu_ffn": 1}, "use_swiglu_ffn must be true or false"),
-        ("dinov2_with_registers", {"num_register_tokens": -1}, "num_register_tokens must be an integer"),
-        ("vit", {"position_antialias": "no"}, "position_antialias must be true or false"),
+        ("beit", {"use_mean_pooling": "yes"}, "use_mean_pooling"),
+        ("beit", {"layer_scale_init_value": None}, "layer_scale_init_value"),
+        ("beit", {"vocab_size": -1}, "vocab_size"),
+        ("dinov2", {"mlp_ratio": "4"}, "mlp_ratio"),
+        ("dinov2", {"mlp_ratio": float("nan")}, "mlp_ratio"),
+        ("dinov2", {"mlp_ratio": 0}, "intermediate_size"),
+        ("dinov2", {"hidden_size": "768"}, "hidden_size"),
+        ("dinov2", {"use_swiglu_ffn": 1}, "use_swiglu_ffn"),
+        ("dinov2_with_registers", {"num_register_tokens": -1}, "num_register_tokens"),
+        ("vit", {"position_antialias": "no"}, "position_antialias"),
     ],
 )
-def test_an_invalid_value_is_one_line_that_names_the_key(family: str, values: dict[str, Any], message: str) -> None:
-    with pytest.raises(CheckpointError, match=message) as error:
+def test_an_invalid_value_is_named_by_its_key(family: str, values: dict[str, Any], key: str) -> None:
+    with raises(CheckpointError, what=key, where="config.json"):
         ViTConfig.from_dict({"model_type": family, **values})
-    assert str(error.value).startswith("config.json: ")
-    assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_task_that_a_family_does_not_have_is_refused(write_checkpoint: WriteCheckpoint) -> None:
     head = next(head for head in HEADS if head.name == "Dinov2Model")
     checkpoint = write_checkpoint(head, random_config(head, 0))
-    with pytest.raises(CheckpointError, match="the task of a dinov2 model must be one of image-classification, "):
+    with raises(CheckpointError, what="task", found=Task.MASKED_IMAGE_MODELING):
         load_model(checkpoint.config, checkpoint.weights, Task.MASKED_IMAGE_MODELING)
 
 
@@ -153,14 +152,13 @@ def test_a_missing_weight_is_named_as_the_checkpoint_would(write_checkpoint: Wri
 
     weights = safetensors.torch.load_file(checkpoint.weights[0])
     del weights[name]
-    with pytest.raises(CheckpointError, match=f"missing {name}"):
+    with raises(CheckpointError, what="weights", found={"missing": [name]}):
         make_model(checkpoint.config, weights, head.task, origin="here")
 
 
 def test_the_task_of_every_architecture_is_known() -> None:
     for head in HEADS:
         assert task_of({"model_type": head.family, "architectures": [head.name]}) is head.task
-    with pytest.raises(
-        CheckpointError, match="architectures must name one of Dinov2ForImageClassification, Dinov2Model"
-    ):
+    known = ("Dinov2ForImageClassification", "Dinov2Model")
+    with raises(CheckpointError, what="architectures", expected=known):
         task_of({"model_type": "dinov2", "architectures": ["Dinov2Backbone"]})

@@ -338,7 +338,7 @@ def test_a_full_disk_leaves_what_was_there(copy: Bundle, tmp_path: Path, monkeyp
 def test_an_altered_file_of_the_bundle_is_refused(copy: Bundle, tmp_path: Path) -> None:
     with (copy.path / "onnx" / "model.onnx").open("ab") as file:
         file.write(b"?")
-    with pytest.raises(BundleError, match="it was altered"):
+    with pytest.raises(BundleError, match="was altered"):
         write_triton_model(copy.path, tmp_path / "models")
     assert not (tmp_path / "models").exists()
 

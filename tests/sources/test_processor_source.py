@@ -710,7 +710,7 @@ def test_an_origin_that_is_none(digits: Bundle, tmp_path: Path, origin: object) 
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["source"]["processor"] = origin
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="every field of its schema"):
+    with pytest.raises(BundleError, match=r"source\.processor"):
         Bundle.open(folder)
 
 
@@ -723,7 +723,7 @@ def test_a_bundle_keeps_one_processor(fine_tuned: Path, lost: Path, tmp_path: Pa
     vitdeploy.export(lost, processor=ProcessorOptions(fine_tuned), output=tmp_path / "out")
     other = ProcessorOptions(fine_tuned, image_mean=0.25)
     steps: list[str] = []
-    with pytest.raises(UsageError, match="another image processor: --processor fine-tuned;"):
+    with pytest.raises(UsageError, match="another image processor: --processor fine-tuned"):
         vitdeploy.export(lost, to="torchscript", processor=other, output=tmp_path / "out", progress=Told(steps.append))
     assert steps == ["reading the checkpoint"]
 
@@ -736,7 +736,7 @@ def test_a_bundle_of_other_weights_or_another_task_is_seen_before_the_work(fine_
     changes: list[dict[str, Any]] = [{"model": other}, {"model": fine_tuned, "task": "image-feature-extraction"}]
     for change in changes:
         steps: list[str] = []
-        with pytest.raises(UsageError, match="same model"):
+        with pytest.raises(UsageError, match="another model"):
             vitdeploy.export(to="torchscript", output=tmp_path / "out", progress=Told(steps.append), **change)
         assert steps == ["reading the checkpoint"]
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitdeploy.assess.compare.compare import BackendComparison, Comparison
-from vitdeploy.assess.compare.worst_images import FarImage
+from vitdeploy.assess.compare.results import BackendComparison, Comparison
+from vitdeploy.assess.compare.worst_images import WorstImage
 from vitdeploy.assess.data.folder_listing import LeftOut, Reason
-from vitdeploy.assess.debug.layers import ArtifactLayers, LayerComparison, PartDifference
+from vitdeploy.assess.debug.layer_results import ArtifactLayers, LayerComparison, PartDifference
 from vitdeploy.assess.debug.sensitivity import LayerEffect, Sensitivity
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.checks import Check
@@ -29,7 +29,7 @@ GOOD = Difference("logits", 16, True, 1e-6, 1e-7, 1e-6, 0.99999999, 1.0, 1e-6, 0
 POOLED = Difference("pooler_output", 16, True, 0.5, 0.1, 0.5, 0.9, None, 0.2, 0.95, 16.0)
 BROKEN = Difference("hidden_states.2", 16, False, math.inf, math.inf, math.inf, -1.0, None, math.inf, -1.0, None)
 
-FAR = FarImage(3, "gone/a.png", math.inf, Prediction("cat", 0, 0.9), Prediction("not finite", -1, math.nan))
+FAR = WorstImage(3, "gone/a.png", math.inf, Prediction("cat", 0, 0.9), Prediction("not finite", -1, math.nan))
 COMPARISON = Comparison(
     "gone",
     16,
@@ -67,9 +67,9 @@ LAYERS = LayerComparison(
 
 SENSITIVITY = Sensitivity(
     "gone",
-    "fp16",
     16,
     True,
+    "fp16",
     (
         LayerEffect("embeddings.projection", ("conv",), "Conv", "embeddings", 0.25),
         LayerEffect("layers.0.mlp.fc1", ("val_1", "linear_1"), "MatMul", "layers.0", math.inf),

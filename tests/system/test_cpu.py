@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from raising import raises
 
 from vitdeploy.errors import UsageError
 from vitdeploy.system import cpu
@@ -332,7 +333,7 @@ def test_an_argument_comes_before_the_variable_and_that_before_the_default(monke
 @pytest.mark.parametrize("value", ["two", "-1", "1.5", "1e1", "0x2", " 2", "2\n", "+2", "1025", "9" * 5000, "\u0662"])
 def test_a_malformed_variable_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(INTRA_OP_VARIABLE, value)
-    with pytest.raises(UsageError, match=INTRA_OP_VARIABLE):
+    with raises(UsageError, what=INTRA_OP_VARIABLE, found=value):
         session_threads()
     assert session_threads(2).count == 2
 

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
-import inspect
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
-from vitdeploy.bundle.configuration import Configuration, json_object
-from vitdeploy.bundle.external_data import external_names
-from vitdeploy.bundle.kept_files import KeptFiles
-from vitdeploy.bundle.manifest import CONFIG, MANIFEST, NOT_RECORDED, Artifact, FileRecord, Manifest
+from vitdeploy.bundle.configuration import Configuration
+from vitdeploy.bundle.external_data import check_external_data
+from vitdeploy.bundle.manifest import CONFIG, MANIFEST, Artifact, FileRecord, Manifest
+from vitdeploy.bundle.manifest_parser import parse_manifest
 from vitdeploy.errors import BundleChangedError, BundleError, UsageError, VitDeployError, shown
-from vitdeploy.files.atomic import exclusive, replace_folder, sync
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS
+from vitdeploy.files.json_text import json_object, strict_json
 from vitdeploy.files.opened import FileChangedError, FileDiffersError, VerifiedFile, opened_folder
 from vitdeploy.files.regular_file import MOST_TEXT_BYTES, read_regular
-from vitdeploy.files.strict_json import strict_json
 from vitdeploy.specs import PixelStage
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from vitdeploy.files.opened import OpenedFile
 
-F = TypeVar("F", bound="Callable[..., Any]")
-
-MOST_TRIES = 10  # to read a bundle that is replaced meanwhile; beside exports one in 20 had to be read again
+EXPORT_AGAIN = "export the bundle again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,20 +50,18 @@ class Bundle:
         """
         folder = Path(path)
         try:
-            found = (folder / MANIFEST).exists()
+            exists = (folder / MANIFEST).exists()
         except (OSError, ValueError) as exc:  # a name too long, or with a null byte
-            raise BundleError(f"{folder} cannot be read as a bundle: {exc}; name another folder") from exc
-        if not found:
-            raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}; make one: vitdeploy export")
+            raise BundleError(f"{folder} cannot be read: {exc}", where=folder, hint="name another folder") from exc
+        if not exists:
+            message = f"{folder} is not a vitdeploy bundle (no {MANIFEST})"
+            raise BundleError(message, where=folder, hint="create one: vitdeploy export --model MODEL -o DIR")
+        file = folder / MANIFEST
         try:
-            content = read_regular(folder / MANIFEST)
+            content = read_regular(file)
         except OSError as exc:
-            raise BundleError(f"{folder / MANIFEST} cannot be read: {exc.strerror}; export the bundle again") from exc
-        data = json_object(folder / MANIFEST, content, strict_json)
-        try:
-            return cls(folder, Manifest.from_dict(data))
-        except BundleError as exc:
-            raise BundleError(f"{folder}: {exc}") from exc
+            raise BundleError(f"{file} cannot be read: {exc.strerror}", where=file, hint=EXPORT_AGAIN) from exc
+        return cls(folder, parse_manifest(json_object(file, content, BundleError, strict_json, EXPORT_AGAIN), file))
 
     def reopened(self) -> Bundle:
         """The bundle at its place now, which holds the same model with the same image processor.
@@ -79,7 +72,8 @@ class Bundle:
         """
         now = Bundle.open(self.path)
         if (now.manifest.files, now.manifest.task) != (self.manifest.files, self.manifest.task):
-            raise BundleChangedError(f"{self.path} was replaced by the bundle of another model; open it again")
+            message = f"{self.path} was replaced by the bundle of another model"
+            raise BundleChangedError(message, where=self.path, hint="open it again")
         return now
 
     def read_config(self) -> Configuration:
@@ -101,9 +95,12 @@ class Bundle:
             if name not in records and (self.path / name).exists():
                 if self._is_replaced():
                     raise _changed(self.path)
-                raise BundleError(f"{self.path / name} is not recorded in {MANIFEST}; remove it, or export again")
+                path = self.path / name
+                message = f"{path} is not recorded in {MANIFEST}"
+                raise BundleError(message, where=path, hint="remove it, or export again")
         if CONFIG not in records:
-            raise BundleError(f"{self.path / MANIFEST} does not record {CONFIG}; export the bundle again")
+            file = self.path / MANIFEST
+            raise BundleError(f"{file} does not record {CONFIG}", where=file, expected=CONFIG, hint=EXPORT_AGAIN)
         return [records[name] for name in (CONFIG, *PROCESSOR_CONFIGS) if name in records]
 
     @property
@@ -122,13 +119,15 @@ class Bundle:
         for artifact in self.manifest.artifacts:
             if (artifact.format, artifact.precision) == (format, precision):
                 return artifact
-        names = ", ".join(artifact.name for artifact in self.manifest.artifacts) or "none"
+        names = [artifact.name for artifact in self.manifest.artifacts]
         if not isinstance(precision, str):
-            raise UsageError(f"precision must be a name such as fp32, got {shown(precision)}; {self.path} has {names}")
+            message = f"{shown(precision)} is not the name of a precision"
+            raise UsageError(message, what="precision", found=precision, hint=f"{self.path} has {', '.join(names)}")
         raise UsageError(
-            f"{self.path} has no artifact {format}-{precision}, only: {names}; make it: "
-            f"vitdeploy export --to {format} --precision {precision}"
-        )
+            f"{self.path} has no artifact {format}-{precision}, only: {', '.join(names) or 'none'}",
+            what="precision", where=self.path, expected=names, found=f"{format}-{precision}",
+            hint=f"make it: vitdeploy export --to {format} --precision {precision}",
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def opened(self, records: Iterable[FileRecord]) -> Iterator[tuple[OpenedFile, ...]]:
@@ -145,7 +144,7 @@ class Bundle:
             BundleChangedError: the bundle was replaced since its manifest was read, or a file written to meanwhile.
         """
         with self._open(records) as files:
-            yield tuple(each.file for each in files)
+            yield tuple(file.file for file in files)
 
     @contextlib.contextmanager
     def opened_artifact(self, artifact: Artifact, *, by_name: bool = False) -> Iterator[tuple[OpenedFile, ...]]:
@@ -167,8 +166,8 @@ class Bundle:
                 names = self._names_in_a_folder(artifact, stack)
             files = stack.enter_context(self._open(artifact.files, names))
             if artifact.format == "onnx":
-                _check_external_data(artifact, files[0])
-            yield tuple(each.file for each in files)
+                check_external_data(artifact, files[0].file.path, files[0].stream)
+            yield tuple(file.file for file in files)
 
     def read(self, record: FileRecord, most_bytes: int | None = None) -> bytes:
         """The verified content of a file, of at most `most_bytes`.
@@ -177,7 +176,9 @@ class Bundle:
             BundleError: as `opened`, or it has more.
         """
         if most_bytes is not None and record.size_bytes > most_bytes:
-            raise BundleError(f"{self.path / record.path} has {record.size_bytes} bytes; at most {most_bytes} are read")
+            path, size = self.path / record.path, record.size_bytes
+            message = f"{path} has {size:,} bytes; at most {most_bytes:,} are read"
+            raise BundleError(message, where=path, expected=most_bytes, found=size)
         try:
             content = read_regular(self.path / record.path, record.size_bytes)
         except OSError as exc:
@@ -187,7 +188,7 @@ class Bundle:
         return content
 
     def verify(self) -> None:
-        """Check every file that the manifest names; see `open_verified`.
+        """Check every file that the manifest names.
 
         Raises:
             BundleError: as `read_config` and `opened_artifact`.
@@ -242,11 +243,10 @@ class Bundle:
         except FileChangedError:
             error = _changed(path)
         except OSError as exc:
-            error = BundleError(f"{path} cannot be read: {exc.strerror}; export the bundle again")
+            error = BundleError(f"{path} cannot be read: {exc.strerror}", where=path, hint=EXPORT_AGAIN)
         except FileDiffersError as exc:
-            error = BundleError(
-                f"{path} is not the file that {MANIFEST} records ({exc}): it was altered; export or copy it again"
-            )
+            message = f"{path} was altered: it is not the file that {MANIFEST} records ({exc})"
+            error = BundleError(message, where=path, expected=record.sha256, hint="export or copy it again")
         return _changed(self.path) if self._is_replaced() or before != _place(self.path) else error
 
     def _is_replaced(self) -> bool:
@@ -257,169 +257,21 @@ class Bundle:
             return True
 
 
-def retry_if_changed(function: F) -> F:
-    """Call a function that reads a bundle again where that was replaced, or a file written to, meanwhile.
-
-    So that what it reads is of one export. Its first argument is the bundle: where that is a `Bundle`, which is the
-    state that the caller has chosen, it is called once. At most `MOST_TRIES` times in all.
-    """
-    first = next(iter(inspect.signature(function).parameters))
-
-    @functools.wraps(function)
-    def retrying(*args: Any, **kwargs: Any) -> Any:
-        is_state = isinstance(args[0] if args else kwargs.get(first), Bundle)
-        for _ in range(0 if is_state else MOST_TRIES - 1):
-            with contextlib.suppress(BundleChangedError):
-                return function(*args, **kwargs)
-        return function(*args, **kwargs)
-
-    return cast("F", retrying)
-
-
-@retry_if_changed
-def open_verified(path: str | os.PathLike[str]) -> Bundle:
-    """A bundle of which every file that the manifest names was checked.
-
-    Raises:
-        BundleError: as `Bundle.open` and `Bundle.verify`.
-    """
-    bundle = Bundle.open(path)
-    bundle.verify()
-    return bundle
-
-
-def check_target(target: Path) -> None:
-    """Raise UsageError unless `target` may take a bundle: absent, an empty folder, or a bundle.
-
-    Nor may the working directory be in it: the folder is replaced whole, and who is there would be nowhere.
-    """
-    try:
-        resolved = target.resolve()
-        exists = resolved.exists()
-    except (OSError, RuntimeError) as exc:  # a name too long, a loop of links
-        raise UsageError(f"{target} must be a folder that can be made: {exc}; choose another output") from exc
-    if not exists:
-        return
-    if not target.is_dir():
-        raise UsageError(f"{target} must be a folder, is a file; choose another output")
-    with contextlib.suppress(OSError):  # there is none
-        if Path.cwd().is_relative_to(resolved):
-            raise UsageError(
-                f"a bundle must not be the working directory, nor around it, since its folder is replaced: got "
-                f"{target}; cd out of it, and name it from there"
-            )
-    try:
-        is_free = (target / MANIFEST).exists() or not any(target.iterdir())
-    except OSError as exc:
-        raise UsageError(f"{target} cannot be read: {exc.strerror}; choose another output") from exc
-    if not is_free:
-        raise UsageError(f"{target} must be empty or a bundle, holds other files; choose another output")
-
-
-def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifact | None = None) -> Bundle:
-    """Make `staging`, the content of a bundle with one artifact, take the place of `target`.
-
-    Artifacts and other files that `target` has already are kept; an artifact of the same format and precision is
-    replaced. See `vitdeploy.bundle.kept_files` for links.
-
-    Args:
-        staging: a folder with every file that `manifest` names.
-        target: where the bundle is to be.
-        manifest: of what is in `staging`.
-        made_from: an artifact of `target` that the new one was made from, and has need of.
-
-    Raises:
-        BundleError: `target` has that no more: another process has replaced it, or the bundle.
-        UsageError: `target` holds another model, or files that are no bundle.
-        OSError: a file cannot be written; `target` is as it was.
-    """
-    target = target.resolve()
-    sync(staging)  # which may take long: not while others wait
-    with exclusive(target):
-        check_target(target)
-        old = Bundle.open(target) if made_from is not None or (target / MANIFEST).exists() else None
-        if old is not None:
-            kept = [(artifact.name, artifact.files) for artifact in old.manifest.artifacts]
-            if made_from is not None and (made_from.name, made_from.files) not in kept:
-                raise BundleError(f"{target} no longer has the {made_from.name} that was begun with; export again")
-            manifest = _with_existing(staging, old, manifest)
-        (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        replace_folder(staging, target)
-    return Bundle(target, manifest)
-
-
-def check_same_model(old: Bundle, files: Mapping[str, str], task: str) -> None:
-    """Whether a bundle can take an artifact of a model.
-
-    Args:
-        old: the bundle.
-        files: the SHA-256 of the model's files, by name, with or without those of its weights.
-        task: of the model.
-
-    Raises:
-        UsageError: the bundle holds another model, or the same with another image processor.
-    """
-    old_files = {record.path: record.sha256 for record in old.manifest.files}
-    if not any(name in old.manifest.weights for name in files):
-        old_files = {name: digest for name, digest in old_files.items() if name not in old.manifest.weights}
-    changed = {name for name in {**old_files, **files} if old_files.get(name) != files.get(name)}
-    if changed and changed <= set(PROCESSOR_CONFIGS):
-        raise UsageError(
-            f"{old.path} holds this model with another image processor: {old.manifest.processor or NOT_RECORDED}; "
-            f"choose another output or give the same processor"
-        )
-    if changed or old.manifest.task != task:
-        raise UsageError(
-            f"{old.path} must hold the same model, holds {old.manifest.source.id} ({old.manifest.task}); "
-            f"choose another output or remove it"
-        )
-
-
-def _with_existing(staging: Path, old: Bundle, new: Manifest) -> Manifest:
-    check_same_model(old, {record.path: record.sha256 for record in new.files}, new.task)
-    names = {artifact.name for artifact in new.artifacts}
-    replaced = [artifact for artifact in old.manifest.artifacts if artifact.name in names]
-    kept = [artifact for artifact in old.manifest.artifacts if artifact.name not in names]
-    dropped = {MANIFEST, *(record.path for artifact in replaced for record in artifact.files)}
-    records = (*old.manifest.files, *(record for artifact in kept for record in artifact.files))
-    named = dropped.union(record.path for record in records)
-    KeptFiles(old.path, staging, named, dropped).take()
-    artifacts = sorted((*kept, *new.artifacts), key=lambda artifact: artifact.name)
-    return dataclasses.replace(new, artifacts=tuple(artifacts))
-
-
-def _check_external_data(artifact: Artifact, model: VerifiedFile) -> None:
-    """Raise BundleError unless every file that an ONNX model takes weights from is recorded, by the very name."""
-    first, *others = (PurePosixPath(record.path) for record in artifact.files)
-    recorded = {other.relative_to(first.parent).as_posix() for other in others}
-    model.stream.seek(0)
-    try:
-        unknown = sorted(external_names(model.stream) - recorded)
-    except (OSError, ValueError) as exc:
-        raise BundleError(f"{model.file.path} must hold a valid ONNX model: {exc}; export the bundle again") from exc
-    if unknown:
-        raise BundleError(
-            f"{model.file.path} takes weights from {unknown[0]!r:.200}, which {MANIFEST} does not record; do not use "
-            f"this bundle"
-        )
-
-
 def _check_unchanged(files: Iterable[VerifiedFile]) -> None:
-    for each in files:
+    for file in files:
         try:
-            each.check()
+            file.check()
         except (OSError, FileChangedError) as exc:
-            raise _changed(each.file.path) from exc
+            raise _changed(file.file.path) from exc
 
 
 def _changed(path: Path) -> BundleChangedError:
-    return BundleChangedError(
-        f"{path} was replaced or written to while it was read; try again when whatever writes it is done"
-    )
+    message = f"{path} was replaced or written to while it was read"
+    return BundleChangedError(message, where=path, hint="try again when whatever writes it is done")
 
 
 def _place(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
-    """What is another where a bundle was replaced, even by one of the same content."""
+    """The identity and times of a bundle's folder and manifest, which change when it is replaced."""
     try:
         stats = folder.stat(), (folder / MANIFEST).stat()
     except OSError:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.bundle.labels import class_names
 from vitdeploy.bundle.manifest import CONFIG
 from vitdeploy.bundle.scores import ProblemType, problem_type_of
 from vitdeploy.errors import BundleError
+from vitdeploy.files.json_text import json_object
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -38,7 +38,8 @@ class Configuration:
         Raises:
             BundleError: it is not JSON.
         """
-        return cls(files, json_object(folder / CONFIG, files[CONFIG]), task)
+        model = json_object(folder / CONFIG, files[CONFIG], BundleError, hint="export the bundle again")
+        return cls(files, model, task)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -57,20 +58,3 @@ class Configuration:
             CheckpointError: the problem type is unknown.
         """
         return problem_type_of(self.task, self.model)
-
-
-def json_object(path: Path, content: bytes, parse: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
-    """Parse a file of a bundle that holds an object.
-
-    Raises:
-        BundleError: it holds something else.
-    """
-    hint = "export the bundle again"
-    try:
-        data = parse(content)
-    except (ValueError, RecursionError) as exc:
-        raise BundleError(f"{path} is not valid JSON: {exc}", where=path, expected="JSON", hint=hint) from exc
-    if not isinstance(data, dict):
-        message = f"{path} holds a JSON {type(data).__name__} instead of an object"
-        raise BundleError(message, where=path, expected="a JSON object", found=data, hint=hint)
-    return data

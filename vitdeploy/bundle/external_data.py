@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
+
+from vitdeploy.errors import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from typing import BinaryIO
+
+    from vitdeploy.bundle.manifest import Artifact
 
 # By kind of message, the fields that lead to a tensor, and the kind of each: numbers of onnx.proto.
 _TENSOR, _ENTRY = "TensorProto", "StringStringEntryProto"
@@ -39,7 +45,7 @@ def external_names(file: BinaryIO) -> set[str]:
     Raises:
         ValueError: it is no ONNX model.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     size = os.fstat(file.fileno()).st_size
     parts = [(_LEADS["ModelProto"], _fields(file, 0, size))]  # a message within a message within ...
     while parts:
@@ -48,12 +54,33 @@ def external_names(file: BinaryIO) -> set[str]:
         if not number:
             parts.pop()
         elif leads.get(number) == _ENTRY:
-            found |= _location(file, start, stop)
+            names |= _location(file, start, stop)
         elif number in leads and _may_name_a_file(file, start, stop):
             if len(parts) == _MOST_NESTED:
                 raise ValueError(f"it has more than {_MOST_NESTED} messages within each other")
             parts.append((_LEADS[leads[number]], _fields(file, start, stop)))
-    return found
+    return names
+
+
+def check_external_data(artifact: Artifact, path: Path, file: BinaryIO) -> None:
+    """Raise BundleError unless an artifact records every file that its ONNX model takes weights from, by the very name.
+
+    Args:
+        artifact: of the manifest.
+        path: of the model.
+        file: the model, open for reading.
+    """
+    first, *others = (PurePosixPath(record.path) for record in artifact.files)
+    recorded = {other.relative_to(first.parent).as_posix() for other in others}
+    file.seek(0)
+    try:
+        unknown = sorted(external_names(file) - recorded)
+    except (OSError, ValueError) as exc:
+        message = f"{path} is not a valid ONNX model: {exc}"
+        raise BundleError(message, where=path, hint="export the bundle again") from exc
+    if unknown:
+        message = f"{path} takes weights from {unknown[0]!r:.200}, which the manifest does not record"
+        raise BundleError(message, where=path, what=unknown[0], hint="do not use this bundle")
 
 
 def _may_name_a_file(file: BinaryIO, start: int, stop: int) -> bool:

@@ -1,4 +1,4 @@
-"""Take what a bundle's folder holds into the folder that replaces it, and say what links may do there.
+"""Keep the files and links of a bundle's folder in the folder that replaces it.
 
 1. The folder of a bundle may be a link: the folder that it leads to is replaced, and the link stays.
 2. Links in the folder are followed by whoever reads the bundle, also out of it; checksums vouch for the content.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class KeptFiles:
-    """What is kept of a folder, and where it goes.
+    """The files of a folder that its replacement keeps.
 
     Attributes:
         old: the folder that is to be replaced.
@@ -68,10 +68,9 @@ class KeptFiles:
                 inner = Path(entry.path).readlink() if link_to is None and entry.is_symlink() else link_to
                 self._folder(Path(entry.path), f"{name}/", None if inner is None else _from_inside(inner))
             elif name not in self.named or entry.is_dir() or place.is_dir():
-                raise UsageError(
-                    f"{self.old / name} is not part of the bundle (the manifest does not name it), and the export "
-                    f"writes {name}; move it away, or choose another output"
-                )
+                path = self.old / name
+                message = f"the export writes {path}, which is not part of the bundle (the manifest does not name it)"
+                raise UsageError(message, where=path, hint="move it away, or choose another output")
         elif link_to is not None:
             place.symlink_to(link_to, target_is_directory=entry.is_dir())
         elif entry.is_symlink():
@@ -87,7 +86,7 @@ class KeptFiles:
 
 
 def _from_inside(link: Path) -> Path:
-    """What a link would be from a folder in its own place."""
+    """The target of a link, from a folder in its own place."""
     return Path(os.pardir) / link  # which is the link where that is absolute
 
 

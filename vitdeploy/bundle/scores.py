@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.bundle.labels import class_names
-from vitdeploy.errors import CheckpointError
+from vitdeploy.errors import CheckpointError, shown
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -47,14 +47,15 @@ def stated_problem_type(config: Mapping[str, Any]) -> ProblemType | None:
     stated = config.get("problem_type")
     if stated is None:
         return None
-    if not isinstance(stated, str) or stated not in [each.value for each in ProblemType]:
-        known = ", ".join(ProblemType)
-        raise CheckpointError(f"config.json: unknown problem_type {stated!r:.80}; expected one of {known}, or null")
-    if stated == ProblemType.SINGLE_LABEL and len(class_names(config)) == 1:  # transformers refuses it too
-        raise CheckpointError(
-            f"config.json: problem_type {stated} needs two labels or more, id2label has one; set problem_type to "
-            f"{ProblemType.REGRESSION} or {ProblemType.MULTI_LABEL}"
-        )
+    problem, known = None, [kind.value for kind in ProblemType]
+    if not isinstance(stated, str) or stated not in known:
+        problem, hint = f"unknown problem_type {shown(stated)}", f"use one of {', '.join(known)}, or null"
+    elif stated == ProblemType.SINGLE_LABEL and len(class_names(config)) == 1:  # transformers refuses it too
+        problem = f"problem_type {stated} needs two labels or more, id2label has one"
+        hint = f"set problem_type to {ProblemType.REGRESSION} or {ProblemType.MULTI_LABEL}"
+    if problem is not None:
+        message = f"config.json: {problem}"
+        raise CheckpointError(message, what="problem_type", where="config.json", found=stated, hint=hint)
     return ProblemType(stated)
 
 

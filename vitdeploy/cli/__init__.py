@@ -19,7 +19,7 @@ from vitdeploy.system.quiet import quiet_libraries
 
 # Name -> "module:command" and its line in the help, so that the help imports no command.
 COMMANDS = {
-    "export": ("vitdeploy.cli.export:export", "Export a checkpoint, prove the artifact, and bundle both."),
+    "export": ("vitdeploy.cli.export:export", "Export a checkpoint, validate the artifact, and bundle both."),
     "predict": ("vitdeploy.cli.predict:predict", "Classify images with a bundle."),
     "compare": ("vitdeploy.cli.compare:compare", "Compare every artifact with the reference."),
     "debug": ("vitdeploy.cli.debug:debug", "Find the layers that differ: layers, bisect, sensitivity."),
@@ -79,7 +79,8 @@ def cli() -> None:
     try:  # which the libraries ask for when they are imported, whatever the paths are
         Path.cwd()
     except OSError as exc:
-        raise InputError(f"the working directory must be there: {exc.strerror}; cd to one that is") from exc
+        hint = "change to a folder that exists"
+        raise InputError(f"the working directory is gone: {exc.strerror}", found=exc.strerror, hint=hint) from exc
 
 
 def main(args: list[str] | None = None) -> NoReturn:

@@ -22,7 +22,7 @@ from vitdeploy.cli.reports import conclude_with, report_options
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.compare.compare import Comparison
+    from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.metrics.features import Nearness
     from vitdeploy.cli.reports import Reports
 
@@ -64,10 +64,10 @@ def compare(bundle: str, reports: Reports, as_json: bool, **options: Any) -> Non
 
     with TerminalProgress("images") as progress:
         result = compare_bundle(bundle, progress=progress, **options)
-    conclude_with(result, _print, as_json, reports)
+    conclude_with(result, _print_comparison, as_json, reports)
 
 
-def _print(result: Comparison) -> None:
+def _print_comparison(result: Comparison) -> None:
     rows: list[tuple[str, ...]] = []
     for item in result.results:
         head = (item.artifact, item.backend, item.status)

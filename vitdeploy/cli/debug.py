@@ -19,12 +19,12 @@ from vitdeploy.cli.output import (
 )
 from vitdeploy.cli.reports import conclude_with, report_options
 from vitdeploy.errors import InputError
+from vitdeploy.files.json_text import strict_json
 from vitdeploy.files.regular_file import read_regular
-from vitdeploy.files.strict_json import strict_json
 
 if TYPE_CHECKING:
     from vitdeploy.assess.debug.bisection import Bisection
-    from vitdeploy.assess.debug.layers import LayerComparison
+    from vitdeploy.assess.debug.layer_results import LayerComparison
     from vitdeploy.assess.debug.sensitivity import Sensitivity
     from vitdeploy.cli.reports import Reports
 

@@ -36,10 +36,10 @@ def demo(output: str, as_json: bool) -> None:
     with TerminalProgress("images") as progress:
         result = run_demo(output, progress=progress)
 
-    conclude(result.comparison.status, lambda: print_json(result.to_dict()) if as_json else _print(result))
+    conclude(result.comparison.status, lambda: print_json(result.to_dict()) if as_json else _print_demo(result))
 
 
-def _print(result: DemoResult) -> None:
+def _print_demo(result: DemoResult) -> None:
     from vitdeploy.assess.report.tables import tables
 
     comparison = result.comparison

@@ -50,10 +50,10 @@ def evaluate(bundle: str, per_class: bool, confusion: bool, reports: Reports, as
 
     with TerminalProgress("images") as progress:
         result = evaluate_bundle(bundle, progress=progress, **options)
-    conclude_with(result, lambda _: _print(result, per_class, confusion), as_json, reports)
+    conclude_with(result, lambda _: _print_evaluation(result, per_class, confusion), as_json, reports)
 
 
-def _print(result: Evaluation, per_class: bool, confusion: bool) -> None:
+def _print_evaluation(result: Evaluation, per_class: bool, confusion: bool) -> None:
     from vitdeploy.assess.report.tables import tables
 
     matched = result.settings["labels_matched"]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.debug import kept_nodes
 from vitdeploy.cli.engine_options import engine_options, image_size, once
 from vitdeploy.cli.number_options import OPSET, SEED, Tolerance
 from vitdeploy.cli.output import (
@@ -237,6 +236,7 @@ def export(
     precision, which is made first; without --model or --random-weights from the one that --output has. Without a GPU it
     is kept, and completed by verify --run there.
     """
+    from vitdeploy.cli.debug import kept_nodes
     from vitdeploy.exporting.output_folder import check_repository, place_of
     from vitdeploy.exporting.workflow import export as export_model
     from vitdeploy.serving.triton_repository import check_labels_of, check_place, write_triton_model

@@ -93,10 +93,10 @@ def gate(
             batch_size=batch_size, device=device, progress=progress,
         )  # fmt: skip
 
-    conclude_with(result, _print, as_json, reports)
+    conclude_with(result, _print_checks, as_json, reports)
 
 
-def _print(result: GateResult) -> None:
+def _print_checks(result: GateResult) -> None:
     rows = [(check.status, check.rule, check.subject, check.message) for check in result.checks]
     title = f"{result.bundle} on {result.images} images of {result.data}: {result.status}"
     print_table(title, ("status", "rule", "subject", "found"), rows)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.bundle.manifest import NOT_RECORDED
 from vitdeploy.cli.output import (
     PATH,
     agreement,
@@ -49,7 +48,8 @@ def inspect(bundle: str, other: str | None, names: tuple[str, ...], as_json: boo
 
 def _show(path: str, names: tuple[str, ...], as_json: bool) -> None:
     from vitdeploy.assess.inspection.inspection import artifact_named, inspect_artifact
-    from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+    from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.bundle.retry import retry_if_changed
 
     @retry_if_changed
     def inspected(path: str) -> tuple[Manifest, list[Inspection]]:
@@ -68,7 +68,8 @@ def _show(path: str, names: tuple[str, ...], as_json: bool) -> None:
 
 def _show_differences(path: str, other_path: str, names: tuple[str, ...], as_json: bool) -> None:
     from vitdeploy.assess.inspection.inspection import artifact_named, differences, inspect_artifact, same_bytes
-    from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+    from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.bundle.retry import retry_if_changed
 
     if len(names) > 2:
         raise UsageError(f"two bundles take one --artifact or two, got {len(names)}: {', '.join(names)}")
@@ -102,6 +103,8 @@ def _show_differences(path: str, other_path: str, names: tuple[str, ...], as_jso
 
 
 def _bundle_rows(manifest: Manifest, inspections: list[Inspection]) -> list[tuple[str, str]]:
+    from vitdeploy.bundle.manifest import NOT_RECORDED
+
     source = manifest.source
     rows = [("source", source.id + (f" @ {source.revision}" if source.revision else ""))]
     if source.base is not None:

@@ -28,7 +28,6 @@ TURNS = click.IntRange(1, 100_000)  # which are timed one by one
 BATCH_SIZE = click.IntRange(1, MOST_A_BATCH)
 SEED = click.IntRange(0, 2**63 - 1)
 OPSET = click.IntRange(OPSETS.start, OPSETS.stop - 1)
-PIXELS = click.IntRange(1, 2**63 - 1)
 
 
 class Tolerance(ParamType[float]):

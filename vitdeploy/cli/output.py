@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for machines, progress on stderr."""
+"""Output of commands: tables for people, JSON for machines, progress on stderr."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.number_options import PIXELS
 from vitdeploy.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def _variable(name: str, value: str) -> Iterator[None]:
 image_limit_option = click.option(
     "--max-image-pixels",
     metavar="N",
-    type=PIXELS,
+    type=click.IntRange(1, 2**63 - 1),
     expose_value=False,
     callback=_limit_images,
     help="Refuse images of more pixels; VITDEPLOY_MAX_IMAGE_PIXELS or 178956970 by default, twice Pillow's limit.",
@@ -69,7 +68,7 @@ image_limit_option = click.option(
 
 def print_json(data: Any) -> None:
     """Print strict JSON, in ASCII: a number that is not finite becomes null."""
-    _print(json.dumps(_strict(data), indent=2, allow_nan=False))
+    _write(json.dumps(_strict(data), indent=2, allow_nan=False))
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
@@ -88,7 +87,7 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
     if title:  # a table's own title is folded at the table's width
         console.print(Text(printable(title), style="italic"))
     console.print(table)
-    _print("\n".join(line.rstrip() for line in file.getvalue().splitlines()))
+    _write("\n".join(line.rstrip() for line in file.getvalue().splitlines()))
 
 
 def print_tables(title: str, tables: Iterable[Table]) -> None:
@@ -106,7 +105,7 @@ def print_left_out(left_out: LeftOut | None) -> None:
 
 def print_text(text: str) -> None:
     """Print lines of text."""
-    _print(printable(text))
+    _write(printable(text))
 
 
 def pairs(values: Mapping[str, object]) -> str:
@@ -115,7 +114,7 @@ def pairs(values: Mapping[str, object]) -> str:
 
 
 def left_out_texts(validation: Mapping[str, Any]) -> dict[str, str]:
-    """What a validation says of the files in its folders that are no images, by the folder's argument, for people."""
+    """Files that a validation left out, as text, by the argument that named their folder."""
     from vitdeploy.assess.data.folder_listing import LeftOut
 
     return {name: str(LeftOut.from_dict(found)) for name, found in validation.get("left_out", {}).items()}
@@ -127,12 +126,12 @@ def allowed_of(validation: Mapping[str, Any]) -> str:
 
 
 def agreement(measured: Mapping[str, Any]) -> str:
-    """What a validation says of one output on the images that judge it, for people."""
+    """Agreement of one output in a validation, as text."""
     return f"{measured['output']}: {nearness(measured)}"
 
 
 def nearness(measured: Mapping[str, Any]) -> str:
-    """The same without the output's name."""
+    """`agreement` without the output's name."""
     figures = []
     if measured["mean_cosine"] is not None:  # as a regression's is
         figures.append(f"mean cosine {measured['mean_cosine']:.5f}")
@@ -215,7 +214,7 @@ def printable(text: str) -> str:
     )
 
 
-def _print(text: str) -> None:
+def _write(text: str) -> None:
     print(text, flush=True)  # see `vitdeploy.cli.process.guard_streams`
 
 

@@ -88,14 +88,16 @@ class _StandardOutput(io.FileIO):
     def write(self, data: Buffer) -> int:
         if self._was_closed:
             self._was_closed = False  # once: the buffer tries again what it could not write
-            raise OutputError("cannot write to standard output: it is closed")
+            raise OutputError("cannot write to standard output: it is closed", where="standard output")
         try:
             return _write(super().write, self, data)
         except BrokenPipeError:
             _discard(self)
         except OSError as exc:
             _discard(self)
-            raise OutputError(f"cannot write to standard output: {exc.strerror}") from exc
+            raise OutputError(
+                f"cannot write to standard output: {exc.strerror}", where="standard output", found=exc.strerror
+            ) from exc
         return memoryview(data).nbytes
 
 
@@ -133,7 +135,7 @@ def _text(raw: io.FileIO, before: io.TextIOBase | None) -> io.TextIOWrapper:
 
 
 def _is_windows_console(stream: io.TextIOBase | None) -> bool:
-    """Which shows text in any language, and bytes in that of its code page alone."""
+    """Whether it is a Windows console: it shows any text, but bytes in its code page alone."""
     return os.name == "nt" and stream is not None and stream.isatty()
 
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
-import stat
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from vitdeploy.bundle.output_paths import check_outputs, check_writable
 from vitdeploy.cli.output import PATH, print_json, print_left_out
 from vitdeploy.cli.process import conclude
 from vitdeploy.errors import OutputError
@@ -68,12 +64,17 @@ class Reports:
     """
 
     def __init__(self, files: Mapping[str, str | None], arguments: Mapping[str, Any]) -> None:
+        from vitdeploy.bundle.output_paths import check_outputs  # not for the help
+        from vitdeploy.files.output_files import check_writable
+
         self.asked = {name: path for name, path in files.items() if path is not None}
         self._writers = {}
         for name, path in self.asked.items():
             if not path:
-                raise OutputError(f"--{name} cannot be written: its path is empty; name a file")
-        _check_files(self.asked, arguments)
+                raise OutputError(
+                    f"--{name} cannot be written: its path is empty", what=f"--{name}", found=path, hint="name a file"
+                )
+        check_outputs(*_files(self.asked, arguments), bundle=arguments.get("bundle"))
         for name, path in self.asked.items():
             check_writable(Path(path))
             module, function = _REPORTS[name][0].split(":")
@@ -99,29 +100,19 @@ def conclude_with(
     conclude(result.status, show, *(() if reports is None else reports.writers(result)))
 
 
-def _check_files(reports: Mapping[str, str], arguments: Mapping[str, Any]) -> None:
-    """Refuse places where an output would destroy what the command reads, or another output."""
-    written = (*_OUTPUTS, *(["baseline"] if arguments.get("update") else []))
-    read = (*_INPUTS, *([] if arguments.get("update") else ["baseline"]))
-    check_outputs(
-        {
-            **{f"--{name}": path for name, path in reports.items()},
-            **{_typed(name): arguments.get(name) for name in written},
-            "standard output": _standard_output() if reports else None,
-        },
-        {_typed(name): arguments.get(name) for name in read},
-        bundle=arguments.get("bundle"),
-    )
+def _files(reports: Mapping[str, str], arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Outputs and inputs of a command, by the names that the user knows them by."""
+    from vitdeploy.files.output_files import standard_output_file
+
+    outputs = (*_OUTPUTS, *(["baseline"] if arguments.get("update") else []))
+    inputs = (*_INPUTS, *([] if arguments.get("update") else ["baseline"]))
+    written = {
+        **{f"--{name}": path for name, path in reports.items()},
+        **{_typed(name): arguments.get(name) for name in outputs},
+        "standard output": standard_output_file() if reports else None,
+    }
+    return written, {_typed(name): arguments.get(name) for name in inputs}
 
 
 def _typed(argument: str) -> str:
     return f"--{argument.replace('_', '-')}"
-
-
-def _standard_output() -> str | None:
-    """Its path, where it goes into a file, which a report must not replace."""
-    try:
-        is_file = sys.stdout is not None and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
-    except (OSError, ValueError):  # there is none, or another program's object stands for it
-        return None
-    return "/dev/stdout" if is_file and Path("/dev/stdout").exists() else None

@@ -35,7 +35,7 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
     ONNX artifact that each was built from, and the manifest says so from then on, of each as it is proven; exits with
     1 where one differs, and with 3 where one cannot run.
     """
-    from vitdeploy.bundle.bundle import open_verified
+    from vitdeploy.bundle.retry import open_verified
 
     for name, value in (("images", images), ("artifact", ", ".join(artifacts) or None)):
         if value is not None and not run:

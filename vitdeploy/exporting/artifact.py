@@ -15,8 +15,9 @@ from vitdeploy.assess.data.folder_listing import list_images
 from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS
 from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS, LOOSE_BOUND, CosineBound
 from vitdeploy.assess.metrics.outputs import default_tolerance
-from vitdeploy.bundle.bundle import Bundle, check_same_model, check_target, commit
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST, Artifact, FileRecord, Manifest
+from vitdeploy.bundle.staging import check_same_model, check_target, commit
 from vitdeploy.errors import CheckpointError, UsageError, readable
 from vitdeploy.exporters import EXPORTERS, export_function
 from vitdeploy.exporting.options import axes_of

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitdeploy._version import __version__
-from vitdeploy.bundle.bundle import Bundle, check_target, commit
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.kept_files import link
 from vitdeploy.bundle.manifest import Artifact, FileRecord
 from vitdeploy.bundle.output_paths import check_outputs
+from vitdeploy.bundle.staging import check_target, commit
 from vitdeploy.errors import (
     BundleError,
     CheckFailedError,

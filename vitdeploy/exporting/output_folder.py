@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vitdeploy.bundle.bundle import check_target
 from vitdeploy.bundle.manifest import MANIFEST
+from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import OutputError, UsageError, first_line
 from vitdeploy.files.atomic import check_takes_files
 from vitdeploy.sources.hub import local_path

@@ -19,7 +19,7 @@ from vitdeploy.errors import OutputError, first_line
 from vitdeploy.files.locks import locked, release, take, try_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from typing import BinaryIO
 
 _AT_FDCWD = -100  # linux/fcntl.h
@@ -47,10 +47,10 @@ def staged_folder(target: Path) -> Iterator[Path]:
             lock = try_lock(staging)
         yield staging
     except OSError as exc:
-        raise OutputError(
-            f"{target} could not be written: {exc.strerror or exc}{_where(exc, target)}; free space or choose another "
-            f"folder, what existed is untouched"
-        ) from exc
+        file = "" if exc.filename in (None, str(target)) else f" ({exc.filename!s:.200})"
+        message = f"{target} could not be written: {exc.strerror or exc}{file}"
+        hint = "free space or choose another folder, what existed is untouched"
+        raise OutputError(message, where=target, hint=hint) from exc
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
@@ -69,13 +69,18 @@ def exclusive(target: Path) -> Iterator[None]:
         yield
 
 
-def replace_folder(staging: Path, target: Path) -> None:
+def replace_folder(staging: Path, target: Path, synced: Collection[Path] = ()) -> None:
     """Put `staging` in the place of `target`, in one step that a crash cannot split; the old content goes.
+
+    Args:
+        staging: a folder beside `target`.
+        target: a folder, or a place for one.
+        synced: files that `sync` has written to the disk already.
 
     Raises:
         OSError: it cannot be done; `target` is as it was.
     """
-    sync(staging)
+    sync(staging, synced)
     if target.exists():
         _exchange(staging, target)
     else:
@@ -83,12 +88,15 @@ def replace_folder(staging: Path, target: Path) -> None:
     fsync(target.parent)
 
 
-def sync(folder: Path) -> None:
-    """Wait until all files below a folder are on the disk; links, pipes and devices among them are let be."""
+def sync(folder: Path, synced: Collection[Path] = ()) -> set[Path]:
+    """Wait until the files and folders below a folder are on the disk, but for files that are; return the files."""
+    files: set[Path] = set()
     for parent, _, names in os.walk(folder):
-        for path in (*(Path(parent, name) for name in names), Path(parent)):
-            if stat.S_IFMT(path.lstat().st_mode) in (stat.S_IFREG, stat.S_IFDIR):
-                fsync(path)
+        here = {path for name in names if stat.S_ISREG((path := Path(parent, name)).lstat().st_mode)}
+        for path in (*here.difference(synced), Path(parent)):
+            fsync(path)
+        files |= here
+    return files
 
 
 def write_file(target: Path, content: bytes, *, follow_link: bool = True) -> None:
@@ -98,7 +106,7 @@ def write_file(target: Path, content: bytes, *, follow_link: bool = True) -> Non
 
     Args:
         target: a file, or a place for one. A pipe or a device is refused; see
-            `vitdeploy.bundle.output_paths.write_output`.
+            `vitdeploy.files.output_files.write_output`.
         content: of the file.
         follow_link: whether to replace the file that a link leads to, or the link itself.
 
@@ -108,7 +116,8 @@ def write_file(target: Path, content: bytes, *, follow_link: bool = True) -> Non
     try:
         place = target.resolve() if follow_link else target
         if place.exists() and not place.is_file():
-            raise OutputError(f"{target} is not a regular file; remove it, or choose another file")
+            hint = "remove it, or choose another file"
+            raise OutputError(f"{target} is not a regular file", where=target, hint=hint)
         place.parent.mkdir(parents=True, exist_ok=True)
         with _partial_file(place) as (partial, file):
             file.write(content)
@@ -120,7 +129,8 @@ def write_file(target: Path, content: bytes, *, follow_link: bool = True) -> Non
                 file.close()
             partial.replace(place)
     except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, a name that is none
-        raise OutputError(f"{target} could not be written: {first_line(exc)}; choose another folder") from exc
+        message = f"{target} could not be written: {first_line(exc)}"
+        raise OutputError(message, where=target, hint="choose another folder") from exc
 
 
 def check_takes_files(folder: Path) -> None:
@@ -173,11 +183,6 @@ def _exchange(a: Path, b: Path) -> None:
     old.rename(a)
 
 
-def _where(exc: OSError, target: Path) -> str:
-    """The file that a system error is about, where that is not the target."""
-    return "" if exc.filename in (None, str(target)) else f" ({exc.filename!s:.200})"
-
-
 def fsync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     if path.is_dir() and os.name == "nt":
@@ -190,7 +195,7 @@ def fsync(path: Path) -> None:
 
 
 def _clear_up_after_the_killed(target: Path, is_leftover: Callable[[Path], bool]) -> None:
-    """Remove what writers that are no more left beside `target`; what is of another kind or user is left alone."""
+    """Remove what killed writers left beside `target`, but nothing of another kind or user."""
     for path in _siblings(target, "partial"):
         if path.is_symlink() or not is_leftover(path):
             continue
@@ -218,10 +223,12 @@ def _go_back(target: Path) -> None:
         try:
             folder.rename(target)
         except OSError as exc:
-            raise OutputError(
+            message = (
                 f"{folder} has the content of {target}, from a writer that was killed, and cannot be moved back: "
-                f"{exc.strerror}; rename it to {target.name}, or remove it"
-            ) from exc
+                f"{exc.strerror}"
+            )
+            hint = f"rename it to {target.name}, or remove it"
+            raise OutputError(message, what=folder.name, where=target, hint=hint) from exc
 
 
 def _beside(target: Path, kind: str) -> Path:

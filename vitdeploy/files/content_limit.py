@@ -39,8 +39,10 @@ def check_content(path: Path, content_bytes: int, handle: str | None = None) -> 
     if content_bytes > MOST_TIMES * size_bytes:
         raise CheckpointError(
             f"{path} has {size_bytes:,} bytes of data and its tensors would take {content_bytes:,}: they are "
-            f"compressed or expanded, or the file is sparse; save the model's own weights, as model.safetensors"
-        )
+            f"compressed or expanded, or the file is sparse",
+            where=path, expected=size_bytes, found=content_bytes,
+            hint="save the model's own weights, as model.safetensors",
+        )  # fmt: skip
 
 
 def _data_bytes(file: BinaryIO, enough: int) -> int:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TextIO
 
-TableError = csv.Error
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TABLE_ENDINGS = (*SEPARATORS, ".parquet")
 # Of five million images whose paths have 40 characters: at 350 bytes a row they take up to 1.8 GB in memory.
 MOST_TABLE_BYTES = 256 * 1024**2
 _MOST_LINE = 1024**2  # characters; a file of one line would be a row of 100 million cells

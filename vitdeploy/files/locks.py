@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import OutputError
 from vitdeploy.system.forks import first_in_child
+from vitdeploy.system.polling import poll
 
 try:
     import fcntl
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 # vitdeploy holds the lock of a folder while it renames, and where there are no hard links while it copies a bundle.
 LOCK_SECONDS = 60.0
-_POLL_SECONDS = 0.05
 # File systems without locks; EBADF is NFS's for what is not open for writing, as a folder cannot be: flock(2).
 _held: set[int] = set()  # descriptors, of which a forked child has copies that hold the locks as well
 _NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -52,17 +51,14 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as exc:
-        raise OutputError(f"{folder} cannot be opened to lock it: {exc.strerror}; choose another folder") from exc
+        message = f"{folder} cannot be opened to lock it: {exc.strerror}"
+        raise OutputError(message, where=folder, hint="choose another folder") from exc
     _held.add(descriptor)
     try:
-        last = time.monotonic() + LOCK_SECONDS
-        while take(descriptor) is False:
-            if time.monotonic() >= last:
-                raise OutputError(
-                    f"another process has locked {folder} for more than {LOCK_SECONDS:g} seconds; "
-                    f"end it (lslocks lists the locks), or choose another output folder"
-                )
-            time.sleep(_POLL_SECONDS)
+        if poll(lambda: take(descriptor) is not False or None, LOCK_SECONDS) is None:
+            message = f"another process has locked {folder} for more than {LOCK_SECONDS:g} seconds"
+            hint = "end it (lslocks lists the locks), or choose another output folder"
+            raise OutputError(message, where=folder, hint=hint)
         yield
     finally:
         release(descriptor)

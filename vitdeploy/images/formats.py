@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+from typing import Any
 
 from PIL import Image, features
+
+from vitdeploy.errors import ImageError
 
 # Pillow's name of each format, and the module that registers it: all raster formats that Pillow decodes itself. Not
 # among them are those that start a process or are drawn by the system (EPS with Ghostscript, WMF), whose values have no
@@ -61,6 +64,11 @@ _NEEDED = {
     "JPEG2000": "jpg_2000",
     "AVIF": "avif",
 }
+
+
+def unreadable(name: str, problem: str, **fields: Any) -> ImageError:
+    """The error for an image, by its name: its quoted path, or its place in a batch."""
+    return ImageError(f"cannot read {name}: {problem}", what=name.strip("'"), **fields)
 
 
 def readable_formats() -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vitdeploy.errors import ImageError, UsageError
 from vitdeploy.files.file_kinds import is_lfs_pointer, lfs_advice
-from vitdeploy.images.formats import is_heif, readable_formats
+from vitdeploy.images.formats import is_heif, readable_formats, unreadable
 from vitdeploy.images.pixel_limit import HOW_TO_RAISE, check_pixel_count, limit_lifted, max_pixels
 from vitdeploy.images.sample_depth import check_samples, to_8_bits
 from vitdeploy.specs import MODES
@@ -66,7 +66,7 @@ def open_image(source: ImageSource, *, mode: Mode = "RGB", name: str | None = No
         source: a path, an encoded image (bytes or a binary file object), a PIL image, or a uint8 array of shape
             (H, W), (H, W, C) or (C, H, W) with C of 1 (gray), 3 (RGB) or 4 (RGBA).
         mode: of the result; see `vitdeploy.specs.MODES` for the one that a model takes.
-        name: what an error calls the image; by default its path.
+        name: of the image in messages; by default its path.
 
     Returns:
         An image of that mode, independent of `source`.
@@ -88,7 +88,7 @@ def decode_image(
     Args:
         source: see `open_image`.
         mode: see `open_image`.
-        name: what an error calls the image.
+        name: of the image in messages.
         check_sides: called with the width and height in a file's header, before the limit of pixels is looked at.
     """
     if isinstance(source, np.ndarray):
@@ -111,25 +111,26 @@ def decode_image(
 
 
 def image_name(source: ImageSource, default: str = "the image") -> str:
-    """What an error calls an image: its path, quoted, where it has one."""
+    """The name of an image in messages: its path, quoted, where it has one."""
     return repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else default
 
 
 def _encoded(source: object, name: str) -> Any:
-    """What `Image.open` takes: a path or a binary file object."""
+    """A path or a binary file object, which `Image.open` takes."""
     if isinstance(source, str) and ("://" in source or source.startswith("data:")):
-        raise UsageError(f"expected a path, got the URL {source[:80]!r}; download it, and pass its path or bytes")
+        message, hint = f"{name} is a URL: {source[:80]!r}", "download it, and pass its path or bytes"
+        raise UsageError(message, what=name.strip("'"), found=source, hint=hint)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(source)
     if isinstance(source, os.PathLike | str):
         if _is_endless(source):
-            raise ImageError(f"cannot read {name}: expected a file, got a pipe or a device")
+            raise unreadable(name, "it is a pipe or a device, not a file", found="a pipe or a device")
         return source
     if hasattr(source, "read"):
         return source
-    raise UsageError(
-        f"expected a path, bytes, a binary file, a PIL image or a numpy array, got {type(source).__name__} for {name}"
-    )
+    kind = type(source).__name__
+    hint = "pass a path, bytes, a binary file, a PIL image or a numpy array"
+    raise UsageError(f"{name} is of type {kind}, which is no image", what=name, found=kind, hint=hint)
 
 
 def _is_endless(path: str | os.PathLike[str]) -> bool:
@@ -145,11 +146,12 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     """A uint8 array of shape (H, W), (H, W, C) or (C, H, W) -> an image of mode "L", "RGB" or "RGBA"."""
     if array.dtype != np.uint8:
         raise UsageError(
-            f"expected a uint8 array with values 0..255, got {array.dtype} for {name}; for floats in 0..1 pass "
-            "(array * 255).round().astype('uint8')"
-        )
+            f"{name} is an array of {array.dtype}, not uint8 with values 0..255",
+            what=name, expected="uint8", found=str(array.dtype),
+            hint="for floats in 0..1 pass (array * 255).round().astype('uint8')",
+        )  # fmt: skip
     if array.size == 0:
-        raise ImageError(f"cannot read {name}: an array of shape {array.shape} holds no pixels")
+        raise unreadable(name, f"an array of shape {array.shape} holds no pixels", found=array.shape)
     if array.ndim == 3 and (array.shape[0] in MODES) != (array.shape[2] in MODES):
         if array.shape[0] in MODES:
             array = np.moveaxis(array, 0, -1)  # (H, W, C)
@@ -157,9 +159,10 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
             array = array[:, :, 0]  # (H, W)
     elif array.ndim != 2:
         raise UsageError(
-            f"expected shape (H, W), (H, W, C) or (C, H, W) with one axis of 1, 3 or 4 channels, got {array.shape} "
-            f"for {name}; where two axes could be the channels, pass PIL.Image.fromarray(array)"
-        )
+            f"{name} has shape {array.shape}, not (H, W), (H, W, C) or (C, H, W) with one axis of 1, 3 or 4 channels",
+            what=name, found=array.shape,
+            hint="where two axes could be the channels, pass PIL.Image.fromarray(array)",
+        )  # fmt: skip
     return Image.fromarray(array)
 
 
@@ -196,22 +199,21 @@ def _decoder_errors(name: str, source: object = None) -> Iterator[None]:
         yield
     except UnidentifiedImageError as exc:
         if isinstance(source, (str, os.PathLike)) and is_lfs_pointer(Path(source)):
-            raise ImageError(lfs_advice(Path(source))) from exc
+            raise ImageError(lfs_advice(Path(source)), what=name.strip("'"), found="a Git LFS pointer") from exc
         if is_heif(_beginning(source)) and "HEIF" not in readable_formats():
-            raise ImageError(
-                f"cannot read {name}: it is a HEIF image; install pillow-heif, or convert it to JPEG"
-            ) from exc
+            hint = "install pillow-heif, or convert it to JPEG"
+            raise unreadable(name, "it is a HEIF image", found="HEIF", hint=hint) from exc
         if _beginning(source)[:4] in _TIFF_MAGIC:
-            raise ImageError(
-                f"cannot read {name}: a TIFF file that is damaged, or has a depth or layout that Pillow cannot decode; "
-                "save it with 8 bits a channel"
-            ) from exc
-        formats = ", ".join(readable_formats())
-        raise ImageError(f"cannot read {name}: it is empty, or not in an image format that is read: {formats}") from exc
+            problem = "it is a TIFF file that is damaged, or has a depth or layout that Pillow cannot decode"
+            raise unreadable(name, problem, found="TIFF", hint="save it with 8 bits a channel") from exc
+        formats = readable_formats()
+        problem = f"it is empty, or not in an image format that is read: {', '.join(formats)}"
+        raise unreadable(name, problem, expected=formats) from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         limit = max_pixels()  # Pillow's message has twice as many
-        raise ImageError(f"cannot read {name}: more than the limit of {limit} pixels; {HOW_TO_RAISE}") from exc
+        problem = f"it has more than the limit of {limit} pixels"
+        raise unreadable(name, problem, expected=limit, hint=HOW_TO_RAISE) from exc
     except (MemoryError, *_DECODER_ERRORS) as exc:
         check_exhaustion(exc, f"reading {name}")
         reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
-        raise ImageError(f"cannot read {name}: {' '.join(reason.split())}") from exc
+        raise unreadable(name, " ".join(reason.split()), found=reason) from exc

@@ -1,4 +1,4 @@
-"""The most pixels that an image may have, against decompression bombs: Pillow's own limit, and how to raise it."""
+"""Limit the pixels of an image, against decompression bombs: Pillow's own limit, and how to raise it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
-from vitdeploy.errors import ImageError, UsageError
+from vitdeploy.errors import UsageError
+from vitdeploy.images.formats import unreadable
 from vitdeploy.system.forks import first_in_child
 
 if TYPE_CHECKING:
@@ -45,9 +46,8 @@ def max_pixels() -> int | None:
     text = os.environ.get(MAX_PIXELS_VARIABLE)
     if text:
         if not re.fullmatch("0*[1-9][0-9]{0,18}", text):  # Python refuses to read thousands of digits
-            raise UsageError(
-                f"{MAX_PIXELS_VARIABLE} must be a whole number of pixels from 1 up to 19 digits, got {text!r:.80}"
-            )
+            message = f"{MAX_PIXELS_VARIABLE} is {text!r:.80}, not a whole number of pixels from 1 up"
+            raise UsageError(message, what=MAX_PIXELS_VARIABLE, found=text)
         return int(text)
     pillows = _lifted.pillows()
     return None if pillows is None else 2 * pillows
@@ -59,24 +59,22 @@ def check_pixel_count(width: int, height: int, name: str) -> None:
     Args:
         width: in pixels.
         height: in pixels.
-        name: what an error calls the image.
+        name: of the image in messages.
 
     Raises:
         ImageError: it has more.
     """
     if max(width, height) > _LONGEST_SIDE:
-        raise ImageError(
-            f"cannot read {name}: {width}x{height} pixels, and a side may have {_LONGEST_SIDE}; resize the image first"
-        )
+        problem = f"{width}x{height} pixels, and a side may have {_LONGEST_SIDE}"
+        raise unreadable(name, problem, expected=_LONGEST_SIDE, found=(width, height), hint="resize the image first")
     limit = max_pixels()
     if limit is not None and width * height > limit:
-        raise ImageError(
-            f"cannot read {name}: {width}x{height} pixels, more than the limit of {limit} pixels; {HOW_TO_RAISE}"
-        )
+        problem = f"{width}x{height} pixels, more than the limit of {limit} pixels"
+        raise unreadable(name, problem, expected=limit, found=(width, height), hint=HOW_TO_RAISE)
 
 
 def check_resized_count(width: int, height: int, of_pixels: int, name: str) -> None:
-    """Refuse an image that would grow without measure when it is resized, as a long strip does: before it is cropped.
+    """Refuse an image, such as a long strip, that would grow out of proportion when it is resized, before the crop.
 
     It may grow to `MOST_GROWN_PIXELS`, or stay as large as it is; VITDEPLOY_MAX_IMAGE_PIXELS goes before both.
 
@@ -84,7 +82,7 @@ def check_resized_count(width: int, height: int, of_pixels: int, name: str) -> N
         width: of the resized image, in pixels.
         height: of the resized image, in pixels.
         of_pixels: of the decoded image.
-        name: what an error calls the image.
+        name: of the image in messages.
 
     Raises:
         ImageError: it would have more.
@@ -93,9 +91,8 @@ def check_resized_count(width: int, height: int, of_pixels: int, name: str) -> N
     if limit is not None and not os.environ.get(MAX_PIXELS_VARIABLE):
         limit = min(limit, max(MOST_GROWN_PIXELS, of_pixels))
     if limit is not None and width * height > limit:
-        raise ImageError(
-            f"cannot resize {name} to {width}x{height} pixels, more than the limit of {limit} pixels; {HOW_TO_RAISE}"
-        )
+        problem = f"it would be resized to {width}x{height} pixels, more than the limit of {limit} pixels"
+        raise unreadable(name, problem, expected=limit, found=(width, height), hint=HOW_TO_RAISE)
 
 
 class EmbeddedSide(NamedTuple):

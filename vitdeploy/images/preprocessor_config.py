@@ -1,26 +1,17 @@
-"""Read preprocessor_config.json in every form that transformers has written it."""
+"""Parse the settings of a preprocessor_config.json, in every form that transformers has written."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.errors import InputError
-from vitdeploy.files.file_kinds import NESTED_FILE, SETTINGS_FILE, is_lfs_pointer, lfs_advice
-from vitdeploy.files.regular_file import read_regular
+from vitdeploy.errors import InputError, shown
+from vitdeploy.files.file_kinds import NESTED_FILE
 from vitdeploy.specs import MODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
-
-logger = logging.getLogger(__name__)
-
-_MODEL_FILE = "config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,67 +45,6 @@ _USUAL_STATISTICS = (0.5, 0.5, 0.5)  # of the classes that name no others
 _MOST = 1e30  # far from what float32 holds at most, so that no result of it is infinite
 
 
-def read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
-    """Find a model folder's settings, and the file that holds them.
-
-    As transformers' AutoImageProcessor does: a processor_config.json that nests the settings goes first, and a file
-    that does not name its class has the one that config.json names, or else that of config.json's model.
-
-    Raises:
-        InputError: the folder has no image processor, or its file is not JSON.
-    """
-    return read_settings(folder, read_files(folder))
-
-
-def read_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, Any], Path]:
-    """`read_folder` of what `read_files` gave.
-
-    Raises:
-        InputError: as there.
-    """
-    found = _find_settings(folder, files)
-    if found is None:
-        raise InputError(f"{folder} has no image processor: {SETTINGS_FILE} not found, nor one in {NESTED_FILE}")
-    settings, path = found
-    if _class_name(settings) is None and _MODEL_FILE in files:
-        model = _parsed(folder / _MODEL_FILE, files[_MODEL_FILE])
-        known = CLASS_OF_MODEL.get(str(model.get("model_type")))
-        named = model.get("image_processor_type") if "model_type" in model else None
-        settings = {**settings, "image_processor_type": known if named is None else named}
-    return settings, path
-
-
-def find_settings(folder: Path) -> tuple[dict[str, Any], Path] | None:
-    """A model folder's settings as they are written, and their file; None where the folder has no image processor.
-
-    Raises:
-        InputError: a file cannot be read, or is not JSON.
-    """
-    return _find_settings(folder, read_files(folder))
-
-
-def read_files(folder: Path) -> dict[str, bytes]:
-    """What a model folder says of its image processor: the content of the files that are there, by name.
-
-    Raises:
-        InputError: a file cannot be read.
-    """
-    names = [name for name in (NESTED_FILE, _MODEL_FILE) if (folder / name).is_file()]
-    names += [SETTINGS_FILE] if os.path.lexists(folder / SETTINGS_FILE) else []
-    return {name: _content(folder / name) for name in names}
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """Read one file of settings, or a processor_config.json, which nests them.
-
-    Raises:
-        InputError: the file cannot be read, or is not JSON.
-    """
-    content = _parsed(path, _content(path))
-    settings = content.get("image_processor") if path.name == NESTED_FILE else None
-    return content if settings is None else _object(settings, path)
-
-
 def read_setting(key: str, value: object) -> Any:
     """Read one value of a preprocessor_config.json, such as `size`, into what a field of ImageProcessor holds.
 
@@ -122,29 +52,6 @@ def read_setting(key: str, value: object) -> Any:
         InputError: it is not what it must be.
     """
     return _VALUES[key][0](key, value)
-
-
-def channels_of_model(folder: Path, files: Mapping[str, bytes]) -> int | None:
-    """The number of channels that the model of a folder takes; None where there is no config.json of a model.
-
-    Args:
-        folder: to be told.
-        files: see `read_files`.
-
-    Raises:
-        InputError: the file is not JSON, or the number is not 1, 3 or 4.
-    """
-    path = folder / _MODEL_FILE
-    config = _parsed(path, files[_MODEL_FILE]) if _MODEL_FILE in files else {}
-    if "model_type" not in config:
-        return None
-    channels = config.get("num_channels", _USUAL_CHANNELS)
-    if type(channels) is not int or channels not in MODES:
-        raise InputError(
-            f"{path}: 'num_channels' is {channels!r:.80}; only images of 1 (gray), 3 (RGB) or 4 (RGBA) channels can be "
-            f"processed"
-        )
-    return channels
 
 
 def parse(config: Mapping[str, Any], num_channels: int | None = None) -> dict[str, Any]:
@@ -166,12 +73,14 @@ def parse(config: Mapping[str, Any], num_channels: int | None = None) -> dict[st
     kind = settings["image_processor_type"]
     for key, value in settings.items():
         if key.startswith("do_") and value and key not in _STEPS and key != "do_reduce_labels":
-            raise InputError(f"{key!r} must be false, got {value!r}: this step is not implemented")
+            raise _refusal(key, value, "false: this step is not implemented")
     if settings.get("auto_map"):
+        code = settings["auto_map"]
         raise InputError(
-            f"'auto_map' names code in the checkpoint's folder, which is not run, got {settings['auto_map']!r:.80}; if "
-            f"transformers gives the same pixels without trust_remote_code, remove the key"
-        )
+            f"'auto_map' names code in the checkpoint's folder, which is not run: {shown(code)}",
+            what="auto_map", found=code,
+            hint="if transformers gives the same pixels without trust_remote_code, remove the key",
+        )  # fmt: skip
     if isinstance(settings.get("size"), int) and not settings.get("default_to_square", True):
         settings["size"] = {"shortest_edge": settings["size"]}
     steps = {step: _flag(step, settings[step]) for step in _STEPS}
@@ -190,14 +99,12 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         InputError: the class is unknown, or the settings are nested as in a processor_config.json.
     """
     if isinstance(config.get("image_processor"), Mapping) and not config.keys() & (APPLIED - _CLASS_KEYS):
-        raise InputError(
-            f"the settings are in 'image_processor', where only a {NESTED_FILE} has them; rename the file, or move "
-            f"them to the top level"
-        )
-    name = _class_name(config)
+        message = f"the settings are in 'image_processor', where only a {NESTED_FILE} has them"
+        raise InputError(message, what="image_processor", hint="rename the file, or move them to the top level")
+    name = class_name(config)
     kind = str(name).removesuffix("Fast").removesuffix("Pil")
     if kind not in _CLASS_DEFAULTS:
-        raise InputError(f"'image_processor_type' must be one of {', '.join(_CLASS_DEFAULTS)}, got {name!r}")
+        raise _refusal("image_processor_type", name, f"one of {', '.join(_CLASS_DEFAULTS)}")
     return {**_STEPS, **_CLASS_DEFAULTS[kind], **config, "image_processor_type": kind}
 
 
@@ -211,69 +118,17 @@ def _statistics(values: Mapping[str, Any], num_channels: int | None, used: bool)
     for key, value in given.items():
         if isinstance(value, tuple) and len(value) != count:
             stated = "" if key in values else ", the defaults of its class"
+            option = key.replace("_", "-")
             raise InputError(
                 f"{key!r} has {len(value)} numbers, {list(value)}{stated}, for images of {count} channel"
-                f"{'s' * (count > 1)}; state one number for each channel, or one for all, there or with "
-                f"--{key.replace('_', '-')}"
-            )
+                f"{'s' * (count > 1)}",
+                what=key, expected=count, found=value,
+                hint=f"state one number for each channel, or one for all, there or with --{option}",
+            )  # fmt: skip
     return {key: value if isinstance(value, tuple) else (value,) * count for key, value in given.items()}
 
 
-def note_unknown_settings(files: Mapping[str, bytes]) -> None:
-    """Log the keys that the classes do not have in transformers, which have no effect there or here.
-
-    Args:
-        files: the content of a checkpoint's processor files, by name, which could be read.
-    """
-    for name, content in files.items():
-        settings = json.loads(content)
-        settings = settings.get("image_processor") if name == NESTED_FILE else settings
-        unknown = sorted(settings.keys() - _KNOWN) if isinstance(settings, dict) else []
-        if unknown:
-            more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-            logger.warning(
-                "%s has keys that its class does not have in transformers; like there, they have no effect: %s",
-                name,
-                ", ".join(key[:40] for key in unknown[:8]) + more,
-            )
-
-
-def _find_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, Any], Path] | None:
-    if NESTED_FILE in files:
-        path = folder / NESTED_FILE
-        settings = _parsed(path, files[NESTED_FILE]).get("image_processor")
-        if settings is not None:
-            return _object(settings, path), path
-    path = folder / SETTINGS_FILE
-    return (_parsed(path, files[SETTINGS_FILE]), path) if SETTINGS_FILE in files else None
-
-
-def _content(path: Path) -> bytes:
-    if is_lfs_pointer(path):
-        raise InputError(lfs_advice(path))
-    try:
-        return read_regular(path)
-    except OSError as exc:
-        raise InputError(f"cannot read {path}: {exc.strerror}") from exc
-
-
-def _parsed(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as exc:
-        raise InputError(f"cannot read {path}: expected JSON ({exc})") from exc
-    if not isinstance(data, dict):
-        raise InputError(f"{path} must hold a JSON object, got {type(data).__name__}")
-    return data
-
-
-def _object(settings: object, path: Path) -> dict[str, Any]:
-    if not isinstance(settings, dict):
-        raise InputError(f"{path}: 'image_processor' must be an object, got {settings!r}")
-    return settings
-
-
-def _class_name(config: Mapping[str, Any]) -> object:
+def class_name(config: Mapping[str, Any]) -> object:
     """The class that settings name; as in transformers, one of feature extractors counts where no code is named."""
     name, code = config.get("image_processor_type"), config.get("auto_map") or {}
     if name is None and not (isinstance(code, Mapping) and "AutoImageProcessor" in code):
@@ -282,15 +137,19 @@ def _class_name(config: Mapping[str, Any]) -> object:
     return name
 
 
+def _refusal(key: str, value: object, expected: str) -> InputError:
+    return InputError(f"{key!r} must be {expected}, got {shown(value)}", what=key, expected=expected, found=value)
+
+
 def _flag(key: str, value: object) -> bool:
     if value is not None and not isinstance(value, bool):
-        raise InputError(f"{key!r} must be true or false, got {value!r}")
+        raise _refusal(key, value, "true or false")
     return bool(value)
 
 
 def _number(key: str, value: object) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not -_MOST <= value <= _MOST:
-        raise InputError(f"{key!r} must be a number, got {value!r}")
+        raise _refusal(key, value, "a number")
     return value
 
 
@@ -299,25 +158,25 @@ def _channels(key: str, value: object) -> float | tuple[float, ...]:
     if not isinstance(value, Sequence):
         return _number(key, value)
     if len(value) not in MODES:
-        raise InputError(f"{key!r} must be one number, or one for each of 1, 3 or 4 channels, got {value!r:.80}")
+        raise _refusal(key, value, "one number, or one for each of 1, 3 or 4 channels")
     return tuple(_number(key, item) for item in value)
 
 
 def _resample(key: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value not in range(6):
-        raise InputError(f"{key!r} must be one of Pillow's filters, 0 to 5, got {value!r}")
+        raise _refusal(key, value, "one of Pillow's filters, 0 to 5")
     return value
 
 
 def _crop_rounding(key: str, value: object) -> str:
     if value not in ("floor", "half_even"):
-        raise InputError(f"{key!r} must be 'floor' or 'half_even', got {value!r}")
+        raise _refusal(key, value, "'floor' or 'half_even'")
     return str(value)
 
 
 def _edge(key: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{key!r} must be made of positive integers, got {value!r}")
+        raise _refusal(key, value, "made of positive integers")
     return value
 
 
@@ -331,7 +190,7 @@ def _exact_size(key: str, value: object) -> Size:
     """Read 224, [224, 224] or {"height": 224, "width": 224}."""
     if isinstance(value, Mapping):
         if set(value) != {"height", "width"}:
-            raise InputError(f"{key!r} must have 'height' and 'width' (or, as size, 'shortest_edge'), got {value!r}")
+            raise _refusal(key, value, "an object of 'height' and 'width' (or, as size, 'shortest_edge')")
         return Size(_edge(key, value["height"]), _edge(key, value["width"]))
     height, width = value if isinstance(value, Sequence) and len(value) == 2 else (value, value)
     return Size(_edge(key, height), _edge(key, width))
@@ -374,7 +233,7 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-# What becomes of every key that transformers 4 and 5 write, but for other steps (`do_...`), which must be off.
+# Every key that transformers 4 and 5 write, but for other steps (`do_...`), which must be off.
 _CLASS_KEYS = frozenset({"image_processor_type", "feature_extractor_type"})
 APPLIED = frozenset({*_CLASS_KEYS, "default_to_square", *_STEPS, *_VALUES})
 REFUSED = frozenset({"auto_map", "do_pad"})  # unless they are null, false or empty
@@ -391,7 +250,7 @@ WITHOUT_EFFECT = frozenset(
         *("_valid_processor_keys", "_valid_kwargs_names"),
     }
 )
-_KNOWN = APPLIED | REFUSED | WITHOUT_EFFECT
+KNOWN = APPLIED | REFUSED | WITHOUT_EFFECT
 
 # The class of each family's processor, for the oldest files, which do not name it. As in transformers, whose table
 # (IMAGE_PROCESSOR_MAPPING) has none for dinov2_with_registers: such a file is refused.

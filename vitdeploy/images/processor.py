@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from vitdeploy.errors import ImageError, InputError, UsageError, check_count
-from vitdeploy.images.formats import readable_formats
+from vitdeploy.errors import InputError, UsageError, check_count
+from vitdeploy.images.formats import readable_formats, unreadable
 from vitdeploy.images.open import ImageSource, decode_image, image_name
 from vitdeploy.images.pixel_limit import EmbeddedSide, check_resized_count, embedded_problem, embedded_side_problem
-from vitdeploy.images.preprocessor_config import ShortestEdge, Size, channels_of_model, parse, read_files, read_settings
+from vitdeploy.images.preprocessor_config import ShortestEdge, Size, parse
+from vitdeploy.images.preprocessor_files import channels_of_model, read_files, read_settings
 from vitdeploy.specs import MODES, PixelFormat, PixelStage
 from vitdeploy.system.cpu import recent_workers
 
@@ -67,21 +68,22 @@ class ImageProcessor:
 
     def __post_init__(self) -> None:
         if self.do_center_crop and self.crop_size is None:
-            raise UsageError("'do_center_crop' needs 'crop_size', got none")
+            raise UsageError("'do_center_crop' needs 'crop_size', got none", what="crop_size")
         if len(self.image_mean) not in MODES or len(self.image_std) != len(self.image_mean):
             raise UsageError(
-                f"'image_mean' and 'image_std' need a number for each of 1, 3 or 4 channels, got {self.image_mean} and "
-                f"{self.image_std}"
-            )
+                f"'image_mean' {self.image_mean} and 'image_std' {self.image_std} need a number for each channel",
+                what="image_mean", expected=tuple(MODES), found=self.image_mean, hint="images have 1, 3 or 4 channels",
+            )  # fmt: skip
         if 0 in self.image_std:
-            raise UsageError(f"'image_std' must not be zero, got {self.image_std}")
+            raise UsageError(f"'image_std' has a zero: {self.image_std}", what="image_std", found=self.image_std)
         with np.errstate(all="ignore"):
             finite = np.isfinite(self._tables).all()
         if not finite:
             raise UsageError(
                 f"'rescale_factor' {self.rescale_factor}, 'image_mean' {self.image_mean} and 'image_std' "
-                f"{self.image_std} give pixels that float32 cannot hold; check these numbers"
-            )
+                f"{self.image_std} give pixels that float32 cannot hold",
+                what="image_std", expected="float32", found=self.image_std, hint="check these numbers",
+            )  # fmt: skip
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], *, num_channels: int | None = None) -> ImageProcessor:
@@ -98,11 +100,11 @@ class ImageProcessor:
 
     @classmethod
     def from_files(cls, folder: Path, files: Mapping[str, bytes], *, num_channels: int | None = None) -> ImageProcessor:
-        """`from_pretrained` of what was read already.
+        """`from_pretrained`, of files that were read already.
 
         Args:
-            folder: where the files lie, to be told.
-            files: see `vitdeploy.images.preprocessor_config.read_files`.
+            folder: where the files lie, for messages.
+            files: see `vitdeploy.images.preprocessor_files.read_files`.
             num_channels: as for `from_pretrained`.
 
         Raises:
@@ -114,7 +116,7 @@ class ImageProcessor:
         try:
             return cls.from_dict(config, num_channels=num_channels)
         except InputError as exc:
-            raise InputError(f"{path}: {exc}") from exc
+            raise exc.at(path) from exc
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], *, num_channels: int | None = None) -> ImageProcessor:
@@ -132,7 +134,7 @@ class ImageProcessor:
         try:
             return cls(**fields)
         except UsageError as exc:
-            raise InputError(str(exc)) from exc
+            raise exc.as_type(InputError) from exc
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a preprocessor_config.json for transformers and for `from_dict`."""
@@ -147,7 +149,7 @@ class ImageProcessor:
 
     @property
     def num_channels(self) -> int:
-        """The channels of what comes out."""
+        """The channels of the output."""
         return len(self.image_mean)
 
     @property
@@ -157,7 +159,7 @@ class ImageProcessor:
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """(H, W) of what comes out, or None where it depends on the image."""
+        """(H, W) of the output, or None where it depends on the image."""
         if self._crop:
             return self._crop.height, self._crop.width
         if self.do_resize and isinstance(self.size, Size):
@@ -182,7 +184,7 @@ class ImageProcessor:
 
     @property
     def scale(self) -> NDArray[np.float64]:
-        """What a byte of each channel is multiplied with, (C,), before `offset` is added to it."""
+        """The factor for the bytes of each channel, (C,), before `offset` is added."""
         std = self.image_std if self.do_normalize else (1,) * self.num_channels
         return self._rescale / np.array(std)
 
@@ -208,7 +210,7 @@ class ImageProcessor:
             pixels: how far to go; a model that takes bytes does the rest itself.
             threads: how many images are decoded at a time; by default one a CPU that the process's affinity and
                 cgroup quota allow, as they were at most a second ago.
-            first_index: what an error counts from, when it names an image without a path.
+            first_index: the index of the first image, in messages about images without a path.
 
         Returns:
             (N, C, H, W) float32, contiguous, or what `pixels` says. The number of threads does not change a bit of it.
@@ -219,7 +221,7 @@ class ImageProcessor:
         """
         sources = as_batch(images)
         if not sources:
-            raise UsageError("expected at least one image, got an empty batch")
+            raise UsageError("the batch is empty", what="images", found=0, hint="pass at least one image")
         if threads is None:
             threads = recent_workers() if len(sources) > 1 else 1
         check_count("threads", threads)
@@ -240,12 +242,12 @@ class ImageProcessor:
                 embedded_side_problem(self._embedded_sides(*sides)) for sides in ((height, width), (width, height))
             ]
             if None not in problems:
-                raise ImageError(f"cannot read {name}: {problems[0]}")
+                raise unreadable(name, str(problems[0]), found=(width, height))
 
         image = decode_image(source, self.mode, name, check_sides)
         problem = self.embedded_problem(1, image.height, image.width)
         if problem is not None:
-            raise ImageError(f"cannot read {name}: {problem}")
+            raise unreadable(name, problem, found=(image.width, image.height))
         return _array(image)
 
     def embedded_problem(self, count: int, height: int, width: int) -> str | None:
@@ -280,9 +282,10 @@ class ImageProcessor:
         for image, out in zip(itertools.chain([first], images), batch, strict=True):
             if image.shape != first.shape:
                 raise UsageError(
-                    f"the images of a batch must come out in one size, got {first.shape[:2]} and {image.shape[:2]}; "
-                    "set a center crop, or pass them one by one"
-                )
+                    f"the images of a batch come out in two sizes, {first.shape[:2]} and {image.shape[:2]}",
+                    what="images", expected=first.shape[:2], found=image.shape[:2],
+                    hint="set a center crop, or pass them one by one",
+                )  # fmt: skip
             if normalized:
                 for channel, table in enumerate(tables):
                     np.take(table, image[:, :, channel], out=out[channel], mode="wrap")  # the fastest mode

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from typing import Any
 
-from vitdeploy.errors import InputError, UsageError
+from vitdeploy.errors import InputError, UsageError, shown
 from vitdeploy.images.preprocessor_config import FILTERS, STEP_OF, ShortestEdge, Size, read_setting
 
 
@@ -43,16 +43,21 @@ class ProcessorOptions:
 
     def __post_init__(self) -> None:
         if self.source is not None and not (isinstance(self.source, (str, os.PathLike)) and os.fspath(self.source)):
-            raise UsageError(f"an image processor is named by a folder, a file or a Hub id, got {self.source!r:.80}")
+            message = f"an image processor is named by a folder, a file or a Hub id, got {shown(self.source)}"
+            raise UsageError(message, what="processor", found=self.source)
         for name in self.settings:
             object.__setattr__(self, name, self._read(name, getattr(self, name)))
         deviations = self.image_std if isinstance(self.image_std, tuple) else (self.image_std,)
         if any(value is not None and value <= 0 for value in deviations):
-            raise UsageError(f"image_std contains {min(deviations):g}; a standard deviation is above 0")
+            lowest = min(deviations)
+            message = f"image_std contains {lowest:g}; a standard deviation is above 0"
+            raise UsageError(message, what="image_std", found=lowest)
         if self.rescale_factor is not None and self.rescale_factor <= 0:
-            raise UsageError(f"the rescale_factor {self.rescale_factor:g} is not above 0; give one such as 1/255")
+            message, factor = "rescale_factor is not above 0", self.rescale_factor
+            raise UsageError(message, what="rescale_factor", found=factor, hint="give one such as 1/255")
         if self.size is False and self.resample is not None:
-            raise UsageError("a resample filter has no effect where images are not resized; leave it out, or resize")
+            message = "a resample filter has no effect where images are not resized"
+            raise UsageError(message, what="resample", found=self.resample, hint="leave it out, or resize")
 
     @staticmethod
     def _read(name: str, value: Any) -> Any:
@@ -60,12 +65,13 @@ class ProcessorOptions:
             return value
         if name == "resample" and isinstance(value, str):
             if value not in FILTERS:
-                raise UsageError(f"resample {value!r:.80} is not a filter; use one of {', '.join(FILTERS)}")
+                message, hint = f"resample {shown(value)} is not a filter", f"use one of {', '.join(FILTERS)}"
+                raise UsageError(message, what="resample", found=value, hint=hint)
             return FILTERS[value]
         try:
             return read_setting(name, value)
         except InputError as exc:
-            raise UsageError(str(exc)) from exc
+            raise exc.as_type(UsageError) from exc
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -104,10 +110,8 @@ class ProcessorOptions:
             elif given:
                 lacking = [name for name in names if name not in given]
                 if not config[step] and lacking:  # a step that is off is turned on by naming all of its settings
-                    raise UsageError(
-                        f"the image processor has {step} off; {', '.join(given)} turns it on only together with "
-                        f"{', '.join(lacking)}"
-                    )
+                    message = f"the image processor has {step} off, so {', '.join(given)} alone has no effect"
+                    raise UsageError(message, what=next(iter(given)), hint=f"give {', '.join(lacking)} too")
                 changed |= {step: True, **{name: _plain(value) for name, value in given.items()}}
         return changed
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from vitdeploy.errors import ImageError
+from vitdeploy.images.formats import unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _FULL_RANGE = (None, "PNG", "PPM", "JPEG2000")
 # TIFF 6.0's tags.
 _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 259, 262, 284, 339
+_SCALE = "scale them to 0..255 and save the image with 8 bits"
 _WHITE_IS_ZERO, _UNCOMPRESSED, _SEPARATE_PLANES, _SIGNED = 0, 1, 2, 2
 
 
@@ -27,7 +28,7 @@ def check_samples(image: Image.Image, name: str) -> None:
 
     Args:
         image: as Pillow opened it, not decoded yet.
-        name: what an error calls it.
+        name: of the image in messages.
 
     Raises:
         ImageError: samples are signed (Pillow reads those of 8 bits as unsigned), or have 16 bits in uncompressed
@@ -35,16 +36,12 @@ def check_samples(image: Image.Image, name: str) -> None:
     """
     tags = _tags(image)
     if _SIGNED in _numbers(tags, _SAMPLE_FORMAT):
-        raise ImageError(
-            f"cannot read {name}: signed samples have no fixed black and white; scale them to 0..255 and save the "
-            "image with 8 unsigned bits"
-        )
+        hint = "scale them to 0..255 and save the image with 8 unsigned bits"
+        raise unreadable(name, "signed samples have no fixed black and white", found="signed samples", hint=hint)
     separate = _SEPARATE_PLANES in _numbers(tags, _PLANAR) and _UNCOMPRESSED in _numbers(tags, _COMPRESSION)
     if separate and len(image.getbands()) > 1 and max(_numbers(tags, _BITS_PER_SAMPLE), default=0) > 8:
-        raise ImageError(
-            f"cannot read {name}: Pillow misreads uncompressed planes of 16 bits; save the image with 8 bits, or with "
-            "its channels interleaved"
-        )
+        hint = "save the image with 8 bits, or with its channels interleaved"
+        raise unreadable(name, "Pillow misreads uncompressed planes of 16 bits", found="16-bit planes", hint=hint)
 
 
 def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image:
@@ -57,7 +54,7 @@ def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image
     Args:
         image: of any mode.
         origin: the image as Pillow opened it, which knows its file's format.
-        name: what an error calls it.
+        name: of the image in messages.
 
     Raises:
         ImageError: the range of the pixels is not known.
@@ -65,19 +62,15 @@ def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image
     of_file = image.mode == "I" and origin.format in ("PNG", "PPM")  # 16 bits of these, in some versions of Pillow
     if not image.mode.startswith("I;16") and not of_file:
         if image.mode in ("I", "F"):
-            raise ImageError(
-                f"cannot read {name}: 32-bit pixels (mode {image.mode!r}) have no fixed range; "
-                "scale them to 0..255 and save the image with 8 bits"
-            )
+            problem = f"32-bit pixels (mode {image.mode!r}) have no fixed range"
+            raise unreadable(name, problem, found=image.mode, hint=_SCALE)
         return image
     tags = _tags(origin)
     bits = next(iter(_numbers(tags, _BITS_PER_SAMPLE)), None)
     if bits is None:
         if origin.format not in _FULL_RANGE:
-            raise ImageError(
-                f"cannot read {name}: the range of the 16-bit pixels of a {origin.format} file is not known; "
-                "scale them to 0..255 and save the image with 8 bits"
-            )
+            problem = f"the range of the 16-bit pixels of a {origin.format} file is not known"
+            raise unreadable(name, problem, found=origin.format, hint=_SCALE)
         bits = 16
     values = np.asarray(image)  # (H, W)
     levels = np.empty(values.shape, np.uint8)

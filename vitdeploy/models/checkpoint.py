@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vitdeploy.errors import CheckpointError
+from vitdeploy.errors import CheckpointError, shown
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.models.families import FAMILIES
 from vitdeploy.models.names import disk_name, our_names
@@ -18,7 +18,7 @@ from vitdeploy.specs import Task
 from vitdeploy.system.forks import with_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -54,9 +54,10 @@ def task_of(config: Mapping[str, object]) -> Task:
         if isinstance(name, str) and name in known:
             return known[name]
     raise CheckpointError(
-        f"config.json: architectures must name one of {', '.join(known)}, got {architectures!r:.80}; "
-        f"or say the task yourself (--task)"
-    )
+        f"config.json: architectures must name one of {', '.join(known)}, got {shown(architectures)}",
+        what="architectures", where="config.json", expected=tuple(known), found=architectures,
+        hint="or give the task: --task",
+    )  # fmt: skip
 
 
 def architecture_of(model: VisionTransformer) -> str:
@@ -71,8 +72,7 @@ def load_model(
     """`make_model` with the weights of safetensors or torch files, copied: the model may outlive them.
 
     Raises:
-        CheckpointError: a file cannot be read.
-        CheckpointError: as `make_model`.
+        CheckpointError: a file cannot be read, or as `make_model`.
     """
     files = tuple(map(OpenedFile.of, weights))
     origin = ", ".join(str(file.path) for file in files)
@@ -99,14 +99,15 @@ def make_model(
         CheckpointError: the family has no such task, or names and shapes are not those of the model.
     """
     if task not in config.family.tasks:
-        raise CheckpointError(
-            f"the task of a {config.model_type} model must be one of {', '.join(config.family.tasks)}, got {task}"
-        )
+        tasks = config.family.tasks
+        message = f"a {config.model_type} model has no task {task}, only: {', '.join(tasks)}"
+        raise CheckpointError(message, what="task", expected=tasks, found=task)
     tensors: dict[str, Tensor] = {}
     spelling: dict[str, str] = {}
     for name, ours in our_names(config.family, weights).items():
         if ours in tensors:
-            raise CheckpointError(f"{origin}: '{name}' and '{spelling[ours]}' are the same weight; keep one of them")
+            message = f"{origin}: '{name}' and '{spelling[ours]}' are the same weight"
+            raise CheckpointError(message, what=name, where=origin, found=spelling[ours], hint="keep one of them")
         tensors[ours], spelling[ours] = weights[name], name
     if config.mask_token and "embeddings.mask_token" not in tensors:  # what no task here uses may be missing
         config = dataclasses.replace(config, mask_token=False)
@@ -119,9 +120,16 @@ def make_model(
             attention=attention,
         )
     expected = model.state_dict()
-    problems = _differences(model, expected, tensors, spelling)
-    if problems:
-        raise CheckpointError(f"{origin}: weights do not fit config.json: {'; '.join(problems)}")
+    differences = _differences(model, expected, tensors, spelling)
+    if differences:
+        problems = "; ".join(f"{kind} {_some(names)}" for kind, names in differences.items())
+        of_head = filter(_HEADS[task].fullmatch, expected)
+        head = [disk_name(config.family, name, beside_a_head=False) for name in of_head]
+        hint = f"the checkpoint has no head for {task}, try another --task"
+        raise CheckpointError(
+            f"{origin}: weights do not fit config.json: {problems}",
+            what="weights", where=origin, found=differences, hint=hint if differences.get("missing") == head else None,
+        )  # fmt: skip
     model.load_state_dict({name: tensors[name].to(torch.float32) for name in expected}, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -154,25 +162,21 @@ def _disk_name(model: VisionTransformer, name: str) -> str:
 
 def _differences(
     model: VisionTransformer, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spelling: Mapping[str, str]
-) -> list[str]:
-    missing = [name for name in expected if name not in tensors]
-    extra = [name for name in tensors if name not in expected and not _may_be_left_out(name, model.task)]
-    shapes, dtypes = [], []
-    for name in [name for name in expected if name in tensors]:
-        want, got = tuple(expected[name].shape), tuple(tensors[name].shape)
+) -> dict[str, list[str]]:
+    """The weights that are not those of the model, by the kind of the difference; each with what is wrong."""
+    differences: dict[str, list[str]] = {"missing": [], "unexpected": [], "wrong shape:": [], "no floats:": []}
+    for name, tensor in expected.items():
+        if name not in tensors:
+            differences["missing"].append(disk_name(model.config.family, name, beside_a_head=False))
+            continue
+        want, got, dtype = tuple(tensor.shape), tuple(tensors[name].shape), tensors[name].dtype
         if want != got:
-            shapes.append(f"{spelling[name]} must be {want}, is {got}")
-        elif tensors[name].dtype not in _FLOATS:
-            dtypes.append(f"{spelling[name]} must be float16, bfloat16, float32 or float64, is {tensors[name].dtype}")
-    problems = []
-    if missing:
-        names = [disk_name(model.config.family, name, beside_a_head=False) for name in missing]
-        problems.append(f"missing {_some(names)}")
-        if missing == [name for name in expected if _HEADS[model.task].fullmatch(name)]:
-            problems.append(f"the checkpoint has no head for {model.task}, try another --task")
-    if extra:
-        problems.append(f"unexpected {_some([spelling[name] for name in extra])}")
-    return problems + [_some(found) for found in (shapes, dtypes) if found]
+            differences["wrong shape:"].append(f"{spelling[name]} must be {want}, is {got}")
+        elif dtype not in _FLOATS:
+            differences["no floats:"].append(f"{spelling[name]} is {dtype}")
+    extra = [name for name in tensors if name not in expected and not _may_be_left_out(name, model.task)]
+    differences["unexpected"] += [spelling[name] for name in extra]
+    return {kind: names for kind, names in differences.items() if names}
 
 
 def _may_be_left_out(name: str, task: Task) -> bool:
@@ -180,7 +184,6 @@ def _may_be_left_out(name: str, task: Task) -> bool:
     return any(pattern.fullmatch(name) for pattern in (*others, _UNUSED))
 
 
-def _some(names: Iterable[str], most: int = 4) -> str:
-    names = tuple(names)
+def _some(names: Sequence[str], most: int = 4) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.bundle.labels import class_names
 from vitdeploy.bundle.scores import ProblemType, stated_problem_type
-from vitdeploy.errors import CheckpointError, UsageError
+from vitdeploy.errors import CheckpointError, UsageError, shown
+from vitdeploy.files.json_text import json_object
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
@@ -67,7 +67,7 @@ class ViTConfig:
         distillation_token: whether a second token, with a position of its own, follows the class token.
         mask_token: whether the model has a mask token whatever its task, though only masked image modeling uses it.
         num_register_tokens: tokens without positions between the class token and the patches.
-        layer_scale: whether a learned factor a channel scales what a block adds to its input.
+        layer_scale: whether a learned factor for each channel scales the residual branch of a block.
         swiglu: whether the MLP gates with SiLU instead of applying `hidden_act`.
         float32_softmax: whether eager attention takes its softmax in float32 whatever the model's type.
         absolute_positions: whether tokens have position embeddings.
@@ -78,12 +78,12 @@ class ViTConfig:
             in timm (see `vitdeploy.models.layers.geometric`), which takes no dynamic image size.
         any_image_size: whether transformers' model takes images of every size without being asked to interpolate.
         final_norm: whether a layer norm follows the last block.
-        classification_pooler: what of the tokens is classified; see `vitdeploy.models.layers.heads`.
-        feature_pooler: what feature extraction gives beside the tokens, if anything.
-        vocab_size: of the visual tokens that masked image modeling predicts; None where it reconstructs pixels.
+        classification_pooler: the tokens that are classified; see `vitdeploy.models.layers.heads`.
+        feature_pooler: the pooled output of feature extraction, if there is one.
+        vocab_size: number of visual tokens that masked image modeling predicts; None where it reconstructs pixels.
 
     Raises:
-        UsageError: a value is not what it must be.
+        UsageError: a value is not valid.
     """
 
     model_type: str = "vit"
@@ -145,21 +145,24 @@ class ViTConfig:
         for name in ("hidden_act", "pooler_act"):
             self._require(name, lambda value: isinstance(value, str), "the name of an activation")
         if min(self.grid_size) < 1:
-            raise UsageError(f"patch_size {self.patch_size} must not exceed image_size {self.image_size}")
+            message = f"patch_size {self.patch_size} exceeds image_size {self.image_size}"
+            raise UsageError(message, what="patch_size", expected=self.image_size, found=self.patch_size)
         if self.num_patches > _MAX_PATCHES:
             raise UsageError(
-                f"image_size {self.image_size} must have at most {_MAX_PATCHES} patches of {self.patch_size}, "
-                f"has {self.num_patches}"
-            )
+                f"image_size {self.image_size} has {self.num_patches} patches of {self.patch_size}; at most "
+                f"{_MAX_PATCHES} are supported",
+                what="image_size", expected=_MAX_PATCHES, found=self.num_patches,
+            )  # fmt: skip
         if self.attention_head_dim < 1:
-            raise UsageError(
-                f"hidden_size {self.hidden_size} must be at least num_attention_heads {self.num_attention_heads}"
-            )
+            heads = self.num_attention_heads
+            message = f"hidden_size {self.hidden_size} is less than num_attention_heads {heads}"
+            raise UsageError(message, what="hidden_size", expected=heads, found=self.hidden_size)
 
-    def _require(self, name: str, holds: Callable[[object], bool], what: str) -> None:
+    def _require(self, name: str, holds: Callable[[object], bool], expected: str) -> None:
         value = getattr(self, name)
         if not holds(value):
-            raise UsageError(f"{name} must be {what}, got {value!r:.80}")
+            message = f"{name} must be {expected}, got {shown(value)}"
+            raise UsageError(message, what=name, expected=expected, found=value)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -193,14 +196,15 @@ class ViTConfig:
         """Read the content of a `config.json`; see `vitdeploy.models.config_keys` for every key.
 
         Raises:
-            CheckpointError: the model type is not known here, a value is not what it must be, or a key asks for
-                something that is not built.
+            CheckpointError: the model type is unknown, a value is not valid, or a key asks for something that is not
+                built.
         """
         model_type = data.get("model_type")
         if not isinstance(model_type, str) or model_type not in FAMILIES:
             raise CheckpointError(
-                f"config.json: model_type must be one of {', '.join(FAMILIES)}, got {model_type!r:.80}"
-            )
+                f"config.json: model_type must be one of {', '.join(FAMILIES)}, got {shown(model_type)}",
+                what="model_type", where="config.json", expected=tuple(FAMILIES), found=model_type,
+            )  # fmt: skip
         family = FAMILIES[model_type]
         values = {name: data[name] for name in (*_KEYS, *_OURS) if name in data}
         for name in ("image_size", "patch_size"):
@@ -213,7 +217,7 @@ class ViTConfig:
                 model_type=model_type, **fields, labels=class_names(data), problem_type=stated_problem_type(data)
             )
         except UsageError as exc:
-            raise CheckpointError(f"config.json: {exc}") from exc
+            raise exc.at("config.json").as_type(CheckpointError) from exc
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> ViTConfig:
@@ -227,7 +231,8 @@ class ViTConfig:
             UsageError: the model is no plain ViT; the other families come with a `config.json` of their own.
         """
         if self.model_type != "vit":
-            raise UsageError(f"model_type must be vit to be written, is {self.model_type}; keep its own config.json")
+            message = f"a config.json can be written for vit, not for {self.model_type}"
+            raise UsageError(message, what="model_type", found=self.model_type, hint="keep its own config.json")
         data = {"model_type": self.model_type} | {name: getattr(self, name) for name in _KEYS}
         data["id2label"] = {str(index): name for index, name in enumerate(self.labels)}
         data["label2id"] = {name: index for index, name in enumerate(self.labels)}
@@ -252,14 +257,10 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is absent, unreadable or holds no JSON object.
     """
     try:
-        data = json.loads(read_regular(path))
+        content = read_regular(path)
     except OSError as exc:
-        raise CheckpointError(f"{path} must be a readable file: {exc.strerror}") from exc
-    except (ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path} must hold JSON: {exc}") from exc
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(data).__name__}")
-    return data
+        raise CheckpointError(f"{path} cannot be read: {exc.strerror}", where=path) from exc
+    return json_object(path, content, CheckpointError)
 
 
 def _is_int(value: object, low: int, high: int) -> bool:

@@ -1,4 +1,4 @@
-"""Every key that the `config.json` of a supported family may have, and what becomes of it here.
+"""The keys of a supported family's `config.json`, and their effect.
 
 The keys are those of the configuration classes of transformers 4 and 5: of `PretrainedConfig`, and of each family. A
 key that a family does not have in transformers has no effect there, and none here; `note_unknown_keys` names it.
@@ -10,7 +10,7 @@ import enum
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Effect(enum.Enum):
-    """What becomes of a key."""
+    """The effect of a key."""
 
     APPLIED = "changes what is computed, as in transformers"
     CARRIED = "stays in the bundle's config.json; without effect on what is computed"
@@ -27,11 +27,11 @@ class Effect(enum.Enum):
 
 
 class KeyRule(NamedTuple):
-    """What becomes of a key, and why.
+    """The effect of a key, and the reason.
 
     Attributes:
         effect: see `Effect`.
-        why: what the key is for; of a refused one, what to do.
+        why: the purpose of the key; the remedy where it is refused.
     """
 
     effect: Effect
@@ -144,7 +144,7 @@ def check_keys(model_type: str, config: Mapping[str, Any]) -> None:
     """
     for key, rule in rules_of(model_type).items():
         if rule.effect is Effect.REFUSED and config.get(key):
-            raise UsageError(f"{key} {config[key]!r:.60} is not supported: {rule.why}")
+            raise UsageError(f"{key} {shown(config[key])} is not supported: {rule.why}", what=key, found=config[key])
 
 
 def note_unknown_keys(config: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The Vision Transformers of transformers: what sets each apart from ViT, and how its checkpoints spell it.
+"""The families of Vision Transformers in transformers: their differences from ViT, and their weights' names.
 
 A family is one row of `FAMILIES`; CONTRIBUTING shows how one is added.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, shown
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -108,14 +108,14 @@ def _registers(config: Mapping[str, Any]) -> dict[str, Any]:
 def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
     value = config.get(key, default)
     if not isinstance(value, bool):
-        raise UsageError(f"{key} must be true or false, got {value!r:.80}")
+        raise UsageError(f"{key} must be true or false, got {shown(value)}", what=key, found=value)
     return value
 
 
 def _number(config: Mapping[str, Any], key: str, *, default: float) -> float:
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 2**15:
-        raise UsageError(f"{key} must be a number from 0 to {2**15}, got {value!r:.80}")
+        raise UsageError(f"{key} must be a number from 0 to {2**15}, got {shown(value)}", what=key, found=value)
     return value
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, shown
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task
@@ -38,9 +38,9 @@ def preset_config(name: str) -> ViTConfig:
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise UsageError(
-            f"a preset must be vit-{{{','.join(_WIDTHS)}}}-patchP-S, such as vit-base-patch16-224, got {name!r:.80}"
-        )
+        form = f"vit-{{{','.join(_WIDTHS)}}}-patchP-S"
+        message = f"{shown(name)} is not a preset: {form}, such as vit-base-patch16-224"
+        raise UsageError(message, what="random_weights", expected=form, found=name)
     width, patch, image = match.groups()
     return ViTConfig(
         **_WIDTHS[width],

@@ -1,4 +1,4 @@
-"""What goes into a model and what comes out, by name, type and shape, and a model that gives just that."""
+"""Input and output specifications of a model, and a module that gives the chosen outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, shown
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Precision, Task, TensorSpec
 
@@ -106,10 +106,11 @@ def input_specs(
     """
     relative = config.relative_positions or config.shared_relative_positions
     if dynamic_image_size and relative and config.relative_position_interpolation != "bilinear":
+        interpolation = config.relative_position_interpolation
         raise UsageError(
-            f"a dynamic image size must be for a model whose relative_position_interpolation is bilinear, got "
-            f"{config.relative_position_interpolation}, which is for one size at a time; give an image size instead"
-        )
+            f"the model's relative_position_interpolation is {interpolation}, which takes one image size at a time",
+            what="dynamic_image_size", expected="bilinear", found=interpolation, hint="give an image size instead",
+        )  # fmt: skip
     free = dynamic_image_size or pixels.stage is PixelStage.DECODED
     size = SIZE_AXES if free else config.image_size
     shape = (BATCH_AXIS, *pixels.shape(config.num_channels, size))
@@ -118,9 +119,10 @@ def input_specs(
         return (spec,)
     if dynamic_image_size:
         raise UsageError(
-            f"a dynamic image size must be for {Task.CLASSIFICATION} or {Task.FEATURES}, got {task}, whose mask is "
-            f"of one size; give an image size instead"
-        )
+            f"{task} takes a mask of one size, so that its image size cannot be dynamic",
+            what="dynamic_image_size", expected=(Task.CLASSIFICATION, Task.FEATURES), found=task,
+            hint="give an image size instead",
+        )  # fmt: skip
     return spec, TensorSpec("bool_masked_pos", "bool", (BATCH_AXIS, config.num_patches))
 
 
@@ -175,20 +177,21 @@ def output_names(model: VisionTransformer, asked: Sequence[str] | None = None) -
     if asked is None:
         return head
     if isinstance(asked, str) or not isinstance(asked, Iterable):
-        raise UsageError(f"outputs must be a sequence of names, got {asked!r:.80}")
+        raise UsageError(f"outputs must be a sequence of names, got {shown(asked)}", what="outputs", found=asked)
     known = (*head, *groups[_HIDDEN_STATES], *groups[_ATTENTIONS])
     names: list[str] = []
     for name in asked:
         if name not in (*groups, *known):
             close = difflib.get_close_matches(str(name), (*groups, *known), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
             raise UsageError(
                 f"outputs must be among {', '.join((*head, *groups))}, or one layer's such as hidden_states.0, "
-                f"got {name!r:.80}{hint}"
-            )
+                f"got {shown(name)}",
+                what="outputs", expected=known, found=name, hint=f"did you mean {close[0]}?" if close else None,
+            )  # fmt: skip
         names.extend(groups.get(name, (name,)))
     if not names or len(set(names)) < len(names):
-        raise UsageError(f"outputs must be one or more different names, got {', '.join(names) or 'none'}")
+        message = f"outputs must be one or more different names, got {', '.join(names) or 'none'}"
+        raise UsageError(message, what="outputs", found=names)
     return tuple(names)
 
 

@@ -95,7 +95,8 @@ class VisionTransformer(nn.Module):
             The head's outputs and what was asked for, by transformers' names.
         """
         if output_attentions and self.attention == "sdpa":
-            raise UsageError("attention weights need attention='eager': torch's fused attention does not keep them")
+            message = "attention weights need attention='eager': torch's fused attention does not keep them"
+            raise UsageError(message, what="attention", expected="eager", found="sdpa")
         x, grid = self.embeddings(pixel_values.to(self.dtype), bool_masked_pos, interpolate=interpolate_pos_encoding)
         biases = self._biases(grid, interpolate=interpolate_pos_encoding)
         extra = {"hidden_states.0": x} if output_hidden_states else {}

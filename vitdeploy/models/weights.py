@@ -72,12 +72,11 @@ def read_weights(files: Iterable[Path | OpenedFile], *, copied: bool = False) ->
             if any(pattern.fullmatch(name) for pattern in _WITHOUT_EFFECT):
                 continue
             if spelling.get(name, spelled) != spelled:
-                raise CheckpointError(
-                    f"{path}: '{spelling[name]}' and '{spelled}' are the same weight, once of a wrapped model; "
-                    f"keep one of them"
-                )
+                message = f"{path}: '{spelling[name]}' and '{spelled}' are the same weight, once of a wrapped model"
+                raise CheckpointError(message, what=name, where=path, found=spelled, hint="keep one of them")
             if name in tensors:
-                raise CheckpointError(f"{path}: '{name}' must be in one file, is in several; keep one of them")
+                message = f"{path}: '{name}' is in several files"
+                raise CheckpointError(message, what=name, where=path, hint="keep one of them")
             tensors[name], spelling[name] = tensor, spelled
     return tensors
 
@@ -151,7 +150,7 @@ def _check_header(file: OpenedFile) -> None:
     except OSError as exc:
         raise _unreadable(path, exc.strerror or str(exc)) from exc
     if len(begin) == 8 and struct.unpack("<Q", begin)[0] > _MOST_INDEX_BYTES:
-        raise _unreadable(path, f"its header has more than {_MOST_INDEX_BYTES:,} bytes")
+        raise _unreadable(path, f"its header has more than {_MOST_INDEX_BYTES:,} bytes", expected=_MOST_INDEX_BYTES)
 
 
 def _read_torch(file: OpenedFile) -> Iterator[tuple[str, Tensor]]:
@@ -160,15 +159,15 @@ def _read_torch(file: OpenedFile) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
-        raise CheckpointError(f"{path} must hold named tensors and nothing else")
+        message = f"{path} holds something else than named tensors"
+        raise CheckpointError(message, where=path, expected="named tensors", hint="save the model's state_dict()")
     _check_count(path, len(state))
     for name, tensor in state.items():
         kind = _unusual_kind(tensor)
         if kind is not None:
-            raise CheckpointError(
-                f"{path}: '{name:.80}' is {kind}, and weights are plain arrays; save it as a dense tensor of "
-                f"floating-point numbers"
-            )
+            hint = "save it as a dense tensor of floating-point numbers"
+            message = f"{path}: '{name:.80}' is {kind}, not a plain array"
+            raise CheckpointError(message, what=name, where=path, found=kind, hint=hint)
     check_content(path, sum(tensor.numel() * tensor.element_size() for tensor in state.values()), file.handle)
     for name in tuple(state):
         tensor = state.pop(name)  # one at a time is in memory twice
@@ -251,7 +250,7 @@ def _legacy_bytes(path: Path, opened: BinaryIO) -> int:
 
 def _check_count(path: Path, count: int) -> None:
     if count > _MOST_TENSORS:
-        raise _unreadable(path, f"it has {count:,} tensors, and at most {_MOST_TENSORS:,} are read")
+        raise _unreadable(path, f"it has {count:,} tensors, at most {_MOST_TENSORS:,} are read", found=count)
 
 
 def _unusual_kind(tensor: Tensor) -> str | None:
@@ -269,6 +268,7 @@ def _unusual_kind(tensor: Tensor) -> str | None:
     return None
 
 
-def _unreadable(path: Path, reason: str) -> CheckpointError:
+def _unreadable(path: Path, reason: str, **fields: object) -> CheckpointError:
     first, *_ = [*reason.strip().splitlines(), ""]
-    return CheckpointError(f"{path} must be a readable checkpoint: {first or 'it is corrupt'}")
+    message = f"{path} is not a readable checkpoint: {first or 'it is corrupt'}"
+    return CheckpointError(message, where=path, **fields)  # type: ignore[arg-type]

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.inspection.inspection import artifact_named
-from vitdeploy.bundle.bundle import Bundle, check_target, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.labels import class_names, fits_a_line
 from vitdeploy.bundle.manifest import CONFIG as MODEL_CONFIG
 from vitdeploy.bundle.manifest import MANIFEST, Artifact, FileRecord
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType
+from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import BundleError, InputError, UsageError
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.exporting.engine_validation import is_pending
@@ -114,10 +116,10 @@ def write_triton_model(
             stack.close()  # which checks that the copies are of what was verified
             if labels is not None:
                 (staging / LABELS).write_bytes(labels.encode())
-            sync(staging)  # which may take long: not while others wait
+            synced = sync(staging)  # which may take long: not while others wait
             with exclusive(target):
                 _check_target(target)
-                replace_folder(staging, target)
+                replace_folder(staging, target, synced)
     return TritonModel(chosen_name, target, chosen.name, (CONFIG, *digests))
 
 

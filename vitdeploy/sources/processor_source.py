@@ -15,7 +15,8 @@ from vitdeploy.bundle.manifest import FileRecord, ProcessorOrigin
 from vitdeploy.errors import BundleError, CheckpointError, InputError, UsageError
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, SETTINGS_FILE, file_kind, is_lfs_pointer, is_model_file_name
 from vitdeploy.files.regular_file import read_regular
-from vitdeploy.images.preprocessor_config import ShortestEdge, Size, complete, find_settings, read_file, read_folder
+from vitdeploy.images.preprocessor_config import ShortestEdge, Size, complete
+from vitdeploy.images.preprocessor_files import find_settings, read_file, read_folder
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.images.processor_options import ProcessorOptions
 from vitdeploy.models.config import read_json

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.bundle.manifest import FileRecord, Source
 from vitdeploy.errors import CheckpointError, UsageError
-from vitdeploy.images.preprocessor_config import note_unknown_settings
+from vitdeploy.images.preprocessor_files import note_unknown_settings
 from vitdeploy.models.checkpoint import architecture_of, make_model, task_of
 from vitdeploy.models.config import ViTConfig, json_size, read_json
 from vitdeploy.models.config_keys import note_unknown_keys

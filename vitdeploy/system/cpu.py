@@ -133,9 +133,10 @@ def session_threads(asked: int = 0) -> ThreadCount:
     value = os.environ.get(INTRA_OP_VARIABLE, "")
     if not re.fullmatch("[0-9]{0,9}", value) or int(value or 0) > MOST_THREADS:
         raise UsageError(
-            f"{INTRA_OP_VARIABLE} is {value!r:.80}, which is not a number of threads; set it to a whole number from 1 "
-            f"to {MOST_THREADS}, or unset it for the default"
-        )
+            f"{INTRA_OP_VARIABLE} is {value!r:.80}, which is not a number of threads",
+            what=INTRA_OP_VARIABLE, found=value,
+            hint=f"set it to a whole number from 1 to {MOST_THREADS}, or unset it for the default",
+        )  # fmt: skip
     if int(value or 0):
         return ThreadCount(int(value), INTRA_OP_VARIABLE)
     if _affinity() is None:

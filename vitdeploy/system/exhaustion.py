@@ -76,4 +76,5 @@ def check_exhaustion(exc: BaseException, doing: str) -> None:
 def exhausted(resource: str, doing: str, exc: BaseException) -> ExhaustedError:
     """The error for a resource that `lacking` names."""
     reason = first_line(exc)
-    return ExhaustedError(f"{doing}: {_WANT[resource]}{f' ({reason:.200})' if reason else ''}; {_ADVICE[resource]}")
+    message = f"{doing}: {_WANT[resource]}{f' ({reason:.200})' if reason else ''}"
+    return ExhaustedError(message, what=resource, hint=_ADVICE[resource])

@@ -1,4 +1,4 @@
-"""Import what a row of a table names, when it is asked for."""
+"""Import optional packages, and the modules that need them, on demand."""
 
 from __future__ import annotations
 
@@ -56,6 +56,5 @@ def load_target(target: str, what: str, extra: str, package: str = "package") ->
 
 
 def _does_not_load(what: str, package: str, exc: Exception) -> UnavailableError:
-    return UnavailableError(
-        f"{what} needs a {package} that loads, the installed one does not: {first_line(exc)}; install it again"
-    )
+    message = f"{what} needs {package}, and the installed one does not load: {first_line(exc)}"
+    return UnavailableError(message, what=what, expected=package, hint="install it again")

@@ -167,7 +167,7 @@ def test_an_image_that_cannot_be_read_is_named(bundle: Bundle, tmp_path: Path, m
         raise PermissionError(13, "Permission denied", str(file))
 
     monkeypatch.setattr("vitdeploy.assess.benchmark.benchmark.read_regular", refused)
-    with pytest.raises(InputError, match=r"a\.png must be an image that can be read: Permission denied"):
+    with pytest.raises(InputError, match=r"a\.png cannot be read as an image: Permission denied"):
         _encoded(tmp_path, 1)
 
 

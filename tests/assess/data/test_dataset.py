@@ -234,9 +234,9 @@ def test_csv_goes_up_from_where_a_link_leads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["x" * 300, "x/" * 3000])
 def test_a_path_that_is_too_long_is_one_line(tmp_path: Path, path: str) -> None:
-    with pytest.raises(InputError, match="that can be read: File name too long"):
+    with pytest.raises(InputError, match="File name too long"):
         open_data(tmp_path / path, LABELS)
-    with pytest.raises(InputError, match=r"labels\.csv, line 2: .* that can be read: File name too long"):
+    with pytest.raises(InputError, match=r"labels\.csv, line 2 .*: File name too long"):
         open_data(write_csv(tmp_path, f"image,label\n{path},cat\n"), LABELS)
 
 

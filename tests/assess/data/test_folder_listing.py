@@ -52,7 +52,7 @@ def test_a_link_to_nothing_and_a_pipe_are_not_left_out(tmp_path: Path, name: str
         list_images(tmp_path)
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to(tmp_path / name)
-    with pytest.raises(InputError, match=f"that can be read: Too many levels of symbolic links: .*{name}"):
+    with pytest.raises(InputError, match=f"as a folder.*: Too many levels of symbolic links: .*{name}"):
         list_images(tmp_path)
     (tmp_path / name).unlink()
     os.mkfifo(tmp_path / "cat" / "b.png")
@@ -70,9 +70,9 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refused)
-    with pytest.raises(InputError, match="dog must be a folder that can be read: Permission denied"):
+    with pytest.raises(InputError, match="dog cannot be read as a folder: Permission denied"):
         list_images(tmp_path)
-    with pytest.raises(InputError, match="must be a folder of images that can be read: File name too long"):
+    with pytest.raises(InputError, match="cannot be read as a folder of images: File name too long"):
         list_images(tmp_path / ("x" * 300))
 
 

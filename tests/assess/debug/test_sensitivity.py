@@ -1,4 +1,4 @@
-"""What each layer costs in a lower precision: the same as an export measures, told on the command line and in files."""
+"""Sensitivity of each layer: as an export measures it, on the command line and in files."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_it_is_what_an_export_within_a_bound_measures(outliers: Bundle, photos: 
 
 
 def test_the_layers_with_outliers_stand_out(outliers: Bundle, photos: Path, tmp_path: Path) -> None:
-    """What takes attention's values, among others; smoothing moves them into the weights."""
+    """Among them the attention's output projections; smoothing moves outliers into the weights."""
     bundle = with_int8(outliers, tmp_path / "off", photos)
     plain = sensitivity(bundle, images=photos, max_images=8)
     assert plain.images == 8

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
 from bundles import write_bundle
 from PIL import Image
+from raising import raises
 from told import Told
 
 from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
@@ -154,7 +156,7 @@ def test_one_that_is_skipped_has_no_figures_and_never_passes() -> None:
     evaluation = made(("a", "b"), [0], [[0, 1]], skipped="it is not here")
     (result,) = evaluation.results
     assert evaluation.status == "skipped"
-    with pytest.raises(UsageError, match="onnxruntime fp32 was skipped: it is not here"):
+    with raises(UsageError, what="onnxruntime fp32", found="it is not here"):
         evaluation.top1(result)
     assert evaluation.to_dict()["results"][0]["skipped"] == "it is not here"
     assert dataclasses.replace(evaluation, results=()).status == "skipped"
@@ -262,7 +264,7 @@ def test_the_number_of_threads_counts_and_neither_its_reason_nor_how_they_wait(
     )
     reference(bundle, data, batch_size=2, resume=work)
     monkeypatch.setattr(Brightness, "thread_details", {"threads": 1, "threads_reason": "OMP_NUM_THREADS"})
-    with pytest.raises(InputError, match=r"begun with another backends / .* / threads: 2, not 1;"):
+    with raises(InputError, what=re.compile("^backends / .* / threads$"), expected=1, found=2):
         reference(bundle, data, batch_size=2, resume=work)
 
 
@@ -276,38 +278,38 @@ def test_finished_batches_of_other_work_are_refused(bundle: Bundle, data: Path, 
         "backends": {"backends": ["onnxruntime"]},
     }
     for what, options in refused.items():
-        with pytest.raises(InputError, match=f"begun with another {what}"):
+        with raises(InputError, what=re.compile(f"^{what}( / |$)"), where=str(work)):
             evaluate(bundle, data=data, resume=work, **{"backends": ["torch"], "batch_size": 2, **options})
     Image.fromarray(np.full((4, 4, 3), 1, np.uint8)).save(data / "cat" / "0.png")
-    with pytest.raises(InputError, match=r"one from 'cat/0\.png' on is another"):
+    with raises(InputError, what="images", found="cat/0.png"):
         reference(bundle, data, batch_size=2, resume=work)
     (data / "cat" / "0.png").rename(data / "cat" / "9.png")
-    with pytest.raises(InputError, match="begun with another data"):
+    with raises(InputError, what="data", where=str(work)):
         reference(bundle, data, batch_size=2, resume=work)
     assert work.read_bytes() == content
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "message"),
+    "spoilt",
     [
-        ({"classes": [[0, 1, 2]], "scores": [1.0]}, "of the 3 best classes of 2 images"),
-        ({"classes": [[0, 1]] * 2, "scores": [1.0] * 2}, "of the 3 best classes of 2 images"),
-        ({"classes": [[0, 1, 10**400]] * 2, "scores": [1.0] * 2}, "of the 3 best classes of 2 images"),
-        ({"classes": [[0, 1, 1.5]] * 2, "scores": [1.0] * 2}, "of the 3 best classes of 2 images"),
-        ({"classes": [[0, 1, 3]] * 2, "scores": [1.0] * 2}, "classes below 3, got 0 to 3"),
-        ({"classes": [[0, 1, -2]] * 2, "scores": [1.0] * 2}, "classes below 3, got -2 to 1"),
-        ({"classes": [[0], [0, 1]], "scores": [1.0] * 2}, "ValueError"),
-        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0, 1.5]}, "scores from 0 to 1 of 2 images"),
-        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0, 10**400]}, "scores from 0 to 1 of 2 images"),
-        ({"classes": [[0, 1, 2]] * 2, "scores": ["1", "1"]}, "scores from 0 to 1 of 2 images"),
-        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0]}, "scores from 0 to 1 of 2 images"),
-        ({"classes": [[0, 1, 2]] * 2, "scores": [1.0, None]}, "a score of every image with a class"),
-        ({"skipped": "because"}, "expected that reference on torch ran"),
-        ({"skipped": None}, "expected that reference on torch ran"),
+        {"classes": [[0, 1, 2]], "scores": [1.0]},
+        {"classes": [[0, 1]] * 2, "scores": [1.0] * 2},
+        {"classes": [[0, 1, 10**400]] * 2, "scores": [1.0] * 2},
+        {"classes": [[0, 1, 1.5]] * 2, "scores": [1.0] * 2},
+        {"classes": [[0, 1, 3]] * 2, "scores": [1.0] * 2},
+        {"classes": [[0, 1, -2]] * 2, "scores": [1.0] * 2},
+        {"classes": [[0], [0, 1]], "scores": [1.0] * 2},
+        {"classes": [[0, 1, 2]] * 2, "scores": [1.0, 1.5]},
+        {"classes": [[0, 1, 2]] * 2, "scores": [1.0, 10**400]},
+        {"classes": [[0, 1, 2]] * 2, "scores": ["1", "1"]},
+        {"classes": [[0, 1, 2]] * 2, "scores": [1.0]},
+        {"classes": [[0, 1, 2]] * 2, "scores": [1.0, None]},
+        {"skipped": "because"},
+        {"skipped": None},
         (3, "TypeError"),
     ],
 )
-def test_a_damaged_batch_is_not_believed(bundle: Bundle, data: Path, tmp_path: Path, spoilt: Any, message: str) -> None:
+def test_a_damaged_batch_is_not_believed(bundle: Bundle, data: Path, tmp_path: Path, spoilt: Any) -> None:
     reference(bundle, data, batch_size=2, resume=tmp_path / "work")
     header = json.loads((tmp_path / "work").read_bytes().partition(b"\n")[0])
     with WorkFile(tmp_path / "work", header) as work:
@@ -315,7 +317,7 @@ def test_a_damaged_batch_is_not_believed(bundle: Bundle, data: Path, tmp_path: P
     (tmp_path / "work").unlink()
     with WorkFile(tmp_path / "work", header) as work:
         work.append({**batch, "results": [spoilt]})
-    with pytest.raises(InputError, match=rf"the finished batch 0 must be readable: .*{message}.*; remove the file"):
+    with raises(InputError, what="resume", found=0):
         reference(bundle, data, batch_size=2, resume=tmp_path / "work")
 
 
@@ -327,7 +329,7 @@ def test_another_bundle_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -
     altered["source"]["id"] = "another"
     manifest.write_text(json.dumps(altered), encoding="utf-8")
     try:
-        with pytest.raises(InputError, match="begun with another bundle"):
+        with raises(InputError, what="bundle"):
             reference(Bundle.open(bundle.path), data, resume=tmp_path / "work")
     finally:
         manifest.write_text(text, encoding="utf-8")
@@ -336,7 +338,7 @@ def test_another_bundle_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -
 def test_a_damaged_image_loses_nothing(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     good = (data / "newt" / "0.png").read_bytes()
     (data / "newt" / "0.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"cannot read 'newt/0\.png' of .*data"):
+    with raises(ImageError):
         reference(bundle, data, batch_size=1, resume=tmp_path / "work")
     assert Brightness.batches == [1] * 5
     (data / "newt" / "0.png").write_bytes(good)
@@ -368,14 +370,14 @@ def test_a_limit_is_recorded(bundle: Bundle, data: Path) -> None:
 
 def test_what_cannot_be_evaluated_is_refused(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     for size in (0, 10**20):
-        with pytest.raises(UsageError, match=f"batch_size must be from 1 to 1048576, got {size}"):
+        with raises(UsageError, what="batch_size", found=size):
             evaluate(bundle, data=data, batch_size=size)
-    with pytest.raises(BundleError, match="no bundle"):
+    with raises(BundleError, where=str(tmp_path)):
         evaluate(tmp_path, data=data)
-    with pytest.raises(InputError, match="'purple' is no class"):
+    with raises(InputError):
         evaluate(bundle, data=write(tmp_path / "other", {"purple": [1]}))
     features = write_bundle(tmp_path / "features", Task.FEATURES)
-    with pytest.raises(UsageError, match="needs a model with classes"):
+    with raises(UsageError, what="task", found=Task.FEATURES):
         evaluate(features, data=data)
 
 
@@ -384,14 +386,13 @@ def test_selection(single: Bundle) -> None:
     assert select(single) == [real, onnx]
     assert select(single, ["onnxruntime", "torch", "onnxruntime:fp32"]) == [onnx, real]
     assert select(single, ["torch:bf16"]) == [Selected("reference", "torch", "bf16")]
-    for names, message in {
-        ("tensorflow",): "a backend must be one of torch, .*, got 'tensorflow'",
-        ("onnxruntime:fp16",): "has no artifact onnx-fp16",
-        ("torchscript",): "has no artifact for torchscript; make it",
-        (): "one or more names",
-    }.items():
-        with pytest.raises(UsageError, match=message):
+    for names in (("tensorflow",), ("onnxruntime:fp7",), ("torchscript",)):
+        with raises(UsageError, what="backends", found=names[0]):
             select(single, names)
+    with raises(UsageError, what="backends", found=()):
+        select(single, ())
+    with raises(UsageError):
+        select(single, ("onnxruntime:fp16",))
 
 
 def test_an_artifact_that_nothing_here_runs_is_selected_and_skipped(single: Bundle, data: Path) -> None:

@@ -157,5 +157,5 @@ def test_an_altered_file_is_refused(both: Bundle) -> None:
 
 def test_a_file_that_is_vouched_for_and_no_model_is_refused(both: Bundle) -> None:
     (both.path / "onnx" / "model.onnx").write_bytes(b"\xff" * 100)
-    with pytest.raises(BundleError, match=r"model\.onnx must hold a valid ONNX model"):
+    with pytest.raises(BundleError, match=r"model\.onnx .*valid ONNX model"):
         inspected(sign_again(both), "onnx-fp32")

@@ -108,9 +108,7 @@ def test_operators_of_others_and_graphs_without_layers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x0a"], ids=["empty", "text", "no graph"])
 def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
-    with pytest.raises(
-        BundleError, match=r"model\.onnx must hold a valid ONNX model: .*; export the bundle again"
-    ) as caught:
+    with pytest.raises(BundleError, match=r"model\.onnx .*valid ONNX model: .*; export the bundle again") as caught:
         read_onnx(tmp_path / "model.onnx")
     assert "\n" not in str(caught.value)
 
@@ -118,7 +116,7 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path, content: bytes)
 def test_an_element_type_that_there_is_not_is_refused(tmp_path: Path) -> None:
     model = mixed_model([HALF])
     model.graph.initializer[0].data_type = 99
-    with pytest.raises(BundleError, match="must hold a valid ONNX model"):
+    with pytest.raises(BundleError, match="valid ONNX model"):
         read(model, tmp_path)
 
 
@@ -127,7 +125,7 @@ def test_a_graph_out_of_order_is_refused(tmp_path: Path) -> None:
     nodes = list(model.graph.node)
     model.graph.ClearField("node")
     model.graph.node.extend(reversed(nodes))
-    with pytest.raises(BundleError, match="must hold a valid ONNX model"):
+    with pytest.raises(BundleError, match="valid ONNX model"):
         read(model, tmp_path)
 
 
@@ -140,7 +138,7 @@ def test_a_value_of_a_type_that_there_is_not_is_refused(tmp_path: Path, place: s
     if place == "value":
         value.add().name = graph.node[0].output[0]
     value[0].type.tensor_type.elem_type = elem_type
-    with pytest.raises(BundleError, match="must hold a valid ONNX model"):
+    with pytest.raises(BundleError, match="valid ONNX model"):
         read(model, tmp_path)
 
 

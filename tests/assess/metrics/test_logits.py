@@ -1,4 +1,4 @@
-"""What is said of logits, against figures worked out by hand."""
+"""Comparison of logits, against figures worked out by hand."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.stats
+from raising import raises
 
 from vitdeploy.assess.metrics.shares import images_needed, mcnemar, mcnemar_power, wilson
 from vitdeploy.errors import UsageError
@@ -35,7 +36,7 @@ def test_interval_of_another_confidence(confidence: float) -> None:
 
 @pytest.mark.parametrize("arguments", [(0, 0), (3, 2), (-1, 2), (1, 2, 1.0)])
 def test_no_interval_of_nothing(arguments: tuple[int, int]) -> None:
-    with pytest.raises(UsageError, match="an interval needs"):
+    with raises(UsageError, found=(*arguments, 0.95)[:3]):
         wilson(*arguments)
 
 
@@ -48,7 +49,7 @@ def test_mcnemar_is_the_exact_binomial_test(first: int, second: int) -> None:
 def test_mcnemar_of_many_images() -> None:
     assert mcnemar(25_000, 25_000) == 1.0
     assert 0 < mcnemar(10_000, 10_500) < 1e-3
-    with pytest.raises(UsageError, match="counts from 0 up, got -1 and 2"):
+    with raises(UsageError, found=(-1, 2)):
         mcnemar(-1, 2)
 
 
@@ -94,5 +95,5 @@ def test_images_needed_grow_with_what_is_asked() -> None:
     assert images_needed(0.02, disagreement=0.1) > images_needed(0.02)
     assert images_needed(0.02, alpha=0.01) > images_needed(0.02)
     assert images_needed(0.02, power=0.99) > images_needed(0.02)
-    with pytest.raises(UsageError, match="beyond < drop <= disagreement <= 1"):
+    with raises(UsageError, found=(0.0, 0.02, 0.01, 0.05, 0.9)):
         images_needed(0.02, disagreement=0.01)

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, gate_result
 
-from vitdeploy.assess.compare.compare import BackendComparison, Comparison
-from vitdeploy.assess.compare.worst_images import FarImage
+from vitdeploy.assess.compare.results import BackendComparison, Comparison
+from vitdeploy.assess.compare.worst_images import WorstImage
 from vitdeploy.assess.report.example_images import MOST, first_of_each_class, furthest_images, worst_images
 from vitdeploy.assess.report.report import Report, report_of
 from vitdeploy.errors import ImageError, UsageError
@@ -104,8 +104,8 @@ def test_a_comparison_shows_the_files_that_differ_most_of_all_its_artifacts(tmp_
     cat, dog = Prediction("cat", 0, 0.9), Prediction("dog", 1, 0.6)
     files = [tmp_path / f"{index}.png" for index in range(3)]
     files[1].write_bytes(b"1")
-    first = [FarImage(0, str(files[0]), 1e-3, cat, cat), FarImage(7, "", 1.0, cat, dog)]
-    second = [FarImage(1, str(files[1]), 0.5, cat, dog), FarImage(0, str(files[0]), 2e-3, cat, dog)]
+    first = [WorstImage(0, str(files[0]), 1e-3, cat, cat), WorstImage(7, "", 1.0, cat, dog)]
+    second = [WorstImage(1, str(files[1]), 0.5, cat, dog), WorstImage(0, str(files[0]), 2e-3, cat, dog)]
     results = tuple(
         BackendComparison(name, "onnxruntime", 1e-4, furthest=tuple(far))
         for name, far in (("onnx-fp32", first), ("onnx-fp16", second))

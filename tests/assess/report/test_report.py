@@ -11,7 +11,7 @@ from pages import Page, hostile_report, written
 from PIL import Image
 from written_results import EVALUATION, LAYERS, SENSITIVITY
 
-from vitdeploy.assess.debug.layers import ArtifactLayers, PartDifference
+from vitdeploy.assess.debug.layer_results import ArtifactLayers, PartDifference
 from vitdeploy.assess.debug.sensitivity import LayerEffect
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.metrics.accuracy import Predictions

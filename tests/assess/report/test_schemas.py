@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NODE = GraphNode("/layers.0/MatMul", "MatMul", "layers.0")
-BISECTION = Bisection("b", "fp16", 16, True, 1e-4, 9, (NODE,), float("inf"), 1e-5, 12, True)
+BISECTION = Bisection("b", 16, True, "fp16", 1e-4, 9, (NODE,), float("inf"), 1e-5, 12, True)
 RESULTS = [
     ("compare", COMPARISON),
     ("compare", LAYERS),

@@ -53,7 +53,7 @@ def test_junit_of_a_comparison() -> None:
         ("onnx-fp32 on onnxruntime", "pooler_output", ["failure"]),
         ("tensorrt-fp16 on no backend", "compare", ["error"]),
     ]
-    assert cases[1][0].get("message") == "differs by 5.00e-01 of the largest value, 0.0001 allowed; 0.5 would pass"
+    assert cases[1][0].get("message") == "max relative difference 5.00e-01, 0.0001 allowed; 0.5 would pass"
     assert cases[2][0].attrib == {"message": "no backend runs it", "type": "skipped"}
 
 
@@ -81,8 +81,8 @@ def test_layers_name_the_first_that_diverges() -> None:
     (suite,) = ET.fromstring(junit(LAYERS))
     failures = {case.get("name"): case[0].get("message") for case in suite.findall("testcase") if len(case)}
     assert failures == {
-        "layers.1": "differs by inf of the largest value, 0.0001 allowed; the first part that diverges",
-        "head": "differs by 5.00e-01 of the largest value, 0.0001 allowed",
+        "layers.1": "max relative difference inf, 0.0001 allowed; the first part that diverges",
+        "head": "max relative difference 5.00e-01, 0.0001 allowed",
         "debug layers": "its layers cannot be told apart",
     }
     assert markdown(LAYERS).splitlines()[2] == "2 passed, 2 failed, 1 skipped"

@@ -13,7 +13,8 @@ from vitdeploy.assess.data.folder_listing import list_images
 from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
 from vitdeploy.assess.runs.targets import select
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, readable
 from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
 from vitdeploy.images.open import open_image

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.compare.golden import Golden
-from vitdeploy.assess.compare.worst_images import FarImage, furthest
+from vitdeploy.assess.compare.results import BackendComparison, Comparison
+from vitdeploy.assess.compare.worst_images import WorstImage, most_different_images
 from vitdeploy.assess.data.images import chosen_images
-from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS, LOOSE_BOUND, CosineBound
-from vitdeploy.assess.metrics.features import Nearness, nearness, vectors
+from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS
+from vitdeploy.assess.metrics.features import nearness, vectors
 from vitdeploy.assess.metrics.logits import LogitsDifference, compare_logits
-from vitdeploy.assess.metrics.outputs import LOGITS, Difference, check_tolerance, compare_outputs, default_tolerance
-from vitdeploy.assess.metrics.status import ByResult, Verdict
-from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
-from vitdeploy.assess.runs.targets import artifacts
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
-from vitdeploy.bundle.output_paths import check_outputs, check_writable
+from vitdeploy.assess.metrics.outputs import LOGITS, check_tolerance, compare_outputs, default_tolerance
+from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
+from vitdeploy.assess.runs.reference import Batches, rows_not_finite, run_batches, run_reference
+from vitdeploy.assess.runs.targets import artifacts, no_artifact
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.output_paths import check_outputs
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UnavailableError, UsageError
-from vitdeploy.predictor import check_batch_size, load_processor
+from vitdeploy.files.output_files import check_writable
+from vitdeploy.predictor import check_batch_size
 from vitdeploy.specs import Task
 from vitdeploy.system.progress import SILENT, Progress
 
@@ -31,152 +33,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.runs.targets import Selected
     from vitdeploy.bundle.manifest import Artifact
-
-
-@dataclasses.dataclass(frozen=True)
-class BackendComparison:
-    """One artifact on one backend.
-
-    Attributes:
-        artifact: such as "onnx-fp32".
-        backend: what ran it; "" where no backend of this version does.
-        tolerance: the largest difference allowed, relative to each output's largest value.
-        differences: one an output; none where the backend was skipped.
-        details: what really ran.
-        skipped: why it could not run; None where it did.
-        logits: what else is said of the logits of a single-label classifier; None where there are none, or some are
-            not finite.
-        not_finite: the positions of the images for which a value of the artifact is NaN or infinite, from 0.
-        furthest: of a single-label classifier, the images that differ most, the furthest first.
-        nearness: of a model without classes, its vectors beside the reference's, see
-            `vitdeploy.assess.metrics.features`; neighbours are looked for among images that were given.
-        cosine_bound: judges `nearness`, and no tolerance; of a quantized artifact of a model without classes, where no
-            tolerance was given.
-    """
-
-    artifact: str
-    backend: str
-    tolerance: float
-    differences: tuple[Difference, ...] = ()
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
-    skipped: str | None = None
-    logits: LogitsDifference | None = None
-    not_finite: tuple[int, ...] = ()
-    furthest: tuple[FarImage, ...] = ()
-    nearness: tuple[Nearness, ...] = ()
-    cosine_bound: CosineBound | None = None
-
-    @property
-    def status(self) -> str:
-        """The outcome: "passed", "failed" or "skipped"."""
-        if self.skipped is not None:
-            return "skipped"
-        passed = bool(self.differences) and all(map(self.passes, self.differences))
-        return "passed" if passed and not self._far else "failed"
-
-    def passes(self, difference: Difference) -> bool:
-        """Whether one of the outputs does, by itself; of several whose vectors judge, it is not another altogether."""
-        return difference.within(self.tolerance) if self.cosine_bound is None else LOOSE_BOUND.resembles(difference)
-
-    @property
-    def judged_by(self) -> str:
-        """The rule, for people."""
-        if self.cosine_bound is None:
-            return f"largest difference, {self.tolerance:g} of the largest value allowed"
-        bound = self.cosine_bound
-        text = f"cosine, mean {bound.mean:g} and 5th percentile {bound.p5:g} required"
-        if any(each.same_neighbours is not None for each in self.nearness):
-            text += f"; same nearest neighbour, {bound.neighbours:.0%} required"
-        return f"{text}; relative error, {bound.relative_error:.0%} allowed"
-
-    @property
-    def _far(self) -> list[str]:
-        bound = self.cosine_bound
-        return [] if bound is None else [far for each in self.nearness if (far := bound.why_not(each)) is not None]
-
-    @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """One an output, for a report; one where it was skipped."""
-        subject = f"{self.artifact} on {self.backend or 'no backend'}"
-        if self.skipped is not None:
-            return (Verdict(subject, "compare", "skipped", self.skipped),)
-        if self.cosine_bound is not None:
-            broken = tuple(
-                Verdict(subject, each.output, "failed", f"{each.output} has a mean cosine of {each.mean_cosine:.4f}")
-                for each in self.differences
-                if each.finite and not self.passes(each)
-            )
-            return broken + tuple(
-                Verdict(subject, each.output, "failed" if far else "passed", far or f"{each} ({each.images} images)")
-                for each in self.nearness
-                for far in (self.cosine_bound.why_not(each) if self._finite else "not all values are finite",)
-            )
-        return tuple(
-            Verdict(
-                subject,
-                each.output,
-                "passed" if each.within(self.tolerance) else "failed",
-                f"differs by {each.max_relative:.2e} of the largest value, {self.tolerance:g} allowed; "
-                f"{each.required_tolerance:g} would pass",
-            )
-            for each in self.differences
-        )
-
-    @property
-    def _finite(self) -> bool:
-        return all(each.finite for each in self.differences)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            **dataclasses.asdict(self),
-            "status": self.status,
-            "judged_by": "difference" if self.cosine_bound is None else "cosine",
-            "differences": [difference.to_dict() for difference in self.differences],
-            "nearness": [each.to_dict() for each in self.nearness],
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison(ByResult):
-    """Every artifact of a bundle against the reference.
-
-    Attributes:
-        bundle: the folder.
-        images: how many were compared.
-        synthetic: whether they were made up, none having been given.
-        results: one an artifact and backend.
-        problem_type: how logits are read; only those of a single-label classifier are compared as classes, too.
-        processor: where the image processor came from, in a line; None where the bundle does not say.
-        left_out: the files of the folder that are not among its images; None where no folder was listed.
-    """
-
-    bundle: str
-    images: int
-    synthetic: bool
-    results: tuple[BackendComparison, ...]
-    problem_type: ProblemType = ProblemType.SINGLE_LABEL
-    processor: str | None = None
-    left_out: LeftOut | None = None
-
-    @property
-    def note(self) -> str:
-        """Which figures do not apply to the model, for people; empty where all do."""
-        if self.problem_type is ProblemType.SINGLE_LABEL:
-            return ""
-        if self.problem_type is ProblemType.REGRESSION:
-            return "regression: each value is compared by itself, relative to its own largest one; the worst is shown"
-        return f"{self.problem_type}: outputs are compared as numbers, as no class of an image is the best one"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            **dataclasses.asdict(self),
-            "problem_type": str(self.problem_type),
-            "status": self.status,
-            "results": [result.to_dict() for result in self.results],
-        }
 
 
 @retry_if_changed
@@ -223,18 +81,37 @@ def compare(
     check_tolerance(tolerance)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if not bundle.manifest.artifacts:
-        raise UsageError(f"{bundle.path} must hold an artifact to compare, holds none; make one: vitdeploy export")
+        raise no_artifact(bundle, "compare")
     if golden is not None and save_golden is not None:
-        raise UsageError(f"compare saves golden outputs or compares with them, got both: {save_golden} and {golden}")
+        raise UsageError("golden outputs are either saved or compared with", what="golden", found=(golden, save_golden))
     check_outputs({"save_golden": save_golden}, {"images": images}, bundle=bundle.path)
     if save_golden is not None:
         check_writable(Path(save_golden))
-    processor, problem_type = load_processor(bundle), bundle.read_config().problem_type
-    chosen_sources = chosen_images(processor, images)
+    with OpenRuntimes(bundle, device, progress=progress) as runtimes:
+        return run_comparison(
+            runtimes, images=images, tolerance=tolerance, batch_size=batch_size, backends=backends, golden=golden,
+            save_golden=save_golden, progress=progress,
+        )  # fmt: skip
+
+
+def run_comparison(
+    runtimes: OpenRuntimes,
+    *,
+    images: str | os.PathLike[str] | Sequence[Any] | None,
+    tolerance: float | None = None,
+    batch_size: int = 8,
+    backends: Sequence[str] | None,
+    golden: str | os.PathLike[str] | None = None,
+    save_golden: str | os.PathLike[str] | None = None,
+    progress: Progress,
+) -> Comparison:
+    """`compare` on runtimes that others run, too."""
+    bundle = runtimes.bundle
+    chosen_sources = chosen_images(runtimes.processor, images)
     sources = chosen_sources.images
     if not sources:
-        raise UsageError("compare needs at least one image, got none")
-    batches = Batches(processor, sources, batch_size)
+        raise UsageError("compare needs at least one image, got none", what="images", found=sources)
+    batches = Batches(runtimes.processor, sources, batch_size)
     by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
     chosen = artifacts(bundle, backends)
     names = {selected.artifact for selected in chosen}
@@ -242,34 +119,34 @@ def compare(
     tools: dict[str, str] = {}
     if golden is not None:
         progress.step(f"reading golden outputs of {len(sources)} images")
-        found = Golden.read(golden)
-        found.check(bundle, batches.pixels_sha256(), len(sources), batch_size)
-        expected = found.outputs
+        read = Golden.read(golden)
+        read.check(bundle, batches.pixels_sha256(), len(sources), batch_size)
+        expected = read.outputs
     else:
         progress.step(f"running the reference on {len(sources)} images")
-        expected, engine = run_reference(bundle, batches, _reference_outputs(bundle), device, progress)
+        expected, engine = run_reference(runtimes, batches, _reference_outputs(bundle))
         tools = {"vitdeploy": __version__, "engine": engine}
-    results = tuple(
-        _result(
-            bundle,
-            selected,
-            by_name[selected.artifact],
-            batches,
-            expected,
-            _Judge(allowed[selected.artifact], by_cosine=tolerance is None, search=images is not None),
-            device,
-            progress,
-        )
-        for selected in chosen
-    )
+    results = []
+    for selected in chosen:
+        limit = allowed[selected.artifact]
+        progress.step(f"running {selected}")
+        try:
+            results.append(
+                _result(
+                    runtimes, selected, by_name[selected.artifact], batches, expected, limit,
+                    by_cosine=tolerance is None, search=images is not None,
+                )
+            )  # fmt: skip
+        except UnavailableError as exc:
+            results.append(BackendComparison(selected.artifact, selected.backend, limit, skipped=str(exc)))
     if save_golden is not None:
         Golden(expected, bundle.manifest.reference, batches.pixels_sha256(), batch_size, tools).write(save_golden)
     return Comparison(
         bundle=str(bundle.path),
         images=len(sources),
         synthetic=images is None,
-        results=results,
-        problem_type=problem_type,
+        results=tuple(results),
+        problem_type=bundle.read_config().problem_type,
         processor=bundle.manifest.processor,
         left_out=chosen_sources.left_out,
     )
@@ -282,45 +159,36 @@ def _reference_outputs(bundle: Bundle) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(spec.name for spec in specs)) or None
 
 
-class _Judge(NamedTuple):
-    """The tolerance of an artifact, whether cosines may judge instead, and whether neighbours are looked for."""
-
-    tolerance: float
-    by_cosine: bool
-    search: bool
-
-
 def _result(
-    bundle: Bundle,
+    runtimes: OpenRuntimes,
     selected: Selected,
     artifact: Artifact,
     batches: Batches,
     expected: Mapping[str, np.ndarray],
-    judge: _Judge,
-    device: str,
-    progress: Progress,
+    tolerance: float,
+    *,
+    by_cosine: bool,
+    search: bool,
 ) -> BackendComparison:
-    head = (artifact.name, selected.backend, judge.tolerance)
-    with_classes = bundle.manifest.task == Task.CLASSIFICATION
-    problem_type = bundle.read_config().problem_type
-    ranked = problem_type is ProblemType.SINGLE_LABEL
-    progress.step(f"running {selected}")
-    try:
-        with selected.open(bundle, device=device) as runtime:
-            wanted = {spec.name: expected[spec.name] for spec in artifact.outputs}
-            found = run_batches(runtime, batches.feeds(runtime))
-            return BackendComparison(
-                *head,
-                compare_outputs(wanted, found, problem_type=problem_type),
-                runtime.details,
-                logits=_compare_logits(wanted, found, judge.tolerance) if ranked else None,
-                not_finite=_not_finite(found),
-                furthest=_furthest(bundle, wanted, found, batches.sources) if ranked else (),
-                nearness=() if with_classes else nearness(vectors(wanted), vectors(found), search=judge.search),
-                cosine_bound=COSINE_BOUNDS.get(artifact.precision) if judge.by_cosine and not with_classes else None,
-            )
-    except UnavailableError as exc:
-        return BackendComparison(*head, skipped=str(exc))
+    """Run an artifact; cosines judge it where they may, and neighbours are searched among the images where asked."""
+    config = runtimes.bundle.read_config()
+    with_classes = runtimes.bundle.manifest.task == Task.CLASSIFICATION
+    ranked = config.problem_type is ProblemType.SINGLE_LABEL
+    with runtimes.open(selected) as runtime:
+        wanted = {spec.name: expected[spec.name] for spec in artifact.outputs}
+        given = run_batches(runtime, batches.feeds(runtime))
+        return BackendComparison(
+            artifact.name,
+            selected.backend,
+            tolerance,
+            compare_outputs(wanted, given, problem_type=config.problem_type),
+            runtime.details,
+            logits=_compare_logits(wanted, given, tolerance) if ranked else None,
+            not_finite=tuple(np.flatnonzero(rows_not_finite(given)).tolist()),
+            furthest=_worst_images(config.labels, wanted, given, batches.sources) if ranked else (),
+            nearness=() if with_classes else nearness(vectors(wanted), vectors(given), search=search),
+            cosine_bound=COSINE_BOUNDS.get(artifact.precision) if by_cosine and not with_classes else None,
+        )
 
 
 def _compare_logits(
@@ -331,14 +199,9 @@ def _compare_logits(
     return compare_logits(wanted[LOGITS], found[LOGITS], tolerance)
 
 
-def _furthest(
-    bundle: Bundle, wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], sources: Sequence[Any]
-) -> tuple[FarImage, ...]:
+def _worst_images(
+    labels: Sequence[str], wanted: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], sources: Sequence[Any]
+) -> tuple[WorstImage, ...]:
     if LOGITS not in wanted or wanted[LOGITS].ndim != 2:
         return ()
-    return furthest(wanted[LOGITS], found[LOGITS], sources, bundle.read_config().labels)
-
-
-def _not_finite(outputs: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-    bad = [~np.isfinite(value.reshape(len(value), -1)).all(axis=1) for value in outputs.values()]
-    return tuple(np.flatnonzero(np.any(bad, axis=0)).tolist())
+    return most_different_images(wanted[LOGITS], given[LOGITS], sources, labels)

@@ -1,4 +1,4 @@
-"""What the reference gave, in a file: saved on one machine, compared with on another that needs no torch."""
+"""Golden outputs: the reference's outputs in a file, to compare with on a machine without torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from numpy.lib import format as npy
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.runs.targets import artifacts
-from vitdeploy.bundle.output_paths import write_output
-from vitdeploy.errors import InputError, NotFiniteError, UsageError, first_line
+from vitdeploy.errors import InputError, NotFiniteError, UsageError, first_line, shown
+from vitdeploy.files.json_text import strict_json
+from vitdeploy.files.output_files import write_output
 from vitdeploy.files.regular_file import open_regular
-from vitdeploy.files.strict_json import strict_json
 from vitdeploy.system.exhaustion import check_exhaustion
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ class Golden:
         names = self._not_finite()
         if names:
             raise NotFiniteError(
-                f"the reference gives NaN or infinite values of {', '.join(names)}, so {path} was not written; "
-                f"mend the weights, or the numbers of the image processor"
-            )
+                f"the reference gives NaN or infinite values of {', '.join(names)}, so {path} was not written",
+                what=names[0], where=path, hint="mend the weights, or the numbers of the image processor",
+            )  # fmt: skip
         header = {
             "format": FORMAT,
             "reference": dict(self.reference),
@@ -125,14 +125,13 @@ class Golden:
             return golden
         except (MemoryError, OSError) as exc:
             check_exhaustion(exc, f"reading {path}")
-            raise InputError(
-                f"{path} must be a file of golden outputs that can be read: {getattr(exc, 'strerror', None) or exc}"
-            ) from exc
+            reason = getattr(exc, "strerror", None) or exc
+            raise InputError(f"{path} cannot be read: {reason}", where=path, found=reason) from exc
         except _DAMAGES as exc:
             raise InputError(
-                f"{path} must be a file that compare --save-golden wrote: {type(exc).__name__} {first_line(exc)}; save "
-                f"it again"
-            ) from exc
+                f"{path} is not a file of golden outputs: {type(exc).__name__} {first_line(exc)}",
+                where=path, expected=FORMAT, hint="save it again: vitdeploy compare --save-golden",
+            ) from exc  # fmt: skip
 
     def _not_finite(self) -> list[str]:
         return [name for name, value in self.outputs.items() if not np.isfinite(value).all()]
@@ -147,27 +146,26 @@ class Golden:
         wanted = bundle.manifest.reference
         changed = [name for name in sorted({*wanted, *self.reference}) if wanted.get(name) != self.reference.get(name)]
         if changed:
-            raise UsageError(
-                f"golden outputs must be of the model of {bundle.path}, they are of another {', '.join(changed)}; save "
-                f"them again"
-            )
+            raise _other("the model", changed[0], wanted.get(changed[0]), self.reference.get(changed[0]))
         if self.batch_size != batch_size:
-            raise UsageError(
-                f"golden outputs must be of batches of the same size, they are of {self.batch_size}, not {batch_size}"
-            )
+            raise _other("the batch size", "batch_size", batch_size, self.batch_size)
         if self.pixels_sha256 != pixels_sha256:
-            raise UsageError(
-                "golden outputs must be of the same processed images, they are of others; give the images that they "
-                "were saved with, and see that the image processor and Pillow are the same"
-            )
+            raise _other("the processed images (or Pillow)", "images", pixels_sha256, self.pixels_sha256)
         runnable = {each.artifact for each in artifacts(bundle) if each.backend}
         specs = [each.outputs for each in bundle.manifest.artifacts if each.name in runnable]
         names = dict.fromkeys(spec.name for spec in itertools.chain(*specs))
         missing = [name for name in names if name not in self.outputs]
         if missing:
-            raise UsageError(f"golden outputs must hold {', '.join(missing)}, do not; save them again")
+            raise _other("the set of outputs", missing[0], missing[0], None)
         for spec in itertools.chain(*specs):
             _check_shape(spec, self.outputs[spec.name].shape, count)
+
+
+def _other(subject: str, what: str, expected: object, found: object) -> UsageError:
+    return UsageError(
+        f"golden outputs are of another state of {subject}: {what} is {shown(expected, 80)}, was {shown(found, 80)}",
+        what=what, expected=expected, found=found, hint="restore it, or save them again",
+    )  # fmt: skip
 
 
 def _array(archive: zipfile.ZipFile, name: str, dtype: type[np.generic]) -> np.ndarray:
@@ -198,4 +196,7 @@ def _check_shape(spec: TensorSpec, shape: tuple[int, ...], count: int) -> None:
         isinstance(axis, str) or axis == length for axis, length in zip(wanted, shape, strict=True)
     )
     if not fits:
-        raise InputError(f"golden outputs must hold {spec.name} of shape {wanted}, hold {shape}; save them again")
+        raise InputError(
+            f"golden outputs have {spec.name} of shape {shape}, not {wanted}",
+            what=spec.name, expected=wanted, found=shape, hint="save them again",
+        )  # fmt: skip

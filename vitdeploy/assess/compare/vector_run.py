@@ -8,21 +8,20 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-
 from vitdeploy.assess.metrics.features import nearness, vectors
-from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
+from vitdeploy.assess.runs.reference import Batches, rows_not_finite, run_batches, run_reference
 from vitdeploy.errors import UnavailableError
-from vitdeploy.predictor import load_processor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
+
     from vitdeploy.assess.data.dataset import LabelledData
     from vitdeploy.assess.data.image_set import ImageSet
     from vitdeploy.assess.metrics.features import Nearness
+    from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
     from vitdeploy.assess.runs.targets import Selected
-    from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.system.progress import Progress
 
 
@@ -50,7 +49,6 @@ class VectorRun:
 
     @property
     def name(self) -> str:
-        """As `Predictions.name`."""
         return f"{self.backend} {self.precision}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,11 +56,10 @@ class VectorRun:
 
 
 def run_vectors(
-    bundle: Bundle,
+    runtimes: OpenRuntimes,
     data: LabelledData | ImageSet,
     selection: Sequence[Selected],
     batch_size: int,
-    device: str,
     progress: Progress,
 ) -> dict[Selected, VectorRun]:
     """Run the reference and the artifacts on every image.
@@ -71,12 +68,12 @@ def run_vectors(
         UnavailableError: the reference cannot run.
         ImageError, BundleError: as `compare`.
     """
-    batches = Batches(load_processor(bundle), _Files(data), batch_size)
-    by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
+    batches = Batches(runtimes.processor, _Files(data), batch_size)
+    by_name = {artifact.name: artifact for artifact in runtimes.bundle.manifest.artifacts}
     given_by = {each.artifact: [spec.name for spec in by_name[each.artifact].outputs] for each in selection}
 
     def of_each(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Which outputs are vectors depends on what an artifact gives beside them."""
+        """Vectors of a batch: which outputs are vectors depends on the other outputs of the artifact."""
         found: dict[str, np.ndarray] = {}
         for names in given_by.values():
             found |= vectors({name: outputs[name] for name in names})
@@ -84,34 +81,29 @@ def run_vectors(
 
     names = tuple(dict.fromkeys(itertools.chain.from_iterable(given_by.values())))
     progress.step(f"running the reference on {len(data)} images")
-    wanted, _ = run_reference(bundle, batches, names, device, progress, keep=of_each)
+    wanted, _ = run_reference(runtimes, batches, names, keep=of_each)
     found = {}
     for selected in selection:
         progress.step(f"running {selected} on {len(data)} images")
         try:
-            with selected.open(bundle, device=device) as runtime:
+            with runtimes.open(selected) as runtime:
                 given = run_batches(runtime, batches.feeds(runtime), keep=vectors)
                 engine = str(runtime.details["engine"])
         except UnavailableError as exc:
             found[selected] = VectorRun(*selected, skipped=str(exc))
             continue
         near = nearness({name: wanted[name] for name in given}, given)
-        found[selected] = VectorRun(*selected, near, _not_finite(given), engine)
+        found[selected] = VectorRun(*selected, near, int(rows_not_finite(given).sum()), engine)
     return found
 
 
 def images_sha256(data: LabelledData | ImageSet) -> str:
-    """Of the names and bytes of the images."""
+    """SHA-256 of the names and bytes of the images."""
     digest = hashlib.sha256()
     for position, name in enumerate(data.names):
         digest.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
         digest.update(hashlib.sha256(data.load(position)).digest())
     return digest.hexdigest()
-
-
-def _not_finite(given: Mapping[str, np.ndarray]) -> int:
-    bad = [~np.isfinite(vector.reshape(len(vector), -1)).all(axis=1) for vector in given.values()]
-    return int(np.any(bad, axis=0).sum())
 
 
 class _Files(Sequence[bytes]):

@@ -1,4 +1,4 @@
-"""The images of which an artifact makes something else than the reference (numpy alone)."""
+"""The images on which an artifact differs most from the reference (numpy alone)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MOST_KEPT = 6
 
 
 @dataclasses.dataclass(frozen=True)
-class FarImage:
-    """An image, and what reference and artifact make of it.
+class WorstImage:
+    """An image, and its best class by reference and artifact.
 
     Attributes:
         position: among the images, from 0.
@@ -37,10 +37,10 @@ class FarImage:
     artifact: Prediction
 
 
-def furthest(
+def most_different_images(
     reference: np.ndarray, candidate: np.ndarray, sources: Sequence[Any], labels: Sequence[str]
-) -> tuple[FarImage, ...]:
-    """The images whose logits differ most, the furthest first; none that do not differ.
+) -> tuple[WorstImage, ...]:
+    """The images whose logits differ most, the worst first; none that do not differ.
 
     Args:
         reference: (N, classes).
@@ -61,7 +61,7 @@ def furthest(
         return Prediction(name, index, float(best[1][row]))
 
     return tuple(
-        FarImage(
+        WorstImage(
             position,
             _path(sources[position]),
             float(distance[position]),

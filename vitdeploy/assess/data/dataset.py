@@ -16,7 +16,7 @@ import numpy as np
 from vitdeploy.assess.data.class_labels import BY_INDEX, Classes
 from vitdeploy.assess.data.folder_listing import list_folder, with_images
 from vitdeploy.errors import ImageError, InputError, UsageError, first_line, readable, shown
-from vitdeploy.files.label_tables import SEPARATORS, table_rows
+from vitdeploy.files.label_tables import SEPARATORS, TABLE_ENDINGS, table_rows
 from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
 from vitdeploy.system.imports import load_target
 
@@ -117,7 +117,7 @@ def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledDa
     kind = source.suffix.lower()
     with readable(source, "a folder, or a .csv, .tsv or .parquet file"):
         is_folder = source.is_dir()
-        if not is_folder and (kind not in (*SEPARATORS, ".parquet") or not source.is_file()):
+        if not is_folder and (kind not in TABLE_ENDINGS or not source.is_file()):
             raise InputError(f"{source} is no folder, and no .csv, .tsv or .parquet file; name one of these")
     if is_folder:
         images, tables = list_folder(source)

@@ -1,4 +1,4 @@
-"""Which nodes of a bundle's graph must stay in float32 for a lower precision to pass."""
+"""Delta debugging: the nodes of a bundle's graph that must stay in float32 for a lower precision to pass."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from vitdeploy.assess.data.images import few_images
 from vitdeploy.assess.debug.mixed_precision import LowerPrecision
 from vitdeploy.assess.debug.search import smallest_kept
 from vitdeploy.assess.metrics.outputs import check_tolerance, compare_outputs, default_tolerance
+from vitdeploy.assess.metrics.status import ImageAssessment
+from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import check_count
-from vitdeploy.predictor import check_batch_size, load_processor
+from vitdeploy.predictor import check_batch_size
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.debug.mixed_precision import GraphNode
     from vitdeploy.bundle.scores import ProblemType
     from vitdeploy.exporters.graph.variants import Variants
@@ -35,17 +37,14 @@ MAX_RUNS = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class Bisection:
-    """Which nodes must stay in float32.
+class Bisection(ImageAssessment):
+    """The nodes that must stay in float32.
 
     An error is the largest difference from the reference, relative to the output's largest value, of any output;
     infinite where a value is not finite.
 
     Attributes:
-        bundle: the folder.
         precision: what the other nodes compute in.
-        images: how many were compared.
-        synthetic: whether they were made up, none having been given.
         tolerance: the largest error that passes.
         candidates: how many nodes could be kept.
         kept: those that must be, in the order of the graph; none where the precision passes by itself, and none
@@ -55,14 +54,9 @@ class Bisection:
         error: with `kept`; with everything kept, where even that does not pass.
         runs: how many sets of nodes were run.
         minimal: whether it was shown that none of `kept` can be left out; else the runs were used up.
-        processor: where the image processor came from, in a line; None where the bundle does not say.
-        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
-    bundle: str
     precision: str
-    images: int
-    synthetic: bool
     tolerance: float
     candidates: int
     kept: tuple[GraphNode, ...]
@@ -70,8 +64,6 @@ class Bisection:
     error: float
     runs: int
     minimal: bool
-    processor: str | None = None
-    left_out: LeftOut | None = None
 
     @property
     def status(self) -> str:
@@ -80,7 +72,7 @@ class Bisection:
 
     @property
     def summary(self) -> str:
-        """What was found, in a sentence."""
+        """The result in a sentence."""
         if self.status == "failed":
             return (
                 f"even float32 differs from the reference by {self.error:.2g}, and {self.tolerance:g} is allowed: the "
@@ -139,12 +131,12 @@ def bisect(
     artifact, candidates = lower.artifact, lower.nodes
     allowed = default_tolerance(artifact) if tolerance is None else tolerance
     groups = [list(nodes) for _, nodes in itertools.groupby(candidates, key=lambda node: node.part)]
-    processor = load_processor(bundle)
-    sources = few_images(processor, images, max_images)
+    runtimes = OpenRuntimes(bundle)
+    sources = few_images(runtimes.processor, images, max_images)
     chosen = sources.images
     progress.step(f"running the reference on {len(chosen)} images")
-    batches = Batches(processor, chosen, batch_size)
-    expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
+    batches = Batches(runtimes.processor, chosen, batch_size)
+    expected, _ = run_reference(runtimes, batches, tuple(spec.name for spec in artifact.outputs))
     given = list(batches.feeds(artifact))
     count = itertools.count(1)
     problem_type = bundle.read_config().problem_type
@@ -183,7 +175,7 @@ def _error(
     expected: Mapping[str, np.ndarray],
     problem_type: ProblemType,
 ) -> float:
-    """Of the variant that keeps these nodes."""
+    """The error of the variant that keeps these nodes."""
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
     variants.write(kept, path)

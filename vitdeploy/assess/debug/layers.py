@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vitdeploy.assess.data.images import SYNTHETIC_COUNT, chosen_images
-from vitdeploy.assess.metrics.outputs import Difference, check_tolerance, compare_outputs, default_tolerance
-from vitdeploy.assess.metrics.status import ByResult, Verdict
+from vitdeploy.assess.debug.layer_results import ArtifactLayers, LayerComparison, PartDifference
+from vitdeploy.assess.metrics.outputs import check_tolerance, compare_outputs, default_tolerance
+from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
-from vitdeploy.assess.runs.targets import REFERENCE, artifacts, select
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.assess.runs.targets import REFERENCE, artifacts, no_artifact, select
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import UnavailableError, UsageError
-from vitdeploy.predictor import load_processor
 from vitdeploy.specs import Precision
 from vitdeploy.system.imports import load_target
 from vitdeploy.system.progress import SILENT, Progress
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.bundle.manifest import Artifact
     from vitdeploy.bundle.scores import ProblemType
 
@@ -50,104 +49,6 @@ class SplitArtifact(NamedTuple):
 
     layers: int
     run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True)
-class PartDifference:
-    """One part of a model, given the same as the reference's.
-
-    Attributes:
-        part: "embeddings", "layers.0" ..., "head".
-        differences: of what the part gives, the head having one an output. Hidden states are in units of their
-            channel's scale, see `_scale`.
-    """
-
-    part: str
-    differences: tuple[Difference, ...]
-
-    @property
-    def worst(self) -> Difference:
-        """The difference that needs the largest tolerance."""
-        return max(self.differences, key=lambda difference: difference.required_tolerance)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"part": self.part, "differences": [difference.to_dict() for difference in self.differences]}
-
-
-@dataclasses.dataclass(frozen=True)
-class ArtifactLayers:
-    """One artifact, part by part.
-
-    Attributes:
-        artifact: such as "onnx-fp32".
-        tolerance: the largest difference allowed, relative to the largest value of a channel, or of an output.
-        parts: in the order of computation; none where the artifact was skipped.
-        skipped: why it could not be compared; None where it was.
-    """
-
-    artifact: str
-    tolerance: float
-    parts: tuple[PartDifference, ...] = ()
-    skipped: str | None = None
-
-    @property
-    def first(self) -> str | None:
-        """The first part that diverges: the first whose own difference is beyond the tolerance."""
-        return next((part.part for part in self.parts if not part.worst.within(self.tolerance)), None)
-
-    @property
-    def status(self) -> str:
-        """The outcome: "passed", "failed" or "skipped"."""
-        if self.skipped is not None:
-            return "skipped"
-        return "passed" if self.parts and self.first is None else "failed"
-
-    @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """One a part, for a report; one where it was skipped."""
-        if self.skipped is not None:
-            return (Verdict(self.artifact, "debug layers", "skipped", self.skipped),)
-        return tuple(
-            Verdict(
-                self.artifact,
-                part.part,
-                "passed" if part.worst.within(self.tolerance) else "failed",
-                f"differs by {part.worst.max_relative:.2e} of the largest value, {self.tolerance:g} allowed"
-                + ("; the first part that diverges" if part.part == self.first else ""),
-            )
-            for part in self.parts
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        parts = [part.to_dict() for part in self.parts]
-        return {**dataclasses.asdict(self), "parts": parts, "first": self.first, "status": self.status}
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerComparison(ByResult):
-    """Every artifact of a bundle against the reference, part by part; see `compare_layers`.
-
-    Attributes:
-        bundle: the folder.
-        images: how many were compared.
-        synthetic: whether they were made up, none having been given.
-        against: what the artifacts are compared with: "reference", or another artifact.
-        results: one an artifact.
-        processor: where the image processor came from, in a line; None where the bundle does not say.
-        left_out: the files of the folder that are not among its images; None where no folder was listed.
-    """
-
-    bundle: str
-    images: int
-    synthetic: bool
-    against: str
-    results: tuple[ArtifactLayers, ...]
-    processor: str | None = None
-    left_out: LeftOut | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        results = [result.to_dict() for result in self.results]
-        return {**dataclasses.asdict(self), "status": self.status, "results": results}
 
 
 @retry_if_changed
@@ -185,20 +86,38 @@ def compare_layers(
     """
     check_tolerance(tolerance)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    with OpenRuntimes(bundle) as runtimes:
+        return run_layers(
+            runtimes, images=images, tolerance=tolerance, backends=backends, against=against, progress=progress
+        )
+
+
+def run_layers(
+    runtimes: OpenRuntimes,
+    *,
+    images: str | os.PathLike[str] | Sequence[Any] | None,
+    tolerance: float | None = None,
+    backends: Sequence[str] | None,
+    against: str | None = None,
+    progress: Progress,
+) -> LayerComparison:
+    """`compare_layers` with a reference that others run, too."""
+    bundle = runtimes.bundle
     if not bundle.manifest.artifacts:
-        raise UsageError(f"{bundle.path} must hold an artifact to compare, holds none; make one: vitdeploy export")
+        raise no_artifact(bundle, "compare")
     by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
     other = REFERENCE if against is None else _one(bundle, against)
     chosen = dict.fromkeys(selected.artifact for selected in artifacts(bundle, backends))
     chosen.pop(other, None)
     if not chosen:
-        raise UsageError(f"an artifact must be compared with {other}, got none but that; name another")
-    processor = load_processor(bundle)
-    chosen_sources = chosen_images(processor, images)
+        raise UsageError(
+            f"{other} cannot be compared with itself; name another artifact", what="backends", found=backends
+        )
+    chosen_sources = chosen_images(runtimes.processor, images)
     sources = chosen_sources.images[:SYNTHETIC_COUNT]
-    batches = Batches(processor, sources, batch_size=1)
+    batches = Batches(runtimes.processor, sources, batch_size=1)
     progress.step(f"running the reference on {len(sources)} images")
-    states = _reference(bundle, batches)
+    states = _reference(runtimes, batches)
     expected = states
     if other != REFERENCE:
         progress.step(f"running {other} layer by layer")
@@ -229,45 +148,46 @@ def _one(bundle: Bundle, against: str) -> str:
     found = select(bundle, [against])
     if len(found) > 1:
         raise UsageError(
-            f"against must name one artifact, {against} has {', '.join(each.precision for each in found)}; "
-            f"add the precision, such as {against}:{found[0].precision}"
-        )
+            f"{against} stands for several artifacts, in {', '.join(each.precision for each in found)}",
+            what="against", found=against, hint=f"add the precision, such as {against}:{found[0].precision}",
+        )  # fmt: skip
     if found[0].artifact == REFERENCE and found[0].precision != Precision.FP32:
-        raise UsageError(f"against must be the reference in fp32, or an artifact, got {against}")
+        hint = "name an artifact, or leave it out for the reference in fp32"
+        raise UsageError(f"{against} is not an artifact", what="against", found=against, hint=hint)
     return found[0].artifact
 
 
 def _tolerance(bundle: Bundle, *names: str) -> float:
-    """Of the artifact with the larger one."""
+    """The larger tolerance of the artifacts of these names."""
     held = [artifact for artifact in bundle.manifest.artifacts if artifact.name in names]
     return max(LAYER_TOLERANCES.get(artifact.precision) or default_tolerance(artifact) for artifact in held)
 
 
-def _reference(bundle: Bundle, batches: Batches) -> dict[str, np.ndarray]:
+def _reference(runtimes: OpenRuntimes, batches: Batches) -> dict[str, np.ndarray]:
     """All hidden states, and every output of an artifact."""
-    outputs = [spec.name for artifact in bundle.manifest.artifacts for spec in artifact.outputs]
+    outputs = [spec.name for artifact in runtimes.bundle.manifest.artifacts for spec in artifact.outputs]
     heads = [name for name in dict.fromkeys(outputs) if not name.startswith(_INSIDE)]
-    return run_reference(bundle, batches, (*heads, "hidden_states"))[0]
+    return run_reference(runtimes, batches, (*heads, "hidden_states"))[0]
 
 
 def _run(
     bundle: Bundle, artifact: Artifact, batches: Batches, states: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """What each layer of an artifact makes of the states, under the names of the states, and its outputs."""
+    """The states that each layer of an artifact gives, by the names of the states, and the outputs."""
     if artifact.format not in SPLITTERS:
         raise UnavailableError(
-            f"layers can be compared in {' and '.join(SPLITTERS)} artifacts, not in {artifact.name}; "
-            f"export one of those"
-        )
+            f"layers can be compared in {' and '.join(SPLITTERS)} artifacts, not in {artifact.name}",
+            what=artifact.name, expected=tuple(SPLITTERS), hint="export one of those",
+        )  # fmt: skip
     target, extra, package = SPLITTERS[artifact.format]
     open_split = load_target(target, "debug layers", extra, package)
     count = sum(name.startswith(_STATES) for name in states) - 1
     with open_split(bundle, artifact) as split:
         if split.layers != count:
             raise UnavailableError(
-                f"{artifact.name} must have the {count} layers of the reference to be compared layer by layer, "
-                f"{split.layers} can be told apart; export it again"
-            )
+                f"{split.layers} layers of {artifact.name} can be told apart, the reference has {count}",
+                what=artifact.name, expected=count, found=split.layers, hint="export it again",
+            )  # fmt: skip
         given = _given(states, split.layers, len(batches.sources))
         feeds = (feed | of_one for feed, of_one in zip(batches.feeds(artifact), given, strict=True))
         found = run_batches(split, feeds)
@@ -276,14 +196,14 @@ def _run(
 
 
 def _given(states: Mapping[str, np.ndarray], layers: int, images: int) -> Iterator[dict[str, np.ndarray]]:
-    """What every layer of the artifact is given, image by image."""
+    """Inputs of the split artifact's layers, image by image."""
     for image in range(images):
         one = slice(image, image + 1)
         yield {f"{GIVEN}{index}": states[f"{_STATES}{index}"][one] for index in range(layers + 1)}
 
 
 def _scale(states: np.ndarray) -> np.ndarray:
-    """Of each channel of (N, tokens, hidden): its largest value, or that of half of the channels if that is larger.
+    """Scale of each channel of (N, tokens, hidden): its largest value, at least the median of all channels'.
 
     A few channels of large models are a hundred times as large as the others (Sun et al. 2024, arXiv:2402.17762):
     what goes wrong in the others would be nothing beside them.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.bundle.manifest import Artifact
 
+_PLAIN = "export it without --optimize"
 _AXES = ("batch", "tokens", "hidden")
 
 
@@ -100,18 +101,19 @@ def hidden_states(graph: onnx.GraphProto, source: Path) -> list[str]:
         layers.append(parts[f"layers.{len(layers)}"])
     ends = [_end(nodes) for nodes in layers]
     if not layers or not all(ends):
+        count = sum(end is not None for end in ends)
         raise UnavailableError(
-            f"{source} must have layers that each end with an Add to be compared layer by layer, "
-            f"{sum(end is not None for end in ends)} of {len(layers)} do; export it without --optimize"
-        )
+            f"the layers of {source} cannot be told apart: {count} of {len(layers)} end with an Add",
+            where=source, expected=len(layers), found=count, hint=_PLAIN,
+        )  # fmt: skip
     first = _start(graph.node, layers[0])
     if first is None:
-        raise UnavailableError(f"{source} must have a norm in its first layer, has none; export it without --optimize")
+        raise UnavailableError(f"the first layer of {source} has no LayerNormalization", where=source, hint=_PLAIN)
     return [first, *(end for end in ends if end)]
 
 
 def _start(nodes: Iterable[onnx.NodeProto], layer: Sequence[onnx.NodeProto]) -> str | None:
-    """What the first norm of a layer takes, before it was converted."""
+    """Input of the first norm of a layer, before conversions."""
     value = next((node.input[0] for node in layer if node.op_type == "LayerNormalization"), None)
     conversions = {node.output[0]: node.input[0] for node in nodes if node.op_type in CONVERSIONS}
     while value in conversions:
@@ -120,7 +122,7 @@ def _start(nodes: Iterable[onnx.NodeProto], layer: Sequence[onnx.NodeProto]) -> 
 
 
 def _end(layer: Sequence[onnx.NodeProto]) -> str | None:
-    """What the last Add of a layer gives, if nothing in the layer is made of it."""
+    """Output of the last Add of a layer, if no other node of the layer uses it."""
     sums = [node.output[0] for node in layer if node.op_type == "Add"][-1:]
     made = set(sums)
     for node in layer:

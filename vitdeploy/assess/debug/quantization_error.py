@@ -1,4 +1,4 @@
-"""How far the variants of a graph are from the reference, on the same few images."""
+"""Relative error of mixed-precision variants of a graph, on a few images."""
 
 from __future__ import annotations
 
@@ -73,7 +73,6 @@ class Yardstick:
         return Closeness(worst.error, float(np.mean(worst.cosines)), float(np.percentile(worst.cosines, 5)))
 
     def _sums(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> dict[str, _Sums]:
-        """Of each output that counts."""
         found = {name: _Sums(has_own_scales(name, self._problem_type)) for name in self._expected}
         with opened_variant(variants, kept, self._folder) as runtime:
             first = 0
@@ -87,7 +86,7 @@ class Yardstick:
 
 
 class _Sums:
-    """What is known of one output."""
+    """Sums over the images of one output."""
 
     def __init__(self, by_output: bool) -> None:
         self._error = RelativeError(by_output)

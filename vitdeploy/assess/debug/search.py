@@ -124,7 +124,7 @@ class _Search:
             pass
 
     def _passes_without(self, part: frozenset[str]) -> bool:
-        """Whether the rest passes, which is then what is kept."""
+        """Whether the set without `part` passes; it is then kept."""
         passes = self.error(self.kept - part) <= self._tolerance
         if passes:
             self.kept -= part

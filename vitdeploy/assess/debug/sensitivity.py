@@ -1,4 +1,4 @@
-"""How much each layer of a bundle's graph costs in a lower precision: measured one at a time, on images."""
+"""Sensitivity: the error of the outputs with one layer at a time in a lower precision."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.assess.data.images import few_images
 from vitdeploy.assess.debug.mixed_precision import LowerPrecision
 from vitdeploy.assess.debug.quantization_error import Yardstick, effects
+from vitdeploy.assess.metrics.status import ImageAssessment
+from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, run_reference
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import check_count
-from vitdeploy.predictor import load_processor
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import os
 
-    from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.debug.mixed_precision import GraphNode
 
 MAX_IMAGES = 32  # as many as `export` measures layers on, at most (`CalibrationImages.parts`)
@@ -31,7 +32,7 @@ _MOVING = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class LayerEffect:
-    """What one layer does to the outputs, alone in the lower precision.
+    """The error of the outputs with one layer alone in the lower precision.
 
     Attributes:
         label: what it is called after its weight, such as "layers.0.mlp.fc1"; the node's name where there is no such.
@@ -50,38 +51,28 @@ class LayerEffect:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sensitivity:
-    """How much each layer costs.
+class Sensitivity(ImageAssessment):
+    """The sensitivity of every layer.
 
     An error is the length of the difference from the reference over the length of what that gives, of all images
     together, and of several outputs, or of a regression's values, the largest; see
     `vitdeploy.assess.debug.quantization_error.Yardstick`.
 
     Attributes:
-        bundle: the folder.
         precision: what a layer computes in that is not kept in float32.
-        images: how many it was measured on.
-        synthetic: whether they were made up, none having been given.
         layers: in the order of the graph.
         error: with every node in the lower precision.
         error_float32: with none: what float32 itself differs by, below which an effect says nothing.
-        processor: where the image processor came from, in a line; None where the bundle does not say.
-        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
-    bundle: str
     precision: str
-    images: int
-    synthetic: bool
     layers: tuple[LayerEffect, ...]
     error: float
     error_float32: float
-    processor: str | None = None
-    left_out: LeftOut | None = None
 
     @property
     def status(self) -> str:
-        """That it was measured, which is "passed": nothing here can fail."""
+        """Always "passed": a measurement cannot fail."""
         return "passed"
 
     @property
@@ -91,7 +82,7 @@ class Sensitivity:
 
     @property
     def summary(self) -> str:
-        """What was found, in a sentence."""
+        """The result in a sentence."""
         first = self.ranked[0]
         return (
             f"{first.label} is the most sensitive of {len(self.layers)} layers: relative error {first.error:.2g} with "
@@ -139,12 +130,12 @@ def sensitivity(
     lower = LowerPrecision.of(bundle, precision, "debug sensitivity")
     artifact, variants = lower.artifact, lower.variants
     layers = _layers(lower)
-    processor = load_processor(bundle)
-    sources = few_images(processor, images, max_images)
+    runtimes = OpenRuntimes(bundle)
+    sources = few_images(runtimes.processor, images, max_images)
     chosen = sources.images
     progress.step(f"running the reference on {len(chosen)} images")
-    batches = Batches(processor, chosen, 1)
-    expected, _ = run_reference(bundle, batches, tuple(spec.name for spec in artifact.outputs))
+    batches = Batches(runtimes.processor, chosen, 1)
+    expected, _ = run_reference(runtimes, batches, tuple(spec.name for spec in artifact.outputs))
     pixel_values = [feed["pixel_values"] for feed in batches.feeds(artifact)]
     yardstick = Yardstick(pixel_values, expected, problem_type=bundle.read_config().problem_type)
 

@@ -44,9 +44,9 @@ def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
     states = hidden_states(graph)
     if len(states) < 2:
         raise UnavailableError(
-            f"{file.path} must have layers of two norms and two sums each to be compared layer by layer, "
-            f"none was found; export it again"
-        )
+            f"the layers of {file.path} cannot be told apart: no layer of two norms and two sums",
+            where=file.path, hint="export it again",
+        )  # fmt: skip
     _split(graph, states)
     run = torch._C._create_function_from_graph("forward", graph)
     given = [f"{GIVEN}{index}" for index in range(len(states))]

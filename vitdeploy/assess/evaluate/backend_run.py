@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vitdeploy.assess.data.loader import Prepared
+    from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
     from vitdeploy.assess.runs.targets import Selected
-    from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.specs import PixelFormat
 
@@ -27,15 +27,13 @@ BESIDE_OTHERS: dict[str, dict[str, Any]] = {"onnxruntime": {"allow_spinning": Fa
 
 
 class BackendRun:
-    """An open backend, and what it made of the images so far; one that cannot run says why and makes nothing.
+    """A backend, and what it made of the images so far; one that cannot run says why and makes nothing.
 
     Args:
         selected: what is to run.
-        bundle: that holds it.
+        runtimes: of the bundle that holds it.
         labels: the model's class names.
-        processor: of the model.
         count: how many images there will be.
-        device: to run on.
 
     Attributes:
         runtime: None where the backend is skipped.
@@ -46,25 +44,17 @@ class BackendRun:
         UsageError: the backend has no such precision.
     """
 
-    def __init__(
-        self,
-        selected: Selected,
-        bundle: Bundle,
-        labels: Sequence[str],
-        processor: ImageProcessor,
-        count: int,
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, selected: Selected, runtimes: OpenRuntimes, labels: Sequence[str], count: int) -> None:
         self.selected = selected
         self.runtime: Runtime | None = None
         self.skipped: str | None = None
-        self._processor = processor
+        self._runtimes, self._stack = runtimes, contextlib.ExitStack()
         self._details: dict[str, Any] = {}
         self._class_count = len(labels)
         self._classes = np.full((count, min(MOST_CLASSES, len(labels))), NOT_FINITE, np.int32)
         self._scores = np.full(count, np.nan, np.float32)
         try:
-            self.runtime = selected.open(bundle, BESIDE_OTHERS.get(selected.backend), device=device)
+            self.runtime = self._stack.enter_context(runtimes.open(selected))
         except UnavailableError as exc:
             self._skip(str(exc))
             return
@@ -72,8 +62,8 @@ class BackendRun:
         names = [spec.name for spec in self.runtime.outputs]
         try:
             if LOGITS in names:
-                check_fit(bundle, processor, self.runtime)
-                check_classes(bundle, labels, self.runtime)
+                check_fit(runtimes.bundle, runtimes.processor, self.runtime)
+                check_classes(runtimes.bundle, labels, self.runtime)
             else:
                 self._skip(f"it gives {', '.join(names)}, and no logits")
         except BaseException:
@@ -82,12 +72,12 @@ class BackendRun:
 
     @property
     def details(self) -> dict[str, Any]:
-        """What the results depend on."""
+        """Details of the runtime, or why it is skipped."""
         return {"skipped": self.skipped} if self.skipped is not None else self._details
 
     @property
     def pixels(self) -> PixelFormat | None:
-        """What the runtime takes for an image."""
+        """Pixel format of the runtime."""
         return None if self.runtime is None else self.runtime.pixels
 
     def run(self, images: Sequence[Prepared], first: int) -> dict[str, Any]:
@@ -98,7 +88,7 @@ class BackendRun:
         """
         if self.runtime is None:
             return {"skipped": self.skipped}
-        size = batch_size_for(self._processor, self.runtime, len(images))
+        size = batch_size_for(self._runtimes.processor, self.runtime, len(images))
         pixels = [image.pixels[self.runtime.pixels] for image in images]
         try:
             logits = [
@@ -120,7 +110,7 @@ class BackendRun:
         """
         if self.skipped is not None or "skipped" in entry:
             if entry["skipped"] != self.skipped or self.skipped is None:
-                raise ValueError(f"expected that {self.selected} ran as it does now, got another reason to skip it")
+                raise ValueError(f"{self.selected} is skipped now for another reason, or was not")
             return
         classes = np.array(entry["classes"])  # (count, k)
         scores = np.array([np.nan if score is None else score for score in entry["scores"]])  # (count,)
@@ -135,7 +125,7 @@ class BackendRun:
         self._keep(first, classes, scores)
 
     def predictions(self) -> Predictions:
-        """What became of all images."""
+        """Predictions for all images."""
         kept = slice(0, 0) if self.skipped is not None else slice(None)
         artifact, backend, precision = self.selected
         return Predictions(
@@ -143,10 +133,9 @@ class BackendRun:
         )
 
     def close(self) -> None:
-        """Close the runtime."""
-        if self.runtime is not None:
-            self.runtime.close()
-            self.runtime = None
+        """Give the runtime back."""
+        self.runtime = None
+        self._stack.close()
 
     def _keep(self, first: int, classes: np.ndarray, scores: np.ndarray) -> None:
         self._classes[first : first + len(classes)] = classes
@@ -155,3 +144,4 @@ class BackendRun:
     def _skip(self, reason: str) -> None:
         self.skipped = reason
         self.close()
+        self._runtimes.drop(self.selected)

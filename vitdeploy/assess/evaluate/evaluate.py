@@ -11,16 +11,19 @@ import numpy as np
 
 from vitdeploy.assess.data.dataset import LabelledData, check_seed, open_data
 from vitdeploy.assess.data.folder_listing import left_out_dict
-from vitdeploy.assess.evaluate.backend_run import BackendRun
+from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS, BackendRun
 from vitdeploy.assess.evaluate.loop import header, run_all
 from vitdeploy.assess.evaluate.resume_file import WorkFile, check_work_file
 from vitdeploy.assess.metrics.accuracy import Accuracy, Calibration, Predictions, calibration
+from vitdeploy.assess.metrics.status import Assessment
+from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.targets import REFERENCE, select
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UsageError
-from vitdeploy.predictor import check_batch_size, load_processor
+from vitdeploy.predictor import check_batch_size
 from vitdeploy.specs import Precision
 from vitdeploy.system.progress import SILENT, Progress
 
@@ -30,15 +33,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vitdeploy.assess.data.folder_listing import LeftOut
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What every backend made of a labelled data set.
+class Evaluation(Assessment):
+    """Predictions of every backend on a labelled data set.
 
     Attributes:
-        bundle: the folder.
         data: the folder or file of the data set.
         labels: the model's class names, in the order of the logits.
         images: the names of the N images, each its own, with forward slashes.
@@ -46,11 +46,8 @@ class Evaluation:
         data_sha256: of the names, labels and bytes of every image.
         results: one a backend and artifact, also of those that were skipped.
         settings: how the images were chosen and their labels matched, and what they ran with.
-        processor: where the image processor came from, in a line; None where the bundle does not say.
-        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
-    bundle: str
     data: str
     labels: tuple[str, ...]
     images: tuple[str, ...]
@@ -58,8 +55,6 @@ class Evaluation:
     data_sha256: str
     results: tuple[Predictions, ...]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    processor: str | None = None
-    left_out: LeftOut | None = None
 
     @property
     def status(self) -> str:
@@ -170,7 +165,7 @@ class Evaluation:
 
     def _best(self, result: Predictions) -> NDArray[np.int32]:
         if result.skipped is not None:
-            raise UsageError(f"a backend must have run to be assessed, {result.name} was skipped: {result.skipped}")
+            raise UsageError(f"{result.name} was skipped: {result.skipped}", what=result.name, found=result.skipped)
         return result.classes[:, 0]
 
     def _accuracy(self, correct: NDArray[np.bool_]) -> Accuracy:
@@ -217,13 +212,33 @@ def evaluate(
         OutputError: `resume` cannot be written.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    check_batch_size(batch_size)
     check_seed(seed)
     source = data.source if isinstance(data, LabelledData) else data
     check_outputs({"resume": resume}, {"data": source}, bundle=bundle.path)
+    with OpenRuntimes(bundle, device, options=BESIDE_OTHERS) as runtimes:
+        return run_evaluation(
+            runtimes, data, backends=backends, batch_size=batch_size, resume=resume, limit=limit, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+
+
+def run_evaluation(
+    runtimes: OpenRuntimes,
+    data: str | os.PathLike[str] | LabelledData,
+    *,
+    backends: Sequence[str] | None,
+    batch_size: int,
+    resume: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Progress,
+) -> Evaluation:
+    """`evaluate` on runtimes that others run, too."""
+    bundle = runtimes.bundle
+    check_batch_size(batch_size)
     if resume is not None:
         check_work_file(resume)
-    labels, processor = single_labels(bundle, "evaluate"), load_processor(bundle)
+    labels = single_labels(bundle, "evaluate")
     selection = select(bundle, backends)
     if isinstance(data, LabelledData):
         whole = data
@@ -235,14 +250,15 @@ def evaluate(
         runs = []
         for selected in selection:
             progress.step(f"opening {selected}")
-            runs.append(BackendRun(selected, bundle, labels, processor, len(images), device))
+            runs.append(BackendRun(selected, runtimes, labels, len(images)))
             stack.callback(runs[-1].close)
-        settings = {"batch_size": batch_size, "device": device, "limit": limit, "seed": None if limit is None else seed}
+        settings = {"batch_size": batch_size, "device": runtimes.device, "limit": limit}
+        settings["seed"] = None if limit is None else seed
         work = None
         if resume is not None:
             work = stack.enter_context(WorkFile(resume, header(bundle, images, runs, settings)))
         progress.step(f"evaluating {len(images)} images")
-        data_sha256 = run_all(runs, images, labels, processor, batch_size, work, progress)
+        data_sha256 = run_all(runs, images, labels, runtimes.processor, batch_size, work, progress)
     return Evaluation(
         bundle=str(bundle.path),
         data=whole.source,
@@ -266,14 +282,16 @@ def single_labels(bundle: Bundle, command: str) -> tuple[str, ...]:
     config = bundle.read_config()
     labels, problem_type = config.labels, config.problem_type
     if not labels:
-        raise UsageError(f"{command} needs a model with classes, this one has none; export it as image-classification")
+        hint = "export it as image-classification"
+        raise UsageError(f"{command} needs a model with classes", what="task", found=bundle.manifest.task, hint=hint)
     if problem_type is not ProblemType.SINGLE_LABEL:
         if problem_type is ProblemType.REGRESSION:
             head = "is a regression"
         else:
             head = "has a single output" if len(labels) == 1 else "gives an image several labels"
         raise UsageError(
-            f"{command} counts images by their best class, and this model {head}; "
-            f"compare its outputs with the reference instead: vitdeploy compare {bundle.path} --images DIR"
-        )
+            f"{command} counts images by their best class, and this model {head}",
+            what="problem_type", found=str(problem_type),
+            hint=f"compare its outputs with the reference: vitdeploy compare {bundle.path} --images DIR",
+        )  # fmt: skip
     return labels

@@ -82,7 +82,7 @@ def run_all(
 def header(
     bundle: Bundle, images: LabelledData, runs: Sequence[BackendRun], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What must be the same for finished batches to count."""
+    """Header of a resume log: finished batches count where it is the same."""
     listing = "".join(f"{name}\0{target}\n" for name, target in zip(images.names, images.targets.tolist(), strict=True))
     return {
         "format": "vitdeploy evaluation 2",
@@ -96,7 +96,7 @@ def header(
 
 
 def _that_counts(details: Mapping[str, Any]) -> dict[str, Any]:
-    """What results depend on: the number of threads, which orders the sums; not its reason, nor how idle ones wait."""
+    """Details that change results: the number of threads orders the sums; its reason and how idle ones wait do not."""
     return {name: value for name, value in details.items() if name not in ("threads_reason", "allow_spinning")}
 
 
@@ -106,12 +106,13 @@ def _restore(
     try:
         if entry["sha256"] != sha256:
             raise InputError(
-                f"images must be those that were evaluated before, one from {images.names[first]!r} on is another; "
-                f"name another file to resume from"
-            )
+                f"an image from {images.names[first]!r} on has changed since its batch was finished",
+                what="images", found=images.names[first], hint="name another file to resume from",
+            )  # fmt: skip
         for run, result in zip(runs, entry["results"], strict=True):
             run.restore(result, first, count)
     except (KeyError, TypeError, ValueError) as exc:
         raise InputError(
-            f"the finished batch {entry['batch']} must be readable: {type(exc).__name__} {exc}; remove the file"
-        ) from exc
+            f"the finished batch {entry['batch']} is not valid: {type(exc).__name__} {exc}",
+            what="resume", found=entry["batch"], hint="remove the file",
+        ) from exc  # fmt: skip

@@ -1,4 +1,4 @@
-"""Finished batches on disk, so that work which was killed goes on where it was."""
+"""Resume log: finished batches on disk, from which a killed evaluation continues."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class WorkFile:
         try:
             self._descriptor = os.open(self._path, _OPEN, 0o666)
         except OSError as exc:
-            raise OutputError(f"{path} cannot be written: {exc.strerror}; name another file") from exc
+            raise _no_access(self._path, exc) from exc
         try:
             if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
                 raise _not_ours(self._path, "it is not a regular file")
@@ -74,7 +74,7 @@ class WorkFile:
             os.ftruncate(self._descriptor, len(first) + 1 + self._read(rest))
         except OSError as exc:
             self.close()
-            raise OutputError(f"{path} must be a file that can be read and written: {exc.strerror}") from exc
+            raise _no_access(self._path, exc) from exc
         except BaseException:
             self.close()
             raise
@@ -93,7 +93,12 @@ class WorkFile:
                 os.fsync(self._descriptor)
                 self._synced = time.monotonic()
         except OSError as exc:
-            raise OutputError(f"{self._path} must take another finished batch: {exc.strerror}; free space") from exc
+            raise OutputError(
+                f"{self._path} cannot be written: {exc.strerror}",
+                where=self._path,
+                found=exc.strerror,
+                hint="free space",
+            ) from exc
 
     def close(self) -> None:
         """Let go of the file."""
@@ -136,8 +141,9 @@ class WorkFile:
         if not isinstance(found, dict) or not found.keys() & wanted.keys():
             raise _not_ours(self._path, "it is something else")
         for keys, before, now in _differences(found, wanted):
+            key = " / ".join(keys)
             raise _not_ours(
-                self._path, f"it was begun with another {' / '.join(keys)}: {before!r:.80}, not {now!r:.80}"
+                self._path, f"it was begun with another {key}: {before!r:.80}, not {now!r:.80}", key, before, now
             )
 
     def _read(self, content: bytes) -> int:
@@ -148,7 +154,7 @@ class WorkFile:
             try:
                 body, _, _ = line.rpartition(b" ")
                 if self._bound(body) != line + b"\n":
-                    raise ValueError("but this line, or one before it, was altered")
+                    raise ValueError("this line, or one before it, was altered")
                 batch = json.loads(body)
                 if type(batch["batch"]) is not int or batch["batch"] != number:
                     raise ValueError(f"it is of batch {batch['batch']!r:.40}")
@@ -156,8 +162,9 @@ class WorkFile:
                 if number == len(lines) - 1:  # a power cut may leave a line end behind what is not there yet
                     break
                 raise InputError(
-                    f"{self._path}, line {number + 2}: expected the finished batch {number}, {exc}; remove the file"
-                ) from exc
+                    f"{self._path}, line {number + 2}: not the finished batch {number}: {exc}",
+                    what=f"line {number + 2}", where=self._path, hint="remove the file",
+                ) from exc  # fmt: skip
             self.batches.append(batch)
             self._before.update(line + b"\n")
             length += len(line) + 1
@@ -184,11 +191,23 @@ def check_work_file(path: str | os.PathLike[str]) -> None:
         finally:
             os.close(descriptor)
     except OSError as exc:
-        raise OutputError(f"{path} cannot be read and written: {exc.strerror}; name another file") from exc
+        raise _no_access(place, exc) from exc
 
 
-def _not_ours(path: Path, reason: str) -> InputError:
-    return InputError(f"{path} cannot be taken for this work: {reason}; name another file, or remove this one")
+def _no_access(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path} cannot be read and written: {error.strerror}",
+        where=path, found=error.strerror, hint="name another file",
+    )  # fmt: skip
+
+
+def _not_ours(
+    path: Path, reason: str, what: str = "resume", found: object = None, expected: object = None
+) -> InputError:
+    return InputError(
+        f"{path} is not of this work: {reason}",
+        what=what, where=path, expected=expected, found=found, hint="name another file, or remove this one",
+    )  # fmt: skip
 
 
 def _differences(found: Any, wanted: Any, *keys: str) -> Iterator[tuple[tuple[str, ...], Any, Any]]:

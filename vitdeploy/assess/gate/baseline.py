@@ -1,4 +1,4 @@
-"""What a gate compares with: an earlier evaluation, in a file that is reviewed like code."""
+"""Baseline of a gate: an accepted evaluation in a file that is reviewed like code."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy._version import __version__
 from vitdeploy.bundle.manifest import CONFIG
-from vitdeploy.bundle.output_paths import write_output
 from vitdeploy.errors import InputError
+from vitdeploy.files.json_text import strict_json
+from vitdeploy.files.output_files import write_output
 from vitdeploy.files.regular_file import read_regular
-from vitdeploy.files.strict_json import strict_json
 
 if TYPE_CHECKING:
     import os
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 _MOST_IMAGES = 2**31
 _MOST_NAMED = 5
+_RESTORE = "restore it, or remove it and create it again with --update"
 FIGURES = ("mean_cosine", "p5_cosine", "min_cosine", "neighbour_agreement")
 
 
@@ -58,14 +59,14 @@ class Baseline:
 
     @classmethod
     def of_vectors(cls, bundle: Bundle, data_sha256: str, images: int, runs: Iterable[VectorRun]) -> Baseline:
-        """What is kept of a model without classes; backends that were skipped are left out."""
+        """The baseline of a model without classes; skipped backends are left out."""
         ran = [run for run in runs if run.skipped is None]
         tools = {"vitdeploy": __version__, **{run.name: run.engine for run in ran}}
         labels, processor = labels_sha256(bundle), processor_sha256(bundle)
         return cls(images, data_sha256, labels, processor, bundle.manifest.weights, {}, tools).with_vectors(ran)
 
     def with_vectors(self, runs: Iterable[VectorRun]) -> Baseline:
-        """The same, with figures of these."""
+        """The same baseline with the figures of these runs."""
         return dataclasses.replace(
             self, nearness={run.name: {each.output: _figures(each) for each in run.nearness} for run in runs}
         )
@@ -77,7 +78,7 @@ class Baseline:
 
     @classmethod
     def of(cls, bundle: Bundle, evaluation: Evaluation) -> Baseline:
-        """What is kept of an evaluation; backends that were skipped are left out."""
+        """The baseline of an evaluation; skipped backends are left out."""
         ran = [result for result in evaluation.results if result.skipped is None]
         tools = {result.name: str(result.details["engine"]) for result in ran if "engine" in result.details}
         return cls(
@@ -117,14 +118,14 @@ class Baseline:
                 },
             )
         except FileNotFoundError as exc:
-            raise InputError(f"{file} must be a baseline, is not there; make it with --update") from exc
+            raise InputError(f"{file} not found", what="baseline", where=file, hint="create it with --update") from exc
         except OSError as exc:
-            raise InputError(f"{file} must be a baseline that can be read: {exc.strerror}") from exc
+            raise InputError(f"{file} cannot be read: {exc.strerror}", where=file, found=exc.strerror) from exc
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise InputError(
-                f"{file} must be a baseline: {type(exc).__name__} {exc}; restore it, or remove it and make it anew "
-                f"with --update"
-            ) from exc
+                f"{file} is not a valid baseline: {type(exc).__name__} {exc}", where=file, expected="a baseline",
+                found=exc, hint=_RESTORE,
+            ) from exc  # fmt: skip
         return baseline
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -168,12 +169,12 @@ class Baseline:
             unknown = sorted(set(names).difference(images))
             if unknown:
                 raise InputError(
-                    f"{file} must name images of the data, {backend} names {unknown[0]!r:.80}; restore it, or make it "
-                    f"anew with --update"
-                )
+                    f"{file}: {backend} names {unknown[0]!r:.80}, which is not among the data",
+                    what=backend, where=file, found=unknown[0], hint=_RESTORE,
+                )  # fmt: skip
 
     def changes(self, new: Baseline) -> tuple[str, ...]:
-        """What is otherwise in `new`, a line each."""
+        """Differences of `new` from this baseline, one line each."""
         lines = []
         if (self.images, self.data_sha256) != (new.images, new.data_sha256):
             lines.append(f"data: {_short(self.data_sha256)} ({self.images} images) -> {_short(new.data_sha256)} "
@@ -220,12 +221,12 @@ class Baseline:
 
 
 def labels_sha256(bundle: Bundle) -> str:
-    """Of the class names, in the order of the logits."""
+    """SHA-256 of the class names, in the order of the logits."""
     return _sha256(list(bundle.read_config().labels))
 
 
 def processor_sha256(bundle: Bundle) -> dict[str, str]:
-    """Of the content of each of the image processor's files, however it is laid out."""
+    """SHA-256 of the parsed content of each of the image processor's files."""
     files = bundle.read_config().files
     return {name: _sha256(json.loads(content)) for name, content in files.items() if name != CONFIG}
 
@@ -236,16 +237,16 @@ def _sha256(data: Any) -> str:
 
 def _check_integer(value: Any, low: int, high: int, name: str) -> None:
     if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{name} must be an integer from {low} to {high}, is {value!r:.40}")
+        raise ValueError(f"{name} is {value!r:.40}, not an integer from {low} to {high}")
 
 
 def _wrong(row: Mapping[str, Any], images: int, backend: str) -> tuple[str, ...]:
     """The images that a backend did not classify correctly, of a row of the file."""
     names = row["wrong"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{backend} must have a list of names that are wrong, has {names!r:.40}")
+        raise ValueError(f"wrong of {backend} is {names!r:.40}, not a list of names")
     if len(set(names)) < len(names) or len(names) > images:
-        raise ValueError(f"{backend} must name each of at most {images} images once, names {len(names)}")
+        raise ValueError(f"{backend} names an image twice, or more than {images} images")
     _check_integer(row["correct"], images - len(names), images - len(names), f"correct of {backend}")
     return tuple(names)
 

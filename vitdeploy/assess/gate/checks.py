@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from vitdeploy.assess.benchmark.benchmark import benchmark
-from vitdeploy.assess.compare.compare import compare
-from vitdeploy.assess.compare.vector_run import run_vectors
-from vitdeploy.assess.debug.layers import compare_layers
 from vitdeploy.assess.gate.baseline import labels_sha256, processor_sha256
 from vitdeploy.assess.gate.plan import ALPHA, subject_of
 from vitdeploy.assess.metrics.accuracy import Accuracy
 from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS, too_long
 from vitdeploy.assess.metrics.features import FEWEST_SEARCHED, shown
 from vitdeploy.assess.metrics.shares import images_needed, mcnemar
-from vitdeploy.assess.runs.targets import Selected
 from vitdeploy.errors import UnavailableError
-from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from vitdeploy.assess.compare.compare import BackendComparison
+    from vitdeploy.assess.compare.results import BackendComparison
     from vitdeploy.assess.compare.vector_run import VectorRun
-    from vitdeploy.assess.data.dataset import LabelledData
-    from vitdeploy.assess.data.image_set import ImageSet
-    from vitdeploy.assess.debug.layers import ArtifactLayers
-    from vitdeploy.assess.evaluate.evaluate import Evaluation
-    from vitdeploy.assess.gate.baseline import Baseline
+    from vitdeploy.assess.debug.layer_results import ArtifactLayers
+    from vitdeploy.assess.gate.measured import Measured
     from vitdeploy.assess.gate.plan import Planned
-    from vitdeploy.assess.metrics.accuracy import Predictions
     from vitdeploy.assess.metrics.features import Nearness
-    from vitdeploy.assess.metrics.latency import Benchmark
-    from vitdeploy.bundle.bundle import Bundle
-
-VECTOR_RULES = ("min_cosine", "min_neighbour_agreement", "cosine")
-# Enough to show any layer that differs; what differs on few images only, min_agreement sees on all of them.
-COMPARED_IMAGES = 64
+    from vitdeploy.assess.runs.targets import Selected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,123 +48,6 @@ class Check:
         return dataclasses.asdict(self)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Measured:
-    """What the checks look at; a comparison and latencies are measured when the first check asks for them."""
-
-    bundle: Bundle
-    data: LabelledData | ImageSet
-    evaluation: Evaluation | None
-    baseline: Baseline | None
-    planned: tuple[Planned, ...]
-    device: str = "cpu"
-    progress: Progress = SILENT
-    batch_size: int = 32
-
-    @property
-    def accepted(self) -> Baseline:
-        """The baseline, for checks that are planned only where there is one."""
-        return cast("Baseline", self.baseline)
-
-    @property
-    def classified(self) -> Evaluation:
-        """The evaluation, for checks that are planned only of a model with classes."""
-        return cast("Evaluation", self.evaluation)
-
-    @functools.cached_property
-    def predictions(self) -> Mapping[Selected, Predictions]:
-        """What became of the images, by what ran; nothing of a model without classes."""
-        results = () if self.evaluation is None else self.evaluation.results
-        return {Selected(result.artifact, result.backend, result.precision): result for result in results}
-
-    @functools.cached_property
-    def vectors(self) -> Mapping[Selected, VectorRun]:
-        """By what ran, on all images.
-
-        Raises:
-            UnavailableError: the reference cannot run.
-        """
-        rules = VECTOR_RULES if self.evaluation is not None else (*VECTOR_RULES, "finite")
-        asked = [check.selected for check in self.planned if check.rule in rules and check.selected]
-        selection = [each for each in dict.fromkeys(asked) if self.why_skipped(each) is None]
-        return run_vectors(self.bundle, self.data, selection, self.batch_size, self.device, self.progress)
-
-    @property
-    def measured_vectors(self) -> tuple[VectorRun, ...]:
-        """Those runs, if a check asked for them."""
-        return tuple(self.vectors.values()) if "vectors" in vars(self) else ()
-
-    @functools.cached_property
-    def comparison(self) -> Mapping[tuple[str, str], BackendComparison]:
-        """By artifact and backend, on some of the images.
-
-        Raises:
-            UnavailableError: the reference cannot run.
-        """
-        loosest = max(check.bound for check in self.planned if check.rule == "max_difference")
-        result = compare(
-            self.bundle, images=self._images, tolerance=loosest, backends=self._names("max_difference"),
-            device=self.device, progress=self.progress,
-        )  # fmt: skip
-        return {(each.artifact, each.backend): each for each in result.results}
-
-    @functools.cached_property
-    def whole_outputs(self) -> Mapping[tuple[str, str], BackendComparison]:
-        """All that quantized artifacts without classes give, by artifact and backend, on some of the images.
-
-        Raises:
-            UnavailableError: the reference cannot run.
-        """
-        result = compare(
-            self.bundle, images=self._images, backends=self._names("cosine"), device=self.device, progress=self.progress
-        )
-        return {(each.artifact, each.backend): each for each in result.results}
-
-    @functools.cached_property
-    def layers(self) -> Mapping[str, ArtifactLayers]:
-        """By artifact, on some of the images.
-
-        Raises:
-            UnavailableError: the reference cannot run.
-        """
-        names = self._names("max_layer_difference")
-        result = compare_layers(self.bundle, images=self._images, backends=names, progress=self.progress)
-        return {each.artifact: each for each in result.results}
-
-    @functools.cached_property
-    def benchmark(self) -> Benchmark:
-        """Of one image, for every backend that a ratio of latencies is about."""
-        asked = [each for check in self.planned if check.against for each in (check.against, check.selected) if each]
-        names = [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
-        return benchmark(
-            self.bundle,
-            batch_sizes=(1,),
-            backends=list(dict.fromkeys(names)),
-            device=self.device,
-            progress=self.progress,
-        )
-
-    @property
-    def benchmarked(self) -> Benchmark | None:
-        """The benchmark, if a check asked for it."""
-        return self.benchmark if "benchmark" in vars(self) else None
-
-    @functools.cached_property
-    def _images(self) -> list[bytes]:
-        data = self.data.subset(COMPARED_IMAGES)
-        return [data.load(position) for position in range(len(data))]
-
-    def _names(self, rule: str) -> list[str]:
-        """Those that a rule is about and that ran, as `backends`."""
-        asked = [check.selected for check in self.planned if check.rule == rule and check.selected]
-        return [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
-
-    def why_skipped(self, selected: Selected) -> str | None:
-        """Why an artifact did not run in the evaluation; None where it did, or was not asked to."""
-        found = self.predictions.get(selected)
-        return None if found is None else found.skipped
-
-
 def judge(planned: Planned, measured: Measured) -> Check:
     """Make one check."""
     selected = planned.selected
@@ -199,11 +64,19 @@ def judge(planned: Planned, measured: Measured) -> Check:
     return Check(planned.rule, planned.subject, None, planned.bound, "skipped", f"it could not run: {reason}")
 
 
+_R = TypeVar("_R", "VectorRun", "BackendComparison", "ArtifactLayers")
 _Found = tuple[float | None, str, str]
 
 
 def _word(passed: bool) -> str:
     return "passed" if passed else "failed"
+
+
+def _ran(result: _R) -> _R:
+    """The result, unless it was skipped; see `judge`."""
+    if result.skipped is not None:
+        raise UnavailableError(result.skipped)
+    return result
 
 
 def _same_labels(_planned: Planned, measured: Measured) -> _Found:
@@ -230,9 +103,7 @@ def _in_bundle(_planned: Planned, _measured: Measured) -> _Found:
 
 def _finite(_planned: Planned, measured: Measured, selected: Selected) -> _Found:
     if measured.evaluation is None:
-        run = measured.vectors[selected]
-        if run.skipped is not None:
-            return None, "skipped", f"it could not run: {run.skipped}"
+        run = _ran(measured.vectors[selected])
         count, what = run.not_finite, "vectors"
     else:
         count, what = measured.predictions[selected].not_finite, "logits"
@@ -246,20 +117,22 @@ def _finite(_planned: Planned, measured: Measured, selected: Selected) -> _Found
 
 
 def _min_accuracy(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    return _share(planned, measured.classified.top1(measured.predictions[selected]), "correct")
+    return _share(planned, measured.classified.top1(measured.predictions[selected]), "top-1 accuracy")
 
 
 def _min_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Found:
     reference = measured.classified.reference
     if reference is None:
         return None, "skipped", "the reference did not run; let it, with --backend torch"
-    return _share(planned, measured.classified.agreement(measured.predictions[selected], reference), "as the reference")
+    return _share(
+        planned,
+        measured.classified.agreement(measured.predictions[selected], reference),
+        "agreement with the reference",
+    )
 
 
 def _min_cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    run = measured.vectors[selected]
-    if run.skipped is not None:
-        return None, "skipped", f"it could not run: {run.skipped}"
+    run = _ran(measured.vectors[selected])
     worst = min(run.nearness, key=lambda each: each.p5_cosine)
     found = f"{worst.output}: {_cosines(worst)}; 5th percentile of at least {planned.bound:g} required"
     far = next(filter(None, (too_long(each, planned.bound) for each in run.nearness)), None)
@@ -268,14 +141,11 @@ def _min_cosine(planned: Planned, measured: Measured, selected: Selected) -> _Fo
 
 
 def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    run = measured.vectors[selected]
-    if run.skipped is not None:
-        return None, "skipped", f"it could not run: {run.skipped}"
+    run = _ran(measured.vectors[selected])
     for each in run.nearness:
         if each.same_neighbours is not None:
             kept = Accuracy(each.same_neighbours, each.images)
-            value, status, found = _share(planned, kept, f"with the reference's nearest neighbour by {each.output}")
-            return value, status, found
+            return _share(planned, kept, f"same nearest neighbour by {each.output}")
     return (
         None,
         "skipped",
@@ -284,9 +154,7 @@ def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Sel
 
 
 def _cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    run = measured.vectors[selected]
-    if run.skipped is not None:
-        return None, "skipped", f"it could not run: {run.skipped}"
+    run = _ran(measured.vectors[selected])
     worst = min(run.nearness, key=lambda each: each.p5_cosine)
     bound = COSINE_BOUNDS[selected.precision]
     far = [why for each in run.nearness if (why := bound.why_not(each)) is not None]
@@ -307,7 +175,7 @@ def _cosines(near: Nearness) -> str:
 
 def _share(planned: Planned, found: Accuracy, what: str) -> _Found:
     passed = 100 * found.correct >= planned.bound * found.total - 1e-9
-    return 100 * found.value, _word(passed), f"{found} {what}, at least {planned.bound:.15g} % allowed"
+    return 100 * found.value, _word(passed), f"{what} {found}, at least {planned.bound:.15g} % required"
 
 
 def _max_drop(planned: Planned, measured: Measured, selected: Selected) -> _Found:
@@ -330,27 +198,21 @@ def _max_drop(planned: Planned, measured: Measured, selected: Selected) -> _Foun
 
 
 def _max_difference(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    compared = measured.comparison[selected.artifact, selected.backend]
-    if compared.skipped is not None:
-        return None, "skipped", f"it could not run: {compared.skipped}"
+    compared = _ran(measured.comparison[selected.artifact, selected.backend])
     worst = max(compared.differences, key=lambda each: each.max_relative)
     passed = all(each.within(planned.bound) for each in compared.differences)
     value = worst.max_relative if math.isfinite(worst.max_relative) else None
-    found = f"{worst.max_relative:.2e} of the largest {worst.output} from the reference, on {worst.count} images, "
-    return value, _word(passed), f"{found}{planned.bound:g} allowed"
+    found = f"{worst.output}: max relative difference {worst.max_relative:.2e} on {worst.count} images"
+    return value, _word(passed), f"{found}, {planned.bound:g} allowed"
 
 
 def _max_layer_difference(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    compared = measured.layers[selected.artifact]
-    if compared.skipped is not None:
-        return None, "skipped", compared.skipped
+    compared = _ran(measured.layers[selected.artifact])
     worst = max(compared.parts, key=lambda part: part.worst.required_tolerance)
     first = next((part.part for part in compared.parts if not part.worst.within(planned.bound)), None)
     value = worst.worst.max_relative if math.isfinite(worst.worst.max_relative) else None
-    found = (
-        f"{worst.part} differs by {worst.worst.max_relative:.2e} from the reference's, on {worst.worst.count} images, "
-    )
-    found += f"{planned.bound:g} allowed" + (f"; {first} is the first that diverges" if first else "")
+    found = f"{worst.part}: max relative difference {worst.worst.max_relative:.2e} on {worst.worst.count} images"
+    found += f", {planned.bound:g} allowed" + (f"; {first} is the first that diverges" if first else "")
     return value, _word(first is None), found
 
 

@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vitdeploy.assess.compare.vector_run import images_sha256
 from vitdeploy.assess.data.dataset import LabelledData, open_data
 from vitdeploy.assess.data.image_set import open_images
-from vitdeploy.assess.evaluate.evaluate import evaluate, single_labels
+from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS
+from vitdeploy.assess.evaluate.evaluate import run_evaluation, single_labels
 from vitdeploy.assess.gate.baseline import Baseline
-from vitdeploy.assess.gate.checks import Check, Measured, judge
+from vitdeploy.assess.gate.checks import Check, judge
+from vitdeploy.assess.gate.measured import Measured
 from vitdeploy.assess.gate.plan import plan
 from vitdeploy.assess.gate.rules import GateRules, read_rules
-from vitdeploy.assess.metrics.status import Verdict, overall
-from vitdeploy.bundle.bundle import Bundle, retry_if_changed
-from vitdeploy.bundle.output_paths import check_outputs, check_writable
+from vitdeploy.assess.metrics.status import Assessment, Verdict, overall
+from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.output_paths import check_outputs
+from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import InputError, UsageError, readable
+from vitdeploy.files.output_files import check_writable
 from vitdeploy.specs import Task
 from vitdeploy.system.progress import SILENT, Progress
 
@@ -26,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vitdeploy.assess.compare.vector_run import VectorRun
-    from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.data.image_set import ImageSet
     from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.gate.plan import Planned
@@ -36,32 +40,26 @@ __all__ = ["Check", "GateResult", "gate", "planned_checks"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class GateResult:
-    """What a gate found.
+class GateResult(Assessment):
+    """Result of a gate.
 
     Attributes:
-        bundle: the folder.
         data: the folder or file of the images.
         checks: every check, in a stable order.
         images: how many there are.
         evaluation: of the images; None for a model without classes.
         vectors: of all images, where a rule is about them, and of a model without classes; one an artifact and backend.
-        processor: where the image processor came from, in a line; None where the bundle does not say.
-        left_out: the files of the folder that are not among its images; None where no folder was listed.
         benchmark: of one image; None where no rule is about latency.
         baseline: the file; None without one.
-        changes: what is otherwise than in the baseline, a line each.
+        changes: differences from the baseline, one line each.
         updated: whether the baseline was written.
     """
 
-    bundle: str
     data: str
     checks: tuple[Check, ...]
     images: int
     evaluation: Evaluation | None
     vectors: tuple[VectorRun, ...] = ()
-    processor: str | None = None
-    left_out: LeftOut | None = None
     benchmark: Benchmark | None = None
     baseline: Path | None = None
     changes: tuple[str, ...] = ()
@@ -140,17 +138,16 @@ def gate(
     """
     bundle, images, file, accepted, planned = _prepare(bundle, data, baseline, rules, update, backends)
     evaluation = None
-    if isinstance(images, LabelledData):
-        evaluation = evaluate(
-            bundle, data=images, backends=backends, batch_size=batch_size, device=device, progress=progress,
-        )  # fmt: skip
-    sha256 = images_sha256(images) if evaluation is None else evaluation.data_sha256
-    if accepted is not None and file is not None and not update:
-        if accepted.data_sha256 != sha256:
-            raise _other_data(file, "other images or labels of the same number")
-        accepted.check_images(images.names, file)
-    measured = Measured(bundle, images, evaluation, accepted, planned, device, progress, batch_size)
-    checks = tuple(judge(check, measured) for check in planned)
+    with OpenRuntimes(bundle, device, keep=True, options=BESIDE_OTHERS, progress=progress) as runtimes:
+        if isinstance(images, LabelledData):
+            evaluation = run_evaluation(runtimes, images, backends=backends, batch_size=batch_size, progress=progress)
+        sha256 = images_sha256(images) if evaluation is None else evaluation.data_sha256
+        if accepted is not None and file is not None and not update:
+            if accepted.data_sha256 != sha256:
+                raise _other_data(file, "the names, labels or bytes differ", sha256)
+            accepted.check_images(images.names, file)
+        measured = Measured(runtimes, images, evaluation, accepted, planned, progress, batch_size)
+        checks = tuple(judge(check, measured) for check in planned)
     result = GateResult(
         bundle=str(bundle.path),
         data=str(data),
@@ -194,7 +191,7 @@ def planned_checks(
 
 
 class _Prepared(NamedTuple):
-    """What a gate needs before it runs anything."""
+    """Checked arguments and planned checks of a gate."""
 
     bundle: Bundle
     images: LabelledData | ImageSet
@@ -218,10 +215,10 @@ def _prepare(
     elif not isinstance(rules, GateRules):
         rules = read_rules(rules)
     if baseline is None and update:
-        raise UsageError("update needs the file of the baseline, got none; name it: --baseline FILE")
+        raise UsageError("--update has no file to write", what="baseline", hint="name it: --baseline FILE")
     if backends is not None and update:
         raise UsageError(
-            f"update makes a baseline of every backend, got {', '.join(backends)} alone; leave --backend out"
+            "--update writes a baseline of every backend", what="backends", found=backends, hint="leave --backend out"
         )
     file = None if baseline is None else Path(baseline)
     if file is not None and update:
@@ -234,7 +231,7 @@ def _prepare(
     else:
         images = open_images(data)
     if accepted is not None and not update and accepted.images != len(images):
-        raise _other_data(file, f"{accepted.images} images, the data has {len(images)}")
+        raise _other_data(file, f"it has {accepted.images}, the data {len(images)}", len(images))
     compared = None if update else accepted
     checks = plan(bundle, rules, compared, len(images), backends, update=update)
     return _Prepared(bundle, images, file, accepted, checks)
@@ -245,8 +242,8 @@ def _exists(file: Path) -> bool:
         return file.exists()
 
 
-def _other_data(file: Path | None, found: str) -> InputError:
+def _other_data(file: Path | None, reason: str, found: object) -> InputError:
     return InputError(
-        f"{file} must be of the same images and labels as the data, is of {found}; "
-        f"restore the data, or accept the new ones with --update"
-    )
+        f"{file} is a baseline of other images than the data ({reason})",
+        what="data", where=file, found=found, hint="restore the data, or accept the new images with --update",
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which checks a gate makes, in which order, and whether the images are enough for them."""
+"""Plan of a gate: its checks in order, refused where there are too few images to tell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS
 from vitdeploy.assess.metrics.features import PERCENTILE, searchable
 from vitdeploy.assess.metrics.outputs import default_tolerance
 from vitdeploy.assess.metrics.shares import images_needed, mcnemar_power, smallest_bound
-from vitdeploy.assess.runs.targets import REFERENCE, Selected, reference_backend, select
+from vitdeploy.assess.runs.targets import REFERENCE, Selected, no_artifact, reference_backend, select
 from vitdeploy.errors import UsageError
 from vitdeploy.specs import Task
 
@@ -76,7 +76,7 @@ def plan(
     """
     selection = select(bundle, backends)
     if not bundle.manifest.artifacts:
-        raise UsageError(f"{bundle.path} must hold an artifact to gate, holds none; make one: vitdeploy export")
+        raise no_artifact(bundle, "gate")
     rules.check_names([REFERENCE, *(artifact.name for artifact in bundle.manifest.artifacts)])
     checks = []
     if baseline is not None:
@@ -100,9 +100,9 @@ def _check_held(rules: GateRules, checks: Sequence[Planned], artifacts: set[str]
         held = {check.rule for check in checks if check.selected and name in ("", check.selected.artifact)}
         for rule in sorted(given - held - {"latency_against"} - ({"max_drop"} if update else set())):
             raise UsageError(
-                f"{rule} must hold for something, {name or 'what is gated'} gives nothing to hold to it; leave it out, "
-                f"or choose another --backend"
-            )
+                f"{rule} applies to nothing in {name or 'this bundle'}",
+                what=rule, where=name or None, hint="remove it, or choose another --backend",
+            )  # fmt: skip
 
 
 def _of_artifact(
@@ -128,7 +128,8 @@ def _of_artifact(
     elif rules.max_drop is not None and update:
         _allowed_drop(subject, rules.max_drop, images, 0.0)
     elif rules.max_drop is not None:
-        raise UsageError("max_drop needs a baseline to drop from, got none; name one, and make it with --update")
+        hint = "name one with --baseline; --update creates it"
+        raise UsageError("max_drop needs a baseline", what="max_drop", found=rules.max_drop, hint=hint)
     if selected.artifact == REFERENCE:
         return checks
     if rules.min_agreement is not None:
@@ -161,22 +162,21 @@ def _of_artifact(
 
 
 def _check_share(rule: str, subject: str, percent: float, images: int) -> None:
-    """Of N images, one is 1/N: a bound above 1 - 1/N, but for 1 itself, says no more than that none may be wrong."""
+    """Refuse a bound above 1 - 1/N other than 1: of N images, it allows none to be wrong."""
     if percent < 100 and images * (100 - percent) < 100 - 1e-9:
         needed = math.ceil(100 / (100 - percent) - 1e-9)
         raise UsageError(
-            f"{rule} of {percent:.15g} % for {subject} needs {needed} images, of which one may be wrong, the data has "
-            f"{images}; add images, or demand 100"
-        )
+            f"{rule} of {percent:.15g} % for {subject} needs {needed} images, of which one may be wrong; the data has "
+            f"{images}",
+            what=rule, where=subject, expected=needed, found=images, hint="add images, or demand 100",
+        )  # fmt: skip
 
 
 def _check_no_classes(rules: Rules) -> None:
     for rule in ("min_accuracy", "max_drop", "min_agreement"):
         if getattr(rules, rule) is not None:
-            raise UsageError(
-                f"{rule} counts images by their class, which this model does not give; leave it out, and use "
-                f"min_cosine and min_neighbour_agreement"
-            )
+            hint = "use min_cosine and min_neighbour_agreement"
+            raise UsageError(f"{rule} needs a model with classes", what=rule, hint=hint)
 
 
 def _check_percentile(subject: str, cosine: float, images: int) -> None:
@@ -185,8 +185,9 @@ def _check_percentile(subject: str, cosine: float, images: int) -> None:
     if images < needed:
         raise UsageError(
             f"min_cosine of {cosine:g} for {subject} needs {needed} images, of which the {PERCENTILE}th percentile is "
-            f"one, the data has {images}; add images"
-        )
+            f"one; the data has {images}",
+            what="min_cosine", where=subject, expected=needed, found=images, hint="add images",
+        )  # fmt: skip
 
 
 def _allowed_drop(subject: str, points: float | None, images: int, disagreement: float) -> float:
@@ -200,7 +201,8 @@ def _allowed_drop(subject: str, points: float | None, images: int, disagreement:
         least = smallest_bound(images, SEEN, disagreement=disagreement, alpha=ALPHA, power=POWER)
         raise UsageError(
             f"max_drop of {points:g} points for {subject} needs {needed} images, so that a drop of {100 * drop:g} is "
-            f"seen (McNemar, p <= {ALPHA:g}, with {POWER:.0%} power), the data has {images}; add images, or allow "
-            f"{math.ceil(1e4 * least) / 100:g} points"
-        )
+            f"seen (McNemar, p <= {ALPHA:g}, with {POWER:.0%} power); the data has {images}",
+            what="max_drop", where=subject, expected=needed, found=images,
+            hint=f"add images, or allow {math.ceil(1e4 * least) / 100:g} points",
+        )  # fmt: skip
     return points

@@ -1,4 +1,4 @@
-"""What backends made of labelled images, and how much of it was right (numpy alone)."""
+"""Predictions on labelled images, accuracy and calibration (numpy alone)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Accuracy:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """What one backend made of every image of a data set.
+    """Predictions of one backend for every image of a data set.
 
     Attributes:
         artifact: such as "onnx-fp32"; "reference" for the torch reference.
@@ -77,7 +77,7 @@ class Predictions:
 
     @property
     def not_finite(self) -> int:
-        """How many images have logits that are not all finite; they count as wrong."""
+        """Number of images whose logits are not all finite; they count as wrong."""
         return int((self.classes[:, 0] == NOT_FINITE).sum())
 
 
@@ -113,7 +113,7 @@ class CalibrationBin:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How far scores are from the accuracy that they promise: Guo et al. (2017), arXiv:1706.04599.
+    """Calibration of scores: Guo et al. (2017), arXiv:1706.04599.
 
     Attributes:
         ece: the expected calibration error, from 0 to 1: the mean over the images of the difference, in their bin,

@@ -1,4 +1,4 @@
-"""How near the outputs of a quantized artifact are to the reference's, over images."""
+"""Agreement of a quantized artifact's outputs with the reference's, over images."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Agreement:
         error: float,
         of_values: float | None = None,
     ) -> Agreement:
-        """Of each image's cosine (a regression has none), whether its best class is the same, and errors; rounded."""
+        """From each image's cosine (a regression has none), whether its best class is the same, and errors; rounded."""
         known = [cosine for cosine in cosines if cosine is not None]
         return cls(
             output,

@@ -1,4 +1,4 @@
-"""How near the outputs of a quantized artifact must be to the reference's where nobody says how near."""
+"""Default bounds for a quantized artifact's outputs: cosine, relative error, neighbours and classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Near(Protocol):
-    """What was measured of one output of N images, as `Agreement` and `Nearness` hold it."""
+    """Measurements of one output over N images, as `Agreement` and `Nearness` hold them."""
 
     @property
     def output(self) -> str: ...
@@ -67,8 +67,8 @@ class CosineBound:
         return cls(least_cosine(tolerance), -1, tolerance)
 
     def why_not(self, found: Near) -> str | None:
-        """How far an output is, where that is farther; None where it is near enough."""
-        mean, p5 = _number(found.mean_cosine), _number(found.p5_cosine)
+        """The bound that an output breaks, in words; None where it keeps all."""
+        mean, p5 = _or_nan(found.mean_cosine), _or_nan(found.p5_cosine)
         if not (mean >= self.mean and p5 >= self.p5):
             return (
                 f"{found.output} has a mean cosine of {mean:.4f} (at least {self.mean:g} required) and a "
@@ -86,11 +86,11 @@ class CosineBound:
         return None
 
     def resembles(self, found: Difference) -> bool:
-        """Whether a whole output, of which vectors are a part that is judged by more than this, is finite and as near.
+        """Whether a whole output, whose vectors are judged more strictly, is finite and has the mean cosine.
 
         The tokens of patches, say, which no vector tells of: they may be noise where the CLS token is right.
         """
-        return found.finite and _number(found.mean_cosine) >= self.mean
+        return found.finite and _or_nan(found.mean_cosine) >= self.mean
 
     def check(self, name: str, found: Agreement, *, held_out: bool) -> None:
         """Raise CheckFailedError where an output of the artifact of that name is farther."""
@@ -100,9 +100,7 @@ class CosineBound:
         else:
             far = self.why_not(found) or self._other_classes(found)
             if far is not None:
-                raise CheckFailedError(
-                    f"{name} is too far from the reference: {far} on {images}; {_ADVICE}; nothing was written"
-                )
+                raise _too_far(name, found.output, f"{far} on {images}", found)
 
     def _other_classes(self, found: Agreement) -> str | None:
         share = found.top1_agreement
@@ -121,30 +119,34 @@ class CosineBound:
             of_values: whether the output is logits of which none is the best class.
         """
         images = f"{found.count} images"
-        mean, lowest = _number(found.mean_cosine), _number(found.min_cosine)
+        mean, lowest = _or_nan(found.mean_cosine), _or_nan(found.min_cosine)
         if of_values:
             self._check_error(name, found.output, found.max_relative, images)
         elif not error <= self.relative_error:
             self._check_error(name, found.output, error, images)
         elif not (mean >= self.mean and lowest >= self.p5):
-            raise CheckFailedError(
-                f"{name} is too far from the reference: {found.output} has a mean cosine of {mean:.4f} "
-                f"(at least {self.mean:g} required) and a lowest one of {lowest:.4f} (at least {self.p5:g} "
-                f"required) on {images}; give --calibration-data, or {_ADVICE}; nothing was written"
+            far = (
+                f"{found.output} has a mean cosine of {mean:.4f} (at least {self.mean:g} required) and a lowest one of "
+                f"{lowest:.4f} (at least {self.p5:g} required) on {images}"
             )
+            raise _too_far(name, found.output, far, found, "give --calibration-data, or ")
 
     def _check_error(self, name: str, output: str, error: float, images: str) -> None:
         if not error <= self.relative_error:
-            raise CheckFailedError(
-                f"{name} is too far from the reference: {output} differs by {error:.3g} of its size (at most "
-                f"{self.relative_error:g} allowed) on {images}; {_ADVICE}; nothing was written"
-            )
+            allowed = f"(at most {self.relative_error:g} allowed) on {images}"
+            raise _too_far(name, output, f"{output} differs by {error:.3g} of its size {allowed}", error)
 
 
-_ADVICE = "keep layers in float32 (vitdeploy debug bisect finds them, --keep-fp32), or give --tolerance to accept it"
+def _too_far(artifact: str, output: str, far: str, found: object, first: str = "") -> CheckFailedError:
+    return CheckFailedError(
+        f"{artifact} is too far from the reference, so nothing was written: {far}",
+        what=output, where=artifact, found=found,
+        hint=f"{first}keep layers in float32 (vitdeploy debug bisect finds them, --keep-fp32), or give --tolerance to "
+        f"accept it",
+    )  # fmt: skip
 
 
-def _number(cosine: float | None) -> float:
+def _or_nan(cosine: float | None) -> float:
     """NaN, which keeps no bound, for none."""
     return math.nan if cosine is None else cosine
 
@@ -155,12 +157,12 @@ def error_of_cosine(cosine: float) -> float:
 
 
 def too_long(found: Near, least_p5: float) -> str | None:
-    """How far an output is where its vectors' lengths, which no cosine sees, are farther than their directions may be.
+    """Check the lengths of vectors, which no cosine sees; None where they are near enough.
 
     The error of all images is at most what their mean cosine makes up, and what their lengths do: the latter must not
     be more than the least 5th percentile of the cosine would make up. None where it is not.
     """
-    allowed = error_of_cosine(_number(found.mean_cosine)) + error_of_cosine(least_p5)
+    allowed = error_of_cosine(_or_nan(found.mean_cosine)) + error_of_cosine(least_p5)
     return None if found.error <= allowed else f"{found.output} differs by {found.error:.3g} of its length"
 
 

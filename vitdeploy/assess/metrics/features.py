@@ -1,4 +1,4 @@
-"""How near the vectors of an artifact are to the reference's, and whether a search finds the same images (numpy alone).
+"""Nearness of an artifact's vectors to the reference's, and of their nearest neighbours (numpy alone).
 
 A model without classes is judged by the vectors that its users compare: `pooler_output`, and the CLS token of
 `last_hidden_state`, which is its first token; a classifier by its `logits`.
@@ -41,7 +41,7 @@ def vectors(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def searchable(names: Collection[str]) -> bool:
-    """Whether `vectors` of outputs of these names are searched by."""
+    """Whether neighbours are searched by one of the outputs of these names."""
     return LOGITS not in names and bool({POOLED, HIDDEN}.intersection(names))
 
 
@@ -119,7 +119,7 @@ class Nearness:
 
     @property
     def neighbour_agreement(self) -> float | None:
-        """That share of the images, from 0 to 1."""
+        """Share of images with the same nearest neighbour, from 0 to 1."""
         return None if self.same_neighbours is None else self.same_neighbours / self.images
 
     def __str__(self) -> str:

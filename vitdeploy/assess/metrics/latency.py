@@ -1,4 +1,4 @@
-"""How long backends take: what was measured, and how two of them compare."""
+"""Latency: measurements, percentiles and ratios."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from vitdeploy.assess.data.folder_listing import left_out_dict
-from vitdeploy.assess.metrics.status import overall
+from vitdeploy.assess.metrics.status import Assessment, overall
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.system.cpu import ThreadCount
 
 PERCENTILES = (50, 90, 99)
@@ -80,11 +79,11 @@ class Latency:
         return tuple(itertools.chain.from_iterable(self.image_rounds_ms))
 
     def percentile_ms(self, percent: float) -> float:
-        """Of the runs on ready input."""
+        """Percentiles of runs on ready input."""
         return float(np.percentile(self.times_ms, percent))
 
     def image_percentile_ms(self, percent: float) -> float:
-        """Of the runs from image files."""
+        """Percentiles of runs from image files."""
         return float(np.percentile(self.image_times_ms, percent))
 
     @property
@@ -100,9 +99,10 @@ class Latency:
         """
         if len(self.rounds_ms) != len(base.rounds_ms) or self.batch_size != base.batch_size:
             raise UsageError(
-                f"a ratio needs two latencies of one benchmark and batch size, got {self.name} at {self.batch_size} "
-                f"and {base.name} at {base.batch_size}"
-            )
+                f"{self.name} at {self.batch_size} and {base.name} at {base.batch_size} are not of one benchmark and "
+                f"batch size, as a ratio needs them",
+                what="base", found=(base.name, base.batch_size),
+            )  # fmt: skip
         ratios = [
             float(np.median(own) / np.median(others))
             for own, others in zip(self.rounds_ms, base.rounds_ms, strict=True)
@@ -158,26 +158,20 @@ class NotMeasured:
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Assessment):
     """Every backend at every batch size.
 
     Attributes:
-        bundle: the folder.
         machine: where it was measured.
         settings: how.
         latencies: by batch size, and in that in the order of the backends.
         skipped: what could not be measured.
-        processor: where the image processor came from, in a line; None where the bundle does not say.
-        left_out: the files of the folder that are not among its images; None where no folder was listed.
     """
 
-    bundle: str
     machine: dict[str, str]
     settings: dict[str, Any]
     latencies: tuple[Latency, ...]
     skipped: tuple[NotMeasured, ...] = ()
-    processor: str | None = None
-    left_out: LeftOut | None = None
 
     @property
     def status(self) -> str:
@@ -186,7 +180,7 @@ class Benchmark:
 
     @property
     def note(self) -> str:
-        """That backends ran with different numbers of threads, which their ratios show as well; else empty."""
+        """A warning where backends ran with different numbers of threads; else empty."""
         counts = {each.backend: each.threads.count for each in self.latencies if each.threads is not None}
         if len(set(counts.values())) < 2:
             return ""
@@ -203,7 +197,7 @@ class Benchmark:
             if (found.name, found.batch_size) == (name, batch_size):
                 return found
         measured = ", ".join(f"{found.name} at {found.batch_size}" for found in self.latencies) or "nothing"
-        raise UsageError(f"a latency must be one that was measured ({measured}), got {name} at {batch_size}")
+        raise UsageError(f"{name} at {batch_size} was not measured; measured: {measured}", what=name, found=batch_size)
 
     def ratio(self, name: str, base: str, batch_size: int) -> Ratio:
         """The time of one over that of another; see `Latency.ratio`."""

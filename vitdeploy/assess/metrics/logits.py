@@ -1,4 +1,4 @@
-"""What two sets of logits make of the same images (numpy alone)."""
+"""Comparison of logits: KL divergence, agreement, rank correlation, flips (numpy alone)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far one backend's outputs are from the reference's (numpy alone)."""
+"""Differences of outputs, relative error and tolerances (numpy alone)."""
 
 from __future__ import annotations
 
@@ -142,13 +142,13 @@ def check_tolerance(tolerance: object) -> None:
 
 
 def default_tolerance(artifact: Artifact) -> float:
-    """What an artifact may differ by, relative to each output's largest value.
+    """Default tolerance of an artifact, relative to each output's largest value.
 
     Raises:
         UsageError: nothing is known of the precision.
     """
     if artifact.precision not in DEFAULT_TOLERANCES:
-        raise UsageError(f"a tolerance must be given for {artifact.precision}, got none; give one")
+        raise UsageError(f"{artifact.precision} has no default tolerance", what="tolerance", hint="give one")
     half = any(spec.dtype == "float16" for spec in artifact.outputs)
     return max(DEFAULT_TOLERANCES[artifact.precision], half * _FLOAT16_OUTPUT)
 
@@ -164,7 +164,7 @@ def least_cosine(tolerance: float) -> float:
 
 
 def has_own_scales(name: str, problem_type: ProblemType) -> bool:
-    """Whether each value of that output is measured in its own unit, as a regression's logits (an age, a weight)."""
+    """Whether each value of that output has its own unit, as a regression's logits (an age, a weight)."""
     return name == LOGITS and problem_type is ProblemType.REGRESSION
 
 
@@ -186,16 +186,20 @@ def compare_outputs(
     """
     if set(reference) != set(candidate) or not reference:
         raise UsageError(
-            f"outputs must be {', '.join(reference) or 'one or more'}, got {', '.join(candidate) or 'none'}"
-        )
+            f"outputs are {', '.join(candidate) or 'none'}, not {', '.join(reference) or 'one or more'}",
+            what="outputs", expected=tuple(reference), found=tuple(candidate),
+        )  # fmt: skip
     return tuple(_compare_output(name, reference[name], candidate[name], problem_type) for name in reference)
 
 
 def _compare_output(name: str, reference: np.ndarray, candidate: np.ndarray, problem_type: ProblemType) -> Difference:
     if reference.shape != candidate.shape:
-        raise UsageError(f"output {name} must have shape {reference.shape}, has {candidate.shape}")
+        raise UsageError(
+            f"output {name} has shape {candidate.shape}, the reference's {reference.shape}",
+            what=name, expected=reference.shape, found=candidate.shape,
+        )  # fmt: skip
     if reference.size == 0:
-        raise UsageError(f"output {name} must hold values to compare, has shape {reference.shape}")
+        raise UsageError(f"output {name} of shape {reference.shape} is empty", what=name, found=reference.shape)
     if not has_own_scales(name, problem_type):
         ranked = name == LOGITS and problem_type is ProblemType.SINGLE_LABEL
         return _difference(name, reference, candidate, of_classes=ranked)

@@ -1,4 +1,4 @@
-"""What a sample can tell: an interval of a share, a test of paired outcomes, and how many images a drop needs."""
+"""Statistics: Wilson interval, McNemar's test, sample size for a given drop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     if not (0 <= correct <= total and total > 0 and 0 < confidence < 1):
         raise UsageError(
             f"an interval needs 0 <= correct <= total, total > 0 and 0 < confidence < 1, got {correct}, {total} and "
-            f"{confidence}"
+            f"{confidence}",
+            found=(correct, total, confidence),
         )
     z2, share = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2, correct / total
     center = (share + z2 / (2 * total)) / (1 + z2 / total)
@@ -42,7 +43,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
         only_second: images that the second alone classifies correctly.
     """
     if min(only_first, only_second) < 0:
-        raise UsageError(f"McNemar's test needs counts from 0 up, got {only_first} and {only_second}")
+        found = (only_first, only_second)
+        raise UsageError(f"McNemar's test needs counts from 0 up, got {only_first} and {only_second}", found=found)
     count, fewer = only_first + only_second, min(only_first, only_second)
     ways = total = 1
     for index in range(fewer):
@@ -68,7 +70,8 @@ def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05, 
     if not (images >= 1 and 0 <= gained < lost and share <= 1 and 0 < alpha < 1):
         raise UsageError(
             f"power needs images from 1 up, shares 0 <= gained < lost with a sum of at most 1, and 0 < alpha < 1; got "
-            f"{images}, {gained}, {lost} and {alpha}"
+            f"{images}, {gained}, {lost} and {alpha}",
+            found=(images, gained, lost, alpha),
         )
     if images * share > _MOST_SUMMED:
         least_seen = max(beyond, -NormalDist().inv_cdf(alpha / 2) * math.sqrt(share / images))
@@ -104,7 +107,7 @@ def images_needed(
     power: float = 0.9,
     beyond: float = 0.0,
 ) -> int:
-    """How many images a drop in accuracy needs to be seen (see `mcnemar_power`), both classifiers seeing the same ones.
+    """Number of images that a drop in accuracy needs to be seen (see `mcnemar_power`), paired.
 
     A number of images whose power is enough; nearby ones can have a little less or more, as the test is discrete.
 
@@ -123,7 +126,8 @@ def images_needed(
     if not (0 <= beyond < drop <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
         raise UsageError(
             f"0 <= beyond < drop <= disagreement <= 1, 0 < alpha < 1 and 0 < power < 1 must hold, got {beyond}, "
-            f"{drop}, {disagreement}, {alpha} and {power}"
+            f"{drop}, {disagreement}, {alpha} and {power}",
+            found=(beyond, drop, disagreement, alpha, power),
         )
     lost, gained = (disagreement + drop) / 2, (disagreement - drop) / 2
     low, high = 0, 16
@@ -131,9 +135,9 @@ def images_needed(
         low, high = high, 2 * high
         if high > _MOST_IMAGES:
             raise UsageError(
-                f"a drop must be large enough to be found with {_MOST_IMAGES} images, {drop:g} among "
-                f"{disagreement:.2%} of disagreement is not; allow a larger drop"
-            )
+                f"a drop of {drop:g} among {disagreement:.2%} of disagreement is not found with {_MOST_IMAGES} images",
+                what="drop", expected=_MOST_IMAGES, found=drop, hint="allow a larger drop",
+            )  # fmt: skip
     while high - low > 1:
         middle = (low + high) // 2
         if mcnemar_power(middle, lost, gained, alpha, beyond) < power:
@@ -164,7 +168,8 @@ def smallest_bound(
     if not (images >= 1 and times > 1 and 0 <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
         raise UsageError(
             f"images from 1 up, times above 1, 0 <= disagreement <= 1, 0 < alpha < 1 and 0 < power < 1 must hold, got "
-            f"{images}, {times}, {disagreement}, {alpha} and {power}"
+            f"{images}, {times}, {disagreement}, {alpha} and {power}",
+            found=(images, times, disagreement, alpha, power),
         )
 
     def is_seen(allowed: int) -> bool:
@@ -174,7 +179,7 @@ def smallest_bound(
 
     most = math.floor(images / times)
     if most < 1 or not is_seen(most):
-        raise UsageError(f"images must be enough to show a drop, {images} show none at all; add images")
+        raise UsageError(f"{images} images show no drop at all", what="images", found=images, hint="add images")
     low, high = 0, 1
     while high < most and not is_seen(high):
         low, high = high, min(2 * high, most)

@@ -1,7 +1,8 @@
-"""What an assessment says of each thing that it looked at, in one form for whoever writes it down."""
+"""Status and verdicts of results, in one form for reports."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -46,13 +47,41 @@ class Judged(Protocol):
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """What is otherwise than it was, a line each."""
+        """Differences from an earlier result, one line each."""
         ...
 
     @property
     def left_out(self) -> LeftOut | None:
         """The files of the folder that are not among its images; None where no folder was listed."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Assessment:
+    """A result of assessing a bundle.
+
+    Attributes:
+        bundle: the folder.
+        processor: where the image processor came from, in a line; None where the bundle does not say.
+        left_out: the files of the folder that are not among its images; None where no folder was listed.
+    """
+
+    bundle: str
+    processor: str | None = dataclasses.field(default=None, kw_only=True)
+    left_out: LeftOut | None = dataclasses.field(default=None, kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageAssessment(Assessment):
+    """Result of comparing outputs on images without labels.
+
+    Attributes:
+        images: how many.
+        synthetic: whether they were made up, none having been given.
+    """
+
+    images: int
+    synthetic: bool
 
 
 class ByResult:
@@ -71,7 +100,7 @@ class ByResult:
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """Those of every result, for a report."""
+        """Verdicts of every result."""
         return tuple(verdict for result in self.results for verdict in result.verdicts)
 
     @property

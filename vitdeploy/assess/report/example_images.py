@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vitdeploy.assess.compare.compare import Comparison
-    from vitdeploy.assess.compare.worst_images import FarImage
+    from vitdeploy.assess.compare.results import Comparison
+    from vitdeploy.assess.compare.worst_images import WorstImage
     from vitdeploy.assess.data.dataset import LabelledData
     from vitdeploy.assess.evaluate.evaluate import Evaluation
 
@@ -98,7 +98,7 @@ def furthest_images(comparison: Comparison) -> dict[str, tuple[Sample, ...]]:
 
     The expected class is the reference's.
     """
-    far: dict[str, list[tuple[str, FarImage]]] = {}
+    far: dict[str, list[tuple[str, WorstImage]]] = {}
     for result in comparison.results:
         for each in result.furthest:
             if each.image:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from vitdeploy.assess.debug.layers import ArtifactLayers
+    from vitdeploy.assess.debug.layer_results import ArtifactLayers
     from vitdeploy.assess.debug.sensitivity import Sensitivity
     from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.metrics.latency import Latency

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.bundle.output_paths import check_outputs, write_output
+from vitdeploy.bundle.output_paths import check_outputs
+from vitdeploy.files.output_files import write_output
 
 if TYPE_CHECKING:
     import os

@@ -1,1 +1,1 @@
-"""Which artifact runs on which backend, and the runs of the reference."""
+"""Artifacts and backends to assess, their open runtimes, and batches of images."""

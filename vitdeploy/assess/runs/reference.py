@@ -1,4 +1,4 @@
-"""Run the reference on images, a batch at a time."""
+"""Batches of processed images, and runs of the reference on them."""
 
 from __future__ import annotations
 
@@ -9,64 +9,33 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 from vitdeploy.assess.data.images import feeds
-from vitdeploy.assess.runs.targets import reference_backend
-from vitdeploy.errors import DeviceError, UnavailableError, UsageError
+from vitdeploy.errors import UsageError
 from vitdeploy.predictor import batch_size_for, check_fit
-from vitdeploy.runtimes import open_recorded, runtime_class
-from vitdeploy.runtimes.options import parse_device
-from vitdeploy.specs import attention_for
-from vitdeploy.system.progress import SILENT, Progress
-from vitdeploy.trt.gpu import find_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from vitdeploy.bundle.bundle import Bundle
+    from numpy.typing import NDArray
+
+    from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
     from vitdeploy.bundle.manifest import Artifact
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
 
 
 def run_reference(
-    bundle: Bundle,
-    batches: Batches,
-    outputs: tuple[str, ...] | None = None,
-    device: str = "cpu",
-    progress: Progress = SILENT,
-    *,
-    keep: Keep = dict,
+    runtimes: OpenRuntimes, batches: Batches, outputs: tuple[str, ...] | None = None, *, keep: Keep = dict
 ) -> tuple[dict[str, np.ndarray], str]:
-    """What the reference gives for the images, and the engine and device that ran it; by default its own outputs.
-
-    On a GPU that torch cannot use, as engines can, it runs on the CPU.
+    """Outputs of the reference for the images (by default its own ones), and the engine and device that ran it.
 
     Raises:
         MissingDependencyError: torch is not installed.
         BundleError: the image processor does not fit the model.
     """
-    options: dict[str, Any] = {"outputs": outputs, "attention": attention_for(outputs or ())}
-    try:
-        reference = open_recorded(bundle, reference_backend(), options, device=device)
-    except DeviceError as exc:
-        if not _is_gpu_beyond_torch(device):
-            raise
-        progress.step(f"running the reference on the CPU: {exc}")
-        reference = open_recorded(bundle, reference_backend(), options)
-    with reference as runtime:
-        check_fit(bundle, batches.processor, runtime)
+    with runtimes.reference(outputs) as runtime:
+        check_fit(runtimes.bundle, batches.processor, runtime)
         engine = f"{runtime.details['engine']} on {runtime.details['device']}"
         return run_batches(runtime, batches.feeds(runtime), keep=keep), engine
-
-
-def _is_gpu_beyond_torch(device: str) -> bool:
-    """Whether that is a GPU of this machine, and torch was built without CUDA or finds none."""
-    kind, index = parse_device(device)
-    if kind != "cuda" or any(name.startswith("cuda") for name in runtime_class(reference_backend()).probe()):
-        return False
-    try:
-        return (index or 0) < len(find_gpus())
-    except UnavailableError:
-        return False
 
 
 class Runs(Protocol):
@@ -97,10 +66,18 @@ def run_batches(
     for name, (shape, *others) in shapes.items():
         if others:
             raise UsageError(
-                f"images to compare must give {name} of one shape, give {shape} and {others[0]}; "
-                f"use images of one size, or a processor with a center crop"
-            )
+                f"images give {name} of different shapes, {shape} and {others[0]}",
+                what=name, found=(shape, *others), hint="use images of one size, or a processor with a center crop",
+            )  # fmt: skip
     return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+
+
+def rows_not_finite(outputs: Mapping[str, np.ndarray]) -> NDArray[np.bool_]:
+    """(N,): whether a value of an image is NaN or infinite in any of the outputs, (N, ...) each."""
+    found: NDArray[np.bool_] = np.any(
+        [~np.isfinite(value.reshape(len(value), -1)).all(axis=1) for value in outputs.values()], axis=0
+    )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +89,7 @@ class Batches:
     batch_size: int
 
     def feeds(self, of: Runtime | Artifact) -> Iterator[dict[str, np.ndarray]]:
-        """What it takes for the images, a batch at a time."""
+        """Inputs for the images, a batch at a time."""
         size = batch_size_for(self.processor, of, self.batch_size)
         for start in range(0, len(self.sources), size):
             sources = self.sources[start : start + size]

@@ -1,16 +1,16 @@
-"""Which artifacts of a bundle are assessed, and with which backends."""
+"""Selection of artifacts and backends."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitdeploy._version import __version__
-from vitdeploy.errors import UnavailableError, UsageError
+from vitdeploy.errors import UnavailableError, UsageError, shown
 from vitdeploy.runtimes import BACKENDS, open_recorded
 from vitdeploy.specs import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from vitdeploy.bundle.bundle import Bundle
@@ -38,7 +38,10 @@ class Selected(NamedTuple):
         """
         if not self.backend:
             kind = self.artifact.rpartition("-")[0]
-            raise UnavailableError(f"no backend of vitdeploy {__version__} runs {kind}; use the version that made it")
+            raise UnavailableError(
+                f"no backend of vitdeploy {__version__} runs {kind}",
+                what=self.artifact, hint="use the version that made it",
+            )  # fmt: skip
         return open_recorded(bundle, self.backend, options, precision=self.precision, device=device)
 
 
@@ -56,14 +59,17 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
     if backends is None:
         return [Selected(REFERENCE, reference_backend(), "fp32"), *artifacts(bundle)]
     if isinstance(backends, str) or not backends:
-        raise UsageError(f"backends must be one or more names, such as onnxruntime:fp16, got {backends!r}")
+        raise UsageError(
+            f"backends must be a list of names such as onnxruntime:fp16, got {shown(backends)}",
+            what="backends", found=backends,
+        )  # fmt: skip
     found: dict[Selected, None] = {}
     for asked in backends:
         name, _, precision = asked.partition(":")
         if name not in BACKENDS:
-            raise UsageError(f"a backend must be one of {', '.join(BACKENDS)}, got {asked!r}")
+            raise _unknown("backend", asked, BACKENDS)
         if precision and precision not in list(Precision):
-            raise UsageError(f"a precision must be one of {', '.join(Precision)}, got {asked!r}")
+            raise _unknown("precision", asked, Precision)
         kind = BACKENDS[name].artifact_format
         if kind is None:
             found[Selected(REFERENCE, name, precision or "fp32")] = None
@@ -76,7 +82,10 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
                 if artifact.format == kind
             ]
             if not of_backend:
-                raise UsageError(f"{bundle.path} has no artifact for {name}; make it: vitdeploy export --to {kind}")
+                raise UsageError(
+                    f"{bundle.path} has no artifact for {name}",
+                    what="backends", where=bundle.path, found=asked, hint=f"make it: vitdeploy export --to {kind}",
+                )  # fmt: skip
             found |= dict.fromkeys(of_backend)
     return list(found)
 
@@ -91,7 +100,10 @@ def artifacts(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Sel
         found = [selected for selected in select(bundle, backends) if selected.artifact != REFERENCE]
         if not found:
             raise UsageError(
-                f"an artifact must be compared with the reference, got {', '.join(backends)} alone; name another"
+                f"{', '.join(backends)} is the reference itself",
+                what="backends",
+                found=backends,
+                hint="name an artifact",
             )
         return found
     by_default = {name: row.artifact_format for name, row in BACKENDS.items() if row.by_default}
@@ -100,6 +112,15 @@ def artifacts(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Sel
         for artifact in bundle.manifest.artifacts
         for backend in [name for name, kind in by_default.items() if kind == artifact.format] or [""]
     ]
+
+
+def _unknown(what: str, asked: str, known: Iterable[str]) -> UsageError:
+    return UsageError(f"unknown {what} {shown(asked)}; known: {', '.join(known)}", what="backends", found=asked)
+
+
+def no_artifact(bundle: Bundle, verb: str) -> UsageError:
+    """The error for a bundle without any."""
+    return UsageError(f"{bundle.path} has no artifact to {verb}", where=bundle.path, hint="make one: vitdeploy export")
 
 
 def reference_backend() -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own habit)
 
-from vitdeploy.errors import CheckpointError
+from vitdeploy.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,4 +92,5 @@ def activation(name: str, key: str) -> Activation:
         return ACTIVATIONS[name]
     except (KeyError, TypeError):
         known = ", ".join(ACTIVATIONS)
-        raise CheckpointError(f"config.json: {key} must be one of {known}; got {name!r}") from None
+        message = f"config.json: {key} must be one of {known}; got {shown(name)}"
+        raise CheckpointError(message, what=key, where="config.json", expected=tuple(ACTIVATIONS), found=name) from None

@@ -64,7 +64,8 @@ class Embeddings(nn.Module):
         x = patches.flatten(2).transpose(1, 2)  # (N, gh * gw, D)
         if bool_masked_pos is not None:
             if self.mask_token is None:
-                raise UsageError("bool_masked_pos needs a model with a mask token: load it for masked image modeling")
+                message = "bool_masked_pos needs a model with a mask token"
+                raise UsageError(message, what="bool_masked_pos", hint="load it for masked image modeling")
             mask = bool_masked_pos.unsqueeze(-1).to(x.dtype)
             x = x * (1.0 - mask) + self.mask_token * mask
         # The prefix is added where the patches have left room: the same sum as after expanding it to the batch, but an
@@ -83,7 +84,7 @@ class Embeddings(nn.Module):
         The prefix's rows stay. transformers goes by the square root of the number of rows, and takes no other grid.
         """
         if self.position_embeddings is None:
-            raise UsageError("a model must have a position table to interpolate it, this one has none")
+            raise UsageError("the model has no position table to interpolate", what="position_embeddings")
         count = self.num_positioned
         prefix, patches = self.position_embeddings[:, :count], self.position_embeddings[0, count:]
         patches = interpolate(patches, self.grid_size, grid, "bicubic", antialias=self.antialias)

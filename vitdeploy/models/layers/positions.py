@@ -60,9 +60,10 @@ class RelativePositionBias(nn.Module):
         if grid is not None:
             if self.interpolation != "bilinear":
                 raise UsageError(
-                    f"relative positions must be bilinear to be interpolated for each image, are {self.interpolation}; "
-                    f"resize the model instead"
-                )
+                    f"{self.interpolation} relative positions cannot be interpolated for each image",
+                    what="relative_position_interpolation", expected="bilinear", found=self.interpolation,
+                    hint="resize the model instead",
+                )  # fmt: skip
             offsets = self._interpolated(offsets, grid)
         table = torch.cat((special, offsets))  # so that the rows of the class token do not move with the grid
         return table[index].permute(2, 0, 1)[None]  # (1, H, L, L)

@@ -1,10 +1,16 @@
-"""JSON that says one thing: what readers understand differently is refused."""
+"""Parse JSON, and refuse text that readers understand differently."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from vitdeploy.errors import InputError
 
 _MOST_DIGITS = 400  # of an integer; reading more takes time that grows with their square
 
@@ -25,13 +31,31 @@ def strict_json(content: bytes | str) -> Any:
         raise ValueError("it is nested too deeply") from exc
 
 
+def json_object(
+    path: Path,
+    content: bytes,
+    error: type[InputError],
+    parse: Callable[[bytes], Any] = json.loads,
+    hint: str | None = None,
+) -> dict[str, Any]:
+    """Parse the content of a file that holds an object; raise `error` where it holds something else."""
+    try:
+        data = parse(content)
+    except (ValueError, RecursionError) as exc:
+        raise error(f"{path} is not valid JSON: {exc}", where=path, expected="JSON", hint=hint) from exc
+    if not isinstance(data, dict):
+        message = f"{path} holds a JSON {type(data).__name__}, not an object"
+        raise error(message, where=path, expected="object", found=data, hint=hint)
+    return data
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r:.80} stands twice in an object")
-        found[key] = value
-    return found
+        if key in values:
+            raise ValueError(f"an object has the key {key!r:.80} twice")
+        values[key] = value
+    return values
 
 
 def _refused(text: str) -> NoReturn:

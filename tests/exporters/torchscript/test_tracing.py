@@ -19,7 +19,7 @@ from families import HEADS, Head, random_config
 import vitdeploy
 from vitdeploy.assess.data.images import feeds
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.torchscript.trace import export_torchscript
+from vitdeploy.exporters.torchscript.tracing import export_torchscript
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.signature import Served, input_specs, output_specs
@@ -222,7 +222,7 @@ print(json.dumps([names, signature, type(outputs).__name__, [list(output.shape) 
 
 EXPORT = """
 import pathlib, sys
-from vitdeploy.exporters.torchscript.trace import export_torchscript
+from vitdeploy.exporters.torchscript.tracing import export_torchscript
 from vitdeploy.sources.read import read_checkpoint
 from vitdeploy.specs import ExportSpec, Precision
 checkpoint = read_checkpoint(sys.argv[1])

@@ -1,0 +1,149 @@
+"""Results of a comparison: each artifact on each backend, and all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.assess.metrics.cosine_bound import LOOSE_BOUND, CosineBound
+from vitdeploy.assess.metrics.status import ByResult, ImageAssessment, Verdict
+from vitdeploy.bundle.scores import ProblemType
+
+if TYPE_CHECKING:
+    from vitdeploy.assess.compare.worst_images import WorstImage
+    from vitdeploy.assess.metrics.features import Nearness
+    from vitdeploy.assess.metrics.logits import LogitsDifference
+    from vitdeploy.assess.metrics.outputs import Difference
+
+
+@dataclasses.dataclass(frozen=True)
+class BackendComparison:
+    """One artifact on one backend.
+
+    Attributes:
+        artifact: such as "onnx-fp32".
+        backend: what ran it; "" where no backend of this version does.
+        tolerance: the largest difference allowed, relative to each output's largest value.
+        differences: one an output; none where the backend was skipped.
+        details: what really ran.
+        skipped: why it could not run; None where it did.
+        logits: what else is said of the logits of a single-label classifier; None where there are none, or some are
+            not finite.
+        not_finite: the positions of the images for which a value of the artifact is NaN or infinite, from 0.
+        furthest: of a single-label classifier, the images that differ most, the furthest first.
+        nearness: of a model without classes, its vectors beside the reference's, see
+            `vitdeploy.assess.metrics.features`; neighbours are looked for among images that were given.
+        cosine_bound: judges `nearness`, and no tolerance; of a quantized artifact of a model without classes, where no
+            tolerance was given.
+    """
+
+    artifact: str
+    backend: str
+    tolerance: float
+    differences: tuple[Difference, ...] = ()
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    skipped: str | None = None
+    logits: LogitsDifference | None = None
+    not_finite: tuple[int, ...] = ()
+    furthest: tuple[WorstImage, ...] = ()
+    nearness: tuple[Nearness, ...] = ()
+    cosine_bound: CosineBound | None = None
+
+    @property
+    def status(self) -> str:
+        """The outcome: "passed", "failed" or "skipped"."""
+        if self.skipped is not None:
+            return "skipped"
+        passed = bool(self.differences) and all(map(self.passes, self.differences))
+        return "passed" if passed and not self._far else "failed"
+
+    def passes(self, difference: Difference) -> bool:
+        """Whether one output is near enough by itself; where vectors judge, whether it resembles the reference's."""
+        return difference.within(self.tolerance) if self.cosine_bound is None else LOOSE_BOUND.resembles(difference)
+
+    @property
+    def judged_by(self) -> str:
+        """The rule, for people."""
+        if self.cosine_bound is None:
+            return f"largest difference, {self.tolerance:g} of the largest value allowed"
+        bound = self.cosine_bound
+        text = f"cosine, mean {bound.mean:g} and 5th percentile {bound.p5:g} required"
+        if any(each.same_neighbours is not None for each in self.nearness):
+            text += f"; same nearest neighbour, {bound.neighbours:.0%} required"
+        return f"{text}; relative error, {bound.relative_error:.0%} allowed"
+
+    @property
+    def _far(self) -> list[str]:
+        bound = self.cosine_bound
+        return [] if bound is None else [far for each in self.nearness if (far := bound.why_not(each)) is not None]
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """One an output, for a report; one where it was skipped."""
+        subject = f"{self.artifact} on {self.backend or 'no backend'}"
+        if self.skipped is not None:
+            return (Verdict(subject, "compare", "skipped", self.skipped),)
+        if self.cosine_bound is not None:
+            broken = tuple(
+                Verdict(subject, each.output, "failed", f"{each.output} has a mean cosine of {each.mean_cosine:.4f}")
+                for each in self.differences
+                if each.finite and not self.passes(each)
+            )
+            return broken + tuple(
+                Verdict(subject, each.output, "failed" if far else "passed", far or f"{each} ({each.images} images)")
+                for each in self.nearness
+                for far in (self.cosine_bound.why_not(each) if self._finite else "not all values are finite",)
+            )
+        return tuple(
+            Verdict(
+                subject,
+                each.output,
+                "passed" if each.within(self.tolerance) else "failed",
+                f"max relative difference {each.max_relative:.2e}, {self.tolerance:g} allowed; "
+                f"{each.required_tolerance:g} would pass",
+            )
+            for each in self.differences
+        )
+
+    @property
+    def _finite(self) -> bool:
+        return all(each.finite for each in self.differences)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self),
+            "status": self.status,
+            "judged_by": "difference" if self.cosine_bound is None else "cosine",
+            "differences": [difference.to_dict() for difference in self.differences],
+            "nearness": [each.to_dict() for each in self.nearness],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison(ByResult, ImageAssessment):
+    """Every artifact of a bundle against the reference.
+
+    Attributes:
+        results: one an artifact and backend.
+        problem_type: how logits are read; only those of a single-label classifier are compared as classes, too.
+    """
+
+    results: tuple[BackendComparison, ...]
+    problem_type: ProblemType = ProblemType.SINGLE_LABEL
+
+    @property
+    def note(self) -> str:
+        """A remark on figures that do not apply to the model; empty where all do."""
+        if self.problem_type is ProblemType.SINGLE_LABEL:
+            return ""
+        if self.problem_type is ProblemType.REGRESSION:
+            return "regression: each value is compared by itself, relative to its own largest one; the worst is shown"
+        return f"{self.problem_type}: outputs are compared as numbers, as no class of an image is the best one"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self),
+            "problem_type": str(self.problem_type),
+            "status": self.status,
+            "results": [result.to_dict() for result in self.results],
+        }

@@ -1,0 +1,99 @@
+"""Results of a comparison layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.assess.metrics.status import ByResult, ImageAssessment, Verdict
+
+if TYPE_CHECKING:
+    from vitdeploy.assess.metrics.outputs import Difference
+
+
+@dataclasses.dataclass(frozen=True)
+class PartDifference:
+    """One part of a model, given the same as the reference's.
+
+    Attributes:
+        part: "embeddings", "layers.0" ..., "head".
+        differences: of what the part gives, the head having one an output. Hidden states are in units of their
+            channel's scale, see `_scale`.
+    """
+
+    part: str
+    differences: tuple[Difference, ...]
+
+    @property
+    def worst(self) -> Difference:
+        """The difference that needs the largest tolerance."""
+        return max(self.differences, key=lambda difference: difference.required_tolerance)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"part": self.part, "differences": [difference.to_dict() for difference in self.differences]}
+
+
+@dataclasses.dataclass(frozen=True)
+class ArtifactLayers:
+    """One artifact, part by part.
+
+    Attributes:
+        artifact: such as "onnx-fp32".
+        tolerance: the largest difference allowed, relative to the largest value of a channel, or of an output.
+        parts: in the order of computation; none where the artifact was skipped.
+        skipped: why it could not be compared; None where it was.
+    """
+
+    artifact: str
+    tolerance: float
+    parts: tuple[PartDifference, ...] = ()
+    skipped: str | None = None
+
+    @property
+    def first(self) -> str | None:
+        """The first part that diverges: the first whose own difference is beyond the tolerance."""
+        return next((part.part for part in self.parts if not part.worst.within(self.tolerance)), None)
+
+    @property
+    def status(self) -> str:
+        """The outcome: "passed", "failed" or "skipped"."""
+        if self.skipped is not None:
+            return "skipped"
+        return "passed" if self.parts and self.first is None else "failed"
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """One a part, for a report; one where it was skipped."""
+        if self.skipped is not None:
+            return (Verdict(self.artifact, "debug layers", "skipped", self.skipped),)
+        return tuple(
+            Verdict(
+                self.artifact,
+                part.part,
+                "passed" if part.worst.within(self.tolerance) else "failed",
+                f"max relative difference {part.worst.max_relative:.2e}, {self.tolerance:g} allowed"
+                + ("; the first part that diverges" if part.part == self.first else ""),
+            )
+            for part in self.parts
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = [part.to_dict() for part in self.parts]
+        return {**dataclasses.asdict(self), "parts": parts, "first": self.first, "status": self.status}
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerComparison(ByResult, ImageAssessment):
+    """Every artifact of a bundle against the reference, part by part; see `compare_layers`.
+
+    Attributes:
+        against: what the artifacts are compared with: "reference", or another artifact.
+        results: one an artifact.
+    """
+
+    against: str
+    results: tuple[ArtifactLayers, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        results = [result.to_dict() for result in self.results]
+        return {**dataclasses.asdict(self), "status": self.status, "results": results}

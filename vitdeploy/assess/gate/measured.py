@@ -1,0 +1,153 @@
+"""Measurements that the checks of a gate share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, cast
+
+from vitdeploy.assess.benchmark.benchmark import benchmark
+from vitdeploy.assess.compare.compare import run_comparison
+from vitdeploy.assess.compare.vector_run import run_vectors
+from vitdeploy.assess.debug.layers import run_layers
+from vitdeploy.assess.runs.targets import Selected
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vitdeploy.assess.compare.results import BackendComparison
+    from vitdeploy.assess.compare.vector_run import VectorRun
+    from vitdeploy.assess.data.dataset import LabelledData
+    from vitdeploy.assess.data.image_set import ImageSet
+    from vitdeploy.assess.debug.layer_results import ArtifactLayers
+    from vitdeploy.assess.evaluate.evaluate import Evaluation
+    from vitdeploy.assess.gate.baseline import Baseline
+    from vitdeploy.assess.gate.plan import Planned
+    from vitdeploy.assess.metrics.accuracy import Predictions
+    from vitdeploy.assess.metrics.latency import Benchmark
+    from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
+    from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.system.progress import Progress
+
+VECTOR_RULES = ("min_cosine", "min_neighbour_agreement", "cosine")
+# Enough to show any layer that differs; what differs on few images only, min_agreement sees on all of them.
+COMPARED_IMAGES = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """Measurements for the checks, each made when the first check asks for it, all on the same open runtimes."""
+
+    runtimes: OpenRuntimes
+    data: LabelledData | ImageSet
+    evaluation: Evaluation | None
+    baseline: Baseline | None
+    planned: tuple[Planned, ...]
+    progress: Progress
+    batch_size: int
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.runtimes.bundle
+
+    @property
+    def accepted(self) -> Baseline:
+        """The baseline, for checks that are planned only where there is one."""
+        return cast("Baseline", self.baseline)
+
+    @property
+    def classified(self) -> Evaluation:
+        """The evaluation, for checks that are planned only of a model with classes."""
+        return cast("Evaluation", self.evaluation)
+
+    @functools.cached_property
+    def predictions(self) -> Mapping[Selected, Predictions]:
+        """Predictions by artifact and backend; none for a model without classes."""
+        results = () if self.evaluation is None else self.evaluation.results
+        return {Selected(result.artifact, result.backend, result.precision): result for result in results}
+
+    @functools.cached_property
+    def vectors(self) -> Mapping[Selected, VectorRun]:
+        """By what ran, on all images.
+
+        Raises:
+            UnavailableError: the reference cannot run.
+        """
+        rules = VECTOR_RULES if self.evaluation is not None else (*VECTOR_RULES, "finite")
+        asked = [check.selected for check in self.planned if check.rule in rules and check.selected]
+        selection = [each for each in dict.fromkeys(asked) if self.why_skipped(each) is None]
+        return run_vectors(self.runtimes, self.data, selection, self.batch_size, self.progress)
+
+    @property
+    def measured_vectors(self) -> tuple[VectorRun, ...]:
+        """`vectors`, if a check asked for them."""
+        return tuple(self.vectors.values()) if "vectors" in vars(self) else ()
+
+    @functools.cached_property
+    def comparison(self) -> Mapping[tuple[str, str], BackendComparison]:
+        """By artifact and backend, on some of the images.
+
+        Raises:
+            UnavailableError: the reference cannot run.
+        """
+        loosest = max(check.bound for check in self.planned if check.rule == "max_difference")
+        return self._compared("max_difference", loosest)
+
+    @functools.cached_property
+    def whole_outputs(self) -> Mapping[tuple[str, str], BackendComparison]:
+        """All that quantized artifacts without classes give, by artifact and backend, on some of the images.
+
+        Raises:
+            UnavailableError: the reference cannot run.
+        """
+        return self._compared("cosine", None)
+
+    @functools.cached_property
+    def layers(self) -> Mapping[str, ArtifactLayers]:
+        """By artifact, on some of the images.
+
+        Raises:
+            UnavailableError: the reference cannot run.
+        """
+        names = self._names("max_layer_difference")
+        result = run_layers(self.runtimes, images=self._images, backends=names, progress=self.progress)
+        return {each.artifact: each for each in result.results}
+
+    @functools.cached_property
+    def benchmark(self) -> Benchmark:
+        """Latency of one image on every backend that a latency ratio is about."""
+        asked = [each for check in self.planned if check.against for each in (check.against, check.selected) if each]
+        names = [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
+        return benchmark(
+            self.bundle,
+            batch_sizes=(1,),
+            backends=list(dict.fromkeys(names)),
+            device=self.runtimes.device,
+            progress=self.progress,
+        )
+
+    @property
+    def benchmarked(self) -> Benchmark | None:
+        """The benchmark, if a check asked for it."""
+        return self.benchmark if "benchmark" in vars(self) else None
+
+    @functools.cached_property
+    def _images(self) -> list[bytes]:
+        data = self.data.subset(COMPARED_IMAGES)
+        return [data.load(position) for position in range(len(data))]
+
+    def _compared(self, rule: str, tolerance: float | None) -> Mapping[tuple[str, str], BackendComparison]:
+        result = run_comparison(
+            self.runtimes, images=self._images, tolerance=tolerance, backends=self._names(rule), progress=self.progress
+        )
+        return {(each.artifact, each.backend): each for each in result.results}
+
+    def _names(self, rule: str) -> list[str]:
+        """Artifacts that a rule is about and that ran, as `backends`."""
+        asked = [check.selected for check in self.planned if check.rule == rule and check.selected]
+        return [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
+
+    def why_skipped(self, selected: Selected) -> str | None:
+        """Why an artifact did not run in the evaluation; None where it did, or was not asked to."""
+        found = self.predictions.get(selected)
+        return None if found is None else found.skipped

@@ -1,0 +1,124 @@
+"""Put a staged folder in the place of a bundle, with the artifacts and other files that the bundle has already."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.kept_files import KeptFiles
+from vitdeploy.bundle.manifest import MANIFEST, NOT_RECORDED
+from vitdeploy.errors import BundleError, UsageError
+from vitdeploy.files.atomic import exclusive, replace_folder, sync
+from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vitdeploy.bundle.manifest import Artifact, Manifest
+
+
+def check_target(target: Path) -> None:
+    """Raise UsageError unless `target` may take a bundle: absent, an empty folder, or a bundle.
+
+    The working directory must not be in it, since the folder is replaced whole.
+    """
+
+    def refusal(message: str, hint: str = "choose another output") -> UsageError:
+        return UsageError(message, what="output", where=target, hint=hint)
+
+    try:
+        resolved = target.resolve()
+        exists = resolved.exists()
+    except (OSError, RuntimeError) as exc:  # a name too long, a loop of links
+        raise refusal(f"{target} cannot be made: {exc}") from exc
+    if not exists:
+        return
+    if not target.is_dir():
+        raise refusal(f"{target} is a file, not a folder")
+    with contextlib.suppress(OSError):  # there is none
+        if Path.cwd().is_relative_to(resolved):
+            raise refusal(f"the folder {target} is replaced, and holds the working directory", "cd out of it")
+    try:
+        is_free = (target / MANIFEST).exists() or not any(target.iterdir())
+    except OSError as exc:
+        raise refusal(f"{target} cannot be read: {exc.strerror}") from exc
+    if not is_free:
+        raise refusal(f"{target} is neither empty nor a bundle: it holds other files")
+
+
+def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifact | None = None) -> Bundle:
+    """Make `staging`, the content of a bundle with one artifact, take the place of `target`.
+
+    Artifacts and other files that `target` has already are kept; an artifact of the same format and precision is
+    replaced. See `vitdeploy.bundle.kept_files` for links.
+
+    Args:
+        staging: a folder with every file that `manifest` names.
+        target: where the bundle is to be.
+        manifest: of what is in `staging`.
+        made_from: an artifact of `target` that the new one was made from, and has need of.
+
+    Raises:
+        BundleError: `target` has that no more: another process has replaced it, or the bundle.
+        UsageError: `target` holds another model, or files that are no bundle.
+        OSError: a file cannot be written; `target` is as it was.
+    """
+    target = target.resolve()
+    synced = sync(staging)  # which may take long: not while others wait
+    with exclusive(target):
+        check_target(target)
+        old = Bundle.open(target) if made_from is not None or (target / MANIFEST).exists() else None
+        if old is not None:
+            kept = [(artifact.name, artifact.files) for artifact in old.manifest.artifacts]
+            if made_from is not None and (made_from.name, made_from.files) not in kept:
+                message = f"{target} no longer has the {made_from.name} that the export began with"
+                raise BundleError(message, what=made_from.name, where=target, hint="export again")
+            manifest = _with_existing(staging, old, manifest)
+        (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        replace_folder(staging, target, synced)
+    return Bundle(target, manifest)
+
+
+def check_same_model(old: Bundle, files: Mapping[str, str], task: str) -> None:
+    """Check that a bundle can take an artifact of a model.
+
+    Args:
+        old: the bundle.
+        files: the SHA-256 of the model's files, by name, with or without those of its weights.
+        task: of the model.
+
+    Raises:
+        UsageError: the bundle holds another model, or the same with another image processor.
+    """
+    old_files = {record.path: record.sha256 for record in old.manifest.files}
+    if not any(name in old.manifest.weights for name in files):
+        old_files = {name: digest for name, digest in old_files.items() if name not in old.manifest.weights}
+    changed = {name for name in {**old_files, **files} if old_files.get(name) != files.get(name)}
+    if changed and changed <= set(PROCESSOR_CONFIGS):
+        processor = old.manifest.processor or NOT_RECORDED
+        raise UsageError(
+            f"{old.path} holds this model with another image processor: {processor}",
+            what="processor", where=old.path, found=processor, hint="choose another output or give the same processor",
+        )  # fmt: skip
+    if changed or old.manifest.task != task:
+        model = old.manifest.source.id
+        raise UsageError(
+            f"{old.path} holds another model: {model} ({old.manifest.task})",
+            what="model", where=old.path, found=model, hint="choose another output or remove it",
+        )  # fmt: skip
+
+
+def _with_existing(staging: Path, old: Bundle, new: Manifest) -> Manifest:
+    check_same_model(old, {record.path: record.sha256 for record in new.files}, new.task)
+    names = {artifact.name for artifact in new.artifacts}
+    kept = [artifact for artifact in old.manifest.artifacts if artifact.name not in names]
+    replaced = [artifact for artifact in old.manifest.artifacts if artifact.name in names]
+    dropped = {MANIFEST, *(record.path for artifact in replaced for record in artifact.files)}
+    records = (*old.manifest.files, *(record for artifact in kept for record in artifact.files))
+    named = dropped.union(record.path for record in records)
+    KeptFiles(old.path, staging, named, dropped).take()
+    artifacts = sorted((*kept, *new.artifacts), key=lambda artifact: artifact.name)
+    return dataclasses.replace(new, artifacts=tuple(artifacts))

@@ -1,0 +1,157 @@
+"""Find the settings of an image processor in the files of a model folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.errors import InputError, shown
+from vitdeploy.files.file_kinds import NESTED_FILE, SETTINGS_FILE, is_lfs_pointer, lfs_advice
+from vitdeploy.files.json_text import json_object
+from vitdeploy.files.regular_file import read_regular
+from vitdeploy.images.preprocessor_config import CLASS_OF_MODEL, KNOWN, class_name
+from vitdeploy.specs import MODES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_MODEL_FILE = "config.json"
+_USUAL_CHANNELS = 3
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Find a model folder's settings, and the file that holds them.
+
+    As transformers' AutoImageProcessor does: a processor_config.json that nests the settings goes first, and a file
+    that does not name its class has the one that config.json names, or else that of config.json's model.
+
+    Raises:
+        InputError: the folder has no image processor, or its file is not JSON.
+    """
+    return read_settings(folder, read_files(folder))
+
+
+def read_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, Any], Path]:
+    """`read_folder` of what `read_files` gave.
+
+    Raises:
+        InputError: as there.
+    """
+    found = _find_settings(folder, files)
+    if found is None:
+        message = f"{folder} has no image processor: {SETTINGS_FILE} not found, nor one in {NESTED_FILE}"
+        raise InputError(message, where=folder, expected=SETTINGS_FILE)
+    settings, path = found
+    if class_name(settings) is None and _MODEL_FILE in files:
+        model = _parse(folder / _MODEL_FILE, files[_MODEL_FILE])
+        known = CLASS_OF_MODEL.get(str(model.get("model_type")))
+        named = model.get("image_processor_type") if "model_type" in model else None
+        settings = {**settings, "image_processor_type": known if named is None else named}
+    return settings, path
+
+
+def find_settings(folder: Path) -> tuple[dict[str, Any], Path] | None:
+    """A model folder's settings as they are written, and their file; None where the folder has no image processor.
+
+    Raises:
+        InputError: a file cannot be read, or is not JSON.
+    """
+    return _find_settings(folder, read_files(folder))
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The content of a model folder's files that describe its image processor, by name.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    names = [name for name in (NESTED_FILE, _MODEL_FILE) if (folder / name).is_file()]
+    names += [SETTINGS_FILE] if os.path.lexists(folder / SETTINGS_FILE) else []
+    return {name: _content(folder / name) for name in names}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read one file of settings, or a processor_config.json, which nests them.
+
+    Raises:
+        InputError: the file cannot be read, or is not JSON.
+    """
+    content = _parse(path, _content(path))
+    settings = content.get("image_processor") if path.name == NESTED_FILE else None
+    return content if settings is None else _object(settings, path)
+
+
+def channels_of_model(folder: Path, files: Mapping[str, bytes]) -> int | None:
+    """The number of channels that the model of a folder takes; None where there is no config.json of a model.
+
+    Args:
+        folder: for messages.
+        files: see `read_files`.
+
+    Raises:
+        InputError: the file is not JSON, or the number is not 1, 3 or 4.
+    """
+    path = folder / _MODEL_FILE
+    config = _parse(path, files[_MODEL_FILE]) if _MODEL_FILE in files else {}
+    if "model_type" not in config:
+        return None
+    channels = config.get("num_channels", _USUAL_CHANNELS)
+    if type(channels) is not int or channels not in MODES:
+        message = f"{path}: 'num_channels' is {shown(channels)}; images have 1 (gray), 3 (RGB) or 4 (RGBA) channels"
+        raise InputError(message, what="num_channels", where=path, expected=tuple(MODES), found=channels)
+    return channels
+
+
+def note_unknown_settings(files: Mapping[str, bytes]) -> None:
+    """Log the keys that the classes do not have in transformers, which have no effect there or here.
+
+    Args:
+        files: the content of a checkpoint's processor files, by name, which could be read.
+    """
+    for name, content in files.items():
+        settings = json.loads(content)
+        settings = settings.get("image_processor") if name == NESTED_FILE else settings
+        unknown = sorted(settings.keys() - KNOWN) if isinstance(settings, dict) else []
+        if unknown:
+            more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+            logger.warning(
+                "%s has keys that its class does not have in transformers; like there, they have no effect: %s",
+                name,
+                ", ".join(key[:40] for key in unknown[:8]) + more,
+            )
+
+
+def _find_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, Any], Path] | None:
+    if NESTED_FILE in files:
+        path = folder / NESTED_FILE
+        settings = _parse(path, files[NESTED_FILE]).get("image_processor")
+        if settings is not None:
+            return _object(settings, path), path
+    path = folder / SETTINGS_FILE
+    return (_parse(path, files[SETTINGS_FILE]), path) if SETTINGS_FILE in files else None
+
+
+def _content(path: Path) -> bytes:
+    if is_lfs_pointer(path):
+        raise InputError(lfs_advice(path), where=path, found="a Git LFS pointer")
+    try:
+        return read_regular(path)
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc.strerror}", where=path) from exc
+
+
+def _parse(path: Path, content: bytes) -> dict[str, Any]:
+    """Parse a file of settings; as in transformers, a byte order mark is refused."""
+    return json_object(path, content, InputError, lambda content: json.loads(content.decode()))
+
+
+def _object(settings: object, path: Path) -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        message = f"{path}: 'image_processor' is {shown(settings)}, not an object"
+        raise InputError(message, what="image_processor", where=path, found=settings)
+    return settings
