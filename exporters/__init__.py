@@ -10,17 +10,13 @@ from vitdeploy.errors import UsageError, shown
 from vitdeploy.system.imports import load_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
-    from vitdeploy.exporters.quantization.choice import Choose
-    from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.vit import VisionTransformer
-    from vitdeploy.specs import ExportSpec, PixelFormat, TensorSpec
-
-    Observe = Callable[[Path, PixelFormat], Mapping[str, float]]
+    from vitdeploy.specs import ExportSpec, TensorSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +29,8 @@ class Exported:
         outputs: what it gives.
         options: what it was exported with.
         tools: the version of each library that made it.
-        emulation: files beside them that give the same, to be proven where no CPU can run the artifact itself. They do
-            not belong into the bundle.
-        measured: what was measured to make them, for the record of the proof.
+        emulation: files beside them that give the same, to be validated where no CPU can run the artifact itself. They
+            do not belong into the bundle.
     """
 
     files: tuple[str, ...]
@@ -44,46 +39,39 @@ class Exported:
     options: Mapping[str, Any]
     tools: Mapping[str, str]
     emulation: tuple[str, ...] = ()
-    measured: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class ExportFunction(Protocol):
-    """Write the artifact of `model` into the folder of a bundle.
+class Traced(Protocol):
+    """A model in the form of an exporter. It becomes an artifact when it is written."""
+
+    def write(self, folder: Path) -> Exported:
+        """Write the artifact into the folder of a bundle."""
+
+
+class TraceFunction(Protocol):
+    """Trace a model.
 
     Args:
-        model: the reference, in float32.
-        folder: the bundle's.
-        spec: what the artifact is to be.
-        processor: of the bundle; what it leaves out (see `ExportSpec.pixels`) the artifact does itself.
-        observe: runs an ONNX file, which takes pixels of that format, on sample images, and tells the largest value of
-            each output that it saw.
-        calibration: images to measure activations on; None where there are none.
-        choose: which of several ways to quantize is taken, and what stays in float32; None for the usual one.
+        model: the reference, in float32; it stays as it is.
+        spec: the artifact.
+        processor: of the bundle; the artifact does what it leaves out, see `ExportSpec.pixels`.
     """
 
-    def __call__(
-        self,
-        model: VisionTransformer,
-        folder: Path,
-        spec: ExportSpec,
-        *,
-        processor: ImageProcessor,
-        observe: Observe,
-        calibration: CalibrationData | None,
-        choose: Choose | None,
-    ) -> Exported: ...
+    def __call__(self, model: VisionTransformer, spec: ExportSpec, processor: ImageProcessor) -> Traced: ...
 
 
 class Exporter(NamedTuple):
     """One row of the table of exporters.
 
     Attributes:
-        target: "module:function".
+        target: "module:function", a `TraceFunction`.
         precisions: what it can make.
         backend: the backend that proves its artifacts.
         options: those of `vitdeploy.export` that not every exporter takes.
         made_from: the format of the artifact that it makes its own from; None where it is made from the reference. The
             target is then a function of `vitdeploy.exporters.engine.build.EngineRequest`.
+        has_graph: whether it traces a `vitdeploy.exporters.graph.onnx_graph.TracedGraph`, whose lower precisions depend
+            on the values that images give.
         quantized_for: what may run an artifact of a precision that is quantized, the usual one first.
     """
 
@@ -92,6 +80,7 @@ class Exporter(NamedTuple):
     backend: str
     options: tuple[str, ...] = ()
     made_from: str | None = None
+    has_graph: bool = False
     quantized_for: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
@@ -123,14 +112,15 @@ _ENGINE = Exporter(
 )
 EXPORTERS: dict[str, Exporter] = {
     "onnx": Exporter(
-        "vitdeploy.exporters.graph.onnx_graph:export_onnx",
+        "vitdeploy.exporters.graph.onnx_graph:trace_onnx",
         ("fp32", "fp16", "bf16", "int8", "fp8"),
         "onnxruntime",
         ("opset", "embed_resize", "optimize", "keep_fp32", *QUANTIZATION_OPTIONS),
+        has_graph=True,
         quantized_for={"int8": ("cpu", "tensorrt"), "fp8": ("tensorrt",)},
     ),
     "torchscript": Exporter(
-        "vitdeploy.exporters.torchscript.tracing:export_torchscript", ("fp32", "fp16", "bf16"), "torchscript"
+        "vitdeploy.exporters.torchscript.tracing:trace_torchscript", ("fp32", "fp16", "bf16"), "torchscript"
     ),
     "tensorrt": _ENGINE,
     "tensorrt-rtx": _ENGINE._replace(backend="tensorrt-rtx"),
@@ -170,11 +160,11 @@ def quantization_target(formats: Sequence[str], precision: str, asked: str | Non
     return asked or next(iter(shared), None)
 
 
-def export_function(exporter: Exporter) -> ExportFunction:
-    """Import what the row names.
+def export_function(exporter: Exporter) -> TraceFunction:
+    """Import the function that the row names.
 
     Raises:
         UnavailableError: a library that it needs is not installed, or does not load.
     """
-    function: ExportFunction = load_target(exporter.target, "exporting", "export")
+    function: TraceFunction = load_target(exporter.target, "exporting", "export")
     return function

@@ -3,7 +3,7 @@
 VitDeployError                     1
 ├── CheckFailedError               1  a check ran and did not pass
 ├── NotFiniteError                 1  a model gave NaN or infinite values for an image
-├── UsageError                     2  an option, argument or input tensor is not what it must be
+├── UsageError                     2  an option, argument or input tensor is not valid
 ├── UnavailableError               3  something this machine or network does not have
 │   ├── MissingDependencyError     3
 │   ├── DeviceError                3
@@ -17,7 +17,7 @@ VitDeployError                     1
     │   └── BundleChangedError     4  it was replaced, or written to, while it was read
     └── ImageError                 4
 
-A message is one line: what is wrong, and what to do. Programs read an error's fields instead, see `VitDeployError`. Any
+A message is one line: the problem, and the remedy. Programs read an error's fields instead, see `VitDeployError`. Any
 other error is a defect, for which the command line exits with 70, see `vitdeploy.cli.process`.
 """
 
@@ -80,7 +80,7 @@ class VitDeployError(Exception):
         return error
 
     def with_message(self, message: str) -> Self:
-        """The same error with another message, such as its own and what was done by then."""
+        """The same error with another message, such as its own and the progress by then."""
         error = copy.copy(self)
         error.args = (message,)
         return error
@@ -91,17 +91,17 @@ class CheckFailedError(VitDeployError):
 
 
 class NotFiniteError(VitDeployError):
-    """A model gave NaN or infinite values for an image, of which nothing can be said."""
+    """A model gave NaN or infinite values for an image."""
 
 
 class UsageError(VitDeployError, ValueError):
-    """An option, an argument or an input tensor is not what it must be."""
+    """An option, an argument or an input tensor is not valid."""
 
     exit_code = 2
 
 
 class UnavailableError(VitDeployError):
-    """What was asked for needs something that this machine does not have."""
+    """This machine or network does not have something that is needed."""
 
     exit_code = 3
 
@@ -112,7 +112,7 @@ class MissingDependencyError(UnavailableError, ImportError):
     Args:
         what: the feature that needs it, such as "the torch backend".
         extra: the extra of vitdeploy that installs it.
-        instead: what else can be done.
+        instead: the alternative.
     """
 
     what: str

@@ -10,9 +10,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from vitdeploy.exporters.graph.emulation import emulated
+from vitdeploy.exporters.graph.initializers import labels_of
 from vitdeploy.exporters.graph.onnx_file import read_onnx_ir, write_onnx
 from vitdeploy.exporters.graph.precision import TYPES, can_be_half, name_of, set_precision
-from vitdeploy.exporters.quantization.candidates import labels_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.exporters.graph.weight_names import CORRECTED
+from vitdeploy.exporters.graph.initializers import CORRECTED, register
 from vitdeploy.exporters.quantization.smoothing_places import array_of, bias_of, is_weight, weight_of
-from vitdeploy.exporters.quantization.weights import register, rounded_matrix
+from vitdeploy.exporters.quantization.weights import rounded_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

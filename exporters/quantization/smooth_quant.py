@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitdeploy.errors import UsageError
+from vitdeploy.exporters.graph.initializers import SMOOTHED
 from vitdeploy.exporters.graph.precision import name_of
-from vitdeploy.exporters.graph.weight_names import SMOOTHED
 from vitdeploy.exporters.quantization.smoothing_places import NORM, array_of, find_places, is_weight
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ class SmoothQuant:
                 scales = self._scales(extremes[place.name].magnitudes, place.rows())
                 divided[place.divide(model.graph, scales)] = place.name, scales
         return divided
+
+    def kinds(self, model: ir.Model, extremes: Mapping[str, Extremes], kept: Collection[str] = ()) -> tuple[str, ...]:
+        """The kinds of places that `smooth` divides, sorted; see `Place`."""
+        places = [place for place in find_places(model) if place.name in extremes]
+        return tuple(sorted({place.kind for place in places if self.divides(place, kept)}))
 
     def divides(self, place: Place, kept: Collection[str]) -> bool:
         """Whether that is done at a place, where these products stay float32."""

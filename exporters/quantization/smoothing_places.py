@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.exporters.graph.weight_names import SMOOTHED
-from vitdeploy.exporters.quantization.weights import register
+from vitdeploy.exporters.graph.initializers import SMOOTHED, register
 
 if TYPE_CHECKING:
     from typing import TypeGuard

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.exporters.graph.initializers import register
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -97,11 +99,3 @@ def output_axis(node: ir.Node, rank: int) -> int:
         return rank - 1
     transposed = node.attributes.get("transB")
     return 1 if node.op_type == "Gemm" and (transposed is None or not transposed.as_int()) else 0
-
-
-def register(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """A new initializer."""
-    shape = ir.Shape(tensor.shape.numpy())
-    value = ir.Value(name=name, const_value=tensor, shape=shape, type=ir.TensorType(tensor.dtype))
-    graph.register_initializer(value)
-    return value

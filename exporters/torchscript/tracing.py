@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import warnings
 from importlib.metadata import version
@@ -25,45 +26,63 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vitdeploy.exporters import Observe
-    from vitdeploy.exporters.quantization.choice import Choose
-    from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.specs import ExportSpec
 
 
-@with_threads
-def export_torchscript(
-    model: VisionTransformer,
-    folder: Path,
-    spec: ExportSpec,
-    *,
-    processor: ImageProcessor,
-    observe: Observe,  # noqa: ARG001  (for other formats)
-    calibration: CalibrationData | None = None,  # noqa: ARG001  (for other precisions)
-    choose: Choose | None = None,  # noqa: ARG001
-) -> Exported:
-    """Write `torchscript/model_fp32.pt`, or `model_fp16.pt` or `model_bf16.pt`, with a free batch axis.
+@dataclasses.dataclass(frozen=True, eq=False)
+class TracedFunction:
+    """A model in its precision, before it is traced and written.
 
-    Its `forward` takes the inputs by position, under their names, and gives a tuple, in C++ too, even where there is
-    one output. The names, types and shapes of both are in the extra file `signature.json`, as {"inputs": [{"name",
-    "dtype", "shape"}, ...], "outputs": [...]}. Weights are constants of the code, which `torch.jit.load` puts on the
-    device that it is given and `.to()` does not move. Inputs and outputs keep the types of `spec` whatever the
-    precision.
+    Attributes:
+        served: the model.
+        precision: of the model.
+        attention: "eager" or "sdpa".
+    """
+
+    served: Served
+    precision: Precision
+    attention: str
+
+    @with_threads
+    def write(self, folder: Path) -> Exported:
+        """Write `torchscript/model_fp32.pt`, or `model_fp16.pt` or `model_bf16.pt`, with a free batch axis.
+
+        Its `forward` takes the inputs by position, under their names, and gives a tuple, in C++ too, even where there
+        is one output. The names, types and shapes of both are in the extra file `signature.json`, as {"inputs":
+        [{"name", "dtype", "shape"}, ...], "outputs": [...]}. Weights are constants of the code, which `torch.jit.load`
+        puts on the device that it is given and `.to()` does not move.
+
+        Args:
+            folder: the bundle's.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        served, path = self.served, f"torchscript/model_{self.precision}.pt"
+        with _quiet():
+            write_torchscript(_traced(served), folder / path, {SIGNATURE_FILE: _signature(served)})
+        return Exported(
+            files=(path,),
+            inputs=served.inputs,
+            outputs=served.outputs,
+            options={"attention": self.attention},
+            tools={"torch": version("torch")},
+        )
+
+
+@with_threads
+def trace_torchscript(model: VisionTransformer, spec: ExportSpec, processor: ImageProcessor) -> TracedFunction:
+    """Make a model ready to be traced; inputs and outputs keep the types of `spec` whatever the precision.
 
     Args:
         model: in float32; it stays as it is.
-        folder: the bundle's.
-        spec: what the artifact is to be; without an opset.
-        processor: see `vitdeploy.exporters.ExportFunction`.
-        observe: see `vitdeploy.exporters.ExportFunction`.
-        calibration: see `vitdeploy.exporters.ExportFunction`.
-        choose: see `vitdeploy.exporters.ExportFunction`.
+        spec: the artifact.
+        processor: of the bundle; the model does what it leaves out, see `ExportSpec.pixels`.
 
     Raises:
         UsageError: there is no such output.
-        OSError: a file cannot be written.
     """
     attention = attention_for(output_names(model, spec.outputs))
     if spec.pixels.stage is not PixelStage.NORMALIZED:
@@ -77,16 +96,7 @@ def export_torchscript(
         pixels=spec.pixels,
         io_dtype=spec.io_dtype,
     )
-    path = f"torchscript/model_{spec.precision}.pt"
-    with _quiet():
-        write_torchscript(_traced(served), folder / path, {SIGNATURE_FILE: _signature(served)})
-    return Exported(
-        files=(path,),
-        inputs=served.inputs,
-        outputs=served.outputs,
-        options={"attention": attention},
-        tools={"torch": version("torch")},
-    )
+    return TracedFunction(served, spec.precision, attention)
 
 
 class _AsTuple(nn.Module):

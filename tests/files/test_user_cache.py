@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vitdeploy.exporters.quantization.ranges.measurement_cache import default_folder
+from vitdeploy.exporting.measurement_cache import default_folder
 from vitdeploy.files.user_cache import user_cache
 
 

@@ -10,9 +10,10 @@ from small_graphs import graph_of
 from fuzz.cases import PASSED, Case
 from fuzz.damage import choose, damaged, odd_json
 from fuzz.special_files import replace, rewrite
+from vitdeploy.exporters.graph.measured_graph import measured_graph
 from vitdeploy.exporters.quantization.number_format import UINT8
-from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData, MeasuredImages, calibrated_ranges
-from vitdeploy.exporters.quantization.ranges.methods import MinMax
+from vitdeploy.exporters.quantization.ranges.methods import HistogramReducer, MinMax
+from vitdeploy.exporting.measure import measure
 from vitdeploy.specs import PixelFormat
 
 if TYPE_CHECKING:
@@ -54,11 +55,13 @@ class CalibrationCaches:
         return Case(f"cache: {note}", (), frozenset({PASSED}), check, lambda: self._ranges(folder))
 
     def _ranges(self, folder: Path) -> dict[str, Any]:
-        images = MeasuredImages("sha256", _run)
-        data = CalibrationData(1, "sha256", images, images, folder / "cache")
-        values = list(self._model.graph.inputs)
-        return dict(calibrated_ranges(self._model, values, UINT8, MinMax(), data, PixelFormat(), folder / "made"))
+        graph, reducer = measured_graph(self._model, self._model.graph.inputs), HistogramReducer(MinMax(), UINT8)
+        return measure(graph, [_OneImage()], reducer, PixelFormat(), folder / "cache", folder / "made")
 
 
-def _run(path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray[Any, Any]]]:
-    yield {"value_0": np.array([[-1.5, 0.0, 0.25, 2.0]], np.float32)}
+class _OneImage:
+    def sha256(self) -> str:
+        return "sha256"
+
+    def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray[Any, Any]]]:
+        yield {"value_0": np.array([[-1.5, 0.0, 0.25, 2.0]], np.float32)}

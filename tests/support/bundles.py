@@ -85,11 +85,11 @@ def export_all(checkpoint: Path, *, formats: Sequence[str] = PORTABLE, **options
 
 def export_graph(model: VisionTransformer, folder: Path, *, max_bytes: int | None = None, **spec: Any) -> Exported:
     """Write the model's ONNX graph, with an image processor of its size and no images to observe."""
-    from vitdeploy.exporters.graph.onnx_graph import export_onnx
+    from vitdeploy.exporters.graph.onnx_graph import trace_onnx
 
     processor = ImageProcessor(size=Size(*model.config.image_size))
     limit: dict[str, Any] = {} if max_bytes is None else {"max_bytes": max_bytes}
-    return export_onnx(model, folder, ExportSpec(**spec), processor=processor, observe=lambda *_: {}, **limit)
+    return trace_onnx(model, ExportSpec(**spec), processor).write(folder, **limit)
 
 
 def make_feeds(model: VisionTransformer, batch_size: int, seed: int = 0) -> dict[str, np.ndarray]:

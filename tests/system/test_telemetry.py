@@ -114,9 +114,7 @@ def test_the_users_setting_stays(digits: Bundle, tmp_path: Path) -> None:
     assert [name for name in files_below(tmp_path) if name.endswith("/deviceid")]
 
 
-@pytest.mark.parametrize(
-    "module", ["runtimes.onnxrt", "exporters.graph.onnx_graph", "exporters.quantization.ranges.calibration"]
-)
+@pytest.mark.parametrize("module", ["runtimes.onnxrt", "exporters.graph.onnx_graph"])
 @linux
 def test_no_module_imports_onnxruntime_without_it(module: str, tmp_path: Path) -> None:
     run(f"import sys, vitdeploy.{module}; assert 'onnxruntime' in sys.modules", env=plain_environ(tmp_path))

@@ -1,4 +1,4 @@
-"""A bundle: a Hugging Face model folder with artifacts and a manifest that vouches for every file."""
+"""A bundle: a Hugging Face model folder with artifacts and a manifest with the checksum of every file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Bundle:
 
     Attributes:
         path: the folder.
-        manifest: what the folder vouches for.
+        manifest: the record of its files and artifacts.
     """
 
     path: Path
@@ -105,7 +105,7 @@ class Bundle:
 
     @property
     def dynamic_image_size(self) -> bool:
-        """Whether the model of an artifact takes images of other sizes than its own; the reference then does too."""
+        """Whether an artifact's model takes images of any size; the reference then does too."""
         models = [artifact for artifact in self.manifest.artifacts if artifact.pixels.stage is not PixelStage.DECODED]
         axes = [axis for artifact in models for spec in artifact.inputs for axis in spec.shape[1:]]
         return any(isinstance(axis, str) for axis in axes)
@@ -133,8 +133,8 @@ class Bundle:
     def opened(self, records: Iterable[FileRecord]) -> Iterator[tuple[OpenedFile, ...]]:
         """Files whose sizes and checksums are those of the manifest, to be read in this block.
 
-        Each is opened once: its `handle` leads to what was hashed, whatever its name leads to meanwhile. That it was
-        not written to is checked at the end of the block.
+        Each is opened once: its `handle` leads to the hashed content, even if its name is given to another file
+        meanwhile. At the end of the block it is checked that none was written to.
 
         Args:
             records: of the manifest.
@@ -153,7 +153,7 @@ class Bundle:
         Args:
             artifact: of the manifest.
             by_name: whether the handles are to be the files' own paths, for a library that opens them again later; at
-                the end of the block they are checked to lead to what was hashed.
+                the end of the block they are checked to lead to the hashed content.
 
         Raises:
             BundleError: as `opened`; or an ONNX model takes weights from a file that the manifest does not record.

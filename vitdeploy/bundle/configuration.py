@@ -1,4 +1,4 @@
-"""The configuration files of a bundle: what a model is, and how images are prepared for it."""
+"""The configuration files of a bundle: of the model, and of the image processor."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Configuration:
 
     @property
     def problem_type(self) -> ProblemType:
-        """How `logits` are read: as classes of which one is the best, each by itself, or as values.
+        """The reading of `logits`: one best class, independent classes, or values.
 
         Raises:
             CheckpointError: the problem type is unknown.

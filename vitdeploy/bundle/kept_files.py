@@ -8,7 +8,7 @@
 5. Where an export writes into a folder that is a link, the link becomes a folder with a link to each entry of the other
    one, and the new files.
 
-So an export never alters what lies outside the folder, and what was in it can be read as before. A file that the
+So an export never alters a file outside the folder, and other files in it can be read as before. A file that the
 manifest does not name is kept; an export that would need its name is refused.
 """
 
@@ -44,7 +44,7 @@ class KeptFiles:
     dropped: AbstractSet[str]
 
     def take(self) -> None:
-        """Give `new` what is kept: files by a second name, or a copy where the file system has no hard links.
+        """Put the kept files into `new`, by hard links, or as copies where the file system has none.
 
         Raises:
             UsageError: `new` has something in the place of a file that the manifest does not name, or of a folder.
@@ -91,7 +91,7 @@ def _from_inside(link: Path) -> Path:
 
 
 def link(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Give a file a second name, or a copy where the file system has no hard links.
+    """Make a hard link to a file, or a copy where the file system has none.
 
     Raises:
         OSError: neither can be; a pipe or a device is not copied.

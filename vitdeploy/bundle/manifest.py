@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what it holds, and what vouches for every file."""
+"""The manifest of a bundle: source, task, artifacts, and the checksum of every file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FileRecord:
 
 
 NOT_RECORDED = "not recorded (the bundle was made by an earlier version)"
-# The kinds of origin of an image processor, and how people are told.
+# The kinds of origin of an image processor, in words.
 _PROCESSOR_KINDS = {
     "checkpoint": "the checkpoint's own",
     "base": "that of the adapter's base",
@@ -111,14 +111,14 @@ class Artifact:
         format: "onnx", "torchscript", ...
         precision: "fp32", "fp16", ...
         files: its files, the one to open first.
-        inputs: what it takes.
-        outputs: what it gives.
-        pixels: what it takes for an image.
+        inputs: its input tensors, the images first.
+        outputs: its output tensors.
+        pixels: the format of its images.
         axes: the sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
-        options: what it was exported with.
+        options: the options of its export.
         tools: the version of each library that made it.
-        validation: how it was compared with the reference, and the result.
-        hardware: what an engine was built for; None for a portable artifact.
+        validation: the comparison with the reference, and its result.
+        hardware: the GPUs that an engine was built for; None for a portable artifact.
     """
 
     format: str
@@ -140,7 +140,7 @@ class Artifact:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds: the source, the task, the files of the model repository, and the artifacts."""
+    """The source, the task, the files of the model repository, and the artifacts."""
 
     source: Source
     task: str
@@ -166,5 +166,5 @@ class Manifest:
         return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
 
     def to_json(self) -> str:
-        """The content of its file."""
+        """The content of `manifest.json`."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"

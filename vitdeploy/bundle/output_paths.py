@@ -137,7 +137,7 @@ def _identity(status: os.stat_result) -> _Identity:
 
 
 def _files_below(folder: Path, outputs: Mapping[_Identity, _Output]) -> Iterator[_Identity]:
-    """Those of the outputs that are below a folder; links are followed.
+    """The outputs that are below a folder; links are followed.
 
     An output of one name is looked for by its own folder, and among links: all files have not to be looked at.
     """

@@ -20,10 +20,10 @@ MOST_TRIES = 10  # to read a bundle that is replaced meanwhile; beside exports o
 
 
 def retry_if_changed(function: F) -> F:
-    """Call a function that reads a bundle again where that was replaced, or a file written to, meanwhile.
+    """Call a function again, `MOST_TRIES` times in all, where the bundle that it reads was replaced meanwhile.
 
-    So that what it reads is of one export. Its first argument is the bundle: where that is a `Bundle`, which is the
-    state that the caller has chosen, it is called once. At most `MOST_TRIES` times in all.
+    Everything that it reads is then of one export. Its first argument is the bundle; where that is a `Bundle`, a state
+    that the caller has chosen, the function is called once.
     """
     first = next(iter(inspect.signature(function).parameters))
 

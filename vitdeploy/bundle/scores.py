@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ProblemType(str, enum.Enum):
-    """How the outputs of a head are read; the values are those of `problem_type` in transformers' `config.json`."""
+    """The reading of a head's outputs; the values are those of `problem_type` in transformers' `config.json`."""
 
     SINGLE_LABEL = "single_label_classification"
     MULTI_LABEL = "multi_label_classification"
@@ -60,12 +60,12 @@ def stated_problem_type(config: Mapping[str, Any]) -> ProblemType | None:
 
 
 def default_problem_type(num_labels: int) -> ProblemType:
-    """That of a classifier whose `config.json` states none: one output alone is a sigmoid, as in the pipeline."""
+    """The problem type where `config.json` states none: one output is a sigmoid, as in transformers' pipeline."""
     return ProblemType.MULTI_LABEL if num_labels == 1 else ProblemType.SINGLE_LABEL
 
 
 def problem_type_of(task: str, config: Mapping[str, Any]) -> ProblemType:
-    """That of a model by its `config.json`; other tasks' logits are over classes, as those of BEiT's visual tokens.
+    """The problem type of a model; logits of other tasks are over classes, such as BEiT's visual tokens.
 
     Raises:
         CheckpointError: as `stated_problem_type`.

@@ -57,13 +57,13 @@ def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifa
 
     Args:
         staging: a folder with every file that `manifest` names.
-        target: where the bundle is to be.
-        manifest: of what is in `staging`.
-        made_from: an artifact of `target` that the new one was made from, and has need of.
+        target: the place of the bundle.
+        manifest: of the files in `staging`.
+        made_from: the artifact of `target` that the new one was made from.
 
     Raises:
-        BundleError: `target` has that no more: another process has replaced it, or the bundle.
-        UsageError: `target` holds another model, or files that are no bundle.
+        BundleError: `target` no longer has that artifact: another process replaced it.
+        UsageError: `target` holds another model, or other files.
         OSError: a file cannot be written; `target` is as it was.
     """
     target = target.resolve()

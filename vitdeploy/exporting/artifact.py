@@ -19,10 +19,10 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST, Artifact, FileRecord, Manifest
 from vitdeploy.bundle.staging import check_same_model, check_target, commit
 from vitdeploy.errors import CheckpointError, UsageError, readable
-from vitdeploy.exporters import EXPORTERS, export_function
+from vitdeploy.exporters import EXPORTERS
 from vitdeploy.exporting.options import axes_of
-from vitdeploy.exporting.quantize import Quantization, QuantizationRequest
-from vitdeploy.exporting.validation import Observer, prove, reference_outputs, reference_runtime, samples
+from vitdeploy.exporting.quantize import Quantization, QuantizationRequest, export_model
+from vitdeploy.exporting.validation import prove, reference_outputs, reference_runtime, samples
 from vitdeploy.files.atomic import staged_folder
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.runtimes import open_recorded
@@ -109,14 +109,15 @@ def add_artifact(
     title = f"{request.format} {spec.precision}"
     with staged_folder(place) as staging:
         progress.step(f"exporting to {title}")
-        exported = export_function(exporter)(
+        exported, measured = export_model(
+            exporter,
             reference,
             staging,
             spec,
             processor=processor,
-            observe=Observer(sample),
-            calibration=None if quantization is None else quantization.data,
-            choose=None if quantization is None else quantization.choose,
+            samples=sample,
+            run=quantization,
+            progress=progress,
         )
         # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
         with ThreadPoolExecutor(1) as pool:
@@ -172,7 +173,7 @@ def add_artifact(
             "images": "synthetic" if listing is None else "given",
             **({"left_out": {name: each.to_dict() for name, each in left_out.items()}} if left_out else {}),
             **proof,
-            **exported.measured,
+            **measured,
             "emulated": bool(exported.emulation),
         }
         artifact = dataclasses.replace(artifact, validation=validation)

@@ -147,7 +147,7 @@ class CalibrationImages:
             yield _joined(waiting)
 
     def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
-        """See `vitdeploy.exporters.quantization.ranges.calibration.Run`."""
+        """Run an ONNX file, which takes pixels of this format, on each image; the outputs of each, by name."""
         from vitdeploy.runtimes.onnxrt import OnnxRuntime
         from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
 

@@ -461,8 +461,10 @@ def _check_path(name: str, path: Any) -> None:
 
 def check_scheme(spec: ExportSpec, bound: Bound | None, *, calibrated: bool) -> None:
     """What int8 and fp8 are to be can be made, before anything is measured; UsageError where it cannot."""
-    from vitdeploy.exporters.quantization.apply import scheme_for
+    from vitdeploy.exporters.quantization.schemes.lookup import scheme_for
 
+    if spec.precision not in QUANTIZED:
+        return
     scheme = scheme_for(spec, calibrated=calibrated)
     if bound is not None and scheme is not None and scheme.static is None:
         raise UsageError(
@@ -565,6 +567,6 @@ def axes_of(
 
 def cache_folder(path: str | os.PathLike[str] | Literal[False] | None) -> Path | None:
     """Where measured ranges are kept: the folder that is named, the user's for None, and nowhere for False."""
-    from vitdeploy.exporters.quantization.ranges.measurement_cache import default_folder
+    from vitdeploy.exporting.measurement_cache import default_folder
 
     return None if path is False else default_folder() if path is None else Path(path)

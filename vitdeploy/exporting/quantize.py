@@ -1,31 +1,46 @@
-"""What a quantized artifact is measured on, before and after it is made."""
+"""Quantize an artifact: calibrate, choose, write; then measure it on images that had no part in that."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.data.dataset import chosen_names
+from vitdeploy.errors import UsageError
+from vitdeploy.exporters import export_function
 from vitdeploy.exporting.calibration_images import FEWEST_APART, CalibrationImages, CalibrationParts
+from vitdeploy.exporting.candidate_search import MARGIN, STRENGTHS, CandidateSearch, ChoiceImages
 from vitdeploy.exporting.cosine_target import CosineGoal
-from vitdeploy.exporting.quantization_choice import Chooser
+from vitdeploy.exporting.measure import measure, observe
+from vitdeploy.exporting.mixed_precision import keep_layers
 from vitdeploy.exporting.top1_target import AccuracyGoal
+from vitdeploy.specs import OPSETS, QUANTIZED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.metrics.cosine_bound import CosineBound
     from vitdeploy.bundle.manifest import Artifact
     from vitdeploy.bundle.scores import ProblemType
-    from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData
+    from vitdeploy.exporters import Exported, Exporter
+    from vitdeploy.exporters.graph.onnx_graph import TracedGraph
+    from vitdeploy.exporters.quantization.candidate import Activations, Candidate
+    from vitdeploy.exporters.quantization.ranges.extremes import Extremes
+    from vitdeploy.exporters.quantization.schemes.scheme import Scheme
+    from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant
     from vitdeploy.exporting.accuracy_bound import Bound, Goal
+    from vitdeploy.exporting.validation import Sample
     from vitdeploy.images.processor import ImageProcessor
+    from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.runtimes.base import Runtime
+    from vitdeploy.specs import ExportSpec
     from vitdeploy.system.progress import Progress
 
+_HALF_SCALES = 19  # the opset whose DequantizeLinear gives half precision
 DYNAMIC = "dynamic"  # the scheme that quantizes a batch by one range
 
 
@@ -58,21 +73,19 @@ class Quantization:
         reference: its runtime.
         calibration: all images.
         parts: which of them are for what.
-        data: what exporters take of them.
+        cache: a folder that keeps what was measured on them; None for none.
         goal: how accurate the artifact must be, and the images on which layers are kept in float32 until it is; None
             where that is not said.
         held_out: the same on images that no search sees, on which the artifact is judged; None where there are none.
-        choose: see `vitdeploy.exporters.quantization.choice`.
         problem_type: of the model.
     """
 
     reference: Runtime
     calibration: CalibrationImages
     parts: CalibrationParts
-    data: CalibrationData
+    cache: Path | None
     goal: Goal | None
     held_out: Goal | None
-    choose: Chooser
     problem_type: ProblemType
 
     @classmethod
@@ -105,7 +118,6 @@ class Quantization:
         copies = len(calibration.images) - len({*calibration.contents})
         if copies:
             progress.step(f"{copies} of {len(calibration.images)} images are copies of others and are left out")
-        data = _data(parts, request.cache)
         goal: Goal | None = None
         held_out: Goal | None = None
         if request.bound is not None:
@@ -117,8 +129,7 @@ class Quantization:
                 request.bound, path, reference, processor, labels, limit, request.seed, problem_type, progress
             )
             goal, held_out = apart(whole, parts)
-        choose = Chooser(parts.choice, goal, progress, problem_type)
-        return cls(reference, calibration, parts, data, goal, held_out, choose, problem_type)
+        return cls(reference, calibration, parts, request.cache, goal, held_out, problem_type)
 
     @property
     def left_out(self) -> dict[str, LeftOut]:
@@ -193,11 +204,211 @@ def apart(whole: Goal, parts: CalibrationParts) -> tuple[Goal, Goal | None]:
     return whole.at(unmeasured if whole.bound.min_cosine is not None and unmeasured else search), whole.at(judged)
 
 
-def _data(parts: CalibrationParts, cache: Path | None) -> CalibrationData:
-    """What exporters take of the images."""
-    from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData, MeasuredImages
+def export_model(
+    exporter: Exporter,
+    model: VisionTransformer,
+    folder: Path,
+    spec: ExportSpec,
+    *,
+    processor: ImageProcessor,
+    samples: Sequence[Sample],
+    run: Quantization | None,
+    progress: Progress,
+) -> tuple[Exported, dict[str, Any]]:
+    """Write an artifact of a model: trace, quantize, observe, write.
 
-    ranges = MeasuredImages(parts.ranges.sha256(), parts.ranges.run)
-    choice = MeasuredImages(parts.choice.sha256(), parts.choice.run) if parts.held_out else ranges
-    measured = parts.measured
-    return CalibrationData(len(measured.images), measured.sha256(), ranges, choice, cache)
+    Args:
+        exporter: of the format.
+        model: the reference, in float32.
+        folder: the bundle's.
+        spec: the artifact.
+        processor: of the bundle.
+        samples: images on which the magnitude of values is observed, where the precision depends on it.
+        run: of int8 and fp8, the calibration images; None where there are none.
+        progress: told each step.
+
+    Returns:
+        The artifact, and what was measured to choose how it is quantized, for the manifest.
+
+    Raises:
+        UsageError: an option does not fit the model or another option.
+        CheckFailedError: a value is not finite on the images, or the artifact is not accurate enough.
+        OSError: a file cannot be written.
+    """
+    scheme: Scheme | None = None
+    measured: dict[str, Any] = {}
+    if spec.precision in QUANTIZED:
+        from vitdeploy.exporters.quantization.schemes.lookup import scheme_for
+
+        scheme = scheme_for(spec, calibrated=run is not None)
+        spec = _with_opset(spec, scheme)
+    traced = export_function(exporter)(model, spec, processor)
+    if exporter.has_graph:
+        graph: TracedGraph = traced  # type: ignore[assignment]
+        if scheme is not None:
+            graph, measured = quantize_graph(graph, scheme, run, folder, progress)
+        observed = graph.to_observe()
+        if observed is not None:
+            graph = dataclasses.replace(graph, largest=observe(observed, samples, graph.pixels, folder))
+        traced = graph
+    exported = traced.write(folder)
+    if scheme is not None and run is not None:
+        exported = dataclasses.replace(exported, tools={**exported.tools, "onnxruntime": version("onnxruntime")})
+    return exported, measured
+
+
+def _with_opset(spec: ExportSpec, scheme: Scheme) -> ExportSpec:
+    """With an opset that has the operators of a scheme."""
+    from vitdeploy.exporters.graph.onnx_graph import DEFAULT_OPSET, check_opset
+
+    lowest = max(scheme.min_opset, OPSETS.start if spec.rest is None else _HALF_SCALES)
+    opset = max(DEFAULT_OPSET, lowest) if spec.opset is None else spec.opset
+    check_opset(opset, lowest)
+    return dataclasses.replace(spec, opset=opset)
+
+
+def quantize_graph(
+    traced: TracedGraph, scheme: Scheme, run: Quantization | None, folder: Path, progress: Progress
+) -> tuple[TracedGraph, dict[str, Any]]:
+    """Quantize a float32 graph in place: calibrate, choose a candidate, and the layers that stay in float32.
+
+    Args:
+        traced: the graph.
+        scheme: another one is taken where the artifact's names none, and it is much nearer to the reference.
+        run: the calibration images; None where there are none.
+        folder: for graphs' files, for a while.
+        progress: told each step.
+
+    Returns:
+        The graph, and what was measured to choose, for the manifest.
+
+    Raises:
+        UsageError: there is nothing to quantize, or to smooth, or no such node to keep.
+        CheckFailedError: a value is not finite on the images, or no choice is accurate enough.
+    """
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    from vitdeploy.exporters.graph.precision import name_of
+    from vitdeploy.exporters.quantization.candidate import Activations, Candidate, quantize, variants_of
+    from vitdeploy.exporters.quantization.schemes.scheme import quantizable
+
+    model, spec = traced.model, traced.spec
+    ShapeInferencePass()(model)
+    names = [name_of(node) for node in quantizable(model, scheme)]
+    if not quantizable(model, scheme, spec.keep_fp32):
+        raise UsageError(
+            f"keep_fp32 keeps all {len(names)} nodes that {spec.precision} quantizes", what="keep_fp32",
+            found=spec.keep_fp32, hint="export to fp32",
+        )  # fmt: skip
+    smoothing = _smoothing(traced, possible=run is not None and run.parts.held_out)
+    kept, measured = frozenset(spec.keep_fp32), dict[str, Any]()
+    candidate, activations = Candidate(scheme, smooth=smoothing[0]), Activations()
+    seen: Mapping[str, Extremes] = {}
+    if run is not None:
+        seen = _extremes(traced, scheme, run.parts.ranges, run.cache, folder)
+        auto = spec.calibration in (None, "auto")
+        # Of few images as of smoothing: what no image tells, a margin may as well harm.
+        margin = MARGIN if scheme.static is not None and run.parts.held_out and auto else 0
+        method = "minmax" if auto else spec.calibration
+        images = ChoiceImages(run.parts.choice, traced, folder, run.problem_type)
+        search = CandidateSearch(traced, Activations(seen), images, progress)
+        # Compared by the extremes, which are there: a histogram takes a pass over all images for each smoothing.
+        first = Candidate(scheme, None if scheme.static is None else "minmax", margin=margin)
+        compared = search.best(first, smoothing, () if run.goal is not None else _others(spec, scheme, run))
+        candidate = compared if compared.scheme.static is None else dataclasses.replace(compared, method=method)
+        activations = _measured(traced, candidate, seen, run, folder)
+        measured = search.record(compared)
+        if run.goal is not None:
+            variants = variants_of(model, candidate, activations, spec.keep_fp32)
+            nodes, record = keep_layers(variants, run.goal, images, progress)
+            kept, measured = kept.union(nodes), measured | record
+    options = _options(candidate, spec, run)
+    if candidate.smooth is not None:
+        options["smooth_quant_places"] = list(candidate.smooth.kinds(model, seen, kept))
+    options["quantized_nodes"] = len(quantize(model, candidate, activations, kept))
+    options["float32_nodes"] = [name for name in names if name in kept]
+    return dataclasses.replace(traced, quantized=options), measured
+
+
+def _smoothing(traced: TracedGraph, *, possible: bool) -> tuple[SmoothQuant | None, ...]:
+    """The smoothing that is tried; none without images to choose by, as what suits few images may harm all others."""
+    from vitdeploy.exporters.graph.precision import name_of
+    from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant
+    from vitdeploy.exporters.quantization.smoothing_places import find_places
+
+    asked, keep = traced.spec.smooth_quant, traced.spec.keep_fp32
+    if asked == "off" or (asked == "auto" and not possible):
+        return (None,)
+    if all(name_of(product) in keep for place in find_places(traced.model) for product in place.products):
+        if asked == "auto":
+            return (None,)
+        raise UsageError(
+            f"smooth_quant {asked} has nothing to smooth: no activation is taken by quantized products alone",
+            what="smooth_quant", found=asked, hint="leave it out",
+        )  # fmt: skip
+    return (None, *map(SmoothQuant, STRENGTHS)) if asked == "auto" else (SmoothQuant(float(asked)),)
+
+
+def _others(spec: ExportSpec, scheme: Scheme, run: Quantization) -> Sequence[Scheme]:
+    """The dynamic scheme, where nothing that was asked for needs fixed ranges."""
+    from vitdeploy.exporters.quantization.schemes.dynamic_int8 import DynamicInt8
+    from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
+
+    free = spec.scheme is None and spec.calibration in (None, "auto") and run.parts.held_out
+    return (DynamicInt8(reduce_range=scheme.reduce_range),) if free and isinstance(scheme, StaticInt8) else ()
+
+
+def _extremes(
+    traced: TracedGraph, scheme: Scheme, images: CalibrationImages, cache: Path | None, folder: Path
+) -> dict[str, Extremes]:
+    """The extremes of the activations that a scheme quantizes."""
+    from vitdeploy.exporters.graph.measured_graph import measured_graph
+    from vitdeploy.exporters.quantization.candidate import activations_of
+    from vitdeploy.exporters.quantization.ranges.extremes import ExtremesReducer, channel_extremes
+
+    graph = measured_graph(traced.model, activations_of(traced.model, scheme), channel_extremes)
+    return measure(graph, (images,), ExtremesReducer(), traced.pixels, cache, folder)
+
+
+def _measured(
+    traced: TracedGraph, candidate: Candidate, seen: Mapping[str, Extremes], run: Quantization, folder: Path
+) -> Activations:
+    """The activations that a candidate quantizes, on the images of the choice too; `seen` is without them."""
+    from vitdeploy.exporters.graph.measured_graph import measured_graph
+    from vitdeploy.exporters.quantization.candidate import MINMAX, Activations, activations_of
+    from vitdeploy.exporters.quantization.ranges.methods import METHODS, HistogramReducer
+
+    parts, scheme = run.parts, candidate.scheme
+    if parts.held_out:
+        others = _extremes(traced, scheme, parts.choice, run.cache, folder)
+        seen = {name: each.joined(others[name]) for name, each in seen.items()}
+    if scheme.static is None or candidate.method in (None, MINMAX):
+        return Activations(seen)
+    twin = traced.model.clone()
+    if candidate.smooth is not None:
+        candidate.smooth.smooth(twin, seen)
+    reducer = HistogramReducer(METHODS[candidate.method], scheme.static)
+    images = (parts.ranges, parts.choice) if parts.held_out else (parts.ranges,)
+    graph = measured_graph(twin, activations_of(twin, scheme))
+    return Activations(seen, measure(graph, images, reducer, traced.pixels, run.cache, folder))
+
+
+def _options(candidate: Candidate, spec: ExportSpec, run: Quantization | None) -> dict[str, Any]:
+    """How the graph is quantized, for the manifest."""
+    options: dict[str, Any] = {"target": candidate.scheme.target, "scheme": candidate.scheme.name}
+    if spec.rest is not None:
+        options["rest"] = str(spec.rest)
+    if spec.reduce_range:
+        options["reduce_range"] = True
+    if candidate.method is not None and run is not None:
+        measured = run.parts.measured
+        options |= {
+            "calibration": candidate.method,
+            "calibration_images": len(measured.images),
+            "calibration_sha256": measured.sha256(),
+        }
+    if candidate.margin:
+        options["calibration_margin"] = candidate.margin
+    if candidate.smooth is not None:
+        options["smooth_quant"] = candidate.smooth.strength
+    return options

@@ -6,8 +6,6 @@ import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vitdeploy.assess.data.images import feeds, fingerprint, synthetic_images
 from vitdeploy.assess.metrics.outputs import LOGITS, compare_outputs, relative_error
 from vitdeploy.assess.runs.reference import run_batches
@@ -19,6 +17,8 @@ from vitdeploy.specs import PixelFormat, PixelStage, attention_for
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    import numpy as np
 
     from vitdeploy.assess.data.folder_listing import FolderListing
     from vitdeploy.assess.metrics.cosine_bound import CosineBound
@@ -124,25 +124,6 @@ def _other_sizes(
     if height.maximum is None or width.maximum is None:
         return [smaller, larger]
     return [(height.minimum, width.minimum), (height.maximum, width.maximum)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Observer:
-    """Runs an ONNX file on samples and sees how large its outputs become; see `vitdeploy.exporters.ExportFunction`."""
-
-    images: Sequence[Sample]
-
-    def __call__(self, path: Path, pixels: PixelFormat) -> dict[str, float]:
-        from vitdeploy.runtimes.onnxrt import OnnxRuntime
-
-        largest: dict[str, float] = {}
-        with OnnxRuntime(path) as runtime:
-            for image in itertools.chain.from_iterable(sample.pixel_values(pixels) for sample in self.images):
-                outputs = runtime.run(feeds(runtime.inputs, image[None]))  # one by one: large ones take much memory
-                for name, value in outputs.items():
-                    seen = float(value) if np.isfinite(value) else np.inf
-                    largest[name] = max(largest.get(name, 0.0), seen)
-        return largest
 
 
 def reference_runtime(model: VisionTransformer, spec: ExportSpec) -> Runtime:

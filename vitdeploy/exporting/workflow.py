@@ -143,7 +143,7 @@ def export(
             "cpu" for ONNX in int8, and "tensorrt" for engines and for fp8, which nothing else takes.
         scheme: of int8 on a CPU: "static", with ranges from images, or "dynamic", which measures them as it runs. By
             default dynamic without images; else static, unless dynamic has less than half of its error; see
-            `vitdeploy.exporters.quantization.search`.
+            `vitdeploy.exporting.candidate_search`.
         reduce_range: of int8 on a CPU: 7 bits for weights, for x86 processors without VNNI, which add two products in
             16 bits and lose what exceeds these.
         rest: of int8 and fp8 for TensorRT: "fp16" for all that is not in 8 bits to compute as in a graph in fp16; by

@@ -29,7 +29,7 @@ _MOST_NAME_BYTES = 200
 
 @contextlib.contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target`, for what is to become its content; it is gone when the block ends.
+    """An empty folder beside `target` for its new content; it is gone when the block ends.
 
     Hand it to `replace_folder` to keep it. Folders that killed processes left are removed.
 

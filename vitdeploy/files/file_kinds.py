@@ -1,4 +1,4 @@
-"""Recognise files and folders that are no checkpoint, and say what to do with each."""
+"""Recognise files and folders that are no checkpoint, and name the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SETTINGS_FILE, NESTED_FILE = PROCESSOR_CONFIGS = ("preprocessor_config.json", "p
 
 _POINTER = b"version https://git-lfs.github.com/spec/v1"  # git-lfs/docs/spec.md: the first line of every pointer
 _MOST_POINTER_BYTES = 1024  # the same page: a pointer is smaller
-_MOST_NAMES = 10_000  # of a folder that is looked into to say what it is
+_MOST_NAMES = 10_000  # that are read of a folder, to recognise it
 
 _TORCH, _SAFETENSORS, _TORCHSCRIPT, _ONNX = "PyTorch weights", "safetensors weights", "a TorchScript model", "ONNX"
 _KERAS, _FLAX, _TF_LITE, _GGUF = "TensorFlow weights", "Flax weights", "a TensorFlow Lite model", "a GGUF model"
@@ -101,7 +101,7 @@ def lfs_advice(path: Path) -> str:
 
 
 def file_kind(path: Path) -> str:
-    """A name for what a file holds, by its first bytes, else by its ending; empty where neither is known."""
+    """The kind of a file, by its first bytes, else by its ending; empty where neither is known."""
     with path.open("rb") as file:
         start = file.read(16)
     if start[:2] == b"PK":
@@ -164,7 +164,7 @@ def folder_names(folder: Path) -> list[str]:
 
 
 def names_advice(source: str, names: Collection[str]) -> str | None:
-    """Say what a folder or a repository without a complete checkpoint is, and what to do; None where it is unknown.
+    """The error for a folder or repository without a complete checkpoint; None where its kind is unknown.
 
     Args:
         source: its path, or its Hub id in quotes.

@@ -1,4 +1,4 @@
-"""Files that are opened once, so that a library reads what was hashed, whatever their names lead to meanwhile.
+"""Open files once, so that a library reads the content that was hashed, even if a file is replaced meanwhile.
 
 A library that takes paths is given that of the descriptor (`/proc/self/fd/7`), or for files that it finds beside each
 other, of their folder's (`/proc/self/fd/7/model.onnx`). Where the system has none, it is given the file's own path. A
@@ -44,8 +44,8 @@ class OpenedFile:
     """A file under two names.
 
     Attributes:
-        path: where it lies, which people are told.
-        handle: what a library opens: the path of the descriptor that was hashed, or else `path`.
+        path: its place, for messages.
+        handle: the path that a library opens: of the descriptor that was hashed, or else `path`.
     """
 
     path: Path
@@ -64,8 +64,8 @@ class OpenedFile:
         if self.handle == str(self.path):
             return message
         for handle, path in ((Path(self.handle), self.path), (Path(self.handle).parent, self.path.parent)):
-            rest = re.escape(str(handle).removeprefix(_SELF))
-            parts = re.split(rf"/proc/(?:self|{os.getpid()}){rest}(?![0-9])", message)
+            name = re.escape(str(handle).removeprefix(_SELF))
+            parts = re.split(rf"/proc/(?:self|{os.getpid()}){name}(?![0-9])", message)
             message = str(path).join(parts)
         return message
 
@@ -75,10 +75,10 @@ class VerifiedFile:
 
     Args:
         path: of the file.
-        size_bytes: what it must have.
-        sha256: of its content, in hexadecimal.
-        name: what a library will open it by; by default the path of the descriptor.
-        base: where `name` begins to matter, a folder in it, or None; see `_way`.
+        size_bytes: its expected size.
+        sha256: of its expected content, in hexadecimal.
+        name: the path that a library will open; by default that of the descriptor.
+        base: the folder in `name` from which on replaced links and folders matter; see `_way`.
 
     Attributes:
         file: to be given to libraries.
@@ -114,8 +114,8 @@ class VerifiedFile:
     def check(self) -> None:
         """Raise FileChangedError where the file was written to, or its name led elsewhere, since it was opened.
 
-        It comes after a library has read the file: what was read is not used then, but TorchScript, which is code, may
-        have run. Who can write to the very file can do as much to any program that maps it.
+        Call it after a library has read the file: the result is then not used, but TorchScript, which is code, may have
+        run. Whoever can write to the file can do as much to any program that maps it.
         """
         now, before = os.fstat(self.stream.fileno()), self._before
         if self._by_name:
@@ -191,19 +191,19 @@ def opened_folder(folder: Path) -> Iterator[Path]:
 
 
 def _way(name: Path, base: Path) -> list[tuple[int, ...]]:
-    """What is another where a link on the way to a file, or a folder from `base` on, was replaced, also if it is back.
+    """The identities of the folders and links on the way to a file, with their times from `base` on.
 
-    Folders above change all the time, as /tmp does; of them only the present ones are compared. What leads to the path
-    of a descriptor is of no matter.
+    They differ where one was replaced, even if it is back. Folders above `base` change all the time, as /tmp does, and
+    are compared without times. The way to the path of a descriptor does not matter.
     """
     name, base = name.absolute(), base.absolute()  # which follows no link
     descriptors = Path(_SELF, "fd")
     is_exact = descriptors in name.parents
-    found: list[tuple[int, ...]] = []
+    identities: list[tuple[int, ...]] = []
     for folder in name.parents:
         if folder.parent == descriptors:
             break
         status = folder.lstat()
         times = is_exact or stat.S_ISLNK(status.st_mode) or folder.is_relative_to(base)
-        found.append((status.st_dev, status.st_ino, *([status.st_ctime_ns] if times else [])))
-    return found
+        identities.append((status.st_dev, status.st_ino, *([status.st_ctime_ns] if times else [])))
+    return identities

@@ -142,7 +142,7 @@ def _reason(exc: Exception) -> str:
 
 
 def _kind(path: Path) -> str | None:
-    """What is there, where that is no regular file; None where nothing is."""
+    """The kind of a path that is no regular file; None for a regular file, or where nothing is."""
     try:
         return kind_of(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):

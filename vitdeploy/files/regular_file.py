@@ -79,7 +79,7 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES
 
 
 def kind_of(mode: int) -> str | None:
-    """A word for what a mode says of a path (`stat`), where that is no regular file."""
+    """The kind of a path by its mode (`stat`); None for a regular file."""
     return _KINDS.get(stat.S_IFMT(mode), "socket")
 
 

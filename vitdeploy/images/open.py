@@ -83,7 +83,7 @@ def open_image(source: ImageSource, *, mode: Mode = "RGB", name: str | None = No
 def decode_image(
     source: ImageSource, mode: Mode, name: str, check_sides: Callable[[int, int], None] = lambda _width, _height: None
 ) -> Image.Image:
-    """As `open_image`, for reading only: the image may share its memory with `source`.
+    """`open_image` for reading only: the image may share its memory with `source`.
 
     Args:
         source: see `open_image`.

@@ -101,7 +101,7 @@ class EmbeddedSide(NamedTuple):
     Attributes:
         length: of the decoded image.
         resized: of the resized image.
-        crop: of what is left after the crop.
+        crop: of the crop.
     """
 
     length: int
@@ -115,7 +115,7 @@ def embedded_problem(count: int, channels: int, sides: tuple[EmbeddedSide, Embed
     Such a graph computes the filter's weights, crop x length of them, in 64 bits. Where max(length, resized)^4 /
     resized is 2^51 or more, bicubic ones overflow. It holds every value of the images in float32 twice: from measured
     peaks of ONNX Runtime 1.32 on images of 32 to 26,000 pixels a side, 9 to 10 bytes a value and 58 a weight. It may
-    take `MOST_EMBEDDED_BYTES`, or what an image of VITDEPLOY_MAX_IMAGE_PIXELS needs.
+    take `MOST_EMBEDDED_BYTES`, or the need of an image of VITDEPLOY_MAX_IMAGE_PIXELS.
 
     Args:
         count: of the images that run together.
@@ -123,7 +123,7 @@ def embedded_problem(count: int, channels: int, sides: tuple[EmbeddedSide, Embed
         sides: height and width.
 
     Returns:
-        The problem and what to do, for the end of a message; None where there is none.
+        The problem and its remedy, for the end of a message; None where there is none.
     """
     problem = embedded_side_problem(sides)
     if problem is not None:
@@ -196,7 +196,7 @@ class _Lifted:
                 Image.MAX_IMAGE_PIXELS = self._before
 
     def end_readers(self) -> None:
-        """Of a forked child, where the parent's other threads, and what they held, are not."""
+        """Forget the readers of the parent, whose threads a forked child does not have."""
         self._lock = threading.Lock()
         if self._readers and self._during == Image.MAX_IMAGE_PIXELS:
             Image.MAX_IMAGE_PIXELS = self._before

@@ -46,10 +46,10 @@ _MOST = 1e30  # far from what float32 holds at most, so that no result of it is 
 
 
 def read_setting(key: str, value: object) -> Any:
-    """Read one value of a preprocessor_config.json, such as `size`, into what a field of ImageProcessor holds.
+    """Read one value of a preprocessor_config.json, such as `size`, as a field of ImageProcessor holds it.
 
     Raises:
-        InputError: it is not what it must be.
+        InputError: the value is not valid.
     """
     return _VALUES[key][0](key, value)
 
@@ -66,8 +66,8 @@ def parse(config: Mapping[str, Any], num_channels: int | None = None) -> dict[st
         num_channels: of the model; by default as many as there are means, and 3 where one number is for all.
 
     Raises:
-        InputError: the class is unknown, a value is not what it must be, a step is not implemented, or there is another
-            number of means than of channels.
+        InputError: the class is unknown, a value is not valid, a step is not implemented, or there is another number of
+            means than of channels.
     """
     settings = complete(config)
     kind = settings["image_processor_type"]

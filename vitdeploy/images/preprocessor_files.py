@@ -37,16 +37,16 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
 
 
 def read_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, Any], Path]:
-    """`read_folder` of what `read_files` gave.
+    """`read_folder`, of files that `read_files` read.
 
     Raises:
         InputError: as there.
     """
-    found = _find_settings(folder, files)
-    if found is None:
+    settings_and_path = _find_settings(folder, files)
+    if settings_and_path is None:
         message = f"{folder} has no image processor: {SETTINGS_FILE} not found, nor one in {NESTED_FILE}"
         raise InputError(message, where=folder, expected=SETTINGS_FILE)
-    settings, path = found
+    settings, path = settings_and_path
     if class_name(settings) is None and _MODEL_FILE in files:
         model = _parse(folder / _MODEL_FILE, files[_MODEL_FILE])
         known = CLASS_OF_MODEL.get(str(model.get("model_type")))

@@ -44,7 +44,7 @@ class ImageProcessor:
 
     Attributes:
         image_processor_type: the transformers class whose file this is.
-        size: what images are resized to.
+        size: the size that images are resized to.
         resample: the filter, as Pillow numbers it (2 bilinear, 3 bicubic).
         crop_size: the center crop; an image that is smaller is padded with zeros, which are black.
         crop_rounding: where the crop begins when it cannot be centered: "floor" is transformers' PIL backend, and
@@ -120,14 +120,14 @@ class ImageProcessor:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], *, num_channels: int | None = None) -> ImageProcessor:
-        """Read the content of a preprocessor_config.json; see `preprocessor_config.parse` for what is accepted.
+        """Read the content of a preprocessor_config.json; see `preprocessor_config.parse` for its rules.
 
         Args:
             config: the content.
             num_channels: of the model; by default as many as there are means, and 3 where one number is for all.
 
         Raises:
-            InputError: the class is unknown, a value is not what it must be, a step is not implemented, or there is
+            InputError: the class is unknown, a value is not valid, a step is not implemented, or there is
                 another number of means than of channels.
         """
         fields = parse(config, num_channels)
@@ -205,10 +205,10 @@ class ImageProcessor:
         """Read and preprocess one image or a batch.
 
         Args:
-            images: one image or a sequence of them; see `open_image` for what an image can be. An array with four
+            images: one image or a sequence of them; see `open_image`. An array with four
                 axes is a batch.
-            pixels: how far to go; a model that takes bytes does the rest itself.
-            threads: how many images are decoded at a time; by default one a CPU that the process's affinity and
+            pixels: the format that the model takes; one that takes bytes does the remaining steps itself.
+            threads: images that are decoded at a time; by default one a CPU that the process's affinity and
                 cgroup quota allow, as they were at most a second ago.
             first_index: the index of the first image, in messages about images without a path.
 
@@ -237,7 +237,7 @@ class ImageProcessor:
         """An image as it is in its file -> (H, W, C)."""
 
         def check_sides(width: int, height: int) -> None:
-            """Of a file, which may turn them: they must be too long either way."""
+            """Refuse sides that are too long, also if the file's orientation turns them."""
             problems = [
                 embedded_side_problem(self._embedded_sides(*sides)) for sides in ((height, width), (width, height))
             ]

@@ -30,7 +30,7 @@ class ProcessorOptions:
         rescale_factor: multiplies the bytes of the image.
 
     Raises:
-        UsageError: a value is not what it must be.
+        UsageError: a value is not valid.
     """
 
     source: str | os.PathLike[str] | None = None

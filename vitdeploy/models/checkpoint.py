@@ -163,7 +163,7 @@ def _disk_name(model: VisionTransformer, name: str) -> str:
 def _differences(
     model: VisionTransformer, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spelling: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """The weights that are not those of the model, by the kind of the difference; each with what is wrong."""
+    """The weights that differ from those of the model, by the kind of the difference."""
     differences: dict[str, list[str]] = {"missing": [], "unexpected": [], "wrong shape:": [], "no floats:": []}
     for name, tensor in expected.items():
         if name not in tensors:

@@ -62,7 +62,7 @@ class ViTConfig:
         encoder_stride: pixels that one token is decoded to, on each side, in masked image modeling.
         pooler_output_size: width of the pooler; by default hidden_size.
         labels: class names in the order of the logits; none of them means that the head is the identity.
-        problem_type: how the logits of a classifier are read; by default it follows from the number of labels.
+        problem_type: of a classifier; by default it follows from the number of labels.
         key_bias: whether the key projection has a bias where the query's and the value's have.
         distillation_token: whether a second token, with a position of its own, follows the class token.
         mask_token: whether the model has a mask token whatever its task, though only masked image modeling uses it.
@@ -74,7 +74,7 @@ class ViTConfig:
         relative_positions: whether every layer has an attention bias by the offset of two patches.
         shared_relative_positions: whether all layers share such a bias.
         position_antialias: whether position embeddings are interpolated with antialiasing.
-        relative_position_interpolation: how those biases are resized: "bilinear" as in transformers, or "geometric" as
+        relative_position_interpolation: resizes those biases: "bilinear" as in transformers, or "geometric" as
             in timm (see `vitdeploy.models.layers.geometric`), which takes no dynamic image size.
         any_image_size: whether transformers' model takes images of every size without being asked to interpolate.
         final_norm: whether a layer norm follows the last block.

@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 class Effect(enum.Enum):
     """The effect of a key."""
 
-    APPLIED = "changes what is computed, as in transformers"
-    CARRIED = "stays in the bundle's config.json; without effect on what is computed"
-    REFUSED = "would change what is computed, and is not built: only null, false or an empty value is accepted"
+    APPLIED = "changes the computation, as in transformers"
+    CARRIED = "stays in the bundle's config.json, without effect on the computation"
+    REFUSED = "would change the computation, and is not built: only null, false or an empty value is accepted"
 
 
 class KeyRule(NamedTuple):
@@ -112,7 +112,7 @@ OF_FAMILY: dict[str, dict[str, KeyRule]] = {
         (_APPLIED, "positions", "use_absolute_position_embeddings use_relative_position_bias "
             "use_shared_relative_position_bias"),
         (_APPLIED, "whether layers have scales: whether it is above 0", "layer_scale_init_value"),
-        (_APPLIED, "what is classified", "use_mean_pooling"),
+        (_APPLIED, "the pooling of the classifier", "use_mean_pooling"),
         (_APPLIED, "the number of visual tokens", "vocab_size"),
         (_CARRIED, "whether there is a mask token, which only masked image modeling uses", "use_mask_token"),
         (_CARRIED, "segmentation", """pool_scales use_auxiliary_head auxiliary_loss_weight auxiliary_channels

@@ -48,7 +48,7 @@ class Family:
     """One `model_type` of transformers.
 
     Attributes:
-        prefix: what the names of the encoder's weights begin with where a head stands beside it.
+        prefix: begins the names of the encoder's weights where a head stands beside it.
         architectures: transformers' classes that are known here, and the task of each; the usual one of a task first.
         sets: the fields of `ViTConfig` in which it departs from ViT, or from ViT's defaults.
         derive: the fields that follow from other keys of its `config.json`.

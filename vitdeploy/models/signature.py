@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.models.config import ViTConfig
 
-SIGNATURE_FILE = "signature.json"  # in a TorchScript file: what it takes and gives
+SIGNATURE_FILE = "signature.json"  # in a TorchScript file: its inputs and outputs
 TORCH_TYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 BATCH_AXIS = "batch"
 SIZE_AXES = ("height", "width")
@@ -36,12 +36,12 @@ class Served(nn.Module):
         model: the reference; its weights are shared.
         outputs: see `output_names`.
         dynamic_image_size: whether it takes images of every size from one patch up, its positions interpolated.
-        pixels: what it takes for an image; see `vitdeploy.models.normalization` for a model that takes bytes.
+        pixels: the format of its images; see `vitdeploy.models.normalization` for a model that takes bytes.
         io_dtype: the type of its outputs.
 
     Attributes:
-        inputs: what it takes.
-        outputs: what it gives, in the order asked for.
+        inputs: its input tensors.
+        outputs: its output tensors, in the order asked for.
 
     Raises:
         UsageError: there is no such output, or the image size cannot be dynamic; see `input_specs`.
@@ -146,7 +146,7 @@ def example_inputs(
     Args:
         config: the model's.
         task: the model's.
-        batch_size: how many images.
+        batch_size: number of images.
         image_size: (height, width).
         device: where the tensors are.
         signature: of `input_specs`.

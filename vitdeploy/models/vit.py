@@ -67,7 +67,7 @@ class VisionTransformer(nn.Module):
 
     @property
     def problem_type(self) -> ProblemType:
-        """How `logits` are read; see `vitdeploy.bundle.scores.problem_type_of`."""
+        """The reading of `logits`; see `vitdeploy.bundle.scores.problem_type_of`."""
         if self.task is not Task.CLASSIFICATION:
             return ProblemType.SINGLE_LABEL
         return self.config.problem_type or default_problem_type(len(self.config.labels))
@@ -92,7 +92,7 @@ class VisionTransformer(nn.Module):
             output_attentions: add `attentions.0` ..., each (N, heads, tokens, tokens); needs eager attention.
 
         Returns:
-            The head's outputs and what was asked for, by transformers' names.
+            The head's outputs and the hidden states and attentions asked for, by transformers' names.
         """
         if output_attentions and self.attention == "sdpa":
             message = "attention weights need attention='eager': torch's fused attention does not keep them"
@@ -110,7 +110,7 @@ class VisionTransformer(nn.Module):
         return outputs | extra
 
     def _biases(self, grid: tuple[int, int], *, interpolate: bool) -> list[Tensor | None]:
-        """What each layer's attention adds by relative position: (1, H, L, L), or None."""
+        """The relative position bias of each layer's attention: (1, H, L, L), or None."""
         if not (self.config.relative_positions or self.config.shared_relative_positions):
             return [None] * len(self.layers)
         index = relative_position_index(grid, self.embeddings.cls_token.device)
@@ -118,8 +118,8 @@ class VisionTransformer(nn.Module):
         shared = None if self.shared_position_bias is None else self.shared_position_bias(index, new_grid)
         if not self.config.relative_positions:
             return [shared] * len(self.layers)
-        own = [layer.get_submodule("relative_position_bias")(index, new_grid) for layer in self.layers]
-        return [bias if shared is None else bias + shared for bias in own]
+        biases = [layer.get_submodule("relative_position_bias")(index, new_grid) for layer in self.layers]
+        return [bias if shared is None else bias + shared for bias in biases]
 
     def with_attention(self, kind: AttentionKind) -> VisionTransformer:
         """The same model, its weights shared, with the other attention."""

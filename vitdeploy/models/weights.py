@@ -56,7 +56,7 @@ def read_weights(files: Iterable[Path | OpenedFile], *, copied: bool = False) ->
 
     Args:
         files: safetensors files, or torch files, which are opened with `weights_only=True`.
-        copied: whether every tensor is in memory of its own, so that what becomes of the files does not matter. By
+        copied: whether every tensor is in memory of its own, so that the files may be changed or removed. By
             default those of safetensors are the system's maps of the file: quicker, and half the memory where they are
             converted or written anew, but whoever writes to the file later changes them.
 
@@ -124,7 +124,7 @@ def _read_safetensors(file: OpenedFile, *, copied: bool) -> Iterator[tuple[str, 
 
 
 def _copies(handle: str, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in memory of their own. The file is mapped anew after some: what was copied would stay in memory."""
+    """Tensors in memory of their own. The file is mapped anew after some, so that its pages leave memory."""
     left = collections.deque(names)
     while left:
         with safetensors.safe_open(handle, framework="pt") as tensors:

@@ -179,8 +179,8 @@ def _topology(root: str, mask: frozenset[int]) -> tuple[int | None, int]:
     if "" not in siblings:
         return len(siblings), online
     cores = _cpuinfo_cores(_read(f"{root}/proc/cpuinfo"))
-    found = {cores.get(cpu) for cpu in mask}
-    return None if None in found else len(found), online
+    used = {cores.get(cpu) for cpu in mask}
+    return None if None in used else len(used), online
 
 
 def _cpuinfo_cores(text: str) -> dict[int, tuple[str, str]]:
@@ -194,7 +194,7 @@ def _cpuinfo_cores(text: str) -> dict[int, tuple[str, str]]:
 
 
 def _list_length(text: str) -> int:
-    """How many numbers a list such as "0-3,8" has; 0 if it is none."""
+    """The count of numbers in a list such as "0-3,8"; 0 if it is none."""
     ranges = [part.split("-") for part in text.strip().split(",")]
     try:
         return sum(int(ends[-1]) - int(ends[0]) + 1 for ends in ranges)

@@ -15,7 +15,7 @@ def load_package(name: str, what: str, extra: str, instead: str = "") -> Any:
         name: the module's.
         what: the feature that needs it, such as "the tensorrt backend".
         extra: the extra of vitdeploy that installs it.
-        instead: what else can be done where it cannot be had.
+        instead: the alternative where it cannot be had.
 
     Raises:
         MissingDependencyError: it is not installed.

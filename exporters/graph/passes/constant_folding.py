@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from onnxscript.optimizer import fold_constants as fold
 
-from vitdeploy.exporters.graph.weight_names import TRANSPOSED
+from vitdeploy.exporters.graph.initializers import TRANSPOSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

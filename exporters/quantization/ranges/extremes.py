@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
-from vitdeploy.errors import CheckFailedError
-from vitdeploy.exporters.graph.onnx_file import write_onnx
+from vitdeploy.exporters.graph.initializers import register
 from vitdeploy.exporters.quantization.number_format import Range
-from vitdeploy.exporters.quantization.ranges.calibration import graph_key, twin_giving
-from vitdeploy.exporters.quantization.ranges.measurement_cache import MeasurementCache
-from vitdeploy.exporters.quantization.weights import register
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
-
-    from vitdeploy.exporters.quantization.ranges.calibration import MeasuredImages
-    from vitdeploy.specs import PixelFormat
-
-_VERSION = "extremes 3"  # of the cache: another one reads nothing of what this one wrote
 
 _COUNT = "number of images"  # beside the names of values
 
@@ -61,7 +49,7 @@ class Extremes:
         return np.sqrt(largest * np.sqrt(self.mean_square.astype(np.float64))).astype(np.float32)
 
     def joined(self, other: Extremes) -> Extremes:
-        """Of the images of both."""
+        """Those of the images of both."""
         images = self.images + other.images
 
         def mean(own: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -77,62 +65,53 @@ class Extremes:
 
         Args:
             scales: above 0; None for 1.
-            margin: how much wider than what was seen, as a share of it.
+            margin: share by which the range is wider than the values seen.
         """
         by = np.float32(1) if scales is None else scales
         low, high = float((self.lowest / by).min()), float((self.highest / by).max())
         return Range(low * (1 + margin), high * (1 + margin))
 
 
-def channel_extremes(
-    model: ir.Model,
-    values: Sequence[ir.Value],
-    images: MeasuredImages,
-    cached: Path | None,
-    pixels: PixelFormat,
-    folder: Path,
-) -> dict[str, Extremes]:
-    """The extremes and moments of each of `values`, by name; the graph itself computes them, an image at a time.
+class ExtremesReducer:
+    """Reduces the outputs of a graph with `channel_extremes`, image by image, to the `Extremes` of all images."""
 
-    Args:
-        model: a graph in float32; it stays as it is.
-        values: of it, (batch, ..., C); what a convolution takes is reduced to one channel.
-        images: to measure on.
-        cached: a folder where measurements are kept; None for nowhere.
-        pixels: what the graph takes.
-        folder: where a copy of the graph may lie meanwhile.
+    key = ("extremes 3",)
 
-    Raises:
-        CheckFailedError: a value is not finite.
-        OSError: a file cannot be written.
+    def finite(self, value: NDArray[np.float32]) -> bool:
+        """Whether a value has a range; the square of a finite value may be infinite, which is not smoothed then."""
+        return bool(np.isfinite(value[:3]).all())
+
+    def add(self, seen: Extremes | None, value: NDArray[np.float32]) -> Extremes:
+        """Add (4, C) of one image."""
+        return Extremes(*value) if seen is None else seen.joined(Extremes(*value))
+
+    def result(self, seen: Extremes) -> Extremes:
+        return seen
+
+    def pack(self, results: Mapping[str, Extremes]) -> bytes:
+        file = io.BytesIO()
+        arrays = {
+            name: np.stack([each.lowest, each.highest, each.mean, each.mean_square]) for name, each in results.items()
+        }
+        arrays |= {_COUNT: np.array([each.images for each in results.values()][:1])}
+        np.savez(file, allow_pickle=False, **arrays)
+        return file.getvalue()
+
+    def unpack(self, content: bytes) -> dict[str, Extremes]:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            count = int(arrays[_COUNT][0])
+            rows = {name: arrays[name] for name in arrays.files if name != _COUNT}
+        return {
+            name: Extremes(lowest, highest, mean, mean_square, count)
+            for name, (lowest, highest, mean, mean_square) in rows.items()
+        }
+
+
+def channel_extremes(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """(4, C) the lowest, the highest, the mean and the mean square of each channel; a statistic of `measured_graph`.
+
+    What a convolution takes is one channel: (4, 1).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        path = Path(scratch, "observed.onnx")
-        twin, names = twin_giving(model, values, _extremes)
-        write_onnx(twin, path)
-        parts = (_VERSION, *graph_key(path), images.sha256, str(pixels), ort.__version__)
-        cache = None if cached is None else MeasurementCache(cached, parts)
-        kept = None if cache is None else _read(cache, set(names.values()))
-        if kept is not None:
-            return kept
-        found: dict[str, Extremes] = {}
-        for outputs in images.run(path, pixels):
-            for output, value in outputs.items():
-                name = names[output]
-                if not np.isfinite(value[:3]).all():  # the square of a finite value may not be; it is not smoothed
-                    raise CheckFailedError(
-                        f"{name} is not finite on the calibration images, so it has no range; check the weights"
-                    )
-                seen = Extremes(*value)
-                found[name] = found[name].joined(seen) if name in found else seen
-    if cache is not None:
-        cache.write(_packed(found))
-    return found
-
-
-def _extremes(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """(4, C): the lowest, the highest, the mean and the mean square of each channel."""
     if value.shape is None:
         raise TypeError(f"{value} must have a shape")
     of_products = all(node.op_type == "MatMul" for node, _ in value.uses())
@@ -148,24 +127,3 @@ def _extremes(graph: ir.Graph, value: ir.Value) -> ir.Value:
         graph.append(node)
         node.outputs[0].type = value.type
     return joined.outputs[0]
-
-
-def _packed(found: Mapping[str, Extremes]) -> bytes:
-    file = io.BytesIO()
-    arrays = {name: np.stack([each.lowest, each.highest, each.mean, each.mean_square]) for name, each in found.items()}
-    arrays |= {_COUNT: np.array([each.images for each in found.values()][:1])}
-    np.savez(file, allow_pickle=False, **arrays)
-    return file.getvalue()
-
-
-def _read(cache: MeasurementCache, names: Collection[str]) -> dict[str, Extremes] | None:
-    content = cache.read()
-    if content is None:
-        return None
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        count = int(arrays[_COUNT][0])
-        rows = {name: arrays[name] for name in names}
-    return {
-        name: Extremes(lowest, highest, mean, mean_square, count)
-        for name, (lowest, highest, mean, mean_square) in rows.items()
-    }

@@ -1,20 +1,23 @@
-"""How much of what was seen of an activation is to be represented: a wider range is a coarser one."""
+"""Calibration methods: min-max, percentile, entropy, MSE. A wider range is a coarser one."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vitdeploy.errors import CheckFailedError, UsageError
 from vitdeploy.exporters.quantization.number_format import Range
+from vitdeploy.exporters.quantization.ranges.histogram import Histogram
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from vitdeploy.exporters.quantization.number_format import NumberFormat
-    from vitdeploy.exporters.quantization.ranges.histogram import Histogram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +98,40 @@ class Entropy:
 
 Method = MinMax | Percentile | Mse | Entropy
 METHODS: dict[str, Method] = {method.name: method for method in (MinMax(), Entropy(), Percentile(), Mse())}
+
+
+@dataclasses.dataclass(frozen=True)
+class HistogramReducer:
+    """Reduces activations, image by image, to their ranges. Memory holds one image's values and a histogram of each.
+
+    Attributes:
+        method: how the range is chosen.
+        number_format: that the activations are to have.
+    """
+
+    method: Method
+    number_format: NumberFormat
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return repr(self.method), repr(self.number_format)
+
+    def finite(self, value: NDArray[np.float32]) -> bool:
+        return bool(np.isfinite(value).all())
+
+    def add(self, seen: Histogram | None, value: NDArray[np.float32]) -> Histogram:
+        histogram = Histogram() if seen is None else seen
+        histogram.add(value)
+        return histogram
+
+    def result(self, seen: Histogram) -> Range:
+        return self.method.range_of(seen, self.number_format)
+
+    def pack(self, results: Mapping[str, Range]) -> bytes:
+        return json.dumps({name: dataclasses.astuple(each) for name, each in results.items()}, indent=1).encode()
+
+    def unpack(self, content: bytes) -> dict[str, Range]:
+        return {name: Range(*ends) for name, ends in json.loads(content).items()}
 
 
 def check_method(name: str | None) -> None:

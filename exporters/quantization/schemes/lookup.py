@@ -1,7 +1,8 @@
-"""Which scheme of quantization serves a precision on a target."""
+"""Table of the quantization schemes, by precision and target."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import UsageError
@@ -13,8 +14,9 @@ from vitdeploy.specs import Precision
 
 if TYPE_CHECKING:
     from vitdeploy.exporters.quantization.schemes.scheme import Scheme
+    from vitdeploy.specs import ExportSpec
 
-# By precision and target: the one to be taken first, and with images first the one that uses them.
+# The default comes first; without calibration images, the first that needs none.
 SCHEMES: dict[tuple[Precision, str], tuple[Scheme, ...]] = {
     (Precision.INT8, "cpu"): (StaticInt8(), DynamicInt8()),
     (Precision.INT8, "tensorrt"): (TensorRTInt8(),),
@@ -22,37 +24,53 @@ SCHEMES: dict[tuple[Precision, str], tuple[Scheme, ...]] = {
 }
 
 
-def find_scheme(
-    precision: Precision, target: str | None, name: str | None, *, calibrated: bool, wanted_images: int
-) -> Scheme:
-    """The scheme that is asked for, or the best one for what is there.
+def scheme_for(spec: ExportSpec, *, calibrated: bool) -> Scheme:
+    """The scheme of an int8 or fp8 artifact.
 
     Args:
-        precision: int8 or fp8.
-        target: what is to run the graph; by default the first that has the precision.
-        name: of the scheme; by default the first that can be made.
-        calibrated: whether there are images to calibrate on.
-        wanted_images: how many there should be, for what is told where they lack.
+        spec: the artifact.
+        calibrated: whether there are calibration images.
 
     Raises:
-        UsageError: there is none, or it needs images.
+        UsageError: there is no such scheme, or it needs calibration images, or does not have one of the options.
     """
+    precision = spec.precision
     targets = [known for of, known in SCHEMES if of is precision]
-    chosen = targets[0] if target is None else target
-    if chosen not in targets:
-        raise UsageError(f"target for {precision} must be {' or '.join(targets)}, got {target!r:.80}")
-    schemes = SCHEMES[precision, chosen]
-    if name is not None:
-        known = {scheme.name: scheme for scheme in schemes}
-        if name not in known:
-            raise UsageError(f"scheme for {precision} on {chosen} must be {' or '.join(known)}, got {name!r:.80}")
-        schemes = (known[name],)
-    if not calibrated:
-        static = schemes[0]
-        schemes = tuple(scheme for scheme in schemes if scheme.static is None)
-        if not schemes:
-            raise UsageError(
-                f"{precision} for {chosen} ({static.name}) needs images to measure activations on, got none; give "
-                f"calibration_data (--calibration-data), a folder with some {wanted_images} images like those to come"
-            )
-    return schemes[0]
+    target = targets[0] if spec.target is None else spec.target
+    if target not in targets:
+        raise UsageError(
+            f"{precision} has no target {target!r:.80}; choose {' or '.join(targets)}",
+            what="target", expected=tuple(targets), found=target,
+        )  # fmt: skip
+    schemes = {scheme.name: scheme for scheme in SCHEMES[precision, target]}
+    if spec.scheme not in (None, *schemes):
+        raise UsageError(
+            f"{precision} for {target} has no scheme {spec.scheme!r:.80}; choose {' or '.join(schemes)}",
+            what="scheme", expected=tuple(schemes), found=spec.scheme,
+        )  # fmt: skip
+    allowed = [*schemes.values()] if spec.scheme is None else [schemes[spec.scheme]]
+    scheme = next((scheme for scheme in allowed if calibrated or scheme.static is None), None)
+    if scheme is None:
+        raise UsageError(
+            f"{precision} for {target} ({allowed[0].name}) needs calibration images", what="calibration_data",
+            hint="add --calibration-data with a folder of some 512 images like those in production",
+        )  # fmt: skip
+    if scheme.static is None and spec.calibration is not None:
+        raise UsageError(
+            f"a calibration method needs fixed ranges, which the scheme {scheme.name} does not have",
+            what="calibration", found=spec.calibration, hint="leave it out",
+        )  # fmt: skip
+    if spec.rest is not None and target != "tensorrt":
+        raise UsageError(
+            f"rest needs the target tensorrt, got {target}", what="rest", found=spec.rest, hint="leave it out"
+        )
+    if isinstance(scheme, TensorRTInt8) and spec.pixels.dtype == "uint8":
+        return dataclasses.replace(scheme, quantize_patches=False)  # bytes would lose a bit to the sign
+    if not spec.reduce_range:
+        return scheme
+    if not isinstance(scheme, (StaticInt8, DynamicInt8)):
+        raise UsageError(
+            f"reduce_range needs int8 for a CPU, got {precision} for {target}",
+            what="reduce_range", found=target, hint="leave it out",
+        )  # fmt: skip
+    return dataclasses.replace(scheme, reduce_range=True)

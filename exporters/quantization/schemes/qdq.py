@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.exporters.quantization.weights import Weights, register
+from vitdeploy.exporters.graph.initializers import register
+from vitdeploy.exporters.quantization.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,17 +1,16 @@
-"""What a scheme of quantization is: which nodes compute in 8 bits, and how they are written."""
+"""Quantization schemes: which nodes compute in 8 bits, and how they are written."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+import onnx_ir as ir
+
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.graph.precision import name_of
-from vitdeploy.exporters.quantization.candidates import weighted_nodes
+from vitdeploy.exporters.graph.precision import name_of, on_data_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-
-    import onnx_ir as ir
 
     from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
 
@@ -20,13 +19,13 @@ class Scheme(Protocol):
     """One way to compute in 8 bits; its options are the fields of a frozen dataclass.
 
     Attributes:
-        name: as manifests have it.
-        target: what is to run the graph, "cpu" or "tensorrt".
-        static: the format of activations whose ranges must be known beforehand; None where the graph measures them.
-        operators: whose nodes compute in 8 bits, where they have a weight.
-        min_opset: that has the operators which are written.
+        name: that in manifests.
+        target: runtime that the graph is built for, "cpu" or "tensorrt".
+        static: number format of activations with fixed ranges; None where the graph measures them as it runs.
+        operators: types of the nodes that compute in 8 bits, where they have a weight.
+        min_opset: the first that has the operators which are written.
         per_channel: whether each output channel of a weight has its own scale.
-        weight: the format of weights, symmetric.
+        weight: number format of weights, symmetric.
     """
 
     name: ClassVar[str]
@@ -48,55 +47,56 @@ class Scheme(Protocol):
 
         Args:
             model: in float32.
-            nodes: of it, some of `weighted_nodes(model, self.operators)`.
-            ranges: of the activations that they take, by name; none where `static` is None.
+            nodes: some of `weighted_nodes(model, self.operators)`.
+            ranges: of the activations that they take, by name; not used where `static` is None.
         """
 
 
-def quantize(
-    model: ir.Model, scheme: Scheme, ranges: Mapping[str, Range], keep: Collection[str] = ()
-) -> tuple[str, ...]:
-    """Make a graph compute in 8 bits, but for chosen nodes, in place.
+def quantizable(model: ir.Model, scheme: Scheme, keep: Collection[str] = ()) -> list[ir.Node]:
+    """The nodes that a scheme quantizes, in the order of the graph.
 
     Args:
         model: in float32.
-        scheme: how.
-        ranges: of activations, by name; see `calibrated_ranges`.
-        keep: nodes that stay float32, by the names of their first outputs.
-
-    Returns:
-        The nodes that compute in 8 bits, by the names of their first outputs.
+        scheme: the scheme.
+        keep: nodes that stay in float32, by the names of their first outputs.
 
     Raises:
-        UsageError: there is no node to quantize, or no such node to keep.
-    """
-    check_kept(model, scheme, keep)
-    chosen = [node for node in quantizable(model, scheme) if name_of(node) not in keep]
-    names = tuple(map(name_of, chosen))
-    scheme.write(model, chosen, ranges)
-    return names
-
-
-def check_kept(model: ir.Model, scheme: Scheme, keep: Collection[str]) -> None:
-    """Raise UsageError unless these nodes, which are to stay float32, are ones that the scheme quantizes."""
-    unknown = set(keep).difference(map(name_of, quantizable(model, scheme)))
-    if unknown:
-        raise UsageError(
-            f"nodes to keep in float32 must be ones that {scheme.name} quantizes, {', '.join(sorted(unknown))[:80]} "
-            f"are not; take the names from vitdeploy debug bisect, on the same model, with the same options"
-        )
-
-
-def quantizable(model: ir.Model, scheme: Scheme) -> list[ir.Node]:
-    """The nodes that a scheme quantizes where none is kept, in the order of the graph.
-
-    Raises:
-        UsageError: there are none.
+        UsageError: the graph has no node to quantize, or no such node to keep.
     """
     nodes = weighted_nodes(model, scheme.operators)
     if not nodes:
+        operators = " or ".join(scheme.operators)
         raise UsageError(
-            f"{scheme.name} needs {' or '.join(scheme.operators)} nodes with weights, the graph has none; "
-            f"choose another precision"
-        )
-    return nodes
+            f"the graph has no {operators} nodes with weights, which {scheme.name} quantizes",
+            what="precision", expected=scheme.operators, found=(), hint="choose another precision",
+        )  # fmt: skip
+    unknown = set(keep).difference(map(name_of, nodes))
+    if unknown:
+        raise UsageError(
+            f"{scheme.name} does not quantize the nodes {', '.join(sorted(unknown))[:80]}, which keep_fp32 names",
+            what="keep_fp32", found=tuple(sorted(unknown)),
+            hint="take the names from vitdeploy debug bisect, on the same model, with the same options of export",
+        )  # fmt: skip
+    return [node for node in nodes if name_of(node) not in keep]
+
+
+def weighted_nodes(model: ir.Model, operators: Collection[str]) -> list[ir.Node]:
+    """The nodes of these operators that multiply an activation by a float32 weight, in the order of the graph.
+
+    Products of two activations, as in attention, are none of them.
+    """
+    return [node for node in on_data_path(model) if node.op_type in operators and _has_weight(node)]
+
+
+def _has_weight(node: ir.Node) -> bool:
+    activation, weight = node.inputs[:2]
+    return (
+        activation is not None
+        and weight is not None
+        and not activation.is_initializer()
+        and activation.dtype in (None, ir.DataType.FLOAT)
+        and weight.const_value is not None
+        and weight.is_initializer()
+        and weight.dtype == ir.DataType.FLOAT
+        and len(weight.const_value.shape) > 1
+    )

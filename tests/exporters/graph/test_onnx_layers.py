@@ -11,8 +11,9 @@ import onnxruntime as ort
 import pytest
 from bundles import export_graph, make_feeds, tiny_model
 
-from vitdeploy.exporters.graph.onnx_graph import DEFAULT_OPSET, traced
+from vitdeploy.exporters.graph.onnx_graph import DEFAULT_OPSET
 from vitdeploy.exporters.graph.passes import simplify
+from vitdeploy.exporters.graph.tracing import traced
 from vitdeploy.models.signature import Served
 from vitdeploy.specs import Task
 

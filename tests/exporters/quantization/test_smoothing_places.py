@@ -15,10 +15,11 @@ from small_graphs import answers, graph_of
 import vitdeploy
 from vitdeploy.exporters.graph.onnx_file import write_onnx
 from vitdeploy.exporters.graph.precision import name_of
+from vitdeploy.exporters.quantization.candidate import Activations, Candidate, quantize
 from vitdeploy.exporters.quantization.number_format import Range
 from vitdeploy.exporters.quantization.ranges.extremes import Extremes
 from vitdeploy.exporters.quantization.schemes.dynamic_int8 import DynamicInt8
-from vitdeploy.exporters.quantization.schemes.scheme import quantizable, quantize
+from vitdeploy.exporters.quantization.schemes.scheme import quantizable
 from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
 from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, smooth_alike
 from vitdeploy.exporters.quantization.smoothing_places import find_places
@@ -167,7 +168,7 @@ def test_another_graph_is_smoothed_alike(
         smooth.smooth(smoothed, extremes)
     wanted = {name: value.const_value.numpy() for name, value in smoothed.graph.initializers.items()}  # type: ignore[union-attr]
     ranges = {str(node.inputs[0].name): Range(-1, 1) for node in quantizable(smoothed, scheme) if node.inputs[0]}
-    quantize(smoothed, scheme, ranges)
+    quantize(smoothed, Candidate(scheme), Activations(ranges=ranges))
     smooth_alike(other, smoothed)
     found = {name: value.const_value.numpy() for name, value in other.graph.initializers.items()}  # type: ignore[union-attr]
     assert set(found) == set(wanted)

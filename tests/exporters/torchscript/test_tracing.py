@@ -19,7 +19,7 @@ from families import HEADS, Head, random_config
 import vitdeploy
 from vitdeploy.assess.data.images import feeds
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.torchscript.tracing import export_torchscript
+from vitdeploy.exporters.torchscript.tracing import trace_torchscript
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.signature import Served, input_specs, output_specs
@@ -44,7 +44,7 @@ AT_LEAST = {Precision.FP32: 0.0, Precision.FP16: 2e-5, Precision.BF16: 2e-4}
 
 def export(model: VisionTransformer, folder: Path, **spec: Any) -> Exported:
     processor = ImageProcessor(size=Size(*model.config.image_size))
-    return export_torchscript(model, folder, ExportSpec(**spec), processor=processor, observe=lambda *_: {})
+    return trace_torchscript(model, ExportSpec(**spec), processor).write(folder)
 
 
 def exact(model: VisionTransformer, asked: Sequence[str] | None = None, *, dynamic: bool = False) -> Served:
@@ -222,12 +222,12 @@ print(json.dumps([names, signature, type(outputs).__name__, [list(output.shape) 
 
 EXPORT = """
 import pathlib, sys
-from vitdeploy.exporters.torchscript.tracing import export_torchscript
+from vitdeploy.exporters.torchscript.tracing import trace_torchscript
 from vitdeploy.sources.read import read_checkpoint
 from vitdeploy.specs import ExportSpec, Precision
 checkpoint = read_checkpoint(sys.argv[1])
 spec = ExportSpec(precision=Precision(sys.argv[3]), dynamic_image_size=True)
-export_torchscript(checkpoint.model, pathlib.Path(sys.argv[2]), spec, processor=checkpoint.processor, observe=None)
+trace_torchscript(checkpoint.model, spec, checkpoint.processor).write(pathlib.Path(sys.argv[2]))
 """
 
 

@@ -97,7 +97,9 @@ def _variants(bundle: Bundle, artifact: Artifact, float_file: OpenedFile, what: 
 
     variants: Variants
     if artifact.precision in QUANTIZED:
-        make = load_target("vitdeploy.exporters.graph.quantized_variants:quantized_variants", what, _EXTRA, _PACKAGE)
+        make = load_target(
+            "vitdeploy.exporters.quantization.quantized_variants:quantized_variants", what, _EXTRA, _PACKAGE
+        )
         with bundle.opened_artifact(artifact) as (file, *_):
             _loaded(file, what)
             with valid_onnx(file):

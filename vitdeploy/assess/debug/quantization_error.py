@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from vitdeploy.exporters.graph.variants import Variants
-    from vitdeploy.exporters.quantization.choice import Closeness
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
     from vitdeploy.specs import PixelFormat
     from vitdeploy.system.progress import Progress
+
+
+class Closeness(NamedTuple):
+    """How near a graph's outputs are to the reference's, for the worst output.
+
+    Attributes:
+        error: the length of the difference over that of what is expected, of all images together; from 0 up.
+        mean_cosine: the mean of the images' cosine similarities; None, as the next, for the logits of a regression.
+        p5_cosine: their 5th percentile.
+    """
+
+    error: float
+    mean_cosine: float | None
+    p5_cosine: float | None
 
 
 class Yardstick:
@@ -63,8 +76,6 @@ class Yardstick:
             kept: the nodes in float32.
             one_by_one: whether each image is run alone.
         """
-        from vitdeploy.exporters.quantization.choice import Closeness
-
         sums = self._sums(variants, kept, one_by_one=one_by_one)
         output = max(sums, key=lambda name: sums[name].error)
         worst = sums[output]

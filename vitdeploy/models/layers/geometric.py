@@ -34,7 +34,7 @@ def resize_offsets(offsets: Tensor, old: tuple[int, int], new: tuple[int, int]) 
 
 
 def axis_weights(old: int, new: int) -> Tensor:
-    """What each old offset adds to each new one, for sides of `old` and `new` patches: (2 new - 1, 2 old - 1) float64.
+    """The weights (2 new - 1, 2 old - 1), float64, of old offsets in new ones, for sides of `old` and `new` patches.
 
     Each row interpolates linearly between the two old offsets around the new one, and repeats the outermost beyond it.
     """

@@ -1,4 +1,4 @@
-"""What a task makes of the encoder's tokens, and of the prefix tokens among them."""
+"""The heads of the tasks: encoder tokens (N, L, D) -> named outputs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _POOLERS: dict[str, type[ClsPooler | MeanPooler | ClsMeanPooler | DensePooler]] 
 
 
 class ClassificationHead(nn.Module):
-    """Tokens -> `logits` (N, num_labels); what is classified, for a model without labels."""
+    """Tokens -> `logits` (N, num_labels); without labels, the pooled tokens themselves."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ def make_head(config: ViTConfig, task: Task, *, pooler: bool, teacher: bool) -> 
 
     Args:
         config: the hyper-parameters.
-        task: what it computes.
+        task: of the head.
         pooler: whether feature extraction ends in the family's pooler.
         teacher: whether a distilled model has the head of its teacher beside its own.
     """

@@ -32,7 +32,7 @@ def interpolate(table: Tensor, old: tuple[int, int], new: tuple[int, int], mode:
 
 
 class RelativePositionBias(nn.Module):
-    """What attention adds by the offset of two patches, as in BEiT (arXiv:2106.08254): a grid -> (1, H, L, L).
+    """Attention bias by the offset of two patches, as in BEiT (arXiv:2106.08254): a grid -> (1, H, L, L).
 
     The table has a row for each offset, ((2 gh - 1) * (2 gw - 1) + 3, H), and three for the class token.
     """
@@ -51,7 +51,7 @@ class RelativePositionBias(nn.Module):
 
         Args:
             index: of `relative_position_index`, for the grid.
-            grid: what to interpolate the table to; None where it is the configured one.
+            grid: (down, across) that the table is interpolated to; None for the configured one.
 
         Raises:
             UsageError: the table is to be interpolated, but not bilinearly.
@@ -103,5 +103,5 @@ def relative_position_index(grid: tuple[int, int], device: torch.device) -> Tens
 
 
 def _offsets(grid: tuple[int, int]) -> tuple[int, int]:
-    """How many offsets two patches of a grid can have (down, across)."""
+    """The numbers of offsets that two patches of a grid can have (down, across)."""
     return 2 * grid[0] - 1, 2 * grid[1] - 1

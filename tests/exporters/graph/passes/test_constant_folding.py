@@ -6,8 +6,8 @@ import numpy as np
 from bundles import tiny_model
 from small_graphs import check, graph_of, operators
 
-from vitdeploy.exporters.graph.onnx_graph import traced
 from vitdeploy.exporters.graph.passes.constant_folding import fold_constants
+from vitdeploy.exporters.graph.tracing import traced
 from vitdeploy.models.signature import Served
 
 

@@ -7,9 +7,9 @@ import pytest
 from bundles import tiny_model
 from small_graphs import check, graph_of, operators
 
-from vitdeploy.exporters.graph.onnx_graph import traced
 from vitdeploy.exporters.graph.passes.constant_folding import fold_constants
 from vitdeploy.exporters.graph.passes.superfluous_nodes import drop_superfluous_nodes
+from vitdeploy.exporters.graph.tracing import traced
 from vitdeploy.models.signature import Served
 
 NUMBERS = {"zero": np.array(0, np.float32), "one": np.array(1, np.float32), "w": np.ones((4, 4), np.float32)}

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 import pytest
+from raising import raises
 
 from vitdeploy.cli.export import export as export_command
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, quantization_target
 from vitdeploy.exporters.quantization.ranges.methods import METHODS
-from vitdeploy.exporters.quantization.schemes.lookup import SCHEMES, find_scheme
-from vitdeploy.specs import Precision
+from vitdeploy.exporters.quantization.schemes.lookup import SCHEMES, scheme_for
+from vitdeploy.specs import ExportSpec, Precision
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,8 @@ from vitdeploy.specs import Precision
 def test_the_target_and_the_images_decide(
     precision: str, target: str | None, name: str | None, calibrated: bool, found: str
 ) -> None:
-    scheme = find_scheme(Precision(precision), target, name, calibrated=calibrated, wanted_images=512)
+    spec = ExportSpec(Precision(precision), target=target, scheme=name)
+    scheme = scheme_for(spec, calibrated=calibrated)
     assert scheme.name == found
     assert scheme.target == (target or ("tensorrt" if precision == "fp8" else "cpu"))
 
@@ -49,22 +51,28 @@ def test_the_format_decides_the_target() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "problem"),
+    ("options", "what", "found"),
     [
-        ({"precision": Precision.FP8, "target": "cpu"}, "target for fp8 must be tensorrt, got 'cpu'"),
-        ({"target": "gpu"}, "target for int8 must be cpu or tensorrt, got 'gpu'"),
-        ({"name": "best"}, "scheme for int8 on cpu must be static or dynamic, got 'best'"),
-        ({"name": "dynamic", "target": "tensorrt"}, "scheme for int8 on tensorrt must be static-symmetric"),
-        ({"name": "static"}, r"int8 for cpu \(static\) needs images .* some 512 images like those to come"),
-        ({"target": "tensorrt"}, r"int8 for tensorrt \(static-symmetric\) needs images .*--calibration-data"),
-        ({"precision": Precision.FP8}, r"fp8 for tensorrt \(static-e4m3\) needs images"),
+        ({"precision": Precision.FP8, "target": "cpu"}, "target", "cpu"),
+        ({"target": "gpu"}, "target", "gpu"),
+        ({"scheme": "best"}, "scheme", "best"),
+        ({"scheme": "dynamic", "target": "tensorrt"}, "scheme", "dynamic"),
+        ({"scheme": "static"}, "calibration_data", None),
+        ({"target": "tensorrt"}, "calibration_data", None),
+        ({"precision": Precision.FP8}, "calibration_data", None),
+        ({"scheme": "dynamic", "calibration": "mse"}, "calibration", "mse"),
+        ({"rest": Precision.FP16}, "rest", "fp16"),
     ],
     ids=str,
 )
-def test_what_there_is_not(options: dict[str, Any], problem: str) -> None:
-    arguments = {"precision": Precision.INT8, "target": None, "name": None, "calibrated": False, "wanted_images": 512}
-    with pytest.raises(UsageError, match=problem):
-        find_scheme(**arguments | options)
+def test_what_there_is_not(options: dict[str, Any], what: str, found: str | None) -> None:
+    with raises(UsageError, what=what, found=found):
+        scheme_for(ExportSpec(**{"precision": Precision.INT8, **options}), calibrated=False)
+
+
+def test_weights_of_7_bits_are_for_a_cpu() -> None:
+    with raises(UsageError, what="reduce_range", found="tensorrt"):
+        scheme_for(ExportSpec(Precision.FP8, reduce_range=True), calibrated=True)
 
 
 def test_the_command_line_knows_every_target_scheme_and_method() -> None:

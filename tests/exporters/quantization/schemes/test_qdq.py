@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from raising import raises
 from small_graphs import X, answers, graph_of, operators, signature_of
 
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.quantization.candidates import weighted_nodes
+from vitdeploy.exporters.quantization.candidate import Activations, Candidate, quantize
 from vitdeploy.exporters.quantization.number_format import Range
 from vitdeploy.exporters.quantization.schemes.dynamic_int8 import DynamicInt8
-from vitdeploy.exporters.quantization.schemes.scheme import Scheme, quantize
+from vitdeploy.exporters.quantization.schemes.scheme import Scheme, weighted_nodes
 from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
 from vitdeploy.exporters.quantization.schemes.tensorrt_fp8 import TensorRTFp8
 from vitdeploy.exporters.quantization.schemes.tensorrt_int8 import TensorRTInt8
@@ -59,7 +60,7 @@ RANGES = _ranges()
 def test_products_with_weights_are_quantized_and_nothing_else(scheme: Scheme) -> None:
     made, want = model(), answers(model())
     signature = signature_of(made)
-    assert quantize(made, scheme, RANGES) == ("a", "b", "d")
+    assert quantize(made, Candidate(scheme), Activations(ranges=RANGES)) == ("a", "b", "d")
     assert signature_of(made) == signature
     _, z, w = answers(made)
     for found, exact in ((z, want[1]), (w, want[2])):
@@ -78,13 +79,13 @@ def test_products_with_weights_are_quantized_and_nothing_else(scheme: Scheme) ->
 @pytest.mark.parametrize("scheme", [StaticInt8(), TensorRTInt8(), TensorRTFp8(), DynamicInt8()], ids=str)
 def test_kept_nodes_are_exact_and_a_shared_weight_stays_for_them(scheme: Scheme) -> None:
     made, want = model(), answers(model())
-    assert quantize(made, scheme, RANGES, ["a", "d"]) == ("b",)
+    assert quantize(made, Candidate(scheme), Activations(ranges=RANGES), ["a", "d"]) == ("b",)
     assert "first" in made.graph.initializers
     assert "second" not in made.graph.initializers
     for found, exact in zip(answers(made), want, strict=True):
         np.testing.assert_allclose(found, exact, atol=0.05 * np.abs(exact).max())
     made = model()
-    assert quantize(made, scheme, RANGES, ["a", "b", "d"]) == ()
+    assert quantize(made, Candidate(scheme), Activations(ranges=RANGES), ["a", "b", "d"]) == ()
     for found, exact in zip(answers(made), want, strict=True):
         np.testing.assert_array_equal(found, exact)
 
@@ -92,7 +93,7 @@ def test_kept_nodes_are_exact_and_a_shared_weight_stays_for_them(scheme: Scheme)
 def test_symmetric_schemes_have_zero_points_of_zero() -> None:
     for scheme, dtype in ((TensorRTInt8(), ir.DataType.INT8), (TensorRTFp8(), ir.DataType.FLOAT8E4M3FN)):
         made = model()
-        quantize(made, scheme, {name: Range(-1, 30) for name in RANGES})
+        quantize(made, Candidate(scheme), Activations(ranges={name: Range(-1, 30) for name in RANGES}))
         points = [node.inputs[2] for node in made.graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
         for point in points:
             assert point is not None
@@ -103,8 +104,8 @@ def test_symmetric_schemes_have_zero_points_of_zero() -> None:
 
 def test_each_output_channel_has_its_own_scale() -> None:
     fine, coarse = model(), model()
-    quantize(fine, StaticInt8(), RANGES, ["b", "d"])
-    quantize(coarse, StaticInt8(per_channel=False), RANGES, ["b", "d"])
+    quantize(fine, Candidate(StaticInt8()), Activations(ranges=RANGES), ["b", "d"])
+    quantize(coarse, Candidate(StaticInt8(per_channel=False)), Activations(ranges=RANGES), ["b", "d"])
     for made, count in ((fine, 4), (coarse, 1)):
         (scales,) = (value for name, value in made.graph.initializers.items() if name == "first_scale")
         assert scales.const_value is not None
@@ -132,16 +133,16 @@ def test_a_graph_input_and_an_output_of_the_graph_can_be_quantized() -> None:
     for scheme in (DynamicInt8(), StaticInt8()):
         weight = np.random.default_rng(0).standard_normal((4, 4), np.float32)
         made, plain = graph_of(text, w=weight), graph_of(text, w=weight)
-        quantize(made, scheme, {"x": Range(-3, 3), "y": Range(-9, 9)})
+        quantize(made, Candidate(scheme), Activations(ranges={"x": Range(-3, 3), "y": Range(-9, 9)}))
         for found, want in zip(answers(made), answers(plain), strict=True):
             np.testing.assert_allclose(found, want, atol=0.05 * np.abs(want).max())
         assert answers(made)[0].shape == X.shape
 
 
 def test_what_cannot_be_quantized() -> None:
-    with pytest.raises(UsageError, match="must be ones that static quantizes, e, no are not; take the names"):
-        quantize(model(), StaticInt8(), RANGES, ["a", "e", "no"])
+    with raises(UsageError, what="keep_fp32", found=("e", "no")):
+        quantize(model(), Candidate(StaticInt8()), Activations(ranges=RANGES), ["a", "e", "no"])
     plain = graph_of("agraph (float[N] x) => (float[N] y) { y = Abs (x) }")
-    with pytest.raises(UsageError, match="dynamic needs MatMul nodes with weights, the graph has none"):
-        quantize(plain, DynamicInt8(), {})
+    with raises(UsageError, what="precision", expected=("MatMul",)):
+        quantize(plain, Candidate(DynamicInt8()), Activations())
     assert [node.outputs[0].name for node in weighted_nodes(model(), ["MatMul"])] == ["a", "b", "d"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections import Counter
@@ -12,17 +11,19 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from bundles import tiny_model, write_checkpoint_of
+from raising import raises
 from small_graphs import graph_of, operators
 
 import vitdeploy
 from vitdeploy.assets import held_out_images
 from vitdeploy.errors import CheckFailedError
+from vitdeploy.exporters.graph.measured_graph import measured_graph
 from vitdeploy.exporters.quantization.number_format import INT8, UINT8, NumberFormat, Range
-from vitdeploy.exporters.quantization.ranges.calibration import CalibrationData, MeasuredImages, calibrated_ranges
-from vitdeploy.exporters.quantization.ranges.extremes import Extremes, channel_extremes
-from vitdeploy.exporters.quantization.ranges.measurement_cache import MeasurementCache, default_folder
-from vitdeploy.exporters.quantization.ranges.methods import METHODS, MinMax, Percentile
+from vitdeploy.exporters.quantization.ranges.extremes import Extremes, ExtremesReducer, channel_extremes
+from vitdeploy.exporters.quantization.ranges.methods import METHODS, HistogramReducer, MinMax, Percentile
 from vitdeploy.exporting.calibration_images import CalibrationImages
+from vitdeploy.exporting.measure import measure
+from vitdeploy.exporting.measurement_cache import MeasurementCache, default_folder
 from vitdeploy.specs import PixelFormat, Task
 
 if TYPE_CHECKING:
@@ -39,21 +40,18 @@ IMAGES = [np.random.default_rng(seed).standard_normal((1, 4), np.float32) * (see
 class Runner:
     """Runs the images, and counts how often it is asked to."""
 
-    def __init__(self) -> None:
-        self.runs = 0
+    def __init__(self, sha256: str = "sha") -> None:
+        self.runs, self._sha256 = 0, sha256
 
-    def __call__(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
+    def sha256(self) -> str:
+        return self._sha256
+
+    def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
         self.runs += 1
         session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
         for image in IMAGES:
             names = [output.name for output in session.get_outputs()]
             yield dict(zip(names, session.run(None, {"x": image}), strict=True))
-
-
-def data_of(run: Runner, cache: Path | None = None, sha256: str = "sha") -> CalibrationData:
-    """One part of images for all, as of few images."""
-    images = MeasuredImages(sha256, run)
-    return CalibrationData(3, sha256, images, images, cache)
 
 
 def graph(weight: float = 2.0) -> ir.Model:
@@ -62,21 +60,22 @@ def graph(weight: float = 2.0) -> ir.Model:
 
 
 def ranges(
-    data: CalibrationData,
+    *parts: Runner,
     folder: Path,
-    *,
+    cache: Path | None = None,
     made: ir.Model | None = None,
     method: Method = MinMax(),  # noqa: B008  (frozen)
     number_format: NumberFormat = UINT8,
 ) -> dict[str, Range]:
     model = made or graph()
     values = [*model.graph.inputs, *(node.outputs[0] for node in model.graph), model.graph.inputs[0]]
-    return calibrated_ranges(model, values, number_format, method, data, PixelFormat(), folder)
+    reducer = HistogramReducer(method, number_format)
+    return measure(measured_graph(model, values), parts, reducer, PixelFormat(), cache, folder)
 
 
 def test_the_ranges_of_inputs_and_results(tmp_path: Path) -> None:
     model = graph()
-    found = ranges(data_of(Runner()), tmp_path / "made", made=model)
+    found = ranges(Runner(), folder=tmp_path / "made", made=model)
     x = np.concatenate(IMAGES)
     assert found == {
         "x": Range(x.min(), x.max()),
@@ -88,35 +87,32 @@ def test_the_ranges_of_inputs_and_results(tmp_path: Path) -> None:
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
-    run = Runner()
-    data = data_of(run, tmp_path / "cache")
-    first = ranges(data, tmp_path)
-    assert ranges(data, tmp_path) == first
+    run, other = Runner(), Runner("other images")
+    kept: dict[str, Any] = {"folder": tmp_path, "cache": tmp_path / "cache"}
+    first = ranges(run, **kept)
+    assert ranges(run, **kept) == first
     assert run.runs == 1
-    others = (
-        {"data": data_of(run, tmp_path / "cache", "other images")},
-        {"data": data, "made": graph(3.0)},
-        {"data": data, "method": Percentile(99.0)},
-        {"data": data, "number_format": INT8},
-    )
-    for index, other in enumerate(others, 2):
-        ranges(folder=tmp_path, **other)  # type: ignore[arg-type]
+    changes: list[dict[str, Any]] = [{"made": graph(3.0)}, {"method": Percentile(99.0)}, {"number_format": INT8}]
+    for index, change in enumerate(changes, 2):
+        ranges(run, **kept, **change)
         assert run.runs == index
-    assert len(list((tmp_path / "cache").iterdir())) == 1 + len(others)
-    ranges(dataclasses.replace(data, cache=None), tmp_path)
-    assert run.runs == 2 + len(others)
+    ranges(other, **kept)
+    assert other.runs == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 2 + len(changes)
+    ranges(run, folder=tmp_path)
+    assert run.runs == 2 + len(changes)
 
 
 def test_another_measurement_under_the_name_is_not_believed(tmp_path: Path) -> None:
     """Whole as it is, it is of other weights."""
     run = Runner()
-    data = data_of(run, tmp_path / "cache")
-    first = ranges(data, tmp_path)
-    (kept,) = (tmp_path / "cache").iterdir()
-    ranges(data, tmp_path, made=graph(3.0))
-    (other,) = {*(tmp_path / "cache").iterdir()} - {kept}
-    kept.write_bytes(other.read_bytes())
-    assert ranges(data, tmp_path) == first
+    kept: dict[str, Any] = {"folder": tmp_path, "cache": tmp_path / "cache"}
+    first = ranges(run, **kept)
+    (file,) = (tmp_path / "cache").iterdir()
+    ranges(run, **kept, made=graph(3.0))
+    (other,) = {*(tmp_path / "cache").iterdir()} - {file}
+    file.write_bytes(other.read_bytes())
+    assert ranges(run, **kept) == first
     assert run.runs == 3
 
 
@@ -143,12 +139,12 @@ def _flipped(whole: bytes) -> bytes:
 )  # fmt: skip
 def test_a_damaged_file_is_measured_again(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
     run = Runner()
-    data = data_of(run, tmp_path / "cache")
-    first = ranges(data, tmp_path)
+    cached: dict[str, Any] = {"folder": tmp_path, "cache": tmp_path / "cache"}
+    first = ranges(run, **cached)
     (kept,) = (tmp_path / "cache").iterdir()
     whole = kept.read_bytes()
     kept.write_bytes(spoil(whole))
-    assert ranges(data, tmp_path) == first
+    assert ranges(run, **cached) == first
     assert run.runs == 2
     assert kept.read_bytes() == whole
 
@@ -156,7 +152,8 @@ def test_a_damaged_file_is_measured_again(tmp_path: Path, spoil: Callable[[bytes
 def measured(run: Runner, folder: Path, made: ir.Model | None = None) -> dict[str, Extremes]:
     model = made or graph()
     values = [*model.graph.inputs, *(node.outputs[0] for node in model.graph)]
-    return channel_extremes(model, values, MeasuredImages("sha", run), folder / "cache", PixelFormat(), folder)
+    reduced = measured_graph(model, values, channel_extremes)
+    return measure(reduced, [run], ExtremesReducer(), PixelFormat(), folder / "cache", folder)
 
 
 def extremes(run: Runner, folder: Path, made: ir.Model | None = None) -> dict[str, tuple[list[float], list[float]]]:
@@ -213,8 +210,8 @@ def test_damaged_extremes_are_measured_again(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     run = Runner()
-    data = data_of(run, tmp_path / "file" / "cache")
-    assert ranges(data, tmp_path) == ranges(data, tmp_path)
+    kept: dict[str, Any] = {"folder": tmp_path, "cache": tmp_path / "file" / "cache"}
+    assert ranges(run, **kept) == ranges(run, **kept)
     assert run.runs == 2
 
 
@@ -233,24 +230,22 @@ def test_where_ranges_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckFailedError, match="activations to quantize must be finite, a has others"):
-        ranges(data_of(Runner()), tmp_path, made=graph(np.inf))
-    with pytest.raises(CheckFailedError, match="a is not finite on the calibration images"):
+    with raises(CheckFailedError, what="a"):
+        ranges(Runner(), folder=tmp_path, made=graph(np.inf))
+    with raises(CheckFailedError, what="a"):
         extremes(Runner(), tmp_path, graph(np.inf))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_every_method_gives_the_same_in_every_run(tmp_path: Path, method: Method) -> None:
-    first, second = (ranges(data_of(Runner()), tmp_path, method=method) for _ in range(2))
+    first, second = (ranges(Runner(), folder=tmp_path, method=method) for _ in range(2))
     assert first == second
 
 
 def test_a_histogram_takes_one_pass_over_each_part(tmp_path: Path) -> None:
-    parts = [Runner(), Runner()]
-    ranged, chosen = (MeasuredImages(f"sha {index}", part) for index, part in enumerate(parts))
-    data = CalibrationData(6, "sha", ranged, chosen)
-    assert set(ranges(data, tmp_path, method=Percentile(99.0))) == {"x", "a", "y"}
+    parts = [Runner("ranges"), Runner("choice")]
+    assert set(ranges(*parts, folder=tmp_path, method=Percentile(99.0))) == {"x", "a", "y"}
     assert [part.runs for part in parts] == [1, 1]
 
 

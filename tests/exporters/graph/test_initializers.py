@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_graphs import graph_of
 
-from vitdeploy.exporters.quantization.candidates import labels_of
+from vitdeploy.exporters.graph.initializers import labels_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from vitdeploy.exporters.graph.initializers import CORRECTED
 from vitdeploy.exporters.graph.onnx_file import write_onnx
-from vitdeploy.exporters.graph.weight_names import CORRECTED
 from vitdeploy.exporters.quantization.schemes.integer_matmul import take_place
 
 if TYPE_CHECKING:

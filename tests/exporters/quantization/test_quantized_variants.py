@@ -22,7 +22,7 @@ from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST, FileRecord
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.graph.quantized_variants import quantized_variants
+from vitdeploy.exporters.quantization.quantized_variants import quantized_variants
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 

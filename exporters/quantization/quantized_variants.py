@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.graph.integer_variants import integer_products, registered, restore_bias, write_integer_variant
+from vitdeploy.exporters.graph.initializers import labels_of
 from vitdeploy.exporters.graph.onnx_file import read_onnx_ir, write_onnx
 from vitdeploy.exporters.graph.precision import name_of
 from vitdeploy.exporters.graph.variants import Variants
-from vitdeploy.exporters.quantization.candidates import labels_of
+from vitdeploy.exporters.quantization.integer_variants import (
+    integer_products,
+    registered,
+    restore_bias,
+    write_integer_variant,
+)
 from vitdeploy.exporters.quantization.smooth_quant import smooth_alike
 from vitdeploy.files.opened import OpenedFile
 
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 def quantized_variants(source: Path | OpenedFile, float_source: Path | OpenedFile) -> Variants:
     """Variants of a quantized graph: a node that is kept takes what it took before the graph was quantized.
 
-    0. In a graph with MatMulInteger, see `vitdeploy.exporters.graph.integer_variants`.
+    0. In a graph with MatMulInteger, see `vitdeploy.exporters.quantization.integer_variants`.
     1. A node computes in integers where one of its inputs comes from DequantizeLinear.
     2. Kept, it takes what was quantized; of a weight, that of the float32 graph's node of the same name.
     3. Where the graph was smoothed first (SmoothQuant), so is the float32 graph, by the same scales.

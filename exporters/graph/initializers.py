@@ -1,0 +1,45 @@
+"""Initializers of a graph: new ones, the endings of their names, and the names of layers that they tell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Endings of weights that are made from another one.
+TRANSPOSED = ".transposed"
+SMOOTHED = ".smoothed"
+CORRECTED = ".corrected"
+
+
+def register(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Add an initializer."""
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, const_value=tensor, shape=shape, type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(value)
+    return value
+
+
+def labels_of(nodes: Iterable[ir.Node]) -> dict[str, str]:
+    """Label nodes with the modules that their weights come from, by the names of their first outputs.
+
+    A product with "layers.0.mlp.fc1.weight.transposed" is "layers.0.mlp.fc1", and so is the Add of its bias. Nodes
+    without such a weight have no label.
+    """
+    labels: dict[str, str] = {}
+    for node in nodes:
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        name = ""
+        if weight is not None and weight.is_initializer():
+            name = str(weight.name).split(SMOOTHED)[0].removesuffix(TRANSPOSED)
+        given = [value for value in node.inputs if value is not None]
+        if name.endswith(".weight"):
+            labels[str(node.outputs[0].name)] = name.removesuffix(".weight")
+        elif node.op_type == "Add" and any(value.is_initializer() for value in given):
+            product = next((value for value in given if value.name in labels), None)
+            if product is not None:
+                labels[str(node.outputs[0].name)] = labels[str(product.name)]
+    return labels

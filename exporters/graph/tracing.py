@@ -1,0 +1,153 @@
+"""Trace the reference model to an ONNX graph in float32."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+from vitdeploy._version import __version__
+from vitdeploy.errors import CheckFailedError
+from vitdeploy.exporters.graph.onnx_layers import repeat_first_layer
+from vitdeploy.exporters.graph.passes import simplify
+from vitdeploy.models.signature import Served, output_names
+from vitdeploy.specs import PixelFormat, PixelStage
+from vitdeploy.system.forks import with_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torch import nn
+
+    from vitdeploy.specs import TensorSpec
+
+_WRAPPER = "model."  # what `Served` puts before the names of the model's weights
+
+
+def trace_layers(served: Served, opset: int) -> ir.Model:
+    """The simplified graph of a model, of which only the first layer is traced; the others repeat its nodes."""
+    twin = served.model.with_attention("eager").eval()
+    layers, twin.layers = twin.layers, twin.layers[:1]
+    names = [*output_names(twin), "hidden_states.0"]
+    if layers:
+        names += ["hidden_states.1", "attentions.0"]
+    one_layer = Served(twin, names, dynamic_image_size=served.dynamic_image_size, pixels=traced_pixels(served))
+    exported = traced(one_layer.eval(), opset)
+    graph = exported.graph
+    weights = list(graph.initializers.values())
+    values = dict(zip(names, graph.outputs, strict=True))
+    if layers:
+        values |= _repeated(graph, layers, values)
+    _set_outputs(graph, [(spec.name, values[spec.name]) for spec in served.outputs])
+    simplify(exported)
+    _name_axes(graph.outputs, served.outputs)
+    ClearMetadataAndDocStringPass()(exported)  # traces of this machine's files among them
+    exported.metadata_props.clear()
+    forget(weight for weight in weights if not weight.is_initializer())
+    for weight in list(graph.initializers.values()):
+        weight.name = (weight.name or "").removeprefix(_WRAPPER)
+    graph.name = "vision-transformer"
+    exported.producer_name, exported.producer_version = "vitdeploy", __version__
+    return exported
+
+
+def forget(weights: Iterable[ir.Value]) -> None:
+    """Let go of the numbers: onnxscript's rules remember the graph that they last saw, and so all of the model."""
+    for weight in weights:
+        weight.const_value = None
+
+
+@with_threads
+def traced(asked: Served, opset: int) -> ir.Model:
+    """The graph that torch makes of every layer of a model, not simplified."""
+    with _quiet():
+        program = torch.onnx.export(
+            asked,
+            # a batch of 1 would be taken for a constant
+            asked.example_inputs(batch_size=2),
+            input_names=[spec.name for spec in asked.inputs],
+            output_names=[spec.name for spec in asked.outputs],
+            dynamic_shapes=_dynamic_shapes(asked),
+            opset_version=opset,
+            dynamo=True,
+            optimize=False,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:  # only where torch writes the file itself
+        raise CheckFailedError("torch's exporter returned no program; please report this model")
+    for value in program.model.graph.outputs:  # which may be outputs no longer, and would keep them
+        value.metadata_props.clear()
+    return program.model
+
+
+def traced_pixels(served: Served) -> PixelFormat:
+    """The format of the images that the traced graph takes; io_dtype comes later."""
+    return PixelFormat() if served.pixels.stage is PixelStage.NORMALIZED else served.pixels
+
+
+def _dynamic_shapes(served: Served) -> tuple[dict[int, Any], ...]:
+    """The free axes of each input.
+
+    An axis is named once: the exporter finds which others are the same, and warns where they have the same name.
+    """
+    named: set[str] = set()
+    shapes: list[dict[int, Any]] = []
+    for spec in served.inputs:
+        free = {index: axis for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
+        dim = torch.export.Dim
+        shapes.append({index: dim.DYNAMIC if axis in named else dim(axis) for index, axis in free.items()})
+        named.update(free.values())
+    return tuple(shapes)
+
+
+def _repeated(graph: ir.Graph, layers: nn.ModuleList, values: dict[str, ir.Value]) -> dict[str, ir.Value]:
+    """Repeat the layer that was traced; the hidden states and the attention weights of all layers, by name."""
+    results = values["hidden_states.1"], values["attentions.0"]
+    found = repeat_first_layer(graph, layers, values["hidden_states.0"], results, _WRAPPER + "layers.{}.")
+    named = {f"hidden_states.{index}": hidden for index, (hidden, _) in enumerate(found, 1)}
+    head = {name: found[-1][0] for name, value in values.items() if value is results[0]}  # an encoder without a norm
+    return head | named | {f"attentions.{index}": weights for index, (_, weights) in enumerate(found)}
+
+
+def _set_outputs(graph: ir.Graph, outputs: list[tuple[str, ir.Value]]) -> None:
+    """Make these the outputs of `graph`, under these names."""
+    graph.outputs.clear()
+    for name, found in outputs:
+        value = found
+        if found.is_graph_output():  # two names for one value
+            node = ir.node("Identity", [found])
+            graph.append(node)
+            value = node.outputs[0]
+            value.type, value.shape = found.type, found.shape
+        value.name = name
+        graph.outputs.append(value)
+
+
+def _name_axes(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
+    """Give the free axes of the outputs the names of their specs; what else was traced stays, to be checked."""
+    for value, spec in zip(values, specs, strict=True):
+        if value.shape is not None and len(value.shape) == len(spec.shape):
+            axes = zip(value.shape, spec.shape, strict=True)
+            value.shape = ir.Shape(
+                [want if isinstance(want, str) and not isinstance(got, int) else got for got, want in axes]
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch's exporter, which logs a deprecated call and a package that is not needed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)

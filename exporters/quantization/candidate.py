@@ -1,0 +1,116 @@
+"""Quantization candidates: ways to quantize a graph, from what was measured of its activations."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from vitdeploy.exporters.graph.initializers import labels_of
+from vitdeploy.exporters.graph.onnx_file import write_onnx
+from vitdeploy.exporters.graph.precision import name_of
+from vitdeploy.exporters.graph.variants import Variants
+from vitdeploy.exporters.quantization.bias_correction import correct_biases
+from vitdeploy.exporters.quantization.schemes.scheme import quantizable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from vitdeploy.exporters.quantization.number_format import Range
+    from vitdeploy.exporters.quantization.ranges.extremes import Extremes
+    from vitdeploy.exporters.quantization.schemes.scheme import Scheme
+    from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant
+
+MINMAX = "minmax"
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A way to quantize a graph.
+
+    Attributes:
+        scheme: how it computes.
+        method: calibration method, see `vitdeploy.exporters.quantization.ranges.methods`; None for dynamic ranges.
+        smooth: smoothing before the graph is quantized; None for none.
+        margin: share by which the ranges of "minmax" are wider than the values seen.
+    """
+
+    scheme: Scheme
+    method: str | None = None
+    smooth: SmoothQuant | None = None
+    margin: float = 0
+
+    def __str__(self) -> str:
+        smooth = "no smoothing"
+        if self.smooth is not None:
+            smooth = f"smoothing {self.smooth.strength:g}{'' if self.smooth.multiply else ' without Mul'}"
+        margin = f"{self.method} + {self.margin:.0%}" if self.margin else self.method
+        return ", ".join(filter(None, (self.scheme.name, margin, smooth)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """What was measured of the activations that a candidate quantizes, by their names; empty without images.
+
+    Attributes:
+        extremes: of the float32 graph.
+        ranges: of the smoothed graph, by a histogram; empty for "minmax", whose ranges come from the extremes.
+    """
+
+    extremes: Mapping[str, Extremes] = dataclasses.field(default_factory=dict)
+    ranges: Mapping[str, Range] = dataclasses.field(default_factory=dict)
+
+
+def activations_of(model: ir.Model, scheme: Scheme) -> list[ir.Value]:
+    """The activations that a scheme quantizes, each once."""
+    inputs = (node.inputs[0] for node in quantizable(model, scheme))
+    return list(dict.fromkeys(value for value in inputs if value is not None))
+
+
+def quantize(
+    model: ir.Model, candidate: Candidate, activations: Activations, keep: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Quantize a graph in place.
+
+    Args:
+        model: in float32, with shapes.
+        candidate: how.
+        activations: measured on the same graph.
+        keep: nodes that stay in float32, by the names of their first outputs.
+
+    Returns:
+        The nodes that compute in 8 bits, by the names of their first outputs.
+
+    Raises:
+        UsageError: there is no node to quantize, or no such node to keep.
+    """
+    scheme, smooth, extremes = candidate.scheme, candidate.smooth, activations.extremes
+    nodes = quantizable(model, scheme, keep)
+    divided = {} if smooth is None else smooth.smooth(model, extremes, keep)
+    if candidate.method == MINMAX:
+        margin = candidate.margin
+        ranges = {name: each.range_of(margin=margin) for name, each in extremes.items()}
+        ranges |= {name: extremes[of].range_of(scales, margin) for name, (of, scales) in divided.items()}
+    else:
+        ranges = dict(activations.ranges)
+    if extremes:
+        means = {name: each.mean for name, each in extremes.items()}
+        means |= {name: extremes[of].mean / scales for name, (of, scales) in divided.items()}
+        correct_biases(model, scheme, nodes, means)
+    names = tuple(map(name_of, nodes))
+    scheme.write(model, nodes, ranges)
+    return names
+
+
+def variants_of(model: ir.Model, candidate: Candidate, activations: Activations, keep: Collection[str]) -> Variants:
+    """The quantized graph with more nodes in float32 than those to keep; `model` stays as it is."""
+
+    def write(kept: Collection[str], path: Path) -> None:
+        twin = model.clone()
+        quantize(twin, candidate, activations, {*kept, *keep})
+        write_onnx(twin, path)
+
+    nodes = quantizable(model, candidate.scheme, keep)
+    return Variants(tuple(map(name_of, nodes)), write, labels_of(nodes))

@@ -1,0 +1,143 @@
+"""Run graphs on images, and reduce what they give."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+
+from vitdeploy.assess.data.images import feeds
+from vitdeploy.bundle.manifest import FileRecord
+from vitdeploy.errors import CheckFailedError
+from vitdeploy.exporting.measurement_cache import MeasurementCache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vitdeploy.exporters.graph.measured_graph import MeasuredGraph
+    from vitdeploy.exporting.validation import Sample
+    from vitdeploy.specs import PixelFormat
+
+R = TypeVar("R")
+
+
+class Images(Protocol):
+    """Images that a graph can be run on."""
+
+    def sha256(self) -> str:
+        """Hash of their bytes, and of what makes pixels of them."""
+
+    def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
+        """Run an ONNX file, which takes pixels of this format, on each image; the outputs of each, by name."""
+
+
+class Reducer(Protocol[R]):
+    """Reduces the values of each output, image by image, to one result.
+
+    Attributes:
+        key: all that the results depend on, beside graph and images.
+    """
+
+    @property
+    def key(self) -> tuple[str, ...]: ...
+
+    def finite(self, value: NDArray[np.float32]) -> bool: ...
+
+    def add(self, seen: Any, value: NDArray[np.float32]) -> Any: ...
+
+    def result(self, seen: Any) -> R: ...
+
+    def pack(self, results: Mapping[str, R]) -> bytes: ...
+
+    def unpack(self, content: bytes) -> dict[str, R]: ...
+
+
+def measure(
+    graph: MeasuredGraph,
+    parts: Sequence[Images],
+    reducer: Reducer[R],
+    pixels: PixelFormat,
+    cache: Path | None,
+    folder: Path,
+) -> dict[str, R]:
+    """Run a graph on images, one by one, and reduce each of its outputs.
+
+    Results are kept by what they depend on: the graph with its weights, the images, their processor, the reducer, and
+    the version of ONNX Runtime, which runs the graph.
+
+    Args:
+        graph: a copy of a float32 graph.
+        parts: the images.
+        reducer: of the outputs.
+        pixels: format of the images that the graph takes.
+        cache: a folder that keeps results; None for none.
+        folder: for the graph's file, for a while.
+
+    Returns:
+        The results, by the names of the values that were measured.
+
+    Raises:
+        CheckFailedError: a value is not finite.
+        OSError: a file cannot be written.
+    """
+    import onnxruntime as ort
+
+    from vitdeploy.exporters.graph.onnx_file import write_onnx
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        path = Path(scratch, "measured.onnx")
+        write_onnx(graph.model, path)
+        kept = None
+        if cache is not None:
+            files = [FileRecord.of(path.parent, file.name).sha256 for file in sorted(path.parent.iterdir())]
+            images = [part.sha256() for part in parts]
+            kept = MeasurementCache(cache, (*reducer.key, *files, *images, str(pixels), ort.__version__))
+            content = kept.read()
+            if content is not None:
+                return reducer.unpack(content)
+        seen: dict[str, Any] = {}
+        for part in parts:
+            for outputs in part.run(path, pixels):
+                for output, value in outputs.items():
+                    name = graph.names[output]
+                    if not reducer.finite(value):
+                        raise CheckFailedError(
+                            f"{name} is not finite on the calibration images, so it has no range",
+                            what=name, hint="check the weights",
+                        )  # fmt: skip
+                    seen[name] = reducer.add(seen.get(name), value)
+    results = {name: reducer.result(each) for name, each in seen.items()}
+    if kept is not None:
+        kept.write(reducer.pack(results))
+    return results
+
+
+def observe(graph: MeasuredGraph, samples: Iterable[Sample], pixels: PixelFormat, folder: Path) -> dict[str, float]:
+    """The largest magnitude of each value on samples, by name; infinite where a value is not finite.
+
+    Args:
+        graph: gives a magnitude of each value.
+        samples: the images.
+        pixels: format of the images that the graph takes.
+        folder: for the graph's file, for a while.
+    """
+    from vitdeploy.exporters.graph.onnx_file import write_onnx
+    from vitdeploy.runtimes.onnxrt import OnnxRuntime
+
+    folder.mkdir(parents=True, exist_ok=True)
+    largest = dict.fromkeys(graph.names.values(), 0.0)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        path = Path(scratch, "observed.onnx")
+        write_onnx(graph.model, path)
+        with OnnxRuntime(path) as runtime:
+            for sample in samples:
+                for image in sample.pixel_values(pixels):  # one by one: large ones take much memory
+                    for output, value in runtime.run(feeds(runtime.inputs, image[None])).items():
+                        seen = float(value) if np.isfinite(value) else np.inf
+                        largest[graph.names[output]] = max(largest[graph.names[output]], seen)
+    return largest

@@ -1,0 +1,72 @@
+"""Mixed-precision search: keep as few layers of a quantized graph in float32 as an accuracy bound takes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.assess.debug.fewest_kept import fewest_kept
+from vitdeploy.assess.debug.quantization_error import effects, opened_variant
+from vitdeploy.errors import CheckFailedError
+from vitdeploy.exporting.candidate_search import rounded
+
+if TYPE_CHECKING:
+    from vitdeploy.assess.debug.fewest_kept import Measure
+    from vitdeploy.exporters.graph.variants import Variants
+    from vitdeploy.exporting.accuracy_bound import Goal
+    from vitdeploy.exporting.candidate_search import ChoiceImages
+    from vitdeploy.system.progress import Progress
+
+_NAMED = 8  # layers in a message
+
+
+def keep_layers(
+    variants: Variants, goal: Goal, images: ChoiceImages, progress: Progress
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Find layers that must stay in float32, the most sensitive ones first.
+
+    Args:
+        variants: the quantized graph.
+        goal: how accurate it must be.
+        images: on which the sensitivity of layers is measured.
+        progress: told each run.
+
+    Returns:
+        The nodes, by the names of their first outputs, and what was measured, for the manifest.
+
+    Raises:
+        CheckFailedError: the graph is not accurate enough with any node in 8 bits.
+    """
+    labels, count = variants.labels, len(variants.nodes)
+    layer_effects: dict[str, float] = {}
+    runs = itertools.count(1)
+
+    def rank() -> list[str]:
+        progress.step(f"measuring how much each of {count} layers matters")
+        errors = images.errors(variants)
+        layer_effects.update(effects(variants, lambda kept: errors.error(variants, kept), progress))
+        return sorted(layer_effects, key=lambda node: -layer_effects[node])
+
+    def measure(kept: frozenset[str]) -> Measure:
+        with opened_variant(variants, kept, images.folder, images.pixels) as runtime:
+            accuracy: Measure = goal.measure(runtime)
+        progress.step(f"run {next(runs)}: {len(kept)} of {count} layers in float32, {accuracy}")
+        return accuracy
+
+    found = fewest_kept(rank, measure, goal.honoured_by)
+    if not found.enough:
+        low = [labels.get(node, node) for node in variants.nodes if node not in found.kept]
+        names = ", ".join(low[:_NAMED]) + (f" and {len(low) - _NAMED} more" if len(low) > _NAMED else "")
+        raise CheckFailedError(
+            f"8 bits do not reach {goal}: the best found is {found.accuracy}, with {len(found.kept)} of {count} layers "
+            f"in float32 and {names} in 8 bits; with none in float32 it is {found.without}",
+            what="accuracy", expected=str(goal.bound), found=str(found.accuracy),
+            hint="loosen the bound, or choose fp16; nothing was written",
+        )  # fmt: skip
+    return found.kept, {
+        "kept_layers": [labels.get(node, node) for node in found.kept],
+        "layer_effects": {labels.get(node, node): rounded(error) for node, error in layer_effects.items()},
+        **goal.without(found.without),
+        "runs": found.runs,
+        "minimal": found.minimal,
+    }
