@@ -337,8 +337,9 @@ def test_cuda_without_a_gpu_is_a_device_error(bundles: dict[Task, Bundle], backe
         present = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if present:
         pytest.skip("this machine has what the test wants to be absent; test_gpu.py covers it")
-    with raises(DeviceError, what="device" if BACKENDS[backend].package == "torch" else "providers"):
+    with raises(DeviceError) as caught:
         open_runtime(bundles[Task.CLASSIFICATION], backend, device="cuda")
+    assert caught.value.what in ("device", "providers")
 
 
 @BY_BACKEND
