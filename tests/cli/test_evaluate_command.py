@@ -74,7 +74,7 @@ def test_a_skipped_backend_exits_with_3(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--data", "absent"), 4, "absent is no folder, and no .csv, .tsv or .parquet file"),
+        (("--data", "absent"), 4, "absent"),
         (("--data", ".", "--backend", "tensorflow"), 2, "'tensorflow'"),
         (("--data", ".", "--batch-size", "0"), 2, "Invalid value for '--batch-size'"),
         ((), 2, "Missing option '--data'"),

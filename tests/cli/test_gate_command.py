@@ -51,7 +51,7 @@ def test_the_bundle_of_the_baseline_passes(
     digits: Bundle, baseline: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     rules = tmp_path / "gate.toml"
-    rules.write_text('min_accuracy = 98\n[artifacts."onnx-fp32"]\nmin_agreement = 99.5\n', encoding="utf-8")
+    rules.write_text('min_accuracy = 0.98\n[artifacts."onnx-fp32"]\nmin_agreement = "99.5%"\n', encoding="utf-8")
     arguments = (digits.path, "--data", held_out_images(), "--baseline", baseline, "--rules", rules)
     page = tmp_path / "gate.html"
     code, out, err = run(capsys, *arguments, "--max-size", "2 MB", "--html", page, "--json")
@@ -146,12 +146,12 @@ def test_what_is_refused_before_anything_runs(
     digits: Bundle, baseline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = (digits.path, "--data", held_out_images(), "--baseline")
-    code, out, err = run(capsys, *held, baseline, "--max-drop", "0.1")
+    code, out, err = run(capsys, *held, baseline, "--max-drop", "0.1%")
     assert (code, out) == (2, "")
     assert all(part in err for part in ("max_drop", "torch fp32", "4636", "450", "1.12 points"))
     code, _, err = run(capsys, *held, tmp_path / "absent.json")
     assert (code, "absent.json" in err, "--update" in err) == (4, True, True)
-    assert run(capsys, *held, baseline, "--min-accuracy", "0.98")[0] == 2
+    assert run(capsys, *held, baseline, "--min-accuracy", "98")[0] == 2
     few = tmp_path / "few"
     for label in "01":
         shutil.copytree(held_out_images() / label, few / label)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 from hub_server import hub_server
+from raising import raises
 
 import vitdeploy
 from vitdeploy.bundle.bundle import Bundle
@@ -183,7 +185,7 @@ def test_an_adapter_beside_weights_that_have_it_is_not_merged_again(case: Path, 
     (case / "adapter" / "config.json").write_bytes(merged.files["config.json"])
     shutil.copytree(GOLDEN / "beit" / "base", case / "other")
     edit(case / "adapter" / "adapter_config.json", base_model_name_or_path=BASES[base])
-    with pytest.raises(CheckpointError, match="have the adapter beside them already"):
+    with raises(CheckpointError, found="merged"):
         read_checkpoint("adapter")
     for path in (case / "adapter").glob("adapter_*"):
         path.unlink()
@@ -213,7 +215,7 @@ def test_an_adapter_too_small_to_tell_whether_it_was_merged_is_refused(case: Pat
     edit(case / "adapter" / "adapter_config.json", base_model_name_or_path="nobody/has-this")
     shutil.copytree(case / "adapter", case / "apart")
     folder = put_beside(case)
-    with pytest.raises(CheckpointError, match="cannot be told"):
+    with raises(CheckpointError, found="unknown"):
         read_checkpoint(folder)
     for path in folder.glob("adapter_*"):
         path.unlink()
@@ -258,7 +260,7 @@ def test_a_config_beside_an_adapter_does_not_change_what_its_base_computes(case:
     """PEFT reads the base's alone. What is the same there, or of the head, is no difference."""
     base = json.loads((case / "base" / "config.json").read_bytes())
     (case / "adapter" / "config.json").write_text(json.dumps(base | KINDS[key][1]))
-    with pytest.raises(CheckpointError, match=key):
+    with raises(CheckpointError, what=re.compile(f"^{key}")):
         read_checkpoint("adapter")
     (case / "adapter" / "config.json").write_text(json.dumps(base | {"initializer_range": 5, "num_classes": 4}))
     if "architecture" not in base:
@@ -363,7 +365,7 @@ def test_the_base_is_fetched_to_tell_whether_an_adapter_was_merged(case: Path, m
             if not merged:
                 assert read_checkpoint(folder, offline=offline, **options).source.base == "base"
                 continue
-            with pytest.raises(CheckpointError, match="have the adapter beside them already"):
+            with raises(CheckpointError, found="merged"):
                 read_checkpoint(folder, offline=offline, **options)
 
 
@@ -372,7 +374,7 @@ def test_a_base_that_is_not_on_the_hub_is_named(case: Path) -> None:
     edit(case / "adapter" / "adapter_config.json", base_model_name_or_path="org/absent")
     with (
         hub_server({"me/lora": case / "adapter"}) as hub,
-        pytest.raises(CheckpointError, match="'me/lora' is an adapter without its base 'org/absent'"),
+        raises(CheckpointError, what="base_model_name_or_path", found="org/absent"),
     ):
         read_checkpoint("me/lora", endpoint=hub.url, cache_dir=case / "cache")
 
@@ -381,20 +383,20 @@ def test_a_base_that_is_not_on_the_hub_is_named(case: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "error", "message"),
+    ("base", "error"),
     [
-        (None, CheckpointError, "names none"),
-        ("", CheckpointError, "names none"),
-        ("./nowhere", CheckpointError, "without its base './nowhere'"),
-        ("org/offline", HubError, "without its base 'org/offline'"),
-        ("adapter", CheckpointError, "has, an adapter itself"),
+        (None, CheckpointError),
+        ("", CheckpointError),
+        ("./nowhere", CheckpointError),
+        ("org/offline", HubError),
+        ("adapter", CheckpointError),
     ],
 )
 def test_an_adapter_alone_needs_its_base(
-    case: Path, capsys: pytest.CaptureFixture[str], base: str | None, error: type[Exception], message: str
+    case: Path, capsys: pytest.CaptureFixture[str], base: str | None, error: type[CheckpointError | HubError]
 ) -> None:
     edit(case / "adapter" / "adapter_config.json", base_model_name_or_path=base)
-    with pytest.raises(error, match=message):
+    with raises(error, what="base_model_name_or_path", found=base or None):
         read_checkpoint("adapter", offline=True, cache_dir=case / "cache")
     with pytest.raises(SystemExit) as exited:
         main(["export", "--model", "adapter", "--offline", "--cache-dir", "cache", "-o", "out"])
@@ -441,9 +443,8 @@ def test_an_adapter_that_cannot_be_merged_exactly_is_refused_by_name(case: Path,
     changes = REFUSED[key]
     edit(case / "adapter" / "adapter_config.json", **changes)
     for folder in (case / "adapter", case / "base"):
-        with pytest.raises(CheckpointError, match=next(iter(changes))) as caught:
+        with raises(CheckpointError, what=next(iter(changes))):
             read_checkpoint(folder)
-        assert "\n" not in str(caught.value)
         put_beside(case)
 
 
@@ -524,9 +525,8 @@ FAULTS: dict[str, Callable[[State], State]] = {
 def test_every_tensor_of_an_adapter_must_be_used(case: Path, fault: str) -> None:
     path = case / "adapter" / "adapter_model.safetensors"
     safetensors.torch.save_file(FAULTS[fault](safetensors.torch.load_file(path)), path)
-    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors") as caught:
+    with raises(CheckpointError, where=re.compile(r"adapter_model\.safetensors$")):
         read_checkpoint("adapter")
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("case", ["classifier"], indirect=True)
@@ -535,21 +535,21 @@ def test_a_head_that_does_not_fit_is_refused(case: Path, shape: tuple[int, ...])
     path = case / "adapter" / "adapter_model.safetensors"
     tensors = safetensors.torch.load_file(path) | {"base_model.model.classifier.weight": torch.zeros(shape)}
     safetensors.torch.save_file(tensors, path)
-    with pytest.raises(CheckpointError, match="classifier"):
+    with pytest.raises(CheckpointError):
         read_checkpoint("adapter")
 
 
 @pytest.mark.parametrize("case", ["named"], indirect=True)
 def test_a_config_of_another_model_beside_the_adapter_is_refused(case: Path) -> None:
     edit(case / "adapter" / "config.json", model_type="deit")
-    with pytest.raises(CheckpointError, match="model_type"):
+    with raises(CheckpointError, what="model_type", expected="vit", found="deit"):
         read_checkpoint("adapter")
 
 
 def test_an_adapter_of_another_family_is_refused(case: Path) -> None:
     mapping = {"base_model_class": "DeiTForImageClassification"}
     edit(case / "adapter" / "adapter_config.json", auto_mapping=mapping)
-    with pytest.raises(CheckpointError, match="DeiTForImageClassification"):
+    with raises(CheckpointError, what="base_model_class", found="DeiTForImageClassification"):
         read_checkpoint("adapter")
 
 
@@ -558,7 +558,7 @@ def test_an_adapter_of_another_family_is_refused(case: Path) -> None:
 def test_half_an_adapter_is_refused(case: Path, lost: str, beside: bool) -> None:
     folder = put_beside(case) if beside else case / "adapter"
     (folder / lost).unlink()
-    with pytest.raises(CheckpointError, match=f"no {lost}"):
+    with raises(CheckpointError, what=lost, where=folder):
         read_checkpoint(folder)
 
 

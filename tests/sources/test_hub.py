@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hub_server import Hub, hub_server
 from huggingface_hub import HfApi
+from raising import raises
 
 from vitdeploy.errors import (
     CheckpointError,
@@ -25,7 +27,6 @@ from vitdeploy.errors import (
     MissingDependencyError,
     OutputError,
     UsageError,
-    VitDeployError,
 )
 from vitdeploy.sources.hub import CheckpointFiles, resolve
 
@@ -40,6 +41,7 @@ ID = "org/vit"
 CONFIGS = {"config.json": b"{}", "preprocessor_config.json": b'{"size": 4}'}
 WEIGHTS = bytes(range(256)) * 8
 NEEDED = ["config.json", "model.safetensors", "preprocessor_config.json"]
+LOGIN, OFFLINE = re.compile("pass a token .* hf auth login"), re.compile("go online once")
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
@@ -107,12 +109,6 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
-def message(error: pytest.ExceptionInfo[VitDeployError]) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
-
-
 # From the Hub.
 
 
@@ -173,22 +169,20 @@ def test_branch_moves_during_the_download(
     assert files.weights[0].read_bytes() == b"retrained"
 
 
-def test_missing_revision(fetch: Fetch) -> None:
-    with pytest.raises(CheckpointError, match=r"'org/vit' at http.* has no revision 'v9'") as error:
+def test_missing_revision(hub: Hub, fetch: Fetch) -> None:
+    with raises(CheckpointError, what="revision", where=hub.url, found="v9"):
         fetch(ID, revision="v9")
-    message(error)
 
 
 @pytest.mark.parametrize("token", [None, "hf_other"])
-def test_missing_model(fetch: Fetch, token: str | None) -> None:
-    with pytest.raises(CheckpointError, match=r"no model at http.*'org/absent'.*hf auth login") as error:
+def test_missing_model(hub: Hub, fetch: Fetch, token: str | None) -> None:
+    with raises(CheckpointError, what="org/absent", where=hub.url, hint=LOGIN):
         fetch("org/absent", token=token)
-    message(error)
 
 
 def test_private_model_needs_its_token(hub: Hub, fetch: Fetch) -> None:
     hub.private[ID] = "hf_secret"
-    with pytest.raises(CheckpointError, match="pass a token"):
+    with raises(CheckpointError, what=ID, hint=LOGIN):
         fetch(ID)
     hub.requests.clear()
     fetch(ID, token="hf_secret")
@@ -200,30 +194,28 @@ def test_gated_model_needs_access(hub: Hub, fetch: Fetch) -> None:
     hub.gated.add(ID)
     hub.granted.add("hf_granted")
     for token in (None, "hf_other"):
-        with pytest.raises(HubError, match=f"gated; ask for access at {hub.url}/{ID}, then pass a token") as error:
+        with raises(HubError, what=ID, where=hub.url, hint=re.compile(f"access at {hub.url}/{ID}, .*hf auth login")):
             fetch(ID, token=token)
-        message(error)
     assert fetch(ID, token="hf_granted").revision == hub.commit(ID, "main")
 
 
 def test_refused_token(fetch: Fetch) -> None:
     fetch(ID)
-    with pytest.raises(HubError, match=r"HfHubHTTPError: .*401.*pass a token that may read it") as error:
+    with raises(HubError, what=ID, found=re.compile("HfHubHTTPError: .*401"), hint=LOGIN):
         fetch(ID, token="invalid")
-    message(error)
 
 
 @pytest.mark.parametrize("token", ["", "hf_secret\n", "hf_s\u00e9cret"])
 def test_malformed_token_is_not_repeated(hub: Hub, fetch: Fetch, token: str) -> None:
-    with pytest.raises(UsageError, match="printable ASCII") as error:
+    with raises(UsageError, what="token") as error:
         fetch(ID, token=token)
-    assert "hf_" not in message(error)
+    assert "hf_" not in str(error.value)
     assert not hub.requests
 
 
 @pytest.mark.parametrize("name", ["org/vi t", "org/-vit", "vit.git", "org/a--b", "mod\u00e8le", "a\0b", "a\ud800b"])
 def test_invalid_id(hub: Hub, fetch: Fetch, name: str) -> None:
-    with pytest.raises(UsageError, match="neither a folder nor a Hub id"):
+    with raises(UsageError, what="model", found=name):
         fetch(name)
     assert not hub.requests
 
@@ -241,9 +233,8 @@ def test_unreachable_hub(checkpoint: Path, fetch: Fetch, caplog: pytest.LogCaptu
 
     caplog.clear()
     start = time.monotonic()
-    with pytest.raises(HubError, match=f"no usable copy of 'org/other', and {server.url} cannot be reached") as error:
+    with raises(HubError, what="org/other", where=server.url, hint=re.compile("HF_ENDPOINT, or .* local folder")):
         fetch("org/other", endpoint=server.url)
-    assert "check the network and HF_ENDPOINT, or pass a local folder" in message(error)
     assert time.monotonic() - start < 5
     assert not caplog.messages
 
@@ -252,7 +243,7 @@ def test_silent_hub(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(HubError, match=f"{endpoint} cannot be reached .*[Tt]ime"):
+        with raises(HubError, where=endpoint, found=re.compile("[Tt]ime")):
             fetch(ID, endpoint=endpoint)
 
 
@@ -267,9 +258,8 @@ def test_silent_hub(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_failing_hub(hub: Hub, fetch: Fetch, status: HTTPStatus) -> None:
     hub.failures["info"] = status
-    with pytest.raises(HubError, match=f"{hub.url} cannot be reached") as error:
+    with raises(HubError, where=hub.url, hint=re.compile("HF_ENDPOINT")):
         fetch(ID)
-    message(error)
     assert len(hub.requests) == 1
     hub.failures.clear()
     cached = fetch(ID)
@@ -281,9 +271,8 @@ def test_failing_hub(hub: Hub, fetch: Fetch, status: HTTPStatus) -> None:
 @pytest.mark.parametrize("route", ["file", "blob"])
 def test_hub_fails_during_the_download(hub: Hub, fetch: Fetch, route: str) -> None:
     hub.failures[route] = HTTPStatus.SERVICE_UNAVAILABLE
-    with pytest.raises(HubError, match=f"cannot get 'org/vit' from {hub.url} .*503.*try again") as error:
+    with raises(HubError, what=ID, where=hub.url, found=re.compile("503"), hint=re.compile("try again")):
         fetch(ID)
-    message(error)
 
 
 @pytest.mark.usefixtures("no_waiting")
@@ -297,10 +286,9 @@ def test_broken_connection_is_resumed(hub: Hub, fetch: Fetch, monkeypatch: pytes
 @pytest.mark.usefixtures("no_waiting")
 def test_broken_connection_that_stays_broken(hub: Hub, fetch: Fetch) -> None:
     hub.cuts = [0] * 100
-    with pytest.raises(HubError, match=f"cannot get 'org/vit' from {hub.url}") as error:
+    with raises(HubError, what=ID, where=hub.url):
         fetch(ID)
-    message(error)
-    with pytest.raises(HubError, match="no usable copy of 'org/vit', and offline mode is on"):
+    with raises(HubError, what=ID, hint=OFFLINE):
         fetch(ID, offline=True)
     hub.cuts.clear()
     assert fetch(ID).weights[0].read_bytes() == WEIGHTS
@@ -308,15 +296,13 @@ def test_broken_connection_that_stays_broken(hub: Hub, fetch: Fetch) -> None:
 
 def test_file_smaller_than_announced(hub: Hub, fetch: Fetch) -> None:
     hub.missing_bytes = 1
-    with pytest.raises(HubError, match="should be of size 2048") as error:
+    with raises(HubError, what=ID, found=re.compile("should be of size 2048")):
         fetch(ID)
-    message(error)
 
 
 def test_offline_uses_the_cache_alone(hub: Hub, fetch: Fetch) -> None:
-    with pytest.raises(HubError, match="no usable copy of 'org/vit', and offline mode is on") as error:
+    with raises(HubError, what=ID, hint=OFFLINE):
         fetch(ID, offline=True)
-    message(error)
     with pytest.raises(UsageError):
         fetch("org/vi t", offline=True)
     assert not hub.requests
@@ -332,13 +318,12 @@ def test_full_disk(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("huggingface_hub.file_download.http_get", write_chunk)
-    with pytest.raises(OutputError, match="cannot write 'org/vit' to the Hub's cache: No space left") as error:
+    with raises(OutputError, what=ID, found=os.strerror(errno.ENOSPC)):
         fetch(ID)
-    message(error)
 
 
 def test_cache_that_cannot_be_made(fetch: Fetch, checkpoint: Path) -> None:
-    with pytest.raises(OutputError, match="cannot write 'org/vit' to the Hub's cache: Not a directory"):
+    with raises(OutputError, what=ID, found=os.strerror(errno.ENOTDIR)):
         fetch(ID, cache_dir=checkpoint / "config.json" / "cache")
 
 
@@ -347,7 +332,7 @@ def test_failure_of_the_xet_client(fetch: Fetch, monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("Data processing error: CAS service error")
 
     monkeypatch.setattr("huggingface_hub.file_download.http_get", download_files)
-    with pytest.raises(HubError, match="CAS service error"):
+    with raises(HubError, found=re.compile("CAS service error")):
         fetch(ID)
 
 
@@ -403,7 +388,7 @@ def test_progress_bars_are_for_terminals(hub: Hub, tmp_path: Path) -> None:
 
 def test_without_huggingface_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'vitdeploy\[torch\]'"):
+    with raises(MissingDependencyError, hint=re.compile(r"pip install 'vitdeploy\[torch\]'")):
         resolve(ID)
     assert resolve(checkpoint).folder == checkpoint
 
@@ -424,20 +409,26 @@ def test_preferred_weights(hub: Hub, fetch: Fetch, tmp_path: Path, layout: str) 
     assert hub.downloads == sorted(CONFIGS | needed)
 
 
-BAD_INDEXES = {
-    "{": "is not valid JSON",
-    "[]": "'weight_map' must be an object",
-    "{}": "'weight_map' must be an object",
-    '{"weight_map": {}}': "'weight_map' must be an object",
-    '{"weight_map": ["a.safetensors"]}': "'weight_map' must be an object",
-    '{"weight_map": {"norm.bias": 1}}': "'norm.bias' must name a *.safetensors file beside the index, got 1",
-    '{"weight_map": {"norm.bias": "../a.safetensors"}}': "'norm.bias' must name",
-    '{"weight_map": {"norm.bias": "/a.safetensors"}}': "'norm.bias' must name",
-    '{"weight_map": {"norm.bias": "..\\\\a.safetensors"}}': "'norm.bias' must name",
-    '{"weight_map": {"norm.bias": "c:a.safetensors"}}': "'norm.bias' must name",
-    '{"weight_map": {"norm.bias": ".."}}': "'norm.bias' must name",
-    '{"weight_map": {"norm.bias": "a.bin"}}': "'norm.bias' must name",
-    '{"weight_map": {"norm.bias": "a.safetensors"}}': "'norm.bias' is in 'a.safetensors', which does not exist",
+NO_MAP: dict[str, object] = {"what": "weight_map"}
+BAD_INDEXES: dict[str, dict[str, object]] = {
+    "{": {"what": None},
+    "[]": NO_MAP,
+    "{}": NO_MAP,
+    '{"weight_map": {}}': NO_MAP,
+    '{"weight_map": ["a.safetensors"]}': NO_MAP,
+    **{
+        json.dumps({"weight_map": {"norm.bias": name}}): {"what": "norm.bias", "found": name}
+        for name in (
+            1,
+            "../a.safetensors",
+            "/a.safetensors",
+            "..\\a.safetensors",
+            "c:a.safetensors",
+            "..",
+            "a.bin",
+            "a.safetensors",
+        )
+    },
 }
 
 
@@ -447,22 +438,20 @@ def test_bad_index(hub: Hub, fetch: Fetch, tmp_path: Path, content: str) -> None
     folder = write(tmp_path / "local", CONFIGS | files)
     hub.push("org/other", folder)
     for open_it in (partial(resolve, folder), partial(fetch, "org/other")):
-        with pytest.raises(CheckpointError) as error:
+        with raises(CheckpointError, where=re.compile(r"/model\.safetensors\.index\.json$"), **BAD_INDEXES[content]):
             open_it()
-        assert "model.safetensors.index.json" in message(error)
-        assert BAD_INDEXES[content] in message(error)
 
 
 @pytest.mark.parametrize(
     ("files", "absent"),
-    [({"model.safetensors": b"s"}, "no config.json"), (CONFIGS, "no weights; looked for model.safetensors, ")],
+    [({"model.safetensors": b"s"}, "config.json"), (CONFIGS, "weights")],
 )
 def test_incomplete_checkpoint(hub: Hub, fetch: Fetch, tmp_path: Path, files: dict[str, bytes], absent: str) -> None:
     folder = write(tmp_path / "local", {**files, "README.md": b"#"})
     hub.push("org/other", folder)
-    with pytest.raises(CheckpointError, match=f"{folder} has {absent}"):
+    with raises(CheckpointError, what=absent, where=folder):
         resolve(folder)
-    with pytest.raises(CheckpointError, match=f"'org/other' has {absent}"):
+    with raises(CheckpointError, what=absent, where="'org/other'"):
         fetch("org/other")
 
 
@@ -487,7 +476,7 @@ def test_home_folder(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_revision_of_a_folder_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(UsageError, match="omit the revision"):
+    with raises(UsageError, what="revision", found="main"):
         resolve(checkpoint, revision="main")
 
 
@@ -496,15 +485,15 @@ def test_revision_of_a_folder_is_refused(checkpoint: Path) -> None:
     ["/no/vit", "./vit", "../vit", "~/no/vit", "a/b/c", "models/", "a\\b", Path("org/vit")],
 )
 def test_path_that_does_not_exist(hub: Hub, fetch: Fetch, model: str | Path) -> None:
-    with pytest.raises(CheckpointError, match="no such folder: ") as error:
+    with raises(CheckpointError, where=model, hint=re.compile("Hub id")):
         fetch(model)
-    assert str(model) in message(error)
     assert not hub.requests
 
 
 def test_file_is_not_a_folder(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match="name the folder that holds it"):
+    with raises(CheckpointError, where=checkpoint / "model.safetensors") as error:
         resolve(checkpoint / "model.safetensors")
+    assert str(error.value).endswith(f": {checkpoint}")
 
 
 def test_an_npz_file_is_a_checkpoint(tmp_path: Path) -> None:
@@ -512,23 +501,23 @@ def test_an_npz_file_is_a_checkpoint(tmp_path: Path) -> None:
     path.touch()
     found = resolve(path)
     assert (found.model_id, found.revision, found.weights) == ("ViT-B_16", None, (path,))
-    with pytest.raises(UsageError, match="omit the revision"):
+    with raises(UsageError, what="revision", found="main"):
         resolve(path, revision="main")
 
 
 @pytest.mark.parametrize("model", ["ViT-B_16.npz", "./no/ViT-B_16.npz", Path("ViT-B_16.npz")])
 def test_an_npz_file_that_does_not_exist(hub: Hub, fetch: Fetch, model: str | Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no such file: .*ViT-B_16\.npz"):
+    with raises(CheckpointError, where=model):
         fetch(model)
     assert not hub.requests
 
 
 @pytest.mark.parametrize("model", ["~no-such-user/vit", "a" * 300])
 def test_path_that_cannot_be_opened(model: str) -> None:
-    with pytest.raises(CheckpointError, match="cannot open"):
+    with raises(CheckpointError, where=model):
         resolve(model)
 
 
 def test_empty_name() -> None:
-    with pytest.raises(UsageError, match="got an empty string"):
+    with raises(UsageError, what="model", found=""):
         resolve("")

@@ -20,6 +20,7 @@ from families import HEADS, random_config
 from hub_server import hub_server
 from npz_files import NPZ_CONFIG, write_npz
 from PIL import Image
+from raising import raises
 from safetensors.torch import load_file, save_file
 from told import Told
 
@@ -151,7 +152,7 @@ def test_with_a_processor_it_is_as_accurate_as_ever(
 def test_the_defaults_of_the_class_would_be_less_accurate(lost: Path, answers: dict[str, str], tmp_path: Path) -> None:
     """What a made-up processor costs here: the reason for the refusal, and for the numbers above."""
     defaults = ProcessorOptions(image_mean=0.5, image_std=0.5, size=32, resample="bilinear")
-    vitdeploy.export(lost, processor=defaults, output=tmp_path / "out")
+    vitdeploy.export(lost, output=tmp_path / "out", source=vitdeploy.SourceOptions(processor=defaults))
     evaluation = vitdeploy.evaluate(tmp_path / "out", data=held_out_images(), backends=["onnxruntime:fp32"])
     right = sum(name.split("/")[0] == label for name, label in answers.items())
     assert evaluation.top1(evaluation.results[0]).correct < right - 50  # seen: 333 and 446 of 450
@@ -165,7 +166,7 @@ def test_no_head_of_any_family_gets_a_processor_of_defaults(write_checkpoint: Wr
     folder = write_checkpoint(head, random_config(head, 0), processor=False).folder
     with pytest.raises(OSError, match="Can't load image processor"):
         transformers_processor(folder)
-    with pytest.raises(CheckpointError, match="no image processor"):
+    with raises(CheckpointError, what="image processor"):
         read_checkpoint(folder)
 
 
@@ -176,7 +177,7 @@ def test_settings_that_do_not_define_a_processor(
     folder = write_checkpoint(Task.CLASSIFICATION, tiny_config, processor=False).folder
     given = {name: value for name, value in DEFINED.items() if name != lacking}
     option = "--resize" if lacking == "size" else f"--{lacking.replace('_', '-')}"
-    with pytest.raises(CheckpointError, match=f"need {option};"):
+    with raises(CheckpointError, what="image processor", hint=re.compile(f"^give {option}, ")):
         read_checkpoint(folder, processor=ProcessorOptions(**given))
     assert read_checkpoint(folder, processor=ProcessorOptions(**DEFINED)).processor.output_size == (32, 32)
 
@@ -189,7 +190,7 @@ def test_a_crop_needs_the_size_that_it_is_cut_from(
     assert read_checkpoint(folder, processor=ProcessorOptions(**stated), image_size=(32, 32)).processor.size == Size(
         32, 32
     )
-    with pytest.raises(CheckpointError, match="need --resize;"):
+    with raises(CheckpointError, what="image processor", hint=re.compile("^give --resize, ")):
         read_checkpoint(folder, processor=ProcessorOptions(**stated, crop_size=32), image_size=(32, 32))
     cropped = read_checkpoint(folder, processor=ProcessorOptions(**stated, crop_size=32, size={"shortest_edge": 36}))
     assert (cropped.processor.size, cropped.processor.output_size) == (ShortestEdge(36), (32, 32))
@@ -203,7 +204,7 @@ def test_a_dinov2_without_a_processor_does_not_run_at_518_pixels(write_checkpoin
     head = next(head for head in HEADS if head.name == "Dinov2Model")
     config = random_config(head, 0) | {"image_size": 518, "patch_size": 14}
     folder = write_checkpoint(head, config, processor=False).folder
-    with pytest.raises(CheckpointError, match="no image processor"):
+    with raises(CheckpointError, what="image processor"):
         read_checkpoint(folder)
     stated: dict[str, Any] = {
         "image_mean": MEAN,
@@ -225,7 +226,7 @@ def test_a_processor_of_other_things_is_none_of_images(
     (folder / "processor_config.json").write_text(json.dumps(content))
     with pytest.raises(OSError, match="Can't load image processor"):
         transformers_processor(folder)
-    with pytest.raises(CheckpointError, match="no image processor"):
+    with raises(CheckpointError, what="image processor"):
         read_checkpoint(folder)
     found = read_checkpoint(folder, processor=ProcessorOptions(**DEFINED))
     assert set(found.files) == {"config.json", SETTINGS}
@@ -295,7 +296,7 @@ def test_a_step_that_is_off_is_turned_on_by_all_of_its_settings(
     step: str, settings: dict[str, Any], whole: dict[str, Any]
 ) -> None:
     config = ImageProcessor().to_dict() | {step: False}
-    with pytest.raises(UsageError, match=step):
+    with raises(UsageError, what=next(iter(settings))):
         ProcessorOptions(**settings).replace_in(config)
     assert ProcessorOptions(**whole).replace_in(config)[step] is True
 
@@ -376,14 +377,14 @@ def test_the_image_size_changes_the_processor_that_is_stated(fine_tuned: Path, l
     "settings", [{"size": 48}, {"crop_size": 16}, {"size": False}, {"size": {"shortest_edge": 32}}]
 )
 def test_a_size_that_contradicts_the_image_size(fine_tuned: Path, settings: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="--image-size is 32x32"):
+    with raises(UsageError, what="image_size", found=(32, 32)):
         read_checkpoint(fine_tuned, processor=ProcessorOptions(**settings), image_size=(32, 32))
 
 
 def test_a_processor_that_does_not_fit_the_model(fine_tuned: Path) -> None:
-    with pytest.raises(UsageError, match=r"gives \(48, 48\) pixels, but the model takes \(32, 32\)"):
+    with raises(UsageError, what="image_size", expected=(32, 32), found=(48, 48)):
         read_checkpoint(fine_tuned, processor=ProcessorOptions(size=48))
-    with pytest.raises(UsageError, match=r"gives \(48, 48\) pixels, but the model takes \(32, 32\)"):
+    with raises(UsageError, what="image_size", expected=(32, 32), found=(48, 48)):
         random_checkpoint("vit-tiny-patch16-32", Task.CLASSIFICATION, 0, processor=ProcessorOptions(size=48))
 
 
@@ -463,9 +464,9 @@ def test_means_of_other_channels_can_be_replaced(
     write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], again: bool
 ) -> None:
     folder = gray_folder(write_checkpoint, tiny_config)
-    with pytest.raises(InputError, match="--image-mean"):
+    with raises(InputError, what="image_mean"):
         read_checkpoint(folder)
-    with pytest.raises(InputError, match="--image-std"):
+    with raises(InputError, what="image_std"):
         read_checkpoint(folder, processor=ProcessorOptions(image_mean=0.4))
     options = ProcessorOptions(folder if again else None, image_mean=0.4, image_std=(0.2,))
     found = read_checkpoint(folder, processor=options)
@@ -486,7 +487,7 @@ def test_means_of_a_timm_model_of_other_channels_can_be_replaced(tmp_path: Path,
     config["model_args"]["in_chans"] = 1
     config["pretrained_cfg"] |= {"mean": [0.5] * 3, "std": [0.5] * 3}
     path.write_text(json.dumps(config))
-    with pytest.raises(InputError, match="--image-mean"):
+    with raises(InputError, what="image_mean"):
         read_checkpoint(tmp_path / "gray")
     options = ProcessorOptions(tmp_path / "gray" if again else None, image_mean=0.4, image_std=0.2)
     assert read_checkpoint(tmp_path / "gray", processor=options).processor.image_mean == (0.4,)
@@ -496,7 +497,7 @@ def test_a_file_that_cannot_be_read_is_not_needed_where_all_is_stated(
     lost: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (lost / SETTINGS).write_text(json.dumps({"image_processor_type": "CLIPImageProcessor"}))
-    with pytest.raises(InputError, match="CLIPImageProcessor"):
+    with raises(InputError, what="image_processor_type", found="CLIPImageProcessor"):
         read_checkpoint(lost, processor=ProcessorOptions(image_mean=MEAN, image_std=STD))
     found = read_checkpoint(lost, processor=ProcessorOptions(**DEFINED))
     assert found.source.processor is not None
@@ -506,7 +507,7 @@ def test_a_file_that_cannot_be_read_is_not_needed_where_all_is_stated(
 
 @pytest.mark.parametrize("settings", [{"image_mean": (0.5,)}, {"image_std": (0.5,) * 4}])
 def test_means_of_other_channels_that_are_typed(fine_tuned: Path, settings: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="images of 3 channels"):
+    with raises(UsageError, what=next(iter(settings)), expected=3):
         read_checkpoint(fine_tuned, processor=ProcessorOptions(**settings))
 
 
@@ -516,34 +517,33 @@ def test_means_of_other_channels_that_are_typed(fine_tuned: Path, settings: dict
 def test_a_crop_of_more_than_the_resized_image_is_refused(fine_tuned: Path, settings: dict[str, Any]) -> None:
     """Where transformers pads every image with black."""
     stated: dict[str, Any] = {"size": 48, "crop_size": 48} | settings
-    with pytest.raises(UsageError, match="black"):
+    with raises(UsageError, what="resize"):
         read_checkpoint(fine_tuned, processor=ProcessorOptions(**stated))
 
 
-OTHER_FILES: dict[str, tuple[str, str, str]] = {
-    "a pointer": (SETTINGS, "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-    "weights": ("model.safetensors", "\0\1", "not an image processor"),
-    "arrays": ("x.npz", "PK", "not an image processor"),
-    "a model": ("config.json", '{"model_type": "vit"}', "configures a model"),
-    "nested": (SETTINGS, '{"image_processor": {"image_processor_type": "ViTImageProcessor"}}', "rename"),
+OTHER_FILES: dict[str, tuple[str, str]] = {
+    "a pointer": (SETTINGS, "version https://git-lfs.github.com/spec/v1\n"),
+    "weights": ("model.safetensors", "\0\1"),
+    "arrays": ("x.npz", "PK"),
+    "a model": ("config.json", '{"model_type": "vit"}'),
+    "nested": (SETTINGS, '{"image_processor": {"image_processor_type": "ViTImageProcessor"}}'),
 }
 
 
 @pytest.mark.parametrize("kind", OTHER_FILES)
 @pytest.mark.parametrize("as_file", [True, False])
 def test_a_file_that_is_no_image_processor(fine_tuned: Path, tmp_path: Path, kind: str, as_file: bool) -> None:
-    name, content, message = OTHER_FILES[kind]
+    name, content = OTHER_FILES[kind]
     (tmp_path / name).write_text(content)
-    if name != SETTINGS and not as_file:
-        message = "no image processor"
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError) as caught:
         read_checkpoint(fine_tuned, processor=ProcessorOptions(tmp_path / name if as_file else tmp_path))
+    assert str(tmp_path) in str(caught.value)
     assert "codec" not in str(caught.value)
 
 
 def test_a_bundle_that_is_exported_again_keeps_where_its_processor_came_from(fine_tuned: Path, tmp_path: Path) -> None:
     given = ProcessorOptions(fine_tuned, image_mean=MEAN)
-    first = vitdeploy.export(fine_tuned, processor=given, output=tmp_path / "a")
+    first = vitdeploy.export(fine_tuned, output=tmp_path / "a", source=vitdeploy.SourceOptions(processor=given))
     found = read_checkpoint(first.path)
     assert found.source.processor == first.manifest.source.processor
     changed = read_checkpoint(first.path, processor=ProcessorOptions(resample=3)).source.processor
@@ -603,18 +603,18 @@ def test_a_revision_of_the_processor_is_its_own(hub: Hub, fine_tuned: Path, lost
         assert found.processor.resample == 3
         assert found.source.processor == ProcessorOrigin("given", "org/whole", commit)
         assert found.source.revision == hub.commit("org/lost", "main")
-    with pytest.raises(CheckpointError, match="no revision 'v9'"):
+    with raises(CheckpointError, what="revision", found="v9"):
         read_checkpoint(lost, processor=ProcessorOptions("org/whole@v9"), **places)
 
 
 def test_a_repository_without_a_processor_is_refused(hub: Hub, tmp_path: Path) -> None:
     places: dict[str, Any] = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
-    with pytest.raises(CheckpointError, match="no image processor") as online:
+    with raises(CheckpointError, what="image processor") as online:
         read_checkpoint("org/lost", **places)
     assert "cache" not in str(online.value)
-    with pytest.raises(CheckpointError, match="no image processor"):
+    with raises(CheckpointError, what="image processor"):
         read_checkpoint("org/whole", processor=ProcessorOptions("org/lost"), **places)
-    with pytest.raises(CheckpointError, match="'org/absent'"):
+    with raises(CheckpointError, what="org/absent"):
         read_checkpoint("org/lost", processor=ProcessorOptions("org/absent"), **places)
     with pytest.raises(HubError):
         read_checkpoint("org/lost", processor=ProcessorOptions("org/absent"), offline=True, **places)
@@ -627,9 +627,9 @@ def test_a_cache_without_the_processors_file_is_no_reason_for_defaults(hub: Hub,
     for name in ("config.json", "model.safetensors"):
         hf_hub_download("org/whole", name, cache_dir=tmp_path / "cache", endpoint=hub.url)
     places: dict[str, Any] = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
-    with pytest.raises(CheckpointError, match=r"no image processor .* in the Hub's cache"):
+    with raises(CheckpointError, what="image processor", hint=re.compile("^go online, ")):
         read_checkpoint("org/whole", offline=True, **places)
-    with pytest.raises(CheckpointError, match=r"no image processor .* in the Hub's cache"):
+    with raises(CheckpointError, what="image processor", hint=re.compile("^go online, ")):
         read_checkpoint(lost, processor=ProcessorOptions("org/whole"), offline=True, **places)
 
 
@@ -640,7 +640,10 @@ def test_the_bundle_says_where_its_processor_came_from(
     fine_tuned: Path, lost: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ProcessorOptions(fine_tuned, image_mean=MEAN)
-    bundles = [vitdeploy.export(lost, processor=options, output=tmp_path / name) for name in ("a", "b")]
+    bundles = [
+        vitdeploy.export(lost, output=tmp_path / name, source=vitdeploy.SourceOptions(processor=options))
+        for name in ("a", "b")
+    ]
     assert (bundles[0].path / "manifest.json").read_bytes() == (bundles[1].path / "manifest.json").read_bytes()
     line = "--processor fine-tuned, with image_mean"
     assert Bundle.open(tmp_path / "a").manifest.processor == line
@@ -656,13 +659,15 @@ def test_the_bundle_says_where_its_processor_came_from(
 
 
 def test_every_report_says_it_in_a_line(fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bundle = vitdeploy.export(fine_tuned, processor=ProcessorOptions(resample=2), output=tmp_path / "out")
+    bundle = vitdeploy.export(
+        fine_tuned, output=tmp_path / "out", source=vitdeploy.SourceOptions(processor=ProcessorOptions(resample=2))
+    )
     line = "the checkpoint's own, with resample"
     data = ["--data", held_out_images()]
     commands: dict[str, list[object]] = {
         "compare": ["--backend", "onnxruntime"],
         "evaluate": [*data, "--limit", "8", "--backend", "onnxruntime"],
-        "gate": [*data, "--min-accuracy", "50", "--backend", "onnxruntime"],
+        "gate": [*data, "--min-accuracy", "50%", "--backend", "onnxruntime"],
         "benchmark": ["--backend", "onnxruntime", "--rounds", "1", "--runs", "1", "--batch-sizes", "1"],
     }
     for command, arguments in commands.items():
@@ -716,15 +721,27 @@ def test_an_origin_that_is_none(digits: Bundle, tmp_path: Path, origin: object) 
 
 def test_an_engine_with_another_processor_is_not_made_of_the_graph_that_is_there(digits: Bundle) -> None:
     with pytest.raises(UsageError, match="an engine needs the model"):
-        vitdeploy.export(to="tensorrt", output=digits.path, processor=ProcessorOptions(image_mean=0.25))
+        vitdeploy.export(
+            to="tensorrt",
+            output=digits.path,
+            source=vitdeploy.SourceOptions(processor=ProcessorOptions(image_mean=0.25)),
+        )
 
 
 def test_a_bundle_keeps_one_processor(fine_tuned: Path, lost: Path, tmp_path: Path) -> None:
-    vitdeploy.export(lost, processor=ProcessorOptions(fine_tuned), output=tmp_path / "out")
+    vitdeploy.export(
+        lost, output=tmp_path / "out", source=vitdeploy.SourceOptions(processor=ProcessorOptions(fine_tuned))
+    )
     other = ProcessorOptions(fine_tuned, image_mean=0.25)
     steps: list[str] = []
     with pytest.raises(UsageError, match="another image processor: --processor fine-tuned"):
-        vitdeploy.export(lost, to="torchscript", processor=other, output=tmp_path / "out", progress=Told(steps.append))
+        vitdeploy.export(
+            lost,
+            to="torchscript",
+            output=tmp_path / "out",
+            progress=Told(steps.append),
+            source=vitdeploy.SourceOptions(processor=other),
+        )
     assert steps == ["reading the checkpoint"]
 
 
@@ -733,7 +750,10 @@ def test_a_bundle_of_other_weights_or_another_task_is_seen_before_the_work(fine_
     other = shutil.copytree(fine_tuned, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     save_file(weights | {"classifier.bias": weights["classifier.bias"] + 1}, other / "model.safetensors")
-    changes: list[dict[str, Any]] = [{"model": other}, {"model": fine_tuned, "task": "image-feature-extraction"}]
+    changes: list[dict[str, Any]] = [
+        {"model": other},
+        {"model": fine_tuned, "source": vitdeploy.SourceOptions(task="image-feature-extraction")},
+    ]
     for change in changes:
         steps: list[str] = []
         with pytest.raises(UsageError, match="another model"):
@@ -743,4 +763,4 @@ def test_a_bundle_of_other_weights_or_another_task_is_seen_before_the_work(fine_
 
 def test_a_processor_is_given_whole(fine_tuned: Path) -> None:
     with pytest.raises(UsageError, match="ProcessorOptions"):
-        vitdeploy.export(fine_tuned, processor="google/vit-base-patch16-224")  # type: ignore[arg-type]
+        vitdeploy.export(fine_tuned, source=vitdeploy.SourceOptions(processor="google/vit-base-patch16-224"))  # type: ignore[arg-type]

@@ -29,9 +29,10 @@ from vitdeploy.runtimes.engine.options import KERNEL_SPECIALIZATIONS, EngineRunt
 from vitdeploy.runtimes.engine.probe import X, Y
 from vitdeploy.runtimes.engine.runtime import EngineRuntime
 from vitdeploy.specs import AxisRange
+from vitdeploy.system.option_fields import options_in
 from vitdeploy.trt import gpu
 from vitdeploy.trt.library import compiles_on_target
-from vitdeploy.trt.options import HARDWARE_COMPATIBILITY, EngineOptions
+from vitdeploy.trt.options import EngineOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,7 +146,8 @@ def _build_all(library: Any, backend: str, folder: Path) -> None:
         backend, folder / "model.onnx", "fp16", (X,), (Y,), [{"batch": AxisRange(2, 2, 2)}], options,
         folder / "timing-cache", folder / "log",
     )  # fmt: skip
-    levels = HARDWARE_COMPATIBILITY if CAPABILITIES["hardware_compatibility"].has(library) else ()
+    (known,) = (option.choices for field, option in options_in(EngineOptions) if field.name == "hardware_compatibility")
+    levels = known if CAPABILITIES["hardware_compatibility"].has(library) else ()
     every = [dataclasses.replace(options, hardware_compatibility=level) for level in levels]
     for given in (EngineOptions(), options, *every):
         _build(library, dataclasses.replace(request, options=given), folder, "x.engine", [])

@@ -66,23 +66,30 @@ class Adapter:
         try:
             config = LoraConfig.from_dict(content)
         except CheckpointError as exc:
-            raise CheckpointError(f"{files.folder}: {exc}") from exc
+            raise CheckpointError(f"{files.folder}: {exc}", what=exc.what, where=files.folder, found=exc.found) from exc
         if files.weights:
             return cls(files, files, config, hub_options)
         adapter = cls(files, files, config, hub_options)
         what = f"'{files.model_id}' is an adapter without its base"
         if not config.base:
             raise CheckpointError(
-                f"{what}, and its adapter_config.json names none (base_model_name_or_path); name the base there"
-            )
+                f"{what}, and its adapter_config.json names none",
+                what="base_model_name_or_path", where=files.adapter[0], hint="name the base there",
+            )  # fmt: skip
         try:
             base = adapter._resolve_base()
         except (CheckpointError, HubError, UsageError) as exc:
             kind = HubError if isinstance(exc, HubError) else CheckpointError
-            named = f"base_model_name_or_path of {files.adapter[0]}"
-            raise kind(f"{what} '{config.base}', which {named} names: {exc}") from exc
+            key = "base_model_name_or_path"
+            raise kind(
+                f"{what} '{config.base}', which {key} of {files.adapter[0]} names: {exc}",
+                what=key, where=files.adapter[0], found=config.base,
+            ) from exc  # fmt: skip
         if base.adapter:
-            raise CheckpointError(f"{what}: '{config.base}' is, or has, an adapter itself; merge that one first")
+            raise CheckpointError(
+                f"{what}: '{config.base}' is, or has, an adapter itself",
+                what="base_model_name_or_path", where=files.adapter[0], found=config.base, hint="merge that one first",
+            )  # fmt: skip
         return dataclasses.replace(adapter, base=base)
 
     @property
@@ -115,7 +122,10 @@ class Adapter:
         try:
             config = _of_timm(config, stated) if timm else _of_transformers(config, stated)
         except CheckpointError as exc:
-            raise CheckpointError(f"{self.files.folder / 'config.json'}: {exc}") from exc
+            path = self.files.folder / "config.json"
+            raise CheckpointError(
+                f"{path}: {exc}", what=exc.what, where=path, expected=exc.expected, found=exc.found
+            ) from exc
         origin = str(self.files.adapter[1])
         canonical = _timm_names if family is None else functools.partial(our_names, family)
         tensors = read_weights(self.files.adapter[1:])
@@ -156,16 +166,17 @@ class Adapter:
         files = " and ".join(path.name for path in self.files.adapter)
         if before:
             raise CheckpointError(
-                f"{self.files.folder}: the weights have the adapter beside them already, which was merged; remove "
-                f"{files}"
-            )
+                f"{self.files.folder}: the adapter was merged into the weights beside it",
+                where=self.files.folder, found="merged", hint=f"remove {files}",
+            )  # fmt: skip
         if before is None:
             at_hand = f", since its base '{self.config.base}' is not at hand" if self.config.base else ""
             raise CheckpointError(
-                f"{self.files.folder}: it cannot be told whether the adapter was merged into the weights beside it "
-                f"already{at_hand}; remove {files} if it was, else move them to a folder of their own, and name this "
-                f"one there: base_model_name_or_path"
-            )
+                f"{self.files.folder}: the weights beside the adapter may be merged with it already{at_hand}",
+                where=self.files.folder, found="unknown",
+                hint=f"remove {files} if it was, else move them to a folder of their own, and name this one there: "
+                "base_model_name_or_path",
+            )  # fmt: skip
 
     def _differs_from_base(
         self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], canonical: Canonical
@@ -209,9 +220,10 @@ class Adapter:
             model_class in row.architectures for row in FAMILIES.values()
         ):
             raise CheckpointError(
-                f"{self.files.adapter[0]}: the adapter was trained in {model_class}, which a {config['model_type']} is "
-                f"not; merge it with peft, and save the merged model"
-            )
+                f"{self.files.adapter[0]}: trained in {model_class}, which is no {config['model_type']}",
+                what="base_model_class", where=self.files.adapter[0], found=model_class,
+                hint="merge it with peft, and save the merged model",
+            )  # fmt: skip
         if model_class in family.architectures:
             config = {**config, "architectures": [model_class]}
         elif classified and not _classifies(config):
@@ -229,7 +241,10 @@ def _squared_distance(a: Tensor, b: Tensor) -> float:
 def _family(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise CheckpointError(f"config.json: model_type must be one of {', '.join(FAMILIES)}, got {model_type!r:.80}")
+        raise CheckpointError(
+            f"config.json: model_type is {model_type!r:.80}, not one of {', '.join(FAMILIES)}",
+            what="model_type", expected=tuple(FAMILIES), found=model_type,
+        )  # fmt: skip
     return FAMILIES[model_type]
 
 
@@ -280,9 +295,10 @@ def _of_timm(config: dict[str, Any], stated: Mapping[str, Any]) -> dict[str, Any
 
 def _of_another_base(key: str, value: object, of_base: object) -> CheckpointError:
     return CheckpointError(
-        f"{key} is {value!r:.80}, but the base has {of_base!r:.80}; the adapter belongs to another base, or the file "
-        f"to another adapter"
-    )
+        f"{key} is {value!r:.80}, but the base has {of_base!r:.80}: the adapter belongs to another base, or the file "
+        f"to another adapter",
+        what=key, expected=of_base, found=value,
+    )  # fmt: skip
 
 
 def _timm_names(names: Iterable[str]) -> dict[str, str]:

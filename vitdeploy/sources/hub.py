@@ -2,53 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 import logging
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from vitdeploy.errors import (
-    CheckpointError,
-    HubError,
-    MissingDependencyError,
-    OutputError,
-    UsageError,
-    first_line,
-)
-from vitdeploy.files.file_kinds import (
-    PROCESSOR_CONFIGS,
-    file_advice,
-    folder_names,
-    is_lfs_pointer,
-    is_model_file_name,
-    lfs_advice,
-    names_advice,
-)
-from vitdeploy.files.regular_file import read_regular
-from vitdeploy.sources.hub_calls import ForeignAnswerError, checked, listed, network_errors, quiet, time_limits, within
+from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, OutputError, UsageError, first_line
+from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, file_advice, is_lfs_pointer, is_model_file_name, lfs_advice
+from vitdeploy.sources.file_choice import ADAPTER_CONFIG, CONFIG, Choice, Files, choose_checkpoint, choose_processor
+from vitdeploy.sources.hub_calls import checked, listed, quiet, time_limits, within
+from vitdeploy.sources.hub_errors import hub_errors, is_refusal, network_errors, reason
 from vitdeploy.sources.hub_settings import check_connection, check_endpoint, check_token, without_password
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-_CONFIG = "config.json"
 _ONE_FILE = ".npz"
-_ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
-_INDEX_SUFFIX = ".index.json"
-_WEIGHTS = (  # in order of preference
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 
 
 @dataclass(frozen=True)
@@ -121,14 +95,17 @@ def resolve(
     """
     path = local_path(model)
     if path is None:
-        return _from_hub(str(model), revision, token, cache_dir, offline, endpoint, _CHECKPOINT)
+        return _from_hub(str(model), revision, token, cache_dir, offline, endpoint, choose_checkpoint)
     if revision is not None:
-        raise UsageError(f"a revision selects a commit on the Hub, but '{model}' is local; omit the revision")
+        raise UsageError(
+            f"a revision selects a commit on the Hub, but '{model}' is local",
+            what="revision", found=revision, hint="omit the revision",
+        )  # fmt: skip
     if path.is_file():
         if is_lfs_pointer(path):
-            raise CheckpointError(lfs_advice(path))
+            raise CheckpointError(lfs_advice(path), where=path)
         return CheckpointFiles(path.stem, None, path.parent, (path,))
-    return CheckpointFiles(path.resolve().name, None, path, *_open_folder(path, _CHECKPOINT))
+    return CheckpointFiles(path.resolve().name, None, path, *_choose_in(path, choose_checkpoint))
 
 
 def resolve_processor(
@@ -159,13 +136,18 @@ def resolve_processor(
         if path.exists():
             return ProcessorFiles(path.resolve().name, None, path)
     except (OSError, RuntimeError, ValueError) as exc:  # ValueError: a null byte
-        raise CheckpointError(f"cannot open {name}: {exc}") from exc
+        raise CheckpointError(f"cannot open {name}: {exc}", where=name) from exc
     model, at, revision = name.partition("@")
     if at and not revision:
-        raise UsageError(f"no revision after the '@' of {name}; give a branch, tag or commit, or leave out the '@'")
+        raise UsageError(
+            f"no revision after the '@' of {name}",
+            what="revision", found=name, hint="give a branch, tag or commit, or leave out the '@'",
+        )  # fmt: skip
     if isinstance(source, Path) or _is_path(path, name) or path.suffix == ".json":
-        raise CheckpointError(f"image processor not found: {name}; give a folder, a file or a Hub id")
-    files = _from_hub(model, revision or None, token, cache_dir, offline, endpoint, _PROCESSOR)
+        raise CheckpointError(
+            f"image processor not found: {name}", where=name, hint="give a folder, a file or a Hub id"
+        )
+    files = _from_hub(model, revision or None, token, cache_dir, offline, endpoint, choose_processor)
     return ProcessorFiles(files.model_id, files.revision, files.folder, files.cached)
 
 
@@ -183,7 +165,7 @@ def local_path(model: str | Path) -> Path | None:
     """
     name = str(model)
     if not name:
-        raise UsageError("expected a folder or a Hub id, got an empty string")
+        raise UsageError("the model's name is empty", what="model", found="", hint="give a folder or a Hub id")
     try:
         path = Path(model).expanduser()
         if path.is_dir() or (path.is_file() and path.suffix == _ONE_FILE):
@@ -191,15 +173,17 @@ def local_path(model: str | Path) -> Path | None:
         if path.exists():
             if not path.is_file():  # a pipe or a device, which may never end
                 raise CheckpointError(
-                    f"{name} is neither a folder nor a file; name a folder with {_CONFIG} and weights"
+                    f"{name} is neither a folder nor a file",
+                    where=name,
+                    hint=f"name a folder with {CONFIG} and weights",
                 )
-            raise CheckpointError(file_advice(path))
+            raise CheckpointError(file_advice(path), where=name)
     except (OSError, RuntimeError) as exc:  # RuntimeError: the home of an unknown user
-        raise CheckpointError(f"cannot open {name}: {exc}") from exc
+        raise CheckpointError(f"cannot open {name}: {exc}", where=name) from exc
     if is_model_file_name(name):
-        raise CheckpointError(f"no such file: {name}; check the path")
+        raise CheckpointError(f"no such file: {name}", where=name, hint="check the path")
     if isinstance(model, Path) or _is_path(path, name):
-        raise CheckpointError(f"no such folder: {name}; a Hub id is 'name' or 'organization/name'")
+        raise CheckpointError(f"no such folder: {name}", where=name, hint="a Hub id is 'name' or 'organization/name'")
     return None
 
 
@@ -210,252 +194,90 @@ def _from_hub(
     cache_dir: str | Path | None,
     offline: bool,
     endpoint: str | None,
-    wanted: _Wanted,
+    choose: Callable[[Files], Choice],
 ) -> CheckpointFiles:
+    """The chosen files of a repository.
+
+    Files are downloaded one by one: `snapshot_download` makes a folder of any name that the server answers, and
+    takes the cached copy where access is refused.
+    """
     check_endpoint(endpoint)
     try:
-        from huggingface_hub import HfApi, constants, errors, hf_hub_download
+        from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
         from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
     except ModuleNotFoundError as exc:
         raise MissingDependencyError("downloading from the Hugging Face Hub", extra="torch") from exc
     except ValueError as exc:  # of a variable that huggingface_hub reads
         raise UsageError(
-            f"huggingface_hub cannot read its settings ({first_line(exc)}); check the HF_ variables"
+            f"huggingface_hub cannot read its settings ({first_line(exc)})", hint="check the HF_ variables"
         ) from exc
     check_token(token)
     if revision is not None and not all(part.strip(".") for part in re.split(r"[/\\]", revision)):
-        raise UsageError(
-            f"{revision!r} is not a revision; give a branch, tag or commit"
-        )  # it names a file in the cache
+        raise UsageError(  # it names a file in the cache
+            f"{revision!r} is not a revision", what="revision", found=revision, hint="give a branch, tag or commit"
+        )
 
     api = HfApi(endpoint=endpoint, token=token)
     address = without_password(api.endpoint)
-    with _hub_errors(model, revision, address):
+    with hub_errors(model, revision, address):
         validate_repo_id(model)  # which names a folder of the cache
-    blobs = _cache(cache_dir or constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "blobs"
-    describe = functools.partial(api.model_info, model, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    try:
+        cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+    except RuntimeError as exc:
+        raise OutputError(
+            f"no user's home for the Hub's cache, {cache_dir}", what="HF_HOME", found=cache_dir,
+            hint="set HF_HOME to a folder's full path",
+        ) from exc  # fmt: skip
     limits = time_limits()
 
-    def download(name: str, **options: Any) -> Path:
-        options |= {"cache_dir": cache_dir, "token": token, "endpoint": endpoint}
-        call = functools.partial(hf_hub_download, model, name, **options)
-        return checked(lambda: within(limits, call, blobs), blobs)
-
-    def cached_folder() -> Path:
-        for name in wanted.any_of[:-1]:
-            with contextlib.suppress(errors.LocalEntryNotFoundError):
-                return download(name, revision=revision, local_files_only=True).parent
-        return download(wanted.any_of[-1], revision=revision, local_files_only=True).parent
-
-    def from_cache(reason: str) -> CheckpointFiles:
+    def from_cache(problem: str, hint: str) -> CheckpointFiles:
+        names = (CONFIG, ADAPTER_CONFIG, *PROCESSOR_CONFIGS)
+        paths = (try_to_load_from_cache(model, name, cache, revision) for name in names)
+        folder = next((Path(path).parent for path in paths if isinstance(path, str)), None)
         try:
-            folder = cached_folder()
-            files = _open_folder(folder, wanted)
-        except (errors.LocalEntryNotFoundError, CheckpointError) as exc:
-            raise HubError(f"the cache has no usable copy of '{model}', and {reason}, or pass a local folder") from exc
-        return CheckpointFiles(model, folder.name, folder, *files, cached=True)
+            if folder is None:
+                raise CheckpointError(f"'{model}' is not in the cache {cache}", where=cache)
+            choice = _choose_in(folder, choose)
+        except CheckpointError as exc:
+            raise HubError(
+                f"the cache has no usable copy of '{model}', and {problem}",
+                what=model, where=address, found=problem, hint=f"{hint}, or pass a local folder",
+            ) from exc  # fmt: skip
+        return CheckpointFiles(model, folder.name, folder, *choice, cached=True)
 
-    with _hub_errors(model, revision, address), quiet():
+    with hub_errors(model, revision, address), quiet():
         if offline or constants.HF_HUB_OFFLINE:
-            return from_cache("offline mode is on; go online once")
+            return from_cache("offline mode is on", "go online once")
         check_connection()
+        describe = functools.partial(api.model_info, model, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         try:
             names = listed(within(limits, describe))
         except network_errors() as exc:
-            if _is_refusal(exc):
+            if is_refusal(exc):
                 raise
-            unreachable = f"{address} cannot be reached ({_reason(exc)})"
-            files = from_cache(f"{unreachable}; check the network and HF_ENDPOINT")
+            unreachable = f"{address} cannot be reached ({reason(exc)})"
+            files = from_cache(unreachable, "check the network and HF_ENDPOINT")
             logger.warning("%s; using '%s' from the cache, commit %s", unreachable, model, files.revision)
             return files
         commit = revision
+        blobs = cache / f"models--{model.replace('/', '--')}" / "blobs"
 
-        def fetch(name: str) -> Path | None:
+        def download(name: str) -> Path | None:
             nonlocal commit  # the first file is asked for by branch, which the cache remembers; the rest by its commit
             if name not in names:
                 return None
-            path = download(name, revision=commit)
+            options: dict[str, Any] = {"cache_dir": cache, "token": token, "endpoint": endpoint}
+            call = functools.partial(hf_hub_download, model, name, revision=commit, **options)
+            path = checked(lambda: within(limits, call, blobs), blobs)
             commit = path.parent.name
             return path
 
-        paths, adapter = wanted.open_files(fetch, lambda: names, f"'{model}'")
+        paths, adapter = choose(Files(f"'{model}'", download, lambda: names))
         return CheckpointFiles(model, commit, (*paths, *adapter)[0].parent, paths, adapter)
 
 
-def _open_folder(folder: Path, wanted: _Wanted) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Return the paths of what is wanted of a complete folder, and those of the adapter."""
-
-    def fetch(name: str) -> Path | None:
-        path = folder / name
-        return path if path.is_file() else None
-
+def _choose_in(folder: Path, choose: Callable[[Files], Choice]) -> Choice:
     try:
-        return wanted.open_files(fetch, lambda: folder_names(folder), str(folder))
+        return choose(Files.of_folder(folder))
     except OSError as exc:
-        raise CheckpointError(f"cannot read {folder}: {exc.strerror}") from exc
-
-
-def _open(
-    get: Callable[[str], Path | None], names: Callable[[], Collection[str]], source: str
-) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Fetch the configurations, then the preferred form of weights; return the paths of the weights and of an adapter.
-
-    `get` turns a file's name into its path, or into None where the checkpoint, called `source`, has no such file;
-    `names` gives all its files.
-    """
-
-    def fetch(name: str) -> Path | None:
-        path = get(name)
-        if path is not None and is_lfs_pointer(path):
-            raise CheckpointError(lfs_advice(path))
-        return path
-
-    config = fetch(_CONFIG)
-    adapter = _adapter(fetch, names, source)
-    if config is None and not adapter:
-        raise CheckpointError(
-            names_advice(source, names()) or f"{source} has no {_CONFIG}; expected a Hugging Face checkpoint"
-        )
-    for name in PROCESSOR_CONFIGS:
-        fetch(name)
-    for name in _WEIGHTS if config is not None else ():
-        path = fetch(name)
-        if path is not None:
-            return (_shards(path, fetch) if name.endswith(_INDEX_SUFFIX) else (path,)), adapter
-    if adapter:
-        return (), adapter
-    raise CheckpointError(names_advice(source, names()) or f"{source} has no weights; looked for {', '.join(_WEIGHTS)}")
-
-
-def _adapter(
-    fetch: Callable[[str], Path | None], names: Callable[[], Collection[str]], source: str
-) -> tuple[Path, ...]:
-    """Fetch the configuration and the weights of an adapter, which transformers applies without being asked to."""
-    config = fetch(_ADAPTER_CONFIG)
-    weights = next((path for name in _ADAPTER_WEIGHTS if (path := fetch(name)) is not None), None)
-    if config is None and weights is None:
-        return ()
-    if weights is None and "pytorch_adapter.bin" in names():
-        raise CheckpointError(
-            f"{source} is an adapter of the adapters library; merge it there: model.merge_adapter(NAME), "
-            f"then model.save_pretrained(NEW_FOLDER)"
-        )
-    if config is None or weights is None:
-        there, missing = (weights, _ADAPTER_CONFIG) if config is None else (config, _ADAPTER_WEIGHTS[0])
-        raise CheckpointError(
-            f"{source} has {there.name if there else ''} but no {missing}; complete the adapter, or remove its files "
-            f"where the weights are to be used without it"
-        )
-    return config, weights
-
-
-def _open_processor(
-    fetch: Callable[[str], Path | None],
-    names: Callable[[], Collection[str]],  # noqa: ARG001  (one signature)
-    source: str,
-) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Fetch the configurations, and return their paths: config.json may name the processor's class, or be timm's."""
-    paths = tuple(path for path in map(fetch, (*PROCESSOR_CONFIGS, _CONFIG)) if path is not None)
-    if not paths:
-        raise CheckpointError(f"{source} has no image processor; looked for {', '.join(PROCESSOR_CONFIGS)}")
-    return paths, ()
-
-
-class _Wanted(NamedTuple):
-    """Files of a repository.
-
-    Attributes:
-        any_of: names of which a usable copy has at least one.
-        open_files: fetches the files, and returns the paths of those that count, and of an adapter; see `_open`.
-    """
-
-    any_of: tuple[str, ...]
-    open_files: Callable[
-        [Callable[[str], Path | None], Callable[[], Collection[str]], str], tuple[tuple[Path, ...], tuple[Path, ...]]
-    ]
-
-
-_CHECKPOINT = _Wanted((_CONFIG, _ADAPTER_CONFIG), _open)
-_PROCESSOR = _Wanted((*PROCESSOR_CONFIGS, _CONFIG), _open_processor)
-
-
-def _shards(index: Path, fetch: Callable[[str], Path | None]) -> tuple[Path, ...]:
-    """Fetch the shards that an index names."""
-    try:
-        content = json.loads(read_regular(index))
-    except OSError as exc:
-        raise CheckpointError(f"{index} must be readable: {exc.strerror}") from exc
-    except (ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{index} is not valid JSON: {exc}") from exc
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: 'weight_map' must be an object of tensor names and file names")
-    suffix = Path(index.name.removesuffix(_INDEX_SUFFIX)).suffix
-    first_key: dict[str, str] = {}
-    for key, name in weight_map.items():
-        # Windows' rules are the stricter ones: they know both separators, and drives.
-        if not isinstance(name, str) or PureWindowsPath(name).name != name or Path(name).suffix != suffix:
-            raise CheckpointError(f"{index}: '{key}' must name a *{suffix} file beside the index, got {name!r}")
-        first_key.setdefault(name, key)
-    shards = []
-    for name, key in sorted(first_key.items()):
-        path = fetch(name)
-        if path is None:
-            raise CheckpointError(f"{index}: '{key}' is in {name!r}, which does not exist")
-        shards.append(path)
-    return tuple(shards)
-
-
-@contextlib.contextmanager
-def _hub_errors(model: str, revision: str | None, endpoint: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line that says what to do."""
-    from huggingface_hub import errors
-
-    login = "pass a token that may read it, or run: hf auth login"
-    try:
-        yield
-    except errors.HFValidationError as exc:
-        raise UsageError(f"'{model}' is neither a folder nor a Hub id, 'name' or 'organization/name'") from exc
-    except errors.GatedRepoError as exc:
-        raise HubError(f"'{model}' is gated; ask for access at {endpoint}/{model}, then {login}") from exc
-    except errors.RepositoryNotFoundError as exc:
-        raise CheckpointError(
-            f"no folder, and no model at {endpoint}, is named '{model}'; check the name, or if it is private {login}"
-        ) from exc
-    except errors.RevisionNotFoundError as exc:
-        raise CheckpointError(f"'{model}' at {endpoint} has no revision '{revision}'") from exc
-    except ImportError as exc:
-        raise HubError(
-            f"cannot connect to {endpoint} by this proxy ({first_line(exc)}); install the package, or unset ALL_PROXY"
-        ) from exc
-    except network_errors() as exc:
-        if isinstance(exc, OSError) and exc.errno is not None:
-            place = f" ({exc.filename!s:.400})" if exc.filename else ""
-            raise OutputError(
-                f"cannot write '{model}' to the Hub's cache: {exc.strerror}{place}; make room, or choose another "
-                f"folder: HF_HOME, or the argument cache_dir"
-            ) from exc
-        remedy = login if _is_refusal(exc) else "try again, or pass a local folder"
-        raise HubError(f"cannot get '{model}' from {endpoint} ({_reason(exc)}); {remedy}") from exc
-
-
-def _cache(folder: str | Path) -> Path:
-    try:
-        return Path(folder).expanduser()
-    except RuntimeError as exc:
-        raise OutputError(f"no user's home for the Hub's cache, {folder}; set HF_HOME to a folder's full path") from exc
-
-
-def _is_refusal(exc: Exception) -> bool:
-    """Tell the Hub's decision, which a cached copy must not hide, from its failure to answer."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return isinstance(exc, HfHubHTTPError) and exc.response is not None and exc.response.status_code in {401, 403, 404}
-
-
-def _reason(exc: Exception) -> str:
-    # Where huggingface_hub finds no cached file to fall back on, only the cause says what happened.
-    cause = exc.__cause__ if isinstance(exc, FileNotFoundError) and exc.__cause__ else exc
-    if isinstance(cause, json.JSONDecodeError | ForeignAnswerError):
-        return f"its answer is not the Hub's; perhaps the network has a login page: {first_line(cause)}"
-    return without_password(f"{type(cause).__name__}: {first_line(cause)}")
+        raise CheckpointError(f"cannot read {folder}: {exc.strerror}", where=folder) from exc

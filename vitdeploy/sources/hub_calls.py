@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import ctypes
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
 import threading
 import time
 import warnings
+from concurrent.futures import Future, wait
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from vitdeploy.errors import CheckpointError
+from vitdeploy.sources.hub_errors import ForeignAnswerError, network_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,8 +27,6 @@ T = TypeVar("T")
 _LOOK_SECONDS = 0.5  # between two looks at the files that are written
 _CLEAN_UP_SECONDS = 2
 _BLOCK = 1 << 20
-
-_etags: contextvars.ContextVar[list[str]] = contextvars.ContextVar("_etags")
 
 
 class TimeLimits(NamedTuple):
@@ -50,27 +48,8 @@ def time_limits() -> TimeLimits:
     return TimeLimits(6 * constants.HF_HUB_ETAG_TIMEOUT, 60 * constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
-class ForeignAnswerError(OSError):
-    """What came is not an answer of the Hub."""
-
-
 class _Abandoned(BaseException):
     """Raised in the thread of a call that was given up, so that it removes its temporary file."""
-
-
-def network_errors() -> tuple[type[Exception], ...]:
-    """What a request can raise; the HTTP library is requests, httpx or httpx2, by huggingface_hub's version."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    http_error: type[Exception] = HfHubHTTPError.__bases__[0]
-    return (OSError, json.JSONDecodeError, RuntimeError, http_error)  # RuntimeError: what hf_xet raises
-
-
-def _own_errors() -> tuple[type[Exception], ...]:
-    """What a call raises on purpose. ImportError: a proxy needs a package."""
-    from huggingface_hub.errors import HFValidationError
-
-    return (*network_errors(), HFValidationError, ImportError, MemoryError)
 
 
 def within(limits: TimeLimits, call: Callable[[], T], folder: Path | None = None) -> T:
@@ -81,51 +60,46 @@ def within(limits: TimeLimits, call: Callable[[], T], folder: Path | None = None
 
     Args:
         limits: see `TimeLimits`.
-        call: what to wait for.
+        call: the request.
         folder: where it writes "*.incomplete" files.
 
     Raises:
         TimeoutError: nothing came within the limit.
         ForeignAnswerError: the library cannot use what came.
     """
-    results: list[T] = []
-    errors: list[BaseException] = []
-    done = threading.Event()  # a thread whose join was interrupted counts as ended (bpo-45274)
+    from huggingface_hub.errors import HFValidationError
+
+    future: Future[T] = Future()
 
     def work() -> None:
         try:
-            results.append(call())
-        except _Abandoned:
-            pass
-        except RecursionError as exc:  # a RuntimeError, which one of those that follow is
-            errors.append(ForeignAnswerError("it is nested too deeply"))
-            errors[0].__cause__ = exc
-        except _own_errors() as exc:
-            errors.append(exc)
-        except Exception as exc:  # noqa: BLE001  (whatever a parser of an answer of unknown shape raises)
-            errors.append(ForeignAnswerError(f"{type(exc).__name__}: {exc}"))
-            errors[0].__cause__ = exc
+            future.set_result(call())
         except BaseException as exc:  # noqa: BLE001  (raised below)
-            errors.append(exc)
-        finally:
-            done.set()
+            future.set_exception(exc)
 
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+    thread = threading.Thread(target=work, daemon=True)
     sizes, limit, since = _sizes(folder), limits.answer, time.monotonic()
     thread.start()
     try:
-        while not done.wait(min(_LOOK_SECONDS, limit)):
+        while not wait([future], min(_LOOK_SECONDS, limit)).done:
             if (now := _sizes(folder)) != sizes:
                 sizes, limit, since = now, limits.progress, time.monotonic()
             elif time.monotonic() - since > limit:
                 raise TimeoutError(f"nothing came for {limit:g} s")
     finally:
-        if not done.is_set():
+        if not future.done():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Abandoned))
-            done.wait(_CLEAN_UP_SECONDS)
-    if errors:
-        raise errors[0]
-    return results[0]
+            wait([future], _CLEAN_UP_SECONDS)
+    try:
+        return future.result()
+    except RecursionError as exc:  # a RuntimeError, which one of those that follow is
+        raise ForeignAnswerError("it is nested too deeply") from exc
+    except network_errors():
+        raise
+    except (HFValidationError, ImportError, MemoryError):  # ImportError: a proxy needs a package
+        raise
+    except Exception as exc:  # whatever a parser of an answer of unknown shape raises
+        raise ForeignAnswerError(f"{type(exc).__name__}: {exc}") from exc
 
 
 def listed(info: Any) -> set[str]:
@@ -182,19 +156,16 @@ def checked(download: Callable[[], str], blobs: Path) -> Path:
         CheckpointError: the content is another one; it is removed from the cache.
     """
     _check_names()
-    etags: list[str] = []
-    token = _etags.set(etags)
     cached = {blob.name for blob in _files(blobs)}
-    try:
-        path = Path(download())
-    finally:
-        _etags.reset(token)
-    for etag in set(etags) - cached:
-        blob = blobs / etag
-        if blob.exists() and not _matches(blob, etag):
-            path.unlink(missing_ok=True)
-            blob.unlink()
-            raise CheckpointError(f"{path.name} came damaged: its content does not have the checksum {etag}; try again")
+    path = Path(download())
+    blob = path.resolve()
+    if blob.parent == blobs.resolve() and blob.name not in cached and not _matches(blob, blob.name):
+        path.unlink()
+        blob.unlink()
+        raise CheckpointError(
+            f"{path.name} came damaged: its content does not have the checksum {blob.name}",
+            what=path.name, expected=blob.name, hint="try again",
+        )  # fmt: skip
     return path
 
 
@@ -240,11 +211,8 @@ def _check_names() -> None:
                 check_commit(response.headers.get("X-Repo-Commit"))
             raise
         check_commit(metadata.commit_hash)
-        if metadata.etag is not None:
-            if not _is_plain_name(metadata.etag):
-                raise Refused(f"the answer's ETag is no name of a file: {metadata.etag!r:.100}")
-            if (etags := _etags.get(None)) is not None:
-                etags.append(metadata.etag)
+        if metadata.etag is not None and not _is_plain_name(metadata.etag):
+            raise Refused(f"the answer's ETag is no name of a file: {metadata.etag!r:.100}")
         return metadata
 
     file_download.get_hf_file_metadata = ask_and_check

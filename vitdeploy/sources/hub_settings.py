@@ -22,11 +22,17 @@ def check_endpoint(endpoint: str | None) -> None:
         if address is not None:
             _check_address(name, address, _WEB)
             if urlsplit(address).query or urlsplit(address).fragment:
-                raise UsageError(f"{name} has a query or a fragment: {without_password(address)!r}; remove it")
+                shown = without_password(address)
+                raise UsageError(
+                    f"{name} has a query or a fragment: {shown!r}", what=name, found=shown, hint="remove it"
+                )
     for name in _TIME_LIMITS:
         seconds = os.environ.get(name)
         if seconds is not None and not re.fullmatch("[0-9]{1,6}", seconds):
-            raise UsageError(f"{name} is not a whole number of seconds: {seconds!r:.100}; correct or unset it")
+            raise UsageError(
+                f"{name} is not a whole number of seconds: {seconds!r:.100}",
+                what=name, found=seconds, hint="correct or unset it",
+            )  # fmt: skip
 
 
 def check_connection() -> None:
@@ -38,7 +44,9 @@ def check_connection() -> None:
     for name in _CERTIFICATES:
         path = os.environ.get(name)
         if path and not Path(path).exists():
-            raise UsageError(f"{name} is {path!r:.200}, which does not exist; correct or unset it")
+            raise UsageError(
+                f"{name} is {path!r:.200}, which does not exist", what=name, found=path, hint="correct or unset it"
+            )
 
 
 def check_token(token: str | None) -> None:
@@ -49,7 +57,9 @@ def check_token(token: str | None) -> None:
     else:
         source = "the token"
     if token is not None and not re.fullmatch("[!-~]+", token):
-        raise UsageError(f"{source} must be printable ASCII without spaces or line breaks; copy it again")
+        raise UsageError(
+            f"{source} is not printable ASCII, or has spaces or line breaks", what="token", hint="copy it again"
+        )
 
 
 def without_password(text: str) -> str:
@@ -64,6 +74,6 @@ def _check_address(name: str, address: str, schemes: tuple[str, ...]) -> None:
     except ValueError:  # brackets without an IPv6 address, or a port that is no port
         well_formed = False
     if not well_formed or re.search(r"[\x00-\x20\x7f]", address):
-        raise UsageError(
-            f"{name} is not an address: {without_password(address)!r:.200}; give {schemes[0]}://HOST[:PORT]"
-        )
+        shown = without_password(address)
+        hint = f"give {schemes[0]}://HOST[:PORT]"
+        raise UsageError(f"{name} is not an address: {shown!r:.200}", what=name, found=shown, hint=hint)

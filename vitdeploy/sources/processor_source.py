@@ -124,10 +124,9 @@ def given_processor(source: str | os.PathLike[str], image_size: Extent | None, *
     if not found.path.is_dir():
         return WrittenProcessor(config, origin, str(path))
     if find_settings(found.path) is None:
-        raise CheckpointError(
-            f"{os.fspath(source)} has no image processor ({SETTINGS_FILE} not found{_in_cache(found.cached)}); "
-            f"name another folder, file or Hub id with --processor"
-        )
+        message, hint = _not_found(os.fspath(source), found.cached)
+        hint += "name another folder, file or Hub id with --processor"
+        raise CheckpointError(message, what="image processor", where=source, hint=hint)
     settings, path = read_folder(found.path)
     return WrittenProcessor(settings, origin, str(path))
 
@@ -189,7 +188,7 @@ def find_processor(
     if found is not None:
         return found
     if missing:
-        raise CheckpointError(_no_processor(files, options, missing))
+        raise _no_processor(files, options, missing)
     stated = WrittenProcessor(ImageProcessor().to_dict(), ProcessorOrigin("options"))
     return _with_settings(stated, options, image_size, model.num_channels)
 
@@ -209,7 +208,7 @@ def _with_settings(
         processor = ImageProcessor.from_dict(settings, num_channels=num_channels)
     except InputError as exc:
         place = f"{written.place}: " if written.place else ""
-        raise InputError(f"{place}{exc}") from exc
+        raise InputError(f"{place}{exc}", what=exc.what, expected=exc.expected, found=exc.found) from exc
     stated = (*options.settings, *(() if image_size is None else ("image_size",)))
     origin = dataclasses.replace(written.origin, settings=tuple(dict.fromkeys((*written.origin.settings, *stated))))
     if not stated:
@@ -219,9 +218,10 @@ def _with_settings(
             gives = "any size" if processor.output_size is None else _pixels(processor.output_size)
             names = [name for name in ("size", "crop_size") if getattr(options, name) is not None]
             raise UsageError(
-                f"{_flags(names)} gives {gives}, but --image-size is {_pixels(image_size)}; leave --image-size "
-                f"out, or make them agree"
-            )
+                f"{_flags(names)} gives {gives}, but --image-size is {_pixels(image_size)}",
+                what="image_size", expected=gives, found=image_size,
+                hint="leave --image-size out, or make them agree",
+            )  # fmt: skip
     elif image_size is not None:
         processor = processor.resized(*image_size)
     if options.size is not None or options.crop_size is not None:
@@ -256,7 +256,7 @@ def _timm_processor(
             origin = ProcessorOrigin("timm-defaults")
         settings = processor_config(config, size)
     except CheckpointError as exc:
-        raise CheckpointError(f"{path.parent}: {exc}") from exc
+        raise CheckpointError(f"{path.parent}: {exc}", what=exc.what, where=path.parent, found=exc.found) from exc
     return WrittenProcessor(settings, origin, f"{path}: pretrained_cfg")
 
 
@@ -277,14 +277,16 @@ def _check_kind(path: Path) -> None:
     if path.suffix != ".json" and is_model_file_name(path.name):
         kind = file_kind(path) or "the file of a model"
         raise InputError(
-            f"{path} is {kind}, not an image processor; name its folder, or the {SETTINGS_FILE} that belongs to it"
-        )
+            f"{path} is {kind}, not an image processor",
+            where=path, found=kind, hint=f"name its folder, or the {SETTINGS_FILE} that belongs to it",
+        )  # fmt: skip
     if path.name == "config.json":
         config = read_json(path)
         if not is_timm(config) and "image_processor_type" not in config and "feature_extractor_type" not in config:
             raise InputError(
-                f"{path} configures a model, not an image processor; name its folder, or the {SETTINGS_FILE} beside it"
-            )
+                f"{path} configures a model, not an image processor",
+                where=path, found="model", hint=f"name its folder, or the {SETTINGS_FILE} beside it",
+            )  # fmt: skip
 
 
 def _check_channels(options: ProcessorOptions, num_channels: int) -> None:
@@ -293,8 +295,10 @@ def _check_channels(options: ProcessorOptions, num_channels: int) -> None:
         if isinstance(value, tuple) and len(value) != num_channels:
             raise UsageError(
                 f"{_flags([name])} has {len(value)} numbers, but the model takes images of {num_channels} "
-                f"channel{'s' * (num_channels > 1)}; give one number for all channels, or one for each"
-            )
+                f"channel{'s' * (num_channels > 1)}",
+                what=name, expected=num_channels, found=value,
+                hint="give one number for all channels, or one for each",
+            )  # fmt: skip
 
 
 def _check_crop(processor: ImageProcessor) -> None:
@@ -307,26 +311,28 @@ def _check_crop(processor: ImageProcessor) -> None:
         resized = f"shortest:{size.shortest_edge}" if isinstance(size, ShortestEdge) else _pixels(sides)
         raise UsageError(
             f"images are resized to {resized}, less than the center crop of {_pixels((crop.height, crop.width))}, "
-            f"whose rest would be black; give a larger --resize, or --crop-size"
-        )
+            f"so that its edges would be black",
+            what="resize", found=resized, hint="give a larger --resize, or --crop-size",
+        )  # fmt: skip
 
 
-def _no_processor(files: CheckpointFiles, options: ProcessorOptions, missing: tuple[str, ...]) -> str:
-    message = f"{files.model_id} has no image processor ({SETTINGS_FILE} not found{_in_cache(files.cached)})"
+def _no_processor(files: CheckpointFiles, options: ProcessorOptions, missing: tuple[str, ...]) -> CheckpointError:
+    message, hint = _not_found(files.model_id, files.cached)
     if options.settings:
         needs = "needs" if len(options.settings) == 1 else "need"
-        return (
-            f"{message}; to define one, {_flags(options.settings)} also {needs} {_flags(missing)}; give them, or name "
-            f"a processor with --processor FOLDER|ID"
-        )
-    return (
-        f"{message}, and the defaults of its class may differ from its training; name one with --processor FOLDER|ID, "
-        f"or state it with {_flags(missing)}"
-    )
+        message += f"; to define one, {_flags(options.settings)} also {needs} {_flags(missing)}"
+        hint += f"give {_flags(missing)}, or name a processor with --processor FOLDER|ID"
+    else:
+        message += ", and the defaults of its class may differ from its training"
+        hint += f"name one with --processor FOLDER|ID, or state it with {_flags(missing)}"
+    return CheckpointError(message, what="image processor", where=files.folder, hint=hint)
 
 
-def _in_cache(cached: bool) -> str:
-    return " in the Hub's cache; online there may be one" if cached else ""
+def _not_found(name: str, cached: bool) -> tuple[str, str]:
+    """A message, and how its hint begins."""
+    place = " in the Hub's cache" if cached else ""
+    message = f"{name} has no image processor ({SETTINGS_FILE} not found{place})"
+    return message, "go online, where there may be one, or " if cached else ""
 
 
 def _flags(names: Sequence[str]) -> str:
@@ -341,8 +347,8 @@ def _pixels(size: Extent) -> str:
 
 def _read_bytes(path: Path) -> bytes:
     if not path.is_file():  # a broken link, for example: what is there must not be taken for absent
-        raise CheckpointError(f"{path} must be a file, is something else; download or copy it again")
+        raise CheckpointError(f"{path} is not a file", where=path, hint="download or copy it again")
     try:
         return read_regular(path)
     except OSError as exc:
-        raise CheckpointError(f"{path} must be readable: {exc.strerror}") from exc
+        raise CheckpointError(f"cannot read {path}: {exc.strerror}", where=path, found=exc.strerror) from exc

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SIZE_HINT = "give an image size, or another processor"
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -111,9 +113,10 @@ def read_checkpoint(
     note_unknown_keys(content.config)
     if config.num_channels not in MODES:
         raise CheckpointError(
-            f"{model}: the model takes images of {config.num_channels} channels; only models of 1 (gray), 3 (RGB) or "
-            f"4 (RGBA) channels can be exported"
-        )
+            f"{model}: the model takes images of {config.num_channels} channels",
+            what="num_channels", where=model, expected=tuple(MODES), found=config.num_channels,
+            hint="only models of 1 (gray), 3 (RGB) or 4 (RGBA) channels can be exported",
+        )  # fmt: skip
     hub = {name: value for name, value in hub_options.items() if name != "revision"}
     image_processor = find_processor(found, base, content.written, processor, config, image_size, **hub)
     note_unknown_settings(image_processor.files)
@@ -194,7 +197,7 @@ def _read(found: CheckpointFiles, adapter: Adapter | None, task: Task | None) ->
             config, weights = from_timm(data, weights, task)
             return _Content(config, weights, data, takes_any_size(data))
         except CheckpointError as exc:
-            raise CheckpointError(f"{found.folder}: {exc}") from exc
+            raise CheckpointError(f"{found.folder}: {exc}", what=exc.what, where=found.folder, found=exc.found) from exc
     return _Content(data, weights, data)
 
 
@@ -215,27 +218,29 @@ def _fit(
     given, config = processor.output_size, reference.config
     if processor.num_channels != config.num_channels:
         raise CheckpointError(
-            f"the image processor gives {processor.num_channels} channels, and the model takes "
-            f"{config.num_channels}; give another processor"
-        )
+            f"the image processor gives {processor.num_channels} channels, and the model takes {config.num_channels}",
+            what="num_channels", expected=config.num_channels, found=processor.num_channels,
+            hint="give another processor",
+        )  # fmt: skip
     if image_size is None and given is not None and any(map(operator.lt, given, config.patch_size)):
         raise CheckpointError(
-            f"the image processor gives {given} pixels, less than one patch of {config.patch_size}; give an "
-            f"image size, or another processor"
-        )
+            f"the image processor gives {given} pixels, less than one patch of {config.patch_size}",
+            what="image_size", expected=config.patch_size, found=given, hint=_SIZE_HINT,
+        )  # fmt: skip
     if whole_patches and given is not None and any(map(operator.mod, given, config.patch_size)):
         raise CheckpointError(
-            f"the image processor gives {given} pixels, which are not whole patches of {config.patch_size} pixels; "
-            f"give an image size, or another processor"
-        )
+            f"the image processor gives {given} pixels, which are not whole patches of {config.patch_size} pixels",
+            what="image_size", expected=config.patch_size, found=given, hint=_SIZE_HINT,
+        )  # fmt: skip
     new_size = None if dynamic_image_size else image_size or (given if any_image_size else None)
     if new_size not in (None, config.image_size):
         reference.resize(new_size)
     if not dynamic_image_size and given != reference.config.image_size:
         raise CheckpointError(
             f"the image processor gives {given or 'any size of'} pixels, but the model takes "
-            f"{reference.config.image_size}; give an image size, or another processor"
-        )
+            f"{reference.config.image_size}",
+            what="image_size", expected=reference.config.image_size, found=given, hint=_SIZE_HINT,
+        )  # fmt: skip
 
 
 def _misfit(
@@ -245,7 +250,8 @@ def _misfit(
     typed = image_size is not None or (
         options is not None and (options.size is not None or options.crop_size is not None)
     )
-    return (UsageError if typed else CheckpointError)(f"{name}: {problem}")
+    error = UsageError if typed else CheckpointError
+    return error(f"{name}: {problem}", what=problem.what, where=name, expected=problem.expected, found=problem.found)
 
 
 def _json(data: dict[str, Any]) -> bytes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from browser import Browser, browser
+from browser import browser, open_page
 from PIL import Image
 from written_results import COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
 
@@ -18,6 +18,8 @@ from vitdeploy.assess.report.report import report_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from playwright.sync_api import Browser, Page
 
 DESK, PHONE = (1280, 900), (375, 812)
 TOO_WIDE = """[...document.querySelectorAll('main *')]
@@ -35,9 +37,9 @@ FOCUSED = """(() => {
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
+def chromium() -> Iterator[Browser]:
+    with browser() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +58,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "page.html"
 
 
+@pytest.fixture
+def phone(chromium: Browser, page: Path) -> Iterator[Page]:
+    with open_page(chromium, page, *PHONE) as tab:
+        yield tab
+
+
 @pytest.mark.parametrize(("size", "dark"), [(DESK, False), (PHONE, False), (PHONE, True)])
-def test_it_fits_the_window_and_is_painted(tab: Browser, page: Path, size: tuple[int, int], dark: bool) -> None:
-    tab.open(page, *size, dark=dark)
-    assert tab.run("innerWidth") == size[0]
-    tab.run("document.querySelectorAll('details').forEach(each => each.open = true)")
-    assert tab.run(TOO_WIDE) == []
-    assert tab.run("document.documentElement.scrollWidth") <= size[0]
-    shot = tab.screenshot()
+def test_it_fits_the_window_and_is_painted(chromium: Browser, page: Path, size: tuple[int, int], dark: bool) -> None:
+    with open_page(chromium, page, *size, dark=dark) as tab:
+        assert tab.evaluate("innerWidth") == size[0]
+        tab.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        assert tab.evaluate(TOO_WIDE) == []
+        assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
+        shot = tab.screenshot()
     assert shot.startswith(b"\x89PNG")
     with Image.open(io.BytesIO(shot)) as picture:
         assert picture.size == size
@@ -72,30 +80,32 @@ def test_it_fits_the_window_and_is_painted(tab: Browser, page: Path, size: tuple
     assert (pixels.mean() < 80) == dark
 
 
-def test_every_image_and_plot_is_shown(tab: Browser, page: Path) -> None:
-    tab.open(page, *PHONE)
+def test_every_image_and_plot_is_shown(phone: Page) -> None:
     widths = "[...document.querySelectorAll('img')].map(each => [each.naturalWidth, each.naturalHeight])"
-    assert tab.run(widths) == [[320, 240]] * 4
-    assert tab.run("document.querySelectorAll('.gone').length") == 2
+    assert phone.evaluate(widths) == [[320, 240]] * 4
+    assert phone.evaluate("document.querySelectorAll('.gone').length") == 2
     assert (
-        tab.run("[...document.querySelectorAll('svg')].filter(each => each.getBoundingClientRect().height < 60)") == []
+        phone.evaluate("[...document.querySelectorAll('svg')].filter(each => each.getBoundingClientRect().height < 60)")
+        == []
     )
     # the colours of plots and cells are the theme's
-    assert tab.run("getComputedStyle(document.querySelector('.matrix td.right')).backgroundColor") != "rgba(0, 0, 0, 0)"
+    assert (
+        phone.evaluate("getComputedStyle(document.querySelector('.matrix td.right')).backgroundColor")
+        != "rgba(0, 0, 0, 0)"
+    )
     smallest = """Math.min(...[...document.querySelectorAll('svg text[style]')].map(each => {
         const { a, b } = each.getScreenCTM();
         return parseFloat(getComputedStyle(each).fontSize) * Math.hypot(a, b);
     }))"""
-    assert tab.run(smallest) > 9  # pixels
+    assert phone.evaluate(smallest) > 9  # pixels
 
 
-def test_everything_is_reached_by_keyboard(tab: Browser, page: Path) -> None:
-    tab.open(page, *PHONE)
-    wanted = tab.run(REACHED)
+def test_everything_is_reached_by_keyboard(phone: Page) -> None:
+    wanted = phone.evaluate(REACHED)
     found = []
     for _ in wanted:
-        tab.press("Tab")
-        name, label, outline, visible = tab.run(FOCUSED)
+        phone.keyboard.press("Tab")
+        name, label, outline, visible = phone.evaluate(FOCUSED)
         assert outline == "solid", (name, label)
         assert visible, (name, label)
         found.append(label)
@@ -103,20 +113,19 @@ def test_everything_is_reached_by_keyboard(tab: Browser, page: Path) -> None:
     assert len(wanted) > 20
 
 
-def test_a_table_that_is_too_wide_scrolls_by_keyboard(tab: Browser, page: Path) -> None:
-    tab.open(page, *PHONE)
+def test_a_table_that_is_too_wide_scrolls_by_keyboard(phone: Page) -> None:
     region = "document.querySelector('#accuracy ~ .scroll')"
-    tab.run(f"{region}.focus()")
-    before = tab.run(f"{region}.scrollLeft")
+    phone.evaluate(f"{region}.focus()")
+    before = phone.evaluate(f"{region}.scrollLeft")
     for _ in range(3):
-        tab.press("ArrowRight")
+        phone.keyboard.press("ArrowRight")
     moved = f"new Promise(done => setTimeout(() => done({region}.scrollLeft), 300))"
-    assert (before, tab.run(moved) > 0) == (0, True)
+    assert (before, phone.evaluate(moved) > 0) == (0, True)
 
 
-def test_the_skip_link_skips(tab: Browser, page: Path) -> None:
-    tab.open(page, *DESK)
-    tab.press("Tab")
-    assert tab.run("document.activeElement.className") == "skip"
-    tab.press("Enter")
-    assert tab.run("document.activeElement.id") == "content"
+def test_the_skip_link_skips(chromium: Browser, page: Path) -> None:
+    with open_page(chromium, page, *DESK) as tab:
+        tab.keyboard.press("Tab")
+        assert tab.evaluate("document.activeElement.className") == "skip"
+        tab.keyboard.press("Enter")
+        assert tab.evaluate("document.activeElement.id") == "content"

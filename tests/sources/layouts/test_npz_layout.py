@@ -17,6 +17,7 @@ import transformers
 from limited import ERRORS_OF, MIB, run_limited
 from npz_files import NPZ_CONFIG, SPELLINGS, array_of, save_arrays, write_npz
 from numpy.lib import format as npy
+from raising import raises
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.sources.layouts.npz_layout import read_npz
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from npz_files import Arrays
     from torch import Tensor, nn
 
+FEATURES = re.compile("--task image-feature-extraction")
 BLOCK = "Transformer/encoderblock_1"
 ATTENTION = f"{BLOCK}/MultiHeadDotProductAttention_1"
 POSITIONS = "Transformer/posembed_input/pos_embedding"
@@ -101,14 +103,9 @@ def assert_same_logits(path: Path, model: Any) -> dict[str, Any]:
     return config
 
 
-def refusal(path: Path, task: Task | None = None) -> str:
-    """The message, which is one line that names the file."""
-    with pytest.raises(CheckpointError) as caught:
+def refuse(path: Path, task: Task | None = None, **fields: object) -> None:
+    with raises(CheckpointError, where=path, **fields):
         read_npz(path, task)
-    message = str(caught.value)
-    assert str(path) in message
-    assert "\n" not in message
-    return message
 
 
 # What is read.
@@ -201,7 +198,7 @@ def test_pre_logits_are_the_pooler(path: Path, make: Callable[..., Any], width: 
                 got, want = (m(images(model)) for m in (reload(config, tensors, path.parent), model))
             assert torch.equal(got.pooler_output, want.pooler_output)
             assert torch.equal(got.last_hidden_state, want.last_hidden_state)
-        assert "use --task image-feature-extraction" in refusal(path, Task.CLASSIFICATION)
+        refuse(path, Task.CLASSIFICATION, what="task", hint=FEATURES)
 
 
 def test_features_leave_the_head_out(path: Path, classifier: Any, arrays: Arrays) -> None:
@@ -215,7 +212,7 @@ def test_features_leave_the_head_out(path: Path, classifier: Any, arrays: Arrays
     bare_config, bare = read_npz(path)
     assert bare_config == config
     assert bare.keys() == tensors.keys()
-    assert "use --task image-feature-extraction" in refusal(path, Task.CLASSIFICATION)
+    refuse(path, Task.CLASSIFICATION, what="task", hint=FEATURES)
 
 
 def test_the_state_of_the_training_is_no_weight(path: Path, classifier: Any) -> None:
@@ -224,7 +221,7 @@ def test_the_state_of_the_training_is_no_weight(path: Path, classifier: Any) -> 
     save_arrays(path, arrays | state | {"extra/accum_train_time": np.float64(1.0)})
     assert_same_logits(path, classifier)
     save_arrays(path, {key.removeprefix("opt/target/"): array for key, array in arrays.items()} | state)
-    assert "unexpected 'opt/state/step', 'opt/state/param_states/cls/momentum'" in refusal(path)
+    refuse(path, found="unexpected 'opt/state/step', 'opt/state/param_states/cls/momentum'")
 
 
 def test_tensors_do_not_share_memory(path: Path, classifier: Any) -> None:
@@ -256,7 +253,7 @@ ONE = np.ones((1,), np.float32)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "found"),
     [
         (without("cls"), "missing 'cls'"),
         (without("head/bias"), "missing 'head/bias'"),
@@ -271,75 +268,75 @@ ONE = np.ones((1,), np.float32)
         (having(**{"Transformer/encoderblock_01/x": ONE}), "unexpected 'Transformer/encoderblock_01/x'"),
         (having(**{"head/scale": ONE}), "unexpected 'head/scale'"),
         (having(**{"a\nb" * 99: ONE}), r"unexpected 'a\nba\nb"),
-        (having(**{f"{BLOCK}/LayerNorm_1/scale": ONE}), f"'{BLOCK}/LayerNorm_2/scale' are the same weight"),
-        (having(pos_embedding=ONE), "are the same weight"),
+        (having(**{f"{BLOCK}/LayerNorm_1/scale": ONE}), f"{BLOCK}/LayerNorm_1/scale"),
+        (having(pos_embedding=ONE), "pos_embedding"),
         (
             moved("encoderblock_1/", "encoderblock_7/"),
-            "without a gap, or stacked in 'Transformer/encoderblock'; got 0, 2, 7",
+            "0, 2, 7",
         ),
-        (moved("encoderblock_0/", "encoderblock_3/"), "got 1, 2, 3"),
-        (moved("encoderblock_0/", "encoderblock/"), "got 1, 2 and stacked ones"),
-        (moved("encoderblock_[0-9]", "layer"), "got none"),
-        (lambda arrays: {}, "got none"),
-        (moved("^", "img/"), "got none"),
+        (moved("encoderblock_0/", "encoderblock_3/"), "1, 2, 3"),
+        (moved("encoderblock_0/", "encoderblock/"), "1, 2 and stacked ones"),
+        (moved("encoderblock_[0-9]", "layer"), "none"),
+        (lambda arrays: {}, "none"),
+        (moved("^", "img/"), "none"),
         (
             lambda a: a | {f"params/{key}": array for key, array in a.items()},
-            "must hold arrays in params/, has 'cls.npy'",
+            "cls.npy",
         ),
         (
             lambda a: {p + key: array for key, array in a.items() for p in ("params/", "opt/target/")},
-            "one model, has one in each of params/ and opt/target/",
+            "['params/', 'opt/target/']",
         ),
     ],
 )
-def test_other_models_are_refused(path: Path, arrays: Arrays, change: Callable[[Arrays], Arrays], words: str) -> None:
+def test_other_models_are_refused(path: Path, arrays: Arrays, change: Callable[[Arrays], Arrays], found: str) -> None:
     save_arrays(path, change(arrays))
-    assert words in refusal(path)
+    refuse(path, found=re.compile(re.escape(found)))
 
 
 def test_a_missing_key_is_in_the_spelling_of_the_file(path: Path, classifier: Any) -> None:
     arrays = write_npz(path, classifier, "big_vision", prefix="params/")
     key = "params/Transformer/encoderblock_2/MlpBlock_0/Dense_1/bias"
     save_arrays(path, without(key)(arrays))
-    assert f"missing '{key}'" in refusal(path)
+    refuse(path, found=f"missing '{key}'")
 
 
 @pytest.mark.parametrize(
-    ("key", "change", "words"),
+    ("key", "change", "found"),
     [
-        (POSITIONS, lambda a: a[:, 1:], "one more, has 16 rows"),
-        (POSITIONS, lambda a: a[:, :1], "one more, has 1 rows"),
-        (POSITIONS, lambda a: a[:, :12], "one more, has 12 rows"),
-        (POSITIONS, lambda a: a[0], "must be (one 1, rows, hidden 32)"),
-        ("cls", lambda a: a.repeat(2, 1), "must be (one 1, cls 1, hidden 32), of 1 or more each, is (1, 2, 32)"),
-        ("cls", lambda a: a[..., :31], "is (1, 1, 31)"),
-        ("cls", lambda a: a.sum(), "is ()"),
-        ("embedding/kernel", lambda a: a.reshape(-1, 32), "must be (height, width, channels, hidden)"),
-        ("embedding/kernel", lambda a: a[:, :, :0], "is (8, 8, 0, 32)"),
-        ("embedding/bias", lambda a: a[:-1], "must be (hidden 32), of 1 or more each, is (31,)"),
-        (f"{ATTENTION}/query/kernel", lambda a: a.reshape(32, 32), "must be (hidden 32, heads 4, head_dim 8)"),
-        (f"{ATTENTION}/key/kernel", lambda a: a.reshape(32, 2, 16), "is (32, 2, 16)"),
-        (f"{ATTENTION}/value/bias", lambda a: a.ravel(), "must be (heads 4, head_dim 8)"),
-        (f"{ATTENTION}/out/kernel", lambda a: a[:, :7], "is (4, 7, 32)"),
-        (f"{BLOCK}/MlpBlock_3/Dense_0/kernel", lambda a: a[:, :40], "must be (hidden 32, mlp 48)"),
-        (f"{BLOCK}/MlpBlock_3/Dense_1/kernel", lambda a: a.T, "must be (mlp 48, hidden 32)"),
-        (f"{BLOCK}/LayerNorm_2/scale", lambda a: a[None], "is (1, 32)"),
-        ("head/kernel", lambda a: a[:, :0], "is (32, 0)"),
-        ("head/bias", lambda a: a[:4], "must be (classes 5)"),
-        ("cls", lambda a: a.astype(np.int32), "float64, holds int32"),
-        ("cls", lambda a: a.astype(np.complex64), "holds complex64"),
-        ("cls", lambda a: a.view("V4"), "holds |V4"),
-        ("cls", lambda a: a.view([("re", "<f2"), ("im", "<f2")]), "holds [('re'"),
-        ("cls", lambda a: np.array(["cls"]), "holds <U3"),
+        (POSITIONS, lambda a: a[:, 1:], 16),
+        (POSITIONS, lambda a: a[:, :1], 1),
+        (POSITIONS, lambda a: a[:, :12], 12),
+        (POSITIONS, lambda a: a[0], "one 1, rows, hidden 32"),
+        ("cls", lambda a: a.repeat(2, 1), (1, 2, 32)),
+        ("cls", lambda a: a[..., :31], (1, 1, 31)),
+        ("cls", lambda a: a.sum(), ()),
+        ("embedding/kernel", lambda a: a.reshape(-1, 32), "height, width, channels, hidden"),
+        ("embedding/kernel", lambda a: a[:, :, :0], (8, 8, 0, 32)),
+        ("embedding/bias", lambda a: a[:-1], (31,)),
+        (f"{ATTENTION}/query/kernel", lambda a: a.reshape(32, 32), "hidden 32, heads 4, head_dim 8"),
+        (f"{ATTENTION}/key/kernel", lambda a: a.reshape(32, 2, 16), (32, 2, 16)),
+        (f"{ATTENTION}/value/bias", lambda a: a.ravel(), "heads 4, head_dim 8"),
+        (f"{ATTENTION}/out/kernel", lambda a: a[:, :7], (4, 7, 32)),
+        (f"{BLOCK}/MlpBlock_3/Dense_0/kernel", lambda a: a[:, :40], "hidden 32, mlp 48"),
+        (f"{BLOCK}/MlpBlock_3/Dense_1/kernel", lambda a: a.T, "mlp 48, hidden 32"),
+        (f"{BLOCK}/LayerNorm_2/scale", lambda a: a[None], (1, 32)),
+        ("head/kernel", lambda a: a[:, :0], (32, 0)),
+        ("head/bias", lambda a: a[:4], "classes 5"),
+        ("cls", lambda a: a.astype(np.int32), "int32"),
+        ("cls", lambda a: a.astype(np.complex64), "complex64"),
+        ("cls", lambda a: a.view("V4"), "void32"),
+        ("cls", lambda a: a.view([("re", "<f2"), ("im", "<f2")]), "void32"),
+        ("cls", lambda a: np.array(["cls"]), "str96"),
     ],
 )
 def test_other_shapes_and_types_are_refused(
-    path: Path, arrays: Arrays, key: str, change: Callable[[Any], Any], words: str
+    path: Path, arrays: Arrays, key: str, change: Callable[[Any], Any], found: object
 ) -> None:
+    """`found` is the shape, the rows or the type that the error tells, or the axes that it expects."""
     save_arrays(path, to(key, change)(arrays))
-    message = refusal(path)
-    assert f"'{key}'" in message
-    assert words in message
+    name = "expected" if isinstance(found, str) and " " in found else "found"
+    refuse(path, None, what=key, **{name: found})
 
 
 @pytest.mark.parametrize("rows", [0, 3, 5, 18])
@@ -349,24 +346,24 @@ def test_a_table_above_the_encoder_is_a_square_with_or_without_one(path: Path, c
     if rows == 5:
         assert read_npz(path)[0]["image_size"] == 16
     else:
-        assert "'pos_embedding' must" in refusal(path)
+        refuse(path, what="pos_embedding")
 
 
 @pytest.mark.parametrize(
-    ("leaf", "words"),
+    ("leaf", "key", "axes"),
     [
-        ("LayerNorm_0/scale", "LayerNorm_0/bias' must be (layers 2, hidden 32)"),  # the first that disagrees
-        ("MlpBlock_0/Dense_1/kernel", "MlpBlock_0/Dense_1/kernel' must be (layers 3, mlp 48, hidden 32)"),
+        ("LayerNorm_0/scale", "LayerNorm_0/bias", "layers 2, hidden 32"),  # the first that disagrees
+        ("MlpBlock_0/Dense_1/kernel", "MlpBlock_0/Dense_1/kernel", "layers 3, mlp 48, hidden 32"),
     ],
 )
-def test_a_stack_has_one_depth(path: Path, classifier: Any, leaf: str, words: str) -> None:
+def test_a_stack_has_one_depth(path: Path, classifier: Any, leaf: str, key: str, axes: str) -> None:
     arrays = write_npz(path, classifier, "big_vision-stacked")
     save_arrays(path, to(f"Transformer/encoderblock/{leaf}", lambda a: a[:-1])(arrays))
-    assert words in refusal(path)
+    refuse(path, what=f"Transformer/encoderblock/{key}", expected=axes)
 
 
 def test_google_has_no_masked_image_models(path: Path, arrays: Arrays) -> None:
-    assert "no decoder for masked-image-modeling" in refusal(path, Task.MASKED_IMAGE_MODELING)
+    refuse(path, Task.MASKED_IMAGE_MODELING, what="task", found=Task.MASKED_IMAGE_MODELING)
 
 
 # What is refused: the file is damaged, or something else.
@@ -376,17 +373,17 @@ def test_google_has_no_masked_image_models(path: Path, arrays: Arrays) -> None:
 def test_a_truncated_file_is_refused(path: Path, arrays: Arrays, share: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    assert "must be a readable .npz file" in refusal(path)
+    refuse(path)
 
 
 def test_a_file_that_is_no_archive_is_refused(path: Path) -> None:
-    assert "No such file" in refusal(path)
+    refuse(path, found="No such file or directory")
     for content in (b"", b"\x93NUMPY\x01\x00", random.Random(0).randbytes(5000)):
         path.write_bytes(content)
-        assert "must be a readable .npz file" in refusal(path)
+        refuse(path)
     path.unlink()
     path.mkdir()
-    assert "Is a directory" in refusal(path)
+    refuse(path, found="Is a directory")
 
 
 def test_a_pickle_is_not_opened(path: Path, arrays: Arrays) -> None:
@@ -397,9 +394,9 @@ def test_a_pickle_is_not_opened(path: Path, arrays: Arrays) -> None:
             return marker.touch, ()
 
     save_arrays(path, arrays | {"cls": np.array([Attack()], dtype=object)})
-    assert "'cls' must hold bfloat16, float16, float32, float64, holds Python objects" in refusal(path)
+    refuse(path, what="cls", found=re.compile("Python objects"))
     torch.save({"cls": torch.ones(1)}, path)
-    assert "must hold arrays" in refusal(path)
+    refuse(path)
     assert not marker.exists()
 
 
@@ -433,7 +430,7 @@ def repack(path: Path, key: str, change: Callable[[bytes], bytes], **options: An
 )
 def test_a_damaged_array_is_refused(path: Path, arrays: Arrays, change: Callable[[bytes], bytes]) -> None:
     repack(path, "cls", change)
-    assert "'cls' must" in refusal(path)
+    refuse(path, what="cls")
 
 
 @pytest.mark.filterwarnings("ignore:Reading `.npy` or `.npz` file required additional header parsing")
@@ -461,7 +458,7 @@ def test_random_damage_is_refused(path: Path, arrays: Arrays, seed: int, compres
 def test_an_array_twice_is_refused(path: Path, arrays: Arrays) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as archive:
         archive.writestr("cls.npy", archive.read("cls.npy"))
-    assert "'cls' and 'cls' are the same weight" in refusal(path)
+    refuse(path, what="cls", found="cls")
 
 
 def test_bfloat16_of_the_helper_is_torchs() -> None:
@@ -501,4 +498,4 @@ def test_a_codec_that_numpy_does_not_write_is_refused(path: Path, arrays: Arrays
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
-    assert f"{path}: " in refusal(path)
+    refuse(path)

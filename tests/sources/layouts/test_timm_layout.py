@@ -21,6 +21,7 @@ import sklearn.datasets
 import torch
 import transformers
 from PIL import Image
+from raising import raises
 from torch import Tensor, nn
 
 from vitdeploy.errors import CheckpointError, InputError
@@ -233,7 +234,7 @@ def test_half_even_crops_as_torchvision(length: int) -> None:
 
 @pytest.mark.parametrize("value", ["ceil", 1, ["floor"], None])
 def test_another_crop_rounding_is_refused(value: object) -> None:
-    with pytest.raises(InputError, match="'crop_rounding' must be 'floor' or 'half_even', got"):
+    with raises(InputError, what="crop_rounding", found=value):
         ImageProcessor.from_dict({"image_processor_type": "BitImageProcessor", "crop_rounding": value})
 
 
@@ -241,7 +242,7 @@ def test_another_crop_rounding_is_refused(value: object) -> None:
 def test_every_architecture_of_timm_is_read_right_or_refused(name: str) -> None:
     row = ARCHITECTURES[name]
     if not re.fullmatch(ACCEPTED, name):
-        with pytest.raises(CheckpointError, match="architecture must"):
+        with raises(CheckpointError, what="architecture"):
             read_config({"architecture": name, "num_classes": 1000, "pretrained_cfg": {}})
         return
     config = read_config({"architecture": name, "num_classes": 1000, "pretrained_cfg": {}})
@@ -327,7 +328,7 @@ def test_the_stored_index_of_older_versions_is_checked_and_left_out() -> None:
     assert weights.keys() == from_timm(config, tensors)[1].keys()
     assert content["num_attention_heads"] == 4
     stored["blocks.1.attn.relative_position_index"][3, 3] += 1
-    with pytest.raises(CheckpointError, match=r"unexpected blocks\.1\.attn\.relative_position_index"):
+    with raises(CheckpointError, what="weights", found="unexpected blocks.1.attn.relative_position_index"):
         from_timm(config, {**tensors, **stored})
 
 
@@ -355,129 +356,145 @@ def argument(key: str, value: object) -> Any:
     return setting("model_args", key, value=value)
 
 
-REFUSED: list[tuple[str, Any, str]] = [
-    ("vit_0", setting("architecture", value="resnet50"), r"must start with one of vit_, deit_, deit3_, beit_, beitv2_"),
-    ("vit_0", setting("architecture", value="eva02_base_patch14_448"), "must start with"),
-    ("vit_0", setting("architecture", value="swin_tiny_patch4_window7_224"), "must start with"),
-    ("vit_0", setting("architecture", value=None), "must start with"),
-    ("vit_0", setting("architecture", value="vit_base_patch16_clip_quickgelu_224"), "must be a plain ViT"),
-    ("vit_0", setting("architecture", value="vit_relpos_base_patch16_224"), "must be a plain ViT"),
-    ("vit_0", setting("architecture", value="vit_small_patch16_18x2_224"), "must be a plain ViT"),
-    ("vit_0", setting("architecture", value="vit_base_patch16_siglip_224"), "must be a plain ViT"),
-    ("vit_0", setting("architecture", value="vit_base_patch16_rope_reg1_gap_256"), "must be a plain ViT"),
-    ("vit_0", setting("global_pool", value="avg"), "global_pool is 'token' in model_args"),
+REFUSED: list[tuple[str, Any, str | re.Pattern[str]]] = [
+    ("vit_0", setting("architecture", value="resnet50"), "architecture"),
+    ("vit_0", setting("architecture", value="eva02_base_patch14_448"), "architecture"),
+    ("vit_0", setting("architecture", value="swin_tiny_patch4_window7_224"), "architecture"),
+    ("vit_0", setting("architecture", value=None), "architecture"),
+    ("vit_0", setting("architecture", value="vit_base_patch16_clip_quickgelu_224"), "architecture"),
+    ("vit_0", setting("architecture", value="vit_relpos_base_patch16_224"), "architecture"),
+    ("vit_0", setting("architecture", value="vit_small_patch16_18x2_224"), "architecture"),
+    ("vit_0", setting("architecture", value="vit_base_patch16_siglip_224"), "architecture"),
+    ("vit_0", setting("architecture", value="vit_base_patch16_rope_reg1_gap_256"), "architecture"),
+    ("vit_0", setting("global_pool", value="avg"), "global_pool"),
     ("vit_0", setting("global_pool", value=["avg"]), "global_pool"),
-    ("vit_0", argument("global_pool", "map"), "global_pool 'map'"),
+    ("vit_0", argument("global_pool", "map"), "global_pool"),
     ("beit_0", setting("global_pool", value="token"), "global_pool"),
     ("vit_0", argument("global_pool", ""), "global_pool"),
-    ("vit_0", argument("class_token", False), r"model_args\.class_token False .* only True is supported"),
-    ("vit_0", argument("qk_norm", True), "qk_norm True has no equivalent"),
-    ("vit_0", argument("act_layer", "gelu_tanh"), "act_layer 'gelu_tanh'"),
-    ("vit_0", argument("block_fn", "x"), "block_fn 'x' has no equivalent"),
-    ("vit_0", argument("layers", 2), "model_args has 'layers'"),
+    ("vit_0", argument("class_token", False), "class_token"),
+    ("vit_0", argument("qk_norm", True), "qk_norm"),
+    ("vit_0", argument("act_layer", "gelu_tanh"), "act_layer"),
+    ("vit_0", argument("block_fn", "x"), "block_fn"),
+    ("vit_0", argument("layers", 2), "layers"),
     ("vit_0", argument("use_naflex", True), "use_naflex"),
     ("vit_0", argument("dynamic_img_size", "yes"), "dynamic_img_size"),
     ("vit_0", argument("fc_norm", 1), "fc_norm"),
     ("vit_0", setting("pretrained_cfg", "hf_hub_filename", value="other.bin"), "hf_hub_filename"),
-    ("vit_0", setting("pretrained_cfg", "label_offset", value="1"), "label_offset"),
+    ("vit_0", setting("pretrained_cfg", "label_offset", value="1"), "pretrained_cfg.label_offset"),
     ("vit_0", setting("problem_type", value="multi_class"), "problem_type"),
-    ("mean_0", argument("img_size", [32, 40]), "average pooling.* must have a square grid"),
-    ("mean_0", adding("reg_token", 1, 4, 32), "register tokens"),
-    ("mean_0", setting("architecture", value="vit_giant_patch14_dinov2"), "SwiGLU"),
+    (
+        "mean_0",
+        argument("img_size", [32, 40]),
+        "image_size",
+    ),
+    ("mean_0", adding("reg_token", 1, 4, 32), "fc_norm"),
+    ("mean_0", setting("architecture", value="vit_giant_patch14_dinov2"), "fc_norm"),
     ("norm_mean_0", argument("num_classes", 0), "num_classes"),
-    ("deit_distilled_0", argument("fc_norm", True), "distilled"),
-    ("vit_0", argument("num_heads", 5), "num_heads must divide the width, 32"),
-    ("vit_0", argument("num_heads", "4"), "num_heads must be made of integers"),
-    ("vit_0", argument("embed_dim", 64), r"model_args\.embed_dim must fit the weights, which say 32, got 64"),
-    ("vit_0", argument("depth", 2.0), "depth must fit"),
-    ("vit_0", argument("depth", True), "depth must fit"),
-    ("vit_0", argument("mlp_ratio", 3), "mlp_ratio must fit"),
-    ("vit_0", argument("mlp_ratio", math.inf), "mlp_ratio must fit"),
-    ("vit_0", argument("mlp_ratio", "2"), "mlp_ratio must fit"),
-    ("vit_0", argument("patch_size", [8, 16]), "patch_size must fit"),
-    ("vit_0", argument("patch_size", {}), "patch_size must be made of"),
-    ("vit_0", argument("qkv_bias", False), "qkv_bias must fit"),
-    ("vit_0", argument("init_values", 1e-5), "init_values must fit"),
-    ("vit_0", argument("reg_tokens", 4), "reg_tokens must fit"),
-    ("vit_0", argument("no_embed_class", True), "no_embed_class must fit"),
-    ("vit_0", argument("use_rel_pos_bias", True), "use_rel_pos_bias must fit"),
-    ("vit_0", argument("num_classes", 9), "num_classes is 9 in model_args and 4"),
-    ("vit_0", argument("in_chans", 1), "in_chans must fit"),
-    ("vit_0", argument("img_size", 4), "image size must be at least the patch size"),
-    ("vit_0", argument("img_size", [32, 40]), r"pos_embed must be \(1, 21, 32\)"),
-    ("vit_0", argument("img_size", 1 << 40), "image size must be made of integers"),
-    ("vit_0", argument("img_size", 1 << 20), "pos_embed must be"),
-    ("beit_0", argument("img_size", [32, 40]), "a BEiT must have a square grid"),
-    ("beit_0", argument("num_heads", 8), r"relative_position_bias_table must be \(52, 8\)"),
-    ("beit_0", argument("use_fc_norm", False), "fc_norm"),
-    ("vit_0", setting("model_args", value=[1]), "model_args must be an object"),
-    ("vit_0", setting("pretrained_cfg", value=None), "pretrained_cfg must be an object"),
+    ("deit_distilled_0", argument("fc_norm", True), "global_pool"),
+    ("vit_0", argument("num_heads", 5), "num_heads"),
+    ("vit_0", argument("num_heads", "4"), "model_args.num_heads"),
+    ("vit_0", argument("embed_dim", 64), "model_args.embed_dim"),
+    ("vit_0", argument("depth", 2.0), "model_args.depth"),
+    ("vit_0", argument("depth", True), "model_args.depth"),
+    ("vit_0", argument("mlp_ratio", 3), "model_args.mlp_ratio"),
+    ("vit_0", argument("mlp_ratio", math.inf), "model_args.mlp_ratio"),
+    ("vit_0", argument("mlp_ratio", "2"), "model_args.mlp_ratio"),
+    ("vit_0", argument("patch_size", [8, 16]), "model_args.patch_size"),
+    ("vit_0", argument("patch_size", {}), "model_args.patch_size"),
+    ("vit_0", argument("qkv_bias", False), "model_args.qkv_bias"),
+    ("vit_0", argument("init_values", 1e-5), "model_args.init_values"),
+    ("vit_0", argument("reg_tokens", 4), "model_args.reg_tokens"),
+    ("vit_0", argument("no_embed_class", True), "model_args.no_embed_class"),
+    ("vit_0", argument("use_rel_pos_bias", True), "model_args.use_rel_pos_bias"),
+    ("vit_0", argument("num_classes", 9), "num_classes"),
+    ("vit_0", argument("in_chans", 1), "model_args.in_chans"),
+    ("vit_0", argument("img_size", 4), "image_size"),
+    ("vit_0", argument("img_size", [32, 40]), re.compile(r"pos_embed must be \(1, 21, 32\)")),
+    ("vit_0", argument("img_size", 1 << 40), "image_size"),
+    ("vit_0", argument("img_size", 1 << 20), re.compile("pos_embed must be")),
+    ("beit_0", argument("img_size", [32, 40]), "image_size"),
+    ("beit_0", argument("num_heads", 8), re.compile(r"relative_position_bias_table must be \(52, 8\)")),
+    ("beit_0", argument("use_fc_norm", False), "use_fc_norm"),
+    ("vit_0", setting("model_args", value=[1]), "model_args"),
+    ("vit_0", setting("pretrained_cfg", value=None), "pretrained_cfg"),
     (
         "vit_0",
         lambda config, tensors: config.pop("pretrained_cfg") and None,
-        r"input_size \(224, 224\) is not the size \(32, 32\)",
+        "pretrained_cfg.input_size",
     ),
     (
         "vit_0_wrapped",
         lambda config, tensors: config.pop("pretrained_cfg") and None,
-        "pretrained_cfg must be an object",
+        "pretrained_cfg",
     ),
-    ("vit_0", setting("pretrained_cfg", "input_size", value=[3, 32]), "input_size must be"),
-    ("vit_0", setting("num_classes", value="4"), "num_classes must be made of integers"),
-    ("vit_0", setting("num_classes", value=-1), "num_classes must be made of integers"),
-    ("vit_0", setting("num_classes", value=10**9), "num_classes must be made of integers"),
-    ("vit_0", setting("label_names", value=["a"]), "label_names must be 4 strings"),
-    ("vit_0", setting("label_names", value=[1, 2, 3, 4]), "label_names must be 4 strings"),
-    ("vit_1", setting("label_descriptions", value=["a"]), "label_descriptions must be an object"),
-    ("vit_0", adding("norm_pre.weight", 32), r"unexpected norm_pre\.weight"),
-    ("vit_0", adding("blocks.0.attn.q_norm.weight", 8), r"unexpected blocks\.0\.attn\.q_norm\.weight"),
-    ("vit_0", adding("fc_norm.weight", 32), r"unexpected fc_norm\.weight"),
-    ("vit_0", adding("attn_pool.latent", 1, 1, 32), r"unexpected attn_pool\.latent"),
-    ("vit_0", adding("blocks.0.attn.relative_position_bias_table", 52, 4), "unexpected"),
-    ("vit_0", adding("dist_token", 1, 1, 32), "unexpected dist_token"),
-    ("vit_0", adding("blocks.1.ls1.gamma", 32), r"unexpected blocks\.1\.ls1\.gamma"),
+    ("vit_0", setting("pretrained_cfg", "input_size", value=[3, 32]), "pretrained_cfg.input_size"),
+    ("vit_0", setting("num_classes", value="4"), "num_classes"),
+    ("vit_0", setting("num_classes", value=-1), "num_classes"),
+    ("vit_0", setting("num_classes", value=10**9), "num_classes"),
+    ("vit_0", setting("label_names", value=["a"]), "label_names"),
+    ("vit_0", setting("label_names", value=[1, 2, 3, 4]), "label_names"),
+    ("vit_1", setting("label_descriptions", value=["a"]), "label_descriptions"),
+    ("vit_0", adding("norm_pre.weight", 32), re.compile(r"unexpected norm_pre\.weight")),
+    ("vit_0", adding("blocks.0.attn.q_norm.weight", 8), re.compile(r"unexpected blocks\.0\.attn\.q_norm\.weight")),
+    ("vit_0", adding("fc_norm.weight", 32), re.compile(r"unexpected fc_norm\.weight")),
+    ("vit_0", adding("attn_pool.latent", 1, 1, 32), re.compile(r"unexpected attn_pool\.latent")),
+    ("vit_0", adding("blocks.0.attn.relative_position_bias_table", 52, 4), re.compile("unexpected")),
+    ("vit_0", adding("dist_token", 1, 1, 32), re.compile("unexpected dist_token")),
+    ("vit_0", adding("blocks.1.ls1.gamma", 32), re.compile(r"unexpected blocks\.1\.ls1\.gamma")),
     (
         "vit_0",
         adding("blocks.9.x", 32),
-        r"missing blocks\.2\.attn\.qkv\.weight.* and \d+ more; unexpected blocks\.9\.x",
+        re.compile(r"missing blocks\.2\.attn\.qkv\.weight.* and \d+ more; unexpected blocks\.9\.x"),
     ),
-    ("vit_0", dropping("cls_token"), "missing cls_token"),
-    ("vit_0", dropping("head.bias"), r"missing head\.bias"),
-    ("vit_0", dropping("blocks.1.attn.qkv.bias"), r"missing blocks\.1\.attn\.qkv\.bias"),
-    ("vit_0", dropping("pos_embed"), "the weights must have 'pos_embed' with 3 axes, got None"),
-    ("vit_0", dropping("patch_embed.proj.weight"), r"the weights must have 'patch_embed\.proj\.weight'"),
-    ("vit_0", adding("head.weight", 4, 33), r"head\.weight must be \(4, 32\) of floats, is \(4, 33\)"),
-    ("vit_0", adding("blocks.0.mlp.fc2.weight", 32, 32), r"mlp\.fc2\.weight must be \(32, 64\)"),
-    ("vit_0", adding("patch_embed.proj.weight", 32, 192), "with 4 axes"),
-    ("vit_0", adding("reg_token", 1, 0, 32), "'reg_token' with 3 axes"),
-    ("reg4_dinov2_1", dropping("reg_token"), r"pos_embed must be \(1, 17, 24\)"),
-    ("reg4_dinov2_1", adding("pos_embed", 1, 18, 24), r"pos_embed must be \(1, 21, 24\)"),
-    ("reg4_dinov2_1", adding("reg_token", 1, 4, 25), r"reg_token must be \(1, 4, 24\)"),
-    ("dinov2_0", dropping("blocks.1.ls2.gamma"), r"missing blocks\.1\.ls2\.gamma"),
-    ("deit_distilled_0", dropping("head_dist.weight"), r"missing head_dist\.weight"),
-    ("deit_distilled_0", adding("blocks.0.ls1.gamma", 24), r"unexpected blocks\.0\.ls1\.gamma"),
-    ("swiglu_0", setting("architecture", value="vit_base_patch14_dinov2"), r"mlp\.fc2\.weight must be \(24, 128\)"),
-    ("dinov2_0", setting("architecture", value="vit_giant_patch14_dinov2"), r"mlp\.fc2\.weight must be \(24, 24\)"),
-    ("beit_0", adding("mask_token", 1, 1, 32), "unexpected mask_token"),
-    ("beit_0", dropping("blocks.0.attn.q_bias"), r"missing blocks\.0\.attn\.q_bias"),
-    ("beit_0", adding("rel_pos_bias.relative_position_bias_table", 9, 4), r"must be \(52, 4\)"),
+    ("vit_0", dropping("cls_token"), re.compile("missing cls_token")),
+    ("vit_0", dropping("head.bias"), re.compile(r"missing head\.bias")),
+    ("vit_0", dropping("blocks.1.attn.qkv.bias"), re.compile(r"missing blocks\.1\.attn\.qkv\.bias")),
+    ("vit_0", dropping("pos_embed"), "pos_embed"),
+    ("vit_0", dropping("patch_embed.proj.weight"), "patch_embed.proj.weight"),
+    ("vit_0", adding("head.weight", 4, 33), re.compile(r"head\.weight must be \(4, 32\) of floats, is \(4, 33\)")),
+    ("vit_0", adding("blocks.0.mlp.fc2.weight", 32, 32), re.compile(r"mlp\.fc2\.weight must be \(32, 64\)")),
+    ("vit_0", adding("patch_embed.proj.weight", 32, 192), "patch_embed.proj.weight"),
+    ("vit_0", adding("reg_token", 1, 0, 32), "reg_token"),
+    ("reg4_dinov2_1", dropping("reg_token"), re.compile(r"pos_embed must be \(1, 17, 24\)")),
+    ("reg4_dinov2_1", adding("pos_embed", 1, 18, 24), re.compile(r"pos_embed must be \(1, 21, 24\)")),
+    ("reg4_dinov2_1", adding("reg_token", 1, 4, 25), re.compile(r"reg_token must be \(1, 4, 24\)")),
+    ("dinov2_0", dropping("blocks.1.ls2.gamma"), re.compile(r"missing blocks\.1\.ls2\.gamma")),
+    ("deit_distilled_0", dropping("head_dist.weight"), re.compile(r"missing head_dist\.weight")),
+    ("deit_distilled_0", adding("blocks.0.ls1.gamma", 24), re.compile(r"unexpected blocks\.0\.ls1\.gamma")),
+    (
+        "swiglu_0",
+        setting("architecture", value="vit_base_patch14_dinov2"),
+        re.compile(r"mlp\.fc2\.weight must be \(24, 128\)"),
+    ),
+    (
+        "dinov2_0",
+        setting("architecture", value="vit_giant_patch14_dinov2"),
+        re.compile(r"mlp\.fc2\.weight must be \(24, 24\)"),
+    ),
+    ("beit_0", adding("mask_token", 1, 1, 32), re.compile("unexpected mask_token")),
+    ("beit_0", dropping("blocks.0.attn.q_bias"), re.compile(r"missing blocks\.0\.attn\.q_bias")),
+    ("beit_0", adding("rel_pos_bias.relative_position_bias_table", 9, 4), re.compile(r"must be \(52, 4\)")),
 ]
 
 
-@pytest.mark.parametrize(("case", "change", "message"), REFUSED)
-def test_what_has_no_equivalent_is_refused(case: str, change: Any, message: str) -> None:
+def fields(key: str | re.Pattern[str]) -> dict[str, object]:
+    """Of the error for a key, or for the weights where it is an expression of their problem."""
+    return {"what": key} if isinstance(key, str) else {"what": "weights", "found": key}
+
+
+@pytest.mark.parametrize(("case", "change", "key"), REFUSED)
+def test_what_has_no_equivalent_is_refused(case: str, change: Any, key: str | re.Pattern[str]) -> None:
     config, tensors, _ = read(case)
     change(config, tensors)
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with raises(CheckpointError, **fields(key)) as caught:
         from_timm(config, tensors)
-    assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 700
 
 
 def test_weights_that_are_not_floats_are_refused() -> None:
     config, tensors, _ = read("vit_0")
     tensors["head.bias"] = tensors["head.bias"].int()
-    with pytest.raises(CheckpointError, match=r"head\.bias must be \(4,\) of floats, is \(4,\) of torch\.int32"):
+    with raises(CheckpointError, what="weights", found=re.compile("head.bias .*int32")):
         from_timm(config, tensors)
 
 
@@ -495,38 +512,38 @@ def test_an_mlp_that_dinov2_cannot_state_is_refused() -> None:
         tensors[f"blocks.{block}.mlp.fc1.weight"] = torch.zeros(36, 24)
         tensors[f"blocks.{block}.mlp.fc1.bias"] = torch.zeros(36)
         tensors[f"blocks.{block}.mlp.fc2.weight"] = torch.zeros(24, 36)
-    with pytest.raises(CheckpointError, match="the MLP's width must be one that Dinov2Config can state"):
+    with raises(CheckpointError, what="mlp_ratio", found=36):
         from_timm(config, tensors)
 
 
 @pytest.mark.parametrize(
-    ("cfg", "message"),
+    ("cfg", "key"),
     [
-        ({"crop_mode": "border"}, "crop_mode must be center or squash, got 'border'"),
-        ({"crop_mode": ["center"]}, "crop_mode must be"),
-        ({"input_size": [3, 224, 160]}, "an image that is not square needs the crop_mode squash"),
-        ({"input_size": [2, 224, 224]}, "must take images of 1"),
-        ({"input_size": "3"}, "input_size must be"),
-        ({"input_size": [3, 224, 0]}, "image size must be made of integers"),
-        ({"input_size": [3, 224, 224.0]}, "image size must be made of integers"),
-        ({"interpolation": "random"}, "interpolation must be one of nearest, "),
-        ({"interpolation": 3}, "interpolation must be one of"),
-        ({"crop_pct": "0.9"}, "crop_pct must be a number"),
-        ({"crop_pct": 1e-300}, "crop_pct must be a number"),
-        ({"crop_pct": math.nan}, "crop_pct must be a number"),
-        ({"mean": ["a", "b", "c"]}, "mean must be"),
-        ({"mean": [0.5, 0.5, math.nan]}, "mean must be"),
+        ({"crop_mode": "border"}, "pretrained_cfg.crop_mode"),
+        ({"crop_mode": ["center"]}, "pretrained_cfg.crop_mode"),
+        ({"input_size": [3, 224, 160]}, "pretrained_cfg.crop_mode"),
+        ({"input_size": [2, 224, 224]}, "in_chans"),
+        ({"input_size": "3"}, "pretrained_cfg.input_size"),
+        ({"input_size": [3, 224, 0]}, "image_size"),
+        ({"input_size": [3, 224, 224.0]}, "image_size"),
+        ({"interpolation": "random"}, "pretrained_cfg.interpolation"),
+        ({"interpolation": 3}, "pretrained_cfg.interpolation"),
+        ({"crop_pct": "0.9"}, "pretrained_cfg.crop_pct"),
+        ({"crop_pct": 1e-300}, "pretrained_cfg.crop_pct"),
+        ({"crop_pct": math.nan}, "pretrained_cfg.crop_pct"),
+        ({"mean": ["a", "b", "c"]}, "pretrained_cfg.mean"),
+        ({"mean": [0.5, 0.5, math.nan]}, "pretrained_cfg.mean"),
         ({"std": {}}, None),
-        (7, "pretrained_cfg must be an object"),
-        (None, "pretrained_cfg must be an object"),
+        (7, "pretrained_cfg"),
+        (None, "pretrained_cfg"),
     ],
 )
-def test_transforms_without_an_equivalent_are_refused(cfg: Any, message: str | None) -> None:
+def test_transforms_without_an_equivalent_are_refused(cfg: Any, key: str | None) -> None:
     config = {"architecture": "vit_base_patch16_224", "pretrained_cfg": cfg}
-    if message is None:  # as in timm, what is empty has the default
+    if key is None:  # as in timm, what is empty has the default
         assert processor_config(config)["image_std"] == [0.229, 0.224, 0.225]
         return
-    with pytest.raises(CheckpointError, match=message):
+    with raises(CheckpointError, what=key):
         processor_config(config)
 
 
@@ -549,7 +566,7 @@ def test_one_mean_stands_for_all_channels(channels: int) -> None:
 def test_means_and_deviations_are_read_where_all_settings_are(cfg: dict[str, Any], key: str) -> None:
     """So that stated ones can replace them."""
     channels = num_channels({"pretrained_cfg": cfg})
-    with pytest.raises(InputError, match=key):
+    with raises(InputError, what=key):
         ImageProcessor.from_dict(processor_config({"pretrained_cfg": cfg}), num_channels=channels)
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import itertools
 import json
-import math
 import os
 import struct
 import tokenize
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib import format as npy
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.runs.targets import artifacts
 from vitdeploy.errors import InputError, NotFiniteError, UsageError, first_line, shown
 from vitdeploy.files.json_text import strict_json
+from vitdeploy.files.npz import array_header, read_array
 from vitdeploy.files.output_files import write_output
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.system.exhaustion import check_exhaustion
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
 FORMAT = "vitdeploy golden 2"
 _HEADER, _OUTPUT = "header", "output/"
-_ENCRYPTED = 0x1  # of a member's flags: APPNOTE.TXT 4.4.4
-_NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # What zipfile, numpy and json are known to raise on a damaged file.
 _DAMAGES = (
     ArithmeticError,
@@ -169,25 +166,16 @@ def _other(subject: str, what: str, expected: object, found: object) -> UsageErr
 
 
 def _array(archive: zipfile.ZipFile, name: str, dtype: type[np.generic]) -> np.ndarray:
-    """An array as `write` writes it, not compressed; its size is checked before it takes memory.
+    """An array as `write` writes it, not compressed.
 
     Raises:
         ValueError: it is another's.
         What else `_DAMAGES` names.
     """
-    info = archive.getinfo(f"{name}.npy")
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & _ENCRYPTED or info.file_size != info.compress_size:
-        raise ValueError(f"{name!r:.80} is compressed or encrypted")
-    content = io.BytesIO(archive.read(info))
-    shape, _, found = _NPY_HEADERS[npy.read_magic(content)](content)
-    size_bytes = info.file_size - content.tell()
-    if found != dtype or not shape or min(shape) < 0 or math.prod(shape) * found.itemsize != size_bytes:
-        raise ValueError(
-            f"{name!r:.80} is {found} of shape {shape} in {size_bytes} bytes, not {np.dtype(dtype)} (N, ...)"
-        )
-    content.seek(0)
-    array: np.ndarray = npy.read_array(content, allow_pickle=False)
-    return array
+    shape, found, _ = array_header(archive, name)
+    if found != dtype or not shape:
+        raise ValueError(f"{name!r:.80} is {found} of shape {shape}, not {np.dtype(dtype)} (N, ...)")
+    return read_array(archive, name)
 
 
 def _check_shape(spec: TensorSpec, shape: tuple[int, ...], count: int) -> None:

@@ -98,12 +98,15 @@ def artifact_named(bundle: Bundle, name: str | None = None) -> Artifact:
     artifacts = [artifact for artifact in bundle.manifest.artifacts if name in (None, artifact.name)]
     if len(artifacts) == 1:
         return artifacts[0]
-    names = ", ".join(artifact.name for artifact in bundle.manifest.artifacts)
+    names = [artifact.name for artifact in bundle.manifest.artifacts]
     if not names:
-        raise UsageError(f"{bundle.path} must hold an artifact, holds none; make one: vitdeploy export")
-    if name is None:
-        raise UsageError(f"{bundle.path} holds several artifacts: {names}; choose one with --artifact")
-    raise UsageError(f"{bundle.path} has no artifact {name}, only: {names}; choose one of them")
+        problem, hint = "has no artifact", "make one: vitdeploy export"
+    elif name is None:
+        problem, hint = f"has several artifacts: {', '.join(names)}", "choose one with --artifact"
+    else:
+        problem, hint = f"has no artifact {name}, only: {', '.join(names)}", "choose one of them"
+    problem = f"{bundle.path} {problem}"
+    raise UsageError(problem, what="--artifact", where=bundle.path, expected=names, found=name, hint=hint)
 
 
 def inspect_artifact(bundle: Bundle, artifact: Artifact) -> Inspection:
@@ -126,9 +129,8 @@ def inspect_artifact(bundle: Bundle, artifact: Artifact) -> Inspection:
 
 def _reader(format: str) -> ReadGraph:  # noqa: A002  (the manifest's word)
     if format not in GRAPH_READERS:
-        raise UnavailableError(
-            f"vitdeploy {__version__} has no reader for {format} graphs, only for {', '.join(GRAPH_READERS)}"
-        )
+        problem = f"vitdeploy {__version__} has no reader for {format} graphs, only for {', '.join(GRAPH_READERS)}"
+        raise UnavailableError(problem, what="format", expected=tuple(GRAPH_READERS), found=format)
     row = GRAPH_READERS[format]
     function: ReadGraph = load_target(row.target, f"reading {format} graphs", row.extra)
     return function

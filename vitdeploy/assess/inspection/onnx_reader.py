@@ -95,9 +95,8 @@ def valid_onnx(file: OpenedFile) -> Iterator[None]:
         check_exhaustion(exc, f"reading {file.path}")
         raise
     except (DecodeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise BundleError(
-            f"{file.path} must hold a valid ONNX model: {file.named(first_line(exc))}; export the bundle again"
-        ) from exc
+        problem = f"{file.path} is not a valid ONNX model: {file.named(first_line(exc))}"
+        raise BundleError(problem, where=file.path, expected="ONNX", hint="export the bundle again") from exc
 
 
 def _weight(tensor: onnx.TensorProto) -> _Weight:

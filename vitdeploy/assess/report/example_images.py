@@ -157,9 +157,10 @@ class _Images:
         try:
             position = self._positions.get(name)
         except VitDeployError as exc:
-            raise ImageError(f"cannot read {name!r}: {exc}") from exc
+            raise exc.as_type(ImageError).with_message(f"cannot read {name!r}: {exc}") from exc
         if position is None:
-            raise ImageError(f"cannot read {name!r}: {self._source} does not hold it any more")
+            problem = f"cannot read {name!r}: it is not in {self._source} any more"
+            raise ImageError(problem, what=name, where=self._source)
         return self._data.load(position)
 
 
@@ -184,7 +185,7 @@ def _read(path: Path) -> bytes:
     try:
         return read_regular(path, MOST_IMAGE_BYTES)
     except OSError as exc:
-        raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}") from exc
+        raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}", where=path, found=exc.strerror) from exc
 
 
 def _best(names: tuple[str, ...], index: int, score: float) -> Prediction:

@@ -79,8 +79,9 @@ def report_of(result: Assessed) -> Report:
         GateResult: ("gate", "Gate"),
     }
     if type(result) not in kinds:
-        names = ", ".join(kind.__name__ for kind in kinds)
-        raise UsageError(f"a report must be of a {names}, got {type(result).__name__}")
+        names, name = [kind.__name__ for kind in kinds], type(result).__name__
+        problem = f"there is no report of a {name}, only of {', '.join(names)}"
+        raise UsageError(problem, what="result", expected=names, found=name)
     part, title = kinds[type(result)]
     parts: dict[str, Any] = {part: result}
     if isinstance(result, GateResult):

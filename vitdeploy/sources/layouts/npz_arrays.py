@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import zipfile
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 
 from vitdeploy.errors import CheckpointError, first_line
+from vitdeploy.files.npz import array_header, read_array
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.system.exhaustion import check_exhaustion
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 _BFLOAT16 = np.dtype("V2")  # numpy has no bfloat16, and keeps the bytes of JAX's
 _FLOATS = ("float16", "float32", "float64")
 _CODECS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy.savez's, and numpy.savez_compressed's
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}  # 3.0 is for named fields
 
 
 @contextlib.contextmanager
@@ -40,44 +38,40 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
         except Exception as exc:  # zipfile has its own errors, and lets struct's and the codecs' through
             check_exhaustion(exc, f"reading {path}")
             reason = exc.strerror if isinstance(exc, OSError) else first_line(exc)
-            raise CheckpointError(f"{path} must be a readable .npz file: {reason}; give a complete copy of it") from exc
+            raise CheckpointError(
+                f"{path} cannot be read as an .npz file: {reason}",
+                where=path, found=reason, hint="give a complete copy of it",
+            ) from exc  # fmt: skip
         archive.filename = str(path)  # of an open file it is the descriptor's number
         yield archive
 
 
 def array_shape(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], int]:
-    """The shape of an array and its bytes, from its header alone, which must fit the bytes behind it.
+    """Shape and bytes of an array, from its header alone, which must fit the bytes behind it.
 
     Raises:
         CheckpointError: the array is not one of floating-point numbers, or is damaged.
     """
     try:
-        info = archive.getinfo(f"{key}.npy")
-        if info.compress_type not in _CODECS:
-            raise ValueError("it is compressed in another way than numpy does")
-        with archive.open(info) as file:
-            shape, _, dtype = _HEADERS[npy.read_magic(file)](file)
-            size_bytes = info.file_size - file.tell()
+        shape, dtype, size_bytes = array_header(archive, key, _CODECS)
     except Exception as exc:  # a damaged header raises almost anything: ValueError, struct.error, TokenError ...
         raise _unreadable(archive, key, exc) from exc
-    what = f"{archive.filename}: '{key}'"
     if dtype != _BFLOAT16 and dtype.name not in _FLOATS:
-        kind = "Python objects, which could run code" if dtype.hasobject else f"{dtype}"
-        raise CheckpointError(f"{what} must hold bfloat16, {', '.join(_FLOATS)}, holds {kind}; convert it")
-    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != size_bytes:
-        raise CheckpointError(f"{what} must hold {shape} of {dtype}, holds {size_bytes} bytes; get a complete copy")
+        raise CheckpointError(
+            f"{archive.filename}: '{key}' is of {dtype}, not bfloat16, {', '.join(_FLOATS)}",
+            what=key, where=archive.filename, found=dtype.name, hint="convert it",
+        )  # fmt: skip
     return shape, size_bytes
 
 
-def read_array(archive: zipfile.ZipFile, key: str) -> Tensor:
+def read_tensor(archive: zipfile.ZipFile, key: str) -> Tensor:
     """An array as a tensor of its own type; the two-byte void that JAX's bfloat16 turns into is bfloat16 again.
 
     Raises:
         CheckpointError: its bytes are damaged.
     """
     try:
-        with archive.open(f"{key}.npy") as file:
-            array = npy.read_array(file, allow_pickle=False)
+        array = read_array(archive, key)
     except Exception as exc:  # zipfile's, zlib's and numpy's errors
         raise _unreadable(archive, key, exc) from exc
     if array.dtype == _BFLOAT16:
@@ -88,4 +82,7 @@ def read_array(archive: zipfile.ZipFile, key: str) -> Tensor:
 def _unreadable(archive: zipfile.ZipFile, key: str, exc: Exception) -> CheckpointError:
     check_exhaustion(exc, f"reading {archive.filename}: '{key}'")
     reason = first_line(exc) or type(exc).__name__
-    return CheckpointError(f"{archive.filename}: '{key}' must be a readable array: {reason}; get a complete copy")
+    return CheckpointError(
+        f"{archive.filename}: array '{key}' cannot be read: {reason}",
+        what=key, where=archive.filename, found=reason, hint="get a complete copy",
+    )  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.files.content_limit import check_content
-from vitdeploy.sources.layouts.npz_arrays import array_shape, open_npz, read_array
+from vitdeploy.sources.layouts.npz_arrays import array_shape, open_npz, read_tensor
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -107,14 +107,14 @@ def read_npz(path: Path, task: Task | None = None) -> tuple[dict[str, Any], dict
         content_bytes = 0
         for weight in weights:
             shape, size_bytes = array_shape(archive, keys[weight.key])
-            _bind(f"{path}: '{keys[weight.key]}'", weight.axes.split(), shape, sizes)
+            _bind(path, keys[weight.key], weight.axes.split(), shape, sizes)
             content_bytes += size_bytes
         check_content(path, content_bytes)
         positions = keys[_POSITIONS.key]
-        side, has_cls_row = _grid(f"{path}: '{positions}'", sizes["rows"], above="posembed_input" not in positions)
+        side, has_cls_row = _grid(path, positions, sizes["rows"], above="posembed_input" not in positions)
         tensors: dict[str, Tensor] = {}
         for weight in weights:  # one array at a time: the file is not held twice
-            tensor = read_array(archive, keys[weight.key])
+            tensor = read_tensor(archive, keys[weight.key])
             if weight.key == _POSITIONS.key and not has_cls_row:
                 tensor = torch.cat([tensor.new_zeros(1, 1, sizes["hidden"]), tensor], dim=1)
             if weight.axes.startswith("layers "):
@@ -131,20 +131,28 @@ def _spelled(path: Path, members: list[str]) -> dict[str, str]:
     """The keys of the weights, by their names in the spelling of vision_transformer."""
     prefixes = [prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in members)]
     if len(prefixes) > 1:
-        raise CheckpointError(f"{path} must hold one model, has one in each of {' and '.join(prefixes)}; keep one")
+        raise CheckpointError(
+            f"{path} holds a model in each of {' and '.join(prefixes)}", where=path, found=prefixes, hint="keep one"
+        )
     prefix = prefixes[0] if prefixes else ""
     keys: dict[str, str] = {}
     for name in members:
         if not name.startswith(prefix) and name.startswith(_NOT_WEIGHTS):
             continue
         if not name.startswith(prefix) or not name.endswith(".npy"):
-            raise CheckpointError(f"{path} must hold {f'arrays in {prefix}' if prefix else 'arrays'}, has {name!r:.80}")
+            raise CheckpointError(
+                f"{path} holds {name!r:.80}, which is no array{f' in {prefix}' if prefix else ''}",
+                where=path, found=name,
+            )  # fmt: skip
         key = spelled = name.removesuffix(".npy")
         spelled = spelled.removeprefix(prefix)
         for pattern, replacement in _SPELLINGS:
             spelled = pattern.sub(replacement, spelled)
         if spelled in keys:
-            raise CheckpointError(f"{path}: {key!r:.80} and {keys[spelled]!r:.80} are the same weight; keep one")
+            raise CheckpointError(
+                f"{path}: {key!r:.80} and {keys[spelled]!r:.80} are the same weight",
+                what=keys[spelled], where=path, found=key, hint="keep one",
+            )  # fmt: skip
         keys[spelled] = key
     return keys
 
@@ -152,14 +160,20 @@ def _spelled(path: Path, members: list[str]) -> dict[str, str]:
 def _task(path: Path, keys: Mapping[str, str], task: Task | None) -> Task:
     pooler, head = (any(key.startswith(part) for key in keys) for part in ("pre_logits/", "head/"))
     if task is Task.MASKED_IMAGE_MODELING:
-        raise CheckpointError(f"{path}: Google's checkpoints have no decoder for {task}; use another --task")
+        raise CheckpointError(
+            f"{path}: Google's checkpoints have no decoder for {task}",
+            what="task", where=path, found=task, hint="use another --task",
+        )  # fmt: skip
     if task is Task.CLASSIFICATION and pooler:
         raise CheckpointError(
-            f"{path}: its classifier follows 'pre_logits', and transformers' ViT has none behind a pooler; "
-            f"use --task {Task.FEATURES}, or a fine-tuned checkpoint, which has no 'pre_logits'"
-        )
+            f"{path}: its classifier follows 'pre_logits', and transformers' ViT has none behind a pooler",
+            what="task", where=path, found="pre_logits",
+            hint=f"use --task {Task.FEATURES}, or a fine-tuned checkpoint, which has no 'pre_logits'",
+        )  # fmt: skip
     if task is Task.CLASSIFICATION and not head:
-        raise CheckpointError(f"{path} must have 'head/kernel' for {task}, has none; use --task {Task.FEATURES}")
+        raise CheckpointError(
+            f"{path} has no 'head/kernel' for {task}", what="task", where=path, hint=f"use --task {Task.FEATURES}"
+        )
     return task or (Task.CLASSIFICATION if head and not pooler else Task.FEATURES)
 
 
@@ -170,9 +184,10 @@ def _expected(path: Path, keys: Mapping[str, str], task: Task) -> tuple[list[_We
     if not found or numbers != list(range(len(numbers))) or (None in found and numbers):
         came = ", ".join(map(str, numbers[:8])) + ("" if None not in found else " and stacked ones")
         raise CheckpointError(
-            f"{path}: blocks must be 'Transformer/encoderblock_0' and so on without a gap, or stacked in "
-            f"'Transformer/encoderblock'; got {came or 'none'}"
-        )
+            f"{path}: blocks {came or 'none'} are neither 'Transformer/encoderblock_0' and so on without a gap, nor "
+            f"stacked in 'Transformer/encoderblock'",
+            what="Transformer/encoderblock", where=path, found=came or "none",
+        )  # fmt: skip
     blocks = [(f"Transformer/encoderblock_{i}/", f"encoder.layer.{i}.", "") for i in numbers]
     weights = list(_TRUNK)
     for folder, layer, axis in blocks or [("Transformer/encoderblock/", "encoder.layer.{}.", "layers ")]:
@@ -188,9 +203,10 @@ def _expected(path: Path, keys: Mapping[str, str], task: Task) -> tuple[list[_We
     if missing or extra:
         problems = [f"{what} {_some(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names]
         raise CheckpointError(
-            f"{path} must be a plain Vision Transformer with a class token, not a ResNet hybrid and not one that pools "
-            f"over all tokens: {'; '.join(problems)}"
-        )
+            f"{path} is no plain Vision Transformer with a class token (a ResNet hybrid, or one that pools over all "
+            f"tokens, is not supported): {'; '.join(problems)}",
+            where=path, found="; ".join(problems),
+        )  # fmt: skip
     return weights, len(numbers)
 
 
@@ -205,21 +221,27 @@ def _some(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _bind(what: str, axes: list[str], shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+def _bind(path: Path, key: str, axes: list[str], shape: tuple[int, ...], sizes: dict[str, int]) -> None:
     """Note the sizes of axes that are new, and hold the others to what they are."""
     if len(axes) != len(shape) or 0 in shape or any(sizes.get(a, n) != n for a, n in zip(axes, shape, strict=True)):
         want = ", ".join(f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in axes)
-        raise CheckpointError(f"{what} must be ({want}), of 1 or more each, is {shape}")
+        raise CheckpointError(
+            f"{path}: '{key}' is {shape}, not ({want}) with 1 or more of each",
+            what=key, where=path, expected=want, found=shape,
+        )  # fmt: skip
     sizes.update(zip(axes, shape, strict=True))
 
 
-def _grid(what: str, rows: int, above: bool) -> tuple[int, bool]:
+def _grid(path: Path, key: str, rows: int, above: bool) -> tuple[int, bool]:
     """Patches on a side, and whether the class token has a row; `above` the encoder, the table may be without."""
     for has_row in (True, False) if above else (True,):
         side = math.isqrt(rows - has_row)
         if side and side**2 == rows - has_row:
             return side, has_row
-    raise CheckpointError(f"{what} must have a row for each patch of a square grid and one more, has {rows} rows")
+    raise CheckpointError(
+        f"{path}: '{key}' has {rows} rows, not one for each patch of a square grid and one more",
+        what=key, where=path, found=rows,
+    )  # fmt: skip
 
 
 def _reorder(tensor: Tensor, weight: _Weight) -> Tensor:

@@ -23,6 +23,7 @@ _PREFIX = "base_model.model."  # of PeftModel, around LoraModel, around the mode
 _FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+?)(?:\.default)?(?:\.(?P<leaf>weight|bias))?", flags=re.DOTALL
 )
+_SAVE_AGAIN = "save the adapter again"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -79,7 +80,10 @@ def merge(
     for name, tensor in whole.items():
         ours = spelled[name]
         if ours in replaced:
-            raise CheckpointError(f"{origin}: '{name}' is there twice, under two names; keep one of them")
+            raise CheckpointError(
+                f"{origin}: '{name}' is there twice, under two names",
+                what=name, where=origin, hint="keep one of them",
+            )  # fmt: skip
         _check_float(origin, name, tensor)
         replaced.append(ours)
         by_canonical.setdefault(ours, name)
@@ -87,15 +91,22 @@ def merge(
     for module, lora in factors.items():
         ours = spelled[f"{module}.weight"]
         if ours in replaced:
-            raise CheckpointError(f"{origin}: '{module}' has both a whole weight and a product; keep one of them")
+            raise CheckpointError(
+                f"{origin}: '{module}' has both a whole weight and a product",
+                what=module, where=origin, hint="keep one of them",
+            )  # fmt: skip
         if ours not in by_canonical:
-            raise CheckpointError(f"{origin}: '{lora.key}' belongs to a weight that the base does not have")
+            raise CheckpointError(
+                f"{origin}: '{lora.key}' belongs to a weight that the base does not have", what=lora.key, where=origin
+            )
         place = by_canonical[ours]
         weights[place] = _sum(weights[place], lora, config, module, origin)
         if lora.bias is not None:
             bias = by_canonical.get(spelled[f"{module}.bias"])
             if bias is None or weights[bias].shape != lora.bias.shape:
-                raise CheckpointError(f"{origin}: '{module}' has a bias that does not fit the base's")
+                raise CheckpointError(
+                    f"{origin}: '{module}' has a bias that does not fit the base's", what=module, where=origin
+                )
             total = weights[bias].double() + config.scale_of(module) * lora.bias.double()
             weights[bias] = total.float()
     return Merged(weights, tuple(spelled[f"{module}.weight"] for module in factors), tuple(replaced))
@@ -122,15 +133,15 @@ def _sorted_out(
                 continue
             plain = re.sub(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.)", "", name)
             if plain in whole and not torch.equal(whole[plain], tensor):
-                raise CheckpointError(f"{origin}: '{key}' is there twice, with other values; save the adapter again")
+                raise _unusable(origin, key, "is there twice, with other values")
             whole[plain] = tensor
             continue
         field = fields.get((match["part"], match["leaf"]))
         if field is None or (field == "magnitude") > config.dora or (field == "bias") > config.lora_bias:
-            raise CheckpointError(f"{origin}: '{key}' does not fit adapter_config.json; save the adapter again")
+            raise _unusable(origin, key, "does not fit adapter_config.json")
         lora = factors.setdefault(match["module"], _Lora(key))
         if getattr(lora, field) is not None:
-            raise CheckpointError(f"{origin}: '{key}' is there twice; save the adapter again")
+            raise _unusable(origin, key, "is there twice")
         setattr(lora, field, tensor)
     for name in whole:
         module = name.rpartition(".")[0]
@@ -138,11 +149,10 @@ def _sorted_out(
             config.bias == "all" or (config.bias == "lora_only" and module in factors)
         )
         if not of_bias and not _is_saved(module, config.saved_modules):
-            raise CheckpointError(
-                f"{origin}: '{name}' is neither in modules_to_save nor a bias that adapter_config.json says was trained"
-            )
+            problem = "is neither in modules_to_save nor a bias that adapter_config.json says was trained"
+            raise _unusable(origin, name, problem)
     if not factors and not whole:
-        raise CheckpointError(f"{origin} holds no tensor of an adapter; save the adapter again")
+        raise CheckpointError(f"{origin} holds no tensor of an adapter", where=origin, hint=_SAVE_AGAIN)
     return factors, whole
 
 
@@ -161,7 +171,7 @@ def _sum(weight: Tensor, lora: _Lora, config: LoraConfig, module: str, origin: s
     required += ["lora_B.bias"] if config.lora_bias else []
     missing = [name for name in required if parts[name] is None]
     if missing:
-        raise CheckpointError(f"{origin}: '{module}' has no {missing[0]}; save the adapter again")
+        raise _unusable(origin, module, f"has no {missing[0]}")
     for name, tensor in (("weight", weight), *parts.items()):
         if tensor is not None:
             _check_float(origin, f"{module}.{name}", tensor)
@@ -178,24 +188,31 @@ def _sum(weight: Tensor, lora: _Lora, config: LoraConfig, module: str, origin: s
             *ends,
         )
     ):
+        shapes = tuple(lora.a.shape), tuple(lora.b.shape)
         raise CheckpointError(
-            f"{origin}: the factors of '{module}', {tuple(lora.a.shape)} and {tuple(lora.b.shape)}, do not fit rank "
-            f"{rank} and the base's weight, {tuple(weight.shape)}"
-        )
+            f"{origin}: the factors of '{module}', {shapes[0]} and {shapes[1]}, do not fit rank {rank} and the base's "
+            f"weight, {tuple(weight.shape)}",
+            what=module, where=origin, expected=tuple(weight.shape), found=shapes,
+        )  # fmt: skip
     product = lora.b.double().flatten(1) @ lora.a.double().flatten(1)  # (outputs, inputs)
     total = weight.double() + config.scale_of(module) * product.reshape(weight.shape)
     if lora.magnitude is not None:
         if lora.magnitude.numel() != weight.shape[0]:
-            raise CheckpointError(f"{origin}: the magnitudes of '{module}' are not one a row; save the adapter again")
+            raise _unusable(origin, module, "does not have one magnitude for each row")
         lengths = total.flatten(1).norm(dim=1)  # (outputs,)
         total = total * (lora.magnitude.double().flatten() / lengths).reshape(-1, *(1,) * (weight.ndim - 1))
     if not bool(total.isfinite().all()):
-        raise CheckpointError(f"{origin}: the merged weight of '{module}' is not finite; save the adapter again")
+        raise _unusable(origin, module, "has a merged weight that is not finite")
     return total.float()
 
 
 def _check_float(origin: str, name: str, tensor: Tensor) -> None:
     if tensor.dtype not in _FLOATS:
         raise CheckpointError(
-            f"{origin}: '{name}' is of {tensor.dtype}; an adapter of a quantized base cannot be merged"
-        )
+            f"{origin}: '{name}' is of {tensor.dtype}; an adapter of a quantized base cannot be merged",
+            what=name, where=origin, found=str(tensor.dtype),
+        )  # fmt: skip
+
+
+def _unusable(origin: str, name: str, problem: str) -> CheckpointError:
+    return CheckpointError(f"{origin}: '{name}' {problem}", what=name, where=origin, hint=_SAVE_AGAIN)

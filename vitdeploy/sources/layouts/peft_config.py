@@ -78,16 +78,18 @@ class LoraConfig:
         """
         kind = data.get("peft_type")
         if kind is None:
-            raise refuse("it has no peft_type, as PEFT's have", "merge the adapter with the library that made it")
+            raise refuse("peft_type", "it has no peft_type", "merge the adapter with the library that made it")
         if kind != "LORA":
-            raise refuse(f"peft_type {kind!r:.80} is not LORA", f"where that method can be merged, {_MERGE}")
+            raise refuse(
+                "peft_type", f"peft_type {kind!r:.80} is not LORA", f"where that method can be merged, {_MERGE}"
+            )
         for key, value in data.items():
             off = value is None or value is False or value in ({}, [])
             if key not in _APPLIED | _WITHOUT_EFFECT and not off:
-                raise refuse(f"{key} {value!r:.80} is not supported", _MERGE)
+                raise refuse(key, f"{key} {value!r:.80} is not supported", _MERGE)
         init = data.get("init_lora_weights")
         if init not in _PLAIN_INITS:
-            raise refuse(f"init_lora_weights {init!r:.80} changed the weights of the base", _MERGE)
+            raise refuse("init_lora_weights", f"init_lora_weights {init!r:.80} changed the weights of the base", _MERGE)
         mapping = data.get("auto_mapping") or {}
         modules = data.get("modules_to_save") or ()
         bias = data.get("bias") or "none"
@@ -122,9 +124,9 @@ class LoraConfig:
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
-def refuse(problem: str, remedy: str) -> CheckpointError:
+def refuse(key: str, problem: str, remedy: str) -> CheckpointError:
     """The error for an adapter that cannot be merged here."""
-    return CheckpointError(f"adapter_config.json: {problem}; {remedy}")
+    return CheckpointError(f"adapter_config.json: {problem}", what=key, where="adapter_config.json", hint=remedy)
 
 
 def _matching(pattern: Mapping[str, float], module: str, default: float) -> float:
@@ -169,4 +171,7 @@ def _text(data: Mapping[str, Any], key: str) -> str | None:
 
 
 def _malformed(key: str, expected: str, value: object) -> CheckpointError:
-    return CheckpointError(f"adapter_config.json: expected {key} to be {expected}, got {value!r:.80}")
+    return CheckpointError(
+        f"adapter_config.json: {key} is {value!r:.80}, not {expected}",
+        what=key, where="adapter_config.json", expected=expected, found=value,
+    )  # fmt: skip

@@ -21,7 +21,9 @@ def num_classes(config: Mapping[str, Any], arguments: Mapping[str, Any], cfg: Ma
     if (
         stated is not None and count("num_classes", stated, least=0) != classes
     ):  # timm would leave out the weights of the head
-        raise unsupported(f"num_classes is {classes} in model_args and {stated} beside it; make them agree")
+        raise unsupported(
+            "num_classes", f"num_classes is {classes} in model_args and {stated} beside it; make them agree"
+        )
     return classes
 
 
@@ -31,10 +33,15 @@ def label_offset(config: Mapping[str, Any], cfg: Mapping[str, Any], layers: list
     if is_wrapper(config) or offset is None or classifier is None:
         return 0
     if isinstance(offset, bool) or not isinstance(offset, int) or offset > MOST:
-        raise unsupported(f"pretrained_cfg.label_offset is an integer, got {offset!r:.80}")
+        raise unsupported(
+            "pretrained_cfg.label_offset", f"pretrained_cfg.label_offset is an integer, got {offset!r:.80}"
+        )
     named = [classifier] if isinstance(classifier, str) else classifier
     if offset > 0 and named != layers:
-        raise unsupported(f"label_offset is for {classifier!r:.80}, but the classifier is {' and '.join(layers)}")
+        raise unsupported(
+            "pretrained_cfg.label_offset",
+            f"label_offset is for {classifier!r:.80}, but the classifier is {' and '.join(layers)}",
+        )
     return max(offset, 0)
 
 
@@ -42,7 +49,7 @@ def problem_type(config: Mapping[str, Any]) -> dict[str, Any]:
     """How the pipeline of transformers, which reads timm's configurations too, turns logits into scores."""
     value = config.get("problem_type")
     if value not in (None, *_PROBLEM_TYPES):
-        raise unsupported(f"problem_type is one of {', '.join(_PROBLEM_TYPES)}, got {value!r:.80}")
+        raise unsupported("problem_type", f"problem_type is one of {', '.join(_PROBLEM_TYPES)}, got {value!r:.80}")
     return {} if value is None else {"problem_type": value}
 
 
@@ -66,7 +73,7 @@ def labels(config: Mapping[str, Any], cfg: Mapping[str, Any], classes: int) -> d
         or len(names) != classes
         or not all(isinstance(name, str) for name in names)
     ):
-        raise refuse(f"label_names must be {classes} strings", names)
+        raise refuse("label_names", f"must be {classes} strings", names)
     descriptions = config.get("label_descriptions") or cfg.get("label_descriptions") or {}
     descriptions = {} if is_wrapper(config) else mapping("label_descriptions", descriptions)
     names = [str(descriptions.get(name, name)) for name in names]

@@ -90,10 +90,10 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
     pool = _global_pool(config, arguments, "avg" if beit else "token", classes)
     late_norm = flag(arguments, "use_fc_norm" if beit else "fc_norm", default=pool == "avg")
     if distilled and (pool == "avg" or late_norm):
-        raise unsupported("a distilled DeiT has no average pooling and no fc_norm, in timm neither")
+        raise unsupported("global_pool", "a distilled DeiT has no average pooling and no fc_norm, in timm neither")
     dynamic = is_dynamic(arguments)
     if beit and dynamic:
-        raise unsupported("a BEiT has no dynamic_img_size, in timm neither")
+        raise unsupported("dynamic_img_size", "a BEiT has no dynamic_img_size, in timm neither")
     return TimmConfig(
         beit=beit,
         distilled=distilled,
@@ -114,11 +114,11 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
 def _architecture(value: object) -> dict[str, str]:
     """The parts of the name that are there, the others empty."""
     if not isinstance(value, str) or not value.startswith(_PREFIXES):
-        raise refuse(f"architecture must start with one of {', '.join(_PREFIXES)}", value)
+        raise refuse("architecture", f"must start with one of {', '.join(_PREFIXES)}", value)
     match = _ARCHITECTURE.fullmatch(value)
     if match is None:
         raise refuse(
-            "architecture must be a plain ViT, DeiT, DeiT-3, DINOv2 or BEiT such as vit_base_patch16_224", value
+            "architecture", "must be a plain ViT, DeiT, DeiT-3, DINOv2 or BEiT such as vit_base_patch16_224", value
         )
     return match.groupdict(default="")
 
@@ -132,14 +132,15 @@ def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
         CheckpointError: a value is malformed, or the model does not take images of that size.
     """
     arguments = model_args(config)
-    given = pair("the image size", _input_size(config)[1:])
-    own = pair("the image size", arguments.get("img_size", given))
+    given = pair("image_size", _input_size(config)[1:])
+    own = pair("image_size", arguments.get("img_size", given))
     if own == given or is_dynamic(arguments):
         return given
     if not pretrained_cfg(config).get("fixed_input_size"):
         raise unsupported(
+            "pretrained_cfg.input_size",
             f"pretrained_cfg.input_size {given} is not the size {own} of model_args.img_size, which the model takes "
-            f"alone; set input_size to it, or fixed_input_size to true"
+            f"alone; set input_size to it, or fixed_input_size to true",
         )
     return own
 
@@ -152,14 +153,14 @@ def num_channels(config: Mapping[str, Any]) -> int:
     """
     channels = model_args(config).get("in_chans", _input_size(config)[0])
     if type(channels) is not int or channels not in MODES:
-        raise refuse("a model must take images of 1 (gray), 3 (RGB) or 4 (RGBA) channels", channels)
+        raise refuse("in_chans", "must be for images of 1 (gray), 3 (RGB) or 4 (RGBA) channels", channels)
     return channels
 
 
 def _input_size(config: Mapping[str, Any]) -> Sequence[object]:
     size = pretrained_cfg(config).get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE)
     if not isinstance(size, Sequence) or len(size) != 3:
-        raise refuse("pretrained_cfg.input_size must be [channels, height, width]", size)
+        raise refuse("pretrained_cfg.input_size", "must be [channels, height, width]", size)
     return size
 
 
@@ -177,7 +178,7 @@ def _table_size(config: Mapping[str, Any]) -> tuple[int, int]:
     """(height, width) in pixels that the position tables were made for."""
     arguments = model_args(config)
     if "img_size" in arguments:
-        return pair("the image size", arguments["img_size"])
+        return pair("image_size", arguments["img_size"])
     return (_DEFAULT_SIZE, _DEFAULT_SIZE) if is_dynamic(arguments) else image_size(config)
 
 
@@ -186,11 +187,14 @@ def _global_pool(config: Mapping[str, Any], arguments: Mapping[str, Any], defaul
     pool = first(built, written, default)
     if pool not in ("token", "avg", ""):
         raise unsupported(
+            "global_pool",
             f"no model of transformers pools as global_pool {pool!r:.80} does; 'token' and 'avg' are supported, and '' "
-            f"without a head"
+            f"without a head",
         )
     if written not in (None, pool):
-        raise unsupported(f"global_pool is {pool!r} in model_args and {written!r:.80} beside it; make them agree")
+        raise unsupported(
+            "global_pool", f"global_pool is {pool!r} in model_args and {written!r:.80} beside it; make them agree"
+        )
     if not pool and classes:
-        raise unsupported("global_pool '' classifies every token, which no model of transformers does")
+        raise unsupported("global_pool", "global_pool '' classifies every token, which no model of transformers does")
     return str(pool)

@@ -61,23 +61,28 @@ def _check_pooling(source: Source, *, features: bool) -> None:
     if source.has(f"{other}.weight") and not source.has(f"{built}.weight"):
         key = "use_fc_norm" if stated.beit else "fc_norm"
         raise unsupported(
+            key,
             f"timm builds it with global_pool {stated.global_pool!r} and {built}, but the weights have {other}. "
-            f"Set global_pool and {key} in model_args to those of training"
+            f"Set global_pool and {key} in model_args to those of training",
         )
     if mean and late and (source.has("reg_token") or stated.gated):
         kind = "SwiGLU" if stated.gated else "register tokens"
-        raise unsupported(f"no model of transformers with {kind} has a norm after average pooling (fc_norm)")
+        raise unsupported("fc_norm", f"no model of transformers with {kind} has a norm after average pooling (fc_norm)")
     if mean and not late and stated.beit:
-        raise unsupported("no BEiT of transformers has its norm before average pooling (use_fc_norm false)")
+        raise unsupported(
+            "use_fc_norm", "no BEiT of transformers has its norm before average pooling (use_fc_norm false)"
+        )
     if mean and not late and features:
         raise unsupported(
+            "global_pool",
             "no model of transformers gives the mean of normalized patches as its features; set global_pool to '' in "
-            "model_args for the tokens alone"
+            "model_args for the tokens alone",
         )
     if features and late and not mean and (stated.global_pool or not stated.beit):
         raise unsupported(
+            "global_pool",
             f"no model of transformers gives tokens before the last norm beside what global_pool "
-            f"{stated.global_pool!r} makes of them after it"
+            f"{stated.global_pool!r} makes of them after it",
         )
 
 
@@ -140,11 +145,11 @@ def _beit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
         kind = (
             "a BEiT" if stated.beit else "a model with a norm after average pooling, which is a BEiT to transformers,"
         )
-        raise refuse(f"{kind} must have a square grid of square patches", (source.grid, source.patch))
+        raise refuse("image_size", f"must be a square grid of square patches for {kind}", (source.grid, source.patch))
     prefix = "beit." if stated.num_classes else ""
     rows, weights = _embeddings(source, f"{prefix}embeddings", 0, absolute=absolute)
     if stated.beit and absolute and not rows:
-        raise refuse("the position table of a BEiT must have a row for the class token", "none")
+        raise refuse("pos_embed", "must, in a BEiT, have a row for the class token", "none")
     norm = "fc_norm" if stated.late_norm else "norm"
     weights |= source.layer(norm, f"{prefix}pooler.layernorm" if mean else f"{prefix}layernorm", width)
     relative, shared, biases = _relative_positions(source, prefix)
@@ -255,4 +260,6 @@ def _mlp_ratio(source: Source) -> int:
     for ratio in range(1, 3 * mlp // width + 2):
         if (int(width * ratio * 2 / 3) + 7) // 8 * 16 == mlp if source.stated.gated else width * ratio == mlp:
             return ratio
-    raise refuse(f"the MLP's width must be one that Dinov2Config can state for a model of width {width}", mlp)
+    raise refuse(
+        "mlp_ratio", f"must give the MLP a width that Dinov2Config can state for a model of width {width}", mlp
+    )

@@ -32,13 +32,13 @@ def model_args(config: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {key: value for key, value in stated.items() if value is not None}
     for key in stated.keys() - arguments.keys() - NULLABLE:
         if not is_wrapper(config):
-            raise unsupported(f"model_args.{key:.80} is null; remove it, or set it as timm does")
+            raise unsupported(key, f"model_args.{key:.80} is null; remove it, or set it as timm does")
     for key, value in arguments.items():
         if key not in MODEL_ARGS:
-            raise unsupported(f"model_args has {key!r:.80}, whose effect is not known")
+            raise unsupported(key, f"model_args has {key!r:.80}, whose effect is not known")
         if MODEL_ARGS[key] == "refused" and value not in PLAIN.get(key, ()):
             plain = f"; only {PLAIN[key][0]!r} is supported" if key in PLAIN else ""
-            raise unsupported(f"model_args.{key} {value!r:.80} has no equivalent in transformers{plain}")
+            raise unsupported(key, f"model_args.{key} {value!r:.80} has no equivalent in transformers{plain}")
     return arguments
 
 
@@ -54,9 +54,9 @@ def pretrained_cfg(config: Mapping[str, Any]) -> Mapping[str, Any]:
         cfg = mapping("pretrained_cfg", config.get("pretrained_cfg"))
     for key, value in cfg.items():
         if key not in PRETRAINED_CFG:
-            raise unsupported(f"pretrained_cfg has {key!r:.80}, which timm does not have; remove it")
+            raise unsupported(key, f"pretrained_cfg has {key!r:.80}, which timm does not have; remove it")
         if PRETRAINED_CFG[key] == "refused" and value is not None:
-            raise unsupported(f"pretrained_cfg.{key} names other weights than those of this folder; remove it")
+            raise unsupported(key, f"pretrained_cfg.{key} names other weights than those of this folder; remove it")
     return cfg
 
 
@@ -71,32 +71,34 @@ def pair(key: str, value: object) -> tuple[int, int]:
     return count(key, value), count(key, value)
 
 
-def refuse(must: str, got: object) -> CheckpointError:
-    """The error for something that has no equivalent or is malformed."""
-    return CheckpointError(f"timm checkpoint: {must}, got {got!r:.80}; other models cannot be converted")
+def refuse(key: str, rule: str, value: object) -> CheckpointError:
+    """The error for a value that has no equivalent or is malformed."""
+    return CheckpointError(
+        f"timm checkpoint: {key} {rule}, got {value!r:.80}; other models cannot be converted", what=key, found=value
+    )
 
 
-def unsupported(reason: str) -> CheckpointError:
+def unsupported(key: str, reason: str) -> CheckpointError:
     """The error for a model that timm may build, with the reason why it is not converted."""
-    return CheckpointError(f"timm checkpoint: {reason}")
+    return CheckpointError(f"timm checkpoint: {reason}", what=key)
 
 
 def mapping(key: str, value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise refuse(f"{key} must be an object", value)
+        raise refuse(key, "must be an object", value)
     return value
 
 
 def count(key: str, value: object, *, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
-        raise refuse(f"{key} must be made of integers from {least} to {MOST}", value)
+        raise refuse(key, f"must be made of integers from {least} to {MOST}", value)
     return value
 
 
 def flag(arguments: Mapping[str, Any], key: str, *, default: bool) -> bool:
     value = arguments.get(key, default)
     if not isinstance(value, bool):
-        raise unsupported(f"model_args.{key} is true or false, got {value!r:.80}")
+        raise unsupported(key, f"model_args.{key} is true or false, got {value!r:.80}")
     return value
 
 

@@ -33,9 +33,9 @@ class Source:
         self.depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
         self.grid = stated.image_size[0] // self.patch[0], stated.image_size[1] // self.patch[1]
         if 0 in self.grid:
-            raise refuse(f"the image size must be at least the patch size, {self.patch}", stated.image_size)
+            raise refuse("image_size", f"must be at least the patch size, {self.patch}", stated.image_size)
         if self.width % stated.num_heads:
-            raise refuse(f"num_heads must divide the width, {self.width}", stated.num_heads)
+            raise refuse("num_heads", f"must divide the width, {self.width}", stated.num_heads)
 
     @property
     def sound(self) -> bool:
@@ -49,7 +49,7 @@ class Source:
         """The shape of a tensor that the others are measured by."""
         shape = tuple(self.left[name].shape) if name in self.left else None
         if shape is None or len(shape) != axes or 0 in shape:
-            raise refuse(f"the weights must have '{name}' with {axes} axes", shape)
+            raise refuse(name, f"must be there with {axes} axes", shape)
         return shape
 
     def take(self, name: str, *shape: int) -> Tensor:
@@ -94,9 +94,10 @@ class Source:
             kinds = {"missing": self.missing, "unexpected": list(self.left), "": self.wrong}
             problems = "; ".join(f"{kind} {_some(names)}".strip() for kind, names in kinds.items() if names)
             raise CheckpointError(
-                f"timm checkpoint: the weights must be those that the architecture and model_args say, of a kind that "
-                f"Hugging Face has: {problems}; other models cannot be converted"
-            )
+                f"timm checkpoint: the weights are not those of the architecture and model_args, or of a kind that "
+                f"Hugging Face does not have: {problems}",
+                what="weights", found=problems,
+            )  # fmt: skip
         found = {
             "embed_dim": self.width,
             "depth": self.depth,
@@ -116,7 +117,7 @@ class Source:
                 got = bool(value)
             expected = found.get(key)
             if type(got) is not type(expected) or got != expected:
-                raise refuse(f"model_args.{key} must fit the weights, which say {expected}", value)
+                raise refuse(f"model_args.{key}", f"must fit the weights, which say {expected}", value)
 
     def content(self, model_type: str, architecture: str) -> dict[str, Any]:
         """The keys that every family has."""

@@ -1,0 +1,54 @@
+"""Read one array of an `.npz` archive, after its header: numpy.load allocates what a header claims, present or not."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+from numpy.lib import format as npy
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    import numpy as np
+
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}  # 3.0 is for named fields
+
+
+def array_header(
+    archive: zipfile.ZipFile, key: str, codecs: Collection[int] = (zipfile.ZIP_STORED,)
+) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, element type and bytes of an array, from its header alone.
+
+    Args:
+        archive: open for reading.
+        key: the array's name, without ".npy".
+        codecs: zipfile's numbers of the compressions to read.
+
+    Raises:
+        ValueError: the bytes behind the header are not as many as it says, or it is an array of Python objects.
+        Exception: of any kind, as zipfile and numpy raise on a damaged file.
+    """
+    info = archive.getinfo(f"{key}.npy")
+    if info.compress_type not in codecs:
+        raise ValueError(f"{key!r:.80} is compressed in another way than it was written")
+    with archive.open(info) as file:
+        shape, _, dtype = _HEADERS[npy.read_magic(file)](file)
+        size_bytes = info.file_size - file.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{key!r:.80} holds Python objects, which could run code")
+    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != size_bytes:
+        raise ValueError(f"{key!r:.80} has {size_bytes} bytes, which are not {shape} of {dtype}")
+    return shape, dtype, size_bytes
+
+
+def read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    """An array whose header was checked by `array_header`.
+
+    Raises:
+        Exception: of any kind, where its bytes are damaged.
+    """
+    with archive.open(f"{key}.npy") as file:
+        array: np.ndarray = npy.read_array(file, allow_pickle=False)
+    return array
