@@ -36,7 +36,7 @@ from vitdeploy.errors import (
 from vitdeploy.exporting import engine as engines
 from vitdeploy.exporting import engine_validation as engine_proof
 from vitdeploy.exporting.engine_validation import judge_of
-from vitdeploy.runtimes import BACKENDS, open_runtime
+from vitdeploy.runtimes import BACKENDS, open_recorded, open_runtime
 from vitdeploy.runtimes.engine.options import EngineRuntimeOptions
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import AxisRange, Task
@@ -250,14 +250,12 @@ def test_the_machine_that_runs_an_engine_needs_no_torch_to_prove_it() -> None:
 def test_without_torch_an_engine_is_compared_with_the_artifact_it_was_built_from(
     bundle: Bundle, on_a_gpu: type[OnAGpu], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = engine_proof.open_recorded
-
     def without_torch(bundle: Bundle, backend: str, *arguments: Any, **options: Any) -> Any:
         if backend == "torch":
             raise MissingDependencyError("the torch backend", "torch")
-        return opened(bundle, backend, *arguments, **options)
+        return open_recorded(bundle, backend, *arguments, **options)
 
-    monkeypatch.setattr(engine_proof, "open_recorded", without_torch)
+    monkeypatch.setattr("vitdeploy.exporting.engine_validation.open_recorded", without_torch)
     with monkeypatch.context() as patch:
         patch.setattr(on_a_gpu, "off", 0.5)
         with pytest.raises(CheckFailedError, match="tensorrt-rtx-fp32 must equal the reference"):
@@ -269,7 +267,7 @@ def test_without_torch_an_engine_is_compared_with_the_artifact_it_was_built_from
     )  # another artifact than the engine's
     now = Bundle.open(bundle.path)
     built = now.artifact("tensorrt-rtx", "fp32")
-    with pytest.raises(MissingDependencyError, match=r"the reference needs a package .*vitdeploy\[torch\]"):
+    with raises(MissingDependencyError, what="the torch backend", extra="torch"):
         engine_proof.prove_engine(on_a_gpu.here(now), built, now, vitdeploy.ValidationOptions(), SILENT)
 
 
