@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from bundles import export_all, sign_again
 from click.testing import CliRunner
+from command_line import run
 from families import HEADS, ONE_A_FAMILY, random_config
 from faults import copy_of, perturb_layer
 from raising import raises
@@ -20,7 +21,6 @@ from vitdeploy.assess.debug import torchscript_split
 from vitdeploy.assess.debug.layers import LAYER_TOLERANCES, compare_layers
 from vitdeploy.assess.inspection.torchscript_states import hidden_states
 from vitdeploy.assets import default_checkpoint
-from vitdeploy.cli import main
 from vitdeploy.cli.debug import debug
 from vitdeploy.errors import UsageError
 
@@ -195,11 +195,10 @@ def test_the_command_names_the_layer_and_exits_with_1(embedded: Bundle, tmp_path
 
 
 @pytest.mark.parametrize("name", ["layers", "bisect", "sensitivity"])
-def test_flags_of_compare_answer_with_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["compare", "my vit", f"--{name}", "--max-images", "3"])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert (caught.value.code, line.endswith(f"; use: vitdeploy debug {name} 'my vit' --max-images 3")) == (2, True)
+def test_flags_of_compare_answer_with_the_command(name: str) -> None:
+    found = run("compare", "my vit", f"--{name}", "--max-images", "3")
+    (line,) = found.err.splitlines()
+    assert (found.code, line.endswith(f"; use: vitdeploy debug {name} 'my vit' --max-images 3")) == (2, True)
 
 
 def test_what_cannot_be_cut_is_skipped_and_no_pass(tmp_path: Path) -> None:

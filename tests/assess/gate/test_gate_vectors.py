@@ -152,7 +152,7 @@ def test_tokens_of_patches_are_judged_too(bundle: Bundle, images: Path, tmp_path
     assert "last_hidden_state" in failed[0]["message"]
     compared = vitdeploy.compare(copied, images=images)
     assert [each.status for each in compared.results] == ["failed"]
-    assert "failed" in [verdict.status for each in compared.results for verdict in each.verdicts]
+    assert "failed" in [check.status for each in compared.results for check in each.check_results]
 
 
 def test_reports_name_each_check(bundle: Bundle, images: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from raising import raises
 from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
 
 from vitdeploy.assess.data.folder_listing import LeftOut, Reason
-from vitdeploy.assess.metrics.status import Verdict
+from vitdeploy.assess.metrics.status import CheckResult
 from vitdeploy.assess.report.junit import junit, write_junit
 from vitdeploy.assess.report.markdown import markdown, write_markdown
 from vitdeploy.errors import OutputError
@@ -38,8 +38,8 @@ class Odd:
         return self.text
 
     @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        return (Verdict(self.text, self.text, self.status, self.text),)
+    def check_results(self) -> tuple[CheckResult, ...]:
+        return (CheckResult(self.text, self.text, self.status, self.text),)
 
 
 def test_junit_of_a_comparison() -> None:
