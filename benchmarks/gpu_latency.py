@@ -162,7 +162,7 @@ class Measurement:
         }
 
     def _median_ms(self, work: Callable[[], object]) -> float:
-        """Of as many runs as fit the time, five at least, after three that are not timed."""
+        """Time as many runs as fit, five at least, after three that are not timed."""
         for _ in range(3):
             work()
         times: list[float] = []

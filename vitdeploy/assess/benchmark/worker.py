@@ -45,7 +45,7 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a process is to time.
+    """The work of a timing process.
 
     Attributes:
         bundle: that holds it, as its manifest was when it was selected.
@@ -151,7 +151,7 @@ def _serve(connection: Connection, job: Job) -> None:
 
 
 class _Timer:
-    """What a worker is asked: `open` first."""
+    """The requests to a worker: `open` first."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
