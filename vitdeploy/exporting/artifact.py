@@ -175,8 +175,8 @@ def add_artifact(
         files = _records(staging, exported.emulation) if exported.emulation else artifact.files
         to_prove = dataclasses.replace(artifact, files=files)
         bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
-        options = (_FOR_A_FEW_RUNS if quantization is None else BESIDE_OTHERS).get(exporter.backend, {})
-        with open_recorded(bundle, exporter.backend, precision=spec.precision, **options) as runtime:
+        options = (_FOR_A_FEW_RUNS if quantization is None else BESIDE_OTHERS).get(exporter.backend)
+        with open_recorded(bundle, exporter.backend, options, precision=spec.precision) as runtime:
             allowed, bound = request.validation.tolerance, None
             if allowed is None and (quantization is None or quantization.accuracy is None):  # which judges by itself
                 bound = COSINE_BOUNDS.get(artifact.precision)

@@ -62,7 +62,7 @@ class Vectors(Runtime):
         pass
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
+    def from_bundle(cls, bundle: Bundle, options: Any, *, precision: str, device: str) -> Self:
         raise NotImplementedError
 
     @classmethod

@@ -152,8 +152,9 @@ class CalibrationImages:
     def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
         """Run an ONNX file, which takes pixels of this format, on each image; the outputs of each, by name."""
         from vitdeploy.runtimes.onnxrt import OnnxRuntime
+        from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
 
-        with OnnxRuntime(path, allow_spinning=False) as runtime:
+        with OnnxRuntime(path, OnnxRuntimeOptions(allow_spinning=False)) as runtime:
             for image in self.pixels(pixels):
                 yield runtime.run(feeds(runtime.inputs, image[pixels]))
 
