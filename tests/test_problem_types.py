@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -29,7 +30,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.cli import main
 from vitdeploy.errors import CheckFailedError, CheckpointError, NotFiniteError, UsageError
-from vitdeploy.exporting.calibration_images import CalibrationImages
+from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.exporting.validation import OF_ONE, Sample, prove
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.predictor import load_processor
@@ -38,7 +39,10 @@ from vitdeploy.specs import Task
 from vitdeploy.system.progress import SILENT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from families import Head
 
     from conftest import Checkpoint, WriteCheckpoint
 
@@ -60,21 +64,22 @@ CONFIGS: list[tuple[int, dict[str, Any]]] = [
 ]
 
 
-@pytest.fixture(scope="module", params=CLASSIFIERS, ids=str)
+@pytest.fixture(scope="module")
 def exported(
-    request: pytest.FixtureRequest, write_checkpoint: WriteCheckpoint, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, tuple[Checkpoint, Bundle]]:
-    """A head with 1 and with 7 outputs, as transformers has it and as a bundle."""
-    found = {}
-    for outputs in (1, 7):
-        config = {**random_config(request.param, 0), "num_labels": outputs}
+    write_checkpoint: WriteCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Head, int], tuple[Checkpoint, Bundle]]:
+    """A head with 1 or with 7 outputs, as transformers has it and as a bundle; made once."""
+
+    @functools.cache
+    def export(head: Head, outputs: int) -> tuple[Checkpoint, Bundle]:
+        config = {**random_config(head, 0), "num_labels": outputs}
         if outputs == 7:
             config |= {"id2label": {index: f"name {index}" for index in range(7)}}
-        checkpoint = write_checkpoint(request.param, config)
+        checkpoint = write_checkpoint(head, config)
         _processor(checkpoint).save_pretrained(checkpoint.folder)
-        place = tmp_path_factory.mktemp("bundles") / "bundle"
-        found[outputs] = checkpoint, vitdeploy.export(checkpoint.folder, output=place)
-    return found
+        return checkpoint, vitdeploy.export(checkpoint.folder, output=tmp_path_factory.mktemp("bundles") / "bundle")
+
+    return export
 
 
 def _processor(checkpoint: Checkpoint) -> Any:
@@ -90,11 +95,24 @@ def with_config(bundle: Bundle, folder: Path, **keys: Any) -> Bundle:
     return sign_again(copied)
 
 
-@pytest.mark.parametrize(("outputs", "keys"), CONFIGS, ids=str)
+@pytest.mark.parametrize(
+    ("head", "outputs", "keys"),
+    [
+        *((CLASSIFIERS[0], *config) for config in CONFIGS),
+        *(
+            (head, outputs, {}) for head in CLASSIFIERS[1:] for outputs in (1, 7)
+        ),  # the scores do not depend on the head
+    ],
+    ids=str,
+)
 def test_labels_and_scores_are_those_of_the_pipeline(
-    exported: dict[int, tuple[Checkpoint, Bundle]], tmp_path: Path, outputs: int, keys: dict[str, Any]
+    exported: Callable[[Head, int], tuple[Checkpoint, Bundle]],
+    tmp_path: Path,
+    head: Head,
+    outputs: int,
+    keys: dict[str, Any],
 ) -> None:
-    checkpoint, bundle = exported[outputs]
+    checkpoint, bundle = exported(head, outputs)
     peer = copy.deepcopy(checkpoint.peer)
     for key, value in keys.items():
         setattr(peer.config, key, value)
@@ -289,14 +307,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("bound", [{"min_agreement": 0.9}, {"max_drop": 1.0}], ids=str)
+@pytest.mark.parametrize("bound", [vitdeploy.MinAgreement(0.9), vitdeploy.MaxDrop("1%")], ids=str)
 @pytest.mark.parametrize("problem_type", [ProblemType.REGRESSION, ProblemType.MULTI_LABEL])
-def test_no_bound_by_the_best_class(
-    problem_type: ProblemType, bound: dict[str, Any], pictures: Path, tmp_path: Path
-) -> None:
+def test_no_bound_by_the_best_class(problem_type: ProblemType, bound: Any, pictures: Path, tmp_path: Path) -> None:
     checkpoint = _with_processor(write_checkpoint_of(tiny_model(problem_type=problem_type), tmp_path / "checkpoint"))
     with pytest.raises(UsageError, match="--tolerance"):
-        vitdeploy.export(checkpoint, precision="int8", calibration_data=pictures, output=tmp_path / "out", **bound)
+        vitdeploy.export(
+            checkpoint,
+            precision="int8",
+            output=tmp_path / "out",
+            quantization=vitdeploy.Quantization(vitdeploy.Calibration(pictures), accuracy=bound),
+        )
 
 
 def test_int8_of_one_value_is_judged_by_the_value(pictures: Path, tmp_path: Path) -> None:
@@ -304,8 +325,12 @@ def test_int8_of_one_value_is_judged_by_the_value(pictures: Path, tmp_path: Path
     checkpoint = _with_processor(
         write_checkpoint_of(tiny_model(labels=("age",), problem_type=ProblemType.REGRESSION), tmp_path / "checkpoint")
     )
-    options: dict[str, Any] = {"precision": "int8", "calibration_data": pictures, "output": tmp_path / "out"}
-    bundle = vitdeploy.export(checkpoint, tolerance=0.5, **options)
+    options: dict[str, Any] = {
+        "precision": "int8",
+        "output": tmp_path / "out",
+        "quantization": vitdeploy.Quantization(vitdeploy.Calibration(pictures)),
+    }
+    bundle = vitdeploy.export(checkpoint, validation=vitdeploy.ValidationOptions(tolerance=0.5), **options)
     (artifact,) = bundle.manifest.artifacts
     (entry,) = artifact.validation["calibration_images"]
     assert entry["top1_agreement"] is None
@@ -320,7 +345,9 @@ def test_int8_of_one_value_is_judged_by_the_value(pictures: Path, tmp_path: Path
     error = math.sqrt(np.square(got - want).sum() / np.square(want).sum())
     assert 0 < entry["relative_error"] == pytest.approx(error, rel=1e-2)  # three digits
     with pytest.raises(CheckFailedError):
-        vitdeploy.export(checkpoint, tolerance=entry["relative_error"] / 2, **options)
+        vitdeploy.export(
+            checkpoint, validation=vitdeploy.ValidationOptions(tolerance=entry["relative_error"] / 2), **options
+        )
 
 
 def test_a_regression_is_calibrated_on_its_own_csv(pictures: Path, tmp_path: Path) -> None:
@@ -333,9 +360,12 @@ def test_a_regression_is_calibrated_on_its_own_csv(pictures: Path, tmp_path: Pat
         rows = [f"{file}{value}" for file in sorted(pictures.iterdir())]
         (tmp_path / "ages.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
         bundle = vitdeploy.export(
-            checkpoint, precision="int8", calibration_data=tmp_path / "ages.csv", tolerance=0.5,
+            checkpoint,
+            precision="int8",
             output=tmp_path / header,
-        )  # fmt: skip
+            quantization=vitdeploy.Quantization(vitdeploy.Calibration(tmp_path / "ages.csv")),
+            validation=vitdeploy.ValidationOptions(tolerance=0.5),
+        )
         records.append(bundle.manifest.artifacts[0].validation["calibration_images"])
     assert records[0] == records[1]
     assert records[0][0]["images"] == 24 // 4  # which judge
@@ -393,13 +423,13 @@ def test_nothing_is_predicted_of_what_is_not_finite(
     bright, dark = bright_and_dark
     with vitdeploy.load(spoilt.path) as predictor:
         assert all(math.isfinite(each.score) for each in predictor.predict(bright)[0])
-        with raises(NotFiniteError, what=re.compile("dark.png"), found=1) as caught:
+        with raises(NotFiniteError, what="logits", found=re.compile("dark.png")) as caught:
             predictor.predict([bright, dark])
         assert "fp32" not in str(caught.value)  # which it is
         predictor.runtime.precision = "fp16"
         with raises(NotFiniteError, hint=re.compile("try fp32 instead of fp16")):
             predictor.predict(dark)
-        with raises(NotFiniteError, what="images[9]", found=2):
+        with raises(NotFiniteError, what="logits", found=["images[9]", "images[10]"]):
             predictor.predict([bright.read_bytes()] * 9 + [dark.read_bytes()] * 2)
         assert np.isnan(predictor.logits(predictor.processor([dark]))).all()  # these stay as they are
     code, printed = run("predict", spoilt.path, bright, dark, capsys=capsys)

@@ -48,23 +48,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "output",
     [
-        "bundle/manifest.json",
-        "bundle/new.md",
-        "./photos/../bundle/onnx/model.onnx",
-        "to-bundle/onnx/model.onnx",
-        "hard-model",
-        "blob",
-        "photos/cat/1.png",
-        "photos/new.JPG",
-        "photos/labels.csv",
-        "to-image",
-        "hard-image",
-        "table.csv",
-        "stray.png",
-        "hard-stray",
-        "rules.toml",
+        "bundle/manifest.json", "bundle/new.md", "./photos/../bundle/onnx/model.onnx", "to-bundle/onnx/model.onnx",
+        "hard-model", "blob", "photos/cat/1.png", "photos/new.JPG", "photos/labels.csv", "to-image", "hard-image",
+        "table.csv", "stray.png", "hard-stray", "rules.toml",
     ],
-)
+)  # fmt: skip
 def test_an_output_is_no_input_under_any_name(here: Path, output: str) -> None:
     inputs = {"images": "photos", "data": "table.csv", "rules": "rules.toml", "none": None}
     for spelling in (output, here / output):

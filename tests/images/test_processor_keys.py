@@ -66,13 +66,8 @@ VALUES: dict[str, list[Any]] = {
 }
 NOT_BUILT: dict[str, list[Any]] = {
     "size": [
-        {"longest_edge": 90},
-        {"shortest_edge": 90, "longest_edge": 120},
-        {"max_height": 90, "max_width": 120},
-        {"height": 90},
-        {"min_pixels": 100, "max_pixels": 10_000},
-        [90],
-        None,
+        {"longest_edge": 90}, {"shortest_edge": 90, "longest_edge": 120}, {"max_height": 90, "max_width": 120},
+        {"height": 90}, {"min_pixels": 100, "max_pixels": 10_000}, [90], None,
     ],
     "crop_size": [{"shortest_edge": 70}, [70]],
     "resample": ["bicubic", 7, 2.0],
@@ -83,7 +78,7 @@ NOT_BUILT: dict[str, list[Any]] = {
     "do_align_long_axis": [True],
     "do_thumbnail": [True],
     "auto_map": [{"AutoImageProcessor": "processing.Mine"}],
-}
+}  # fmt: skip
 CASES = [(key, value) for key, values in VALUES.items() for value in values]
 
 

@@ -35,14 +35,10 @@ if TYPE_CHECKING:
 
 TASKS = pytest.mark.parametrize("task", Task, ids=str)
 V5_NAMES = (  # in order
-    ("encoder.layer.", "layers."),
-    ("attention.attention.query", "attention.q_proj"),
-    ("attention.attention.key", "attention.k_proj"),
-    ("attention.attention.value", "attention.v_proj"),
-    ("attention.output.dense", "attention.o_proj"),
-    ("intermediate.dense", "mlp.fc1"),
-    ("output.dense", "mlp.fc2"),
-)
+    ("encoder.layer.", "layers."), ("attention.attention.query", "attention.q_proj"),
+    ("attention.attention.key", "attention.k_proj"), ("attention.attention.value", "attention.v_proj"),
+    ("attention.output.dense", "attention.o_proj"), ("intermediate.dense", "mlp.fc1"), ("output.dense", "mlp.fc2"),
+)  # fmt: skip
 
 
 @pytest.fixture(params=Task, ids=str)
@@ -174,12 +170,7 @@ def test_other_floating_point_types_become_float32(checkpoint: Checkpoint, dtype
 
 
 @pytest.mark.parametrize(
-    ("source", "target"),
-    [
-        (Task.CLASSIFICATION, Task.FEATURES),
-        (Task.MASKED_IMAGE_MODELING, Task.FEATURES),
-    ],
-    ids=str,
+    ("source", "target"), [(Task.CLASSIFICATION, Task.FEATURES), (Task.MASKED_IMAGE_MODELING, Task.FEATURES)], ids=str
 )
 def test_features_come_from_any_checkpoint(
     write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], source: Task, target: Task
@@ -249,10 +240,7 @@ FAULTS: dict[str, tuple[Callable[[State], State], dict[str, str]]] = {
     "misspelt": (put(classifier__wieght=torch.zeros(3)), {"unexpected": "classifier.wieght"}),
     "misspelt head of another task": (put(pooler__weight=torch.zeros(3)), {"unexpected": "pooler.weight"}),
     "extra bias": (put(decoder__1__bias=torch.zeros(3)), {"unexpected": "decoder.1.bias"}),
-    "shape": (
-        change(QUERY, lambda tensor: tensor[:, :-1]),
-        {"wrong shape:": f"{QUERY} must be (32, 32), is (32, 31)"},
-    ),
+    "shape": (change(QUERY, lambda tensor: tensor[:, :-1]), {"wrong shape:": f"{QUERY} must be (32, 32), is (32, 31)"}),
     "rank": (
         change("classifier.bias", lambda tensor: tensor[None]),
         {"wrong shape:": "classifier.bias must be (3,), is (1, 3)"},
@@ -527,8 +515,7 @@ def test_a_weight_with_and_without_a_prefix_is_refused(classifier: Checkpoint, p
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["loss_fct.weight", "criterion.pos_weight", "loss_fn.weight", "vit.embeddings.position_ids", "n_averaged"],
+    "name", ["loss_fct.weight", "criterion.pos_weight", "loss_fn.weight", "vit.embeddings.position_ids", "n_averaged"]
 )
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_what_only_training_needs_is_left_out(classifier: Checkpoint, name: str, prefix: str) -> None:

@@ -18,38 +18,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NOT_SIZES: tuple[Any, ...] = (
-    "768",
-    0,
-    -1,
-    1.5,
-    768.0,
-    True,
-    [],
-    [8],
-    {},
-    "x\ny" * 99,
-    10**30,
-    math.nan,
-    math.inf,
-    2**15 + 1,
-)
+    "768", 0, -1, 1.5, 768.0, True, [], [8], {}, "x\ny" * 99, 10**30, math.nan, math.inf, 2**15 + 1,
+)  # fmt: skip
 NOT_PAIRS: tuple[Any, ...] = (
-    0,
-    -1,
-    "224",
-    224.0,
-    True,
-    None,
-    [],
-    [224],
-    [224] * 3,
-    [224, 0],
-    [True, 8],
-    ["a", "b"],
-    {},
-    math.nan,
-    2**40,
-)
+    0, -1, "224", 224.0, True, None, [], [224], [224] * 3, [224, 0], [True, 8], ["a", "b"], {}, math.nan, 2**40,
+)  # fmt: skip
 NOT_PROBABILITIES: tuple[Any, ...] = (-0.1, 1.1, 2, "0.1", None, True, [0.1], math.nan, math.inf)
 NOT_NUMBERS: tuple[Any, ...] = (-1e-9, "1e-12", None, False, [], math.nan, math.inf, 10**400)
 INVALID: dict[str, tuple[Any, ...]] = {

@@ -57,25 +57,12 @@ def test_a_name_can_have_any_size(name: str, image_size: tuple[int, int], patch_
 @pytest.mark.parametrize(
     "name",
     [
-        "",
-        "vit",
-        "base",
-        "vit-gigantic-patch14-224",
-        "vit-base-patch16",
-        "vit-base-16-224",
-        "vit-base-patch16-224-in21k",
-        "vit-base-patch16-224\n",
-        "VIT-base-patch16-224",
-        "vit-base-patch-16-224",
-        "vit-base-patch16x-224",
-        "vit-base-patch16-224x",
-        "vit-base-patch0-224",
-        "vit-base-patch16-0",
-        "vit-base-patch32-16",
-        "vit-base-patch16-99999999",
-        "vit-base-patch16-" + "9" * 5000,
+        "", "vit", "base", "vit-gigantic-patch14-224", "vit-base-patch16", "vit-base-16-224",
+        "vit-base-patch16-224-in21k", "vit-base-patch16-224\n", "VIT-base-patch16-224", "vit-base-patch-16-224",
+        "vit-base-patch16x-224", "vit-base-patch16-224x", "vit-base-patch0-224", "vit-base-patch16-0",
+        "vit-base-patch32-16", "vit-base-patch16-99999999", "vit-base-patch16-" + "9" * 5000,
     ],
-)
+)  # fmt: skip
 def test_another_name_is_a_usage_error_of_one_line(name: str) -> None:
     with pytest.raises(UsageError) as error:
         preset_config(name)
@@ -105,12 +92,8 @@ def test_a_random_model_is_ready_to_run(task: Task) -> None:
 @pytest.mark.parametrize("std", [0.02, 0.2])
 def test_fresh_weights_are_distributed_as_those_of_transformers(std: float) -> None:
     fields: dict[str, Any] = {
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 4,
-    }
+        "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 4,
+    }  # fmt: skip
     torch.manual_seed(0)
     peer = transformers.ViTForMaskedImageModeling(transformers.ViTConfig(**fields, initializer_range=std))
     config = ViTConfig.from_dict(peer.config.to_dict())

@@ -17,17 +17,10 @@ from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task, TensorSpec
 
 SMALL: dict[str, Any] = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "image_size": (24, 47),
-    "patch_size": (8, 5),
-    "num_channels": 4,
-    "encoder_stride": 3,
-    "labels": ("cat", "dog", "newt"),
-    "pooler_output_size": 5,
-}
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
+    "image_size": (24, 47), "patch_size": (8, 5), "num_channels": 4, "encoder_stride": 3,
+    "labels": ("cat", "dog", "newt"), "pooler_output_size": 5,
+}  # fmt: skip
 PIXELS = TensorSpec("pixel_values", "float32", ("batch", 4, 24, 47))
 
 
@@ -139,11 +132,7 @@ def test_a_dynamic_image_size_frees_the_axes_that_follow_from_it() -> None:
     model = random_model(ViTConfig(**SMALL), Task.FEATURES)
     served = Served(model, ["last_hidden_state", "pooler_output", "hidden_states.0"], dynamic_image_size=True)
     assert served.inputs == (TensorSpec("pixel_values", "float32", ("batch", 4, "height", "width")),)
-    assert [spec.shape for spec in served.outputs] == [
-        ("batch", "tokens", 16),
-        ("batch", 5),
-        ("batch", "tokens", 16),
-    ]
+    assert [spec.shape for spec in served.outputs] == [("batch", "tokens", 16), ("batch", 5), ("batch", "tokens", 16)]
     got = served(torch.zeros(2, 4, 17, 10))
     assert [tuple(value.shape) for value in got.values()] == [(2, 5, 16), (2, 5), (2, 5, 16)]
     with raises(UsageError, what="dynamic_image_size", found=Task.MASKED_IMAGE_MODELING):

@@ -176,14 +176,9 @@ def test_dropout_in_training_is_that_of_transformers(
 
 def _config(**fields: Any) -> ViTConfig:
     small: dict[str, Any] = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "image_size": (24, 40),
-        "patch_size": (8, 8),
-        "encoder_stride": 8,
-    }
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
+        "image_size": (24, 40), "patch_size": (8, 8), "encoder_stride": 8,
+    }  # fmt: skip
     return ViTConfig(**{**small, **fields})
 
 

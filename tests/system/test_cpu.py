@@ -90,18 +90,11 @@ def v1(root: Path, cgroup: str, limits: Mapping[str, tuple[str, str]], top: str 
 @pytest.mark.parametrize(
     ("limit", "quota", "threads"),
     [
-        ("max 100000\n", None, 8),
-        ("150000 100000\n", 1.5, 2),
-        ("50000 100000\n", 0.5, 1),
-        ("300000 100000\n", 3, 3),
-        ("3000000 1000000\n", 3, 3),
-        ("33333 11111\n", 3, 3),
-        ("1000 1000000\n", 0.001, 1),
-        ("800000 100000\n", 8, 8),
-        ("1600000 100000\n", 16, 8),
-        ("9000000000 1000\n", 9_000_000, 8),
+        ("max 100000\n", None, 8), ("150000 100000\n", 1.5, 2), ("50000 100000\n", 0.5, 1), ("300000 100000\n", 3, 3),
+        ("3000000 1000000\n", 3, 3), ("33333 11111\n", 3, 3), ("1000 1000000\n", 0.001, 1), ("800000 100000\n", 8, 8),
+        ("1600000 100000\n", 16, 8), ("9000000000 1000\n", 9_000_000, 8),
     ],
-)
+)  # fmt: skip
 def test_a_quota_of_version_2(root: Path, limit: str, quota: float | None, threads: int) -> None:
     """In a container with a cgroup namespace, as Docker and Kubernetes make them: its own cgroup is the root."""
     assert v2(root, "/", {"sys/fs/cgroup": limit}) == quota
@@ -238,8 +231,7 @@ def test_recent_workers_are_a_second_old_at_most_and_a_threads_own(monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("mask", "cores"),
-    [(range(16), 8), ((0, 8), 1), ((0, 1), 2), ((0, 1, 8, 9, 10), 3), ((15,), 1)],
+    ("mask", "cores"), [(range(16), 8), ((0, 8), 1), ((0, 1), 2), ((0, 1, 8, 9, 10), 3), ((15,), 1)]
 )
 def test_smt_siblings_count_once(root: Path, mask: tuple[int, ...], cores: int) -> None:
     found = read(root, *mask)

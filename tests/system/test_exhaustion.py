@@ -136,15 +136,11 @@ def test_an_operator_of_any_name_is_one_that_the_engine_does_not_have(tmp_path: 
 @pytest.mark.parametrize(
     "read",
     [
-        "Bundle.open(path)",
-        "bundle.verify()",
-        "read_weights([path / 'model.safetensors'])",
-        "read_json(path / 'config.json')",
-        "Baseline.read(path / 'manifest.json')",
-        "read_rules(path / 'manifest.json')",
-        "ImageProcessor.from_pretrained(path)",
+        "Bundle.open(path)", "bundle.verify()", "read_weights([path / 'model.safetensors'])",
+        "read_json(path / 'config.json')", "Baseline.read(path / 'manifest.json')",
+        "read_rules(path / 'manifest.json')", "ImageProcessor.from_pretrained(path)",
     ],
-)
+)  # fmt: skip
 def test_no_file_is_called_corrupt_where_too_many_are_open(digits: Bundle, read: str) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     code = f"""

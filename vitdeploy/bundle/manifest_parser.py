@@ -7,15 +7,7 @@ import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vitdeploy.bundle.manifest import (
-    MANIFEST,
-    SCHEMA_VERSION,
-    Artifact,
-    FileRecord,
-    Manifest,
-    ProcessorOrigin,
-    Source,
-)
+from vitdeploy.bundle.manifest import MANIFEST, SCHEMA_VERSION, Artifact, FileRecord, Manifest, ProcessorOrigin, Source
 from vitdeploy.errors import BundleError, shown
 from vitdeploy.specs import (
     ENGINE_FORMATS,

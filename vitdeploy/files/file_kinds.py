@@ -22,27 +22,11 @@ _TORCH, _SAFETENSORS, _TORCHSCRIPT, _ONNX = "PyTorch weights", "safetensors weig
 _KERAS, _FLAX, _TF_LITE, _GGUF = "TensorFlow weights", "Flax weights", "a TensorFlow Lite model", "a GGUF model"
 _ENGINE, _OPENVINO, _NPZ = "a TensorRT engine", "an OpenVINO model", "a NumPy archive"
 _ENDINGS = {
-    ".pth": _TORCH,
-    ".pt": _TORCH,
-    ".ckpt": _TORCH,
-    ".bin": _TORCH,
-    ".tar": _TORCH,
-    ".pkl": _TORCH,
-    ".safetensors": _SAFETENSORS,
-    ".torchscript": _TORCHSCRIPT,
-    ".onnx": _ONNX,
-    ".engine": _ENGINE,
-    ".plan": _ENGINE,
-    ".trt": _ENGINE,
-    ".xml": _OPENVINO,
-    ".h5": _KERAS,
-    ".keras": _KERAS,
-    ".pb": _KERAS,
-    ".msgpack": _FLAX,
-    ".tflite": _TF_LITE,
-    ".gguf": _GGUF,
-    ".npz": _NPZ,
-}
+    ".pth": _TORCH, ".pt": _TORCH, ".ckpt": _TORCH, ".bin": _TORCH, ".tar": _TORCH, ".pkl": _TORCH,
+    ".safetensors": _SAFETENSORS, ".torchscript": _TORCHSCRIPT, ".onnx": _ONNX, ".engine": _ENGINE, ".plan": _ENGINE,
+    ".trt": _ENGINE, ".xml": _OPENVINO, ".h5": _KERAS, ".keras": _KERAS, ".pb": _KERAS, ".msgpack": _FLAX,
+    ".tflite": _TF_LITE, ".gguf": _GGUF, ".npz": _NPZ,
+}  # fmt: skip
 # Where an ending lies, the first bytes do not. ".bin" and ".pkl" say little, and ONNX has no magic number.
 _BEGINNINGS = (
     (0, b"\x89HDF\r\n\x1a\n", _KERAS),

@@ -17,53 +17,20 @@ from vitdeploy.errors import ImageError
 # IPTC). HEIF is read where pillow-heif is installed; MPO, of stereo cameras, is opened as JPEG. Those at the end have
 # no magic number and would take other files for their own: they are the last that are tried.
 FORMATS = {
-    "JPEG": "JpegImagePlugin",
-    "MPO": "MpoImagePlugin",
-    "PNG": "PngImagePlugin",
-    "WEBP": "WebPImagePlugin",
-    "GIF": "GifImagePlugin",
-    "BMP": "BmpImagePlugin",
-    "DIB": "BmpImagePlugin",
-    "TIFF": "TiffImagePlugin",
-    "PPM": "PpmImagePlugin",
-    "JPEG2000": "Jpeg2KImagePlugin",
-    "AVIF": "AvifImagePlugin",
-    "HEIF": None,
-    "QOI": "QoiImagePlugin",
-    "DDS": "DdsImagePlugin",
-    "ICNS": "IcnsImagePlugin",
-    "ICO": "IcoImagePlugin",
-    "CUR": "CurImagePlugin",
-    "PSD": "PsdImagePlugin",
-    "SGI": "SgiImagePlugin",
-    "SUN": "SunImagePlugin",
-    "BLP": "BlpImagePlugin",
-    "DCX": "DcxImagePlugin",
-    "FLI": "FliImagePlugin",
-    "FTEX": "FtexImagePlugin",
-    "MSP": "MspImagePlugin",
-    "PCD": "PcdImagePlugin",
-    "PIXAR": "PixarImagePlugin",
-    "XBM": "XbmImagePlugin",
-    "XPM": "XpmImagePlugin",
-    "XVTHUMB": "XVThumbImagePlugin",
-    "PCX": "PcxImagePlugin",
-    "GBR": "GbrImagePlugin",
-    "IM": "ImImagePlugin",
-    "IMT": "ImtImagePlugin",
-    "TGA": "TgaImagePlugin",
-}
+    "JPEG": "JpegImagePlugin", "MPO": "MpoImagePlugin", "PNG": "PngImagePlugin", "WEBP": "WebPImagePlugin",
+    "GIF": "GifImagePlugin", "BMP": "BmpImagePlugin", "DIB": "BmpImagePlugin", "TIFF": "TiffImagePlugin",
+    "PPM": "PpmImagePlugin", "JPEG2000": "Jpeg2KImagePlugin", "AVIF": "AvifImagePlugin", "HEIF": None,
+    "QOI": "QoiImagePlugin", "DDS": "DdsImagePlugin", "ICNS": "IcnsImagePlugin", "ICO": "IcoImagePlugin",
+    "CUR": "CurImagePlugin", "PSD": "PsdImagePlugin", "SGI": "SgiImagePlugin", "SUN": "SunImagePlugin",
+    "BLP": "BlpImagePlugin", "DCX": "DcxImagePlugin", "FLI": "FliImagePlugin", "FTEX": "FtexImagePlugin",
+    "MSP": "MspImagePlugin", "PCD": "PcdImagePlugin", "PIXAR": "PixarImagePlugin", "XBM": "XbmImagePlugin",
+    "XPM": "XpmImagePlugin", "XVTHUMB": "XVThumbImagePlugin", "PCX": "PcxImagePlugin", "GBR": "GbrImagePlugin",
+    "IM": "ImImagePlugin", "IMT": "ImtImagePlugin", "TGA": "TgaImagePlugin",
+}  # fmt: skip
 WEAK_MAGIC = frozenset({"DIB", "PCX", "GBR", "IM", "IMT", "TGA"})  # any file may begin as they do
 HEIF_ENDINGS = frozenset({".heic", ".heif", ".hif"})
 # Features of Pillow without which a format is registered, and cannot be decoded.
-_NEEDED = {
-    "JPEG": "jpg",
-    "MPO": "jpg",
-    "PNG": "zlib",
-    "WEBP": "webp",
-    "JPEG2000": "jpg_2000",
-    "AVIF": "avif",
-}
+_NEEDED = {"JPEG": "jpg", "MPO": "jpg", "PNG": "zlib", "WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
 
 
 def unreadable(name: str, problem: str, **fields: Any) -> ImageError:

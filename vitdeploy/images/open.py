@@ -36,18 +36,9 @@ ImageSource: TypeAlias = (
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two of BigTIFF
 # What Pillow's decoders are known to raise on a damaged file. A `Warning` is raised where warnings are errors.
 _DECODER_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    Warning,
-    struct.error,
-)
+    ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
+    Warning, struct.error,
+)  # fmt: skip
 
 
 def open_image(source: ImageSource, *, mode: Mode = "RGB", name: str | None = None) -> Image.Image:

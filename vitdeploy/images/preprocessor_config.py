@@ -210,13 +210,7 @@ _VALUES: dict[str, tuple[Callable[[str, object], Any], str]] = {
 STEP_OF = {key: step for key, (_, step) in _VALUES.items()}
 
 # The steps of ViTImageProcessor, and where the other classes of transformers differ.
-_STEPS = {
-    "do_convert_rgb": False,
-    "do_resize": True,
-    "do_center_crop": False,
-    "do_rescale": True,
-    "do_normalize": True,
-}
+_STEPS = {"do_convert_rgb": False, "do_resize": True, "do_center_crop": False, "do_rescale": True, "do_normalize": True}
 _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "ViTImageProcessor": {},
     "DeiTImageProcessor": {"size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},

@@ -21,24 +21,10 @@ if TYPE_CHECKING:
 Pooler = Literal["cls", "mean", "cls+mean", "dense"]
 # The keys of config.json that every family may have, under our names.
 _KEYS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "initializer_range",
-    "layer_norm_eps",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "qkv_bias",
-    "head_dim",
-    "encoder_stride",
-    "pooler_output_size",
-    "pooler_act",
-)
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",
+    "patch_size", "num_channels", "qkv_bias", "head_dim", "encoder_stride", "pooler_output_size", "pooler_act",
+)  # fmt: skip
 _OURS = ("position_antialias", "relative_position_interpolation")  # and those that transformers does not have
 # Beyond any real model; below, the element count of every weight fits 64 bits.
 _MAX_SIZE = 2**15

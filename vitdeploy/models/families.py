@@ -94,11 +94,7 @@ def _dinov2(config: Mapping[str, Any]) -> dict[str, Any]:
     width = int(size * ratio)
     if swiglu:  # two thirds of the MLP's width, rounded up to a multiple of 8: transformers' Dinov2SwiGLUFFN
         width = (int(width * 2 / 3) + 7) // 8 * 8
-    return {
-        "intermediate_size": width,
-        "swiglu": swiglu,
-        "mask_token": _flag(config, "use_mask_token", default=True),
-    }
+    return {"intermediate_size": width, "swiglu": swiglu, "mask_token": _flag(config, "use_mask_token", default=True)}
 
 
 def _registers(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,7 @@ import re
 
 from vitdeploy.errors import ExhaustedError, first_line
 
-_ERRNOS = {
-    errno.ENOMEM: "memory",
-    errno.EAGAIN: "threads",
-    errno.EMFILE: "open files",
-    errno.ENFILE: "open files",
-}
+_ERRNOS = {errno.ENOMEM: "memory", errno.EAGAIN: "threads", errno.EMFILE: "open files", errno.ENFILE: "open files"}
 # What libraries raise as errors of no kind of their own, at the place in the message where they say it: names of files
 # and parts of a model, which a message may quote, can be anything.
 _NUMBERS = {11: "threads", 12: "memory", 23: "open files", 24: "open files"}  # of Linux, in texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from engine_machines import gpu_marks
+from raising import raises
 
 import vitdeploy
 from vitdeploy import EngineOptions
@@ -20,7 +22,8 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import CheckFailedError, DeviceError, OtherHardwareError, UsageError
 from vitdeploy.exporting.engine_validation import is_pending
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.runtimes.engine.runtime import KERNEL_SPECIALIZATIONS, EngineRuntime
+from vitdeploy.runtimes.engine.options import KERNEL_SPECIALIZATIONS
+from vitdeploy.runtimes.engine.runtime import EngineRuntime
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import AxisRange
 
@@ -35,10 +38,10 @@ BATCH = (AxisRange(1, 1, 1), AxisRange(1, 4, 8))
 QUANTIZED = ("int8", "fp8")
 NOT_EVERYWHERE = ("bf16", *QUANTIZED)  # what a GPU, or a library, may be without
 REFUSED = ("must build the engine", "must take every node", "must have a kernel for every node")
-IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 8}
+IMAGES = vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=8))
 BOUNDS = ((64, 96), (96, 96), (128, 160))
 SHAPES = [(1, 64, 96), (4, 96, 96), (8, 128, 160), (3, 80, 112)]  # the smallest, the best, the largest, and one between
-RANDOM: dict[str, Any] = {"random_weights": "vit-tiny-patch16-224"}
+RANDOM = vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-224")
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +54,17 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
     @functools.cache
     def built(backend: str, precision: str) -> Bundle:
-        more = IMAGES if precision in QUANTIZED else {}
         output = tmp_path_factory.mktemp("gpu") / "out"
         options = EngineOptions(batch=BATCH)
         try:
             made = vitdeploy.export(
-                **RANDOM, to=backend, precision=precision, output=output, image_size=BOUNDS, engine=options, **more
+                to=backend,
+                precision=precision,
+                output=output,
+                engine=options,
+                graph=vitdeploy.GraphOptions(image_size=BOUNDS),
+                quantization=IMAGES if precision in QUANTIZED else None,
+                source=RANDOM,
             )
             if is_pending(made.artifact(backend, precision)):
                 open_runtime(made, backend, precision=precision).close()
@@ -95,7 +103,7 @@ def test_an_engine_agrees_with_the_reference(build: Build, backend: str, precisi
     with (
         # Noise reaches beyond what 8 bits were calibrated on: how far from the model is the artifact's matter.
         open_runtime(made, *(("onnxruntime", precision) if precision in QUANTIZED else ("torch",))) as reference,
-        open_runtime(made, backend, precision=precision, cuda_graphs=graphs) as runtime,
+        open_runtime(made, backend, {"cuda_graphs": graphs}, precision=precision) as runtime,
     ):
         for shape in (*SHAPES, *SHAPES, *SHAPES):  # run, recorded and replayed
             feeds = pixel_values(*shape)
@@ -147,11 +155,11 @@ def test_an_engine_of_another_gpu_is_refused(build: Build, backend: str) -> None
     manifest = json.loads(before)
     for artifact in manifest["artifacts"]:
         if artifact["hardware"]:
-            here = {"platform": artifact["hardware"]["platform"]}
-            artifact["hardware"] = {**here, "compute_capabilities": ["1.0"]}
+            other = {"platform": artifact["hardware"]["platform"], "compute_capabilities": ["1.0"]}
+            artifact["hardware"] = other
     try:
         path.write_text(json.dumps(manifest), encoding="utf-8")
-        with pytest.raises(OtherHardwareError, match=r"was built for .* compute_capabilities .*; build it here: vit"):
+        with raises(OtherHardwareError, what="hardware", expected=other):
             open_runtime(Bundle.open(made.path), backend, precision="fp16")
     finally:
         path.write_text(before, encoding="utf-8")
@@ -161,8 +169,8 @@ def test_an_engine_of_another_gpu_is_refused(build: Build, backend: str) -> None
 @pytest.mark.parametrize("backend", ENGINES)
 def test_an_engine_is_given_the_weights_of_another_model(tmp_path: Path, backend: str, precision: str) -> None:
     options = EngineOptions(batch=BATCH, refit=True)
-    made = vitdeploy.export(**RANDOM, to=backend, precision=precision, output=tmp_path / "one", engine=options)
-    other = vitdeploy.export(**RANDOM, seed=1, precision=precision, output=tmp_path / "other")
+    made = vitdeploy.export(source=RANDOM, to=backend, precision=precision, output=tmp_path / "one", engine=options)
+    other = vitdeploy.export(precision=precision, output=tmp_path / "other", source=dataclasses.replace(RANDOM, seed=1))
     before, after = (each.path / each.artifact("onnx", precision).files[0].path for each in (made, other))
     feeds, tolerance = pixel_values(4, 224, 224), DEFAULT_TOLERANCES[precision]
     expected = []
@@ -178,7 +186,7 @@ def test_an_engine_is_given_the_weights_of_another_model(tmp_path: Path, backend
             for _ in range(3):  # run, recorded and replayed
                 assert_near(wanted, runtime.run(feeds), tolerance, given)
         (tmp_path / "no.onnx").write_bytes(b"no graph")
-        with pytest.raises(UsageError, match="must have the weights of the engine's graph"):
+        with raises(UsageError, what="weights", where=str(tmp_path / "no.onnx")):
             runtime.refit(tmp_path / "no.onnx")
         assert_near(expected[0], runtime.run(feeds), tolerance)
 
@@ -189,13 +197,13 @@ def test_an_engine_that_takes_no_other_weights(build: Build, backend: str) -> No
     file = made.path / made.artifact("onnx", "fp16").files[0].path
     with open_runtime(made, backend, precision="fp16") as runtime:
         assert isinstance(runtime, EngineRuntime)
-        with pytest.raises(UsageError, match="must be built with --refit"):
+        with raises(UsageError, what="refit"):
             runtime.refit(file)
 
 
 @pytest.mark.parametrize("backend", ENGINES)
 def test_a_stripped_engine_is_given_its_weights(tmp_path: Path, backend: str) -> None:
-    options: dict[str, Any] = {"random_weights": "vit-tiny-patch16-224", "to": backend, "precision": "fp16"}
+    options: dict[str, Any] = {"to": backend, "precision": "fp16", "source": RANDOM}
     whole = vitdeploy.export(**options, output=tmp_path / "whole")
     stripped = vitdeploy.export(**options, output=tmp_path / "stripped", engine=EngineOptions(strip_weights=True))
     sizes = [each.artifact(backend, "fp16").files[0].size_bytes for each in (whole, stripped)]
@@ -207,9 +215,12 @@ def test_a_stripped_engine_is_given_its_weights(tmp_path: Path, backend: str) ->
 def test_decoded_images_are_resized_in_the_engine(tmp_path: Path, backend: str) -> None:
     sizes = ((32, 48), (240, 320), (480, 640))
     made = vitdeploy.export(
-        random_weights="vit-tiny-patch16-224", to=backend, embed_resize=True, output=tmp_path / "out",
+        to=backend,
+        output=tmp_path / "out",
         engine=EngineOptions(batch=BATCH, image_sizes=(sizes,)),
-    )  # fmt: skip
+        graph=vitdeploy.GraphOptions(embed_resize=True),
+        source=RANDOM,
+    )
     assert made.artifact(backend, "fp32").validation["image_sizes"] == [[240, 320], [32, 48], [480, 640]]
 
 
@@ -219,7 +230,7 @@ def test_kernels_of_every_specialization_give_the_same(build: Build, backend: st
     expected: dict[tuple[int, int, int], dict[str, np.ndarray]] = {}
     for name in KERNEL_SPECIALIZATIONS:
         options: dict[str, Any] = {"kernel_specialization": name, "runtime_cache": False}
-        with open_runtime(made, backend, precision="fp16", **options) as runtime:
+        with open_runtime(made, backend, options, precision="fp16") as runtime:
             assert runtime.details["kernel_specialization"] == name
             for shape in (*SHAPES, *SHAPES):
                 found = runtime.run(pixel_values(*shape))
@@ -232,12 +243,12 @@ def test_compiled_kernels_are_kept_and_do_no_harm(
 ) -> None:
     made, feeds, file = build(backend, "fp16"), pixel_values(*SHAPES[0]), tmp_path / "cache"
     for _ in range(2):
-        with open_runtime(made, backend, precision="fp16", runtime_cache=file) as runtime:
+        with open_runtime(made, backend, {"runtime_cache": file}, precision="fp16") as runtime:
             runtime.run(feeds)
             assert file.stat().st_size > 0, "it is kept while the runtime is open"
     file.write_bytes(b"no cache")
-    with pytest.raises(DeviceError, match="must be a runtime cache of"):
-        open_runtime(made, backend, precision="fp16", runtime_cache=file)
+    with raises(DeviceError, what="runtime_cache", where=str(file)):
+        open_runtime(made, backend, {"runtime_cache": file}, precision="fp16")
     monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path / "own"))
     sizes = []
     for _ in range(2):
@@ -252,5 +263,10 @@ def test_compiled_kernels_are_kept_and_do_no_harm(
 @pytest.mark.parametrize("backend", ENGINES[:1])
 def test_the_timing_cache_lies_beside_the_bundle_and_does_no_harm(tmp_path: Path, backend: str) -> None:
     for _ in range(2):
-        vitdeploy.export(random_weights="vit-tiny-patch16-224", to=backend, precision="fp16", output=tmp_path / "out")
+        vitdeploy.export(
+            to=backend,
+            precision="fp16",
+            output=tmp_path / "out",
+            source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-224"),
+        )
         assert (tmp_path / "out.tensorrt.timing-cache").stat().st_size > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,14 +22,14 @@ from vitdeploy.exporters.graph.measured_graph import measured_graph
 from vitdeploy.exporters.quantization.number_format import INT8, UINT8, NumberFormat, Range
 from vitdeploy.exporters.quantization.ranges.extremes import Extremes, ExtremesReducer, channel_extremes
 from vitdeploy.exporters.quantization.ranges.methods import METHODS, HistogramReducer, MinMax, Percentile
-from vitdeploy.exporting.calibration_images import CalibrationImages
-from vitdeploy.exporting.measure import measure
-from vitdeploy.exporting.measurement_cache import MeasurementCache, default_folder
+from vitdeploy.exporting.options import Calibration
+from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
+from vitdeploy.exporting.quantization.measure import measure
+from vitdeploy.exporting.quantization.measurement_cache import MeasurementCache
 from vitdeploy.specs import PixelFormat, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     import onnx_ir as ir
 
@@ -223,10 +224,9 @@ def test_a_cache_is_found_by_what_it_depends_on(tmp_path: Path) -> None:
 
 def test_where_ranges_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path))
-    assert default_folder() == tmp_path / "ranges"
-    monkeypatch.delenv("VITDEPLOY_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "vitdeploy" / "ranges"
+    assert Calibration("photos").cache_folder == tmp_path / "ranges"
+    assert Calibration("photos", cache=False).cache_folder is None
+    assert Calibration("photos", cache="here").cache_folder == Path("here")
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -249,21 +249,29 @@ def test_a_histogram_takes_one_pass_over_each_part(tmp_path: Path) -> None:
     assert [part.runs for part in parts] == [1, 1]
 
 
-@pytest.mark.parametrize("bound", [{}, {"min_cosine": 0.999}], ids=["no bound", "bound"])
+@pytest.mark.parametrize(
+    "bound",
+    [None, vitdeploy.MinCosine(0.999)],
+    ids=["no bound", "bound"],
+)
 @pytest.mark.parametrize(
     ("options", "passes"),
     [
         ({}, 1),
-        ({"calibration": "minmax"}, 1),
-        ({"calibration": "mse"}, 2),
-        ({"calibration": "percentile", "smooth_quant": "off"}, 2),
-        ({"calibration_images": 12}, 1),
-        ({"calibration_images": 12, "calibration": "mse"}, 2),
+        ({"method": "minmax"}, 1),
+        ({"method": "mse"}, 2),
+        ({"method": "percentile"}, 2),  # without smoothing
+        ({"count": 12}, 1),
+        ({"count": 12, "method": "mse"}, 2),
     ],
     ids=str,
 )
 def test_how_often_an_export_runs_the_model_to_calibrate(
-    options: dict[str, Any], passes: int, bound: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    options: dict[str, Any],
+    passes: int,
+    bound: vitdeploy.MinCosine | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Once for the extremes, and once more for a histogram, however many candidates and variants are measured."""
     runs: Counter[str] = Counter()
@@ -275,8 +283,10 @@ def test_how_often_an_export_runs_the_model_to_calibrate(
 
     monkeypatch.setattr(CalibrationImages, "run", counted)
     checkpoint = write_checkpoint_of(tiny_model(Task.FEATURES, num_hidden_layers=1), tmp_path / "checkpoint")
-    given: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 24, **options, **bound}
-    bundle = vitdeploy.export(checkpoint, precision="int8", output=tmp_path / "out", calibration_cache=False, **given)
+    calibration = vitdeploy.Calibration(held_out_images(), **{"count": 24, **options}, cache=False)
+    smooth = "off" if calibration.method == "percentile" else "auto"
+    quantization = vitdeploy.Quantization(calibration, smooth_quant=smooth, accuracy=bound)
+    bundle = vitdeploy.export(checkpoint, precision="int8", output=tmp_path / "out", quantization=quantization)
     (artifact,) = bundle.manifest.artifacts
     assert len(runs) == artifact.options["calibration_images"]
     assert {*runs.values()} == {passes}

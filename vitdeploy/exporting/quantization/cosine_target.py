@@ -1,0 +1,165 @@
+"""Accuracy target by the cosine similarity of each image's vector with the reference's."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.assess.data.images import feeds
+from vitdeploy.assess.metrics.cosine_bound import too_long
+from vitdeploy.assess.metrics.features import Nearness, nearness, shown, vectors
+from vitdeploy.bundle.scores import ProblemType
+from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
+from vitdeploy.exporting.quantization.calibration_images import BATCH, CalibrationImages
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vitdeploy.exporting.options import AccuracyBound
+    from vitdeploy.exporting.quantization.calibration_images import Source
+    from vitdeploy.runtimes.base import Runtime
+
+# Share of the allowed distance, 1 - cosine, that a search may use up: images that it did not see are farther or nearer
+# by chance, by about the rest for the 30 of a folder of 120.
+SEARCHED = 0.75
+
+
+@dataclasses.dataclass(frozen=True)
+class LowestCosine:
+    """The output of an artifact with the lowest 5th percentile; `too_long` says why the lengths differ too much."""
+
+    nearness: Nearness
+    too_long: str | None = None
+
+    @property
+    def value(self) -> float:
+        return self.nearness.p5_cosine
+
+    def __str__(self) -> str:
+        text = f"a 5th percentile of the cosine of {shown(self.value)} ({self.nearness.output})"
+        return text if self.too_long is None else f"{text}, but {self.too_long}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CosineTarget:
+    """See `AccuracyTarget`.
+
+    Attributes:
+        bound: a MinCosine.
+        images: N of them.
+        reference: its runtime.
+    """
+
+    bound: AccuracyBound
+    images: CalibrationImages
+    reference: Runtime
+
+    @functools.cached_property
+    def wanted(self) -> Mapping[str, NDArray[Any]]:
+        """The reference's vectors (N, D) by name, see `vitdeploy.assess.metrics.features.vectors`.
+
+        Raises:
+            CheckpointError: it gives values that are not finite.
+        """
+        found = _vectors(self.images, self.reference)
+        for name, of_one in found.items():
+            if not np.isfinite(of_one).all():
+                raise CheckpointError(
+                    f"the reference's {name} is not finite for images of {self.images.images.source}",
+                    what=name, where=self.images.images.source,
+                    hint="check the weights, and the numbers of the image processor",
+                )  # fmt: skip
+        return found
+
+    @property
+    def minimum(self) -> float:
+        """The lowest 5th percentile allowed."""
+        return self.bound.limit
+
+    @property
+    def aim(self) -> float:
+        """The lowest 5th percentile with which a search may end."""
+        return 1 - SEARCHED * (1 - self.minimum)
+
+    def at(self, positions: Sequence[int]) -> CosineTarget:
+        """See `AccuracyTarget`."""
+        return CosineTarget(self.bound, self.images.at(list(positions)), self.reference)
+
+    def measure(self, runtime: Runtime) -> LowestCosine:
+        """See `AccuracyTarget`."""
+        found = nearness(self.wanted, _vectors(self.images, runtime), search=False)
+        worst = min(found, key=lambda each: each.p5_cosine)
+        return LowestCosine(worst, next(filter(None, (too_long(each, self.minimum) for each in found)), None))
+
+    def reached_by(self, found: LowestCosine) -> bool:
+        """See `AccuracyTarget`."""
+        return found.value >= self.aim and found.too_long is None
+
+    def check(self, name: str, found: LowestCosine) -> dict[str, Any]:
+        """See `AccuracyTarget`."""
+        if found.too_long is not None or not found.value >= self.minimum:
+            raise CheckFailedError(
+                f"{name} does not reach {self}: {found}; the float graph did, before its inputs and outputs changed",
+                what=name, expected=str(self.bound), found=found,
+                hint="loosen the bound, or leave out embed_resize and io_dtype; nothing was written",
+            )  # fmt: skip
+        return {"bound": str(self.bound), "aim": round(self.aim, 6), **self._record(found)}
+
+    def check_held_out(self, name: str, found: LowestCosine) -> dict[str, Any]:
+        """See `AccuracyTarget`."""
+        if found.too_long is not None or not found.value >= self.minimum:
+            raise CheckFailedError(
+                f"{name} does not reach {self.bound} on {found.nearness.images} held-out images: {found}",
+                what=name, expected=str(self.bound), found=found,
+                hint="ask for more, or give more images; nothing was written",
+            )  # fmt: skip
+        return {**self._record(found), "honoured": True}
+
+    def record_without(self, found: LowestCosine) -> dict[str, Any]:
+        """See `AccuracyTarget`."""
+        return {"p5_cosine_without": round(found.value, 6)}
+
+    def _record(self, found: LowestCosine) -> dict[str, Any]:
+        near = found.nearness
+        return {
+            "images": near.images,
+            "output": near.output,
+            "mean_cosine": round(near.mean_cosine, 6),
+            "p5_cosine": round(near.p5_cosine, 6),
+            "min_cosine": round(near.min_cosine, 6),
+            "at_least": self.minimum,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.bound} on {len(self.images.images)} images"
+
+
+def open_cosine_target(
+    bound: AccuracyBound, reference: Runtime, problem_type: ProblemType, source: Source
+) -> CosineTarget:
+    """Open the images; the reference runs on them when an artifact is measured.
+
+    Raises:
+        UsageError: the logits are not those of a single-label classifier.
+        InputError: there are no images.
+    """
+    if problem_type is not ProblemType.SINGLE_LABEL:
+        raise UsageError(
+            f"{bound} does not fit a {problem_type} model: the cosine of its values says nothing about each of them",
+            what="accuracy", found=problem_type, hint="leave it out, and bound the difference with --tolerance",
+        )  # fmt: skip
+    return CosineTarget(bound, CalibrationImages.open(*source), reference)
+
+
+def _vectors(images: CalibrationImages, runtime: Runtime) -> dict[str, NDArray[Any]]:
+    """The vectors of all images (N, D), by name."""
+    found: dict[str, list[NDArray[Any]]] = {}
+    for batch in images.batches(BATCH, runtime.pixels):
+        for name, rows in vectors(runtime.run(feeds(runtime.inputs, batch[runtime.pixels]))).items():
+            found.setdefault(name, []).append(rows)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
