@@ -76,7 +76,7 @@ MODELS = (
 
 
 def exporters(model: Model, made: Any, folder: Path) -> dict[str, Callable[[], Path]]:
-    """What writes a graph of `made`, by name; each gives the path of the graph."""
+    """The exporters of `made`, by name; each gives the path of its graph."""
     checkpoint, native, patch = folder / "checkpoint", model.config["image_size"], model.config["patch_size"]
 
     def ours() -> Path:

@@ -35,12 +35,12 @@ _BATCH_SIZES = (1, 8)
 
 @dataclasses.dataclass(frozen=True)
 class DemoResult:
-    """What the demo made and measured.
+    """The files and measurements of the demo.
 
     Attributes:
         bundle: the folder.
         path: of the report.
-        report: what it shows.
+        report: its content.
         comparison: of all held-out images.
         evaluation: of the same.
         benchmark: at two batch sizes.
@@ -102,7 +102,7 @@ def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> 
         comparison=comparison,
         evaluation=evaluation,
         benchmark=times,
-        samples={"One image of each class": first_of_each_class(evaluation), **worst_images(evaluation)},
+        examples={"One image of each class": first_of_each_class(evaluation), **worst_images(evaluation)},
     )
     write_html(path, report)
     return DemoResult(bundle.path, path, report, comparison, evaluation, times, time.perf_counter() - start)

@@ -273,5 +273,5 @@ def test_what_is_a_cosine_in_a_file_of_rules(tmp_path: Path) -> None:
         assert found.min_neighbour_agreement == 0.88
     for text in ("99", "1", "0", '"x%"', "true", '"100%"'):
         file.write_text(f"min_cosine = {text}\n", encoding="utf-8")
-        with pytest.raises(UsageError, match="min_cosine"):
+        with raises(UsageError, what="min_cosine"):
             read_rules(file)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from raising import raises
@@ -66,17 +67,17 @@ def test_a_rule_out_of_its_range_is_refused(tmp_path: Path, text: str, name: str
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "key", "hint"),
     [
-        ("min_acuracy = 98", "has 'min_acuracy'; did you mean min_accuracy?"),
-        ("[artifact.x]", "has 'artifact'; did you mean artifacts?"),
-        ("zzz = 1", "use min_accuracy, max_drop"),
-        ("[artifacts.onnx-fp32]\nmax_sise = 1", "onnx-fp32 in .* did you mean max_size?"),
-        ("artifacts = 3", "must be tables"),
+        ("min_acuracy = 98", "min_acuracy", "did you mean min_accuracy?"),
+        ("[artifact.x]", "artifact", "did you mean artifacts?"),
+        ("zzz = 1", "zzz", re.compile("^use min_accuracy, max_drop")),
+        ("[artifacts.onnx-fp32]\nmax_sise = 1", "max_sise", "did you mean max_size?"),
+        ("artifacts = 3", "artifacts", None),
     ],
 )
-def test_a_key_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_a_key_that_is_none_is_refused(tmp_path: Path, text: str, key: str, hint: Any) -> None:
+    with raises(UsageError, what=key, where=re.compile(r"gate\.toml$"), hint=hint):
         read_rules(write(tmp_path, text))
 
 
@@ -99,18 +100,17 @@ def test_a_byte_order_mark_is_no_matter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [f"max_size = 1{'0' * 5000}", f"x = {'[' * 50_000}"])
 def test_numbers_and_nesting_without_end_are_one_line(tmp_path: Path, text: str) -> None:
-    with pytest.raises(InputError, match=r"gate\.toml must be TOML: .*") as caught:
+    with raises(InputError, where=str(tmp_path / "gate.toml"), expected="TOML"):
         read_rules(write(tmp_path, text))
-    assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"must be TOML: .*line 1"):
+    with raises(InputError, expected="TOML"):
         read_rules(write(tmp_path, "max_drop = = 1"))
-    with pytest.raises(InputError, match=r"absent\.toml"):
+    with raises(InputError, where=str(tmp_path / "absent.toml")):
         read_rules(tmp_path / "absent.toml")
 
 
 def test_rules_of_an_artifact_that_is_not_there() -> None:
-    with pytest.raises(UsageError, match=r"has 'onnx-fp61'; did you mean onnx-fp16\?"):
+    with raises(UsageError, what="onnx-fp61", hint="did you mean onnx-fp16?"):
         GateRules(artifacts={"onnx-fp61": Rules()}).check_names(["reference", "onnx-fp16"])

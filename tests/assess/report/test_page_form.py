@@ -17,7 +17,7 @@ from PIL import Image
 from raising import raises
 
 from vitdeploy.assess.report import page as page_module
-from vitdeploy.assess.report.example_images import Sample
+from vitdeploy.assess.report.example_images import ExampleImage
 from vitdeploy.assess.report.page import write_html
 from vitdeploy.assess.report.report import Report
 from vitdeploy.errors import ImageError, MissingDependencyError, OutputError
@@ -108,8 +108,10 @@ def test_images_are_in_the_page(page: Page, image: Path) -> None:
 
 def test_large_images_are_made_smaller(report: Report, tmp_path: Path) -> None:
     Image.new("RGB", (2000, 1000), "red").save(tmp_path / "large.jpg")
-    sample = Sample("large.jpg", "newt", {"torch": Prediction("newt", 0, 1.0)}, (tmp_path / "large.jpg").read_bytes)
-    large = dataclasses.replace(report, samples={"Large": [sample]})
+    example = ExampleImage(
+        "large.jpg", "newt", {"torch": Prediction("newt", 0, 1.0)}, (tmp_path / "large.jpg").read_bytes
+    )
+    large = dataclasses.replace(report, examples={"Large": [example]})
     (picture,) = written(tmp_path / "report.html", large).all("img")
     assert (picture["width"], picture["height"]) == ("320", "160")
     assert "class" not in picture
@@ -122,8 +124,11 @@ def test_an_image_that_is_gone_is_named_in_its_place(report: Report, tmp_path: P
         raise ImageError("cannot read 'a.png': gone")
 
     best = {"torch": Prediction("newt", 0, 1.0)}
-    samples = [Sample("a.png", "newt", best, gone), Sample("b.png", "newt", best, (tmp_path / "broken.png").read_bytes)]
-    page = written(tmp_path / "report.html", dataclasses.replace(report, samples={"Gone": samples}))
+    examples = [
+        ExampleImage("a.png", "newt", best, gone),
+        ExampleImage("b.png", "newt", best, (tmp_path / "broken.png").read_bytes),
+    ]
+    page = written(tmp_path / "report.html", dataclasses.replace(report, examples={"Gone": examples}))
     assert page.all("img") == []
     assert "cannot read 'a.png': gone" in page.text["p"]
     assert any(text.startswith("cannot read 'b.png': ") for text in page.text["p"])

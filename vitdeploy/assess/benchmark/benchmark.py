@@ -160,7 +160,7 @@ class _Timed:
                 self._give_up(str(exc))
 
     def latency(self, size: int) -> list[Latency]:
-        """What was measured at a batch size, if it was."""
+        """The measured times at a batch size; None without any."""
         if size not in self._sizes or self._opened is None:
             return []
         rounds = self._rounds[size]

@@ -45,7 +45,7 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a process is to time.
+    """The work of a timing process.
 
     Attributes:
         bundle: that holds it, as its manifest was when it was selected.
@@ -151,7 +151,7 @@ def _serve(connection: Connection, job: Job) -> None:
 
 
 class _Timer:
-    """What a worker is asked: `open` first."""
+    """The requests to a worker: `open` first."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -167,7 +167,7 @@ class _Timer:
             _set_torch_threads(job.threads)
         options: dict[str, Any] = {"intra_op_threads": job.threads} if job.threads and package == "onnxruntime" else {}
         begin = time.perf_counter()
-        self._runtime: Runtime = job.selected.open(job.bundle, device=job.device, **options)
+        self._runtime: Runtime = job.selected.open(job.bundle, options, device=job.device)
         load_ms = _since(begin)
         return Opened(load_ms, self._runtime.threads, self._runtime.details)
 

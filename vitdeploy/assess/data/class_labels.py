@@ -260,7 +260,7 @@ def _parts(name: str) -> frozenset[str]:
 
 
 def _synonyms(name: str) -> frozenset[str]:
-    """Of a class: the parts of its name; and of one that is named by its WordNet id, the synset's words."""
+    """The parts of a class's name, or the words of the synset whose WordNet id it is."""
     words = synsets().get(_plain(name)) if is_wordnet_id(_plain(name)) else None
     return _parts(name) if words is None else words | {_plain(name)}
 

@@ -301,7 +301,7 @@ def read_parquet(source: Path, listing: FolderListing | None, *, labelled: bool 
 
 
 def file_reader(paths: Sequence[Path]) -> Callable[[int], bytes]:
-    """What reads the file at a position; may be called from several threads."""
+    """Make a reader of the files by position, which may be called from several threads."""
 
     def load(position: int) -> bytes:
         try:

@@ -56,7 +56,7 @@ class LeftOut:
 
     @classmethod
     def of(cls, counts: collections.Counter[str], empty_folders: Iterable[str] = ()) -> LeftOut:
-        """Of how many files were left out for which reason; the rarest reasons become one where there are many."""
+        """Count the files that were left out by reason; of many reasons, the rarest become one."""
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         first, rest = ordered[:_MOST_REASONS], ordered[_MOST_REASONS:]
         first += [(_OTHERS, sum(count for _, count in rest))] if rest else []

@@ -38,12 +38,12 @@ _MOST_DICTIONARY_BYTES = 1024**3  # of a dictionary, whose offsets have 31 bits;
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ParquetData:
-    """What the files hold.
+    """The content of parquet files.
 
     Attributes:
         names: "file#row" of each of N images, rows counted from 0.
         labels: (N,) int64 indices, or N names; empty where none were asked for.
-        class_names: what the dataset calls the indices; None where it does not say.
+        class_names: the dataset's names of the indices; None without.
         load: gives the bytes of the image at a position from 0 to N - 1.
     """
 
@@ -254,13 +254,13 @@ def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] |
 
 
 def _feature(path: Path, schema: pa.Schema, column: str) -> dict[str, Any]:
-    """Of one column; empty where nothing is said of it."""
+    """The metadata of one column; empty without any."""
     feature = _features(path, schema).get(column)
     return feature if isinstance(feature, dict) else {}
 
 
 def _features(path: Path, schema: pa.Schema) -> dict[str, Any]:
-    """What the Hub's libraries say of each column, as JSON among the schema's metadata; empty without it."""
+    """The metadata of the columns, which the Hub's libraries write as JSON; empty without any."""
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return {}

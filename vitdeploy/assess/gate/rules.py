@@ -1,4 +1,4 @@
-"""What a gate demands of the artifacts of a bundle: rules from a TOML file, or from flags."""
+"""Rules of a gate, from a TOML file or from flags."""
 
 from __future__ import annotations
 
@@ -177,16 +177,19 @@ def read_rules(path: str | os.PathLike[str]) -> GateRules:
     try:
         text = read_regular(file).decode("utf-8-sig")
     except OSError as exc:
-        raise InputError(f"cannot read the rules in {file}: {exc.strerror}") from exc
+        raise InputError(f"{file} cannot be read: {exc.strerror}", where=file, found=exc.strerror) from exc
     except UnicodeDecodeError as exc:
-        raise InputError(f"cannot read the rules in {file}: it is not in UTF-8 ({exc})") from exc
+        raise InputError(f"{file} is not in UTF-8: {exc}", where=file, expected="UTF-8") from exc
     try:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as exc:  # tomllib's own, an integer of thousands of digits, deep nesting
-        raise InputError(f"{file} must be TOML: {first_line(exc)}") from exc
+        raise InputError(f"{file} is not TOML: {first_line(exc)}", where=file, expected="TOML") from exc
     artifacts = data.pop("artifacts", {})
     if not isinstance(artifacts, dict) or not all(isinstance(table, dict) for table in artifacts.values()):
-        raise UsageError(f'artifacts of {file} must be tables such as [artifacts."onnx-fp16"], got {shown(artifacts)}')
+        raise UsageError(
+            f'artifacts in {file} must be tables such as [artifacts."onnx-fp16"], got {shown(artifacts)}',
+            what="artifacts", where=file, found=artifacts,
+        )  # fmt: skip
     known = [field.name for field in dataclasses.fields(Rules)]
     _check_keys(data, [*known, "artifacts"], str(file))
     of_each = {name: Rules.from_dict(table, f"{name} in {file}") for name, table in artifacts.items()}
@@ -198,4 +201,4 @@ def _check_keys(data: Iterable[str], known: list[str], where: str) -> None:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
-            raise UsageError(f"{where} must have no key but those that are known, has {key!r}; {hint}")
+            raise UsageError(f"unknown key {shown(key, 80)} in {where}", what=key, where=where, hint=hint)

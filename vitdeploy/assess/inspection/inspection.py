@@ -1,4 +1,4 @@
-"""What an artifact is, from its manifest and its graph, and what differs between two."""
+"""Describe an artifact by its manifest and its graph, and compare two."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Inspection:
     Attributes:
         bundle: the folder.
         source: where the model came from.
-        task: what its head computes.
-        artifact: what the manifest says.
-        graph: what the graph is made of; None where it was not read.
+        task: of its head.
+        artifact: the entry of the manifest.
+        graph: None where it was not read.
         note: why it was not; None where it was.
     """
 
@@ -142,7 +142,7 @@ def same_bytes(a: Inspection, b: Inspection) -> bool:
 
 
 def differences(a: Inspection, b: Inspection) -> dict[str, dict[str, Pair]]:
-    """What differs between two artifacts, by section and name; empty where nothing does.
+    """The differences between two artifacts, by section and name.
 
     Graphs are compared where both were read. Consecutive layers that differ alike are one entry.
     """
@@ -167,7 +167,7 @@ def _pairs(section: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str
 
 
 def _proofs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
-    """What differs in the numbers of the outputs that were compared with the reference on both sides."""
+    """The differences in the numbers of the outputs that both sides compared with the reference."""
     left, right = ({item["output"]: item for item in side.get("outputs", ())} for side in (a, b))
     return {
         f"{output} {name}": pair

@@ -25,7 +25,7 @@ _CONVERSION = "aten::to"
 
 
 def read_torchscript(source: Path | OpenedFile) -> GraphSummary:
-    """What the graph of a TorchScript file is made of.
+    """Summarize the graph of a TorchScript file.
 
     A constant is no node. The type that a node gives is that of a conversion, or else what torch promotes its inputs'
     types to.
