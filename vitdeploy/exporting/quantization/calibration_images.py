@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.specs import PixelFormat
 
+    # Arguments of `CalibrationImages.open`.
+    Source = tuple[str | os.PathLike[str], ImageProcessor, int | None, int, Progress]
+
 DEFAULT_COUNT = 512  # TensorRT's and NNCF's guides ask for some hundreds
 FEW = 32
 BATCH = 8  # images of one shape that are run together
