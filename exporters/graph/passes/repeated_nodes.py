@@ -1,4 +1,4 @@
-"""Compute once what several nodes compute alike."""
+"""Eliminate common subexpressions."""
 
 from __future__ import annotations
 
