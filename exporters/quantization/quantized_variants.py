@@ -100,7 +100,7 @@ def _write(model: ir.Model, weights: dict[tuple[str, int], ir.Value], kept: Coll
 
 
 def _quantized(value: ir.Value | None) -> ir.Value | None:
-    """The source of a value from DequantizeLinear: a value in float32, or a weight in integers; None for other values."""
+    """The source of a value from DequantizeLinear: a float32 value, or a weight in integers; None for other values."""
     node = None if value is None else value.producer()
     if node is None or node.op_type != "DequantizeLinear":
         return None
