@@ -87,7 +87,7 @@ def test_both_backends_give_every_output_of_transformers(
     for backend in ("torch", "onnxruntime"):
         options: dict[str, Any] = {"outputs": outputs} if backend == "torch" else {}
         with contextlib.ExitStack() as stack:
-            runtime = stack.enter_context(open_runtime(bundle, backend, **options))
+            runtime = stack.enter_context(open_runtime(bundle, backend, options))
             plain_runtime = stack.enter_context(open_runtime(plain, backend)) if plain else None
             for batch_size in BATCHES:
                 feeds = {"pixel_values": pixels_of(batch_size, config.image_size)}

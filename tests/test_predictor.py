@@ -162,7 +162,7 @@ def test_an_artifact_that_is_not_what_the_manifest_says(altered: Bundle) -> None
     model.graph.node[-1].output[0] = "other"
     onnx.save(model, altered.path / "onnx" / "model.onnx")
     sign_again(altered)
-    with pytest.raises(BundleError, match=r"must take and give what the manifest says.*'other'"):
+    with raises(BundleError, what="inputs and outputs", where=str(altered.path / "onnx" / "model.onnx")):
         vitdeploy.load(altered.path)
 
 

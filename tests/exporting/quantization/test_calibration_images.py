@@ -12,7 +12,7 @@ from told import Told
 
 from vitdeploy.assess.data.image_set import ImageSet, open_images
 from vitdeploy.errors import ImageError, InputError
-from vitdeploy.exporting.calibration_images import CalibrationImages
+from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.runtimes.base import Runtime
@@ -53,7 +53,7 @@ class Answers(Runtime):
         pass
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
+    def from_bundle(cls, bundle: Bundle, options: Any, *, precision: str, device: str) -> Self:
         raise NotImplementedError
 
     @classmethod

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.specs import PixelFormat
 
+    # Arguments of `CalibrationImages.open`.
+    Source = tuple[str | os.PathLike[str], ImageProcessor, int | None, int, Progress]
+
 DEFAULT_COUNT = 512  # TensorRT's and NNCF's guides ask for some hundreds
 FEW = 32
 BATCH = 8  # images of one shape that are run together
@@ -47,9 +50,9 @@ class CalibrationImages:
     """A seeded part of a data set, gone through an image at a time.
 
     Attributes:
-        images: them.
+        images: of the data set.
         processor: of the bundle.
-        seed: which part.
+        seed: of the choice of images.
         progress: told how far it has come.
     """
 
@@ -81,7 +84,10 @@ class CalibrationImages:
             InputError: there are no images.
         """
         if limit is not None and (type(limit) is not int or limit < 1):
-            raise UsageError(f"calibration_images must be an integer from 1 up, got {limit!r:.80}")
+            raise UsageError(
+                f"calibration_images must be an integer from 1 up, got {limit!r:.80}",
+                what="calibration_images", found=limit,
+            )  # fmt: skip
         return cls(open_images(path).subset(limit, seed), processor, seed, progress)
 
     @functools.cached_property
@@ -90,7 +96,7 @@ class CalibrationImages:
         return tuple(hashlib.sha256(self.images.load(position)).digest() for position in range(len(self.images)))
 
     def sha256(self) -> str:
-        """Of the bytes of the images, in order, and of what makes pixels of them."""
+        """Hash of the bytes of the images, in order, and of what makes pixels of them."""
         digest = hashlib.sha256(json.dumps([self.processor.to_dict(), PIL.__version__], sort_keys=True).encode())
         for content in self.contents:
             digest.update(content)
@@ -149,8 +155,9 @@ class CalibrationImages:
     def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
         """Run an ONNX file, which takes pixels of this format, on each image; the outputs of each, by name."""
         from vitdeploy.runtimes.onnxrt import OnnxRuntime
+        from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
 
-        with OnnxRuntime(path, allow_spinning=False) as runtime:
+        with OnnxRuntime(path, OnnxRuntimeOptions(allow_spinning=False)) as runtime:
             for image in self.pixels(pixels):
                 yield runtime.run(feeds(runtime.inputs, image[pixels]))
 
