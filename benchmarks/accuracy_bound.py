@@ -43,8 +43,8 @@ CONFIG = dataclasses.replace(
     encoder_stride=8,
     initializer_range=0.02,
 )
-NAIVE: dict[str, Any] = {"calibration": "minmax", "smooth_quant": "off"}
-BOUND: dict[str, Any] = {"min_agreement": MIN_AGREEMENT}
+NAIVE: dict[str, Any] = {"method": "minmax", "smooth_quant": "off"}
+BOUND: dict[str, Any] = {"accuracy": vitdeploy.MinAgreement(MIN_AGREEMENT)}
 WAYS: dict[str, dict[str, Any]] = {
     "int8, minmax, no smoothing": NAIVE,
     "int8": {},
@@ -94,15 +94,15 @@ def _peer(checkpoint: Path, seen: Path, folder: Path) -> dict[str, Any]:
 
 
 def _ours(checkpoint: Path, seen: Path, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    settings = dict(options)
+    calibration = vitdeploy.Calibration(seen, settings.pop("method", "auto"), cache=False)
     start = time.perf_counter()
     bundle = vitdeploy.export(
         checkpoint,
         precision="int8",
-        calibration_data=seen,
-        calibration_cache=False,
-        tolerance=None if "min_agreement" in options else 10,  # what it comes to is to be seen
         output=folder,
-        **options,
+        quantization=vitdeploy.Quantization(calibration, **settings),
+        validation=vitdeploy.ValidationOptions(tolerance=None if "accuracy" in options else 10),
     )
     seconds = time.perf_counter() - start
     artifact = bundle.artifact("onnx", "int8")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their arguments, the model, the peers' tools, taking turns, and the record of a run."""
+"""Shared by the benchmarks: arguments, the model, the peers' tools, taking turns, and the record of a run."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def start(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def wait(process: subprocess.Popen[bytes]) -> Any:
-    """Wait for the end of `process`: what it and its children used. See `resource.getrusage`."""
+    """Wait for the end of `process`, and give the resources that it and its children used, see `resource.getrusage`."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -76,14 +76,19 @@ MODELS = (
 
 
 def exporters(model: Model, made: Any, folder: Path) -> dict[str, Callable[[], Path]]:
-    """What writes a graph of `made`, by name; each gives the path of the graph."""
+    """The exporters of `made`, by name; each gives the path of its graph."""
     checkpoint, native, patch = folder / "checkpoint", model.config["image_size"], model.config["patch_size"]
 
     def ours() -> Path:
         made.save_pretrained(checkpoint)
         # Nothing here has photographs: the processor is any one, and transformers writes none with a model.
         processor = vitdeploy.ProcessorOptions(image_mean=0.5, image_std=0.5, size=native, resample="bilinear")
-        bundle = vitdeploy.export(checkpoint, processor=processor, output=folder / "vitdeploy", dynamic_image_size=True)
+        bundle = vitdeploy.export(
+            checkpoint,
+            output=folder / "vitdeploy",
+            graph=vitdeploy.GraphOptions(dynamic_image_size=True),
+            source=vitdeploy.SourceOptions(processor=processor),
+        )
         return bundle.path / "onnx" / "model.onnx"
 
     def theirs(*image_size: int) -> Path:

@@ -22,15 +22,19 @@ BATCH = AxisRange(1, 8, 32)
 SIZES: dict[str, Any] = {"fixed": None, "dynamic": ((112, 112), (224, 224), (384, 384))}
 
 
-IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 2, "calibration_cache": False}
-QUANTIZED = {precision: {"target": "tensorrt", **IMAGES} for precision in ("int8", "fp8")}
+IMAGES = vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=2, cache=False), target="tensorrt")
 
 
 def build(preset: str, precision: str, size: str, folder: Path) -> dict[str, Any]:
     """One engine; the ONNX artifact that it is built from is exported before, and not timed."""
     output = folder / f"{precision}-{size}"
-    calibrated = QUANTIZED.get(precision, {})
-    vitdeploy.export(random_weights=preset, precision=precision, output=output, image_size=SIZES[size], **calibrated)
+    vitdeploy.export(
+        precision=precision,
+        output=output,
+        graph=vitdeploy.GraphOptions(image_size=SIZES[size]),
+        source=vitdeploy.SourceOptions(random_weights=preset),
+        quantization=IMAGES if precision in ("int8", "fp8") else None,
+    )
     start = time.perf_counter()
     bundle = vitdeploy.export(
         to="tensorrt-rtx", precision=precision, output=output, engine=EngineOptions(batch=(BATCH,))
@@ -52,7 +56,7 @@ def main() -> None:
     arguments_parser = parser(__doc__)
     arguments_parser.add_argument("--preset", default=PRESET, help="with random weights")
     arguments_parser.add_argument(
-        "--precision", nargs="+", default=["fp32", "fp16", "bf16", *QUANTIZED], help="of the engines"
+        "--precision", nargs="+", default=["fp32", "fp16", "bf16", "int8", "fp8"], help="of the engines"
     )
     arguments = arguments_parser.parse_args()
     rows = []

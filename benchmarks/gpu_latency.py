@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 HALF = ("fp16", "bf16")
 QUANTIZED = ("int8", "fp8")  # of engines; speed does not depend on the images
-IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 2, "calibration_cache": False}
+IMAGES = vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=2, cache=False))
 ENGINES = [name for name, row in BACKENDS.items() if row.artifact_format == name and row.device == "cuda"]
 
 
@@ -94,7 +94,7 @@ class Measurement:
 
     def __init__(self, folder: Path, preset: str, device: str, batch_sizes: list[int], seconds: float) -> None:
         self.preset, self.device, self.seconds = preset, device, seconds
-        self.bundle: Bundle = vitdeploy.export(random_weights=preset, output=folder)
+        self.bundle: Bundle = vitdeploy.export(output=folder, source=vitdeploy.SourceOptions(random_weights=preset))
         self.batch = AxisRange(min(batch_sizes), sorted(batch_sizes)[len(batch_sizes) // 2], max(batch_sizes))
         processor, files = load_processor(self.bundle), list_images(held_out_images()).files
         self.pixel_values = {
@@ -130,10 +130,13 @@ class Measurement:
         if made_as is None or any(each.name == f"{made_as}-{precision}" for each in self.bundle.manifest.artifacts):
             return
         self.bundle = vitdeploy.export(
-            random_weights=self.preset, to=made_as, precision=precision, output=self.bundle.path,
+            to=made_as,
+            precision=precision,
+            output=self.bundle.path,
             engine=EngineOptions(batch=(self.batch,)) if made_as in ENGINES else None,
-            **(IMAGES if precision in QUANTIZED else {}),
-        )  # fmt: skip
+            source=vitdeploy.SourceOptions(random_weights=self.preset),
+            quantization=IMAGES if precision in QUANTIZED else None,
+        )
 
     def _row(self, configuration: Configuration, runtime: Runtime, size: int, peak: float | None) -> dict[str, Any]:
         feeds = {"pixel_values": self.pixel_values[size]}
@@ -159,7 +162,7 @@ class Measurement:
         }
 
     def _median_ms(self, work: Callable[[], object]) -> float:
-        """Of as many runs as fit the time, five at least, after three that are not timed."""
+        """Time as many runs as fit, five at least, after three that are not timed."""
         for _ in range(3):
             work()
         times: list[float] = []

@@ -56,7 +56,7 @@ def ours(folder: Path, preset: str) -> dict[str, Session]:
 
 
 def peers(folder: Path, own: Mapping[str, Session], python: Path) -> dict[str, Session]:
-    """What the peers make of our float32 file, on the photographs as our image processor gives them; ours in OpenVINO.
+    """The peers' quantized files of our float32 file, on the photographs as our processor gives them; ours in OpenVINO.
 
     Our static file in OpenVINO tells what of a difference is the engine's, and what the file's.
     """
@@ -83,7 +83,7 @@ def peers(folder: Path, own: Mapping[str, Session], python: Path) -> dict[str, S
 
 
 def figures(found: Latencies, sessions: Mapping[str, Session]) -> dict[str, dict[str, Any]]:
-    """Of each: its median, its ratios to others (quartiles of the turns), its size, and how its logits differ."""
+    """For each: median, ratios to others (quartiles of the turns), size, and differences of the logits."""
     if found.problems:
         raise SystemExit(f"every file must run, got: {found.problems}")
     rows = {}
@@ -105,7 +105,7 @@ def quartiles(times: list[float], base: list[float]) -> list[float]:
 
 
 def size_mb(file: Path) -> float:
-    """Of `file` and the weights beside it."""
+    """The size of `file` and the weights beside it."""
     return sum(path.stat().st_size for path in file.parent.glob(f"{file.stem}.*")) / 1e6
 
 

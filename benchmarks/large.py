@@ -64,7 +64,7 @@ def _placement(model: Path) -> dict[str, Any]:
 
 
 def _load(model: str) -> dict[str, float]:
-    """What a session adds to the memory of a process, and how much of the file beside the model is mapped."""
+    """The memory that a session adds to a process, and how much of the file beside the model is mapped."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

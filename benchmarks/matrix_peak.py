@@ -1,4 +1,4 @@
-"""How many operations a second torch's own matrix products reach on a device: what a share of the peak is of."""
+"""Peak of a device: the operations a second that torch's own matrix products reach."""
 
 from __future__ import annotations
 

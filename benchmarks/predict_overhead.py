@@ -1,4 +1,4 @@
-"""What `Predictor.predict` adds to the bare ONNX Runtime session on ViT-B, in float32 on the CPU.
+"""The time that `Predictor.predict` adds to the bare ONNX Runtime session on ViT-B, in float32 on the CPU.
 
 Three calls take turns on one session: the session itself, `predict` on an image that is processed already (checks,
 scores and labels), and `predict` on a JPEG file. What a call adds is the median of its differences from the session in

@@ -30,7 +30,7 @@ TIMED_RUNS = 3  # a turn's time is their median
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """What runs: a file in an engine.
+    """A file in an engine.
 
     Attributes:
         file: an ONNX graph, or what else the engine reads.
@@ -47,7 +47,7 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class Latencies:
-    """What the sessions gave for one batch size.
+    """The results of the sessions for one batch size.
 
     Attributes:
         times_ms: a time for each turn, by name, without those that failed.

@@ -68,7 +68,7 @@ def ours(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Session
 
 
 def peers(folder: Path, own: Session, arguments: argparse.Namespace) -> dict[str, Session]:
-    """What the peers make of our float32 file by default."""
+    """The peers' quantized files of our float32 file, by default."""
     images = folder / "calibration.npy"
     np.save(images, _pixels(arguments, "calibration"))
     sessions = {}
@@ -85,7 +85,7 @@ def peers(folder: Path, own: Session, arguments: argparse.Namespace) -> dict[str
 
 
 def figures(wanted: np.ndarray, given: np.ndarray) -> dict[str, float]:
-    """Of (N, C) features beside those of float32."""
+    """Compare (N, C) features with those of float32."""
     a, b = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (wanted, given))
     cosines = (a * b).sum(axis=1)
     nearest = []

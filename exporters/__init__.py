@@ -67,7 +67,7 @@ class Exporter(NamedTuple):
         target: "module:function", a `TraceFunction`.
         precisions: what it can make.
         backend: the backend that proves its artifacts.
-        options: those of `vitdeploy.export` that not every exporter takes.
+        refuses: options that it does not take, by the fields of the option values.
         made_from: the format of the artifact that it makes its own from; None where it is made from the reference. The
             target is then a function of `vitdeploy.exporters.engine.build.EngineRequest`.
         has_graph: whether it traces a `vitdeploy.exporters.graph.onnx_graph.TracedGraph`, whose lower precisions depend
@@ -78,35 +78,17 @@ class Exporter(NamedTuple):
     target: str
     precisions: tuple[str, ...]
     backend: str
-    options: tuple[str, ...] = ()
+    refuses: tuple[str, ...] = ()
     made_from: str | None = None
     has_graph: bool = False
     quantized_for: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
-# What `vitdeploy.export` takes for int8 and fp8 alone.
-QUANTIZATION_OPTIONS = (
-    "target",
-    "scheme",
-    "reduce_range",
-    "rest",
-    "calibration_data",
-    "calibration",
-    "calibration_images",
-    "calibration_cache",
-    "smooth_quant",
-    "max_drop",
-    "min_agreement",
-    "min_cosine",
-    "accuracy_data",
-)
-_OF_A_CPU = ("scheme", "reduce_range")  # of these
-
 _ENGINE = Exporter(
     "vitdeploy.exporters.engine.build:build_engine",
     ("fp32", "fp16", "bf16", "int8", "fp8"),
     "tensorrt",
-    ("opset", "embed_resize", "keep_fp32", "engine", *(name for name in QUANTIZATION_OPTIONS if name not in _OF_A_CPU)),
+    refuses=("optimize", "scheme", "reduce_range"),
     made_from="onnx",
     quantized_for={"int8": ("tensorrt",), "fp8": ("tensorrt",)},
 )
@@ -115,12 +97,14 @@ EXPORTERS: dict[str, Exporter] = {
         "vitdeploy.exporters.graph.onnx_graph:trace_onnx",
         ("fp32", "fp16", "bf16", "int8", "fp8"),
         "onnxruntime",
-        ("opset", "embed_resize", "optimize", "keep_fp32", *QUANTIZATION_OPTIONS),
         has_graph=True,
         quantized_for={"int8": ("cpu", "tensorrt"), "fp8": ("tensorrt",)},
     ),
     "torchscript": Exporter(
-        "vitdeploy.exporters.torchscript.tracing:trace_torchscript", ("fp32", "fp16", "bf16"), "torchscript"
+        "vitdeploy.exporters.torchscript.tracing:trace_torchscript",
+        ("fp32", "fp16", "bf16"),
+        "torchscript",
+        refuses=("opset", "embed_resize", "optimize", "keep_fp32"),
     ),
     "tensorrt": _ENGINE,
     "tensorrt-rtx": _ENGINE._replace(backend="tensorrt-rtx"),
@@ -130,19 +114,31 @@ EXPORTERS: dict[str, Exporter] = {
 def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Exporter:
     """The row for a format and a precision.
 
+    Args:
+        to: the format.
+        precision: of the artifact.
+        options: those that are asked for.
+
     Raises:
-        UsageError: there is none, or it does not take one of the options that are set.
+        UsageError: there is none, or it does not take one of the options.
     """
     if not isinstance(to, str) or to not in EXPORTERS:
-        raise UsageError(f"an export format must be one of {', '.join(EXPORTERS)}, got {shown(to)}")
+        raise UsageError(
+            f"an export format must be one of {', '.join(EXPORTERS)}, got {shown(to)}",
+            what="to", expected=tuple(EXPORTERS), found=to,
+        )  # fmt: skip
     exporter = EXPORTERS[to]
     if precision not in exporter.precisions:
-        raise UsageError(f"precision for {to} must be one of {', '.join(exporter.precisions)}, got {shown(precision)}")
-    for name in dict.fromkeys(name for row in EXPORTERS.values() for name in row.options):
-        if name not in exporter.options and options.get(name) not in (None, False, (), []):
+        raise UsageError(
+            f"precision for {to} must be one of {', '.join(exporter.precisions)}, got {shown(precision)}",
+            what="precision", expected=exporter.precisions, found=precision,
+        )  # fmt: skip
+    for name in exporter.refuses:
+        if name in options:
             raise UsageError(
-                f"{name} is not for {to}, got {shown(options[name], 80)}; leave it out, or export to another format"
-            )
+                f"{name} does not apply to {to}, got {shown(options[name], 80)}",
+                what=name, found=options[name], hint="leave it out, or export to another format",
+            )  # fmt: skip
     return exporter
 
 
@@ -155,7 +151,10 @@ def quantization_target(formats: Sequence[str], precision: str, asked: str | Non
     rows = {to: EXPORTERS[to].quantized_for.get(precision, ()) for to in formats}
     for to, known in rows.items():
         if known and asked is not None and asked not in known:
-            raise UsageError(f"target for {to} in {precision} must be {' or '.join(known)}, got {shown(asked, 80)}")
+            raise UsageError(
+                f"target for {to} in {precision} must be {' or '.join(known)}, got {shown(asked, 80)}",
+                what="target", expected=known, found=asked,
+            )  # fmt: skip
     shared = [target for known in rows.values() for target in known if all(target in each for each in rows.values())]
     return asked or next(iter(shared), None)
 

@@ -73,7 +73,7 @@ def test_a_trip_is_counted(tmp_path: Path) -> None:
     assert (counts["sessions"], counts["references"], counts["calls_upward_from_exporters"]) == (1, 0, 0)
     assert {"cli -> predictor", "predictor -> images", "predictor -> runtimes"} <= counts["between"].keys()
     assert 20 < counts["files"] < counts["functions"] < 250
-    assert counts["bundle_files_opened"] >= 5  # the manifest, three configurations, the graph
+    assert 3 <= counts["bundle_files_opened"] < 10  # the manifest, configurations, the graph
 
 
 def test_a_call_upward_is_told_by_the_import_contracts() -> None:

@@ -286,12 +286,12 @@ def peer_logits(checkpoint: Checkpoint, images: Sequence[Image.Image]) -> np.nda
     "options",
     [
         {},
-        {"input": "uint8"},
-        {"input": "uint8", "layout": "nchw"},
-        {"embed_resize": True},
-        {"embed_resize": True, "precision": "fp16"},
-        {"dynamic_image_size": True},
-        {"precision": "fp16", "io_dtype": "float16"},
+        {"graph": vitdeploy.GraphOptions(input="uint8")},
+        {"graph": vitdeploy.GraphOptions(input="uint8", layout="nchw")},
+        {"graph": vitdeploy.GraphOptions(embed_resize=True)},
+        {"precision": "fp16", "graph": vitdeploy.GraphOptions(embed_resize=True)},
+        {"graph": vitdeploy.GraphOptions(dynamic_image_size=True)},
+        {"precision": "fp16", "graph": vitdeploy.GraphOptions(io_dtype="float16")},
     ],
     ids=str,
 )
@@ -323,7 +323,12 @@ def test_every_format_and_backend(tiny: Checkpoint, tmp_path: Path) -> None:
 
 def test_int8_with_calibration(tiny: Checkpoint, tmp_path: Path) -> None:
     data, files = labelled(tmp_path, tiny)
-    bundle = vitdeploy.export(tiny.folder, precision="int8", calibration_data=data, output=tmp_path / "bundle")
+    bundle = vitdeploy.export(
+        tiny.folder,
+        precision="int8",
+        output=tmp_path / "bundle",
+        quantization=vitdeploy.Quantization(vitdeploy.Calibration(data)),
+    )
     want = peer_logits(tiny, [converted(path, mode_of(tiny)) for path in files])
     with vitdeploy.load(bundle.path, precision="int8") as predictor:
         found = predictor.logits(predictor.processor(files))
@@ -334,7 +339,9 @@ def test_int8_with_calibration(tiny: Checkpoint, tmp_path: Path) -> None:
 def test_evaluate_and_its_report(tiny: Checkpoint, tmp_path: Path) -> None:
     data, _ = labelled(tmp_path, tiny)
     vitdeploy.export(tiny.folder, output=tmp_path / "bundle")
-    bundle = vitdeploy.export(tiny.folder, output=tmp_path / "bundle", precision="fp16", embed_resize=True)
+    bundle = vitdeploy.export(
+        tiny.folder, output=tmp_path / "bundle", precision="fp16", graph=vitdeploy.GraphOptions(embed_resize=True)
+    )
     result = vitdeploy.evaluate(bundle, data=data)
     assert result.status == "passed"
     assert len(result.results) == 3

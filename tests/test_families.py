@@ -82,7 +82,7 @@ def test_both_backends_give_every_output_of_transformers(
     config = checkpoint.config
     names = output_names(checkpoint.load())
     outputs = [*names, "hidden_states"]
-    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "all", outputs=outputs)
+    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "all", graph=vitdeploy.GraphOptions(outputs=outputs))
     plain = vitdeploy.export(checkpoint.folder, output=tmp_path / "plain") if head.family == "vit" else None
     for backend in ("torch", "onnxruntime"):
         options: dict[str, Any] = {"outputs": outputs} if backend == "torch" else {}
@@ -128,7 +128,9 @@ def test_another_fixed_size_is_baked(
     rows, columns, rest = size
     image_size = (rows * 5 + rest, columns * 5 + rest)
     checkpoint = write_checkpoint(head, random_config(head, 0) | {"patch_size": 5, "image_size": 20})
-    bundle = vitdeploy.export(checkpoint.folder, image_size=image_size, output=tmp_path / "out")
+    bundle = vitdeploy.export(
+        checkpoint.folder, output=tmp_path / "out", graph=vitdeploy.GraphOptions(image_size=image_size)
+    )
     assert "Resize" not in operators(bundle)
     feeds = {"pixel_values": pixels_of(2, image_size)}
     for backend in ("torch", "onnxruntime"):
@@ -141,7 +143,9 @@ def test_a_mask_is_of_one_size(write_checkpoint: WriteCheckpoint, tmp_path: Path
     head = next(head for head in HEADS if head.name == "ViTForMaskedImageModeling")
     checkpoint = write_checkpoint(head, random_config(head, 0))
     with pytest.raises(UsageError, match="its image size cannot be dynamic"):
-        vitdeploy.export(checkpoint.folder, dynamic_image_size=True, output=tmp_path / "out")
+        vitdeploy.export(
+            checkpoint.folder, output=tmp_path / "out", graph=vitdeploy.GraphOptions(dynamic_image_size=True)
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -109,7 +109,9 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_prediction_needs_numpy_pillow_and_onnxruntime_alone(installed: Path, tmp_path: Path) -> None:
     python = environment("embedded")
-    bundle = vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path / "out")
+    bundle = vitdeploy.export(
+        output=tmp_path / "out", source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32")
+    )
     photograph = ROOT / "tests" / "data" / "gray.png"
     code = """
 import json, sys, vitdeploy
@@ -126,7 +128,9 @@ print(json.dumps({"best": [p.to_dict() for p in best], "modules": sorted(sys.mod
 
 def test_a_backend_without_its_engine_says_what_to_install(installed: Path, tmp_path: Path) -> None:
     python = environment("embedded")
-    bundle = vitdeploy.export(random_weights="vit-tiny-patch16-32", output=tmp_path / "out")
+    bundle = vitdeploy.export(
+        output=tmp_path / "out", source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32")
+    )
     code = """
 import sys, vitdeploy
 for call in (lambda: vitdeploy.load(sys.argv[1], backend="torch"), lambda: vitdeploy.export("x")):

@@ -300,14 +300,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("bound", [{"min_agreement": 0.9}, {"max_drop": 1.0}], ids=str)
+@pytest.mark.parametrize("bound", [vitdeploy.MinAgreement(0.9), vitdeploy.MaxDrop("1%")], ids=str)
 @pytest.mark.parametrize("problem_type", [ProblemType.REGRESSION, ProblemType.MULTI_LABEL])
-def test_no_bound_by_the_best_class(
-    problem_type: ProblemType, bound: dict[str, Any], pictures: Path, tmp_path: Path
-) -> None:
+def test_no_bound_by_the_best_class(problem_type: ProblemType, bound: Any, pictures: Path, tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(problem_type=problem_type), tmp_path / "checkpoint")
     with pytest.raises(UsageError, match="--tolerance"):
-        vitdeploy.export(checkpoint, precision="int8", calibration_data=pictures, output=tmp_path / "out", **bound)
+        vitdeploy.export(
+            checkpoint,
+            precision="int8",
+            output=tmp_path / "out",
+            quantization=vitdeploy.Quantization(vitdeploy.Calibration(pictures), accuracy=bound),
+        )
 
 
 def test_int8_of_one_value_is_judged_by_the_value(pictures: Path, tmp_path: Path) -> None:
@@ -315,8 +318,12 @@ def test_int8_of_one_value_is_judged_by_the_value(pictures: Path, tmp_path: Path
     checkpoint = write_checkpoint_of(
         tiny_model(labels=("age",), problem_type=ProblemType.REGRESSION), tmp_path / "checkpoint"
     )
-    options: dict[str, Any] = {"precision": "int8", "calibration_data": pictures, "output": tmp_path / "out"}
-    bundle = vitdeploy.export(checkpoint, tolerance=0.5, **options)
+    options: dict[str, Any] = {
+        "precision": "int8",
+        "output": tmp_path / "out",
+        "quantization": vitdeploy.Quantization(vitdeploy.Calibration(pictures)),
+    }
+    bundle = vitdeploy.export(checkpoint, validation=vitdeploy.ValidationOptions(tolerance=0.5), **options)
     (artifact,) = bundle.manifest.artifacts
     (entry,) = artifact.validation["calibration_images"]
     assert entry["top1_agreement"] is None
@@ -331,7 +338,9 @@ def test_int8_of_one_value_is_judged_by_the_value(pictures: Path, tmp_path: Path
     error = math.sqrt(np.square(got - want).sum() / np.square(want).sum())
     assert 0 < entry["relative_error"] == pytest.approx(error, rel=1e-2)  # three digits
     with pytest.raises(CheckFailedError):
-        vitdeploy.export(checkpoint, tolerance=entry["relative_error"] / 2, **options)
+        vitdeploy.export(
+            checkpoint, validation=vitdeploy.ValidationOptions(tolerance=entry["relative_error"] / 2), **options
+        )
 
 
 def test_a_regression_is_calibrated_on_its_own_csv(pictures: Path, tmp_path: Path) -> None:
@@ -344,9 +353,12 @@ def test_a_regression_is_calibrated_on_its_own_csv(pictures: Path, tmp_path: Pat
         rows = [f"{file}{value}" for file in sorted(pictures.iterdir())]
         (tmp_path / "ages.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
         bundle = vitdeploy.export(
-            checkpoint, precision="int8", calibration_data=tmp_path / "ages.csv", tolerance=0.5,
+            checkpoint,
+            precision="int8",
             output=tmp_path / header,
-        )  # fmt: skip
+            quantization=vitdeploy.Quantization(vitdeploy.Calibration(tmp_path / "ages.csv")),
+            validation=vitdeploy.ValidationOptions(tolerance=0.5),
+        )
         records.append(bundle.manifest.artifacts[0].validation["calibration_images"])
     assert records[0] == records[1]
     assert records[0][0]["images"] == 24 // 4  # which judge

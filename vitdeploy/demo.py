@@ -17,6 +17,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.errors import BundleError, UnavailableError, UsageError
+from vitdeploy.exporting.options import ValidationOptions
 from vitdeploy.exporting.workflow import export
 from vitdeploy.files.output_files import check_writable
 from vitdeploy.system.progress import SILENT, Progress
@@ -34,12 +35,12 @@ _BATCH_SIZES = (1, 8)
 
 @dataclasses.dataclass(frozen=True)
 class DemoResult:
-    """What the demo made and measured.
+    """The files and measurements of the demo.
 
     Attributes:
         bundle: the folder.
         path: of the report.
-        report: what it shows.
+        report: its content.
         comparison: of all held-out images.
         evaluation: of the same.
         benchmark: at two batch sizes.
@@ -86,12 +87,13 @@ def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> 
     check_writable(path)
     images = held_out_images()
     selected = [f"{name}:fp32" for name in BACKENDS]
-    bundle = export(default_checkpoint(), output=Path(output, "bundle"), images=images, progress=progress)
+    validation = ValidationOptions(images)
+    bundle = export(default_checkpoint(), output=Path(output, "bundle"), validation=validation, progress=progress)
     comparison = compare(bundle, images=images, progress=progress)
     evaluation = evaluate(bundle, data=images, backends=selected, progress=progress)
     times = benchmark(bundle, backends=selected, batch_sizes=_BATCH_SIZES, images=images, progress=progress)
     if times.skipped:
-        raise UnavailableError(times.skipped[0].reason)
+        raise UnavailableError(times.skipped[0].reason, what=times.skipped[0].backend)
     progress.step("writing the report")
     report = Report(
         title=f"{bundle.manifest.source.id}, from PyTorch to ONNX Runtime",
@@ -100,7 +102,7 @@ def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> 
         comparison=comparison,
         evaluation=evaluation,
         benchmark=times,
-        samples={"One image of each class": first_of_each_class(evaluation), **worst_images(evaluation)},
+        examples={"One image of each class": first_of_each_class(evaluation), **worst_images(evaluation)},
     )
     write_html(path, report)
     return DemoResult(bundle.path, path, report, comparison, evaluation, times, time.perf_counter() - start)
@@ -115,7 +117,8 @@ def _check_apart(output: Path) -> None:
         return  # `check_writable` says why nothing can be written there
     for place in around:
         if place == folder or _is_bundle(place):
-            raise UsageError(f"{place} is a bundle, and the demo would write into it; choose another folder (-o)")
+            problem = f"{place} is a bundle, and the demo would write into it"
+            raise UsageError(problem, what="output", where=place, hint="choose another folder (-o)")
 
 
 def _is_bundle(folder: Path) -> bool:

@@ -83,6 +83,8 @@ class VitDeployError(Exception):
         """The same error with another message, such as its own and the progress by then."""
         error = copy.copy(self)
         error.args = (message,)
+        if isinstance(error, ImportError):
+            error.msg = message  # which it prints
         return error
 
 

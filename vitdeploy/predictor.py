@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.bundle import EXPORT_AGAIN, Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
@@ -96,12 +96,14 @@ class Predictor:
         names = [spec.name for spec in self.runtime.outputs]
         if "logits" not in names:
             raise UsageError(
-                f"predict needs a model that gives logits, this one gives {', '.join(names)}; call runtime.run"
-            )
+                f"predict needs logits, the outputs of this model are {', '.join(names)}",
+                what="outputs", expected="logits", found=names, hint="call runtime.run",
+            )  # fmt: skip
         if not self.labels:
-            raise UsageError("predict needs a model with classes, this one has none; call runtime.run")
+            raise UsageError("predict needs class names, this model has none", what="labels", hint="call runtime.run")
         if top_k is not None and self.problem_type is ProblemType.REGRESSION:
-            raise UsageError("top_k ranks classes, and this model is a regression; leave it out for all of its values")
+            hint = "leave it out for all values"
+            raise UsageError("top_k ranks classes, this model is a regression", what="top_k", found=top_k, hint=hint)
         top_k = DEFAULT_TOP_K if top_k is None else top_k
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             check_count(name, value)
@@ -136,12 +138,11 @@ class Predictor:
         if rows:
             names = [image_name(images[row], default=f"images[{first_index + row}]") for row in rows]
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            advice = "check the weights with vitdeploy compare"
+            hint = "check the weights with vitdeploy compare"
             if self.runtime.precision not in (None, Precision.FP32):
-                advice = f"try fp32 instead of {self.runtime.precision}, and {advice}"
-            raise NotFiniteError(
-                f"the model gives NaN or infinite logits for {names[0]}{others}, so nothing can be predicted; {advice}"
-            )
+                hint = f"try fp32 instead of {self.runtime.precision}, and {hint}"
+            problem = f"the model gives NaN or infinite logits for {names[0]}{others}"
+            raise NotFiniteError(problem, what="logits", found=names, hint=hint)
 
     def _best(self, scores: np.ndarray, top_k: int) -> list[Prediction]:
         ranked = self.problem_type is not ProblemType.REGRESSION
@@ -155,7 +156,9 @@ def _problem_type(given: ProblemType | str | None, num_labels: int) -> ProblemTy
     try:
         return ProblemType(given)
     except ValueError as exc:
-        raise UsageError(f"unknown problem_type {shown(given, 80)}; expected one of {', '.join(ProblemType)}") from exc
+        known = [str(kind) for kind in ProblemType]
+        problem = f"unknown problem_type {shown(given, 80)}, expected one of {', '.join(known)}"
+        raise UsageError(problem, what="problem_type", expected=known, found=given) from exc
 
 
 @retry_if_changed
@@ -226,10 +229,11 @@ def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> No
     """Raise BundleError unless the processor gives images of a size, and of the channels, that the runtime takes."""
     shape = runtime.inputs[0].shape
     if runtime.pixels.channels(shape) != processor.num_channels:
+        channels, given = runtime.pixels.channels(shape), processor.num_channels
         raise BundleError(
-            f"{bundle.path}: the image processor gives {processor.num_channels} channels, the model takes "
-            f"{runtime.pixels.channels(shape)}; export the bundle again"
-        )
+            f"{bundle.path}: the image processor gives {given} channels, the model takes {channels}",
+            what="channels", where=bundle.path, expected=channels, found=given, hint=EXPORT_AGAIN,
+        )  # fmt: skip
     takes, gives = runtime.pixels.size(shape), processor.output_size
     if runtime.pixels.stage is PixelStage.DECODED or (gives is None and all(isinstance(axis, str) for axis in takes)):
         return
@@ -240,9 +244,9 @@ def check_fit(bundle: Bundle, processor: ImageProcessor, runtime: Runtime) -> No
     if not fits:
         ranges = ", ".join(f"{name} {sizes}" for name, sizes in runtime.axes.items())
         raise BundleError(
-            f"{bundle.path}: the image processor must give what the model takes, {ranges or takes}, "
-            f"gives {gives}; export the bundle again"
-        )
+            f"{bundle.path}: the image processor gives images of {gives}, the model takes {ranges or takes}",
+            what="size", where=bundle.path, expected=takes, found=gives, hint=EXPORT_AGAIN,
+        )  # fmt: skip
 
 
 def check_classes(bundle: Bundle, labels: Sequence[str], runtime: Runtime) -> None:
@@ -250,6 +254,6 @@ def check_classes(bundle: Bundle, labels: Sequence[str], runtime: Runtime) -> No
     width = next((spec.shape[-1] for spec in runtime.outputs if spec.name == "logits"), 0)
     if width != len(labels):
         raise BundleError(
-            f"{bundle.path}: config.json must name a class for each of {width} logits, names {len(labels)}; "
-            f"export the bundle again"
-        )
+            f"{bundle.path}: config.json names {len(labels)} classes, the model gives {width} logits",
+            what="id2label", where=bundle.path, expected=width, found=len(labels), hint=EXPORT_AGAIN,
+        )  # fmt: skip

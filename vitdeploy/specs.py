@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import numbers
 import re
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -16,8 +15,7 @@ ENGINE_FORMATS = ("tensorrt", "tensorrt-rtx")  # artifacts that a TensorRT libra
 SEEDS = (0, 2**63 - 1)
 
 if TYPE_CHECKING:
-    import decimal
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     Layout = Literal["nchw", "nhwc"]
     Mode = Literal["L", "RGB", "RGBA"]
@@ -53,78 +51,6 @@ class Task(str, enum.Enum):
 
     def __str__(self) -> str:
         return self.value
-
-
-def read_share(
-    value: object,
-    what: str,
-    expected: str = "a share above 0 and up to 1, such as 0.99 or 99%",
-    allowed: Callable[[float], bool] = lambda share: 0 < share <= 1,
-) -> float:
-    """Read a share of a whole: 0.005, "0.005" and "0.5%" are the same one.
-
-    Raises:
-        UsageError: it is no share, or a number that is one only if it counts percent, such as 99.
-    """
-    number = _number(value)
-    share = number / 100 if number is not None and _is_percent(value) else number
-    if share is None or not allowed(float(share)):
-        counts_percent = number is not None and number is share and number > 1 and allowed(float(number / 100))
-        hint = f"write {_plain(number)}% or {_plain(number / 100)}" if counts_percent and number is not None else None
-        raise UsageError(
-            f"{what} must be {expected}, got {shown(value, 80)}", what=what, expected=expected, found=value, hint=hint
-        )
-    return float(share)
-
-
-def read_drop(value: object, what: str, *, none: bool = True) -> float:
-    """Read a share that accuracy may lose, as `read_share` does; `none` for whether 0 is one.
-
-    Numbers from 0.1 up are refused without a percent sign: 0.5 could be half a percent, or half of all images.
-
-    Raises:
-        UsageError: it is none, or ambiguous.
-    """
-    number = _number(value)
-    if number is not None and not _is_percent(value) and 1 <= 10 * number < 10:
-        raise UsageError(
-            f"{what} {_plain(number)} is ambiguous",
-            what=what,
-            found=value,
-            hint=f"write {_plain(number)}% or {_plain(100 * number)}%",
-        )
-    expected = f"a share {'from 0' if none else 'above 0'} and below 1, such as 0.005 or 0.5%"
-    return read_share(value, what, expected, lambda share: (share >= 0 if none else share > 0) and share < 1)
-
-
-def read_tolerance(value: object) -> float:
-    """Read a difference relative to the largest value, as `read_share` does, without an upper limit.
-
-    Raises:
-        UsageError: it is not a finite number from 0 up.
-    """
-    return read_share(value, "tolerance", "a finite number from 0 up, such as 1e-4 or 0.01%", lambda share: share >= 0)
-
-
-def _number(value: object) -> decimal.Decimal | None:
-    """The number that a value or a text is, a percent sign left out; None for others, and where it is not finite."""
-    import decimal  # for those that read one alone
-
-    if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
-        return None
-    try:
-        number = decimal.Decimal(value.removesuffix("%") if isinstance(value, str) else repr(float(value)))
-        return number if number.is_finite() and abs(number) < 10**300 else None
-    except (ArithmeticError, ValueError):
-        return None
-
-
-def _plain(number: decimal.Decimal) -> str:
-    return f"{number.normalize():f}"
-
-
-def _is_percent(value: object) -> bool:
-    return isinstance(value, str) and value.endswith("%")
 
 
 _LARGEST_AXIS = 2**31 - 1  # of ONNX Runtime's and TensorRT's tensors
@@ -177,12 +103,25 @@ class AxisRange:
 def read_range(text: str) -> AxisRange:
     """Parse MIN:OPT:MAX, or one number for all three."""
     numbers = [int(part) for part in text.split(":") if re.fullmatch("[1-9][0-9]{0,5}", part)]
-    if len(numbers) != len(text.split(":")) or len(numbers) not in (1, 3):
+    if len(numbers) != len(text.split(":")) or len(numbers) not in (1, 3) or numbers != sorted(numbers):
         raise UsageError(
             f"{text!r:.80} is not a range of sizes", what="batch", found=text,
             expected="MIN:OPT:MAX", hint="write MIN:OPT:MAX, such as 1:8:32, or one number",
         )  # fmt: skip
     return AxisRange(*(numbers * 3 if len(numbers) == 1 else numbers))
+
+
+def read_image_size(text: str) -> Any:
+    """Parse HEIGHTxWIDTH, or one number for both: (height, width). MIN:OPT:MAX of these gives three."""
+    sizes = [re.fullmatch("([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", size) for size in text.split(":")]
+    pairs = [(int(size[1]), int(size[2] or size[1])) for size in sizes if size is not None]
+    ordered = all(list(edges) == sorted(edges) for edges in zip(*pairs, strict=True))
+    if len(pairs) != len(sizes) or len(pairs) not in (1, 3) or not ordered:
+        raise UsageError(
+            f"{text!r:.80} is not an image size", what="image_size", found=text, expected="HxW or MIN:OPT:MAX",
+            hint="write HEIGHTxWIDTH in pixels, one number, or MIN:OPT:MAX of these, none smaller than the one before",
+        )  # fmt: skip
+    return pairs[0] if len(pairs) == 1 else tuple(pairs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,12 +144,12 @@ def _let_go(exc: BaseException | None) -> None:
 
 
 def _check_files(request: EngineRequest) -> None:
-    """Raise UsageError or OutputError unless the files beside the engine can be what they are to be."""
+    """Raise UsageError or OutputError unless the log and the timing cache can be written."""
     check_utf_8(request.library, request.onnx)
     for file, what in ((request.log, "the builder's log"), (request.timing_cache, "the timing cache")):
         check_writable(file)
         if file.is_symlink() or (file.exists() and not file.is_file()):
-            raise OutputError(f"{file} must be a file for {what}, is something else; remove it, or name another")
+            raise OutputError(f"{file}, for {what}, is no file", where=file, hint="remove it, or name another")
 
 
 def _build(trt: Any, request: EngineRequest, folder: Path, file: str, came: Sequence[int]) -> Built:
@@ -175,8 +175,9 @@ def _build(trt: Any, request: EngineRequest, folder: Path, file: str, came: Sequ
         if plan is None:
             why = logger.errors[0] if logger.errors else "it does not say why"
             raise CheckFailedError(
-                f"{name} {trt.__version__} must build the engine: {shorten(why, 300)}; see {request.log}"
-            )
+                f"{name} {trt.__version__} does not build the engine: {shorten(why, 300)}",
+                what="engine", where=request.log, found=why, hint=f"see {request.log}",
+            )  # fmt: skip
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(plan)
@@ -209,8 +210,9 @@ def _hardware(trt: Any, request: EngineRequest) -> dict[str, Any]:
             find_gpu()
         except DeviceError as exc:
             raise DeviceError(
-                f"refit and strip_weights need a GPU to build with {request.library}: {exc}; leave them out"
-            ) from exc
+                f"{request.library} needs a GPU to build with refit or strip_weights: {exc}",
+                what="refit" if options.refit else "strip_weights", hint="leave it out",
+            ) from exc  # fmt: skip
     portable = _TARGETS_OF.get(Precision(request.precision), _TARGETS)
     return found | {"compute_capabilities": list(options.compute_capabilities) or [portable]}
 
@@ -224,19 +226,20 @@ def _parse(trt: Any, parser: Any, network: Any, request: EngineRequest) -> None:
         avoid = _AVOIDED_BY.get(operator, _OTHERWISE)
         reason = shorten(error.desc(), 300)
         raise CheckFailedError(
-            f"{request.library} {trt.__version__} must take every node of {request.onnx.name}, refuses node {node} "
-            f"({operator}): {reason}; {avoid}; see {request.log}"
-        )
+            f"{request.library} {trt.__version__} refuses node {node} ({operator}) of {request.onnx.name}: {reason}",
+            what=node, where=request.onnx, found=operator, hint=f"{avoid}; see {request.log}",
+        )  # fmt: skip
     # TensorRT-RTX 1.7 parses it, and then refuses to build it or crashes.
     fused = getattr(trt.LayerType, "ATTENTION_INPUT", None) if compiles_on_target(trt) else None
     layers = (network.get_layer(index) for index in range(network.num_layers))
     for layer in layers:
         if fused is not None and layer.type == fused:
+            node = layer.name.removesuffix("_AttentionInput")
             raise CheckFailedError(
-                f"{request.library} {trt.__version__} must have a kernel for every node of {request.onnx.name}, may "
-                f"have none for node {layer.name.removesuffix('_AttentionInput')} (Attention); "
-                f"{_AVOIDED_BY['Attention']}"
-            )
+                f"{request.library} {trt.__version__} may have no kernel for node {node} (Attention) of "
+                f"{request.onnx.name}",
+                what=node, where=request.onnx, found="Attention", hint=_AVOIDED_BY["Attention"],
+            )  # fmt: skip
 
 
 def _add_profiles(builder: Any, config: Any, request: EngineRequest) -> None:
@@ -250,7 +253,9 @@ def _add_profiles(builder: Any, config: Any, request: EngineRequest) -> None:
             profile.set_shape(spec.name, *shapes)
         if config.add_optimization_profile(profile) < 0:
             given = ", ".join(f"{axis} {colons(each)}" for axis, each in sizes.items())
-            raise CheckFailedError(f"{request.library} must take the profile {given}, refuses it; see {request.log}")
+            raise CheckFailedError(
+                f"{request.library} refuses the profile {given}", what="profile", found=given, hint=f"see {request.log}"
+            )
 
 
 def _use_timing_cache(config: Any, request: EngineRequest) -> None:
@@ -262,8 +267,9 @@ def _use_timing_cache(config: Any, request: EngineRequest) -> None:
         return
     if request.options.timing_cache is not None:
         raise CheckFailedError(
-            f"{request.timing_cache} must be a timing cache of this {request.library} on this GPU, is not; remove it"
-        )
+            f"{request.timing_cache} is no timing cache of this {request.library} on this GPU",
+            what="timing_cache", where=request.timing_cache, hint="remove it",
+        )  # fmt: skip
     config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # instead of another GPU's
 
 

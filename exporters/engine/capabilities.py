@@ -106,12 +106,18 @@ def check_options(trt: Any, name: str, options: EngineOptions) -> None:
     for option, value in options.chosen().items():
         if not CAPABILITIES[option].has(trt):
             has = ", ".join(each for each, row in CAPABILITIES.items() if row.has(trt))
-            raise UsageError(f"{name} {trt.__version__} has no {option}, got {value!r:.80}; leave it out: it has {has}")
+            raise UsageError(
+                f"{name} {trt.__version__} has no option {option}, got {value!r:.80}; it has {has}",
+                what=option, found=value, hint="leave it out",
+            )  # fmt: skip
     if options.compute_capabilities:
         known = targets(trt)
         for target in options.compute_capabilities:
             if target not in known:
-                raise UsageError(f"compute_capabilities of {name} must be among {', '.join(known)}, got {target}")
+                raise UsageError(
+                    f"{name} does not build for compute capability {target}; it builds for {', '.join(known)}",
+                    what="compute_capabilities", expected=known, found=target,
+                )  # fmt: skip
 
 
 def configure(trt: Any, config: Any, options: EngineOptions) -> None:
@@ -123,4 +129,6 @@ def configure(trt: Any, config: Any, options: EngineOptions) -> None:
     for option, row in CAPABILITIES.items():
         value = getattr(options, option)
         if row.has(trt) and row.apply(trt, config, value) is False:
-            raise UsageError(f"{option} must be what {trt.__version__} of the library takes, got {value!r:.80}")
+            raise UsageError(
+                f"version {trt.__version__} of the library refuses {option} {value!r:.80}", what=option, found=value
+            )

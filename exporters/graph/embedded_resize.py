@@ -93,11 +93,14 @@ def check_embeddable(processor: ImageProcessor) -> tuple[int, int]:
         UsageError: its result depends on the image's size, or its filter is neither bilinear nor bicubic.
     """
     if processor.output_size is None:
-        raise UsageError("embed_resize needs an image processor that gives one size, got none; say an image size")
+        raise UsageError(
+            "embed_resize needs an image processor that gives one size", what="embed_resize", hint="give an image size"
+        )
     if processor.do_resize and processor.resample not in _FILTERS:
         raise UsageError(
-            f"embed_resize needs a bilinear (2) or bicubic (3) resample, got {processor.resample}; resize outside"
-        )
+            f"embed_resize needs a bilinear (2) or bicubic (3) resample, got {processor.resample}",
+            what="resample", expected=tuple(_FILTERS), found=processor.resample, hint="leave embed_resize out",
+        )  # fmt: skip
     return processor.output_size
 
 

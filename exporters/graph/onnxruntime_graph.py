@@ -58,10 +58,16 @@ def _check(result: ir.Model, model: ir.Model) -> None:
     try:
         onnx.checker.check_model(without_weights(result))
     except onnx.checker.ValidationError as exc:
-        raise CheckFailedError(f"what onnxruntime {ort.__version__} fused must be valid: {first_line(exc)}") from exc
+        raise CheckFailedError(
+            f"the graph that onnxruntime {ort.__version__} fused is not valid: {first_line(exc)}",
+            what="graph", found=first_line(exc),
+        ) from exc  # fmt: skip
     want, got = _signature(model), _signature(result)
     if want != got:
-        raise CheckFailedError(f"what onnxruntime {ort.__version__} fused must have {want}, has {got}")
+        raise CheckFailedError(
+            f"the graph that onnxruntime {ort.__version__} fused has {got} instead of {want}",
+            what="graph", expected=want, found=got,
+        )  # fmt: skip
 
 
 def _signature(model: ir.Model) -> list[tuple[str | None, str, str]]:

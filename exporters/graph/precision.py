@@ -87,9 +87,10 @@ def set_precision(
     unknown = set(keep).difference(map(name_of, nodes))
     if unknown:
         raise UsageError(
-            f"nodes to keep in float32 must be of the graph, {', '.join(sorted(unknown))[:80]} are not; take the names "
-            f"from vitdeploy debug bisect, on the same model, with the same options of export"
-        )
+            f"the graph has no nodes {', '.join(sorted(unknown))[:80]} to keep in float32",
+            what="keep_fp32", found=tuple(sorted(unknown)),
+            hint="take the names from vitdeploy debug bisect, on the same model, with the same options of export",
+        )  # fmt: skip
     by_rule = [node for node in nodes if _stays_float(node, dtype, graph)]
     others = [node for node in nodes if node not in by_rule]
     near_or_asked = [node for node in others if name_of(node) in keep or _largest_of(node, largest) > limit]

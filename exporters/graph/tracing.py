@@ -80,7 +80,7 @@ def traced(asked: Served, opset: int) -> ir.Model:
             verbose=False,
         )
     if program is None:  # only where torch writes the file itself
-        raise CheckFailedError("torch's exporter returned no program; please report this model")
+        raise CheckFailedError("torch's exporter returned no program; please report this model", what="graph")
     for value in program.model.graph.outputs:  # which may be outputs no longer, and would keep them
         value.metadata_props.clear()
     return program.model

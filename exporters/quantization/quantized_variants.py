@@ -74,9 +74,9 @@ def quantized_variants(source: Path | OpenedFile, float_source: Path | OpenedFil
 def _check_known(path: Path, float_path: Path, op_type: str, name: str, *, known: bool) -> None:
     if not known:
         raise UsageError(
-            f"{path.name} must be made from {float_path.name}, which has no {op_type} {name} with these weights; "
-            f"quantize that graph"
-        )
+            f"{path.name} was not made from {float_path.name}, which has no {op_type} {name} with these weights",
+            what=name, where=path, expected=float_path, hint="quantize that graph",
+        )  # fmt: skip
 
 
 def _write(model: ir.Model, weights: dict[tuple[str, int], ir.Value], kept: Collection[str], path: Path) -> None:

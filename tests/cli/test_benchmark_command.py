@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from command_line import run
 from schemas import validated
 
-from vitdeploy.cli import main
 from vitdeploy.system.cpu import session_threads
 
 if TYPE_CHECKING:
@@ -16,17 +16,10 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
 
 
-def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main(["benchmark", *map(str, args)])
-    out, err = capsys.readouterr()
-    return caught.value.code, out, err
-
-
-def test_table_and_json(single: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_and_json(single: Bundle, tmp_path: Path) -> None:
     arguments = (single.path, "--batch-sizes", "1, 2", "--rounds", 1, "--runs", 2)
     page, summary = tmp_path / "page.html", tmp_path / "summary.md"
-    code, out, err = run(capsys, *arguments, "--html", page, "--markdown", summary)
+    code, out, err = run("benchmark", *arguments, "--html", page, "--markdown", summary)
     assert page.read_text(encoding="utf-8").count("<svg") == 1
     timed, _, threads = summary.read_text(encoding="utf-8").partition("Threads")
     assert [line.count("|") for line in timed.splitlines() if "|" in line] == [13] * 6
@@ -43,7 +36,7 @@ def test_table_and_json(single: Bundle, tmp_path: Path, capsys: pytest.CaptureFi
     assert counts[1] == str(default.count)
     assert bool(note) == (counts[0] != counts[1]), "the note on different numbers"
     assert threads.endswith(f"{default.reason}\n")
-    code, out, _ = run(capsys, *arguments, "--backend", "onnxruntime", "--json")
+    code, out, _ = run("benchmark", *arguments, "--backend", "onnxruntime", "--json")
     found = validated("benchmark", out)
     assert (code, found["status"], found["settings"]["rounds"]) == (0, "passed", 1)
     assert [(item["backend"], item["batch_size"], item["ready_input"]["runs"]) for item in found["latencies"]] == [
@@ -54,15 +47,15 @@ def test_table_and_json(single: Bundle, tmp_path: Path, capsys: pytest.CaptureFi
     assert 0 < found["latencies"][0]["ready_input"]["p50_ms"] < found["latencies"][0]["image_files"]["p99_ms"]
 
 
-def test_what_could_not_be_measured_exits_with_3(single: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, single.path, "--device", "cuda:9", "--batch-sizes", 1, "--rounds", 1, "--runs", 1)
+def test_what_could_not_be_measured_exits_with_3(single: Bundle) -> None:
+    code, out, _ = run("benchmark", single.path, "--device", "cuda:9", "--batch-sizes", 1, "--rounds", 1, "--runs", 1)
     assert code == 3
     assert "Not measured" in out
     assert out.count("all    ") == 2
 
 
 @pytest.mark.parametrize("sizes", ["", "0", "1,,2", "-1", "1.5", "one", "1,2,", "9" * 5000, "1,²"])
-def test_bad_batch_sizes_are_usage_errors(single: Bundle, capsys: pytest.CaptureFixture[str], sizes: str) -> None:
-    code, _, err = run(capsys, single.path, "--batch-sizes", sizes)
+def test_bad_batch_sizes_are_usage_errors(single: Bundle, sizes: str) -> None:
+    code, _, err = run("benchmark", single.path, "--batch-sizes", sizes)
     assert code == 2
     assert "must be whole numbers from 1 up with commas between them, such as 1,8,32" in err

@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Any:
     (programs / "vitdeploy").chmod(0o755)
     place = tmp_path / "place"
     place.mkdir()
-    (place / "gate.toml").write_text("min_agreement = 99\n", encoding="utf-8")
+    (place / "gate.toml").write_text("min_agreement = 0.99\n", encoding="utf-8")
 
     def of(command: str, **variables: object) -> subprocess.CompletedProcess[str]:
         environ = {

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import transformers
 from click.testing import CliRunner
+from command_line import run
 from PIL import Image
 from schemas import validated
 from sklearn.datasets import load_sample_images
 
 import vitdeploy
-from vitdeploy.cli import main
 from vitdeploy.specs import AxisRange, Task
 from vitdeploy.system.cpu import Cpus, session_threads, usable_cpus
 
@@ -39,35 +39,20 @@ TINY = ("--random-weights", "vit-tiny-patch16-32")
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     target = tmp_path_factory.mktemp("bundles") / "tiny"
-    return vitdeploy.export(random_weights="vit-tiny-patch16-32", output=target)
-
-
-class Result:
-    """Output and exit code of a command line."""
-
-    def __init__(self, *args: object, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit) as caught:
-            main([str(arg) for arg in args])
-        self.code = caught.value.code
-        self.out, self.err = capsys.readouterr()
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
+    return vitdeploy.export(output=target, source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32"))
 
 
 def test_predict_gives_what_the_pipeline_of_transformers_gives(
     tmp_path: Path,
     write_checkpoint: WriteCheckpoint,
     tiny_config: dict[str, Any],
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)
     processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
     processor.save_pretrained(checkpoint.folder)
-    exported = Result("export", "--model", checkpoint.folder, "--to", "onnx", "-o", tmp_path / "out", capsys=capsys)
+    exported = run("export", "--model", checkpoint.folder, "--to", "onnx", "-o", tmp_path / "out")
     assert exported.code == 0, exported.err
-    predicted = Result("predict", tmp_path / "out", *PHOTOGRAPHS, "--backend", "onnxruntime", "--json", capsys=capsys)
+    predicted = run("predict", tmp_path / "out", *PHOTOGRAPHS, "--backend", "onnxruntime", "--json")
     assert predicted.code == 0, predicted.err
     pipeline = transformers.pipeline("image-classification", checkpoint.peer, image_processor=processor)
     for expected, result in zip(pipeline(PHOTOGRAPHS, top_k=3), predicted.json["results"], strict=True):
@@ -99,109 +84,100 @@ def test_scores_of_other_problem_types(
     assert (sum(prediction.score for prediction in best) == pytest.approx(1)) is (kind == "softmax")
 
 
-def test_export_prints_the_manifest_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = Result(
-        "export", "--random-weights", "vit-tiny-patch16-32", "-o", tmp_path / "out", "--json", capsys=capsys
-    )
+def test_export_prints_the_manifest_as_json(tmp_path: Path) -> None:
+    result = run("export", "--random-weights", "vit-tiny-patch16-32", "-o", tmp_path / "out", "--json")
     assert result.code == 0
     assert result.json["bundle"] == str(tmp_path / "out")
     assert [artifact["format"] for artifact in result.json["artifacts"]] == ["onnx"]
 
 
-def test_export_of_another_size_with_every_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = Result(
+def test_export_of_another_size_with_every_layer(tmp_path: Path) -> None:
+    made = run(
         "export", "--random-weights", "vit-tiny-patch16-32", "--image-size", "48x64",
-        "--outputs", "logits,hidden_states.12", "-o", tmp_path / "out", "--json", capsys=capsys,
+        "--outputs", "logits,hidden_states.12", "-o", tmp_path / "out", "--json",
     )  # fmt: skip
     assert made.code == 0, made.err
     (artifact,) = made.json["artifacts"]
     assert artifact["inputs"][0]["shape"] == ["batch", 3, 48, 64]
     assert [spec["name"] for spec in artifact["outputs"]] == ["logits", "hidden_states.12"]
     assert artifact["outputs"][1]["shape"] == ["batch", 13, 192]
-    compared = Result("compare", tmp_path / "out", "--images", Path(PHOTOGRAPHS[0]).parent, capsys=capsys)
+    compared = run("compare", tmp_path / "out", "--images", Path(PHOTOGRAPHS[0]).parent)
     assert compared.code == 0, compared.err
     assert "hidden_states.12" in compared.out
-    predicted = Result("predict", tmp_path / "out", PHOTOGRAPHS[0], capsys=capsys)
+    predicted = run("predict", tmp_path / "out", PHOTOGRAPHS[0])
     assert predicted.code == 0, predicted.err
 
 
-def test_export_of_every_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = Result(
+def test_export_of_every_size(tmp_path: Path) -> None:
+    made = run(
         "export", "--random-weights", "vit-tiny-patch16-32", "--dynamic-image-size", "-o", tmp_path / "out", "--json",
-        capsys=capsys,
     )  # fmt: skip
     assert made.code == 0, made.err
     (artifact,) = made.json["artifacts"]
     assert artifact["inputs"][0]["shape"] == ["batch", 3, "height", "width"]
     assert artifact["validation"]["image_sizes"] == [[32, 32], [16, 40], [72, 48]]
     for command in (("compare",), ("predict", PHOTOGRAPHS[0]), ("inspect",), ("verify",)):
-        result = Result(command[0], tmp_path / "out", *command[1:], capsys=capsys)
+        result = run(command[0], tmp_path / "out", *command[1:])
         assert result.code == 0, result.err
 
 
-def test_export_is_named_after_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_is_named_after_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert Result("export", "--random-weights", "vit-tiny-patch16-32", capsys=capsys).code == 0
+    assert run("export", "--random-weights", "vit-tiny-patch16-32").code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["vit-tiny-patch16-32-random-0"]
 
 
-def test_tables_name_what_there_is(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    inspected = Result("inspect", bundle.path, capsys=capsys)
+def test_tables_name_what_there_is(bundle: Bundle) -> None:
+    inspected = run("inspect", bundle.path)
     assert inspected.code == 0
     for text in ("onnx-fp32", "onnx/model.onnx", "float32 'pixel_values' (batch, 3, 32, 32)", "opset 20"):
         assert text in inspected.out
-    predicted = Result("predict", bundle.path, PHOTOGRAPHS[0], "--top-k", "2", capsys=capsys)
+    predicted = run("predict", bundle.path, PHOTOGRAPHS[0], "--top-k", "2")
     assert predicted.code == 0
     assert predicted.out.count("LABEL_") == 2
-    compared = Result("compare", bundle.path, capsys=capsys)
+    compared = run("compare", bundle.path)
     assert compared.code == 0
     assert "16 synthetic images: passed" in compared.out
-    verified = Result("verify", bundle.path, capsys=capsys)
+    verified = run("verify", bundle.path)
     assert (verified.code, verified.out) == (0, f"{bundle.path}: 4 files are what the manifest says\n")
 
 
-def test_json_of_the_other_commands(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    assert Result("inspect", bundle.path, "--json", capsys=capsys).json["task"] == "image-classification"
-    assert Result("verify", bundle.path, "--json", capsys=capsys).json["status"] == "passed"
-    compared = Result("compare", bundle.path, "--json", "--images", bundle.path / "..", capsys=capsys)
+def test_json_of_the_other_commands(bundle: Bundle) -> None:
+    assert run("inspect", bundle.path, "--json").json["task"] == "image-classification"
+    assert run("verify", bundle.path, "--json").json["status"] == "passed"
+    compared = run("compare", bundle.path, "--json", "--images", bundle.path / "..")
     assert compared.code == 4
-    compared = validated("compare", Result("compare", bundle.path, "--json", capsys=capsys).out)
+    compared = validated("compare", run("compare", bundle.path, "--json").out)
     (difference,), furthest = compared["results"][0]["differences"], compared["results"][0]["furthest"]
     assert difference["top1_agreement"] == 1.0
     assert furthest[0]["distance"] == pytest.approx(difference["max_relative"])
     assert all(each["image"] == "" and each["reference"]["label"] == each["artifact"]["label"] for each in furthest)
-    doctor = Result("doctor", "--json", capsys=capsys)
+    doctor = run("doctor", "--json")
     assert doctor.code == 0
     assert {"torch", "onnxruntime"} <= {check["backend"] for check in doctor.json["backends"]}
     assert doctor.json["machine"]["default threads"] == str(session_threads())
-    assert str(session_threads()) in Result("doctor", capsys=capsys).out
+    assert str(session_threads()) in run("doctor").out
 
 
-def test_the_command_line_keeps_openmp_within_a_quota(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_keeps_openmp_within_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "")
-    assert Result("doctor", "--help", capsys=capsys).code == 0
+    assert run("doctor", "--help").code == 0
     assert os.environ["OMP_NUM_THREADS"] == ("" if not usable_cpus().limited else str(usable_cpus().threads.count))
     monkeypatch.setattr("vitdeploy.system.cpu.usable_cpus", lambda: Cpus(8, 8, 8, 1.5))
     monkeypatch.setenv("OMP_NUM_THREADS", "")
-    assert Result("doctor", "--help", capsys=capsys).code == 0
+    assert run("doctor", "--help").code == 0
     assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
-def test_a_comparison_that_fails_exits_with_1(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    result = Result("compare", bundle.path, "--tolerance", "1e-12", capsys=capsys)
+def test_a_comparison_that_fails_exits_with_1(bundle: Bundle) -> None:
+    result = run("compare", bundle.path, "--tolerance", "1e-12")
     assert result.code == 1
     assert "failed" in result.out
 
 
-def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = Result(
-        "export", "--random-weights", "vit-tiny-patch16-32", "-o", tmp_path / "x", "--tolerance", "1e-12", capsys=capsys
-    )
+def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path) -> None:
+    result = run("export", "--random-weights", "vit-tiny-patch16-32", "-o", tmp_path / "x", "--tolerance", "1e-12")
     assert result.code == 1
     assert result.err.count("\n") == 1
     assert "tolerance" in result.err
@@ -213,7 +189,7 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path, capsys: pytest.
     ("arguments", "code", "message"),
     [
         (["frobnicate"], 2, "No such command 'frobnicate'"),
-        (["export"], 2, "export needs a model, or random_weights"),
+        (["export"], 2, "--random-weights"),
         (["export", "--random-weights", "vit-base"], 2, "vit-base"),
         (["export", "--to", "coreml"], 2, "'coreml' is not one of 'onnx', 'torchscript'"),
         (["predict", "{bundle}"], 2, "Missing argument 'IMAGES...'"),
@@ -230,17 +206,13 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path, capsys: pytest.
         (["export", "--model", "./nowhere"], 4, "nowhere"),
         (["export", "--model", "nowhere.npz"], 4, "no such file: nowhere.npz"),
         *(
-            (["export", *TINY, "--image-size", size], 2, "must be HEIGHTxWIDTH in pixels, such as 384x512")
+            (["export", *TINY, "--image-size", size], 2, "--image-size")
             for size in ("0", "x", "32x", "x32", "-32", "32x32x32", "32X32", "3e2", "large", "", "999999")
         ),
-        (["export", *TINY, "--image-size", "8"], 2, "patch_size (16, 16) exceeds image_size (8, 8)"),
-        (
-            ["export", *TINY, "--image-size", "32", "--dynamic-image-size"],
-            2,
-            "an image size or a dynamic one, got both",
-        ),
+        (["export", *TINY, "--image-size", "8"], 2, "--image-size"),
+        (["export", *TINY, "--image-size", "32", "--dynamic-image-size"], 2, "--dynamic-image-size"),
         (["export", *TINY, "--outputs", "logit"], 2, "got 'logit'; did you mean logits?"),
-        (["export", *TINY, "--outputs", ""], 2, "outputs must be among logits, "),
+        (["export", *TINY, "--outputs", ""], 2, "outputs"),
         (["export", *TINY, "--outputs", "logits,logits"], 2, "one or more different names, got logits, logits"),
         (["export", *TINY, "--outputs", "hidden_states.13"], 2, "got 'hidden_states.13'"),
         (["export", *TINY, "--task", "masked-image-modeling", "--dynamic-image-size"], 2, "whose mask is of one size"),
@@ -250,13 +222,12 @@ def test_errors_are_one_line_and_an_exit_code(
     bundle: Bundle,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     code: int,
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = Result(*(argument.replace("{bundle}", str(bundle.path)) for argument in arguments), capsys=capsys)
+    result = run(*(argument.replace("{bundle}", str(bundle.path)) for argument in arguments))
     assert (result.code, result.out) == (code, "")
     assert message in result.err
     assert result.err.splitlines()[-1].startswith("Error: ")
@@ -264,44 +235,42 @@ def test_errors_are_one_line_and_an_exit_code(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_flipped_byte_exits_with_4(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flipped_byte_exits_with_4(bundle: Bundle, tmp_path: Path) -> None:
     shutil.copytree(bundle.path, tmp_path / "out")
     path = tmp_path / "out" / "onnx" / "model.onnx"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     for arguments in (["verify", tmp_path / "out"], ["predict", tmp_path / "out", PHOTOGRAPHS[0]]):
-        result = Result(*arguments, capsys=capsys)
+        result = run(*arguments)
         assert result.code == 4
         assert "onnx/model.onnx was altered" in result.err
 
 
-def test_a_broken_image_is_named(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_image_is_named(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    result = Result("predict", bundle.path, tmp_path / "broken.png", capsys=capsys)
+    result = run("predict", bundle.path, tmp_path / "broken.png")
     assert result.code == 4
     assert "broken.png" in result.err
 
 
-def test_names_are_printed_as_they_are_and_steer_no_terminal(
-    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_names_are_printed_as_they_are_and_steer_no_terminal(bundle: Bundle, tmp_path: Path) -> None:
     strange = tmp_path / "bun[red]\x1b[31m[/x]"
     shutil.copytree(bundle.path, strange)
     for command in (["predict", strange, PHOTOGRAPHS[0]], ["inspect", strange], ["compare", strange]):
-        result = Result(*command, capsys=capsys)
+        result = run(*command)
         assert result.code == 0, result.err
         assert "bun[red]\\x1b[31m[/x]" in result.out
-    result = Result("inspect", tmp_path / "\x1b[31m", capsys=capsys)
+    result = run("inspect", tmp_path / "\x1b[31m")
     assert result.code == 4
     assert "\x1b" not in result.err
 
 
-def test_a_name_that_is_no_text(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_is_no_text(bundle: Bundle, tmp_path: Path) -> None:
     strange = tmp_path / os.fsdecode(b"bun\xff")
     shutil.copytree(bundle.path, strange)
-    assert Result("inspect", strange, capsys=capsys).code == 0
-    assert Result("inspect", strange, "--json", capsys=capsys).json["task"] == "image-classification"
+    assert run("inspect", strange).code == 0
+    assert run("inspect", strange, "--json").json["task"] == "image-classification"
 
 
 def test_a_folder_named_like_a_library_hides_none(tmp_path: Path) -> None:
@@ -335,25 +304,6 @@ def test_an_interrupt_is_no_failed_check(bundle: Bundle, sent: signal.Signals) -
     assert (process.returncode, errors) == (128 + sent, f"Error: interrupted by {sent.name}\n")
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_standard_output_is_one_line(bundle: Bundle, unbuffered: str) -> None:
-    with Path("/dev/full").open("wb") as full:
-        found = subprocess.run(
-            [sys.executable, "-m", "vitdeploy", "verify", bundle.path],
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered}, stdout=full, stderr=subprocess.PIPE, text=True,
-            check=False,
-        )  # fmt: skip
-    assert found.returncode == 3
-    assert found.stderr == "Error: cannot write to standard output: No space left on device\n"
-
-
-def test_a_closed_standard_error_changes_nothing(bundle: Bundle) -> None:
-    command = f"exec '{sys.executable}' -m vitdeploy compare '{bundle.path}' 2>&-"
-    found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
-    assert found.returncode == 0
-    assert "passed" in found.stdout
-
-
 def test_not_a_number_is_null_in_json() -> None:
     from vitdeploy.cli.output import print_json
 
@@ -364,12 +314,12 @@ def test_not_a_number_is_null_in_json() -> None:
         assert json.loads(out.getvalue()) == {"a": None, "b": [None, 1.5]}
 
 
-def test_an_image_of_every_common_kind(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_of_every_common_kind(bundle: Bundle, tmp_path: Path) -> None:
     paths = []
     for mode, suffix in (("L", "png"), ("RGBA", "png"), ("P", "gif"), ("CMYK", "jpg"), ("RGB", "webp")):
         paths.append(tmp_path / f"{mode}.{suffix}")
         Image.new(mode, (50, 40)).save(paths[-1])
-    assert Result("predict", bundle.path, *paths, "--json", capsys=capsys).code == 0
+    assert run("predict", bundle.path, *paths, "--json").code == 0
 
 
 def test_a_working_directory_that_is_gone_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
@@ -379,31 +329,19 @@ def test_a_working_directory_that_is_gone_is_one_line(bundle: Bundle, tmp_path: 
     found = subprocess.run(["sh", "-c", command], cwd=tmp_path / "gone", capture_output=True, text=True, check=False)
     assert found.returncode == 4
     assert found.stdout.startswith("vitdeploy, version ")
-    assert found.stderr == (
-        "Error: the working directory must be there: No such file or directory; cd to one that is\n"
-    )
+    assert found.stderr.startswith("Error: the working directory ")
+    assert found.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("output", [".", "..", "../../here"])
-def test_a_bundle_is_not_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str
-) -> None:
+def test_a_bundle_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
     """Its folder is replaced: the shell would stand in one that is gone."""
     (tmp_path / "here" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here" / "below")
-    result = Result("export", *TINY, "-o", output, capsys=capsys)
+    result = run("export", *TINY, "-o", output)
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert f"the folder {output} is replaced, and holds the working directory" in result.err
     assert list((tmp_path / "here" / "below").iterdir()) == []
-
-
-@pytest.mark.parametrize("command", [["verify"], ["verify", "--json"], ["inspect"]])
-def test_a_closed_standard_output_is_one_line(bundle: Bundle, command: list[str]) -> None:
-    name, *options = command
-    line = f"exec '{sys.executable}' -m vitdeploy {name} '{bundle.path}' {' '.join(options)} >&-"
-    found = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, check=False)
-    assert found.returncode == 3
-    assert found.stderr == "Error: cannot write to standard output: it is closed\n"
 
 
 @pytest.mark.parametrize(
@@ -412,44 +350,37 @@ def test_a_closed_standard_output_is_one_line(bundle: Bundle, command: list[str]
         (["--fp16", "--bf16"], "export needs one precision, got --fp16 and --bf16"),
         (["--fp8", "--int8", "--precision", "fp32"], "got --precision fp32 and --int8 and --fp8"),
         (["--fp16", "--precision", "fp16"], "export needs one precision, got --precision fp16 and --fp16"),
-        (
-            ["--batch", "1:1:2"],
-            "what is of an engine is not for onnx, got --batch; leave it out, or export to tensorrt",
-        ),
-        (
-            ["--to", "onnx", "--to", "torchscript", "--compute-capability", "8.9", "--tf32"],
-            "what is of an engine is not for onnx or torchscript, got --tf32, --compute-capability; leave it out",
-        ),
+        (["--batch", "1:1:2"], "--batch applies to engines, not to onnx"),
+        (["--batch", "1:8:32"], "engines, not to onnx"),
+        (["--to", "onnx", "--to", "torchscript", "--compute-capability", "8.9"], "--compute-capability applies to"),
+        (["--calibration", "mse", "--int8"], "--calibration needs --calibration-data"),
+        (["--int8", "--reduce-range", "--to", "tensorrt"], "--reduce-range does not apply to tensorrt"),
         (["--to", "tensorrt-rtx", "--batch", "3:2:1"], "'3:2:1'"),
-        (["--to", "tensorrt-rtx", "--image-size", "64:32:16"], "got '64:32:16'"),
-        (["--image-size", "16x32:32x32:32x16"], "none smaller than the one before, got '16x32:32x32:32x16'"),
+        (["--to", "tensorrt-rtx", "--image-size", "64:32:16"], "'64:32:16'"),
+        (["--image-size", "16x32:32x32:32x16"], "--image-size"),
     ],
 )
-def test_options_are_refused_as_they_were_typed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    result = Result("export", *TINY, *arguments, "-o", tmp_path / "out", capsys=capsys)
+def test_options_are_refused_as_they_were_typed(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = run("export", *TINY, *arguments, "-o", tmp_path / "out")
     assert result.code == 2
     assert message in result.err
     assert "AxisRange" not in result.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_options_of_engines_go_to_engines_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_options_of_engines_go_to_engines_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is typed twice is taken once."""
     asked = []
 
     def record(to: str, engine: Any, **_: Any) -> Bundle:
         asked.append((to, engine))
-        return vitdeploy.export(random_weights=TINY[1], output=tmp_path / "out")
+        return vitdeploy.export(output=tmp_path / "out", source=vitdeploy.SourceOptions(random_weights=TINY[1]))
 
     monkeypatch.setattr("vitdeploy.exporting.workflow.export", record)
     formats = ("onnx", "tensorrt-rtx", "onnx", "tensorrt-rtx")
     options = ("--batch", "1:1:2", "--batch", "1:1:2", *("--compute-capability", "8.9") * 2)
     arguments = [argument for to in formats for argument in ("--to", to)]
-    result = Result("export", *TINY, *arguments, *options, "-o", tmp_path / "out", capsys=capsys)
+    result = run("export", *TINY, *arguments, *options, "-o", tmp_path / "out")
     assert result.code == 2  # the stand-in makes no engine
     engine = vitdeploy.EngineOptions(batch=(AxisRange(1, 1, 2),), compute_capabilities=("8.9",))
     assert asked == [("onnx", None), ("tensorrt-rtx", engine)]

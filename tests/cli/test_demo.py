@@ -62,15 +62,15 @@ def test_both_backends_are_accurate_and_wrong_on_the_same_images(result: dict[st
 def test_samples_show_each_class_and_the_mistakes(result: dict[str, Any]) -> None:
     (first, classes), *others = result["samples"].items()
     assert first == "One image of each class"
-    assert [sample["expected"] for sample in classes] == [str(digit) for digit in range(10)]
+    assert [example["expected"] for example in classes] == [str(digit) for digit in range(10)]
     ((_, mistakes),) = [group for group in others if group[0].startswith("Misclassified")]
     wrong = result["evaluation"]["results"][0]["top1"]["wrong"]
     assert len(mistakes) == min(len(wrong), 12)
-    assert {sample["image"] for sample in mistakes} <= set(wrong)
-    for sample in [*classes, *mistakes]:
-        assert list(sample["predictions"]) == [f"{name} fp32" for name in BACKENDS]
-        best = {name: prediction["label"] for name, prediction in sample["predictions"].items()}
-        assert sample["correct"] == (set(best.values()) == {sample["expected"]})
+    assert {example["image"] for example in mistakes} <= set(wrong)
+    for example in [*classes, *mistakes]:
+        assert list(example["predictions"]) == [f"{name} fp32" for name in BACKENDS]
+        best = {name: prediction["label"] for name, prediction in example["predictions"].items()}
+        assert example["correct"] == (set(best.values()) == {example["expected"]})
 
 
 def test_latency_stands_beside_the_machine(result: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ def test_it_leaves_a_bundle_and_a_report(result: dict[str, Any], output: Path) -
     assert (result["bundle"], result["report"]) == (str(output / "bundle"), str(output / "report.html"))
     Bundle.open(output / "bundle").verify()
     page = (output / "report.html").read_text(encoding="utf-8")
-    shown = sum(len(samples) for samples in result["samples"].values())
+    shown = sum(len(examples) for examples in result["samples"].values())
     assert page.count("<img ") == page.count("data:image/png;base64,") == shown
     assert page.count("<svg") == 3
 

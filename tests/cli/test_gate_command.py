@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from command_line import run
 from faults import copy_of, perturb_layer, shift_labels, swap_normalization
 from raising import raises
 from schemas import validated
@@ -19,7 +20,6 @@ import vitdeploy
 from vitdeploy.assess.gate.gate import gate
 from vitdeploy.assess.gate.rules import GateRules, Rules
 from vitdeploy.assets import default_checkpoint, held_out_images
-from vitdeploy.cli import main
 from vitdeploy.errors import InputError
 from vitdeploy.files.opened import VerifiedFile
 from vitdeploy.runtimes import open_recorded
@@ -40,21 +40,12 @@ def baseline(digits: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main(["gate", *map(str, args)])
-    out, err = capsys.readouterr()
-    return caught.value.code, out, err
-
-
-def test_the_bundle_of_the_baseline_passes(
-    digits: Bundle, baseline: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_bundle_of_the_baseline_passes(digits: Bundle, baseline: Path, tmp_path: Path) -> None:
     rules = tmp_path / "gate.toml"
-    rules.write_text('min_accuracy = 98\n[artifacts."onnx-fp32"]\nmin_agreement = 99.5\n', encoding="utf-8")
+    rules.write_text('min_accuracy = 0.98\n[artifacts."onnx-fp32"]\nmin_agreement = "99.5%"\n', encoding="utf-8")
     arguments = (digits.path, "--data", held_out_images(), "--baseline", baseline, "--rules", rules)
     page = tmp_path / "gate.html"
-    code, out, err = run(capsys, *arguments, "--max-size", "2 MB", "--html", page, "--json")
+    code, out, err = run("gate", *arguments, "--max-size", "2 MB", "--html", page, "--json")
     found = validated("gate", out)
     assert page.read_text(encoding="utf-8").count("onnxruntime fp32</th>") >= 6
     assert (code, err, found["status"], found["changes"]) == (0, "", "passed", [])
@@ -116,46 +107,41 @@ def test_a_planted_fault_is_caught(
     digits: Bundle,
     baseline: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
     plant: Callable[[Bundle], Bundle],
     failed: set[str],
 ) -> None:
     faulty = plant(copy_of(digits, tmp_path / "faulty"))
-    code, out, _ = run(capsys, faulty.path, "--data", held_out_images(), "--baseline", baseline, "--json")
+    code, out, _ = run("gate", faulty.path, "--data", held_out_images(), "--baseline", baseline, "--json")
     found = validated("gate", out)
     assert (code, found["status"]) == (1, "failed")
     assert {f"{check['rule']} {check['subject']}" for check in found["checks"] if check["status"] == "failed"} == failed
 
 
-def test_a_planted_fault_is_caught_in_half_precision(
-    digits: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_planted_fault_is_caught_in_half_precision(digits: Bundle, tmp_path: Path) -> None:
     """It stays below what the logits of a sound fp16 model may differ by."""
     bundle = vitdeploy.export(default_checkpoint(), precision="fp16", output=copy_of(digits, tmp_path / "copy").path)
     held = ("--data", held_out_images(), "--backend", "onnxruntime:fp16", "--json")
-    assert run(capsys, bundle.path, *held)[0] == 0
+    assert run("gate", bundle.path, *held)[0] == 0
     for layer in (1, 4):
         faulty = perturb_layer(copy_of(bundle, tmp_path / str(layer)), layer, precision="fp16")
-        code, out, _ = run(capsys, faulty.path, *held)
+        code, out, _ = run("gate", faulty.path, *held)
         (check,) = [check for check in validated("gate", out)["checks"] if check["rule"] == "max_layer_difference"]
         assert (code, check["status"]) == (1, "failed")
         assert check["message"].endswith(f"layers.{layer} is the first that diverges")
 
 
-def test_what_is_refused_before_anything_runs(
-    digits: Bundle, baseline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_refused_before_anything_runs(digits: Bundle, baseline: Path, tmp_path: Path) -> None:
     held = (digits.path, "--data", held_out_images(), "--baseline")
-    code, out, err = run(capsys, *held, baseline, "--max-drop", "0.1")
+    code, out, err = run("gate", *held, baseline, "--max-drop", "0.1%")
     assert (code, out) == (2, "")
     assert all(part in err for part in ("max_drop", "torch fp32", "4636", "450", "1.12 points"))
-    code, _, err = run(capsys, *held, tmp_path / "absent.json")
+    code, _, err = run("gate", *held, tmp_path / "absent.json")
     assert (code, "absent.json" in err, "--update" in err) == (4, True, True)
-    assert run(capsys, *held, baseline, "--min-accuracy", "0.98")[0] == 2
+    assert run("gate", *held, baseline, "--min-accuracy", "98")[0] == 2
     few = tmp_path / "few"
     for label in "01":
         shutil.copytree(held_out_images() / label, few / label)
-    code, _, err = run(capsys, digits.path, "--data", few, "--baseline", baseline)
+    code, _, err = run("gate", digits.path, "--data", few, "--baseline", baseline)
     assert (code, str(baseline) in err, err.count("\n")) == (4, True, 1)
 
 
@@ -178,16 +164,14 @@ def test_update_writes_nothing_where_a_check_does_not_pass(digits: Bundle, basel
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_baseline_that_names_other_images_is_refused(
-    digits: Bundle, baseline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_baseline_that_names_other_images_is_refused(digits: Bundle, baseline: Path, tmp_path: Path) -> None:
     content = json.loads(baseline.read_bytes())
     for row in content["backends"].values():
         row["wrong"] = [f"nope/{index}.png" for index in range(len(row["wrong"]) + 1)]
         row["correct"] = content["data"]["images"] - len(row["wrong"])
     altered = tmp_path / "baseline.json"
     altered.write_text(json.dumps(content), encoding="utf-8")
-    code, _, err = run(capsys, digits.path, "--data", held_out_images(), "--baseline", altered)
+    code, _, err = run("gate", digits.path, "--data", held_out_images(), "--baseline", altered)
     assert (code, err.count("\n"), "'nope/0.png'" in err) == (4, 1, True)
 
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
+from command_line import run
 from raising import raises
 
 import vitdeploy
 from vitdeploy.assess.debug.layers import compare_layers
 from vitdeploy.assess.gate.rules import Rules
-from vitdeploy.cli import COMMANDS, main
+from vitdeploy.cli import COMMANDS
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 # Options that take a name, a path or another text. An option that is new is a number until it stands here.
 TEXTS = {
     "accuracy_data", "against", "artifact", "artifacts", "backends", "baseline", "cache_dir", "calibration_cache",
-    "calibration_data", "compute_capabilities", "data", "device", "golden", "html", "images", "junit", "keep_fp32",
+    "calibration_data", "compute_capability", "data", "device", "golden", "html", "images", "junit", "keep_fp32",
     "keep_fp32_from", "latency_against", "markdown", "model", "name", "names", "output", "outputs", "precision",
-    "random_weights", "resume", "revision", "rules", "save_golden", "source", "timing_cache", "token", "triton",
+    "random_weights", "resume", "revision", "rules", "save_golden", "processor", "timing_cache", "token", "triton",
 }  # fmt: skip
 SIGNED = {"image_mean"}
 NONSENSE = ("nan", "inf", "-inf", "1e400", "9" * 400, "-9", "", " ", "many", "0x10", "1\0")
@@ -63,7 +64,6 @@ def test_there_are_numbers_and_no_text_is_unknown() -> None:
 def test_nonsense_is_refused_at_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     command: str,
     param: click.Option,
     value: str,
@@ -71,10 +71,8 @@ def test_nonsense_is_refused_at_once(
     if param.name in SIGNED and value == "-9":
         pytest.skip("a mean may be below 0")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main([*command.split(), *NEEDED.get(command, ["absent"]), f"{param.opts[0]}={value}"])
-    found = capsys.readouterr()
-    assert caught.value.code == 2, found.err
+    found = run(*command.split(), *NEEDED.get(command, ["absent"]), f"{param.opts[0]}={value}")
+    assert found.code == 2, found.err
     assert found.out == ""
     assert len(found.err.splitlines()[-1]) < 800
     assert list(tmp_path.iterdir()) == []
@@ -83,10 +81,10 @@ def test_nonsense_is_refused_at_once(
 @pytest.mark.parametrize(
     ("rule", "value", "expected"),
     [
-        ("min_accuracy", "98.5%", 98.5),
-        ("min_agreement", "99%", 99.0),
-        ("min_neighbour_agreement", "99%", 99.0),
-        ("max_drop", "0.5%", 0.5),
+        ("min_accuracy", "98.5%", 0.985),
+        ("min_agreement", "99%", 0.99),
+        ("min_neighbour_agreement", "99%", 0.99),
+        ("max_drop", "0.5%", 0.005),
         ("min_cosine", "99%", 0.99),
         ("max_difference", "1%", 0.01),
         ("max_layer_difference", "1%", 0.01),
@@ -96,30 +94,11 @@ def test_a_percentage_has_one_form(rule: str, value: str, expected: float) -> No
     assert getattr(Rules.from_dict({rule: value}, "the flags"), rule) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("rule", "value"),
-    [
-        ("max_drop", 100), ("max_drop", 1e3), ("max_drop", "100%"), ("max_drop", "nan%"), ("max_drop", "%"),
-        ("max_drop", "1%%"), ("min_accuracy", "0.98%"), ("min_cosine", "100%"), ("max_difference", "inf%"),
-        ("max_size", "12%"), ("max_latency_ratio", "80%"), ("max_drop", True),
-    ],
-)  # fmt: skip
-def test_rules_out_of_their_range_are_refused(rule: str, value: Any) -> None:
-    with pytest.raises(UsageError, match=rule):
-        Rules.from_dict({rule: value}, "the flags")
-
-
 @pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -1e-9, "1e-4", True])
 @pytest.mark.parametrize("call", [vitdeploy.compare, compare_layers, vitdeploy.bisect])
 def test_the_functions_take_the_same_tolerances(call: Callable[..., Any], tolerance: Any, tmp_path: Path) -> None:
     with raises(UsageError, what="tolerance"):
         call(tmp_path / "absent", tolerance=tolerance)
-
-
-@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, True, None])
-def test_the_functions_take_the_same_seeds(seed: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="seed"):
-        vitdeploy.export(random_weights="vit-tiny-patch16-32", seed=seed, output=tmp_path / "out")
 
 
 def test_a_click_whose_types_are_not_generic_will_do() -> None:

@@ -31,7 +31,7 @@ REPORTS = "--html {0}/report.html --markdown {0}/report.md --junit {0}/report.xm
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     target = tmp_path_factory.mktemp("bundles") / "tiny"
-    return vitdeploy.export(random_weights="vit-tiny-patch16-32", output=target)
+    return vitdeploy.export(output=target, source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32"))
 
 
 def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -55,16 +55,17 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
             ("<&-", 0, ""),
             ("2>&-", 0, ""),
         ])
-        for arguments in (("--version", "export --help")[index % 2], "inspect '{0}' --json")
+        for arguments in (("verify '{0}'", "export --help")[index % 2], "inspect '{0}' --json")
     ],
 )  # fmt: skip
 def test_streams_that_take_nothing(bundle: Bundle, arguments: str, into: str, code: int, error: str) -> None:
-    found = shell(f"{COMMAND} {arguments.format(bundle.path)} {into}")
+    variables = {"PYTHONUNBUFFERED": "1"} if "verify" in arguments else {}
+    found = shell(f"{COMMAND} {arguments.format(bundle.path)} {into}", **variables)
     assert (found.returncode, found.stderr) == (code, error)
 
 
 @pytest.mark.parametrize(("tolerance", "code"), [("1", 0), ("1e-12", 1)])
-def test_a_reader_that_went_away_does_not_change_the_verdict(bundle: Bundle, tolerance: str, code: int) -> None:
+def test_a_reader_that_went_away_does_not_change_the_status(bundle: Bundle, tolerance: str, code: int) -> None:
     found = shell(f"{COMMAND} compare '{bundle.path}' --tolerance {tolerance} | true")
     assert (found.returncode, found.stderr) == (code, "")
 
@@ -157,7 +158,7 @@ def test_an_error_that_nobody_foresaw_is_a_line_and_no_failed_check(
     ("broken", "tolerance", "code", "status"),
     [("html", "1", 3, "passed"), ("markdown", "1e-12", 1, "failed"), ("junit", "1", 3, "passed")],
 )
-def test_a_report_that_fails_hides_neither_the_others_nor_the_verdict(
+def test_a_report_that_fails_hides_neither_the_others_nor_the_status(
     bundle: Bundle, tmp_path: Path, broken: str, tolerance: str, code: int, status: str
 ) -> None:
     options = REPORTS.format(tmp_path).split()
@@ -172,7 +173,7 @@ def test_a_report_that_fails_hides_neither_the_others_nor_the_verdict(
 
 
 @pytest.mark.parametrize(("tolerance", "code", "status"), [("1", 3, "passed"), ("1e-12", 1, "failed")])
-def test_a_verdict_that_cannot_be_printed_is_in_the_error_and_in_the_reports(
+def test_a_status_that_cannot_be_printed_is_in_the_error_and_in_the_reports(
     bundle: Bundle, tmp_path: Path, tolerance: str, code: int, status: str
 ) -> None:
     options = REPORTS.format(tmp_path)

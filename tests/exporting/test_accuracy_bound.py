@@ -15,9 +15,9 @@ from vitdeploy.assess.data.image_set import ImageSet
 from vitdeploy.assess.metrics.accuracy import Accuracy
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
-from vitdeploy.exporting.accuracy_bound import Bound
 from vitdeploy.exporting.calibration_images import CalibrationImages
 from vitdeploy.exporting.cosine_target import CosineGoal, Farthest
+from vitdeploy.exporting.options import AccuracyBound, MinAgreement, MinCosine
 from vitdeploy.exporting.quantize import apart
 from vitdeploy.exporting.top1_target import AccuracyGoal
 from vitdeploy.images.preprocessor_config import Size
@@ -80,7 +80,9 @@ def vectors(seed: int, scale: float = 1.0) -> np.ndarray:
     return (scale * np.random.default_rng(seed).standard_normal((256, WIDTH))).astype(np.float32)
 
 
-def goal_of(bound: Bound, folder: Path, runtime: Runtime, problem_type: Any = ProblemType.SINGLE_LABEL) -> CosineGoal:
+def goal_of(
+    bound: AccuracyBound, folder: Path, runtime: Runtime, problem_type: Any = ProblemType.SINGLE_LABEL
+) -> CosineGoal:
     return CosineGoal.open(bound, folder, runtime, PROCESSOR, (), None, 0, problem_type, SILENT)
 
 
@@ -88,7 +90,7 @@ def goal_of(bound: Bound, folder: Path, runtime: Runtime, problem_type: Any = Pr
 def test_the_farther_of_pooled_output_and_cls_token_counts(folder: Path, worst: str) -> None:
     wanted = vectors(0)
     near, far = wanted + vectors(1, 0.05), wanted + vectors(2, 0.3)
-    goal = goal_of(Bound(min_cosine=0.9), folder, Vectors(wanted))
+    goal = goal_of(MinCosine(0.9), folder, Vectors(wanted))
     found = goal.measure(Vectors(far, near) if worst == "pooler_output" else Vectors(near, far))
     expected = np.percentile(1 - paired_cosine_distances(wanted[:40], far[:40]), 5)
     assert found.nearness.output == worst
@@ -100,7 +102,7 @@ def test_the_farther_of_pooled_output_and_cls_token_counts(folder: Path, worst: 
 
 
 def test_a_search_leaves_a_part_of_the_distance(folder: Path) -> None:
-    goal = goal_of(Bound(min_cosine=0.9), folder, Vectors(vectors(0)))
+    goal = goal_of(MinCosine(0.9), folder, Vectors(vectors(0)))
     for cosine, honoured, passes in ((0.93, True, True), (0.91, False, True), (0.89, False, False)):
         near = goal.measure(Vectors(vectors(0))).nearness
         found = Farthest(type(near)(near.output, 40, cosine, cosine, cosine, 0.1))
@@ -112,7 +114,7 @@ def test_a_search_leaves_a_part_of_the_distance(folder: Path) -> None:
 
 def test_vectors_of_another_length_do_not_honour_a_cosine(folder: Path) -> None:
     wanted = vectors(0)
-    goal = goal_of(Bound(min_cosine=0.9), folder, Vectors(wanted))
+    goal = goal_of(MinCosine(0.9), folder, Vectors(wanted))
     for factor, honoured in ((1.2, True), (2.0, False), (0.4, False)):
         found = goal.measure(Vectors(wanted * np.float32(factor)))
         assert found.value == pytest.approx(1)
@@ -123,7 +125,7 @@ def test_vectors_of_another_length_do_not_honour_a_cosine(folder: Path) -> None:
 
 
 def test_values_have_no_cosine_and_a_reference_must_be_finite(folder: Path) -> None:
-    bound = Bound(min_cosine=0.9)
+    bound = MinCosine(0.9)
     for problem_type in (ProblemType.REGRESSION, ProblemType.MULTI_LABEL):
         with pytest.raises(UsageError, match="--tolerance"):
             goal_of(bound, folder, Vectors(vectors(0)), problem_type)
@@ -136,7 +138,7 @@ def test_values_have_no_cosine_and_a_reference_must_be_finite(folder: Path) -> N
 @pytest.mark.parametrize("correct", range(28, 41))
 def test_few_images_contradict_a_share_where_its_interval_does(correct: int, folder: Path) -> None:
     images = CalibrationImages.open(folder, PROCESSOR, None, 0, SILENT)
-    goal = AccuracyGoal(Bound(min_agreement=0.9), images, np.zeros(40, np.int32), np.ones(40, bool))
+    goal = AccuracyGoal(MinAgreement(0.9), images, np.zeros(40, np.int32), np.ones(40, bool))
     found = Accuracy(correct, 40)
     high = binomtest(correct, 40).proportion_ci(method="wilson").high
     with contextlib.nullcontext() if high >= 0.9 else pytest.raises(CheckFailedError, match="40 held-out images"):
@@ -144,9 +146,9 @@ def test_few_images_contradict_a_share_where_its_interval_does(correct: int, fol
 
 
 @pytest.mark.parametrize(
-    ("bound", "searched"), [(Bound(min_agreement=0.9), {"ranges", "choice"}), (Bound(min_cosine=0.9), {"choice"})]
+    ("bound", "searched"), [(MinAgreement(0.9), {"ranges", "choice"}), (MinCosine(0.9), {"choice"})]
 )
-def test_a_search_sees_no_image_that_judges(bound: Bound, searched: set[str], folder: Path) -> None:
+def test_a_search_sees_no_image_that_judges(bound: AccuracyBound, searched: set[str], folder: Path) -> None:
     images = CalibrationImages.open(folder, PROCESSOR, None, 0, SILENT)
     parts = images.parts()
     whole = AccuracyGoal(bound, images, np.arange(40, dtype=np.int32), np.arange(40) % 2 == 0)
@@ -168,9 +170,7 @@ def test_images_of_a_bound_beside_those_of_the_calibration(folder: Path) -> None
     for source, count in (("b", 10), ("a", 80)):
         names = [f"{index}" for index in range(count * 4 if source == "b" else count)]
         size = len(names)
-        whole = AccuracyGoal(
-            Bound(min_agreement=0.9), images(names, source), np.zeros(size, np.int32), np.ones(size, bool)
-        )
+        whole = AccuracyGoal(MinAgreement(0.9), images(names, source), np.zeros(size, np.int32), np.ones(size, bool))
         goal, held_out = apart(whole, parts)
         assert held_out is not None
         judging, searching = set(held_out.images.images.names), set(goal.images.images.names)
@@ -179,18 +179,18 @@ def test_images_of_a_bound_beside_those_of_the_calibration(folder: Path) -> None
         assert judging | searching == set(names)
         if source == "a":
             assert judging.isdisjoint({*parts.ranges.images.names, *parts.choice.images.names})
-    few = AccuracyGoal(Bound(min_agreement=0.9), images("abc", "c"), np.zeros(3, np.int32), np.ones(3, bool))
+    few = AccuracyGoal(MinAgreement(0.9), images("abc", "c"), np.zeros(3, np.int32), np.ones(3, bool))
     assert apart(few, parts) == (few, None)
 
 
-@pytest.mark.parametrize("bound", [Bound(min_agreement=0.9), Bound(min_cosine=0.9)], ids=str)
+@pytest.mark.parametrize("bound", [MinAgreement(0.9), MinCosine(0.9)], ids=str)
 @pytest.mark.parametrize(
     ("others", "copies", "judging"),
     [(10, 1, 10), (3, 1, 3), (0, 1, 0), (40, 2, 27), (1, 60, 1)],
     ids=["some", "few", "none", "copies", "one image"],
 )
 def test_no_image_that_judges_was_seen_under_another_name(
-    bound: Bound, others: int, copies: int, judging: int, folder: Path
+    bound: AccuracyBound, others: int, copies: int, judging: int, folder: Path
 ) -> None:
     """The images of a bound in a folder of their own, which holds those of the calibration too."""
     parts = CalibrationImages.open(folder, PROCESSOR, None, 0, SILENT).parts()
@@ -212,23 +212,5 @@ def test_no_image_that_judges_was_seen_under_another_name(
 def test_images_that_are_all_copies_are_all_for_all(folder: Path) -> None:
     parts = CalibrationImages.open(folder, PROCESSOR, None, 0, SILENT).parts()
     images = CalibrationImages(ImageSet("b", tuple(map(str, range(20))), lambda _: b"one"), PROCESSOR, 0, SILENT)
-    whole = AccuracyGoal(Bound(min_agreement=0.9), images, np.zeros(20, np.int32), np.ones(20, bool))
+    whole = AccuracyGoal(MinAgreement(0.9), images, np.zeros(20, np.int32), np.ones(20, bool))
     assert apart(whole, parts) == (whole, None)
-
-
-def test_a_bound_is_told_as_it_was_given() -> None:
-    assert str(Bound(min_cosine=0.9999999)) == "min_cosine 0.9999999"
-    assert str(Bound(max_drop=0.5)) == "max_drop 0.5"
-
-
-@pytest.mark.parametrize("value", [0, 1, 1.5, -0.1, float("nan"), True, "0.9"])
-def test_what_is_no_cosine(value: Any) -> None:
-    with pytest.raises(UsageError, match="min_cosine"):
-        Bound(min_cosine=value)
-
-
-def test_one_bound_at_a_time() -> None:
-    with pytest.raises(UsageError, match="min_agreement"):
-        Bound(min_agreement=0.9, min_cosine=0.9)
-    with pytest.raises(UsageError, match="none"):
-        Bound()

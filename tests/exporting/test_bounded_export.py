@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,6 +19,15 @@ from safetensors.numpy import load_file, save_file
 from told import Told
 
 import vitdeploy
+from vitdeploy import (
+    Calibration,
+    GraphOptions,
+    MaxDrop,
+    MinAgreement,
+    Quantization,
+    ValidationOptions,
+    VitDeployError,
+)
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli.export import export as export_command
@@ -35,15 +45,15 @@ if TYPE_CHECKING:
 
     from vitdeploy.bundle.manifest import Artifact
 
-IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 150}
-# What is to be seen in 8 bits needs a model that they harm: the range of all that was seen, and nothing moved.
-NAIVE: dict[str, Any] = {
-    "precision": "int8",
-    "calibration": "minmax",
-    "smooth_quant": "off",
-    "tolerance": 3.0,
-    **IMAGES,
-}
+IMAGES = Calibration(held_out_images(), count=150)
+# Errors of 8 bits show in a model that they harm: the range of all values seen, and no smoothing.
+NAIVE = Quantization(dataclasses.replace(IMAGES, method="minmax"), smooth_quant="off")
+LOOSE = ValidationOptions(tolerance=3.0)
+INT8: dict[str, Any] = {"precision": "int8", "validation": LOOSE}
+
+
+def naive(**options: Any) -> Quantization:
+    return dataclasses.replace(NAIVE, **options)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +83,13 @@ def bound(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[B
     """The model within a bound that takes some layers in float32, and the steps that were told."""
     steps: list[str] = []
     output = tmp_path_factory.mktemp("bound") / "out"
-    return vitdeploy.export(checkpoint, output=output, min_agreement=1.0, progress=Told(steps.append), **NAIVE), steps
+    return vitdeploy.export(
+        checkpoint,
+        output=output,
+        progress=Told(steps.append),
+        quantization=naive(accuracy=MinAgreement(1.0)),
+        **INT8,
+    ), steps
 
 
 def parts() -> tuple[set[str], set[str]]:
@@ -113,15 +129,16 @@ def test_as_few_layers_as_the_bound_takes(bound: tuple[Bundle, list[str]], check
     assert len(measured["layer_effects"]) == 30
     assert all(name.startswith("layers.") for name in measured["layer_effects"])
     # The figures are of the artifact: an evaluation by itself comes to the same.
-    whole = vitdeploy.export(checkpoint, output=tmp_path / "whole", **NAIVE)
+    whole = vitdeploy.export(checkpoint, output=tmp_path / "whole", quantization=NAIVE, **INT8)
     assert agreeing(whole)[0] == measured["correct_without"]
-    fewer = {**NAIVE, "keep_fp32": made["float32_nodes"][1:]}
-    without_one = vitdeploy.export(checkpoint, output=tmp_path / "fewer", **fewer)
-    assert agreeing(without_one)[0] < 113, "each of them is needed"
+    graph = GraphOptions(keep_fp32=made["float32_nodes"][1:])
+    fewer = vitdeploy.export(checkpoint, output=tmp_path / "fewer", graph=graph, quantization=NAIVE, **INT8)
+    assert agreeing(fewer)[0] < 113, "each of them is needed"
 
 
 def test_the_same_bytes_again(bound: tuple[Bundle, list[str]], checkpoint: Path, tmp_path: Path) -> None:
-    again = vitdeploy.export(checkpoint, output=tmp_path / "out", min_agreement=1.0, calibration_cache=False, **NAIVE)
+    uncached = naive(calibration=dataclasses.replace(IMAGES, method="minmax", cache=False), accuracy=MinAgreement(1.0))
+    again = vitdeploy.export(checkpoint, output=tmp_path / "out", quantization=uncached, **INT8)
     assert only(again) == only(bound[0]) == only(Bundle.open(again.path))
 
 
@@ -129,10 +146,16 @@ def test_labels_and_nodes_that_somebody_keeps(
     checkpoint: Path, tmp_path: Path, bound: tuple[Bundle, list[str]]
 ) -> None:
     kept = only(bound[0]).options["float32_nodes"][:1]
-    bundle = vitdeploy.export(checkpoint, output=tmp_path / "out", max_drop=3, keep_fp32=kept, **NAIVE)
+    bundle = vitdeploy.export(
+        checkpoint,
+        output=tmp_path / "out",
+        graph=GraphOptions(keep_fp32=kept),
+        quantization=naive(accuracy=MaxDrop("3%")),
+        **INT8,
+    )
     artifact = only(bundle)
     found = artifact.validation["accuracy"]
-    assert found["bound"] == "max_drop 3"
+    assert found["bound"] == "max_drop 3%"
     assert found["correct"] >= found["at_least"] == found["reference"] - 3  # of 113 images, 3.39
     assert set(kept) <= set(artifact.options["float32_nodes"])
     evaluation = vitdeploy.evaluate(
@@ -145,9 +168,9 @@ def test_labels_and_nodes_that_somebody_keeps(
 
 
 def test_outliers_are_moved_where_that_helps(checkpoint: Path, tmp_path: Path) -> None:
-    auto = {**NAIVE, "smooth_quant": None}
+    auto = naive(smooth_quant="auto")
     for folder, path, share in (("with", checkpoint, 0.3), ("without", default_checkpoint(), 1.0)):
-        artifact = only(vitdeploy.export(path, output=tmp_path / folder, **auto))
+        artifact = only(vitdeploy.export(path, output=tmp_path / folder, quantization=auto, **INT8))
         found = artifact.validation["candidates"]
         errors = {each["smooth_quant"]: each["error"] for each in found if each["multiply"] is not False}
         assert list(errors) == [None, *STRENGTHS]
@@ -158,7 +181,9 @@ def test_outliers_are_moved_where_that_helps(checkpoint: Path, tmp_path: Path) -
         (chosen,) = (each for each in found if each["chosen"])
         assert chosen["smooth_quant"] == artifact.options["smooth_quant"]
         assert ("mlp" in artifact.options["smooth_quant_places"]) == chosen["multiply"]
-    strong = only(vitdeploy.export(checkpoint, output=tmp_path / "strong", **{**NAIVE, "smooth_quant": 0.75}))
+    strong = only(
+        vitdeploy.export(checkpoint, output=tmp_path / "strong", quantization=naive(smooth_quant=0.75), **INT8)
+    )
     assert strong.options["smooth_quant"] == 0.75
     assert strong.options["smooth_quant_places"] == ["attention", "layer_norm", "mlp"]
     assert "candidates" not in strong.validation
@@ -166,44 +191,57 @@ def test_outliers_are_moved_where_that_helps(checkpoint: Path, tmp_path: Path) -
 
 def test_a_strength_that_is_asked_for_is_in_all_places(checkpoint: Path, tmp_path: Path) -> None:
     """It is the graph that was chosen, where its Mul was chosen too: the same bytes."""
-    chosen = only(vitdeploy.export(checkpoint, output=tmp_path / "auto", **{**NAIVE, "smooth_quant": "auto"}))
+    chosen = only(
+        vitdeploy.export(checkpoint, output=tmp_path / "auto", quantization=naive(smooth_quant="auto"), **INT8)
+    )
     strength = chosen.options["smooth_quant"]
-    asked = only(vitdeploy.export(checkpoint, output=tmp_path / "asked", **{**NAIVE, "smooth_quant": strength}))
+    asked = only(
+        vitdeploy.export(checkpoint, output=tmp_path / "asked", quantization=naive(smooth_quant=strength), **INT8)
+    )
     assert (asked.files == chosen.files) == (
         chosen.options["smooth_quant_places"] == ["attention", "layer_norm", "mlp"]
     )
 
 
 def test_images_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"accuracy_data": held_out_images(), "min_agreement": 0.9}
-    artifact = only(vitdeploy.export(checkpoint, output=tmp_path / "out", **{**NAIVE, **options, "smooth_quant": None}))
+    bounded = naive(accuracy_data=held_out_images(), accuracy=MinAgreement(0.9), smooth_quant="auto")
+    artifact = only(vitdeploy.export(checkpoint, output=tmp_path / "out", quantization=bounded, **INT8))
     found = artifact.validation["accuracy"]
     assert (found["images"], found["held_out"]["images"]) == (338, 112)  # a quarter, none of which chose anything
     assert artifact.options["calibration_images"] == 150 - 37  # which judge
 
 
 def test_the_bound_judges_and_no_tolerance_that_is_not_given(checkpoint: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {**NAIVE, "tolerance": None}
     with raises(CheckFailedError, what="logits", where="onnx-int8"):
-        vitdeploy.export(checkpoint, output=tmp_path / "out", **options)
-    artifact = only(vitdeploy.export(checkpoint, output=tmp_path / "out", min_agreement=0.8, **options))
+        vitdeploy.export(checkpoint, output=tmp_path / "out", precision="int8", quantization=NAIVE)
+    bounded = naive(accuracy=MinAgreement(0.8))
+    artifact = only(vitdeploy.export(checkpoint, output=tmp_path / "out", precision="int8", quantization=bounded))
     assert artifact.validation["kept_layers"] == []
     assert artifact.validation["tolerance"] is None
     assert artifact.validation["judged_by"] == "cosine"
+    strict = ValidationOptions(tolerance=0.01)
     with pytest.raises(CheckFailedError, match=r"must equal the reference within 0\.01 of the largest value"):
-        vitdeploy.export(checkpoint, output=tmp_path / "strict", min_agreement=0.8, **{**options, "tolerance": 0.01})
+        vitdeploy.export(
+            checkpoint, output=tmp_path / "strict", precision="int8", quantization=bounded, validation=strict
+        )
 
 
-@pytest.mark.parametrize("options", [{"precision": "fp8"}, {"precision": "int8", "target": "tensorrt"}], ids=str)
-def test_for_tensorrt(tmp_path: Path, options: dict[str, Any]) -> None:
-    bundle = vitdeploy.export(default_checkpoint(), output=tmp_path / "out", min_agreement=0.99, **options, **IMAGES)
+@pytest.mark.parametrize(("precision", "target"), [("fp8", None), ("int8", "tensorrt")])
+def test_for_tensorrt(tmp_path: Path, precision: str, target: str | None) -> None:
+    bounded = Quantization(IMAGES, target=target, accuracy=MinAgreement(0.99))
+    bundle = vitdeploy.export(default_checkpoint(), output=tmp_path / "out", precision=precision, quantization=bounded)
     assert only(bundle).validation["accuracy"]["correct"] >= 112
 
 
 def test_all_that_could_be_in_8_bits_is_kept(bound: tuple[Bundle, list[str]], tmp_path: Path) -> None:
     names = list(quantizable_names(bound[0]))
     with pytest.raises(UsageError, match="int8 must have a node in 8 bits, got all 30 to keep in float32"):
-        vitdeploy.export(default_checkpoint(), output=tmp_path / "out", precision="int8", keep_fp32=names)
+        vitdeploy.export(
+            default_checkpoint(),
+            output=tmp_path / "out",
+            precision="int8",
+            graph=GraphOptions(keep_fp32=names),
+        )
 
 
 def quantizable_names(bundle: Bundle) -> Iterator[str]:
@@ -225,66 +263,37 @@ def test_what_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         r"float32 and layers\.0\..* in 8 bits; with none in float32 it is .*; loosen the bound, or choose fp16; nothing"
     )
     steps: list[str] = []
-    images: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 8}
+    bounded = Quantization(Calibration(held_out_images(), count=8), accuracy=MinAgreement(1))
     with pytest.raises(CheckFailedError, match=problem):
         vitdeploy.export(
             checkpoint,
             precision="int8",
             output=tmp_path / "out",
-            min_agreement=1,
             progress=Told(steps.append),
-            **images,
+            quantization=bounded,
         )
     assert sum(step.startswith("run ") for step in steps) == 5  # none, one, two, four and five layers
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "problem"),
+    ("accuracy", "task", "data", "error"),
     [
-        ({"min_agreement": 0.9, "max_drop": 1}, UsageError, "max_drop 1 and min_agreement 0.9"),
-        ({"min_agreement": 0}, UsageError, "min_agreement must be a share above 0 and up to 1, such as 0.99, got 0"),
-        ({"min_agreement": 99}, UsageError, "min_agreement must be a share above 0 and up to 1, such as 0.99, got 99"),
-        ({"max_drop": -1}, UsageError, "max_drop must be points of accuracy from 0 up to 100, got -1"),
-        ({"max_drop": float("nan")}, UsageError, "max_drop must be points of accuracy from 0 up to 100, got nan"),
-        ({"max_drop": True}, UsageError, "max_drop must be points of accuracy from 0 up to 100, got True"),
-        (
-            {"min_agreement": 0.9, "calibration_data": None},
-            UsageError,
-            "0.9 needs fixed ranges, got the scheme dynamic",
-        ),
-        ({"min_agreement": 0.9, "scheme": "dynamic"}, UsageError, "0.9 needs fixed ranges, got the scheme dynamic"),
-        ({"calibration": "mse", "scheme": "dynamic"}, UsageError, "calibration is of fixed ranges, got mse with"),
-        ({"accuracy_data": "x"}, UsageError, "accuracy_data needs max_drop, min_agreement or min_cosine, got none"),
-        ({"min_agreement": 0.9, "accuracy_data": "none"}, InputError, "none is not a folder of images"),
-        ({"max_drop": 1, "accuracy_data": "none"}, InputError, "none is no folder, and no"),
-        ({"accuracy_data": "", "min_agreement": 0.9}, UsageError, "accuracy_data must be a path, got ''"),
-        ({"calibration_data": 3}, UsageError, "calibration_data must be a path, got 3"),
-        ({"calibration_cache": ""}, UsageError, "calibration_cache must be a path, got ''"),
-        ({"seed": 1.5}, UsageError, r"seed must be an integer from 0 up to 2\^63, got 1.5"),
-        ({"smooth_quant": 2}, UsageError, "smooth_quant must be auto, off or a number from 0 to 1, got 2"),
-        ({"smooth_quant": "on"}, UsageError, "smooth_quant must be auto, off or a number from 0 to 1, got 'on'"),
-        ({"smooth_quant": 0.5, "calibration_data": None}, UsageError, "smooth_quant 0.5 needs images to measure"),
-        (
-            {"precision": "fp16", "max_drop": 1, "calibration_data": None},
-            UsageError,
-            "needs precision int8 or fp8, got fp16",
-        ),
-        ({"to": "torchscript", "precision": "fp32", "max_drop": 1}, UsageError, "is not for torchscript"),
-        (
-            {"task": "image-feature-extraction", "min_agreement": 0.9},
-            UsageError,
-            "min_agreement 0.9 is of a model that gives logits of each image, got last_hidden_state",
-        ),
+        (MinAgreement(0.9), None, "none", InputError),
+        (MaxDrop("1%"), None, "none", InputError),
+        (MinAgreement(0.9), "image-feature-extraction", None, UsageError),
     ],
     ids=str,
 )
-def test_what_cannot_be_asked_for(
-    tmp_path: Path, options: dict[str, Any], error: type[Exception], problem: str
+def test_a_bound_that_nothing_can_measure(
+    tmp_path: Path, accuracy: Any, task: str | None, data: str | None, error: type[VitDeployError]
 ) -> None:
-    asked = {"precision": "int8", "calibration_data": held_out_images(), **options}
-    with pytest.raises(error, match=problem):
-        vitdeploy.export(default_checkpoint(), output=tmp_path / "out", **asked)
+    bounded = Quantization(Calibration(held_out_images(), count=16), accuracy=accuracy, accuracy_data=data)
+    source = vitdeploy.SourceOptions(task=task)
+    with raises(error):
+        vitdeploy.export(
+            default_checkpoint(), output=tmp_path / "out", precision="int8", quantization=bounded, source=source
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -294,7 +303,7 @@ def test_a_reference_that_is_not_finite_is_what_is_at_fault(checkpoint: Path, tm
     weights["vit.layernorm.bias"][0] = np.nan
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="broken must give finite values, gives others; mend its weights"):
-        vitdeploy.export(broken, output=tmp_path / "out", min_agreement=0.9, **NAIVE)
+        vitdeploy.export(broken, output=tmp_path / "out", quantization=naive(accuracy=MinAgreement(0.9)), **INT8)
 
 
 def test_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
@@ -312,12 +321,11 @@ def test_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
     printed = run.invoke(export_command, [*naive, "--max-drop", "50%", "--json"])
     assert printed.exit_code == 0, printed.exception
     (artifact,) = json.loads(printed.output)["artifacts"]
-    assert artifact["validation"]["accuracy"]["bound"] == "max_drop 50"
-    for option, value, problem in (
-        ("--max-drop", "much", "must be points of accuracy, such as 0.5%, got 'much'"),
-        ("--min-agreement", "all", "must be a share such as 0.99 or 99%, got 'all'"),
-        ("--smooth-quant", "on", "must be auto, off or a number from 0 to 1, got 'on'"),
-    ):
+    assert artifact["validation"]["accuracy"]["bound"] == "max_drop 50%"
+    for option, value in (("--max-drop", "0.5"), ("--min-agreement", "99"), ("--smooth-quant", "on")):
         refused = run.invoke(export_command, [*naive, option, value])
         assert refused.exit_code == 2
-        assert problem in " ".join(refused.output.split())
+        assert option in refused.output
+    both = run.invoke(export_command, [*naive, "--min-agreement", "99%", "--max-drop", "1%"])
+    assert isinstance(both.exception, UsageError)
+    assert both.exception.what == "accuracy"

@@ -249,21 +249,29 @@ def test_a_histogram_takes_one_pass_over_each_part(tmp_path: Path) -> None:
     assert [part.runs for part in parts] == [1, 1]
 
 
-@pytest.mark.parametrize("bound", [{}, {"min_cosine": 0.999}], ids=["no bound", "bound"])
+@pytest.mark.parametrize(
+    "bound",
+    [None, vitdeploy.MinCosine(0.999)],
+    ids=["no bound", "bound"],
+)
 @pytest.mark.parametrize(
     ("options", "passes"),
     [
         ({}, 1),
-        ({"calibration": "minmax"}, 1),
-        ({"calibration": "mse"}, 2),
-        ({"calibration": "percentile", "smooth_quant": "off"}, 2),
-        ({"calibration_images": 12}, 1),
-        ({"calibration_images": 12, "calibration": "mse"}, 2),
+        ({"method": "minmax"}, 1),
+        ({"method": "mse"}, 2),
+        ({"method": "percentile"}, 2),  # without smoothing
+        ({"count": 12}, 1),
+        ({"count": 12, "method": "mse"}, 2),
     ],
     ids=str,
 )
 def test_how_often_an_export_runs_the_model_to_calibrate(
-    options: dict[str, Any], passes: int, bound: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    options: dict[str, Any],
+    passes: int,
+    bound: vitdeploy.MinCosine | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Once for the extremes, and once more for a histogram, however many candidates and variants are measured."""
     runs: Counter[str] = Counter()
@@ -275,8 +283,10 @@ def test_how_often_an_export_runs_the_model_to_calibrate(
 
     monkeypatch.setattr(CalibrationImages, "run", counted)
     checkpoint = write_checkpoint_of(tiny_model(Task.FEATURES, num_hidden_layers=1), tmp_path / "checkpoint")
-    given: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 24, **options, **bound}
-    bundle = vitdeploy.export(checkpoint, precision="int8", output=tmp_path / "out", calibration_cache=False, **given)
+    calibration = vitdeploy.Calibration(held_out_images(), **{"count": 24, **options}, cache=False)
+    smooth = "off" if calibration.method == "percentile" else "auto"
+    quantization = vitdeploy.Quantization(calibration, smooth_quant=smooth, accuracy=bound)
+    bundle = vitdeploy.export(checkpoint, precision="int8", output=tmp_path / "out", quantization=quantization)
     (artifact,) = bundle.manifest.artifacts
     assert len(runs) == artifact.options["calibration_images"]
     assert {*runs.values()} == {passes}

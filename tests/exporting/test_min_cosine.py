@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from sklearn.metrics.pairwise import paired_cosine_distances
 from sklearn.neighbors import NearestNeighbors
 
 import vitdeploy
+from vitdeploy import Calibration, MinCosine, Quantization, SourceOptions
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.cli.compare import compare as compare_command
 from vitdeploy.cli.export import export as export_command
@@ -33,9 +35,9 @@ if TYPE_CHECKING:
 
     from vitdeploy.bundle.bundle import Bundle
 
-IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 96}
-NAIVE: dict[str, Any] = {"precision": "int8", "calibration": "minmax", "smooth_quant": "off", **IMAGES}
-FEATURES = "image-feature-extraction"
+NAIVE = Quantization(Calibration(held_out_images(), "minmax", 96), smooth_quant="off")
+TASK = "image-feature-extraction"
+FEATURES = SourceOptions(task=TASK)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bounded(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Its features, within a bound that takes some layers in float32."""
     output = tmp_path_factory.mktemp("bounded") / "out"
-    return vitdeploy.export(checkpoint, output=output, task=FEATURES, min_cosine=0.98, **NAIVE)
+    quantization = dataclasses.replace(NAIVE, accuracy=MinCosine(0.98))
+    return vitdeploy.export(checkpoint, precision="int8", output=output, quantization=quantization, source=FEATURES)
 
 
 def tokens(bundle: Bundle, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -79,8 +82,15 @@ def test_a_bound_holds_on_images_that_no_search_saw(bounded: Bundle, checkpoint:
     assert 0 < len(measured["kept_layers"]) < 30
     assert measured["minimal"]
     # None of the layers can go.
-    fewer = {**NAIVE, "tolerance": 9.0, "keep_fp32": artifact.options["float32_nodes"][1:]}
-    without_one = vitdeploy.export(checkpoint, output=tmp_path / "fewer", task=FEATURES, **fewer)
+    without_one = vitdeploy.export(
+        checkpoint,
+        precision="int8",
+        output=tmp_path / "fewer",
+        graph=vitdeploy.GraphOptions(keep_fp32=artifact.options["float32_nodes"][1:]),
+        quantization=NAIVE,
+        source=FEATURES,
+        validation=vitdeploy.ValidationOptions(tolerance=9.0),
+    )
     cosines = 1 - paired_cosine_distances(*tokens(without_one, parts.choice.images.names))
     assert np.percentile(cosines, 5) < found["aim"]
 
@@ -100,7 +110,7 @@ def test_neighbours_are_told_of_the_images_that_judge(bounded: Bundle) -> None:
 
 
 def test_export_says_it_in_a_sentence(tmp_path: Path) -> None:
-    arguments = ["--model", str(default_checkpoint()), "--task", FEATURES, "--int8", "-o", str(tmp_path / "out")]
+    arguments = ["--model", str(default_checkpoint()), "--int8", "-o", str(tmp_path / "out"), "--task", TASK]
     images = ["--calibration-data", str(held_out_images()), "--calibration-images", "64"]
     printed = CliRunner().invoke(export_command, [*arguments, *images, "--min-cosine", "90%"])
     assert printed.exit_code == 0, printed.output
@@ -116,7 +126,14 @@ def test_export_says_it_in_a_sentence(tmp_path: Path) -> None:
 def far(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Features that 8 bits took far away, which somebody wanted nevertheless."""
     output = tmp_path_factory.mktemp("far") / "out"
-    return vitdeploy.export(checkpoint, output=output, task=FEATURES, tolerance=9, **NAIVE)
+    return vitdeploy.export(
+        checkpoint,
+        output=output,
+        source=FEATURES,
+        validation=vitdeploy.ValidationOptions(tolerance=9),
+        precision="int8",
+        quantization=NAIVE,
+    )
 
 
 def compared(bundle: Bundle, *options: str) -> tuple[int, Any]:
@@ -182,10 +199,10 @@ def _broken(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "options"),
     [
-        ("scale", {"task": FEATURES}),
-        ("scale", {"task": FEATURES, "min_cosine": 0.9}),
-        ("clip", {"task": FEATURES}),
+        ("scale", {}),
+        ("scale", {"accuracy": MinCosine(0.9)}),
         ("clip", {}),
+        ("clip", {"source": SourceOptions()}),
     ],
     ids=str,
 )
@@ -197,7 +214,9 @@ def test_what_is_broken_is_refused(
     weights = load_file(folder / "model.safetensors")
     weights["classifier.bias"] += np.float32(30)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    how_made: dict[str, Any] = {**NAIVE, "scheme": "static", **options}
+    source = options.get("source", FEATURES)
+    quantization = dataclasses.replace(NAIVE, scheme="static", accuracy=options.get("accuracy"))
+    how_made: dict[str, Any] = {"precision": "int8", "quantization": quantization, "source": source}
     vitdeploy.export(folder, output=tmp_path / "sound", **how_made)
     _broken(monkeypatch, how)
     with pytest.raises(CheckFailedError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,8 +17,10 @@ import pytest
 from bundles import TINY, export_graph, make_feeds, reference, tiny_model, write_checkpoint_of
 from click.testing import CliRunner
 from compiler import build_engine
+from raising import raises
 
 import vitdeploy
+from vitdeploy import Calibration, GraphOptions, Quantization, VitDeployError
 from vitdeploy.assess.debug.bisection import bisect
 from vitdeploy.assess.inspection.inspection import inspect_artifact
 from vitdeploy.assets import default_checkpoint, held_out_images
@@ -33,12 +36,12 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.bundle.manifest import Artifact
 
-IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 48}
+IMAGES = Calibration(held_out_images(), count=48)
 KINDS: dict[str, dict[str, Any]] = {
     "dynamic": {"precision": "int8"},
-    "static": {"precision": "int8", **IMAGES},
-    "static-symmetric": {"precision": "int8", "target": "tensorrt", **IMAGES},
-    "static-e4m3": {"precision": "fp8", **IMAGES},
+    "static": {"precision": "int8", "quantization": Quantization(IMAGES)},
+    "static-symmetric": {"precision": "int8", "quantization": Quantization(IMAGES, target="tensorrt")},
+    "static-e4m3": {"precision": "fp8", "quantization": Quantization(IMAGES)},
 }
 
 
@@ -114,19 +117,19 @@ def test_tensorrt_builds_it(bundles: dict[str, Bundle], tmp_path: Path, name: st
 
 
 _PROGRAM = """
-import json, sys, vitdeploy
-for name, options in json.loads(sys.argv[2]).items():
-    vitdeploy.export(sys.argv[1], output=f"{sys.argv[3]}/{name}", **options)
+import sys, vitdeploy
+checkpoint, images, folder = sys.argv[1:]
+static = vitdeploy.Quantization(vitdeploy.Calibration(images, count=48, cache=False))
+for name, quantization in (("dynamic", None), ("static", static)):
+    vitdeploy.export(checkpoint, precision="int8", output=f"{folder}/{name}", quantization=quantization)
 """
 
 
 def test_another_process_writes_the_same_bytes(bundles: dict[str, Bundle], tmp_path: Path) -> None:
-    kinds = {"dynamic": KINDS["dynamic"], "static": {**KINDS["static"], "calibration_cache": False}}
     environ = {**os.environ, "PYTHONHASHSEED": "7"}
-    text = json.dumps(kinds, default=os.fspath)
-    command = [sys.executable, "-c", _PROGRAM, str(default_checkpoint()), text, str(tmp_path)]
+    command = [sys.executable, "-c", _PROGRAM, str(default_checkpoint()), str(held_out_images()), str(tmp_path)]
     subprocess.run(command, env=environ, check=True)
-    for name in kinds:
+    for name in ("dynamic", "static"):
         path = artifact_of(bundles[name], name).files[0].path
         first, second = ((folder / path).read_bytes() for folder in (bundles[name].path, tmp_path / name))
         assert hashlib.sha256(first).digest() == hashlib.sha256(second).digest()
@@ -142,7 +145,9 @@ def test_nodes_that_are_kept_by_bisect(bundles: dict[str, Bundle], tmp_path: Pat
     assert result.kept
     assert result.error <= result.tolerance < before.error
     kept = [node.name for node in result.kept]
-    again = vitdeploy.export(default_checkpoint(), output=tmp_path / "out", keep_fp32=kept, **KINDS[name])
+    again = vitdeploy.export(
+        default_checkpoint(), output=tmp_path / "out", graph=vitdeploy.GraphOptions(keep_fp32=kept), **KINDS[name]
+    )
     (artifact,) = again.manifest.artifacts
     assert artifact.options["float32_nodes"] == kept
     assert artifact.options["quantized_nodes"] == before.candidates - len(kept)
@@ -152,7 +157,12 @@ def test_a_node_that_is_not_quantized_cannot_be_kept(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match="nodes to keep in float32 must be ones that dynamic quantizes, logits are not"
     ):
-        vitdeploy.export(default_checkpoint(), precision="int8", keep_fp32=["logits"], output=tmp_path / "out")
+        vitdeploy.export(
+            default_checkpoint(),
+            precision="int8",
+            output=tmp_path / "out",
+            graph=vitdeploy.GraphOptions(keep_fp32=["logits"]),
+        )
 
 
 @pytest.mark.parametrize(
@@ -161,19 +171,26 @@ def test_a_node_that_is_not_quantized_cannot_be_kept(tmp_path: Path) -> None:
         {"input": "uint8", "io_dtype": "float16", "opset": 21},
         {"embed_resize": True},
         {"dynamic_image_size": True, "outputs": ["logits", "hidden_states"]},
-        {"io_dtype": "float16", "scheme": "dynamic", "reduce_range": True},
+        {"io_dtype": "float16"},
     ],
     ids=str,
 )
 def test_other_inputs_and_outputs(tmp_path: Path, options: dict[str, Any]) -> None:
     """Calibrated on what the graph takes: bytes, images of any size, half floats."""
     checkpoint = write_checkpoint_of(tiny_model(num_hidden_layers=1), tmp_path / "checkpoint")
-    options |= {**IMAGES, "calibration_images": 3}
+    reduced: dict[str, Any] = {"scheme": "dynamic", "reduce_range": True} if options == {"io_dtype": "float16"} else {}
     # Weights of such a spread, in so narrow a model, add up to more than the default; it is the way that is tested.
-    bundle = vitdeploy.export(checkpoint, precision="int8", tolerance=0.5, output=tmp_path / "out", **options)
+    bundle = vitdeploy.export(
+        checkpoint,
+        precision="int8",
+        output=tmp_path / "out",
+        graph=GraphOptions(**options),
+        quantization=Quantization(dataclasses.replace(IMAGES, count=3), **reduced),
+        validation=vitdeploy.ValidationOptions(tolerance=0.5),
+    )
     (artifact,) = bundle.manifest.artifacts
     assert artifact.options["quantized_nodes"] == 6
-    if "reduce_range" in options:
+    if reduced:
         model = onnx.load(bundle.path / artifact.files[0].path)
         weights = [onnx.numpy_helper.to_array(each) for each in model.graph.initializer if each.data_type == 3]
         assert {int(np.abs(each).max()) for each in weights if each.ndim == 2} == {64}
@@ -187,8 +204,14 @@ def test_other_inputs_and_outputs(tmp_path: Path, options: dict[str, Any]) -> No
 def test_half_floats_that_the_patch_projection_takes_in_8_bits(tmp_path: Path) -> None:
     """What they are cast to and what is dequantized had one name."""
     checkpoint = write_checkpoint_of(tiny_model(num_hidden_layers=1), tmp_path / "checkpoint")
-    options = {**IMAGES, "calibration_images": 3, "target": "tensorrt", "io_dtype": "float16"}
-    bundle = vitdeploy.export(checkpoint, precision="int8", tolerance=0.5, output=tmp_path / "out", **options)
+    bundle = vitdeploy.export(
+        checkpoint,
+        precision="int8",
+        output=tmp_path / "out",
+        graph=GraphOptions(io_dtype="float16"),
+        quantization=Quantization(dataclasses.replace(IMAGES, count=3), target="tensorrt"),
+        validation=vitdeploy.ValidationOptions(tolerance=0.5),
+    )
     (artifact,) = bundle.manifest.artifacts
     assert artifact.options["quantized_nodes"] == 7
     assert {spec.dtype for spec in (*artifact.inputs, *artifact.outputs)} == {"float16"}
@@ -199,8 +222,8 @@ def test_the_rest_in_half_precision(bundles: dict[str, Bundle], tmp_path: Path, 
     """Scales are half too: TensorRT takes those of an activation and a weight in one type alone."""
     whole = bundles["static-symmetric" if precision == "int8" else "static-e4m3"]
     shutil.copytree(whole.path, tmp_path / "out")
-    options: dict[str, Any] = {"precision": precision, "target": "tensorrt", "rest": "fp16", **IMAGES}
-    bundle = vitdeploy.export(default_checkpoint(), output=tmp_path / "out", **options)
+    rest = Quantization(IMAGES, target="tensorrt", rest="fp16")
+    bundle = vitdeploy.export(default_checkpoint(), precision=precision, output=tmp_path / "out", quantization=rest)
     artifact = bundle.artifact("onnx", precision)
     assert (artifact.options["rest"], artifact.options["float32_nodes"]) == ("fp16", [])
     assert artifact.options["rest_float32_nodes"] == []
@@ -240,40 +263,31 @@ def test_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
 
 def test_a_model_that_does_not_stand_it_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(CheckFailedError, match=r"onnx-int8 must equal the reference within 0\.0001 of the largest"):
-        vitdeploy.export(default_checkpoint(), precision="int8", tolerance=1e-4, output=tmp_path / "out")
+        vitdeploy.export(
+            default_checkpoint(),
+            precision="int8",
+            output=tmp_path / "out",
+            validation=vitdeploy.ValidationOptions(tolerance=1e-4),
+        )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "problem"),
+    ("precision", "graph", "quantization", "error", "what"),
     [
-        ({"precision": "fp8"}, UsageError, "needs images to measure activations on, got none"),
-        ({"precision": "fp8", "opset": 20, **IMAGES}, UsageError, "opset must be from 21 to 23, got 20"),
-        ({"precision": "fp16", "target": "cpu"}, UsageError, "target needs precision int8 or fp8, got fp16"),
-        ({"precision": "fp32", **IMAGES}, UsageError, "calibration_data needs precision int8 or fp8, got fp32"),
-        ({"precision": "fp16", "reduce_range": True}, UsageError, "reduce_range needs precision int8 or fp8, got fp16"),
-        ({"precision": "fp8", "reduce_range": True, **IMAGES}, UsageError, "is of int8 on a CPU, got fp8 for tensorrt"),
-        ({"precision": "int8", "calibration": "mse"}, UsageError, "calibration needs calibration_data, got none"),
-        ({"precision": "int8", "calibration": "x", **IMAGES}, UsageError, "unknown calibration method 'x'"),
-        ({"precision": "int8", **IMAGES, "calibration_images": 0}, UsageError, "must be an integer from 1 up, got 0"),
-        ({"precision": "int8", "calibration_data": "none"}, InputError, "none is not a folder of images"),
-        ({"precision": "int8", "rest": "fp16", **IMAGES}, UsageError, "rest is of int8 and fp8 for tensorrt, got fp16"),
-        ({"precision": "fp8", "rest": "bf16", **IMAGES}, UsageError, "rest must be fp16, got 'bf16'"),
-        ({"precision": "fp16", "rest": "fp16"}, UsageError, "rest needs precision int8 or fp8, got fp16"),
-        (
-            {"precision": "int8", "target": "tensorrt", "rest": "fp16", "opset": 18, **IMAGES},
-            UsageError,
-            "opset must be from 19 to 23, got 18",
-        ),
-        ({"precision": "fp16", "to": "torchscript", "target": "cpu"}, UsageError, "target is not for torchscript"),
+        ("fp8", GraphOptions(opset=20), Quantization(IMAGES), UsageError, "opset"),
+        ("int8", GraphOptions(opset=18), Quantization(IMAGES, target="tensorrt", rest="fp16"), UsageError, "opset"),
+        ("int8", GraphOptions(), "none", InputError, ""),
     ],
     ids=str,
 )
-def test_what_cannot_be_asked_for(
-    tmp_path: Path, options: dict[str, Any], error: type[Exception], problem: str
+def test_arguments_that_only_an_export_can_refuse(
+    tmp_path: Path, precision: str, graph: GraphOptions, quantization: Any, error: type[VitDeployError], what: str
 ) -> None:
-    with pytest.raises(error, match=problem):
-        vitdeploy.export(default_checkpoint(), output=tmp_path / "out", **options)
+    with raises(error, **({"what": what} if what else {})):
+        vitdeploy.export(
+            default_checkpoint(), precision=precision, output=tmp_path / "out", graph=graph, quantization=quantization
+        )
     assert not (tmp_path / "out").exists()
 
 

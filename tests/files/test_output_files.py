@@ -94,7 +94,7 @@ def test_an_open_file_is_written_where_it_is(tmp_path: Path, name: str) -> None:
 
 @posix
 def test_a_report_for_whoever_went_away_is_dropped() -> None:
-    """As whatever else the command line prints: the exit code is that of the verdict."""
+    """As whatever else the command line prints: the exit code is that of the status."""
     code = """
 import pathlib, sys
 from vitdeploy.cli.process import guard_streams

@@ -17,6 +17,7 @@ from npz_files import save_arrays
 from PIL import Image
 
 from vitdeploy.cli import main
+from vitdeploy.exporting.options import GraphOptions
 from vitdeploy.images.preprocessor_config import CLASS_OF_MODEL
 from vitdeploy.images.processor import ImageProcessor
 
@@ -43,7 +44,7 @@ def _make(base: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(num_hidden_layers=1), base / "checkpoint")
     _other_forms(base, checkpoint)
     export_all(checkpoint, formats=("onnx", "torchscript"), output=base / "bundle")
-    export_all(checkpoint, formats=("onnx",), output=base / "embedded", embed_resize=True)
+    export_all(checkpoint, formats=("onnx",), output=base / "embedded", graph=GraphOptions(embed_resize=True))
     _images(base)
     onnx = ("--backend", "onnxruntime")
     _run("compare", base / "bundle", *onnx, "--save-golden", base / "golden.npz")

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 _SPECIAL_SHARE = 0.04
 _RULES = {
-    "min_accuracy": 1.5,
-    "max_drop": 60.0,
-    "min_agreement": 50,
+    "min_accuracy": "1.5%",
+    "max_drop": "60%",
+    "min_agreement": "50%",
     "min_cosine": 0.5,
     "max_difference": 1e-2,
     "max_size": "12.5 MB",
@@ -140,7 +140,7 @@ class Baselines:
         if rng.random() < _SPECIAL_SHARE:
             note, same = replace(rng, file)
             allowed = allowed if same else frozenset({DAMAGED})
-        return Case(note, _gate(self._base, "--baseline", file.name, "--max-drop", "50"), allowed)
+        return Case(note, _gate(self._base, "--baseline", file.name, "--max-drop", "50%"), allowed)
 
 
 def _is_json(text: bytes) -> bool:

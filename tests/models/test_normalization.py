@@ -71,7 +71,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.mark.parametrize(("layout", "dynamic"), [("nchw", False), ("nhwc", True)])
 def test_a_bundle_of_bytes_predicts_alike(tmp_path: Path, plain: Bundle, layout: str, dynamic: bool) -> None:
     bundle = vitdeploy.export(
-        plain.path, input="uint8", layout=layout, dynamic_image_size=dynamic, output=tmp_path / "out"
+        plain.path,
+        output=tmp_path / "out",
+        graph=vitdeploy.GraphOptions(input="uint8", layout=layout, dynamic_image_size=dynamic),
     )
     (artifact,) = bundle.manifest.artifacts
     assert artifact.pixels == PixelFormat(PixelStage.RESIZED, layout, "uint8")  # type: ignore[arg-type]
@@ -98,5 +100,5 @@ def test_a_bundle_of_bytes_predicts_alike(tmp_path: Path, plain: Bundle, layout:
 
 def test_a_mask_goes_with_bytes(tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(Task.MASKED_IMAGE_MODELING), tmp_path / "checkpoint")
-    bundle = vitdeploy.export(checkpoint, input="uint8", output=tmp_path / "out")
+    bundle = vitdeploy.export(checkpoint, output=tmp_path / "out", graph=vitdeploy.GraphOptions(input="uint8"))
     assert [spec.dtype for spec in bundle.manifest.artifacts[0].inputs] == ["uint8", "bool"]

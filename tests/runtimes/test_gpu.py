@@ -34,7 +34,7 @@ OF_TENSORRT = {**TOLERANCES, "fp32": 2e-3}
 BATCHES = (1, 8, 32)  # the ends and the best of `DEFAULT_BATCH`
 CUDA_PROBLEM = OnnxRuntime.probe().get(CUDA, "this onnxruntime was built without CUDA")
 NEEDS_CUDA = pytest.mark.skipif(CUDA_PROBLEM is not None, reason=str(CUDA_PROBLEM))
-MODEL: dict[str, Any] = {"random_weights": "vit-tiny-patch16-224"}
+MODEL = vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-224")
 
 
 def noise(height: int, width: int) -> list[dict[str, np.ndarray]]:
@@ -45,7 +45,7 @@ def noise(height: int, width: int) -> list[dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return vitdeploy.export(**MODEL, output=tmp_path_factory.mktemp("gpu") / "out")
+    return vitdeploy.export(source=MODEL, output=tmp_path_factory.mktemp("gpu") / "out")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_torchscript_on_cuda(
     precision: str,
     optimized_execution: bool,
 ) -> None:
-    both = vitdeploy.export(to="torchscript", precision=precision, **MODEL, output=bundle.path)
+    both = vitdeploy.export(to="torchscript", precision=precision, source=MODEL, output=bundle.path)
     options: dict[str, Any] = {"optimized_execution": optimized_execution}
     with open_runtime(both, "torchscript", precision=precision, device="cuda", **options) as runtime:
         assert runtime.details["device"].startswith("cuda")
@@ -118,7 +118,9 @@ def test_onnxruntime_on_cuda(
     io_binding: bool,
     tmp_path: Path,
 ) -> None:
-    made = vitdeploy.export(**MODEL, opset=opset, precision=precision, output=tmp_path / "out")
+    made = vitdeploy.export(
+        precision=precision, output=tmp_path / "out", graph=vitdeploy.GraphOptions(opset=opset), source=MODEL
+    )
     with on_cuda(made, opset, precision=precision, io_binding=io_binding) as runtime:
         assert runtime.details["providers"] == [CUDA]
         agree(expected, run_batches(runtime, batches), DEFAULT_TOLERANCES[precision])
@@ -129,7 +131,12 @@ def test_onnxruntime_on_cuda(
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("opset", [18, 20])
 def test_onnxruntime_on_cuda_takes_images_of_any_size(opset: int, precision: str, tmp_path: Path) -> None:
-    made = vitdeploy.export(**MODEL, dynamic_image_size=True, opset=opset, precision=precision, output=tmp_path / "out")
+    made = vitdeploy.export(
+        precision=precision,
+        output=tmp_path / "out",
+        graph=vitdeploy.GraphOptions(dynamic_image_size=True, opset=opset),
+        source=MODEL,
+    )
     with (
         open_runtime(made, "torch", dynamic_image_size=True) as reference,
         on_cuda(made, opset, precision=precision) as runtime,
@@ -150,7 +157,7 @@ def test_onnxruntime_on_tensorrt(
 ) -> None:
     """At the smallest, the best and the largest batch; TensorRT rounds products of float32 to 11 bits."""
     assert (DEFAULT_BATCH.minimum, DEFAULT_BATCH.optimum, DEFAULT_BATCH.maximum) == BATCHES
-    made = vitdeploy.export(**MODEL, precision=precision, output=bundle.path)
+    made = vitdeploy.export(source=MODEL, precision=precision, output=bundle.path)
     kept = []
     for _ in range(2):
         with open_runtime(made, "onnxruntime-tensorrt", precision=precision, engine_cache=tmp_path) as runtime:

@@ -51,13 +51,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture
 def limited(tmp_path: Path) -> Bundle:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
-    return vitdeploy.export(checkpoint, image_size=((16, 16), (32, 32), (40, 48)), output=tmp_path / "bundle")
+    return vitdeploy.export(
+        checkpoint, output=tmp_path / "bundle", graph=vitdeploy.GraphOptions(image_size=((16, 16), (32, 32), (40, 48)))
+    )
 
 
 @pytest.fixture
 def decoded(tmp_path: Path) -> Bundle:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
-    return vitdeploy.export(checkpoint, embed_resize=True, output=tmp_path / "bundle")
+    return vitdeploy.export(checkpoint, output=tmp_path / "bundle", graph=vitdeploy.GraphOptions(embed_resize=True))
 
 
 @pytest.fixture

@@ -183,7 +183,9 @@ def test_onnx_in_int8_beside_it(copy: Bundle, tmp_path: Path) -> None:
 def test_bytes_in_sizes_within_limits(tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     made = vitdeploy.export(
-        checkpoint, input="uint8", image_size=((16, 16), (32, 32), (40, 48)), output=tmp_path / "bytes"
+        checkpoint,
+        output=tmp_path / "bytes",
+        graph=vitdeploy.GraphOptions(input="uint8", image_size=((16, 16), (32, 32), (40, 48))),
     )
     model = write_triton_model(made.path, tmp_path / "models", max_batch_size=2, device="cuda")
     config = configured(model.path)
@@ -195,7 +197,7 @@ def test_bytes_in_sizes_within_limits(tmp_path: Path) -> None:
 
 def test_decoded_images_of_any_size(tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
-    made = vitdeploy.export(checkpoint, embed_resize=True, output=tmp_path / "decoded")
+    made = vitdeploy.export(checkpoint, output=tmp_path / "decoded", graph=vitdeploy.GraphOptions(embed_resize=True))
     model = write_triton_model(made.path, tmp_path / "models", max_batch_size=1)
     config = configured(model.path)
     assert config["model_warmup"] == [sample_of(1, (256, 256, 3), "TYPE_UINT8")]

@@ -84,7 +84,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     @functools.cache
     def export(case: str) -> Path:
         return vitdeploy.export(
-            GOLDEN / case, outputs=outputs_of(case), output=tmp_path_factory.mktemp(case) / "out"
+            GOLDEN / case,
+            output=tmp_path_factory.mktemp(case) / "out",
+            graph=vitdeploy.GraphOptions(outputs=outputs_of(case)),
         ).path
 
     return export
@@ -125,7 +127,7 @@ def test_a_timm_model_of_another_aspect_needs_an_image_size_that_timm_crops_alik
     with raises(CheckpointError, what="pretrained_cfg.crop_mode"):
         vitdeploy.export(GOLDEN / "vit_1", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    vitdeploy.export(GOLDEN / "vit_1", image_size=36, output=tmp_path / "out")
+    vitdeploy.export(GOLDEN / "vit_1", output=tmp_path / "out", graph=vitdeploy.GraphOptions(image_size=36))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "china/pixel_values" in expected(case)])
@@ -147,12 +149,12 @@ def test_other_sizes_follow_timms_rule(tmp_path: Path, case: str) -> None:
         with PyTorchRuntime(read_checkpoint(GOLDEN / case, image_size=size).model) as runtime:
             assert_near(runtime.run({"pixel_values": inputs(want, size)}), want, f"{size[0]}x{size[1]}")
     for size in others[-1:] if case in ("vit_0", "deit3_0", "reg4_dinov2_0") else ():  # by what the table holds
-        vitdeploy.export(GOLDEN / case, image_size=size, output=tmp_path / "fixed")
+        vitdeploy.export(GOLDEN / case, output=tmp_path / "fixed", graph=vitdeploy.GraphOptions(image_size=size))
         with vitdeploy.load(tmp_path / "fixed") as predictor:
             assert_near(predictor.runtime.run({"pixel_values": inputs(want, size)}), want, f"{size[0]}x{size[1]}")
     if case.startswith("beit") or case not in EXPORTED:
         return
-    vitdeploy.export(GOLDEN / case, dynamic_image_size=True, output=tmp_path / "dynamic")
+    vitdeploy.export(GOLDEN / case, output=tmp_path / "dynamic", graph=vitdeploy.GraphOptions(dynamic_image_size=True))
     for backend in BACKENDS:
         with vitdeploy.load(tmp_path / "dynamic", backend=backend) as predictor:
             for size in sizes(want):
@@ -162,7 +164,7 @@ def test_other_sizes_follow_timms_rule(tmp_path: Path, case: str) -> None:
 
 @pytest.mark.parametrize("size", [(48, 48), (40, 56), (16, 16)], ids=str)
 def test_the_processor_of_another_size_keeps_timms_crop(tmp_path: Path, size: tuple[int, int]) -> None:
-    bundle = vitdeploy.export(GOLDEN / "vit_0", image_size=size, output=tmp_path / "out")
+    bundle = vitdeploy.export(GOLDEN / "vit_0", output=tmp_path / "out", graph=vitdeploy.GraphOptions(image_size=size))
     processor = ImageProcessor.from_pretrained(bundle.path)
     config = json.loads((GOLDEN / "vit_0" / "config.json").read_text())
     crop_pct = config["pretrained_cfg"]["crop_pct"]
@@ -186,7 +188,9 @@ def test_a_timm_bundle_is_a_repository_that_transformers_loads(tmp_path: Path) -
 
 def test_a_timm_classifier_also_gives_features(tmp_path: Path) -> None:
     want = expected("vit_0")
-    vitdeploy.export(GOLDEN / "vit_0", task="image-feature-extraction", output=tmp_path / "out")
+    vitdeploy.export(
+        GOLDEN / "vit_0", output=tmp_path / "out", source=vitdeploy.SourceOptions(task="image-feature-extraction")
+    )
     with vitdeploy.load(tmp_path / "out") as predictor:
         outputs = predictor.runtime.run({"pixel_values": inputs(want, (32, 32))})
     assert list(outputs) == ["last_hidden_state"]
@@ -266,7 +270,9 @@ def test_an_npz_file_with_pre_logits_gives_features(
             outputs = predictor.runtime.run({"pixel_values": pixels})
             assert_near({**outputs, "logits": outputs["pooler_output"]}, want, "x")
     with raises(CheckpointError, what="task", found="pre_logits"):
-        vitdeploy.export(path, task="image-classification", output=tmp_path / "classifier")
+        vitdeploy.export(
+            path, output=tmp_path / "classifier", source=vitdeploy.SourceOptions(task="image-classification")
+        )
 
 
 def test_what_lies_beside_an_npz_file_is_not_of_it(
@@ -275,5 +281,7 @@ def test_what_lies_beside_an_npz_file_is_not_of_it(
     write_npz(tmp_path / "a.npz", write_checkpoint(Task.CLASSIFICATION, {**tiny_config, **NPZ_CONFIG}).peer)
     for name in ("config.json", "preprocessor_config.json"):
         (tmp_path / name).write_text("{}")
-    bundle = vitdeploy.export(tmp_path / "a.npz", image_size=(24, 40), output=tmp_path / "out")
+    bundle = vitdeploy.export(
+        tmp_path / "a.npz", output=tmp_path / "out", graph=vitdeploy.GraphOptions(image_size=(24, 40))
+    )
     assert ImageProcessor.from_pretrained(bundle.path) == ImageProcessor(size=Size(24, 40))

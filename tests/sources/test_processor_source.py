@@ -152,7 +152,7 @@ def test_with_a_processor_it_is_as_accurate_as_ever(
 def test_the_defaults_of_the_class_would_be_less_accurate(lost: Path, answers: dict[str, str], tmp_path: Path) -> None:
     """What a made-up processor costs here: the reason for the refusal, and for the numbers above."""
     defaults = ProcessorOptions(image_mean=0.5, image_std=0.5, size=32, resample="bilinear")
-    vitdeploy.export(lost, processor=defaults, output=tmp_path / "out")
+    vitdeploy.export(lost, output=tmp_path / "out", source=vitdeploy.SourceOptions(processor=defaults))
     evaluation = vitdeploy.evaluate(tmp_path / "out", data=held_out_images(), backends=["onnxruntime:fp32"])
     right = sum(name.split("/")[0] == label for name, label in answers.items())
     assert evaluation.top1(evaluation.results[0]).correct < right - 50  # seen: 333 and 446 of 450
@@ -543,7 +543,7 @@ def test_a_file_that_is_no_image_processor(fine_tuned: Path, tmp_path: Path, kin
 
 def test_a_bundle_that_is_exported_again_keeps_where_its_processor_came_from(fine_tuned: Path, tmp_path: Path) -> None:
     given = ProcessorOptions(fine_tuned, image_mean=MEAN)
-    first = vitdeploy.export(fine_tuned, processor=given, output=tmp_path / "a")
+    first = vitdeploy.export(fine_tuned, output=tmp_path / "a", source=vitdeploy.SourceOptions(processor=given))
     found = read_checkpoint(first.path)
     assert found.source.processor == first.manifest.source.processor
     changed = read_checkpoint(first.path, processor=ProcessorOptions(resample=3)).source.processor
@@ -640,7 +640,10 @@ def test_the_bundle_says_where_its_processor_came_from(
     fine_tuned: Path, lost: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ProcessorOptions(fine_tuned, image_mean=MEAN)
-    bundles = [vitdeploy.export(lost, processor=options, output=tmp_path / name) for name in ("a", "b")]
+    bundles = [
+        vitdeploy.export(lost, output=tmp_path / name, source=vitdeploy.SourceOptions(processor=options))
+        for name in ("a", "b")
+    ]
     assert (bundles[0].path / "manifest.json").read_bytes() == (bundles[1].path / "manifest.json").read_bytes()
     line = "--processor fine-tuned, with image_mean"
     assert Bundle.open(tmp_path / "a").manifest.processor == line
@@ -656,13 +659,15 @@ def test_the_bundle_says_where_its_processor_came_from(
 
 
 def test_every_report_says_it_in_a_line(fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bundle = vitdeploy.export(fine_tuned, processor=ProcessorOptions(resample=2), output=tmp_path / "out")
+    bundle = vitdeploy.export(
+        fine_tuned, output=tmp_path / "out", source=vitdeploy.SourceOptions(processor=ProcessorOptions(resample=2))
+    )
     line = "the checkpoint's own, with resample"
     data = ["--data", held_out_images()]
     commands: dict[str, list[object]] = {
         "compare": ["--backend", "onnxruntime"],
         "evaluate": [*data, "--limit", "8", "--backend", "onnxruntime"],
-        "gate": [*data, "--min-accuracy", "50", "--backend", "onnxruntime"],
+        "gate": [*data, "--min-accuracy", "50%", "--backend", "onnxruntime"],
         "benchmark": ["--backend", "onnxruntime", "--rounds", "1", "--runs", "1", "--batch-sizes", "1"],
     }
     for command, arguments in commands.items():
@@ -716,15 +721,27 @@ def test_an_origin_that_is_none(digits: Bundle, tmp_path: Path, origin: object) 
 
 def test_an_engine_with_another_processor_is_not_made_of_the_graph_that_is_there(digits: Bundle) -> None:
     with pytest.raises(UsageError, match="an engine needs the model"):
-        vitdeploy.export(to="tensorrt", output=digits.path, processor=ProcessorOptions(image_mean=0.25))
+        vitdeploy.export(
+            to="tensorrt",
+            output=digits.path,
+            source=vitdeploy.SourceOptions(processor=ProcessorOptions(image_mean=0.25)),
+        )
 
 
 def test_a_bundle_keeps_one_processor(fine_tuned: Path, lost: Path, tmp_path: Path) -> None:
-    vitdeploy.export(lost, processor=ProcessorOptions(fine_tuned), output=tmp_path / "out")
+    vitdeploy.export(
+        lost, output=tmp_path / "out", source=vitdeploy.SourceOptions(processor=ProcessorOptions(fine_tuned))
+    )
     other = ProcessorOptions(fine_tuned, image_mean=0.25)
     steps: list[str] = []
     with pytest.raises(UsageError, match="another image processor: --processor fine-tuned"):
-        vitdeploy.export(lost, to="torchscript", processor=other, output=tmp_path / "out", progress=Told(steps.append))
+        vitdeploy.export(
+            lost,
+            to="torchscript",
+            output=tmp_path / "out",
+            progress=Told(steps.append),
+            source=vitdeploy.SourceOptions(processor=other),
+        )
     assert steps == ["reading the checkpoint"]
 
 
@@ -733,7 +750,10 @@ def test_a_bundle_of_other_weights_or_another_task_is_seen_before_the_work(fine_
     other = shutil.copytree(fine_tuned, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     save_file(weights | {"classifier.bias": weights["classifier.bias"] + 1}, other / "model.safetensors")
-    changes: list[dict[str, Any]] = [{"model": other}, {"model": fine_tuned, "task": "image-feature-extraction"}]
+    changes: list[dict[str, Any]] = [
+        {"model": other},
+        {"model": fine_tuned, "source": vitdeploy.SourceOptions(task="image-feature-extraction")},
+    ]
     for change in changes:
         steps: list[str] = []
         with pytest.raises(UsageError, match="another model"):
@@ -743,4 +763,4 @@ def test_a_bundle_of_other_weights_or_another_task_is_seen_before_the_work(fine_
 
 def test_a_processor_is_given_whole(fine_tuned: Path) -> None:
     with pytest.raises(UsageError, match="ProcessorOptions"):
-        vitdeploy.export(fine_tuned, processor="google/vit-base-patch16-224")  # type: ignore[arg-type]
+        vitdeploy.export(fine_tuned, source=vitdeploy.SourceOptions(processor="google/vit-base-patch16-224"))  # type: ignore[arg-type]

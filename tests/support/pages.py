@@ -12,7 +12,7 @@ from written_results import EVALUATION, LAYERS, SENSITIVITY
 from vitdeploy.assess.compare.results import BackendComparison, Comparison
 from vitdeploy.assess.metrics.latency import Benchmark, Latency
 from vitdeploy.assess.metrics.outputs import compare_outputs
-from vitdeploy.assess.report.example_images import Sample
+from vitdeploy.assess.report.example_images import ExampleImage
 from vitdeploy.assess.report.page import write_html
 from vitdeploy.assess.report.report import Report
 from vitdeploy.predictor import Prediction
@@ -74,9 +74,9 @@ def hostile_report(image: Path) -> Report:
         Latency("reference", "torch", "fp32", 8, ((16.0,),)),
     )  # fmt: skip
     right, wrong = Prediction(HOSTILE, 1, 0.75), Prediction("newt", 0, 0.5)
-    samples = {
-        "First": [Sample(image.name, HOSTILE, {"torch": right, "onnxruntime": wrong}, image.read_bytes)],
-        "Second": [Sample(image.name, "newt", {"torch": wrong}, image.read_bytes)],
+    examples = {
+        "First": [ExampleImage(image.name, HOSTILE, {"torch": right, "onnxruntime": wrong}, image.read_bytes)],
+        "Second": [ExampleImage(image.name, "newt", {"torch": wrong}, image.read_bytes)],
         "Empty": [],
     }
     hostile = [dataclasses.replace(layer, label=f"{HOSTILE}{layer.label}") for layer in SENSITIVITY.layers[2:]]
@@ -89,7 +89,7 @@ def hostile_report(image: Path) -> Report:
         sensitivity=dataclasses.replace(SENSITIVITY, layers=(*SENSITIVITY.layers[:2], *hostile)),
         evaluation=EVALUATION,
         benchmark=Benchmark("bundle", {}, {"rounds": 1, "batch_sizes": [1, 8]}, latencies),
-        samples=samples,
+        examples=examples,
     )
 
 

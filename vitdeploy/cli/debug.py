@@ -128,10 +128,10 @@ def _print_layers(result: LayerComparison) -> None:
         if item.skipped is not None:
             rows.append((item.artifact, item.status, item.skipped))
         for part in item.parts:
-            verdict = "passed" if part.worst.within(item.tolerance) else "failed"
+            status = "passed" if part.worst.within(item.tolerance) else "failed"
             if part.part == item.first:
-                verdict = "first that diverges"
-            rows.append((item.artifact, verdict, part.part, f"{part.worst.max_relative:.2e}", f"{item.tolerance:g}",
+                status = "first that diverges"
+            rows.append((item.artifact, status, part.part, f"{part.worst.max_relative:.2e}", f"{item.tolerance:g}",
                          f"{part.worst.required_tolerance:g}"))  # fmt: skip
     columns = ("artifact", "status", "part", "max relative", "tolerance", "would pass at")
     kind = "synthetic images" if result.synthetic else "images"

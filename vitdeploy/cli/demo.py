@@ -50,12 +50,12 @@ def _print_demo(result: DemoResult) -> None:
     ]
     columns = ("artifact", "backend", "status", "output", "max relative", "tolerance")
     print_table(f"Against the reference, on {comparison.images} images: {comparison.status}", columns, rows)
-    for heading, samples in result.report.samples.items():
+    for heading, examples in result.report.examples.items():
         found = [
             (each.image, each.expected, *(f"{best.label} {best.score:.1%}" for best in each.predictions.values()))
-            for each in samples
+            for each in examples
         ]
-        print_table(f"\n{heading}", ("image", "class", *samples[0].predictions), found)
+        print_table(f"\n{heading}", ("image", "class", *examples[0].predictions), found)
     print_tables("\nAccuracy on the same images", tables(result.evaluation))
     print_left_out(result.evaluation.left_out)
     print_tables("\nLatency of the runtime", tables(result.benchmark))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.engine_options import engine_options, image_size, once
-from vitdeploy.cli.number_options import OPSET, SEED, Tolerance
 from vitdeploy.cli.output import (
     PATH,
     TerminalProgress,
@@ -22,34 +21,20 @@ from vitdeploy.cli.output import (
     print_table,
     print_text,
 )
-from vitdeploy.cli.processor_options import processor_options
-from vitdeploy.cli.quantization_options import quantization_options
+from vitdeploy.cli.value_options import values_from_options
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters import EXPORTERS, find_exporter, quantization_target
+from vitdeploy.exporters import EXPORTERS, quantization_target
+from vitdeploy.exporting.options import GraphOptions, Quantization, SourceOptions, ValidationOptions, spec_of
 from vitdeploy.serving.triton_config import LABELED_OUTPUT
-from vitdeploy.specs import Task
+from vitdeploy.trt.options import EngineOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from vitdeploy.bundle.manifest import Artifact
-    from vitdeploy.trt.options import EngineOptions
 
 _SHORT = ("fp16", "bf16", "int8", "fp8")  # precisions that have a flag
 _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision in exporter.precisions})
-
-
-class _Layout(click.Choice[str]):
-    """The order of the axes of images; who looks for another layout is told where it is."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value == "triton":
-            self.fail("triton is no layout of images; --triton DIR writes a model repository of Triton", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
-    return None if value is None else tuple(name.strip() for name in value.split(","))
 
 
 def _difference(artifact: Artifact) -> str:
@@ -132,75 +117,24 @@ def _print_accuracy(artifact: Artifact) -> None:
     "is merged), or Google's .npz file.",
 )
 @click.option(
-    "--random-weights",
-    metavar="PRESET",
-    help="Instead of --model: an architecture with random weights, such as vit-base-patch16-224.",
-)
-@click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    type=SEED,
-    help="Of the random weights, and of the choice of calibration images.",
-)
-@click.option(
     "--to", "formats", multiple=True, default=["onnx"], show_default=True, type=click.Choice(list(EXPORTERS)),
-    callback=once, help="Format; may be repeated.",
+    callback=lambda _context, _option, names: tuple(dict.fromkeys(names)), help="Format; may be repeated.",
 )  # fmt: skip
-@click.option("--precision", type=click.Choice(_PRECISIONS), help="fp32 by default.")
+@click.option("--precision", type=click.Choice(_PRECISIONS), help="Precision.  [default: fp32]")
 @click.option("--fp16", is_flag=True, help="The same as --precision fp16.")
 @click.option("--bf16", is_flag=True, help="The same as --precision bf16.")
 @click.option("--int8", is_flag=True, help="The same as --precision int8.")
 @click.option("--fp8", is_flag=True, help="The same as --precision fp8.")
-@quantization_options
-@click.option(
-    "--io-dtype",
-    default="float32",
-    show_default=True,
-    type=click.Choice(["float32", "float16"]),
-    help="Of floating-point inputs and outputs.",
+@values_from_options(
+    source=SourceOptions,
+    graph=GraphOptions,
+    quantization=Quantization,
+    validation=ValidationOptions,
+    engine=EngineOptions,
 )
 @click.option(
-    "--input",
-    default="float32",
-    show_default=True,
-    type=click.Choice(["float32", "uint8"]),
-    help="What goes in: normalised images, or bytes, which the model then normalises.",
+    "--keep-fp32-from", type=PATH, help="A file of vitdeploy debug bisect --json: --keep-fp32 for each of its nodes."
 )
-@click.option("--layout", type=_Layout(["nchw", "nhwc"]), help="Of uint8 images; nhwc by default.")
-@click.option("--embed-resize", is_flag=True, help="Resize and crop in the model; takes uint8 images of any size.")
-@click.option(
-    "--task", type=click.Choice([task.value for task in Task]), help="By default what the checkpoint was made for."
-)
-@click.option(
-    "--outputs",
-    metavar="NAME,...",
-    callback=_names,
-    help="What the artifact gives, such as logits,hidden_states; by default the task's.",
-)
-@click.option(
-    "--image-size",
-    metavar="HxW",
-    callback=image_size,
-    help="By default what the image processor gives. MIN:OPT:MAX for a model that takes sizes within limits.",
-)
-@click.option("--dynamic-image-size", is_flag=True, help="Take images of every size from one patch up.")
-@processor_options
-@click.option("--opset", type=OPSET, help="ONNX opset, 18 to 23; 20 by default.")
-@click.option(
-    "--optimize",
-    type=click.Choice(["onnxruntime"]),
-    help="Fuse for that runtime alone, which then opens the file sooner; by default the graph runs anywhere.",
-)
-@click.option("--keep-fp32", metavar="NODE", multiple=True, help="Below fp32: stays float32; may be repeated.")
-@click.option(
-    "--keep-fp32-from",
-    type=PATH,
-    help="The same for every node in a file that vitdeploy debug bisect --json printed.",
-)
-@click.option("--images", type=PATH, help="A folder of images to prove the artifact on; synthetic by default.")
-@click.option("--tolerance", type=Tolerance(), help="Largest difference, relative to each output's largest value.")
-@engine_options
 @click.option(
     "-o",
     "--output",
@@ -213,23 +147,24 @@ def _print_accuracy(artifact: Artifact) -> None:
     type=PATH,
     help="Also write each artifact into this model repository of Triton, as vitdeploy triton does.",
 )
-@click.option("--revision", help="Branch, tag or commit on the Hub.")
-@click.option("--token", envvar="HF_TOKEN", help="Hub token, for private and gated models.  [env: HF_TOKEN]")
-@click.option("--cache-dir", type=PATH, help="Of the Hub's files.")
-@click.option("--offline", is_flag=True, help="Use the Hub's cache alone.")
 @image_limit_option
 @json_option
 def export(
+    model: str | None,
     formats: tuple[str, ...],
     precision: str | None,
-    keep_fp32: tuple[str, ...],
-    keep_fp32_from: str | None,
+    source: SourceOptions | None,
+    graph: GraphOptions | None,
+    quantization: Quantization | None,
+    validation: ValidationOptions | None,
     engine: EngineOptions | None,
+    keep_fp32_from: str | None,
+    output: str | None,
     triton: str | None,
     as_json: bool,
-    **options: Any,
+    **flags: bool,
 ) -> None:
-    """Export a checkpoint, prove that the artifact is the same model, and keep both in a bundle.
+    """Export a checkpoint, check that the artifact is the same model, and keep both in a bundle.
 
     The artifact is compared with the reference on three images, in batches of 1, 2 and 4, and on the calibration images
     where there are some; out of tolerance, nothing is written. An engine is built from the ONNX artifact of its
@@ -237,59 +172,81 @@ def export(
     is kept, and completed by verify --run there.
     """
     from vitdeploy.cli.debug import kept_nodes
-    from vitdeploy.exporting.output_folder import check_repository, place_of
     from vitdeploy.exporting.workflow import export as export_model
-    from vitdeploy.serving.triton_repository import check_labels_of, check_place, write_triton_model
+    from vitdeploy.serving.triton_repository import write_triton_model
 
-    short = [name for name in _SHORT if options.pop(name)]
-    typed = [*([] if precision is None else [f"--precision {precision}"]), *(f"--{name}" for name in short)]
-    if len(typed) > 1:
-        raise UsageError(f"export needs one precision, got {' and '.join(typed)}")
-    options["precision"] = precision or next(iter(short), "fp32")
-    options["keep_fp32"] = (*keep_fp32, *(() if keep_fp32_from is None else kept_nodes(keep_fp32_from))) or None
-    if options.pop("no_calibration_cache"):
-        options["calibration_cache"] = False
-    engines = {to: engine if EXPORTERS[to].made_from else None for to in formats}
+    precision = _precision(precision, flags)
+    source, graph, validation = source or SourceOptions(), graph or GraphOptions(), validation or ValidationOptions()
+    if keep_fp32_from is not None:
+        graph = dataclasses.replace(graph, keep_fp32=(*graph.keep_fp32, *kept_nodes(keep_fp32_from)))
+    target = quantization_target(formats, precision, None if quantization is None else quantization.target)
+    if target is not None:
+        quantization = dataclasses.replace(quantization or Quantization(), target=target)
+    takes_engine = [to for to in formats if EXPORTERS[to].made_from is not None] or formats
+    engines = {to: engine if to in takes_engine else None for to in formats}
     for to in formats:  # before the first is made
-        find_exporter(to, options["precision"], options | {"engine": engines[to]})
-    target = options["target"] = quantization_target(formats, options["precision"], options["target"])
+        spec_of(to, precision, graph, quantization, engines[to])
     if triton is not None:
-        named = options["model"] or options["random_weights"] or options["output"]  # or the export says what it needs
-        place = place_of(*(options[name] for name in ("output", "model", "random_weights", "seed"))) if named else None
-        if options["model"]:
-            check_repository(triton, options["model"])
-        for to in formats:
-            check_place(place, triton, to, options["precision"], target=target, engine=engines[to])
-        source = options["model"] or options["output"]  # an engine may be of the model that is there
-        labeled = options["outputs"] is None or LABELED_OUTPUT in options["outputs"]
-        if source and labeled and options["random_weights"] is None:
-            check_labels_of(source, options["task"])
+        _check_triton(triton, model, output, source, graph, [(to, precision, target, engines[to]) for to in formats])
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:
         for to in formats:
             with TerminalProgress(f"exporting to {to}") as progress:
-                bundle = export_model(to=to, engine=engines[to], progress=progress, **options)
+                bundle = export_model(
+                    model=model, to=to, precision=precision, output=output, graph=graph, quantization=quantization,
+                    engine=engines[to], source=source, validation=validation, progress=progress,
+                )  # fmt: skip
     finally:
         gc.enable()
     models = []
     if triton is not None:
-        names = [f"{to}-{options['precision']}" for to in formats]
+        names = [f"{to}-{precision}" for to in formats]
         models = [write_triton_model(bundle.path, triton, artifact=name) for name in names]
     if as_json:
-        shown = {} if triton is None else {"triton": [model.to_dict() for model in models]}
+        shown = {} if triton is None else {"triton": [written.to_dict() for written in models]}
         print_json({"bundle": str(bundle.path), **bundle.manifest.to_dict(), **shown})
         return
     rows = []
-    for artifact in (bundle.artifact(to, options["precision"]) for to in formats):
+    for artifact in (bundle.artifact(to, precision) for to in formats):
         nearness = _difference(artifact)
         rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", nearness) for file in artifact.files]
     print_table(str(bundle.path), ("artifact", "file", "size", "difference from the reference"), rows)
-    for artifact in (bundle.artifact(to, options["precision"]) for to in formats):
+    for artifact in (bundle.artifact(to, precision) for to in formats):
         _print_candidates(artifact)
         _print_nearness(artifact)
         if "accuracy" in artifact.validation:
             _print_accuracy(artifact)
         for name, text in left_out_texts(artifact.validation).items():
             print_text(f"{artifact.name}, --{name.replace('_', '-')}: {text}")
-    for model in models:
-        print_text(f"{model.artifact} is served by Triton as {model.name}, from {model.path}")
+    for written in models:
+        print_text(f"{written.artifact} is served by Triton as {written.name}, from {written.path}")
+
+
+def _precision(named: str | None, flags: Mapping[str, bool]) -> str:
+    typed = [*([] if named is None else [f"--precision {named}"]), *(f"--{name}" for name in _SHORT if flags[name])]
+    if len(typed) > 1:
+        raise UsageError(f"export needs one precision, got {' and '.join(typed)}", what="precision", found=typed)
+    return named or next((name for name in _SHORT if flags[name]), "fp32")
+
+
+def _check_triton(
+    repository: str,
+    model: str | None,
+    output: str | None,
+    source: SourceOptions,
+    graph: GraphOptions,
+    artifacts: Sequence[tuple[str, str, str | None, EngineOptions | None]],
+) -> None:
+    """Raise UsageError before the export, unless each artifact can be written to Triton's model repository."""
+    from vitdeploy.exporting.output_folder import check_repository, place_of
+    from vitdeploy.serving.triton_repository import check_labels_of, check_place
+
+    named = model or source.random_weights or output  # or the export says what it needs
+    place = place_of(output, model, source.random_weights, source.seed) if named else None
+    if model:
+        check_repository(repository, model)
+    for to, precision, target, engine in artifacts:
+        check_place(place, repository, to, precision, target=target, engine=engine)
+    labelled = model or output  # an engine may be of the model that is there
+    if labelled and (graph.outputs is None or LABELED_OUTPUT in graph.outputs) and source.random_weights is None:
+        check_labels_of(labelled, source.task)

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 )
 @click.option("--baseline", type=PATH, help="The JSON file of an accepted evaluation of the same images.")
 @click.option("--update", is_flag=True, help="Write the baseline instead, if every other check passes.")
-@click.option("--rules", type=PATH, help="A TOML file with these rules, as min_accuracy = 98; flags go first.")
-@click.option("--min-accuracy", metavar="PERCENT", help="Top-1 on the images.")
-@click.option("--max-drop", metavar="POINTS", help="Of top-1, against the baseline; by default the "
+@click.option("--rules", type=PATH, help="A TOML file with these rules, such as min_accuracy = 0.98; flags go first.")
+@click.option("--min-accuracy", metavar="SHARE", help="Top-1 accuracy on the images, such as 98%.")
+@click.option("--max-drop", metavar="SHARE", help="Of top-1, against the baseline; by default the "
               "smallest that so many images can tell from chance.")  # fmt: skip
-@click.option("--min-agreement", metavar="PERCENT", help="The same best class as the reference.")
+@click.option("--min-agreement", metavar="SHARE", help="The same best class as the reference.")
 @click.option("--min-cosine", metavar="SHARE", help="5th percentile over the images of the cosine "
               "similarity with the reference, such as 0.99.")  # fmt: skip
-@click.option("--min-neighbour-agreement", metavar="PERCENT", help="Images with the reference's nearest "
+@click.option("--min-neighbour-agreement", metavar="SHARE", help="Images with the reference's nearest "
               "neighbour, of a model without classes.")  # fmt: skip
 @click.option("--max-difference", metavar="SHARE", help="From the reference's outputs, of their largest "
               "value; by default the precision's tolerance.")  # fmt: skip

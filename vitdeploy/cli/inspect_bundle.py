@@ -72,7 +72,8 @@ def _show_differences(path: str, other_path: str, names: tuple[str, ...], as_jso
     from vitdeploy.bundle.retry import retry_if_changed
 
     if len(names) > 2:
-        raise UsageError(f"two bundles take one --artifact or two, got {len(names)}: {', '.join(names)}")
+        problem = f"two bundles take one --artifact or two, got {len(names)}: {', '.join(names)}"
+        raise UsageError(problem, what="--artifact", found=names)
 
     @retry_if_changed
     def inspected(path: str, other_path: str) -> tuple[Inspection, Inspection]:

@@ -39,14 +39,17 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
 
     for name, value in (("images", images), ("artifact", ", ".join(artifacts) or None)):
         if value is not None and not run:
-            raise UsageError(f"--{name} is for verify --run, got {value} without it; leave it out")
+            raise UsageError(f"--{name} needs --run", what=f"--{name}", found=value, hint="add --run, or leave it out")
     opened = open_verified(bundle)
     proven: tuple[str, ...] = ()
     if run:
-        from vitdeploy.exporting.engine_validation import ProofRequest, prove_engines
+        from vitdeploy.exporting.engine_validation import prove_engines
+        from vitdeploy.exporting.options import ValidationOptions
 
         with TerminalProgress("images") as progress:
-            opened, proven = prove_engines(opened, names=artifacts, proof=ProofRequest(images), progress=progress)
+            opened, proven = prove_engines(
+                opened, names=artifacts, validation=ValidationOptions(images), progress=progress
+            )
     manifest = opened.manifest
     files = [*manifest.files, *(file for artifact in manifest.artifacts for file in artifact.files)]
     if as_json:

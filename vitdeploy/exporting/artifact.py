@@ -17,23 +17,25 @@ from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS, LOOSE_BOUND, Co
 from vitdeploy.assess.metrics.outputs import default_tolerance
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST, Artifact, FileRecord, Manifest
-from vitdeploy.bundle.staging import check_same_model, check_target, commit
+from vitdeploy.bundle.staging import check_same_model, commit
 from vitdeploy.errors import CheckpointError, UsageError, readable
 from vitdeploy.exporters import EXPORTERS
-from vitdeploy.exporting.options import axes_of
-from vitdeploy.exporting.quantize import Quantization, QuantizationRequest, export_model
+from vitdeploy.exporting.quantize import QuantizationRun, export_model
 from vitdeploy.exporting.validation import prove, reference_outputs, reference_runtime, samples
 from vitdeploy.files.atomic import staged_folder
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.runtimes import open_recorded
+from vitdeploy.specs import AxisRange, Task
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from vitdeploy.exporting.options import GraphOptions, Quantization, SourceOptions, ValidationOptions
     from vitdeploy.exporting.validation import Sample
+    from vitdeploy.images.processor import ImageProcessor
+    from vitdeploy.models.config import ViTConfig
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.sources.read import Checkpoint
     from vitdeploy.specs import ExportSpec
@@ -48,22 +50,44 @@ class ArtifactRequest:
     """An artifact to be made.
 
     Attributes:
-        read: gives the checkpoint, with the reference.
+        model: a Hub id or a path; None for random weights, or what a bundle holds.
         format: of the artifact.
-        spec: what it is to be.
-        bounds: the smallest and the largest (height, width) that it is to take, where sizes are free; None for all.
-        images: a folder of images to compare it on; None for synthetic ones.
-        tolerance: largest difference allowed, relative to each output's largest value; None for the precision's.
-        quantization: of int8 and fp8: what is to be measured; None where there are no images.
+        spec: what it is to be, by `graph` and `quantization`.
+        graph: its inputs and outputs.
+        quantization: how int8 and fp8 are made.
+        source: how the checkpoint is read.
+        validation: how the artifact is compared with the reference.
     """
 
-    read: Callable[[], Checkpoint]
+    model: str | Path | None
     format: str
     spec: ExportSpec
-    bounds: tuple[tuple[int, int], tuple[int, int]] | None = None
-    images: str | os.PathLike[str] | None = None
-    tolerance: float | None = None
-    quantization: QuantizationRequest | None = None
+    graph: GraphOptions
+    quantization: Quantization | None
+    source: SourceOptions
+    validation: ValidationOptions
+
+    @property
+    def names_model(self) -> bool:
+        """Whether there is a model to export."""
+        return self.model is not None or self.source.random_weights is not None
+
+    def read(self) -> Checkpoint:
+        """The checkpoint, with the reference; see `vitdeploy.sources.read`."""
+        from vitdeploy.sources.read import random_checkpoint, read_checkpoint
+
+        source, task = self.source, None if self.source.task is None else Task(self.source.task)
+        settings: dict[str, Any] = {
+            "processor": source.processor,
+            "image_size": self.graph.size,
+            "dynamic_image_size": self.graph.any_size,
+            "token": source.token,
+            "cache_dir": source.cache_dir,
+            "offline": source.offline,
+        }
+        if self.model is not None:
+            return read_checkpoint(self.model, task, revision=source.revision, **settings)
+        return random_checkpoint(str(source.random_weights), task or Task.CLASSIFICATION, source.seed, **settings)
 
 
 def add_artifact(
@@ -91,21 +115,20 @@ def add_artifact(
     exporter, spec = EXPORTERS[request.format], request.spec
     progress.step("reading the checkpoint")
     checkpoint = request.read()
-    check_target(place)
     if (place / MANIFEST).exists():
         _check_added_to(Bundle.open(place), f"{request.format}-{spec.precision}", spec.target, checkpoint)
     reference, processor = checkpoint.model, checkpoint.processor
     problem_type = reference.problem_type
-    axes = axes_of(reference.config, processor, request.bounds) if spec.dynamic_image_size else {}
-    listing = None if request.images is None else list_images(request.images)
+    axes = _axes(reference.config, processor, request.graph.bounds) if spec.dynamic_image_size else {}
+    listing = None if request.validation.images is None else list_images(request.validation.images)
     sample = samples(reference.config, processor, axes, spec.pixels.stage, listing)
     quantization = early = None
-    if request.quantization is not None:
+    if request.quantization is not None and request.quantization.calibration is not None:
         early = reference_outputs(reference, sample, spec)  # before much is measured of what may not be finite
         _check_finite(early, checkpoint.source.id)
         beside = reference_runtime(reference, spec)
         labels = reference.config.labels
-        quantization = Quantization.open(request.quantization, beside, processor, labels, problem_type, progress)
+        quantization = QuantizationRun.open(request.quantization, beside, processor, labels, problem_type, progress)
     title = f"{request.format} {spec.precision}"
     with staged_folder(place) as staging:
         progress.step(f"exporting to {title}")
@@ -153,7 +176,7 @@ def add_artifact(
         bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
         options = (_FOR_A_FEW_RUNS if quantization is None else BESIDE_OTHERS).get(exporter.backend, {})
         with open_recorded(bundle, exporter.backend, precision=spec.precision, **options) as runtime:
-            allowed, bound = request.tolerance, None
+            allowed, bound = request.validation.tolerance, None
             if allowed is None and (quantization is None or quantization.goal is None):  # which judges by itself
                 bound = COSINE_BOUNDS.get(artifact.precision)
                 allowed = default_tolerance(artifact) if bound is None else None
@@ -179,6 +202,28 @@ def add_artifact(
         artifact = dataclasses.replace(artifact, validation=validation)
         progress.step("writing the bundle")
         return commit(staging, place, dataclasses.replace(manifest, artifacts=(artifact,)))
+
+
+def _axes(
+    config: ViTConfig, processor: ImageProcessor, bounds: tuple[tuple[int, int], tuple[int, int]] | None
+) -> dict[str, AxisRange]:
+    """The image sizes of a model that takes several, within `bounds`."""
+    from vitdeploy.models.signature import size_ranges
+
+    if bounds is not None:
+        dataclasses.replace(config, image_size=bounds[1])  # which refuses a size of more patches than any machine holds
+    usual = processor.output_size or config.image_size
+    ranges = size_ranges(config, usual)
+    if bounds is None:
+        return ranges
+    for (name, every), smallest, size, largest in zip(ranges.items(), bounds[0], usual, bounds[1], strict=True):
+        if smallest < every.minimum:
+            raise UsageError(
+                f"image_size must be at least one patch, {config.patch_size} pixels, got {name} {smallest}",
+                what="image_size", expected=config.patch_size, found=smallest,
+            )  # fmt: skip
+        ranges[name] = AxisRange(smallest, size, largest)
+    return ranges
 
 
 def _expected(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.data.images import feeds
-from vitdeploy.assess.debug.quantization_error import Yardstick, opened_variant
+from vitdeploy.assess.debug.quantization_error import VariantErrors, opened_variant
 from vitdeploy.assess.metrics.outputs import LOGITS
 from vitdeploy.exporting.calibration_images import BATCH
 
@@ -59,9 +59,9 @@ class ChoiceImages:
 
     def __init__(self, images: CalibrationImages, traced: TracedGraph, folder: Path, problem_type: ProblemType) -> None:
         self.images, self.pixels, self.folder, self._problem_type = images, traced.pixels, folder, problem_type
-        self._errors: Yardstick | None = None
+        self._errors: VariantErrors | None = None
 
-    def errors(self, variants: Variants) -> Yardstick:
+    def errors(self, variants: Variants) -> VariantErrors:
         """Measures variants; their float32 graph is run at the first call."""
         if self._errors is None:
             given = [images[self.pixels] for images in self.images.batches(BATCH, self.pixels)]
@@ -70,7 +70,7 @@ class ChoiceImages:
                 counting = [LOGITS] if LOGITS in names else names
                 found = [runtime.run(feeds(runtime.inputs, images)) for images in given]
             expected = {name: np.concatenate([outputs[name] for outputs in found]) for name in counting}
-            self._errors = Yardstick(given, expected, self.folder, self._problem_type)
+            self._errors = VariantErrors(given, expected, self.folder, self._problem_type)
         return self._errors
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vitdeploy.exporting.accuracy_bound import Bound
+    from vitdeploy.exporting.options import AccuracyBound
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.system.progress import Progress
@@ -52,19 +52,19 @@ class CosineGoal:
     """Images, and the vectors that the reference gives for them.
 
     Attributes:
-        bound: `min_cosine`.
+        bound: a MinCosine.
         images: N of them.
         reference: its runtime.
     """
 
-    bound: Bound
+    bound: AccuracyBound
     images: CalibrationImages
     reference: Runtime
 
     @classmethod
     def open(
         cls,
-        bound: Bound,
+        bound: AccuracyBound,
         path: str | os.PathLike[str],
         reference: Runtime,
         processor: ImageProcessor,
@@ -107,7 +107,7 @@ class CosineGoal:
     @property
     def minimum(self) -> float:
         """The least 5th percentile."""
-        return self.bound.min_cosine or 0.0
+        return self.bound.limit
 
     @property
     def aim(self) -> float:

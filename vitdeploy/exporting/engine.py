@@ -12,7 +12,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.kept_files import link
 from vitdeploy.bundle.manifest import Artifact, FileRecord
 from vitdeploy.bundle.output_paths import check_outputs
-from vitdeploy.bundle.staging import check_target, commit
+from vitdeploy.bundle.staging import commit
 from vitdeploy.errors import (
     BundleError,
     CheckFailedError,
@@ -23,7 +23,7 @@ from vitdeploy.errors import (
     readable,
 )
 from vitdeploy.exporters import EXPORTERS
-from vitdeploy.exporting.engine_validation import NOT_RUN, ProofRequest, open_engine, pending, prove_engine
+from vitdeploy.exporting.engine_validation import NOT_RUN, open_engine, pending, prove_engine
 from vitdeploy.files.atomic import staged_folder
 from vitdeploy.system.imports import load_target
 from vitdeploy.system.progress import SILENT, Progress
@@ -33,6 +33,8 @@ from vitdeploy.trt.options import EngineOptions, reach
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vitdeploy.exporting.options import ValidationOptions
+
 
 def add_engine(
     bundle: Bundle,
@@ -40,7 +42,7 @@ def add_engine(
     precision: str,
     options: EngineOptions,
     *,
-    proof: ProofRequest,
+    validation: ValidationOptions,
     progress: Progress = SILENT,
 ) -> Bundle:
     """Build an engine from the bundle's ONNX artifact of a precision, and keep both.
@@ -53,7 +55,7 @@ def add_engine(
         to: "tensorrt" or "tensorrt-rtx".
         precision: of the ONNX artifact, and so of the engine.
         options: of the builder.
-        proof: how to compare.
+        validation: how to compare.
         progress: told each step, and how far it has come.
 
     Raises:
@@ -66,7 +68,6 @@ def add_engine(
     """
     from vitdeploy.exporters.engine.build import EngineRequest
 
-    check_target(bundle.path)
     exporter = EXPORTERS[to]
     source = bundle.artifact(str(exporter.made_from), precision)
     if source.options.get("target") == "cpu":
@@ -113,10 +114,10 @@ def add_engine(
             validation={},
             hardware=built.hardware,
         )
-        artifact = dataclasses.replace(artifact, validation=pending(artifact, proof))
+        artifact = dataclasses.replace(artifact, validation=pending(artifact, validation))
         manifest = dataclasses.replace(bundle.manifest, artifacts=(artifact, source))
         staged = Bundle(staging, manifest)
-        artifact = _proven(staged, artifact, bundle, proof, progress)
+        artifact = _proven(staged, artifact, bundle, validation, progress)
         progress.step("writing the bundle")
         stack.close()
         with staged.opened(source.files):  # what is committed
@@ -141,7 +142,9 @@ def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> Iterator[Path]:
         raise exc.with_message(str(exc).replace(str(folder), str(bundle.path))) from exc
 
 
-def _proven(staged: Bundle, engine: Artifact, bundle: Bundle, proof: ProofRequest, progress: Progress) -> Artifact:
+def _proven(
+    staged: Bundle, engine: Artifact, bundle: Bundle, validation: ValidationOptions, progress: Progress
+) -> Artifact:
     """The engine, compared with the reference where a GPU of this machine is what it was built for.
 
     Raises:
@@ -154,8 +157,8 @@ def _proven(staged: Bundle, engine: Artifact, bundle: Bundle, proof: ProofReques
         why = exc
     else:
         try:
-            validation = prove_engine(open_engine(staged, engine), engine, bundle, proof, progress)
-            return dataclasses.replace(engine, validation=validation)
+            record = prove_engine(open_engine(staged, engine), engine, bundle, validation, progress)
+            return dataclasses.replace(engine, validation=record)
         except OtherHardwareError as exc:
             why = exc
         except DeviceError as exc:

@@ -22,6 +22,7 @@ from vitdeploy.errors import (
     VitDeployError,
 )
 from vitdeploy.exporters import EXPORTERS
+from vitdeploy.exporting.options import ValidationOptions
 from vitdeploy.exporting.validation import prove, samples
 from vitdeploy.files.atomic import exclusive, write_file
 from vitdeploy.models.config import ViTConfig
@@ -32,7 +33,6 @@ from vitdeploy.system.imports import load_target
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Collection
 
     from vitdeploy.assess.data.folder_listing import FolderListing
@@ -43,34 +43,12 @@ if TYPE_CHECKING:
 NOT_RUN = "not yet run on a GPU"
 
 
-@dataclasses.dataclass(frozen=True)
-class ProofRequest:
-    """How an engine is to be compared with the reference.
-
-    Attributes:
-        images: a folder of images; None for synthetic ones.
-        tolerance: largest difference allowed, relative to each output's largest value; None for the precision's, with
-            which int8 and fp8 are judged by cosine instead, see `vitdeploy.assess.metrics.cosine_bound`.
-
-    Raises:
-        InputError: there is no such folder, or no image in it.
-    """
-
-    images: str | os.PathLike[str] | None = None
-    tolerance: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.images is not None:  # which without a GPU nobody else looks at
-            list_images(self.images)
-
-    def allowed(self, artifact: Artifact) -> float:
-        """The tolerance for an artifact."""
-        return default_tolerance(artifact) if self.tolerance is None else self.tolerance
-
-    def judge(self, artifact: Artifact) -> tuple[float | None, CosineBound | None]:
-        """The tolerance, or for int8 and fp8 the bound by cosine, where no tolerance was given."""
-        bound = COSINE_BOUNDS.get(artifact.precision)
-        return (self.allowed(artifact), None) if bound is None or self.tolerance is not None else (None, bound)
+def judge_of(artifact: Artifact, tolerance: float | None) -> tuple[float | None, CosineBound | None]:
+    """The tolerance for an artifact; for int8 and fp8 the cosine bound instead, where no tolerance is given."""
+    bound = COSINE_BOUNDS.get(artifact.precision)
+    if tolerance is None and bound is not None:
+        return None, bound
+    return default_tolerance(artifact) if tolerance is None else tolerance, None
 
 
 def is_pending(artifact: Artifact) -> bool:
@@ -78,13 +56,13 @@ def is_pending(artifact: Artifact) -> bool:
     return artifact.validation.get("status") == NOT_RUN
 
 
-def pending(artifact: Artifact, proof: ProofRequest) -> dict[str, Any]:
+def pending(artifact: Artifact, validation: ValidationOptions) -> dict[str, Any]:
     """The validation of an engine that has not run yet."""
     return {
         "status": NOT_RUN,
         "images": "none",
         "engine": " ".join(next(item for item in artifact.tools.items() if item[0] != "vitdeploy")),
-        "tolerance": proof.judge(artifact)[0],
+        "tolerance": judge_of(artifact, validation.tolerance)[0],
         "outputs": [],
     }
 
@@ -96,7 +74,7 @@ def open_engine(bundle: Bundle, artifact: Artifact) -> Runtime:
 
 
 def prove_engine(
-    engine: Runtime, artifact: Artifact, of: Bundle, proof: ProofRequest, progress: Progress
+    engine: Runtime, artifact: Artifact, of: Bundle, validation: ValidationOptions, progress: Progress
 ) -> dict[str, Any]:
     """Compare an engine with the reference, at the limits of its profiles and where they are fastest.
 
@@ -104,7 +82,7 @@ def prove_engine(
         engine: is closed.
         artifact: what it runs.
         of: where the reference is.
-        proof: how to compare.
+        validation: how to compare.
         progress: told each step, and how far it has come.
 
     Returns:
@@ -116,9 +94,9 @@ def prove_engine(
     """
     with engine as runtime:
         progress.step(f"comparing {artifact.name} with the reference")
-        listing = None if proof.images is None else list_images(proof.images)
+        listing = None if validation.images is None else list_images(validation.images)
         images, expected, against = _expected(of, artifact, listing)
-        allowed, cosine = proof.judge(artifact)
+        allowed, cosine = judge_of(artifact, validation.tolerance)
         record = prove(runtime, artifact.name, images, expected, allowed, of.read_config().problem_type, cosine)
         device = runtime.details["device"]
     return {
@@ -134,7 +112,7 @@ def prove_engines(
     bundle: Bundle,
     *,
     names: Collection[str] = (),
-    proof: ProofRequest = ProofRequest(),
+    validation: ValidationOptions = ValidationOptions(),  # noqa: B008  (frozen)
     progress: Progress = SILENT,
 ) -> tuple[Bundle, tuple[str, ...]]:
     """Compare every engine that was not run yet with the reference, on the machine that is to run them.
@@ -144,7 +122,7 @@ def prove_engines(
     Args:
         bundle: the bundle; its manifest is written again.
         names: of the artifacts; by default all that are pending.
-        proof: how to compare; the tolerance is by default that of the export.
+        validation: how to compare; the tolerance is by default that of the export.
         progress: told each step, and how far it has come.
 
     Returns:
@@ -163,13 +141,17 @@ def prove_engines(
             raise UsageError(
                 f"an engine to be run must be one that was not yet, {', '.join(waiting) or 'none'}, got {name}"
             )
+    if validation.images is not None:
+        list_images(validation.images)  # before an engine is opened, which may take minutes
     proven: list[str] = []
     problems: list[VitDeployError] = []
     for artifact in (waiting[name] for name in dict.fromkeys(names or waiting)):
-        asked = proof if proof.tolerance is not None else ProofRequest(proof.images, artifact.validation["tolerance"])
+        asked = validation
+        if validation.tolerance is None:
+            asked = dataclasses.replace(validation, tolerance=artifact.validation["tolerance"])
         try:
-            validation = prove_engine(open_engine(bundle, artifact), artifact, bundle, asked, progress)
-            bundle = _written(bundle, dataclasses.replace(artifact, validation=validation))
+            record = prove_engine(open_engine(bundle, artifact), artifact, bundle, asked, progress)
+            bundle = _written(bundle, dataclasses.replace(artifact, validation=record))
         except VitDeployError as exc:
             problems.append(exc)
         else:

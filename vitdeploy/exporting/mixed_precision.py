@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.assess.debug.fewest_kept import fewest_kept
-from vitdeploy.assess.debug.quantization_error import effects, opened_variant
+from vitdeploy.assess.debug.quantization_error import opened_variant, sensitivities
+from vitdeploy.assess.debug.search import search_by_sensitivity
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporting.candidate_search import rounded
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.debug.fewest_kept import Measure
+    from vitdeploy.assess.debug.search import Measure
     from vitdeploy.exporters.graph.variants import Variants
     from vitdeploy.exporting.accuracy_bound import Goal
     from vitdeploy.exporting.candidate_search import ChoiceImages
@@ -44,7 +44,7 @@ def keep_layers(
     def rank() -> list[str]:
         progress.step(f"measuring how much each of {count} layers matters")
         errors = images.errors(variants)
-        layer_effects.update(effects(variants, lambda kept: errors.error(variants, kept), progress))
+        layer_effects.update(sensitivities(variants, lambda kept: errors.error(variants, kept), progress))
         return sorted(layer_effects, key=lambda node: -layer_effects[node])
 
     def measure(kept: frozenset[str]) -> Measure:
@@ -53,7 +53,7 @@ def keep_layers(
         progress.step(f"run {next(runs)}: {len(kept)} of {count} layers in float32, {accuracy}")
         return accuracy
 
-    found = fewest_kept(rank, measure, goal.honoured_by)
+    found = search_by_sensitivity(rank, measure, goal.honoured_by)
     if not found.enough:
         low = [labels.get(node, node) for node in variants.nodes if node not in found.kept]
         names = ", ".join(low[:_NAMED]) + (f" and {len(low) - _NAMED} more" if len(low) > _NAMED else "")

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.errors import UsageError, shown
-from vitdeploy.exporting.accuracy_bound import Bound
+from vitdeploy.exporters import find_exporter, quantization_target
 from vitdeploy.images.processor_options import ProcessorOptions
 from vitdeploy.specs import (
     OPSETS,
     QUANTIZED,
     SEEDS,
-    AxisRange,
+    ExportSpec,
     PixelFormat,
     PixelStage,
     Precision,
     Task,
-    read_drop,
-    read_share,
-    read_tolerance,
+    read_image_size,
 )
-from vitdeploy.system.option_fields import check_options, described, option
+from vitdeploy.system.option_fields import changed, check_options, described, option
+from vitdeploy.system.shares import read_drop, read_share, read_tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    import os
+    from collections.abc import Sequence
 
-    from vitdeploy.images.processor import ImageProcessor
-    from vitdeploy.models.config import ViTConfig
-    from vitdeploy.specs import ExportSpec
+    from vitdeploy.trt.options import EngineOptions
 
     PathLike = str | os.PathLike[str]
     Pair = tuple[int, int]
@@ -76,6 +73,7 @@ class GraphOptions:
         None,
         "Size of the images: HxW, or MIN:OPT:MAX for a model that takes sizes within limits. Position embeddings are "
         "interpolated to it.",
+        read=read_image_size,
         metavar="HxW",
         unset="the size that the image processor gives",
     )
@@ -86,7 +84,11 @@ class GraphOptions:
         choices=("float32", "uint8"),
     )
     layout: str | None = option(
-        None, "Layout of uint8 images.", choices=("nchw", "nhwc"), unset="nhwc for uint8, nchw for float32"
+        None,
+        "Layout of uint8 images.",
+        choices=("nchw", "nhwc"),
+        unset="nhwc for uint8, nchw for float32",
+        hints={"triton": "--triton DIR writes a model repository of Triton"},
     )
     embed_resize: bool = option(False, "Resize and crop in the model, which then takes uint8 images of any size.")
     io_dtype: str = option("float32", "Type of floating-point inputs and outputs.", choices=("float32", "float16"))
@@ -94,6 +96,11 @@ class GraphOptions:
     def __post_init__(self) -> None:
         check_options(self)
         object.__setattr__(self, "image_size", _read_size(self.image_size))
+        sizes: Any = self.image_size
+        if self.bounds is not None and any(list(edges) != sorted(edges) for edges in zip(*sizes, strict=True)):
+            raise UsageError(
+                f"image_size must be smallest:usual:largest, got {shown(sizes, 80)}", what="image_size", found=sizes
+            )
         if self.image_size is not None and self.dynamic_image_size:
             raise UsageError(
                 "image_size and dynamic_image_size exclude each other",
@@ -176,17 +183,25 @@ class Calibration:
         "Folder that keeps measured ranges by the content of images and model; in Python, False for none.",
         path=True,
         typed="calibration_cache",
+        off="no_calibration_cache",
         unset="the user's cache folder",
     )
-    seed: int = option(0, "Seed of the choice of images.", limits=SEEDS)
+    seed: int = option(0, "Seed of the choice of images.", limits=SEEDS, shared=True)
 
     def __post_init__(self) -> None:
-        check_options(self)
+        check_options(self, skip="cache" if self.cache is False else None)
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """The folder that keeps measured ranges; None for none."""
+        from vitdeploy.exporting.measurement_cache import default_folder
+
+        return None if self.cache is False else default_folder() if self.cache is None else Path(self.cache)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class MaxDrop:
-    """Top-1 accuracy on labelled images may be lower than the reference's by at most `limit`.
+    """Largest loss of top-1 accuracy on labelled images against the reference, such as 0.5%.
 
     Attributes:
         limit: a share from 0, below 1; 0.005 and "0.5%" are the same.
@@ -194,16 +209,16 @@ class MaxDrop:
 
     limit: float
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "limit", read_drop(self.limit, "max_drop"))
+    def __init__(self, limit: float | str) -> None:
+        object.__setattr__(self, "limit", read_drop(limit, "max_drop"))
 
     def __str__(self) -> str:
         return f"max_drop {100 * self.limit:.12g}%"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class MinAgreement:
-    """The best class is the reference's for at least this share of the images; no labels are needed.
+    """Smallest share of images whose best class is the reference's, such as 99%; no labels are needed.
 
     Attributes:
         limit: a share above 0, up to 1; 0.99 and "99%" are the same.
@@ -211,16 +226,16 @@ class MinAgreement:
 
     limit: float
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "limit", read_share(self.limit, "min_agreement"))
+    def __init__(self, limit: float | str) -> None:
+        object.__setattr__(self, "limit", read_share(limit, "min_agreement"))
 
     def __str__(self) -> str:
         return f"min_agreement {self.limit:.12g}"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class MinCosine:
-    """The 5th percentile, over images, of the cosine similarity with the reference is at least `limit`.
+    """Smallest cosine similarity with the reference (5th percentile over images), such as 0.99.
 
     It is that of the pooled output and the CLS token, or of a classifier's logits.
 
@@ -230,9 +245,9 @@ class MinCosine:
 
     limit: float
 
-    def __post_init__(self) -> None:
+    def __init__(self, limit: float | str) -> None:
         expected = "a cosine above 0 and below 1, such as 0.99 or 99%"
-        object.__setattr__(self, "limit", read_share(self.limit, "min_cosine", expected, lambda share: 0 < share < 1))
+        object.__setattr__(self, "limit", read_share(limit, "min_cosine", expected, lambda share: 0 < share < 1))
 
     def __str__(self) -> str:
         return f"min_cosine {self.limit:.12g}"
@@ -254,7 +269,7 @@ class Quantization:
         UsageError: an option is wrong, or needs another one.
     """
 
-    calibration: Calibration | PathLike | None = None
+    calibration: Calibration | None = option(None, "Images to calibrate on.", nested=Calibration)
     target: str | None = option(
         None,
         "Runtime that the quantized graph is built for.",
@@ -280,6 +295,7 @@ class Quantization:
         "auto",
         "Move outliers of activations into weights: where it helps, never, or with a strength from 0 to 1.",
         metavar="auto|off|STRENGTH",
+        read=lambda text: text if text in ("auto", "off") else _read_strength(text),
     )
     accuracy: AccuracyBound | None = option(
         None,
@@ -292,7 +308,10 @@ class Quantization:
 
     def __post_init__(self) -> None:
         if self.calibration is not None and not isinstance(self.calibration, Calibration):
-            object.__setattr__(self, "calibration", Calibration(self.calibration))
+            raise UsageError(
+                f"calibration must be a Calibration, got {shown(self.calibration, 80)}",
+                what="calibration", found=self.calibration, hint="give Calibration(images)",
+            )  # fmt: skip
         check_options(self)
         smooth = _number(self.smooth_quant)
         if self.smooth_quant not in ("auto", "off") and not (smooth is not None and 0 <= smooth <= 1):
@@ -325,7 +344,7 @@ class Quantization:
     @classmethod
     def of(cls, value: Quantization | PathLike | None) -> Quantization | None:
         """The value itself, or that of a folder of calibration images."""
-        return value if value is None or isinstance(value, Quantization) else cls(value)
+        return value if value is None or isinstance(value, Quantization) else cls(Calibration(value))
 
 
 @described
@@ -347,10 +366,14 @@ class SourceOptions:
     )
     seed: int = option(0, "Seed of random weights, and of the choice of calibration images.", limits=SEEDS)
     revision: str | None = option(None, "Branch, tag or commit on the Hub.")
-    token: str | None = option(None, "Hub token, for private and gated models.")
+    token: str | None = option(None, "Hub token, for private and gated models.", envvar="HF_TOKEN")
     cache_dir: PathLike | None = option(None, "Cache folder of the Hub's files.", path=True, unset="huggingface_hub's")
     offline: bool = option(False, "Use the Hub's cache only.")
-    processor: ProcessorOptions | None = None
+    processor: ProcessorOptions | None = option(
+        None,
+        "Another image processor than the checkpoint's, or settings of it; required where the checkpoint has none.",
+        nested=ProcessorOptions,
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -400,17 +423,66 @@ class ValidationOptions:
             object.__setattr__(self, "tolerance", read_tolerance(self.tolerance))
 
 
-def check_precision(precision: str, quantization: Quantization | None) -> None:
-    """Raise UsageError where quantization is asked for in a precision that is not quantized."""
+def spec_of(
+    to: str, precision: str, graph: GraphOptions, quantization: Quantization | None, engine: EngineOptions | None
+) -> ExportSpec:
+    """The artifact that these ask for; for an engine, the ONNX artifact that it is built from.
+
+    Raises:
+        UsageError: an option is not for this format or precision.
+    """
+    asked = {**changed(graph), **({} if quantization is None else changed(quantization))}
+    exporter = find_exporter(to, precision, asked)
+    if engine is not None and exporter.made_from is None:
+        what = next(iter(changed(engine)), "engine")
+        hint = "leave it out, or export to tensorrt or tensorrt-rtx"
+        raise UsageError(f"{what} applies to engines, not to {to}", what=what, found=to, hint=hint)
+    graph.check(precision)
     if quantization is not None and precision not in QUANTIZED:
+        what = next(iter(changed(quantization)), "quantization")
         raise UsageError(
-            f"quantization needs precision int8 or fp8, got {precision}", what="quantization",
-            expected=QUANTIZED, found=precision, hint="leave it out",
+            f"{what} needs precision int8 or fp8, got {precision}",
+            what=what, expected=QUANTIZED, found=precision, hint="leave it out",
         )  # fmt: skip
+    made = quantization or Quantization()
+    method = None if made.calibration is None else made.calibration.method
+    return ExportSpec(
+        precision=Precision(precision),
+        outputs=None if graph.outputs is None else tuple(graph.outputs),
+        dynamic_image_size=graph.any_size,
+        pixels=graph.pixels,
+        io_dtype=graph.io_dtype,
+        opset=graph.opset,
+        optimize=graph.optimize,
+        keep_fp32=tuple(graph.keep_fp32),
+        target=quantization_target([to], precision, made.target),
+        scheme=made.scheme,
+        calibration=None if method == "auto" else method,
+        reduce_range=made.reduce_range,
+        rest=None if made.rest is None else Precision(made.rest),
+        smooth_quant=made.smooth_quant,
+    )
+
+
+def check_scheme(spec: ExportSpec, *, calibrated: bool) -> None:
+    """Raise UsageError before anything is measured, unless int8 or fp8 can be what the options ask for."""
+    from vitdeploy.exporters.quantization.schemes.lookup import scheme_for
+
+    if spec.precision in QUANTIZED:
+        scheme_for(spec, calibrated=calibrated)
 
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
+
+
+def _read_strength(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as exc:
+        raise UsageError(
+            f"smooth_quant must be auto, off or a number from 0 to 1, got {shown(text, 80)}", found=text
+        ) from exc
 
 
 def _read_size(size: Any) -> Any:
@@ -430,143 +502,3 @@ def _pair(size: Any) -> Pair:
             what="image_size", found=size,
         )  # fmt: skip
     return pair[0], pair[1]
-
-
-def check_quantization(precision: str, options: Mapping[str, Any]) -> None:
-    """What only int8 and fp8 take is theirs, and what says how to calibrate has something to calibrate on."""
-    given = [name for name, value in options.items() if value is not None]
-    if given and precision not in QUANTIZED:
-        raise UsageError(f"{given[0]} needs precision int8 or fp8, got {precision}; leave it out")
-    for name in ("calibration_data", "accuracy_data", "calibration_cache"):
-        if name in given and options[name] is not False:
-            _check_path(name, options[name])
-    of_images = [name for name in given if name.startswith("calibration")]
-    if of_images and "calibration_data" not in given:
-        raise UsageError(f"{of_images[0]} needs calibration_data, got none; give a folder of images, or leave it out")
-    bounds = [name for name in given if name in ("max_drop", "min_agreement", "min_cosine")]
-    if "accuracy_data" in given and not bounds:
-        raise UsageError(
-            "accuracy_data needs max_drop, min_agreement or min_cosine, got none; give one, or leave it out"
-        )
-    smooth = options.get("smooth_quant")
-    is_strength = isinstance(smooth, (int, float)) and not isinstance(smooth, bool) and 0 <= smooth <= 1
-    if smooth not in (None, "auto", "off") and not is_strength:
-        raise UsageError(f"smooth_quant must be auto, off or a number from 0 to 1, got {smooth!r:.80}")
-
-
-def _check_path(name: str, path: Any) -> None:
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise UsageError(f"{name} must be a path, got {path!r:.80}")
-
-
-def check_scheme(spec: ExportSpec, bound: Bound | None, *, calibrated: bool) -> None:
-    """What int8 and fp8 are to be can be made, before anything is measured; UsageError where it cannot."""
-    from vitdeploy.exporters.quantization.schemes.lookup import scheme_for
-
-    if spec.precision not in QUANTIZED:
-        return
-    scheme = scheme_for(spec, calibrated=calibrated)
-    if bound is not None and scheme is not None and scheme.static is None:
-        raise UsageError(
-            f"{bound} needs fixed ranges, got the scheme {scheme.name}, which gives for an image what depends on those "
-            f"beside it in a batch; give calibration_data (--calibration-data)"
-        )
-
-
-def bound_of(max_drop: float | None, min_agreement: float | None, min_cosine: float | None) -> Bound | None:
-    """How accurate an artifact must be; UsageError where the numbers are none."""
-    given = (max_drop, min_agreement, min_cosine)
-    return None if all(value is None for value in given) else Bound(*given)
-
-
-def rest_of(name: str | None) -> Precision | None:
-    """What is not in 8 bits computes in; UsageError where it cannot."""
-    if name not in (None, Precision.FP16):
-        raise UsageError(f"rest must be fp16, got {name!r:.80}; leave it out for float32")
-    return None if name is None else Precision.FP16
-
-
-def names_of(option: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The names; UsageError where they are no list of texts."""
-    if names is None:
-        return None
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"{option} must be a list of names, got {names!r:.80}")
-    return tuple(names)
-
-
-def task_of(name: str | None) -> Task | None:
-    """The task of that name; UsageError where there is none."""
-    try:
-        return None if name is None else Task(name)
-    except ValueError as exc:
-        raise UsageError(f"task must be one of {', '.join(Task)}, got {name!r}") from exc
-
-
-def check_optimize(optimize: str | None, precision: str) -> None:
-    """Raise UsageError unless the graph can be optimized for that engine in this precision."""
-    if optimize is None:
-        return
-    if optimize != "onnxruntime":
-        raise UsageError(f"optimize must be onnxruntime, got {optimize!r:.80}")
-    if precision != Precision.FP32:
-        raise UsageError(
-            f"optimize needs precision fp32, got {precision}: onnxruntime optimizes for the CPU, where it would write "
-            f"casts to float32 into the file; leave one out"
-        )
-
-
-def image_size_of(
-    size: Any, *, dynamic_image_size: bool
-) -> tuple[tuple[int, int] | None, tuple[tuple[int, int], tuple[int, int]] | None]:
-    """The size of the model, or of what its processor gives where the model takes others; and the limits of those."""
-    if size is None:
-        return None, None
-    if dynamic_image_size:
-        raise UsageError(f"export needs an image size or a dynamic one, got both: {size!r}; leave one out")
-    if isinstance(size, (tuple, list)) and len(size) == 3:
-        smallest, usual, largest = (_pair(each) for each in size)
-        return usual, (smallest, largest)
-    return _pair(size), None
-
-
-def pixels_of(dtype: str, layout: str | None, io_dtype: str, *, embed_resize: bool) -> PixelFormat:
-    """What the artifact takes for an image; UsageError where there is no such type or layout."""
-    if io_dtype not in ("float32", "float16"):
-        raise UsageError(f"io_dtype must be float32 or float16, got {io_dtype!r:.80}")
-    if dtype not in ("float32", "uint8"):
-        raise UsageError(f"input must be float32 or uint8, got {dtype!r:.80}")
-    if dtype == "uint8" or embed_resize:
-        stage = PixelStage.DECODED if embed_resize else PixelStage.RESIZED
-        return PixelFormat(stage, "nhwc" if layout is None else layout, "uint8")  # type: ignore[arg-type]  # it is checked there
-    return PixelFormat(PixelStage.NORMALIZED, "nchw" if layout is None else layout, io_dtype)  # type: ignore[arg-type]
-
-
-def axes_of(
-    config: ViTConfig, processor: ImageProcessor, bounds: tuple[tuple[int, int], tuple[int, int]] | None
-) -> dict[str, AxisRange]:
-    """The sizes of images that are taken where they are free."""
-    from vitdeploy.models.signature import size_ranges
-
-    if bounds is not None:
-        dataclasses.replace(config, image_size=bounds[1])  # which refuses a size of more patches than any machine holds
-    usual = processor.output_size or config.image_size
-    ranges = size_ranges(config, usual)
-    if bounds is None:
-        return ranges
-    for (name, every), smallest, size, largest in zip(ranges.items(), bounds[0], usual, bounds[1], strict=True):
-        if smallest < every.minimum:
-            raise UsageError(
-                f"image_size must be at least one patch, {config.patch_size} pixels, got {name} {smallest}"
-            )
-        if not smallest <= size <= largest:
-            raise UsageError(f"image_size must be smallest:usual:largest, got {name} {smallest}:{size}:{largest}")
-        ranges[name] = AxisRange(smallest, size, largest)
-    return ranges
-
-
-def cache_folder(path: str | os.PathLike[str] | Literal[False] | None) -> Path | None:
-    """Where measured ranges are kept: the folder that is named, the user's for None, and nowhere for False."""
-    from vitdeploy.exporting.measurement_cache import default_folder
-
-    return None if path is False else default_folder() if path is None else Path(path)

@@ -15,6 +15,7 @@ from vitdeploy.exporting.candidate_search import MARGIN, STRENGTHS, CandidateSea
 from vitdeploy.exporting.cosine_target import CosineGoal
 from vitdeploy.exporting.measure import measure, observe
 from vitdeploy.exporting.mixed_precision import keep_layers
+from vitdeploy.exporting.options import MinCosine
 from vitdeploy.exporting.top1_target import AccuracyGoal
 from vitdeploy.specs import OPSETS, QUANTIZED
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from vitdeploy.exporters.quantization.ranges.extremes import Extremes
     from vitdeploy.exporters.quantization.schemes.scheme import Scheme
     from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant
-    from vitdeploy.exporting.accuracy_bound import Bound, Goal
+    from vitdeploy.exporting.accuracy_bound import Goal
+    from vitdeploy.exporting.options import Quantization
     from vitdeploy.exporting.validation import Sample
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.vit import VisionTransformer
@@ -45,28 +47,7 @@ DYNAMIC = "dynamic"  # the scheme that quantizes a batch by one range
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizationRequest:
-    """What is to be measured.
-
-    Attributes:
-        images: to measure activations on, and the artifact; see `vitdeploy.assess.data.image_set.open_images`.
-        limit: how many of them, at most.
-        seed: which ones.
-        cache: a folder that keeps ranges; None for none.
-        bound: how accurate the artifact must be; None where that is not said.
-        accuracy_data: the images on which it must be; None for `images`.
-    """
-
-    images: str | os.PathLike[str]
-    limit: int
-    seed: int
-    cache: Path | None
-    bound: Bound | None = None
-    accuracy_data: str | os.PathLike[str] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantization:
+class QuantizationRun:
     """The reference, and the images that it and a quantized artifact run on.
 
     Attributes:
@@ -91,17 +72,17 @@ class Quantization:
     @classmethod
     def open(
         cls,
-        request: QuantizationRequest,
+        options: Quantization,
         reference: Runtime,
         processor: ImageProcessor,
         labels: Sequence[str],
         problem_type: ProblemType,
         progress: Progress,
-    ) -> Quantization:
+    ) -> QuantizationRun:
         """Read the images, and run the reference on those of the goal.
 
         Args:
-            request: what is to be measured.
+            options: with calibration images.
             reference: its runtime.
             processor: of the bundle.
             labels: the model's class names.
@@ -112,24 +93,27 @@ class Quantization:
             UsageError: an argument is not what it must be, or a bound does not fit the model.
             InputError: there are no images, or they have no labels.
         """
-        progress.step(f"reading the images of {request.images}")
-        calibration = CalibrationImages.open(request.images, processor, request.limit, request.seed, progress)
+        asked = options.calibration
+        if asked is None:
+            raise TypeError("calibration images must be given")
+        progress.step(f"reading the images of {asked.images}")
+        calibration = CalibrationImages.open(asked.images, processor, asked.count, asked.seed, progress)
         parts = calibration.parts()
         copies = len(calibration.images) - len({*calibration.contents})
         if copies:
             progress.step(f"{copies} of {len(calibration.images)} images are copies of others and are left out")
         goal: Goal | None = None
         held_out: Goal | None = None
-        if request.bound is not None:
-            own = request.accuracy_data
-            path, limit = (request.images, request.limit) if own is None else (own, None)
+        if options.accuracy is not None:
+            own = options.accuracy_data
+            path, limit = (asked.images, asked.count) if own is None else (own, None)
             progress.step(f"running the reference on the images of {path}")
-            kind = AccuracyGoal if request.bound.min_cosine is None else CosineGoal
+            kind = CosineGoal if isinstance(options.accuracy, MinCosine) else AccuracyGoal
             whole: Goal = kind.open(
-                request.bound, path, reference, processor, labels, limit, request.seed, problem_type, progress
+                options.accuracy, path, reference, processor, labels, limit, asked.seed, problem_type, progress
             )
             goal, held_out = apart(whole, parts)
-        return cls(reference, calibration, parts, request.cache, goal, held_out, problem_type)
+        return cls(reference, calibration, parts, asked.cache_folder, goal, held_out, problem_type)
 
     @property
     def left_out(self) -> dict[str, LeftOut]:
@@ -201,7 +185,7 @@ def apart(whole: Goal, parts: CalibrationParts) -> tuple[Goal, Goal | None]:
     if not judged or not search:
         return whole, None
     unmeasured = [position for position in search if contents[position] not in measured]
-    return whole.at(unmeasured if whole.bound.min_cosine is not None and unmeasured else search), whole.at(judged)
+    return whole.at(unmeasured if isinstance(whole.bound, MinCosine) and unmeasured else search), whole.at(judged)
 
 
 def export_model(
@@ -212,7 +196,7 @@ def export_model(
     *,
     processor: ImageProcessor,
     samples: Sequence[Sample],
-    run: Quantization | None,
+    run: QuantizationRun | None,
     progress: Progress,
 ) -> tuple[Exported, dict[str, Any]]:
     """Write an artifact of a model: trace, quantize, observe, write.
@@ -268,7 +252,7 @@ def _with_opset(spec: ExportSpec, scheme: Scheme) -> ExportSpec:
 
 
 def quantize_graph(
-    traced: TracedGraph, scheme: Scheme, run: Quantization | None, folder: Path, progress: Progress
+    traced: TracedGraph, scheme: Scheme, run: QuantizationRun | None, folder: Path, progress: Progress
 ) -> tuple[TracedGraph, dict[str, Any]]:
     """Quantize a float32 graph in place: calibrate, choose a candidate, and the layers that stay in float32.
 
@@ -349,7 +333,7 @@ def _smoothing(traced: TracedGraph, *, possible: bool) -> tuple[SmoothQuant | No
     return (None, *map(SmoothQuant, STRENGTHS)) if asked == "auto" else (SmoothQuant(float(asked)),)
 
 
-def _others(spec: ExportSpec, scheme: Scheme, run: Quantization) -> Sequence[Scheme]:
+def _others(spec: ExportSpec, scheme: Scheme, run: QuantizationRun) -> Sequence[Scheme]:
     """The dynamic scheme, where nothing that was asked for needs fixed ranges."""
     from vitdeploy.exporters.quantization.schemes.dynamic_int8 import DynamicInt8
     from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
@@ -371,7 +355,7 @@ def _extremes(
 
 
 def _measured(
-    traced: TracedGraph, candidate: Candidate, seen: Mapping[str, Extremes], run: Quantization, folder: Path
+    traced: TracedGraph, candidate: Candidate, seen: Mapping[str, Extremes], run: QuantizationRun, folder: Path
 ) -> Activations:
     """The activations that a candidate quantizes, on the images of the choice too; `seen` is without them."""
     from vitdeploy.exporters.graph.measured_graph import measured_graph
@@ -393,7 +377,7 @@ def _measured(
     return Activations(seen, measure(graph, images, reducer, traced.pixels, run.cache, folder))
 
 
-def _options(candidate: Candidate, spec: ExportSpec, run: Quantization | None) -> dict[str, Any]:
+def _options(candidate: Candidate, spec: ExportSpec, run: QuantizationRun | None) -> dict[str, Any]:
     """How the graph is quantized, for the manifest."""
     options: dict[str, Any] = {"target": candidate.scheme.target, "scheme": candidate.scheme.name}
     if spec.rest is not None:

@@ -15,6 +15,7 @@ from vitdeploy.assess.metrics.outputs import LOGITS
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
 from vitdeploy.exporting.calibration_images import CalibrationImages
+from vitdeploy.exporting.options import MaxDrop
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vitdeploy.exporting.accuracy_bound import Bound
+    from vitdeploy.exporting.options import AccuracyBound
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.system.progress import Progress
@@ -33,13 +34,13 @@ class AccuracyGoal:
     """Images, what is to be said of each, and of how many of them.
 
     Attributes:
-        bound: `max_drop` or `min_agreement`.
+        bound: a MaxDrop or a MinAgreement.
         images: N of them.
         wanted: (N,) int32, the class of each: its label, or what the reference says.
         right: (N,) whether the reference says so.
     """
 
-    bound: Bound
+    bound: AccuracyBound
     images: CalibrationImages
     wanted: NDArray[np.int32]
     right: NDArray[np.bool_]
@@ -53,14 +54,13 @@ class AccuracyGoal:
     def minimum(self) -> int:
         """Of how many images it is to be said at least."""
         # of 1000 images, 0.99 asks for 990, not for 991, as 0.99 in binary would
-        return max(self.bound.max_drop is None, int(np.ceil(round(self._share * len(self.right), 6))))
+        return max(not isinstance(self.bound, MaxDrop), int(np.ceil(round(self._share * len(self.right), 6))))
 
     @property
     def _share(self) -> float:
         """The same as a share of the images."""
-        if self.bound.max_drop is not None:
-            return self.reference / len(self.right) - self.bound.max_drop / 100
-        return self.bound.min_agreement or 0.0
+        limit = self.bound.limit
+        return self.reference / len(self.right) - limit if isinstance(self.bound, MaxDrop) else limit
 
     def at(self, positions: Sequence[int]) -> AccuracyGoal:
         """See `Goal`."""
@@ -70,7 +70,7 @@ class AccuracyGoal:
     @classmethod
     def open(
         cls,
-        bound: Bound,
+        bound: AccuracyBound,
         path: str | os.PathLike[str],
         reference: Runtime,
         processor: ImageProcessor,
@@ -109,7 +109,7 @@ class AccuracyGoal:
                 f"{bound} counts images by their best class, which a {problem_type} model does not have; leave it out, "
                 f"and bound the difference of its outputs with --tolerance"
             )
-        if bound.max_drop is None:
+        if not isinstance(bound, MaxDrop):
             images = CalibrationImages.open(path, processor, limit, seed, progress)
             wanted = _finite(_best(images, reference), images)
             return cls(bound, images, wanted, np.ones(len(wanted), bool))

@@ -4,12 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from typing import Any
 
 from vitdeploy.errors import InputError, UsageError, shown
 from vitdeploy.images.preprocessor_config import FILTERS, STEP_OF, ShortestEdge, Size, read_setting
+from vitdeploy.specs import MODES
+from vitdeploy.system.option_fields import described, option
 
 
+def _read_number(text: str) -> float:
+    """A number, or a fraction such as 1/255."""
+    numerator, slash, denominator = text.partition("/")
+    try:
+        number = float(numerator) / float(denominator) if slash else float(text)
+        read_setting("rescale_factor", number)  # neither NaN nor infinite
+    except (InputError, ValueError, ZeroDivisionError) as exc:
+        raise UsageError(f"{text!r:.80} is not a number", found=text) from exc
+    return number
+
+
+def _read_channels(text: str) -> float | list[float]:
+    values = [_read_number(part) for part in text.split(",")]
+    if len(values) not in MODES:
+        hint = "give one number, or one for each of 1, 3 or 4 channels"
+        raise UsageError(f"{text!r:.80} has {len(values)} numbers", found=text, hint=hint)
+    return values[0] if len(values) == 1 else values
+
+
+def _read_crop(text: str) -> Any:
+    if text == "off":
+        return False
+    size = re.fullmatch("([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text)
+    if size is None:
+        raise UsageError(f"{text!r:.80} is not a size", found=text, hint="write HEIGHTxWIDTH, one number, or off")
+    return int(size[1]), int(size[2] or size[1])
+
+
+def _read_resize(text: str) -> Any:
+    shortest = re.fullmatch("shortest:([1-9][0-9]{0,4})", text)
+    return {"shortest_edge": int(shortest[1])} if shortest else _read_crop(text)
+
+
+@described
 @dataclasses.dataclass(frozen=True)
 class ProcessorOptions:
     """Where the image processor comes from, and settings that replace single ones of it.
@@ -18,33 +55,49 @@ class ProcessorOptions:
     `image_mean`, `image_std`, `resample` and `size` (or the export's image size) are then required. There is no center
     crop unless `crop_size` is given, and `rescale_factor` is 1/255, the default of every class of transformers.
 
-    Attributes:
-        source: a local folder, a file such as preprocessor_config.json, or a Hub id, "ID" or "ID@REVISION"; None for
-            the checkpoint's own processor.
-        image_mean: one number for all channels, or one for each, of values rescaled by `rescale_factor`.
-        image_std: likewise.
-        size: (height, width) in pixels to resize to, one number for a square, {"shortest_edge": pixels} to keep the
-            aspect ratio, or False not to resize.
-        crop_size: (height, width) in pixels of the center crop, one number for a square, or False for no crop.
-        resample: the filter of the resize, by Pillow's number or its name, such as "bicubic".
-        rescale_factor: multiplies the bytes of the image.
-
     Raises:
-        UsageError: a value is not valid.
+        UsageError: an option is wrong.
     """
 
-    source: str | os.PathLike[str] | None = None
-    image_mean: Any = None
-    image_std: Any = None
-    size: Any = None
-    crop_size: Any = None
-    resample: int | str | None = None
-    rescale_factor: float | None = None
+    source: str | os.PathLike[str] | None = option(
+        None,
+        "Image processor of another folder, preprocessor_config.json or Hub id.",
+        typed="processor",
+        metavar="FOLDER|ID[@REV]",
+        unset="the model's own",
+    )
+    image_mean: Any = option(
+        None,
+        "Processor setting: mean of each channel, or one number for all, of rescaled values.",
+        read=_read_channels,
+        metavar="V[,V,V]",
+    )
+    image_std: Any = option(
+        None, "Processor setting: standard deviation of each channel.", read=_read_channels, metavar="V[,V,V]"
+    )
+    size: Any = option(
+        None,
+        "Processor setting: size that images are resized to; shortest:N keeps the aspect ratio. In Python (height, "
+        'width), a number, {"shortest_edge": N} or False.',
+        read=_read_resize,
+        typed="resize",
+        metavar="HxW|shortest:N|off",
+    )
+    crop_size: Any = option(
+        None, "Processor setting: size of the center crop; False in Python for off.", read=_read_crop,
+        metavar="HxW|off",
+    )  # fmt: skip
+    resample: int | str | None = option(
+        None, "Processor setting: filter of the resize, by its name or Pillow's number.", typed_choices=tuple(FILTERS)
+    )
+    rescale_factor: float | None = option(
+        None, "Processor setting: multiplies the bytes, such as 1/255.", read=_read_number, metavar="V"
+    )
 
     def __post_init__(self) -> None:
         if self.source is not None and not (isinstance(self.source, (str, os.PathLike)) and os.fspath(self.source)):
             message = f"an image processor is named by a folder, a file or a Hub id, got {shown(self.source)}"
-            raise UsageError(message, what="processor", found=self.source)
+            raise UsageError(message, what="source", found=self.source)
         for name in self.settings:
             object.__setattr__(self, name, self._read(name, getattr(self, name)))
         deviations = self.image_std if isinstance(self.image_std, tuple) else (self.image_std,)

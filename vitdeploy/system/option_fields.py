@@ -22,28 +22,40 @@ class Option:
     Attributes:
         help: one or two sentences.
         choices: the texts that it may have.
+        typed_choices: the same on the command line, where Python has other forms too.
         limits: the smallest and the largest integer that it may be.
         path: whether it is the path of a file or folder.
         names: whether it is a tuple of texts; a list becomes one.
         read: reads the text that was typed, where the type does not tell how.
         variants: classes of its values by the name that each has on the command line.
+        nested: the class of its value, whose fields are options of their own.
         typed: its name on the command line, where it is another one.
+        shared: whether another class has the command line's option of that name.
+        off: the name of a flag that makes it False.
+        envvar: the environment variable that the command line reads instead.
         repeated: whether it is given once for each item, not as a list with commas.
         metavar: stands for its value in the command line's help.
         unset: the default in words, where that is None or empty.
+        hints: what to do about a value that is no choice, by the value.
     """
 
     help: str
     choices: tuple[str, ...] = ()
+    typed_choices: tuple[str, ...] = ()
     limits: tuple[int, int] | None = None
     path: bool = False
     names: bool = False
     read: Callable[[str], Any] | None = None
     variants: Mapping[str, Callable[[str], Any]] = dataclasses.field(default_factory=dict)
+    nested: type | None = None
     typed: str | None = None
+    shared: bool = False
+    off: str | None = None
+    envvar: str | None = None
     repeated: bool = False
     metavar: str | None = None
     unset: str | None = None
+    hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def check(self, name: str, value: Any, default: Any) -> None:
         """Raise UsageError unless a field of this name can have the value."""
@@ -51,7 +63,8 @@ class Option:
             return
         problem = self._problem(value, default)
         if problem is not None:
-            raise UsageError(f"{name} must be {problem}, got {shown(value, 80)}", what=name, found=value)
+            hint = self.hints.get(value) if isinstance(value, str) else None
+            raise UsageError(f"{name} must be {problem}, got {shown(value, 80)}", what=name, found=value, hint=hint)
 
     def _problem(self, value: Any, default: Any) -> str | None:
         """The values that are right, where this one is not."""
@@ -78,12 +91,13 @@ def options_in(kind: Any) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
     return ((field, field.metadata[_KEY]) for field in dataclasses.fields(kind) if _KEY in field.metadata)
 
 
-def check_options(value: Any) -> None:
-    """Make lists of names tuples, and raise UsageError for the first field of a frozen value that is wrong."""
+def check_options(value: Any, *, skip: str | None = None) -> None:
+    """Make lists of names tuples, and raise UsageError for the first field that is wrong, but for the one to skip."""
     for field, each in options_in(value):
         if each.names and isinstance(getattr(value, field.name), list):
             object.__setattr__(value, field.name, tuple(getattr(value, field.name)))
-        each.check(field.name, getattr(value, field.name), field.default)
+        if field.name != skip:
+            each.check(field.name, getattr(value, field.name), field.default)
 
 
 def changed(value: Any) -> dict[str, Any]:

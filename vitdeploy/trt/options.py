@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.errors import UsageError
-from vitdeploy.specs import AxisRange
+from vitdeploy.errors import UsageError, shown
+from vitdeploy.specs import AxisRange, read_image_size, read_range
+from vitdeploy.system.option_fields import changed, check_options, described, option
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
     from vitdeploy.specs import PixelFormat, TensorSpec
@@ -20,90 +21,95 @@ if TYPE_CHECKING:
 
 BATCH = "batch"
 DEFAULT_BATCH = AxisRange(1, 8, 32)
-HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
-_OPTIMIZATION_LEVELS = range(6)
-LARGEST_WORKSPACE_MIB = 2**24  # 16 TiB, more than any GPU has; the libraries count bytes in 63 bits
 _SIZES = ("batch", "image_sizes")  # every library's
 
 
+@described
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
-    """Options of an engine; each is refused by a library that does not have it.
+    """Batch sizes and builder options of an engine; a library that lacks an option refuses it.
 
-    Attributes:
-        batch: a profile for each range of batch sizes: the smallest, the one to be fastest at, and the largest.
-        image_sizes: likewise for each range of sizes of the images that the engine takes, each three (height, width);
-            by default one range, the limits of the ONNX artifact. One that takes images of any size, decoded ones for
-            example, has none: there they must be given. Memory on the GPU grows with the largest. Each range of batch
-            sizes and each of image sizes are a profile.
-        workspace_mib: device memory that the builder may use for scratch, in MiB; None for all that there is.
-        optimization_level: 0 to 5: how long the builder searches. 3 is TensorRT's own default.
-        tf32: whether float32 products are rounded to TF32's 11 bits, as TensorRT does by default. Off: the engine is to
-            equal a float32 reference.
-        timing_cache: the file in which measured kernels are kept, to be reused; None for one beside the bundle.
-        version_compatible: whether later versions of the same major version may run the engine, and TensorRT 11 one
-            of TensorRT 10.
-        hardware_compatibility: "none" for the GPU that it is built on, "same_compute_capability", or "ampere_plus" for
-            every GPU from Ampere on.
-        compute_capabilities: for TensorRT-RTX: the GPUs, such as "8.9"; none for its portable default.
-        refit: whether the weights can be changed later.
-        strip_weights: whether the engine is written without weights, which it is given from the bundle's ONNX artifact
-            when it is opened.
+    Each range of batch sizes, with each range of image sizes, is an optimization profile.
 
     Raises:
-        UsageError: a value is not what it must be.
+        UsageError: an option is wrong.
     """
 
-    batch: tuple[AxisRange, ...] = (DEFAULT_BATCH,)
-    image_sizes: tuple[Bounds, ...] = ()
-    workspace_mib: int | None = None
-    optimization_level: int = 3
-    tf32: bool = False
-    timing_cache: str | os.PathLike[str] | None = None
-    version_compatible: bool = False
-    hardware_compatibility: str = "none"
-    compute_capabilities: tuple[str, ...] = ()
-    refit: bool = False
-    strip_weights: bool = False
+    batch: tuple[AxisRange, ...] = option(
+        (DEFAULT_BATCH,),
+        "Batch sizes: smallest, optimal and largest, for each profile.",
+        read=read_range,
+        repeated=True,
+        metavar="MIN:OPT:MAX",
+        unset="1:8:32",
+    )
+    image_sizes: tuple[Bounds, ...] = option(
+        (),
+        "Image sizes for each profile, within those of the ONNX artifact, such as 32x32:480x640:1080x1920; three "
+        "(height, width) in Python. Required with embed_resize. GPU memory grows with the largest.",
+        read=lambda text: _three(read_image_size(text)),
+        typed="engine_size",
+        repeated=True,
+        metavar="MIN:OPT:MAX",
+        unset="those of the ONNX artifact",
+    )
+    workspace_mib: int | None = option(
+        None,
+        "GPU memory for the builder's scratch, in MiB.",
+        limits=(1, 2**24),  # 16 TiB, more than any GPU has; the libraries count bytes in 63 bits
+        metavar="MIB",
+        unset="all",
+    )
+    optimization_level: int = option(3, "How long the builder searches.", limits=(0, 5))
+    tf32: bool = option(False, "Round float32 products to TF32's 11 bits, as TensorRT does by default.")
+    timing_cache: str | os.PathLike[str] | None = option(
+        None, "File of measured kernels that is reused (tensorrt).", path=True, unset="beside the bundle"
+    )
+    version_compatible: bool = option(
+        False, "Let later versions of TensorRT run the engine too, as its support matrix says (tensorrt)."
+    )
+    hardware_compatibility: str = option(
+        "none",
+        "GPUs that run the engine beside the one it is built on (tensorrt).",
+        choices=("none", "ampere_plus", "same_compute_capability"),
+    )
+    compute_capabilities: tuple[str, ...] = option(
+        (),
+        "Compute capability of the GPUs, such as 8.9 (tensorrt-rtx).",
+        names=True,
+        typed="compute_capability",
+        repeated=True,
+        metavar="N.N",
+        unset="the library's portable ones",
+    )
+    refit: bool = option(False, "Let the weights be changed later.")
+    strip_weights: bool = option(
+        False, "Write the engine without weights; it takes them from the ONNX artifact when it is opened."
+    )
 
     def __post_init__(self) -> None:
+        check_options(self)
         if not isinstance(self.batch, tuple) or not self.batch or not all(map(_is_limited, self.batch)):
-            raise UsageError(f"batch must be one or more AxisRange with a largest size, got {self.batch!r:.80}")
+            raise UsageError(
+                f"batch must be one or more AxisRange with a largest size, got {shown(self.batch, 80)}",
+                what="batch", found=self.batch,
+            )  # fmt: skip
         if not isinstance(self.image_sizes, tuple) or not all(map(_are_sizes, self.image_sizes)):
             raise UsageError(
-                f"image_sizes must be ranges of three (height, width), the smallest, the usual and the largest, "
-                f"got {self.image_sizes!r:.80}"
-            )
-        if self.workspace_mib is not None and not (
-            type(self.workspace_mib) is int and 0 < self.workspace_mib <= LARGEST_WORKSPACE_MIB
-        ):
-            raise UsageError(
-                f"workspace_mib must be a whole number of MiB from 1 to {LARGEST_WORKSPACE_MIB}, "
-                f"got {self.workspace_mib!r:.80}"
-            )
-        for name in ("tf32", "version_compatible", "refit", "strip_weights"):
-            if type(getattr(self, name)) is not bool:
-                raise UsageError(f"{name} must be True or False, got {getattr(self, name)!r:.80}")
-        if self.timing_cache is not None and not (
-            isinstance(self.timing_cache, (str, os.PathLike)) and os.fspath(self.timing_cache)
-        ):
-            raise UsageError(f"timing_cache must be the path of a file, got {self.timing_cache!r:.80}")
-        if type(self.optimization_level) is not int or self.optimization_level not in _OPTIMIZATION_LEVELS:
-            raise UsageError(f"optimization_level must be from 0 to 5, got {self.optimization_level!r:.80}")
-        if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
-            known = ", ".join(HARDWARE_COMPATIBILITY)
-            raise UsageError(f"hardware_compatibility must be one of {known}, got {self.hardware_compatibility!r:.80}")
-        if not isinstance(self.compute_capabilities, tuple):
-            raise UsageError(f"compute_capabilities must be a tuple of names, got {self.compute_capabilities!r:.80}")
+                f"image_sizes must be ranges of three (height, width), none smaller than the one before, "
+                f"got {shown(self.image_sizes, 80)}",
+                what="image_sizes", found=self.image_sizes,
+            )  # fmt: skip
         for name in self.compute_capabilities:
-            if not isinstance(name, str) or not re.fullmatch(r"[0-9]+\.[0-9]", name):
-                raise UsageError(f"a compute capability must be such as 8.9, got {name!r:.80}")
+            if not re.fullmatch(r"[0-9]+\.[0-9]", name):
+                raise UsageError(
+                    f"a compute capability is a number such as 8.9, got {shown(name, 80)}",
+                    what="compute_capabilities", found=name,
+                )  # fmt: skip
 
     def chosen(self) -> dict[str, Any]:
         """What differs from the defaults, by name; sizes are every library's."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if name not in _SIZES and value != defaults[name]}
+        return {name: value for name, value in changed(self).items() if name not in _SIZES}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the manifest, but for image sizes, which its axes have, and the file that is a cache."""
@@ -120,12 +126,15 @@ class EngineOptions:
             limited: whether it has limits of its own.
         """
         if self.image_sizes and not free:
-            raise UsageError("image_sizes must be for an ONNX artifact that takes several, this one takes one")
+            raise UsageError(
+                "image_sizes needs an ONNX artifact that takes several sizes, and this one takes one",
+                what="image_sizes", found=self.image_sizes,
+            )  # fmt: skip
         if free and not limited and not self.image_sizes:
             raise UsageError(
-                "an engine takes images of sizes within limits, the ONNX artifact any; "
-                "give them: --engine-size MIN:OPT:MAX, such as 112:224:384 or 32x32:480x640:1080x1920"
-            )
+                "an engine takes image sizes within limits, and the ONNX artifact has none", what="image_sizes",
+                hint="give image_sizes MIN:OPT:MAX, such as 112:224:384 or 32x32:480x640:1080x1920",
+            )  # fmt: skip
 
     def profiles(
         self, inputs: Sequence[TensorSpec], pixels: PixelFormat, axes: Mapping[str, AxisRange]
@@ -150,8 +159,16 @@ class EngineOptions:
         ]
         for name, each in ((name, sizes[name]) for sizes in given for name in limits):
             if each.minimum not in limits[name] or (each.maximum or 0) not in limits[name]:
-                raise UsageError(f"{name} must be {limits[name]} in the ONNX artifact, got {colons(each)}")
+                raise UsageError(
+                    f"{name} must be {limits[name]} in the ONNX artifact, got {colons(each)}",
+                    what="image_sizes", expected=limits[name], found=each,
+                )  # fmt: skip
         return [{BATCH: batch, **sizes} for batch in self.batch for sizes in given or [limits]]
+
+
+def _three(sizes: Any) -> Any:
+    """One (height, width) as all three of a range."""
+    return (sizes,) * 3 if isinstance(sizes[0], int) else sizes
 
 
 def _is_limited(sizes: Any) -> bool:

@@ -176,5 +176,5 @@ def _occupied(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int
 
 def _seen(histogram: Histogram) -> Range:
     if histogram.seen is None:
-        raise CheckFailedError("a range needs values that were seen, got none; calibrate on one image or more")
+        raise CheckFailedError("no values were seen to choose a range from", what="calibration_data")
     return histogram.seen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from bundles import write_bundle
+from raising import raises
 from told import Told
 
 from vitdeploy.assess.benchmark import worker as timing
@@ -133,41 +135,41 @@ def test_what_is_timed_is_the_run_and_the_processing_before_it(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "what", "found"),
     [
-        ({"batch_sizes": ()}, "needs batch sizes, rounds and runs from 1 up"),
-        ({"batch_sizes": (1, 0)}, r"got \[1, 0\]"),
-        ({"rounds": 0}, "rounds and runs from 1 up"),
-        ({"runs": 0}, "rounds and runs from 1 up"),
-        ({"batch_sizes": (1, 10**8)}, "batch_size must be from 1 to 1048576, got 100000000"),
-        ({"threads": -1}, "threads must be from 0 to 1024, got -1"),
-        ({"threads": 1025}, "threads must be from 0 to 1024, got 1025"),
-        ({"backends": ["onnxruntime:fp16"]}, "has no artifact onnx-fp16"),
-        ({"backends": []}, "one or more names"),
+        ({"batch_sizes": ()}, "batch_sizes", ()),
+        ({"batch_sizes": (1, 0)}, "batch_size", 0),
+        ({"batch_sizes": (1, 10**8)}, "batch_size", 10**8),
+        ({"rounds": 0}, "rounds", 0),
+        ({"runs": 0}, "runs", 0),
+        ({"threads": -1}, "threads", -1),
+        ({"threads": 1025}, "threads", 1025),
+        ({"backends": ["onnxruntime:fp16"]}, "precision", "onnx-fp16"),
+        ({"backends": []}, "backends", []),
     ],
 )
-def test_arguments_are_checked(bundle: Bundle, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_arguments_are_checked(bundle: Bundle, options: dict[str, Any], what: str, found: object) -> None:
+    with raises(UsageError, what=what, found=found):
         benchmark(bundle, **options)
 
 
 def test_bad_input_makes_no_process(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="manifest"):
+    with raises(BundleError, where=tmp_path):
         benchmark(tmp_path)
-    with pytest.raises(InputError, match="holds no image"):
+    with raises(InputError, where=tmp_path, what="images"):
         benchmark(bundle, images=tmp_path)
 
 
 def test_an_image_that_cannot_be_read_is_named(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"cannot read '.*a\.png': it is empty, or not in an image format"):
+    with raises(ImageError, what=re.compile(r"a\.png$")):
         benchmark(bundle, images=tmp_path)
 
     def refused(file: Path, most_bytes: int) -> bytes:
         raise PermissionError(13, "Permission denied", str(file))
 
     monkeypatch.setattr("vitdeploy.assess.benchmark.benchmark.read_regular", refused)
-    with pytest.raises(InputError, match=r"a\.png cannot be read as an image: Permission denied"):
+    with raises(InputError, where=tmp_path / "a.png", expected="an image", found="Permission denied"):
         _encoded(tmp_path, 1)
 
 
@@ -179,7 +181,7 @@ def test_no_more_synthetic_images_are_made_than_are_of_use(monkeypatch: pytest.M
 def test_a_damaged_artifact_is_the_caller_s_error(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path)
     (bundle.path / bundle.manifest.artifacts[0].files[0].path).write_bytes(b"altered")
-    with pytest.raises(BundleError, match="was altered"):
+    with raises(BundleError, where=bundle.path / "onnx" / "model.onnx"):
         benchmark(bundle, backends=ONNX, rounds=1, runs=1)
 
 
@@ -215,7 +217,7 @@ def test_a_process_that_dies_is_skipped_with_its_exit_code(bundle: Bundle) -> No
     found = benchmark(bundle, backends=ONNX, rounds=2, runs=1, progress=Told(kill))
     assert (found.status, found.latencies) == ("skipped", ())
     (skipped,) = found.skipped
-    assert "times onnx-fp32 on onnxruntime must answer, it ended with exit code -9" in skipped.reason
+    assert "onnx-fp32 on onnxruntime ended with exit code -9" in skipped.reason
 
 
 def test_an_interrupt_ends_the_workers(bundle: Bundle) -> None:
@@ -265,7 +267,7 @@ def test_an_interrupt_of_all_while_workers_start_is_quiet(bundle: Bundle, sent: 
 def test_threads_are_for_backends_that_heed_them(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     monkeypatch.setattr(timing, "_HEED_THREADS", ["torch"])
     assert "onnxruntime" in BACKENDS
-    with pytest.raises(UsageError, match="threads are for torch, not for onnxruntime; leave it out"):
+    with raises(UsageError, what="threads", expected=["torch"], found=["onnxruntime"]):
         benchmark(bundle, backends=ONNX, threads=2)
 
 
@@ -307,7 +309,7 @@ def test_the_worker_of_torch_keeps_within_a_quota(
 
 def test_a_malformed_variable_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     monkeypatch.setenv("ORT_INTRA_OP_NUM_THREADS", "all")
-    with pytest.raises(UsageError, match="ORT_INTRA_OP_NUM_THREADS"):
+    with raises(UsageError, what="ORT_INTRA_OP_NUM_THREADS", found="all"):
         benchmark(bundle, backends=ONNX, rounds=1, runs=1)
 
 

@@ -217,7 +217,9 @@ def test_batches_are_joined_in_their_order(bundle: Bundle) -> None:
 def test_every_output_of_an_artifact_is_compared(tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     outputs = ["logits", "attentions", "hidden_states.1"]
-    comparison = compare(vitdeploy.export(checkpoint, outputs=outputs, output=tmp_path / "bundle"))
+    comparison = compare(
+        vitdeploy.export(checkpoint, output=tmp_path / "bundle", graph=vitdeploy.GraphOptions(outputs=outputs))
+    )
     names = [difference.output for difference in comparison.results[0].differences]
     assert names == ["logits", "attentions.0", "attentions.1", "hidden_states.1"]
     assert comparison.status == "passed"
@@ -228,7 +230,9 @@ def test_images_of_sizes_of_their_own(tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(Task.FEATURES), tmp_path / "checkpoint")
     processor = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 40}, "do_center_crop": False}
     (checkpoint / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
-    bundle = vitdeploy.export(checkpoint, dynamic_image_size=True, output=tmp_path / "bundle")
+    bundle = vitdeploy.export(
+        checkpoint, output=tmp_path / "bundle", graph=vitdeploy.GraphOptions(dynamic_image_size=True)
+    )
     wide = synthetic_images(1, 30, 60)[0]
     assert compare(bundle).status == "passed"
     assert compare(bundle, images=[wide, wide]).status == "passed"

@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from bundles import export_all, sign_again
 from click.testing import CliRunner
+from command_line import run
 from families import HEADS, ONE_A_FAMILY, random_config
 from faults import copy_of, perturb_layer
 from raising import raises
@@ -20,7 +21,6 @@ from vitdeploy.assess.debug import torchscript_split
 from vitdeploy.assess.debug.layers import LAYER_TOLERANCES, compare_layers
 from vitdeploy.assess.inspection.torchscript_states import hidden_states
 from vitdeploy.assets import default_checkpoint
-from vitdeploy.cli import main
 from vitdeploy.cli.debug import debug
 from vitdeploy.errors import UsageError
 
@@ -104,7 +104,9 @@ def test_a_channel_of_large_values_hides_no_fault(tmp_path: Path) -> None:
     weights = safetensors.numpy.load_file(checkpoint / "model.safetensors")
     weights["vit.encoder.layer.0.output.dense.bias"][3] += 300
     safetensors.numpy.save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
-    bundle = vitdeploy.export(checkpoint, precision="fp16", tolerance=0.2, output=tmp_path / "out")
+    bundle = vitdeploy.export(
+        checkpoint, precision="fp16", output=tmp_path / "out", validation=vitdeploy.ValidationOptions(tolerance=0.2)
+    )
     assert compare_layers(bundle).status == "passed"
     spoilt = perturb_layer(copy_of(bundle, tmp_path / "copy"), 2, part="attention", precision="fp16")
     (found,) = compare_layers(spoilt).results
@@ -134,12 +136,16 @@ def test_the_first_state_of_a_model_with_shared_biases(
     """BEiT's, which every layer adds to its attention."""
     head = next(head for head in HEADS if head.family == "beit")
     checkpoint = write_checkpoint(head, random_config(head, seed) | {"use_shared_relative_position_bias": True})
-    bundle = vitdeploy.export(checkpoint.folder, dynamic_image_size=True, output=tmp_path / "out")
+    bundle = vitdeploy.export(
+        checkpoint.folder, output=tmp_path / "out", graph=vitdeploy.GraphOptions(dynamic_image_size=True)
+    )
     assert compare_layers(bundle).status == "passed"
 
 
 def test_an_artifact_that_resizes_images_itself(tmp_path: Path) -> None:
-    bundle = vitdeploy.export(default_checkpoint(), embed_resize=True, output=tmp_path / "out")
+    bundle = vitdeploy.export(
+        default_checkpoint(), output=tmp_path / "out", graph=vitdeploy.GraphOptions(embed_resize=True)
+    )
     comparison = compare_layers(bundle)
     assert comparison.status == "passed"
     assert len(comparison.results[0].parts) == 7
@@ -189,15 +195,16 @@ def test_the_command_names_the_layer_and_exits_with_1(embedded: Bundle, tmp_path
 
 
 @pytest.mark.parametrize("name", ["layers", "bisect", "sensitivity"])
-def test_flags_of_compare_answer_with_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["compare", "my vit", f"--{name}", "--max-images", "3"])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert (caught.value.code, line.endswith(f"; use: vitdeploy debug {name} 'my vit' --max-images 3")) == (2, True)
+def test_flags_of_compare_answer_with_the_command(name: str) -> None:
+    found = run("compare", "my vit", f"--{name}", "--max-images", "3")
+    (line,) = found.err.splitlines()
+    assert (found.code, line.endswith(f"; use: vitdeploy debug {name} 'my vit' --max-images 3")) == (2, True)
 
 
 def test_what_cannot_be_cut_is_skipped_and_no_pass(tmp_path: Path) -> None:
-    bundle = vitdeploy.export(default_checkpoint(), optimize="onnxruntime", output=tmp_path / "fused")
+    bundle = vitdeploy.export(
+        default_checkpoint(), output=tmp_path / "fused", graph=vitdeploy.GraphOptions(optimize="onnxruntime")
+    )
     comparison = compare_layers(bundle)
     (result,) = comparison.results
     assert comparison.status == "skipped"

@@ -10,7 +10,7 @@ import pytest
 from small_graphs import graph_of
 from told import Told
 
-from vitdeploy.assess.debug.quantization_error import Yardstick, effects
+from vitdeploy.assess.debug.quantization_error import VariantErrors, sensitivities
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.exporters.graph.onnx_file import write_onnx
 from vitdeploy.exporters.graph.variants import Variants
@@ -40,7 +40,7 @@ def variant(text: str, value: float) -> Variants:
 
 VARIANTS = Variants(tuple(HARM), write)
 IMAGES = [np.full((1, 4), 3, np.float32), np.full((2, 4), 4, np.float32)]
-YARDSTICK = Yardstick(IMAGES, {"y": np.concatenate(IMAGES)})
+YARDSTICK = VariantErrors(IMAGES, {"y": np.concatenate(IMAGES)})
 LENGTH = math.sqrt((9 + 2 * 16) / 3)  # root of the mean square
 
 
@@ -52,14 +52,16 @@ def test_the_error_of_a_variant() -> None:
 
 def test_the_effect_of_each_node() -> None:
     told: list[tuple[int, int]] = []
-    found = effects(VARIANTS, lambda kept: YARDSTICK.error(VARIANTS, kept), Told(None, lambda *done: told.append(done)))
+    found = sensitivities(
+        VARIANTS, lambda kept: YARDSTICK.error(VARIANTS, kept), Told(None, lambda *done: told.append(done))
+    )
     assert found == pytest.approx({node: harm / LENGTH for node, harm in HARM.items()})
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_the_effect_of_nodes_that_are_one_layer() -> None:
     layers = {"first": ("a", "b"), "second": ("c",)}
-    found = effects(VARIANTS, lambda kept: YARDSTICK.error(VARIANTS, kept), SILENT, layers)
+    found = sensitivities(VARIANTS, lambda kept: YARDSTICK.error(VARIANTS, kept), SILENT, layers)
     assert found == pytest.approx({"first": 3 / LENGTH, "second": 0.5 / LENGTH})
 
 
@@ -69,7 +71,7 @@ def test_what_is_not_finite_is_no_result(value: float) -> None:
 
 
 def test_nothing_is_expected() -> None:
-    nothing = Yardstick([np.zeros((1, 4), np.float32)], {"y": np.zeros((1, 4), np.float32)})
+    nothing = VariantErrors([np.zeros((1, 4), np.float32)], {"y": np.zeros((1, 4), np.float32)})
     assert nothing.error(VARIANTS, HARM) == 0
     assert nothing.error(VARIANTS, ()) == math.inf
 
@@ -78,8 +80,8 @@ def test_of_several_outputs_the_largest_error_counts_and_others_do_not() -> None
     text = "g (float[n, 4] pixel_values) => (float[n, 4] y, float[n, 4] z) { y = Add(pixel_values, w) z = Neg(y) }"
     variants = variant(text, 0.3)
     ones = np.ones((1, 4), np.float32)
-    assert Yardstick([ones], {"y": ones, "z": -2 * ones}).error(variants, ()) == pytest.approx(0.35)
-    assert Yardstick([ones], {"y": ones}).error(variants, ()) == pytest.approx(0.3)
+    assert VariantErrors([ones], {"y": ones, "z": -2 * ones}).error(variants, ()) == pytest.approx(0.35)
+    assert VariantErrors([ones], {"y": ones}).error(variants, ()) == pytest.approx(0.3)
 
 
 def test_a_file_lies_where_it_may_and_goes_again(tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_a_file_lies_where_it_may_and_goes_again(tmp_path: Path) -> None:
         seen.append(path)
         write(kept, path)
 
-    Yardstick(IMAGES, {"y": np.concatenate(IMAGES)}, tmp_path).error(Variants(tuple(HARM), note), ())
+    VariantErrors(IMAGES, {"y": np.concatenate(IMAGES)}, tmp_path).error(Variants(tuple(HARM), note), ())
     assert tmp_path in seen[0].parents
     assert list(tmp_path.iterdir()) == []
 
@@ -105,7 +107,9 @@ def test_each_value_of_a_regression_counts_by_itself() -> None:
     graph = "g (float[n, 2] pixel_values) => (float[n, 2] logits) { logits = Add(pixel_values, w) }"
     images = np.array([[2, 1000]], np.float32)
     expected = {"logits": images}
-    by_value = Yardstick([images], expected, problem_type=ProblemType.REGRESSION)
+    by_value = VariantErrors([images], expected, problem_type=ProblemType.REGRESSION)
     assert by_value.error(variant(graph, 1), ()) == 0.5
     assert by_value.closeness(variant(graph, 1), (), one_by_one=True) == (0.5, None, None)
-    assert Yardstick([images], expected).error(variant(graph, 1), ()) == pytest.approx(math.sqrt(2) / 1000, rel=1e-5)
+    assert VariantErrors([images], expected).error(variant(graph, 1), ()) == pytest.approx(
+        math.sqrt(2) / 1000, rel=1e-5
+    )

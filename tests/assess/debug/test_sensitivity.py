@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
 
 COUNT = 24  # images
-NAIVE: dict[str, Any] = {"precision": "int8", "calibration": "minmax", "smooth_quant": "off", "tolerance": 3.0}
+LOOSE = vitdeploy.ValidationOptions(tolerance=3.0)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,9 @@ def with_int8(bundle: Bundle, folder: Path, photos: Path, **options: Any) -> Bun
     """A copy of the bundle with int8 beside its float32."""
     shutil.copytree(bundle.path, folder)
     checkpoint = bundle.path.parent / "checkpoint"
-    return vitdeploy.export(checkpoint, output=folder, calibration_data=photos, **{**NAIVE, **options})
+    naive: dict[str, Any] = {"calibration": vitdeploy.Calibration(photos, "minmax"), "smooth_quant": "off"}
+    quantization = vitdeploy.Quantization(**{**naive, **options})
+    return vitdeploy.export(checkpoint, precision="int8", output=folder, quantization=quantization, validation=LOOSE)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("tiny")
     checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
     vitdeploy.export(checkpoint, output=folder / "out")
-    return vitdeploy.export(checkpoint, output=folder / "out", precision="int8", tolerance=0.9)
+    return vitdeploy.export(
+        checkpoint, output=folder / "out", precision="int8", validation=vitdeploy.ValidationOptions(tolerance=0.9)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def test_it_is_what_an_export_within_a_bound_measures(outliers: Bundle, photos: 
     few.mkdir()
     for name in opened.parts().choice.images.names:
         shutil.copy(photos / name, few)
-    bound = with_int8(outliers, tmp_path / "bound", photos, min_agreement=1.0)
+    bound = with_int8(outliers, tmp_path / "bound", photos, accuracy=vitdeploy.MinAgreement(1))
     recorded = {name: float(effect) for name, effect in
                 bound.artifact("onnx", "int8").validation["layer_effects"].items()}  # fmt: skip
     told: list[tuple[int, int]] = []
@@ -140,7 +144,9 @@ def test_in_half_precision_a_layer_is_what_takes_a_modules_weights_or_computes_w
 def test_what_is_named_can_be_kept(tiny: Bundle, half: Sensitivity, tmp_path: Path) -> None:
     checkpoint = tiny.path.parent / "checkpoint"
     first = half.ranked[0]
-    bundle = vitdeploy.export(checkpoint, precision="fp16", keep_fp32=first.nodes, output=tmp_path / "out")
+    bundle = vitdeploy.export(
+        checkpoint, precision="fp16", output=tmp_path / "out", graph=vitdeploy.GraphOptions(keep_fp32=first.nodes)
+    )
     assert set(first.nodes) <= set(bundle.artifact("onnx", "fp16").options["float32_nodes"])
 
 

@@ -230,7 +230,9 @@ def test_an_artifact_without_logits_is_skipped(data: Path, tmp_path: Path) -> No
     import vitdeploy
 
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
-    made = vitdeploy.export(checkpoint, outputs=["hidden_states.0"], output=tmp_path / "bundle")
+    made = vitdeploy.export(
+        checkpoint, output=tmp_path / "bundle", graph=vitdeploy.GraphOptions(outputs=["hidden_states.0"])
+    )
     (result,) = evaluate(made, data=data, backends=["onnxruntime"]).results
     assert result.skipped == "it gives hidden_states.0, and no logits"
 

@@ -114,14 +114,14 @@ def drawn(generator: np.random.Generator, images: int, lost: float, gained: floa
 
 
 def test_equal_artifacts_pass_and_a_drop_is_caught_with_as_many_images_as_the_gate_asks_for() -> None:
-    images = refused_with(450, max_drop=1)
+    images = refused_with(450, max_drop=0.01)
     assert images == images_needed(0.02, beyond=0.01) == 462
     generator = np.random.default_rng(0)
     equal = [drawn(generator, images, 0.0025, 0.0025) for _ in range(100)]
-    assert [hold(now, before, max_drop=1).status for before, now in equal] == ["passed"] * 100
+    assert [hold(now, before, max_drop=0.01).status for before, now in equal] == ["passed"] * 100
     # Of 2 points: more than one must be seen, and significant, with 90 %. Four deviations of 1000 draws.
     worse = [drawn(generator, images, 0.02, 0.0) for _ in range(1000)]
-    statuses = [hold(now, before, max_drop=1).status for before, now in worse]
+    statuses = [hold(now, before, max_drop=0.01).status for before, now in worse]
     assert statuses.count("failed") == pytest.approx(900, abs=38)
     assert statuses.count("passed") < 60  # another may be chance, and is skipped
 
@@ -139,7 +139,7 @@ def test_backends_that_disagree_more_need_more_images() -> None:
     before = evaluation(reference, artifact)
     needed = images_needed(0.01, disagreement=0.04, beyond=0.005)
     with raises(UsageError, what="max_drop", where=ONNX, expected=needed):
-        hold(before, before, max_drop=0.5)
+        hold(before, before, max_drop=0.005)
     assert check(hold(before, before), "max_drop").bound == pytest.approx(
         100 * smallest_bound(2000, 2, disagreement=0.04)
     )
@@ -153,7 +153,7 @@ def test_a_drop_fails_if_it_is_larger_than_allowed_and_significant(lost: int, ga
     """Of 1000 images a point is 10; all backends agreed before."""
     before = right(1000, *range(gained))
     now = right(1000, *range(gained, gained + lost))
-    result = hold(evaluation(before, now), evaluation(before, before), max_drop=1)
+    result = hold(evaluation(before, now), evaluation(before, before), max_drop=0.01)
     found = check(result, "max_drop")
     assert (found.status, found.bound) == (status, 1.0)
     assert found.value == pytest.approx((lost - gained) / 10)
@@ -179,32 +179,32 @@ def test_shares_finer_than_the_sample_are_refused_with_the_number_of_images() ->
     ones = evaluation(right(100), right(100))
     for rule in ("min_accuracy", "min_agreement"):
         with raises(UsageError, what=rule, expected=200, found=100):
-            hold(ones, None, **{rule: 99.5})
+            hold(ones, None, **{rule: 0.995})
         with raises(UsageError, what=rule, found=100):
-            hold(ones, None, **{rule: 99.9999999999})
-        assert hold(ones, None, **{rule: 100}).status == hold(ones, None, **{rule: 99}).status == "passed"
-    with raises(UsageError, what="max_drop", found=5):
-        hold(ones, max_drop=5)
+            hold(ones, None, **{rule: 0.999999999999})
+        assert hold(ones, None, **{rule: 1}).status == hold(ones, None, **{rule: 0.99}).status == "passed"
+    with raises(UsageError, what="max_drop", found=0.05):
+        hold(ones, max_drop=0.05)
 
 
 def test_accuracy_agreement_and_size_at_their_bounds() -> None:
     now = evaluation(right(100, 0), right(100, 0, 1))
-    result = hold(now, min_accuracy=98, min_agreement=99, max_size=1000)
+    result = hold(now, min_accuracy=0.98, min_agreement=0.99, max_size=1000)
     assert result.status == "passed"
-    result = hold(now, min_accuracy=98.5, max_size=999)
+    result = hold(now, min_accuracy=0.985, max_size=999)
     assert [(each.rule, each.subject) for each in result.checks if each.status == "failed"] == [
         ("min_accuracy", ONNX),
         ("max_size", ONNX),
     ]
     assert check(result, "max_size").message == "1000 bytes, 999 allowed"
-    assert check(hold(evaluation(right(100), right(100, 0, 1)), min_agreement=99), "min_agreement").status == "failed"
+    assert check(hold(evaluation(right(100), right(100, 0, 1)), min_agreement=0.99), "min_agreement").status == "failed"
 
 
 @pytest.mark.parametrize(
     ("rules", "backends", "rule", "artifact"),
     [
         (GateRules(artifacts={"reference": Rules(max_size=1)}), None, "max_size", "reference"),
-        (GateRules(Rules(min_agreement=99)), ["torch"], "min_agreement", None),
+        (GateRules(Rules(min_agreement=0.99)), ["torch"], "min_agreement", None),
         (
             GateRules(Rules(max_latency_ratio=1, latency_against="onnxruntime:fp32")),
             ["onnxruntime"],
@@ -236,7 +236,7 @@ def test_what_is_not_finite_fails() -> None:
 
 def test_what_was_skipped_or_is_gone_or_new_never_passes() -> None:
     before = evaluation(right(50), right(50))
-    result = hold(evaluation(right(50), right(50), skipped="no such device"), before, min_agreement=90)
+    result = hold(evaluation(right(50), right(50), skipped="no such device"), before, min_agreement=0.9)
     assert result.status == "skipped"
     of_onnx = [each for each in result.checks if each.subject == ONNX]
     assert [each.rule for each in of_onnx] == ["finite", "max_drop", "min_agreement"]

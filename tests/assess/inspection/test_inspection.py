@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from bundles import sign_again
+from raising import raises
 
 from vitdeploy.assess.inspection.inspection import (
     GRAPH_READERS,
@@ -52,13 +53,11 @@ def test_an_exported_graph(single: Bundle) -> None:
 
 def test_an_artifact_is_found_by_its_name(single: Bundle, both: Bundle) -> None:
     assert artifact_named(single).name == artifact_named(both, "onnx-fp32").name == "onnx-fp32"
-    with pytest.raises(UsageError, match="holds several artifacts: onnx-fp16, onnx-fp32; choose one with --artifact"):
-        artifact_named(both)
-    with pytest.raises(UsageError, match="has no artifact onnx-int8, only: onnx-fp16, onnx-fp32; choose one of them"):
-        artifact_named(both, "onnx-int8")
     empty = dataclasses.replace(single, manifest=dataclasses.replace(single.manifest, artifacts=()))
-    with pytest.raises(UsageError, match="must hold an artifact, holds none"):
-        artifact_named(empty)
+    names = ["onnx-fp16", "onnx-fp32"]
+    for bundle, expected, name in ((both, names, None), (both, names, "onnx-int8"), (empty, [], None)):
+        with raises(UsageError, what="--artifact", where=bundle.path, expected=expected, found=name):
+            artifact_named(bundle, name)
 
 
 def test_nothing_differs_from_itself(single: Bundle) -> None:
@@ -136,7 +135,7 @@ def test_a_package_that_does_not_load_is_named(single: Bundle, monkeypatch: pyte
     monkeypatch.setitem(GRAPH_READERS, "onnx", GraphReader("broken_reader:read", "export"))
     note = inspected(single).note
     assert note is not None
-    assert "the installed one does not: libfoo.so: not found" in note
+    assert "libfoo.so: not found" in note
 
 
 def test_a_format_without_a_reader_says_so(single: Bundle) -> None:
@@ -150,12 +149,12 @@ def test_a_format_without_a_reader_says_so(single: Bundle) -> None:
 def test_an_altered_file_is_refused(both: Bundle) -> None:
     path = both.path / "onnx" / "model.onnx"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(BundleError, match=r"onnx/model\.onnx .*altered"):
+    with raises(BundleError, where=path):
         inspected(both, "onnx-fp32")
     assert inspected(both, "onnx-fp16").graph is not None
 
 
 def test_a_file_that_is_vouched_for_and_no_model_is_refused(both: Bundle) -> None:
     (both.path / "onnx" / "model.onnx").write_bytes(b"\xff" * 100)
-    with pytest.raises(BundleError, match=r"model\.onnx .*valid ONNX model"):
+    with raises(BundleError, where=both.path / "onnx" / "model.onnx"):
         inspected(sign_again(both), "onnx-fp32")

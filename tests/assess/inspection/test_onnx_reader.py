@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from onnx_models import BRAIN, HALF, SINGLE, WIDTH, mixed_model
+from raising import raises
 
 from vitdeploy.assess.inspection.graph_summary import GraphSummary, merge_layers
 from vitdeploy.assess.inspection.onnx_reader import read_onnx
@@ -108,15 +109,14 @@ def test_operators_of_others_and_graphs_without_layers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x0a"], ids=["empty", "text", "no graph"])
 def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
-    with pytest.raises(BundleError, match=r"model\.onnx .*valid ONNX model: .*; export the bundle again") as caught:
+    with raises(BundleError, where=tmp_path / "model.onnx", expected="ONNX"):
         read_onnx(tmp_path / "model.onnx")
-    assert "\n" not in str(caught.value)
 
 
 def test_an_element_type_that_there_is_not_is_refused(tmp_path: Path) -> None:
     model = mixed_model([HALF])
     model.graph.initializer[0].data_type = 99
-    with pytest.raises(BundleError, match="valid ONNX model"):
+    with raises(BundleError, expected="ONNX"):
         read(model, tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_a_graph_out_of_order_is_refused(tmp_path: Path) -> None:
     nodes = list(model.graph.node)
     model.graph.ClearField("node")
     model.graph.node.extend(reversed(nodes))
-    with pytest.raises(BundleError, match="valid ONNX model"):
+    with raises(BundleError, expected="ONNX"):
         read(model, tmp_path)
 
 
@@ -138,7 +138,7 @@ def test_a_value_of_a_type_that_there_is_not_is_refused(tmp_path: Path, place: s
     if place == "value":
         value.add().name = graph.node[0].output[0]
     value[0].type.tensor_type.elem_type = elem_type
-    with pytest.raises(BundleError, match="valid ONNX model"):
+    with raises(BundleError, expected="ONNX"):
         read(model, tmp_path)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from bundles import TINY, sign_again, tiny_model, write_checkpoint_of
+from raising import raises
 
 import vitdeploy
 from vitdeploy.assess.inspection.inspection import artifact_named, differences, inspect_artifact
@@ -31,7 +32,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
     return [
         vitdeploy.export(
-            checkpoint, to="torchscript", precision=precision, dynamic_image_size=True, output=folder / "out"
+            checkpoint,
+            to="torchscript",
+            precision=precision,
+            output=folder / "out",
+            graph=vitdeploy.GraphOptions(dynamic_image_size=True),
         )
         for precision in ("fp32", "fp16")
     ][-1]
@@ -73,8 +78,9 @@ def test_what_differs(bundle: Bundle) -> None:
 
 def test_a_file_that_is_no_torchscript_is_refused(bundle: Bundle) -> None:
     (bundle.path / "torchscript" / "model_fp16.pt").write_bytes(b"no")
-    with pytest.raises(BundleError, match=r"model_fp16\.pt"):
+    with raises(BundleError) as caught:
         read(sign_again(bundle), "torchscript-fp16")
+    assert "torchscript/model_fp16.pt" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +101,9 @@ def test_a_signature_that_is_none_is_refused(bundle: Bundle, tmp_path: Path, sig
     path = tmp_path / "model.pt"
     module, _ = load_module(bundle.path / "torchscript" / "model_fp32.pt", torch.device("cpu"))
     module.save(str(path), _extra_files={SIGNATURE_FILE: signature})
-    with pytest.raises(BundleError, match=r"model\.pt .*export the bundle again"):
+    with raises(BundleError) as caught:
         read_torchscript(path)
+    assert str(path) in str(caught.value)
 
 
 def test_a_version_with_more_behind_it_is_refused(bundle: Bundle) -> None:
@@ -106,5 +113,5 @@ def test_a_version_with_more_behind_it_is_refused(bundle: Bundle) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content + b"\0" if name.endswith("version") else content)
-    with pytest.raises(BundleError, match=r"model_fp32\.pt"):
+    with raises(BundleError, what="version", where=path):
         read(sign_again(bundle), "torchscript-fp32")

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
+from raising import raises
 from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
 
 from vitdeploy.assess.data.folder_listing import LeftOut, Reason
-from vitdeploy.assess.metrics.status import Verdict
+from vitdeploy.assess.metrics.status import CheckResult
 from vitdeploy.assess.report.junit import junit, write_junit
 from vitdeploy.assess.report.markdown import markdown, write_markdown
 from vitdeploy.errors import OutputError
@@ -37,8 +38,8 @@ class Odd:
         return self.text
 
     @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        return (Verdict(self.text, self.text, self.status, self.text),)
+    def check_results(self) -> tuple[CheckResult, ...]:
+        return (CheckResult(self.text, self.text, self.status, self.text),)
 
 
 def test_junit_of_a_comparison() -> None:
@@ -128,5 +129,5 @@ def test_odd_texts(text: str, tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for write in (write_junit, write_markdown):
-        with pytest.raises(OutputError, match="could not be written"):
+        with raises(OutputError, where=tmp_path / "file" / "a"):
             write(tmp_path / "file" / "a", COMPARISON)

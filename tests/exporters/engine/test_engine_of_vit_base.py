@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from bundles import write_checkpoint_of
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
 
-IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 2, "calibration_cache": False}
+IMAGES = vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=2, cache=False))
 
 
 @pytest.mark.parametrize(
@@ -29,10 +29,13 @@ def test_vit_base(tmp_path: Path, precision: str, weight_bytes: int, layers: int
     model = random_model(dataclasses.replace(preset_config("vit-base-patch16-224"), num_hidden_layers=layers))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     bundle = vitdeploy.export(
-        write_checkpoint_of(model, tmp_path / "checkpoint"), to="tensorrt-rtx", precision=precision,
-        image_size=((112, 112), (224, 224), (384, 384)), output=tmp_path / "out",
-        **(IMAGES if weight_bytes == 1 else {}),
-    )  # fmt: skip
+        write_checkpoint_of(model, tmp_path / "checkpoint"),
+        to="tensorrt-rtx",
+        precision=precision,
+        output=tmp_path / "out",
+        graph=vitdeploy.GraphOptions(image_size=((112, 112), (224, 224), (384, 384))),
+        quantization=IMAGES if weight_bytes == 1 else None,
+    )
     onnx, engine = bundle.manifest.artifacts
     sizes = AxisRange(112, 224, 384)
     assert engine.axes == {"batch": AxisRange(1, 8, 32), "height": sizes, "width": sizes}

@@ -10,6 +10,7 @@ import pytest
 from bundles import tiny_model, write_checkpoint_of
 from compiler import build_engine
 from PIL import Image
+from raising import raises
 
 import vitdeploy
 from vitdeploy.assess.data.images import synthetic_images
@@ -33,7 +34,12 @@ def test_a_bundle_takes_decoded_images(tmp_path: Path) -> None:
     with vitdeploy.load(plain.path) as predictor:
         want = [[(item.label, item.score) for item in found] for found in predictor.predict(images)]
     for precision in ("fp32", "fp16", "bf16"):
-        bundle = vitdeploy.export(checkpoint, precision=precision, embed_resize=True, output=tmp_path / precision)
+        bundle = vitdeploy.export(
+            checkpoint,
+            precision=precision,
+            output=tmp_path / precision,
+            graph=vitdeploy.GraphOptions(embed_resize=True),
+        )
         (artifact,) = bundle.manifest.artifacts
         assert artifact.pixels == PixelFormat(PixelStage.DECODED, "nhwc", "uint8")
         assert artifact.inputs[0].shape == ("batch", "height", "width", 3)
@@ -51,7 +57,9 @@ def test_a_bundle_takes_decoded_images(tmp_path: Path) -> None:
 def test_arrays_that_the_graph_has_no_memory_for_are_refused(tmp_path: Path) -> None:
     """A strip of 2,000,000 pixels took 4 GB; whatever hands it over, and however many images run together."""
     bundle = vitdeploy.export(
-        write_checkpoint_of(tiny_model(), tmp_path / "checkpoint"), embed_resize=True, output=tmp_path / "bundle"
+        write_checkpoint_of(tiny_model(), tmp_path / "checkpoint"),
+        output=tmp_path / "bundle",
+        graph=vitdeploy.GraphOptions(embed_resize=True),
     )
     with vitdeploy.load(bundle.path) as predictor:
         for count, height, width in ((1, 1, 2_000_000), (1, 40_000, 2), (1, 9000, 9000), (20, 2000, 2000)):
@@ -66,7 +74,9 @@ def test_arrays_that_the_graph_has_no_memory_for_are_refused(tmp_path: Path) -> 
 def test_a_dynamic_size_cannot_be_embedded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"embed_resize makes images of one size .* leave one out"):
         vitdeploy.export(
-            random_weights="vit-tiny-patch16-32", embed_resize=True, dynamic_image_size=True, output=tmp_path / "out"
+            output=tmp_path / "out",
+            graph=vitdeploy.GraphOptions(embed_resize=True, dynamic_image_size=True),
+            source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32"),
         )
 
 
@@ -150,14 +160,14 @@ def test_every_byte_is_pillows(tmp_path: Path, name: str, channels: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"image_processor_type": "BitImageProcessor", "do_center_crop": False}, "gives one size, got none"),
-        ({"image_processor_type": "ViTImageProcessor", "resample": 1}, r"bilinear \(2\) or bicubic \(3\) .* got 1"),
+        ({"image_processor_type": "BitImageProcessor", "do_center_crop": False}, "embed_resize"),
+        ({"image_processor_type": "ViTImageProcessor", "resample": 1}, "resample"),
     ],
 )
-def test_what_cannot_be_embedded(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_embedded(settings: dict[str, Any], what: str) -> None:
     processor = ImageProcessor.from_dict(settings)
     model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 20}), ir_version=10)
-    with pytest.raises(UsageError, match=message):
+    with raises(UsageError, what=what):
         embed_resize(model, processor)

@@ -61,7 +61,10 @@ def torchs_loss(model: VisionTransformer, precision: str, feeds: dict[str, np.nd
 def test_products_are_half_and_norms_are_not(tmp_path: Path, precision: str, opset: int, dynamic: bool) -> None:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     bundle = vitdeploy.export(
-        checkpoint, precision=precision, opset=opset, dynamic_image_size=dynamic, output=tmp_path / "out"
+        checkpoint,
+        precision=precision,
+        output=tmp_path / "out",
+        graph=vitdeploy.GraphOptions(opset=opset, dynamic_image_size=dynamic),
     )
     (artifact,) = bundle.manifest.artifacts
     assert artifact.files[0].path == f"onnx/model_{precision}.onnx"
@@ -95,7 +98,12 @@ def test_every_head_loses_what_torch_loses(
     write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head, precision: str
 ) -> None:
     checkpoint = write_checkpoint(head, random_config(head, 1))
-    bundle = vitdeploy.export(checkpoint.folder, precision=precision, output=tmp_path / "out", tolerance=1)
+    bundle = vitdeploy.export(
+        checkpoint.folder,
+        precision=precision,
+        output=tmp_path / "out",
+        validation=vitdeploy.ValidationOptions(tolerance=1),
+    )
     (artifact,) = bundle.manifest.artifacts
     model = checkpoint.load("eager")
     loss = torchs_loss(model, precision, make_feeds(model, 3))
@@ -128,7 +136,9 @@ def test_a_value_without_limits_stays_float32(tmp_path: Path) -> None:
     with torch.no_grad():
         model.get_parameter("head.pooler.dense.bias")[0] = torch.inf
     checkpoint = write_checkpoint_of(model, tmp_path / "checkpoint")
-    bundle = vitdeploy.export(checkpoint, precision="fp16", outputs=["pooler_output"], output=tmp_path / "out")
+    bundle = vitdeploy.export(
+        checkpoint, precision="fp16", output=tmp_path / "out", graph=vitdeploy.GraphOptions(outputs=["pooler_output"])
+    )
     (artifact,) = bundle.manifest.artifacts
     assert artifact.options["largest_observed"] is None
     assert artifact.options["float32_nodes"]
@@ -142,7 +152,7 @@ def test_outputs_that_exceed_their_type(tmp_path: Path) -> None:
     with pytest.raises(
         CheckFailedError, match=r"onnx-fp32 must give finite values, logits has others.*another precision"
     ):
-        vitdeploy.export(checkpoint, io_dtype="float16", output=tmp_path / "out")
+        vitdeploy.export(checkpoint, output=tmp_path / "out", graph=vitdeploy.GraphOptions(io_dtype="float16"))
     assert not (tmp_path / "out").exists()
 
 
@@ -151,9 +161,11 @@ def test_outputs_that_exceed_their_type(tmp_path: Path) -> None:
 def test_inputs_and_outputs_of_another_type(tmp_path: Path, precision: str, options: dict[str, Any]) -> None:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     bundle = vitdeploy.export(
-        checkpoint, precision=precision, io_dtype="float16", outputs=["logits", "hidden_states"],
-        output=tmp_path / "out", **options
-    )  # fmt: skip
+        checkpoint,
+        precision=precision,
+        output=tmp_path / "out",
+        graph=vitdeploy.GraphOptions(io_dtype="float16", outputs=["logits", "hidden_states"], **options),
+    )
     (artifact,) = bundle.manifest.artifacts
     _, types = types_of(bundle)
     assert [spec.dtype for spec in artifact.inputs] == ["uint8" if options else "float16"]
@@ -178,7 +190,11 @@ def test_inputs_and_outputs_of_another_type(tmp_path: Path, precision: str, opti
 def test_fp16_agrees_on_the_held_out_images(tmp_path: Path, pixels: str) -> None:
     """Of the embedded model, which was trained: cosine of the logits and the best class."""
     bundle = vitdeploy.export(
-        default_checkpoint(), precision="fp16", input=pixels, output=tmp_path / "out", images=held_out_images()
+        default_checkpoint(),
+        precision="fp16",
+        output=tmp_path / "out",
+        graph=vitdeploy.GraphOptions(input=pixels),
+        validation=vitdeploy.ValidationOptions(images=held_out_images()),
     )
     (result,) = vitdeploy.compare(bundle, images=held_out_images()).results
     (logits,) = result.differences

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 import safetensors.numpy
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+from raising import raises
 from small_graphs import graph_of
 
 import vitdeploy
@@ -129,9 +130,7 @@ def test_int8_needs_the_graph_that_it_was_made_from(bundle: Bundle, tmp_path: Pa
     other = Bundle(bundle.path, dataclasses.replace(bundle.manifest, artifacts=(artifact,)))
     unrelated = tmp_path / "unrelated.onnx"
     ir.save(graph_of("agraph (float[N] x) => (float[N] y) { y = Abs(x) }"), unrelated)
-    with pytest.raises(
-        UsageError, match=r"model_int8\.onnx must be made from unrelated\.onnx, which has no .*; quantize"
-    ):
+    with raises(UsageError, where=bundle.path / "onnx/model_int8.onnx", expected=unrelated):
         quantized_variants(bundle.path / "onnx/model_int8.onnx", unrelated)
-    with pytest.raises(UsageError, match="has no artifact onnx-int8, only: onnx-fp32"):
+    with raises(UsageError, found="onnx-int8"):
         bisect(other, "int8", tolerance=1)

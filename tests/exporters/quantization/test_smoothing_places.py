@@ -73,7 +73,9 @@ def test_every_family_computes_the_same(
 ) -> None:
     """Gated MLPs, layer scale, relative positions, no biases, masks: as transformers' classes have them."""
     checkpoint = write_checkpoint(head, random_config(head, seed))
-    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "out", task=str(head.task))
+    bundle = vitdeploy.export(
+        checkpoint.folder, output=tmp_path / "out", source=vitdeploy.SourceOptions(task=str(head.task))
+    )
     path = bundle.path / bundle.manifest.artifacts[0].files[0].path
     model = loaded(path)
     with OnnxRuntime(path) as runtime:
@@ -179,15 +181,26 @@ def test_the_artifact_names_its_places(tmp_path: Path) -> None:
     from vitdeploy.assets import held_out_images
 
     checkpoint = write_checkpoint_of(tiny_model(Task.FEATURES), tmp_path / "checkpoint")
-    images: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 16, "tolerance": 9}
-    bundle = vitdeploy.export(checkpoint, precision="int8", smooth_quant=0.5, output=tmp_path / "out", **images)
+    how: dict[str, Any] = {
+        "precision": "int8",
+        "quantization": vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=16), smooth_quant=0.5),
+        "validation": vitdeploy.ValidationOptions(tolerance=9),
+    }
+    bundle = vitdeploy.export(
+        checkpoint,
+        output=tmp_path / "out",
+        **how,
+    )
     (artifact,) = bundle.manifest.artifacts
     assert artifact.options["smooth_quant_places"] == ["attention", "layer_norm", "mlp"]
     multiplied = _multiplied(bundle)
     assert len(multiplied) == 2
     second = [value for mul in multiplied for quantize, _ in mul.outputs[0].uses() for value in _products(quantize)]
     bundle = vitdeploy.export(
-        checkpoint, precision="int8", smooth_quant=0.5, keep_fp32=second, output=tmp_path / "kept", **images
+        checkpoint,
+        output=tmp_path / "kept",
+        graph=vitdeploy.GraphOptions(keep_fp32=second),
+        **how,
     )
     (artifact,) = bundle.manifest.artifacts
     assert artifact.options["float32_nodes"] == second

@@ -15,7 +15,8 @@ from environments import ROOT
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.runtimes.engine.runtime import KERNEL_SPECIALIZATIONS
-from vitdeploy.trt.options import HARDWARE_COMPATIBILITY
+from vitdeploy.system.option_fields import options_in
+from vitdeploy.trt.options import EngineOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +85,10 @@ def is_plain(node: ast.expr) -> bool:
 
 
 def names_of_tensorrt() -> list[str]:
-    found = {f"HardwareCompatibilityLevel.{level.upper()}" for level in HARDWARE_COMPATIBILITY}
+    (levels,) = (
+        option.choices for field, option in options_in(EngineOptions) if field.name == "hardware_compatibility"
+    )
+    found = {f"HardwareCompatibilityLevel.{level.upper()}" for level in levels}
     found |= {f"DynamicShapesKernelSpecializationStrategy.{name.upper()}" for name in KERNEL_SPECIALIZATIONS}
     for file, more in FILES.items():
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))

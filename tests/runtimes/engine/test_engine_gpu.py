@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -35,10 +36,10 @@ BATCH = (AxisRange(1, 1, 1), AxisRange(1, 4, 8))
 QUANTIZED = ("int8", "fp8")
 NOT_EVERYWHERE = ("bf16", *QUANTIZED)  # what a GPU, or a library, may be without
 REFUSED = ("must build the engine", "must take every node", "must have a kernel for every node")
-IMAGES: dict[str, Any] = {"calibration_data": held_out_images(), "calibration_images": 8}
+IMAGES = vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=8))
 BOUNDS = ((64, 96), (96, 96), (128, 160))
 SHAPES = [(1, 64, 96), (4, 96, 96), (8, 128, 160), (3, 80, 112)]  # the smallest, the best, the largest, and one between
-RANDOM: dict[str, Any] = {"random_weights": "vit-tiny-patch16-224"}
+RANDOM = vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-224")
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +52,17 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
     @functools.cache
     def built(backend: str, precision: str) -> Bundle:
-        more = IMAGES if precision in QUANTIZED else {}
         output = tmp_path_factory.mktemp("gpu") / "out"
         options = EngineOptions(batch=BATCH)
         try:
             made = vitdeploy.export(
-                **RANDOM, to=backend, precision=precision, output=output, image_size=BOUNDS, engine=options, **more
+                to=backend,
+                precision=precision,
+                output=output,
+                engine=options,
+                graph=vitdeploy.GraphOptions(image_size=BOUNDS),
+                quantization=IMAGES if precision in QUANTIZED else None,
+                source=RANDOM,
             )
             if is_pending(made.artifact(backend, precision)):
                 open_runtime(made, backend, precision=precision).close()
@@ -161,8 +167,8 @@ def test_an_engine_of_another_gpu_is_refused(build: Build, backend: str) -> None
 @pytest.mark.parametrize("backend", ENGINES)
 def test_an_engine_is_given_the_weights_of_another_model(tmp_path: Path, backend: str, precision: str) -> None:
     options = EngineOptions(batch=BATCH, refit=True)
-    made = vitdeploy.export(**RANDOM, to=backend, precision=precision, output=tmp_path / "one", engine=options)
-    other = vitdeploy.export(**RANDOM, seed=1, precision=precision, output=tmp_path / "other")
+    made = vitdeploy.export(source=RANDOM, to=backend, precision=precision, output=tmp_path / "one", engine=options)
+    other = vitdeploy.export(precision=precision, output=tmp_path / "other", source=dataclasses.replace(RANDOM, seed=1))
     before, after = (each.path / each.artifact("onnx", precision).files[0].path for each in (made, other))
     feeds, tolerance = pixel_values(4, 224, 224), DEFAULT_TOLERANCES[precision]
     expected = []
@@ -195,7 +201,7 @@ def test_an_engine_that_takes_no_other_weights(build: Build, backend: str) -> No
 
 @pytest.mark.parametrize("backend", ENGINES)
 def test_a_stripped_engine_is_given_its_weights(tmp_path: Path, backend: str) -> None:
-    options: dict[str, Any] = {"random_weights": "vit-tiny-patch16-224", "to": backend, "precision": "fp16"}
+    options: dict[str, Any] = {"to": backend, "precision": "fp16", "source": RANDOM}
     whole = vitdeploy.export(**options, output=tmp_path / "whole")
     stripped = vitdeploy.export(**options, output=tmp_path / "stripped", engine=EngineOptions(strip_weights=True))
     sizes = [each.artifact(backend, "fp16").files[0].size_bytes for each in (whole, stripped)]
@@ -207,9 +213,12 @@ def test_a_stripped_engine_is_given_its_weights(tmp_path: Path, backend: str) ->
 def test_decoded_images_are_resized_in_the_engine(tmp_path: Path, backend: str) -> None:
     sizes = ((32, 48), (240, 320), (480, 640))
     made = vitdeploy.export(
-        random_weights="vit-tiny-patch16-224", to=backend, embed_resize=True, output=tmp_path / "out",
+        to=backend,
+        output=tmp_path / "out",
         engine=EngineOptions(batch=BATCH, image_sizes=(sizes,)),
-    )  # fmt: skip
+        graph=vitdeploy.GraphOptions(embed_resize=True),
+        source=RANDOM,
+    )
     assert made.artifact(backend, "fp32").validation["image_sizes"] == [[240, 320], [32, 48], [480, 640]]
 
 
@@ -252,5 +261,10 @@ def test_compiled_kernels_are_kept_and_do_no_harm(
 @pytest.mark.parametrize("backend", ENGINES[:1])
 def test_the_timing_cache_lies_beside_the_bundle_and_does_no_harm(tmp_path: Path, backend: str) -> None:
     for _ in range(2):
-        vitdeploy.export(random_weights="vit-tiny-patch16-224", to=backend, precision="fp16", output=tmp_path / "out")
+        vitdeploy.export(
+            to=backend,
+            precision="fp16",
+            output=tmp_path / "out",
+            source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-224"),
+        )
         assert (tmp_path / "out.tensorrt.timing-cache").stat().st_size > 0

@@ -15,7 +15,7 @@ from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
 from vitdeploy.assess.runs.targets import select
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
-from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, readable
+from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, check_count, readable
 from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
 from vitdeploy.images.open import open_image
 from vitdeploy.predictor import check_batch_size, load_processor
@@ -74,11 +74,12 @@ def benchmark(
         InputError: there are no images, or one cannot be read.
     """
     sizes = tuple(dict.fromkeys(batch_sizes))
-    if not (sizes and min(*sizes, rounds, runs) >= 1):
-        raise UsageError(
-            f"a benchmark needs batch sizes, rounds and runs from 1 up, got {list(batch_sizes)}, {rounds} and {runs}"
-        )
-    check_batch_size(max(sizes))
+    if not sizes:
+        raise UsageError("batch_sizes is empty", what="batch_sizes", found=sizes, hint="give one or more sizes")
+    for size in sizes:
+        check_batch_size(size)
+    for name, value in (("rounds", rounds), ("runs", runs)):
+        check_count(name, value)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     selection = select(bundle, backends)
     check_threads(threads, selection)
@@ -159,7 +160,7 @@ class _Timed:
                 self._give_up(str(exc))
 
     def latency(self, size: int) -> list[Latency]:
-        """What was measured at a batch size, if it was."""
+        """The measured times at a batch size; None without any."""
         if size not in self._sizes or self._opened is None:
             return []
         rounds = self._rounds[size]

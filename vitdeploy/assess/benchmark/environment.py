@@ -1,4 +1,4 @@
-"""What this machine is, and which backends really work on it."""
+"""Describe this machine, and probe the backends on it."""
 
 from __future__ import annotations
 

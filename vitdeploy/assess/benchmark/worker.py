@@ -45,7 +45,7 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a process is to time.
+    """The work of a timing process.
 
     Attributes:
         bundle: that holds it, as its manifest was when it was selected.
@@ -98,9 +98,9 @@ def worker(job: Job) -> Iterator[Callable[..., Any]]:
         except (EOFError, ConnectionError) as exc:
             process.join(timeout=10)
             raise UnavailableError(
-                f"the process that times {job.selected} must answer, it ended with exit code {process.exitcode}; see "
-                f"its messages on stderr, or free memory"
-            ) from exc
+                f"the process that times {job.selected} ended with exit code {process.exitcode}",
+                what=str(job.selected), found=process.exitcode, hint="see its messages on stderr, or free memory",
+            ) from exc  # fmt: skip
         if isinstance(answer, VitDeployError):
             raise answer
         return answer
@@ -151,7 +151,7 @@ def _serve(connection: Connection, job: Job) -> None:
 
 
 class _Timer:
-    """What a worker is asked: `open` first."""
+    """The requests to a worker: `open` first."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -184,9 +184,9 @@ class _Timer:
         for name, value in outputs.items():
             if not np.isfinite(value).all():
                 raise NotFiniteError(
-                    f"{self._job.selected} gives NaN or infinite {name}, so it was not timed; find the cause with "
-                    f"vitdeploy compare"
-                )
+                    f"{self._job.selected} gives NaN or infinite {name}, so it was not timed",
+                    what=name, where=str(self._job.selected), hint="find the cause with vitdeploy compare",
+                )  # fmt: skip
         return elapsed
 
     def warm_up(self, batch_size: int) -> bool:
@@ -267,10 +267,12 @@ def _since(begin: float) -> float:
 def check_threads(threads: int, selected: Sequence[Selected]) -> None:
     """Raise UsageError unless the number of threads is one that can be, and every backend is known to heed it."""
     if not 0 <= threads <= MOST_THREADS:
-        raise UsageError(f"threads must be from 0 to {MOST_THREADS}, got {threads!r:.40}")
+        problem = f"threads must be from 0 to {MOST_THREADS}, got {threads!r:.40}"
+        raise UsageError(problem, what="threads", expected=range(MOST_THREADS + 1), found=threads)
     deaf = {each.backend for each in selected if each.backend} - {*_HEED_THREADS}
     if threads and deaf:
-        raise UsageError(f"threads are for {', '.join(_HEED_THREADS)}, not for {', '.join(sorted(deaf))}; leave it out")
+        problem = f"threads has no effect on {', '.join(sorted(deaf))}, only on {', '.join(_HEED_THREADS)}"
+        raise UsageError(problem, what="threads", expected=_HEED_THREADS, found=sorted(deaf), hint="leave it out")
 
 
 _HEED_THREADS = [name for name, row in BACKENDS.items() if row.package in ("torch", "onnxruntime")]

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.metrics.cosine_bound import LOOSE_BOUND, CosineBound
-from vitdeploy.assess.metrics.status import ByResult, ImageAssessment, Verdict
+from vitdeploy.assess.metrics.status import ByResult, CheckResult, ImageAssessment
 from vitdeploy.bundle.scores import ProblemType
 
 if TYPE_CHECKING:
@@ -78,24 +78,28 @@ class BackendComparison:
         return [] if bound is None else [far for each in self.nearness if (far := bound.why_not(each)) is not None]
 
     @property
-    def verdicts(self) -> tuple[Verdict, ...]:
+    def check_results(self) -> tuple[CheckResult, ...]:
         """One an output, for a report; one where it was skipped."""
         subject = f"{self.artifact} on {self.backend or 'no backend'}"
         if self.skipped is not None:
-            return (Verdict(subject, "compare", "skipped", self.skipped),)
+            return (CheckResult(subject, "compare", "skipped", self.skipped),)
         if self.cosine_bound is not None:
             broken = tuple(
-                Verdict(subject, each.output, "failed", f"{each.output} has a mean cosine of {each.mean_cosine:.4f}")
+                CheckResult(
+                    subject, each.output, "failed", f"{each.output} has a mean cosine of {each.mean_cosine:.4f}"
+                )
                 for each in self.differences
                 if each.finite and not self.passes(each)
             )
             return broken + tuple(
-                Verdict(subject, each.output, "failed" if far else "passed", far or f"{each} ({each.images} images)")
+                CheckResult(
+                    subject, each.output, "failed" if far else "passed", far or f"{each} ({each.images} images)"
+                )
                 for each in self.nearness
                 for far in (self.cosine_bound.why_not(each) if self._finite else "not all values are finite",)
             )
         return tuple(
-            Verdict(
+            CheckResult(
                 subject,
                 each.output,
                 "passed" if each.within(self.tolerance) else "failed",

@@ -66,9 +66,9 @@ class Classes:
         for label in labels:
             indices, rule = self._find(label)
             if not indices:
-                raise InputError(f"{source}: {self._unknown(label)}")
+                raise self._unknown(label, source)
             if len(indices) > 1:
-                raise InputError(f"{source}: {self._ambiguous(label, indices)}")
+                raise self._ambiguous(label, indices, source)
             index_of[label] = indices[0]
             rules.add(rule)
         self._check_one_label_a_class(index_of, source)
@@ -110,8 +110,9 @@ class Classes:
             most, count = collections.Counter(labels).most_common(1)[0] if labels else ("", 0)
             if count > 1:
                 raise InputError(
-                    f"{source}: {count} of its classes are named {most!r:.80}; give each a name of its own"
-                )
+                    f"{source}: {count} classes are named {most!r:.80}",
+                    where=source, what="class names", found=most, hint="give each class its own name",
+                )  # fmt: skip
             index_of, rule = self.match(labels, source)
         except InputError:
             if len(labels) != len(self.names) or not all(
@@ -125,10 +126,11 @@ class Classes:
         """Raise InputError unless each is the index of a class."""
         for index in indices:
             if not 0 <= index < len(self.names):
+                last = len(self.names) - 1
                 raise InputError(
-                    f"{source}: the label {index} is not the index of a class; the model's {len(self.names)} classes "
-                    f"are numbered from 0 to {len(self.names) - 1}"
-                )
+                    f"{source}: the label {index} is not a class index (0 to {last})",
+                    where=source, what="label", expected=range(last + 1), found=index,
+                )  # fmt: skip
 
     @functools.cached_property
     def _numbers(self) -> Mapping[int, list[int]]:
@@ -158,9 +160,9 @@ class Classes:
         for index in indices:
             if self._differently_numbered or (self._numbers and self._numbers.get(index) != [index]):
                 raise InputError(
-                    f"{source}: the label {index} may be an index or a number in a class's name ({self}); give the "
-                    f"names of the classes instead"
-                )
+                    f"{source}: the label {index} may be an index or a number in a class's name ({self})",
+                    where=source, what="label", found=index, hint="use the names of the classes as labels",
+                )  # fmt: skip
 
     def _find(self, label: str) -> tuple[list[int], str]:
         """The indices of all classes that the label may mean, and by which rule."""
@@ -215,27 +217,34 @@ class Classes:
         label_of: dict[int, str] = {}
         for label, index in index_of.items():
             if index in label_of:
+                both, name = (label_of[index], label), self.names[index]
                 raise InputError(
-                    f"{source}: the labels {label_of[index]!r} and {label!r} both mean class {index} "
-                    f"({self.names[index]!r:.80}); use one of them"
-                )
+                    f"{source}: the labels {both[0]!r} and {label!r} both mean class {index} ({name!r:.80})",
+                    where=source, what="labels", found=both, hint="use one of them",
+                )  # fmt: skip
             label_of[index] = label
 
-    def _unknown(self, label: str) -> str:
-        if is_wordnet_id(_plain(label)):
-            words = ", ".join(sorted(synsets().get(_plain(label), ())))
-            what = f"the WordNet id {label!r} ({words})" if words else f"the WordNet id {label!r}, not one of ILSVRC's,"
-            return f"{what} is no class of the model ({self}); {_INSTEAD}"
-        spelled = {each.casefold(): each for each in (*self._synonyms, *self._exact)}
-        near = difflib.get_close_matches(_plain(label).casefold(), spelled, n=3)
-        nearest = f"the nearest are {', '.join(repr(spelled[each]) for each in near)}" if near else f"it has {self}"
-        if _is_index(label) and (self._numbers or self._differently_numbered):
-            return f"{label!r:.80} may be an index or a number in a class's name; {nearest}; use the model's names"
-        return f"{label!r:.80} is no class of the model; {nearest}; {_INSTEAD}"
+    def _unknown(self, label: str, source: str) -> InputError:
+        name, near = _plain(label), []
+        if is_wordnet_id(name):
+            words = ", ".join(sorted(synsets().get(name, ()))) or "not in ILSVRC"
+            problem, hint = f"the WordNet id {label!r} ({words}) is no class of the model ({self})", _INSTEAD
+        else:
+            spelled = {each.casefold(): each for each in (*self._synonyms, *self._exact)}
+            near = [spelled[each] for each in difflib.get_close_matches(name.casefold(), spelled, n=3)]
+            nearest = f"the nearest are {', '.join(map(repr, near))}" if near else f"it has {self}"
+            problem, hint = f"{label!r:.80} is no class of the model; {nearest}", _INSTEAD
+            if _is_index(label) and (self._numbers or self._differently_numbered):
+                problem = f"{label!r:.80} may be an index or a number in a class's name; {nearest}"
+                hint = "use the names of the classes as labels"
+        return InputError(f"{source}: {problem}", where=source, what="label", expected=near, found=label, hint=hint)
 
-    def _ambiguous(self, label: str, indices: Sequence[int]) -> str:
+    def _ambiguous(self, label: str, indices: Sequence[int], source: str) -> InputError:
         classes = " or ".join(f"{index} ({self.names[index]!r:.80})" for index in indices[:5])
-        return f"{label!r:.80} may mean class {classes}; {_INSTEAD}"
+        return InputError(
+            f"{source}: {label!r:.80} may mean class {classes}",
+            where=source, what="label", expected=indices, found=label, hint=_INSTEAD,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         return ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
@@ -251,7 +260,7 @@ def _parts(name: str) -> frozenset[str]:
 
 
 def _synonyms(name: str) -> frozenset[str]:
-    """Of a class: the parts of its name; and of one that is named by its WordNet id, the synset's words."""
+    """The parts of a class's name, or the words of the synset whose WordNet id it is."""
     words = synsets().get(_plain(name)) if is_wordnet_id(_plain(name)) else None
     return _parts(name) if words is None else words | {_plain(name)}
 

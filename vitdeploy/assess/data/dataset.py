@@ -77,13 +77,13 @@ class LabelledData:
 def check_seed(seed: object) -> None:
     """Raise UsageError unless it is an integer from 0 up to 2^63."""
     if type(seed) is not int or not 0 <= seed < 2**63:
-        raise UsageError(f"seed must be an integer from 0 up to 2^63, got {shown(seed)}")
+        raise UsageError(f"seed must be an integer from 0 to 2^63 - 1, got {shown(seed)}", what="seed", found=seed)
 
 
 def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int]:
     """The positions of the `limit` names whose SHA-256 of seed and name comes first, in order; all without a limit."""
     if limit is not None and limit < 1:
-        raise UsageError(f"limit must be at least 1, got {limit}")
+        raise UsageError(f"limit must be at least 1, got {limit}", what="limit", found=limit)
 
     def rank(index: int) -> bytes:
         return hashlib.sha256(f"{seed}\0{names[index]}".encode("utf-8", "surrogatepass")).digest()
@@ -118,7 +118,7 @@ def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledDa
     with readable(source, "a folder, or a .csv, .tsv or .parquet file"):
         is_folder = source.is_dir()
         if not is_folder and (kind not in TABLE_ENDINGS or not source.is_file()):
-            raise InputError(f"{source} is no folder, and no .csv, .tsv or .parquet file; name one of these")
+            raise InputError(f"{source} is not a folder, a .csv, a .tsv or a .parquet file", where=source, what="data")
     if is_folder:
         images, tables = list_folder(source)
         return _from_parquet(source, tables, classes) if tables.files else _from_folder(source, images, classes)
@@ -152,10 +152,11 @@ def _check_each_once(root: Path, paths: Sequence[Path]) -> None:
         if path.is_symlink() and inside in (target := Path(os.path.realpath(path))).parents:
             place = target
         if place in seen:
+            both = tuple(file.relative_to(root).as_posix() for file in (seen[place], path))
             raise InputError(
-                f"{root}: {seen[place].relative_to(root).as_posix()!r:.200} and "
-                f"{path.relative_to(root).as_posix()!r:.200} are one file, by a link; remove the link"
-            )
+                f"{root}: {both[0]!r:.200} and {both[1]!r:.200} are one file, by a link",
+                where=root, what="link", found=both, hint="remove the link",
+            )  # fmt: skip
         seen[place] = path
 
 
@@ -167,9 +168,9 @@ def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
     """
     if not folders:
         raise InputError(
-            f"{root} holds images that are in no folder of a class; move each into a folder that is named like its "
-            f"class, or list them in a CSV file"
-        )
+            f"{root} has images outside class folders",
+            where=root, what="folder", hint="move each into a folder with the name of its class, or list them in a CSV",
+        )  # fmt: skip
     joined = ["/".join(folders[:count]) for count in range(1, len(folders) + 1)]
     indices_of = {label: classes.find(label) for label in (*joined, *folders[1:])}
     named = [label for label, indices in indices_of.items() if indices]
@@ -178,14 +179,14 @@ def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
     for label in named[1:]:
         if indices_of[label] != indices_of[named[0]]:
             raise InputError(
-                f"{root}: the folder {joined[-1]!r:.200} names two classes of the model, {named[0]!r} and {label!r}; "
-                f"move its images into the folder of one"
-            )
+                f"{root}: the folder {joined[-1]!r:.200} names two classes of the model, {named[0]!r} and {label!r}",
+                where=root / joined[-1], what="folder", found=(named[0], label), hint="move its images to one of them",
+            )  # fmt: skip
     if named[0] not in joined:
         raise InputError(
-            f"{root}: {folders[0]!r:.80} is no class of the model ({classes}), a folder in it is; "
-            f"name {root / folders[0]} instead"
-        )
+            f"{root}: {folders[0]!r:.80} is no class of the model ({classes}), but has a folder that is one",
+            where=root, what="label", found=folders[0], hint=f"name {root / folders[0]} instead",
+        )  # fmt: skip
     return named[0]
 
 
@@ -218,16 +219,19 @@ def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], lis
         with readable(f"{path}, line {line}: {name!r:.80}", "the path of a file"):
             if not file.is_file():
                 raise InputError(
-                    f"{path}, line {line}: {name!r} must be the path of a file from {path.parent}, is none"
-                )
+                    f"{path}, line {line}: there is no file {name!r} in {path.parent}",
+                    where=path, what=f"line {line}", found=name,
+                )  # fmt: skip
         place = (folder_of(file.parent), file.name)
         if place in line_of:
-            raise InputError(f"{path} must name an image once, names {name!r} in lines {line_of[place]} and {line}")
+            lines = (line_of[place], line)
+            problem = f"{path} names the image {name!r} twice, in lines {lines[0]} and {line}"
+            raise InputError(problem, where=path, what="lines", found=lines)
         line_of[place] = line
         names.append(name)
         labels.append(sys.intern(label))
     if not names:
-        raise InputError(f"{path} must hold images, holds none")
+        raise InputError(f"{path} lists no images", where=path, what="images")
     return tuple(names), labels if labelled else []
 
 
@@ -243,25 +247,26 @@ def _csv_rows(path: Path, labelled: bool) -> Iterator[tuple[str, str, int]]:
             if not row:
                 continue  # an empty line
             if len(row) != len(header) or not all(row[column].strip() for column in needed):
-                what = "an image and a label" if labelled else "an image"
+                values, text = "an image and a label" if labelled else "an image", ",".join(row)[:80]
                 raise InputError(
-                    f"{path}, line {line}: expected {len(header)} values, with {what}, got {','.join(row)[:80]!r}"
-                )
+                    f"{path}, line {line}: expected {len(header)} values, with {values}, got {text!r}",
+                    where=path, what=f"line {line}", found=text,
+                )  # fmt: skip
             yield row[image].strip(), row[needed[-1]].strip() if labelled else "", line
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         reason = getattr(exc, "strerror", None) or first_line(exc)
-        raise InputError(
-            f"{path} must be a {path.suffix[1:].upper()} file in UTF-8 that can be read: {reason}"
-        ) from exc
+        problem = f"{path} is not a readable {path.suffix[1:].upper()} file in UTF-8: {reason}"
+        raise InputError(problem, where=path, expected="UTF-8", found=reason) from exc
 
 
 def _column(path: Path, header: list[str], names: Sequence[str]) -> int:
     columns = [index for index, column in enumerate(header) if column.lower() in names]
     if len(columns) != 1:
         raise InputError(
-            f"{path} needs one column named {' or '.join(names)}, it has {', '.join(header)[:200]}; columns are "
-            f"separated by commas in a .csv file and by tabs in a .tsv file"
-        )
+            f"{path} needs one column named {' or '.join(names)}, it has {', '.join(header)[:200]}",
+            where=path, what="columns", expected=names, found=tuple(header),
+            hint="separate columns by commas in a .csv file and by tabs in a .tsv file",
+        )  # fmt: skip
     return columns[0]
 
 
@@ -296,12 +301,13 @@ def read_parquet(source: Path, listing: FolderListing | None, *, labelled: bool 
 
 
 def file_reader(paths: Sequence[Path]) -> Callable[[int], bytes]:
-    """What reads the file at a position; may be called from several threads."""
+    """Make a reader of the files by position, which may be called from several threads."""
 
     def load(position: int) -> bytes:
         try:
             return read_regular(paths[position], MOST_IMAGE_BYTES)
         except OSError as exc:
-            raise ImageError(f"cannot read {str(paths[position])!r}: {exc.strerror}") from exc
+            path = paths[position]
+            raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}", where=path, found=exc.strerror) from exc
 
     return load

@@ -56,7 +56,7 @@ class LeftOut:
 
     @classmethod
     def of(cls, counts: collections.Counter[str], empty_folders: Iterable[str] = ()) -> LeftOut:
-        """Of how many files were left out for which reason; the rarest reasons become one where there are many."""
+        """Count the files that were left out by reason; of many reasons, the rarest become one."""
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         first, rest = ordered[:_MOST_REASONS], ordered[_MOST_REASONS:]
         first += [(_OTHERS, sum(count for _, count in rest))] if rest else []
@@ -118,14 +118,18 @@ def check_folder(root: Path) -> None:
     """Raise InputError unless that is a folder."""
     with readable(root, "a folder of images"):
         if not root.is_dir():
-            raise InputError(f"{root} is not a folder of images; name a folder")
+            raise InputError(f"{root} is not a folder", where=root, expected="a folder of images")
 
 
 def with_images(root: Path, listing: FolderListing) -> FolderListing:
     """The listing of a folder; InputError where there is no image in it."""
     if not listing.files:
-        endings = ", ".join(sorted(image_endings()))
-        raise InputError(f"{root} holds no image ({listing.left_out}); the endings of images are {endings}")
+        endings = sorted(image_endings())
+        raise InputError(
+            f"{root} has no images ({listing.left_out})",
+            where=root, what="images", expected=endings, found=listing.left_out,
+            hint=f"use the ending of an image format: {', '.join(endings)}",
+        )  # fmt: skip
     return listing
 
 
@@ -185,7 +189,7 @@ class _Walk:
         kind = _IMAGE if ending in self._endings else PARQUET if ending == PARQUET else None
         if not entry.is_file():
             if kind is not None or entry.is_symlink():
-                raise InputError(f"{path} is a pipe, a device or a link to nothing; remove it")
+                raise InputError(f"{path} is a pipe, a device or a broken link", where=path, hint="remove it")
             self.counts["pipe or device"] += 1
         elif kind is not None or (not ending and _is_image(path)):
             self.paths[kind or _IMAGE].append(path)

@@ -101,7 +101,7 @@ def feeds(inputs: Sequence[TensorSpec], pixel_values: np.ndarray, seed: int = 0)
     """Arrays for each of `inputs` on these images; where a mask is due, it covers half of the patches.
 
     Args:
-        inputs: what the runtime takes.
+        inputs: of the runtime.
         pixel_values: of N images, as the runtime takes them.
         seed: of the mask.
     """

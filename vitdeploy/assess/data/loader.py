@@ -50,7 +50,7 @@ def prepare(
     Args:
         data: the images.
         processor: of the model.
-        formats: what the runtimes take; for none of them, images are read and not decoded.
+        formats: of the runtimes' inputs; without any, images are read and not decoded.
         first: images before this position are read and not decoded.
         threads: images that are worked on at a time.
         ahead: images that may be ready, or in work, before they are asked for.

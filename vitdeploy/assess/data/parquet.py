@@ -38,12 +38,12 @@ _MOST_DICTIONARY_BYTES = 1024**3  # of a dictionary, whose offsets have 31 bits;
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ParquetData:
-    """What the files hold.
+    """The content of parquet files.
 
     Attributes:
         names: "file#row" of each of N images, rows counted from 0.
         labels: (N,) int64 indices, or N names; empty where none were asked for.
-        class_names: what the dataset calls the indices; None where it does not say.
+        class_names: the dataset's names of the indices; None without.
         load: gives the bytes of the image at a position from 0 to N - 1.
     """
 
@@ -82,9 +82,11 @@ def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) 
                     labels.append(_labels(path, file.read(columns=[label]).column(0)))
         except (OSError, pa.ArrowException) as exc:
             check_exhaustion(exc, f"reading {path}")
-            raise InputError(f"{path} must be a parquet file that can be read: {first_line(exc)}") from exc
+            reason = first_line(exc)
+            raise InputError(f"{path} is not a readable parquet file: {reason}", where=path, found=reason) from exc
         if labelled and (class_names[-1] != class_names[0] or type(labels[-1]) is not type(labels[0])):
-            raise InputError(f"{path} must have the labels and classes that {files[0].name} has, has others")
+            problem = f"the labels or classes of {path} are not those of {files[0].name}"
+            raise InputError(problem, where=path, what="labels", expected=files[0].name)
         column = f"{image}.bytes" if pa.types.is_struct(schema.field(image).type) else image
         first = len(names)
         for index in range(metadata.num_row_groups):
@@ -92,7 +94,7 @@ def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) 
             first += metadata.row_group(index).num_rows
         names += [f"{path.relative_to(root).as_posix()}#{row}" for row in range(metadata.num_rows)]
     if not names:
-        raise InputError(f"{source} must hold images, holds none")
+        raise InputError(f"{source} has no rows", where=source, what="images")
     indices = [part for part in labels if isinstance(part, np.ndarray)]
     joined = np.concatenate(indices) if indices else [str(name) for part in labels for name in part]
     return ParquetData(tuple(names), joined, class_names[0] if labelled else None, _RowGroups(groups, names).load)
@@ -128,7 +130,8 @@ class _RowGroups:
         value = images[position - self._firsts[number]].as_py()
         value = value["bytes"] if isinstance(value, dict) else value
         if value is None:
-            raise ImageError(f"cannot read {self._names[position]!r}: the row holds no bytes of an image")
+            name = self._names[position]
+            raise ImageError(f"cannot read {name!r}: the row has no image bytes", what="bytes", where=name)
         return bytes(value)
 
     def _read(self, group: _Group) -> Any:
@@ -141,16 +144,17 @@ class _RowGroups:
                 return file.read_row_group(group.index, columns=[group.column]).column(0)
         except (OSError, pa.ArrowException) as exc:
             check_exhaustion(exc, f"reading {group.path}")
-            raise ImageError(f"cannot read the images of {str(group.path)!r}: {first_line(exc)}") from exc
+            reason = first_line(exc)
+            problem = f"cannot read the images of {str(group.path)!r}: {reason}"
+            raise ImageError(problem, where=group.path, found=reason) from exc
 
 
 def _check_row_count(path: Path, count: int) -> None:
     """Refuse more rows than images could be in the file; labels that repeat take no room there."""
     size_bytes = path.stat().st_size
     if count > max(_MOST_ROWS, size_bytes // _LEAST_IMAGE_BYTES):
-        raise InputError(
-            f"{path} must hold images, states {count:,} rows in {size_bytes:,} bytes; write the file again"
-        )
+        problem = f"{path} states {count:,} rows in {size_bytes:,} bytes, too few for images"
+        raise InputError(problem, where=path, what="rows", found=count, hint="write the file again")
 
 
 def _check_expansion(group: _Group, metadata: pq.RowGroupMetaData) -> int:
@@ -161,9 +165,10 @@ def _check_expansion(group: _Group, metadata: pq.RowGroupMetaData) -> int:
     in_file = min(group.path.stat().st_size, sum(chunk.total_compressed_size for chunk in chunks))
     if size_bytes > max(_FLOOR_BYTES, _MOST_TIMES * in_file):
         raise ImageError(
-            f"cannot read the images of {str(group.path)!r}: row group {group.index} would take {size_bytes:,} bytes, "
-            f"and has {in_file:,}; write the file again"
-        )
+            f"cannot read the images of {str(group.path)!r}: row group {group.index} expands from {in_file:,} to "
+            f"{size_bytes:,} bytes",
+            where=group.path, what=f"row group {group.index}", found=size_bytes, hint="write the file again",
+        )  # fmt: skip
     return int(size_bytes)
 
 
@@ -176,16 +181,17 @@ def _check_one_split(source: Path, files: Sequence[Path]) -> None:
         splits.add((file.parent / split).as_posix())
     if len(splits) > 1:
         raise InputError(
-            f"{source} must hold the parquet files of one split, holds {', '.join(sorted(splits)[:5])}; give one file, "
-            f"or a folder with those of one"
-        )
+            f"{source} has the parquet files of several splits: {', '.join(sorted(splits)[:5])}",
+            where=source, what="splits", found=sorted(splits), hint="name one file, or a folder with one split",
+        )  # fmt: skip
 
 
 def _image_column(path: Path, schema: pa.Schema) -> str:
     name = _column(path, schema, IMAGE_COLUMNS, "Image")
     kind = schema.field(name).type
     if not (_is_binary(kind) or _is_struct_with_bytes(kind)):
-        raise InputError(f"{path} must have the bytes of files in column {name}, alone or in a struct, has {kind}")
+        problem = f"the column {name} of {path} must have the bytes of files, alone or in a struct, it has {kind}"
+        raise InputError(problem, where=path, what=name, expected="bytes", found=str(kind))
     return name
 
 
@@ -196,8 +202,9 @@ def _column(path: Path, schema: pa.Schema, names: Sequence[str], feature: str) -
     if len(found) != 1:
         raise InputError(
             f"{path} needs one column named {' or '.join(names)}, or one {feature} in its metadata 'huggingface'; "
-            f"it has the columns {', '.join(schema.names)[:200]}"
-        )
+            f"it has the columns {', '.join(schema.names)[:200]}",
+            where=path, what="columns", expected=names, found=tuple(schema.names),
+        )  # fmt: skip
     return str(found[0])
 
 
@@ -213,40 +220,47 @@ def _is_struct_with_bytes(kind: pa.DataType) -> bool:
 
 def _labels(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64] | list[str]:
     if column.null_count:
-        raise InputError(f"{path} must have a label in each row, lacks {column.null_count}")
+        rows = column.null_count
+        raise InputError(f"{rows} rows of {path} have no label", where=path, what="labels", expected=0, found=rows)
     if pa.types.is_integer(column.type):
         try:
             return np.asarray(column.cast(pa.int64()).to_numpy(), np.int64)
         except pa.ArrowInvalid as exc:  # of 64 bits without a sign
-            raise InputError(f"{path}: a label is not the index of a class: {first_line(exc)}") from exc
+            reason = first_line(exc)
+            problem = f"{path}: a label is not a class index: {reason}"
+            raise InputError(problem, where=path, what="label", found=reason) from exc
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return [str(value) for value in column.to_pylist()]
-    raise InputError(f"{path} must have whole numbers or names for labels, has {column.type}")
+    problem = f"the labels of {path} are {column.type}, neither whole numbers nor names"
+    raise InputError(problem, where=path, what="labels", found=str(column.type))
 
 
 def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     """The names in the dataset's ClassLabel."""
     if _features(path, schema) and not _feature(path, schema, label):
-        raise InputError(f"{path}: its metadata 'huggingface' says nothing of the column {label}; write the file again")
+        problem = f"{path}: its metadata 'huggingface' lacks the column {label}"
+        raise InputError(problem, where=path, what="huggingface", expected=label, hint="write the file again")
     feature = _feature(path, schema, label)
     if feature.get("_type") != "ClassLabel" or not pa.types.is_integer(schema.field(label).type):
         return None
     names = feature.get("names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{path}: its metadata 'huggingface' names the classes of {label} by {names!r:.80}, no list")
+        problem = f"{path}: the class names of {label} in its metadata 'huggingface' are no list: {names!r:.80}"
+        raise InputError(problem, where=path, what="huggingface", found=names)
     if not names:
-        raise InputError(f"{path}: its metadata 'huggingface' names no class of {label}; name them, or remove it")
+        problem = f"{path}: its metadata 'huggingface' has no class names of {label}"
+        raise InputError(problem, where=path, what="huggingface", found=names, hint="name the classes, or remove it")
     return tuple(names)
 
 
 def _feature(path: Path, schema: pa.Schema, column: str) -> dict[str, Any]:
-    """Of one column; empty where nothing is said of it."""
+    """The metadata of one column; empty without any."""
     feature = _features(path, schema).get(column)
     return feature if isinstance(feature, dict) else {}
 
 
 def _features(path: Path, schema: pa.Schema) -> dict[str, Any]:
-    """What the Hub's libraries say of each column, as JSON among the schema's metadata; empty without it."""
+    """The metadata of the columns, which the Hub's libraries write as JSON; empty without any."""
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return {}
@@ -255,7 +269,6 @@ def _features(path: Path, schema: pa.Schema) -> dict[str, Any]:
         if not isinstance(features, dict):
             raise TypeError(f"expected an object, got {features!r:.80}")
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
-        raise InputError(
-            f"{path} must describe its columns in the metadata 'huggingface': {type(exc).__name__} {exc}"
-        ) from exc
+        problem = f"{path}: its metadata 'huggingface' does not describe its columns: {type(exc).__name__} {exc}"
+        raise InputError(problem, where=path, what="huggingface") from exc
     return dict(features)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.data.images import few_images
 from vitdeploy.assess.debug.mixed_precision import LowerPrecision
-from vitdeploy.assess.debug.search import smallest_kept
+from vitdeploy.assess.debug.search import delta_debug
 from vitdeploy.assess.metrics.outputs import check_tolerance, compare_outputs, default_tolerance
 from vitdeploy.assess.metrics.status import ImageAssessment
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
@@ -104,7 +104,7 @@ def bisect(
     """Find a smallest set of nodes that must stay in float32 for an ONNX artifact to equal the reference.
 
     Which graph that is, is said at `vitdeploy.assess.debug.mixed_precision.LowerPrecision.of`; what "smallest" means,
-    and how many runs it takes, at `vitdeploy.assess.debug.search.smallest_kept`.
+    and how many runs it takes, at `vitdeploy.assess.debug.search.delta_debug`.
 
     Args:
         bundle: the bundle or its folder.
@@ -149,7 +149,7 @@ def bisect(
             )
             return error
 
-        found = smallest_kept([[node.name for node in group] for group in groups], evaluate, allowed, max_runs)
+        found = delta_debug([[node.name for node in group] for group in groups], evaluate, allowed, max_runs)
     return Bisection(
         bundle=str(bundle.path),
         precision=precision,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.assess.metrics.status import ByResult, ImageAssessment, Verdict
+from vitdeploy.assess.metrics.status import ByResult, CheckResult, ImageAssessment
 
 if TYPE_CHECKING:
     from vitdeploy.assess.metrics.outputs import Difference
@@ -62,12 +62,12 @@ class ArtifactLayers:
         return "passed" if self.parts and self.first is None else "failed"
 
     @property
-    def verdicts(self) -> tuple[Verdict, ...]:
+    def check_results(self) -> tuple[CheckResult, ...]:
         """One a part, for a report; one where it was skipped."""
         if self.skipped is not None:
-            return (Verdict(self.artifact, "debug layers", "skipped", self.skipped),)
+            return (CheckResult(self.artifact, "debug layers", "skipped", self.skipped),)
         return tuple(
-            Verdict(
+            CheckResult(
                 self.artifact,
                 part.part,
                 "passed" if part.worst.within(self.tolerance) else "failed",

@@ -37,7 +37,7 @@ class Closeness(NamedTuple):
     p5_cosine: float | None
 
 
-class Yardstick:
+class VariantErrors:
     """Runs variants of a graph, and holds of them no more than what one batch gives.
 
     Args:
@@ -137,7 +137,7 @@ def opened_variant(
             yield runtime
 
 
-def effects(
+def sensitivities(
     variants: Variants,
     error: Callable[[frozenset[str]], float],
     progress: Progress,

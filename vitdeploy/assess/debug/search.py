@@ -1,24 +1,38 @@
-"""Find a smallest set of nodes that must stay in float32, from nothing but the error that each set gives."""
+"""Search for the nodes that must stay in float32: delta debugging, and mixed-precision search by sensitivity."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 FEWEST_RUNS = 2  # with nothing kept, and with everything
+MAX_RUNS = 100
+
+
+class Measure(Protocol):
+    """A measurement of an artifact; its text is for people."""
+
+    @property
+    def value(self) -> float:
+        """The larger the better."""
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+M = TypeVar("M", bound="Measure")
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What the search came to.
+class MinimalSet:
+    """Result of delta debugging.
 
     Attributes:
-        kept: the set; empty where nothing need be kept, everything where even that does not pass.
+        kept: the nodes; empty where nothing need be kept, everything where even that does not pass.
         error_without: with nothing kept.
         error: with `kept`.
         error_with_all: with everything kept; None where nothing need be.
@@ -34,12 +48,56 @@ class Found:
     minimal: bool
 
 
-def smallest_kept(
+@dataclasses.dataclass(frozen=True)
+class KeptLayers(Generic[M]):
+    """Result of a search by sensitivity.
+
+    Attributes:
+        kept: the layers, the most sensitive first; where nothing is enough, those with which the most is reached.
+        accuracy: with them.
+        without: with none.
+        enough: whether that is enough.
+        runs: how many sets were measured.
+        minimal: whether it was shown that none of `kept` can be left out.
+    """
+
+    kept: tuple[str, ...]
+    accuracy: M
+    without: M
+    enough: bool
+    runs: int
+    minimal: bool
+
+
+class _OutOfRunsError(Exception):
+    """The search ends here, with the best set so far."""
+
+
+class _Measurements(Generic[K, V]):
+    """Measurements by set; none is made twice, and no more than `max_runs` are made."""
+
+    def __init__(self, measure: Callable[[K], V], max_runs: int) -> None:
+        self._measure, self._max_runs = measure, max_runs
+        self.by_set: dict[K, V] = {}
+
+    def __call__(self, kept: K) -> V:
+        if kept not in self.by_set:
+            if len(self.by_set) == self._max_runs:
+                raise _OutOfRunsError
+            self.by_set[kept] = self._measure(kept)
+        return self.by_set[kept]
+
+    @property
+    def runs(self) -> int:
+        return len(self.by_set)
+
+
+def delta_debug(
     groups: Sequence[Sequence[str]],
     evaluate: Callable[[frozenset[str]], float],
     tolerance: float,
     max_runs: int,
-) -> Found:
+) -> MinimalSet:
     """Find a set of nodes with which the error is within `tolerance`, and without any one of which it is not.
 
     That is 1-minimal, as delta debugging has it (Zeller and Hildebrandt 2002, doi:10.1109/32.988498). A set with fewer
@@ -63,69 +121,101 @@ def smallest_kept(
     """
     if max_runs < FEWEST_RUNS:
         raise UsageError(f"max_runs must be at least {FEWEST_RUNS}, got {max_runs}", what="max_runs", found=max_runs)
-    search = _Search(groups, evaluate, tolerance, max_runs)
-    without = search.error(frozenset())
+    error = _Measurements(evaluate, max_runs)
+    kept: frozenset[str] = frozenset(node for group in groups for node in group)
+    without = error(frozenset())
     if without <= tolerance:
-        return Found(frozenset(), without, without, None, search.runs, minimal=True)
-    with_all = search.error(search.kept)
+        return MinimalSet(frozenset(), without, without, None, error.runs, minimal=True)
+    with_all = error(kept)
     if not with_all <= tolerance:
-        return Found(search.kept, without, with_all, with_all, search.runs, minimal=False)
+        return MinimalSet(kept, without, with_all, with_all, error.runs, minimal=False)
+
+    def passes_without(part: frozenset[str]) -> bool:
+        """Whether the set without `part` passes; it is then kept."""
+        nonlocal kept
+        passes = error(kept - part) <= tolerance
+        if passes:
+            kept -= part
+        return passes
+
+    def let_go(parts: Sequence[frozenset[str]]) -> None:
+        """Let all of `parts` go; where that does not pass, what can go of their first half, and then of the second."""
+        if parts and not passes_without(frozenset().union(*parts)) and len(parts) > 1:
+            middle = len(parts) // 2
+            let_go(parts[:middle])
+            let_go(parts[middle:])
+
     try:
-        ranked = sorted(groups, key=lambda group: search.error(search.kept.difference(group)))
-        search.let_go([frozenset(group) for group in ranked])
-        search.let_go([frozenset([node]) for group in ranked for node in group if node in search.kept])
-        search.let_go_one_by_one()
+        ranked = sorted(groups, key=lambda group: error(kept.difference(group)))
+        let_go([frozenset(group) for group in ranked])
+        let_go([frozenset([node]) for group in ranked for node in group if node in kept])
+        while any(passes_without(frozenset([node])) for node in sorted(kept)):
+            pass  # only where more kept means more error is there any left that can go
         minimal = True
     except _OutOfRunsError:
         minimal = False
-    return Found(search.kept, without, search.error(search.kept), with_all, search.runs, minimal)
+    return MinimalSet(kept, without, error(kept), with_all, error.runs, minimal)
 
 
-class _OutOfRunsError(Exception):
-    """The search ends here, with what it has."""
+def search_by_sensitivity(
+    rank: Callable[[], Sequence[str]],
+    measure: Callable[[frozenset[str]], M],
+    enough: Callable[[M], bool],
+    max_runs: int = MAX_RUNS,
+) -> KeptLayers[M]:
+    """Find a set of layers with which the accuracy is enough, and without any one of which it is not.
+
+    1. Of a ranking, 1, 2, 4, ... of the first are kept, until that is enough; then the number is halved in on.
+    2. Each that is kept is let go, the least sensitive first, where the others are enough; again, until none can go.
+
+    With n layers and m kept this takes some 2 log2(n) + m runs, and m more where a layer could go. The answer is
+    1-minimal, not the smallest set of all. At least one layer is not kept.
+
+    Args:
+        rank: gives the layers, the most sensitive first; called where keeping none is not enough.
+        measure: the accuracy with these layers kept.
+        enough: whether it is.
+        max_runs: sets to measure at most, from 2 up; the best one so far is then the answer.
+    """
+    accuracy: _Measurements[tuple[str, ...], M] = _Measurements(lambda kept: measure(frozenset(kept)), max_runs)
+    without = accuracy(())
+    if enough(without):
+        return KeptLayers((), without, without, enough=True, runs=accuracy.runs, minimal=True)
+    ranked = tuple(rank())
+
+    def passes(kept: tuple[str, ...]) -> bool:
+        return enough(accuracy(kept))
+
+    try:
+        kept = _shortest_prefix(ranked, passes)
+        minimal = kept is not None
+        before = None
+        while kept is not None and kept != before:  # what is rounded elsewhere may, by luck, make up for a layer
+            before = kept
+            for layer in reversed(before):
+                others = tuple(name for name in kept if name != layer)
+                if passes(others):
+                    kept = others
+    except _OutOfRunsError:
+        minimal = False
+    passing = [kept for kept, measured in accuracy.by_set.items() if enough(measured)]
+    best = (
+        min(passing, key=len)
+        if passing
+        else max(accuracy.by_set, key=lambda kept: (accuracy.by_set[kept].value, -len(kept)))
+    )
+    return KeptLayers(best, accuracy.by_set[best], without, enough=bool(passing), runs=accuracy.runs, minimal=minimal)
 
 
-class _Search:
-    """A set that passes, and becomes smaller."""
-
-    def __init__(
-        self,
-        groups: Iterable[Iterable[str]],
-        evaluate: Callable[[frozenset[str]], float],
-        tolerance: float,
-        max_runs: int,
-    ) -> None:
-        self.kept = frozenset(node for group in groups for node in group)
-        self._evaluate, self._tolerance, self._max_runs = evaluate, tolerance, max_runs
-        self._errors: dict[frozenset[str], float] = {}
-
-    @property
-    def runs(self) -> int:
-        return len(self._errors)
-
-    def error(self, kept: frozenset[str]) -> float:
-        if kept not in self._errors:
-            if self.runs == self._max_runs:
-                raise _OutOfRunsError
-            self._errors[kept] = self._evaluate(kept)
-        return self._errors[kept]
-
-    def let_go(self, parts: Sequence[frozenset[str]]) -> None:
-        """Let all of `parts` go; where that does not pass, what can go of their first half, and then of the second."""
-        if not parts or self._passes_without(frozenset().union(*parts)) or len(parts) == 1:
-            return
-        middle = len(parts) // 2
-        self.let_go(parts[:middle])
-        self.let_go(parts[middle:])
-
-    def let_go_one_by_one(self) -> None:
-        """Until none can go: only where more kept means more error has `let_go` left any that can."""
-        while any(self._passes_without(frozenset([node])) for node in sorted(self.kept)):
-            pass
-
-    def _passes_without(self, part: frozenset[str]) -> bool:
-        """Whether the set without `part` passes; it is then kept."""
-        passes = self.error(self.kept - part) <= self._tolerance
-        if passes:
-            self.kept -= part
-        return passes
+def _shortest_prefix(ranked: tuple[str, ...], passes: Callable[[tuple[str, ...]], bool]) -> tuple[str, ...] | None:
+    """The shortest that is enough, by halving; None where all but one of the layers are not."""
+    low, high, most = 0, 1, len(ranked) - 1  # low is not enough
+    while high < most and not passes(ranked[:high]):
+        low, high = high, 2 * high
+    high = min(high, most)
+    if not passes(ranked[:high]):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(ranked[:middle]) else (middle, high)
+    return ranked[:high]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.data.images import few_images
 from vitdeploy.assess.debug.mixed_precision import LowerPrecision
-from vitdeploy.assess.debug.quantization_error import Yardstick, effects
+from vitdeploy.assess.debug.quantization_error import VariantErrors, sensitivities
 from vitdeploy.assess.metrics.status import ImageAssessment
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, run_reference
@@ -56,7 +56,7 @@ class Sensitivity(ImageAssessment):
 
     An error is the length of the difference from the reference over the length of what that gives, of all images
     together, and of several outputs, or of a regression's values, the largest; see
-    `vitdeploy.assess.debug.quantization_error.Yardstick`.
+    `vitdeploy.assess.debug.quantization_error.VariantErrors`.
 
     Attributes:
         precision: what a layer computes in that is not kept in float32.
@@ -137,16 +137,16 @@ def sensitivity(
     batches = Batches(runtimes.processor, chosen, 1)
     expected, _ = run_reference(runtimes, batches, tuple(spec.name for spec in artifact.outputs))
     pixel_values = [feed["pixel_values"] for feed in batches.feeds(artifact)]
-    yardstick = Yardstick(pixel_values, expected, problem_type=bundle.read_config().problem_type)
+    errors = VariantErrors(pixel_values, expected, problem_type=bundle.read_config().problem_type)
 
     def error(kept: frozenset[str]) -> float:
-        return yardstick.error(variants, kept)
+        return errors.error(variants, kept)
 
     progress.step(f"running {artifact.name}, and the same in float32")
     of_all, of_none = error(frozenset()), error(frozenset(variants.nodes))
     progress.step(f"running each of {len(layers)} layers alone in {precision}")
     names = {label: tuple(node.name for node in nodes) for label, nodes in layers.items()}
-    found = effects(variants, error, progress, names)
+    found = sensitivities(variants, error, progress, names)
     return Sensitivity(
         bundle=str(bundle.path),
         precision=precision,

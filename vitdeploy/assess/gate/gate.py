@@ -16,7 +16,7 @@ from vitdeploy.assess.gate.checks import Check, judge
 from vitdeploy.assess.gate.measured import Measured
 from vitdeploy.assess.gate.plan import plan
 from vitdeploy.assess.gate.rules import GateRules, read_rules
-from vitdeploy.assess.metrics.status import Assessment, Verdict, overall
+from vitdeploy.assess.metrics.status import Assessment, CheckResult, overall
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs
@@ -71,9 +71,9 @@ class GateResult(Assessment):
         return overall(check.status for check in self.checks)
 
     @property
-    def verdicts(self) -> tuple[Verdict, ...]:
+    def check_results(self) -> tuple[CheckResult, ...]:
         """Every check, for a report."""
-        return tuple(Verdict(check.subject, check.rule, check.status, check.message) for check in self.checks)
+        return tuple(CheckResult(check.subject, check.rule, check.status, check.message) for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -14,6 +14,7 @@ from vitdeploy.assess.metrics.shares import images_needed, mcnemar_power, smalle
 from vitdeploy.assess.runs.targets import REFERENCE, Selected, no_artifact, reference_backend, select
 from vitdeploy.errors import UsageError
 from vitdeploy.specs import Task
+from vitdeploy.system.shares import in_percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,8 +121,8 @@ def _of_artifact(
     if not with_classes:
         _check_no_classes(rules)
     if rules.min_accuracy is not None:
-        _check_share("min_accuracy", subject, rules.min_accuracy, images)
-        checks.append(planned("min_accuracy", rules.min_accuracy))
+        _check_share("min_accuracy", subject, in_percent(rules.min_accuracy), images)
+        checks.append(planned("min_accuracy", in_percent(rules.min_accuracy)))
     if baseline is not None and with_classes:
         disagreement = baseline.disagreement(subject, subject_of(select(bundle)[0]))
         checks.append(planned("max_drop", _allowed_drop(subject, rules.max_drop, images, disagreement)))
@@ -133,15 +134,15 @@ def _of_artifact(
     if selected.artifact == REFERENCE:
         return checks
     if rules.min_agreement is not None:
-        _check_share("min_agreement", subject, rules.min_agreement, images)
-        checks.append(planned("min_agreement", rules.min_agreement))
+        _check_share("min_agreement", subject, in_percent(rules.min_agreement), images)
+        checks.append(planned("min_agreement", in_percent(rules.min_agreement)))
     (artifact,) = [each for each in bundle.manifest.artifacts if each.name == selected.artifact]
     if rules.min_cosine is not None:
         _check_percentile(subject, rules.min_cosine, images)
         checks.append(planned("min_cosine", rules.min_cosine))
     if rules.min_neighbour_agreement is not None and searchable([spec.name for spec in artifact.outputs]):
-        _check_share("min_neighbour_agreement", subject, rules.min_neighbour_agreement, images)
-        checks.append(planned("min_neighbour_agreement", rules.min_neighbour_agreement))
+        _check_share("min_neighbour_agreement", subject, in_percent(rules.min_neighbour_agreement), images)
+        checks.append(planned("min_neighbour_agreement", in_percent(rules.min_neighbour_agreement)))
     if rules.max_difference is None and not with_classes and artifact.precision in COSINE_BOUNDS:
         checks.append(planned("cosine", COSINE_BOUNDS[artifact.precision].p5))
     else:
@@ -168,7 +169,7 @@ def _check_share(rule: str, subject: str, percent: float, images: int) -> None:
         raise UsageError(
             f"{rule} of {percent:.15g} % for {subject} needs {needed} images, of which one may be wrong; the data has "
             f"{images}",
-            what=rule, where=subject, expected=needed, found=images, hint="add images, or demand 100",
+            what=rule, where=subject, expected=needed, found=images, hint="add images, or demand 100%",
         )  # fmt: skip
 
 
@@ -190,14 +191,14 @@ def _check_percentile(subject: str, cosine: float, images: int) -> None:
         )  # fmt: skip
 
 
-def _allowed_drop(subject: str, points: float | None, images: int, disagreement: float) -> float:
+def _allowed_drop(subject: str, share: float | None, images: int, disagreement: float) -> float:
     """The largest drop that passes, in points. One of `SEEN` times the size must fail with the chance `POWER`."""
-    if points is None:
+    if share is None:
         return 100 * smallest_bound(images, SEEN, disagreement=disagreement, alpha=ALPHA, power=POWER)
-    allowed, drop = points / 100, min(SEEN * points / 100, 1.0)
-    share = max(drop, disagreement)
-    if mcnemar_power(images, (share + drop) / 2, (share - drop) / 2, ALPHA, allowed) < POWER:
-        needed = images_needed(drop, disagreement=share, alpha=ALPHA, power=POWER, beyond=allowed)
+    points, drop = in_percent(share), min(SEEN * share, 1.0)
+    differing = max(drop, disagreement)
+    if mcnemar_power(images, (differing + drop) / 2, (differing - drop) / 2, ALPHA, share) < POWER:
+        needed = images_needed(drop, disagreement=differing, alpha=ALPHA, power=POWER, beyond=share)
         least = smallest_bound(images, SEEN, disagreement=disagreement, alpha=ALPHA, power=POWER)
         raise UsageError(
             f"max_drop of {points:g} points for {subject} needs {needed} images, so that a drop of {100 * drop:g} is "

@@ -1,11 +1,9 @@
-"""What a gate demands of the artifacts of a bundle: rules from a TOML file, or from flags."""
+"""Rules of a gate, from a TOML file or from flags."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import math
 import re
 import sys
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import InputError, UsageError, first_line, shown
 from vitdeploy.files.regular_file import read_regular
+from vitdeploy.system.shares import read_drop, read_share
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,24 +22,83 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping
 
-_BELOW_100 = math.nextafter(100, 0)
 _UNITS = {"bytes": 1, "kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
+
+
+def _cosine(value: Any, name: str) -> float:
+    if value in (1, "1", "100%"):
+        raise UsageError(
+            f"{name} of 1 cannot be reached: no two computations round alike",
+            what=name, found=value, hint="give less, such as 0.999",
+        )  # fmt: skip
+    expected = "a cosine above 0 and below 1, such as 0.99 or 99%"
+    return read_share(value, name, expected, lambda share: 0 < share < 1)
+
+
+def _drop(value: Any, name: str) -> float:
+    return read_drop(value, name, none=False)
+
+
+def _difference(value: Any, name: str) -> float:
+    expected = "a share of the output's largest value, from 0 up, such as 1e-4 or 0.01%"
+    return read_share(value, name, expected, lambda share: share >= 0)
+
+
+def _ratio(value: Any, name: str) -> float:
+    if isinstance(value, str) and value.endswith("%"):
+        raise UsageError(f"{name} must be a ratio, got {shown(value)}", what=name, found=value, hint="write 0.8")
+    return read_share(value, name, "a ratio above 0, such as 0.8", lambda ratio: ratio > 0)
+
+
+def _backend(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not re.fullmatch("[a-z-]+:[a-z0-9]+", value):
+        raise UsageError(
+            f'{name} must be a backend and a precision, such as "torch:fp32", got {shown(value)}',
+            what=name, found=value,
+        )  # fmt: skip
+    return value
+
+
+def _bytes(value: Any, name: str) -> int:
+    match = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?) ?({'|'.join(_UNITS)})?", value) if isinstance(value, str) else None
+    if match is not None:
+        value = float(match[1]) * _UNITS[match[2] or "bytes"]
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 1 <= value <= 2.0**63:
+        raise UsageError(
+            f'{name} must be a number of bytes, or a text such as "12.5 MB", got {shown(value)}', what=name, found=value
+        )
+    return round(value)
+
+
+_READ: dict[str, Callable[[Any, str], Any]] = {
+    "min_accuracy": read_share,
+    "max_drop": _drop,
+    "min_agreement": read_share,
+    "min_cosine": _cosine,
+    "min_neighbour_agreement": read_share,
+    "max_difference": _difference,
+    "max_layer_difference": _difference,
+    "max_latency_ratio": _ratio,
+    "latency_against": _backend,
+    "max_size": _bytes,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Bounds of one artifact; None where there is none.
+    """Bounds of one artifact; None where there is none. Shares are 0.99 or "99%"; a number such as 99 is refused.
 
     Attributes:
-        min_accuracy: top-1, in percent, from 1 to 100.
-        max_drop: of the top-1 accuracy against the baseline's, in points, above 0 and below 100. Where there is a
-            baseline, by default the smallest of which so many images show a drop of twice the size.
-        min_agreement: images of which artifact and reference make the same best class, in percent, from 1 to 100.
+        min_accuracy: smallest top-1 accuracy, a share above 0 and up to 1.
+        max_drop: largest loss of top-1 accuracy against the baseline, a share above 0 and below 1, such as 0.01 or
+            "1%"; from 0.1 up only with a percent sign. Where there is a baseline, by default the smallest of which so
+            many images show a drop of twice the size.
+        min_agreement: smallest share of images whose best class is the reference's.
         min_cosine: the 5th percentile, over the images, of the cosine similarity with the reference's vector, above 0
             and below 1, see `vitdeploy.assess.metrics.features`: of pooled output and CLS token, or of a classifier's
             logits.
-        min_neighbour_agreement: images whose nearest neighbour among them is the reference's, in percent, from 1 to
-            100; of a model without classes.
+        min_neighbour_agreement: smallest share of images whose nearest neighbour among them is the reference's, of a
+            model without classes.
         max_difference: of an output from the reference's, relative to its largest value; the tolerance of the
             precision by default, but for a quantized artifact of a model without classes, which is judged by cosine.
         max_layer_difference: of a layer's own result from the reference's, both given the same, see `compare_layers`;
@@ -61,6 +119,11 @@ class Rules:
     latency_against: str | None = None
     max_size: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, read in _READ.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, read(getattr(self, name), name))
+
     def with_(self, other: Rules) -> Rules:
         """These, with every bound that the other has in the place of this one's."""
         given = {key: value for key, value in dataclasses.asdict(other).items() if value is not None}
@@ -74,7 +137,12 @@ class Rules:
             UsageError: a key is unknown, or a value is not what it must be.
         """
         _check_keys(data, [field.name for field in dataclasses.fields(cls)], where)
-        return cls(**{key: _READ[key](value, f"{key} of {where}") for key, value in data.items()})
+        try:
+            return cls(**data)
+        except UsageError as exc:
+            error = exc.with_message(f"{where}: {exc}")
+            error.where = where
+            raise error from exc
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,16 +177,19 @@ def read_rules(path: str | os.PathLike[str]) -> GateRules:
     try:
         text = read_regular(file).decode("utf-8-sig")
     except OSError as exc:
-        raise InputError(f"cannot read the rules in {file}: {exc.strerror}") from exc
+        raise InputError(f"{file} cannot be read: {exc.strerror}", where=file, found=exc.strerror) from exc
     except UnicodeDecodeError as exc:
-        raise InputError(f"cannot read the rules in {file}: it is not in UTF-8 ({exc})") from exc
+        raise InputError(f"{file} is not in UTF-8: {exc}", where=file, expected="UTF-8") from exc
     try:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as exc:  # tomllib's own, an integer of thousands of digits, deep nesting
-        raise InputError(f"{file} must be TOML: {first_line(exc)}") from exc
+        raise InputError(f"{file} is not TOML: {first_line(exc)}", where=file, expected="TOML") from exc
     artifacts = data.pop("artifacts", {})
     if not isinstance(artifacts, dict) or not all(isinstance(table, dict) for table in artifacts.values()):
-        raise UsageError(f'artifacts of {file} must be tables such as [artifacts."onnx-fp16"], got {shown(artifacts)}')
+        raise UsageError(
+            f'artifacts in {file} must be tables such as [artifacts."onnx-fp16"], got {shown(artifacts)}',
+            what="artifacts", where=file, found=artifacts,
+        )  # fmt: skip
     known = [field.name for field in dataclasses.fields(Rules)]
     _check_keys(data, [*known, "artifacts"], str(file))
     of_each = {name: Rules.from_dict(table, f"{name} in {file}") for name, table in artifacts.items()}
@@ -130,78 +201,4 @@ def _check_keys(data: Iterable[str], known: list[str], where: str) -> None:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
-            raise UsageError(f"{where} must have no key but those that are known, has {key!r}; {hint}")
-
-
-def _number(
-    value: Any,
-    name: str,
-    *,
-    low: float,
-    high: float = sys.float_info.max,
-    what: str,
-    open_: bool = False,
-    percent: float | None = None,
-) -> float:
-    if percent is not None and isinstance(value, str) and value.endswith("%"):
-        with contextlib.suppress(ValueError):  # and it is refused as it is
-            value = float(value[:-1]) * percent
-    right = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not right or not (low < value if open_ else low <= value) or not value <= high:
-        raise UsageError(f"{name} must be {what}, got {shown(value)}")
-    return float(value)
-
-
-def _percent(value: Any, name: str) -> float:
-    # From 1 up: whoever writes 0.98 and means 98 % would else have a rule that everything passes.
-    return _number(value, name, low=1, high=100, what='in percent, from 1 to 100, such as 98.5 or "98.5%"', percent=1)
-
-
-def _cosine(value: Any, name: str) -> float:
-    number = _number(
-        value, name, low=0, high=1, open_=True, what='a cosine above 0 and below 1, such as 0.99 or "99%"', percent=0.01
-    )
-    if number == 1:
-        raise UsageError(f"{name} of 1 cannot be reached: no two computations round alike; give less, such as 0.999")
-    return number
-
-
-def _points(value: Any, name: str) -> float:
-    what = 'in points of accuracy, above 0 and below 100, such as 1.5 or "1.5%"'
-    return _number(value, name, low=0, high=_BELOW_100, open_=True, what=what, percent=1)
-
-
-def _difference(value: Any, name: str) -> float:
-    what = "a share of the output's largest value, from 0 up, such as 1e-4 or 0.01%"
-    return _number(value, name, low=0, what=what, percent=0.01)
-
-
-def _ratio(value: Any, name: str) -> float:
-    return _number(value, name, low=0, open_=True, what="a ratio above 0, such as 0.8")
-
-
-def _backend(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not re.fullmatch("[a-z-]+:[a-z0-9]+", value):
-        raise UsageError(f'{name} must be a backend and a precision, such as "torch:fp32", got {shown(value)}')
-    return value
-
-
-def _bytes(value: Any, name: str) -> int:
-    match = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?) ?({'|'.join(_UNITS)})?", value) if isinstance(value, str) else None
-    if match is not None:
-        value = float(match[1]) * _UNITS[match[2] or "bytes"]
-    return round(_number(value, name, low=1, high=2.0**63, what='a number of bytes, or a text such as "12.5 MB"'))
-
-
-_READ: dict[str, Callable[[Any, str], Any]] = {
-    "min_accuracy": _percent,
-    "max_drop": _points,
-    "min_agreement": _percent,
-    "min_cosine": _cosine,
-    "min_neighbour_agreement": _percent,
-    "max_difference": _difference,
-    "max_layer_difference": _difference,
-    "max_latency_ratio": _ratio,
-    "latency_against": _backend,
-    "max_size": _bytes,
-}
+            raise UsageError(f"unknown key {shown(key, 80)} in {where}", what=key, where=where, hint=hint)

@@ -1,4 +1,4 @@
-"""What a graph is made of, whatever its format."""
+"""The summary of a graph, in any format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GraphSummary:
     """The content of one artifact's graph.
 
     Attributes:
-        versions: what it is written in, such as the opset.
+        versions: of its format, such as the opset.
         node_types: how many nodes there are of each type, the most frequent first.
         weights: how many constant tensors it has.
         weight_bytes: their size by element type, the largest first.

@@ -1,4 +1,4 @@
-"""What an artifact is, from its manifest and its graph, and what differs between two."""
+"""Describe an artifact by its manifest and its graph, and compare two."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Inspection:
     Attributes:
         bundle: the folder.
         source: where the model came from.
-        task: what its head computes.
-        artifact: what the manifest says.
-        graph: what the graph is made of; None where it was not read.
+        task: of its head.
+        artifact: the entry of the manifest.
+        graph: None where it was not read.
         note: why it was not; None where it was.
     """
 
@@ -98,12 +98,15 @@ def artifact_named(bundle: Bundle, name: str | None = None) -> Artifact:
     artifacts = [artifact for artifact in bundle.manifest.artifacts if name in (None, artifact.name)]
     if len(artifacts) == 1:
         return artifacts[0]
-    names = ", ".join(artifact.name for artifact in bundle.manifest.artifacts)
+    names = [artifact.name for artifact in bundle.manifest.artifacts]
     if not names:
-        raise UsageError(f"{bundle.path} must hold an artifact, holds none; make one: vitdeploy export")
-    if name is None:
-        raise UsageError(f"{bundle.path} holds several artifacts: {names}; choose one with --artifact")
-    raise UsageError(f"{bundle.path} has no artifact {name}, only: {names}; choose one of them")
+        problem, hint = "has no artifact", "make one: vitdeploy export"
+    elif name is None:
+        problem, hint = f"has several artifacts: {', '.join(names)}", "choose one with --artifact"
+    else:
+        problem, hint = f"has no artifact {name}, only: {', '.join(names)}", "choose one of them"
+    problem = f"{bundle.path} {problem}"
+    raise UsageError(problem, what="--artifact", where=bundle.path, expected=names, found=name, hint=hint)
 
 
 def inspect_artifact(bundle: Bundle, artifact: Artifact) -> Inspection:
@@ -126,9 +129,8 @@ def inspect_artifact(bundle: Bundle, artifact: Artifact) -> Inspection:
 
 def _reader(format: str) -> ReadGraph:  # noqa: A002  (the manifest's word)
     if format not in GRAPH_READERS:
-        raise UnavailableError(
-            f"vitdeploy {__version__} has no reader for {format} graphs, only for {', '.join(GRAPH_READERS)}"
-        )
+        problem = f"vitdeploy {__version__} has no reader for {format} graphs, only for {', '.join(GRAPH_READERS)}"
+        raise UnavailableError(problem, what="format", expected=tuple(GRAPH_READERS), found=format)
     row = GRAPH_READERS[format]
     function: ReadGraph = load_target(row.target, f"reading {format} graphs", row.extra)
     return function
@@ -140,7 +142,7 @@ def same_bytes(a: Inspection, b: Inspection) -> bool:
 
 
 def differences(a: Inspection, b: Inspection) -> dict[str, dict[str, Pair]]:
-    """What differs between two artifacts, by section and name; empty where nothing does.
+    """The differences between two artifacts, by section and name.
 
     Graphs are compared where both were read. Consecutive layers that differ alike are one entry.
     """
@@ -165,7 +167,7 @@ def _pairs(section: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str
 
 
 def _proofs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
-    """What differs in the numbers of the outputs that were compared with the reference on both sides."""
+    """The differences in the numbers of the outputs that both sides compared with the reference."""
     left, right = ({item["output"]: item for item in side.get("outputs", ())} for side in (a, b))
     return {
         f"{output} {name}": pair

@@ -1,4 +1,4 @@
-"""Which part of a vision transformer each node of an ONNX graph belongs to."""
+"""Assign each node of an ONNX graph to a part of the vision transformer."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _split_off_head(
 
 
 def _captured(node: onnx.NodeProto) -> set[str]:
-    """What a node's subgraphs take from the graph around them."""
+    """The values that a node's subgraphs take from the graph around them."""
     found: set[str] = set()
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):

@@ -38,7 +38,7 @@ class _Weight(NamedTuple):
 
 
 def read_onnx(source: Path | OpenedFile) -> GraphSummary:
-    """What the main graph of an ONNX model is made of.
+    """Summarize the main graph of an ONNX model.
 
     Raises:
         BundleError: the file is no valid ONNX model.
@@ -95,9 +95,8 @@ def valid_onnx(file: OpenedFile) -> Iterator[None]:
         check_exhaustion(exc, f"reading {file.path}")
         raise
     except (DecodeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise BundleError(
-            f"{file.path} must hold a valid ONNX model: {file.named(first_line(exc))}; export the bundle again"
-        ) from exc
+        problem = f"{file.path} is not a valid ONNX model: {file.named(first_line(exc))}"
+        raise BundleError(problem, where=file.path, expected="ONNX", hint="export the bundle again") from exc
 
 
 def _weight(tensor: onnx.TensorProto) -> _Weight:
@@ -144,7 +143,7 @@ def _computes_in(node: onnx.NodeProto, types: Mapping[str, str], sources: Mappin
     Args:
         node: of a graph.
         types: of its values.
-        sources: what each DequantizeLinear takes, by what it gives.
+        sources: the input of each DequantizeLinear, by its output.
     """
     if node.op_type in _OF_INTEGERS:
         return types.get(node.input[0], _UNKNOWN)

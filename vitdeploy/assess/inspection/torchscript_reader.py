@@ -25,7 +25,7 @@ _CONVERSION = "aten::to"
 
 
 def read_torchscript(source: Path | OpenedFile) -> GraphSummary:
-    """What the graph of a TorchScript file is made of.
+    """Summarize the graph of a TorchScript file.
 
     A constant is no node. The type that a node gives is that of a conversion, or else what torch promotes its inputs'
     types to.
@@ -41,10 +41,11 @@ def read_torchscript(source: Path | OpenedFile) -> GraphSummary:
     inputs, _ = read_signature(path, signature)
     graph = module.graph
     if not 1 <= len(inputs) < len(list(graph.inputs())):  # the first of the graph is the module itself
+        taken = len(list(graph.inputs())) - 1
         raise BundleError(
-            f"{path} states {len(inputs)} inputs, and its graph takes {len(list(graph.inputs())) - 1}; export the "
-            f"bundle again"
-        )
+            f"{path} states {len(inputs)} inputs, but its graph takes {taken}",
+            what="inputs", where=path, expected=taken, found=len(inputs), hint="export the bundle again",
+        )  # fmt: skip
     nodes = [node for node in graph.nodes() if node.kind() != "prim::Constant"]
     weights = _weights(graph).values()
     sizes: dict[tuple[object, ...], list[int]] = {}  # of equal ones
@@ -124,7 +125,8 @@ def _file_format(file: OpenedFile) -> int:
             name = next(name for name in archive.namelist() if name.endswith("/version"))
             return int(archive.read(name))
     except (ValueError, StopIteration, zipfile.BadZipFile) as exc:  # torch takes a number with more behind it
-        raise BundleError(f"{file.path} has no version of its format; export the bundle again") from exc
+        problem = f"{file.path} does not state its format version"
+        raise BundleError(problem, what="version", where=file.path, hint="export the bundle again") from exc
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def hidden_states(graph: torch._C.Graph) -> list[torch._C.Value]:
-    """What goes into the first layer, and what each layer gives.
+    """The input of the first layer, and the output of each.
 
     A layer normalises its state and adds what attention makes of it, then does the same with the MLP (Dosovitskiy et
     al. 2021, arXiv:2010.11929, equations 2 and 3): it ends with the sum of the value that its second norm takes.

@@ -1,4 +1,4 @@
-"""Status and verdicts of results, in one form for reports."""
+"""Status and checks of results, in one form for reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2
 
 
-class Verdict(NamedTuple):
+class CheckResult(NamedTuple):
     """One outcome.
 
     Attributes:
@@ -43,7 +43,7 @@ class Judged(Protocol):
     def status(self) -> str: ...
 
     @property
-    def verdicts(self) -> tuple[Verdict, ...]: ...
+    def check_results(self) -> tuple[CheckResult, ...]: ...
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ class ByResult:
     """A comparison of several, judged by what each came to.
 
     Attributes:
-        results: of each; they have a `status` and `verdicts` of their own.
+        results: of each; they have a `status` and `check_results` of their own.
     """
 
     results: tuple[Any, ...]
@@ -99,9 +99,9 @@ class ByResult:
         return overall(result.status for result in self.results)
 
     @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """Verdicts of every result."""
-        return tuple(verdict for result in self.results for verdict in result.verdicts)
+    def check_results(self) -> tuple[CheckResult, ...]:
+        """Checks of every result."""
+        return tuple(check for result in self.results for check in result.check_results)
 
     @property
     def changes(self) -> tuple[str, ...]:

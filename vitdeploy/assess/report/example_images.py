@@ -1,4 +1,4 @@
-"""Which images of an evaluation or a comparison a report shows, and what each backend made of them."""
+"""Choose the images that a report shows, with the predictions of each backend."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WORST = 2.0  # stands for the score of an image whose logits are not finite: ab
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sample:
+class ExampleImage:
     """An image, its class, and what each backend makes of it.
 
     Attributes:
@@ -65,7 +65,7 @@ class Sample:
         }
 
 
-def worst_images(evaluation: Evaluation) -> dict[str, tuple[Sample, ...]]:
+def worst_images(evaluation: Evaluation) -> dict[str, tuple[ExampleImage, ...]]:
     """By heading: those furthest from the reference, and those misclassified with the highest score.
 
     The further ones are those of which an artifact makes another class than the reference, the surer both the further;
@@ -90,10 +90,10 @@ def worst_images(evaluation: Evaluation) -> dict[str, tuple[Sample, ...]]:
     groups[_heading("Misclassified with the highest score", len(wrongly), total)] = wrongly
     shown = {heading: found[:MOST] for heading, found in groups.items() if found}
     images = _Images(evaluation)
-    return {heading: _samples(evaluation, found, images) for heading, found in shown.items()}
+    return {heading: _examples(evaluation, found, images) for heading, found in shown.items()}
 
 
-def furthest_images(comparison: Comparison) -> dict[str, tuple[Sample, ...]]:
+def furthest_images(comparison: Comparison) -> dict[str, tuple[ExampleImage, ...]]:
     """By heading: the images, of those that are files, of which an artifact makes most else than the reference.
 
     The expected class is the reference's.
@@ -104,8 +104,8 @@ def furthest_images(comparison: Comparison) -> dict[str, tuple[Sample, ...]]:
             if each.image:
                 far.setdefault(each.image, []).append((f"{result.artifact} on {result.backend}", each))
     order = sorted(far, key=lambda image: -max(each.distance for _, each in far[image]))
-    samples = tuple(
-        Sample(
+    examples = tuple(
+        ExampleImage(
             image,
             far[image][0][1].reference.label,
             {"reference": far[image][0][1].reference, **{name: each.artifact for name, each in far[image]}},
@@ -114,13 +114,13 @@ def furthest_images(comparison: Comparison) -> dict[str, tuple[Sample, ...]]:
         )
         for image in order[:MOST]
     )
-    return {"Furthest from the reference, whose class stands for the right one": samples} if samples else {}
+    return {"Furthest from the reference, whose class stands for the right one": examples} if examples else {}
 
 
-def first_of_each_class(evaluation: Evaluation) -> tuple[Sample, ...]:
+def first_of_each_class(evaluation: Evaluation) -> tuple[ExampleImage, ...]:
     """The first image of each class that has any."""
     _, first = np.unique(evaluation.targets, return_index=True)
-    return _samples(evaluation, first.tolist(), _Images(evaluation))
+    return _examples(evaluation, first.tolist(), _Images(evaluation))
 
 
 def _in_order(values: NDArray[Any], chosen: NDArray[np.bool_]) -> list[int]:
@@ -157,16 +157,17 @@ class _Images:
         try:
             position = self._positions.get(name)
         except VitDeployError as exc:
-            raise ImageError(f"cannot read {name!r}: {exc}") from exc
+            raise exc.as_type(ImageError).with_message(f"cannot read {name!r}: {exc}") from exc
         if position is None:
-            raise ImageError(f"cannot read {name!r}: {self._source} does not hold it any more")
+            problem = f"cannot read {name!r}: it is not in {self._source} any more"
+            raise ImageError(problem, what=name, where=self._source)
         return self._data.load(position)
 
 
-def _samples(evaluation: Evaluation, positions: Iterable[int], images: _Images) -> tuple[Sample, ...]:
+def _examples(evaluation: Evaluation, positions: Iterable[int], images: _Images) -> tuple[ExampleImage, ...]:
     names = evaluation.class_names
     return tuple(
-        Sample(
+        ExampleImage(
             evaluation.images[position],
             names[evaluation.targets[position]],
             {
@@ -184,7 +185,7 @@ def _read(path: Path) -> bytes:
     try:
         return read_regular(path, MOST_IMAGE_BYTES)
     except OSError as exc:
-        raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}") from exc
+        raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}", where=path, found=exc.strerror) from exc
 
 
 def _best(names: tuple[str, ...], index: int, score: float) -> Prediction:

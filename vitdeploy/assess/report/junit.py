@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def junit(result: Judged) -> bytes:
-    """A test case a verdict, in UTF-8; the image processor's origin and the files left out are properties.
+    """One test case for each check, in UTF-8; the image processor's origin and the files left out are properties.
 
     One that was skipped is an error, not a skipped test: CI servers take the latter for a pass, and it is none.
     """
-    found = result.verdicts
+    found = result.check_results
     counts = {
         "tests": len(found),
         "failures": sum(each.status == "failed" for each in found),

@@ -24,7 +24,7 @@ def markdown(result: Judged | Measured) -> str:
     lines = [f"### {_MARKS[result.status]}: {_cell(result.bundle)}", ""]
     if result.processor is not None:
         lines += [f"Image processor: {_cell(result.processor)}", ""]
-    lines += _tables(tables(result)) if isinstance(result, Measured) else _verdicts(result)
+    lines += _tables(tables(result)) if isinstance(result, Measured) else _check_results(result)
     if result.left_out is not None:
         lines += ["", _cell(str(result.left_out))]
     return "\n".join(lines) + "\n"
@@ -40,12 +40,12 @@ def write_markdown(path: str | os.PathLike[str], result: Judged | Measured) -> N
     write_result(path, markdown(result).encode(), result)
 
 
-def _verdicts(result: Judged) -> list[str]:
-    found = result.verdicts
+def _check_results(result: Judged) -> list[str]:
+    found = result.check_results
     order = ["failed", "skipped", "passed"]
     rows = [
         (_MARKS[each.status], *map(_cell, (each.subject, each.name, each.message)))
-        for each in sorted(found, key=lambda verdict: order.index(verdict.status))
+        for each in sorted(found, key=lambda check: order.index(check.status))
     ]
     lines = [
         ", ".join(f"{sum(each.status == status for each in found)} {status}" for status in _MARKS),

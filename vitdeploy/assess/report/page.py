@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdeploy.assess.metrics.status import writable
 from vitdeploy.assess.report.page_data import MOST_LAYERS, confusions, headlines, least_accurate, statuses
-from vitdeploy.assess.report.pictures import picture_of
 from vitdeploy.assess.report.plots import accuracy_plot, calibration_plot, latency_plot, layers_plot, sensitivity_plot
 from vitdeploy.assess.report.report import Report, report_of
 from vitdeploy.assess.report.written import write_result
-from vitdeploy.errors import MissingDependencyError
+from vitdeploy.errors import ImageError, MissingDependencyError
+from vitdeploy.images.open import open_image
 
 try:
     import jinja2
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
     import os
 
     from vitdeploy.assess.metrics.latency import Latency
+    from vitdeploy.assess.report.example_images import ExampleImage
     from vitdeploy.assess.report.report import Assessed
+
+_LARGEST_SIDE = 320  # pixels of an embedded image; the page shows half of it, for dense displays
+_SHARP_BELOW = 128  # pixels: smaller images are kept as they are, and enlarged without smoothing
+_QUALITY = 85
 
 
 def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
@@ -89,3 +96,39 @@ def _latency(report: Report) -> dict[str, Any]:
     for latency in report.benchmark.latencies if report.benchmark else ():
         batches.setdefault(latency.batch_size, []).append(latency)
     return {"batches": batches, "latency_plot": latency_plot(batches) if batches else None}
+
+
+class Picture(NamedTuple):
+    """An image in the page.
+
+    Attributes:
+        uri: its data; "" where it cannot be shown.
+        width: in pixels.
+        height: in pixels.
+        small: whether it is to be enlarged without smoothing.
+        missing: why it cannot be shown; "" where it can.
+    """
+
+    uri: str
+    width: int = 0
+    height: int = 0
+    small: bool = False
+    missing: str = ""
+
+
+def picture_of(example: ExampleImage) -> Picture:
+    """The colours alone: nothing else that a file holds gets into the page. An image may be gone by now: it says so.
+
+    For a model of gray or RGBA images too: as the file's colours, without alpha.
+    """
+    try:
+        image = open_image(example.load(), name=repr(example.image))
+    except ImageError as exc:
+        return Picture("", missing=str(exc))
+    image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+    small = max(image.size) < _SHARP_BELOW
+    kind, options = ("png", {}) if small else ("jpeg", {"quality": _QUALITY})
+    file = io.BytesIO()
+    image.save(file, kind, optimize=True, **options)
+    data = base64.b64encode(file.getvalue()).decode()
+    return Picture(f"data:image/{kind};base64,{data}", *image.size, small=small)

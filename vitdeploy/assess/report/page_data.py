@@ -1,4 +1,4 @@
-"""What the page of a report says of the results: figures that stand out, and tables that stay small."""
+"""Headline figures and small tables of the HTML page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Cell(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """Which classes are taken for which.
+    """The most frequent confusions of classes.
 
     Attributes:
         names: of the backends, all of which take the same for the same.

@@ -1,4 +1,4 @@
-"""What a report shows, made from the result of any assessment."""
+"""The content of a report, made from the result of any assessment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitdeploy.assess.debug.sensitivity import Sensitivity
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.gate import GateResult
 from vitdeploy.assess.metrics.latency import Benchmark
-from vitdeploy.assess.report.example_images import Sample, furthest_images, worst_images
+from vitdeploy.assess.report.example_images import ExampleImage, furthest_images, worst_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import NOT_RECORDED
 from vitdeploy.errors import BundleError, UsageError
@@ -26,7 +26,7 @@ Assessed: TypeAlias = "Comparison | LayerComparison | Sensitivity | Evaluation |
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
-    """What a report shows; a part that is absent is left out.
+    """The content of a report; a part that is absent is left out.
 
     Attributes:
         title: of the page.
@@ -35,10 +35,10 @@ class Report:
         gate: its checks.
         comparison: the artifacts against the reference.
         layers: the same, part by part.
-        sensitivity: what each layer does alone in a lower precision.
+        sensitivity: the effect of each layer alone in a lower precision.
         evaluation: accuracy on labelled images.
         benchmark: latencies; the first of each batch size is what the others are compared with.
-        samples: images with predictions, in groups by heading.
+        examples: images with predictions, in groups by heading.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Report:
     sensitivity: Sensitivity | None = None
     evaluation: Evaluation | None = None
     benchmark: Benchmark | None = None
-    samples: Mapping[str, Sequence[Sample]] = dataclasses.field(default_factory=dict)
+    examples: Mapping[str, Sequence[ExampleImage]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         names = ("gate", "comparison", "layers", "sensitivity", "evaluation", "benchmark")
@@ -60,7 +60,7 @@ class Report:
             "source": dict(self.source),
             "machine": dict(self.machine),
             **{name: None if part is None else part.to_dict() for name, part in parts.items()},
-            "samples": {heading: [sample.to_dict() for sample in group] for heading, group in self.samples.items()},
+            "samples": {heading: [example.to_dict() for example in group] for heading, group in self.examples.items()},
         }
 
 
@@ -79,21 +79,22 @@ def report_of(result: Assessed) -> Report:
         GateResult: ("gate", "Gate"),
     }
     if type(result) not in kinds:
-        names = ", ".join(kind.__name__ for kind in kinds)
-        raise UsageError(f"a report must be of a {names}, got {type(result).__name__}")
+        names, name = [kind.__name__ for kind in kinds], type(result).__name__
+        problem = f"there is no report of a {name}, only of {', '.join(names)}"
+        raise UsageError(problem, what="result", expected=names, found=name)
     part, title = kinds[type(result)]
     parts: dict[str, Any] = {part: result}
     if isinstance(result, GateResult):
         parts |= {"evaluation": result.evaluation, "benchmark": result.benchmark}
     evaluation, benchmark = parts.get("evaluation"), parts.get("benchmark")
-    samples = {} if evaluation is None else worst_images(evaluation)
+    examples = {} if evaluation is None else worst_images(evaluation)
     if isinstance(result, Comparison):
-        samples = furthest_images(result)
+        examples = furthest_images(result)
     return Report(
         title=f"{title}: {Path(result.bundle).name or result.bundle}",
         source=source_of(result.bundle),
         machine=machine() if benchmark is None else benchmark.machine,
-        samples=samples,
+        examples=examples,
         **parts,
     )
 

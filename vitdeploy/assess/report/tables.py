@@ -33,7 +33,7 @@ Measured: TypeAlias = Evaluation | Benchmark | Sensitivity
 
 @functools.singledispatch
 def tables(_result: Any) -> tuple[Table, ...]:
-    """The tables of a measurement; none of a result that is judged, whose verdicts say it all."""
+    """The tables of a measurement; none of a result that is judged, whose checks say it all."""
     return ()
 
 

@@ -8,6 +8,7 @@ import io
 import numpy as np
 import pytest
 from onnxruntime.quantization.calibrate import HistogramCollector
+from raising import raises
 
 from vitdeploy.errors import CheckFailedError, UsageError
 from vitdeploy.exporters.quantization.number_format import FP8, INT8, UINT8, NumberFormat, Range
@@ -86,5 +87,5 @@ def test_what_there_is_not() -> None:
         check_method(name)
     with pytest.raises(UsageError, match="unknown calibration method 'best'"):
         check_method("best")
-    with pytest.raises(CheckFailedError, match="needs values that were seen"):
+    with raises(CheckFailedError, what="calibration_data"):
         Mse().range_of(Histogram(), INT8)

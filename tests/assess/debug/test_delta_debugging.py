@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from raising import raises
 
-from vitdeploy.assess.debug.search import Found, smallest_kept
+from vitdeploy.assess.debug.search import MinimalSet, delta_debug
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ NODES = [node for group in GROUPS for node in group]
 
 def search(
     evaluate: Callable[[frozenset[str]], float], tolerance: float = 0.01, max_runs: int = 1000
-) -> tuple[Found, list[frozenset[str]]]:
+) -> tuple[MinimalSet, list[frozenset[str]]]:
     """The result and the sets that were evaluated, each of them once."""
     asked: list[frozenset[str]] = []
 
@@ -28,7 +28,7 @@ def search(
         asked.append(kept)
         return evaluate(kept)
 
-    found = smallest_kept(GROUPS, counted, tolerance, max_runs)
+    found = delta_debug(GROUPS, counted, tolerance, max_runs)
     assert len(set(asked)) == len(asked) == found.runs <= max_runs
     return found, asked
 
@@ -40,7 +40,7 @@ def needs(culprits: Iterable[str], error: float = math.inf) -> Callable[[frozens
 
 def test_nothing_need_be_kept() -> None:
     found, asked = search(lambda _: 0.01)
-    assert found == Found(frozenset(), 0.01, 0.01, None, 1, minimal=True)
+    assert found == MinimalSet(frozenset(), 0.01, 0.01, None, 1, minimal=True)
     assert asked == [frozenset()]
 
 
@@ -115,4 +115,4 @@ def test_runs_are_bounded_and_the_best_passes(max_runs: int) -> None:
 
 def test_fewer_than_two_runs() -> None:
     with raises(UsageError, what="max_runs", found=1):
-        smallest_kept(GROUPS, lambda _: 0.0, 0.01, 1)
+        delta_debug(GROUPS, lambda _: 0.0, 0.01, 1)

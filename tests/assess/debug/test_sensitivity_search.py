@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vitdeploy.assess.debug.fewest_kept import Fewest, fewest_kept
+from vitdeploy.assess.debug.search import KeptLayers, search_by_sensitivity
 from vitdeploy.assess.metrics.accuracy import Accuracy
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ TOTAL = 1000
 
 def search(
     lost: Callable[[frozenset[str]], int], allowed: int = 10, ranked: Collection[str] = LAYERS, max_runs: int = 100
-) -> Fewest[Accuracy]:
+) -> KeptLayers[Accuracy]:
     """The answer for a model that is wrong of `lost` images with these layers kept."""
     asked: list[frozenset[str]] = []
 
@@ -27,7 +27,7 @@ def search(
         asked.append(kept)
         return Accuracy(TOTAL - lost(kept), TOTAL)
 
-    found = fewest_kept(lambda: list(ranked), measure, lambda each: each.correct >= TOTAL - allowed, max_runs)
+    found = search_by_sensitivity(lambda: list(ranked), measure, lambda each: each.correct >= TOTAL - allowed, max_runs)
     assert found.runs == len(asked) <= max_runs
     assert found.accuracy == Accuracy(TOTAL - lost(frozenset(found.kept)), TOTAL)
     assert found.without == Accuracy(TOTAL - lost(frozenset()), TOTAL)
@@ -43,7 +43,7 @@ def test_nothing_need_be_kept() -> None:
     def rank() -> list[str]:
         raise AssertionError("layers are ranked only where it is needed")
 
-    found = fewest_kept(rank, lambda _: Accuracy(995, TOTAL), lambda each: each.correct >= 990)
+    found = search_by_sensitivity(rank, lambda _: Accuracy(995, TOTAL), lambda each: each.correct >= 990)
     assert (found.kept, found.enough, found.runs, found.minimal) == ((), True, 1, True)
 
 

@@ -1,0 +1,168 @@
+"""Options of a command, made from the fields of option values; the command gets the values."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitdeploy.cli.output import PATH
+from vitdeploy.errors import UsageError
+from vitdeploy.system.option_fields import default_text, options_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from vitdeploy.system.option_fields import Option
+
+
+class _Choice(click.Choice[str]):
+    """One of several texts; a hint for those that belong elsewhere."""
+
+    def __init__(self, choices: tuple[str, ...], hints: Mapping[str, str]) -> None:
+        super().__init__(choices)
+        self.hints = hints
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in self.hints:
+            self.fail(f"{value!r} is not one of {', '.join(self.choices)}; {self.hints[value]}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def values_from_options(**kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the options of each class; the command gets a value of it by that name, or None if none was given.
+
+    UsageErrors that name a field get the option's name in its place.
+    """
+    found = [each for kind in kinds.values() for each in _options(kind)]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_values(**arguments: Any) -> Any:
+            typed = {name: arguments.pop(name) for name, _ in found}
+            typed = {name: value for name, value in typed.items() if value not in (None, ())}
+            values = {name: _value(kind, typed) for name, kind in kinds.items()}
+            try:
+                return command(**values, **arguments)
+            except UsageError as exc:
+                raise as_typed(exc, {name: flag for kind in kinds.values() for name, flag in _flags(kind)}) from exc
+
+        decorated: Callable[..., Any] = with_values
+        for _, add in reversed(found):
+            decorated = add(decorated)
+        return decorated
+
+    return decorate
+
+
+def as_typed(exc: UsageError, flags: Mapping[str, str]) -> UsageError:
+    """The error with options in the place of fields."""
+    text = str(exc)
+    for name, flag in flags.items():
+        if name == exc.what or "_" in name:
+            text = re.sub(rf"(?<![\w-]){name}(?![\w-])", flag, text, count=0 if "_" in name else 1)
+    return exc.with_message(text)
+
+
+def _value(kind: type, typed: Mapping[str, Any]) -> Any:
+    """The value of a class, from what was typed; None where nothing was."""
+    given: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
+    for field, option in options_in(kind):
+        name = option.typed or field.name
+        if option.nested is not None:
+            values = _value(option.nested, typed)
+        elif option.variants:
+            values = [typed[each] for each in option.variants if each in typed]
+            if len(values) > 1:
+                flags = " and ".join(map(_flag, option.variants))
+                raise UsageError(f"only one of {flags} can be given", what=field.name, found=values)
+            values = values[0] if values else None
+        else:
+            values = False if typed.get(str(option.off)) else typed.get(name)
+        if values is not None:
+            (shared if option.shared else given)[field.name] = values
+    if not given:
+        return None
+    for field, _ in options_in(kind):
+        if field.default is dataclasses.MISSING and field.name not in given:
+            names = dict(_flags(kind))
+            needs, needed = names[next(iter(given))], names[field.name]
+            raise UsageError(f"{needs} needs {needed}", what=field.name, hint=f"add {needed}, or leave {needs} out")
+    try:
+        return kind(**given, **shared)
+    except UsageError as exc:
+        raise as_typed(exc, dict(_flags(kind))) from exc
+
+
+def _flags(kind: Any) -> Iterator[tuple[str, str]]:
+    """The name of each field, and of the option that sets it."""
+    for field, option in options_in(kind):
+        if option.nested is not None:
+            yield from ((name, flag) for name, flag in _flags(option.nested) if "_" in name)
+        yield from ((name, _flag(name)) for name in option.variants)
+        if option.nested is None and not option.variants:
+            yield field.name, _flag(option.typed or field.name)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _options(kind: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The name of each parameter of a command, and what adds it."""
+    for field, option in options_in(kind):
+        name = option.typed or field.name
+        if option.nested is not None:
+            yield from _options(option.nested)
+        elif option.variants:
+            for each, variant in option.variants.items():
+                text = str(variant.__doc__).partition("\n")[0]
+                yield each, click.option(_flag(each), each, metavar="SHARE", callback=_reader(variant), help=text)
+        elif not option.shared:
+            yield name, click.option(_flag(name), name, help=_help(field, option), **_settings(field, option))
+        if option.off is not None:
+            text = f"Leave {_flag(name)} unused."
+            yield option.off, click.option(_flag(option.off), option.off, is_flag=True, default=None, help=text)
+
+
+def _help(field: dataclasses.Field[Any], option: Option) -> str:
+    default = None if field.default is False else default_text(field, option)
+    variable = "" if option.envvar is None else f"  [env: {option.envvar}]"
+    return option.help + variable + ("" if default is None else f"  [default: {default}]")
+
+
+def _settings(field: dataclasses.Field[Any], option: Option) -> dict[str, Any]:
+    if isinstance(field.default, bool):
+        return {"is_flag": True, "default": None}
+    settings: dict[str, Any] = {"metavar": option.metavar, "multiple": option.repeated, "envvar": option.envvar}
+    if option.choices or option.typed_choices:
+        settings["type"] = _Choice(option.choices or option.typed_choices, option.hints)
+    elif option.limits:
+        settings["type"] = click.IntRange(*option.limits)
+    elif option.path:
+        settings["type"] = PATH
+    if option.read is not None:
+        settings["callback"] = _reader(option.read)
+    elif option.names and not option.repeated:
+        settings["callback"] = _reader(lambda text: tuple(name.strip() for name in text.split(",")))
+    elif option.repeated:
+        settings["callback"] = _reader(str)
+    return settings
+
+
+def _reader(read: Callable[[str], Any]) -> Callable[..., Any]:
+    """A callback that reads a text, or each of several once."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> Any:  # noqa: ARG001
+        try:
+            if isinstance(value, tuple):
+                return tuple(map(read, dict.fromkeys(value)))
+            return None if value is None else read(value)
+        except UsageError as exc:
+            raise click.BadParameter(str(exc)) from exc
+
+    return callback

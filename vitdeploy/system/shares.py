@@ -1,0 +1,96 @@
+"""Shares of a whole, such as an accuracy: 0.005 and "0.5%" mean the same everywhere."""
+
+from __future__ import annotations
+
+import decimal
+import numbers
+from typing import TYPE_CHECKING
+
+from vitdeploy.errors import UsageError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Share(float):
+    """A share that was read, which is not ambiguous any more."""
+
+
+def in_percent(share: float) -> float:
+    """The share times 100, to the digit: 7 for 0.07."""
+    return float(decimal.Decimal(repr(float(share))) * 100)
+
+
+def read_share(
+    value: object,
+    what: str,
+    expected: str = "a share above 0 and up to 1, such as 0.99 or 99%",
+    allowed: Callable[[float], bool] = lambda share: 0 < share <= 1,
+) -> Share:
+    """Read a share of a whole: 0.005, "0.005" and "0.5%" are the same one.
+
+    Raises:
+        UsageError: it is no share, or a number that is one only if it counts percent, such as 99.
+    """
+    number = _number(value)
+    share = number / 100 if number is not None and _is_percent(value) else number
+    if share is None or not allowed(float(share)):
+        counts_percent = number is not None and number is share and 1 < number <= 100 and allowed(float(number / 100))
+        hint = f"write {_plain(number)}% or {_plain(number / 100)}" if counts_percent and number is not None else None
+        raise UsageError(
+            f"{what} must be {expected}, got {shown(value, 80)}", what=what, expected=expected, found=value, hint=hint
+        )
+    return Share(share)
+
+
+def read_drop(value: object, what: str, *, none: bool = True) -> Share:
+    """Read a share that accuracy may lose, as `read_share` does; `none` for whether 0 is one.
+
+    Numbers from 0.1 up are refused without a percent sign: 0.5 could be half a percent, or half of all images.
+
+    Raises:
+        UsageError: it is none, or ambiguous.
+    """
+    number = _number(value)
+    if (
+        number is not None
+        and not _is_percent(value)
+        and not isinstance(value, Share)
+        and decimal.Decimal("0.1") <= number < 1
+    ):
+        raise UsageError(
+            f"{what} {_plain(number)} is ambiguous",
+            what=what,
+            found=value,
+            hint=f"write {_plain(number)}% or {_plain(100 * number)}%",
+        )
+    expected = f"a share {'from 0' if none else 'above 0'} and below 1, such as 0.005 or 0.5%"
+    return read_share(value, what, expected, lambda share: (share >= 0 if none else share > 0) and share < 1)
+
+
+def read_tolerance(value: object) -> Share:
+    """Read a difference relative to the largest value, as `read_share` does, without an upper limit.
+
+    Raises:
+        UsageError: it is not a finite number from 0 up.
+    """
+    return read_share(value, "tolerance", "a finite number from 0 up, such as 1e-4 or 0.01%", lambda share: share >= 0)
+
+
+def _number(value: object) -> decimal.Decimal | None:
+    """The number that a value or a text is, a percent sign left out; None for others, and where it is not finite."""
+    if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
+        return None
+    try:
+        number = decimal.Decimal(value.removesuffix("%") if isinstance(value, str) else repr(float(value)))
+        return number if number.is_finite() and abs(number) < 10**300 else None
+    except (ArithmeticError, ValueError):
+        return None
+
+
+def _plain(number: decimal.Decimal) -> str:
+    return f"{number.normalize():f}"
+
+
+def _is_percent(value: object) -> bool:
+    return isinstance(value, str) and value.endswith("%")
