@@ -110,13 +110,14 @@ def test_one_export_takes_every_size(write_checkpoint: WriteCheckpoint, tmp_path
     bundle = export_all(checkpoint.folder, dynamic_image_size=True, output=tmp_path / "out")
     assert ViTConfig.from_pretrained(bundle.path).image_size == (20, 20)
     assert "Resize" in operators(bundle)
+    sizes = [(rows * 5 + rest, columns * 5 + rest) for rows, columns, rest in SIZES]
+    inputs = [{"pixel_values": pixels_of(*pair)} for pair in zip(BATCHES * 2, sizes, strict=True)]
+    want = [answers(checkpoint, head, feeds, resize=True) for feeds in inputs]
     for backend in CPU_BACKENDS:
         with open_runtime(bundle, backend) as runtime:
             assert runtime.inputs[0].shape == ("batch", 3, "height", "width")
-            for rows, columns, rest in SIZES:
-                for batch_size in BATCHES:
-                    feeds = {"pixel_values": pixels_of(batch_size, (rows * 5 + rest, columns * 5 + rest))}
-                    assert_near(runtime.run(feeds), answers(checkpoint, head, feeds, resize=True))
+            for feeds, answer in zip(inputs, want, strict=True):
+                assert_near(runtime.run(feeds), answer)
 
 
 @pytest.mark.parametrize(

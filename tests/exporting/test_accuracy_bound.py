@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics.pairwise import paired_cosine_distances
+from stub_runtime import StubRuntime
 
 from vitdeploy.assess.data.image_set import ImageSet
 from vitdeploy.assess.metrics.accuracy import Accuracy
@@ -22,7 +23,6 @@ from vitdeploy.exporting.quantize import apart
 from vitdeploy.exporting.top1_target import AccuracyGoal
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
-from vitdeploy.runtimes.base import Runtime
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.progress import SILENT
 
@@ -30,18 +30,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from typing_extensions import Self
+    from vitdeploy.runtimes.base import Runtime
 
-    from vitdeploy.bundle.bundle import Bundle
 
 PROCESSOR = ImageProcessor(size=Size(4, 4))
 WIDTH = 6
 
 
-class Vectors(Runtime):
+class Vectors(StubRuntime):
     """Gives for each image, all of one shade, the vector at its shade, in `pooler_output` and the CLS token."""
-
-    backend = "test"
 
     def __init__(self, pooled: np.ndarray, tokens: np.ndarray | None = None) -> None:
         super().__init__()
@@ -56,17 +53,6 @@ class Vectors(Runtime):
         shade = np.rint((feeds["pixel_values"][:, 0, 0, 0] + 1) * 127.5).astype(int)  # (N,)
         cls = self.tokens[shade]
         return {"pooler_output": self.pooled[shade], "last_hidden_state": np.stack([cls, np.zeros_like(cls)], axis=1)}
-
-    def _close(self) -> None:
-        pass
-
-    @classmethod
-    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
-        raise NotImplementedError
-
-    @classmethod
-    def probe(cls) -> dict[str, str | None]:
-        raise NotImplementedError
 
 
 @pytest.fixture
