@@ -100,10 +100,10 @@ class Measurement:
         self.pixel_values = {
             size: processor(list(itertools.islice(itertools.cycle(files[:64]), size))) for size in batch_sizes
         }
-        with open_runtime(self.bundle, "torch", device=device, attention="eager") as runtime:
+        with open_runtime(self.bundle, "torch", {"attention": "eager"}, device=device) as runtime:
             self.expected = {size: runtime.run({"pixel_values": x}) for size, x in self.pixel_values.items()}
         counter = FlopCounterMode(display=False)
-        with open_runtime(self.bundle, "torch", attention="eager") as runtime, counter:
+        with open_runtime(self.bundle, "torch", {"attention": "eager"}) as runtime, counter:
             runtime.run({"pixel_values": self.pixel_values[min(batch_sizes)][:1]})
         self.operations = counter.get_total_flops()  # of an image
 
@@ -119,7 +119,7 @@ class Measurement:
         """
         self._make(configuration)
         backend, precision, options = dataclasses.astuple(configuration)
-        with open_runtime(self.bundle, backend, precision=precision, device=self.device, **options) as runtime:
+        with open_runtime(self.bundle, backend, options, precision=precision, device=self.device) as runtime:
             for size in self.pixel_values:
                 yield self._row(configuration, runtime, size, peak)
 

@@ -20,6 +20,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.predictor import Predictor
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ def measure(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         bundle = Bundle.open(random_bundle(Path(folder, "model")))
         processor = ImageProcessor.from_pretrained(bundle.path)
-        with OnnxRuntime.from_bundle(bundle, precision="fp32", device="cpu") as runtime:
+        with OnnxRuntime.from_bundle(bundle, OnnxRuntimeOptions(), precision="fp32", device="cpu") as runtime:
             session = runtime._session  # a second one would disturb it
             pixel_values = processor([PHOTOGRAPH])
 

@@ -9,8 +9,11 @@ from vitdeploy.specs import PixelStage
 from vitdeploy.system.imports import load_target
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.base import Runtime
+    from vitdeploy.runtimes.options import RuntimeOptions
 
 
 class Backend(NamedTuple):
@@ -61,14 +64,22 @@ def runtime_class(backend: str) -> type[Runtime]:
         UnavailableError: its engine is installed, and does not load.
     """
     if backend not in BACKENDS:
-        raise UsageError(f"a backend must be one of {', '.join(BACKENDS)}, got {shown(backend)}")
+        raise UsageError(
+            f"unknown backend {shown(backend)}, expected one of {', '.join(BACKENDS)}",
+            what="backend", expected=tuple(BACKENDS), found=backend,
+        )  # fmt: skip
     row = BACKENDS[backend]
     cls: type[Runtime] = load_target(row.target, f"the {backend} backend", row.extra, row.package)
     return cls
 
 
 def open_runtime(
-    bundle: Bundle, backend: str, *, precision: str = "fp32", device: str | None = None, **options: Any
+    bundle: Bundle,
+    backend: str,
+    options: RuntimeOptions | Mapping[str, Any] | None = None,
+    *,
+    precision: str = "fp32",
+    device: str | None = None,
 ) -> Runtime:
     """Open a bundle's artifact with a backend; what is opened is what was verified.
 
@@ -77,9 +88,9 @@ def open_runtime(
     Args:
         bundle: the bundle.
         backend: a name of `BACKENDS`.
+        options: the `options_type` of the backend's runtime, or its fields by name.
         precision: of the artifact; for torch, of the weights and activations.
         device: "cpu", "cuda" or "cuda:1"; by default the backend's own: "cuda" where TensorRT runs, else "cpu".
-        options: of the runtime's constructor.
 
     Raises:
         UsageError: unknown backend, precision, device or option.
@@ -91,14 +102,19 @@ def open_runtime(
 
     for _ in range(MOST_TRIES - 1):
         try:
-            return open_recorded(bundle, backend, precision=precision, device=device, **options)
+            return open_recorded(bundle, backend, options, precision=precision, device=device)
         except BundleChangedError:
             bundle = bundle.reopened()
-    return open_recorded(bundle, backend, precision=precision, device=device, **options)
+    return open_recorded(bundle, backend, options, precision=precision, device=device)
 
 
 def open_recorded(
-    bundle: Bundle, backend: str, *, precision: str = "fp32", device: str | None = None, **options: Any
+    bundle: Bundle,
+    backend: str,
+    options: RuntimeOptions | Mapping[str, Any] | None = None,
+    *,
+    precision: str = "fp32",
+    device: str | None = None,
 ) -> Runtime:
     """`open_runtime` of the very artifact that `bundle.manifest` records.
 
@@ -106,20 +122,21 @@ def open_recorded(
         BundleChangedError: the bundle was replaced since.
         UsageError, UnavailableError, BundleError: as `open_runtime`.
     """
-    cls = runtime_class(backend)
-    device = BACKENDS[backend].device if device is None else device
-    runtime = cls.from_bundle(bundle, precision=precision, device=device, **options)
+    cls, row = runtime_class(backend), BACKENDS[backend]
+    value = cls.options_type.of(backend, options)
+    runtime = cls.from_bundle(bundle, value, precision=precision, device=row.device if device is None else device)
     runtime.precision = precision
-    artifact_format = BACKENDS[backend].artifact_format
-    if artifact_format is not None:
-        artifact = bundle.artifact(artifact_format, precision)
+    if row.artifact_format is not None:
+        artifact = bundle.artifact(row.artifact_format, precision)
         if (runtime.inputs, runtime.outputs) != (artifact.inputs, artifact.outputs):
             runtime.close()
+            path = bundle.path / artifact.files[0].path
             raise BundleError(
-                f"{bundle.path / artifact.files[0].path} must take and give what the manifest says, "
-                f"takes {', '.join(map(str, runtime.inputs))} and gives {', '.join(map(str, runtime.outputs))}; "
-                f"export the bundle again"
-            )
+                f"{path} differs from the manifest: it takes {', '.join(map(str, runtime.inputs))} and gives "
+                f"{', '.join(map(str, runtime.outputs))}",
+                what="inputs and outputs", where=path, expected=(artifact.inputs, artifact.outputs),
+                found=(runtime.inputs, runtime.outputs), hint="export the bundle again",
+            )  # fmt: skip
         runtime.pixels, runtime.axes = artifact.pixels, {**artifact.axes, **runtime.axes}
         if artifact.pixels.stage is PixelStage.DECODED:
             from vitdeploy.images.processor import ImageProcessor

@@ -1,42 +1,33 @@
-"""The interface of every runtime, and the checks that they share."""
+"""The interface of every runtime: inputs are checked and runs are counted here, engines only run."""
 
 from __future__ import annotations
 
 import abc
 import contextlib
-import inspect
-import re
 import threading
 import weakref
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 
-from vitdeploy.errors import DeviceError, UsageError
+from vitdeploy.errors import UsageError
+from vitdeploy.runtimes.array_checks import check_array, check_names
 from vitdeploy.runtimes.device_arrays import view
+from vitdeploy.runtimes.options import RuntimeOptions
 from vitdeploy.specs import PixelFormat
 from vitdeploy.system.forks import first_in_child, keep_until_exit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
 
     from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.runtimes.array_checks import Array
     from vitdeploy.runtimes.device_arrays import DeviceArray
     from vitdeploy.specs import AxisRange, TensorSpec
     from vitdeploy.system.cpu import ThreadCount
-
-
-class Array(Protocol):
-    """What an array, of whatever library, is checked by."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
 
 
 class Runtime(abc.ABC):
@@ -47,6 +38,7 @@ class Runtime(abc.ABC):
 
     Attributes:
         backend: the backend's name.
+        options_type: the type of its options.
         inputs: what `run` takes.
         outputs: what `run` gives.
         pixels: what an image must be among the inputs.
@@ -59,6 +51,7 @@ class Runtime(abc.ABC):
     """
 
     backend: str
+    options_type: ClassVar[type[RuntimeOptions]] = RuntimeOptions
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     details: dict[str, Any]
@@ -80,8 +73,15 @@ class Runtime(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
-        """Open the bundle's artifact of that precision on that device. See `vitdeploy.runtimes.open_runtime`."""
+    def from_bundle(cls, bundle: Bundle, options: Any, *, precision: str, device: str) -> Self:
+        """Open the bundle's artifact of that precision on that device. See `vitdeploy.runtimes.open_runtime`.
+
+        Args:
+            bundle: the bundle.
+            options: an `options_type`.
+            precision: of the artifact.
+            device: "cpu", "cuda" or "cuda:1".
+        """
 
     @classmethod
     @abc.abstractmethod
@@ -130,8 +130,7 @@ class Runtime(abc.ABC):
             }
             sizes = self._check_shapes(arrays)
             for spec in self.outputs:
-                if not _fits(spec, arrays[spec.name], sizes):
-                    raise _misfit(spec, arrays[spec.name], sizes, "give an array to write to that has what comes out")
+                check_array(spec, arrays[spec.name], sizes, "give an array to write to that has what comes out")
             self._run_device(arrays)
 
     def close(self) -> None:
@@ -148,7 +147,7 @@ class Runtime(abc.ABC):
     def _in_use(self) -> Iterator[None]:
         with self._idle:
             if self._closed:
-                raise UsageError("a runtime must be open to run, this one is closed; load it again")
+                raise UsageError("this runtime is closed", what="runtime", found="closed", hint="load it again")
             if self._inherited:
                 self._check_inherited()
             self._running += 1
@@ -177,9 +176,10 @@ class Runtime(abc.ABC):
             lost = "the fork came in the middle of a run of another thread"
         if lost is not None:
             raise UsageError(
-                f"this {self.backend} runtime was opened before the process forked, and {lost}; open it in each "
-                f"process, after the fork (with gunicorn --preload: in the post_fork hook){self._fork_advice}"
-            )
+                f"this {self.backend} runtime was opened before the process forked, and {lost}", what="runtime",
+                found="forked", hint=f"open it in each process, after the fork (with gunicorn --preload: in the "
+                f"post_fork hook){self._fork_advice}",
+            )  # fmt: skip
 
     def _lost_in_fork(self) -> str | None:
         """The reason why the engine cannot run in a forked child of the process that opened it; None if it can."""
@@ -202,7 +202,7 @@ class Runtime(abc.ABC):
 
     def _run_device(self, arrays: Mapping[str, DeviceArray]) -> None:  # noqa: ARG002  (of those that have it)
         """`run_device`, with inputs and outputs that were checked, but for what only the engine knows of the latter."""
-        raise UsageError(f"the {self.backend} backend takes arrays of numpy alone; call run")
+        raise UsageError(f"the {self.backend} backend takes arrays of numpy alone", what="run_device", hint="call run")
 
     @abc.abstractmethod
     def _close(self) -> None:
@@ -212,27 +212,28 @@ class Runtime(abc.ABC):
         check_names("inputs", feeds, self.inputs)
         for spec in self.inputs:
             if not isinstance(feeds[spec.name], np.ndarray):
-                raise UsageError(f"expected a numpy array for {spec}, got {type(feeds[spec.name]).__name__}")
+                kind = type(feeds[spec.name]).__name__
+                raise UsageError(f"expected a numpy array for {spec}, got {kind}", what=spec.name, found=kind)
         self._check_shapes(feeds)
 
     def _check_shapes(self, feeds: Mapping[str, Array]) -> dict[str, int]:
         """The sizes of the free axes."""
         sizes: dict[str, int] = {}
         for spec in self.inputs:
-            if not _fits(spec, feeds[spec.name], sizes):
-                raise _misfit(spec, feeds[spec.name], sizes, "preprocess images with ImageProcessor")
+            check_array(spec, feeds[spec.name], sizes, "preprocess images with ImageProcessor")
         for name, size in sizes.items():
             if name in self.axes and size not in self.axes[name]:
                 raise UsageError(
-                    f"{name} must be {self.axes[name]}, got {size}; give what the artifact takes, or export "
-                    f"the model for it"
-                )
+                    f"{name} must be {self.axes[name]}, got {size}",
+                    what=name, expected=self.axes[name], found=size,
+                    hint="give a size that the artifact takes, or export the model for this one",
+                )  # fmt: skip
         if self.size_problem is not None:
             images = self.inputs[0]
             shape = feeds[images.name].shape
             problem = self.size_problem(shape[0], *self.pixels.size(shape))
             if problem is not None:
-                raise UsageError(f"{images} is too large: {problem}")
+                raise UsageError(f"{images} is too large: {problem}", what=images.name, found=shape)
         return sizes
 
 
@@ -243,70 +244,3 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 def _inherit_all() -> None:
     for runtime in tuple(_runtimes):
         runtime._inherit()
-
-
-def _fits(spec: TensorSpec, array: Array, sizes: dict[str, int]) -> bool:
-    """Whether an array is as stated; free axes that have no size yet have the array's from here on."""
-    fits = array.dtype == np.dtype(spec.dtype) and len(array.shape) == len(spec.shape) and all(array.shape)
-    for want, got in zip(spec.shape, array.shape, strict=False):
-        fits = fits and got == (sizes.setdefault(want, got) if isinstance(want, str) else want)
-    return fits
-
-
-def _misfit(spec: TensorSpec, array: Array, sizes: Mapping[str, int], instead: str) -> UsageError:
-    free = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
-    return UsageError(f"expected {spec}, got {array.dtype} {array.shape}{f' with {free}' if free else ''}; {instead}")
-
-
-def check_names(what: str, arrays: object, specs: Iterable[TensorSpec]) -> None:
-    """Raise UsageError unless there is something for each name, and nothing else.
-
-    Args:
-        what: is checked, "inputs" or "outputs".
-        arrays: by name.
-        specs: what there must be.
-    """
-    names = [spec.name for spec in specs]
-    if not isinstance(arrays, Mapping):
-        raise UsageError(f"expected arrays by name ({', '.join(names)}), got {type(arrays).__name__}")
-    if set(arrays) != set(names):
-        raise UsageError(f"{what} must be {', '.join(names)}, got {', '.join(map(str, arrays)) or 'none'}")
-
-
-def check_options(cls: type[Runtime], options: Mapping[str, Any]) -> None:
-    """Raise UsageError unless `cls` takes each of `options`, in its constructor or in `from_bundle`."""
-    known = [
-        name
-        for function in (cls, cls.from_bundle)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in ("device", "precision")
-    ]
-    for name in options:
-        if name not in known:
-            raise UsageError(f"options of the {cls.backend} backend are {', '.join(known)}; got {name!r}")
-
-
-def parse_device(name: str) -> tuple[str, int | None]:
-    """The kind and the index of "cpu", "cuda" or "cuda:1".
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
-    if match is None:
-        raise UsageError(f"device must be one of cpu, cuda, cuda:N; got {name!r}")
-    index = match[1]
-    return name.partition(":")[0], None if index is None else int(index)
-
-
-def cuda_index(backend: str, device: str) -> int | None:
-    """The index of "cuda" or "cuda:1", for a backend that runs on a GPU alone.
-
-    Raises:
-        UsageError: it is no device.
-        DeviceError: it is another one.
-    """
-    kind, index = parse_device(device)
-    if kind != "cuda":
-        raise DeviceError(f"{backend} runs on an NVIDIA GPU alone, got device {device!r}; give cuda, or cuda:N")
-    return index

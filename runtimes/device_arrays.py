@@ -109,37 +109,60 @@ def view(name: str, array: Any, gpu: int | None, alignment: int = 1, *, writable
             or read-only where it is to be written to.
     """
     if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
-        raise UsageError(f"'{name}' must be an array that is shared through DLPack, got {type(array).__name__}")
+        kind_of_array = type(array).__name__
+        raise UsageError(f"'{name}' is a {kind_of_array}, no array with DLPack", what=name, expected="DLPack")
     try:
         kind, index = map(int, array.__dlpack_device__())
     except Exception as exc:  # whatever its library raises
-        raise UsageError(f"'{name}' must say where it is, does not: {type(exc).__name__}: {first_line(exc)}") from exc
-    if kind not in _ON_HOST if gpu is None else kind not in _ON_GPU or index != gpu:
+        reason = f"{type(exc).__name__}: {first_line(exc)}"
         raise UsageError(
-            f"'{name}' must be on {'the host' if gpu is None else f'cuda:{gpu}'}, is on number {index} of "
-            f"DLPack's device type {kind}; move it there, or call run"
-        )
+            f"'{name}' does not say which device it is on: {reason}", what=name, expected="a device", found=reason
+        ) from exc
+    if kind not in _ON_HOST if gpu is None else kind not in _ON_GPU or index != gpu:
+        device = "the host" if gpu is None else f"cuda:{gpu}"
+        raise UsageError(
+            f"'{name}' must be on {device}, is on number {index} of DLPack's device type {kind}",
+            what=name, expected=device, found=(kind, index), hint="move it there, or call run",
+        )  # fmt: skip
     try:
         capsule = _share(array, None if gpu is None else _NO_STREAM)
         tensor, read_only = _opened(capsule, array)
     except Exception as exc:  # likewise: of one that requires gradients, for example
-        raise UsageError(f"'{name}' must be shared through DLPack, is not: {first_line(exc)}") from exc
+        reason = first_line(exc)
+        raise UsageError(
+            f"'{name}' cannot be shared through DLPack: {reason}", what=name, expected="a capsule", found=reason
+        ) from exc
     if writable and read_only:
-        raise UsageError(f"'{name}' must be an array that can be written to, is read-only; give another")
+        raise UsageError(
+            f"'{name}' is read-only", what=name, expected="writable", found="read-only", hint="give another array"
+        )
     if not 0 <= tensor.ndim <= _MOST_AXES or (tensor.ndim and not tensor.shape):
-        raise UsageError(f"'{name}' must have a shape, its DLPack capsule has {tensor.ndim} axes and none")
+        raise UsageError(
+            f"the DLPack capsule of '{name}' has {tensor.ndim} axes and no shape", what=name, expected="a shape"
+        )
     if (tensor.code, tensor.bits) not in _DTYPES or tensor.lanes != 1:
         raise UsageError(
-            f"'{name}' must be of a type that numpy has, is of DLPack's type {tensor.code} with {tensor.bits} bits"
-        )
+            f"'{name}' has DLPack's type {tensor.code} with {tensor.bits} bits, which numpy lacks",
+            what=name, expected="a type of numpy", found=(tensor.code, tensor.bits, tensor.lanes),
+        )  # fmt: skip
     shape = tuple(tensor.shape[: tensor.ndim])
     address = (tensor.data or 0) + tensor.byte_offset
     if min(shape, default=0) < 0 or (all(shape) and not tensor.data):
-        raise UsageError(f"'{name}' must be memory of a size, its DLPack capsule has shape {shape} at {address:#x}")
+        raise UsageError(
+            f"the DLPack capsule of '{name}' has shape {shape} at {address:#x}",
+            what=name, expected="memory", found=(shape, address),
+        )  # fmt: skip
     if tensor.strides and not _contiguous(shape, tensor.strides[: tensor.ndim]):
-        raise UsageError(f"'{name}' must be contiguous, its strides are {tensor.strides[: tensor.ndim]}; copy it")
+        strides = tensor.strides[: tensor.ndim]
+        raise UsageError(
+            f"'{name}' is not contiguous: its strides are {strides}",
+            what=name, expected="contiguous", found=strides, hint="copy it",
+        )  # fmt: skip
     if address % alignment and all(shape):  # where an array of no elements lies means nothing
-        raise UsageError(f"'{name}' must begin at a multiple of {alignment} bytes, as new arrays do, does not; copy it")
+        raise UsageError(
+            f"'{name}' does not begin at a multiple of {alignment} bytes, as new arrays do",
+            what=name, expected=alignment, found=address, hint="copy it",
+        )  # fmt: skip
     return DeviceArray(address, _DTYPES[tensor.code, tensor.bits], shape, array, capsule)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -11,8 +12,10 @@ import onnxruntime as ort
 
 from vitdeploy.errors import MissingDependencyError, OutputError, UnavailableError, UsageError
 from vitdeploy.files.user_cache import user_cache
-from vitdeploy.runtimes.base import check_options, cuda_index
-from vitdeploy.runtimes.onnxrt import TENSORRT, OnnxRuntime, check_built, provider_on_gpu
+from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
+from vitdeploy.runtimes.onnxrt_session import TENSORRT, check_built
+from vitdeploy.runtimes.options import cuda_index
 from vitdeploy.specs import AxisRange, read_range
 from vitdeploy.trt.library import load_library
 from vitdeploy.trt.options import DEFAULT_BATCH, EngineOptions
@@ -29,6 +32,25 @@ if TYPE_CHECKING:
     from vitdeploy.trt.options import Bounds, Profile
 
 
+@dataclasses.dataclass(frozen=True)
+class TensorRTOnnxRuntimeOptions(OnnxRuntimeOptions):
+    """Options of a session of the TensorRT provider, which is its only one.
+
+    Attributes: as of `OnnxRuntimeOptions`; options of the provider, as ONNX Runtime documents them, override those that
+        are chosen here. And
+        batch: the smallest number of images, the one to be fastest at, and the largest, such as "1:8:64".
+        image_sizes: the smallest, the usual and the largest (height, width) of images, where it takes several; by
+            default the artifact's limits. One that takes any, decoded ones for example, must be given them.
+        engine_cache: the folder that engines and measured kernels are kept in, by what they were made from; by default
+            the user's, or `VITDEPLOY_CACHE`; False for none. An engine can run code: the folder must be one that only
+            trusted users write to.
+    """
+
+    batch: str | AxisRange = DEFAULT_BATCH
+    image_sizes: Bounds | None = None
+    engine_cache: str | os.PathLike[str] | Literal[False] | None = None
+
+
 class TensorRTOnnxRuntime(OnnxRuntime):
     """A session whose every node TensorRT runs in one engine, or which does not open.
 
@@ -39,62 +61,53 @@ class TensorRTOnnxRuntime(OnnxRuntime):
     """
 
     backend = "onnxruntime-tensorrt"
+    options_type = TensorRTOnnxRuntimeOptions
     shapes_on_cpu = False  # the engine computes them, and a second one would have no profile
 
     @classmethod
-    def from_bundle(
+    def from_bundle(  # type: ignore[override]  # each runtime takes its own options
         cls,
         bundle: Bundle,
+        options: TensorRTOnnxRuntimeOptions,
         *,
         precision: str,
         device: str,
-        batch: str | AxisRange = DEFAULT_BATCH,
-        image_sizes: Bounds | None = None,
-        engine_cache: str | os.PathLike[str] | Literal[False] | None = None,
-        **options: Any,
     ) -> Self:
         """Open the bundle's ONNX artifact of that precision.
 
-        Args:
-            bundle: the bundle.
-            precision: of the artifact.
-            device: "cuda" or "cuda:1".
-            batch: the smallest number of images, the one to be fastest at, and the largest, such as "1:8:64".
-            image_sizes: the smallest, the usual and the largest (height, width) of images, where it takes several; by
-                default the artifact's limits. One that takes any, decoded ones for example, must be given them.
-            engine_cache: the folder that engines and measured kernels are kept in, by what they were made from; by
-                default the user's, or `VITDEPLOY_CACHE`; False for none. An engine can run code: the folder must be one
-                that only trusted users write to.
-            options: of the constructor, all but `providers`. Options of the provider, as ONNX Runtime documents them,
-                go before those that are chosen here.
-
         Raises:
-            UsageError: an option is not what it must be, or the artifact is for a CPU, or takes images of any size.
+            UsageError: an option is invalid, or the artifact is for a CPU, or takes images of any size.
             DeviceError: the provider cannot be had.
             BundleError: a file was altered.
             OutputError: there can be no folder for engines.
         """
-        check_options(cls, options)
         index = cuda_index(cls.backend, device)
-        if "providers" in options:
-            raise UsageError(f"{cls.backend} has its provider, got {options['providers']}; use the onnxruntime backend")
+        if options.providers is not None:
+            raise UsageError(
+                f"{cls.backend} has its own provider, got {options.providers}",
+                what="providers", found=options.providers, hint="use the onnxruntime backend",
+            )  # fmt: skip
         artifact = bundle.artifact("onnx", precision)
         if artifact.options.get("target") == "cpu":
-            raise UsageError(f"{artifact.name} was quantized for a CPU; export it with --target tensorrt")
-        sizes = batch if isinstance(batch, AxisRange) else read_range(str(batch))
-        limits = EngineOptions(batch=(sizes,), image_sizes=() if image_sizes is None else (image_sizes,))
+            raise UsageError(
+                f"{artifact.name} was quantized for a CPU", what="target", where=bundle.path, found="cpu",
+                hint="export it with --target tensorrt",
+            )  # fmt: skip
+        sizes = options.batch if isinstance(options.batch, AxisRange) else read_range(str(options.batch))
+        image_sizes = () if options.image_sizes is None else (options.image_sizes,)
+        limits = EngineOptions(batch=(sizes,), image_sizes=image_sizes)
         (profile,) = limits.profiles(artifact.inputs, artifact.pixels, artifact.axes)
         check_built((TENSORRT,))
         version = _load_tensorrt()
-        settings = provider_on_gpu(TENSORRT, index, options, _profile_options(artifact.inputs, profile))
-        chosen = settings["provider_options"][TENSORRT]
+        options = options.on_gpu(TENSORRT, index, _profile_options(artifact.inputs, profile))
+        chosen = (options.provider_options or {})[TENSORRT]
         folder = None
-        if engine_cache is not False:
-            parent = _own_folder() if engine_cache is None else Path(engine_cache)
+        if options.engine_cache is not False:
+            parent = _own_folder() if options.engine_cache is None else Path(options.engine_cache)
             folder = _made(parent / _key(artifact, version, chosen))
-        settings["provider_options"][TENSORRT] = {**_cache_options(folder), **chosen}
+        options = dataclasses.replace(options, provider_options={TENSORRT: {**_cache_options(folder), **chosen}})
         with bundle.opened_artifact(artifact, by_name=True) as (model, *_):  # engines are kept by the file's name, too
-            runtime = cls(model, **{**options, **settings})
+            runtime = cls(model, options)
         runtime.axes = profile
         return runtime
 
@@ -156,7 +169,10 @@ def _cache_options(folder: Path | None) -> dict[str, Any]:
 def _own_folder() -> Path:
     cache = user_cache()
     if cache is None:
-        raise OutputError("no home to keep engines in; set VITDEPLOY_CACHE, or give an engine_cache or False")
+        raise OutputError(
+            "no home folder to keep engines in", what="engine_cache",
+            hint="set VITDEPLOY_CACHE, or give an engine_cache or False",
+        )  # fmt: skip
     return cache / "tensorrt-provider"
 
 
@@ -165,6 +181,7 @@ def _made(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise OutputError(
-            f"{folder} must be a folder for engines, cannot be made: {exc.strerror}; give another engine_cache or False"
-        ) from exc
+            f"the folder for engines, {folder}, cannot be made: {exc.strerror}",
+            what="engine_cache", where=folder, found=exc.strerror, hint="give another engine_cache, or False",
+        ) from exc  # fmt: skip
     return folder

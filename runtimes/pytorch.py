@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,8 +10,9 @@ import torch
 from vitdeploy.errors import UsageError
 from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
+from vitdeploy.models.layers.encoder import check_attention
 from vitdeploy.models.signature import TORCH_TYPES, Served, size_ranges
-from vitdeploy.runtimes.base import check_options
+from vitdeploy.runtimes.options import RuntimeOptions
 from vitdeploy.runtimes.torch_device import TorchRuntime
 from vitdeploy.specs import Precision, Task
 from vitdeploy.system.forks import call_with_threads
@@ -26,6 +28,32 @@ if TYPE_CHECKING:
     from vitdeploy.models.vit import VisionTransformer
 
 
+@dataclasses.dataclass(frozen=True)
+class PyTorchRuntimeOptions(RuntimeOptions):
+    """Options of the torch backend.
+
+    Attributes:
+        attention: "sdpa", torch's fused attention, or "eager", which can give attention weights; by default the model's
+            own, and "sdpa" for a bundle.
+        outputs: see `vitdeploy.models.signature.output_names`; attention weights need eager attention.
+        dynamic_image_size: whether images of every size are taken, instead of the model's own alone; by default as the
+            bundle says.
+        compile: whether `torch.compile` generates code at the first run of each shape.
+
+    Raises:
+        UsageError: there is no such attention.
+    """
+
+    attention: AttentionKind | None = None
+    outputs: Sequence[str] | None = None
+    dynamic_image_size: bool | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.attention is not None:
+            check_attention(self.attention)
+
+
 class PyTorchRuntime(TorchRuntime):
     """The reference model on a device; inputs and outputs stay float32 whatever the precision.
 
@@ -33,11 +61,9 @@ class PyTorchRuntime(TorchRuntime):
 
     Args:
         model: the model; it is moved to the device and converted.
+        options: of the backend.
         device: "cpu", "cuda" or "cuda:1".
         precision: "fp32", "fp16" or "bf16", of weights and activations.
-        outputs: see `vitdeploy.models.signature.output_names`; attention weights need a model with eager attention.
-        dynamic_image_size: whether images of every size are taken, instead of the model's own alone.
-        compile: whether `torch.compile` generates code at the first run of each shape.
 
     Raises:
         DeviceError: the device cannot be had.
@@ -45,49 +71,53 @@ class PyTorchRuntime(TorchRuntime):
     """
 
     backend = "torch"
+    options_type = PyTorchRuntimeOptions
 
     def __init__(
         self,
         model: VisionTransformer,
+        options: PyTorchRuntimeOptions = PyTorchRuntimeOptions(),
         *,
         device: str = "cpu",
         precision: str = "fp32",
-        outputs: Sequence[str] | None = None,
-        dynamic_image_size: bool = False,
-        compile: bool = False,  # noqa: A002  (torch's word)
     ) -> None:
         if precision not in set(TORCH_TYPES):
             raise UsageError(
-                f"precision of the torch backend must be one of {', '.join(TORCH_TYPES)}, got {precision!r}"
-            )
+                f"precision of the torch backend must be one of {', '.join(TORCH_TYPES)}, got {precision!r}",
+                what="precision", expected=tuple(TORCH_TYPES), found=precision,
+            )  # fmt: skip
         super().__init__(device)
-        served = Served(model, outputs, dynamic_image_size=dynamic_image_size)
+        self._options = options
+        if options.attention not in (None, model.attention):
+            model = model.with_attention(options.attention)
+        served = Served(model, options.outputs, dynamic_image_size=bool(options.dynamic_image_size))
         self.inputs, self.outputs = served.inputs, served.outputs
-        self.axes = size_ranges(model.config, model.config.image_size) if dynamic_image_size else {}
+        self.axes = size_ranges(model.config, model.config.image_size) if options.dynamic_image_size else {}
         if model.attention == "sdpa" and any(spec.name.startswith("attentions.") for spec in self.outputs):
-            raise UsageError("attention weights need attention='eager': torch's fused attention does not keep them")
+            raise UsageError(
+                "torch's fused attention does not keep attention weights",
+                what="attention", expected="eager", found="sdpa", hint="give attention='eager'",
+            )  # fmt: skip
         served = call_with_threads(served.eval().to, self._device, TORCH_TYPES[Precision(precision)])
-        self._model = torch.compile(served) if compile else served
+        self._model: Any = torch.compile(served) if options.compile else served
         self.details = {
             "engine": f"torch {torch.__version__}",
             "device": str(self._device),
             "precision": str(precision),
             "attention": model.attention,
-            "compile": compile,
+            "compile": options.compile,
             **self._thread_details,
         }
 
     @classmethod
-    def from_bundle(
-        cls, bundle: Bundle, *, precision: str, device: str, attention: AttentionKind = "sdpa", **options: Any
-    ) -> Self:
-        check_options(cls, options)
+    def from_bundle(cls, bundle: Bundle, options: PyTorchRuntimeOptions, *, precision: str, device: str) -> Self:
         config = ViTConfig.from_dict(bundle.read_config().model)
         with bundle.opened(bundle.manifest.files) as files:
             weights = [file for file in files if file.path.suffix == ".safetensors"]
-            model = load_model(config, weights, Task(bundle.manifest.task), attention=attention)
-        options.setdefault("dynamic_image_size", bundle.dynamic_image_size)
-        return cls(model, device=device, precision=precision, **options)
+            model = load_model(config, weights, Task(bundle.manifest.task), attention=options.attention or "sdpa")
+        if options.dynamic_image_size is None:
+            options = dataclasses.replace(options, dynamic_image_size=bundle.dynamic_image_size)
+        return cls(model, options, device=device, precision=precision)
 
     def with_outputs(self, outputs: Sequence[str]) -> PyTorchRuntime:
         """A runtime of the same weights that gives other outputs.
@@ -95,11 +125,9 @@ class PyTorchRuntime(TorchRuntime):
         Raises:
             UsageError: as the constructor.
         """
-        model: Any = self._model
-        other = PyTorchRuntime(
-            model.model, device=str(self._device), precision=self.details["precision"], outputs=outputs,
-            dynamic_image_size=model.dynamic_image_size, compile=self.details["compile"],
-        )  # fmt: skip
+        options = dataclasses.replace(self._options, outputs=outputs)
+        model: VisionTransformer = self._model.model
+        other = PyTorchRuntime(model, options, device=str(self._device), precision=self.details["precision"])
         other.precision = self.precision
         return other
 

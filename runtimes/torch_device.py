@@ -13,7 +13,8 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from vitdeploy.errors import DeviceError, UsageError, first_line
-from vitdeploy.runtimes.base import Runtime, parse_device
+from vitdeploy.runtimes.base import Runtime
+from vitdeploy.runtimes.options import parse_device
 from vitdeploy.system.cpu import ThreadCount, usable_cpus
 from vitdeploy.system.forks import call_with_threads
 
@@ -36,7 +37,8 @@ def open_device(name: str) -> torch.device:
     try:
         return torch.empty(1, device=torch.device(name)).device
     except (RuntimeError, AssertionError) as exc:  # torch asserts that it was built for the device
-        raise DeviceError(f"device {name!r} must be one that torch can use: {first_line(exc)}") from exc
+        reason = first_line(exc)
+        raise DeviceError(f"torch cannot use device {name!r}: {reason}", what="device", found=name) from exc
 
 
 def probe_devices() -> dict[str, str | None]:
@@ -177,7 +179,13 @@ class TorchRuntime(Runtime):
             for name, value in self._outputs(tensors).items():
                 target = tensors[name]
                 if value.shape != target.shape:
-                    raise UsageError(f"expected '{name}' {tuple(value.shape)} to write to, got {tuple(target.shape)}")
+                    expected, found = tuple(value.shape), tuple(target.shape)
+                    raise UsageError(
+                        f"expected '{name}' {expected} to write to, got {found}",
+                        what=name,
+                        expected=expected,
+                        found=found,
+                    )
                 target.copy_(value)
             if self.gpu is not None:
                 torch.cuda.current_stream(self._device).synchronize()
@@ -189,4 +197,7 @@ class TorchRuntime(Runtime):
             with torch.inference_mode(), plain:
                 yield
         except RuntimeError as exc:  # out of memory, or no compiler for torch.compile
-            raise DeviceError(f"torch must run the model on {self._device}: {self._why(exc)}") from exc
+            reason = self._why(exc)
+            raise DeviceError(
+                f"torch failed to run the model on {self._device}: {reason}", what="torch", found=reason
+            ) from exc

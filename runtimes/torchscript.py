@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickletools
 import warnings
 import zipfile
@@ -16,7 +17,7 @@ from vitdeploy.files.json_text import strict_json
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.files.regular_file import MOST_TEXT_BYTES
 from vitdeploy.models.signature import SIGNATURE_FILE
-from vitdeploy.runtimes.base import check_options
+from vitdeploy.runtimes.options import RuntimeOptions
 from vitdeploy.runtimes.torch_device import TorchRuntime
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.exhaustion import check_exhaustion
@@ -31,14 +32,25 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
 
 
+@dataclasses.dataclass(frozen=True)
+class TorchScriptRuntimeOptions(RuntimeOptions):
+    """Options of the TorchScript backend.
+
+    Attributes:
+        optimized_execution: whether torch watches the first runs of a shape, to specialise the code for it. Those runs
+            then take two to three times as long, and no later one was seen to be faster on a CPU.
+    """
+
+    optimized_execution: bool = False
+
+
 class TorchScriptRuntime(TorchRuntime):
     """A frozen trace on a device.
 
     Args:
         path: the .pt file, made by vitdeploy. Loading one can run code: open only files that are verified.
+        options: of the backend.
         device: "cpu", "cuda" or "cuda:1".
-        optimized_execution: whether torch watches the first runs of a shape, to specialise the code for it. Those runs
-            then take two to three times as long, and no later one was seen to be faster on a CPU.
 
     Raises:
         DeviceError: the device cannot be had.
@@ -47,27 +59,38 @@ class TorchScriptRuntime(TorchRuntime):
     """
 
     backend = "torchscript"
+    options_type = TorchScriptRuntimeOptions
 
     def __init__(
-        self, path: str | Path | OpenedFile, *, device: str = "cpu", optimized_execution: bool = False
+        self,
+        path: str | Path | OpenedFile,
+        options: TorchScriptRuntimeOptions = TorchScriptRuntimeOptions(),
+        *,
+        device: str = "cpu",
     ) -> None:
         super().__init__(device)
-        self._optimized_execution = optimized_execution
+        self._optimized_execution = options.optimized_execution
         file = OpenedFile.of(path)
         self._model, signature = load_module(file, self._device)
         self.inputs, self.outputs = read_signature(file.path, signature)
         self.details = {
             "engine": f"torch {torch.__version__}",
             "device": str(self._device),
-            "optimized_execution": optimized_execution,
+            "optimized_execution": options.optimized_execution,
             **self._thread_details,
         }
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
-        check_options(cls, options)
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        options: TorchScriptRuntimeOptions,
+        *,
+        precision: str,
+        device: str,
+    ) -> Self:
         with bundle.opened_artifact(bundle.artifact("torchscript", precision)) as (file, *_):
-            return cls(file, device=device, **options)
+            return cls(file, options, device=device)
 
     def _outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with _optimized(self._optimized_execution):  # of the thread
@@ -95,8 +118,9 @@ def read_signature(path: str | Path, signature: str | bytes) -> tuple[tuple[Tens
                 raise TypeError(f"torch {torch.__version__} has no element type {spec.dtype!r:.80}")
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise BundleError(
-            f"{path} must hold its inputs and outputs in {SIGNATURE_FILE}, does not; export the bundle again"
-        ) from exc
+            f"{path} does not state its inputs and outputs",
+            what=SIGNATURE_FILE, where=path, found=first_line(exc), hint="export the bundle again",
+        ) from exc  # fmt: skip
     return inputs, outputs
 
 
@@ -111,7 +135,7 @@ def load_module(source: str | Path | OpenedFile, device: torch.device) -> tuple[
     file = OpenedFile.of(source)
     path = file.path
     if not Path(file.handle).is_file():
-        raise BundleError(f"{path} must be a TorchScript file, but is no file")
+        raise BundleError(f"{path} is no TorchScript file: no such file", where=path, expected="a TorchScript file")
     _check_pickles(file)
     extra: dict[str, Any] = {SIGNATURE_FILE: ""}
     try:
@@ -119,14 +143,16 @@ def load_module(source: str | Path | OpenedFile, device: torch.device) -> tuple[
             warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
             model = torch.jit.load(file.handle, map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
     except torch.OutOfMemoryError as exc:
-        raise DeviceError(f"{path} must load on {device}: {file.named(first_line(exc))}") from exc
+        reason = file.named(first_line(exc))
+        raise DeviceError(
+            f"{path} does not load on {device}: {reason}", what="device", where=path, found=reason
+        ) from exc
     except (MemoryError, RuntimeError) as exc:
         check_exhaustion(exc, f"loading {path}")
-        raise BundleError(
-            f"{path} must be a file that torch {torch.__version__} loads: {file.named(first_line(exc))}"
-        ) from exc
+        reason = file.named(first_line(exc))
+        raise BundleError(f"torch {torch.__version__} cannot load {path}: {reason}", where=path, found=reason) from exc
     except UnicodeDecodeError as exc:  # torch quotes bytes of a damaged file in a message that is then no text
-        raise BundleError(f"{path} must be a file that torch {torch.__version__} loads: it is damaged") from exc
+        raise BundleError(f"torch {torch.__version__} cannot load {path}: it is damaged", where=path) from exc
     return model, extra[SIGNATURE_FILE]
 
 
@@ -143,4 +169,7 @@ def _check_pickles(file: OpenedFile) -> None:
     except Exception as exc:  # zipfile lets the errors of struct and of its codecs through
         check_exhaustion(exc, f"loading {file.path}")
         reason = file.named(first_line(exc))
-        raise BundleError(f"{file.path} is damaged, or no TorchScript file: {reason}; export the bundle again") from exc
+        raise BundleError(
+            f"{file.path} is damaged, or no TorchScript file: {reason}",
+            where=file.path, found=reason, hint="export the bundle again",
+        ) from exc  # fmt: skip

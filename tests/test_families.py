@@ -87,7 +87,7 @@ def test_both_backends_give_every_output_of_transformers(
     for backend in ("torch", "onnxruntime"):
         options: dict[str, Any] = {"outputs": outputs} if backend == "torch" else {}
         with contextlib.ExitStack() as stack:
-            runtime = stack.enter_context(open_runtime(bundle, backend, **options))
+            runtime = stack.enter_context(open_runtime(bundle, backend, options))
             plain_runtime = stack.enter_context(open_runtime(plain, backend)) if plain else None
             for batch_size in BATCHES:
                 feeds = {"pixel_values": pixels_of(batch_size, config.image_size)}
@@ -107,7 +107,9 @@ def test_both_backends_give_every_output_of_transformers(
 def test_one_export_takes_every_size(write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head) -> None:
     config = random_config(head, 0) | {"patch_size": 5, "image_size": 20}
     checkpoint = write_checkpoint(head, config)
-    bundle = export_all(checkpoint.folder, dynamic_image_size=True, output=tmp_path / "out")
+    bundle = export_all(
+        checkpoint.folder, graph=vitdeploy.GraphOptions(dynamic_image_size=True), output=tmp_path / "out"
+    )
     assert ViTConfig.from_pretrained(bundle.path).image_size == (20, 20)
     assert "Resize" in operators(bundle)
     sizes = [(rows * 5 + rest, columns * 5 + rest) for rows, columns, rest in SIZES]

@@ -28,7 +28,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.cli import main
 from vitdeploy.errors import CheckFailedError, CheckpointError, NotFiniteError, UsageError
-from vitdeploy.exporting.calibration_images import CalibrationImages
+from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.exporting.validation import OF_ONE, Sample, prove
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.predictor import load_processor

@@ -188,7 +188,7 @@ def load(
     bundle = Bundle.open(path)
     config, processor = bundle.read_config(), load_processor(bundle)
     labels, problem_type = config.labels, config.problem_type
-    runtime = open_recorded(bundle, backend, precision=precision, device=device, **options)
+    runtime = open_recorded(bundle, backend, options, precision=precision, device=device)
     try:
         check_fit(bundle, processor, runtime)
         if labels:

@@ -13,7 +13,7 @@ from vitdeploy.errors import DeviceError, OutputError, readable
 from vitdeploy.files.atomic import write_file
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.files.user_cache import user_cache
-from vitdeploy.runtimes.engine.load import last_of
+from vitdeploy.trt.library import last_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,9 +52,14 @@ class KernelCache:
         content = self._read()
         # One of another version, GPU or driver is rejected as well, and the cache is empty then.
         if content is not None and not self._cache.deserialize(content) and not disposable:
-            raise DeviceError(f"{file} must be a runtime cache of {made_by}, is not: {last_of(errors)}; remove it")
+            reason = last_of(errors)
+            raise DeviceError(
+                f"{made_by} does not take the runtime cache {file}: {reason}",
+                what="runtime_cache", where=file, found=reason, hint="remove it",
+            )  # fmt: skip
         if not config.set_runtime_cache(self._cache):
-            raise DeviceError(f"{made_by} must use a runtime cache, does not: {last_of(errors)}")
+            reason = last_of(errors)
+            raise DeviceError(f"{made_by} refuses any runtime cache: {reason}", what="runtime_cache", found=reason)
 
     def is_due(self) -> bool:
         """Whether there is a file, and it was not written just now."""
@@ -72,7 +77,10 @@ class KernelCache:
         content = self._cache.serialize()
         try:
             if content is None:
-                raise OutputError(f"{self.file} could not be written: the library does not give its content")
+                raise OutputError(
+                    f"{self.file} could not be written: the library does not give its content",
+                    what="runtime_cache", where=self.file,
+                )  # fmt: skip
             write_file(self.file, bytes(content))
         except OutputError:
             if not self._disposable:

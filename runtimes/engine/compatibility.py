@@ -53,10 +53,13 @@ def check_version(bundle: Bundle, artifact: Artifact, package: str, version: str
     later = artifact.options.get("version_compatible") is True and _runs_later(_number(built), _number(version))
     elsewhere = hardware.get("platform") != here and "compute_capabilities" not in hardware
     if (built != version and not later) or elsewhere:
+        system = hardware.get("platform")
         raise UnavailableError(
-            f"{_engine(bundle, artifact)} was built by {package} {built} for {hardware.get('platform')}, this is "
-            f"{package} {version} on {here}; {_rebuild(bundle, artifact)}"
-        )
+            f"{bundle.path / artifact.files[0].path} was built by {package} {built} for {system}, this is "
+            f"{package} {version} on {here}",
+            what=package, where=bundle.path / artifact.files[0].path, expected=(built, system), found=(version, here),
+            hint=_rebuild(bundle, artifact),
+        )  # fmt: skip
 
 
 def check_hardware(bundle: Bundle, artifact: Artifact, gpu: Gpu) -> None:
@@ -74,9 +77,11 @@ def check_hardware(bundle: Bundle, artifact: Artifact, gpu: Gpu) -> None:
     if not fits:
         made_for = ", ".join(f"{key} {value}" for key, value in built.items())
         raise OtherHardwareError(
-            f"{_engine(bundle, artifact)} was built for {made_for or 'nothing that its manifest names'}; this is "
-            f"{gpu.name}, compute capability {gpu.compute_capability}; {_rebuild(bundle, artifact)}"
-        )
+            f"{bundle.path / artifact.files[0].path} was built for {made_for or 'nothing that its manifest names'}; "
+            f"this is {gpu.name}, compute capability {gpu.compute_capability}",
+            what="hardware", where=bundle.path / artifact.files[0].path, expected=dict(built),
+            found=(gpu.name, gpu.compute_capability), hint=_rebuild(bundle, artifact),
+        )  # fmt: skip
 
 
 def choose_profile(profiles: Sequence[ProfileShapes], shapes: Shapes) -> int:
@@ -102,7 +107,10 @@ def choose_profile(profiles: Sequence[ProfileShapes], shapes: Shapes) -> int:
             ", ".join(f"'{name}' {low} to {high}" for name, (low, _, high) in profile.items()) for profile in profiles
         )
         got = ", ".join(f"'{name}' {shape}" for name, shape in shapes.items())
-        raise UsageError(f"the engine takes {taken}, got {got}; give what it takes, or build it with another --batch")
+        raise UsageError(
+            f"the engine takes {taken}, got {got}", what="shapes", expected=profiles, found=dict(shapes),
+            hint="give what it takes, or build it with another --batch",
+        )  # fmt: skip
     return min(fitting, key=lambda index: _distance(profiles[index], shapes))
 
 
@@ -114,10 +122,6 @@ def _distance(profile: ProfileShapes, shapes: Shapes) -> float:
 def _runs_later(built: tuple[int, ...], here: tuple[int, ...]) -> bool:
     """Whether a version-compatible engine of a version runs with another."""
     return built <= here and (built[:1] == here[:1] or (built[:1], here[:1]) == _ACROSS_MAJORS)
-
-
-def _engine(bundle: Bundle, artifact: Artifact) -> str:
-    return str(bundle.path / artifact.files[0].path)
 
 
 def _rebuild(bundle: Bundle, artifact: Artifact) -> str:

@@ -1,4 +1,4 @@
-"""An engine read from its file, held to what it must take and give, and given weights."""
+"""Load an engine, give it weights, and check the tensors that it takes and gives."""
 
 from __future__ import annotations
 
@@ -7,48 +7,65 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.errors import BundleError, DeviceError, OtherHardwareError
+from vitdeploy.trt.library import last_of, make_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from vitdeploy.runtimes.engine.compatibility import ProfileShapes
+    from vitdeploy.runtimes.engine.file import EngineFile
     from vitdeploy.specs import TensorSpec
 
 
-def load_engine(library: Any, runtime: Any, content: bytes, path: Path, backend: str, errors: Sequence[str]) -> Any:
-    """The engine in a file.
+def open_engine(library: Any, backend: str, file: EngineFile, logger: Any) -> tuple[Any, Any]:
+    """The library's runtime, and the engine that it loads from a file, with its weights.
 
     Args:
         library: TensorRT or TensorRT-RTX.
-        runtime: the library's.
-        content: of the file.
-        path: of the file, to be told.
-        backend: the library's name, to be told.
-        errors: what the library's logger keeps.
+        backend: the library's name, for errors.
+        file: the engine.
+        logger: the library's, which keeps its errors.
 
     Raises:
         OtherHardwareError: it was built for another GPU.
-        DeviceError: it does not load.
+        DeviceError: it does not load, or does not take the weights.
+        BundleError: it does not take and give what is stated.
     """
-    if hasattr(runtime, "get_engine_validity"):
-        validity, reasons = runtime.get_engine_validity(content[: runtime.engine_header_size])
-        if validity == library.EngineValidity.INVALID:
-            bits = library.EngineInvalidityDiagnostics.__members__.items()
-            why = ", ".join(name for name, bit in bits if int(bit) & reasons)
-            other_gpu = int(library.EngineInvalidityDiagnostics.UNSUPPORTED_CC) & reasons
-            error = OtherHardwareError if other_gpu else DeviceError
-            raise error(
-                f"{path} must be an engine for this GPU and library, is not: {why or last_of(errors)}; build it again"
-            )
-    engine = runtime.deserialize_cuda_engine(content)
-    if engine is None:
-        raise DeviceError(f"{path} must load with {backend}: {last_of(errors)}; build it again")
-    return engine
+    runtime = make_runtime(library, backend, logger)
+    if file.host_code:
+        runtime.engine_host_code_allowed = True
+    engine = _load(library, runtime, backend, file, logger.errors)
+    if file.weights is not None:
+        refitter = library.Refitter(engine, logger)
+        refused = why_refused(library, refitter, file.weights, logger)
+        if refused is not None or not refitter.refit_cuda_engine():
+            reason = refused or last_of(logger.errors)
+            raise DeviceError(
+                f"{file.path} does not take the weights of {file.weights}: {reason}",
+                what="weights", where=file.path, found=reason, hint="build it again",
+            )  # fmt: skip
+    for specs, kind in ((file.inputs, library.TensorIOMode.INPUT), (file.outputs, library.TensorIOMode.OUTPUT)):
+        _check_tensors(library, engine, file.path, specs, kind)
+    return runtime, engine
+
+
+def make_config(library: Any, engine: Any, *, cuda_graphs: bool, specialization: str | None) -> tuple[Any, bool]:
+    """The configuration of contexts, and whether CUDA graphs are left to the caller to capture."""
+    config = engine.create_runtime_config()
+    # A context with memory of its own has as much as the largest shape of all profiles needs.
+    config.set_execution_context_allocation_strategy(library.ExecutionContextAllocationStrategy.USER_MANAGED)
+    captures = cuda_graphs and not hasattr(config, "cuda_graph_strategy")
+    if cuda_graphs and not captures:  # the library records graphs itself
+        config.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    if specialization is not None:
+        strategies = library.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, specialization.upper())
+    return config, captures
 
 
 def why_refused(library: Any, refitter: Any, onnx: Path, logger: Any) -> str | None:
-    """Why an engine does not take the weights of an ONNX file; None where `refitter` now has them for it.
+    """The reason why an engine refuses the weights of an ONNX file; None where `refitter` now has them for it.
 
     The engine has those before until `refitter.refit_cuda_engine` is called.
     """
@@ -60,24 +77,46 @@ def why_refused(library: Any, refitter: Any, onnx: Path, logger: Any) -> str | N
     return f"it lacks {', '.join(missing):.300}" if missing else None
 
 
-def check_tensors(
-    library: Any, engine: Any, path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> None:
-    """Raise BundleError unless an engine takes and gives what is stated, but for the names of its axes."""
-    mode = library.TensorIOMode
+def _load(library: Any, runtime: Any, backend: str, file: EngineFile, errors: Sequence[str]) -> Any:
+    content = file.path.read_bytes() if file.content is None else file.content
+    if hasattr(runtime, "get_engine_validity"):
+        validity, reasons = runtime.get_engine_validity(content[: runtime.engine_header_size])
+        if validity == library.EngineValidity.INVALID:
+            bits = library.EngineInvalidityDiagnostics.__members__.items()
+            reason = ", ".join(name for name, bit in bits if int(bit) & reasons) or last_of(errors)
+            other_gpu = int(library.EngineInvalidityDiagnostics.UNSUPPORTED_CC) & reasons
+            error = OtherHardwareError if other_gpu else DeviceError
+            raise error(
+                f"{file.path} is not an engine for this GPU and library: {reason}",
+                what=backend, where=file.path, found=reason, hint="build it again",
+            )  # fmt: skip
+    engine = runtime.deserialize_cuda_engine(content)
+    if engine is None:
+        reason = last_of(errors)
+        raise DeviceError(
+            f"{backend} cannot load {file.path}: {reason}",
+            what=backend, where=file.path, found=reason, hint="build it again",
+        )  # fmt: skip
+    return engine
+
+
+def _check_tensors(library: Any, engine: Any, path: Path, specs: Sequence[TensorSpec], kind: Any) -> None:
+    """Raise BundleError unless the tensors of a kind are as stated, but for the names of their axes."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    for specs, kind in ((inputs, mode.INPUT), (outputs, mode.OUTPUT)):
-        found = {
-            name: (np.dtype(library.nptype(engine.get_tensor_dtype(name))), tuple(engine.get_tensor_shape(name)))
-            for name in names
-            if engine.get_tensor_mode(name) == kind
-        }
-        want = {
-            spec.name: (np.dtype(spec.dtype), tuple(axis if isinstance(axis, int) else -1 for axis in spec.shape))
-            for spec in specs
-        }
-        if found != want:
-            raise BundleError(f"{path} must take and give what its manifest says, {want}, has {found}; build it again")
+    found = {
+        name: (np.dtype(library.nptype(engine.get_tensor_dtype(name))), tuple(engine.get_tensor_shape(name)))
+        for name in names
+        if engine.get_tensor_mode(name) == kind
+    }
+    stated = {
+        spec.name: (np.dtype(spec.dtype), tuple(axis if isinstance(axis, int) else -1 for axis in spec.shape))
+        for spec in specs
+    }
+    if found != stated:
+        raise BundleError(
+            f"{path} differs from its manifest: it has {found} instead of {stated}",
+            what="inputs and outputs", where=path, expected=stated, found=found, hint="build it again",
+        )  # fmt: skip
 
 
 def profiles_of(engine: Any, inputs: Sequence[TensorSpec]) -> list[ProfileShapes]:
@@ -87,8 +126,3 @@ def profiles_of(engine: Any, inputs: Sequence[TensorSpec]) -> list[ProfileShapes
         shapes = {spec.name: engine.get_tensor_profile_shape(spec.name, index) for spec in inputs}
         found.append({name: (tuple(low), tuple(best), tuple(high)) for name, (low, best, high) in shapes.items()})
     return found
-
-
-def last_of(errors: Sequence[str]) -> str:
-    """What a library said last."""
-    return errors[-1] if errors else "it does not say why"

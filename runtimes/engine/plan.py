@@ -1,14 +1,15 @@
-"""One shape of input on one execution context: its memory, its stream and its CUDA graph."""
+"""Execution plans: a context for one shape of input, with its memory, stream and CUDA graph."""
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitdeploy.errors import DeviceError, UsageError, first_line
 from vitdeploy.runtimes.engine.cuda_memory import Graph, Memory, Stream, Tensor, close_all
-from vitdeploy.runtimes.engine.load import last_of
+from vitdeploy.trt.library import last_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,8 +94,11 @@ class ShapePlan:
         """
         for name, own in self._outputs.items():
             if arrays[name].shape != own.array.shape:
-                want = f"{own.array.dtype} '{name}' {own.array.shape}"
-                raise UsageError(f"expected {want} to write to, got {arrays[name].dtype} {arrays[name].shape}")
+                expected, found = own.array.shape, arrays[name].shape
+                raise UsageError(
+                    f"expected {own.array.dtype} '{name}' {expected} to write to, got {found}",
+                    what=name, expected=expected, found=found,
+                )  # fmt: skip
         for array in arrays.values():
             array.hold_up(self._stream.handle)
         self._use({name: array.address for name, array in arrays.items()})
@@ -117,9 +121,12 @@ class ShapePlan:
             self._checked(context.set_input_shape(name, shape), f"take '{name}' {shape}")
             self._inputs[name] = Tensor(shape, dtypes[name])
         try:
-            self._checked(not context.infer_shapes(), "tell the shapes of its outputs")
+            self._checked(not context.infer_shapes(), "infer the shapes of its outputs")
         except RuntimeError as exc:
-            raise DeviceError(f"the engine must tell the shapes of its outputs: {first_line(exc)}") from exc
+            reason = first_line(exc)
+            raise DeviceError(
+                f"the engine cannot infer the shapes of its outputs: {reason}", what="infer_shapes", found=reason
+            ) from exc
         self._scratch = self._reserved()
         for spec in outputs:
             shape = tuple(context.get_tensor_shape(spec.name))
@@ -154,4 +161,43 @@ class ShapePlan:
 
     def _checked(self, done: bool, what: str) -> None:
         if not done:
-            raise DeviceError(f"the engine must {what}: {last_of(self._errors)}")
+            reason = last_of(self._errors)
+            raise DeviceError(f"the engine cannot {what}: {reason}", what=what, found=reason)
+
+
+class ReadyPlans:
+    """Plans by shape, in the order of their last use; each belongs to the one thread that took it.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._plans: list[tuple[Shapes, ShapePlan]] = []
+        self.unlock()
+
+    def unlock(self) -> None:
+        """In a forked child: another thread of the parent may hold the lock."""
+        self._lock = threading.Lock()
+
+    def take(self, shapes: Shapes) -> ShapePlan | None:
+        """A plan for these shapes, if one is ready."""
+        with self._lock:
+            for index, (kept, _) in enumerate(self._plans):
+                if kept == shapes:
+                    return self._plans.pop(index)[1]
+        return None
+
+    def put_back(self, shapes: Shapes, plan: ShapePlan) -> None:
+        """Keep a plan, and close the one that was not used for longest where there are too many."""
+        with self._lock:
+            self._plans.append((shapes, plan))
+            too_many = [self._plans.pop(0)[1] for _ in range(len(self._plans) - self._most)]
+        close_all(*too_many)
+
+    def close(self) -> None:
+        """Close every plan that is not in use."""
+        plans = [plan for _, plan in self._plans]
+        self._plans.clear()
+        close_all(*plans)

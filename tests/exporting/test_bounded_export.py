@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,9 @@ from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli.export import export as export_command
 from vitdeploy.errors import CheckFailedError, CheckpointError, InputError, UsageError
-from vitdeploy.exporting.calibration_images import CalibrationImages
-from vitdeploy.exporting.candidate_search import STRENGTHS
-from vitdeploy.exporting.top1_target import AccuracyGoal
+from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
+from vitdeploy.exporting.quantization.candidate_search import STRENGTHS
+from vitdeploy.exporting.quantization.top1_target import Top1Target
 from vitdeploy.runtimes.pytorch import PyTorchRuntime
 from vitdeploy.sources.read import read_checkpoint
 from vitdeploy.system.progress import SILENT
@@ -235,7 +236,7 @@ def test_for_tensorrt(tmp_path: Path, precision: str, target: str | None) -> Non
 
 def test_all_that_could_be_in_8_bits_is_kept(bound: tuple[Bundle, list[str]], tmp_path: Path) -> None:
     names = list(quantizable_names(bound[0]))
-    with pytest.raises(UsageError, match="int8 must have a node in 8 bits, got all 30 to keep in float32"):
+    with raises(UsageError, what="keep_fp32", found=tuple(names)):
         vitdeploy.export(
             default_checkpoint(),
             output=tmp_path / "out",
@@ -257,14 +258,10 @@ def quantizable_names(bundle: Bundle) -> Iterator[str]:
 def test_what_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is enough: the least that can be in 8 bits is one layer."""
     checkpoint = write_checkpoint_of(tiny_model(num_hidden_layers=1), tmp_path / "checkpoint")
-    monkeypatch.setattr(AccuracyGoal, "honoured_by", lambda *_: False)
-    problem = (
-        r"8 bits must honour min_agreement 1, 8 of 8 images; the best that was found has .*, with [0-5] of 6 layers in "
-        r"float32 and layers\.0\..* in 8 bits; with none in float32 it is .*; loosen the bound, or choose fp16; nothing"
-    )
+    monkeypatch.setattr(Top1Target, "reached_by", lambda *_: False)
     steps: list[str] = []
     bounded = Quantization(Calibration(held_out_images(), count=8), accuracy=MinAgreement(1))
-    with pytest.raises(CheckFailedError, match=problem):
+    with raises(CheckFailedError, what="accuracy", expected="min_agreement 1", found=re.compile("of 8 images")):
         vitdeploy.export(
             checkpoint,
             precision="int8",

@@ -25,7 +25,7 @@ from vitdeploy.cli.export import export as export_command
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.quantization.number_format import Range
 from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
-from vitdeploy.exporting.calibration_images import CalibrationImages
+from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.predictor import load_processor
 from vitdeploy.system.progress import SILENT
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vitdeploy.exporting.measurement_cache import default_folder
+from vitdeploy.exporting.options import Calibration
 from vitdeploy.files.user_cache import user_cache
 
 
@@ -41,6 +41,6 @@ def test_a_relative_folder_of_the_system_does_not_count(
 def test_a_user_without_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", no_home)
     assert user_cache() is None
-    assert default_folder() is None
+    assert Calibration("photos").cache_folder is None
     monkeypatch.setattr(Path, "home", lambda: Path("relative"))
     assert user_cache() is None

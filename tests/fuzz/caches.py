@@ -13,7 +13,7 @@ from fuzz.special_files import replace, rewrite
 from vitdeploy.exporters.graph.measured_graph import measured_graph
 from vitdeploy.exporters.quantization.number_format import UINT8
 from vitdeploy.exporters.quantization.ranges.methods import HistogramReducer, MinMax
-from vitdeploy.exporting.measure import measure
+from vitdeploy.exporting.quantization.measure import measure
 from vitdeploy.specs import PixelFormat
 
 if TYPE_CHECKING:

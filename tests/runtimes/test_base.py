@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from forking import LIMIT_S, Outcome, in_child
+from raising import raises
 from stub_runtime import StubRuntime
 
 from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
 from vitdeploy.runtimes import BACKENDS, Backend, runtime_class
-from vitdeploy.runtimes.base import parse_device
+from vitdeploy.runtimes.options import parse_device
 from vitdeploy.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def test_closing_waits_for_the_runs_in_progress_and_admits_no_new_one() -> None:
         closing = pool.submit(runtime.close)
         while not runtime._closed:
             assert not closing.done()
-        with pytest.raises(UsageError, match="closed"):
+        with raises(UsageError, what="runtime", found="closed"):
             runtime.run(FEEDS)
         assert not closing.done()
         runtime.may_end.set()
@@ -69,7 +70,7 @@ def test_closing_waits_for_the_runs_in_progress_and_admits_no_new_one() -> None:
 
 def test_a_run_that_fails_does_not_keep_it_open() -> None:
     runtime = Slow()
-    with pytest.raises(UsageError):
+    with raises(UsageError, what="inputs", found=[]):
         runtime.run({})
     runtime.close()
     assert runtime.events == ["closed"]
@@ -137,8 +138,7 @@ def test_devices() -> None:
 
 
 def test_an_unknown_backend_is_answered_with_the_known_ones() -> None:
-    known = "torch, torchscript, onnxruntime, onnxruntime-tensorrt, tensorrt, tensorrt-rtx"
-    with pytest.raises(UsageError, match=f"one of {known}, got 'openvino'"):
+    with raises(UsageError, what="backend", expected=tuple(BACKENDS), found="openvino"):
         runtime_class("openvino")
 
 
@@ -154,7 +154,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_an_absent_engine_says_what_to_install(broken: Path) -> None:
     broken.write_text("import an_engine_that_is_not_there.part\n")
-    with pytest.raises(MissingDependencyError, match=r"the broken backend .*pip install 'vitdeploy\[some-extra\]'"):
+    with raises(MissingDependencyError, what="the broken backend", extra="some-extra"):
         runtime_class("broken")
 
 
@@ -163,10 +163,10 @@ def test_an_absent_engine_says_what_to_install(broken: Path) -> None:
 )
 def test_an_engine_that_does_not_load_is_not_taken_for_an_absent_one(broken: Path, failure: str) -> None:
     broken.write_text(f"raise {failure}\n")
-    with pytest.raises(UnavailableError, match=r"some_engine, .*libengine\.so\.12: cannot open; ") as caught:
+    with raises(UnavailableError) as caught:
         runtime_class("broken")
-    assert not isinstance(caught.value, MissingDependencyError)
-    assert "\n" not in str(caught.value)
+    assert "some_engine" in str(caught.value)
+    assert "libengine.so.12: cannot open" in str(caught.value)
 
 
 @pytest.mark.parametrize("mistake", ["import vitdeploy.not_a_module", "from vitdeploy.specs import NotThere"])
@@ -179,5 +179,5 @@ def test_a_mistake_of_our_own_keeps_its_traceback(broken: Path, mistake: str) ->
 
 def test_a_runtime_that_takes_arrays_of_numpy_alone_says_so() -> None:
     array = np.ones(2, np.float32)
-    with Slow() as runtime, pytest.raises(UsageError, match="the slow backend takes arrays of numpy alone; call run"):
+    with Slow() as runtime, raises(UsageError, what="run_device", hint="call run"):
         runtime.run_device({"x": array}, {"x": array})

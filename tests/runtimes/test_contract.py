@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -13,10 +15,12 @@ import pytest
 import torch
 from bundles import CPU_BACKENDS, FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
 from engine_machines import gpu_marks
+from raising import raises
 
 from vitdeploy.errors import BundleError, DeviceError, UsageError
 from vitdeploy.models.signature import input_specs, output_specs
 from vitdeploy.runtimes import BACKENDS, open_runtime, runtime_class
+from vitdeploy.runtimes.options import RuntimeOptions
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -27,15 +31,14 @@ if TYPE_CHECKING:
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.runtimes.base import Runtime
 
-_ENGINE_OPTIONS = ["cuda_graphs", "shapes_kept", "kernel_specialization", "runtime_cache"]
-# Each backend, the file that it opens first, and some of its options.
-CASES: dict[str, tuple[str, list[str]]] = {
-    "torch": ("model.safetensors", ["attention", "compile", "outputs", "dynamic_image_size"]),
-    "torchscript": ("torchscript/model_fp32.pt", ["optimized_execution"]),
-    "onnxruntime": ("onnx/model.onnx", ["providers", "intra_op_threads", "io_binding"]),
-    "onnxruntime-tensorrt": ("onnx/model.onnx", ["batch", "engine_cache", "provider_options"]),
-    "tensorrt": ("tensorrt/model_fp32.engine", _ENGINE_OPTIONS),
-    "tensorrt-rtx": ("tensorrt-rtx/model_fp32.engine", _ENGINE_OPTIONS),
+# Each backend, and the file that it opens first.
+CASES: dict[str, str] = {
+    "torch": "model.safetensors",
+    "torchscript": "torchscript/model_fp32.pt",
+    "onnxruntime": "onnx/model.onnx",
+    "onnxruntime-tensorrt": "onnx/model.onnx",
+    "tensorrt": "tensorrt/model_fp32.engine",
+    "tensorrt-rtx": "tensorrt-rtx/model_fp32.engine",
 }
 # ONNX Runtime has no option to keep TensorRT from rounding products of float32 to 11 bits (TF32).
 TOLERANCES = dict.fromkeys(CASES, FLOAT32_TOLERANCE) | {"onnxruntime-tensorrt": 2e-3}
@@ -109,43 +112,50 @@ def test_it_gives_what_it_states_and_what_the_reference_gives(
     assert worst_difference(outputs, reference(model, arrays)) <= TOLERANCES[runtime.backend]
 
 
-def changed(change: Callable[[np.ndarray], object]) -> Callable[[dict[str, Any]], object]:
-    def change_pixels(arrays: dict[str, Any]) -> object:
-        return {**arrays, "pixel_values": change(arrays["pixel_values"])}
-
-    return change_pixels
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: {},
+        lambda arrays: {**arrays, "pixels": 1},
+        lambda arrays: {"pixels": arrays["pixel_values"]},
+        lambda arrays: {0: 1},
+    ],
+)
+def test_other_names_than_those_of_the_inputs_are_refused(
+    runtime: Runtime, model: VisionTransformer, change: Callable[[Mapping[str, Any]], Any]
+) -> None:
+    given, names = change(make_feeds(model, 2)), [spec.name for spec in runtime.inputs]
+    with raises(UsageError, what="inputs", expected=names, found=list(given)):
+        runtime.run(given)
+    with raises(UsageError, what="inputs", expected=names):
+        runtime.run(next(iter(make_feeds(model, 2).values())))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "found"),
     [
-        (lambda arrays: {}, "inputs must be pixel_values.*got none"),
-        (lambda arrays: {**arrays, "pixels": 1}, "inputs must be pixel_values.*pixels"),
-        (lambda arrays: {"pixels": arrays["pixel_values"]}, "inputs must be pixel_values.*got pixels"),
-        (lambda arrays: {0: 1}, "inputs must be pixel_values.*got 0"),
-        (lambda arrays: arrays["pixel_values"], "arrays by name .pixel_values.*got ndarray"),
-        (changed(lambda pixels: pixels.tolist()), "numpy array .*got list"),
-        (changed(lambda pixels: None), "numpy array .*got NoneType"),
-        (changed(lambda pixels: pixels.astype(np.float64)), "float32 'pixel_values' .batch, 3, 32, 32.*got float64"),
-        (changed(lambda pixels: pixels.astype(np.float16)), "got float16"),
-        (changed(lambda pixels: pixels.astype(np.uint8)), "got uint8"),
-        (changed(lambda pixels: pixels.astype(object)), "got object"),
-        (changed(lambda pixels: pixels.astype(pixels.dtype.newbyteorder())), "got [<>]f4"),
-        (changed(lambda pixels: pixels[0]), r"got float32 \(3, 32, 32\)"),
-        (changed(lambda pixels: pixels[None]), r"got float32 \(1, 2, 3, 32, 32\)"),
-        (changed(lambda pixels: pixels[:, :, :-1]), r"got float32 \(2, 3, 31, 32\)"),
-        (changed(lambda pixels: pixels.transpose(0, 2, 3, 1)), r"got float32 \(2, 32, 32, 3\)"),
-        (changed(lambda pixels: pixels[:0]), r"got float32 \(0, 3, 32, 32\)"),
-        (changed(lambda pixels: np.float32(1)), "got float32"),
-        (changed(lambda pixels: np.array(1, np.float32)), r"got float32 \(\)"),
+        (lambda pixels: pixels.tolist(), "list"),
+        (lambda pixels: None, "NoneType"),
+        (lambda pixels: np.float32(1), "float32"),
+        (lambda pixels: pixels.astype(np.float64), ("float64", (2, 3, 32, 32))),
+        (lambda pixels: pixels.astype(np.float16), ("float16", (2, 3, 32, 32))),
+        (lambda pixels: pixels.astype(np.uint8), ("uint8", (2, 3, 32, 32))),
+        (lambda pixels: pixels.astype(object), ("object", (2, 3, 32, 32))),
+        (lambda pixels: pixels.astype(pixels.dtype.newbyteorder()), re.compile("[<>]f4")),
+        (lambda pixels: pixels[0], ("float32", (3, 32, 32))),
+        (lambda pixels: pixels[None], ("float32", (1, 2, 3, 32, 32))),
+        (lambda pixels: pixels[:, :, :-1], ("float32", (2, 3, 31, 32))),
+        (lambda pixels: pixels.transpose(0, 2, 3, 1), ("float32", (2, 32, 32, 3))),
+        (lambda pixels: pixels[:0], ("float32", (0, 3, 32, 32))),
+        (lambda pixels: np.array(1, np.float32), ("float32", ())),
     ],
 )
-def test_what_does_not_fit_is_a_usage_error_of_one_line(
-    runtime: Runtime, model: VisionTransformer, change: Callable[[Mapping[str, Any]], Any], message: str
+def test_another_type_or_shape_than_stated_is_refused(
+    runtime: Runtime, model: VisionTransformer, change: Callable[[np.ndarray], Any], found: object
 ) -> None:
-    with pytest.raises(UsageError, match=message) as caught:
-        runtime.run(change(make_feeds(model, 2)))
-    assert "\n" not in str(caught.value)
+    arrays = make_feeds(model, 2)
+    with raises(UsageError, what="pixel_values", found=found):
+        runtime.run({**arrays, "pixel_values": change(arrays["pixel_values"])})
 
 
 @BY_BACKEND
@@ -154,9 +164,11 @@ def test_a_free_axis_has_one_size_in_a_call(
 ) -> None:
     task = Task.MASKED_IMAGE_MODELING
     arrays = make_feeds(models[task], 3)
-    with open_runtime(bundles[task], backend) as runtime, pytest.raises(UsageError) as caught:
+    with (
+        open_runtime(bundles[task], backend) as runtime,
+        raises(UsageError, what="bool_masked_pos", expected=runtime.inputs[1], found=("bool", (2, 16))),
+    ):
         runtime.run({**arrays, "bool_masked_pos": arrays["bool_masked_pos"][:2]})
-    assert str(caught.value).startswith("expected bool 'bool_masked_pos' (batch, 16), got bool (2, 16) with batch=3; ")
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
@@ -236,19 +248,19 @@ def test_arrays_on_its_device_are_read_and_written_where_they_lie(runtime: Runti
         results = on_its_device(runtime, {name: np.full_like(array, 7) for name, array in expected.items()})
         runtime.run_device(feeds, results)
         assert worst_difference({name: each.cpu().numpy() for name, each in results.items()}, expected) == 0
-    with pytest.raises(UsageError, match="outputs must be"):
+    with raises(UsageError, what="outputs", found=[]):
         runtime.run_device(feeds, {})
     name = runtime.outputs[0].name
-    with pytest.raises(UsageError, match=f"expected float32 '{name}' .* with batch=1"):
+    with raises(UsageError, what=name, expected=runtime.outputs[0]):
         runtime.run_device(feeds, {**results, name: torch.cat([results[name]] * 2)})
-    with pytest.raises(UsageError, match="'pixel_values' must be contiguous"):
+    with raises(UsageError, what="pixel_values", expected="contiguous"):
         runtime.run_device({**feeds, "pixel_values": feeds["pixel_values"].transpose(2, 3)}, results)
     if runtime.gpu is None:
         written = {name: np.empty_like(array) for name, array in expected.items()}
         runtime.run_device(arrays, written)
         assert worst_difference(written, expected) == 0
     else:
-        with pytest.raises(UsageError, match="'pixel_values' must be on cuda:0, is on"):
+        with raises(UsageError, what="pixel_values", expected="cuda:0"):
             runtime.run_device(arrays, results)
 
 
@@ -257,13 +269,13 @@ def test_closing(bundles: dict[Task, Bundle], models: dict[Task, VisionTransform
     arrays = make_feeds(models[Task.CLASSIFICATION], 1)
     with open_runtime(bundles[Task.CLASSIFICATION], backend) as runtime:
         outputs = runtime.run(arrays)
-    with pytest.raises(UsageError, match="this one is closed; load it again"):
+    with raises(UsageError, what="runtime", found="closed"):
         runtime.run(arrays)
     runtime.close()
     assert np.isfinite(outputs["logits"]).all()
     with pytest.raises(KeyError), open_runtime(bundles[Task.CLASSIFICATION], backend) as runtime:
         raise KeyError
-    with pytest.raises(UsageError, match="closed"):
+    with raises(UsageError, what="runtime", found="closed"):
         runtime.run(arrays)
 
 
@@ -280,7 +292,7 @@ def test_two_runtimes_do_not_disturb_each_other(
 
 @pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_a_runtime_stays_in_its_process(runtime: Runtime, duplicate: Callable[[object], object]) -> None:
-    with pytest.raises(TypeError, match="cannot be pickled; open it in each process"):
+    with pytest.raises(TypeError):
         duplicate(runtime)
 
 
@@ -289,14 +301,12 @@ def test_a_runtime_stays_in_its_process(runtime: Runtime, duplicate: Callable[[o
 def test_an_unknown_option_is_answered_with_the_known_ones(
     bundles: dict[Task, Bundle], backend: str, option: str
 ) -> None:
-    options: dict[str, Any] = {option: 1}
-    with pytest.raises(UsageError) as caught:
-        open_runtime(bundles[Task.CLASSIFICATION], backend, **options)
-    known, _, _ = str(caught.value).partition(";")
-    assert known.startswith(f"options of the {backend} backend are ")
-    for name in CASES[backend][1]:
-        assert name in known
-    assert "device" not in known
+    known = tuple(field.name for field in dataclasses.fields(runtime_class(backend).options_type))
+    assert known
+    with raises(UsageError, what=option, expected=known):
+        open_runtime(bundles[Task.CLASSIFICATION], backend, {option: 1})
+    with raises(UsageError, what="options", found=RuntimeOptions()):
+        open_runtime(bundles[Task.CLASSIFICATION], backend, RuntimeOptions())
 
 
 @BY_BACKEND
@@ -304,16 +314,15 @@ def test_an_unknown_option_is_answered_with_the_known_ones(
     "device", ["", "CPU", "cpu:", "cpu:x", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "meta", "banana"]
 )
 def test_a_malformed_device_is_a_usage_error(bundles: dict[Task, Bundle], backend: str, device: str) -> None:
-    with pytest.raises(UsageError, match="device must be one of cpu, cuda, cuda:N; got"):
+    with raises(UsageError, what="device", found=device):
         open_runtime(bundles[Task.CLASSIFICATION], backend, device=device)
 
 
 @BY_BACKEND
 @pytest.mark.parametrize("device", ["cuda:99", f"cuda:{10**30}"])
 def test_a_device_that_is_not_there_is_a_device_error(bundles: dict[Task, Bundle], backend: str, device: str) -> None:
-    with pytest.raises(DeviceError) as caught:
+    with raises(DeviceError):
         open_runtime(bundles[Task.CLASSIFICATION], backend, device=device)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -328,14 +337,16 @@ def test_cuda_without_a_gpu_is_a_device_error(bundles: dict[Task, Bundle], backe
         present = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if present:
         pytest.skip("this machine has what the test wants to be absent; test_gpu.py covers it")
-    with pytest.raises(DeviceError, match=r"(?i)cuda"):
+    with raises(DeviceError) as caught:
         open_runtime(bundles[Task.CLASSIFICATION], backend, device="cuda")
+    assert caught.value.what in ("device", "providers")
 
 
 @BY_BACKEND
 def test_an_unknown_precision_is_a_usage_error(bundles: dict[Task, Bundle], backend: str) -> None:
-    with pytest.raises(UsageError, match="banana"):
+    with raises(UsageError) as caught:
         open_runtime(bundles[Task.CLASSIFICATION], backend, precision="banana")
+    assert "banana" in str(caught.value)
 
 
 @BY_BACKEND
@@ -345,15 +356,16 @@ def test_a_damaged_artifact_is_a_bundle_error(
 ) -> None:
     source = bundles[Task.CLASSIFICATION]
     folder = shutil.copytree(source.path, tmp_path / "copy")
-    path = folder / CASES[backend][0]
+    path = folder / CASES[backend]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "removed":
         path.unlink()
     else:
         path.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
-    with pytest.raises(BundleError, match=path.name):
+    with raises(BundleError) as caught:
         open_runtime(type(source).open(folder), backend)
+    assert path.name in str(caught.value)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from raising import raises
 
 from vitdeploy.errors import UsageError
 from vitdeploy.runtimes import device_arrays
@@ -43,26 +44,26 @@ def test_the_claim_itself_is_good() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "expected", "found"),
     [
-        ({"ndim": -1}, "'x' must have a shape, its DLPack capsule has -1 axes"),
-        ({"ndim": 10**9}, "'x' must have a shape"),
-        ({"shape": None}, "'x' must have a shape"),
-        ({"data": None}, r"'x' must be memory of a size, its DLPack capsule has shape \(2,\) at 0x0"),
-        ({"bits": 8}, "'x' must be of a type that numpy has, is of DLPack's type 2 with 8 bits"),
-        ({"code": 6}, "type 6 with 32 bits"),
-        ({"lanes": 4}, "must be of a type that numpy has"),
+        ({"ndim": -1}, "a shape", None),
+        ({"ndim": 10**9}, "a shape", None),
+        ({"shape": None}, "a shape", None),
+        ({"data": None}, "memory", ((2,), 0)),
+        ({"bits": 8}, "a type of numpy", (2, 8, 1)),
+        ({"code": 6}, "a type of numpy", (6, 32, 1)),
+        ({"lanes": 4}, "a type of numpy", (2, 32, 4)),
     ],
 )
-def test_what_a_capsule_cannot_be(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_an_impossible_capsule_is_refused(fields: dict[str, Any], expected: str, found: object) -> None:
+    with raises(UsageError, what="x", expected=expected, found=found):
         view("x", Claimed(**fields), None)
 
 
 def test_a_negative_size() -> None:
     claimed = Claimed()
     claimed.shape[0] = -2
-    with pytest.raises(UsageError, match="must be memory of a size"):
+    with raises(UsageError, what="x", expected="memory"):
         view("x", claimed, None)
 
 
@@ -76,7 +77,7 @@ def test_a_device_that_is_none(answer: object) -> None:
         return answer
 
     array = types.SimpleNamespace(__dlpack__=lambda **_: None, __dlpack_device__=device)
-    with pytest.raises(UsageError, match="'x' must say where it is, does not: "):
+    with raises(UsageError, what="x", expected="a device"):
         view("x", array, None)
 
 
@@ -86,7 +87,7 @@ def test_a_library_that_fails(error: Exception) -> None:
         raise error
 
     array = types.SimpleNamespace(__dlpack__=share, __dlpack_device__=lambda: (1, 0))
-    with pytest.raises(UsageError, match="'x' must be shared through DLPack, is not: "):
+    with raises(UsageError, what="x", expected="a capsule"):
         view("x", array, None)
-    with pytest.raises(UsageError, match="'x' must say where it is"):
+    with raises(UsageError, what="x", expected="a device"):
         view("x", np.ndarray, None)

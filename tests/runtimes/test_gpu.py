@@ -14,7 +14,8 @@ from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES, compare_outputs
 from vitdeploy.assess.runs.reference import run_batches
 from vitdeploy.errors import DeviceError
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.runtimes.onnxrt import _KEEPS_RECORD, CUDA, TENSORRT, OnnxRuntime
+from vitdeploy.runtimes.onnxrt import _KEEPS_RECORD, OnnxRuntime
+from vitdeploy.runtimes.onnxrt_session import CUDA, TENSORRT
 from vitdeploy.trt.options import DEFAULT_BATCH
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def test_torch_on_cuda(
     precision: str,
     attention: str,
 ) -> None:
-    with open_runtime(bundle, "torch", precision=precision, device="cuda", attention=attention) as runtime:
+    with open_runtime(bundle, "torch", {"attention": attention}, precision=precision, device="cuda") as runtime:
         assert runtime.details["device"].startswith("cuda")
         agree(expected, run_batches(runtime, batches), TOLERANCES[precision])
 
@@ -89,7 +90,7 @@ def test_torchscript_on_cuda(
 ) -> None:
     both = vitdeploy.export(to="torchscript", precision=precision, source=MODEL, output=bundle.path)
     options: dict[str, Any] = {"optimized_execution": optimized_execution}
-    with open_runtime(both, "torchscript", precision=precision, device="cuda", **options) as runtime:
+    with open_runtime(both, "torchscript", options, precision=precision, device="cuda") as runtime:
         assert runtime.details["device"].startswith("cuda")
         for _ in range(3):  # the code is specialised after a few runs
             found = run_batches(runtime, batches)
@@ -99,7 +100,7 @@ def test_torchscript_on_cuda(
 def on_cuda(bundle: Bundle, opset: int, **options: Any) -> Runtime:
     """A session of the CUDA provider; the test is skipped where that has no Pad of this opset."""
     try:
-        return open_runtime(bundle, "onnxruntime", device="cuda", **options)
+        return open_runtime(bundle, "onnxruntime", options, device="cuda")
     except DeviceError as exc:
         if opset >= 19 and ("Pad" in str(exc) or not _KEEPS_RECORD):
             pytest.skip(str(exc))
@@ -138,7 +139,7 @@ def test_onnxruntime_on_cuda_takes_images_of_any_size(opset: int, precision: str
         source=MODEL,
     )
     with (
-        open_runtime(made, "torch", dynamic_image_size=True) as reference,
+        open_runtime(made, "torch", {"dynamic_image_size": True}) as reference,
         on_cuda(made, opset, precision=precision) as runtime,
     ):
         for size in ((224, 224), (192, 256)):
@@ -160,7 +161,7 @@ def test_onnxruntime_on_tensorrt(
     made = vitdeploy.export(source=MODEL, precision=precision, output=bundle.path)
     kept = []
     for _ in range(2):
-        with open_runtime(made, "onnxruntime-tensorrt", precision=precision, engine_cache=tmp_path) as runtime:
+        with open_runtime(made, "onnxruntime-tensorrt", {"engine_cache": tmp_path}, precision=precision) as runtime:
             assert runtime.details["providers"] == [TENSORRT]
             agree(expected, run_batches(runtime, batches), OF_TENSORRT[precision])
         kept.append({path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.engine")})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import sys
 import types
@@ -17,10 +18,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 from bundles import FLOAT32_TOLERANCE, export_graph, make_feeds, reference, tiny_model, worst_difference, write_bundle
+from raising import raises
 
 from vitdeploy.errors import BundleError, DeviceError, UsageError
-from vitdeploy.runtimes import onnxrt, open_runtime
-from vitdeploy.runtimes.onnxrt import CPU, OnnxRuntime
+from vitdeploy.runtimes import onnxrt, onnxrt_session, open_runtime
+from vitdeploy.runtimes.onnxrt import OnnxRuntime
+from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
+from vitdeploy.runtimes.onnxrt_session import CPU, CUDA, TENSORRT
 from vitdeploy.runtimes.shape_nodes import shape_nodes
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.cpu import Cpus, ThreadCount
@@ -30,8 +34,6 @@ if TYPE_CHECKING:
 
     from vitdeploy.bundle.bundle import Bundle
 
-CUDA = "CUDAExecutionProvider"
-TENSORRT = "TensorrtExecutionProvider"
 AZURE = "AzureExecutionProvider"
 NEEDS_NO_CUDA = pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime was built with CUDA")
 NEEDS_RECORD = pytest.mark.skipif(not onnxrt._KEEPS_RECORD, reason="this onnxruntime does not tell where nodes run")
@@ -68,9 +70,9 @@ def write_cast(path: Path, dtype: int) -> Path:
 
 
 @pytest.mark.parametrize("providers", [(), [], (CPU, CPU), CPU])
-def test_providers_that_are_no_list_of_different_names(probe: Path, providers: Any) -> None:
-    with pytest.raises(UsageError, match="providers must be"):
-        OnnxRuntime(probe, providers=providers)
+def test_providers_that_are_no_list_of_different_names(providers: Any) -> None:
+    with raises(UsageError, what="providers", found=providers):
+        OnnxRuntimeOptions(providers=providers)
 
 
 @pytest.mark.parametrize(
@@ -78,34 +80,25 @@ def test_providers_that_are_no_list_of_different_names(probe: Path, providers: A
 )
 @pytest.mark.parametrize("beside", [(), (CPU,)])
 def test_a_provider_that_onnxruntime_lacks(probe: Path, name: str, beside: tuple[str, ...]) -> None:
-    with pytest.raises(
-        DeviceError, match=f"provider {name} must be one that onnxruntime was built with: .*{CPU}"
-    ) as caught:
-        OnnxRuntime(probe, providers=(name, *beside))
-    assert ("pip install 'vitdeploy[onnxruntime-gpu]' in place of onnxruntime" in str(caught.value)) == (name == CUDA)
+    with raises(DeviceError, what="providers", found=name) as caught:
+        OnnxRuntime(probe, OnnxRuntimeOptions(providers=(name, *beside)))
+    assert ("vitdeploy[onnxruntime-gpu]" in str(caught.value.hint)) == (name == CUDA)
 
 
 @NEEDS_AZURE
 @pytest.mark.parametrize(
-    ("keeps_record", "message"),
+    ("keeps_record", "found"),
     [
-        pytest.param(
-            True,
-            rf"probe.onnx must run on {AZURE}, onnxruntime [0-9.]+ leaves to the CPU: MatMul ''; export it with",
-            marks=NEEDS_RECORD,
-        ),
-        (
-            False,
-            f"probe.onnx must load on {AZURE}: .*fallback to CPU EP has been explicitly disabled.*; export it with",
-        ),
+        pytest.param(True, ["MatMul ''"], marks=NEEDS_RECORD),
+        (False, re.compile("fallback to CPU EP has been explicitly disabled")),
     ],
 )
 def test_a_provider_that_is_listed_but_takes_no_node(
-    monkeypatch: pytest.MonkeyPatch, probe: Path, keeps_record: bool, message: str, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, probe: Path, keeps_record: bool, found: object, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(onnxrt, "_KEEPS_RECORD", keeps_record)
-    with pytest.raises(DeviceError, match=f"{message} --opset 18, install a newer onnxruntime-gpu, or .* device cpu$"):
-        OnnxRuntime(probe, providers=(AZURE,), log_severity=4)
+    with raises(DeviceError, what="providers", where=str(probe), found=found, hint=onnxrt_session.INSTEAD_OF_CPU):
+        OnnxRuntime(probe, OnnxRuntimeOptions(providers=(AZURE,), log_severity=4))
     assert capfd.readouterr() == ("", "")
 
 
@@ -165,7 +158,7 @@ def test_shapes_may_be_computed_on_the_cpu_and_nothing_else(any_size: Path, on_c
     nodes = [(node.name, node.op_type) for node in onnx.load(any_size).graph.node]
     shapes = [node for node in nodes if node in shape_nodes(any_size)]
     on_cuda.left = shapes
-    with OnnxRuntime(any_size, providers=(CUDA,)) as runtime:
+    with OnnxRuntime(any_size, OnnxRuntimeOptions(providers=(CUDA,))) as runtime:
         assert runtime.gpu == 0
         assert runtime.threads is None
         assert runtime.details["providers"] == [CUDA]
@@ -175,17 +168,16 @@ def test_shapes_may_be_computed_on_the_cpu_and_nothing_else(any_size: Path, on_c
     assert {"Conv", "Pad", "Resize", "MatMul", "Softmax", "Mul", "Reshape", "Concat"} <= {kind for _, kind in others}
     for name, operator in others:
         on_cuda.left = [*shapes, (name, operator)]
-        with pytest.raises(
-            DeviceError, match=rf"any_size.*model.onnx must run on {CUDA}, .* leaves to the CPU: {operator} '{name}'; "
-        ):
-            OnnxRuntime(any_size, providers=(CUDA,))
+        with raises(DeviceError, where=str(any_size), expected=(CUDA,), found=[f"{operator} {name!r}"]):
+            OnnxRuntime(any_size, OnnxRuntimeOptions(providers=(CUDA,)))
 
 
 def test_several_nodes_on_the_cpu(any_size: Path, on_cuda: OnCuda) -> None:
     on_cuda.left = [(f"node_{index}", "Erf") for index in range(5)]
-    with pytest.raises(DeviceError, match="CPU: Erf 'node_0', Erf 'node_1', Erf 'node_2' and 2 more; export it"):
-        OnnxRuntime(any_size, providers=(CUDA,))
-    with OnnxRuntime(any_size, providers=(CUDA, CPU)):
+    with raises(DeviceError, found=[f"Erf 'node_{index}'" for index in range(5)]) as caught:
+        OnnxRuntime(any_size, OnnxRuntimeOptions(providers=(CUDA,)))
+    assert "and 2 more" in str(caught.value)
+    with OnnxRuntime(any_size, OnnxRuntimeOptions(providers=(CUDA, CPU))):
         assert on_cuda.config == [], "the CPU was asked for too"
 
 
@@ -193,7 +185,7 @@ def test_an_onnxruntime_that_tells_no_places_is_strict(
     monkeypatch: pytest.MonkeyPatch, any_size: Path, on_cuda: OnCuda
 ) -> None:
     monkeypatch.setattr(onnxrt, "_KEEPS_RECORD", False)
-    with OnnxRuntime(any_size, providers=(CUDA,)):
+    with OnnxRuntime(any_size, OnnxRuntimeOptions(providers=(CUDA,))):
         assert (on_cuda.providers, on_cuda.config) == ([CUDA], ["disable_cpu_ep_fallback"])
 
 
@@ -209,18 +201,18 @@ def test_libraries_of_python_packages_are_loaded_once_and_quietly(
 
     monkeypatch.setattr(ort, "preload_dlls", preload, raising=False)
     monkeypatch.setattr(ort, "get_available_providers", lambda: [AZURE, CPU])
-    onnxrt._preload_libraries.cache_clear()
+    onnxrt_session._preload_libraries.cache_clear()
     OnnxRuntime(probe).close()
     assert loaded == []
     for _ in range(2):
-        with pytest.raises(DeviceError, match=f"provider {provider} must be one that onnxruntime was built with"):
-            OnnxRuntime(probe, providers=(provider,))
+        with raises(DeviceError, what="providers", found=provider):
+            OnnxRuntime(probe, OnnxRuntimeOptions(providers=(provider,)))
     assert loaded == [()]
     assert capsys.readouterr() == ("", "")
     monkeypatch.delattr(ort, "preload_dlls")
-    onnxrt._preload_libraries.cache_clear()
-    with pytest.raises(DeviceError, match=f"provider {provider} must be one that onnxruntime was built with"):
-        OnnxRuntime(probe, providers=(provider,))
+    onnxrt_session._preload_libraries.cache_clear()
+    with raises(DeviceError, what="providers", found=provider):
+        OnnxRuntime(probe, OnnxRuntimeOptions(providers=(provider,)))
 
 
 def test_a_session_that_fails_is_not_tried_on_another_provider(
@@ -234,7 +226,7 @@ def test_a_session_that_fails_is_not_tried_on_another_provider(
         raise RuntimeError("no such library\nmore")
 
     monkeypatch.setattr(ort.InferenceSession, "_create_inference_session", fail)
-    with pytest.raises(BundleError, match=r"loads: no such library$"):
+    with raises(BundleError, where=str(probe), found="no such library"):
         OnnxRuntime(probe)
     assert tried == [[(CPU, {})]]
     assert capfd.readouterr() == ("", "")
@@ -242,7 +234,7 @@ def test_a_session_that_fails_is_not_tried_on_another_provider(
 
 @NEEDS_AZURE
 def test_a_provider_that_takes_no_node_may_stand_beside_the_cpu(probe: Path) -> None:
-    with OnnxRuntime(probe, providers=(AZURE, CPU)) as runtime:
+    with OnnxRuntime(probe, OnnxRuntimeOptions(providers=(AZURE, CPU))) as runtime:
         assert runtime.details["providers"] == [AZURE, CPU]
         assert runtime.run(PROBE_FEEDS)
 
@@ -256,46 +248,41 @@ def test_a_provider_that_onnxruntime_drops(monkeypatch: pytest.MonkeyPatch, prob
         return session(path, providers=[CPU])
 
     monkeypatch.setattr(ort, "InferenceSession", without_cuda)
-    message = f"providers {CUDA}, {CPU} must all start, onnxruntime started {CPU}; see its log above; pip install"
-    with pytest.raises(DeviceError, match=message):
-        OnnxRuntime(probe, providers=(CUDA, CPU))
+    with raises(DeviceError, what="providers", expected=(CUDA, CPU), found=[CPU], hint=re.compile("pip install")):
+        OnnxRuntime(probe, OnnxRuntimeOptions(providers=(CUDA, CPU)))
 
 
 def test_options_of_a_provider_that_was_not_asked_for(probe: Path) -> None:
-    with pytest.raises(UsageError, match=f"of providers asked for, {CPU}; got '{CUDA}'"):
-        OnnxRuntime(probe, provider_options={CUDA: {"device_id": 0}})
+    with raises(UsageError, what="provider_options", expected=(CPU,), found=CUDA):
+        OnnxRuntime(probe, OnnxRuntimeOptions(provider_options={CUDA: {"device_id": 0}}))
 
 
 def test_options_that_onnxruntime_would_ignore(probe: Path) -> None:
-    with pytest.raises(UsageError, match=f"{CPU} takes no options, got banana"):
-        OnnxRuntime(probe, provider_options={CPU: {"banana": 1}})
-    OnnxRuntime(probe, provider_options={CPU: {}}).close()
+    with raises(UsageError, what="provider_options", found=("banana",)):
+        OnnxRuntime(probe, OnnxRuntimeOptions(provider_options={CPU: {"banana": 1}}))
+    OnnxRuntime(probe, OnnxRuntimeOptions(provider_options={CPU: {}})).close()
 
 
 def test_a_device_and_providers_that_contradict_each_other(bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match="device or providers, got both: cuda"):
-        open_runtime(bundle, "onnxruntime", device="cuda", providers=(CPU,))
-    with pytest.raises(UsageError, match="index or a device_id, got both: cuda:1"):
-        open_runtime(bundle, "onnxruntime", device="cuda:1", provider_options={CUDA: {"device_id": 0}})
+    with raises(UsageError, what="providers", found=(CPU,)):
+        open_runtime(bundle, "onnxruntime", {"providers": (CPU,)}, device="cuda")
+    with raises(UsageError, what="device_id", found=0):
+        open_runtime(bundle, "onnxruntime", {"provider_options": {CUDA: {"device_id": 0}}}, device="cuda:1")
 
 
 def test_a_device_index_reaches_the_provider(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
-    asked: dict[str, object] = {}
-
-    def note(self: OnnxRuntime, path: Path, **options: object) -> None:
-        asked.update(options)
-
-    monkeypatch.setattr(OnnxRuntime, "__init__", note)
-    monkeypatch.setattr("vitdeploy.runtimes.onnxrt.check_options", lambda *_: None)
-    options = {"provider_options": {CUDA: {"gpu_mem_limit": 2**30}}}
-    OnnxRuntime.from_bundle(bundle, precision="fp32", device="cuda:1", **options)
+    asked: list[OnnxRuntimeOptions] = []
+    monkeypatch.setattr(OnnxRuntime, "__init__", lambda self, path, options: asked.append(options))
+    options = OnnxRuntimeOptions(provider_options={CUDA: {"gpu_mem_limit": 2**30}})
+    OnnxRuntime.from_bundle(bundle, options, precision="fp32", device="cuda:1")
     defaults = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
-    chosen = {"device_id": 1, **defaults, "gpu_mem_limit": 2**30}
-    assert asked == {"providers": (CUDA,), "provider_options": {CUDA: chosen}}
     own = {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "1"}
-    OnnxRuntime.from_bundle(bundle, precision="fp32", device="cuda", provider_options={CUDA: own})
-    chosen = {"device_id": 0, **own}
-    assert asked == {"providers": (CUDA,), "provider_options": {CUDA: chosen}}
+    options = OnnxRuntimeOptions(provider_options={CUDA: own})
+    OnnxRuntime.from_bundle(bundle, options, precision="fp32", device="cuda")
+    assert asked == [
+        OnnxRuntimeOptions((CUDA,), {CUDA: {"device_id": 1, **defaults, "gpu_mem_limit": 2**30}}),
+        OnnxRuntimeOptions((CUDA,), {CUDA: {"device_id": 0, **own}}),
+    ]
 
 
 def threads_of_this_process() -> int:
@@ -309,7 +296,7 @@ def test_thread_counts_are_the_threads_that_start(model_file: Path, intra: int, 
     arrays = make_feeds(tiny_model(), 2)
     expected = reference(tiny_model(), arrays)  # torch's own threads are started by now
     before = threads_of_this_process()
-    with OnnxRuntime(model_file, intra_op_threads=intra, inter_op_threads=inter) as runtime:
+    with OnnxRuntime(model_file, OnnxRuntimeOptions(intra_op_threads=intra, inter_op_threads=inter)) as runtime:
         assert threads_of_this_process() - before == more
         options = runtime._session.get_session_options()
         assert options.intra_op_num_threads == intra
@@ -339,7 +326,7 @@ def test_the_session_fits_the_cpus(
     for module in ("system.cpu", "runtimes.onnxrt"):
         monkeypatch.setattr(f"vitdeploy.{module}.usable_cpus", lambda: cpus)
     expected = ThreadCount(asked, "as asked for") if asked else cpus.threads
-    with OnnxRuntime(probe, intra_op_threads=asked) as runtime:
+    with OnnxRuntime(probe, OnnxRuntimeOptions(intra_op_threads=asked)) as runtime:
         options = runtime._session.get_session_options()
         assert options.intra_op_num_threads == threads
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spinning))
@@ -347,19 +334,20 @@ def test_the_session_fits_the_cpus(
         assert runtime.details["intra_op_threads"] == threads
         assert runtime.details["threads_reason"] == expected.reason
         assert runtime.details["allow_spinning"] is spinning
-    with OnnxRuntime(probe, allow_spinning=True) as runtime:
+    with OnnxRuntime(probe, OnnxRuntimeOptions(allow_spinning=True)) as runtime:
         assert runtime.details["allow_spinning"] is True
 
 
 def test_the_variable_that_sets_the_threads(monkeypatch: pytest.MonkeyPatch, probe: Path) -> None:
     monkeypatch.setenv("ORT_INTRA_OP_NUM_THREADS", "3")
     for asked, threads in ((0, 3), (2, 2)):
-        with OnnxRuntime(probe, intra_op_threads=asked) as runtime:
+        with OnnxRuntime(probe, OnnxRuntimeOptions(intra_op_threads=asked)) as runtime:
             assert runtime._session.get_session_options().intra_op_num_threads == threads
     monkeypatch.setenv("ORT_INTRA_OP_NUM_THREADS", "many")
-    with pytest.raises(UsageError, match="ORT_INTRA_OP_NUM_THREADS"):
+    with raises(UsageError) as caught:
         OnnxRuntime(probe)
-    OnnxRuntime(probe, intra_op_threads=2).close()
+    assert "ORT_INTRA_OP_NUM_THREADS" in str(caught.value)
+    OnnxRuntime(probe, OnnxRuntimeOptions(intra_op_threads=2)).close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
@@ -367,13 +355,14 @@ def test_a_folder_whose_name_is_no_utf_8(probe: Path, tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"\xff")
     folder.mkdir()
     shutil.copy(probe, folder / "model.onnx")
-    with pytest.raises(UsageError, match=r"not in UTF-8; rename the folder"):
+    with raises(UsageError) as caught:
         OnnxRuntime(folder / "model.onnx")
+    assert "UTF-8" in str(caught.value)
 
 
 @pytest.mark.parametrize("spinning", [True, False])
 def test_spinning(probe: Path, spinning: bool) -> None:
-    with OnnxRuntime(probe, allow_spinning=spinning) as runtime:
+    with OnnxRuntime(probe, OnnxRuntimeOptions(allow_spinning=spinning)) as runtime:
         options = runtime._session.get_session_options()
         for pool in ("intra_op", "inter_op"):
             assert options.get_session_config_entry(f"session.{pool}.allow_spinning") == str(int(spinning))
@@ -381,7 +370,7 @@ def test_spinning(probe: Path, spinning: bool) -> None:
 
 @pytest.mark.parametrize("prepack", [True, False])
 def test_weights_that_are_laid_out_anew(probe: Path, prepack: bool) -> None:
-    with OnnxRuntime(probe, prepack=prepack) as runtime:
+    with OnnxRuntime(probe, OnnxRuntimeOptions(prepack=prepack)) as runtime:
         options = runtime._session.get_session_options()
         assert options.get_session_config_entry("session.disable_prepacking") == str(int(not prepack))
         assert runtime.details["prepack"] is prepack
@@ -397,9 +386,9 @@ NOT_NUMBERS: tuple[Any, ...] = (-1, 2**31, 1.5, "2", True)
         *(("log_severity", value) for value in NOT_NUMBERS),  # None is its default
     ],
 )
-def test_numbers_that_cannot_be(probe: Path, option: str, value: object) -> None:
-    with pytest.raises(UsageError, match=f"{option} must be an integer from 0 to [0-9]+, got"):
-        OnnxRuntime(probe, **{option: value})  # type: ignore[arg-type]
+def test_numbers_that_cannot_be(option: str, value: Any) -> None:
+    with raises(UsageError, what=option, found=value):
+        OnnxRuntimeOptions(**{option: value})
 
 
 def test_graph_optimization_levels(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,7 +406,7 @@ def test_graph_optimization_levels(model_file: Path, tmp_path: Path, monkeypatch
     counts = []
     for level in ("disabled", "basic", "extended", "all"):
         # ONNX Runtime warns that a file of the last levels is for this machine alone.
-        with OnnxRuntime(model_file, graph_optimization=level, log_severity=3) as runtime:
+        with OnnxRuntime(model_file, OnnxRuntimeOptions(graph_optimization=level, log_severity=3)) as runtime:
             assert runtime.details["graph_optimization"] == level
             assert worst_difference(runtime.run(arrays), reference(model, arrays)) <= FLOAT32_TOLERANCE
         counts.append(len(onnx.load(saved).graph.node))
@@ -425,16 +414,17 @@ def test_graph_optimization_levels(model_file: Path, tmp_path: Path, monkeypatch
     assert counts[0] >= counts[1] > max(counts[2:])  # "all" may add a node that lays memory out for the processor
 
 
-def test_an_unknown_graph_optimization(probe: Path) -> None:
-    with pytest.raises(UsageError, match="one of disabled, basic, extended, all, got 'O3'"):
-        OnnxRuntime(probe, graph_optimization="O3")
+def test_an_unknown_graph_optimization() -> None:
+    known = ("disabled", "basic", "extended", "all")
+    with raises(UsageError, what="graph_optimization", expected=known, found="O3"):
+        OnnxRuntimeOptions(graph_optimization="O3")
 
 
 def test_io_binding_changes_nothing_but_the_way(bundle: Bundle) -> None:
     arrays = make_feeds(tiny_model(), 3)
     found = []
     for io_binding, expected in ((None, False), (False, False), (True, True)):
-        with open_runtime(bundle, "onnxruntime", io_binding=io_binding) as runtime:
+        with open_runtime(bundle, "onnxruntime", {"io_binding": io_binding}) as runtime:
             assert runtime.details["io_binding"] is expected
             first, second = runtime.run(arrays)["logits"], runtime.run({"pixel_values": -arrays["pixel_values"]})
             assert first.flags.writeable
@@ -452,9 +442,8 @@ def test_external_data(tmp_path: Path) -> None:
     with OnnxRuntime(tmp_path / exported.files[0]) as runtime:
         assert worst_difference(runtime.run(arrays), reference(model, arrays)) <= FLOAT32_TOLERANCE
     (tmp_path / exported.files[1]).unlink()
-    with pytest.raises(BundleError, match=r"model\.onnx must be a model that onnxruntime [0-9.]+ loads: ") as caught:
-        OnnxRuntime(tmp_path / exported.files[0], log_severity=4)
-    assert "\n" not in str(caught.value)
+    with raises(BundleError, where=str(tmp_path / exported.files[0])):
+        OnnxRuntime(tmp_path / exported.files[0], OnnxRuntimeOptions(log_severity=4))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 64, b"\xff" * 64, "half", "one byte less"])
@@ -466,15 +455,14 @@ def test_a_file_that_is_no_model(
         content = whole[: len(whole) // 2] if content == "half" else whole[:-1]
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(BundleError, match=r"model\.onnx must be a model that onnxruntime") as caught:
+    with raises(BundleError, where=str(path)):
         OnnxRuntime(path)
-    assert "\n" not in str(caught.value)
     assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", ["absent.onnx", "."])
 def test_a_path_that_is_no_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(BundleError, match="must be an ONNX file, but is no file"):
+    with raises(BundleError, where=str(tmp_path / name), expected="an ONNX file"):
         OnnxRuntime(tmp_path / name)
 
 
@@ -489,7 +477,7 @@ def test_types_that_numpy_has(tmp_path: Path, dtype: str) -> None:
 
 def test_a_type_that_numpy_lacks_does_not_open(tmp_path: Path) -> None:
     path = write_cast(tmp_path / "cast.onnx", onnx.TensorProto.BFLOAT16)
-    with pytest.raises(BundleError, match=r"'y' must be of a type that numpy has, is tensor\(bfloat16\)"):
+    with raises(BundleError, what="y", where=str(path), found="tensor(bfloat16)"):
         OnnxRuntime(path)
 
 
@@ -501,9 +489,8 @@ def test_a_run_that_fails_is_not_tried_on_the_cpu(probe: Path) -> None:
 def test_a_failure_while_running_is_a_device_error(monkeypatch: pytest.MonkeyPatch, probe: Path) -> None:
     with OnnxRuntime(probe) as runtime:
         monkeypatch.setattr(runtime, "_check", lambda feeds: None)
-        with pytest.raises(DeviceError, match=f"onnxruntime must run the model on {CPU}: ") as caught:
+        with raises(DeviceError, what="onnxruntime"):
             runtime.run({"x": np.ones((2, 2), np.float64)})
-    assert "\n" not in str(caught.value)
 
 
 def test_a_good_session_says_nothing(model_file: Path, capfd: pytest.CaptureFixture[str]) -> None:

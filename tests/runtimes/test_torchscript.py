@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from bundles import FLOAT32_TOLERANCE, make_feeds, reference, sign_again, tiny_model, worst_difference, write_bundle
+from raising import raises
 
 import vitdeploy
 from vitdeploy.errors import BundleError, DeviceError
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.torchscript import TorchScriptRuntime
-from vitdeploy.specs import Precision
+from vitdeploy.specs import Precision, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +68,7 @@ def test_the_threads_are_told(bundle: Bundle) -> None:
 @pytest.mark.parametrize("optimized_execution", [False, True])
 def test_both_ways_of_execution_in_several_threads(bundle: Bundle, optimized_execution: bool) -> None:
     model = tiny_model()
-    with open_runtime(bundle, "torchscript", optimized_execution=optimized_execution) as runtime:
+    with open_runtime(bundle, "torchscript", {"optimized_execution": optimized_execution}) as runtime:
         assert runtime.details["optimized_execution"] is optimized_execution
         calls = [make_feeds(model, 1 + seed % 4, seed) for seed in range(12)]
         with ThreadPoolExecutor(3) as pool:
@@ -132,9 +134,8 @@ def test_a_file_that_is_no_artifact_is_a_bundle_error_of_one_line(
     """Although the manifest vouches for it."""
     path = bundle.path / bundle.manifest.artifacts[0].files[0].path
     write(path)
-    with pytest.raises(BundleError, match=r"model_fp32\.pt") as caught:
+    with raises(BundleError, where=str(path)):
         open_runtime(sign_again(bundle), "torchscript")
-    assert "\n" not in str(caught.value)
 
 
 def test_a_file_is_not_opened_before_its_checksum_is_verified(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,13 +143,14 @@ def test_a_file_is_not_opened_before_its_checksum_is_verified(bundle: Bundle, mo
     monkeypatch.setattr(torch.jit, "load", lambda *args, **_: opened.append(args))
     path = bundle.path / bundle.manifest.artifacts[0].files[0].path
     path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(BundleError, match=r"model_fp32\.pt was altered"):
+    with raises(BundleError) as caught:
         open_runtime(bundle, "torchscript")
+    assert path.name in str(caught.value)
     assert not opened
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"model\.pt must be a TorchScript file, but is no file"):
+    with raises(BundleError, where=str(tmp_path / "model.pt"), expected="a TorchScript file"):
         TorchScriptRuntime(tmp_path / "model.pt")
 
 
@@ -156,7 +158,7 @@ def test_another_signature_than_the_manifests_is_a_bundle_error(bundle: Bundle) 
     path = bundle.path / bundle.manifest.artifacts[0].files[0].path
     signature = {"inputs": [{"name": "x", "dtype": "float32", "shape": ["n", 3]}], "outputs": []}
     save(torch.nn.Identity(), path, {"signature.json": json.dumps(signature)})
-    with pytest.raises(BundleError, match=r"must take and give what the manifest says, takes float32 'x' \(n, 3\)"):
+    with raises(BundleError, what="inputs and outputs", found=((TensorSpec("x", "float32", ("n", 3)),), ())):
         open_runtime(sign_again(bundle), "torchscript")
 
 
@@ -169,10 +171,9 @@ def test_an_engine_failure_is_a_device_error_that_says_why(tmp_path: Path) -> No
     save(torch.nn.Linear(3, 3), tmp_path / "model.pt", {"signature.json": json.dumps(signature)})
     with (
         TorchScriptRuntime(tmp_path / "model.pt") as runtime,
-        pytest.raises(DeviceError, match=r"^torch must run the model on cpu: .*shapes.*\(2x4 and 3x3\)") as caught,
+        raises(DeviceError, what="torch", found=re.compile(r"shapes.*\(2x4 and 3x3\)")),
     ):
         runtime.run({"x": np.ones((2, 4), np.float32)})
-    assert "\n" not in str(caught.value)
 
 
 def test_a_text_longer_than_its_pickle_is_not_made_room_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +186,6 @@ def test_a_text_longer_than_its_pickle_is_not_made_room_for(bundle: Bundle, monk
             archive.writestr(name, b"\x80\x02X\xf0\xff\xff\xff" if name.endswith("constants.pkl") else content)
     opened: list[object] = []
     monkeypatch.setattr(torch.jit, "load", lambda *args, **_: opened.append(args))
-    with pytest.raises(BundleError, match="damaged"):
+    with raises(BundleError, where=str(path)):
         open_runtime(sign_again(bundle), "torchscript")
     assert opened == []

@@ -20,7 +20,7 @@ import vitdeploy
 from vitdeploy.errors import CheckpointError
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
-from vitdeploy.runtimes.pytorch import PyTorchRuntime
+from vitdeploy.runtimes.pytorch import PyTorchRuntime, PyTorchRuntimeOptions
 from vitdeploy.sources.read import read_checkpoint
 from vitdeploy.specs import Task
 
@@ -101,7 +101,7 @@ def test_a_checkpoint_of_timm_gives_what_timm_computes(case: str) -> None:
     want = expected(case)
     size = sizes(want)[0]
     model = read_checkpoint(GOLDEN / case).model
-    with PyTorchRuntime(model, outputs=outputs_of(case)) as runtime:
+    with PyTorchRuntime(model, PyTorchRuntimeOptions(outputs=outputs_of(case))) as runtime:
         assert_near(runtime.run({"pixel_values": inputs(want, size)}), want, f"{size[0]}x{size[1]}")
 
 

@@ -1,7 +1,7 @@
 """NVIDIA's own Python bindings of TensorRT, over empty stand-ins for its libraries, which are gigabytes and want a GPU.
 
-Run as a program, with a folder of bindings and names on standard input, it tells which of them are not there; with
-"vitdeploy" and arguments after the folder it runs that command with these bindings for `tensorrt`.
+Run as a program, with a folder of bindings: "drive" tells which attributes the code asks for, "options" which options
+of the builder there are, and "vitdeploy" with arguments runs that command with these bindings for `tensorrt`.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def bindings(major: int) -> Path:
     return folder
 
 
-def ask(folder: Path, major: int, *command: str, given: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+def ask(folder: Path, major: int, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run this file as a program."""
     arguments = [sys.executable, __file__, str(folder), str(major), *command]
-    return subprocess.run(arguments, input=given, capture_output=True, text=True, check=False, env=environ or None)
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, env=environ)
 
 
 def load(folder: Path, major: int, libraries: Path) -> Any:
@@ -61,26 +61,18 @@ def load(folder: Path, major: int, libraries: Path) -> Any:
     return tensorrt_bindings
 
 
-def missing(library: Any, names: list[str]) -> list[str]:
-    """The dotted names that a library does not have."""
-    found = []
-    for name in names:
-        value = library
-        for part in name.split("."):
-            value = getattr(value, part, None)
-        found += [name] if value is None else []
-    return found
-
-
 if __name__ == "__main__":
     import tempfile
 
     _, where, number, *rest = sys.argv
     with tempfile.TemporaryDirectory() as scratch:
         trt = load(Path(where), int(number), Path(scratch))
-    if not rest:
-        asked = json.load(sys.stdin)
-        print(json.dumps({"version": trt.__version__, "missing": missing(trt, asked)}))
+    if rest == ["drive"]:
+        from typed_bindings import drive, not_driven
+
+        with tempfile.TemporaryDirectory() as scratch:
+            driven = drive(trt, "tensorrt", Path(scratch))
+        print(json.dumps([trt.__version__, sorted(driven.used), not_driven(driven)]))
     elif rest[0] == "options":
         from vitdeploy.exporters.engine.capabilities import CAPABILITIES
 

@@ -21,7 +21,7 @@ class StubRuntime(Runtime):
         pass
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Self:
+    def from_bundle(cls, bundle: Bundle, options: Any, *, precision: str, device: str) -> Self:
         raise NotImplementedError
 
     @classmethod

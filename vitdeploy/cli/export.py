@@ -49,7 +49,7 @@ def _difference(artifact: Artifact) -> str:
 
 def _print_candidates(artifact: Artifact) -> None:
     """Print every way of quantizing that was measured, which one was taken, and why."""
-    from vitdeploy.exporting.candidate_search import RULES
+    from vitdeploy.exporting.quantization.candidate_search import RULES
 
     rows = []
     for found in artifact.validation.get("candidates", ()):

@@ -20,7 +20,8 @@ from vitdeploy.bundle.manifest import MANIFEST, Artifact, FileRecord, Manifest
 from vitdeploy.bundle.staging import check_same_model, commit
 from vitdeploy.errors import CheckpointError, UsageError, readable
 from vitdeploy.exporters import EXPORTERS
-from vitdeploy.exporting.quantize import QuantizationRun, export_model
+from vitdeploy.exporting.quantization.calibration_run import QuantizationRun
+from vitdeploy.exporting.quantize import export_model
 from vitdeploy.exporting.validation import prove, reference_outputs, reference_runtime, samples
 from vitdeploy.files.atomic import staged_folder
 from vitdeploy.files.regular_file import open_regular
@@ -174,10 +175,10 @@ def add_artifact(
         files = _records(staging, exported.emulation) if exported.emulation else artifact.files
         to_prove = dataclasses.replace(artifact, files=files)
         bundle = Bundle(staging, dataclasses.replace(manifest, artifacts=(to_prove,)))
-        options = (_FOR_A_FEW_RUNS if quantization is None else BESIDE_OTHERS).get(exporter.backend, {})
-        with open_recorded(bundle, exporter.backend, precision=spec.precision, **options) as runtime:
+        options = (_FOR_A_FEW_RUNS if quantization is None else BESIDE_OTHERS).get(exporter.backend)
+        with open_recorded(bundle, exporter.backend, options, precision=spec.precision) as runtime:
             allowed, bound = request.validation.tolerance, None
-            if allowed is None and (quantization is None or quantization.goal is None):  # which judges by itself
+            if allowed is None and (quantization is None or quantization.accuracy is None):  # which judges by itself
                 bound = COSINE_BOUNDS.get(artifact.precision)
                 allowed = default_tolerance(artifact) if bound is None else None
             elif allowed is not None and quantization is not None:

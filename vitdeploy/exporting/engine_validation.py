@@ -27,9 +27,8 @@ from vitdeploy.exporting.validation import prove, samples
 from vitdeploy.files.atomic import exclusive, write_file
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.predictor import load_processor
-from vitdeploy.runtimes import BACKENDS, open_recorded
+from vitdeploy.runtimes import open_recorded
 from vitdeploy.specs import PixelStage, attention_for, read_range
-from vitdeploy.system.imports import load_target
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def pending(artifact: Artifact, validation: ValidationOptions) -> dict[str, Any]
 def open_engine(bundle: Bundle, artifact: Artifact) -> Runtime:
     """The runtime of an engine, on the first GPU; what it compiles is not kept for one that may be refused."""
     backend = EXPORTERS[artifact.format].backend
-    return open_recorded(bundle, backend, precision=artifact.precision, runtime_cache=False)
+    return open_recorded(bundle, backend, {"runtime_cache": False}, precision=artifact.precision)
 
 
 def prove_engine(
@@ -217,12 +216,11 @@ def _sizes(artifact: Artifact) -> list[tuple[int, int]] | None:
 
 
 def _of_reference(bundle: Bundle, artifact: Artifact, images: list[Sample]) -> list[dict[str, Any]]:
-    reference = load_target(BACKENDS[reference_backend()].target, "the reference", "torch")
     names = tuple(output.name for output in artifact.outputs)
     resized = artifact.pixels.stage is not PixelStage.DECODED
     dynamic = resized and _sizes(artifact) is not None
     options = {"outputs": names, "attention": attention_for(names), "dynamic_image_size": dynamic}
-    return _outputs(reference.from_bundle(bundle, precision="fp32", device="cpu", **options), images)
+    return _outputs(open_recorded(bundle, reference_backend(), options, device="cpu"), images)
 
 
 def _of_artifact(

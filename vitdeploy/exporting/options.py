@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.exporters import find_exporter, quantization_target
+from vitdeploy.files.user_cache import user_cache
 from vitdeploy.images.processor_options import ProcessorOptions
 from vitdeploy.specs import (
     OPSETS,
@@ -194,9 +195,10 @@ class Calibration:
     @property
     def cache_folder(self) -> Path | None:
         """The folder that keeps measured ranges; None for none."""
-        from vitdeploy.exporting.measurement_cache import default_folder
-
-        return None if self.cache is False else default_folder() if self.cache is None else Path(self.cache)
+        if self.cache is None:
+            cache = user_cache()
+            return None if cache is None else cache / "ranges"
+        return None if self.cache is False else Path(self.cache)
 
 
 @dataclasses.dataclass(frozen=True, init=False)

@@ -1,191 +1,37 @@
-"""Quantize an artifact: calibrate, choose, write; then measure it on images that had no part in that."""
+"""Export a model: trace, calibrate, choose, quantize, observe, write."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.assess.data.dataset import chosen_names
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import export_function
-from vitdeploy.exporting.calibration_images import FEWEST_APART, CalibrationImages, CalibrationParts
-from vitdeploy.exporting.candidate_search import MARGIN, STRENGTHS, CandidateSearch, ChoiceImages
-from vitdeploy.exporting.cosine_target import CosineGoal
-from vitdeploy.exporting.measure import measure, observe
-from vitdeploy.exporting.mixed_precision import keep_layers
-from vitdeploy.exporting.options import MinCosine
-from vitdeploy.exporting.top1_target import AccuracyGoal
+from vitdeploy.exporting.quantization.candidate_search import MARGIN, STRENGTHS, CandidateSearch, ChoiceImages
+from vitdeploy.exporting.quantization.measure import measure, observe
+from vitdeploy.exporting.quantization.mixed_precision import keep_layers
 from vitdeploy.specs import OPSETS, QUANTIZED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vitdeploy.assess.data.folder_listing import LeftOut
-    from vitdeploy.assess.metrics.cosine_bound import CosineBound
-    from vitdeploy.bundle.manifest import Artifact
-    from vitdeploy.bundle.scores import ProblemType
     from vitdeploy.exporters import Exported, Exporter
     from vitdeploy.exporters.graph.onnx_graph import TracedGraph
     from vitdeploy.exporters.quantization.candidate import Activations, Candidate
     from vitdeploy.exporters.quantization.ranges.extremes import Extremes
     from vitdeploy.exporters.quantization.schemes.scheme import Scheme
     from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant
-    from vitdeploy.exporting.accuracy_bound import Goal
-    from vitdeploy.exporting.options import Quantization
+    from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
+    from vitdeploy.exporting.quantization.calibration_run import QuantizationRun
     from vitdeploy.exporting.validation import Sample
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.vit import VisionTransformer
-    from vitdeploy.runtimes.base import Runtime
     from vitdeploy.specs import ExportSpec
     from vitdeploy.system.progress import Progress
 
 _HALF_SCALES = 19  # the opset whose DequantizeLinear gives half precision
-DYNAMIC = "dynamic"  # the scheme that quantizes a batch by one range
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantizationRun:
-    """The reference, and the images that it and a quantized artifact run on.
-
-    Attributes:
-        reference: its runtime.
-        calibration: all images.
-        parts: which of them are for what.
-        cache: a folder that keeps what was measured on them; None for none.
-        goal: how accurate the artifact must be, and the images on which layers are kept in float32 until it is; None
-            where that is not said.
-        held_out: the same on images that no search sees, on which the artifact is judged; None where there are none.
-        problem_type: of the model.
-    """
-
-    reference: Runtime
-    calibration: CalibrationImages
-    parts: CalibrationParts
-    cache: Path | None
-    goal: Goal | None
-    held_out: Goal | None
-    problem_type: ProblemType
-
-    @classmethod
-    def open(
-        cls,
-        options: Quantization,
-        reference: Runtime,
-        processor: ImageProcessor,
-        labels: Sequence[str],
-        problem_type: ProblemType,
-        progress: Progress,
-    ) -> QuantizationRun:
-        """Read the images, and run the reference on those of the goal.
-
-        Args:
-            options: with calibration images.
-            reference: its runtime.
-            processor: of the bundle.
-            labels: the model's class names.
-            problem_type: of the model.
-            progress: told each step, and how far it has come.
-
-        Raises:
-            UsageError: an argument is not what it must be, or a bound does not fit the model.
-            InputError: there are no images, or they have no labels.
-        """
-        asked = options.calibration
-        if asked is None:
-            raise TypeError("calibration images must be given")
-        progress.step(f"reading the images of {asked.images}")
-        calibration = CalibrationImages.open(asked.images, processor, asked.count, asked.seed, progress)
-        parts = calibration.parts()
-        copies = len(calibration.images) - len({*calibration.contents})
-        if copies:
-            progress.step(f"{copies} of {len(calibration.images)} images are copies of others and are left out")
-        goal: Goal | None = None
-        held_out: Goal | None = None
-        if options.accuracy is not None:
-            own = options.accuracy_data
-            path, limit = (asked.images, asked.count) if own is None else (own, None)
-            progress.step(f"running the reference on the images of {path}")
-            kind = CosineGoal if isinstance(options.accuracy, MinCosine) else AccuracyGoal
-            whole: Goal = kind.open(
-                options.accuracy, path, reference, processor, labels, limit, asked.seed, problem_type, progress
-            )
-            goal, held_out = apart(whole, parts)
-        return cls(reference, calibration, parts, asked.cache_folder, goal, held_out, problem_type)
-
-    @property
-    def left_out(self) -> dict[str, LeftOut]:
-        """The files of each folder that are not among its images, by the argument that named the folder."""
-        found = {"calibration_data": self.calibration.images.left_out}
-        if self.goal is not None and self.goal.images.images.source != self.calibration.images.source:
-            found["accuracy_data"] = self.goal.images.images.left_out
-        return {name: left_out for name, left_out in found.items() if left_out is not None}
-
-    def check(
-        self, runtime: Runtime, artifact: Artifact, bound: CosineBound | None, progress: Progress
-    ) -> dict[str, Any]:
-        """Measure the artifact on images that neither ranges nor the choice come from.
-
-        Args:
-            runtime: the artifact's.
-            artifact: with the options that it was made with.
-            bound: how near it must be to the reference; None for any nearness.
-            progress: told each step, and how far it has come.
-
-        Returns:
-            The record of it, for the manifest.
-
-        Raises:
-            CheckFailedError: it is too far from the reference, or not accurate enough.
-        """
-        name, judge, held_out = artifact.name, self.parts.judge, self.parts.held_out
-        progress.step(f"comparing {name} with the reference on {len(judge.images)} images")
-        one_by_one = artifact.options["scheme"] == DYNAMIC
-        found = judge.agreement(self.reference, runtime, self.problem_type, one_by_one=one_by_one)
-        if bound is not None:
-            for output in found:
-                bound.check(name, output, held_out=held_out)
-        record: dict[str, Any] = {
-            "calibration_sha256": self.calibration.sha256(),
-            "calibration_seed": self.calibration.seed,
-            "calibration_parts": self.parts.counts(),
-            "calibration_bound": None if bound is None else dataclasses.asdict(bound),
-            "calibration_images": [{**output.to_dict(), "held_out": held_out} for output in found],
-        }
-        if self.goal is not None:
-            progress.step(f"measuring the accuracy of {name} on {len(self.goal.images.images)} images")
-            record["accuracy"] = self.goal.check(name, self.goal.measure(runtime))
-        if self.held_out is not None:
-            progress.step(f"judging {name} on {len(self.held_out.images.images)} held-out images")
-            record["accuracy"]["held_out"] = self.held_out.check_held_out(name, self.held_out.measure(runtime))
-        return record
-
-
-def apart(whole: Goal, parts: CalibrationParts) -> tuple[Goal, Goal | None]:
-    """The images of a bound that a search may see, and those that judge what it found: a quarter.
-
-    None of the latter is one that ranges or candidates were measured on, whatever its name or folder. What no search
-    sees of the calibration images is what judges all artifacts. A cosine is higher on images that ranges were measured
-    on: its search sees none of them, where there are others, but those of the choice, which widen the ranges of what
-    was chosen by them. Of fewer than 16 images, or where no image is left to judge, all are for all.
-    """
-    names, contents = whole.images.images.names, whole.images.contents
-    same = os.path.realpath(whole.images.images.source) == os.path.realpath(parts.judge.images.source)
-    if len(names) < FEWEST_APART or (same and not parts.held_out):
-        return whole, None
-    measured, chosen_by = {*parts.ranges.contents}, {*parts.choice.contents}
-    unseen = {content: at for at, content in enumerate(contents) if content not in measured | chosen_by}
-    free = sorted(unseen.values())  # each once, however many copies there are
-    kept = chosen_names([names[position] for position in free], len(names) // 4, whole.images.seed)
-    judged = sorted(free[position] for position in kept)
-    judging = {contents[position] for position in judged}
-    search = [position for position, content in enumerate(contents) if content not in judging]
-    if not judged or not search:
-        return whole, None
-    unmeasured = [position for position in search if contents[position] not in measured]
-    return whole.at(unmeasured if isinstance(whole.bound, MinCosine) and unmeasured else search), whole.at(judged)
 
 
 def export_model(
@@ -298,13 +144,13 @@ def quantize_graph(
         search = CandidateSearch(traced, Activations(seen), images, progress)
         # Compared by the extremes, which are there: a histogram takes a pass over all images for each smoothing.
         first = Candidate(scheme, None if scheme.static is None else "minmax", margin=margin)
-        compared = search.best(first, smoothing, () if run.goal is not None else _others(spec, scheme, run))
+        compared = search.best(first, smoothing, () if run.accuracy is not None else _others(spec, scheme, run))
         candidate = compared if compared.scheme.static is None else dataclasses.replace(compared, method=method)
         activations = _measured(traced, candidate, seen, run, folder)
         measured = search.record(compared)
-        if run.goal is not None:
+        if run.accuracy is not None:
             variants = variants_of(model, candidate, activations, spec.keep_fp32)
-            nodes, record = keep_layers(variants, run.goal, images, progress)
+            nodes, record = keep_layers(variants, run.accuracy, images, progress)
             kept, measured = kept.union(nodes), measured | record
     options = _options(candidate, spec, run)
     if candidate.smooth is not None:

@@ -129,11 +129,11 @@ def _other_sizes(
 def reference_runtime(model: VisionTransformer, spec: ExportSpec) -> Runtime:
     """The reference, with the outputs of an artifact."""
     from vitdeploy.models.signature import output_names
-    from vitdeploy.runtimes.pytorch import PyTorchRuntime
+    from vitdeploy.runtimes.pytorch import PyTorchRuntime, PyTorchRuntimeOptions
 
     names = output_names(model, spec.outputs)
     twin = model.with_attention(attention_for(names))
-    return PyTorchRuntime(twin, outputs=names, dynamic_image_size=spec.dynamic_image_size)
+    return PyTorchRuntime(twin, PyTorchRuntimeOptions(outputs=names, dynamic_image_size=spec.dynamic_image_size))
 
 
 def reference_outputs(model: VisionTransformer, images: Sequence[Sample], spec: ExportSpec) -> list[dict[str, Any]]:

@@ -31,6 +31,11 @@ def strict_json(content: bytes | str) -> Any:
         raise ValueError("it is nested too deeply") from exc
 
 
+def utf_8_json(content: bytes) -> Any:
+    """Parse JSON in UTF-8 without a byte order mark, as transformers does for image processors."""
+    return json.loads(content.decode())
+
+
 def json_object(
     path: Path,
     content: bytes,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import InputError, shown
 from vitdeploy.files.file_kinds import NESTED_FILE, SETTINGS_FILE, is_lfs_pointer, lfs_advice
-from vitdeploy.files.json_text import json_object
+from vitdeploy.files.json_text import json_object, utf_8_json
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.images.preprocessor_config import CLASS_OF_MODEL, KNOWN, class_name
 from vitdeploy.specs import MODES
@@ -146,8 +146,7 @@ def _content(path: Path) -> bytes:
 
 
 def _parse(path: Path, content: bytes) -> dict[str, Any]:
-    """Parse a file of settings; as in transformers, a byte order mark is refused."""
-    return json_object(path, content, InputError, lambda content: json.loads(content.decode()))
+    return json_object(path, content, InputError, utf_8_json)
 
 
 def _object(settings: object, path: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def check(what: str, result: tuple[Any, ...]) -> Any:
     code, *values = result
     if int(code) != 0:
         _, text = cuda_runtime().cudaGetErrorString(code)
-        raise DeviceError(f"CUDA must {what}: {text.decode()} (error {int(code)})")
+        raise DeviceError(f"CUDA failed to {what}: {text.decode()} (error {int(code)})", what=what, found=int(code))
     return values[0] if len(values) == 1 else tuple(values) or None
 
 
@@ -63,7 +63,7 @@ def find_gpus() -> list[Gpu]:
     try:
         count = check("find an NVIDIA GPU", cuda.cudaGetDeviceCount())
     except DeviceError as exc:
-        raise DeviceError(f"{exc}; use a machine with one and its driver") from exc
+        raise DeviceError(str(exc), what="gpu", found=exc.found, hint="use a machine with one and its driver") from exc
     version = check("tell the driver's version", cuda.cudaDriverGetVersion())
     driver = f"{version // 1000}.{version % 1000 // 10}"  # 1000 * major + 10 * minor, CUDA runtime API
     return [_gpu(cuda, index, driver) for index in range(count)]
@@ -78,7 +78,10 @@ def find_gpu(index: int | None = None) -> Gpu:
     gpus = find_gpus()
     if not (index or 0) < len(gpus):
         names = ", ".join(gpu.name for gpu in gpus) or "none"
-        raise DeviceError(f"device cuda:{index or 0} must be a GPU of this machine, which has {len(gpus)}: {names}")
+        raise DeviceError(
+            f"this machine has no cuda:{index or 0}, it has {len(gpus)}: {names}",
+            what="device", expected=len(gpus), found=index or 0,
+        )  # fmt: skip
     return gpus[index or 0]
 
 

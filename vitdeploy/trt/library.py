@@ -8,6 +8,7 @@ from vitdeploy.errors import DeviceError
 from vitdeploy.system.imports import load_package
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import TextIO
 
 
@@ -85,6 +86,11 @@ def make_logger(trt: Any, file: TextIO | None = None) -> Any:
     return FileLogger()
 
 
+def last_of(errors: Sequence[str]) -> str:
+    """The last error that a library reported."""
+    return errors[-1] if errors else "it does not say why"
+
+
 def make_builder(trt: Any, name: str, logger: Any) -> Any:
     """The library's builder.
 
@@ -107,8 +113,8 @@ def _made(kind: Any, name: str, logger: Any, verb: str) -> Any:
     try:
         return kind(logger)
     except (TypeError, RuntimeError) as exc:  # pybind11's answer to a null pointer
-        why = f": {logger.errors[0]}" if logger.errors else ""
-        instead = f"; use a machine with one, {LIBRARIES[name].instead}".rstrip(", ") if verb == "build" else ""
+        reason = f": {logger.errors[0]}" if logger.errors else ""
         raise DeviceError(
-            f"{name} needs an NVIDIA GPU and its driver to {verb} an engine, finds none{why}{instead}"
-        ) from exc
+            f"{name} found no NVIDIA GPU with a driver, which it needs to {verb} an engine{reason}", what="gpu",
+            hint=f"use a machine with one, {LIBRARIES[name].instead}".rstrip(", ") if verb == "build" else None,
+        ) from exc  # fmt: skip

@@ -36,7 +36,8 @@ def test_the_cpu_is_ready_with_every_backend_and_every_backend_is_checked() -> N
 def test_a_provider_that_is_listed_but_does_not_run_is_not_ready(capfd: pytest.CaptureFixture[str]) -> None:
     (check,) = (check for check in check_backends() if check.device == AZURE)
     assert not check.ready
-    assert f"probe.onnx must run on {AZURE}, onnxruntime {ort.__version__} leaves to the CPU: " in check.note
+    assert "probe.onnx" in check.note
+    assert AZURE in check.note
     assert "\n" not in check.note
     assert capfd.readouterr() == ("", "")
 

@@ -25,7 +25,7 @@ from vitdeploy.assess.debug.sensitivity import sensitivity
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.cli.debug import debug
 from vitdeploy.errors import UsageError
-from vitdeploy.exporting.calibration_images import CalibrationImages
+from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.predictor import load_processor
 from vitdeploy.system.progress import SILENT
 

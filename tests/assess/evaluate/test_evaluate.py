@@ -24,6 +24,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, DeviceError, ImageError, InputError, UsageError
 from vitdeploy.runtimes import BACKENDS, Backend
+from vitdeploy.runtimes.pytorch import PyTorchRuntimeOptions
 from vitdeploy.specs import Task, TensorSpec
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Brightness(StubRuntime):
     """Classifies an image by its mean; of one with a mean of 40, it makes nothing finite; at 99 it fails."""
 
     backend = "brightness"
+    options_type = PyTorchRuntimeOptions  # it stands for the reference
     inputs = (TensorSpec("pixel_values", "float32", ("batch", 3, 32, 32)),)
     outputs = (TensorSpec("logits", "float32", ("batch", 3)),)
     batches: list[int] = []  # noqa: RUF012  (of all instances)
@@ -50,7 +52,7 @@ class Brightness(StubRuntime):
         self.details = {"engine": "brightness 1", **self.thread_details}
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, precision: str, device: str, **options: Any) -> Brightness:
+    def from_bundle(cls, bundle: Bundle, options: Any, *, precision: str, device: str) -> Brightness:
         return cls()
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

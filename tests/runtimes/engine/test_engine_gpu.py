@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from engine_machines import gpu_marks
+from raising import raises
 
 import vitdeploy
 from vitdeploy import EngineOptions
@@ -21,7 +22,8 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import CheckFailedError, DeviceError, OtherHardwareError, UsageError
 from vitdeploy.exporting.engine_validation import is_pending
 from vitdeploy.runtimes import open_runtime
-from vitdeploy.runtimes.engine.runtime import KERNEL_SPECIALIZATIONS, EngineRuntime
+from vitdeploy.runtimes.engine.options import KERNEL_SPECIALIZATIONS
+from vitdeploy.runtimes.engine.runtime import EngineRuntime
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import AxisRange
 
@@ -101,7 +103,7 @@ def test_an_engine_agrees_with_the_reference(build: Build, backend: str, precisi
     with (
         # Noise reaches beyond what 8 bits were calibrated on: how far from the model is the artifact's matter.
         open_runtime(made, *(("onnxruntime", precision) if precision in QUANTIZED else ("torch",))) as reference,
-        open_runtime(made, backend, precision=precision, cuda_graphs=graphs) as runtime,
+        open_runtime(made, backend, {"cuda_graphs": graphs}, precision=precision) as runtime,
     ):
         for shape in (*SHAPES, *SHAPES, *SHAPES):  # run, recorded and replayed
             feeds = pixel_values(*shape)
@@ -153,11 +155,11 @@ def test_an_engine_of_another_gpu_is_refused(build: Build, backend: str) -> None
     manifest = json.loads(before)
     for artifact in manifest["artifacts"]:
         if artifact["hardware"]:
-            here = {"platform": artifact["hardware"]["platform"]}
-            artifact["hardware"] = {**here, "compute_capabilities": ["1.0"]}
+            other = {"platform": artifact["hardware"]["platform"], "compute_capabilities": ["1.0"]}
+            artifact["hardware"] = other
     try:
         path.write_text(json.dumps(manifest), encoding="utf-8")
-        with pytest.raises(OtherHardwareError, match=r"was built for .* compute_capabilities .*; build it here: vit"):
+        with raises(OtherHardwareError, what="hardware", expected=other):
             open_runtime(Bundle.open(made.path), backend, precision="fp16")
     finally:
         path.write_text(before, encoding="utf-8")
@@ -184,7 +186,7 @@ def test_an_engine_is_given_the_weights_of_another_model(tmp_path: Path, backend
             for _ in range(3):  # run, recorded and replayed
                 assert_near(wanted, runtime.run(feeds), tolerance, given)
         (tmp_path / "no.onnx").write_bytes(b"no graph")
-        with pytest.raises(UsageError, match="must have the weights of the engine's graph"):
+        with raises(UsageError, what="weights", where=str(tmp_path / "no.onnx")):
             runtime.refit(tmp_path / "no.onnx")
         assert_near(expected[0], runtime.run(feeds), tolerance)
 
@@ -195,7 +197,7 @@ def test_an_engine_that_takes_no_other_weights(build: Build, backend: str) -> No
     file = made.path / made.artifact("onnx", "fp16").files[0].path
     with open_runtime(made, backend, precision="fp16") as runtime:
         assert isinstance(runtime, EngineRuntime)
-        with pytest.raises(UsageError, match="must be built with --refit"):
+        with raises(UsageError, what="refit"):
             runtime.refit(file)
 
 
@@ -228,7 +230,7 @@ def test_kernels_of_every_specialization_give_the_same(build: Build, backend: st
     expected: dict[tuple[int, int, int], dict[str, np.ndarray]] = {}
     for name in KERNEL_SPECIALIZATIONS:
         options: dict[str, Any] = {"kernel_specialization": name, "runtime_cache": False}
-        with open_runtime(made, backend, precision="fp16", **options) as runtime:
+        with open_runtime(made, backend, options, precision="fp16") as runtime:
             assert runtime.details["kernel_specialization"] == name
             for shape in (*SHAPES, *SHAPES):
                 found = runtime.run(pixel_values(*shape))
@@ -241,12 +243,12 @@ def test_compiled_kernels_are_kept_and_do_no_harm(
 ) -> None:
     made, feeds, file = build(backend, "fp16"), pixel_values(*SHAPES[0]), tmp_path / "cache"
     for _ in range(2):
-        with open_runtime(made, backend, precision="fp16", runtime_cache=file) as runtime:
+        with open_runtime(made, backend, {"runtime_cache": file}, precision="fp16") as runtime:
             runtime.run(feeds)
             assert file.stat().st_size > 0, "it is kept while the runtime is open"
     file.write_bytes(b"no cache")
-    with pytest.raises(DeviceError, match="must be a runtime cache of"):
-        open_runtime(made, backend, precision="fp16", runtime_cache=file)
+    with raises(DeviceError, what="runtime_cache", where=str(file)):
+        open_runtime(made, backend, {"runtime_cache": file}, precision="fp16")
     monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path / "own"))
     sizes = []
     for _ in range(2):

@@ -167,7 +167,7 @@ class _Timer:
             _set_torch_threads(job.threads)
         options: dict[str, Any] = {"intra_op_threads": job.threads} if job.threads and package == "onnxruntime" else {}
         begin = time.perf_counter()
-        self._runtime: Runtime = job.selected.open(job.bundle, device=job.device, **options)
+        self._runtime: Runtime = job.selected.open(job.bundle, options, device=job.device)
         load_ms = _since(begin)
         return Opened(load_ms, self._runtime.threads, self._runtime.details)
 

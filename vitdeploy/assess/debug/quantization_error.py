@@ -127,11 +127,12 @@ def opened_variant(
         pixels: what it takes for an image; by default what the image processor gives.
     """
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
+    from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch, "variant.onnx")
         variants.write(kept, path)
-        with OnnxRuntime(path, allow_spinning=False) as runtime:
+        with OnnxRuntime(path, OnnxRuntimeOptions(allow_spinning=False)) as runtime:
             if pixels is not None:
                 runtime.pixels = pixels
             yield runtime

@@ -9,7 +9,7 @@ from vitdeploy.assess.runs.targets import REFERENCE, Selected, reference_backend
 from vitdeploy.errors import DeviceError, UnavailableError
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import open_recorded, runtime_class
-from vitdeploy.runtimes.base import parse_device
+from vitdeploy.runtimes.options import parse_device
 from vitdeploy.specs import Precision, attention_for
 from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.gpu import find_gpus
@@ -73,8 +73,8 @@ class OpenRuntimes:
             with self._opened_reference(self.device, ()) as reference:
                 yield reference
             return
-        options = self._options.get(selected.backend, {})
-        with self._opened(selected, lambda: selected.open(self.bundle, device=self.device, **options)) as runtime:
+        options = self._options.get(selected.backend)
+        with self._opened(selected, lambda: selected.open(self.bundle, options, device=self.device)) as runtime:
             yield runtime
 
     @contextlib.contextmanager
@@ -105,7 +105,7 @@ class OpenRuntimes:
         attention = attention_for(outputs)
         with self._opened(
             (attention, device),
-            lambda: open_recorded(self.bundle, reference_backend(), device=device, attention=attention),
+            lambda: open_recorded(self.bundle, reference_backend(), {"attention": attention}, device=device),
         ) as runtime:
             yield runtime
 

@@ -10,7 +10,7 @@ from vitdeploy.runtimes import BACKENDS, open_recorded
 from vitdeploy.specs import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from vitdeploy.bundle.bundle import Bundle
@@ -29,7 +29,7 @@ class Selected(NamedTuple):
     def __str__(self) -> str:
         return f"{self.artifact} on {self.backend or 'no backend'}"
 
-    def open(self, bundle: Bundle, **options: Any) -> Runtime:
+    def open(self, bundle: Bundle, options: Mapping[str, Any] | None = None, *, device: str | None = None) -> Runtime:
         """Open the artifact.
 
         Raises:
@@ -42,7 +42,7 @@ class Selected(NamedTuple):
                 f"no backend of vitdeploy {__version__} runs {kind}",
                 what=self.artifact, hint="use the version that made it",
             )  # fmt: skip
-        return open_recorded(bundle, self.backend, precision=self.precision, **options)
+        return open_recorded(bundle, self.backend, options, precision=self.precision, device=device)
 
 
 def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Selected]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from vitdeploy.errors import OutputError
 from vitdeploy.files.atomic import write_file
 from vitdeploy.files.regular_file import open_regular
-from vitdeploy.files.user_cache import user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,9 +52,3 @@ class MeasurementCache:
 
     def _checksum(self, content: bytes) -> bytes:
         return hashlib.sha256(self._key + content).hexdigest().encode()
-
-
-def default_folder() -> Path | None:
-    """In the user's cache; None for a user without one, who measures each time."""
-    cache = user_cache()
-    return None if cache is None else cache / "ranges"

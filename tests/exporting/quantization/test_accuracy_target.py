@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
+from raising import raises
 from scipy.stats import binomtest
 from sklearn.metrics.pairwise import paired_cosine_distances
 from stub_runtime import StubRuntime
@@ -16,11 +17,11 @@ from vitdeploy.assess.data.image_set import ImageSet
 from vitdeploy.assess.metrics.accuracy import Accuracy
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
-from vitdeploy.exporting.calibration_images import CalibrationImages
-from vitdeploy.exporting.cosine_target import CosineGoal, Farthest
 from vitdeploy.exporting.options import AccuracyBound, MinAgreement, MinCosine
-from vitdeploy.exporting.quantize import apart
-from vitdeploy.exporting.top1_target import AccuracyGoal
+from vitdeploy.exporting.quantization.accuracy_target import split_target
+from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
+from vitdeploy.exporting.quantization.cosine_target import CosineTarget, LowestCosine, open_cosine_target
+from vitdeploy.exporting.quantization.top1_target import Top1Target
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.specs import TensorSpec
@@ -66,69 +67,69 @@ def vectors(seed: int, scale: float = 1.0) -> np.ndarray:
     return (scale * np.random.default_rng(seed).standard_normal((256, WIDTH))).astype(np.float32)
 
 
-def goal_of(
+def target_of(
     bound: AccuracyBound, folder: Path, runtime: Runtime, problem_type: Any = ProblemType.SINGLE_LABEL
-) -> CosineGoal:
-    return CosineGoal.open(bound, folder, runtime, PROCESSOR, (), None, 0, problem_type, SILENT)
+) -> CosineTarget:
+    return open_cosine_target(bound, runtime, problem_type, (folder, PROCESSOR, None, 0, SILENT))
 
 
 @pytest.mark.parametrize("worst", ["pooler_output", "cls_token"])
 def test_the_farther_of_pooled_output_and_cls_token_counts(folder: Path, worst: str) -> None:
     wanted = vectors(0)
     near, far = wanted + vectors(1, 0.05), wanted + vectors(2, 0.3)
-    goal = goal_of(MinCosine(0.9), folder, Vectors(wanted))
-    found = goal.measure(Vectors(far, near) if worst == "pooler_output" else Vectors(near, far))
+    target = target_of(MinCosine(0.9), folder, Vectors(wanted))
+    found = target.measure(Vectors(far, near) if worst == "pooler_output" else Vectors(near, far))
     expected = np.percentile(1 - paired_cosine_distances(wanted[:40], far[:40]), 5)
     assert found.nearness.output == worst
     assert found.value == pytest.approx(expected, abs=1e-6)
-    part = goal.at(range(10, 30)).measure(Vectors(far, far))
+    part = target.at(range(10, 30)).measure(Vectors(far, far))
     assert part.value == pytest.approx(
         np.percentile(1 - paired_cosine_distances(wanted[10:30], far[10:30]), 5), abs=1e-6
     )
 
 
 def test_a_search_leaves_a_part_of_the_distance(folder: Path) -> None:
-    goal = goal_of(MinCosine(0.9), folder, Vectors(vectors(0)))
+    target = target_of(MinCosine(0.9), folder, Vectors(vectors(0)))
     for cosine, honoured, passes in ((0.93, True, True), (0.91, False, True), (0.89, False, False)):
-        near = goal.measure(Vectors(vectors(0))).nearness
-        found = Farthest(type(near)(near.output, 40, cosine, cosine, cosine, 0.1))
-        assert goal.honoured_by(found) == honoured
-        for check in (goal.check, goal.check_held_out):
-            with contextlib.nullcontext() if passes else pytest.raises(CheckFailedError, match="does not honour"):
+        near = target.measure(Vectors(vectors(0))).nearness
+        found = LowestCosine(type(near)(near.output, 40, cosine, cosine, cosine, 0.1))
+        assert target.reached_by(found) == honoured
+        for check in (target.check, target.check_held_out):
+            with contextlib.nullcontext() if passes else raises(CheckFailedError, what="onnx-int8", found=found):
                 assert check("onnx-int8", found)["p5_cosine"] == cosine
 
 
 def test_vectors_of_another_length_do_not_honour_a_cosine(folder: Path) -> None:
     wanted = vectors(0)
-    goal = goal_of(MinCosine(0.9), folder, Vectors(wanted))
+    target = target_of(MinCosine(0.9), folder, Vectors(wanted))
     for factor, honoured in ((1.2, True), (2.0, False), (0.4, False)):
-        found = goal.measure(Vectors(wanted * np.float32(factor)))
+        found = target.measure(Vectors(wanted * np.float32(factor)))
         assert found.value == pytest.approx(1)
-        assert goal.honoured_by(found) == honoured
-        for check in (goal.check, goal.check_held_out):
-            with contextlib.nullcontext() if honoured else pytest.raises(CheckFailedError, match="of its length"):
+        assert target.reached_by(found) == honoured
+        for check in (target.check, target.check_held_out):
+            with contextlib.nullcontext() if honoured else raises(CheckFailedError, what="onnx-int8", found=found):
                 check("onnx-int8", found)
 
 
 def test_values_have_no_cosine_and_a_reference_must_be_finite(folder: Path) -> None:
     bound = MinCosine(0.9)
     for problem_type in (ProblemType.REGRESSION, ProblemType.MULTI_LABEL):
-        with pytest.raises(UsageError, match="--tolerance"):
-            goal_of(bound, folder, Vectors(vectors(0)), problem_type)
+        with raises(UsageError, what="accuracy", found=problem_type):
+            target_of(bound, folder, Vectors(vectors(0)), problem_type)
     broken = vectors(0)
     broken[3] = np.nan
-    with pytest.raises(CheckpointError, match="not finite"):
-        goal_of(bound, folder, Vectors(broken)).measure(Vectors(vectors(0)))
+    with raises(CheckpointError, what="pooler_output", where=str(folder)):
+        target_of(bound, folder, Vectors(broken)).measure(Vectors(vectors(0)))
 
 
 @pytest.mark.parametrize("correct", range(28, 41))
 def test_few_images_contradict_a_share_where_its_interval_does(correct: int, folder: Path) -> None:
     images = CalibrationImages.open(folder, PROCESSOR, None, 0, SILENT)
-    goal = AccuracyGoal(MinAgreement(0.9), images, np.zeros(40, np.int32), np.ones(40, bool))
+    target = Top1Target(MinAgreement(0.9), images, np.zeros(40, np.int32), np.ones(40, bool))
     found = Accuracy(correct, 40)
     high = binomtest(correct, 40).proportion_ci(method="wilson").high
-    with contextlib.nullcontext() if high >= 0.9 else pytest.raises(CheckFailedError, match="40 held-out images"):
-        assert goal.check_held_out("onnx-int8", found)["honoured"] == (correct >= 36)
+    with contextlib.nullcontext() if high >= 0.9 else raises(CheckFailedError, what="onnx-int8", found=found):
+        assert target.check_held_out("onnx-int8", found)["honoured"] == (correct >= 36)
 
 
 @pytest.mark.parametrize(
@@ -137,13 +138,13 @@ def test_few_images_contradict_a_share_where_its_interval_does(correct: int, fol
 def test_a_search_sees_no_image_that_judges(bound: AccuracyBound, searched: set[str], folder: Path) -> None:
     images = CalibrationImages.open(folder, PROCESSOR, None, 0, SILENT)
     parts = images.parts()
-    whole = AccuracyGoal(bound, images, np.arange(40, dtype=np.int32), np.arange(40) % 2 == 0)
-    goal, held_out = apart(whole, parts)
+    whole = Top1Target(bound, images, np.arange(40, dtype=np.int32), np.arange(40) % 2 == 0)
+    target, held_out = split_target(whole, parts)
     assert held_out is not None
     assert set(held_out.images.images.names) == set(parts.judge.images.names)
     wanted = {name for part in searched for name in getattr(parts, part).images.names}
-    assert set(goal.images.images.names) == wanted
-    assert goal.wanted.tolist() == [int(name[:2]) for name in goal.images.images.names]  # type: ignore[attr-defined]
+    assert set(target.images.images.names) == wanted
+    assert target.wanted.tolist() == [int(name[:2]) for name in target.images.images.names]  # type: ignore[attr-defined]
 
 
 def test_images_of_a_bound_beside_those_of_the_calibration(folder: Path) -> None:
@@ -156,17 +157,17 @@ def test_images_of_a_bound_beside_those_of_the_calibration(folder: Path) -> None
     for source, count in (("b", 10), ("a", 80)):
         names = [f"{index}" for index in range(count * 4 if source == "b" else count)]
         size = len(names)
-        whole = AccuracyGoal(MinAgreement(0.9), images(names, source), np.zeros(size, np.int32), np.ones(size, bool))
-        goal, held_out = apart(whole, parts)
+        whole = Top1Target(MinAgreement(0.9), images(names, source), np.zeros(size, np.int32), np.ones(size, bool))
+        target, held_out = split_target(whole, parts)
         assert held_out is not None
-        judging, searching = set(held_out.images.images.names), set(goal.images.images.names)
+        judging, searching = set(held_out.images.images.names), set(target.images.images.names)
         assert len(judging) == size // 4
         assert judging.isdisjoint(searching)
         assert judging | searching == set(names)
         if source == "a":
             assert judging.isdisjoint({*parts.ranges.images.names, *parts.choice.images.names})
-    few = AccuracyGoal(MinAgreement(0.9), images("abc", "c"), np.zeros(3, np.int32), np.ones(3, bool))
-    assert apart(few, parts) == (few, None)
+    few = Top1Target(MinAgreement(0.9), images("abc", "c"), np.zeros(3, np.int32), np.ones(3, bool))
+    assert split_target(few, parts) == (few, None)
 
 
 @pytest.mark.parametrize("bound", [MinAgreement(0.9), MinCosine(0.9)], ids=str)
@@ -184,19 +185,19 @@ def test_no_image_that_judges_was_seen_under_another_name(
     contents += [b"%d" % index for index in range(others)] * copies
     names = tuple(f"other {index}" for index in range(len(contents)))
     images = CalibrationImages(ImageSet("b", names, contents.__getitem__), PROCESSOR, 0, SILENT)
-    whole = AccuracyGoal(bound, images, np.zeros(len(names), np.int32), np.ones(len(names), bool))
-    goal, held_out = apart(whole, parts)
+    whole = Top1Target(bound, images, np.zeros(len(names), np.int32), np.ones(len(names), bool))
+    target, held_out = split_target(whole, parts)
     if not judging:
-        assert (goal, held_out) == (whole, None)
+        assert (target, held_out) == (whole, None)
         return
     assert held_out is not None
     assert len(held_out.images.images) == judging
-    assert {*held_out.images.contents}.isdisjoint({*goal.images.contents, *parts.measured.contents})
-    assert len(goal.images.images) > 0
+    assert {*held_out.images.contents}.isdisjoint({*target.images.contents, *parts.measured.contents})
+    assert len(target.images.images) > 0
 
 
 def test_images_that_are_all_copies_are_all_for_all(folder: Path) -> None:
     parts = CalibrationImages.open(folder, PROCESSOR, None, 0, SILENT).parts()
     images = CalibrationImages(ImageSet("b", tuple(map(str, range(20))), lambda _: b"one"), PROCESSOR, 0, SILENT)
-    whole = AccuracyGoal(MinAgreement(0.9), images, np.zeros(20, np.int32), np.ones(20, bool))
-    assert apart(whole, parts) == (whole, None)
+    whole = Top1Target(MinAgreement(0.9), images, np.zeros(20, np.int32), np.ones(20, bool))
+    assert split_target(whole, parts) == (whole, None)

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.assess.debug.quantization_error import opened_variant, sensitivities
 from vitdeploy.assess.debug.search import search_by_sensitivity
 from vitdeploy.errors import CheckFailedError
-from vitdeploy.exporting.candidate_search import rounded
+from vitdeploy.exporting.quantization.candidate_search import rounded
 
 if TYPE_CHECKING:
     from vitdeploy.assess.debug.search import Measure
     from vitdeploy.exporters.graph.variants import Variants
-    from vitdeploy.exporting.accuracy_bound import Goal
-    from vitdeploy.exporting.candidate_search import ChoiceImages
+    from vitdeploy.exporting.quantization.accuracy_target import AccuracyTarget
+    from vitdeploy.exporting.quantization.candidate_search import ChoiceImages
     from vitdeploy.system.progress import Progress
 
 _NAMED = 8  # layers in a message
 
 
 def keep_layers(
-    variants: Variants, goal: Goal, images: ChoiceImages, progress: Progress
+    variants: Variants, target: AccuracyTarget, images: ChoiceImages, progress: Progress
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Find layers that must stay in float32, the most sensitive ones first.
 
     Args:
         variants: the quantized graph.
-        goal: how accurate it must be.
+        target: how accurate it must be.
         images: on which the sensitivity of layers is measured.
         progress: told each run.
 
@@ -49,24 +49,24 @@ def keep_layers(
 
     def measure(kept: frozenset[str]) -> Measure:
         with opened_variant(variants, kept, images.folder, images.pixels) as runtime:
-            accuracy: Measure = goal.measure(runtime)
+            accuracy: Measure = target.measure(runtime)
         progress.step(f"run {next(runs)}: {len(kept)} of {count} layers in float32, {accuracy}")
         return accuracy
 
-    found = search_by_sensitivity(rank, measure, goal.honoured_by)
+    found = search_by_sensitivity(rank, measure, target.reached_by)
     if not found.enough:
         low = [labels.get(node, node) for node in variants.nodes if node not in found.kept]
         names = ", ".join(low[:_NAMED]) + (f" and {len(low) - _NAMED} more" if len(low) > _NAMED else "")
         raise CheckFailedError(
-            f"8 bits do not reach {goal}: the best found is {found.accuracy}, with {len(found.kept)} of {count} layers "
+            f"8 bits do not reach {target}: the best is {found.accuracy}, with {len(found.kept)} of {count} layers "
             f"in float32 and {names} in 8 bits; with none in float32 it is {found.without}",
-            what="accuracy", expected=str(goal.bound), found=str(found.accuracy),
+            what="accuracy", expected=str(target.bound), found=str(found.accuracy),
             hint="loosen the bound, or choose fp16; nothing was written",
         )  # fmt: skip
     return found.kept, {
         "kept_layers": [labels.get(node, node) for node in found.kept],
         "layer_effects": {labels.get(node, node): rounded(error) for node, error in layer_effects.items()},
-        **goal.without(found.without),
+        **target.record_without(found.without),
         "runs": found.runs,
         "minimal": found.minimal,
     }

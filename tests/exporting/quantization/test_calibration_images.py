@@ -13,7 +13,7 @@ from told import Told
 
 from vitdeploy.assess.data.image_set import ImageSet, open_images
 from vitdeploy.errors import ImageError, InputError
-from vitdeploy.exporting.calibration_images import CalibrationImages
+from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.specs import PixelFormat, PixelStage, TensorSpec

@@ -1,4 +1,4 @@
-"""A quantized artifact must be as near to the reference as was asked for, by the cosines of its images' vectors."""
+"""Accuracy target by the cosine similarity of each image's vector with the reference's."""
 
 from __future__ import annotations
 
@@ -13,27 +13,25 @@ from vitdeploy.assess.metrics.cosine_bound import too_long
 from vitdeploy.assess.metrics.features import Nearness, nearness, shown, vectors
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
-from vitdeploy.exporting.calibration_images import BATCH, CalibrationImages
+from vitdeploy.exporting.quantization.calibration_images import BATCH, CalibrationImages
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from vitdeploy.exporting.options import AccuracyBound
-    from vitdeploy.images.processor import ImageProcessor
+    from vitdeploy.exporting.quantization.calibration_images import Source
     from vitdeploy.runtimes.base import Runtime
-    from vitdeploy.system.progress import Progress
 
-# Of the distance 1 - cosine that is allowed, what a search may use up: images that it did not see are farther or nearer
-# by chance, by about so much for the 30 of a folder of 120.
+# Share of the allowed distance, 1 - cosine, that a search may use up: images that it did not see are farther or nearer
+# by chance, by about the rest for the 30 of a folder of 120.
 SEARCHED = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
-class Farthest:
-    """The vectors of an artifact with the lowest 5th percentile, and why its lengths are too far, where they are."""
+class LowestCosine:
+    """The output of an artifact with the lowest 5th percentile; `too_long` says why the lengths differ too much."""
 
     nearness: Nearness
     too_long: str | None = None
@@ -48,8 +46,8 @@ class Farthest:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CosineGoal:
-    """Images, and the vectors that the reference gives for them.
+class CosineTarget:
+    """See `AccuracyTarget`.
 
     Attributes:
         bound: a MinCosine.
@@ -60,33 +58,6 @@ class CosineGoal:
     bound: AccuracyBound
     images: CalibrationImages
     reference: Runtime
-
-    @classmethod
-    def open(
-        cls,
-        bound: AccuracyBound,
-        path: str | os.PathLike[str],
-        reference: Runtime,
-        processor: ImageProcessor,
-        labels: Sequence[str],  # noqa: ARG003  (as of `AccuracyGoal`)
-        limit: int | None,
-        seed: int,
-        problem_type: ProblemType,
-        progress: Progress,
-    ) -> CosineGoal:
-        """Open the images, on which the reference runs when an artifact is measured; see `AccuracyGoal.open`.
-
-        Raises:
-            UsageError: the logits are not those of a single-label classifier.
-            InputError: there are no images.
-        """
-        if problem_type is not ProblemType.SINGLE_LABEL:
-            raise UsageError(
-                f"{bound} does not fit a {problem_type} model: the cosine of its values says nothing of each; leave it "
-                f"out, and bound the difference of its outputs with --tolerance"
-            )
-        images = CalibrationImages.open(path, processor, limit, seed, progress)
-        return cls(bound, images, reference)
 
     @functools.cached_property
     def wanted(self) -> Mapping[str, NDArray[Any]]:
@@ -99,58 +70,61 @@ class CosineGoal:
         for name, of_one in found.items():
             if not np.isfinite(of_one).all():
                 raise CheckpointError(
-                    f"the reference gives values of {name} that are not finite for images of "
-                    f"{self.images.images.source}; mend the weights, or the numbers of the image processor"
-                )
+                    f"the reference's {name} is not finite for images of {self.images.images.source}",
+                    what=name, where=self.images.images.source,
+                    hint="check the weights, and the numbers of the image processor",
+                )  # fmt: skip
         return found
 
     @property
     def minimum(self) -> float:
-        """The least 5th percentile."""
+        """The lowest 5th percentile allowed."""
         return self.bound.limit
 
     @property
     def aim(self) -> float:
-        """The least one with which a search may end."""
+        """The lowest 5th percentile with which a search may end."""
         return 1 - SEARCHED * (1 - self.minimum)
 
-    def at(self, positions: Sequence[int]) -> CosineGoal:
-        """See `Goal`."""
-        return CosineGoal(self.bound, self.images.at(list(positions)), self.reference)
+    def at(self, positions: Sequence[int]) -> CosineTarget:
+        """See `AccuracyTarget`."""
+        return CosineTarget(self.bound, self.images.at(list(positions)), self.reference)
 
-    def measure(self, runtime: Runtime) -> Farthest:
-        """See `Goal`."""
+    def measure(self, runtime: Runtime) -> LowestCosine:
+        """See `AccuracyTarget`."""
         found = nearness(self.wanted, _vectors(self.images, runtime), search=False)
         worst = min(found, key=lambda each: each.p5_cosine)
-        return Farthest(worst, next(filter(None, (too_long(each, self.minimum) for each in found)), None))
+        return LowestCosine(worst, next(filter(None, (too_long(each, self.minimum) for each in found)), None))
 
-    def honoured_by(self, found: Farthest) -> bool:
-        """See `Goal`."""
+    def reached_by(self, found: LowestCosine) -> bool:
+        """See `AccuracyTarget`."""
         return found.value >= self.aim and found.too_long is None
 
-    def check(self, name: str, found: Farthest) -> dict[str, Any]:
-        """See `Goal`."""
+    def check(self, name: str, found: LowestCosine) -> dict[str, Any]:
+        """See `AccuracyTarget`."""
         if found.too_long is not None or not found.value >= self.minimum:
             raise CheckFailedError(
-                f"{name} does not honour {self}: {found}, though the graph did before its inputs and outputs became "
-                f"what was asked for; loosen the bound, or leave out embed_resize and io_dtype; nothing was written"
-            )
+                f"{name} does not reach {self}: {found}; the float graph did, before its inputs and outputs changed",
+                what=name, expected=str(self.bound), found=found,
+                hint="loosen the bound, or leave out embed_resize and io_dtype; nothing was written",
+            )  # fmt: skip
         return {"bound": str(self.bound), "aim": round(self.aim, 6), **self._record(found)}
 
-    def check_held_out(self, name: str, found: Farthest) -> dict[str, Any]:
-        """See `Goal`."""
+    def check_held_out(self, name: str, found: LowestCosine) -> dict[str, Any]:
+        """See `AccuracyTarget`."""
         if found.too_long is not None or not found.value >= self.minimum:
             raise CheckFailedError(
-                f"{name} does not honour {self.bound} on {found.nearness.images} held-out images: "
-                f"{found}; ask for more, or give more images; nothing was written"
-            )
+                f"{name} does not reach {self.bound} on {found.nearness.images} held-out images: {found}",
+                what=name, expected=str(self.bound), found=found,
+                hint="ask for more, or give more images; nothing was written",
+            )  # fmt: skip
         return {**self._record(found), "honoured": True}
 
-    def without(self, found: Farthest) -> dict[str, Any]:
-        """See `Goal`."""
+    def record_without(self, found: LowestCosine) -> dict[str, Any]:
+        """See `AccuracyTarget`."""
         return {"p5_cosine_without": round(found.value, 6)}
 
-    def _record(self, found: Farthest) -> dict[str, Any]:
+    def _record(self, found: LowestCosine) -> dict[str, Any]:
         near = found.nearness
         return {
             "images": near.images,
@@ -165,8 +139,25 @@ class CosineGoal:
         return f"{self.bound} on {len(self.images.images)} images"
 
 
+def open_cosine_target(
+    bound: AccuracyBound, reference: Runtime, problem_type: ProblemType, source: Source
+) -> CosineTarget:
+    """Open the images; the reference runs on them when an artifact is measured.
+
+    Raises:
+        UsageError: the logits are not those of a single-label classifier.
+        InputError: there are no images.
+    """
+    if problem_type is not ProblemType.SINGLE_LABEL:
+        raise UsageError(
+            f"{bound} does not fit a {problem_type} model: the cosine of its values says nothing about each of them",
+            what="accuracy", found=problem_type, hint="leave it out, and bound the difference with --tolerance",
+        )  # fmt: skip
+    return CosineTarget(bound, CalibrationImages.open(*source), reference)
+
+
 def _vectors(images: CalibrationImages, runtime: Runtime) -> dict[str, NDArray[Any]]:
-    """Of all images, by name."""
+    """The vectors of all images (N, D), by name."""
     found: dict[str, list[NDArray[Any]]] = {}
     for batch in images.batches(BATCH, runtime.pixels):
         for name, rows in vectors(runtime.run(feeds(runtime.inputs, batch[runtime.pixels]))).items():

@@ -10,7 +10,7 @@ import numpy as np
 from vitdeploy.assess.data.images import feeds
 from vitdeploy.assess.debug.quantization_error import VariantErrors, opened_variant
 from vitdeploy.assess.metrics.outputs import LOGITS
-from vitdeploy.exporting.calibration_images import BATCH
+from vitdeploy.exporting.quantization.calibration_images import BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vitdeploy.exporters.quantization.candidate import Activations, Candidate
     from vitdeploy.exporters.quantization.schemes.scheme import Scheme
     from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant
-    from vitdeploy.exporting.calibration_images import CalibrationImages
+    from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
     from vitdeploy.system.progress import Progress
 
 # Best of 0.5, 0.65, 0.75 and 0.85 on four folds of photographs (DINOv2 ViT-S/14). Choosing on 28 images followed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,14 +22,14 @@ from vitdeploy.exporters.graph.measured_graph import measured_graph
 from vitdeploy.exporters.quantization.number_format import INT8, UINT8, NumberFormat, Range
 from vitdeploy.exporters.quantization.ranges.extremes import Extremes, ExtremesReducer, channel_extremes
 from vitdeploy.exporters.quantization.ranges.methods import METHODS, HistogramReducer, MinMax, Percentile
-from vitdeploy.exporting.calibration_images import CalibrationImages
-from vitdeploy.exporting.measure import measure
-from vitdeploy.exporting.measurement_cache import MeasurementCache, default_folder
+from vitdeploy.exporting.options import Calibration
+from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
+from vitdeploy.exporting.quantization.measure import measure
+from vitdeploy.exporting.quantization.measurement_cache import MeasurementCache
 from vitdeploy.specs import PixelFormat, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     import onnx_ir as ir
 
@@ -223,10 +224,9 @@ def test_a_cache_is_found_by_what_it_depends_on(tmp_path: Path) -> None:
 
 def test_where_ranges_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path))
-    assert default_folder() == tmp_path / "ranges"
-    monkeypatch.delenv("VITDEPLOY_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "vitdeploy" / "ranges"
+    assert Calibration("photos").cache_folder == tmp_path / "ranges"
+    assert Calibration("photos", cache=False).cache_folder is None
+    assert Calibration("photos", cache="here").cache_folder == Path("here")
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from vitdeploy.assess.data.images import feeds
 from vitdeploy.bundle.manifest import FileRecord
 from vitdeploy.errors import CheckFailedError
-from vitdeploy.exporting.measurement_cache import MeasurementCache
+from vitdeploy.exporting.quantization.measurement_cache import MeasurementCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

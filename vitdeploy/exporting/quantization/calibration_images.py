@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.specs import PixelFormat
 
+    # Arguments of `CalibrationImages.open`.
+    Source = tuple[str | os.PathLike[str], ImageProcessor, int | None, int, Progress]
+
 DEFAULT_COUNT = 512  # TensorRT's and NNCF's guides ask for some hundreds
 FEW = 32
 BATCH = 8  # images of one shape that are run together
@@ -149,8 +152,9 @@ class CalibrationImages:
     def run(self, path: Path, pixels: PixelFormat) -> Iterator[Mapping[str, np.ndarray]]:
         """Run an ONNX file, which takes pixels of this format, on each image; the outputs of each, by name."""
         from vitdeploy.runtimes.onnxrt import OnnxRuntime
+        from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
 
-        with OnnxRuntime(path, allow_spinning=False) as runtime:
+        with OnnxRuntime(path, OnnxRuntimeOptions(allow_spinning=False)) as runtime:
             for image in self.pixels(pixels):
                 yield runtime.run(feeds(runtime.inputs, image[pixels]))
 

@@ -1,0 +1,65 @@
+"""Check the names, types and shapes of arrays against the tensors that a runtime takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from vitdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vitdeploy.specs import TensorSpec
+
+
+class Array(Protocol):
+    """The attributes of an array, of whatever library, that are checked."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def check_names(what: str, arrays: object, specs: Iterable[TensorSpec]) -> None:
+    """Raise UsageError unless there is an array for each name, and no other.
+
+    Args:
+        what: is checked, "inputs" or "outputs".
+        arrays: by name.
+        specs: the tensors there must be.
+    """
+    names = [spec.name for spec in specs]
+    if not isinstance(arrays, Mapping):
+        raise UsageError(
+            f"expected arrays by name ({', '.join(names)}), got {type(arrays).__name__}", what=what, expected=names
+        )
+    if set(arrays) != set(names):
+        found = list(arrays)
+        raise UsageError(
+            f"{what} must be {', '.join(names)}, got {', '.join(map(str, found)) or 'none'}",
+            what=what, expected=names, found=found,
+        )  # fmt: skip
+
+
+def check_array(spec: TensorSpec, array: Array, sizes: dict[str, int], hint: str) -> None:
+    """Raise UsageError unless an array is as stated, and of elements.
+
+    Args:
+        spec: the tensor.
+        array: the array.
+        sizes: of free axes, by name; those that have none yet take the array's from here on.
+        hint: ends the message.
+    """
+    fits = array.dtype == np.dtype(spec.dtype) and len(array.shape) == len(spec.shape) and all(array.shape)
+    for want, got in zip(spec.shape, array.shape, strict=False):
+        fits = fits and got == (sizes.setdefault(want, got) if isinstance(want, str) else want)
+    if not fits:
+        free = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise UsageError(
+            f"expected {spec}, got {array.dtype} {array.shape}{f' with {free}' if free else ''}",
+            what=spec.name, expected=spec, found=(str(array.dtype), tuple(array.shape)), hint=hint,
+        )  # fmt: skip

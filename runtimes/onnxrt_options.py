@@ -1,0 +1,139 @@
+"""Options of an ONNX Runtime session."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime as ort
+
+from vitdeploy.errors import UsageError
+from vitdeploy.runtimes.onnxrt_session import CPU
+from vitdeploy.runtimes.options import RuntimeOptions
+from vitdeploy.system.cpu import MOST_THREADS
+from vitdeploy.system.quiet import onnxruntime_severity
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from typing_extensions import Self
+
+_LEVELS = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxRuntimeOptions(RuntimeOptions):
+    """Options of an ONNX Runtime session.
+
+    Attributes:
+        providers: execution providers, the preferred one first; by default that of the device. A node that none of them
+            takes is an error, unless the CPU provider is among them, or it computes shapes, which belong there.
+        provider_options: options by provider name, as ONNX Runtime documents them.
+        intra_op_threads: threads inside an operator. 0 is the default: `ORT_INTRA_OP_NUM_THREADS`, or else one thread a
+            physical core that the process's CPU affinity and cgroup quota allow; see
+            `vitdeploy.system.cpu.session_threads`. ONNX Runtime's own default counts the cores of the host, and pins
+            its threads to them.
+        inter_op_threads: operators that may run at a time, in graphs with parallel branches; with 0 and 1, one.
+        allow_spinning: whether idle threads spin, which is faster alone and slower beside other work. By default they
+            do unless there are more of them than a cgroup quota has CPUs: waiting is then paid with time to compute.
+        prepack: whether weights are laid out anew for the processor when the file is opened, which is faster to run and
+            takes longer, and more memory, to open.
+        graph_optimization: "disabled", "basic", "extended" or "all".
+        io_binding: whether to run through an IO binding, which copies each array once between the host and the
+            device; by default where a provider is not the CPU's.
+        log_severity: the least severe of ONNX Runtime's own messages: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal;
+            by default warnings, and in the command line's process fatal ones.
+
+    Raises:
+        UsageError: a value is invalid.
+    """
+
+    providers: Sequence[str] | None = None
+    provider_options: Mapping[str, Mapping[str, Any]] | None = None
+    intra_op_threads: int = 0
+    inter_op_threads: int = 0
+    allow_spinning: bool | None = None
+    prepack: bool = True
+    graph_optimization: str = "all"
+    io_binding: bool | None = None
+    log_severity: int | None = None
+
+    def __post_init__(self) -> None:
+        level, known = self.graph_optimization, tuple(_LEVELS)
+        if level not in known:
+            raise UsageError(
+                f"graph_optimization must be one of {', '.join(known)}, got {level!r}",
+                what="graph_optimization", expected=known, found=level,
+            )  # fmt: skip
+        _check_range("intra_op_threads", self.intra_op_threads, MOST_THREADS)
+        _check_range("inter_op_threads", self.inter_op_threads, MOST_THREADS)
+        if self.log_severity is not None:
+            _check_range("log_severity", self.log_severity, 4)
+        names = self.providers
+        if names is None:
+            return
+        if isinstance(names, str) or not names or len(set(names)) != len(names):
+            raise UsageError(
+                f"providers must be a sequence of different names, got {names!r}", what="providers", found=names
+            )
+        for name, values in (self.provider_options or {}).items():
+            if name not in names:
+                raise UsageError(
+                    f"provider_options has options for {name!r}, providers are {', '.join(names)}",
+                    what="provider_options", expected=tuple(names), found=name,
+                )  # fmt: skip
+            if name == CPU and values:  # ONNX Runtime would ignore them
+                raise UsageError(
+                    f"{CPU} takes no options, got {', '.join(values)}", what="provider_options", found=tuple(values)
+                )
+
+    def on_gpu(self, provider: str, index: int | None, defaults: Mapping[str, Any]) -> Self:
+        """These options for one provider on a GPU.
+
+        Args:
+            provider: its name.
+            index: of the GPU; None for the first.
+            defaults: options of the provider, where it is given no others.
+
+        Raises:
+            UsageError: the provider's options name a GPU too, or there are options of another provider.
+        """
+        given = dict(self.provider_options or {})
+        own = given.get(provider, {})
+        if index is not None and "device_id" in own:
+            raise UsageError(
+                f"device cuda:{index} and a device_id in provider_options exclude each other",
+                what="device_id", found=own["device_id"], hint="leave one of them out",
+            )  # fmt: skip
+        chosen = {"device_id": index or 0, **defaults, **own}
+        return dataclasses.replace(self, providers=(provider,), provider_options={**given, provider: chosen})
+
+
+def session_options(options: OnnxRuntimeOptions, threads: int, spinning: bool) -> ort.SessionOptions:
+    """The options in ONNX Runtime's own form, but for the providers."""
+    session = ort.SessionOptions()
+    session.log_severity_level = onnxruntime_severity() if options.log_severity is None else options.log_severity
+    session.intra_op_num_threads = threads
+    if options.inter_op_threads > 1:  # ONNX Runtime ignores the number in its sequential mode
+        session.inter_op_num_threads = options.inter_op_threads
+        session.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    session.graph_optimization_level = _LEVELS[options.graph_optimization]
+    for pool in ("intra_op", "inter_op"):
+        session.add_session_config_entry(f"session.{pool}.allow_spinning", str(int(spinning)))
+    session.add_session_config_entry("session.disable_prepacking", str(int(not options.prepack)))
+    return session
+
+
+def _check_range(name: str, value: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= high:
+        raise UsageError(
+            f"{name} must be an integer from 0 to {high}, got {value!r}", what=name, expected=(0, high), found=value
+        )
+
+
+DEFAULTS = OnnxRuntimeOptions()

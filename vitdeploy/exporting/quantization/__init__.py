@@ -1,0 +1,1 @@
+"""Measure activations and quantized graphs on calibration images: ranges, candidates, accuracy targets."""

@@ -1,0 +1,134 @@
+"""Calibration images of an export, and the checks of its artifact on those that had no part in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.exporting.quantization.accuracy_target import open_target, split_target
+from vitdeploy.exporting.quantization.calibration_images import CalibrationImages, CalibrationParts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vitdeploy.assess.data.folder_listing import LeftOut
+    from vitdeploy.assess.metrics.cosine_bound import CosineBound
+    from vitdeploy.bundle.manifest import Artifact
+    from vitdeploy.bundle.scores import ProblemType
+    from vitdeploy.exporting.options import Quantization
+    from vitdeploy.exporting.quantization.accuracy_target import AccuracyTarget
+    from vitdeploy.images.processor import ImageProcessor
+    from vitdeploy.runtimes.base import Runtime
+    from vitdeploy.system.progress import Progress
+
+DYNAMIC = "dynamic"  # the scheme that quantizes a batch by one range
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationRun:
+    """The reference, and the images that it and a quantized artifact run on.
+
+    Attributes:
+        reference: its runtime.
+        calibration: all images.
+        parts: which of them are for what.
+        cache: a folder that keeps what was measured on them; None for none.
+        accuracy: target of the search for layers that stay in float32; None where there is no bound.
+        held_out: the same on images that no search sees, on which the artifact is judged; None where there are none.
+        problem_type: of the model.
+    """
+
+    reference: Runtime
+    calibration: CalibrationImages
+    parts: CalibrationParts
+    cache: Path | None
+    accuracy: AccuracyTarget | None
+    held_out: AccuracyTarget | None
+    problem_type: ProblemType
+
+    @classmethod
+    def open(
+        cls,
+        options: Quantization,
+        reference: Runtime,
+        processor: ImageProcessor,
+        labels: Sequence[str],
+        problem_type: ProblemType,
+        progress: Progress,
+    ) -> QuantizationRun:
+        """Read the images, and run the reference on those of the accuracy target.
+
+        Args:
+            options: with calibration images.
+            reference: its runtime.
+            processor: of the bundle.
+            labels: the model's class names.
+            problem_type: of the model.
+            progress: told each step, and how far it has come.
+
+        Raises:
+            UsageError: an argument is not what it must be, or a bound does not fit the model.
+            InputError: there are no images, or they have no labels.
+        """
+        asked = options.calibration
+        if asked is None:
+            raise TypeError("calibration images must be given")
+        progress.step(f"reading the images of {asked.images}")
+        calibration = CalibrationImages.open(asked.images, processor, asked.count, asked.seed, progress)
+        parts = calibration.parts()
+        copies = len(calibration.images) - len({*calibration.contents})
+        if copies:
+            progress.step(f"{copies} of {len(calibration.images)} images are copies of others and are left out")
+        accuracy = open_target(options, reference, processor, labels, problem_type, progress)
+        held_out = None
+        if accuracy is not None:
+            accuracy, held_out = split_target(accuracy, parts)
+        return cls(reference, calibration, parts, asked.cache_folder, accuracy, held_out, problem_type)
+
+    @property
+    def left_out(self) -> dict[str, LeftOut]:
+        """The files of each folder that are not among its images, by the argument that named the folder."""
+        found = {"calibration_data": self.calibration.images.left_out}
+        if self.accuracy is not None and self.accuracy.images.images.source != self.calibration.images.source:
+            found["accuracy_data"] = self.accuracy.images.images.left_out
+        return {name: left_out for name, left_out in found.items() if left_out is not None}
+
+    def check(
+        self, runtime: Runtime, artifact: Artifact, bound: CosineBound | None, progress: Progress
+    ) -> dict[str, Any]:
+        """Measure the artifact on images that neither ranges nor the choice come from.
+
+        Args:
+            runtime: the artifact's.
+            artifact: with the options that it was made with.
+            bound: how near it must be to the reference; None for any nearness.
+            progress: told each step, and how far it has come.
+
+        Returns:
+            The record of it, for the manifest.
+
+        Raises:
+            CheckFailedError: it is too far from the reference, or not accurate enough.
+        """
+        name, judge, held_out = artifact.name, self.parts.judge, self.parts.held_out
+        progress.step(f"comparing {name} with the reference on {len(judge.images)} images")
+        one_by_one = artifact.options["scheme"] == DYNAMIC
+        found = judge.agreement(self.reference, runtime, self.problem_type, one_by_one=one_by_one)
+        if bound is not None:
+            for output in found:
+                bound.check(name, output, held_out=held_out)
+        record: dict[str, Any] = {
+            "calibration_sha256": self.calibration.sha256(),
+            "calibration_seed": self.calibration.seed,
+            "calibration_parts": self.parts.counts(),
+            "calibration_bound": None if bound is None else dataclasses.asdict(bound),
+            "calibration_images": [{**output.to_dict(), "held_out": held_out} for output in found],
+        }
+        if self.accuracy is not None:
+            progress.step(f"measuring the accuracy of {name} on {len(self.accuracy.images.images)} images")
+            record["accuracy"] = self.accuracy.check(name, self.accuracy.measure(runtime))
+        if self.held_out is not None:
+            progress.step(f"judging {name} on {len(self.held_out.images.images)} held-out images")
+            record["accuracy"]["held_out"] = self.held_out.check_held_out(name, self.held_out.measure(runtime))
+        return record

@@ -1,0 +1,165 @@
+"""Accuracy target by the best class of each image: its label, or the reference's best class."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.assess.data.dataset import open_data
+from vitdeploy.assess.data.image_set import ImageSet
+from vitdeploy.assess.data.images import feeds
+from vitdeploy.assess.metrics.accuracy import NOT_FINITE, Accuracy, best_classes
+from vitdeploy.assess.metrics.outputs import LOGITS
+from vitdeploy.bundle.scores import ProblemType
+from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
+from vitdeploy.exporting.options import MaxDrop
+from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from vitdeploy.exporting.options import AccuracyBound
+    from vitdeploy.exporting.quantization.calibration_images import Source
+    from vitdeploy.runtimes.base import Runtime
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Top1Target:
+    """See `AccuracyTarget`.
+
+    Attributes:
+        bound: a MaxDrop or a MinAgreement.
+        images: N of them.
+        wanted: (N,) int32, the class of each: its label, or the reference's best class.
+        right: (N,) whether the reference gives that class.
+    """
+
+    bound: AccuracyBound
+    images: CalibrationImages
+    wanted: NDArray[np.int32]
+    right: NDArray[np.bool_]
+
+    @property
+    def reference(self) -> int:
+        """Number of images whose class the reference gives."""
+        return int(self.right.sum())
+
+    @property
+    def minimum(self) -> int:
+        """Number of images whose class an artifact must give."""
+        # of 1000 images, 0.99 asks for 990, not for 991, as 0.99 in binary would
+        return max(not isinstance(self.bound, MaxDrop), int(np.ceil(round(self._share * len(self.right), 6))))
+
+    @property
+    def _share(self) -> float:
+        """Share of images whose class an artifact must give."""
+        limit = self.bound.limit
+        return self.reference / len(self.right) - limit if isinstance(self.bound, MaxDrop) else limit
+
+    def at(self, positions: Sequence[int]) -> Top1Target:
+        """See `AccuracyTarget`."""
+        chosen = list(positions)
+        return Top1Target(self.bound, self.images.at(chosen), self.wanted[chosen], self.right[chosen])
+
+    def measure(self, runtime: Runtime) -> Accuracy:
+        """Count the images whose class an artifact gives."""
+        found = _best(self.images, runtime)
+        return Accuracy(int((found == self.wanted).sum()), len(found))
+
+    def reached_by(self, found: Accuracy) -> bool:
+        """See `AccuracyTarget`."""
+        return found.correct >= self.minimum
+
+    def check(self, name: str, found: Accuracy) -> dict[str, Any]:
+        """See `AccuracyTarget`."""
+        if not self.reached_by(found):
+            raise CheckFailedError(
+                f"{name} does not reach {self}: {found}; the float graph did, before its inputs and outputs changed",
+                what=name, expected=str(self.bound), found=found,
+                hint="loosen the bound, or leave out embed_resize and io_dtype; nothing was written",
+            )  # fmt: skip
+        return {"bound": str(self.bound), **self._record(found)}
+
+    def check_held_out(self, name: str, found: Accuracy) -> dict[str, Any]:
+        """See `AccuracyTarget`; a few images fail the bound if the upper end of their 95 % interval is below it."""
+        if found.interval[1] < self._share:
+            raise CheckFailedError(
+                f"{name} does not reach {self.bound} on {found.total} held-out images: {found}, "
+                f"{self._share:.2%} required",
+                what=name, expected=str(self.bound), found=found,
+                hint="ask for more, or give more images; nothing was written",
+            )  # fmt: skip
+        return {**self._record(found), "honoured": self.reached_by(found)}
+
+    def record_without(self, found: Accuracy) -> dict[str, Any]:
+        """See `AccuracyTarget`."""
+        return {"correct_without": found.correct}
+
+    def _record(self, found: Accuracy) -> dict[str, Any]:
+        low, high = found.interval
+        return {
+            "images": found.total,
+            "correct": found.correct,
+            "low": round(low, 4),
+            "high": round(high, 4),
+            "at_least": self.minimum,
+            "reference": self.reference,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.bound}, {self.minimum} of {len(self.wanted)} images"
+
+
+def open_top1_target(
+    bound: AccuracyBound, reference: Runtime, problem_type: ProblemType, labels: Sequence[str], source: Source
+) -> Top1Target:
+    """Run the reference on the images; for MaxDrop, they have labels.
+
+    Raises:
+        UsageError: the model gives no logits of an image, or none of them is the image's class.
+        InputError: there are no images, or they have no labels.
+        CheckpointError: the reference gives values that are not finite.
+    """
+    names = [spec.name for spec in reference.outputs]
+    if not any(spec.name == LOGITS and len(spec.shape) == 2 for spec in reference.outputs):
+        raise UsageError(
+            f"{bound} needs a model that gives {LOGITS} of each image; this one gives {', '.join(names)}",
+            what="accuracy", expected=LOGITS, found=names, hint="leave it out, and see vitdeploy debug bisect",
+        )  # fmt: skip
+    if problem_type is not ProblemType.SINGLE_LABEL:
+        raise UsageError(
+            f"{bound} counts images by their best class, which a {problem_type} model does not have",
+            what="accuracy", found=problem_type, hint="leave it out, and bound the difference with --tolerance",
+        )  # fmt: skip
+    if isinstance(bound, MaxDrop):
+        path, processor, limit, seed, progress = source
+        data = open_data(path, labels).subset(limit, seed)
+        images = CalibrationImages(ImageSet.of(data), processor, seed, progress)
+        return Top1Target(bound, images, data.targets, _finite(_best(images, reference), images) == data.targets)
+    images = CalibrationImages.open(*source)
+    classes = _finite(_best(images, reference), images)
+    return Top1Target(bound, images, classes, np.ones(len(classes), bool))
+
+
+def _best(images: CalibrationImages, runtime: Runtime) -> NDArray[np.int32]:
+    """(N,) the best class of each image."""
+    found = [
+        best_classes(runtime.run(feeds(runtime.inputs, image[runtime.pixels]))[LOGITS], 1)[0][0, 0]
+        for image in images.pixels(runtime.pixels)
+    ]
+    return np.array(found, np.int32)
+
+
+def _finite(classes: NDArray[np.int32], images: CalibrationImages) -> NDArray[np.int32]:
+    """The classes; CheckpointError if the reference's logits of an image are not finite."""
+    for name, best in zip(images.images.names, classes, strict=True):
+        if best == NOT_FINITE:
+            raise CheckpointError(
+                f"the reference's logits for {name!r} of {images.images.source} are not finite",
+                what=LOGITS, where=name, hint="check the weights, and the numbers of the image processor",
+            )  # fmt: skip
+    return classes
