@@ -29,7 +29,6 @@ MANY_MODULES = {"vitdeploy/cli": "one file a command"}
 LONG = {
     "vitdeploy/exporting/options.py": "every option of an export, with its range",
     "vitdeploy/images/preprocessor_config.py": "every form of one file",
-    "vitdeploy/sources/hub.py": "downloads, and each way in which they fail",
 }
 PACKAGES = [
     init.parent

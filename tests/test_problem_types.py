@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from bundles import sign_again, tiny_model, write_bundle, write_checkpoint_of
 from families import HEADS, random_config
 from onnx import TensorProto, helper
 from PIL import Image
+from raising import raises
 from sklearn.datasets import load_sample_images
 
 import vitdeploy
@@ -176,7 +178,7 @@ def test_the_command_prints_values_and_no_percentages(regression: Bundle, capsys
 
 
 def test_values_have_no_rank(regression: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    with vitdeploy.load(regression.path) as predictor, pytest.raises(UsageError, match="top_k"):
+    with vitdeploy.load(regression.path) as predictor, raises(UsageError, what="top_k", found=1):
         predictor.predict(PHOTOGRAPHS[0], top_k=1)
     assert run("predict", regression.path, PHOTOGRAPHS[0], "--top-k", "1", capsys=capsys)[0] == 2
 
@@ -184,31 +186,23 @@ def test_values_have_no_rank(regression: Bundle, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("value", ["ranking", "Regression", 3, ["regression"], ""])
 def test_an_unknown_problem_type_is_refused_where_it_is_read(regression: Bundle, tmp_path: Path, value: Any) -> None:
     altered = with_config(regression, tmp_path / "bundle", problem_type=value)
-    with pytest.raises(CheckpointError, match="problem_type"):
+    with raises(CheckpointError, what="problem_type"):
         vitdeploy.load(altered.path)
-    with pytest.raises(CheckpointError, match="problem_type"):
+    with raises(CheckpointError, what="problem_type"):
         ViTConfig.from_dict({"model_type": "vit", "problem_type": value})
 
 
 def test_one_class_alone_is_no_class() -> None:
     keys = {"problem_type": "single_label_classification", "num_labels": 1}
-    with pytest.raises(CheckpointError, match="problem_type"):
+    with raises(CheckpointError, what="problem_type"):
         ViTConfig.from_dict({"model_type": "vit", **keys})
     with pytest.raises(ValueError, match="problem_type"):
         transformers.ViTConfig(**keys)
 
 
-@pytest.mark.parametrize(
-    ("kind", "head"),
-    [
-        ("regression", "is a regression"),
-        ("one_value", "is a regression"),
-        ("multi_label", "gives an image several labels"),
-        ("single_output", "has a single output"),
-    ],
-)
+@pytest.mark.parametrize("kind", ["regression", "one_value", "multi_label", "single_output"])
 def test_accuracy_is_refused_with_what_to_do(
-    kind: str, head: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle: Bundle = request.getfixturevalue(kind)
     for name in bundle.read_config().labels:
@@ -216,7 +210,7 @@ def test_accuracy_is_refused_with_what_to_do(
         shutil.copy(PHOTOGRAPHS[0], tmp_path / "data" / name / "0.jpg")
     commands: list[Any] = [vitdeploy.evaluate, vitdeploy.gate, planned_checks]
     for command in commands:
-        with pytest.raises(UsageError, match=rf"this model {head}.* vitdeploy compare"):
+        with raises(UsageError, what="problem_type", hint=re.compile("vitdeploy compare")):
             command(bundle, data=tmp_path / "data")
     assert run("evaluate", bundle.path, "--data", tmp_path / "data", capsys=capsys)[0] == 2
 
@@ -416,13 +410,13 @@ def test_nothing_is_predicted_of_what_is_not_finite(
     bright, dark = bright_and_dark
     with vitdeploy.load(spoilt.path) as predictor:
         assert all(math.isfinite(each.score) for each in predictor.predict(bright)[0])
-        with pytest.raises(NotFiniteError, match=r"dark\.png") as caught:
+        with raises(NotFiniteError, what="logits", found=re.compile("dark.png")) as caught:
             predictor.predict([bright, dark])
         assert "fp32" not in str(caught.value)  # which it is
         predictor.runtime.precision = "fp16"
-        with pytest.raises(NotFiniteError, match="try fp32 instead of fp16"):
+        with raises(NotFiniteError, hint=re.compile("try fp32 instead of fp16")):
             predictor.predict(dark)
-        with pytest.raises(NotFiniteError, match=r"images\[9\] and 1 more"):
+        with raises(NotFiniteError, what="logits", found=["images[9]", "images[10]"]):
             predictor.predict([bright.read_bytes()] * 9 + [dark.read_bytes()] * 2)
         assert np.isnan(predictor.logits(predictor.processor([dark]))).all()  # these stay as they are
     code, printed = run("predict", spoilt.path, bright, dark, capsys=capsys)
