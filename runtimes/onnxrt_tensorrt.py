@@ -145,7 +145,7 @@ def _profile_options(inputs: Sequence[TensorSpec], profile: Profile) -> dict[str
 
 
 def _key(artifact: Artifact, tensorrt: str, settings: Mapping[str, Any]) -> str:
-    """What an engine depends on, but for the GPU, whose compute capability ONNX Runtime has in the file's name."""
+    """A hash of all that an engine depends on but the GPU, whose compute capability is in ONNX Runtime's file name."""
     parts = [
         [file.sha256 for file in artifact.files],
         ort.__version__,
