@@ -396,7 +396,7 @@ def test_kernels_for_the_very_sizes_are_compiled_at_once_unless_asked(open_engin
             assert runtime.details["kernel_specialization"] == expected
             config = runtime.library.engine.config
             assert getattr(config, "dynamic_shapes_kernel_specialization_strategy", None) == expected
-    with raises(UsageError, what="kernel_specialization", expected=KERNEL_SPECIALIZATIONS, found="EAGER"):
+    with raises(UsageError, what="kernel_specialization", found="EAGER"):
         open_engine(kernel_specialization="EAGER")
 
 
