@@ -52,7 +52,7 @@ class TensorRTOnnxRuntimeOptions(OnnxRuntimeOptions):
     engine_cache: str | os.PathLike[str] | Literal[False] | None = option(
         None,
         "the folder that engines and measured kernels are kept in, under a hash of their sources; by default the "
-        "user's, or `VITDEPLOY_CACHE`; False for none. An engine can run code: only trusted users may write to the folder.",
+        "user's, or `VITDEPLOY_CACHE`; False for none. An engine can run code: keep others from writing there.",
     )
 
 
