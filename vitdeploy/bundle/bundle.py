@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from vitdeploy.bundle.configuration import Configuration
 from vitdeploy.bundle.external_data import check_external_data
@@ -15,15 +17,9 @@ from vitdeploy.bundle.manifest_parser import parse_manifest
 from vitdeploy.errors import BundleChangedError, BundleError, UsageError, VitDeployError, shown
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS
 from vitdeploy.files.json_text import json_object, strict_json
-from vitdeploy.files.opened import FileChangedError, FileDiffersError, VerifiedFile, opened_folder
+from vitdeploy.files.opened import FileChangedError, FileDiffersError, OpenedFile, VerifiedFile, opened_folder
 from vitdeploy.files.regular_file import MOST_TEXT_BYTES, read_regular
 from vitdeploy.specs import PixelStage
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from vitdeploy.files.opened import OpenedFile
 
 EXPORT_AGAIN = "export the bundle again"
 

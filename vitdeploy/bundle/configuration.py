@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from vitdeploy.bundle.labels import class_names
 from vitdeploy.bundle.manifest import CONFIG
@@ -11,10 +13,6 @@ from vitdeploy.bundle.scores import ProblemType, problem_type_of
 from vitdeploy.errors import BundleError
 from vitdeploy.files.json_text import json_object
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)

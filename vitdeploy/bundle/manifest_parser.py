@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from vitdeploy.bundle.manifest import MANIFEST, SCHEMA_VERSION, Artifact, FileRecord, Manifest, ProcessorOrigin, Source
 from vitdeploy.errors import BundleError, shown
@@ -20,9 +21,6 @@ from vitdeploy.specs import (
     TensorSpec,
     read_range,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
 

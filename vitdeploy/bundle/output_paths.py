@@ -7,17 +7,15 @@ import csv
 import itertools
 import os
 import stat
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import InputError, OutputError, UsageError
 from vitdeploy.files.label_tables import SEPARATORS, TABLE_ENDINGS, table_rows
 from vitdeploy.files.output_files import is_stream
 from vitdeploy.files.regular_file import TooLargeError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
 
 _Identity = tuple[int, int]  # of a file: its device and inode
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleChangedError
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable
 
 F = TypeVar("F", bound="Callable[..., Any]")
 

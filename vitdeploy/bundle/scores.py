@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitdeploy.bundle.labels import class_names
 from vitdeploy.errors import CheckpointError, shown
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
 
 
 class ProblemType(str, enum.Enum):

@@ -12,15 +12,12 @@ import secrets
 import shutil
 import stat
 import sys
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 from vitdeploy.errors import OutputError, first_line
 from vitdeploy.files.locks import locked, release, take, try_lock
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-    from typing import BinaryIO
 
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from numpy.lib import format as npy
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     import numpy as np
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}  # 3.0 is for named fields

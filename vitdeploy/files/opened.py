@@ -10,19 +10,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 import re
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import BinaryIO, cast
 
 from vitdeploy.files.regular_file import open_regular
-
-if TYPE_CHECKING:
-    import io
-    from collections.abc import Iterator
-    from typing import BinaryIO
 
 # The clock of a file's times ticks every 1 to 10 ms (CONFIG_HZ of Linux), with room for others: a second write within
 # the same tick does not show in them.

@@ -5,12 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 from vitdeploy.system.exhaustion import check_exhaustion
-
-if TYPE_CHECKING:
-    from typing import BinaryIO
 
 # Of a file of JSON, TOML or CSV, which takes up to 40 times its bytes in memory once it is parsed. The index of a
 # checkpoint of 10,000 tensors has 1 MB.

@@ -7,16 +7,14 @@ import math
 import os
 import re
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from PIL import Image
 
 from vitdeploy.errors import UsageError
 from vitdeploy.images.formats import unreadable
 from vitdeploy.system.forks import first_in_child
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # An environment variable, and no argument of every function that reads images: it reaches the processes that
 # `benchmark` starts, and the command line sets it in one place.

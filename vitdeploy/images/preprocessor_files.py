@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from vitdeploy.errors import InputError, shown
 from vitdeploy.files.file_kinds import NESTED_FILE, SETTINGS_FILE, is_lfs_pointer, lfs_advice
@@ -13,10 +15,6 @@ from vitdeploy.files.json_text import json_object, utf_8_json
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.images.preprocessor_config import CLASS_OF_MODEL, KNOWN, class_name
 from vitdeploy.specs import MODES
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 

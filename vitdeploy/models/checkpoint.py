@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vitdeploy.errors import CheckpointError, shown
 from vitdeploy.files.opened import OpenedFile
+from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.layers.encoder import AttentionKind
 from vitdeploy.models.names import disk_name, our_names
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import read_weights, write_weights
 from vitdeploy.specs import Task
 from vitdeploy.system.forks import with_threads
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from vitdeploy.models.config import ViTConfig
-    from vitdeploy.models.layers.encoder import AttentionKind
 
 # The weights that only one task needs; a checkpoint may hold those of other tasks than the one it is loaded for.
 _HEADS = {

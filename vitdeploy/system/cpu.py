@@ -14,12 +14,9 @@ import os
 import re
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
 
 from vitdeploy.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 INTRA_OP_VARIABLE = "ORT_INTRA_OP_NUM_THREADS"  # ONNX Runtime's own: new versions read it where they are given 0
 MOST_THREADS = 1024

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import decimal
 import numbers
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from vitdeploy.errors import UsageError, shown
-
-if TYPE_CHECKING:
-    import decimal
-    from collections.abc import Callable
 
 
 class Share(float):

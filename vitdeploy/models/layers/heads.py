@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.activations import activation
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vitdeploy.models.config import ViTConfig
 
 
 class ClsPooler(nn.Module):
