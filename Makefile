@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 ORT_DI
 TENSORRT := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),10 11)
 BENCHMARKS := processor export predict_overhead pixels evaluate int8 accuracy_bound attention dynamic_size engines
 
-.PHONY: demo test check chromium format fuzz bench bench-large golden triton-schema gpu-check clean
+.PHONY: demo test check chromium format fuzz bench bench-large golden triton-schema mutations gpu-check clean
 
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
@@ -56,6 +56,9 @@ golden: $(ENVS)/timm/.done $(ENVS)/transformers4/.done  ## rewrite tests/golden 
 triton-schema: $(ENVS)/protoc/.done  ## compile Triton's schema, tests/data/triton_model_config.proto, for the tests
 	$(ENVS)/protoc/bin/python -m grpc_tools.protoc -Itests/data \
 		--descriptor_set_out=tests/data/triton_model_config.pb triton_model_config.proto
+
+mutations: .venv/.dev $(TENSORRT:%=$(ENVS)/tensorrt-%/.done)  ## break the engine runtime in every listed way, and record which test notices
+	$(TEST_ENV) $(BIN)/python benchmarks/mutations.py --json benchmarks/results/mutations.json
 
 gpu-check:  ## GPU tests, then GPU benchmarks, with the python that is there; results under $$OUT
 	OUT=$${OUT:-gpu-results} $(PYTHON) benchmarks/gpu_check.py

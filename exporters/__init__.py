@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What an exporter wrote.
+    """An artifact that was written.
 
     Attributes:
         files: relative to the bundle, the one to open first.
-        inputs: what the artifact takes.
-        outputs: what it gives.
-        options: what it was exported with.
-        tools: the version of each library that made it.
+        inputs: of the artifact.
+        outputs: of the artifact.
+        options: of the export, for the manifest.
+        tools: the version of each library that took part.
         emulation: files beside them that give the same, to be validated where no CPU can run the artifact itself. They
             do not belong into the bundle.
     """
@@ -143,7 +143,7 @@ def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Export
 
 
 def quantization_target(formats: Sequence[str], precision: str, asked: str | None) -> str | None:
-    """What is to run a quantized graph from which artifacts of all these formats are made; None for other precisions.
+    """Runtime that a quantized graph for all these formats is built for; None for other precisions.
 
     Raises:
         UsageError: what is asked for does not run one of them.

@@ -80,7 +80,7 @@ class DeviceArray:
         dtype: of its elements.
         shape: of the array, which is contiguous.
         source: whose memory it is.
-        capsule: keeps the memory from being freed. Nobody takes it over, so that it frees what it holds itself.
+        capsule: keeps the memory from being freed. Nobody takes it over, so that it frees its memory itself.
     """
 
     address: int
@@ -108,61 +108,43 @@ def view(name: str, array: Any, gpu: int | None, alignment: int = 1, *, writable
         UsageError: it has no DLPack, or is somewhere else, or not contiguous and aligned, or of a type without numpy's,
             or read-only where it is to be written to.
     """
+
+    def refused(problem: str, expected: object, found: object, hint: str | None = None) -> UsageError:
+        return UsageError(f"'{name}' {problem}", what=name, expected=expected, found=found, hint=hint)
+
     if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
-        kind_of_array = type(array).__name__
-        raise UsageError(f"'{name}' is a {kind_of_array}, no array with DLPack", what=name, expected="DLPack")
+        raise refused(f"is no array with DLPack, but a {type(array).__name__}", "DLPack", type(array).__name__)
     try:
         kind, index = map(int, array.__dlpack_device__())
     except Exception as exc:  # whatever its library raises
         reason = f"{type(exc).__name__}: {first_line(exc)}"
-        raise UsageError(
-            f"'{name}' does not say which device it is on: {reason}", what=name, expected="a device", found=reason
-        ) from exc
+        raise refused(f"does not say which device it is on: {reason}", "a device", reason) from exc
     if kind not in _ON_HOST if gpu is None else kind not in _ON_GPU or index != gpu:
         device = "the host" if gpu is None else f"cuda:{gpu}"
-        raise UsageError(
-            f"'{name}' must be on {device}, is on number {index} of DLPack's device type {kind}",
-            what=name, expected=device, found=(kind, index), hint="move it there, or call run",
-        )  # fmt: skip
+        problem = f"must be on {device}, is on number {index} of DLPack's device type {kind}"
+        raise refused(problem, device, (kind, index), "move it there, or call run")
     try:
         capsule = _share(array, None if gpu is None else _NO_STREAM)
         tensor, read_only = _opened(capsule, array)
     except Exception as exc:  # likewise: of one that requires gradients, for example
-        reason = first_line(exc)
-        raise UsageError(
-            f"'{name}' cannot be shared through DLPack: {reason}", what=name, expected="a capsule", found=reason
-        ) from exc
+        raise refused(f"cannot be shared through DLPack: {first_line(exc)}", "a capsule", first_line(exc)) from exc
     if writable and read_only:
-        raise UsageError(
-            f"'{name}' is read-only", what=name, expected="writable", found="read-only", hint="give another array"
-        )
+        raise refused("is read-only", "writable", "read-only", "give another array")
     if not 0 <= tensor.ndim <= _MOST_AXES or (tensor.ndim and not tensor.shape):
-        raise UsageError(
-            f"the DLPack capsule of '{name}' has {tensor.ndim} axes and no shape", what=name, expected="a shape"
-        )
+        raise refused(f"has a DLPack capsule of {tensor.ndim} axes and no shape", "a shape", None)
     if (tensor.code, tensor.bits) not in _DTYPES or tensor.lanes != 1:
-        raise UsageError(
-            f"'{name}' has DLPack's type {tensor.code} with {tensor.bits} bits, which numpy lacks",
-            what=name, expected="a type of numpy", found=(tensor.code, tensor.bits, tensor.lanes),
-        )  # fmt: skip
+        problem = f"has DLPack's type {tensor.code} with {tensor.bits} bits, which numpy lacks"
+        raise refused(problem, "a type of numpy", (tensor.code, tensor.bits, tensor.lanes))
     shape = tuple(tensor.shape[: tensor.ndim])
     address = (tensor.data or 0) + tensor.byte_offset
     if min(shape, default=0) < 0 or (all(shape) and not tensor.data):
-        raise UsageError(
-            f"the DLPack capsule of '{name}' has shape {shape} at {address:#x}",
-            what=name, expected="memory", found=(shape, address),
-        )  # fmt: skip
-    if tensor.strides and not _contiguous(shape, tensor.strides[: tensor.ndim]):
-        strides = tensor.strides[: tensor.ndim]
-        raise UsageError(
-            f"'{name}' is not contiguous: its strides are {strides}",
-            what=name, expected="contiguous", found=strides, hint="copy it",
-        )  # fmt: skip
+        raise refused(f"has a DLPack capsule of shape {shape} at {address:#x}", "memory", (shape, address))
+    strides = tensor.strides[: tensor.ndim] if tensor.strides else None
+    if strides is not None and not _contiguous(shape, strides):
+        raise refused(f"is not contiguous: its strides are {strides}", "contiguous", strides, "copy it")
     if address % alignment and all(shape):  # where an array of no elements lies means nothing
-        raise UsageError(
-            f"'{name}' does not begin at a multiple of {alignment} bytes, as new arrays do",
-            what=name, expected=alignment, found=address, hint="copy it",
-        )  # fmt: skip
+        problem = f"does not begin at a multiple of {alignment} bytes, as new arrays do"
+        raise refused(problem, alignment, address, "copy it")
     return DeviceArray(address, _DTYPES[tensor.code, tensor.bits], shape, array, capsule)
 
 
@@ -175,7 +157,7 @@ def _share(array: Any, stream: int | None) -> object:
 
 
 def _opened(capsule: object, array: Any) -> tuple[_DLTensor, bool]:
-    """What a capsule has, and whether it must not be written to.
+    """The tensor in a capsule, and whether it is read-only.
 
     Raises:
         ValueError: it is no capsule of DLPack, or one of a later version.
@@ -189,7 +171,7 @@ def _opened(capsule: object, array: Any) -> tuple[_DLTensor, bool]:
 
 
 def _is_read_only(array: Any) -> bool:
-    """What an array says elsewhere, as its capsule has no flags: JAX's, which are all read-only (jax-ml/jax#40789)."""
+    """Read-only by another protocol, as the capsule has no flags: JAX's arrays all are (jax-ml/jax#40789)."""
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is not None:
         return bool(interface["data"][1])
@@ -200,7 +182,7 @@ def _is_read_only(array: Any) -> bool:
 
 
 def _contiguous(shape: tuple[int, ...], strides: list[int]) -> bool:
-    """Whether rows lie one behind the other; along an axis of one element nothing is stepped over."""
+    """Row-major without gaps; the stride of an axis of one element does not matter."""
     return all(
         size == 1 or stride == math.prod(shape[axis + 1 :])
         for axis, (size, stride) in enumerate(zip(shape, strides, strict=True))

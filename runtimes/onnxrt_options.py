@@ -11,6 +11,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.runtimes.onnxrt_session import CPU
 from vitdeploy.runtimes.options import RuntimeOptions
 from vitdeploy.system.cpu import MOST_THREADS
+from vitdeploy.system.option_fields import described, option
 from vitdeploy.system.quiet import onnxruntime_severity
 
 if TYPE_CHECKING:
@@ -26,54 +27,55 @@ _LEVELS = {
 }
 
 
+@described
 @dataclasses.dataclass(frozen=True)
 class OnnxRuntimeOptions(RuntimeOptions):
-    """Options of an ONNX Runtime session.
+    """Options of an ONNX Runtime session. A value that is invalid raises UsageError."""
 
-    Attributes:
-        providers: execution providers, the preferred one first; by default that of the device. A node that none of them
-            takes is an error, unless the CPU provider is among them, or it computes shapes, which belong there.
-        provider_options: options by provider name, as ONNX Runtime documents them.
-        intra_op_threads: threads inside an operator. 0 is the default: `ORT_INTRA_OP_NUM_THREADS`, or else one thread a
-            physical core that the process's CPU affinity and cgroup quota allow; see
-            `vitdeploy.system.cpu.session_threads`. ONNX Runtime's own default counts the cores of the host, and pins
-            its threads to them.
-        inter_op_threads: operators that may run at a time, in graphs with parallel branches; with 0 and 1, one.
-        allow_spinning: whether idle threads spin, which is faster alone and slower beside other work. By default they
-            do unless there are more of them than a cgroup quota has CPUs: waiting is then paid with time to compute.
-        prepack: whether weights are laid out anew for the processor when the file is opened, which is faster to run and
-            takes longer, and more memory, to open.
-        graph_optimization: "disabled", "basic", "extended" or "all".
-        io_binding: whether to run through an IO binding, which copies each array once between the host and the
-            device; by default where a provider is not the CPU's.
-        log_severity: the least severe of ONNX Runtime's own messages: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal;
-            by default warnings, and in the command line's process fatal ones.
-
-    Raises:
-        UsageError: a value is invalid.
-    """
-
-    providers: Sequence[str] | None = None
-    provider_options: Mapping[str, Mapping[str, Any]] | None = None
-    intra_op_threads: int = 0
-    inter_op_threads: int = 0
-    allow_spinning: bool | None = None
-    prepack: bool = True
-    graph_optimization: str = "all"
-    io_binding: bool | None = None
-    log_severity: int | None = None
+    providers: Sequence[str] | None = option(
+        None,
+        "execution providers, the preferred one first; by default that of the device. A node that none of them takes "
+        "is an error, unless the CPU provider is among them, or it computes shapes, which belong there.",
+    )
+    provider_options: Mapping[str, Mapping[str, Any]] | None = option(
+        None, "options by provider name, as ONNX Runtime documents them."
+    )
+    intra_op_threads: int = option(
+        0,
+        "threads inside an operator. 0 is `ORT_INTRA_OP_NUM_THREADS`, or else one thread a physical core that the "
+        "process's CPU affinity and cgroup quota allow; see `vitdeploy.system.cpu.session_threads`. ONNX Runtime's own "
+        "default counts the cores of the host, and pins its threads to them.",
+        limits=(0, MOST_THREADS),
+    )
+    inter_op_threads: int = option(
+        0, "operators that may run at a time, in graphs with parallel branches; with 0 and 1, one.",
+        limits=(0, MOST_THREADS),
+    )  # fmt: skip
+    allow_spinning: bool | None = option(
+        None,
+        "whether idle threads spin, which is faster alone and slower beside other work. By default they do unless "
+        "there are more of them than a cgroup quota has CPUs: waiting is then paid with time to compute.",
+    )
+    prepack: bool = option(
+        True,
+        "whether weights are laid out anew for the processor when the file is opened, which is faster to run and takes "
+        "longer, and more memory, to open.",
+    )
+    graph_optimization: str = option("all", "level of graph optimization.", choices=tuple(_LEVELS))
+    io_binding: bool | None = option(
+        None,
+        "whether to run through an IO binding, which copies each array once between the host and the device; by "
+        "default where a provider is not the CPU's.",
+    )
+    log_severity: int | None = option(
+        None,
+        "the least severe of ONNX Runtime's own messages: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal; by default "
+        "warnings, and in the command line's process fatal ones.",
+        limits=(0, 4),
+    )
 
     def __post_init__(self) -> None:
-        level, known = self.graph_optimization, tuple(_LEVELS)
-        if level not in known:
-            raise UsageError(
-                f"graph_optimization must be one of {', '.join(known)}, got {level!r}",
-                what="graph_optimization", expected=known, found=level,
-            )  # fmt: skip
-        _check_range("intra_op_threads", self.intra_op_threads, MOST_THREADS)
-        _check_range("inter_op_threads", self.inter_op_threads, MOST_THREADS)
-        if self.log_severity is not None:
-            _check_range("log_severity", self.log_severity, 4)
+        super().__post_init__()
         names = self.providers
         if names is None:
             return
@@ -127,13 +129,6 @@ def session_options(options: OnnxRuntimeOptions, threads: int, spinning: bool) -
         session.add_session_config_entry(f"session.{pool}.allow_spinning", str(int(spinning)))
     session.add_session_config_entry("session.disable_prepacking", str(int(not options.prepack)))
     return session
-
-
-def _check_range(name: str, value: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= high:
-        raise UsageError(
-            f"{name} must be an integer from 0 to {high}, got {value!r}", what=name, expected=(0, high), found=value
-        )
 
 
 DEFAULTS = OnnxRuntimeOptions()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import DeviceError, UsageError
+from vitdeploy.system.option_fields import check_options
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class RuntimeOptions:
     """Base of the options of every backend, one dataclass each; a value checks itself when it is made."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     @classmethod
     def of(cls, backend: str, given: RuntimeOptions | Mapping[str, Any] | None) -> Self:

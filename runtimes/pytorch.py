@@ -10,12 +10,13 @@ import torch
 from vitdeploy.errors import UsageError
 from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.layers.encoder import check_attention
+from vitdeploy.models.layers.encoder import ATTENTION_KINDS
 from vitdeploy.models.signature import TORCH_TYPES, Served, size_ranges
 from vitdeploy.runtimes.options import RuntimeOptions
 from vitdeploy.runtimes.torch_device import TorchRuntime
 from vitdeploy.specs import Precision, Task
 from vitdeploy.system.forks import call_with_threads
+from vitdeploy.system.option_fields import described, option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,30 +29,24 @@ if TYPE_CHECKING:
     from vitdeploy.models.vit import VisionTransformer
 
 
+@described
 @dataclasses.dataclass(frozen=True)
 class PyTorchRuntimeOptions(RuntimeOptions):
-    """Options of the torch backend.
+    """Options of the torch backend."""
 
-    Attributes:
-        attention: "sdpa", torch's fused attention, or "eager", which can give attention weights; by default the model's
-            own, and "sdpa" for a bundle.
-        outputs: see `vitdeploy.models.signature.output_names`; attention weights need eager attention.
-        dynamic_image_size: whether images of every size are taken, instead of the model's own alone; by default as the
-            bundle says.
-        compile: whether `torch.compile` generates code at the first run of each shape.
-
-    Raises:
-        UsageError: there is no such attention.
-    """
-
-    attention: AttentionKind | None = None
-    outputs: Sequence[str] | None = None
-    dynamic_image_size: bool | None = None
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        if self.attention is not None:
-            check_attention(self.attention)
+    attention: AttentionKind | None = option(
+        None,
+        "torch's fused attention, or the eager one, which can give attention weights; by default the model's own, and "
+        "sdpa for a bundle.",
+        choices=ATTENTION_KINDS,
+    )
+    outputs: Sequence[str] | None = option(
+        None, "see `vitdeploy.models.signature.output_names`; attention weights need eager attention."
+    )
+    dynamic_image_size: bool | None = option(
+        None, "whether images of every size are taken, instead of the model's own alone; by default as the bundle says."
+    )
+    compile: bool = option(False, "whether `torch.compile` generates code at the first run of each shape.")
 
 
 class PyTorchRuntime(TorchRuntime):

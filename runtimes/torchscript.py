@@ -22,6 +22,7 @@ from vitdeploy.runtimes.torch_device import TorchRuntime
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.exhaustion import check_exhaustion
 from vitdeploy.system.forks import with_threads
+from vitdeploy.system.option_fields import described, option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,16 +33,16 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
 
 
+@described
 @dataclasses.dataclass(frozen=True)
 class TorchScriptRuntimeOptions(RuntimeOptions):
-    """Options of the TorchScript backend.
+    """Options of the TorchScript backend."""
 
-    Attributes:
-        optimized_execution: whether torch watches the first runs of a shape, to specialise the code for it. Those runs
-            then take two to three times as long, and no later one was seen to be faster on a CPU.
-    """
-
-    optimized_execution: bool = False
+    optimized_execution: bool = option(
+        False,
+        "whether torch watches the first runs of a shape, to specialise the code for it. Those runs then take two to "
+        "three times as long, and no later one was seen to be faster on a CPU.",
+    )
 
 
 class TorchScriptRuntime(TorchRuntime):
@@ -55,7 +56,7 @@ class TorchScriptRuntime(TorchRuntime):
     Raises:
         DeviceError: the device cannot be had.
         UsageError: the device is not one of these.
-        BundleError: the file cannot be loaded, or does not say what it takes and gives.
+        BundleError: the file cannot be loaded, or does not state its inputs and outputs.
     """
 
     backend = "torchscript"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.cli.export import export
-from vitdeploy.exporting.options import GraphOptions, Quantization, SourceOptions, ValidationOptions
+from vitdeploy.exporting.graph_options import GraphOptions
+from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
 from vitdeploy.system.option_fields import default_text, options_in
 from vitdeploy.trt.options import EngineOptions
 

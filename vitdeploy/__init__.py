@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from vitdeploy.assess.metrics.latency import Benchmark
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.errors import VitDeployError
+    from vitdeploy.exporting.graph_options import GraphOptions
     from vitdeploy.exporting.options import (
         Calibration,
-        GraphOptions,
         MaxDrop,
         MinAgreement,
         MinCosine,
@@ -85,7 +85,7 @@ _MODULES = {
     "EngineOptions": "trt.options",
     "Evaluation": "assess.evaluate.evaluate",
     "GateResult": "assess.gate.gate",
-    "GraphOptions": "exporting.options",
+    "GraphOptions": "exporting.graph_options",
     "ImageProcessor": "images.processor",
     "MaxDrop": "exporting.options",
     "MinAgreement": "exporting.options",

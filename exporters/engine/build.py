@@ -84,7 +84,7 @@ class EngineRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Built(Exported):
-    """What the builder wrote.
+    """An engine that was built.
 
     Attributes:
         hardware: what the engine was built for.
@@ -194,7 +194,7 @@ def _build(trt: Any, request: EngineRequest, folder: Path, file: str, came: Sequ
 
 
 def _hardware(trt: Any, request: EngineRequest) -> dict[str, Any]:
-    """What the engine is for; a GPU is looked for where the library, or an option, needs one to build."""
+    """The hardware that the engine runs on; a GPU is looked for if the library, or an option, needs one to build."""
     options = request.options
     found: dict[str, Any] = {"platform": f"{platform.system()} {platform.machine()}"}
     if not compiles_on_target(trt):

@@ -1,4 +1,4 @@
-"""What sets TensorRT 10, TensorRT 11 and TensorRT-RTX apart for the builder: found by what a library has."""
+"""Differences of TensorRT 10, TensorRT 11 and TensorRT-RTX for the builder, found by the attributes of a library."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def _resized(ops: _Ops, processor: ImageProcessor, lengths: list[ir.Value]) -> l
 def _weights(
     ops: _Ops, axis: _Axis, processor: ImageProcessor, filter_weights: Callable[[_Ops, ir.Value, ir.Value], ir.Value]
 ) -> list[ir.Value]:
-    """What each pixel that comes out has of each that goes in: (crop, length) float32 for each part.
+    """Weights of the pixels that go in for each that comes out: (crop, length) float32 for each part.
 
     Pixel p of the resized image lies at (p + 1/2) length / resized, pixel j of the image at j + 1/2. The filter is
     stretched where the image shrinks. Their distance: |(2j + 1) resized - (2p + 1) length| / (2 max(length, resized)).

@@ -54,7 +54,7 @@ def _optimize(plain: Path, fused: Path) -> None:
 
 
 def _check(result: ir.Model, model: ir.Model) -> None:
-    """What can be checked of operators that onnx does not know: the file's form, and what the graph takes and gives."""
+    """Check the file's form, and the inputs and outputs; onnx does not know the operators."""
     try:
         onnx.checker.check_model(without_weights(result))
     except onnx.checker.ValidationError as exc:

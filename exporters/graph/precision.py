@@ -27,7 +27,7 @@ _LARGEST = {FLOAT: math.inf, ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What stays in float32.
+    """The nodes that stay in float32.
 
     Attributes:
         operators: by rule.
@@ -123,7 +123,7 @@ def set_precision(
 
 
 def name_of(node: ir.Node) -> str:
-    """What a node is called here: the name of its first output, which every node has."""
+    """The name of a node: that of its first output, which every node has."""
     return str(node.outputs[0].name)
 
 
@@ -185,7 +185,7 @@ def on_data_path(model: ir.Model) -> list[ir.Node]:
 
 
 def _on_data_path_or_dequantized(model: ir.Model) -> list[ir.Node]:
-    """What `on_data_path` gives, and what makes floats of the 8 bits of weights for it, in the order of the graph."""
+    """The nodes of `on_data_path`, and the DequantizeLinear nodes of their weights, in the order of the graph."""
     nodes = set(on_data_path(model))
     makers = {value.producer() for node in nodes for value in node.inputs if value is not None}
     nodes |= {node for node in makers if node is not None and node.op_type == "DequantizeLinear"}

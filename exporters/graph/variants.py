@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Variants:
-    """What can be kept in float32, and what makes the graph that keeps it.
+    """One graph in a lower precision, and the nodes of it that can be kept in float32.
 
     Attributes:
         nodes: those that compute in the lower precision where they are not kept, by the names of their first outputs,

@@ -52,7 +52,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """What was measured of the activations that a candidate quantizes, by their names; empty without images.
+    """Measurements of the activations that a candidate quantizes, by their names; empty without images.
 
     Attributes:
         extremes: of the float32 graph.

@@ -83,7 +83,7 @@ def _product(node: ir.Node) -> ir.Node | None:
 
 
 def _measured(product: ir.Node) -> ir.Value | None:
-    """What DynamicQuantizeLinear takes for the first factor."""
+    """The float32 value of the first factor, from DynamicQuantizeLinear."""
     source = product.inputs[0]
     quantize = None if source is None else source.producer()
     return quantize.inputs[0] if quantize is not None and quantize.op_type == "DynamicQuantizeLinear" else None

@@ -11,13 +11,13 @@ import onnx_ir as ir
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Of a tensor that holds nothing but zeros, or next to nothing: 1/scale must be a float32.
+# Scale of a tensor of zeros, or nearly so: 1/scale must be a float32.
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """What values of a tensor are to be represented; those beyond become the nearest of these.
+    """The values of a tensor that are represented; those beyond become the nearest of these.
 
     Attributes:
         lowest: of them.
@@ -69,7 +69,7 @@ class NumberFormat:
         return np.asarray(scaled.astype(self.dtype.numpy()))
 
     def rounded(self, values: NDArray[np.floating], of: Range) -> NDArray[np.float64]:
-        """What becomes of values where this range is represented."""
+        """Values, quantized with the scale of a range and dequantized."""
         scale, zero_point = self.scale_of(of)
         q = np.clip(values / scale + zero_point, self.lowest, self.highest)
         kept = q.astype(self.dtype.numpy()).astype(np.float64) if self.dtype.is_floating_point() else np.rint(q)

@@ -100,7 +100,7 @@ def _write(model: ir.Model, weights: dict[tuple[str, int], ir.Value], kept: Coll
 
 
 def _quantized(value: ir.Value | None) -> ir.Value | None:
-    """What was quantized, where `value` comes from DequantizeLinear: a value in float32, or a weight in integers."""
+    """The source of a value from DequantizeLinear: a float32 value, or a weight in integers; None for other values."""
     node = None if value is None else value.producer()
     if node is None or node.op_type != "DequantizeLinear":
         return None
@@ -121,7 +121,7 @@ def _original_name(node: ir.Node) -> str:
 
 
 def _final(node: ir.Node) -> ir.Value:
-    """What the graph gives of a node's first output, quantized or not; or that output."""
+    """The output of the graph that a node's first output becomes, quantized or not; else that first output."""
     output = node.outputs[0]
     for quantize, _ in output.uses():
         for dequantize, _ in quantize.outputs[0].uses() if quantize.op_type == "QuantizeLinear" else ():

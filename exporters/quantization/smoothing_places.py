@@ -205,7 +205,7 @@ def weight_of(product: ir.Node) -> ir.Value:
 
 
 def array_of(weight: ir.Value) -> NDArray[np.float32]:
-    """What is known."""
+    """The content of an initializer."""
     if weight.const_value is None:
         raise TypeError(f"{weight} must be known")
     return np.asarray(weight.const_value.numpy())

@@ -38,7 +38,7 @@ class Weights:
         self._made: dict[tuple[ir.Value, int], QuantizedWeight] = {}
 
     def of(self, node: ir.Node) -> QuantizedWeight:
-        """That of a node, its second input."""
+        """The quantized weight of a node, its second input."""
         weight = node.inputs[1]
         if weight is None or weight.const_value is None:
             raise TypeError(f"the second input of {node} must be a weight")
@@ -87,7 +87,7 @@ def column_scales(
 def rounded_matrix(
     values: NDArray[np.float32], number_format: NumberFormat, *, per_channel: bool
 ) -> NDArray[np.float32]:
-    """What becomes of (C, D) weights whose D columns are output channels."""
+    """(C, D) weights, quantized and dequantized; the D columns are output channels."""
     scales, along = column_scales(values, 1, number_format, per_channel=per_channel)
     scale = scales.reshape(along)
     return np.asarray(number_format.quantized(values, scale).astype(np.float32) * scale)

@@ -221,7 +221,7 @@ def test_the_bound_judges_and_no_tolerance_that_is_not_given(checkpoint: Path, t
     assert artifact.validation["tolerance"] is None
     assert artifact.validation["judged_by"] == "cosine"
     strict = ValidationOptions(tolerance=0.01)
-    with pytest.raises(CheckFailedError, match=r"must equal the reference within 0\.01 of the largest value"):
+    with raises(CheckFailedError, what="logits", where="onnx-int8", expected=0.01):
         vitdeploy.export(
             checkpoint, output=tmp_path / "strict", precision="int8", quantization=bounded, validation=strict
         )
@@ -299,7 +299,7 @@ def test_a_reference_that_is_not_finite_is_what_is_at_fault(checkpoint: Path, tm
     weights = load_file(broken / "model.safetensors")
     weights["vit.layernorm.bias"][0] = np.nan
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match="broken must give finite values, gives others; mend its weights"):
+    with raises(CheckpointError, where="broken"):
         vitdeploy.export(broken, output=tmp_path / "out", quantization=naive(accuracy=MinAgreement(0.9)), **INT8)
 
 

@@ -49,15 +49,15 @@ def test_a_runtime_takes_what_lies_within(bundle: Bundle, backend: str) -> None:
         for size in ((16, 24), (64, 72), (33, 41)):
             feeds = {"pixel_values": generator.standard_normal((2, 3, *size), np.float32)}
             assert worst_difference(runtime.run(feeds), reference.run(feeds)) <= FLOAT32_TOLERANCE
-        for size, message in (
-            ((15, 24), "height must be from 16 to 64, got 15; give what the artifact takes, or export"),
-            ((16, 23), "width must be from 24 to 72, got 23"),
-            ((65, 72), "height must be from 16 to 64, got 65"),
-            ((64, 720), "width must be from 24 to 72, got 720"),
+        for size, axis, found in (
+            ((15, 24), "height", 15),
+            ((16, 23), "width", 23),
+            ((65, 72), "height", 65),
+            ((64, 720), "width", 720),
         ):
-            with pytest.raises(UsageError, match=message):
+            with raises(UsageError, what=axis, expected=runtime.axes[axis], found=found):
                 runtime.run({"pixel_values": np.zeros((1, 3, *size), np.float32)})
-        with pytest.raises(UsageError, match="height must be from 8 up, got 7"):
+        with raises(UsageError, what="height", found=7):
             reference.run({"pixel_values": np.zeros((1, 3, 7, 32), np.float32)})
 
 

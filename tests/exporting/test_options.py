@@ -24,7 +24,7 @@ from vitdeploy import (
     ValidationOptions,
 )
 from vitdeploy.errors import CheckpointError, UsageError
-from vitdeploy.exporting.options import check_scheme, spec_of
+from vitdeploy.exporting.graph_options import check_scheme, spec_of
 from vitdeploy.specs import PixelFormat, PixelStage
 from vitdeploy.system.option_fields import changed, options_in
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from bundles import tiny_model, write_checkpoint_of
+from raising import raises
 from told import Told
 
 import vitdeploy
@@ -143,7 +144,7 @@ def test_an_output_that_cannot_be_used_is_refused_before_any_work(
 def test_a_bundle_around_the_checkpoint_is_refused(here: Path) -> None:
     bundle_at(here / "out")
     checkpoint_at(here / "out" / "my-vit")
-    with pytest.raises(UsageError, match="around the checkpoint"):
+    with raises(UsageError, what="output", where=str((here / "out" / "my-vit").resolve())):
         place_of("out", "out/my-vit", None, 0)
 
 
@@ -169,7 +170,7 @@ def test_an_output_in_a_folder_that_takes_none(here: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="these are Linux's")
 def test_a_folder_that_takes_none_whatever_its_permissions_are() -> None:
-    with pytest.raises(OutputError, match="/proc/out"):
+    with raises(OutputError, where="/proc/out"):
         place_of("/proc/out", None, "vit-tiny-patch16-32", 0)
 
 
@@ -178,7 +179,7 @@ def test_the_default_in_the_checkpoint_asks_for_an_output(here: Path, monkeypatc
     below.mkdir()
     for folder, model in ((here / "my-vit", "."), (below, "..")):
         monkeypatch.chdir(folder)
-        with pytest.raises(UsageError, match="give another folder with -o"):
+        with raises(UsageError, what="output", where=str((here / "my-vit").resolve())):
             place_of(None, model, None, 0)
 
 

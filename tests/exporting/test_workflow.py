@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from raising import raises
 from told import Told
 
 import vitdeploy
@@ -42,8 +43,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_two_exports_are_the_same_bytes(
-    tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In another process, with another order of sets."""
     checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)
     code = """
 import sys, vitdeploy
@@ -52,9 +54,11 @@ for precision, options in kinds:
     graph = vitdeploy.GraphOptions(**options)
     vitdeploy.export(sys.argv[1], output=f"{sys.argv[2]}/{precision}", precision=precision, graph=graph)
 """
-    for name in ("a", "b"):
-        command = [sys.executable, "-c", code, str(checkpoint.folder), str(tmp_path / name)]
-        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": str(ord(name))})
+    arguments = ["-c", code, str(checkpoint.folder)]
+    command = [sys.executable, *arguments, str(tmp_path / "a")]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    monkeypatch.setattr(sys, "argv", [*arguments[::2], str(tmp_path / "b")])
+    exec(code)
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
@@ -91,14 +95,14 @@ def test_half_precision_weights_become_a_float32_repository(
 
 
 def test_out_of_tolerance_is_a_failed_export(tmp_path: Path) -> None:
-    with pytest.raises(CheckFailedError, match=r"must equal the reference within 1e-12 .* would have passed") as caught:
+    with raises(CheckFailedError, what="logits", where="onnx-fp32", expected=1e-12) as caught:
         vitdeploy.export(
             output=tmp_path / "out",
             source=RANDOM,
             validation=vitdeploy.ValidationOptions(tolerance=1e-12),
         )
     assert list(tmp_path.iterdir()) == []
-    passing = float(str(caught.value).partition("tolerance ")[2].split()[0])
+    passing = float(str(caught.value.found))
     vitdeploy.export(
         output=tmp_path / "out",
         source=RANDOM,
@@ -121,7 +125,7 @@ def test_given_images_are_what_is_compared(bundle: Bundle, tmp_path: Path) -> No
 
 
 def test_an_image_size_of_more_patches_than_any_machine_holds(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="65536"):
+    with raises(UsageError, what="image_size"):
         vitdeploy.export(
             output=tmp_path / "out", source=RANDOM, graph=vitdeploy.GraphOptions(image_size=(32, 32, 9999))
         )
@@ -131,7 +135,7 @@ def test_an_image_size_of_more_patches_than_any_machine_holds(tmp_path: Path) ->
 def test_an_output_that_cannot_be_is_found_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     steps: list[str] = []
-    with pytest.raises(UsageError, match="neither empty nor a bundle"):
+    with raises(UsageError, what="output", where=str(tmp_path)):
         vitdeploy.export(output=tmp_path, progress=Told(steps.append), source=RANDOM)
     assert steps == []
 
@@ -140,7 +144,7 @@ def test_an_output_that_cannot_be_is_found_before_any_work(tmp_path: Path) -> No
 def test_an_output_that_no_folder_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(UsageError, match=r"output must name a folder|cannot be made"):
+    with raises(UsageError, what="output"):
         vitdeploy.export(output=name, source=RANDOM)
 
 
@@ -150,7 +154,7 @@ def test_weights_that_are_no_numbers(
     checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)
     checkpoint.peer.classifier.weight[0, 0] = float("nan")
     checkpoint.peer.save_pretrained(checkpoint.folder)
-    with pytest.raises(CheckpointError, match="must give finite values, gives others"):
+    with raises(CheckpointError, where=checkpoint.folder.name):
         vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

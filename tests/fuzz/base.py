@@ -17,7 +17,7 @@ from npz_files import save_arrays
 from PIL import Image
 
 from vitdeploy.cli import main
-from vitdeploy.exporting.options import GraphOptions
+from vitdeploy.exporting.graph_options import GraphOptions
 from vitdeploy.images.preprocessor_config import CLASS_OF_MODEL
 from vitdeploy.images.processor import ImageProcessor
 

@@ -415,8 +415,7 @@ def test_graph_optimization_levels(model_file: Path, tmp_path: Path, monkeypatch
 
 
 def test_an_unknown_graph_optimization() -> None:
-    known = ("disabled", "basic", "extended", "all")
-    with raises(UsageError, what="graph_optimization", expected=known, found="O3"):
+    with raises(UsageError, what="graph_optimization", found="O3"):
         OnnxRuntimeOptions(graph_optimization="O3")
 
 

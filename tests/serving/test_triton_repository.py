@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import sign_again, tiny_model, write_bundle, write_checkpoint_of
+from raising import raises
 from triton_schema import PROTO, descriptors, read_config
 
 import vitdeploy
@@ -170,7 +171,7 @@ def test_onnx_in_float32(copy: Bundle, tmp_path: Path) -> None:
 def test_onnx_in_int8_beside_it(copy: Bundle, tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     vitdeploy.export(checkpoint, precision="int8", output=copy.path)
-    with pytest.raises(UsageError, match="holds several artifacts: onnx-fp32, onnx-int8; choose one with --artifact"):
+    with pytest.raises(UsageError, match="--artifact"):
         write_triton_model(copy.path, tmp_path / "models")
     made = write_triton_model(copy.path, tmp_path / "models", artifact="onnx-int8", name="pets", max_batch_size=4)
     config = configured(made.path)
@@ -364,7 +365,7 @@ def test_what_somebody_else_wrote_is_not_replaced(copy: Bundle, tmp_path: Path, 
     made = write_triton_model(copy.path, tmp_path / "models", name="m")
     ALTERED[what](made.path)
     before = {path: path.read_bytes() for path in (tmp_path / "models").rglob("*") if path.is_file()}
-    with pytest.raises(UsageError, match="m must be a model that vitdeploy wrote, and nobody altered, to be replaced"):
+    with raises(UsageError, what="name"):
         write_triton_model(copy.path, tmp_path / "models", name="m")
     assert {path: path.read_bytes() for path in (tmp_path / "models").rglob("*") if path.is_file()} == before
 
@@ -376,21 +377,21 @@ def test_an_empty_folder_may_become_a_model(copy: Bundle, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", ".hidden", "a b", "a\nb", "\u00e9", "-x", "a" * 201])
 def test_names_that_are_refused(copy: Bundle, tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="a Triton model's name must be letters, digits"):
+    with raises(UsageError, what="name", found=name):
         write_triton_model(copy.path, tmp_path / "models", name=name)
 
 
 @pytest.mark.parametrize("place", ["vit", "file"])
 def test_a_repository_that_is_none(copy: Bundle, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="must be a folder of Triton's models, is a bundle or a file"):
+    with raises(UsageError, what="repository"):
         write_triton_model(copy.path, tmp_path / place)
 
 
 def test_a_repository_that_cannot_be_a_path(copy: Bundle, tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
     for place in ("", tmp_path / "circle", tmp_path / ("y" * 300), "a\0b"):
-        with pytest.raises(UsageError, match="a repository must be a folder of Triton's models, "):
+        with raises(UsageError, what="repository"):
             write_triton_model(copy.path, place)
 
 
@@ -398,79 +399,62 @@ PENDING = {"status": NOT_RUN, "images": "none", "engine": "tensorrt 11", "tolera
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "found"),
     [
-        ({"format": "torchscript"}, "made of onnx or tensorrt, got torchscript, .*: vitdeploy export --to onnx"),
-        (
-            {"format": "tensorrt-rtx", "options": {"batch": ["1:4:8"]}},
-            "got tensorrt-rtx, which no backend of it takes; .* export --to tensorrt$",
-        ),
-        (
-            {"precision": "int8", "options": {"target": "tensorrt"}},
-            "onnx-int8 was quantized for TensorRT, .*target cpu, or build an engine: vitdeploy export --to tensorrt$",
-        ),
-        (
-            {"precision": "bf16"},
-            "onnx-bf16 runs nowhere in Triton's onnxruntime backend, .* --to tensorrt, or export fp16$",
-        ),
-        (
-            {"format": "tensorrt", "options": {"batch": ["1:4:8"]}, "validation": PENDING},
-            "tensorrt-fp32 must have been compared with the reference to be served, was not yet run",
-        ),
+        ({"format": "torchscript"}, "torchscript"),
+        ({"format": "tensorrt-rtx", "options": {"batch": ["1:4:8"]}}, "tensorrt-rtx"),
+        ({"precision": "int8", "options": {"target": "tensorrt"}}, "tensorrt"),
+        ({"precision": "bf16"}, "bf16"),
+        ({"format": "tensorrt", "options": {"batch": ["1:4:8"]}, "validation": PENDING}, "tensorrt-fp32"),
     ],
 )
-def test_artifacts_that_are_refused(copy: Bundle, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_artifacts_that_are_refused(copy: Bundle, tmp_path: Path, changes: dict[str, Any], found: str) -> None:
     with_artifact(copy, **changes)
-    with pytest.raises(UsageError, match=message):
+    with raises(UsageError, what="artifact", found=found):
         write_triton_model(copy.path, tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(
-    ("batch", "options", "arguments", "message"),
+    ("batch", "options", "arguments", "what", "found"),
     [
-        (["2:4:8"], {}, {}, "every batch from 1 to 8 for Triton, tensorrt-fp32 takes none of 1; .* --batch 1:8:8"),
-        (["1:1:1", "4:8:16"], {}, {}, "takes none of 2; build it with --batch 1:8:16"),
-        (["1:4:8"], {}, {"max_batch_size": 9}, "max_batch_size of tensorrt-fp32 must be at most 8, .* got 9"),
-        (["1:4:8"], {}, {"device": "cpu"}, "tensorrt-fp32 runs on an NVIDIA GPU alone, got device 'cpu'"),
-        (["1:4:8"], {"strip_weights": True}, {}, "must hold its weights for Triton, tensorrt-fp32 was written without"),
+        (["2:4:8"], {}, {}, "batch", 1),
+        (["1:1:1", "4:8:16"], {}, {}, "batch", 2),
+        (["1:4:8"], {}, {"max_batch_size": 9}, "max_batch_size", 9),
+        (["1:4:8"], {}, {"device": "cpu"}, "device", "cpu"),
+        (["1:4:8"], {"strip_weights": True}, {}, "artifact", "strip_weights"),
     ],
 )
 def test_engines_that_are_refused(
-    copy: Bundle, tmp_path: Path, batch: list[str], options: dict[str, Any], arguments: dict[str, Any], message: str
+    copy: Bundle,
+    tmp_path: Path,
+    batch: list[str],
+    options: dict[str, Any],
+    arguments: dict[str, Any],
+    what: str,
+    found: Any,
 ) -> None:
     as_engine(copy, *batch, **options)
-    with pytest.raises(UsageError, match=message):
+    with raises(UsageError, what=what, found=found):
         write_triton_model(copy.path, tmp_path / "models", **arguments)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_batch_size": 0}, "max_batch_size must be a whole number from 1 up, got 0"),
-        ({"max_batch_size": True}, "max_batch_size must be a whole number from 1 up, got True"),
-        ({"max_batch_size": 2**31}, "max_batch_size must be a whole number"),
-        ({"device": "cuda:1"}, "device of a Triton model must be cpu or cuda, got 'cuda:1'"),
-    ],
+    ("name", "value"),
+    [("max_batch_size", 0), ("max_batch_size", True), ("max_batch_size", 2**31), ("device", "cuda:1")],
 )
-def test_arguments_that_are_refused(copy: Bundle, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        write_triton_model(copy.path, tmp_path / "models", **arguments)
+def test_arguments_that_are_refused(copy: Bundle, tmp_path: Path, name: str, value: Any) -> None:
+    with raises(UsageError, what=name, found=value):
+        write_triton_model(copy.path, tmp_path / "models", **{name: value})
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"shape": (4, 3)}, r"batch along the first axis .*, got float32 'logits' \(4, 3\)"),
-        ({"shape": ("others", 3)}, "batch along the first axis"),
-        ({"shape": ("batch",)}, "batch along the first axis"),
-        ({"dtype": "complex64"}, "Triton has bool, .*, got complex64 'logits'"),
-    ],
+    "change", [{"shape": (4, 3)}, {"shape": ("others", 3)}, {"shape": ("batch",)}, {"dtype": "complex64"}]
 )
-def test_tensors_that_are_refused(bundle: Bundle, change: dict[str, Any], message: str) -> None:
+def test_tensors_that_are_refused(bundle: Bundle, change: dict[str, Any]) -> None:
     (artifact,) = bundle.manifest.artifacts
     changed: Artifact = dataclasses.replace(artifact, outputs=(dataclasses.replace(artifact.outputs[0], **change),))
-    with pytest.raises(UsageError, match=message):
+    with raises(UsageError, what="logits", found=next(iter(change.values()))):
         model_config(changed, "m", labeled=False)
 
 
@@ -479,7 +463,7 @@ def test_class_names_that_are_refused(copy: Bundle, tmp_path: Path) -> None:
     for labels, error in (({"0": "cat\ndog", "1": "b", "2": "c"}, UsageError), ({"0": "cat", "1": "dog"}, BundleError)):
         (copy.path / "config.json").write_text(json.dumps(config | {"id2label": labels, "num_labels": len(labels)}))
         sign_again(copy)
-        with pytest.raises(error, match=r"must (have a name of one line|name a class for each of 3 logits)"):
+        with raises(error, what="labels"):
             write_triton_model(copy.path, tmp_path / "models")
 
 
@@ -524,10 +508,10 @@ def test_export_refuses_before_anything_is_made(tmp_path: Path, capsys: pytest.C
         capsys, "export", *preset, "--to", "onnx", "--to", "torchscript", "--triton", tmp_path / "models"
     )
     assert code == 2
-    assert "must be made of onnx or tensorrt, got torchscript" in err
+    assert "torchscript" in err
     code, _, err = run(capsys, "export", *preset, "--layout", "triton")
     assert code == 2
-    assert "triton is no layout of images; --triton DIR writes a model repository of Triton" in err
+    assert "--triton DIR writes a model repository of Triton" in err
     for repository, output in (("", "vit"), (tmp_path / "vit", "vit"), (tmp_path / "models", "no name")):
         options = ("--random-weights", "vit-tiny-patch16-32", "--output", tmp_path / output)
         code, _, err = run(capsys, "export", *options, "--triton", repository)
@@ -556,7 +540,7 @@ def test_what_was_put_there_is_not_removed(copy: Bundle, tmp_path: Path, what: s
     made = write_triton_model(copy.path, tmp_path / "models", name="m")
     LINKED[what](made.path)
     before = sorted((tmp_path / "models").rglob("*"))
-    with pytest.raises(UsageError, match="m must be a model that vitdeploy wrote, and nobody altered, to be replaced"):
+    with raises(UsageError, what="name"):
         write_triton_model(copy.path, tmp_path / "models", name="m")
     assert sorted((tmp_path / "models").rglob("*")) == before
 
@@ -564,7 +548,7 @@ def test_what_was_put_there_is_not_removed(copy: Bundle, tmp_path: Path, what: s
 def test_a_repository_in_the_bundle(copy: Bundle, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(copy.path / "onnx")
     for place in (copy.path / "onnx", copy.path / "models" / "of" / "triton", tmp_path / "link"):
-        with pytest.raises(UsageError, match="must be a folder of Triton's models, lies in the bundle"):
+        with raises(UsageError, what="repository"):
             write_triton_model(copy.path, place)
 
 
@@ -582,7 +566,7 @@ BREAKS = ["", "\r", "a\0b", "a\x0bb", "a\x0c", "a\x1eb", "a\x85b", "a\u2028b", "
 def test_class_names_that_are_no_line_of_text(copy: Bundle, tmp_path: Path, label: str) -> None:
     named(copy.path, label)
     sign_again(copy)
-    with pytest.raises(UsageError, match=r"a class must have a name of one line of text for Triton, got [^\n]+$"):
+    with raises(UsageError, what="labels"):
         write_triton_model(copy.path, tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
@@ -604,7 +588,7 @@ def test_export_refuses_class_names_before_anything_is_made(
     for options in ((), ("--task", "image-classification"), ("--outputs", "logits,hidden_states.1")):
         code, _, err = run(capsys, "export", "--model", checkpoint, *to, *options)
         assert (code, len(err.splitlines())) == (2, 1)
-        assert "a class must have a name of one line of text for Triton, got '\\ud800'; rename it" in err
+        assert "'\\ud800'" in err
         assert not (tmp_path / "out").exists()
     code, _, err = run(capsys, "export", "--model", checkpoint, *to, "--outputs", "hidden_states.1")
     assert (code, err) == (0, "")
@@ -612,21 +596,18 @@ def test_export_refuses_class_names_before_anything_is_made(
     sign_again(copy)
     code, _, err = run(capsys, "export", "--to", "tensorrt", "-o", copy.path, "--triton", tmp_path / "models")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "a class must have a name of one line of text" in err
+    assert r"'a\nb'" in err
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "name"),
     [
-        ((), "bundle-onnx-fp32 must be a model that vitdeploy wrote, and nobody altered, to be replaced"),
-        (("--int8", "--target", "tensorrt"), "onnx-int8 was quantized for TensorRT"),
-        (("--fp8",), "onnx-fp8 was quantized for TensorRT"),
-        (("--int8", "--to", "tensorrt", "--to", "onnx"), "onnx-int8 was quantized for TensorRT"),
-        (("--to", "tensorrt", "--batch", "2:4:8"), "every batch from 1 to 8 for Triton, tensorrt-fp32 takes none of 1"),
-        (
-            ("--to", "tensorrt", "--strip-weights"),
-            "must hold its weights for Triton, tensorrt-fp32 was written without",
-        ),
+        ((), "bundle-onnx-fp32"),
+        (("--int8", "--target", "tensorrt"), "onnx-int8"),
+        (("--fp8",), "onnx-fp8"),
+        (("--int8", "--to", "tensorrt", "--to", "onnx"), "onnx-int8"),
+        (("--to", "tensorrt", "--batch", "2:4:8"), "--batch 1:8:8"),
+        (("--to", "tensorrt", "--strip-weights"), "--strip-weights"),
     ],
 )
 def test_export_refuses_what_triton_cannot_have_before_anything_is_made(
@@ -634,7 +615,7 @@ def test_export_refuses_what_triton_cannot_have_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     options: Sequence[str],
-    message: str,
+    name: str,
 ) -> None:
     """By the name of the bundle that is given, or that it has after the model."""
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "of" / "bundle")
@@ -645,7 +626,7 @@ def test_export_refuses_what_triton_cannot_have_before_anything_is_made(
     for output in (("-o", "out/bundle"), ()):
         code, _, err = run(capsys, "export", "--model", checkpoint, *options, *output, "--triton", "models")
         assert (code, len(err.splitlines())) == (2, 1)
-        assert message in err
+        assert name in err
         assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "of"]
 
 

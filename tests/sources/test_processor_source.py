@@ -61,7 +61,7 @@ def transformers_processor(folder: Path, **changes: Any) -> Any:
 
 
 def pixels(folder: Path, **changes: Any) -> np.ndarray:
-    """What transformers makes of a photograph."""
+    """The pixels that transformers computes from a photograph."""
     with Image.open(CHINA) as image:
         found: np.ndarray = transformers_processor(folder, **changes)(image, return_tensors="np")["pixel_values"]
     return found
@@ -150,7 +150,7 @@ def test_with_a_processor_it_is_as_accurate_as_ever(
 
 
 def test_the_defaults_of_the_class_would_be_less_accurate(lost: Path, answers: dict[str, str], tmp_path: Path) -> None:
-    """What a made-up processor costs here: the reason for the refusal, and for the numbers above."""
+    """The error of an assumed processor here: the reason for the refusal, and for the numbers above."""
     defaults = ProcessorOptions(image_mean=0.5, image_std=0.5, size=32, resample="bilinear")
     vitdeploy.export(lost, output=tmp_path / "out", source=vitdeploy.SourceOptions(processor=defaults))
     evaluation = vitdeploy.evaluate(tmp_path / "out", data=held_out_images(), backends=["onnxruntime:fp32"])
@@ -720,7 +720,7 @@ def test_an_origin_that_is_none(digits: Bundle, tmp_path: Path, origin: object) 
 
 
 def test_an_engine_with_another_processor_is_not_made_of_the_graph_that_is_there(digits: Bundle) -> None:
-    with pytest.raises(UsageError, match="an engine needs the model"):
+    with raises(UsageError, what="model"):
         vitdeploy.export(
             to="tensorrt",
             output=digits.path,
@@ -734,7 +734,7 @@ def test_a_bundle_keeps_one_processor(fine_tuned: Path, lost: Path, tmp_path: Pa
     )
     other = ProcessorOptions(fine_tuned, image_mean=0.25)
     steps: list[str] = []
-    with pytest.raises(UsageError, match="another image processor: --processor fine-tuned"):
+    with raises(UsageError, what="processor"):
         vitdeploy.export(
             lost,
             to="torchscript",
@@ -756,11 +756,11 @@ def test_a_bundle_of_other_weights_or_another_task_is_seen_before_the_work(fine_
     ]
     for change in changes:
         steps: list[str] = []
-        with pytest.raises(UsageError, match="another model"):
+        with raises(UsageError, what="model"):
             vitdeploy.export(to="torchscript", output=tmp_path / "out", progress=Told(steps.append), **change)
         assert steps == ["reading the checkpoint"]
 
 
 def test_a_processor_is_given_whole(fine_tuned: Path) -> None:
-    with pytest.raises(UsageError, match="ProcessorOptions"):
+    with raises(UsageError, what="processor"):
         vitdeploy.export(fine_tuned, source=vitdeploy.SourceOptions(processor="google/vit-base-patch16-224"))  # type: ignore[arg-type]

@@ -24,7 +24,8 @@ from vitdeploy.cli.output import (
 from vitdeploy.cli.value_options import values_from_options
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, quantization_target
-from vitdeploy.exporting.options import GraphOptions, Quantization, SourceOptions, ValidationOptions, spec_of
+from vitdeploy.exporting.graph_options import GraphOptions, spec_of
+from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
 from vitdeploy.serving.triton_config import LABELED_OUTPUT
 from vitdeploy.trt.options import EngineOptions
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from vitdeploy.exporting.options import GraphOptions, Quantization, SourceOptions, ValidationOptions
+    from vitdeploy.exporting.graph_options import GraphOptions
+    from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
     from vitdeploy.exporting.validation import Sample
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.config import ViTConfig
@@ -254,16 +255,17 @@ def _check_added_to(bundle: Bundle, name: str, target: str | None, checkpoint: C
         other = artifact.options.get("target")
         if artifact.name == name and None not in (target, other) and other != target:
             raise UsageError(
-                f"{name} of {bundle.path} must be for {target} to be replaced by one for {target}, is for {other}; "
-                f"choose another output"
-            )
+                f"{name} of {bundle.path} was quantized for {other}, and one for {target} does not replace it",
+                what="target", where=bundle.path, expected=other, found=target, hint="choose another output",
+            )  # fmt: skip
 
 
 def _check_finite(outputs: Iterable[Mapping[str, np.ndarray]], source: str) -> None:
     if not all(np.isfinite(value).all() for values in outputs for value in values.values()):
         raise CheckpointError(
-            f"{source} must give finite values, gives others; mend its weights, or the numbers of its image processor"
-        )
+            f"{source} gives values that are not finite", where=source,
+            hint="check its weights, and the numbers of its image processor",
+        )  # fmt: skip
 
 
 def _records(folder: Path, names: Iterable[str]) -> tuple[FileRecord, ...]:

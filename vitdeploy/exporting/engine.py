@@ -72,9 +72,10 @@ def add_engine(
     source = bundle.artifact(str(exporter.made_from), precision)
     if source.options.get("target") == "cpu":
         raise UsageError(
-            f"an engine needs an ONNX artifact that was quantized for TensorRT, {source.name} of {bundle.path} was for "
-            f"a CPU; export the model to another output, with --to {to}, which makes one"
-        )
+            f"{source.name} of {bundle.path} was quantized for a CPU, and {to} needs one for TensorRT",
+            what="target", where=bundle.path, expected="tensorrt", found="cpu",
+            hint=f"export the model to another output, with --to {to}",
+        )  # fmt: skip
     profiles = options.profiles(source.inputs, source.pixels, source.axes)
     path = bundle.path.resolve()
     name = f"{to}-{precision}"
@@ -163,7 +164,9 @@ def _proven(
             why = exc
         except DeviceError as exc:
             raise CheckFailedError(
-                f"{engine.name} must run on {gpu.name}, does not: {exc}; nothing was written"
+                f"{engine.name} does not run on {gpu.name}: {exc}; nothing was written",
+                what=engine.name,
+                where=gpu.name,
             ) from exc
     progress.step(f"{engine.name} was {NOT_RUN}: {why}")
     return engine

@@ -138,8 +138,9 @@ def prove_engines(
     for name in names:
         if name not in waiting:
             raise UsageError(
-                f"an engine to be run must be one that was not yet, {', '.join(waiting) or 'none'}, got {name}"
-            )
+                f"{name} is no engine that waits to be run; those are: {', '.join(waiting) or 'none'}",
+                what="artifact", where=bundle.path, expected=tuple(waiting), found=name,
+            )  # fmt: skip
     if validation.images is not None:
         list_images(validation.images)  # before an engine is opened, which may take minutes
     proven: list[str] = []
@@ -173,7 +174,10 @@ def _written(bundle: Bundle, proven: Artifact) -> Bundle:
     with exclusive(bundle.path.resolve()):
         now = Bundle.open(bundle.path)
         if proven.files not in [each.files for each in now.manifest.artifacts if each.name == proven.name]:
-            raise BundleError(f"{bundle.path} no longer has the {proven.name} that was run; run it again")
+            raise BundleError(
+                f"{bundle.path} no longer has the {proven.name} that was run",
+                what=proven.name, where=bundle.path, hint="run it again",
+            )  # fmt: skip
         artifacts = tuple(proven if each.name == proven.name else each for each in now.manifest.artifacts)
         manifest = dataclasses.replace(now.manifest, artifacts=artifacts)
         write_file(bundle.path / MANIFEST, manifest.to_json().encode(), follow_link=False)

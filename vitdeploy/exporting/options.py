@@ -1,4 +1,4 @@
-"""The values that say what `vitdeploy.export` makes. Each validates itself; none needs torch."""
+"""The options of an export, but for the graph's: values that validate themselves. None needs torch."""
 
 from __future__ import annotations
 
@@ -8,147 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.errors import UsageError, shown
-from vitdeploy.exporters import find_exporter, quantization_target
 from vitdeploy.files.user_cache import user_cache
 from vitdeploy.images.processor_options import ProcessorOptions
-from vitdeploy.specs import (
-    OPSETS,
-    QUANTIZED,
-    SEEDS,
-    ExportSpec,
-    PixelFormat,
-    PixelStage,
-    Precision,
-    Task,
-    read_image_size,
-)
-from vitdeploy.system.option_fields import changed, check_options, described, option
+from vitdeploy.specs import SEEDS, Task
+from vitdeploy.system.option_fields import check_options, described, option
 from vitdeploy.system.shares import read_drop, read_share, read_tolerance
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
-
-    from vitdeploy.trt.options import EngineOptions
 
     PathLike = str | os.PathLike[str]
-    Pair = tuple[int, int]
-    Size = int | Pair
 
 TARGETS = ("cpu", "tensorrt")
 SCHEMES = ("static", "dynamic")
 METHODS = ("auto", "minmax", "entropy", "percentile", "mse")
-
-
-@described
-@dataclasses.dataclass(frozen=True)
-class GraphOptions:
-    """What the graph takes, what it gives, and how it is written.
-
-    Raises:
-        UsageError: an option is wrong, or two of them contradict each other.
-    """
-
-    opset: int | None = option(None, "ONNX opset.", limits=(OPSETS.start, OPSETS.stop - 1), unset="20, and 21 for fp8")
-    optimize: str | None = option(
-        None,
-        "Fuse operators for one runtime, which then opens the file sooner; fp32 only.",
-        choices=("onnxruntime",),
-        unset="a graph that every runtime takes",
-    )
-    keep_fp32: tuple[str, ...] | Sequence[str] = option(
-        (),
-        "Nodes that stay float32 in a lower precision, by the names that vitdeploy debug prints.",
-        names=True,
-        repeated=True,
-        metavar="NODE",
-    )
-    outputs: tuple[str, ...] | Sequence[str] | None = option(
-        None,
-        'Outputs, such as logits,hidden_states; "hidden_states" and "attentions" mean those of all layers.',
-        names=True,
-        metavar="NAME,...",
-        unset="those of the task",
-    )
-    image_size: Size | tuple[Size, Size, Size] | None = option(
-        None,
-        "Size of the images: HxW, or MIN:OPT:MAX for a model that takes sizes within limits. Position embeddings are "
-        "interpolated to it.",
-        read=read_image_size,
-        metavar="HxW",
-        unset="the size that the image processor gives",
-    )
-    dynamic_image_size: bool = option(False, "Take images of every size from one patch up.")
-    input: str = option(
-        "float32",
-        "Type of the input: normalized images in float32, or bytes, which the model then normalizes.",
-        choices=("float32", "uint8"),
-    )
-    layout: str | None = option(
-        None,
-        "Layout of uint8 images.",
-        choices=("nchw", "nhwc"),
-        unset="nhwc for uint8, nchw for float32",
-        hints={"triton": "--triton DIR writes a model repository of Triton"},
-    )
-    embed_resize: bool = option(False, "Resize and crop in the model, which then takes uint8 images of any size.")
-    io_dtype: str = option("float32", "Type of floating-point inputs and outputs.", choices=("float32", "float16"))
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        object.__setattr__(self, "image_size", _read_size(self.image_size))
-        sizes: Any = self.image_size
-        if self.bounds is not None and any(list(edges) != sorted(edges) for edges in zip(*sizes, strict=True)):
-            raise UsageError(
-                f"image_size must be smallest:usual:largest, got {shown(sizes, 80)}", what="image_size", found=sizes
-            )
-        if self.image_size is not None and self.dynamic_image_size:
-            raise UsageError(
-                "image_size and dynamic_image_size exclude each other",
-                what="image_size", found=self.image_size, hint="leave one out",
-            )  # fmt: skip
-        if self.embed_resize and self.any_size:
-            raise UsageError(
-                "embed_resize resizes images to one size, so the size cannot be dynamic",
-                what="embed_resize", hint="leave one out",
-            )  # fmt: skip
-        self.pixels  # noqa: B018  (refuses a layout that the input cannot have)
-
-    @property
-    def size(self) -> Pair | None:
-        """The (height, width) that the image processor is to give."""
-        return self.image_size if self.bounds is None else self.image_size[1]  # type: ignore[index, return-value]
-
-    @property
-    def bounds(self) -> tuple[Pair, Pair] | None:
-        """The smallest and the largest (height, width), where the model takes sizes within limits."""
-        sizes: Any = self.image_size
-        return (sizes[0], sizes[2]) if isinstance(sizes, tuple) and len(sizes) == 3 else None
-
-    @property
-    def any_size(self) -> bool:
-        """Whether the model takes several sizes."""
-        return self.dynamic_image_size or self.bounds is not None
-
-    @property
-    def pixels(self) -> PixelFormat:
-        """The format of an image that goes in."""
-        if self.input == "uint8" or self.embed_resize:
-            stage = PixelStage.DECODED if self.embed_resize else PixelStage.RESIZED
-            return PixelFormat(stage, self.layout or "nhwc", "uint8")  # type: ignore[arg-type]
-        return PixelFormat(PixelStage.NORMALIZED, self.layout or "nchw", self.io_dtype)  # type: ignore[arg-type]
-
-    def check(self, precision: str) -> None:
-        """Raise UsageError where an option does not fit the precision."""
-        if self.optimize is not None and precision != Precision.FP32:
-            raise UsageError(
-                f"optimize needs precision fp32, got {precision}", what="optimize", expected="fp32", found=precision,
-                hint="leave one out: ONNX Runtime would write casts to float32 for the CPU into the file",
-            )  # fmt: skip
-        if self.keep_fp32 and precision == Precision.FP32:
-            raise UsageError(
-                "keep_fp32 needs a precision below fp32", what="keep_fp32", found=self.keep_fp32, hint="leave it out"
-            )
 
 
 @described
@@ -425,55 +298,6 @@ class ValidationOptions:
             object.__setattr__(self, "tolerance", read_tolerance(self.tolerance))
 
 
-def spec_of(
-    to: str, precision: str, graph: GraphOptions, quantization: Quantization | None, engine: EngineOptions | None
-) -> ExportSpec:
-    """The artifact that these ask for; for an engine, the ONNX artifact that it is built from.
-
-    Raises:
-        UsageError: an option is not for this format or precision.
-    """
-    asked = {**changed(graph), **({} if quantization is None else changed(quantization))}
-    exporter = find_exporter(to, precision, asked)
-    if engine is not None and exporter.made_from is None:
-        what = next(iter(changed(engine)), "engine")
-        hint = "leave it out, or export to tensorrt or tensorrt-rtx"
-        raise UsageError(f"{what} applies to engines, not to {to}", what=what, found=to, hint=hint)
-    graph.check(precision)
-    if quantization is not None and precision not in QUANTIZED:
-        what = next(iter(changed(quantization)), "quantization")
-        raise UsageError(
-            f"{what} needs precision int8 or fp8, got {precision}",
-            what=what, expected=QUANTIZED, found=precision, hint="leave it out",
-        )  # fmt: skip
-    made = quantization or Quantization()
-    method = None if made.calibration is None else made.calibration.method
-    return ExportSpec(
-        precision=Precision(precision),
-        outputs=None if graph.outputs is None else tuple(graph.outputs),
-        dynamic_image_size=graph.any_size,
-        pixels=graph.pixels,
-        io_dtype=graph.io_dtype,
-        opset=graph.opset,
-        optimize=graph.optimize,
-        keep_fp32=tuple(graph.keep_fp32),
-        target=quantization_target([to], precision, made.target),
-        scheme=made.scheme,
-        calibration=None if method == "auto" else method,
-        reduce_range=made.reduce_range,
-        rest=None if made.rest is None else Precision(made.rest),
-        smooth_quant=made.smooth_quant,
-    )
-
-
-def check_scheme(spec: ExportSpec, *, calibrated: bool) -> None:
-    """Raise UsageError before anything is measured, unless int8 or fp8 can be what the options ask for."""
-    from vitdeploy.exporters.quantization.schemes.lookup import scheme_for
-
-    if spec.precision in QUANTIZED:
-        scheme_for(spec, calibrated=calibrated)
-
-
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
 
@@ -485,22 +309,3 @@ def _read_strength(text: str) -> float:
         raise UsageError(
             f"smooth_quant must be auto, off or a number from 0 to 1, got {shown(text, 80)}", found=text
         ) from exc
-
-
-def _read_size(size: Any) -> Any:
-    """(height, width), or three of them; None for None."""
-    if size is None:
-        return None
-    if isinstance(size, (tuple, list)) and len(size) == 3:
-        return tuple(_pair(each) for each in size)
-    return _pair(size)
-
-
-def _pair(size: Any) -> Pair:
-    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(pair) != 2 or not all(type(edge) is int and edge > 0 for edge in pair):
-        raise UsageError(
-            f"image_size must be a positive integer, a pair (height, width), or three of either, got {shown(size, 80)}",
-            what="image_size", found=size,
-        )  # fmt: skip
-    return pair[0], pair[1]

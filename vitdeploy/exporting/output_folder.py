@@ -40,7 +40,12 @@ def place_of(
     checkpoint = None if model is None else local_path(model)
     if output is not None:
         if not os.fspath(output):
-            raise UsageError("output must name a folder, got ''; leave it out for one named after the model")
+            raise UsageError(
+                "output has no name",
+                what="output",
+                found=output,
+                hint="leave it out for a folder named after the model",
+            )
         place = Path(output)
     else:
         place = Path(_default_name(model, checkpoint, random_weights, seed))
@@ -49,9 +54,9 @@ def place_of(
             place = place.with_name(place.name + _SUFFIX)
         if checkpoint is not None and checkpoint.is_dir() and Path.cwd().is_relative_to(checkpoint.resolve()):
             raise UsageError(
-                f"a bundle is not written into the checkpoint that it is made of, and the working directory is in "
-                f"{checkpoint.resolve()}; give another folder with -o"
-            )
+                f"the working directory is in the checkpoint {checkpoint.resolve()}, which takes no bundle",
+                what="output", where=checkpoint.resolve(), hint="give another folder with -o",
+            )  # fmt: skip
     check_target(place)
     if checkpoint is not None:
         _check_apart(place.resolve(), checkpoint.resolve())
@@ -64,13 +69,15 @@ def _default_name(model: str | Path | None, checkpoint: Path | None, random_weig
     if random_weights is not None:
         return f"{random_weights}-random-{seed}"
     if model is None:
-        raise UsageError("export needs a model, or random_weights")
+        raise UsageError("export needs a model, or random_weights", what="model")
     if checkpoint is None:
         name = Path(model).name
     else:
         name = checkpoint.stem if checkpoint.is_file() else checkpoint.resolve().name
     if not name:
-        raise UsageError(f"{model} has no name to call the bundle by; choose an output")
+        raise UsageError(
+            f"{model} has no name to call the bundle by", what="output", found=model, hint="choose an output"
+        )
     return name
 
 
@@ -99,7 +106,10 @@ def check_repository(repository: str | os.PathLike[str], model: str | Path) -> N
         and checkpoint.is_dir()
         and Path(repository).resolve().is_relative_to(checkpoint.resolve())
     ):
-        raise UsageError(f"{repository} lies in the checkpoint {checkpoint}; choose a folder beside it for --triton")
+        raise UsageError(
+            f"{repository} lies in the checkpoint {checkpoint}", what="triton", where=checkpoint, found=repository,
+            hint="choose a folder beside it for --triton",
+        )  # fmt: skip
 
 
 def _check_apart(place: Path, checkpoint: Path) -> None:
@@ -109,9 +119,9 @@ def _check_apart(place: Path, checkpoint: Path) -> None:
     inside = checkpoint.is_dir() and place.is_relative_to(checkpoint)
     if inside or checkpoint.is_relative_to(place):
         raise UsageError(
-            f"the output {place} lies {'in' if inside else 'around'} the checkpoint {checkpoint}; "
-            f"choose a folder beside it (-o)"
-        )
+            f"the output {place} lies {'in' if inside else 'around'} the checkpoint {checkpoint}",
+            what="output", where=checkpoint, found=place, hint="choose a folder beside it (-o)",
+        )  # fmt: skip
 
 
 def _check_writable(place: Path) -> None:
@@ -119,7 +129,12 @@ def _check_writable(place: Path) -> None:
     try:
         parent = next(parent for parent in place.parents if parent.exists())
         if not parent.is_dir():
-            raise UsageError(f"{place} cannot be a folder, since {parent} is a file; choose another output")
+            raise UsageError(
+                f"{place} cannot be a folder, since {parent} is a file",
+                what="output", where=parent, found=place, hint="choose another output",
+            )  # fmt: skip
         check_takes_files(parent)
     except OSError as exc:
-        raise OutputError(f"{place} cannot be written: {first_line(exc)}; choose another output") from exc
+        raise OutputError(
+            f"{place} cannot be written: {first_line(exc)}", what="output", where=place, hint="choose another output"
+        ) from exc

@@ -181,19 +181,20 @@ def prove(
     worst = max(differences, key=lambda difference: difference.required_tolerance)
     if not worst.finite:
         raise CheckFailedError(
-            f"{name} must give finite values, {worst.output} has others: they exceed what its type holds; choose "
-            f"another precision, or float32 outputs; nothing was written"
-        )
+            f"{worst.output} of {name} is not finite, so nothing was written: values exceed what its type holds",
+            what=worst.output, where=name, hint="choose another precision, or float32 outputs",
+        )  # fmt: skip
     if cosine is not None:
         for difference, error in itertools.chain.from_iterable(found):
             of_values = difference.output == LOGITS and problem_type is not ProblemType.SINGLE_LABEL
             cosine.check_difference(name, difference, error, of_values=of_values)
     if tolerance is not None and not worst.within(tolerance):
         raise CheckFailedError(
-            f"{name} must equal the reference within {tolerance:g} of the largest value of each output, "
-            f"{worst.output} differs by {worst.max_relative:.3g} ({worst.max_abs:.3g} in all); "
-            f"tolerance {worst.required_tolerance:g} would have passed; nothing was written"
-        )
+            f"{worst.output} of {name} differs from the reference by {worst.max_relative:.3g} of its largest value "
+            f"({worst.max_abs:.3g} in all), so nothing was written: {tolerance:g} is allowed, and tolerance "
+            f"{worst.required_tolerance:g} would have passed",
+            what=worst.output, where=name, expected=tolerance, found=worst.required_tolerance,
+        )  # fmt: skip
     return {
         "backend": runtime.backend,
         "engine": runtime.details["engine"],

@@ -18,14 +18,8 @@ from vitdeploy.exporters import EXPORTERS, export_function
 from vitdeploy.exporters.engine.build import check_request
 from vitdeploy.exporting.artifact import ArtifactRequest, add_artifact
 from vitdeploy.exporting.engine import add_engine
-from vitdeploy.exporting.options import (
-    GraphOptions,
-    Quantization,
-    SourceOptions,
-    ValidationOptions,
-    check_scheme,
-    spec_of,
-)
+from vitdeploy.exporting.graph_options import GraphOptions, check_scheme, spec_of
+from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
 from vitdeploy.exporting.output_folder import place_of
 from vitdeploy.system.option_fields import changed
 from vitdeploy.system.progress import SILENT, Progress

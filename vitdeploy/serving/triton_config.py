@@ -68,9 +68,10 @@ def triton_backend(artifact_format: str) -> TritonBackend:
     if artifact_format not in TRITON_BACKENDS:
         instead = "tensorrt" if artifact_format == "tensorrt-rtx" else "onnx"
         raise UsageError(
-            f"a Triton model must be made of {' or '.join(TRITON_BACKENDS)}, got {artifact_format}, which no backend "
-            f"of it takes; make another artifact: vitdeploy export --to {instead}"
-        )
+            f"no backend of Triton takes {artifact_format}; it takes {' or '.join(TRITON_BACKENDS)}", what="artifact",
+            expected=tuple(TRITON_BACKENDS), found=artifact_format,
+            hint=f"make another artifact: vitdeploy export --to {instead}",
+        )  # fmt: skip
     return TRITON_BACKENDS[artifact_format]
 
 
@@ -126,55 +127,71 @@ def model_config(
 def _check_artifact(artifact: Artifact) -> None:
     if artifact.options.get("target") == "tensorrt":
         raise UsageError(
-            f"{artifact.name} was quantized for TensorRT, and Triton's onnxruntime backend runs it as if it were not; "
-            f"export it with --target cpu, or build an engine: vitdeploy export --to tensorrt"
-        )
+            f"{artifact.name} was quantized for TensorRT, and Triton's onnxruntime backend runs it as if it were not",
+            what="artifact", expected="cpu", found="tensorrt",
+            hint="export it with --target cpu, or build an engine: vitdeploy export --to tensorrt",
+        )  # fmt: skip
     if artifact.format == "onnx" and artifact.precision == Precision.BF16:
         raise UsageError(
-            f"{artifact.name} runs nowhere in Triton's onnxruntime backend, whose providers lack kernels for bfloat16; "
-            f"build an engine: vitdeploy export --to tensorrt, or export fp16"
-        )
+            f"{artifact.name} runs nowhere in Triton's onnxruntime backend, whose providers lack kernels for bfloat16",
+            what="artifact", found="bf16", hint="build an engine: vitdeploy export --to tensorrt, or export fp16",
+        )  # fmt: skip
     if artifact.options.get("strip_weights") is True:
         raise UsageError(
-            f"an engine must hold its weights for Triton, {artifact.name} was written without; "
-            f"build it again without --strip-weights"
-        )
+            f"{artifact.name} was written without weights, which Triton needs",
+            what="artifact", found="strip_weights", hint="build it again without --strip-weights",
+        )  # fmt: skip
     specs = (*artifact.inputs, *artifact.outputs)
     for spec in specs:
         if len(spec.shape) < 2 or not isinstance(spec.shape[0], str) or spec.shape[0] != specs[0].shape[0]:
             raise UsageError(
-                f"Triton must be able to batch along the first axis of all that {artifact.name} takes and gives, "
-                f"got {spec}; export it again"
-            )
+                f"Triton cannot batch along the first axis of {spec} of {artifact.name}",
+                what=spec.name, found=spec.shape, hint="export it again",
+            )  # fmt: skip
         if spec.dtype not in _TYPES:
-            raise UsageError(f"Triton has {', '.join(_TYPES)}, got {spec}; export it with another --io-dtype")
+            raise UsageError(
+                f"Triton has {', '.join(_TYPES)}, got {spec}",
+                what=spec.name, expected=tuple(_TYPES), found=spec.dtype, hint="export it with another --io-dtype",
+            )  # fmt: skip
 
 
 def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | None) -> int:
     if asked is not None and (type(asked) is not int or not 1 <= asked < 1 << 31):
-        raise UsageError(f"max_batch_size must be a whole number from 1 up, got {asked!r:.80}")
+        raise UsageError(
+            f"max_batch_size must be a whole number from 1 up, got {asked!r:.80}", what="max_batch_size", found=asked
+        )
     if not profiles:
         return asked or DEFAULT_BATCH.maximum or DEFAULT_BATCH.optimum
     largest = max(each.maximum or each.optimum for each in profiles)
     limit = largest if asked is None else asked
     if limit > largest:
-        raise UsageError(f"max_batch_size of {artifact.name} must be at most {largest}, as it was built, got {limit}")
+        raise UsageError(
+            f"{artifact.name} was built for batches of at most {largest}, got max_batch_size {limit}",
+            what="max_batch_size", expected=largest, found=limit,
+        )  # fmt: skip
     # Triton knows no smallest batch: whatever waits, from one request up, is sent.
     for size in range(1, limit + 1):
         if not any(size in each for each in profiles):
             raise UsageError(
-                f"an engine must take every batch from 1 to {limit} for Triton, {artifact.name} takes none of {size}; "
-                f"build it with --batch 1:{min(DEFAULT_BATCH.optimum, limit)}:{limit}"
-            )
+                f"{artifact.name} takes no batch of {size}, and Triton sends every size from 1 to {limit}",
+                what="batch", expected=limit, found=size,
+                hint=f"build it with --batch 1:{min(DEFAULT_BATCH.optimum, limit)}:{limit}",
+            )  # fmt: skip
     return limit
 
 
 def _kind(artifact: Artifact, device: str | None) -> str:
     if device is not None and device not in _KINDS:
-        raise UsageError(f"device of a Triton model must be {' or '.join(_KINDS)}, got {device!r:.80}")
+        raise UsageError(
+            f"device of a Triton model must be {' or '.join(_KINDS)}, got {device!r:.80}",
+            what="device", expected=tuple(_KINDS), found=device,
+        )  # fmt: skip
     if artifact.format != "onnx":
         if device == "cpu":
-            raise UsageError(f"{artifact.name} runs on an NVIDIA GPU alone, got device 'cpu'; leave it out")
+            raise UsageError(
+                f"{artifact.name} runs on an NVIDIA GPU alone, got device 'cpu'",
+                what="device", found=device, hint="leave it out",
+            )  # fmt: skip
         return "KIND_GPU"
     if device is not None:
         return _KINDS[device]

@@ -92,9 +92,10 @@ def write_triton_model(
     chosen = artifact_named(opened, artifact)
     if is_pending(chosen):
         raise UsageError(
-            f"{chosen.name} must have been compared with the reference to be served, was "
-            f"{chosen.validation['status']}; there: vitdeploy verify {bundle} --run"
-        )
+            f"{chosen.name} was {chosen.validation['status']}; it is served once it was compared with the reference",
+            what="artifact", where=opened.path, found=chosen.name,
+            hint=f"there: vitdeploy verify {bundle} --run",
+        )  # fmt: skip
     chosen_name = _default_name(opened.path, chosen.name) if name is None else name
     _check_name(chosen_name)
     labels = _labels(opened, chosen)
@@ -185,27 +186,32 @@ def _default_name(bundle: Path, artifact: str) -> str:
 
 def _checked_repository(repository: str | os.PathLike[str], bundle: Path) -> Path:
     if not os.fspath(repository):
-        raise UsageError("a repository must be a folder of Triton's models, got ''; name one")
+        raise UsageError("the repository has no name", what="repository", found=repository, hint="name a folder")
     try:
         place = Path(repository).resolve()
         wrong = (place / MANIFEST).exists() or (place.exists() and not place.is_dir())
     except (OSError, RuntimeError, ValueError) as exc:  # a name too long, links in a circle, a null byte
         raise UsageError(
-            f"a repository must be a folder of Triton's models, {str(repository)!r:.80} is none: {exc}"
+            f"{str(repository)!r:.80} cannot be a folder: {exc}", what="repository", found=repository
         ) from exc
     if wrong:
-        raise UsageError(f"{repository} must be a folder of Triton's models, is a bundle or a file; choose another")
+        raise UsageError(
+            f"{repository} is a bundle or a file, not a folder of Triton's models",
+            what="repository", where=place, hint="choose another",
+        )  # fmt: skip
     if place.is_relative_to(bundle.resolve()):
-        raise UsageError(f"{repository} must be a folder of Triton's models, lies in the bundle; choose another")
+        raise UsageError(
+            f"the repository {repository} lies in the bundle", what="repository", where=place, hint="choose another"
+        )
     return place
 
 
 def _check_name(name: str) -> None:
     if not isinstance(name, str) or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
         raise UsageError(
-            f"a Triton model's name must be letters, digits and . _ - alone, a letter or a digit first, "
-            f"got {name!r:.220}; give another: vitdeploy triton --name NAME"
-        )
+            f"a Triton model's name has letters, digits and . _ - alone, a letter or a digit first, got {name!r:.220}",
+            what="name", found=name, hint="give another: vitdeploy triton --name NAME",
+        )  # fmt: skip
 
 
 def _labels(bundle: Bundle, artifact: Artifact) -> str | None:
@@ -218,7 +224,10 @@ def _labels(bundle: Bundle, artifact: Artifact) -> str | None:
         return None
     labels = config.labels
     if len(labels) != width:
-        raise BundleError(f"{bundle.path} must name a class for each of {width} logits, names {len(labels)}")
+        raise BundleError(
+            f"{bundle.path} names {len(labels)} classes for {width} logits",
+            what="labels", where=bundle.path, expected=width, found=len(labels),
+        )  # fmt: skip
     _check_labels(labels)
     return "".join(f"{label}\n" for label in labels)
 
@@ -226,7 +235,10 @@ def _labels(bundle: Bundle, artifact: Artifact) -> str | None:
 def _check_labels(labels: Iterable[str]) -> None:
     for label in labels:
         if not fits_a_line(label):
-            raise UsageError(f"a class must have a name of one line of text for Triton, got {label!r:.80}; rename it")
+            raise UsageError(
+                f"the class {label!r:.80} is not one line of text, which Triton needs",
+                what="labels", found=label, hint="rename it",
+            )  # fmt: skip
 
 
 def _model_files(artifact: Artifact) -> tuple[str, ...]:
@@ -248,9 +260,9 @@ def _check_target(target: Path) -> None:
     """Raise UsageError unless a model may be written there: nothing is, or what was written before."""
     if target.is_symlink() or (target.exists() and not _is_made(target)):
         raise UsageError(
-            f"{target} must be a model that vitdeploy wrote, and nobody altered, to be replaced; it is not: "
-            f"remove it, or give another name: vitdeploy triton --name NAME"
-        )
+            f"{target} is not replaced, since vitdeploy did not write it as it is", what="name", where=target,
+            hint="remove it, or give another name: vitdeploy triton --name NAME",
+        )  # fmt: skip
 
 
 def _is_made(folder: Path) -> bool:

@@ -66,7 +66,7 @@ class Adapter:
         try:
             config = LoraConfig.from_dict(content)
         except CheckpointError as exc:
-            raise CheckpointError(f"{files.folder}: {exc}", what=exc.what, where=files.folder, found=exc.found) from exc
+            raise exc.with_message(f"{files.folder}: {exc}") from exc
         if files.weights:
             return cls(files, files, config, hub_options)
         adapter = cls(files, files, config, hub_options)
@@ -122,10 +122,7 @@ class Adapter:
         try:
             config = _of_timm(config, stated) if timm else _of_transformers(config, stated)
         except CheckpointError as exc:
-            path = self.files.folder / "config.json"
-            raise CheckpointError(
-                f"{path}: {exc}", what=exc.what, where=path, expected=exc.expected, found=exc.found
-            ) from exc
+            raise exc.with_message(f"{self.files.folder / 'config.json'}: {exc}") from exc
         origin = str(self.files.adapter[1])
         canonical = _timm_names if family is None else functools.partial(our_names, family)
         tensors = read_weights(self.files.adapter[1:])
@@ -209,7 +206,7 @@ class Adapter:
         return resolve(self.config.base, **{**self.hub_options, "revision": revision})
 
     def _stated_config(self) -> dict[str, Any]:
-        """What the config.json beside an adapter that is alone says."""
+        """The config.json beside an adapter that has no weights beside it."""
         path = self.files.folder / "config.json"
         return read_json(path) if self.is_alone and path.exists() else {}
 

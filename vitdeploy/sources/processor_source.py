@@ -256,7 +256,7 @@ def _timm_processor(
             origin = ProcessorOrigin("timm-defaults")
         settings = processor_config(config, size)
     except CheckpointError as exc:
-        raise CheckpointError(f"{path.parent}: {exc}", what=exc.what, where=path.parent, found=exc.found) from exc
+        raise exc.with_message(f"{path.parent}: {exc}") from exc
     return WrittenProcessor(settings, origin, f"{path}: pretrained_cfg")
 
 

@@ -60,7 +60,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class _Content:
-    """What a source of any layout holds, in transformers' words.
+    """The content of a checkpoint of any layout, with transformers' names.
 
     Attributes:
         config: the content of `config.json`.
@@ -197,7 +197,7 @@ def _read(found: CheckpointFiles, adapter: Adapter | None, task: Task | None) ->
             config, weights = from_timm(data, weights, task)
             return _Content(config, weights, data, takes_any_size(data))
         except CheckpointError as exc:
-            raise CheckpointError(f"{found.folder}: {exc}", what=exc.what, where=found.folder, found=exc.found) from exc
+            raise exc.with_message(f"{found.folder}: {exc}") from exc
     return _Content(data, weights, data)
 
 

@@ -33,7 +33,7 @@ def fold_constants(model: ir.Model) -> None:
 
 
 def _transposed(graph: ir.Graph) -> Iterator[tuple[str, str]]:
-    """What a transposed weight is called when it has been folded, and what it is to be called."""
+    """The name of a folded transposed weight, and its new name."""
     for node in graph:
         source = node.inputs[0] if node.op_type == "Transpose" else None
         if source is not None and source.is_initializer():

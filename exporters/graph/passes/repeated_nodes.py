@@ -1,4 +1,4 @@
-"""Compute once what several nodes compute alike."""
+"""Eliminate common subexpressions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def merge_repeated_nodes(model: ir.Model) -> None:
-    """Make one of nodes that have the same operator, attributes and inputs, in place: common subexpressions.
+    """Merge nodes that have the same operator, attributes and inputs, in place.
 
     Not applied to operators that draw random numbers, nor to those with graphs inside.
     """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitdeploy.errors import CheckFailedError, UsageError
+from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.quantization.number_format import Range
 from vitdeploy.exporters.quantization.ranges.histogram import Histogram
 
@@ -32,7 +32,7 @@ class MinMax:
 
 @dataclasses.dataclass(frozen=True)
 class Percentile:
-    """What is left when as many of the lowest and of the highest values are cut off.
+    """The range without the lowest and the highest values, equally many of both.
 
     Attributes:
         kept: percent of all values.
@@ -134,14 +134,8 @@ class HistogramReducer:
         return {name: Range(*ends) for name, ends in json.loads(content).items()}
 
 
-def check_method(name: str | None) -> None:
-    """Raise UsageError unless there is such a method; "auto" and None are the choice by what is measured."""
-    if name not in (None, "auto") and (not isinstance(name, str) or name not in METHODS):
-        raise UsageError(f"unknown calibration method {name!r:.80}; choose one of auto, {', '.join(METHODS)}")
-
-
 def _divergence(counts: NDArray[np.int64], end: int, levels: int) -> float:
-    """Of what is left of the distribution in as many levels, from what it is, cut off at a bin."""
+    """Kullback-Leibler divergence of the distribution in `levels` levels from the one cut off at a bin."""
     kept = counts[:end].astype(np.float64)
     wanted = kept.copy()
     wanted[-1] += counts[end:].sum()

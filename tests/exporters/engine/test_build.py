@@ -137,9 +137,9 @@ def test_what_was_quantized_for_a_cpu_is_neither_taken_nor_replaced(for_a_cpu: t
     checkpoint, bundle = for_a_cpu
     before = (bundle.path / "manifest.json").read_bytes()
     made: dict[str, Any] = {"to": "tensorrt-rtx", "precision": "int8", "output": bundle.path}
-    with pytest.raises(UsageError, match=r"onnx-int8 of .* was for a CPU; export the model to another output"):
+    with raises(UsageError, what="target", found="cpu"):
         vitdeploy.export(**made)
-    with pytest.raises(UsageError, match=r"onnx-int8 of .* one for tensorrt, is for cpu; choose another output"):
+    with raises(UsageError, what="target", expected="cpu", found="tensorrt"):
         vitdeploy.export(checkpoint, quantization=IMAGES, **made)
     assert (bundle.path / "manifest.json").read_bytes() == before
     bundle.verify()
@@ -165,7 +165,7 @@ def test_what_was_quantized_for_tensorrt_is_taken_and_not_replaced(
     assert other.manifest.artifacts[1].options["batch"] == ["1:2:8"]
     with raises(UsageError, what="model"):
         vitdeploy.export(**again, quantization=IMAGES)
-    with pytest.raises(UsageError, match=r"onnx-int8 of .* one for cpu, is for tensorrt; choose another output"):
+    with raises(UsageError, what="target", expected="tensorrt", found="cpu"):
         vitdeploy.export(checkpoint, precision="int8", output=output)
 
 

@@ -1,4 +1,4 @@
-"""What nodes are called after their weights."""
+"""Labels of nodes, after their weights."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import torch
 from bundles import make_feeds, reference, tiny_model, worst_difference, write_checkpoint_of
 from compiler import build_engine
 from families import HEADS, ONE_A_FAMILY, Head, random_config
+from raising import raises
 
 import vitdeploy
 from vitdeploy.assets import default_checkpoint, held_out_images
@@ -149,9 +150,7 @@ def test_outputs_that_exceed_their_type(tmp_path: Path) -> None:
     with torch.no_grad():
         model.get_parameter("head.classifier.weight").mul_(1e6)
     checkpoint = write_checkpoint_of(model, tmp_path / "checkpoint")
-    with pytest.raises(
-        CheckFailedError, match=r"onnx-fp32 must give finite values, logits has others.*another precision"
-    ):
+    with pytest.raises(CheckFailedError, match="another precision"):
         vitdeploy.export(checkpoint, output=tmp_path / "out", graph=vitdeploy.GraphOptions(io_dtype="float16"))
     assert not (tmp_path / "out").exists()
 
@@ -172,7 +171,7 @@ def test_inputs_and_outputs_of_another_type(tmp_path: Path, precision: str, opti
     assert types["pixel_values"] == (onnx.TensorProto.UINT8 if options else FLOAT16)
     assert {types[spec.name] for spec in artifact.outputs} == {FLOAT16}
     if precision == "bf16":  # no kernels on a CPU
-        with pytest.raises(DeviceError, match=r"must hold what CPUExecutionProvider of onnxruntime .* implements"):
+        with raises(DeviceError, what="providers"):
             open_runtime(bundle, "onnxruntime", precision="bf16")
         return
     with vitdeploy.load(bundle.path, precision=precision) as predictor:

@@ -50,9 +50,9 @@ class CalibrationImages:
     """A seeded part of a data set, gone through an image at a time.
 
     Attributes:
-        images: them.
+        images: of the data set.
         processor: of the bundle.
-        seed: which part.
+        seed: of the choice of images.
         progress: told how far it has come.
     """
 
@@ -84,7 +84,10 @@ class CalibrationImages:
             InputError: there are no images.
         """
         if limit is not None and (type(limit) is not int or limit < 1):
-            raise UsageError(f"calibration_images must be an integer from 1 up, got {limit!r:.80}")
+            raise UsageError(
+                f"calibration_images must be an integer from 1 up, got {limit!r:.80}",
+                what="calibration_images", found=limit,
+            )  # fmt: skip
         return cls(open_images(path).subset(limit, seed), processor, seed, progress)
 
     @functools.cached_property
@@ -93,7 +96,7 @@ class CalibrationImages:
         return tuple(hashlib.sha256(self.images.load(position)).digest() for position in range(len(self.images)))
 
     def sha256(self) -> str:
-        """Of the bytes of the images, in order, and of what makes pixels of them."""
+        """Hash of the bytes of the images, in order, and of what makes pixels of them."""
         digest = hashlib.sha256(json.dumps([self.processor.to_dict(), PIL.__version__], sort_keys=True).encode())
         for content in self.contents:
             digest.update(content)

@@ -1,4 +1,4 @@
-"""What is made of constants is computed once."""
+"""Constants are folded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no output needs goes."""
+"""Nodes that no output needs are dropped."""
 
 from __future__ import annotations
 

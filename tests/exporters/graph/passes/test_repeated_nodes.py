@@ -1,4 +1,4 @@
-"""What several nodes compute alike is computed once."""
+"""Common subexpressions are eliminated."""
 
 from __future__ import annotations
 

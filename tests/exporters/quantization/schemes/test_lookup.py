@@ -1,4 +1,4 @@
-"""Which scheme a target gets."""
+"""The quantization scheme of a precision and a target."""
 
 from __future__ import annotations
 
