@@ -24,7 +24,7 @@ class Backend(NamedTuple):
         artifact_format: the format that it runs; None for the reference, which every bundle holds.
         extra: the extra of vitdeploy that installs its engine.
         package: the engine's import name.
-        device: what it runs on where none is asked for.
+        device: the default.
         by_default: whether artifacts of its format are assessed with it where no backend is named.
     """
 
@@ -81,7 +81,7 @@ def open_runtime(
     precision: str = "fp32",
     device: str | None = None,
 ) -> Runtime:
-    """Open a bundle's artifact with a backend; what is opened is what was verified.
+    """Open a bundle's artifact with a backend; the bytes that are opened are those that were verified.
 
     Where an export has replaced the bundle since it was opened, by one of the same model, the new artifact is opened.
 

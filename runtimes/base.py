@@ -39,15 +39,15 @@ class Runtime(abc.ABC):
     Attributes:
         backend: the backend's name.
         options_type: the type of its options.
-        inputs: what `run` takes.
-        outputs: what `run` gives.
-        pixels: what an image must be among the inputs.
+        inputs: tensors that `run` takes.
+        outputs: tensors that `run` returns.
+        pixels: the form of images among the inputs.
         axes: the sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
         size_problem: of a model that resizes by itself, why it cannot take so many images of a height and a width.
         precision: of the artifact; None where it was not opened by `open_runtime`.
         gpu: the number of the GPU that arrays of `run_device` are on; None for the host.
         threads: how many threads the engine computes with on the CPU, and why; None where it computes on a GPU alone.
-        details: what really runs: engine and version, device or providers, and the options in force.
+        details: the engine and its version, the device or providers that really run, and the options in force.
     """
 
     backend: str

@@ -80,7 +80,7 @@ class DeviceArray:
         dtype: of its elements.
         shape: of the array, which is contiguous.
         source: whose memory it is.
-        capsule: keeps the memory from being freed. Nobody takes it over, so that it frees what it holds itself.
+        capsule: keeps the memory from being freed. Nobody takes it over, so that it frees its memory itself.
     """
 
     address: int
@@ -157,7 +157,7 @@ def _share(array: Any, stream: int | None) -> object:
 
 
 def _opened(capsule: object, array: Any) -> tuple[_DLTensor, bool]:
-    """What a capsule has, and whether it must not be written to.
+    """The tensor in a capsule, and whether it is read-only.
 
     Raises:
         ValueError: it is no capsule of DLPack, or one of a later version.
@@ -171,7 +171,7 @@ def _opened(capsule: object, array: Any) -> tuple[_DLTensor, bool]:
 
 
 def _is_read_only(array: Any) -> bool:
-    """What an array says elsewhere, as its capsule has no flags: JAX's, which are all read-only (jax-ml/jax#40789)."""
+    """Read-only by another protocol, as the capsule has no flags: JAX's arrays all are (jax-ml/jax#40789)."""
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is not None:
         return bool(interface["data"][1])
@@ -182,7 +182,7 @@ def _is_read_only(array: Any) -> bool:
 
 
 def _contiguous(shape: tuple[int, ...], strides: list[int]) -> bool:
-    """Whether rows lie one behind the other; along an axis of one element nothing is stepped over."""
+    """Row-major without gaps; the stride of an axis of one element does not matter."""
     return all(
         size == 1 or stride == math.prod(shape[axis + 1 :])
         for axis, (size, stride) in enumerate(zip(shape, strides, strict=True))

@@ -117,7 +117,7 @@ def open_session(
 def _preload_libraries() -> None:
     """Load CUDA and cuDNN from NVIDIA's Python packages, where onnxruntime alone does not look.
 
-    It prints what it misses; that matters where the provider does not start, and is then told with what it needs.
+    It prints the libraries that it misses. They matter only where the provider does not start, which is an error then.
     """
     preload = getattr(ort, "preload_dlls", None)  # since 1.21
     if preload is not None:

@@ -17,6 +17,7 @@ from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
 from vitdeploy.runtimes.onnxrt_session import TENSORRT, check_built
 from vitdeploy.runtimes.options import cuda_index
 from vitdeploy.specs import AxisRange, read_range
+from vitdeploy.system.option_fields import described, option
 from vitdeploy.trt.library import load_library
 from vitdeploy.trt.options import DEFAULT_BATCH, EngineOptions
 
@@ -32,23 +33,27 @@ if TYPE_CHECKING:
     from vitdeploy.trt.options import Bounds, Profile
 
 
+@described
 @dataclasses.dataclass(frozen=True)
 class TensorRTOnnxRuntimeOptions(OnnxRuntimeOptions):
     """Options of a session of the TensorRT provider, which is its only one.
 
-    Attributes: as of `OnnxRuntimeOptions`; options of the provider, as ONNX Runtime documents them, override those that
-        are chosen here. And
-        batch: the smallest number of images, the one to be fastest at, and the largest, such as "1:8:64".
-        image_sizes: the smallest, the usual and the largest (height, width) of images, where it takes several; by
-            default the artifact's limits. One that takes any, decoded ones for example, must be given them.
-        engine_cache: the folder that engines and measured kernels are kept in, by what they were made from; by default
-            the user's, or `VITDEPLOY_CACHE`; False for none. An engine can run code: the folder must be one that only
-            trusted users write to.
+    Options of the provider, as ONNX Runtime documents them, override those that are chosen here.
     """
 
-    batch: str | AxisRange = DEFAULT_BATCH
-    image_sizes: Bounds | None = None
-    engine_cache: str | os.PathLike[str] | Literal[False] | None = None
+    batch: str | AxisRange = option(
+        DEFAULT_BATCH, 'the smallest number of images, the one to be fastest at, and the largest, such as "1:8:64".'
+    )
+    image_sizes: Bounds | None = option(
+        None,
+        "the smallest, the usual and the largest (height, width) of images, where it takes several; by default the "
+        "artifact's limits. One that takes any, decoded ones for example, must be given them.",
+    )
+    engine_cache: str | os.PathLike[str] | Literal[False] | None = option(
+        None,
+        "the folder that engines and measured kernels are kept in, under a hash of their sources; by default the "
+        "user's, or `VITDEPLOY_CACHE`; False for none. An engine can run code: keep others from writing there.",
+    )
 
 
 class TensorRTOnnxRuntime(OnnxRuntime):
@@ -145,7 +150,7 @@ def _profile_options(inputs: Sequence[TensorSpec], profile: Profile) -> dict[str
 
 
 def _key(artifact: Artifact, tensorrt: str, settings: Mapping[str, Any]) -> str:
-    """What an engine depends on, but for the GPU, whose compute capability ONNX Runtime has in the file's name."""
+    """A hash of all that an engine depends on but the GPU, whose compute capability is in ONNX Runtime's file name."""
     parts = [
         [file.sha256 for file in artifact.files],
         ort.__version__,

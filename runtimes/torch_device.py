@@ -1,4 +1,4 @@
-"""What the backends that run on torch share: devices, and arrays on their way to a device and back."""
+"""Base of the backends that run on torch: devices, and copies of arrays to a device and back."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class TorchRuntime(Runtime):
 
     @abc.abstractmethod
     def _outputs(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What the model gives, by name, for inputs that are on its device; other tensors may stand beside these."""
+        """The model's outputs by name, for inputs on its device; `tensors` may hold others as well."""
 
     def _why(self, exc: RuntimeError) -> str:
         return first_line(exc)
@@ -174,7 +174,7 @@ class TorchRuntime(Runtime):
 
     def _run_device_here(self, arrays: Mapping[str, DeviceArray]) -> None:
         with self._inference():
-            # In the arrays' own memory; torch's stream waits for what is queued on them.
+            # In the arrays' own memory; torch's stream waits for the work that is queued on them.
             tensors = {name: from_dlpack(array.source) for name, array in arrays.items()}
             for name, value in self._outputs(tensors).items():
                 target = tensors[name]

@@ -56,7 +56,7 @@ class TorchScriptRuntime(TorchRuntime):
     Raises:
         DeviceError: the device cannot be had.
         UsageError: the device is not one of these.
-        BundleError: the file cannot be loaded, or does not say what it takes and gives.
+        BundleError: the file cannot be loaded, or does not state its inputs and outputs.
     """
 
     backend = "torchscript"

@@ -107,16 +107,19 @@ def test_both_backends_give_every_output_of_transformers(
 def test_one_export_takes_every_size(write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head) -> None:
     config = random_config(head, 0) | {"patch_size": 5, "image_size": 20}
     checkpoint = write_checkpoint(head, config)
-    bundle = export_all(checkpoint.folder, dynamic_image_size=True, output=tmp_path / "out")
+    bundle = export_all(
+        checkpoint.folder, graph=vitdeploy.GraphOptions(dynamic_image_size=True), output=tmp_path / "out"
+    )
     assert ViTConfig.from_pretrained(bundle.path).image_size == (20, 20)
     assert "Resize" in operators(bundle)
+    sizes = [(rows * 5 + rest, columns * 5 + rest) for rows, columns, rest in SIZES]
+    inputs = [{"pixel_values": pixels_of(*pair)} for pair in zip(BATCHES * 2, sizes, strict=True)]
+    want = [answers(checkpoint, head, feeds, resize=True) for feeds in inputs]
     for backend in CPU_BACKENDS:
         with open_runtime(bundle, backend) as runtime:
             assert runtime.inputs[0].shape == ("batch", 3, "height", "width")
-            for rows, columns, rest in SIZES:
-                for batch_size in BATCHES:
-                    feeds = {"pixel_values": pixels_of(batch_size, (rows * 5 + rest, columns * 5 + rest))}
-                    assert_near(runtime.run(feeds), answers(checkpoint, head, feeds, resize=True))
+            for feeds, answer in zip(inputs, want, strict=True):
+                assert_near(runtime.run(feeds), answer)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_images_that_come_out_in_sizes_of_their_own(tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     processor = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 40}, "do_center_crop": False}
     (checkpoint / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
-    export_all(checkpoint, dynamic_image_size=True, output=tmp_path / "bundle")
+    export_all(checkpoint, graph=vitdeploy.GraphOptions(dynamic_image_size=True), output=tmp_path / "bundle")
     pictures = [image for shape in ((30, 60), (80, 40), (40, 40)) for image in synthetic_images(1, *shape)]
     for backend in CPU_BACKENDS:
         with vitdeploy.load(tmp_path / "bundle", backend=backend) as predictor:

@@ -16,7 +16,7 @@ import onnx
 import pytest
 import torch
 import transformers
-from bundles import sign_again, tiny_model, write_checkpoint_of
+from bundles import sign_again, tiny_model, write_bundle, write_checkpoint_of
 from families import HEADS, random_config
 from onnx import TensorProto, helper
 from PIL import Image
@@ -134,36 +134,23 @@ def test_labels_and_scores_are_those_of_the_pipeline(
 @pytest.fixture(scope="module")
 def regression(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A regression of two values and one of a single value would give classes by nothing but which is larger."""
-    folder = tmp_path_factory.mktemp("regression")
-    model = tiny_model(labels=("age", "weight"), problem_type=ProblemType.REGRESSION)
-    return vitdeploy.export(_with_processor(write_checkpoint_of(model, folder / "checkpoint")), output=folder / "out")
+    labels = ("age", "weight")
+    return write_bundle(tmp_path_factory.mktemp("two"), labels=labels, problem_type=ProblemType.REGRESSION)
 
 
 @pytest.fixture(scope="module")
 def multi_label(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("multi")
-    model = tiny_model(problem_type=ProblemType.MULTI_LABEL)
-    return vitdeploy.export(_with_processor(write_checkpoint_of(model, folder / "checkpoint")), output=folder / "out")
+    return write_bundle(tmp_path_factory.mktemp("multi"), problem_type=ProblemType.MULTI_LABEL)
 
 
 @pytest.fixture(scope="module")
 def single_output(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("single")
-    model = tiny_model(labels=("fire",))
-    return vitdeploy.export(_with_processor(write_checkpoint_of(model, folder / "checkpoint")), output=folder / "out")
+    return write_bundle(tmp_path_factory.mktemp("single"), labels=("fire",))
 
 
 @pytest.fixture(scope="module")
 def one_value(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("one")
-    model = tiny_model(labels=("age",), problem_type=ProblemType.REGRESSION)
-    return vitdeploy.export(_with_processor(write_checkpoint_of(model, folder / "checkpoint")), output=folder / "out")
-
-
-def _with_processor(folder: Path) -> Path:
-    processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
-    processor.save_pretrained(folder)
-    return folder
+    return write_bundle(tmp_path_factory.mktemp("one"), labels=("age",), problem_type=ProblemType.REGRESSION)
 
 
 def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[Any, str]:
@@ -253,7 +240,7 @@ def two_units(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         for name, parameter in model.named_parameters():
             if name.startswith("head.classifier."):
                 parameter[1] *= 1e5
-    bundle = vitdeploy.export(_with_processor(write_checkpoint_of(model, folder / "checkpoint")), output=folder / "out")
+    bundle = vitdeploy.export(write_checkpoint_of(model, folder / "checkpoint"), output=folder / "out")
     (artifact,) = bundle.manifest.artifacts
     path = bundle.path / artifact.files[0].path
     graph_model = onnx.load(path)
@@ -310,7 +297,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("bound", [vitdeploy.MinAgreement(0.9), vitdeploy.MaxDrop("1%")], ids=str)
 @pytest.mark.parametrize("problem_type", [ProblemType.REGRESSION, ProblemType.MULTI_LABEL])
 def test_no_bound_by_the_best_class(problem_type: ProblemType, bound: Any, pictures: Path, tmp_path: Path) -> None:
-    checkpoint = _with_processor(write_checkpoint_of(tiny_model(problem_type=problem_type), tmp_path / "checkpoint"))
+    checkpoint = write_checkpoint_of(tiny_model(problem_type=problem_type), tmp_path / "checkpoint")
     with pytest.raises(UsageError, match="--tolerance"):
         vitdeploy.export(
             checkpoint,
@@ -322,8 +309,8 @@ def test_no_bound_by_the_best_class(problem_type: ProblemType, bound: Any, pictu
 
 def test_int8_of_one_value_is_judged_by_the_value(pictures: Path, tmp_path: Path) -> None:
     """The cosine of one value is that of its sign: 1 for whatever 8 bits make of an age."""
-    checkpoint = _with_processor(
-        write_checkpoint_of(tiny_model(labels=("age",), problem_type=ProblemType.REGRESSION), tmp_path / "checkpoint")
+    checkpoint = write_checkpoint_of(
+        tiny_model(labels=("age",), problem_type=ProblemType.REGRESSION), tmp_path / "checkpoint"
     )
     options: dict[str, Any] = {
         "precision": "int8",
@@ -352,8 +339,8 @@ def test_int8_of_one_value_is_judged_by_the_value(pictures: Path, tmp_path: Path
 
 def test_a_regression_is_calibrated_on_its_own_csv(pictures: Path, tmp_path: Path) -> None:
     """Whatever its labels are: they are not classes, and not needed."""
-    checkpoint = _with_processor(
-        write_checkpoint_of(tiny_model(labels=("age",), problem_type=ProblemType.REGRESSION), tmp_path / "checkpoint")
+    checkpoint = write_checkpoint_of(
+        tiny_model(labels=("age",), problem_type=ProblemType.REGRESSION), tmp_path / "checkpoint"
     )
     records = []
     for header, value in (("image,label", ",41.5"), ("image", "")):

@@ -1,4 +1,4 @@
-"""Whether an engine may run here: by its manifest, before a library opens it."""
+"""Compatibility of an engine with this machine, judged by its manifest before a library opens it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def choose_profile(profiles: Sequence[ProfileShapes], shapes: Shapes) -> int:
         got = ", ".join(f"'{name}' {shape}" for name, shape in shapes.items())
         raise UsageError(
             f"the engine takes {taken}, got {got}", what="shapes", expected=profiles, found=dict(shapes),
-            hint="give what it takes, or build it with another --batch",
+            hint="give shapes that it takes, or build it with another --batch",
         )  # fmt: skip
     return min(fitting, key=lambda index: _distance(profiles[index], shapes))
 

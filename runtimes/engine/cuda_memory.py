@@ -1,4 +1,4 @@
-"""Memory, streams and graphs of CUDA, through cuda-python; what is opened here must be closed."""
+"""Memory, streams and graphs of CUDA, through cuda-python; callers close what they open."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Stream:
         check("finish the work", self._cuda.cudaStreamSynchronize(self.handle))
 
     def captured(self, work: Callable[[], None]) -> Graph:
-        """What `work` puts into this stream, as a graph; it does not run.
+        """Record the work that `work` submits to this stream as a graph; it does not run.
 
         Raises:
             DeviceError: some of it cannot be captured.
@@ -155,7 +155,7 @@ def on_device(index: int) -> Iterator[None]:
 
 
 def wait_for(arrays: Iterable[DeviceArray], gpu: int) -> None:
-    """Wait until what is queued on arrays of a GPU is done.
+    """Wait until the work that is queued on arrays of a GPU is done.
 
     Raises:
         MissingDependencyError: cuda-python is not installed.

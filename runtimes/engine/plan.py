@@ -23,17 +23,17 @@ class ShapePlan:
     """Runs an engine on inputs of one shape; for one thread at a time.
 
     A context of its own: a CUDA graph that was captured from a context is lost when the context is given other shapes.
-    The first run is not captured: many a shape is not seen twice, and what a library sets up then cannot be captured.
+    The first run is not captured: many shapes are seen once, and the library's set-up for a shape cannot be captured.
 
     Args:
         context: the library's execution context, without memory of its own (`USER_MANAGED`).
         profile: the number of the profile.
         shapes: of each input.
-        outputs: what the engine gives.
+        outputs: of the engine.
         dtypes: of each input.
         capture: whether the work is captured as a CUDA graph here; False where the library does that itself, or none
             is wanted.
-        errors: what the library's logger keeps; the last is told where a call fails.
+        errors: of the library's logger; the last one is the reason where a call fails.
 
     Raises:
         DeviceError: there is not enough memory, or the engine does not take the shapes.

@@ -6,16 +6,16 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from forking import LIMIT_S, Outcome, in_child
 from raising import raises
+from stub_runtime import StubRuntime
 
 from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageError
 from vitdeploy.runtimes import BACKENDS, Backend, runtime_class
-from vitdeploy.runtimes.base import Runtime
 from vitdeploy.runtimes.options import parse_device
 from vitdeploy.specs import TensorSpec
 
@@ -23,15 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from typing_extensions import Self
-
-    from vitdeploy.bundle.bundle import Bundle
 
 PATIENCE_S = 30.0  # reached only where the test fails
 FEEDS = {"x": np.ones(2, np.float32)}
 
 
-class Slow(Runtime):
+class Slow(StubRuntime):
     """Doubles its input once it may; notes what happens."""
 
     backend = "slow"
@@ -42,14 +39,6 @@ class Slow(Runtime):
         self.details = {}
         self.started, self.may_end = threading.Event(), threading.Event()
         self.events: list[str] = []
-
-    @classmethod
-    def from_bundle(cls, bundle: Bundle, options: Any, *, precision: str, device: str) -> Self:
-        raise NotImplementedError
-
-    @classmethod
-    def probe(cls) -> dict[str, str | None]:
-        return {}
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.started.set()

@@ -1,4 +1,4 @@
-"""What every backend must do, and do alike."""
+"""The contract of every backend."""
 
 from __future__ import annotations
 

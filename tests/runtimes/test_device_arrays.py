@@ -1,4 +1,4 @@
-"""What says that it is an array, and what its capsule says of it, is checked before an address is believed."""
+"""Arrays and their DLPack capsules are checked before an address is used."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def masked(tmp_path: Path) -> Bundle:
 
 
 class Asked:
-    """What a session was asked for.
+    """The arguments of a session.
 
     Attributes:
         started: the providers that it then says it has.

@@ -1,4 +1,4 @@
-"""Which TensorRT libraries run engines on this machine; tests of the others are skipped with the reason."""
+"""TensorRT libraries that run engines on this machine; tests of the others are skipped with the reason."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _ALIGNMENT = 256  # of cudaMalloc
 
 @dataclasses.dataclass
 class Opened:
-    """What is open.
+    """An open resource.
 
     Attributes:
         kind: "device memory", "pinned memory", "stream", "graph" or "executable".
@@ -426,7 +426,7 @@ class FakeCache:
 
 
 def fake_library(cuda: FakeCuda, *, rtx: bool) -> Any:
-    """What a runtime uses of `tensorrt`, or of `tensorrt_rtx`.
+    """The part of `tensorrt`, or of `tensorrt_rtx`, that a runtime uses.
 
     Its `engine` is the one that was loaded, with its runtime's `engine_host_code_allowed` then as `host_code`; a file
     with weights has a number in it, which is the engine's new weight, or what is wrong with it.

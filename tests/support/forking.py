@@ -81,7 +81,7 @@ def in_child(work: Callable[[], Any], leave: Callable[[int], Any] = os._exit, *,
     return Outcome(answer, None)
 
 
-def children(bundle: str, backend: str, threads: int, *, run_before: bool) -> dict[str, Outcome]:
+def children(bundle: str, backend: str, threads: int) -> dict[str, Outcome]:
     """What becomes of each use of an open predictor, in a child of its own."""
 
     def load() -> Predictor:
@@ -118,14 +118,12 @@ def children(bundle: str, backend: str, threads: int, *, run_before: bool) -> di
         predictor.runtime = None  # type: ignore[assignment]
         gc.collect()
 
-    options: dict[str, Any] = (
-        {"intra_op_threads": threads} if backend == "onnxruntime" else {}
-    )  # torch has OMP_NUM_THREADS
+    # torch has OMP_NUM_THREADS
+    options: dict[str, Any] = {"intra_op_threads": threads} if backend == "onnxruntime" else {}
     feeds = {"pixel_values": np.random.default_rng(0).standard_normal(SHAPE, np.float32)}
     predictor = load()
     expected = np.load(Path(bundle, "expected.npy"))
-    if run_before:
-        assert runs(predictor)
+    assert runs(predictor)
     found = {
         "run": in_child(lambda: runs(predictor)),
         "predict": in_child(lambda: len(predictor.predict([np.zeros((9, 9, 3), np.uint8)] * 2))),
@@ -172,7 +170,7 @@ if __name__ == "__main__":
     if name == "pool":
         result: Any = pool(*arguments)
     else:
-        bundle, backend, threads, run_before = arguments
-        outcomes = children(bundle, backend, int(threads), run_before=bool(int(run_before)))
+        bundle, backend, threads = arguments
+        outcomes = children(bundle, backend, int(threads))
         result = {use: dataclasses.asdict(outcome) for use, outcome in outcomes.items()}
     print(json.dumps(result))

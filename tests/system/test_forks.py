@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-BACKENDS = ("onnxruntime", "torch", "torchscript")
 ENDS = ("close", "forget", "exit", "close and exit")
 
 
@@ -46,10 +45,9 @@ def script(*arguments: str | Path, **environ: str) -> Any:
     return json.loads(run(sys.executable, ROOT / "tests" / "support" / "forking.py", *arguments, **environ))
 
 
-def uses(bundle: Bundle, backend: str, threads: int, *, run_before: bool = True) -> dict[str, Outcome]:
+def uses(bundle: Bundle, backend: str, threads: int) -> dict[str, Outcome]:
     # Not by torch.set_num_threads, after which torch 2.13 itself crashes when a child ends.
-    arguments = bundle.path, backend, str(threads), str(int(run_before))
-    found = script("children", *arguments, OMP_NUM_THREADS=str(threads))
+    found = script("children", bundle.path, backend, str(threads), OMP_NUM_THREADS=str(threads))
     outcomes = {use: Outcome(**outcome) for use, outcome in found.items()}
     assert {use: outcome.exit_code for use, outcome in outcomes.items()} == dict.fromkeys(outcomes, 0)
     assert [outcomes[use].answer for use in ENDS] == [None] * len(ENDS)
@@ -57,9 +55,10 @@ def uses(bundle: Bundle, backend: str, threads: int, *, run_before: bool = True)
     return outcomes
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_an_engine_without_threads_of_its_own_runs_in_a_child(bundle: Bundle, backend: str) -> None:
-    found = uses(bundle, backend, 1)
+@pytest.mark.parametrize(("backend", "threads"), [("onnxruntime", 1), ("torch", 4), ("torchscript", 4)])
+def test_an_engine_that_loses_no_threads_runs_in_a_child(bundle: Bundle, backend: str, threads: int) -> None:
+    """ONNX Runtime without threads of its own; torch whatever the parent computed, since it works in a new thread."""
+    found = uses(bundle, backend, threads)
     runs = ("run", "run in a thread", "run with one thread", "reopen", "reopen and exit")
     assert [found[use].answer for use in runs] == [True] * len(runs)
     assert found["predict"].answer == 2
@@ -74,15 +73,6 @@ def test_an_engine_whose_threads_are_lost_is_refused_with_what_to_do(bundle: Bun
         assert "onnxruntime's threads" in answer
         assert "post_fork" in answer
     assert found["reopen"].answer is found["reopen and exit"].answer is True
-
-
-@pytest.mark.parametrize("backend", ["torch", "torchscript"])
-def test_torch_runs_in_a_child_whatever_the_parent_computed(bundle: Bundle, backend: str) -> None:
-    found = uses(bundle, backend, 4)
-    runs = ("run", "run in a thread", "run with one thread", "reopen", "reopen and exit")
-    assert [found[use].answer for use in runs] == [True] * len(runs)
-    assert found["predict"].answer == 2
-    assert found["child of a child"].answer == {"answer": True, "exit_code": 0}
 
 
 def test_the_thread_that_forked_computes_elsewhere() -> None:

@@ -136,9 +136,6 @@ class Bundle:
         Each is opened once: its `handle` leads to the hashed content, even if its name is given to another file
         meanwhile. At the end of the block it is checked that none was written to.
 
-        Args:
-            records: of the manifest.
-
         Raises:
             BundleError: a file is missing, unreadable or altered.
             BundleChangedError: the bundle was replaced since its manifest was read, or a file written to meanwhile.

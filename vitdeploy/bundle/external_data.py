@@ -63,13 +63,7 @@ def external_names(file: BinaryIO) -> set[str]:
 
 
 def check_external_data(artifact: Artifact, path: Path, file: BinaryIO) -> None:
-    """Raise BundleError unless an artifact records every file that its ONNX model takes weights from, by the very name.
-
-    Args:
-        artifact: of the manifest.
-        path: of the model.
-        file: the model, open for reading.
-    """
+    """Raise BundleError unless an artifact records, by name, every file that its ONNX model takes weights from."""
     first, *others = (PurePosixPath(record.path) for record in artifact.files)
     recorded = {other.relative_to(first.parent).as_posix() for other in others}
     file.seek(0)

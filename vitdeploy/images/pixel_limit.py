@@ -54,16 +54,7 @@ def max_pixels() -> int | None:
 
 
 def check_pixel_count(width: int, height: int, name: str) -> None:
-    """Refuse an image of more pixels than `max_pixels`, or of a longer side than Pillow can resize.
-
-    Args:
-        width: in pixels.
-        height: in pixels.
-        name: of the image in messages.
-
-    Raises:
-        ImageError: it has more.
-    """
+    """Raise ImageError where an image has more pixels than `max_pixels`, or a longer side than Pillow can resize."""
     if max(width, height) > _LONGEST_SIDE:
         problem = f"{width}x{height} pixels, and a side may have {_LONGEST_SIDE}"
         raise unreadable(name, problem, expected=_LONGEST_SIDE, found=(width, height), hint="resize the image first")
@@ -76,13 +67,8 @@ def check_pixel_count(width: int, height: int, name: str) -> None:
 def check_resized_count(width: int, height: int, of_pixels: int, name: str) -> None:
     """Refuse an image, such as a long strip, that would grow out of proportion when it is resized, before the crop.
 
-    It may grow to `MOST_GROWN_PIXELS`, or stay as large as it is; VITDEPLOY_MAX_IMAGE_PIXELS goes before both.
-
-    Args:
-        width: of the resized image, in pixels.
-        height: of the resized image, in pixels.
-        of_pixels: of the decoded image.
-        name: of the image in messages.
+    It may grow to `MOST_GROWN_PIXELS`, or stay as large as it is (`of_pixels`); VITDEPLOY_MAX_IMAGE_PIXELS goes before
+    both. The width and height are those of the resized image.
 
     Raises:
         ImageError: it would have more.

@@ -37,11 +37,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
 
 
 def read_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, Any], Path]:
-    """`read_folder`, of files that `read_files` read.
-
-    Raises:
-        InputError: as there.
-    """
+    """`read_folder`, of files that `read_files` has read."""
     settings_and_path = _find_settings(folder, files)
     if settings_and_path is None:
         message = f"{folder} has no image processor: {SETTINGS_FILE} not found, nor one in {NESTED_FILE}"
@@ -89,10 +85,6 @@ def read_file(path: Path) -> dict[str, Any]:
 def channels_of_model(folder: Path, files: Mapping[str, bytes]) -> int | None:
     """The number of channels that the model of a folder takes; None where there is no config.json of a model.
 
-    Args:
-        folder: for messages.
-        files: see `read_files`.
-
     Raises:
         InputError: the file is not JSON, or the number is not 1, 3 or 4.
     """
@@ -108,11 +100,7 @@ def channels_of_model(folder: Path, files: Mapping[str, bytes]) -> int | None:
 
 
 def note_unknown_settings(files: Mapping[str, bytes]) -> None:
-    """Log the keys that the classes do not have in transformers, which have no effect there or here.
-
-    Args:
-        files: the content of a checkpoint's processor files, by name, which could be read.
-    """
+    """Log the keys that the classes do not have in transformers, which have no effect there or here."""
     for name, content in files.items():
         settings = json.loads(content)
         settings = settings.get("image_processor") if name == NESTED_FILE else settings

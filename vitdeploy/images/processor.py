@@ -89,9 +89,7 @@ class ImageProcessor:
     def from_pretrained(cls, folder: str | os.PathLike[str], *, num_channels: int | None = None) -> ImageProcessor:
         """Read a model folder's preprocessor_config.json, or processor_config.json where that holds the settings.
 
-        Args:
-            folder: with that file.
-            num_channels: of the model; by default that of the config.json in the folder.
+        The number of channels is by default that of the config.json in the folder.
 
         Raises:
             InputError: there is no such file, or it asks for something that cannot be done exactly.
@@ -100,16 +98,7 @@ class ImageProcessor:
 
     @classmethod
     def from_files(cls, folder: Path, files: Mapping[str, bytes], *, num_channels: int | None = None) -> ImageProcessor:
-        """`from_pretrained`, of files that were read already.
-
-        Args:
-            folder: where the files lie, for messages.
-            files: see `vitdeploy.images.preprocessor_files.read_files`.
-            num_channels: as for `from_pretrained`.
-
-        Raises:
-            InputError: as there.
-        """
+        """`from_pretrained`, of files that `vitdeploy.images.preprocessor_files.read_files` has read."""
         config, path = read_settings(folder, files)
         if num_channels is None:
             num_channels = channels_of_model(folder, files)

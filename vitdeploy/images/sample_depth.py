@@ -26,10 +26,6 @@ _WHITE_IS_ZERO, _UNCOMPRESSED, _SEPARATE_PLANES, _SIGNED = 0, 1, 2, 2
 def check_samples(image: Image.Image, name: str) -> None:
     """Refuse a TIFF file of samples that have no fixed range, or that Pillow reads as something else.
 
-    Args:
-        image: as Pillow opened it, not decoded yet.
-        name: of the image in messages.
-
     Raises:
         ImageError: samples are signed (Pillow reads those of 8 bits as unsigned), or have 16 bits in uncompressed
             planes (of which Pillow 13 takes every byte for a sample).

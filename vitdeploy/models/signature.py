@@ -204,12 +204,6 @@ def output_specs(
 ) -> tuple[TensorSpec, ...]:
     """The model's outputs.
 
-    Args:
-        model: the model.
-        outputs: see `output_names`.
-        dynamic_image_size: whether the number of tokens is free.
-        io_dtype: their type.
-
     Raises:
         UsageError: there is no such output.
     """

@@ -59,9 +59,7 @@ def lacking(exc: BaseException) -> str | None:
 def check_exhaustion(exc: BaseException, doing: str) -> None:
     """Raise ExhaustedError where a library failed for want of a resource, before its error is called another's fault.
 
-    Args:
-        exc: the library's error.
-        doing: a phrase for the message, such as "loading model.onnx".
+    `doing` is a phrase for the message, such as "loading model.onnx".
     """
     resource = lacking(exc)
     if resource is not None:

@@ -39,8 +39,8 @@ def check(what: str, result: tuple[Any, ...]) -> Any:
     """The result of a call of the CUDA runtime: none, one value, or several.
 
     Args:
-        what: what was to be done, such as "reserve device memory".
-        result: what the call gave.
+        what: the action, such as "reserve device memory".
+        result: of the call.
 
     Raises:
         DeviceError: it failed.

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: which there are, how they are imported, and where what they say goes."""
+"""TensorRT and TensorRT-RTX: the table of libraries, their import, and their logger."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Library(NamedTuple):
 
     Attributes:
         package: its import name.
-        instead: what to do where it, or the GPU that it needs, is not to be had.
+        instead: advice where it, or a GPU for it, is absent.
     """
 
     package: str
@@ -36,7 +36,7 @@ def load_library(name: str, what: str) -> Any:
 
     Args:
         name: of `LIBRARIES`.
-        what: what needs it, such as "the tensorrt backend".
+        what: the feature that needs it, such as "the tensorrt backend".
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -64,7 +64,7 @@ def make_logger(trt: Any, file: TextIO | None = None) -> Any:
     """A logger that writes what the library says to a file, and keeps its errors, a line each, in `errors`.
 
     An exception cannot pass through the library, which may hold a lock: that the file cannot be written is told in
-    `lost`, and what is said after it was closed goes nowhere.
+    `lost`, and messages after it was closed are dropped.
     """
 
     class FileLogger(trt.ILogger):  # type: ignore[misc]  # the base is known when the library is

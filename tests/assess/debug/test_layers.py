@@ -115,7 +115,7 @@ def test_a_channel_of_large_values_hides_no_fault(tmp_path: Path) -> None:
 
 def test_an_artifact_that_gives_hidden_states(tmp_path: Path) -> None:
     outputs = ["logits", "hidden_states", "attentions.1"]
-    bundle = export_all(default_checkpoint(), outputs=outputs, output=tmp_path / "out")
+    bundle = export_all(default_checkpoint(), graph=vitdeploy.GraphOptions(outputs=outputs), output=tmp_path / "out")
     comparison = compare_layers(bundle)
     assert comparison.status == "passed"
     for result in comparison.results:

@@ -13,6 +13,7 @@ import pytest
 from bundles import write_bundle
 from PIL import Image
 from raising import raises
+from stub_runtime import StubRuntime
 from told import Told
 
 from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
@@ -23,7 +24,6 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, DeviceError, ImageError, InputError, UsageError
 from vitdeploy.runtimes import BACKENDS, Backend
-from vitdeploy.runtimes.base import Runtime
 from vitdeploy.runtimes.pytorch import PyTorchRuntimeOptions
 from vitdeploy.specs import Task, TensorSpec
 
@@ -37,7 +37,7 @@ IMAGES = {"cat": [0, 10, 200], "dog": [128, 120], "newt": [255, 130]}
 WRONG = ("cat/2.png", "newt/1.png")
 
 
-class Brightness(Runtime):
+class Brightness(StubRuntime):
     """Classifies an image by its mean; of one with a mean of 40, it makes nothing finite; at 99 it fails."""
 
     backend = "brightness"
@@ -55,10 +55,6 @@ class Brightness(Runtime):
     def from_bundle(cls, bundle: Bundle, options: Any, *, precision: str, device: str) -> Brightness:
         return cls()
 
-    @classmethod
-    def probe(cls) -> dict[str, str | None]:
-        raise NotImplementedError
-
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         mean = (feeds["pixel_values"].mean(axis=(1, 2, 3)) + 1) * 127.5  # (N,)
         self.batches.append(len(mean))
@@ -67,8 +63,6 @@ class Brightness(Runtime):
         if (np.abs(mean - 99) < 1).any():
             raise DeviceError("memory ran out")
         return {"logits": logits}
-
-    def _close(self) -> None: ...
 
 
 class Constant(Brightness):

@@ -11,6 +11,7 @@ from PIL import Image
 from raising import raises
 from scipy.stats import binomtest
 from sklearn.metrics.pairwise import paired_cosine_distances
+from stub_runtime import StubRuntime
 
 from vitdeploy.assess.data.image_set import ImageSet
 from vitdeploy.assess.metrics.accuracy import Accuracy
@@ -23,7 +24,6 @@ from vitdeploy.exporting.quantization.cosine_target import CosineTarget, LowestC
 from vitdeploy.exporting.quantization.top1_target import Top1Target
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
-from vitdeploy.runtimes.base import Runtime
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.progress import SILENT
 
@@ -31,18 +31,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from typing_extensions import Self
+    from vitdeploy.runtimes.base import Runtime
 
-    from vitdeploy.bundle.bundle import Bundle
 
 PROCESSOR = ImageProcessor(size=Size(4, 4))
 WIDTH = 6
 
 
-class Vectors(Runtime):
+class Vectors(StubRuntime):
     """Gives for each image, all of one shade, the vector at its shade, in `pooler_output` and the CLS token."""
-
-    backend = "test"
 
     def __init__(self, pooled: np.ndarray, tokens: np.ndarray | None = None) -> None:
         super().__init__()
@@ -57,17 +54,6 @@ class Vectors(Runtime):
         shade = np.rint((feeds["pixel_values"][:, 0, 0, 0] + 1) * 127.5).astype(int)  # (N,)
         cls = self.tokens[shade]
         return {"pooler_output": self.pooled[shade], "last_hidden_state": np.stack([cls, np.zeros_like(cls)], axis=1)}
-
-    def _close(self) -> None:
-        pass
-
-    @classmethod
-    def from_bundle(cls, bundle: Bundle, options: Any, *, precision: str, device: str) -> Self:
-        raise NotImplementedError
-
-    @classmethod
-    def probe(cls) -> dict[str, str | None]:
-        raise NotImplementedError
 
 
 @pytest.fixture

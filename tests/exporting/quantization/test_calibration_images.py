@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
+from stub_runtime import StubRuntime
 from told import Told
 
 from vitdeploy.assess.data.image_set import ImageSet, open_images
@@ -15,7 +16,6 @@ from vitdeploy.errors import ImageError, InputError
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
-from vitdeploy.runtimes.base import Runtime
 from vitdeploy.specs import PixelFormat, PixelStage, TensorSpec
 from vitdeploy.system.progress import SILENT
 
@@ -23,18 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from typing_extensions import Self
-
-    from vitdeploy.bundle.bundle import Bundle
 
 PROCESSOR = ImageProcessor(size=Size(8, 8))
 BYTES = PixelFormat(PixelStage.RESIZED, "nhwc", "uint8")
 
 
-class Answers(Runtime):
+class Answers(StubRuntime):
     """Gives the mean color of an image, and something that is added to it."""
-
-    backend = "test"
 
     def __init__(self, add: list[float], output: str = "logits", pixels: PixelFormat = PixelFormat()) -> None:  # noqa: B008
         super().__init__()
@@ -48,17 +43,6 @@ class Answers(Runtime):
         if pixels.shape[-1] == 3:
             pixels = pixels.transpose(0, 3, 1, 2) / 127.5 - 1
         return {self.outputs[0].name: pixels.mean(axis=(2, 3)) + self._add}
-
-    def _close(self) -> None:
-        pass
-
-    @classmethod
-    def from_bundle(cls, bundle: Bundle, options: Any, *, precision: str, device: str) -> Self:
-        raise NotImplementedError
-
-    @classmethod
-    def probe(cls) -> dict[str, str | None]:
-        raise NotImplementedError
 
 
 @pytest.fixture
