@@ -26,12 +26,7 @@ EXPORT_AGAIN = "export the bundle again"
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A folder and its manifest.
-
-    Attributes:
-        path: the folder.
-        manifest: the record of its files and artifacts.
-    """
+    """A folder, and the record of its files and artifacts."""
 
     path: Path
     manifest: Manifest
@@ -39,11 +34,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Read the manifest in `path`; the other files are verified when they are used.
-
-        Raises:
-            BundleError: there is no bundle at `path`, or its manifest is corrupt.
-        """
+        """Read the manifest in `path`, or raise BundleError; the other files are verified when they are used."""
         folder = Path(path)
         try:
             exists = (folder / MANIFEST).exists()
@@ -107,11 +98,7 @@ class Bundle:
         return any(isinstance(axis, str) for axis in axes)
 
     def artifact(self, format: str, precision: str) -> Artifact:  # noqa: A002  (the manifest's word)
-        """The artifact of that format and precision.
-
-        Raises:
-            UsageError: the bundle has none.
-        """
+        """The artifact of that format and precision; raises UsageError if the bundle has none."""
         for artifact in self.manifest.artifacts:
             if (artifact.format, artifact.precision) == (format, precision):
                 return artifact
@@ -163,11 +150,7 @@ class Bundle:
             yield tuple(file.file for file in files)
 
     def read(self, record: FileRecord, most_bytes: int | None = None) -> bytes:
-        """The verified content of a file, of at most `most_bytes`.
-
-        Raises:
-            BundleError: as `opened`, or it has more.
-        """
+        """The verified content of a file, of at most `most_bytes`; raises BundleError as `opened`, or it has more."""
         if most_bytes is not None and record.size_bytes > most_bytes:
             path, size = self.path / record.path, record.size_bytes
             message = f"{path} has {size:,} bytes; at most {most_bytes:,} are read"

@@ -28,11 +28,7 @@ _READABLE = (2, SCHEMA_VERSION)  # 2 does not say where the image processor came
 
 
 def parse_manifest(data: Mapping[str, Any], file: Path = Path(MANIFEST)) -> Manifest:
-    """Read what `Manifest.to_dict` gives.
-
-    Args:
-        data: parsed JSON.
-        file: where it was read, for messages.
+    """Read what `Manifest.to_dict` gives; `file` is named in errors.
 
     Raises:
         BundleError: a key is missing or has a wrong value, or the schema is a newer one; `what` is the key, such as

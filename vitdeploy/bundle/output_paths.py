@@ -172,11 +172,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _named_in(table: Path, outputs: Mapping[_Identity, _Output]) -> Iterator[Path]:
-    """The files that the cells of a .csv or .tsv file name; none after a row that its reader will refuse.
-
-    Raises:
-        InputError: it is too large to be read.
-    """
+    """The files that a table's cells name, up to a row that its reader will refuse; InputError if it is too large."""
     if not outputs or table.suffix.lower() not in SEPARATORS:
         return
     seen: set[str] = set()

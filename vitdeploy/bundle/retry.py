@@ -38,11 +38,7 @@ def retry_if_changed(function: F) -> F:
 
 @retry_if_changed
 def open_verified(path: str | os.PathLike[str]) -> Bundle:
-    """A bundle of which every file that the manifest names was checked.
-
-    Raises:
-        BundleError: as `Bundle.open` and `Bundle.verify`.
-    """
+    """A bundle whose files were all checked; raises BundleError as `Bundle.open` and `Bundle.verify`."""
     bundle = Bundle.open(path)
     bundle.verify()
     return bundle

@@ -110,11 +110,7 @@ def _zip_kind(path: Path) -> str:
 
 
 def file_advice(path: Path) -> str:
-    """The error for a file that is named as a model.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """The error for a file that is named as a model; raises OSError if it cannot be read."""
     if is_lfs_pointer(path):
         return lfs_advice(path)
     kind = file_kind(path)

@@ -43,11 +43,7 @@ def array_header(
 
 
 def read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
-    """An array whose header was checked by `array_header`.
-
-    Raises:
-        Exception: of any kind, where its bytes are damaged.
-    """
+    """An array whose header `array_header` checked; raises an Exception of any kind where its bytes are damaged."""
     with archive.open(f"{key}.npy") as file:
         array: np.ndarray = npy.read_array(file, allow_pickle=False)
     return array

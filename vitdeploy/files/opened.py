@@ -38,12 +38,7 @@ class FileChangedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class OpenedFile:
-    """A file under two names.
-
-    Attributes:
-        path: its place, for messages.
-        handle: the path that a library opens: of the descriptor that was hashed, or else `path`.
-    """
+    """The place of a file, for messages, and the path that a library opens: of the hashed descriptor, or the place."""
 
     path: Path
     handle: str
@@ -172,11 +167,7 @@ def descriptor_path(descriptor: int) -> str | None:
 
 @contextlib.contextmanager
 def opened_folder(folder: Path) -> Iterator[Path]:
-    """A path of a folder that leads to the same one during the block, where the system has such paths.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
+    """A path of a folder that leads to the same one during the block, where the system has such paths."""
     if not hasattr(os, "O_DIRECTORY"):
         yield folder
         return

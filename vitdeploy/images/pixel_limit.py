@@ -80,13 +80,7 @@ def check_resized_count(width: int, height: int, of_pixels: int, name: str) -> N
 
 
 class EmbeddedSide(NamedTuple):
-    """A side of an image that a graph resizes by itself, in pixels.
-
-    Attributes:
-        length: of the decoded image.
-        resized: of the resized image.
-        crop: of the crop.
-    """
+    """A side of an image that a graph resizes by itself: pixels of the decoded image, the resized one and the crop."""
 
     length: int
     resized: int

@@ -235,11 +235,7 @@ def json_size(size: tuple[int, int]) -> int | list[int]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: the file is absent, unreadable or holds no JSON object.
-    """
+    """Read a JSON object; raises CheckpointError if the file is absent, unreadable or holds no JSON object."""
     try:
         content = read_regular(path)
     except OSError as exc:

@@ -196,11 +196,7 @@ def output_specs(
     dynamic_image_size: bool = False,
     io_dtype: str = "float32",
 ) -> tuple[TensorSpec, ...]:
-    """The model's outputs.
-
-    Raises:
-        UsageError: there is no such output.
-    """
+    """The model's outputs; raises UsageError if there is no such output."""
     head, config = _head_outputs(model), model.config
     tokens = _TOKENS_AXIS if dynamic_image_size else config.num_prefix_tokens + config.num_patches
     shapes: dict[str, tuple[int | str, ...]] = {

@@ -83,11 +83,7 @@ def unwrapped(name: str) -> str:
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write safetensors; the same tensors give the same bytes.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write safetensors; the same tensors give the same bytes."""
     path.touch()
     mode = path.stat().st_mode
     try:
