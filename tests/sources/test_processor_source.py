@@ -61,7 +61,7 @@ def transformers_processor(folder: Path, **changes: Any) -> Any:
 
 
 def pixels(folder: Path, **changes: Any) -> np.ndarray:
-    """What transformers makes of a photograph."""
+    """The pixels that transformers computes from a photograph."""
     with Image.open(CHINA) as image:
         found: np.ndarray = transformers_processor(folder, **changes)(image, return_tensors="np")["pixel_values"]
     return found
@@ -150,7 +150,7 @@ def test_with_a_processor_it_is_as_accurate_as_ever(
 
 
 def test_the_defaults_of_the_class_would_be_less_accurate(lost: Path, answers: dict[str, str], tmp_path: Path) -> None:
-    """What a made-up processor costs here: the reason for the refusal, and for the numbers above."""
+    """The error of an assumed processor here: the reason for the refusal, and for the numbers above."""
     defaults = ProcessorOptions(image_mean=0.5, image_std=0.5, size=32, resample="bilinear")
     vitdeploy.export(lost, output=tmp_path / "out", source=vitdeploy.SourceOptions(processor=defaults))
     evaluation = vitdeploy.evaluate(tmp_path / "out", data=held_out_images(), backends=["onnxruntime:fp32"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.number_options import BATCH_SIZE, number_or_text
+from vitdeploy.cli.number_options import BATCH_SIZE
 from vitdeploy.cli.output import (
     PATH,
     TerminalProgress,
@@ -84,7 +84,7 @@ def gate(
     from vitdeploy.assess.gate.gate import gate as gate_bundle
     from vitdeploy.assess.gate.rules import GateRules, Rules, read_rules
 
-    given = {name: number_or_text(value) for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in flags.items() if value is not None}
     of_flags = Rules.from_dict(given, "the flags")
     held = (GateRules() if rules is None else read_rules(rules)).with_(of_flags)
     with TerminalProgress("images") as progress:

@@ -206,7 +206,7 @@ class Adapter:
         return resolve(self.config.base, **{**self.hub_options, "revision": revision})
 
     def _stated_config(self) -> dict[str, Any]:
-        """What the config.json beside an adapter that is alone says."""
+        """The config.json beside an adapter that has no weights beside it."""
         path = self.files.folder / "config.json"
         return read_json(path) if self.is_alone and path.exists() else {}
 

@@ -60,7 +60,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class _Content:
-    """What a source of any layout holds, in transformers' words.
+    """The content of a checkpoint of any layout, with transformers' names.
 
     Attributes:
         config: the content of `config.json`.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import decimal
 import numbers
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import UsageError, shown
 
 if TYPE_CHECKING:
+    import decimal
     from collections.abc import Callable
 
 
@@ -18,6 +18,8 @@ class Share(float):
 
 def in_percent(share: float) -> float:
     """The share times 100, to the digit: 7 for 0.07."""
+    import decimal  # here, since most commands read no share
+
     return float(decimal.Decimal(repr(float(share))) * 100)
 
 
@@ -52,12 +54,7 @@ def read_drop(value: object, what: str, *, none: bool = True) -> Share:
         UsageError: it is none, or ambiguous.
     """
     number = _number(value)
-    if (
-        number is not None
-        and not _is_percent(value)
-        and not isinstance(value, Share)
-        and decimal.Decimal("0.1") <= number < 1
-    ):
+    if number is not None and not _is_percent(value) and not isinstance(value, Share) and 1 <= 10 * number < 10:
         raise UsageError(
             f"{what} {_plain(number)} is ambiguous",
             what=what,
@@ -79,6 +76,8 @@ def read_tolerance(value: object) -> Share:
 
 def _number(value: object) -> decimal.Decimal | None:
     """The number that a value or a text is, a percent sign left out; None for others, and where it is not finite."""
+    import decimal
+
     if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
         return None
     try:

@@ -39,7 +39,7 @@ _MOST = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """What an adapter_config.json says.
+    """The content of an adapter_config.json.
 
     Attributes:
         base: the Hub id or path of the model that the adapter was trained on; empty where it is not said.

@@ -41,7 +41,7 @@ _DEFAULT_SIZE = 224  # of timm's constructors, pixels on both sides
 
 @dataclasses.dataclass(frozen=True)
 class TimmConfig:
-    """What a config.json says of a model.
+    """The settings of a timm model, by its config.json.
 
     Attributes:
         beit: whether it is a BEiT.
