@@ -70,9 +70,9 @@ def test_everything_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     hashed: list[str] = []
     real, verified = open_recorded, VerifiedFile
 
-    def counted(bundle: Bundle, backend: str, *, precision: str = "fp32", **options: Any) -> Runtime:
+    def counted(bundle: Bundle, backend: str, *options: Any, precision: str = "fp32", **more: Any) -> Runtime:
         opened.append((backend, precision))
-        return real(bundle, backend, precision=precision, **options)
+        return real(bundle, backend, *options, precision=precision, **more)
 
     def hashing(path: Path, *args: Any, **options: Any) -> VerifiedFile:
         hashed.append(path.name)
