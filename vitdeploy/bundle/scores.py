@@ -58,7 +58,7 @@ def default_problem_type(num_labels: int) -> ProblemType:
 
 
 def problem_type_of(task: str, config: Mapping[str, Any]) -> ProblemType:
-    """As `stated_problem_type`, or its default; logits of other tasks are over classes, such as BEiT's visual tokens."""
+    """As `stated_problem_type`, or its default; those of other tasks are over classes, such as BEiT's visual tokens."""
     if task != Task.CLASSIFICATION:
         return ProblemType.SINGLE_LABEL
     return stated_problem_type(config) or default_problem_type(len(class_names(config)))

@@ -234,7 +234,7 @@ def _limit_folders(root: str, memberships: str) -> tuple[tuple[str, int], ...]:
 
 
 def _folders_up(mounts: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
-    """The folders of a cgroup `path` and of all above it, in every mount (the cgroup at its top, its folder) with them."""
+    """The folders of a cgroup and of all above it, in every mount (the cgroup at its top, its folder) that has them."""
     names = _names(path)
     if names[:1] == [".."]:  # not in its namespace, so that the mounts show others
         return
