@@ -88,6 +88,7 @@ PLACES = {
 def names_in(content: bytes | bytearray) -> set[str]:
     with tempfile.TemporaryFile() as file:
         file.write(content)
+        file.seek(0)  # which flushes it, too
         return external_names(file)
 
 
