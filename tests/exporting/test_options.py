@@ -192,7 +192,8 @@ def test_a_percentage_and_its_share_are_the_same(kind: Any, value: Any, limit: f
         (MinCosine, 98, "write 98% or 0.98"), (MaxDrop, -1, None), (MaxDrop, "100%", None), (MaxDrop, 100, None),
         (MaxDrop, math.nan, None), (MaxDrop, True, None), (MaxDrop, "1%%", None), (MaxDrop, "%", None),
         (MinAgreement, 0, None), (MinAgreement, "101%", None), (MinCosine, 1, None), (MinCosine, "nan%", None),
-        (MinCosine, None, None), (MinAgreement, "9" * 400, None), (MinAgreement, 10**400, None), (MaxDrop, 1, "write 1%"),
+        (MinCosine, None, None), (MinAgreement, "9" * 400, None), (MinAgreement, 10**400, None),
+        (MaxDrop, 1, "write 1%"),
     ],
 )  # fmt: skip
 def test_a_number_that_is_no_share_is_refused_with_the_right_forms(kind: Any, value: Any, forms: str | None) -> None:
