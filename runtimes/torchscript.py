@@ -82,14 +82,7 @@ class TorchScriptRuntime(TorchRuntime):
         }
 
     @classmethod
-    def from_bundle(
-        cls,
-        bundle: Bundle,
-        options: TorchScriptRuntimeOptions,
-        *,
-        precision: str,
-        device: str,
-    ) -> Self:
+    def from_bundle(cls, bundle: Bundle, options: TorchScriptRuntimeOptions, *, precision: str, device: str) -> Self:
         with bundle.opened_artifact(bundle.artifact("torchscript", precision)) as (file, *_):
             return cls(file, options, device=device)
 

@@ -21,14 +21,7 @@ from vitdeploy.files.regular_file import read_regular
 from vitdeploy.specs import Precision
 from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.gpu import find_gpu
-from vitdeploy.trt.library import (
-    LIBRARIES,
-    compiles_on_target,
-    load_library,
-    make_builder,
-    make_logger,
-    network_flags,
-)
+from vitdeploy.trt.library import LIBRARIES, compiles_on_target, load_library, make_builder, make_logger, network_flags
 from vitdeploy.trt.options import BATCH, EngineOptions, colons
 
 if TYPE_CHECKING:

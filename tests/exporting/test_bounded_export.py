@@ -20,15 +20,7 @@ from safetensors.numpy import load_file, save_file
 from told import Told
 
 import vitdeploy
-from vitdeploy import (
-    Calibration,
-    GraphOptions,
-    MaxDrop,
-    MinAgreement,
-    Quantization,
-    ValidationOptions,
-    VitDeployError,
-)
+from vitdeploy import Calibration, GraphOptions, MaxDrop, MinAgreement, Quantization, ValidationOptions, VitDeployError
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli.export import export as export_command
@@ -85,11 +77,7 @@ def bound(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[B
     steps: list[str] = []
     output = tmp_path_factory.mktemp("bound") / "out"
     return vitdeploy.export(
-        checkpoint,
-        output=output,
-        progress=Told(steps.append),
-        quantization=naive(accuracy=MinAgreement(1.0)),
-        **INT8,
+        checkpoint, output=output, progress=Told(steps.append), quantization=naive(accuracy=MinAgreement(1.0)), **INT8
     ), steps
 
 
@@ -238,10 +226,7 @@ def test_all_that_could_be_in_8_bits_is_kept(bound: tuple[Bundle, list[str]], tm
     names = list(quantizable_names(bound[0]))
     with raises(UsageError, what="keep_fp32", found=tuple(names)):
         vitdeploy.export(
-            default_checkpoint(),
-            output=tmp_path / "out",
-            precision="int8",
-            graph=GraphOptions(keep_fp32=names),
+            default_checkpoint(), output=tmp_path / "out", precision="int8", graph=GraphOptions(keep_fp32=names)
         )
 
 
@@ -263,11 +248,7 @@ def test_what_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     bounded = Quantization(Calibration(held_out_images(), count=8), accuracy=MinAgreement(1))
     with raises(CheckFailedError, what="accuracy", expected="min_agreement 1", found=re.compile(r"of 8\)")):
         vitdeploy.export(
-            checkpoint,
-            precision="int8",
-            output=tmp_path / "out",
-            progress=Told(steps.append),
-            quantization=bounded,
+            checkpoint, precision="int8", output=tmp_path / "out", progress=Told(steps.append), quantization=bounded
         )
     assert sum(step.startswith("run ") for step in steps) == 5  # none, one, two, four and five layers
     assert not (tmp_path / "out").exists()

@@ -198,12 +198,7 @@ def _broken(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 
 @pytest.mark.parametrize(
     ("how", "options"),
-    [
-        ("scale", {}),
-        ("scale", {"accuracy": MinCosine(0.9)}),
-        ("clip", {}),
-        ("clip", {"source": SourceOptions()}),
-    ],
+    [("scale", {}), ("scale", {"accuracy": MinCosine(0.9)}), ("clip", {}), ("clip", {"source": SourceOptions()})],
     ids=str,
 )
 def test_what_is_broken_is_refused(

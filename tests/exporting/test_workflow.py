@@ -97,17 +97,11 @@ def test_half_precision_weights_become_a_float32_repository(
 def test_out_of_tolerance_is_a_failed_export(tmp_path: Path) -> None:
     with raises(CheckFailedError, what="logits", where="onnx-fp32", expected=1e-12) as caught:
         vitdeploy.export(
-            output=tmp_path / "out",
-            source=RANDOM,
-            validation=vitdeploy.ValidationOptions(tolerance=1e-12),
+            output=tmp_path / "out", source=RANDOM, validation=vitdeploy.ValidationOptions(tolerance=1e-12)
         )
     assert list(tmp_path.iterdir()) == []
     passing = float(str(caught.value.found))
-    vitdeploy.export(
-        output=tmp_path / "out",
-        source=RANDOM,
-        validation=vitdeploy.ValidationOptions(tolerance=passing),
-    )
+    vitdeploy.export(output=tmp_path / "out", source=RANDOM, validation=vitdeploy.ValidationOptions(tolerance=passing))
 
 
 def test_given_images_are_what_is_compared(bundle: Bundle, tmp_path: Path) -> None:
@@ -115,9 +109,7 @@ def test_given_images_are_what_is_compared(bundle: Bundle, tmp_path: Path) -> No
 
     folder = os.path.dirname(load_sample_images().filenames[0])  # noqa: PTH120  (a string on purpose)
     given = vitdeploy.export(
-        output=tmp_path / "out",
-        source=RANDOM,
-        validation=vitdeploy.ValidationOptions(images=folder),
+        output=tmp_path / "out", source=RANDOM, validation=vitdeploy.ValidationOptions(images=folder)
     )
     (made,), (proven) = bundle.manifest.artifacts, given.manifest.artifacts[0]
     assert (made.validation["images"], proven.validation["images"]) == ("synthetic", "given")

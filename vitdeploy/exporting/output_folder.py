@@ -15,10 +15,7 @@ _SUFFIX = "-vitdeploy"
 
 
 def place_of(
-    output: str | os.PathLike[str] | None,
-    model: str | Path | None,
-    random_weights: str | None,
-    seed: int,
+    output: str | os.PathLike[str] | None, model: str | Path | None, random_weights: str | None, seed: int
 ) -> Path:
     """The folder of the bundle, absolute, which has been checked for use.
 

@@ -186,21 +186,14 @@ def test_the_artifact_names_its_places(tmp_path: Path) -> None:
         "quantization": vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=16), smooth_quant=0.5),
         "validation": vitdeploy.ValidationOptions(tolerance=9),
     }
-    bundle = vitdeploy.export(
-        checkpoint,
-        output=tmp_path / "out",
-        **how,
-    )
+    bundle = vitdeploy.export(checkpoint, output=tmp_path / "out", **how)
     (artifact,) = bundle.manifest.artifacts
     assert artifact.options["smooth_quant_places"] == ["attention", "layer_norm", "mlp"]
     multiplied = _multiplied(bundle)
     assert len(multiplied) == 2
     second = [value for mul in multiplied for quantize, _ in mul.outputs[0].uses() for value in _products(quantize)]
     bundle = vitdeploy.export(
-        checkpoint,
-        output=tmp_path / "kept",
-        graph=vitdeploy.GraphOptions(keep_fp32=second),
-        **how,
+        checkpoint, output=tmp_path / "kept", graph=vitdeploy.GraphOptions(keep_fp32=second), **how
     )
     (artifact,) = bundle.manifest.artifacts
     assert artifact.options["float32_nodes"] == second

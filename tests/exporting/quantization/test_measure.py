@@ -78,11 +78,7 @@ def test_the_ranges_of_inputs_and_results(tmp_path: Path) -> None:
     model = graph()
     found = ranges(Runner(), folder=tmp_path / "made", made=model)
     x = np.concatenate(IMAGES)
-    assert found == {
-        "x": Range(x.min(), x.max()),
-        "a": Range(2 * x.min(), 2 * x.max()),
-        "y": Range(0, 2 * x.max()),
-    }
+    assert found == {"x": Range(x.min(), x.max()), "a": Range(2 * x.min(), 2 * x.max()), "y": Range(0, 2 * x.max())}
     assert operators(model) == {"Mul": 1, "Relu": 1}, "the graph stays as it is"
     assert list((tmp_path / "made").iterdir()) == []
 
@@ -249,11 +245,7 @@ def test_a_histogram_takes_one_pass_over_each_part(tmp_path: Path) -> None:
     assert [part.runs for part in parts] == [1, 1]
 
 
-@pytest.mark.parametrize(
-    "bound",
-    [None, vitdeploy.MinCosine(0.999)],
-    ids=["no bound", "bound"],
-)
+@pytest.mark.parametrize("bound", [None, vitdeploy.MinCosine(0.999)], ids=["no bound", "bound"])
 @pytest.mark.parametrize(
     ("options", "passes"),
     [

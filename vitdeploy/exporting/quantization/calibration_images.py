@@ -63,12 +63,7 @@ class CalibrationImages:
 
     @classmethod
     def open(
-        cls,
-        path: str | os.PathLike[str],
-        processor: ImageProcessor,
-        limit: int | None,
-        seed: int,
-        progress: Progress,
+        cls, path: str | os.PathLike[str], processor: ImageProcessor, limit: int | None, seed: int, progress: Progress
     ) -> CalibrationImages:
         """The images whose SHA-256 of seed and name comes first.
 
