@@ -20,7 +20,16 @@ from safetensors.numpy import load_file, save_file
 from told import Told
 
 import vitdeploy
-from vitdeploy import Calibration, GraphOptions, MaxDrop, MinAgreement, Quantization, ValidationOptions, VitDeployError
+from vitdeploy import (
+    Calibration,
+    GraphOptions,
+    MaxDrop,
+    MinAgreement,
+    Quantization,
+    SourceOptions,
+    ValidationOptions,
+    VitDeployError,
+)
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli.export import export as export_command
@@ -267,7 +276,7 @@ def test_a_bound_that_nothing_can_measure(
     tmp_path: Path, accuracy: Any, task: str | None, data: str | None, error: type[VitDeployError]
 ) -> None:
     bounded = Quantization(Calibration(held_out_images(), count=16), accuracy=accuracy, accuracy_data=data)
-    source = vitdeploy.SourceOptions(task=task)
+    source = SourceOptions(task=task)
     with raises(error):
         vitdeploy.export(
             default_checkpoint(), output=tmp_path / "out", precision="int8", quantization=bounded, source=source

@@ -18,7 +18,7 @@ from sklearn.metrics.pairwise import paired_cosine_distances
 from sklearn.neighbors import NearestNeighbors
 
 import vitdeploy
-from vitdeploy import Calibration, MinCosine, Quantization, SourceOptions
+from vitdeploy import Calibration, GraphOptions, MinCosine, Quantization, SourceOptions, ValidationOptions
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.cli.compare import compare as compare_command
 from vitdeploy.cli.export import export as export_command
@@ -86,10 +86,10 @@ def test_a_bound_holds_on_images_that_no_search_saw(bounded: Bundle, checkpoint:
         checkpoint,
         precision="int8",
         output=tmp_path / "fewer",
-        graph=vitdeploy.GraphOptions(keep_fp32=artifact.options["float32_nodes"][1:]),
+        graph=GraphOptions(keep_fp32=artifact.options["float32_nodes"][1:]),
         quantization=NAIVE,
         source=FEATURES,
-        validation=vitdeploy.ValidationOptions(tolerance=9.0),
+        validation=ValidationOptions(tolerance=9.0),
     )
     cosines = 1 - paired_cosine_distances(*tokens(without_one, parts.choice.images.names))
     assert np.percentile(cosines, 5) < found["aim"]
@@ -130,7 +130,7 @@ def far(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         checkpoint,
         output=output,
         source=FEATURES,
-        validation=vitdeploy.ValidationOptions(tolerance=9),
+        validation=ValidationOptions(tolerance=9),
         precision="int8",
         quantization=NAIVE,
     )

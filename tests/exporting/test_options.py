@@ -93,9 +93,8 @@ def test_a_value_that_an_option_cannot_have(kind: Any, name: str, value: Any) ->
      ((8, 8), (8, 4), (8, 8))],
 )  # fmt: skip
 def test_an_image_size_that_is_none(size: Any) -> None:
-    with pytest.raises(UsageError) as caught:
+    with raises(UsageError, what="image_size"):
         GraphOptions(image_size=size)
-    assert caught.value.what == "image_size"
 
 
 @pytest.mark.parametrize(
@@ -115,9 +114,8 @@ def test_an_image_size_that_is_none(size: Any) -> None:
     ids=str,
 )
 def test_options_that_do_not_go_together(kind: Any, options: dict[str, Any], what: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with raises(UsageError, what=what):
         kind(**options)
-    assert caught.value.what == what
 
 
 @pytest.mark.parametrize(
@@ -152,9 +150,8 @@ def test_options_that_do_not_go_together(kind: Any, options: dict[str, Any], wha
 )
 def test_options_that_are_not_for_a_format_or_a_precision(given: dict[str, Any], what: str) -> None:
     arguments = {"to": "onnx", "precision": "fp32", "graph": GraphOptions(), "quantization": None, "engine": None}
-    with pytest.raises(UsageError) as caught:
+    with raises(UsageError, what=what):
         spec_of(**{**arguments, **given})
-    assert caught.value.what == what
 
 
 @pytest.mark.parametrize(

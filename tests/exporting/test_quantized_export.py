@@ -20,7 +20,7 @@ from compiler import build_engine
 from raising import raises
 
 import vitdeploy
-from vitdeploy import Calibration, GraphOptions, Quantization, VitDeployError
+from vitdeploy import Calibration, GraphOptions, Quantization, ValidationOptions, VitDeployError
 from vitdeploy.assess.debug.bisection import bisect
 from vitdeploy.assess.inspection.inspection import inspect_artifact
 from vitdeploy.assets import default_checkpoint, held_out_images
@@ -146,7 +146,7 @@ def test_nodes_that_are_kept_by_bisect(bundles: dict[str, Bundle], tmp_path: Pat
     assert result.error <= result.tolerance < before.error
     kept = [node.name for node in result.kept]
     again = vitdeploy.export(
-        default_checkpoint(), output=tmp_path / "out", graph=vitdeploy.GraphOptions(keep_fp32=kept), **KINDS[name]
+        default_checkpoint(), output=tmp_path / "out", graph=GraphOptions(keep_fp32=kept), **KINDS[name]
     )
     (artifact,) = again.manifest.artifacts
     assert artifact.options["float32_nodes"] == kept
@@ -156,10 +156,7 @@ def test_nodes_that_are_kept_by_bisect(bundles: dict[str, Bundle], tmp_path: Pat
 def test_a_node_that_is_not_quantized_cannot_be_kept(tmp_path: Path) -> None:
     with raises(UsageError, what="keep_fp32", found=("logits",)):
         vitdeploy.export(
-            default_checkpoint(),
-            precision="int8",
-            output=tmp_path / "out",
-            graph=vitdeploy.GraphOptions(keep_fp32=["logits"]),
+            default_checkpoint(), precision="int8", output=tmp_path / "out", graph=GraphOptions(keep_fp32=["logits"])
         )
 
 
@@ -184,7 +181,7 @@ def test_other_inputs_and_outputs(tmp_path: Path, options: dict[str, Any]) -> No
         output=tmp_path / "out",
         graph=GraphOptions(**options),
         quantization=Quantization(dataclasses.replace(IMAGES, count=3), **reduced),
-        validation=vitdeploy.ValidationOptions(tolerance=0.5),
+        validation=ValidationOptions(tolerance=0.5),
     )
     (artifact,) = bundle.manifest.artifacts
     assert artifact.options["quantized_nodes"] == 6
@@ -208,7 +205,7 @@ def test_half_floats_that_the_patch_projection_takes_in_8_bits(tmp_path: Path) -
         output=tmp_path / "out",
         graph=GraphOptions(io_dtype="float16"),
         quantization=Quantization(dataclasses.replace(IMAGES, count=3), target="tensorrt"),
-        validation=vitdeploy.ValidationOptions(tolerance=0.5),
+        validation=ValidationOptions(tolerance=0.5),
     )
     (artifact,) = bundle.manifest.artifacts
     assert artifact.options["quantized_nodes"] == 7
@@ -263,7 +260,7 @@ def test_a_model_that_does_not_stand_it_is_not_written(tmp_path: Path) -> None:
             default_checkpoint(),
             precision="int8",
             output=tmp_path / "out",
-            validation=vitdeploy.ValidationOptions(tolerance=1e-4),
+            validation=ValidationOptions(tolerance=1e-4),
         )
     assert not (tmp_path / "out").exists()
 

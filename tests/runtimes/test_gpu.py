@@ -10,6 +10,7 @@ import torch
 from engine_machines import why_not
 
 import vitdeploy
+from vitdeploy import GraphOptions, SourceOptions
 from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES, compare_outputs
 from vitdeploy.assess.runs.reference import run_batches
 from vitdeploy.errors import DeviceError
@@ -35,7 +36,7 @@ OF_TENSORRT = {**TOLERANCES, "fp32": 2e-3}
 BATCHES = (1, 8, 32)  # the ends and the best of `DEFAULT_BATCH`
 CUDA_PROBLEM = OnnxRuntime.probe().get(CUDA, "this onnxruntime was built without CUDA")
 NEEDS_CUDA = pytest.mark.skipif(CUDA_PROBLEM is not None, reason=str(CUDA_PROBLEM))
-MODEL = vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-224")
+MODEL = SourceOptions(random_weights="vit-tiny-patch16-224")
 
 
 def noise(height: int, width: int) -> list[dict[str, np.ndarray]]:
@@ -119,9 +120,7 @@ def test_onnxruntime_on_cuda(
     io_binding: bool,
     tmp_path: Path,
 ) -> None:
-    made = vitdeploy.export(
-        precision=precision, output=tmp_path / "out", graph=vitdeploy.GraphOptions(opset=opset), source=MODEL
-    )
+    made = vitdeploy.export(precision=precision, output=tmp_path / "out", graph=GraphOptions(opset=opset), source=MODEL)
     with on_cuda(made, opset, precision=precision, io_binding=io_binding) as runtime:
         assert runtime.details["providers"] == [CUDA]
         agree(expected, run_batches(runtime, batches), DEFAULT_TOLERANCES[precision])
@@ -135,7 +134,7 @@ def test_onnxruntime_on_cuda_takes_images_of_any_size(opset: int, precision: str
     made = vitdeploy.export(
         precision=precision,
         output=tmp_path / "out",
-        graph=vitdeploy.GraphOptions(dynamic_image_size=True, opset=opset),
+        graph=GraphOptions(dynamic_image_size=True, opset=opset),
         source=MODEL,
     )
     with (

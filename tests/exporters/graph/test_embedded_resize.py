@@ -13,6 +13,7 @@ from PIL import Image
 from raising import raises
 
 import vitdeploy
+from vitdeploy import GraphOptions, SourceOptions
 from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import UsageError
@@ -35,10 +36,7 @@ def test_a_bundle_takes_decoded_images(tmp_path: Path) -> None:
         want = [[(item.label, item.score) for item in found] for found in predictor.predict(images)]
     for precision in ("fp32", "fp16", "bf16"):
         bundle = vitdeploy.export(
-            checkpoint,
-            precision=precision,
-            output=tmp_path / precision,
-            graph=vitdeploy.GraphOptions(embed_resize=True),
+            checkpoint, precision=precision, output=tmp_path / precision, graph=GraphOptions(embed_resize=True)
         )
         (artifact,) = bundle.manifest.artifacts
         assert artifact.pixels == PixelFormat(PixelStage.DECODED, "nhwc", "uint8")
@@ -59,7 +57,7 @@ def test_arrays_that_the_graph_has_no_memory_for_are_refused(tmp_path: Path) -> 
     bundle = vitdeploy.export(
         write_checkpoint_of(tiny_model(), tmp_path / "checkpoint"),
         output=tmp_path / "bundle",
-        graph=vitdeploy.GraphOptions(embed_resize=True),
+        graph=GraphOptions(embed_resize=True),
     )
     with vitdeploy.load(bundle.path) as predictor:
         for count, height, width in ((1, 1, 2_000_000), (1, 40_000, 2), (1, 9000, 9000), (20, 2000, 2000)):
@@ -75,8 +73,8 @@ def test_a_dynamic_size_cannot_be_embedded(tmp_path: Path) -> None:
     with raises(UsageError, what="embed_resize"):
         vitdeploy.export(
             output=tmp_path / "out",
-            graph=vitdeploy.GraphOptions(embed_resize=True, dynamic_image_size=True),
-            source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32"),
+            graph=GraphOptions(embed_resize=True, dynamic_image_size=True),
+            source=SourceOptions(random_weights="vit-tiny-patch16-32"),
         )
 
 

@@ -15,6 +15,7 @@ from families import HEADS, ONE_A_FAMILY, Head, random_config
 from raising import raises
 
 import vitdeploy
+from vitdeploy import GraphOptions, ValidationOptions
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.errors import CheckFailedError, DeviceError
 from vitdeploy.models.signature import Served
@@ -65,7 +66,7 @@ def test_products_are_half_and_norms_are_not(tmp_path: Path, precision: str, ops
         checkpoint,
         precision=precision,
         output=tmp_path / "out",
-        graph=vitdeploy.GraphOptions(opset=opset, dynamic_image_size=dynamic),
+        graph=GraphOptions(opset=opset, dynamic_image_size=dynamic),
     )
     (artifact,) = bundle.manifest.artifacts
     assert artifact.files[0].path == f"onnx/model_{precision}.onnx"
@@ -100,10 +101,7 @@ def test_every_head_loses_what_torch_loses(
 ) -> None:
     checkpoint = write_checkpoint(head, random_config(head, 1))
     bundle = vitdeploy.export(
-        checkpoint.folder,
-        precision=precision,
-        output=tmp_path / "out",
-        validation=vitdeploy.ValidationOptions(tolerance=1),
+        checkpoint.folder, precision=precision, output=tmp_path / "out", validation=ValidationOptions(tolerance=1)
     )
     (artifact,) = bundle.manifest.artifacts
     model = checkpoint.load("eager")
@@ -163,7 +161,7 @@ def test_inputs_and_outputs_of_another_type(tmp_path: Path, precision: str, opti
         checkpoint,
         precision=precision,
         output=tmp_path / "out",
-        graph=vitdeploy.GraphOptions(io_dtype="float16", outputs=["logits", "hidden_states"], **options),
+        graph=GraphOptions(io_dtype="float16", outputs=["logits", "hidden_states"], **options),
     )
     (artifact,) = bundle.manifest.artifacts
     _, types = types_of(bundle)
@@ -192,8 +190,8 @@ def test_fp16_agrees_on_the_held_out_images(tmp_path: Path, pixels: str) -> None
         default_checkpoint(),
         precision="fp16",
         output=tmp_path / "out",
-        graph=vitdeploy.GraphOptions(input=pixels),
-        validation=vitdeploy.ValidationOptions(images=held_out_images()),
+        graph=GraphOptions(input=pixels),
+        validation=ValidationOptions(images=held_out_images()),
     )
     (result,) = vitdeploy.compare(bundle, images=held_out_images()).results
     (logits,) = result.differences

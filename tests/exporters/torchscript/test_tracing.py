@@ -18,6 +18,7 @@ from families import HEADS, Head, random_config
 from raising import raises
 
 import vitdeploy
+from vitdeploy import GraphOptions, SourceOptions
 from vitdeploy.assess.data.images import feeds
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters.torchscript.tracing import trace_torchscript
@@ -149,8 +150,8 @@ def test_an_output_that_the_model_does_not_have(tmp_path: Path) -> None:
         vitdeploy.export(
             to="torchscript",
             output=tmp_path / "out",
-            graph=vitdeploy.GraphOptions(outputs=("logit",)),
-            source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32"),
+            graph=GraphOptions(outputs=("logit",)),
+            source=SourceOptions(random_weights="vit-tiny-patch16-32"),
         )
     assert not list(tmp_path.iterdir())
 
