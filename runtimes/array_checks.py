@@ -29,7 +29,6 @@ def check_names(what: str, arrays: object, specs: Iterable[TensorSpec]) -> None:
 
     Args:
         what: is checked, "inputs" or "outputs".
-        arrays: by name.
         specs: the tensors there must be.
     """
     names = [spec.name for spec in specs]
@@ -49,8 +48,6 @@ def check_array(spec: TensorSpec, array: Array, sizes: dict[str, int], hint: str
     """Raise UsageError unless an array is as stated, and of elements.
 
     Args:
-        spec: the tensor.
-        array: the array.
         sizes: of free axes, by name; those that have none yet take the array's from here on.
         hint: ends the message.
     """

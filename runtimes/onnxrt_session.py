@@ -60,8 +60,6 @@ def open_session(
     """A session on exactly these providers, which never falls back to another.
 
     Args:
-        file: the model.
-        options: of the session.
         providers: asked for, the preferred one first.
         provider_options: of the providers, by name.
         beside: providers that the session has as well, which do not have to start.

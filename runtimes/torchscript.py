@@ -50,7 +50,6 @@ class TorchScriptRuntime(TorchRuntime):
 
     Args:
         path: the .pt file, made by vitdeploy. Loading one can run code: open only files that are verified.
-        options: of the backend.
         device: "cpu", "cuda" or "cuda:1".
 
     Raises:

@@ -53,14 +53,9 @@ class EngineRequest:
     Attributes:
         library: of `vitdeploy.trt.library.LIBRARIES`.
         onnx: the verified file of the ONNX artifact.
-        precision: of that.
-        inputs: what the artifact takes.
-        outputs: what it gives.
         profiles: the sizes of its free axes; see `EngineOptions.profiles`.
-        options: of the builder.
         timing_cache: the file of measured kernels, read if it is there and written again.
         log: the file that the builder's log goes to.
-        progress: told how far it has come.
     """
 
     library: str
@@ -77,11 +72,7 @@ class EngineRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Built(Exported):
-    """An engine that was built.
-
-    Attributes:
-        hardware: what the engine was built for.
-    """
+    """An engine that was built."""
 
     hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -98,11 +89,6 @@ def check_request(library: str, options: EngineOptions) -> None:
 
 def build_engine(request: EngineRequest, folder: Path, file: str) -> Built:
     """Write an engine to `file` in `folder`.
-
-    Args:
-        request: what is to be built.
-        folder: of the bundle.
-        file: relative to it.
 
     Raises:
         MissingDependencyError: the library is not installed.

@@ -99,9 +99,7 @@ def check_options(trt: Any, name: str, options: EngineOptions) -> None:
     """Raise UsageError unless the library has each option that differs from its default.
 
     Args:
-        trt: the library.
         name: of `vitdeploy.trt.library.LIBRARIES`.
-        options: what is asked for.
     """
     for option, value in options.chosen().items():
         if not CAPABILITIES[option].has(trt):

@@ -30,7 +30,6 @@ class _Axis(NamedTuple):
     Attributes:
         length: of the decoded image, an int64 scalar.
         resized: of the resized image, an int64 scalar.
-        crop: of what comes out.
     """
 
     length: ir.Value

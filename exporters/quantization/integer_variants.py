@@ -38,8 +38,6 @@ def write_integer_variant(
     Args:
         model: the quantized graph; it stays as it is.
         weights: in float32, by the names of nodes and the positions of inputs: of the products 1.
-        kept: the names.
-        path: of the file.
     """
     twin = model.clone()
     for name, node in integer_products(twin.graph).items():

@@ -17,12 +17,7 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values of a tensor that are represented; those beyond become the nearest of these.
-
-    Attributes:
-        lowest: of them.
-        highest: of them.
-    """
+    """The values of a tensor that are represented; those beyond become the nearest of these."""
 
     lowest: float
     highest: float
@@ -39,8 +34,6 @@ class NumberFormat:
 
     Attributes:
         dtype: ONNX's type of q.
-        lowest: q.
-        highest: q.
         symmetric: whether the zero point is always 0.
     """
 

@@ -35,7 +35,6 @@ class Place:
 
     Attributes:
         kind: "layer_norm", "attention" or "mlp".
-        value: the activation.
         products: the MatMul nodes that take it, and nothing else does.
         values_projection: of "attention": the MatMul whose columns are divided.
         values_bias: of "attention": the Add behind it; None where the model has none.

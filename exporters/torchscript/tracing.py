@@ -36,8 +36,6 @@ class TracedFunction:
     """A model in its precision, before it is traced and written.
 
     Attributes:
-        served: the model.
-        precision: of the model.
         attention: "eager" or "sdpa".
     """
 
@@ -53,9 +51,6 @@ class TracedFunction:
         is one output. The names, types and shapes of both are in the extra file `signature.json`, as {"inputs":
         [{"name", "dtype", "shape"}, ...], "outputs": [...]}. Weights are constants of the code, which `torch.jit.load`
         puts on the device that it is given and `.to()` does not move.
-
-        Args:
-            folder: the bundle's.
 
         Raises:
             OSError: a file cannot be written.
@@ -78,7 +73,6 @@ def trace_torchscript(model: VisionTransformer, spec: ExportSpec, processor: Ima
 
     Args:
         model: in float32; it stays as it is.
-        spec: the artifact.
         processor: of the bundle; the model does what it leaves out, see `ExportSpec.pixels`.
 
     Raises:

@@ -36,7 +36,6 @@ class KernelCache:
         file: where it is kept; None where it is not.
         disposable: whether a file that cannot be used is replaced, and one that cannot be written left out.
         made_by: the library and its version.
-        errors: of the library's logger.
 
     Raises:
         DeviceError: the file is no cache of this library, and not disposable; or the library uses none.

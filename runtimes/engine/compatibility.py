@@ -41,12 +41,6 @@ def check_version(bundle: Bundle, artifact: Artifact, package: str, version: str
 
     One for which the last step is left to the machine that runs it, of TensorRT-RTX, is for Linux and Windows alike
     (NVIDIA's "CPU-Only AOT and TensorRT-RTX Engines").
-
-    Args:
-        bundle: of the engine.
-        artifact: the engine.
-        package: the library's import name.
-        version: that is installed.
     """
     hardware = artifact.hardware or {}
     built, here = str(artifact.tools.get(package)), f"{platform.system()} {platform.machine()}"
@@ -89,7 +83,6 @@ def choose_profile(profiles: Sequence[ProfileShapes], shapes: Shapes) -> int:
 
     Args:
         profiles: the smallest, the best and the largest shape of each input.
-        shapes: of each input.
 
     Raises:
         UsageError: none takes them.

@@ -40,13 +40,8 @@ class Memory:
 class Tensor:
     """An array in pinned host memory, and as much memory on the device.
 
-    Args:
-        shape: of the array.
-        dtype: of its elements.
-
     Attributes:
         array: the host's memory; the device's is at `address`.
-        address: on the device.
 
     Raises:
         DeviceError: there is not enough memory.

@@ -25,9 +25,7 @@ class EngineFile:
     """An engine and its tensors. Loading one can run code: open only files that are verified.
 
     Attributes:
-        path: of the file.
         inputs: that it takes; an engine does not name its axes.
-        outputs: that it gives.
         content: of the file, where it was read already.
         weights: the ONNX file of an engine that was written without weights.
         host_code: whether the engine brings a runtime of its own version, which may then run.
@@ -52,10 +50,7 @@ def opened_engine(
     """The engine of that precision, and its weights as long as the block lasts.
 
     Args:
-        bundle: the bundle.
         backend: the library's name, which is the artifact's format.
-        precision: of the engine.
-        library: TensorRT or TensorRT-RTX.
         index: of the GPU; None for the first.
 
     Raises:

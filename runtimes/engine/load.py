@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 def open_engine(library: Any, backend: str, file: EngineFile, logger: Any) -> tuple[Any, Any]:
     """The library's runtime, and the engine that it loads from a file, with its weights.
 
-    Args:
-        library: TensorRT or TensorRT-RTX.
-        backend: the library's name, for errors.
-        file: the engine.
-        logger: the library's, which keeps its errors.
-
     Raises:
         OtherHardwareError: it was built for another GPU.
         DeviceError: it does not load, or does not take the weights.

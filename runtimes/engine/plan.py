@@ -27,10 +27,6 @@ class ShapePlan:
 
     Args:
         context: the library's execution context, without memory of its own (`USER_MANAGED`).
-        profile: the number of the profile.
-        shapes: of each input.
-        outputs: of the engine.
-        dtypes: of each input.
         capture: whether the work is captured as a CUDA graph here; False where the library does that itself, or none
             is wanted.
         errors: of the library's logger; the last one is the reason where a call fails.
@@ -166,11 +162,7 @@ class ShapePlan:
 
 
 class ReadyPlans:
-    """Plans by shape, in the order of their last use; each belongs to the one thread that took it.
-
-    Args:
-        most: how many are kept.
-    """
+    """Plans by shape, in the order of their last use; each belongs to the one thread that took it."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -79,10 +79,7 @@ def prove_engine(
 
     Args:
         engine: is closed.
-        artifact: what it runs.
         of: where the reference is.
-        validation: how to compare.
-        progress: told each step, and how far it has come.
 
     Returns:
         The record of it, for the manifest.
@@ -119,10 +116,8 @@ def prove_engines(
     What is proven is written at once, and one that fails, or cannot run here, keeps no other from being proven.
 
     Args:
-        bundle: the bundle; its manifest is written again.
         names: of the artifacts; by default all that are pending.
         validation: how to compare; the tolerance is by default that of the export.
-        progress: told each step, and how far it has come.
 
     Returns:
         The bundle, and the names of the engines that were proven.

@@ -27,7 +27,6 @@ def place_of(
         model: what is exported, as `vitdeploy.sources.hub.resolve` takes it; None for random weights, or the bundle's
             own.
         random_weights: the preset; None where a model is named.
-        seed: of the random weights.
 
     Raises:
         CheckpointError: `model` is a path that does not exist.

@@ -15,7 +15,6 @@ class Gpu:
 
     Attributes:
         index: CUDA's number of it.
-        name: the card's.
         compute_capability: such as "8.9".
         driver: the newest CUDA version that the driver supports, such as "13.0".
     """
@@ -40,7 +39,6 @@ def check(what: str, result: tuple[Any, ...]) -> Any:
 
     Args:
         what: the action, such as "reserve device memory".
-        result: of the call.
 
     Raises:
         DeviceError: it failed.

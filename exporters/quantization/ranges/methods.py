@@ -105,7 +105,6 @@ class HistogramReducer:
     """Reduces activations, image by image, to their ranges. Memory holds one image's values and a histogram of each.
 
     Attributes:
-        method: how the range is chosen.
         number_format: that the activations are to have.
     """
 

@@ -19,7 +19,6 @@ class Scheme(Protocol):
     """One way to compute in 8 bits; its options are the fields of a frozen dataclass.
 
     Attributes:
-        name: that in manifests.
         target: runtime that the graph is built for, "cpu" or "tensorrt".
         static: number format of activations with fixed ranges; None where the graph measures them as it runs.
         operators: types of the nodes that compute in 8 bits, where they have a weight.
@@ -57,7 +56,6 @@ def quantizable(model: ir.Model, scheme: Scheme, keep: Collection[str] = ()) -> 
 
     Args:
         model: in float32.
-        scheme: the scheme.
         keep: nodes that stay in float32, by the names of their first outputs.
 
     Raises:

@@ -47,14 +47,7 @@ _AHEAD = 2  # images a core that may be ready before they are run
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationImages:
-    """A seeded part of a data set, gone through an image at a time.
-
-    Attributes:
-        images: of the data set.
-        processor: of the bundle.
-        seed: of the choice of images.
-        progress: told how far it has come.
-    """
+    """A seeded part of a data set, gone through an image at a time."""
 
     images: ImageSet
     processor: ImageProcessor
@@ -69,10 +62,7 @@ class CalibrationImages:
 
         Args:
             path: see `open_images`.
-            processor: of the bundle.
             limit: how many, at most; None for all.
-            seed: which ones.
-            progress: told how far it has come.
 
         Raises:
             UsageError: the limit is no number of images.
@@ -167,8 +157,6 @@ class CalibrationImages:
         """Compare what the artifact gives for each image with what the reference gives, an entry an output.
 
         Args:
-            reference: its runtime.
-            artifact: its runtime.
             problem_type: of the model, whose logits have a best class in a single-label classifier alone.
             one_by_one: whether the artifact must not take several images in one batch, because it quantizes a batch by
                 one range.

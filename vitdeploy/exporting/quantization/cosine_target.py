@@ -52,7 +52,6 @@ class CosineTarget:
     Attributes:
         bound: a MinCosine.
         images: N of them.
-        reference: its runtime.
     """
 
     bound: AccuracyBound

@@ -71,8 +71,6 @@ def measure(
 
     Args:
         graph: a copy of a float32 graph.
-        parts: the images.
-        reducer: of the outputs.
         pixels: format of the images that the graph takes.
         cache: a folder that keeps results; None for none.
         folder: for the graph's file, for a while.
@@ -122,7 +120,6 @@ def observe(graph: MeasuredGraph, samples: Iterable[Sample], pixels: PixelFormat
 
     Args:
         graph: gives a magnitude of each value.
-        samples: the images.
         pixels: format of the images that the graph takes.
         folder: for the graph's file, for a while.
     """
