@@ -7,7 +7,9 @@ import json
 import os
 import re
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,6 +34,7 @@ from vitdeploy import (
 )
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import Artifact
 from vitdeploy.cli.export import export as export_command
 from vitdeploy.errors import CheckFailedError, CheckpointError, InputError, UsageError
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
@@ -40,12 +43,6 @@ from vitdeploy.exporting.quantization.top1_target import Top1Target
 from vitdeploy.runtimes.pytorch import PyTorchRuntime
 from vitdeploy.sources.read import read_checkpoint
 from vitdeploy.system.progress import SILENT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from vitdeploy.bundle.manifest import Artifact
 
 IMAGES = Calibration(held_out_images(), count=150)
 # Errors of 8 bits show in a model that they harm: the range of all values seen, and no smoothing.

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import environments
 import numpy as np
@@ -42,10 +44,6 @@ from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import AxisRange, Task
 from vitdeploy.system.progress import SILENT
 from vitdeploy.trt.gpu import Gpu
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
 
@@ -469,7 +467,7 @@ def test_an_artifact_that_changes_while_its_engine_is_built(
 def test_images_that_are_not_there_are_missed_without_a_gpu_too(bundle: Bundle) -> None:
     for command in (["export", "--to", "tensorrt-rtx", "-o"], ["verify", "--run"]):
         ran = run(*command, bundle.path, "--images", "nope")
-        assert (ran.code, "nope is not a folder of images" in ran.err) == (4, True)
+        assert (ran.code, "nope is not a folder" in ran.err) == (4, True)
 
 
 def test_the_command_line_shows_what_was_not_run(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from bundles import tiny_model, write_checkpoint_of
@@ -16,10 +17,6 @@ import vitdeploy
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import CheckpointError, OutputError, UsageError, VitDeployError
 from vitdeploy.exporting.output_folder import place_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 
 @pytest.fixture

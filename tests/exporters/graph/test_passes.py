@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,9 +21,6 @@ from vitdeploy.exporters.graph.passes import (
 )
 from vitdeploy.exporters.graph.tracing import traced
 from vitdeploy.models.signature import Served
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_each_pass_leaves_work_for_the_next() -> None:
