@@ -106,7 +106,9 @@ class Stream:
         try:
             work()
         except BaseException:
-            self._cuda.cudaStreamEndCapture(self.handle)  # which fails as well, and ends the capture
+            code, graph = self._cuda.cudaStreamEndCapture(self.handle)  # which may fail as well, and ends the capture
+            if int(code) == 0:
+                self._cuda.cudaGraphDestroy(graph)
             raise
         graph = check("record a CUDA graph", self._cuda.cudaStreamEndCapture(self.handle))
         try:

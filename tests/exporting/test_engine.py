@@ -386,19 +386,16 @@ def test_profiles_of_several_sizes(bundle: Bundle, on_a_gpu: type[OnAGpu]) -> No
     assert on_a_gpu.batches == [1, 2, 4, 5] * 4
 
 
-def test_sizes_for_a_model_of_one_size_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "engine"), [("image_sizes", DECODED), ("version_compatible", EngineOptions(version_compatible=True))]
+)
+def test_options_that_no_engine_can_have_are_refused_before_anything_is_made(
+    tmp_path: Path, what: str, engine: EngineOptions
+) -> None:
+    """Sizes, for a model of one size; and an option that the library lacks."""
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
-    with raises(UsageError, what="image_sizes"):
-        vitdeploy.export(checkpoint, to="tensorrt-rtx", output=tmp_path / "out", engine=DECODED)
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_option_that_the_library_has_not_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
-    with pytest.raises(UsageError, match="version_compatible"):
-        vitdeploy.export(
-            checkpoint, to="tensorrt-rtx", output=tmp_path / "out", engine=EngineOptions(version_compatible=True)
-        )
+    with raises(UsageError, what=what):
+        vitdeploy.export(checkpoint, to="tensorrt-rtx", output=tmp_path / "out", engine=engine)
     assert not (tmp_path / "out").exists()
 
 

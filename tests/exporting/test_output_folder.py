@@ -37,41 +37,17 @@ def bundle_at(folder: Path) -> None:
     (folder / MANIFEST).write_text("{}")
 
 
+ELSEWHERE = ("../other/my-vit", "other/my-vit")
 DEFAULTS: dict[str, tuple[str, str, Callable[[Path], object], str]] = {  # --model, its place, what else is here
-    "a checkpoint elsewhere": ("../other/my-vit", "other/my-vit", lambda here: None, "my-vit"),
+    "a checkpoint elsewhere": (*ELSEWHERE, lambda here: None, "my-vit"),
     "the checkpoint here": ("my-vit", "here/my-vit", lambda here: None, "my-vit-vitdeploy"),
     "the checkpoint here, as a path": ("./my-vit/", "here/my-vit", lambda here: None, "my-vit-vitdeploy"),
-    "another folder of its name": (
-        "../other/my-vit",
-        "other/my-vit",
-        lambda here: checkpoint_at(here / "my-vit"),
-        "my-vit-vitdeploy",
-    ),
-    "a file of its name": (
-        "../other/my-vit",
-        "other/my-vit",
-        lambda here: (here / "my-vit").write_text("mine"),
-        "my-vit-vitdeploy",
-    ),
-    "a bundle of its name": ("../other/my-vit", "other/my-vit", lambda here: bundle_at(here / "my-vit"), "my-vit"),
-    "an empty folder of its name": (
-        "../other/my-vit",
-        "other/my-vit",
-        lambda here: (here / "my-vit").mkdir(),
-        "my-vit",
-    ),
-    "a broken link of its name": (
-        "../other/my-vit",
-        "other/my-vit",
-        lambda here: (here / "my-vit").symlink_to("nowhere"),
-        "my-vit-vitdeploy",
-    ),
-    "a link to it": (
-        "../other/my-vit",
-        "other/my-vit",
-        lambda here: (here / "my-vit").symlink_to(here.parent / "other" / "my-vit"),
-        "my-vit-vitdeploy",
-    ),
+    "another folder of its name": (*ELSEWHERE, lambda here: checkpoint_at(here / "my-vit"), "my-vit-vitdeploy"),
+    "a file of its name": (*ELSEWHERE, lambda here: (here / "my-vit").write_text("mine"), "my-vit-vitdeploy"),
+    "a bundle of its name": (*ELSEWHERE, lambda here: bundle_at(here / "my-vit"), "my-vit"),
+    "an empty folder of its name": (*ELSEWHERE, lambda here: (here / "my-vit").mkdir(), "my-vit"),
+    "a broken link of its name": (*ELSEWHERE, lambda here: (here / "my-vit").symlink_to("nowhere"), "my-vit-vitdeploy"),
+    "a link to it": (*ELSEWHERE, lambda here: (here / "my-vit").symlink_to("../other/my-vit"), "my-vit-vitdeploy"),
 }
 
 

@@ -99,35 +99,22 @@ def resize_graph(folder: Path, processor: ImageProcessor) -> OnnxRuntime:
     return OnnxRuntime(folder / "resize.onnx")
 
 
+def crop(height: int, width: int) -> dict[str, Any]:
+    return {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+
+
 PROCESSORS: dict[str, dict[str, Any]] = {
     "bilinear": {"size": {"height": 24, "width": 24}, "resample": 2},
     "bicubic": {"size": {"height": 24, "width": 24}, "resample": 3},
     "wide": {"size": {"height": 20, "width": 36}, "resample": 3},
-    "shortest edge and crop": {
-        "size": {"shortest_edge": 27},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": 24, "width": 24},
-    },
-    "crop alone": {"do_resize": False, "do_center_crop": True, "crop_size": {"height": 24, "width": 30}},
-    "crop that pads": {
-        "size": {"height": 15, "width": 40},
-        "resample": 2,
-        "do_center_crop": True,
-        "crop_size": {"height": 24, "width": 25},
-    },
-    "timm's crop": {
-        "size": {"shortest_edge": 27},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": 24, "width": 24},
-        "crop_rounding": "half_even",
-    },
+    "shortest edge and crop": {"size": {"shortest_edge": 27}, "resample": 3, **crop(24, 24)},
+    "crop alone": {"do_resize": False, **crop(24, 30)},
+    "crop that pads": {"size": {"height": 15, "width": 40}, "resample": 2, **crop(24, 25)},
+    "timm's crop": {"size": {"shortest_edge": 27}, "resample": 3, **crop(24, 24), "crop_rounding": "half_even"},
     "timm's crop that pads": {
         "size": {"shortest_edge": 21},
         "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": 24, "width": 26},
+        **crop(24, 26),
         "crop_rounding": "half_even",
     },
 }
