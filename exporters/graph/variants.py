@@ -56,10 +56,7 @@ def half_variants(source: Path | OpenedFile, precision: Precision) -> Variants:
 
 def _write_half(model: ir.Model, half: ir.DataType, kept: Collection[str], path: Path) -> None:
     twin = model.clone()
-    io = ir.DataType.FLOAT16 if _takes_or_gives_float16(model.graph) else ir.DataType.FLOAT
+    of_float16 = any(value.dtype == ir.DataType.FLOAT16 for value in (*twin.graph.inputs, *twin.graph.outputs))
+    io = ir.DataType.FLOAT16 if of_float16 else ir.DataType.FLOAT
     set_precision(twin, half, io, {}, kept)
     write_onnx(emulated(twin, half), path)
-
-
-def _takes_or_gives_float16(graph: ir.Graph) -> bool:
-    return any(value.dtype == ir.DataType.FLOAT16 for value in (*graph.inputs, *graph.outputs))

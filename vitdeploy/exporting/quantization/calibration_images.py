@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     # Arguments of `CalibrationImages.open`.
     Source = tuple[str | os.PathLike[str], ImageProcessor, int | None, int, Progress]
 
-DEFAULT_COUNT = 512  # TensorRT's and NNCF's guides ask for some hundreds
 FEW = 32
 BATCH = 8  # images of one shape that are run together
 FEWEST_APART = 16  # of fewer, no part would be worth its name
@@ -189,13 +188,9 @@ class CalibrationImages:
                         same.setdefault(difference.output, []).append(difference.top1_agreement)
         entries = [
             Agreement.of(
-                output,
-                found,
-                same.get(output),
-                errors[output].value,
-                error.value if error and output == LOGITS else None,
+                name, found, same.get(name), errors[name].value, error.value if error and name == LOGITS else None
             )
-            for output, found in cosines.items()
+            for name, found in cosines.items()
         ]
         if len(self.images) < FEWEST_SEARCHED or not compared:
             return entries
