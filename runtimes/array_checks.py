@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from vitdeploy.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from vitdeploy.specs import TensorSpec
+from vitdeploy.specs import TensorSpec
 
 
 class Array(Protocol):

@@ -7,8 +7,10 @@ import dataclasses
 import gc
 import platform
 import traceback
+from collections.abc import Sequence
+from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, check_utf_8, readable
 from vitdeploy.exporters import Exported
@@ -18,18 +20,11 @@ from vitdeploy.exporters.engine.progress import make_monitor
 from vitdeploy.files.atomic import write_file
 from vitdeploy.files.output_files import check_writable
 from vitdeploy.files.regular_file import read_regular
-from vitdeploy.specs import Precision
+from vitdeploy.specs import Precision, TensorSpec
 from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.gpu import find_gpu
 from vitdeploy.trt.library import LIBRARIES, compiles_on_target, load_library, make_builder, make_logger, network_flags
-from vitdeploy.trt.options import BATCH, EngineOptions, colons
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from vitdeploy.specs import TensorSpec
-    from vitdeploy.trt.options import Profile
+from vitdeploy.trt.options import BATCH, EngineOptions, Profile, colons
 
 # What avoids an operator that the libraries refuse (seen with TensorRT-RTX 1.7).
 _AVOIDED_BY = {

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from vitdeploy.errors import UsageError
 from vitdeploy.trt.library import compiles_on_target
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from vitdeploy.trt.options import EngineOptions
+from vitdeploy.trt.options import EngineOptions
 
 
 class Capability(NamedTuple):

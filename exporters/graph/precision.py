@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -13,9 +13,6 @@ import onnx_ir as ir
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters.graph.initializers import register
 from vitdeploy.specs import Precision
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
 
 FLOAT = ir.DataType.FLOAT
 TYPES = {Precision.FP32: FLOAT, Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}

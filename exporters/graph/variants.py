@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -13,13 +14,8 @@ from vitdeploy.exporters.graph.emulation import emulated
 from vitdeploy.exporters.graph.initializers import labels_of
 from vitdeploy.exporters.graph.onnx_file import read_onnx_ir, write_onnx
 from vitdeploy.exporters.graph.precision import TYPES, can_be_half, name_of, set_precision
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
-    from pathlib import Path
-
-    from vitdeploy.files.opened import OpenedFile
-    from vitdeploy.specs import Precision
+from vitdeploy.files.opened import OpenedFile
+from vitdeploy.specs import Precision
 
 
 @dataclasses.dataclass(frozen=True)

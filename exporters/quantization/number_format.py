@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 # Scale of a tensor of zeros, or nearly so: 1/scale must be a float32.
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)

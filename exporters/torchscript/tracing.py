@@ -7,28 +7,22 @@ import copy
 import dataclasses
 import json
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.torchscript.file import write_torchscript
+from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.normalization import fold_normalization
 from vitdeploy.models.signature import SIGNATURE_FILE, TORCH_TYPES, Served, output_names
-from vitdeploy.specs import PixelStage, Precision, attention_for
+from vitdeploy.models.vit import VisionTransformer
+from vitdeploy.specs import ExportSpec, PixelStage, Precision, attention_for
 from vitdeploy.system.forks import with_threads
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from vitdeploy.images.processor import ImageProcessor
-    from vitdeploy.models.vit import VisionTransformer
-    from vitdeploy.specs import ExportSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

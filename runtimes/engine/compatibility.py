@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 import platform
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import Artifact
 from vitdeploy.errors import OtherHardwareError, UnavailableError, UsageError
+from vitdeploy.trt.gpu import Gpu
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.bundle.manifest import Artifact
-    from vitdeploy.trt.gpu import Gpu
-
-    Shapes = Mapping[str, tuple[int, ...]]
-    ProfileShapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+Shapes = Mapping[str, tuple[int, ...]]
+ProfileShapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
+from vitdeploy.runtimes.device_arrays import DeviceArray
 from vitdeploy.trt.gpu import check, cuda_runtime
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from vitdeploy.runtimes.device_arrays import DeviceArray
 
 
 class Memory:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError
 from vitdeploy.runtimes.engine.cache import own_cache
 from vitdeploy.runtimes.engine.compatibility import check_hardware, check_version
+from vitdeploy.specs import TensorSpec
 from vitdeploy.trt.gpu import find_gpu
 from vitdeploy.trt.library import LIBRARIES, compiles_on_target
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.specs import TensorSpec
 
 
 @dataclasses.dataclass(frozen=True)

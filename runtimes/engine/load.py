@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vitdeploy.errors import BundleError, DeviceError, OtherHardwareError
+from vitdeploy.runtimes.engine.compatibility import ProfileShapes
+from vitdeploy.runtimes.engine.file import EngineFile
+from vitdeploy.specs import TensorSpec
 from vitdeploy.trt.library import last_of, make_runtime
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from vitdeploy.runtimes.engine.compatibility import ProfileShapes
-    from vitdeploy.runtimes.engine.file import EngineFile
-    from vitdeploy.specs import TensorSpec
 
 
 def open_engine(library: Any, backend: str, file: EngineFile, logger: Any) -> tuple[Any, Any]:

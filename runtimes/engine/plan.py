@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from vitdeploy.errors import DeviceError, UsageError, first_line
+from vitdeploy.runtimes.device_arrays import DeviceArray
+from vitdeploy.runtimes.engine.compatibility import Shapes
 from vitdeploy.runtimes.engine.cuda_memory import Graph, Memory, Stream, Tensor, close_all
+from vitdeploy.specs import TensorSpec
 from vitdeploy.trt.library import last_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from vitdeploy.runtimes.device_arrays import DeviceArray
-    from vitdeploy.runtimes.engine.compatibility import Shapes
-    from vitdeploy.specs import TensorSpec
 
 
 class ShapePlan:

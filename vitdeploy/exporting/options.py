@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.files.user_cache import user_cache
@@ -14,10 +15,7 @@ from vitdeploy.specs import SEEDS, Task
 from vitdeploy.system.option_fields import check_options, described, option
 from vitdeploy.system.shares import read_drop, read_share, read_tolerance
 
-if TYPE_CHECKING:
-    import os
-
-    PathLike = str | os.PathLike[str]
+PathLike = str | os.PathLike[str]
 
 TARGETS = ("cpu", "tensorrt")
 SCHEMES = ("static", "dynamic")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitdeploy.exporters.quantization.number_format import Range
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 BINS = 4096
 

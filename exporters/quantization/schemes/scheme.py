@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar, Protocol
 
 import onnx_ir as ir
 
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters.graph.precision import name_of, on_data_path
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
+from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
 
 
 class Scheme(Protocol):

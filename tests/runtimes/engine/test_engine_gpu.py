@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,11 +29,7 @@ from vitdeploy.runtimes.engine.runtime import EngineRuntime
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import AxisRange
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    Build = Callable[[str, str], Bundle]
+Build = Callable[[str, str], Bundle]
 
 ENGINES = [pytest.param(name, marks=gpu_marks(name)) for name in ("tensorrt", "tensorrt-rtx")]
 BATCH = (AxisRange(1, 1, 1), AxisRange(1, 4, 8))

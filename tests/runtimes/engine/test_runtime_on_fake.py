@@ -10,8 +10,10 @@ import re
 import threading
 import time
 import types
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,11 +43,7 @@ from vitdeploy.runtimes.engine.runtime import EngineRuntime
 from vitdeploy.specs import PixelFormat, TensorSpec
 from vitdeploy.trt import gpu
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    Open = Callable[..., EngineRuntime]
+Open = Callable[..., EngineRuntime]
 
 INPUTS = (TensorSpec("x", "float32", ("batch", 4)),)
 OUTPUTS = (TensorSpec("y", "float32", ("batch",)),)
