@@ -141,13 +141,8 @@ def test_labels_and_nodes_that_somebody_keeps(
     checkpoint: Path, tmp_path: Path, bound: tuple[Bundle, list[str]]
 ) -> None:
     kept = only(bound[0]).options["float32_nodes"][:1]
-    bundle = vitdeploy.export(
-        checkpoint,
-        output=tmp_path / "out",
-        graph=GraphOptions(keep_fp32=kept),
-        quantization=naive(accuracy=MaxDrop("3%")),
-        **INT8,
-    )
+    graph, bounded = GraphOptions(keep_fp32=kept), naive(accuracy=MaxDrop("3%"))
+    bundle = vitdeploy.export(checkpoint, output=tmp_path / "out", graph=graph, quantization=bounded, **INT8)
     artifact = only(bundle)
     found = artifact.validation["accuracy"]
     assert found["bound"] == "max_drop 3%"

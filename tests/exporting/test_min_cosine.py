@@ -123,13 +123,9 @@ def test_export_says_it_in_a_sentence(tmp_path: Path) -> None:
 def far(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Features that 8 bits took far away, which somebody wanted nevertheless."""
     output = tmp_path_factory.mktemp("far") / "out"
+    loose = ValidationOptions(tolerance=9)
     return vitdeploy.export(
-        checkpoint,
-        output=output,
-        source=FEATURES,
-        validation=ValidationOptions(tolerance=9),
-        precision="int8",
-        quantization=NAIVE,
+        checkpoint, output=output, source=FEATURES, validation=loose, precision="int8", quantization=NAIVE
     )
 
 

@@ -253,12 +253,8 @@ def test_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
 
 def test_a_model_that_does_not_stand_it_is_not_written(tmp_path: Path) -> None:
     with raises(CheckFailedError, where="onnx-int8", expected=1e-4):
-        vitdeploy.export(
-            default_checkpoint(),
-            precision="int8",
-            output=tmp_path / "out",
-            validation=ValidationOptions(tolerance=1e-4),
-        )
+        strict = ValidationOptions(tolerance=1e-4)
+        vitdeploy.export(default_checkpoint(), precision="int8", output=tmp_path / "out", validation=strict)
     assert not (tmp_path / "out").exists()
 
 

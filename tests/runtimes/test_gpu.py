@@ -114,12 +114,8 @@ def test_onnxruntime_on_cuda(
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("opset", [18, 20])
 def test_onnxruntime_on_cuda_takes_images_of_any_size(opset: int, precision: str, tmp_path: Path) -> None:
-    made = vitdeploy.export(
-        precision=precision,
-        output=tmp_path / "out",
-        graph=GraphOptions(dynamic_image_size=True, opset=opset),
-        source=MODEL,
-    )
+    graph = GraphOptions(dynamic_image_size=True, opset=opset)
+    made = vitdeploy.export(precision=precision, output=tmp_path / "out", graph=graph, source=MODEL)
     with (
         open_runtime(made, "torch", {"dynamic_image_size": True}) as reference,
         on_cuda(made, opset, precision=precision) as runtime,

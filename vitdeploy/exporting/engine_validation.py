@@ -183,14 +183,8 @@ def _expected(
     bundle: Bundle, artifact: Artifact, listing: FolderListing | None
 ) -> tuple[list[Sample], list[dict[str, Any]], str]:
     """Images in every size and number that the engine has limits for, what they give, and what gave that."""
-    images = samples(
-        ViTConfig.from_dict(bundle.read_config().model),
-        load_processor(bundle),
-        {},
-        artifact.pixels.stage,
-        listing,
-        sizes=_sizes(artifact),
-    )
+    config, processor = ViTConfig.from_dict(bundle.read_config().model), load_processor(bundle)
+    images = samples(config, processor, {}, artifact.pixels.stage, listing, sizes=_sizes(artifact))
     ranges = [read_range(text) for text in artifact.options["batch"]]
     counts = sorted({size for each in ranges for size in (each.minimum, each.optimum, each.maximum or each.optimum)})
     images = [

@@ -52,11 +52,8 @@ def test_a_bundle_takes_decoded_images(tmp_path: Path) -> None:
 
 def test_arrays_that_the_graph_has_no_memory_for_are_refused(tmp_path: Path) -> None:
     """A strip of 2,000,000 pixels took 4 GB; whatever hands it over, and however many images run together."""
-    bundle = vitdeploy.export(
-        write_checkpoint_of(tiny_model(), tmp_path / "checkpoint"),
-        output=tmp_path / "bundle",
-        graph=GraphOptions(embed_resize=True),
-    )
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    bundle = vitdeploy.export(checkpoint, output=tmp_path / "bundle", graph=GraphOptions(embed_resize=True))
     with vitdeploy.load(bundle.path) as predictor:
         for count, height, width in ((1, 1, 2_000_000), (1, 40_000, 2), (1, 9000, 9000), (20, 2000, 2000)):
             images = np.lib.stride_tricks.as_strided(
