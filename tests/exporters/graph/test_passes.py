@@ -135,11 +135,8 @@ def test_superfluous_nodes_of_a_model() -> None:
 
 
 def test_nodes_and_weights_that_nothing_needs() -> None:
-    model = graph_of(
-        "g (float[n, 4] x) => (float[n, 4] y) { a = Relu(x) b = Add(a, w) c = Neg(b) y = Add(x, v) }",
-        w=np.ones(4, np.float32),
-        v=np.ones(4, np.float32),
-    )
+    text = "g (float[n, 4] x) => (float[n, 4] y) { a = Relu(x) b = Add(a, w) c = Neg(b) y = Add(x, v) }"
+    model = graph_of(text, w=np.ones(4, np.float32), v=np.ones(4, np.float32))
     model.opset_imports["com.example"] = 1
     check(drop_dead_code, model)
     assert operators(model) == {"Add": 1}
@@ -170,33 +167,23 @@ def test_equal_constants_are_one() -> None:
         "g (float[n, 4] x) => (float[m, 2] y) {"
         " a = Constant<value_ints = [-1, 2]>() b = Mul(x, half) c = Reshape(b, a)"
         " d = Reshape(c, shape) e = Mul(d, half_too) y = Reshape(e, other) }",
-        half=np.array(0.5, np.float32),
-        half_too=np.array(0.5, np.float32),
-        shape=np.array([-1, 2]),
-        other=np.array([-1, 2]),
+        **{name: np.array(0.5, np.float32) for name in ("half", "half_too")},
+        **{name: np.array([-1, 2]) for name in ("shape", "other")},
     )
     check(merge_duplicated_constants, model)
     assert len(model.graph.initializers) == 2
 
 
 def test_types_and_shapes_count() -> None:
-    model = graph_of(
-        "g (float[n, 4] x) => (float[n, 4] y) { f = Cast<to = 1>(i) a = Mul(x, one) b = Mul(a, f) y = Mul(b, ones) }",
-        one=np.array(1, np.float32),
-        ones=np.array([1], np.float32),
-        i=np.array(1, np.int32),
-    )
+    text = "g (float[n, 4] x) => (float[n, 4] y) { f = Cast<to = 1>(i) a = Mul(x, one) b = Mul(a, f) y = Mul(b, ones) }"
+    model = graph_of(text, one=np.array(1, np.float32), ones=np.array([1], np.float32), i=np.array(1, np.int32))
     check(merge_duplicated_constants, model)
     assert len(model.graph.initializers) == 3
 
 
 def test_equal_weights_keep_their_names_and_their_order() -> None:
-    model = graph_of(
-        "g (float[n, 4] x) => (float[n, 4] y) { a = Add(x, b0) b = Mul(a, half) c = Add(b, b1) y = Mul(c, half) }",
-        b1=np.zeros(4, np.float32),
-        half=np.array(0.5, np.float32),
-        b0=np.zeros(4, np.float32),
-    )
+    text = "g (float[n, 4] x) => (float[n, 4] y) { a = Add(x, b0) b = Mul(a, half) c = Add(b, b1) y = Mul(c, half) }"
+    model = graph_of(text, b1=np.zeros(4, np.float32), half=np.array(0.5, np.float32), b0=np.zeros(4, np.float32))
     check(merge_duplicated_constants, model)
     assert list(model.graph.initializers) == ["b1", "b0", "half"]
     assert [node.inputs[1].name for node in model.graph if node.inputs[1]] == ["b0", "half", "b1", "half"]
