@@ -259,7 +259,7 @@ def test_the_bytes_are_the_same_in_every_process(tmp_path: Path, monkeypatch: py
         contents.append((tmp_path / name / "onnx" / "model.onnx").read_bytes())
     checkpoint = write_checkpoint_of(model, tmp_path / "checkpoint")
     environ = {**os.environ, "PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"}
-    command = [sys.executable, "-c", EXPORT, checkpoint, tmp_path / "third"]
+    command = [sys.executable, "-c", EXPORT, str(checkpoint), str(tmp_path / "third")]
     subprocess.run(command, check=True, cwd=tmp_path, env=environ)
     contents.append((tmp_path / "third" / "onnx" / "model.onnx").read_bytes())
     assert len(set(contents)) == 1

@@ -240,7 +240,7 @@ def test_the_bytes_are_the_same_in_every_process(tmp_path: Path, precision: Prec
     checkpoint = write_checkpoint_of(model, tmp_path / "checkpoint")
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     root = Path(__file__).parents[3]
-    command = [sys.executable, "-c", EXPORT, checkpoint, tmp_path / "third", precision]
+    command = [sys.executable, "-c", EXPORT, str(checkpoint), str(tmp_path / "third"), precision]
     environ = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)}
     subprocess.run(command, check=True, cwd=tmp_path, env=environ)
     contents.append((tmp_path / "third" / path).read_bytes())
