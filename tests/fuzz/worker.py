@@ -77,13 +77,7 @@ def _outcome(
     if problem is None and real:
         problem = _judge_real(case, answer)
     os.chdir(scratch.parent)
-    yield {
-        "code": answer.code,
-        "seconds": seconds,
-        "peak_bytes": grown,
-        "problem": problem,
-        "trace": answer.trace,
-    }
+    yield {"code": answer.code, "seconds": seconds, "peak_bytes": grown, "problem": problem, "trace": answer.trace}
 
 
 def _status(key: str) -> int:

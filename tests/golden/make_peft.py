@@ -90,8 +90,7 @@ CASES = {
     "lora_bias": Case(_VIT, {"r": 2, "lora_alpha": 5, "target_modules": ["v_proj", "projection"], "lora_bias": True}),
     "conv": Case(_VIT, {"r": 3, "lora_alpha": 4, "target_modules": ["projection", "q_proj"]}),
     "dora": Case(
-        _VIT,
-        {"r": 3, "target_modules": ["projection", "q_proj", "fc2"], "use_dora": True, "fan_in_fan_out": True},
+        _VIT, {"r": 3, "target_modules": ["projection", "q_proj", "fc2"], "use_dora": True, "fan_in_fan_out": True}
     ),
     "all_linear": Case(_VIT, {"r": 2, "target_modules": "all-linear", "init_lora_weights": "gaussian"}),
     "saved_parts": Case(_VIT, {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["mlp", "layernorm"]}),

@@ -159,10 +159,7 @@ KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     # The norm after the choice of the class token.
     "token_norm": [
-        (
-            "vit_base_patch16_224",
-            {"img_size": 32, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 2, "fc_norm": True},
-        ),
+        ("vit_base_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 2, "fc_norm": True}),
         (
             "vit_small_patch14_reg4_dinov2",
             {"img_size": 28, "patch_size": 7, "embed_dim": 24, "mlp_ratio": 2, "fc_norm": True},
@@ -183,7 +180,7 @@ KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
                 "global_pool": "token",
                 "use_fc_norm": True,
             },
-        ),
+        )
     ],
     # Models that interpolate their positions to each image; `input_size` is of the images that timm evaluates.
     "dynamic": [
@@ -269,10 +266,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "without information": ("vit_0", {"num_features": "-", "global_pool": "-", "pretrained_cfg.tag": "-"}),
     "problem type": ("vit_0", {"problem_type": "multi_label_classification"}),
     "custom load": ("vit_0", {"pretrained_cfg.custom_load": True}),
-    "sizes for tests": (
-        "vit_0",
-        {"pretrained_cfg.test_input_size": [3, 48, 48], "pretrained_cfg.test_crop_pct": 1.0},
-    ),
+    "sizes for tests": ("vit_0", {"pretrained_cfg.test_input_size": [3, 48, 48], "pretrained_cfg.test_crop_pct": 1.0}),
     "unknown key": ("vit_0", {"pretrained_cfg.test_crop_mode": "squash"}),
     "unknown argument": ("vit_0", {"model_args.strict_img_size": False}),
     "classes at the top": ("vit_0", {"model_args.num_classes": "-", "pretrained_cfg.num_classes": "-"}),

@@ -66,10 +66,7 @@ def as_engine(bundle: Bundle, *batch: str, **options: Any) -> Bundle:
     (bundle.path / "tensorrt").mkdir()
     (bundle.path / path).write_bytes(b"an engine")
     return with_artifact(
-        bundle,
-        format="tensorrt",
-        files=(FileRecord.of(bundle.path, path),),
-        options={"batch": list(batch), **options},
+        bundle, format="tensorrt", files=(FileRecord.of(bundle.path, path),), options={"batch": list(batch), **options}
     )
 
 
@@ -157,9 +154,7 @@ def test_onnx_in_float32(copy: Bundle, tmp_path: Path) -> None:
         "backend": "onnxruntime",
         "max_batch_size": 32,
         "input": [{"name": "pixel_values", "data_type": "TYPE_FP32", "dims": ["3", "32", "32"]}],
-        "output": [
-            {"name": "logits", "data_type": "TYPE_FP32", "dims": ["3"], "label_filename": "labels.txt"},
-        ],
+        "output": [{"name": "logits", "data_type": "TYPE_FP32", "dims": ["3"], "label_filename": "labels.txt"}],
         "instance_group": [{"count": 1}],  # KIND_AUTO is the schema's default
         "dynamic_batching": {},
         "model_warmup": [sample_of(1, (3, 32, 32)), sample_of(32, (3, 32, 32))],

@@ -21,13 +21,7 @@ from hub_server import Hub, hub_server
 from huggingface_hub import HfApi
 from raising import raises
 
-from vitdeploy.errors import (
-    CheckpointError,
-    HubError,
-    MissingDependencyError,
-    OutputError,
-    UsageError,
-)
+from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, OutputError, UsageError
 from vitdeploy.sources.hub import CheckpointFiles, resolve
 
 if TYPE_CHECKING:
@@ -442,10 +436,7 @@ def test_bad_index(hub: Hub, fetch: Fetch, tmp_path: Path, content: str) -> None
             open_it()
 
 
-@pytest.mark.parametrize(
-    ("files", "absent"),
-    [({"model.safetensors": b"s"}, "config.json"), (CONFIGS, "weights")],
-)
+@pytest.mark.parametrize(("files", "absent"), [({"model.safetensors": b"s"}, "config.json"), (CONFIGS, "weights")])
 def test_incomplete_checkpoint(hub: Hub, fetch: Fetch, tmp_path: Path, files: dict[str, bytes], absent: str) -> None:
     folder = write(tmp_path / "local", {**files, "README.md": b"#"})
     hub.push("org/other", folder)
@@ -481,8 +472,7 @@ def test_revision_of_a_folder_is_refused(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "model",
-    ["/no/vit", "./vit", "../vit", "~/no/vit", "a/b/c", "models/", "a\\b", Path("org/vit")],
+    "model", ["/no/vit", "./vit", "../vit", "~/no/vit", "a/b/c", "models/", "a\\b", Path("org/vit")]
 )
 def test_path_that_does_not_exist(hub: Hub, fetch: Fetch, model: str | Path) -> None:
     with raises(CheckpointError, where=model, hint=re.compile("Hub id")):

@@ -141,11 +141,7 @@ class Adapter:
             config = self._with_head(config, None if says_labels else classes, classified=classes is not None)
         whole = f" and {len(merged.replaced)} tensors replaced" if merged.replaced else ""
         beside = f"'{self.config.base}'" if self.is_alone else "the weights beside it"
-        return (
-            config,
-            merged.weights,
-            f"{beside}: {len(merged.adapted)} weights changed{whole}",
-        )
+        return (config, merged.weights, f"{beside}: {len(merged.adapted)} weights changed{whole}")
 
     def _check_not_merged_before(
         self, weights: Mapping[str, Tensor], merged: Merged, tensors: Mapping[str, Tensor], canonical: Canonical

@@ -42,9 +42,7 @@ class Files:
     @classmethod
     def of_folder(cls, folder: Path) -> Files:
         return cls(
-            str(folder),
-            lambda name: path if (path := folder / name).is_file() else None,
-            lambda: folder_names(folder),
+            str(folder), lambda name: path if (path := folder / name).is_file() else None, lambda: folder_names(folder)
         )
 
     def get(self, name: str) -> Path | None:

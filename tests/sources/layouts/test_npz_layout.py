@@ -270,19 +270,13 @@ ONE = np.ones((1,), np.float32)
         (having(**{"a\nb" * 99: ONE}), r"unexpected 'a\nba\nb"),
         (having(**{f"{BLOCK}/LayerNorm_1/scale": ONE}), f"{BLOCK}/LayerNorm_1/scale"),
         (having(pos_embedding=ONE), "pos_embedding"),
-        (
-            moved("encoderblock_1/", "encoderblock_7/"),
-            "0, 2, 7",
-        ),
+        (moved("encoderblock_1/", "encoderblock_7/"), "0, 2, 7"),
         (moved("encoderblock_0/", "encoderblock_3/"), "1, 2, 3"),
         (moved("encoderblock_0/", "encoderblock/"), "1, 2 and stacked ones"),
         (moved("encoderblock_[0-9]", "layer"), "none"),
         (lambda arrays: {}, "none"),
         (moved("^", "img/"), "none"),
-        (
-            lambda a: a | {f"params/{key}": array for key, array in a.items()},
-            "cls.npy",
-        ),
+        (lambda a: a | {f"params/{key}": array for key, array in a.items()}, "cls.npy"),
         (
             lambda a: {p + key: array for key, array in a.items() for p in ("params/", "opt/target/")},
             "['params/', 'opt/target/']",

@@ -181,12 +181,7 @@ def _sum(weight: Tensor, lora: _Lora, config: LoraConfig, module: str, origin: s
     if (
         weight.ndim not in (2, 4)
         or lora.a.shape != (rank, *weight.shape[1:])
-        or lora.b.shape
-        != (
-            weight.shape[0],
-            rank,
-            *ends,
-        )
+        or lora.b.shape != (weight.shape[0], rank, *ends)
     ):
         shapes = tuple(lora.a.shape), tuple(lora.b.shape)
         raise CheckpointError(
