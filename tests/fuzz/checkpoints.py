@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fuzz.cases import DAMAGED, PASSED, UNAVAILABLE, Case
+from fuzz.cases import DAMAGED, PASSED, UNAVAILABLE, Case, accept
 from fuzz.damage import choose, damaged, odd_json
 from fuzz.special_files import copy_tree, replace, rewrite
 from fuzz.weights import odd_safetensors
@@ -148,28 +148,16 @@ class Adapters:
             make = damaged if rng.random() < 0.3 else odd_safetensors
             note, content = make(rng, weights.read_bytes())
             rewrite(weights, content)
-            check = _no_check
+            check = accept
         else:
             note, _ = replace(rng, choose(rng, (config, weights)))
-        allowed = frozenset({PASSED, UNAVAILABLE, DAMAGED})
-        return Case(
-            f"{source.name}: {note}",
-            export_args("adapter"),
-            allowed,
-            check,
-            lambda: outputs_of(read_checkpoint("adapter")),
-        )
+        allowed, note = frozenset({PASSED, UNAVAILABLE, DAMAGED}), f"{source.name}: {note}"
+        return Case(note, export_args("adapter"), allowed, check, lambda: outputs_of(read_checkpoint("adapter")))
 
 
 _ADAPTER_KEYS = (
     "peft_type", "r", "lora_alpha", "target_modules", "modules_to_save", "use_dora", "use_rslora", "rank_pattern",
-    "bias",
-    "alpha_pattern", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "base_model_name_or_path",
-    "auto_mapping",
-    "exclude_modules", "lora_bias", "init_lora_weights", "megatron_config", "layer_replication", "task_type",
-    "revision",
+    "bias", "alpha_pattern", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "base_model_name_or_path",
+    "auto_mapping", "exclude_modules", "lora_bias", "init_lora_weights", "megatron_config", "layer_replication",
+    "task_type", "revision",
 )  # fmt: skip
-
-
-def _no_check(_outputs: object) -> None:
-    return None

@@ -39,8 +39,7 @@ class RulesFiles:
     """TOML files of rules.
 
     Oracle: what TOML's own reader refuses is refused with 4; else a rule that is none is refused with 2, and one that
-    is
-    holds (0), does not hold (1) or could not be checked (3).
+    is holds (0), does not hold (1) or could not be checked (3).
     """
 
     def __init__(self, base: Path) -> None:
@@ -61,10 +60,8 @@ class RulesFiles:
     def _rules(rng: np.random.Generator) -> tuple[str, bytes]:
         rules: dict[str, Any] = {name: value for name, value in _RULES.items() if rng.random() < 0.3}
         key = choose(rng, (*_RULES, "latency_against", "min_neighbour_agreement", "x", "", "artifacts", "é"))
-        value = choose(
-            rng, (*ODD_VALUES, "1 MB", "-1 MB", "1e9999 MB", "99%", "nan%", "torch:fp32", "x:y", 100, 99.9, 1e-9)
-        )
-        rules[key] = value
+        texts = ("1 MB", "-1 MB", "1e9999 MB", "99%", "nan%", "torch:fp32", "x:y")
+        rules[key] = value = choose(rng, (*ODD_VALUES, *texts, 100, 99.9, 1e-9))
         if rng.random() < 0.2:
             rules["artifacts"] = {choose(rng, ("onnx-fp32", "reference", "x", "")): {key: value}}
         note = f"rule: {key} {repr(value)[:40] if not isinstance(value, int) else 'integer'}"
@@ -76,8 +73,8 @@ class RulesFiles:
             kind = choose(rng, ("deep", "bom", "utf-16", "dates", "dotted"))
             note = f"text: {kind}"
             text = {
-                "deep": b"a = " + b"[" * 100_000, "bom": b"\xef\xbb\xbf" + text, "utf-16":
-                text.decode(errors="replace").encode("utf-16"),
+                "deep": b"a = " + b"[" * 100_000, "bom": b"\xef\xbb\xbf" + text,
+                "utf-16": text.decode(errors="replace").encode("utf-16"),
                 "dates": b"min_accuracy = 1979-05-27", "dotted": b"a." * 5000 + b"b = 1",
             }[kind]  # fmt: skip
         return note, text
@@ -180,9 +177,8 @@ class ResumeFiles:
                 lines[at] = text + choose(rng, (self._lines[at][1], self._lines[-1][1], b""))
             else:
                 note = choose(rng, ("swapped", "twice", "gone"))
-                lines = {"swapped": lines[::-1], "twice": [*lines, lines[at]], "gone": lines[:at] + lines[at + 1 :]}[
-                    note
-                ]
+                changed = {"swapped": lines[::-1], "twice": [*lines, lines[at]], "gone": lines[:at] + lines[at + 1 :]}
+                lines = changed[note]
             note = f"line {at}: {note}"
             content = b"".join(line.replace(b"\n", b" ") + b"\n" for line in lines)
         file.write_bytes(content)
