@@ -241,15 +241,11 @@ def test_silent_hub(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
             fetch(ID, endpoint=endpoint)
 
 
-@pytest.mark.parametrize(
-    "status",
-    [
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.OK,  # with a page that is not the Hub's, as a hotel's network gives
-    ],
-)
+# The last with a page that is not the Hub's, as a hotel's network gives.
+STATUSES = [HTTPStatus(code) for code in (500, 503, 429, 200)]
+
+
+@pytest.mark.parametrize("status", STATUSES)
 def test_failing_hub(hub: Hub, fetch: Fetch, status: HTTPStatus) -> None:
     hub.failures["info"] = status
     with raises(HubError, where=hub.url, hint=re.compile("HF_ENDPOINT")):
@@ -403,25 +399,14 @@ def test_preferred_weights(hub: Hub, fetch: Fetch, tmp_path: Path, layout: str) 
     assert hub.downloads == sorted(CONFIGS | needed)
 
 
-NO_MAP: dict[str, object] = {"what": "weight_map"}
+NO_MAPS = ("[]", "{}", '{"weight_map": {}}', '{"weight_map": ["a.safetensors"]}')
+PATHS = ("../a.safetensors", "/a.safetensors", "..\\a.safetensors", "c:a.safetensors", "..")
 BAD_INDEXES: dict[str, dict[str, object]] = {
     "{": {"what": None},
-    "[]": NO_MAP,
-    "{}": NO_MAP,
-    '{"weight_map": {}}': NO_MAP,
-    '{"weight_map": ["a.safetensors"]}': NO_MAP,
+    **{content: {"what": "weight_map"} for content in NO_MAPS},
     **{
         json.dumps({"weight_map": {"norm.bias": name}}): {"what": "norm.bias", "found": name}
-        for name in (
-            1,
-            "../a.safetensors",
-            "/a.safetensors",
-            "..\\a.safetensors",
-            "c:a.safetensors",
-            "..",
-            "a.bin",
-            "a.safetensors",
-        )
+        for name in (1, *PATHS, "a.bin", "a.safetensors")
     },
 }
 

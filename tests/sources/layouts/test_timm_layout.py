@@ -65,16 +65,12 @@ def load(content: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> A
     """Transformers' own class with the converted weights, which must be exactly those that it has."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(content))
-    safetensors.torch.save_file(
-        {name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors"
-    )
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
     cls = getattr(transformers, content["architectures"][0])
     model, info = cls.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-    pooler = (
-        {"pooler.dense.weight", "pooler.dense.bias"}
-        if content["architectures"][0] in ("ViTModel", "DeiTModel")
-        else set()
-    )
+    pooled = content["architectures"][0] in ("ViTModel", "DeiTModel")
+    pooler = {"pooler.dense.weight", "pooler.dense.bias"} if pooled else set()
     assert set(info["missing_keys"]) == pooler  # timm has no such layer; last_hidden_state does not use it
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
@@ -241,11 +237,12 @@ def test_another_crop_rounding_is_refused(value: object) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_of_timm_is_read_right_or_refused(name: str) -> None:
     row = ARCHITECTURES[name]
+    content = {"architecture": name, "num_classes": 1000, "pretrained_cfg": {}}
     if not re.fullmatch(ACCEPTED, name):
         with raises(CheckpointError, what="architecture"):
-            read_config({"architecture": name, "num_classes": 1000, "pretrained_cfg": {}})
+            read_config(content)
         return
-    config = read_config({"architecture": name, "num_classes": 1000, "pretrained_cfg": {}})
+    config = read_config(content)
     assert config.num_heads == row["num_heads"]
     assert (row["block"], row["mlp"]) == ("Block", "GluMlp" if config.gated else "Mlp")
     assert row["act"] == ("SiLU" if config.gated else "GELU")
@@ -257,11 +254,8 @@ def test_every_architecture_of_timm_is_read_right_or_refused(name: str) -> None:
 
 def test_the_giant_dinov2_has_the_mlp_of_its_namesake() -> None:
     tensors = real_size(width=1536, depth=40, fc1=8192, fc2=4096)
-    config = {
-        "architecture": "vit_giant_patch14_dinov2",
-        "num_classes": 0,
-        "pretrained_cfg": {"input_size": [3, 32, 32]},
-    }
+    config: dict[str, Any] = {"num_classes": 0, "pretrained_cfg": {"input_size": [3, 32, 32]}}
+    config["architecture"] = "vit_giant_patch14_dinov2"
     content, weights = from_timm(config, tensors)
     assert content["mlp_ratio"] == 4
     with torch.device("meta"):
@@ -356,16 +350,13 @@ def argument(key: str, value: object) -> Any:
     return setting("model_args", key, value=value)
 
 
+FOREIGN = [
+    *(None, "resnet50", "eva02_base_patch14_448", "swin_tiny_patch4_window7_224", "vit_relpos_base_patch16_224"),
+    *("vit_base_patch16_clip_quickgelu_224", "vit_small_patch16_18x2_224", "vit_base_patch16_siglip_224"),
+    "vit_base_patch16_rope_reg1_gap_256",
+]
 REFUSED: list[tuple[str, Any, str | re.Pattern[str]]] = [
-    ("vit_0", setting("architecture", value="resnet50"), "architecture"),
-    ("vit_0", setting("architecture", value="eva02_base_patch14_448"), "architecture"),
-    ("vit_0", setting("architecture", value="swin_tiny_patch4_window7_224"), "architecture"),
-    ("vit_0", setting("architecture", value=None), "architecture"),
-    ("vit_0", setting("architecture", value="vit_base_patch16_clip_quickgelu_224"), "architecture"),
-    ("vit_0", setting("architecture", value="vit_relpos_base_patch16_224"), "architecture"),
-    ("vit_0", setting("architecture", value="vit_small_patch16_18x2_224"), "architecture"),
-    ("vit_0", setting("architecture", value="vit_base_patch16_siglip_224"), "architecture"),
-    ("vit_0", setting("architecture", value="vit_base_patch16_rope_reg1_gap_256"), "architecture"),
+    *(("vit_0", setting("architecture", value=name), "architecture") for name in FOREIGN),
     ("vit_0", setting("global_pool", value="avg"), "global_pool"),
     ("vit_0", setting("global_pool", value=["avg"]), "global_pool"),
     ("vit_0", argument("global_pool", "map"), "global_pool"),
@@ -449,15 +440,13 @@ REFUSED: list[tuple[str, Any, str | re.Pattern[str]]] = [
     ("dinov2_0", dropping("blocks.1.ls2.gamma"), re.compile(r"missing blocks\.1\.ls2\.gamma")),
     ("deit_distilled_0", dropping("head_dist.weight"), re.compile(r"missing head_dist\.weight")),
     ("deit_distilled_0", adding("blocks.0.ls1.gamma", 24), re.compile(r"unexpected blocks\.0\.ls1\.gamma")),
-    (
-        "swiglu_0",
-        setting("architecture", value="vit_base_patch14_dinov2"),
-        re.compile(r"mlp\.fc2\.weight must be \(24, 128\)"),
-    ),
-    (
-        "dinov2_0",
-        setting("architecture", value="vit_giant_patch14_dinov2"),
-        re.compile(r"mlp\.fc2\.weight must be \(24, 24\)"),
+    *(
+        (
+            case,
+            setting("architecture", value=f"vit_{size}_patch14_dinov2"),
+            re.compile(f"mlp.fc2.weight must be {shape}"),
+        )
+        for case, size, shape in (("swiglu_0", "base", r"\(24, 128\)"), ("dinov2_0", "giant", r"\(24, 24\)"))
     ),
     ("beit_0", adding("mask_token", 1, 1, 32), re.compile("unexpected mask_token")),
     ("beit_0", dropping("blocks.0.attn.q_bias"), re.compile(r"missing blocks\.0\.attn\.q_bias")),
@@ -567,25 +556,8 @@ def test_only_the_configurations_of_timm_are_taken_for_those() -> None:
 
 def test_nothing_but_a_checkpoint_error_comes_of_a_malformed_configuration() -> None:
     """Every value of a configuration replaced by every kind of value, also in pairs."""
-    junk: list[Any] = [
-        None,
-        True,
-        -1,
-        0,
-        1,
-        1 << 70,
-        0.5,
-        math.inf,
-        math.nan,
-        "",
-        "x",
-        [],
-        [1],
-        [[]],
-        {},
-        {"a": 1},
-        {"1": []},
-    ]
+    numbers = (-1, 0, 1, 1 << 70, 0.5, math.inf, math.nan)
+    junk: list[Any] = [None, True, *numbers, "", "x", [], [1], [[]], {}, {"a": 1}, {"1": []}]
     rng = random.Random(0)
     outcomes = {True: 0, False: 0}
     for case in ("vit_1", "beit_0", "reg4_dinov2_1", "dinov2_0_wrapped"):
