@@ -55,7 +55,7 @@ def odd_safetensors(rng: np.random.Generator, content: bytes) -> tuple[str, byte
         names = ("module." + name, "_orig_mod." + name, "", "\ud800", "a\0", "loss_fct.weight")
         header[choose(rng, names)] = header.pop(name)
     elif kind == "metadata":
-        values = (None, [], {"format": "tf"}, {"format": 1}, {"a": {}}, "x", {"a": "b" * 10**6})
+        values: tuple[Any, ...] = (None, [], {"format": "tf"}, {"format": 1}, {"a": {}}, "x", {"a": "b" * 10**6})
         header["__metadata__"] = choose(rng, values)
     elif kind == "overlap":
         header[name + "2"] = entry

@@ -181,9 +181,8 @@ def write(name: str, case: Case, folder: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_bytes())
     for key in ("target_modules", "modules_to_save"):  # which are sets, in an order that differs from run to run
         config[key] = sorted(config[key]) if isinstance(config[key], list) else config[key]
-    (adapter / "adapter_config.json").write_text(
-        json.dumps(config | {"base_model_name_or_path": "base"}, indent=2) + "\n"
-    )
+    config["base_model_name_or_path"] = "base"
+    (adapter / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     if case.suffix == ".bin":
         weights = adapter / "adapter_model.safetensors"
         torch.save(safetensors.torch.load_file(weights), weights.with_suffix(".bin"))

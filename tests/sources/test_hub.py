@@ -59,10 +59,7 @@ LAYOUTS: dict[str, tuple[dict[str, bytes], dict[str, bytes]]] = {  # what is nee
         {"model.safetensors.index.json": index("a.safetensors"), "a.safetensors": b"a"},
         {"pytorch_model.bin": b"b"},
     ),
-    "both processors": (
-        {"model.safetensors": b"s", "processor_config.json": b'{"size": 8}'},
-        {"tokenizer.json": b"{}"},
-    ),
+    "two processors": ({"model.safetensors": b"s", "processor_config.json": b'{"size": 8}'}, {"tokenizer.json": b"{}"}),
 }
 
 
@@ -147,9 +144,7 @@ def test_moved_branch_is_followed(hub: Hub, fetch: Fetch, checkpoint: Path) -> N
     assert files.weights[0].read_bytes() == b"retrained"
 
 
-def test_branch_moves_during_the_download(
-    hub: Hub, fetch: Fetch, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_branch_moves_meanwhile(hub: Hub, fetch: Fetch, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def describe_then_move(*args: Any, **kwargs: Any) -> ModelInfo:
         info = describe(*args, **kwargs)
         hub.push(ID, write(checkpoint, {"model.safetensors": b"retrained"}))

@@ -121,9 +121,7 @@ def test_malformed_time_limit(fetch: Fetch, monkeypatch: pytest.MonkeyPatch, var
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
-def test_certificates_that_do_not_exist(
-    fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
+def test_absent_certificates(fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, str(tmp_path / "absent"))
     assert variable in refused(UsageError, lambda: fetch(endpoint="http://127.0.0.1:9"))
 

@@ -265,9 +265,7 @@ def test_a_setting_is_that_of_transformers(
         DEFINED | {"size": False, "resample": None, "crop_size": 32, "rescale_factor": 1 / 127.5},
     ],
 )
-def test_a_processor_of_settings_alone_is_read_alike_by_transformers(
-    bare: Path, tmp_path: Path, settings: dict[str, Any]
-) -> None:
+def test_stated_settings_are_read_alike_by_transformers(bare: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     found = read_checkpoint(bare, processor=ProcessorOptions(**settings))
     for name, content in found.files.items():
         (tmp_path / name).write_bytes(content)
@@ -286,9 +284,7 @@ def test_a_processor_of_settings_alone_is_read_alike_by_transformers(
         ("do_resize", {"resample": 3}, {"size": 40, "resample": 3}),
     ],
 )
-def test_a_step_that_is_off_is_turned_on_by_all_of_its_settings(
-    step: str, settings: dict[str, Any], whole: dict[str, Any]
-) -> None:
+def test_a_step_is_turned_on_by_all_of_its_settings(step: str, settings: dict[str, Any], whole: dict[str, Any]) -> None:
     config = ImageProcessor().to_dict() | {step: False}
     with raises(UsageError, what=next(iter(settings))):
         ProcessorOptions(**settings).replace_in(config)
@@ -472,9 +468,7 @@ def test_means_of_a_timm_model_of_other_channels_can_be_replaced(tmp_path: Path,
     assert read_checkpoint(tmp_path / "gray", processor=options).processor.image_mean == (0.4,)
 
 
-def test_a_file_that_cannot_be_read_is_not_needed_where_all_is_stated(
-    lost: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_bad_file_is_not_needed_where_all_is_stated(lost: Path, caplog: pytest.LogCaptureFixture) -> None:
     (lost / SETTINGS).write_text(json.dumps({"image_processor_type": "CLIPImageProcessor"}))
     with raises(InputError, what="image_processor_type", found="CLIPImageProcessor"):
         read_checkpoint(lost, processor=ProcessorOptions(image_mean=MEAN, image_std=STD))

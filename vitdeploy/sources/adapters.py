@@ -209,9 +209,8 @@ class Adapter:
     def _with_head(self, config: dict[str, Any], classes: int | None, *, classified: bool) -> dict[str, Any]:
         """The configuration of transformers with the class of the model that was trained, and its classes."""
         family, model_class = _family(config), self.config.model_class
-        if model_class not in family.architectures and any(
-            model_class in row.architectures for row in FAMILIES.values()
-        ):
+        known = any(model_class in row.architectures for row in FAMILIES.values())
+        if known and model_class not in family.architectures:
             raise CheckpointError(
                 f"{self.files.adapter[0]}: trained in {model_class}, which is no {config['model_type']}",
                 what="base_model_class", where=self.files.adapter[0], found=model_class,

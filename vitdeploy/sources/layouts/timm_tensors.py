@@ -64,10 +64,8 @@ class Source:
 
     def layer(self, name: str, target: str, *shape: int) -> dict[str, Tensor]:
         """Weight and bias, for a linear layer (out, in), a convolution (out, ...) or a norm (width,)."""
-        return {
-            f"{target}.weight": self.take(f"{name}.weight", *shape),
-            f"{target}.bias": self.take(f"{name}.bias", shape[0]),
-        }
+        shapes = {"weight": shape, "bias": shape[:1]}
+        return {f"{target}.{leaf}": self.take(f"{name}.{leaf}", *axes) for leaf, axes in shapes.items()}
 
     def head(self, name: str, target: str) -> dict[str, Tensor]:
         """A classifier without the rows before its classes that `label_offset` counts."""
@@ -98,14 +96,8 @@ class Source:
                 f"Hugging Face does not have: {problems}",
                 what="weights", found=problems,
             )  # fmt: skip
-        found = {
-            "embed_dim": self.width,
-            "depth": self.depth,
-            "patch_size": self.patch,
-            "in_chans": self.channels,
-            "mlp_ratio": self.mlp,
-            **found,
-        }
+        sizes = {"embed_dim": self.width, "depth": self.depth, "in_chans": self.channels, "mlp_ratio": self.mlp}
+        found = {**sizes, "patch_size": self.patch, **found}
         for key, value in self.stated.arguments.items():
             got: object = value
             if key == "mlp_ratio":
