@@ -69,7 +69,12 @@ class Arguments:
     def make(self, rng: np.random.Generator, folder: Path) -> Case:
         for name in ("bundle", "data"):
             (folder / name).symlink_to(self._base / name, target_is_directory=True)
-        self._surroundings(folder)
+        (folder / "image.png").symlink_to(self._base / "data" / "cat" / "0.png")
+        (folder / "file").write_text("{}")
+        (folder / "folder").mkdir()
+        (folder / "link").symlink_to("nowhere")
+        (folder / "loop").symlink_to("loop")
+        os.mkfifo(folder / "pipe")
         name = choose(rng, (*self._commands, "predict", "gate", "compare", "evaluate", "export"))
         args, command = self._right[name](), self._commands[name]
         assert command is not None
@@ -104,11 +109,3 @@ class Arguments:
         if isinstance(kind, click.Choice) and rng.random() < 0.7:
             return str(choose(rng, list(kind.choices)))
         return choose(rng, choose(rng, (_NUMBERS, _TEXTS, _TEXTS)))
-
-    def _surroundings(self, folder: Path) -> None:
-        (folder / "image.png").symlink_to(self._base / "data" / "cat" / "0.png")
-        (folder / "file").write_text("{}")
-        (folder / "folder").mkdir()
-        (folder / "link").symlink_to("nowhere")
-        (folder / "loop").symlink_to("loop")
-        os.mkfifo(folder / "pipe")

@@ -53,7 +53,8 @@ class Configs:
         config = checkpoint / "config.json"
         note, text, key = odd_json(rng, self._configs[which], more_keys=self._keys if which == 0 else ())
         rewrite(config, text)
-        same = which == 0 and key is not None and _has_no_effect(key)
+        rule = rules_of("vit").get(key or "")
+        same = which == 0 and key is not None and (rule is None or rule.effect is Effect.CARRIED)
         if rng.random() < _SPECIAL_SHARE:
             note, same = replace(rng, config)
             if same:
@@ -65,11 +66,6 @@ class Configs:
             return not_finite(outputs)
 
         return Case(note, export_args(), check=check, call=lambda: outputs_of(read_checkpoint("checkpoint")))
-
-
-def _has_no_effect(key: str) -> bool:
-    rule = rules_of("vit").get(key)
-    return rule is None or rule.effect is Effect.CARRIED
 
 
 def not_finite(outputs: dict[str, torch.Tensor]) -> str | None:

@@ -239,9 +239,5 @@ def _scalar(value: Any) -> str:
     if isinstance(value, _Word):
         return value
     if isinstance(value, str):
-        return '"' + re.sub(r"[^ !#-\[\]-~]", _octal, value) + '"'
+        return '"' + re.sub(r"[^ !#-\[\]-~]", lambda x: "".join(f"\\{byte:03o}" for byte in x[0].encode()), value) + '"'
     return str(value).lower()  # whole numbers, true and false
-
-
-def _octal(character: re.Match[str]) -> str:
-    return "".join(f"\\{byte:03o}" for byte in character[0].encode())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitdeploy.errors import CheckpointError
+from vitdeploy.models.checkpoint import some
 from vitdeploy.sources.layouts.timm_parts import pair, refuse
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Source:
         """Hold the tensors to what was taken of them, then model_args to what they say."""
         if not self.sound or self.left:
             kinds = {"missing": self.missing, "unexpected": list(self.left), "": self.wrong}
-            problems = "; ".join(f"{kind} {_some(names)}".strip() for kind, names in kinds.items() if names)
+            problems = "; ".join(f"{kind} {some(names)}".strip() for kind, names in kinds.items() if names)
             raise CheckpointError(
                 f"timm checkpoint: the weights are not those of the architecture and model_args, or of a kind that "
                 f"Hugging Face does not have: {problems}",
@@ -127,7 +128,3 @@ class Source:
             "num_channels": self.channels,
             **self.stated.labels,
         }
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
