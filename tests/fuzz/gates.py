@@ -19,6 +19,7 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy as np
@@ -49,7 +50,8 @@ class RulesFiles:
         file = folder / "rules.toml"
         note, text = self._rules(rng)
         file.write_bytes(text)
-        allowed = frozenset({PASSED, FAILED, USAGE, UNAVAILABLE} if _is_toml(text) else {DAMAGED})
+        is_toml = _is_read(lambda: tomllib.loads(text.decode("utf-8-sig")))
+        allowed = frozenset({PASSED, FAILED, USAGE, UNAVAILABLE} if is_toml else {DAMAGED})
         if rng.random() < _SPECIAL_SHARE:
             note, same = replace(rng, file)
             if not same:  # an empty file has no rules, and /dev/null is none
@@ -104,9 +106,9 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value)
 
 
-def _is_toml(text: bytes) -> bool:
+def _is_read(read: Callable[[], object]) -> bool:
     with contextlib.suppress(ValueError, RecursionError):  # a text that is no UTF-8 is a ValueError too
-        tomllib.loads(text.decode("utf-8-sig"))
+        read()
         return True
     return False
 
@@ -133,18 +135,11 @@ class Baselines:
         else:
             note, text, _ = odd_json(rng, json.loads(self._content))
         file.write_bytes(text)
-        allowed = frozenset({PASSED, FAILED, UNAVAILABLE, DAMAGED} if _is_json(text) else {DAMAGED})
+        allowed = frozenset({PASSED, FAILED, UNAVAILABLE, DAMAGED} if _is_read(lambda: json.loads(text)) else {DAMAGED})
         if rng.random() < _SPECIAL_SHARE:
             note, same = replace(rng, file)
             allowed = allowed if same else frozenset({DAMAGED})
         return Case(note, _gate(self._base, "--baseline", file.name, "--max-drop", "50%"), allowed)
-
-
-def _is_json(text: bytes) -> bool:
-    with contextlib.suppress(ValueError, RecursionError):
-        json.loads(text)
-        return True
-    return False
 
 
 class ResumeFiles:

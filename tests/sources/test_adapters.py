@@ -393,15 +393,11 @@ def test_an_adapter_alone_needs_its_base(
     assert len(capsys.readouterr().err.splitlines()) <= 2  # with the step that failed
 
 
+INITS = ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")
 REFUSED: dict[str, dict[str, Any]] = {
     "peft_type": {"peft_type": "LOHA"},
     "no peft_type": {"peft_type": None},
-    "pissa": {"init_lora_weights": "pissa"},
-    "pissa_niter_4": {"init_lora_weights": "pissa_niter_4"},
-    "olora": {"init_lora_weights": "olora"},
-    "corda": {"init_lora_weights": "corda"},
-    "loftq": {"init_lora_weights": "loftq"},
-    "lora_ga": {"init_lora_weights": "lora_ga"},
+    **{init: {"init_lora_weights": init} for init in INITS},
     "layer_replication": {"layer_replication": [[0, 2], [0, 2]]},
     "target_parameters": {"target_parameters": ["weight"]},
     "trainable_token_indices": {"trainable_token_indices": [1]},
@@ -469,20 +465,10 @@ def test_every_other_key_of_peft_has_an_effect_or_is_refused() -> None:
 def test_defaults_are_those_of_peft() -> None:
     """As `peft.LoraConfig()` has them in peft 0.21."""
     config = LoraConfig.from_dict({"peft_type": "LORA"})
-    assert dataclasses.asdict(config) == {
-        "base": "",
-        "base_revision": None,
-        "model_class": "",
-        "rank": 8,
-        "alpha": 8,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "rslora": False,
-        "bias": "none",
-        "lora_bias": False,
-        "dora": False,
-        "saved_modules": (),
-    }
+    numbers = {"rank": 8, "alpha": 8, "rank_pattern": {}, "alpha_pattern": {}}
+    names = {"base": "", "base_revision": None, "model_class": "", "saved_modules": (), "bias": "none"}
+    off = dict.fromkeys(("rslora", "lora_bias", "dora"), False)
+    assert dataclasses.asdict(config) == {**numbers, **names, **off}
 
 
 State = dict[str, torch.Tensor]

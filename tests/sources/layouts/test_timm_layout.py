@@ -209,16 +209,9 @@ def test_half_even_crops_as_torchvision(length: int) -> None:
     """By torchvision's rule: pad the smaller half before, then crop from int(round((length - crop) / 2.0))."""
     pixels = np.arange(1, length + 1, dtype=np.uint8)
     image = Image.fromarray(np.repeat(pixels[None, :, None], 3, axis=2))
-    processor = ImageProcessor.from_dict(
-        {
-            "image_processor_type": "BitImageProcessor",
-            "do_resize": False,
-            "crop_size": {"height": 1, "width": 6},
-            "crop_rounding": "half_even",
-            "do_normalize": False,
-            "do_rescale": False,
-        }
-    )
+    crop = {"crop_size": {"height": 1, "width": 6}, "crop_rounding": "half_even"}
+    off = dict.fromkeys(("do_resize", "do_normalize", "do_rescale"), False)
+    processor = ImageProcessor.from_dict({"image_processor_type": "BitImageProcessor", **crop, **off})
     missing = max(6 - length, 0)
     padded = np.pad(pixels, (missing // 2, missing - missing // 2))
     start = int(round((len(padded) - 6) / 2.0))  # noqa: RUF046  # as published
