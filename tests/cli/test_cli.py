@@ -43,9 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_predict_gives_what_the_pipeline_of_transformers_gives(
-    tmp_path: Path,
-    write_checkpoint: WriteCheckpoint,
-    tiny_config: dict[str, Any],
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]
 ) -> None:
     checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)
     processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
@@ -219,12 +217,7 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path) -> None:
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(
-    bundle: Bundle,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    code: int,
-    message: str,
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = run(*(argument.replace("{bundle}", str(bundle.path)) for argument in arguments))

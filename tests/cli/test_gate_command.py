@@ -104,11 +104,7 @@ def test_everything_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_planted_fault_is_caught(
-    digits: Bundle,
-    baseline: Path,
-    tmp_path: Path,
-    plant: Callable[[Bundle], Bundle],
-    failed: set[str],
+    digits: Bundle, baseline: Path, tmp_path: Path, plant: Callable[[Bundle], Bundle], failed: set[str]
 ) -> None:
     faulty = plant(copy_of(digits, tmp_path / "faulty"))
     code, out, _ = run("gate", faulty.path, "--data", held_out_images(), "--baseline", baseline, "--json")

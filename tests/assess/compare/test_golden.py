@@ -191,10 +191,7 @@ def test_it_is_written_whole_or_not_at_all(bundle: Bundle, golden: Path, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_command(
-    bundle: Bundle,
-    golden: Path,
-) -> None:
+def test_the_command(bundle: Bundle, golden: Path) -> None:
     def exit_code(*arguments: object) -> object:
         with pytest.raises(SystemExit) as caught:
             main(["compare", *map(str, (bundle.path, *arguments))])

@@ -10,14 +10,7 @@ from pathlib import Path
 from environments import environment, run
 from raising import raises
 
-from vitdeploy.assess.data.class_labels import (
-    BY_ILSVRC_ORDER,
-    BY_NAME,
-    BY_POSITION,
-    BY_SYNONYM,
-    BY_WORDNET_ID,
-    Classes,
-)
+from vitdeploy.assess.data.class_labels import BY_ILSVRC_ORDER, BY_NAME, BY_POSITION, BY_SYNONYM, BY_WORDNET_ID, Classes
 from vitdeploy.assess.data.imagenet import in_ilsvrc_order, synset_of, synsets
 from vitdeploy.errors import InputError
 

@@ -209,10 +209,7 @@ def test_arguments(digits: Bundle, name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"options": {"optimize": "onnxruntime 1.20.0"}},
-        {"pixels": PixelFormat(PixelStage.DECODED, "nhwc", "uint8")},
-    ],
+    [{"options": {"optimize": "onnxruntime 1.20.0"}}, {"pixels": PixelFormat(PixelStage.DECODED, "nhwc", "uint8")}],
     ids=["optimized", "resizes"],
 )
 def test_a_graph_that_is_not_portable(digits: Bundle, change: dict[str, Any]) -> None:

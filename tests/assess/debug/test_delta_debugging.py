@@ -56,14 +56,7 @@ def test_nothing_helps(error: float) -> None:
 @pytest.mark.parametrize("error", [0.02, math.inf])
 @pytest.mark.parametrize(
     "culprits",
-    [
-        ["7.13"],
-        ["0.0"],
-        ["11.19"],
-        ["3.4", "9.0"],
-        [f"5.{node}" for node in range(8, 16)],
-        NODES,
-    ],
+    [["7.13"], ["0.0"], ["11.19"], ["3.4", "9.0"], [f"5.{node}" for node in range(8, 16)], NODES],
     ids=["one", "the first", "the last", "two that need each other", "part of a group", "all"],
 )
 def test_exactly_the_culprits_are_kept(culprits: list[str], error: float) -> None:

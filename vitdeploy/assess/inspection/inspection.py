@@ -188,10 +188,7 @@ def _manifest_facts(item: Inspection) -> dict[str, dict[str, Any]]:
             "processor": None if source.processor is None else str(source.processor),
         },
         "artifact": {"format": artifact.format, "precision": artifact.precision},
-        "files": {
-            "names": [file.path for file in artifact.files],
-            "sha256": [file.sha256 for file in artifact.files],
-        },
+        "files": {"names": [file.path for file in artifact.files], "sha256": [file.sha256 for file in artifact.files]},
         "file_bytes": {"total": sum(file.size_bytes for file in artifact.files)},
         "inputs": _signature(artifact.inputs),
         "outputs": _signature(artifact.outputs),
@@ -206,11 +203,7 @@ def _manifest_facts(item: Inspection) -> dict[str, dict[str, Any]]:
 
 def _graph_facts(graph: GraphSummary) -> dict[str, dict[str, Any]]:
     counts = {"nodes": graph.nodes, "weights": graph.weights, "duplicated weights": graph.duplicates}
-    return {
-        "graph": {**graph.versions, **counts},
-        "node_types": graph.node_types,
-        "weight_bytes": graph.weight_bytes,
-    }
+    return {"graph": {**graph.versions, **counts}, "node_types": graph.node_types, "weight_bytes": graph.weight_bytes}
 
 
 def _signature(specs: tuple[TensorSpec, ...]) -> dict[str, str]:
