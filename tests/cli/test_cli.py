@@ -84,8 +84,7 @@ def test_scores_of_other_problem_types(
 
 def test_export_prints_the_manifest_as_json(tmp_path: Path) -> None:
     result = run("export", "--random-weights", "vit-tiny-patch16-32", "-o", tmp_path / "out", "--json")
-    assert result.code == 0
-    assert result.json["bundle"] == str(tmp_path / "out")
+    assert (result.code, result.json["bundle"]) == (0, str(tmp_path / "out"))
     assert [artifact["format"] for artifact in result.json["artifacts"]] == ["onnx"]
 
 
@@ -131,8 +130,7 @@ def test_tables_name_what_there_is(bundle: Bundle) -> None:
     for text in ("onnx-fp32", "onnx/model.onnx", "float32 'pixel_values' (batch, 3, 32, 32)", "opset 20"):
         assert text in inspected.out
     predicted = run("predict", bundle.path, PHOTOGRAPHS[0], "--top-k", "2")
-    assert predicted.code == 0
-    assert predicted.out.count("LABEL_") == 2
+    assert (predicted.code, predicted.out.count("LABEL_")) == (0, 2)
     compared = run("compare", bundle.path)
     assert compared.code == 0
     assert "16 synthetic images: passed" in compared.out
@@ -164,8 +162,7 @@ def test_the_command_line_keeps_openmp_within_a_quota(monkeypatch: pytest.Monkey
     assert os.environ["OMP_NUM_THREADS"] == ("" if not usable_cpus().limited else str(usable_cpus().threads.count))
     monkeypatch.setattr("vitdeploy.system.cpu.usable_cpus", lambda: Cpus(8, 8, 8, 1.5))
     monkeypatch.setenv("OMP_NUM_THREADS", "")
-    assert run("doctor", "--help").code == 0
-    assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert (run("doctor", "--help").code, os.environ["OMP_NUM_THREADS"]) == (0, "2")
 
 
 def test_a_comparison_that_fails_exits_with_1(bundle: Bundle) -> None:
@@ -176,8 +173,7 @@ def test_a_comparison_that_fails_exits_with_1(bundle: Bundle) -> None:
 
 def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path) -> None:
     result = run("export", "--random-weights", "vit-tiny-patch16-32", "-o", tmp_path / "x", "--tolerance", "1e-12")
-    assert result.code == 1
-    assert result.err.count("\n") == 1
+    assert (result.code, result.err.count("\n")) == (1, 1)
     assert "tolerance" in result.err
     assert "would have passed" in result.err
     assert list(tmp_path.iterdir()) == []
@@ -280,8 +276,7 @@ def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
             assert process.poll() is None
             time.sleep(0.01)
         process.terminate()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert list(tmp_path.iterdir()) == []
+    assert (process.returncode, list(tmp_path.iterdir())) == (128 + signal.SIGTERM, [])
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -110,8 +110,7 @@ def test_usage_errors(
 
 
 def test_a_corrupt_file_is_one_line_and_exits_with_4(both: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    path = both.path / "onnx" / "model.onnx"
-    path.write_bytes(b"\xff" * 100)
+    (both.path / "onnx" / "model.onnx").write_bytes(b"\xff" * 100)
     for message in ("onnx/model.onnx was altered", "valid ONNX model"):
         code, out, err = inspect(capsys, both.path)
         assert (code, out, err.count("\n")) == (4, "", 1)

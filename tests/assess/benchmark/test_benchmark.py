@@ -69,11 +69,9 @@ def test_every_backend_and_batch_size_is_timed_in_turns(bundle: Bundle) -> None:
         assert 0 < item.processing_ms < max(item.image_times_ms)
         assert 1e7 < (item.peak_memory_bytes or 0) < 1e11
     assert [item.details["engine"].split()[0] for item in found.latencies] == ["torch", "onnxruntime"] * 2
-    assert found.latencies[0].details["threads"] == 1
-    assert found.latencies[1].details["intra_op_threads"] == 1
+    assert (found.latencies[0].details["threads"], found.latencies[1].details["intra_op_threads"]) == (1, 1)
     assert [item.threads and item.threads.count for item in found.latencies] == [1] * 4
-    assert found.latencies[1].threads == ThreadCount(1, "as asked for")
-    assert found.status == "passed"
+    assert (found.latencies[1].threads, found.status) == (ThreadCount(1, "as asked for"), "passed")
     assert (found.settings["images"], found.settings["runs"]) == ("synthetic JPEG files of 640x480 pixels", 4)
     assert "cpu" in found.machine
     assert steps == ["opening reference on torch", "opening onnx-fp32 on onnxruntime",

@@ -92,8 +92,7 @@ def test_given_images_are_what_is_compared(bundle: Bundle, tmp_path: Path) -> No
         image.save(tmp_path / f"{index}.png")
     from_folder, from_list = compare(bundle, images=tmp_path), compare(str(bundle.path), images=images)
     assert (from_folder.images, from_folder.synthetic, from_folder.status) == (3, False, "passed")
-    assert from_folder.left_out == LeftOut()
-    assert dataclasses.replace(from_folder, left_out=None) == from_list
+    assert (from_folder.left_out, dataclasses.replace(from_folder, left_out=None)) == (LeftOut(), from_list)
 
 
 def test_one_wrong_weight_fails(own_copy: Bundle) -> None:
@@ -134,8 +133,7 @@ def test_one_backend_that_is_skipped_beside_one_that_passes(bundle: Bundle, monk
         ("onnxruntime", "passed"),
         ("another", "skipped"),
     ]
-    assert comparison.status == "skipped"
-    assert exit_code(bundle) == 3
+    assert (comparison.status, exit_code(bundle)) == ("skipped", 3)
 
 
 def test_an_artifact_that_nothing_here_runs_is_skipped(own_copy: Bundle) -> None:
@@ -144,8 +142,7 @@ def test_an_artifact_that_nothing_here_runs_is_skipped(own_copy: Bundle) -> None
     comparison = compare(changed)
     (result,) = comparison.results
     assert (result.artifact, result.backend, result.status) == ("tomorrow-fp32", "", "skipped")
-    assert comparison.status == "skipped"
-    assert exit_code(changed) == 3
+    assert (comparison.status, exit_code(changed)) == ("skipped", 3)
 
 
 def test_a_precision_without_a_tolerance_of_its_own_needs_one(own_copy: Bundle) -> None:
@@ -208,8 +205,7 @@ def test_batches_are_joined_in_their_order(bundle: Bundle) -> None:
     pixels = np.random.default_rng(0).standard_normal((10, 3, 32, 32), np.float32)
     with open_runtime(bundle, "onnxruntime") as runtime:
         whole = runtime.run(feeds(runtime.inputs, pixels[:4]))["reconstruction"]
-        batches = [feeds(runtime.inputs, part) for part in (pixels[:4], pixels[4:10])]
-        outputs = run_batches(runtime, batches)
+        outputs = run_batches(runtime, [feeds(runtime.inputs, part) for part in (pixels[:4], pixels[4:10])])
     assert outputs["reconstruction"].shape == (10, 3, 32, 32)
     np.testing.assert_array_equal(outputs["reconstruction"][:4], whole)
 
@@ -234,8 +230,7 @@ def test_images_of_sizes_of_their_own(tmp_path: Path) -> None:
         checkpoint, output=tmp_path / "bundle", graph=vitdeploy.GraphOptions(dynamic_image_size=True)
     )
     wide = synthetic_images(1, 30, 60)[0]
-    assert compare(bundle).status == "passed"
-    assert compare(bundle, images=[wide, wide]).status == "passed"
+    assert (compare(bundle).status, compare(bundle, images=[wide, wide]).status) == ("passed", "passed")
     with raises(UsageError, what="last_hidden_state"):
         compare(bundle, images=[wide, synthetic_images(1, 80, 80)[0]])
 

@@ -157,8 +157,7 @@ def test_a_folder_of_images_is_listed_once(tmp_path: Path, monkeypatch: pytest.M
         return is_image(path)
 
     monkeypatch.setattr(folder_listing, "_is_image", counted)
-    assert open_images(tmp_path).names == ("a", "b", "c.png")
-    assert sorted(opened) == ["a", "b"]
+    assert (open_images(tmp_path).names, sorted(opened)) == (("a", "b", "c.png"), ["a", "b"])
 
 
 def test_folders_without_an_image_are_told(tmp_path: Path) -> None:
@@ -170,15 +169,13 @@ def test_folders_without_an_image_are_told(tmp_path: Path) -> None:
         str(left_out)
         == "files left out: 2 (2 ending .heic (needs pillow-heif)); folders without an image: 2 (dog, newt)"
     )
-    assert LeftOut.from_dict(left_out.to_dict()) == left_out
-    assert str(LeftOut()) == "files left out: none"
+    assert (LeftOut.from_dict(left_out.to_dict()), str(LeftOut())) == (left_out, "files left out: none")
 
 
 def test_the_rarest_reasons_become_one(tmp_path: Path) -> None:
     fill(tmp_path, "a.png", *(f"b{index}.{kind}" for kind in range(30) for index in range(1 + (kind == 7))))
     left_out = list_images(tmp_path).left_out
-    assert left_out.files == 31
-    assert left_out.reasons[0] == Reason("ending .7", 2)
+    assert (left_out.files, left_out.reasons[0]) == (31, Reason("ending .7", 2))
     assert left_out.reasons[-1] == Reason("other endings", 10)
     assert sum(each.files for each in left_out.reasons) == 31
 

@@ -131,8 +131,7 @@ def test_values_beyond_the_range(tmp_path: Path) -> None:
     assert [node.op_type for node in result.kept] == [
         "Add", "Reshape", "Transpose", "MatMul", "Transpose", "Reshape", "MatMul"
     ]  # fmt: skip
-    assert {node.part for node in result.kept} == {"layers.2"}
-    assert len(steps) == 1 + result.runs
+    assert ({node.part for node in result.kept}, len(steps)) == ({"layers.2"}, 1 + result.runs)
     assert steps[0] == "running the reference on 4 images"
     assert steps[1] == f"run 1: 0 of {result.candidates} nodes in float32, difference inf"
     assert bisect(bundle, "bf16", max_images=4).kept == ()  # which has the range of float32
@@ -155,8 +154,7 @@ def test_what_is_found_is_what_an_export_needs(faulty: Bundle, checkpoint: Path,
     )
     assert exported.exit_code == 0, exported.exception
     (artifact,) = json.loads(exported.output)["artifacts"]
-    names = [node["name"] for node in result["kept"]]
-    assert sorted(artifact["options"]["float32_nodes"]) == sorted(names)
+    assert sorted(artifact["options"]["float32_nodes"]) == sorted(node["name"] for node in result["kept"])
     assert vitdeploy.compare(tmp_path / "out").status == "passed"
 
 
@@ -181,8 +179,7 @@ def test_the_table(faulty: Bundle) -> None:
     assert third.endswith("tolerance 0.01; 12 runs")
     assert header.split() == ["part", "operator", "node"]
     assert second.startswith(f"fp16 passes with {len(rows)} of its ")
-    assert {row.split()[0] for row in rows} == {"layers.2"}
-    assert last == "Files left out: none"
+    assert ({row.split()[0] for row in rows}, last) == ({"layers.2"}, "Files left out: none")
 
 
 def test_a_graph_of_bytes_with_several_half_outputs(tmp_path: Path) -> None:

@@ -40,8 +40,7 @@ def needs(culprits: Iterable[str], error: float = math.inf) -> Callable[[frozens
 
 def test_nothing_need_be_kept() -> None:
     found, asked = search(lambda _: 0.01)
-    assert found == MinimalSet(frozenset(), 0.01, 0.01, None, 1, minimal=True)
-    assert asked == [frozenset()]
+    assert (found, asked) == (MinimalSet(frozenset(), 0.01, 0.01, None, 1, minimal=True), [frozenset()])
 
 
 @pytest.mark.parametrize("error", [0.02, math.inf, math.nan])

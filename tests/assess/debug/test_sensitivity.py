@@ -105,8 +105,7 @@ def test_it_is_what_an_export_within_a_bound_measures(outliers: Bundle, photos: 
 
 def test_the_layers_with_outliers_stand_out(outliers: Bundle, photos: Path, tmp_path: Path) -> None:
     """Among them the attention's output projections; smoothing moves outliers into the weights."""
-    bundle = with_int8(outliers, tmp_path / "off", photos)
-    plain = sensitivity(bundle, images=photos, max_images=8)
+    plain = sensitivity(with_int8(outliers, tmp_path / "off", photos), images=photos, max_images=8)
     assert plain.images == 8
     result = sensitivity(with_int8(outliers, tmp_path / "out", photos, smooth_quant=0.5), images=photos, max_images=8)
     assert result.error < plain.error / 3
@@ -124,8 +123,7 @@ def test_in_half_precision_a_layer_is_what_takes_a_modules_weights_or_computes_w
     tiny: Bundle, half: Sensitivity
 ) -> None:
     nodes = {node.output[0]: node for node in onnx.load(tiny.path / "onnx/model.onnx").graph.node}
-    by_label = {layer.label: layer for layer in half.layers}
-    fc1 = by_label["layers.1.mlp.fc1"]
+    fc1 = {layer.label: layer for layer in half.layers}["layers.1.mlp.fc1"]
     assert ([nodes[name].op_type for name in fc1.nodes], fc1.op_type, fc1.part) == (
         ["MatMul", "Add"], "MatMul", "layers.1"
     )  # fmt: skip
@@ -170,8 +168,7 @@ def test_on_the_command_line(tiny: Bundle, tmp_path: Path) -> None:
     printed = CliRunner().invoke(debug, [*command, "--json"])
     result = validated("compare", printed.output)
     assert (printed.exit_code, result["status"], result["precision"], result["images"]) == (0, "passed", "int8", 3)
-    ranked = sorted(result["layers"], key=lambda layer: -layer["error"])
-    assert [layer["label"] for layer in ranked] == labels
+    assert [layer["label"] for layer in sorted(result["layers"], key=lambda layer: -layer["error"])] == labels
     assert [layer["label"] for layer in result["layers"]][:2] == [
         "layers.0.attention.q_proj",
         "layers.0.attention.k_proj",
@@ -182,8 +179,7 @@ def test_on_the_command_line(tiny: Bundle, tmp_path: Path) -> None:
     page = Page(tmp_path / "html")
     assert "Sensitivity" in page.text["h2"]
     assert page.text["summary"] == ["The other 2 layers"]
-    shown = [text for tag, text in page.ordered if tag == "th" and text.startswith("layers.")]
-    assert shown == labels
+    assert [text for tag, text in page.ordered if tag == "th" and text.startswith("layers.")] == labels
     assert len(page.all("svg")) == 1
     assert [text for text in page.text["text"] if text.startswith("layers.")] == [
         layer["label"] for layer in result["layers"]

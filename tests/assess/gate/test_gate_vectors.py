@@ -45,10 +45,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Features of the embedded model, in int8."""
-    output = tmp_path_factory.mktemp("features") / "out"
     return vitdeploy.export(
         default_checkpoint(),
-        output=output,
+        output=tmp_path_factory.mktemp("features") / "out",
         precision="int8",
         quantization=vitdeploy.Quantization(vitdeploy.Calibration(images)),
         source=vitdeploy.SourceOptions(task="image-feature-extraction"),
@@ -171,9 +170,7 @@ def test_reports_name_each_check(bundle: Bundle, images: Path, tmp_path: Path) -
 def test_a_baseline_without_classes(bundle: Bundle, images: Path, tmp_path: Path) -> None:
     file = tmp_path / "baseline.json"
     code, result = gated(bundle, images, "--baseline", str(file), "--update")
-    assert (code, result["updated"]) == (0, True)
-    kept = Baseline.read(file)
-    assert kept == Baseline.read(file)
+    assert (code, result["updated"], Baseline.read(file)) == (0, True, Baseline.read(file))
     figures = json.loads(file.read_text(encoding="utf-8"))["nearness"]["onnxruntime int8"]["cls_token"]
     (run,) = result["vectors"]
     for name in ("mean_cosine", "p5_cosine", "min_cosine", "neighbour_agreement"):
@@ -269,8 +266,8 @@ def test_what_is_a_cosine_in_a_file_of_rules(tmp_path: Path) -> None:
     for text, wanted in (("0.99", 0.99), ('"99%"', 0.99), ('"99.5 %"', 0.995)):
         file.write_text(f"min_cosine = {text}\nmin_neighbour_agreement = 0.88\n", encoding="utf-8")
         found = read_rules(file).every
-        assert found.min_cosine == pytest.approx(wanted)
         assert found.min_neighbour_agreement == 0.88
+        assert found.min_cosine == pytest.approx(wanted)
     for text in ("99", "1", "0", '"x%"', "true", '"100%"'):
         file.write_text(f"min_cosine = {text}\n", encoding="utf-8")
         with raises(UsageError, what="min_cosine"):

@@ -163,8 +163,7 @@ def _check_each_once(root: Path, paths: Sequence[Path]) -> None:
 def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
     """The label of the images in folders below `root`: the first, or with a class "a/b" the first ones.
 
-    Raises:
-        InputError: there is none, or the folders name several classes.
+    InputError where there is none, or the folders name several classes.
     """
     if not folders:
         raise InputError(

@@ -62,11 +62,7 @@ class ImageSources:
 
 
 def chosen_images(processor: ImageProcessor, images: str | os.PathLike[str] | Sequence[Any] | None) -> ImageSources:
-    """The files of a folder, the images themselves, or synthetic ones where there are none.
-
-    Raises:
-        InputError: there is no such folder, or no image in it.
-    """
+    """The files of a folder, the images themselves, or synthetic ones where there are none; raises as `list_images`."""
     if images is None:
         return ImageSources(images_for(processor))
     if not isinstance(images, (str, os.PathLike)):
@@ -76,11 +72,7 @@ def chosen_images(processor: ImageProcessor, images: str | os.PathLike[str] | Se
 
 
 def few_images(processor: ImageProcessor, folder: str | os.PathLike[str] | None, most: int) -> ImageSources:
-    """At most so many of the files of a folder, at even distances; or so many synthetic images.
-
-    Raises:
-        InputError: there is no such folder, or no image in it.
-    """
+    """At most so many of the files of a folder, at even distances, or of synthetic images; raises as `list_images`."""
     if folder is None:
         return ImageSources(images_for(processor, most))
     listing = list_images(folder)

@@ -80,11 +80,7 @@ class WorkFile:
             raise
 
     def append(self, batch: Mapping[str, Any]) -> None:
-        """Keep a finished batch.
-
-        Raises:
-            OutputError: it cannot be written; what was kept before is untouched.
-        """
+        """Keep a finished batch; OutputError where it cannot be written, and what was kept before is untouched."""
         try:
             line = self._bound(json.dumps(batch, allow_nan=False).encode())
             self._write(line)

@@ -103,8 +103,7 @@ def _in_bundle(_planned: Planned, _measured: Measured) -> _Found:
 
 def _finite(_planned: Planned, measured: Measured, selected: Selected) -> _Found:
     if measured.evaluation is None:
-        run = _ran(measured.vectors[selected])
-        count, what = run.not_finite, "vectors"
+        count, what = _ran(measured.vectors[selected]).not_finite, "vectors"
     else:
         count, what = measured.predictions[selected].not_finite, "logits"
     total = len(measured.data)
@@ -141,8 +140,7 @@ def _min_cosine(planned: Planned, measured: Measured, selected: Selected) -> _Fo
 
 
 def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    run = _ran(measured.vectors[selected])
-    for each in run.nearness:
+    for each in _ran(measured.vectors[selected]).nearness:
         if each.same_neighbours is not None:
             kept = Accuracy(each.same_neighbours, each.images)
             return _share(planned, kept, f"same nearest neighbour by {each.output}")

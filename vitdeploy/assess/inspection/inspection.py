@@ -26,12 +26,7 @@ class ReadGraph(Protocol):
 
 
 class GraphReader(NamedTuple):
-    """One row of the table of graph readers.
-
-    Attributes:
-        target: "module:function".
-        extra: the extra of vitdeploy that installs what it needs.
-    """
+    """A graph reader: "module:function", and the extra of vitdeploy that installs what it needs."""
 
     target: str
     extra: str
@@ -73,13 +68,7 @@ class Inspection:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two values that differ; None where a side has no such thing.
-
-    Attributes:
-        a: of the first artifact.
-        b: of the second.
-        ratio: b over a, for sizes.
-    """
+    """Two values that differ, None where a side has no such thing; for sizes, `ratio` is b over a."""
 
     a: Any
     b: Any
@@ -90,11 +79,7 @@ class Pair:
 
 
 def artifact_named(bundle: Bundle, name: str | None = None) -> Artifact:
-    """The artifact of that name ("onnx-fp32"), by default the only one.
-
-    Raises:
-        UsageError: there is none, or several to choose from.
-    """
+    """The artifact of that name ("onnx-fp32"), by default the only one; UsageError for none, or for several."""
     artifacts = [artifact for artifact in bundle.manifest.artifacts if name in (None, artifact.name)]
     if len(artifacts) == 1:
         return artifacts[0]

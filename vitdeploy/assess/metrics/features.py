@@ -88,8 +88,7 @@ def same_neighbours(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray
         wanted, given = (each[rows] @ each.T for each in (a, b))  # (rows, N)
         for similarity in (wanted, given):
             similarity[np.arange(len(rows)), rows] = -np.inf
-        nearest = given.argmax(axis=1)
-        same[rows] = wanted[np.arange(len(rows)), nearest] >= wanted.max(axis=1) - TIE
+        same[rows] = wanted[np.arange(len(rows)), given.argmax(axis=1)] >= wanted.max(axis=1) - TIE
     return same & _finite(reference) & _finite(candidate)
 
 

@@ -69,8 +69,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    ranks = [_ranks(values) for values in (x, y)]
-    a, b = (rank - rank.mean() for rank in ranks)
+    a, b = (rank - rank.mean() for rank in map(_ranks, (x, y)))
     scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / scale if scale else float("nan")
 

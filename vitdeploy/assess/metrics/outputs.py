@@ -142,11 +142,7 @@ def check_tolerance(tolerance: object) -> None:
 
 
 def default_tolerance(artifact: Artifact) -> float:
-    """Default tolerance of an artifact, relative to each output's largest value.
-
-    Raises:
-        UsageError: nothing is known of the precision.
-    """
+    """Default tolerance, relative to each output's largest value; UsageError where the precision has none."""
     if artifact.precision not in DEFAULT_TOLERANCES:
         raise UsageError(f"{artifact.precision} has no default tolerance", what="tolerance", hint="give one")
     half = any(spec.dtype == "float16" for spec in artifact.outputs)

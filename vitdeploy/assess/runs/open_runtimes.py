@@ -81,8 +81,7 @@ class OpenRuntimes:
     def reference(self, outputs: Sequence[str] | None = None) -> Iterator[Runtime]:
         """The reference with these outputs, for this block; on the CPU where torch cannot use the GPU, as engines can.
 
-        Raises:
-            MissingDependencyError: torch is not installed.
+        MissingDependencyError where torch is not installed.
         """
         with contextlib.ExitStack() as stack:
             try:

@@ -93,8 +93,7 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
 def artifacts(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Selected]:
     """Every artifact with each backend that runs it by default, with "" where none does; or those asked for.
 
-    Raises:
-        UsageError: as `select`, or only the reference is asked for.
+    UsageError as `select`, or where only the reference is asked for.
     """
     if backends is not None:
         found = [selected for selected in select(bundle, backends) if selected.artifact != REFERENCE]
