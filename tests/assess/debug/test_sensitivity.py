@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import pytest
 from bundles import tiny_model, write_checkpoint_of
-from click.testing import CliRunner
+from command_line import run
 from outliers import with_outliers
 from pages import Page
 from raising import raises
@@ -23,7 +23,6 @@ from vitdeploy.assess.data.folder_listing import list_images
 from vitdeploy.assess.debug.mixed_precision import LowerPrecision
 from vitdeploy.assess.debug.sensitivity import sensitivity
 from vitdeploy.assets import default_checkpoint, held_out_images
-from vitdeploy.cli.debug import debug
 from vitdeploy.errors import UsageError
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.predictor import load_processor
@@ -155,19 +154,19 @@ def test_bfloat16_has_an_eighth_of_the_digits(tiny: Bundle, half: Sensitivity) -
 
 
 def test_on_the_command_line(tiny: Bundle, tmp_path: Path) -> None:
-    command = ["sensitivity", str(tiny.path), "--max-images", "3"]
+    command = ("debug", "sensitivity", tiny.path, "--max-images", 3)
     files = [f"--{name}={tmp_path / name}" for name in ("html", "markdown")]
-    printed = CliRunner().invoke(debug, [*command, *files])
-    assert printed.exit_code == 0, printed.exception
-    first, second, header, *rows = printed.output.splitlines()
+    printed = run(*command, *files)
+    assert printed.code == 0, printed.err
+    first, second, header, *rows = printed.out.splitlines()
     assert first == f"{tiny.path} in int8, a layer at a time, 3 synthetic images"
     assert header.startswith("layer ")
     labels = [row.split()[0] for row in rows]
     assert len(labels) == 12
     assert second.startswith(f"{labels[0]} is the most sensitive of 12 layers: relative error ")
-    printed = CliRunner().invoke(debug, [*command, "--json"])
-    result = validated("compare", printed.output)
-    assert (printed.exit_code, result["status"], result["precision"], result["images"]) == (0, "passed", "int8", 3)
+    printed = run(*command, "--json")
+    result = validated("compare", printed.out)
+    assert (printed.code, result["status"], result["precision"], result["images"]) == (0, "passed", "int8", 3)
     assert [layer["label"] for layer in sorted(result["layers"], key=lambda layer: -layer["error"])] == labels
     assert [layer["label"] for layer in result["layers"]][:2] == [
         "layers.0.attention.q_proj",
