@@ -18,7 +18,7 @@ from schemas import validated
 import vitdeploy
 from vitdeploy.assess.debug import torchscript_split
 from vitdeploy.assess.debug.layers import LAYER_TOLERANCES, compare_layers
-from vitdeploy.assess.inspection.torchscript_states import hidden_states
+from vitdeploy.assess.inspection.torchscript_reader import hidden_states
 from vitdeploy.assets import default_checkpoint
 from vitdeploy.errors import UsageError
 

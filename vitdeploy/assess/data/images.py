@@ -90,12 +90,9 @@ def fingerprint(*arrays: np.ndarray) -> str:
 
 
 def feeds(inputs: Sequence[TensorSpec], pixel_values: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """Arrays for each of `inputs` on these images; where a mask is due, it covers half of the patches.
+    """Arrays for each of the runtime's `inputs` on N images, as it takes them.
 
-    Args:
-        inputs: of the runtime.
-        pixel_values: of N images, as the runtime takes them.
-        seed: of the mask.
+    Where a mask is due, it covers half of the patches; `seed` is the mask's.
     """
     arrays = {"pixel_values": pixel_values}
     for spec in inputs:

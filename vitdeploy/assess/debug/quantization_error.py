@@ -136,11 +136,8 @@ def sensitivities(
 ) -> dict[str, float]:
     """The error with one layer alone in the lower precision, for each: how sensitive the outputs are to it.
 
-    Args:
-        variants: the nodes.
-        error: of the variant that keeps these nodes in float32.
-        progress: told how far it has come.
-        layers: the nodes of each, by its name; by default each node is one.
+    `error` is of the variant that keeps these nodes in float32. `layers` has the nodes of each by its name; by default
+    each node is one.
     """
     if layers is None:
         layers = {node: (node,) for node in variants.nodes}

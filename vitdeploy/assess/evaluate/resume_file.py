@@ -170,9 +170,7 @@ class WorkFile:
 def check_work_file(path: str | os.PathLike[str]) -> None:
     """Raise what `WorkFile` would raise of a place that can hold none; for before the work. Nothing is made.
 
-    Raises:
-        InputError: there is a pipe, a device or the like.
-        OutputError: no file can be read and written there.
+    InputError for a pipe, a device or the like; OutputError where no file can be read and written.
     """
     place = Path(path)
     try:

@@ -26,15 +26,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One rule held against one subject.
+    """One rule held against one subject, such as "onnxruntime fp32", or "bundle".
 
-    Attributes:
-        rule: its name.
-        subject: such as "onnxruntime fp32", or "bundle".
-        value: what was measured, in the rule's unit; None where nothing was.
-        bound: what the rule allows.
-        status: "passed", "failed" or "skipped".
-        message: what was found, on one line.
+    `value`, what was measured (None where nothing was), and `bound`, what is allowed, are in the rule's unit; `status`
+    is "passed", "failed" or "skipped", and `message` says in one line what was found.
     """
 
     rule: str

@@ -44,15 +44,9 @@ _BYTES = frozenset({"file_bytes", "weight_bytes"})
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """One artifact of a bundle.
+    """One artifact of a bundle: the entry of the manifest, the model's source and task, and the graph.
 
-    Attributes:
-        bundle: the folder.
-        source: where the model came from.
-        task: of its head.
-        artifact: the entry of the manifest.
-        graph: None where it was not read.
-        note: why it was not; None where it was.
+    Where the graph was not read it is None, and `note` says why.
     """
 
     bundle: str

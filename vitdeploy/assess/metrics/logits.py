@@ -36,13 +36,7 @@ class LogitsDifference:
 
 
 def compare_logits(reference: np.ndarray, candidate: np.ndarray, tolerance: float) -> LogitsDifference:
-    """Compare finite logits.
-
-    Args:
-        reference: (..., classes).
-        candidate: of the same shape.
-        tolerance: the largest difference allowed, relative to the reference's largest value.
-    """
+    """Compare finite logits (..., classes); `tolerance` is relative to the reference's largest value."""
     a, b = (array.reshape(-1, array.shape[-1]).astype(np.float64) for array in (reference, candidate))
     log_p, log_q = _log_softmax(a), _log_softmax(b)
     top = min(_TOP, a.shape[1])

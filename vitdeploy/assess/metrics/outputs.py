@@ -111,14 +111,9 @@ class RelativeError:
 
 
 def relative_error(reference: np.ndarray, candidate: np.ndarray, *, of_classes: bool = False) -> float:
-    """The `RelativeError` of images (N, ...), of all values together.
+    """The `RelativeError` of images (N, ...), of all values together; unlike a cosine it sees a constant factor.
 
-    Unlike a cosine it sees a constant factor.
-
-    Args:
-        reference: of any floating-point type.
-        candidate: of the same shape.
-        of_classes: whether the values are a single-label classifier's logits; see `centred`.
+    With `of_classes` the values are a single-label classifier's logits; see `centred`.
     """
     error = RelativeError(by_output=False)
     error.add(*(centred(array) if of_classes else array for array in (reference, candidate)))

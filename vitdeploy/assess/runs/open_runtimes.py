@@ -65,9 +65,7 @@ class OpenRuntimes:
     def open(self, selected: Selected) -> Iterator[Runtime]:
         """The runtime of an artifact, or of the reference with its own outputs, for this block.
 
-        Raises:
-            UnavailableError: it cannot run here.
-            BundleError, UsageError: as `open_recorded`.
+        UnavailableError where it cannot run here; else as `open_recorded`.
         """
         if (selected.artifact, selected.precision) == (REFERENCE, Precision.FP32):
             with self._opened_reference(self.device, ()) as reference:

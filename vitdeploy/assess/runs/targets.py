@@ -30,12 +30,7 @@ class Selected(NamedTuple):
         return f"{self.artifact} on {self.backend or 'no backend'}"
 
     def open(self, bundle: Bundle, options: Mapping[str, Any] | None = None, *, device: str | None = None) -> Runtime:
-        """Open the artifact.
-
-        Raises:
-            UnavailableError: it cannot run here.
-            BundleError, UsageError: as `open_recorded`.
-        """
+        """Open the artifact; UnavailableError where it cannot run here, else as `open_recorded`."""
         if not self.backend:
             kind = self.artifact.rpartition("-")[0]
             raise UnavailableError(
