@@ -95,12 +95,13 @@ def main() -> None:
 
     from vitdeploy.cli import main as command_line  # of the checkout, which is on PYTHONPATH
 
+    sys.argv[:] = ["vitdeploy", *sys.argv[3:]]
     counter = Counter(checkout)
     sys.addaudithook(watch)
     threading.setprofile(counter)
     sys.setprofile(counter)
     try:
-        command_line(sys.argv[3:])
+        command_line()
     except SystemExit as exc:
         if exc.code:
             raise

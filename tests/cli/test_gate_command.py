@@ -8,7 +8,9 @@ import json
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import run
@@ -20,16 +22,11 @@ import vitdeploy
 from vitdeploy.assess.gate.gate import gate
 from vitdeploy.assess.gate.rules import GateRules, Rules
 from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import InputError
 from vitdeploy.files.opened import VerifiedFile
 from vitdeploy.runtimes import open_recorded
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.runtimes.base import Runtime
+from vitdeploy.runtimes.base import Runtime
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +70,9 @@ def test_everything_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     hashed: list[str] = []
     real, verified = open_recorded, VerifiedFile
 
-    def counted(bundle: Bundle, backend: str, *, precision: str = "fp32", **options: Any) -> Runtime:
+    def counted(bundle: Bundle, backend: str, *options: Any, precision: str = "fp32", **more: Any) -> Runtime:
         opened.append((backend, precision))
-        return real(bundle, backend, precision=precision, **options)
+        return real(bundle, backend, *options, precision=precision, **more)
 
     def hashing(path: Path, *args: Any, **options: Any) -> VerifiedFile:
         hashed.append(path.name)

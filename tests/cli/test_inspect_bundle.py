@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
 
 import pytest
 from bundles import sign_again
 from command_line import run
 
-if TYPE_CHECKING:
-    from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.bundle import Bundle
 
 
 def lines(text: str) -> list[str]:

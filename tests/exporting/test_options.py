@@ -6,7 +6,8 @@ import dataclasses
 import math
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from raising import raises
@@ -27,9 +28,6 @@ from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.exporting.graph_options import check_scheme, spec_of
 from vitdeploy.specs import PixelFormat, PixelStage
 from vitdeploy.system.option_fields import changed, options_in
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 VALUES = (GraphOptions, Calibration, Quantization, SourceOptions, ValidationOptions, EngineOptions)
 IMAGES = Calibration("images")

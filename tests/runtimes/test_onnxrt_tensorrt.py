@@ -11,7 +11,8 @@ import re
 import shutil
 import sys
 import types
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -36,9 +37,6 @@ from vitdeploy.errors import DeviceError, OutputError, UsageError
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.onnxrt_session import CPU, CUDA, TENSORRT
 from vitdeploy.specs import AxisRange, Task
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BACKEND = "onnxruntime-tensorrt"
 NEEDS_NONE = pytest.mark.skipif(TENSORRT in ort.get_available_providers(), reason="this onnxruntime has the provider")

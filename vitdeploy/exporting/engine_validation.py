@@ -158,10 +158,10 @@ def prove_engines(
             proven.append(artifact.name)
     if problems:
         kinds = (CheckFailedError, InputError, UsageError, UnavailableError)  # the worst first
-        kind, worst = next((kind, each) for kind in kinds for each in problems if isinstance(each, kind))
+        worst = next(each for kind in kinds for each in problems if isinstance(each, kind))
         others = [f"{len(problems) - 1} more cannot be proven either"] if len(problems) > 1 else []
         done = [f"proven: {', '.join(proven)}"] if proven else []
-        raise kind("; ".join([str(worst), *others, *done])) from worst
+        raise worst.with_message("; ".join([str(worst), *others, *done])) from worst
     return bundle, tuple(proven)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -26,15 +26,10 @@ from vitdeploy.assess.runs import open_runtimes
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.bundle.manifest import MANIFEST
+from vitdeploy.bundle.manifest import MANIFEST, Artifact
 from vitdeploy.errors import BundleError, DeviceError, InputError, UsageError
 from vitdeploy.runtimes import BACKENDS, open_runtime
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.manifest import Artifact
 
 GOOD = Difference("logits", 1, True, 1e-6, 1e-6, 1e-6, 1.0, 1.0, 1e-6, 1.0, 120.0)
 BAD = dataclasses.replace(GOOD, max_relative=1.0)

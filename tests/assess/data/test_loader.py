@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,6 @@ from vitdeploy.errors import ImageError
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.specs import PixelFormat, PixelStage
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 FORMATS = (
     PixelFormat(),

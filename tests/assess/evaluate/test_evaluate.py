@@ -6,7 +6,9 @@ import dataclasses
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -26,11 +28,6 @@ from vitdeploy.errors import BundleError, DeviceError, ImageError, InputError, U
 from vitdeploy.runtimes import BACKENDS, Backend
 from vitdeploy.runtimes.pytorch import PyTorchRuntimeOptions
 from vitdeploy.specs import Task, TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
 
 # A cat is black, a dog gray and a newt white; see `Brightness`.
 IMAGES = {"cat": [0, 10, 200], "dog": [128, 120], "newt": [255, 130]}

@@ -7,10 +7,11 @@ import functools
 import json
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from raising import raises
 
 from vitdeploy.assess.data.dataset import LabelledData
@@ -29,9 +30,6 @@ from vitdeploy.bundle.manifest import Artifact, FileRecord, Manifest, Source
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.specs import PixelFormat, TensorSpec
 from vitdeploy.system.progress import SILENT
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 ONNX = "onnxruntime fp32"
 SHA = "0" * 64

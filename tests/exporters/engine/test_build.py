@@ -11,7 +11,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 import pytest
@@ -24,6 +24,8 @@ import vitdeploy
 from vitdeploy import Calibration, EngineOptions, GraphOptions, Quantization
 from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES
 from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import Artifact
 from vitdeploy.bundle.manifest_parser import parse_manifest
 from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, UsageError
 from vitdeploy.exporters.engine import build as engine_build
@@ -31,12 +33,8 @@ from vitdeploy.exporters.engine.build import EngineRequest, build_engine
 from vitdeploy.exporters.engine.capabilities import CAPABILITIES, configure
 from vitdeploy.exporters.engine.interrupts import interrupts_held
 from vitdeploy.specs import AxisRange, TensorSpec
+from vitdeploy.trt.gpu import Gpu
 from vitdeploy.trt.library import make_logger
-
-if TYPE_CHECKING:
-    from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.bundle.manifest import Artifact
-    from vitdeploy.trt.gpu import Gpu
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
 
@@ -102,7 +100,7 @@ def test_the_embedded_model_with_free_batch_and_size(tmp_path: Path, precision: 
     assert parse_manifest(json.loads(json.dumps(bundle.manifest.to_dict()))) == bundle.manifest
     if precision == "fp8":  # what is recorded above
         older = EngineOptions(compute_capabilities=("8.6",))
-        with pytest.raises(CheckFailedError, match=r"Cannot compile for target.* sm86, .*fp8_e4m3"):
+        with raises(CheckFailedError, what="engine", found=re.compile(r"Cannot compile for target.* sm86, .*fp8_e4m3")):
             vitdeploy.export(to="tensorrt-rtx", precision=precision, output=output, engine=older)
     done = [share for share, total in shares if total == 1000]  # others are of the calibration
     assert done == sorted(set(done))
@@ -193,17 +191,17 @@ def test_what_cannot_be_made_of_the_bundle(tiny: Bundle, arguments: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("option", "value", "found"),
     [
-        ({"version_compatible": True}, "tensorrt-rtx .* has no version_compatible, got True; leave it out"),
-        ({"timing_cache": "cache"}, "has no timing_cache, got 'cache'; leave it out"),
-        ({"hardware_compatibility": "ampere_plus"}, "has no hardware_compatibility, got 'ampere_plus'"),
-        ({"compute_capabilities": ("9.0",)}, r"must be among 7\.5, 8\.0, 8\.6, 8\.9, 12\.0.*, got 9\.0"),
+        ("version_compatible", True, True),
+        ("timing_cache", "cache", re.compile("^cache$")),
+        ("hardware_compatibility", "ampere_plus", "ampere_plus"),
+        ("compute_capabilities", ("9.0",), "9.0"),
     ],
 )
-def test_options_that_tensorrt_rtx_does_not_have(tiny: Bundle, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        vitdeploy.export(to="tensorrt-rtx", output=tiny.path, engine=EngineOptions(**options))
+def test_options_that_tensorrt_rtx_does_not_have(tiny: Bundle, option: str, value: Any, found: object) -> None:
+    with raises(UsageError, what=option, found=found):
+        vitdeploy.export(to="tensorrt-rtx", output=tiny.path, engine=EngineOptions(**{option: value}))
 
 
 @pytest.fixture
@@ -386,7 +384,7 @@ def test_files_beside_the_engine_must_be_files(request_of_tiny: EngineRequest, t
 
 def test_a_path_that_is_not_utf_8(request_of_tiny: EngineRequest, tmp_path: Path) -> None:
     request = dataclasses.replace(request_of_tiny, onnx=tmp_path / "bad\udcff.onnx")
-    with pytest.raises(UsageError, match=r"not in UTF-8; rename the folder"):
+    with raises(UsageError, where=request.onnx, hint="rename the folder"):
         build_engine(request, tmp_path, "x.engine")
 
 

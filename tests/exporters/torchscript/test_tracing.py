@@ -15,6 +15,7 @@ import pytest
 import torch
 from bundles import FLOAT32_TOLERANCE, make_feeds, tiny_model, worst_difference, write_checkpoint_of
 from families import HEADS, Head, random_config
+from raising import raises
 
 import vitdeploy
 from vitdeploy.assess.data.images import feeds
@@ -144,7 +145,7 @@ def test_bytes_give_what_the_processor_and_the_model_give(tmp_path: Path, precis
 
 
 def test_an_output_that_the_model_does_not_have(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="did you mean logits"):
+    with raises(UsageError, what="outputs", hint="did you mean logits?"):
         vitdeploy.export(
             to="torchscript",
             output=tmp_path / "out",

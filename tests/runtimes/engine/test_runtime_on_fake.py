@@ -565,6 +565,14 @@ def test_what_an_engine_was_built_with_says_what_it_may(
                 runtime.refit(tmp_path / "model.onnx")
 
 
+def test_a_stripped_engine_is_not_given_weights_of_another_artifact(open_engine: Open, tmp_path: Path) -> None:
+    with open_engine() as runtime:
+        kind = type(runtime)
+    bundle = bundle_of(kind, tmp_path, strip_weights=True, onnx_sha256=["0" * 64])
+    with raises(BundleError, where=str(tmp_path / "x.engine"), expected=["0" * 64]):
+        kind.from_bundle(bundle, EngineRuntimeOptions(), precision="fp32", device="cuda:1")
+
+
 def on_the_gpu(count: int, seed: int = 0) -> tuple[dict[str, OnTheGpu], dict[str, OnTheGpu]]:
     """Inputs, and room for the results."""
     results = aligned(np.full(count, np.nan, np.float32))
