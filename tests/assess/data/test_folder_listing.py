@@ -25,6 +25,17 @@ def fill(root: Path, *names: str) -> None:
         (root / name).write_bytes(b"")
 
 
+def refuse_to_list(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refused(path: Any) -> Any:
+        if os.fspath(path).endswith(name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+
+
 def test_image_files_are_found_below_and_sorted(tmp_path: Path) -> None:
     fill(tmp_path, "b.PNG", "a/c.jpg", "a/b/d.jpeg", "notes.txt", "e.webp.json", "z.tiff")
     (tmp_path / "folder.png").mkdir()
@@ -63,14 +74,7 @@ def test_a_link_to_nothing_and_a_pipe_are_not_left_out(tmp_path: Path, name: str
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "cat/a.png", "dog/b.png")
-    scandir = os.scandir
-
-    def refused(path: Any) -> Any:
-        if os.fspath(path).endswith("dog"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refused)
+    refuse_to_list("dog", monkeypatch)
     with raises(InputError, where=tmp_path / "dog", expected="a folder", found="Permission denied"):
         list_images(tmp_path)
     with raises(InputError, expected="a folder of images", found="File name too long"):
@@ -120,14 +124,7 @@ def test_a_folder_that_is_hidden_itself_can_be_given(tmp_path: Path) -> None:
 
 def test_a_hidden_folder_that_cannot_be_read_counts_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "a.png", ".Trashes/b.png")
-    scandir = os.scandir
-
-    def refused(path: Any) -> Any:
-        if os.fspath(path).endswith(".Trashes"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refused)
+    refuse_to_list(".Trashes", monkeypatch)
     assert list_images(tmp_path).left_out == LeftOut(1, (Reason("hidden", 1),))
 
 
