@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import decimal
 import numbers
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from vitdeploy.errors import UsageError, shown
-
-if TYPE_CHECKING:
-    import decimal
-    from collections.abc import Callable
 
 
 class Share(float):
@@ -66,11 +63,7 @@ def read_drop(value: object, what: str, *, none: bool = True) -> Share:
 
 
 def read_tolerance(value: object) -> Share:
-    """Read a difference relative to the largest value, as `read_share` does, without an upper limit.
-
-    Raises:
-        UsageError: it is not a finite number from 0 up.
-    """
+    """Read a difference relative to the largest value, from 0 up without a limit, as `read_share` does."""
     return read_share(value, "tolerance", "a finite number from 0 up, such as 1e-4 or 0.01%", lambda share: share >= 0)
 
 
