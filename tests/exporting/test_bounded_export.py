@@ -29,7 +29,6 @@ from vitdeploy import (
     MinAgreement,
     Quantization,
     ValidationOptions,
-    VitDeployError,
 )
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
@@ -271,20 +270,20 @@ def test_what_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "task", "data", "error"),
+    ("accuracy", "task", "data", "error", "fields"),
     [
-        (MinAgreement(0.9), None, "none", InputError),
-        (MaxDrop("1%"), None, "none", InputError),
-        (MinAgreement(0.9), "image-feature-extraction", None, UsageError),
+        (MinAgreement(0.9), None, "none", InputError, {"where": "none", "expected": "a folder of images"}),
+        (MaxDrop("1%"), None, "none", InputError, {"where": "none", "what": "data"}),
+        (MinAgreement(0.9), "image-feature-extraction", None, UsageError, {"what": "accuracy", "expected": "logits"}),
     ],
     ids=str,
 )
 def test_a_bound_that_nothing_can_measure(
-    tmp_path: Path, accuracy: Any, task: str | None, data: str | None, error: type[VitDeployError]
+    tmp_path: Path, accuracy: Any, task: str | None, data: str | None, error: Any, fields: dict[str, Any]
 ) -> None:
     bounded = Quantization(Calibration(held_out_images(), count=16), accuracy=accuracy, accuracy_data=data)
     source = vitdeploy.SourceOptions(task=task)
-    with raises(error):
+    with raises(error, **fields):
         vitdeploy.export(
             default_checkpoint(), output=tmp_path / "out", precision="int8", quantization=bounded, source=source
         )

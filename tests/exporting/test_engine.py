@@ -188,7 +188,8 @@ def test_what_does_not_open_on_the_gpu_that_is_there(
     monkeypatch.setattr(on_a_gpu, "problems", {"fp32": error})
     engine = EngineOptions(batch=(AxisRange(1, 2, 3),))
     if kept:
-        found = vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=engine)
+        source = vitdeploy.SourceOptions(seed=3, offline=True)  # which say nothing of the model that is there
+        found = vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=engine, source=source)
         assert found.artifact("tensorrt-rtx", "fp32").validation["status"] == "not yet run on a GPU"
         return
     for problems, fails in (({"fp32": error}, False), ({}, True)):  # when it is opened, and when it runs

@@ -261,7 +261,7 @@ def test_options_that_cannot_be(
 
 
 def test_decoded_images_have_limits(decoded: Bundle, asked: Asked) -> None:
-    with raises(UsageError):
+    with raises(UsageError, what="image_sizes"):
         open_runtime(decoded, BACKEND, {"engine_cache": False})
     sizes = ((16, 20), (48, 64), (70, 64))
     with open_runtime(decoded, BACKEND, {"engine_cache": False, "image_sizes": sizes}) as runtime:
@@ -282,7 +282,7 @@ def test_artifacts_that_it_does_not_run(bundle: Bundle, asked: Asked, tmp_path: 
     free = changed(
         bundle, tmp_path / "free", inputs=(spec,), axes={"height": AxisRange(8, 32), "width": AxisRange(8, 32)}
     )
-    with raises(UsageError):
+    with raises(UsageError, what="image_sizes"):
         open_runtime(free, BACKEND)
 
 

@@ -45,19 +45,15 @@ def read_share(
 def read_drop(value: object, what: str, *, none: bool = True) -> Share:
     """Read a share that accuracy may lose, as `read_share` does; `none` for whether 0 is one.
 
-    Numbers from 0.1 up are refused without a percent sign: 0.5 could be half a percent, or half of all images.
+    Numbers from 0.1 to 1 are refused without a percent sign: 0.5 could be half a percent, or half of all images.
 
     Raises:
         UsageError: it is none, or ambiguous.
     """
     number = _number(value)
-    if number is not None and not _is_percent(value) and not isinstance(value, Share) and 1 <= 10 * number < 10:
-        raise UsageError(
-            f"{what} {_plain(number)} is ambiguous",
-            what=what,
-            found=value,
-            hint=f"write {_plain(number)}% or {_plain(100 * number)}%",
-        )
+    if number is not None and not _is_percent(value) and not isinstance(value, Share) and 1 <= 10 * number <= 10:
+        hint = f"write {_plain(number)}%" + (f" or {_plain(100 * number)}%" if number < 1 else "")
+        raise UsageError(f"{what} {_plain(number)} is ambiguous", what=what, found=value, hint=hint)
     expected = f"a share {'from 0' if none else 'above 0'} and below 1, such as 0.005 or 0.5%"
     return read_share(value, what, expected, lambda share: (share >= 0 if none else share > 0) and share < 1)
 

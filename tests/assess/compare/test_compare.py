@@ -153,7 +153,7 @@ def test_what_cannot_be_compared(own_copy: Bundle, tmp_path: Path) -> None:
     for tolerance in (-1.0, float("nan"), float("inf")):
         with raises(UsageError, what="tolerance"):
             compare(own_copy, tolerance=tolerance)
-    with raises(InputError):
+    with raises(InputError, what="images", where=tmp_path / "copy" / "onnx"):
         compare(own_copy, images=tmp_path / "copy" / "onnx")
     with raises(UsageError, what="images"):
         compare(own_copy, images=[])
@@ -235,7 +235,7 @@ def test_on_a_gpu_that_torch_cannot_use_the_reference_runs_on_the_cpu(
     """As beside an engine; where there is no GPU at all, nothing runs."""
     on_gpu, on_cpu = OpenRuntimes(digits, "cuda"), OpenRuntimes(digits)
     batches = Batches(on_cpu.processor, synthetic_images(2, 32, 32), 2)
-    with raises(DeviceError):
+    with raises(DeviceError, what="device", found="cuda"):
         run_reference(on_gpu, batches)
     monkeypatch.setattr(open_runtimes, "find_gpus", lambda: [None])
     found, _ = run_reference(on_gpu, batches)

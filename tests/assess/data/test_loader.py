@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from raising import raises
 
 from vitdeploy.assess.data.dataset import LabelledData
 from vitdeploy.assess.data.images import synthetic_images
@@ -95,6 +96,6 @@ def test_a_damaged_image_is_named_and_no_thread_stays() -> None:
     files = [*encoded(3), b"no image", *encoded(40)]
     before = threading.active_count()
     stream = prepare(data_of(files), PROCESSOR, FORMATS, threads=2, ahead=4)
-    with pytest.raises(ImageError, match=r"cannot read '3\.png' of it: it is empty, or not in an image format"):
+    with raises(ImageError, what="3.png", where="it"):
         list(stream)
     assert threading.active_count() == before
