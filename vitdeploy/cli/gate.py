@@ -80,8 +80,7 @@ def gate(
     from vitdeploy.assess.gate.gate import gate as gate_bundle
     from vitdeploy.assess.gate.rules import GateRules, Rules, read_rules
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    of_flags = Rules.from_dict(given, "the flags")
+    of_flags = Rules.from_dict({name: value for name, value in flags.items() if value is not None}, "the flags")
     held = (GateRules() if rules is None else read_rules(rules)).with_(of_flags)
     with TerminalProgress("images") as progress:
         result = gate_bundle(
