@@ -28,7 +28,7 @@ import copy
 import numbers
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -126,8 +126,8 @@ class MissingDependencyError(UnavailableError, ImportError):
         )  # fmt: skip
         self.extra, self.instead = extra, instead
 
-    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str, str]]:
-        return type(self), (self.what, self.extra, self.instead)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.extra, self.instead), {**vars(self), "args": self.args, "msg": self.msg}
 
 
 class DeviceError(UnavailableError):
