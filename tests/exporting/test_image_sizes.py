@@ -97,10 +97,3 @@ def test_limits_on_the_command_line(capsys: pytest.CaptureFixture[str], value: s
         main(["export", "--random-weights", "vit-tiny-patch16-32", "--image-size", value])
     assert caught.value.code == 2
     assert "or MIN:OPT:MAX of these" in capsys.readouterr().err
-
-
-def test_two_precisions_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["export", "--random-weights", "vit-tiny-patch16-32", "--precision", "fp32", "--fp16"])
-    assert caught.value.code == 2
-    assert "export needs one precision, got --precision fp32 and --fp16" in capsys.readouterr().err

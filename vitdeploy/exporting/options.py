@@ -24,6 +24,18 @@ SCHEMES = ("static", "dynamic")
 METHODS = ("auto", "minmax", "entropy", "percentile", "mse")
 
 
+def _strength(value: Any) -> float | None:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value <= 1 else None
+
+
+def _read_strength(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 @described
 @dataclasses.dataclass(frozen=True)
 class Calibration:
@@ -170,7 +182,7 @@ class Quantization:
         "auto",
         "Move outliers of activations into weights: where it helps, never, or with a strength from 0 to 1.",
         metavar="auto|off|STRENGTH",
-        read=lambda text: text if text in ("auto", "off") else _read_strength(text),
+        read=_read_strength,
     )
     accuracy: AccuracyBound | None = option(
         None,
@@ -188,8 +200,8 @@ class Quantization:
                 what="calibration", found=self.calibration, hint="give Calibration(images)",
             )  # fmt: skip
         check_options(self)
-        smooth = _number(self.smooth_quant)
-        if self.smooth_quant not in ("auto", "off") and not (smooth is not None and 0 <= smooth <= 1):
+        smooth = _strength(self.smooth_quant)
+        if smooth is None and not (isinstance(self.smooth_quant, str) and self.smooth_quant in ("auto", "off")):
             raise UsageError(
                 f"smooth_quant must be auto, off or a number from 0 to 1, got {shown(self.smooth_quant, 80)}",
                 what="smooth_quant", found=self.smooth_quant,
@@ -207,9 +219,7 @@ class Quantization:
                 hint="add max_drop, min_agreement or min_cosine",
             )  # fmt: skip
         if smooth is not None and self.calibration is None:
-            raise UsageError(
-                "smooth_quant needs calibration images", what="smooth_quant", found=smooth, hint="give calibration"
-            )
+            raise UsageError("smooth_quant needs calibration images", what="smooth_quant", found=smooth)
         if self.accuracy is not None and (self.calibration is None or self.scheme == "dynamic"):
             raise UsageError(
                 f"{self.accuracy} needs fixed ranges", what="accuracy", found=self.scheme,
@@ -252,6 +262,10 @@ class SourceOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        for name in ("random_weights", "revision", "token"):
+            kind = type(getattr(self, name))  # not the value, since a token is a secret
+            if not issubclass(kind, (str, type(None))):
+                raise UsageError(f"{name} must be a text, got {kind.__name__}", what=name, found=kind)
         if self.task is not None:
             object.__setattr__(self, "task", Task(self.task))
         if self.processor is not None and not isinstance(self.processor, ProcessorOptions):
@@ -296,16 +310,3 @@ class ValidationOptions:
         check_options(self)
         if self.tolerance is not None:
             object.__setattr__(self, "tolerance", read_tolerance(self.tolerance))
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
-
-
-def _read_strength(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as exc:
-        raise UsageError(
-            f"smooth_quant must be auto, off or a number from 0 to 1, got {shown(text, 80)}", found=text
-        ) from exc

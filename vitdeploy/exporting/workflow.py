@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.data.folder_listing import list_images
 from vitdeploy.bundle.bundle import Bundle
@@ -82,14 +82,16 @@ def export(
             in 8 bits, or an engine cannot be built; it was not written.
         OutputError: the bundle cannot be written.
     """
-    quantization = Quantization.of(quantization)
     _check_types(
-        output=(output, (str, os.PathLike)),
+        model=(model, str, os.PathLike, None),
+        output=(output, str, os.PathLike, None),
         graph=(graph, GraphOptions),
-        engine=(engine, EngineOptions),
+        quantization=(quantization, Quantization, str, os.PathLike, None),
+        engine=(engine, EngineOptions, None),
         source=(source, SourceOptions),
         validation=(validation, ValidationOptions),
     )
+    quantization = Quantization.of(quantization)
     spec = spec_of(to, precision, graph, quantization, engine)
     if model is not None and source.random_weights is not None:
         raise UsageError(
@@ -138,10 +140,10 @@ def export(
         raise exc.with_message(f"{exc}; {bundle.path} has the ONNX artifact in {precision}") from exc
 
 
-def _check_types(**arguments: tuple[object, type | tuple[type, ...]]) -> None:
-    for name, (value, kind) in arguments.items():
-        if value is not None and not isinstance(value, kind):
-            expected = "a path" if isinstance(kind, tuple) else kind.__name__
+def _check_types(**arguments: Any) -> None:
+    for name, (value, *kinds) in arguments.items():
+        if not (value is None and None in kinds) and not isinstance(value, tuple(filter(None, kinds))):
+            expected = "a path" if kinds[0] is str else kinds[0].__name__
             raise UsageError(
                 f"{name} must be {expected}, got {shown(value, 80)}", what=name, expected=expected, found=value
             )
