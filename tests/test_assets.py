@@ -7,24 +7,21 @@ import hashlib
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import transformers
+from numpy.typing import NDArray
 from PIL import Image
 
 from vitdeploy.assess.data.dataset import open_data
 from vitdeploy.assess.data.folder_listing import list_images
 from vitdeploy.assess.metrics.accuracy import Accuracy
 from vitdeploy.assets import default_checkpoint, held_out_images, train_digits
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 LABELS = tuple("0123456789")
 

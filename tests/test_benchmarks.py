@@ -8,16 +8,13 @@ import os
 import pickle
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from environments import ROOT, run
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.bundle import Bundle
 
 
 def test_tables_hold_the_recorded_results() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,9 +13,6 @@ from vitdeploy.exporting.graph_options import GraphOptions
 from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
 from vitdeploy.system.option_fields import default_text, options_in
 from vitdeploy.trt.options import EngineOptions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- options: written by tests/test_option_table.py -->\n", "<!-- end of options -->\n"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from limited import ERRORS_OF, GIB, run_limited
@@ -17,10 +18,6 @@ from vitdeploy.errors import InputError
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.config import read_json
 from vitdeploy.sources.hub import resolve
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 
 def read_index(path: Path) -> object:

@@ -26,12 +26,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import numbers
+import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator
-
     from typing_extensions import Self
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from vitdeploy.errors import UsageError, shown
 
@@ -14,12 +15,8 @@ OPSETS = range(18, 24)  # of ONNX
 ENGINE_FORMATS = ("tensorrt", "tensorrt-rtx")  # artifacts that a TensorRT library builds for GPUs
 SEEDS = (0, 2**63 - 1)
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    Layout = Literal["nchw", "nhwc"]
-    Mode = Literal["L", "RGB", "RGBA"]
-
+Layout = Literal["nchw", "nhwc"]
+Mode = Literal["L", "RGB", "RGBA"]
 Axis = TypeVar("Axis", bound="int | str")
 
 # Pillow's mode that the images of a model are opened in, by the model's number of channels.

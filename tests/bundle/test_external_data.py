@@ -6,7 +6,9 @@ import dataclasses
 import random
 import re
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,10 +27,6 @@ from vitdeploy.cli import main
 from vitdeploy.errors import BundleChangedError, BundleError
 from vitdeploy.files import opened
 from vitdeploy.runtimes import open_recorded
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 def outside(location: str) -> TensorProto:

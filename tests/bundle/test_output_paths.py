@@ -6,8 +6,9 @@ import collections
 import dataclasses
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from bundles import write_bundle
@@ -18,9 +19,6 @@ import vitdeploy
 from vitdeploy.assess.report.markdown import write_markdown
 from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.errors import InputError, OutputError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 posix = pytest.mark.skipif(os.name != "posix", reason="there are no such files")
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from command_line import run
 from schemas import validated
 
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.system.cpu import session_threads
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
 
 
 def test_table_and_json(single: Bundle, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,11 +16,7 @@ from faults import copy_of, perturb_layer
 
 import vitdeploy
 from vitdeploy.assets import held_out_images
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.bundle import Bundle
 
 GITHUB = {
     job: yaml.safe_load((ROOT / f".github/workflows/vitdeploy-{job}.yml").read_text(encoding="utf-8"))

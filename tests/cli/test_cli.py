@@ -416,3 +416,8 @@ def test_pillows_warnings_are_no_lines(bundle: Bundle, tmp_path: Path, command: 
         line = [*line, "--max-image-pixels", "1000"]  # 1,024 are more, and less than twice as many
         found = subprocess.run(line, capture_output=True, text=True, check=False)
         assert (found.returncode, found.stderr.count("\n")) == (4, 1), found.stderr
+
+
+def test_a_path_that_has_an_options_name_keeps_it(tmp_path: Path) -> None:
+    printed = run("export", "--model", "image_size/x", "--random-weights", "vit-tiny-patch16-224", "-o", str(tmp_path))
+    assert (printed.code, "image_size/x" in printed.err, "--random-weights" in printed.err) == (2, True, True)

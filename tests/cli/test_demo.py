@@ -6,7 +6,9 @@ import functools
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 from bundles import write_bundle
@@ -18,10 +20,6 @@ from vitdeploy.assess.metrics.latency import Benchmark, Latency
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import MissingDependencyError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
 
 BACKENDS = ["torch", "onnxruntime"]
 

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +19,11 @@ from schemas import validated
 
 import vitdeploy
 from vitdeploy.assets import held_out_images
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.cli.output import TerminalProgress
 from vitdeploy.runtimes import BACKENDS, Backend
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from vitdeploy.bundle.bundle import Bundle
 
 IMAGES = 450
 CORRECT = 446  # as the README says

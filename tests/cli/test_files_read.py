@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import run
 
 import vitdeploy
 from vitdeploy.assets import default_checkpoint, held_out_images
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.bundle import Bundle
 
 LIMIT_S = 30  # far above what is needed, far below for ever
 

@@ -8,7 +8,9 @@ import json
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import run
@@ -20,16 +22,11 @@ import vitdeploy
 from vitdeploy.assess.gate.gate import gate
 from vitdeploy.assess.gate.rules import GateRules, Rules
 from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import InputError
 from vitdeploy.files.opened import VerifiedFile
 from vitdeploy.runtimes import open_recorded
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.runtimes.base import Runtime
+from vitdeploy.runtimes.base import Runtime
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
 
 import pytest
 from bundles import sign_again
 
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import main
-
-if TYPE_CHECKING:
-    from vitdeploy.bundle.bundle import Bundle
 
 
 def inspect(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str, str]:

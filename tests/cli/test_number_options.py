@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -17,10 +19,6 @@ from vitdeploy.assess.debug.layers import compare_layers
 from vitdeploy.assess.gate.rules import Rules
 from vitdeploy.cli import COMMANDS
 from vitdeploy.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 # Options that take a name, a path or another text. An option that is new is a number until it stands here.
 TEXTS = {

@@ -11,18 +11,15 @@ import struct
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from PIL import Image
 
 import vitdeploy
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import main
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
 
 COMMAND = f"'{sys.executable}' -m vitdeploy"
 REPORTS = "--html {0}/report.html --markdown {0}/report.md --junit {0}/report.xml"

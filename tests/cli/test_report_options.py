@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import run
@@ -11,9 +12,6 @@ from written_results import COMPARISON, gate_result
 
 from vitdeploy.assess.compare import compare as compare_module
 from vitdeploy.assess.gate import gate as gate_module
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import json
 import os
 import re
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,10 +29,10 @@ from vitdeploy import (
     MinAgreement,
     Quantization,
     ValidationOptions,
-    VitDeployError,
 )
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import Artifact
 from vitdeploy.cli.export import export as export_command
 from vitdeploy.errors import CheckFailedError, CheckpointError, InputError, UsageError
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
@@ -39,12 +41,6 @@ from vitdeploy.exporting.quantization.top1_target import Top1Target
 from vitdeploy.runtimes.pytorch import PyTorchRuntime
 from vitdeploy.sources.read import read_checkpoint
 from vitdeploy.system.progress import SILENT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from vitdeploy.bundle.manifest import Artifact
 
 IMAGES = Calibration(held_out_images(), count=150)
 # Errors of 8 bits show in a model that they harm: the range of all values seen, and no smoothing.
@@ -274,20 +270,20 @@ def test_what_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "task", "data", "error"),
+    ("accuracy", "task", "data", "error", "fields"),
     [
-        (MinAgreement(0.9), None, "none", InputError),
-        (MaxDrop("1%"), None, "none", InputError),
-        (MinAgreement(0.9), "image-feature-extraction", None, UsageError),
+        (MinAgreement(0.9), None, "none", InputError, {"where": "none", "expected": "a folder of images"}),
+        (MaxDrop("1%"), None, "none", InputError, {"where": "none", "what": "data"}),
+        (MinAgreement(0.9), "image-feature-extraction", None, UsageError, {"what": "accuracy", "expected": "logits"}),
     ],
     ids=str,
 )
 def test_a_bound_that_nothing_can_measure(
-    tmp_path: Path, accuracy: Any, task: str | None, data: str | None, error: type[VitDeployError]
+    tmp_path: Path, accuracy: Any, task: str | None, data: str | None, error: Any, fields: dict[str, Any]
 ) -> None:
     bounded = Quantization(Calibration(held_out_images(), count=16), accuracy=accuracy, accuracy_data=data)
     source = vitdeploy.SourceOptions(task=task)
-    with raises(error):
+    with raises(error, **fields):
         vitdeploy.export(
             default_checkpoint(), output=tmp_path / "out", precision="int8", quantization=bounded, source=source
         )

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,10 +44,6 @@ from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import AxisRange, Task
 from vitdeploy.system.progress import SILENT
 from vitdeploy.trt.gpu import Gpu
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
 
@@ -190,7 +188,8 @@ def test_what_does_not_open_on_the_gpu_that_is_there(
     monkeypatch.setattr(on_a_gpu, "problems", {"fp32": error})
     engine = EngineOptions(batch=(AxisRange(1, 2, 3),))
     if kept:
-        found = vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=engine)
+        source = vitdeploy.SourceOptions(seed=3, offline=True)  # which say nothing of the model that is there
+        found = vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=engine, source=source)
         assert found.artifact("tensorrt-rtx", "fp32").validation["status"] == "not yet run on a GPU"
         return
     for problems, fails in (({"fp32": error}, False), ({}, True)):  # when it is opened, and when it runs

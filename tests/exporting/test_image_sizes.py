@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +16,6 @@ from vitdeploy.cli import main
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.runtimes import BACKENDS, open_runtime
 from vitdeploy.specs import AxisRange
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BOUNDS = ((16, 24), (40, 56), (64, 72))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 import vitdeploy
 from vitdeploy import Calibration, MinCosine, Quantization, SourceOptions
 from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli.compare import compare as compare_command
 from vitdeploy.cli.export import export as export_command
 from vitdeploy.errors import CheckFailedError
@@ -28,12 +31,6 @@ from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.predictor import load_processor
 from vitdeploy.system.progress import SILENT
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
 
 NAIVE = Quantization(Calibration(held_out_images(), "minmax", 96), smooth_quant="off")
 TASK = "image-feature-extraction"

@@ -6,7 +6,8 @@ import dataclasses
 import math
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +29,6 @@ from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.exporting.graph_options import check_scheme, spec_of
 from vitdeploy.specs import PixelFormat, PixelStage
 from vitdeploy.system.option_fields import changed, options_in
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 VALUES = (GraphOptions, Calibration, Quantization, SourceOptions, ValidationOptions, EngineOptions)
 IMAGES = Calibration("images")
@@ -152,18 +150,18 @@ def test_options_that_are_not_for_a_format_or_a_precision(given: dict[str, Any],
 
 
 @pytest.mark.parametrize(
-    ("precision", "quantization"),
+    ("precision", "quantization", "what"),
     [
-        ("fp8", Quantization()),
-        ("fp8", Quantization(IMAGES, reduce_range=True)),
-        ("int8", Quantization(IMAGES, rest="fp16")),
-        ("int8", Quantization(Calibration("images", "mse"), scheme="dynamic")),
+        ("fp8", Quantization(), "calibration_data"),
+        ("fp8", Quantization(IMAGES, reduce_range=True), "reduce_range"),
+        ("int8", Quantization(IMAGES, rest="fp16"), "rest"),
+        ("int8", Quantization(Calibration("images", "mse"), scheme="dynamic"), "calibration"),
     ],
     ids=str,
 )
-def test_a_scheme_that_cannot_be(precision: str, quantization: Quantization) -> None:
+def test_a_scheme_that_cannot_be(precision: str, quantization: Quantization, what: str) -> None:
     spec = spec_of("onnx", precision, GraphOptions(), quantization, None)
-    with pytest.raises(UsageError):
+    with raises(UsageError, what=what):
         check_scheme(spec, calibrated=quantization.calibration is not None)
 
 
@@ -189,6 +187,7 @@ def test_a_percentage_and_its_share_are_the_same(kind: Any, value: Any, limit: f
         (MaxDrop, math.nan, None), (MaxDrop, True, None), (MaxDrop, "1%%", None), (MaxDrop, "%", None),
         (MinAgreement, 0, None), (MinAgreement, "101%", None), (MinCosine, 1, None), (MinCosine, "nan%", None),
         (MinCosine, None, None), (MinAgreement, "9" * 400, None), (MinAgreement, 10**400, None),
+        (MaxDrop, 1, "write 1%"),
     ],
 )  # fmt: skip
 def test_a_number_that_is_no_share_is_refused_with_the_right_forms(kind: Any, value: Any, forms: str | None) -> None:
@@ -206,6 +205,7 @@ def test_shortcuts() -> None:
     assert Quantization.of("photos") == Quantization(Calibration("photos"))
     assert Quantization.of(None) is None
     assert str(MaxDrop("0.5%")) == "max_drop 0.5%"
+    assert "hf_secret" not in repr(SourceOptions(token="hf_secret"))
 
 
 @pytest.mark.parametrize("kind", VALUES)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from bundles import tiny_model, write_checkpoint_of
@@ -17,10 +18,6 @@ from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.cli import main
 from vitdeploy.errors import CheckpointError, OutputError, UsageError, VitDeployError
 from vitdeploy.exporting.output_folder import place_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,17 +25,13 @@ from vitdeploy import Calibration, GraphOptions, Quantization, VitDeployError
 from vitdeploy.assess.debug.bisection import bisect
 from vitdeploy.assess.inspection.inspection import inspect_artifact
 from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import Artifact
 from vitdeploy.cli.export import export as export_command
 from vitdeploy.cli.inspect_bundle import inspect as inspect_command
 from vitdeploy.errors import CheckFailedError, InputError, UsageError
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import Precision
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.bundle.manifest import Artifact
 
 IMAGES = Calibration(held_out_images(), count=48)
 KINDS: dict[str, dict[str, Any]] = {

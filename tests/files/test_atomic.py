@@ -13,8 +13,9 @@ import stat
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from raising import raises
@@ -22,9 +23,6 @@ from raising import raises
 from vitdeploy.errors import OutputError
 from vitdeploy.files import atomic, locks
 from vitdeploy.files.atomic import exclusive, replace_folder, staged_folder, write_file
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def content(folder: Path) -> dict[str, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -21,9 +21,6 @@ from vitdeploy.cli import main
 from vitdeploy.errors import CheckpointError, ImageError
 from vitdeploy.images.open import open_image
 from vitdeploy.sources.hub import resolve
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 STATE = {"weight": torch.ones(2)}
 # As git-lfs writes it (git-lfs/docs/spec.md).

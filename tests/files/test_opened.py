@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -32,10 +33,6 @@ from vitdeploy.files.atomic import staged_folder
 from vitdeploy.files.opened import FileChangedError, OpenedFile, VerifiedFile
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.serving.triton_repository import write_triton_model
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import BinaryIO
 
 FORMAT = {"torch": "onnx", "torchscript": "torchscript", "onnxruntime": "onnx"}
 SECONDS = 2.0

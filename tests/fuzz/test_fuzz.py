@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +15,6 @@ from fuzz.classes import CLASSES
 from fuzz.damage import choose
 from fuzz.faulty import FAULTS, MOST_BYTES
 from fuzz.runner import Worker, fuzz
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peaks and processes are measured by Linux's /proc")
 

@@ -6,7 +6,8 @@ import io
 import subprocess
 import sys
 import types
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +19,6 @@ from vitdeploy.errors import ImageError
 from vitdeploy.images import formats as image_formats
 from vitdeploy.images.formats import FORMATS, image_endings, readable_formats
 from vitdeploy.images.open import open_image
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 NOT_READ = {
     "EPS", "WMF",  # start a process, or are drawn by the system

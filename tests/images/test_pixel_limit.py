@@ -11,7 +11,8 @@ import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -21,6 +22,7 @@ from limited import ERRORS_OF, MIB, run_limited
 from PIL import Image
 from raising import raises
 
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import COMMANDS, cli
 from vitdeploy.errors import ImageError, UsageError
 from vitdeploy.images.open import decode_image, open_image
@@ -28,11 +30,6 @@ from vitdeploy.images.pixel_limit import HOW_TO_RAISE, MAX_PIXELS_VARIABLE, chec
 from vitdeploy.images.preprocessor_config import ShortestEdge, Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.specs import PixelFormat, PixelStage
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
 
 HEIGHT, WIDTH = 30, 40
 # Parameters that name images or data sets.

@@ -7,14 +7,16 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import skimage
 import sklearn.datasets
+from numpy.typing import NDArray
 from PIL import Image
 from raising import raises
 
@@ -23,11 +25,6 @@ from vitdeploy.images.formats import readable_formats
 from vitdeploy.images.preprocessor_config import ShortestEdge, Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.system.cpu import Cpus
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
 
 SKLEARN = Path(sklearn.datasets.__file__).parent / "images"
 SKIMAGE = Path(skimage.__file__).parent / "data"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import transformers
+from numpy.typing import NDArray
 from PIL import Image
 from raising import raises
 
@@ -17,11 +19,6 @@ from vitdeploy.errors import InputError
 from vitdeploy.images.preprocessor_config import APPLIED, REFUSED, WITHOUT_EFFECT
 from vitdeploy.images.preprocessor_files import note_unknown_settings
 from vitdeploy.images.processor import ImageProcessor
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 CLASSES = ("ViT", "DeiT", "Beit", "Bit")
 SIZE = {"height": 90, "width": 110}

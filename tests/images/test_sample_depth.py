@@ -6,7 +6,8 @@ import io
 import re
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,6 @@ from tiff_files import DEFLATE, RGB, UNCOMPRESSED, WHITE_IS_ZERO, write_tiff
 
 from vitdeploy.errors import ImageError
 from vitdeploy.images.open import open_image
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 COMPRESSIONS = pytest.mark.parametrize("compression", [UNCOMPRESSED, DEFLATE], ids=["plain", "deflate"])
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from vitdeploy.models.layers.encoder import AttentionKind
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
     from conftest import Checkpoint
-    from vitdeploy.models.layers.encoder import AttentionKind
 
 # Of an output's largest magnitude. Both sides compute the same formulas in the same order, so that only the rounding
 # of reordered sums and of differently written activations is left: some units in the last place (float32 6e-8,

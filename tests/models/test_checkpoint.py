@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 import transformers
 from families import VIT_CLASSES
 from raising import raises
+from torch import Tensor
 
 from models.parity import TOLERANCES, answers, assert_near, inputs_of
 from vitdeploy.errors import CheckpointError
@@ -24,11 +27,6 @@ from vitdeploy.sources.hub import resolve
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from torch import Tensor
-
     from conftest import Checkpoint, WriteCheckpoint
 
     State = dict[str, Tensor]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -13,9 +14,6 @@ from raising import raises
 from vitdeploy.errors import CheckpointError, UsageError
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.families import FAMILIES
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NOT_SIZES: tuple[Any, ...] = (
     "768", 0, -1, 1.5, 768.0, True, [], [8], {}, "x\ny" * 99, 10**30, math.nan, math.inf, 2**15 + 1,

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 import transformers
 from families import HEADS, Head, random_config
 from raising import raises
+from torch import Tensor
 from transformers.generation import GenerationConfig
 
 from models.parity import TOLERANCES, answers, images, masks
@@ -21,17 +23,13 @@ from vitdeploy.models.checkpoint import make_model
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.config_keys import COMMON, OF_FAMILY, Effect, rules_of
 from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import read_weights
 from vitdeploy.sources.read import read_checkpoint
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
     from conftest import Checkpoint, WriteCheckpoint
-    from vitdeploy.models.vit import VisionTransformer
 
 BY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 CLASSES: dict[str, Any] = {

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from families import HEADS, Head, random_config
 from raising import raises
+from torch import Tensor
 
 from models.parity import TOLERANCES, answers, assert_near, images, masks, peer_of
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.checkpoint import architecture_of, load_model, make_model, save_model, task_of
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.layers.encoder import AttentionKind
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import Tensor
-
     from conftest import Checkpoint, WriteCheckpoint
-    from vitdeploy.models.layers.encoder import AttentionKind
 
 BY_HEAD = pytest.mark.parametrize("head", HEADS, ids=str)
 SEEDS = pytest.mark.parametrize("seed", range(3))

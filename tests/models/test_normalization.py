@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,14 +15,10 @@ from compiler import build_engine
 
 import vitdeploy
 from vitdeploy.assess.benchmark.benchmark import benchmark
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.normalization import fold_normalization
 from vitdeploy.specs import PixelFormat, PixelStage, Task
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
 
 PROCESSORS: list[dict[str, Any]] = [
     {},

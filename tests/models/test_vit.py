@@ -11,20 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from raising import raises
+from torch import Tensor
 
 from models.parity import TOLERANCES, answers, assert_near, images, inputs_of, masks, peer_of
 from vitdeploy.errors import UsageError
 from vitdeploy.models.config import _KEYS, ViTConfig
 from vitdeploy.models.layers.activations import ACTIVATIONS
+from vitdeploy.models.layers.encoder import AttentionKind
 from vitdeploy.models.presets import random_model
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from conftest import Checkpoint, WriteCheckpoint
-    from vitdeploy.models.layers.encoder import AttentionKind
 
 ACTIVATION_NAMES = sorted(ACTIVATIONS)
 SEEDS = range(len(ACTIVATION_NAMES) + 2)  # each activation once as hidden_act, and once as pooler_act

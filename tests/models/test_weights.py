@@ -9,21 +9,18 @@ import re
 import struct
 import warnings
 import zipfile
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from limited import ERRORS_OF, GIB, MIB, READ_CHECKPOINT, run_limited
 from raising import raises
+from torch import Tensor
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.models.weights import read_weights
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from torch import Tensor
 
 # Of a process that has imported torch and read a small checkpoint: 240 MiB, with a margin for other versions.
 SMALL_PEAK = 600 * MIB

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +19,6 @@ from vitdeploy.errors import MissingDependencyError, UnavailableError, UsageErro
 from vitdeploy.runtimes import BACKENDS, Backend, runtime_class
 from vitdeploy.runtimes.options import parse_device
 from vitdeploy.specs import TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
 
 PATIENCE_S = 30.0  # reached only where the test fails
 FEEDS = {"x": np.ones(2, np.float32)}

@@ -7,8 +7,10 @@ import dataclasses
 import pickle
 import re
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,19 +19,14 @@ from bundles import CPU_BACKENDS, FLOAT32_TOLERANCE, make_feeds, reference, tiny
 from engine_machines import gpu_marks
 from raising import raises
 
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError, DeviceError, UsageError
 from vitdeploy.models.signature import input_specs, output_specs
+from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.runtimes import BACKENDS, open_runtime, runtime_class
+from vitdeploy.runtimes.base import Runtime
 from vitdeploy.runtimes.options import RuntimeOptions
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.models.vit import VisionTransformer
-    from vitdeploy.runtimes.base import Runtime
 
 # Each backend, and the file that it opens first.
 CASES: dict[str, str] = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +13,13 @@ from engine_machines import why_not
 import vitdeploy
 from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES, compare_outputs
 from vitdeploy.assess.runs.reference import run_batches
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import DeviceError
 from vitdeploy.runtimes import open_runtime
+from vitdeploy.runtimes.base import Runtime
 from vitdeploy.runtimes.onnxrt import _KEEPS_RECORD, OnnxRuntime
 from vitdeploy.runtimes.onnxrt_session import CUDA, TENSORRT
 from vitdeploy.trt.options import DEFAULT_BATCH
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.runtimes.base import Runtime
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,9 +9,10 @@ import re
 import shutil
 import sys
 import types
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ import pytest
 from bundles import FLOAT32_TOLERANCE, export_graph, make_feeds, reference, tiny_model, worst_difference, write_bundle
 from raising import raises
 
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError, DeviceError, UsageError
 from vitdeploy.runtimes import onnxrt, onnxrt_session, open_runtime
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
@@ -28,11 +30,6 @@ from vitdeploy.runtimes.onnxrt_session import CPU, CUDA, TENSORRT
 from vitdeploy.runtimes.shape_nodes import shape_nodes
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.cpu import Cpus, ThreadCount
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from vitdeploy.bundle.bundle import Bundle
 
 AZURE = "AzureExecutionProvider"
 NEEDS_NO_CUDA = pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime was built with CUDA")

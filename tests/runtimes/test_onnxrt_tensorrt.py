@@ -11,7 +11,8 @@ import re
 import shutil
 import sys
 import types
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -36,9 +37,6 @@ from vitdeploy.errors import DeviceError, OutputError, UsageError
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.onnxrt_session import CPU, CUDA, TENSORRT
 from vitdeploy.specs import AxisRange, Task
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BACKEND = "onnxruntime-tensorrt"
 NEEDS_NONE = pytest.mark.skipif(TENSORRT in ort.get_available_providers(), reason="this onnxruntime has the provider")
@@ -263,7 +261,7 @@ def test_options_that_cannot_be(
 
 
 def test_decoded_images_have_limits(decoded: Bundle, asked: Asked) -> None:
-    with raises(UsageError):
+    with raises(UsageError, what="image_sizes"):
         open_runtime(decoded, BACKEND, {"engine_cache": False})
     sizes = ((16, 20), (48, 64), (70, 64))
     with open_runtime(decoded, BACKEND, {"engine_cache": False, "image_sizes": sizes}) as runtime:
@@ -284,7 +282,7 @@ def test_artifacts_that_it_does_not_run(bundle: Bundle, asked: Asked, tmp_path: 
     free = changed(
         bundle, tmp_path / "free", inputs=(spec,), axes={"height": AxisRange(8, 32), "width": AxisRange(8, 32)}
     )
-    with raises(UsageError):
+    with raises(UsageError, what="image_sizes"):
         open_runtime(free, BACKEND)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +12,13 @@ import torch
 from bundles import FLOAT32_TOLERANCE, make_feeds, reference, tiny_model, worst_difference, write_bundle
 from raising import raises
 
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import DeviceError, UsageError
 from vitdeploy.runtimes import open_runtime, torch_device
 from vitdeploy.runtimes.pytorch import PyTorchRuntime, PyTorchRuntimeOptions
 from vitdeploy.runtimes.torch_device import plain_convolutions
 from vitdeploy.specs import Task
 from vitdeploy.system.cpu import Cpus
-
-if TYPE_CHECKING:
-    from vitdeploy.bundle.bundle import Bundle
 
 # Of the output's scale. The unit roundoff of float16 is 4.9e-4 and of bfloat16 3.9e-3 (11 and 8 significant bits);
 # two layers make some ten roundings of it in a row.

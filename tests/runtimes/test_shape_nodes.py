@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,9 +12,6 @@ from bundles import export_graph, tiny_model
 
 from vitdeploy.runtimes.shape_nodes import shape_nodes
 from vitdeploy.specs import Precision
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 WHOLE = (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL)
 

@@ -6,8 +6,10 @@ import json
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,16 +18,11 @@ from bundles import FLOAT32_TOLERANCE, make_feeds, reference, sign_again, tiny_m
 from raising import raises
 
 import vitdeploy
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError, DeviceError
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.torchscript import TorchScriptRuntime
 from vitdeploy.specs import Precision, TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
 
 # Of the output's scale: the unit roundoff of float16 is 4.9e-4 and of bfloat16 3.9e-3, a few of them in a row.
 TOLERANCES = {Precision.FP32: FLOAT32_TOLERANCE, Precision.FP16: 1e-2, Precision.BF16: 8e-2}

@@ -12,7 +12,9 @@ import errno
 import json
 import re
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +26,7 @@ from triton_schema import PROTO, descriptors, read_config
 import vitdeploy
 from vitdeploy import write_triton_model
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.bundle.manifest import FileRecord
+from vitdeploy.bundle.manifest import Artifact, FileRecord
 from vitdeploy.cli import main
 from vitdeploy.errors import BundleError, OutputError, UsageError
 from vitdeploy.exporting.engine_validation import NOT_RUN
@@ -32,12 +34,6 @@ from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.serving.triton_config import model_config
 from vitdeploy.serving.triton_repository import CONFIG
 from vitdeploy.specs import AxisRange, Task
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from vitdeploy.bundle.manifest import Artifact
 
 NUMPY_TYPES = {"TYPE_FP32": np.float32, "TYPE_UINT8": np.uint8, "TYPE_BOOL": np.bool_}
 

@@ -9,8 +9,9 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,13 +28,8 @@ from vitdeploy.errors import CheckpointError, HubError
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.checkpoint import save_model
 from vitdeploy.sources.layouts.peft_config import LoraConfig
-from vitdeploy.sources.read import read_checkpoint
+from vitdeploy.sources.read import Checkpoint, read_checkpoint
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from vitdeploy.sources.read import Checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "peft"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir())
@@ -535,7 +531,7 @@ def test_a_head_that_does_not_fit_is_refused(case: Path, shape: tuple[int, ...])
     path = case / "adapter" / "adapter_model.safetensors"
     tensors = safetensors.torch.load_file(path) | {"base_model.model.classifier.weight": torch.zeros(shape)}
     safetensors.torch.save_file(tensors, path)
-    with pytest.raises(CheckpointError):
+    with raises(CheckpointError, what="weights", found=re.compile(r"classifier\.(weight|bias)")):
         read_checkpoint("adapter")
 
 

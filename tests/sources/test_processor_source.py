@@ -521,21 +521,22 @@ def test_a_crop_of_more_than_the_resized_image_is_refused(fine_tuned: Path, sett
         read_checkpoint(fine_tuned, processor=ProcessorOptions(**stated))
 
 
-OTHER_FILES: dict[str, tuple[str, str]] = {
-    "a pointer": (SETTINGS, "version https://git-lfs.github.com/spec/v1\n"),
-    "weights": ("model.safetensors", "\0\1"),
-    "arrays": ("x.npz", "PK"),
-    "a model": ("config.json", '{"model_type": "vit"}'),
-    "nested": (SETTINGS, '{"image_processor": {"image_processor_type": "ViTImageProcessor"}}'),
+OTHER_FILES: dict[str, tuple[str, str, str | None]] = {
+    "a pointer": (SETTINGS, "version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+    "weights": ("model.safetensors", "\0\1", "safetensors weights"),
+    "arrays": ("x.npz", "PK", "a NumPy archive"),
+    "a model": ("config.json", '{"model_type": "vit"}', "model"),
+    "nested": (SETTINGS, '{"image_processor": {"image_processor_type": "ViTImageProcessor"}}', None),
 }
 
 
 @pytest.mark.parametrize("kind", OTHER_FILES)
 @pytest.mark.parametrize("as_file", [True, False])
 def test_a_file_that_is_no_image_processor(fine_tuned: Path, tmp_path: Path, kind: str, as_file: bool) -> None:
-    name, content = OTHER_FILES[kind]
+    name, content, found = OTHER_FILES[kind]
     (tmp_path / name).write_text(content)
-    with pytest.raises(InputError) as caught:
+    error, found = (InputError, found) if as_file or name == SETTINGS else (CheckpointError, None)
+    with raises(error, found=found) as caught:
         read_checkpoint(fine_tuned, processor=ProcessorOptions(tmp_path / name if as_file else tmp_path))
     assert str(tmp_path) in str(caught.value)
     assert "codec" not in str(caught.value)

@@ -14,10 +14,11 @@ import sys
 import threading
 import types
 import uuid
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from raising import raises
@@ -33,9 +34,6 @@ from vitdeploy.system.cpu import (
     session_threads,
     usable_cpus,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's affinity masks and cgroups")
 

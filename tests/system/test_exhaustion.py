@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -12,16 +12,12 @@ from limited import ERRORS_OF, MIB, run_limited
 from PIL import Image
 from raising import raises
 
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import cli, main
 from vitdeploy.cli.process import DEFECT
 from vitdeploy.errors import BundleError, ExhaustedError
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.system.exhaustion import check_exhaustion, lacking
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
 
 
 # As the libraries word them.

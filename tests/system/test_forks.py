@@ -7,7 +7,8 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,15 +17,11 @@ from environments import ROOT, run
 from forking import SHAPE, Outcome, in_child
 from PIL import Image
 
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.files import locks
 from vitdeploy.images import pixel_limit as image_limit
 from vitdeploy.images.open import open_image
 from vitdeploy.system import forks
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from raising import raises
 
 from vitdeploy.errors import MissingDependencyError, UnavailableError
 from vitdeploy.system.imports import load_target
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture

@@ -10,19 +10,16 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from environments import ROOT
 
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.system import telemetry
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
 
 # ONNX Runtime 1.32 writes its device id and event store while it is imported, and sends its first event 9 s later.
 FIRST_EVENT_SECONDS = 9

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from vitdeploy.bundle.configuration import Configuration
 from vitdeploy.bundle.external_data import check_external_data
@@ -15,27 +17,16 @@ from vitdeploy.bundle.manifest_parser import parse_manifest
 from vitdeploy.errors import BundleChangedError, BundleError, UsageError, VitDeployError, shown
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS
 from vitdeploy.files.json_text import json_object, strict_json
-from vitdeploy.files.opened import FileChangedError, FileDiffersError, VerifiedFile, opened_folder
+from vitdeploy.files.opened import FileChangedError, FileDiffersError, OpenedFile, VerifiedFile, opened_folder
 from vitdeploy.files.regular_file import MOST_TEXT_BYTES, read_regular
 from vitdeploy.specs import PixelStage
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from vitdeploy.files.opened import OpenedFile
 
 EXPORT_AGAIN = "export the bundle again"
 
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A folder and its manifest.
-
-    Attributes:
-        path: the folder.
-        manifest: the record of its files and artifacts.
-    """
+    """A folder, and the record of its files and artifacts."""
 
     path: Path
     manifest: Manifest
@@ -43,11 +34,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Read the manifest in `path`; the other files are verified when they are used.
-
-        Raises:
-            BundleError: there is no bundle at `path`, or its manifest is corrupt.
-        """
+        """Read the manifest in `path`, or raise BundleError; the other files are verified when they are used."""
         folder = Path(path)
         try:
             exists = (folder / MANIFEST).exists()
@@ -111,11 +98,7 @@ class Bundle:
         return any(isinstance(axis, str) for axis in axes)
 
     def artifact(self, format: str, precision: str) -> Artifact:  # noqa: A002  (the manifest's word)
-        """The artifact of that format and precision.
-
-        Raises:
-            UsageError: the bundle has none.
-        """
+        """The artifact of that format and precision; raises UsageError if the bundle has none."""
         for artifact in self.manifest.artifacts:
             if (artifact.format, artifact.precision) == (format, precision):
                 return artifact
@@ -167,11 +150,7 @@ class Bundle:
             yield tuple(file.file for file in files)
 
     def read(self, record: FileRecord, most_bytes: int | None = None) -> bytes:
-        """The verified content of a file, of at most `most_bytes`.
-
-        Raises:
-            BundleError: as `opened`, or it has more.
-        """
+        """The verified content of a file, of at most `most_bytes`; raises BundleError as `opened`, or it has more."""
         if most_bytes is not None and record.size_bytes > most_bytes:
             path, size = self.path / record.path, record.size_bytes
             message = f"{path} has {size:,} bytes; at most {most_bytes:,} are read"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from vitdeploy.bundle.labels import class_names
 from vitdeploy.bundle.manifest import CONFIG
@@ -11,10 +13,6 @@ from vitdeploy.bundle.scores import ProblemType, problem_type_of
 from vitdeploy.errors import BundleError
 from vitdeploy.files.json_text import json_object
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,28 +31,16 @@ class Configuration:
 
     @classmethod
     def of(cls, folder: Path, files: Mapping[str, bytes], task: str) -> Configuration:
-        """Parse `config.json`.
-
-        Raises:
-            BundleError: it is not JSON.
-        """
+        """Parse `config.json`; raises BundleError if it is not JSON."""
         model = json_object(folder / CONFIG, files[CONFIG], BundleError, hint="export the bundle again")
         return cls(files, model, task)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the logits; none where the model is no classifier.
-
-        Raises:
-            CheckpointError: `id2label` is not valid.
-        """
+        """Class names in the order of the logits, if it is a classifier; CheckpointError for a wrong `id2label`."""
         return class_names(self.model) if self.task == Task.CLASSIFICATION else ()
 
     @property
     def problem_type(self) -> ProblemType:
-        """The reading of `logits`: one best class, independent classes, or values.
-
-        Raises:
-            CheckpointError: the problem type is unknown.
-        """
+        """One best class, independent classes or values, in `logits`; CheckpointError where that is unknown."""
         return problem_type_of(self.task, self.model)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
+from vitdeploy.bundle.manifest import Artifact
 from vitdeploy.errors import BundleError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-    from typing import BinaryIO
-
-    from vitdeploy.bundle.manifest import Artifact
 
 # By kind of message, the fields that lead to a tensor, and the kind of each: numbers of onnx.proto.
 _TENSOR, _ENTRY = "TensorProto", "StringStringEntryProto"

@@ -17,14 +17,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vitdeploy.errors import UsageError
 from vitdeploy.files.regular_file import open_regular
-
-if TYPE_CHECKING:
-    from collections.abc import Set as AbstractSet
 
 
 @dataclasses.dataclass(frozen=True)

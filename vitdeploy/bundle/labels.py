@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from vitdeploy.errors import CheckpointError, shown
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _INDEX = re.compile(r"[0-9]{1,9}")
 _MAX_LABELS = 2**20

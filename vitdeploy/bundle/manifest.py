@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from vitdeploy.files.opened import hash_file
 from vitdeploy.files.regular_file import open_regular
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.specs import AxisRange, PixelFormat, TensorSpec
+from vitdeploy.specs import AxisRange, PixelFormat, TensorSpec
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 3

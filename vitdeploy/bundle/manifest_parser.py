@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from vitdeploy.bundle.manifest import MANIFEST, SCHEMA_VERSION, Artifact, FileRecord, Manifest, ProcessorOrigin, Source
 from vitdeploy.errors import BundleError, shown
@@ -21,20 +22,13 @@ from vitdeploy.specs import (
     read_range,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
 T = TypeVar("T")
 
 _READABLE = (2, SCHEMA_VERSION)  # 2 does not say where the image processor came from
 
 
 def parse_manifest(data: Mapping[str, Any], file: Path = Path(MANIFEST)) -> Manifest:
-    """Read what `Manifest.to_dict` gives.
-
-    Args:
-        data: parsed JSON.
-        file: where it was read, for messages.
+    """Read what `Manifest.to_dict` gives; `file` is named in errors.
 
     Raises:
         BundleError: a key is missing or has a wrong value, or the schema is a newer one; `what` is the key, such as

@@ -7,17 +7,15 @@ import csv
 import itertools
 import os
 import stat
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import InputError, OutputError, UsageError
 from vitdeploy.files.label_tables import SEPARATORS, TABLE_ENDINGS, table_rows
 from vitdeploy.files.output_files import is_stream
 from vitdeploy.files.regular_file import TooLargeError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
 
 _Identity = tuple[int, int]  # of a file: its device and inode
 
@@ -174,11 +172,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _named_in(table: Path, outputs: Mapping[_Identity, _Output]) -> Iterator[Path]:
-    """The files that the cells of a .csv or .tsv file name; none after a row that its reader will refuse.
-
-    Raises:
-        InputError: it is too large to be read.
-    """
+    """The files that a table's cells name, up to a row that its reader will refuse; InputError if it is too large."""
     if not outputs or table.suffix.lower() not in SEPARATORS:
         return
     seen: set[str] = set()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleChangedError
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -40,11 +38,7 @@ def retry_if_changed(function: F) -> F:
 
 @retry_if_changed
 def open_verified(path: str | os.PathLike[str]) -> Bundle:
-    """A bundle of which every file that the manifest names was checked.
-
-    Raises:
-        BundleError: as `Bundle.open` and `Bundle.verify`.
-    """
+    """A bundle whose files were all checked; raises BundleError as `Bundle.open` and `Bundle.verify`."""
     bundle = Bundle.open(path)
     bundle.verify()
     return bundle

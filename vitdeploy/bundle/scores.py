@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitdeploy.bundle.labels import class_names
 from vitdeploy.errors import CheckpointError, shown
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
 
 
 class ProblemType(str, enum.Enum):
@@ -39,11 +36,7 @@ class ProblemType(str, enum.Enum):
 
 
 def stated_problem_type(config: Mapping[str, Any]) -> ProblemType | None:
-    """`problem_type` of a `config.json`; None where it has none.
-
-    Raises:
-        CheckpointError: the problem type is unknown, or does not fit one label.
-    """
+    """`problem_type` of a `config.json`, if any; CheckpointError if it is unknown or does not fit one label."""
     stated = config.get("problem_type")
     if stated is None:
         return None
@@ -65,11 +58,7 @@ def default_problem_type(num_labels: int) -> ProblemType:
 
 
 def problem_type_of(task: str, config: Mapping[str, Any]) -> ProblemType:
-    """The problem type of a model; logits of other tasks are over classes, such as BEiT's visual tokens.
-
-    Raises:
-        CheckpointError: as `stated_problem_type`.
-    """
+    """As `stated_problem_type`, or its default; those of other tasks are over classes, such as BEiT's visual tokens."""
     if task != Task.CLASSIFICATION:
         return ProblemType.SINGLE_LABEL
     return stated_problem_type(config) or default_problem_type(len(class_names(config)))

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.kept_files import KeptFiles
-from vitdeploy.bundle.manifest import MANIFEST, NOT_RECORDED
+from vitdeploy.bundle.manifest import MANIFEST, NOT_RECORDED, Artifact, Manifest
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.files.atomic import exclusive, replace_folder, sync
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from vitdeploy.bundle.manifest import Artifact, Manifest
 
 
 def check_target(target: Path) -> None:

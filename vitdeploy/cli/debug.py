@@ -113,12 +113,8 @@ def kept_nodes(path: str) -> tuple[str, ...]:
     except OSError as exc:
         raise InputError(f"cannot read {path}: {exc.strerror}", where=path) from exc
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
-        raise InputError(
-            f"{path} has no list of nodes to keep",
-            where=path,
-            what="kept",
-            hint="make it: vitdeploy debug bisect --json",
-        ) from exc
+        hint = "make it: vitdeploy debug bisect --json"
+        raise InputError(f"{path} has no list of nodes to keep", where=path, what="kept", hint=hint) from exc
     return names
 
 

@@ -48,11 +48,7 @@ if TYPE_CHECKING:
               "value; by default the precision's tolerance.")  # fmt: skip
 @click.option("--max-layer-difference", metavar="SHARE", help="Of a layer's own result, in half precision "
               "by default; see debug layers.")  # fmt: skip
-@click.option(
-    "--max-latency-ratio",
-    metavar="RATIO",
-    help="Of an image's median time, to --latency-against.",
-)
+@click.option("--max-latency-ratio", metavar="RATIO", help="Of an image's median time, to --latency-against.")
 @click.option("--latency-against", metavar="BACKEND:PRECISION", help="torch:fp32, the reference, by default.")
 @click.option("--max-size", metavar="BYTES", help='Of an artifact\'s files; or such as "12.5 MB".')
 @backends_option("By default the reference (torch) and every artifact.")

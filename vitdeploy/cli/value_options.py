@@ -62,11 +62,11 @@ def values_from_options(**kinds: type) -> Callable[[Callable[..., Any]], Callabl
 
 
 def as_typed(exc: UsageError, flags: Mapping[str, str]) -> UsageError:
-    """The error with options in the place of fields."""
+    """The error with options in the place of fields, but for those in a path or in quotes."""
     text = str(exc)
     for name, flag in flags.items():
         if name == exc.what or "_" in name:
-            text = re.sub(rf"(?<![\w-]){name}(?![\w-])", flag, text, count=0 if "_" in name else 1)
+            text = re.sub(rf"(?<![\w/'-]){name}(?![\w/'-])", flag, text, count=0 if "_" in name else 1)
     return exc.with_message(text)
 
 

@@ -92,12 +92,7 @@ class ArtifactRequest:
         return random_checkpoint(str(source.random_weights), task or Task.CLASSIFICATION, source.seed, **settings)
 
 
-def add_artifact(
-    request: ArtifactRequest,
-    place: Path,
-    *,
-    progress: Progress = SILENT,
-) -> Bundle:
+def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = SILENT) -> Bundle:
     """Export the reference, prove that the artifact is the same model, and keep both in a bundle.
 
     Args:
@@ -135,14 +130,7 @@ def add_artifact(
     with staged_folder(place) as staging:
         progress.step(f"exporting to {title}")
         exported, measured = export_model(
-            exporter,
-            reference,
-            staging,
-            spec,
-            processor=processor,
-            samples=sample,
-            run=quantization,
-            progress=progress,
+            exporter, reference, staging, spec, processor=processor, samples=sample, run=quantization, progress=progress
         )
         # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
         with ThreadPoolExecutor(1) as pool:

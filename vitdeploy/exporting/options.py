@@ -251,7 +251,7 @@ class SourceOptions:
     )
     seed: int = option(0, "Seed of random weights, and of the choice of calibration images.", limits=SEEDS)
     revision: str | None = option(None, "Branch, tag or commit on the Hub.")
-    token: str | None = option(None, "Hub token, for private and gated models.", envvar="HF_TOKEN")
+    token: str | None = option(None, "Hub token, for private and gated models.", envvar="HF_TOKEN", secret=True)
     cache_dir: PathLike | None = option(None, "Cache folder of the Hub's files.", path=True, unset="huggingface_hub's")
     offline: bool = option(False, "Use the Hub's cache only.")
     processor: ProcessorOptions | None = option(

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitdeploy.assess.data.folder_listing import list_images
 from vitdeploy.bundle.bundle import Bundle
@@ -28,7 +28,7 @@ from vitdeploy.trt.options import EngineOptions
 if TYPE_CHECKING:
     from vitdeploy.exporting.options import PathLike
 
-_HUB_ACCESS = {"token", "cache_dir", "offline"}  # options that say nothing of the model
+_ANY_MODEL = {"seed", "token", "cache_dir", "offline"}  # options that say nothing of a model that is not random
 
 
 def export(
@@ -53,9 +53,9 @@ def export(
     An engine ("tensorrt", "tensorrt-rtx") is built from the ONNX artifact of its precision, which is made first and
     stays in the bundle. An ONNX artifact that is at `output` already is used if no model is named, or the same model of
     the Hub, and nothing is asked of the graph: `graph`, `quantization` (but for its target) and `source` (but for the
-    access to the Hub) are the defaults. Without a model, an `image_size` of three sizes is the engine's. The engine is
-    compared with the reference where a GPU runs it; elsewhere the manifest says that it has not run yet, and
-    `vitdeploy verify --run` completes it.
+    seed and the access to the Hub) are the defaults. Without a model, an `image_size` of three sizes is the engine's.
+    The engine is compared with the reference where a GPU runs it; elsewhere the manifest says that it has not run yet,
+    and `vitdeploy verify --run` completes it.
 
     Args:
         model: a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files. A LoRA adapter of
@@ -83,11 +83,11 @@ def export(
         OutputError: the bundle cannot be written.
     """
     _check_types(
-        model=(model, str, os.PathLike, None),
-        output=(output, str, os.PathLike, None),
+        model=(model, (str, os.PathLike)),
+        output=(output, (str, os.PathLike)),
         graph=(graph, GraphOptions),
-        quantization=(quantization, Quantization, str, os.PathLike, None),
-        engine=(engine, EngineOptions, None),
+        quantization=(quantization, (str, os.PathLike, Quantization)),
+        engine=(engine, EngineOptions),
         source=(source, SourceOptions),
         validation=(validation, ValidationOptions),
     )
@@ -140,10 +140,10 @@ def export(
         raise exc.with_message(f"{exc}; {bundle.path} has the ONNX artifact in {precision}") from exc
 
 
-def _check_types(**arguments: Any) -> None:
-    for name, (value, *kinds) in arguments.items():
-        if not (value is None and None in kinds) and not isinstance(value, tuple(filter(None, kinds))):
-            expected = "a path" if kinds[0] is str else kinds[0].__name__
+def _check_types(**arguments: tuple[object, type | tuple[type, ...]]) -> None:
+    for name, (value, kind) in arguments.items():
+        if not isinstance(value, kind) and (value is not None or name in ("graph", "source", "validation")):
+            expected = "a path" if isinstance(kind, tuple) else kind.__name__
             raise UsageError(
                 f"{name} must be {expected}, got {shown(value, 80)}", what=name, expected=expected, found=value
             )
@@ -163,7 +163,7 @@ def _add_artifact(request: ArtifactRequest, output: PathLike | None, progress: P
 def _reusable(request: ArtifactRequest, output: PathLike | None) -> Bundle | None:
     """The bundle at `output`, if it has the artifact that is requested, and nothing is asked of the graph."""
     quantization = {} if request.quantization is None else changed(request.quantization)
-    asked = {*changed(request.graph), *quantization, *changed(request.source)} - {"target", *_HUB_ACCESS}
+    asked = {*changed(request.graph), *quantization, *changed(request.source)} - {"target", *_ANY_MODEL}
     if asked or output is None or not (Path(output) / MANIFEST).exists():
         return None
     bundle = Bundle.open(output)

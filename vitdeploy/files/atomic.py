@@ -12,15 +12,12 @@ import secrets
 import shutil
 import stat
 import sys
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 from vitdeploy.errors import OutputError, first_line
 from vitdeploy.files.locks import locked, release, take, try_lock
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-    from typing import BinaryIO
 
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -60,11 +57,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def exclusive(target: Path) -> Iterator[None]:
-    """Hold the place of `target` against other writers, from reading its present content to replacing it.
-
-    Raises:
-        OutputError: another process holds it for longer than `vitdeploy.files.locks.LOCK_SECONDS`.
-    """
+    """Hold the place of `target`, as `locks.locked` does, from reading its present content to replacing it."""
     with locked(target.parent):
         yield
 
@@ -134,11 +127,7 @@ def write_file(target: Path, content: bytes, *, follow_link: bool = True) -> Non
 
 
 def check_takes_files(folder: Path) -> None:
-    """Make a file in a folder, and remove it: permissions alone do not tell whether it can be done.
-
-    Raises:
-        OSError: it cannot.
-    """
+    """Make a file in a folder and remove it, or raise OSError: permissions alone do not tell whether it can be done."""
     with _partial_file(folder / "file"):
         pass
 
@@ -209,11 +198,7 @@ def _clear_up_after_the_killed(target: Path, is_leftover: Callable[[Path], bool]
 
 
 def _go_back(target: Path) -> None:
-    """Undo the first of two renames, between which a writer was killed; see `_exchange`.
-
-    Raises:
-        OutputError: another user's folder cannot be moved.
-    """
+    """Undo the first of two renames, between which a writer was killed (`_exchange`), or raise OutputError."""
     for folder in _siblings(target, "previous"):
         if folder.is_symlink() or not folder.is_dir():
             continue

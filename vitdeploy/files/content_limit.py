@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import BinaryIO
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.files.regular_file import open_regular
-
-if TYPE_CHECKING:
-    from pathlib import Path
-    from typing import BinaryIO
 
 # Trained numbers hardly compress (float32 to a half where bfloat16 was widened), and a tied weight is there twice. A
 # head of zeros or a small model may compress to nothing, which the floor allows for.

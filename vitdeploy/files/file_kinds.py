@@ -6,11 +6,8 @@ import os
 import re
 import struct
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 SETTINGS_FILE, NESTED_FILE = PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 
@@ -113,11 +110,7 @@ def _zip_kind(path: Path) -> str:
 
 
 def file_advice(path: Path) -> str:
-    """The error for a file that is named as a model.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """The error for a file that is named as a model; raises OSError if it cannot be read."""
     if is_lfs_pointer(path):
         return lfs_advice(path)
     kind = file_kind(path)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from vitdeploy.errors import InputError
+from vitdeploy.errors import InputError
 
 _MOST_DIGITS = 400  # of an integer; reading more takes time that grows with their square
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 from vitdeploy.errors import OutputError
 from vitdeploy.system.forks import first_in_child
@@ -16,9 +17,6 @@ try:
 except ImportError:  # not POSIX: writers are then not kept apart, and what a killed one leaves is not removed
     fcntl = None  # type: ignore[assignment]
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 # vitdeploy holds the lock of a folder while it renames, and where there are no hard links while it copies a bundle.
 LOCK_SECONDS = 60.0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from numpy.lib import format as npy
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     import numpy as np
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}  # 3.0 is for named fields
@@ -44,11 +43,7 @@ def array_header(
 
 
 def read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
-    """An array whose header was checked by `array_header`.
-
-    Raises:
-        Exception: of any kind, where its bytes are damaged.
-    """
+    """An array whose header `array_header` checked; raises an Exception of any kind where its bytes are damaged."""
     with archive.open(f"{key}.npy") as file:
         array: np.ndarray = npy.read_array(file, allow_pickle=False)
     return array

@@ -10,19 +10,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 import re
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import BinaryIO, cast
 
 from vitdeploy.files.regular_file import open_regular
-
-if TYPE_CHECKING:
-    import io
-    from collections.abc import Iterator
-    from typing import BinaryIO
 
 # The clock of a file's times ticks every 1 to 10 ms (CONFIG_HZ of Linux), with room for others: a second write within
 # the same tick does not show in them.
@@ -41,12 +38,7 @@ class FileChangedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class OpenedFile:
-    """A file under two names.
-
-    Attributes:
-        path: its place, for messages.
-        handle: the path that a library opens: of the descriptor that was hashed, or else `path`.
-    """
+    """The place of a file, for messages, and the path that a library opens: of the hashed descriptor, or the place."""
 
     path: Path
     handle: str
@@ -175,11 +167,7 @@ def descriptor_path(descriptor: int) -> str | None:
 
 @contextlib.contextmanager
 def opened_folder(folder: Path) -> Iterator[Path]:
-    """A path of a folder that leads to the same one during the block, where the system has such paths.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
+    """A path of a folder that leads to the same one during the block, where the system has such paths."""
     if not hasattr(os, "O_DIRECTORY"):
         yield folder
         return

@@ -8,15 +8,12 @@ import re
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 from vitdeploy.errors import OutputError, first_line
 from vitdeploy.files.atomic import check_takes_files, write_file
 from vitdeploy.files.regular_file import kind_of
 from vitdeploy.system.polling import poll
-
-if TYPE_CHECKING:
-    from typing import BinaryIO
 
 _STREAMS = ("pipe", "device")
 _MOST_LINKS = 40  # as Linux follows

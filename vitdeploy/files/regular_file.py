@@ -5,12 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 from vitdeploy.system.exhaustion import check_exhaustion
-
-if TYPE_CHECKING:
-    from typing import BinaryIO
 
 # Of a file of JSON, TOML or CSV, which takes up to 40 times its bytes in memory once it is parsed. The index of a
 # checkpoint of 10,000 tensors has 1 MB.
@@ -65,12 +62,7 @@ def open_regular(path: str | os.PathLike[str], most_bytes: int | None = None) ->
 
 
 def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES) -> bytes:
-    """The content of a file of at most `most_bytes`.
-
-    Raises:
-        TooLargeError: it has more.
-        OSError, ExhaustedError: as `open_regular`.
-    """
+    """The content of a file, or TooLargeError where it has more than `most_bytes`; other errors as `open_regular`."""
     with open_regular(path, most_bytes) as file:
         content = file.read(most_bytes + 1)  # it may have grown meanwhile
     if len(content) > most_bytes:

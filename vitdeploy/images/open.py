@@ -7,10 +7,12 @@ import io
 import os
 import stat
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vitdeploy.errors import ImageError, UsageError
@@ -18,16 +20,9 @@ from vitdeploy.files.file_kinds import is_lfs_pointer, lfs_advice
 from vitdeploy.images.formats import is_heif, readable_formats, unreadable
 from vitdeploy.images.pixel_limit import HOW_TO_RAISE, check_pixel_count, limit_lifted, max_pixels
 from vitdeploy.images.sample_depth import check_samples, to_8_bits
-from vitdeploy.specs import MODES
+from vitdeploy.specs import MODES, Mode
 from vitdeploy.system.exhaustion import check_exhaustion
 from vitdeploy.system.quiet import quiet_libtiff
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
-
-    from vitdeploy.specs import Mode
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]"

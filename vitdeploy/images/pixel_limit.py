@@ -7,16 +7,14 @@ import math
 import os
 import re
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from PIL import Image
 
 from vitdeploy.errors import UsageError
 from vitdeploy.images.formats import unreadable
 from vitdeploy.system.forks import first_in_child
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # An environment variable, and no argument of every function that reads images: it reaches the processes that
 # `benchmark` starts, and the command line sets it in one place.
@@ -82,13 +80,7 @@ def check_resized_count(width: int, height: int, of_pixels: int, name: str) -> N
 
 
 class EmbeddedSide(NamedTuple):
-    """A side of an image that a graph resizes by itself, in pixels.
-
-    Attributes:
-        length: of the decoded image.
-        resized: of the resized image.
-        crop: of the crop.
-    """
+    """A side of an image that a graph resizes by itself: pixels of the decoded image, the resized one and the crop."""
 
     length: int
     resized: int

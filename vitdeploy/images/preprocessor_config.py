@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from vitdeploy.errors import InputError, shown
 from vitdeploy.files.file_kinds import NESTED_FILE
 from vitdeploy.specs import MODES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +43,7 @@ _MOST = 1e30  # far from what float32 holds at most, so that no result of it is 
 
 
 def read_setting(key: str, value: object) -> Any:
-    """Read one value of a preprocessor_config.json, such as `size`, as a field of ImageProcessor holds it.
-
-    Raises:
-        InputError: the value is not valid.
-    """
+    """Read a value of a preprocessor_config.json as a field of ImageProcessor has it; InputError if it is not valid."""
     return _VALUES[key][0](key, value)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from vitdeploy.errors import InputError, shown
 from vitdeploy.files.file_kinds import NESTED_FILE, SETTINGS_FILE, is_lfs_pointer, lfs_advice
@@ -13,10 +15,6 @@ from vitdeploy.files.json_text import json_object, utf_8_json
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.images.preprocessor_config import CLASS_OF_MODEL, KNOWN, class_name
 from vitdeploy.specs import MODES
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -52,31 +50,19 @@ def read_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, A
 
 
 def find_settings(folder: Path) -> tuple[dict[str, Any], Path] | None:
-    """A model folder's settings as they are written, and their file; None where the folder has no image processor.
-
-    Raises:
-        InputError: a file cannot be read, or is not JSON.
-    """
+    """A model folder's settings as they are written, and their file; None without any, InputError as `read_file`."""
     return _find_settings(folder, read_files(folder))
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """The content of a model folder's files that describe its image processor, by name.
-
-    Raises:
-        InputError: a file cannot be read.
-    """
+    """The content of a folder's files on its image processor, by name; InputError if one cannot be read."""
     names = [name for name in (NESTED_FILE, _MODEL_FILE) if (folder / name).is_file()]
     names += [SETTINGS_FILE] if os.path.lexists(folder / SETTINGS_FILE) else []
     return {name: _content(folder / name) for name in names}
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Read one file of settings, or a processor_config.json, which nests them.
-
-    Raises:
-        InputError: the file cannot be read, or is not JSON.
-    """
+    """Read settings, nested in a processor_config.json; InputError if the file cannot be read or is not JSON."""
     content = _parse(path, _content(path))
     settings = content.get("image_processor") if path.name == NESTED_FILE else None
     return content if settings is None else _object(settings, path)

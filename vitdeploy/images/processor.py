@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vitdeploy.errors import InputError, UsageError, check_count
@@ -19,19 +21,11 @@ from vitdeploy.images.open import ImageSource, decode_image, image_name
 from vitdeploy.images.pixel_limit import EmbeddedSide, check_resized_count, embedded_problem, embedded_side_problem
 from vitdeploy.images.preprocessor_config import ShortestEdge, Size, parse
 from vitdeploy.images.preprocessor_files import channels_of_model, read_files, read_settings
-from vitdeploy.specs import MODES, PixelFormat, PixelStage
+from vitdeploy.specs import MODES, Mode, PixelFormat, PixelStage
 from vitdeploy.system.cpu import recent_workers
 
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from vitdeploy.specs import Mode
-
-    Channels = tuple[float, ...]
-    CropRounding = Literal["floor", "half_even"]
+Channels = tuple[float, ...]
+CropRounding = Literal["floor", "half_even"]
 
 
 @dataclasses.dataclass(frozen=True)

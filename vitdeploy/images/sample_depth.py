@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vitdeploy.images.formats import unreadable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
 
 # Formats whose gray Pillow scales to 16 bits itself: PNG has no other depth, of PPM and PGM the maximum is divided by
 # (PpmImagePlugin), and JPEG 2000 is shifted (Jpeg2KDecode.c). None: an image that was made in memory, as copies and

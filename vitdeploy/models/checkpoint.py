@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vitdeploy.errors import CheckpointError, shown
 from vitdeploy.files.opened import OpenedFile
+from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.families import FAMILIES
+from vitdeploy.models.layers.encoder import AttentionKind
 from vitdeploy.models.names import disk_name, our_names
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.models.weights import read_weights, write_weights
 from vitdeploy.specs import Task
 from vitdeploy.system.forks import with_threads
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from vitdeploy.models.config import ViTConfig
-    from vitdeploy.models.layers.encoder import AttentionKind
 
 # The weights that only one task needs; a checkpoint may hold those of other tasks than the one it is loaded for.
 _HEADS = {
@@ -41,11 +36,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def task_of(config: Mapping[str, object]) -> Task:
-    """The task that the `architectures` of a `config.json` name.
-
-    Raises:
-        CheckpointError: they name none that is known here.
-    """
+    """The task that the `architectures` of a `config.json` name; CheckpointError where they name no known one."""
     model_type = str(config.get("model_type"))
     families = [FAMILIES[model_type]] if model_type in FAMILIES else FAMILIES.values()
     known = {name: task for family in families for name, task in family.architectures.items()}
@@ -136,21 +127,13 @@ def make_model(
 
 @with_threads
 def save_model(model: VisionTransformer, path: Path) -> None:
-    """Write the weights as safetensors under the names that transformers reads; the same weights give the same bytes.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write safetensors under the names that transformers reads; the same weights give the same bytes."""
     write_weights({_disk_name(model, name): tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
 @with_threads
 def is_saved(model: VisionTransformer, path: Path) -> bool:
-    """Whether `save_model` of the model would write the tensors that a file has.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-    """
+    """Whether `save_model` would write the tensors that a file has; CheckpointError if that cannot be read."""
     saved = read_weights([path])
     tensors = {_disk_name(model, name): tensor for name, tensor in model.state_dict().items()}
     return tensors.keys() == saved.keys() and all(torch.equal(tensor, saved[name]) for name, tensor in tensors.items())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 from vitdeploy.bundle.labels import class_names
 from vitdeploy.bundle.scores import ProblemType, stated_problem_type
@@ -13,10 +15,6 @@ from vitdeploy.files.json_text import json_object
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.models.config_keys import check_keys
 from vitdeploy.models.families import FAMILIES, Family
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 Pooler = Literal["cls", "mean", "cls+mean", "dense"]
 # The keys of config.json that every family may have, under our names.
@@ -237,11 +235,7 @@ def json_size(size: tuple[int, int]) -> int | list[int]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: the file is absent, unreadable or holds no JSON object.
-    """
+    """Read a JSON object; raises CheckpointError if the file is absent, unreadable or holds no JSON object."""
     try:
         content = read_regular(path)
     except OSError as exc:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import enum
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from vitdeploy.errors import UsageError, shown
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +25,7 @@ class Effect(enum.Enum):
 
 
 class KeyRule(NamedTuple):
-    """The effect of a key, and the reason.
-
-    Attributes:
-        effect: see `Effect`.
-        why: the purpose of the key; the remedy where it is refused.
-    """
+    """The effect of a key, and its purpose, or the remedy where it is refused."""
 
     effect: Effect
     why: str
@@ -137,11 +130,7 @@ def rules_of(model_type: str) -> dict[str, KeyRule]:
 
 
 def check_keys(model_type: str, config: Mapping[str, Any]) -> None:
-    """Refuse what would change the computation and is not built.
-
-    Raises:
-        UsageError: the configuration has such a key.
-    """
+    """Raise UsageError where a key would change the computation in a way that is not built."""
     for key, rule in rules_of(model_type).items():
         if rule.effect is Effect.REFUSED and config.get(key):
             raise UsageError(f"{key} {shown(config[key])} is not supported: {rule.why}", what=key, found=config[key])

@@ -6,13 +6,11 @@ A family is one row of `FAMILIES`; CONTRIBUTING shows how one is added.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 
 def _nothing(config: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001  (one signature)

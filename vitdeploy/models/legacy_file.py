@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import operator
 import pickle
-from typing import TYPE_CHECKING, Any, ClassVar
-
-if TYPE_CHECKING:
-    from typing import BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 # Of an element, by the class of the storage; torch reads no others.
 _ITEM_BYTES = {

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from vitdeploy.models.families import Family
+from vitdeploy.models.families import Family
 
 _LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)")
 _HEADS = ("classifier", "cls_classifier", "distillation_classifier", "pooler", "decoder", "lm_head")
@@ -24,13 +21,7 @@ def our_names(family: Family, names: Iterable[str]) -> dict[str, str]:
 
 
 def disk_name(family: Family, name: str, *, beside_a_head: bool) -> str:
-    """The name that transformers gives on disk to our weight `name`.
-
-    Args:
-        family: whose.
-        name: in our modules.
-        beside_a_head: whether the model has a head of its own, so that the encoder's names get the family's prefix.
-    """
+    """The name that transformers gives our weight on disk, with the family's prefix `beside_a_head`."""
     prefix = family.prefix if beside_a_head else ""
     if name.startswith("head."):
         head = name.removeprefix("head.")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from vitdeploy.models.vit import VisionTransformer
+from vitdeploy.models.vit import VisionTransformer
 
 
 @torch.no_grad()

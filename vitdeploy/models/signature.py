@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitdeploy.errors import UsageError, shown
+from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import AxisRange, PixelFormat, PixelStage, Precision, Task, TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from vitdeploy.models.config import ViTConfig
 
 SIGNATURE_FILE = "signature.json"  # in a TorchScript file: its inputs and outputs
 TORCH_TYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
@@ -202,11 +196,7 @@ def output_specs(
     dynamic_image_size: bool = False,
     io_dtype: str = "float32",
 ) -> tuple[TensorSpec, ...]:
-    """The model's outputs.
-
-    Raises:
-        UsageError: there is no such output.
-    """
+    """The model's outputs; raises UsageError if there is no such output."""
     head, config = _head_outputs(model), model.config
     tokens = _TOKENS_AXIS if dynamic_image_size else config.num_prefix_tokens + config.num_patches
     shapes: dict[str, tuple[int | str, ...]] = {

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import UsageError
+from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.embeddings import Embeddings
 from vitdeploy.models.layers.encoder import Attention, AttentionKind, Layer, check_attention
 from vitdeploy.models.layers.heads import make_head
 from vitdeploy.models.layers.positions import RelativePositionBias, relative_position_index
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vitdeploy.models.config import ViTConfig
 
 
 class VisionTransformer(nn.Module):

@@ -10,12 +10,15 @@ import re
 import struct
 import warnings
 import zipfile
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from vitdeploy.errors import CheckpointError, first_line
 from vitdeploy.files.content_limit import check_content
@@ -23,13 +26,6 @@ from vitdeploy.files.opened import OpenedFile
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.models.legacy_file import storage_bytes
 from vitdeploy.system.exhaustion import check_exhaustion
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
-    from typing import BinaryIO
-
-    from torch import Tensor
 
 # Modules that only wrap others while a model is trained, of which no Vision Transformer has one of its own:
 # torch.compile's, FSDP's, and the one of activation checkpointing. Parts of a model may be wrapped one by one.
@@ -87,11 +83,7 @@ def unwrapped(name: str) -> str:
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write safetensors; the same tensors give the same bytes.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write safetensors; the same tensors give the same bytes."""
     path.touch()
     mode = path.stat().st_mode
     try:

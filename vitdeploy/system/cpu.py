@@ -14,12 +14,9 @@ import os
 import re
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
 
 from vitdeploy.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 INTRA_OP_VARIABLE = "ORT_INTRA_OP_NUM_THREADS"  # ONNX Runtime's own: new versions read it where they are given 0
 MOST_THREADS = 1024
@@ -223,12 +220,7 @@ def _limit(folder: str, version: int) -> float | None:
 
 @functools.lru_cache(maxsize=16)
 def _limit_folders(root: str, memberships: str) -> tuple[tuple[str, int], ...]:
-    """The folders whose limits count, and the version of their cgroups; of both in a hybrid system.
-
-    Args:
-        root: see `usable_cpus`.
-        memberships: the content of /proc/self/cgroup.
-    """
+    """The folders whose limits count, and the version of their cgroups, from the content of /proc/self/cgroup."""
     mounts = list(_cgroup_mounts(_read(f"{root}/proc/self/mountinfo")))
     found = []
     for line in memberships.splitlines():
@@ -242,12 +234,7 @@ def _limit_folders(root: str, memberships: str) -> tuple[tuple[str, int], ...]:
 
 
 def _folders_up(mounts: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
-    """The folders of a cgroup and of all above it, in every mount that shows them.
-
-    Args:
-        mounts: the cgroup at the top of each mount of the hierarchy, and the folder that it is mounted on.
-        path: the cgroup, from the root of the process's cgroup namespace.
-    """
+    """The folders of a cgroup and of all above it, in every mount (the cgroup at its top, its folder) that has them."""
     names = _names(path)
     if names[:1] == [".."]:  # not in its namespace, so that the mounts show others
         return

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from vitdeploy.errors import UsageError, shown
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
 
 T = TypeVar("T")
 _KEY = "option"
@@ -81,9 +79,9 @@ class Option:
         return None
 
 
-def option(default: Any, text: str, **settings: Any) -> Any:
-    """A dataclass field with its default, its help, and the other attributes of `Option`."""
-    return dataclasses.field(default=default, metadata={_KEY: Option(text, **settings)})
+def option(default: Any, text: str, *, secret: bool = False, **settings: Any) -> Any:
+    """A dataclass field with its default, its help, and the other attributes of `Option`; no repr shows a secret."""
+    return dataclasses.field(default=default, repr=not secret, metadata={_KEY: Option(text, **settings)})
 
 
 def options_in(kind: Any) -> Iterator[tuple[dataclasses.Field[Any], Option]]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import decimal
 import numbers
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from vitdeploy.errors import UsageError, shown
-
-if TYPE_CHECKING:
-    import decimal
-    from collections.abc import Callable
 
 
 class Share(float):
@@ -48,29 +45,21 @@ def read_share(
 def read_drop(value: object, what: str, *, none: bool = True) -> Share:
     """Read a share that accuracy may lose, as `read_share` does; `none` for whether 0 is one.
 
-    Numbers from 0.1 up are refused without a percent sign: 0.5 could be half a percent, or half of all images.
+    Numbers from 0.1 to 1 are refused without a percent sign: 0.5 could be half a percent, or half of all images.
 
     Raises:
         UsageError: it is none, or ambiguous.
     """
     number = _number(value)
-    if number is not None and not _is_percent(value) and not isinstance(value, Share) and 1 <= 10 * number < 10:
-        raise UsageError(
-            f"{what} {_plain(number)} is ambiguous",
-            what=what,
-            found=value,
-            hint=f"write {_plain(number)}% or {_plain(100 * number)}%",
-        )
+    if number is not None and not _is_percent(value) and not isinstance(value, Share) and 1 <= 10 * number <= 10:
+        hint = f"write {_plain(number)}%" + (f" or {_plain(100 * number)}%" if number < 1 else "")
+        raise UsageError(f"{what} {_plain(number)} is ambiguous", what=what, found=value, hint=hint)
     expected = f"a share {'from 0' if none else 'above 0'} and below 1, such as 0.005 or 0.5%"
     return read_share(value, what, expected, lambda share: (share >= 0 if none else share > 0) and share < 1)
 
 
 def read_tolerance(value: object) -> Share:
-    """Read a difference relative to the largest value, as `read_share` does, without an upper limit.
-
-    Raises:
-        UsageError: it is not a finite number from 0 up.
-    """
+    """Read a difference relative to the largest value, from 0 up without a limit, as `read_share` does."""
     return read_share(value, "tolerance", "a finite number from 0 up, such as 1e-4 or 0.01%", lambda share: share >= 0)
 
 

@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -25,17 +26,13 @@ from vitdeploy.assess.benchmark.benchmark import _encoded, benchmark
 from vitdeploy.assess.benchmark.worker import MOST_WINDOWS, WINDOW, Job
 from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.assess.runs.targets import Selected
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, ImageError, InputError, UsageError
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.runtimes import BACKENDS
 from vitdeploy.specs import PixelFormat
 from vitdeploy.system.cpu import Cpus, ThreadCount
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from vitdeploy.bundle.bundle import Bundle
 
 ONNX = ["onnxruntime"]
 REFERENCE = Selected("reference", "torch", "fp32")

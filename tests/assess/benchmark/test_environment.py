@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import onnxruntime as ort
 import pytest
@@ -16,9 +16,6 @@ from vitdeploy.assess.benchmark import environment
 from vitdeploy.assess.benchmark.environment import BackendCheck, check_backends, machine, version_of
 from vitdeploy.runtimes import BACKENDS
 from vitdeploy.system.cpu import INTRA_OP_VARIABLE, Cpus, session_threads
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 AZURE = "AzureExecutionProvider"
 

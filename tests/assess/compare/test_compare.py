@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -26,16 +26,11 @@ from vitdeploy.assess.runs import open_runtimes
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.bundle.manifest import MANIFEST
+from vitdeploy.bundle.manifest import MANIFEST, Artifact
 from vitdeploy.cli.compare import compare as compare_command
 from vitdeploy.errors import BundleError, DeviceError, InputError, UsageError
 from vitdeploy.runtimes import BACKENDS, open_runtime
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.manifest import Artifact
 
 GOOD = Difference("logits", 1, True, 1e-6, 1e-6, 1e-6, 1.0, 1.0, 1e-6, 1.0, 120.0)
 BAD = dataclasses.replace(GOOD, max_relative=1.0)
@@ -162,7 +157,7 @@ def test_what_cannot_be_compared(own_copy: Bundle, tmp_path: Path) -> None:
     for tolerance in (-1.0, float("nan"), float("inf")):
         with raises(UsageError, what="tolerance"):
             compare(own_copy, tolerance=tolerance)
-    with raises(InputError):
+    with raises(InputError, what="images", where=tmp_path / "copy" / "onnx"):
         compare(own_copy, images=tmp_path / "copy" / "onnx")
     with raises(UsageError, what="images"):
         compare(own_copy, images=[])
@@ -246,7 +241,7 @@ def test_on_a_gpu_that_torch_cannot_use_the_reference_runs_on_the_cpu(
     """As beside an engine; where there is no GPU at all, nothing runs."""
     on_gpu, on_cpu = OpenRuntimes(digits, "cuda"), OpenRuntimes(digits)
     batches = Batches(on_cpu.processor, synthetic_images(2, 32, 32), 2)
-    with raises(DeviceError):
+    with raises(DeviceError, what="device", found="cuda"):
         run_reference(on_gpu, batches)
     monkeypatch.setattr(open_runtimes, "find_gpus", lambda: [None])
     found, _ = run_reference(on_gpu, batches)

@@ -6,7 +6,8 @@ import json
 import shutil
 import struct
 import zipfile
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +24,6 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import main
 from vitdeploy.errors import InputError, NotFiniteError, OutputError, UsageError
 from vitdeploy.runtimes import BACKENDS, Backend
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tracemalloc
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +14,6 @@ from vitdeploy.assess.data.dataset import CSV_IMAGE_COLUMNS, CSV_LABEL_COLUMNS, 
 from vitdeploy.assess.data.folder_listing import LeftOut, Reason
 from vitdeploy.assess.data.imagenet import synsets
 from vitdeploy.errors import ImageError, InputError, UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 LABELS = ("cat", "dog", "newt, eft")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,9 +17,6 @@ from vitdeploy.assess.data.folder_listing import LeftOut, Reason, list_folder, l
 from vitdeploy.assess.data.image_set import open_images
 from vitdeploy.errors import InputError
 from vitdeploy.images.formats import image_endings
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def fill(root: Path, *names: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from schemas import validated
@@ -13,12 +14,8 @@ from schemas import validated
 import vitdeploy
 from vitdeploy.assess.data.folder_listing import LeftOut, Reason
 from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import main
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
 
 IMAGES = 6
 LEFT_OUT = LeftOut(

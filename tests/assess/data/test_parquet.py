@@ -7,7 +7,9 @@ import os
 import random
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +24,6 @@ from vitdeploy.assess.data import parquet as parquet_data  # noqa: E402
 from vitdeploy.assess.data.dataset import open_data  # noqa: E402
 from vitdeploy.assess.data.parquet import IMAGE_COLUMNS, read_parquet  # noqa: E402
 from vitdeploy.errors import ImageError, InputError, MissingDependencyError  # noqa: E402
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
 
 LABELS = ("cat", "dog", "newt")
 

@@ -100,7 +100,7 @@ def test_a_corrupt_graph_that_the_manifest_vouches_for_is_one_line(
     graph.graph.initializer[0].raw_data = b"1"
     for content in (b"no graph" * 9, graph.SerializeToString()):
         path.write_bytes(content)
-        with raises(BundleError):
+        with raises(BundleError, where=path, hint="export the bundle again"):
             way(sign_again(copy))
 
 
@@ -140,7 +140,7 @@ def test_values_beyond_the_range(tmp_path: Path) -> None:
 
 def test_what_is_found_is_what_an_export_needs(faulty: Bundle, checkpoint: Path, tmp_path: Path) -> None:
     """Nothing comes near the largest half, so that no observation helps; the list does."""
-    with raises(CheckFailedError):
+    with raises(CheckFailedError, what="logits", where="onnx-fp16", expected=0.01):
         vitdeploy.export(checkpoint, precision="fp16", output=tmp_path / "out")
     printed = CliRunner().invoke(debug, ["bisect", str(faulty.path), "--json"])
     result = validated("compare", printed.output)

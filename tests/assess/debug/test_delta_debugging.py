@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 import pytest
 from raising import raises
 
 from vitdeploy.assess.debug.search import MinimalSet, delta_debug
 from vitdeploy.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
 
 GROUPS = [[f"{group}.{node}" for node in range(20)] for group in range(12)]
 NODES = [node for group in GROUPS for node in group]

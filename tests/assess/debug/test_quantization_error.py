@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +16,6 @@ from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.exporters.graph.onnx_file import write_onnx
 from vitdeploy.exporters.graph.variants import Variants
 from vitdeploy.system.progress import SILENT
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from pathlib import Path
 
 ADDING = "g (float[n, 4] pixel_values) => (float[n, 4] y) { y = Add(pixel_values, w) }"
 HARM = {"a": 0.0, "b": 3.0, "c": 0.5}  # what each node adds to every value where it is not kept

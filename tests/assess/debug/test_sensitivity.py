@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -21,19 +22,14 @@ from written_results import SENSITIVITY
 import vitdeploy
 from vitdeploy.assess.data.folder_listing import list_images
 from vitdeploy.assess.debug.mixed_precision import LowerPrecision
-from vitdeploy.assess.debug.sensitivity import sensitivity
+from vitdeploy.assess.debug.sensitivity import Sensitivity, sensitivity
 from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli.debug import debug
 from vitdeploy.errors import UsageError
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.predictor import load_processor
 from vitdeploy.system.progress import SILENT
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.assess.debug.sensitivity import Sensitivity
-    from vitdeploy.bundle.bundle import Bundle
 
 COUNT = 24  # images
 LOOSE = vitdeploy.ValidationOptions(tolerance=3.0)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
 
 import pytest
 
 from vitdeploy.assess.debug.search import KeptLayers, search_by_sensitivity
 from vitdeploy.assess.metrics.accuracy import Accuracy
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
 
 LAYERS = [f"layer {index}" for index in range(72)]
 TOTAL = 1000

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import socket
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from raising import raises
@@ -15,12 +16,8 @@ from told import Told
 from vitdeploy.assess.evaluate.evaluate import evaluate
 from vitdeploy.assess.evaluate.resume_file import WorkFile, check_work_file
 from vitdeploy.assets import held_out_images
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import InputError, OutputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
 
 HEADER: dict[str, Any] = {"format": "some work 1", "batch_size": 4}
 

@@ -7,31 +7,32 @@ import functools
 import json
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from raising import raises
 
-from vitdeploy.assess.data.dataset import LabelledData
+from vitdeploy.assess.data.dataset import LabelledData, open_data
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.baseline import Baseline
 from vitdeploy.assess.gate.checks import judge
 from vitdeploy.assess.gate.gate import Check, GateResult
 from vitdeploy.assess.gate.measured import Measured
-from vitdeploy.assess.gate.plan import plan
+from vitdeploy.assess.gate.plan import Planned, plan
 from vitdeploy.assess.gate.rules import GateRules, Rules
 from vitdeploy.assess.metrics.accuracy import Predictions
 from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
 from vitdeploy.assess.metrics.shares import images_needed, mcnemar_power, smallest_bound
+from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
+from vitdeploy.assess.runs.targets import Selected
+from vitdeploy.assets import held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import Artifact, FileRecord, Manifest, Source
 from vitdeploy.errors import InputError, UsageError
 from vitdeploy.specs import PixelFormat, TensorSpec
 from vitdeploy.system.progress import SILENT
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 ONNX = "onnxruntime fp32"
 SHA = "0" * 64
@@ -356,3 +357,10 @@ def test_a_damaged_baseline_is_refused(tmp_path: Path, damage: str) -> None:
     file.write_text({"text": "{", "list": "[]"}.get(damage, json.dumps(data)), encoding="utf-8")
     with raises(InputError, where=str(file), expected="a baseline"):
         Baseline.read(file)
+
+
+def test_layers_are_compared_on_the_cpu_whatever_the_device(digits: Bundle) -> None:
+    planned = Planned("max_layer_difference", ONNX, 1e-4, Selected("onnx-fp32", "onnxruntime", "fp32"))
+    images = open_data(held_out_images(), digits.read_config().labels)
+    measured = Measured(OpenRuntimes(digits, "cuda:99"), images, None, None, (planned,), SILENT, 32)
+    assert measured.layers["onnx-fp32"].status == "passed"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -26,9 +27,6 @@ from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli.gate import gate as gate_command
 from vitdeploy.errors import InputError, UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 COUNT = 60
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from raising import raises
 
 from vitdeploy.assess.gate.rules import GateRules, Rules, read_rules
 from vitdeploy.errors import InputError, UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 EVERY = """
 min_accuracy = "98.5%"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from bundles import sign_again
@@ -21,13 +21,9 @@ from vitdeploy.assess.inspection.inspection import (
     inspect_artifact,
     same_bytes,
 )
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError, UsageError
 from vitdeploy.specs import AxisRange, PixelFormat, PixelStage
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
 
 
 @pytest.fixture

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from bundles import export_graph, tiny_model
 
 from vitdeploy.assess.inspection.onnx_parts import nodes_by_part
+from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.models.vit import VisionTransformer
 
 
 def parts_of(model: VisionTransformer, folder: Path, **options: Any) -> dict[str, list[onnx.NodeProto]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import onnx
 import pytest
@@ -13,9 +13,6 @@ from raising import raises
 from vitdeploy.assess.inspection.graph_summary import GraphSummary, merge_layers
 from vitdeploy.assess.inspection.onnx_reader import read_onnx
 from vitdeploy.errors import BundleError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def read(model: onnx.ModelProto, folder: Path) -> GraphSummary:

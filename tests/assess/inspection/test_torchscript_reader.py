@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,17 +11,13 @@ from bundles import TINY, sign_again, tiny_model, write_checkpoint_of
 from raising import raises
 
 import vitdeploy
+from vitdeploy.assess.inspection.graph_summary import GraphSummary
 from vitdeploy.assess.inspection.inspection import artifact_named, differences, inspect_artifact
 from vitdeploy.assess.inspection.torchscript_reader import read_torchscript
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError
 from vitdeploy.models.signature import SIGNATURE_FILE
 from vitdeploy.runtimes.torchscript import load_module
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.assess.inspection.graph_summary import GraphSummary
-    from vitdeploy.bundle.bundle import Bundle
 
 SPEC = '{"name": "pixel_values", "dtype": "float32", "shape": [1]}'
 

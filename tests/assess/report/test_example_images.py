@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,15 +13,11 @@ from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, gate_resu
 
 from vitdeploy.assess.compare.results import BackendComparison, Comparison
 from vitdeploy.assess.compare.worst_images import WorstImage
+from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.report.example_images import MOST, first_of_each_class, furthest_images, worst_images
 from vitdeploy.assess.report.report import Report, report_of
 from vitdeploy.errors import ImageError, UsageError
 from vitdeploy.predictor import Prediction
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.assess.evaluate.evaluate import Evaluation
 
 
 def names(evaluation: Evaluation) -> dict[str, list[str]]:

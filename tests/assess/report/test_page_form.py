@@ -152,7 +152,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with raises(OutputError, where=target / "below-a-file.html"):
         write_html(target / "below-a-file.html", report)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OutputError):
+    with raises(OutputError, where=tmp_path / "folder"):
         write_html(tmp_path / "folder", report)
     assert not list(tmp_path.glob("*.partial-*"))
 

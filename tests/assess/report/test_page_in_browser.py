@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import browser, open_page
 from PIL import Image
+from playwright.sync_api import Browser, Page
 from written_results import COMPARISON, EVALUATION, LAYERS, SENSITIVITY, gate_result
 
 from vitdeploy.assess.report.page import write_html
 from vitdeploy.assess.report.report import report_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from playwright.sync_api import Browser, Page
 
 DESK, PHONE = (1280, 900), (375, 812)
 TOO_WIDE = """[...document.querySelectorAll('main *')]

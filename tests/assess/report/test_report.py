@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +18,6 @@ from vitdeploy.assess.metrics.accuracy import Predictions
 from vitdeploy.assess.metrics.latency import Benchmark, NotMeasured
 from vitdeploy.assess.metrics.outputs import Difference
 from vitdeploy.assess.report.report import Report
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture(scope="module")

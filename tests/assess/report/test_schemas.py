@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -15,9 +16,6 @@ from written_results import BENCHMARK, COMPARISON, EVALUATION, LAYERS, SENSITIVI
 from vitdeploy.assess.debug.bisection import Bisection
 from vitdeploy.assess.debug.mixed_precision import GraphNode
 from vitdeploy.cli.output import print_json
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 NODE = GraphNode("/layers.0/MatMul", "MatMul", "layers.0")
 BISECTION = Bisection("b", 16, True, "fp16", 1e-4, 9, (NODE,), float("inf"), 1e-5, 12, True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -15,9 +15,6 @@ from vitdeploy.assess.metrics.status import CheckResult
 from vitdeploy.assess.report.junit import junit, write_junit
 from vitdeploy.assess.report.markdown import markdown, write_markdown
 from vitdeploy.errors import OutputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)

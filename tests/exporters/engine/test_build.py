@@ -11,7 +11,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 import pytest
@@ -24,6 +24,8 @@ import vitdeploy
 from vitdeploy import Calibration, EngineOptions, GraphOptions, Quantization
 from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES
 from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import Artifact
 from vitdeploy.bundle.manifest_parser import parse_manifest
 from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, UsageError
 from vitdeploy.exporters.engine import build as engine_build
@@ -31,12 +33,8 @@ from vitdeploy.exporters.engine.build import EngineRequest, build_engine
 from vitdeploy.exporters.engine.capabilities import CAPABILITIES, configure
 from vitdeploy.exporters.engine.interrupts import interrupts_held
 from vitdeploy.specs import AxisRange, TensorSpec
+from vitdeploy.trt.gpu import Gpu
 from vitdeploy.trt.library import make_logger
-
-if TYPE_CHECKING:
-    from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.bundle.manifest import Artifact
-    from vitdeploy.trt.gpu import Gpu
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
 

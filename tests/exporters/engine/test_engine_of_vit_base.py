@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from bundles import write_checkpoint_of
@@ -12,9 +12,6 @@ import vitdeploy
 from vitdeploy.assets import held_out_images
 from vitdeploy.models.presets import preset_config, random_model
 from vitdeploy.specs import AxisRange
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,9 +22,6 @@ from vitdeploy.exporters.graph.onnx_file import write_onnx
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import PixelFormat, PixelStage
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_bundle_takes_decoded_images(tmp_path: Path) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import onnx_ir as ir
 import pytest
 from small_graphs import graph_of
 
 from vitdeploy.exporters.graph.initializers import labels_of
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 W, B = np.eye(4, dtype=np.float32), np.ones(4, np.float32)
 TEXT = (

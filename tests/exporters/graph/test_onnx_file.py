@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,9 +22,6 @@ from vitdeploy.exporters.graph.onnx_file import (
     _varint,
     write_onnx,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NUMBERS = np.arange(-6, 6).reshape(3, 4)
 ARRAYS: dict[str, np.ndarray] = {

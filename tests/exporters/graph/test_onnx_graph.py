@@ -12,7 +12,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,11 +34,9 @@ from vitdeploy.errors import CheckFailedError, UsageError
 from vitdeploy.exporters.graph.onnx_graph import DEFAULT_OPSET
 from vitdeploy.models.layers.activations import ACTIVATIONS
 from vitdeploy.models.signature import Served, input_specs, output_specs
+from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import OPSETS, Task
-
-if TYPE_CHECKING:
-    from vitdeploy.models.vit import VisionTransformer
 
 BATCHES = (1, 2, 7)
 ONNX_TYPES = {"float32": onnx.TensorProto.FLOAT, "bool": onnx.TensorProto.BOOL}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,12 +15,8 @@ from vitdeploy.exporters.graph.onnx_graph import DEFAULT_OPSET
 from vitdeploy.exporters.graph.passes import simplify
 from vitdeploy.exporters.graph.tracing import traced
 from vitdeploy.models.signature import Served
+from vitdeploy.models.vit import VisionTransformer
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vitdeploy.models.vit import VisionTransformer
 
 
 def export(model: VisionTransformer, folder: Path) -> onnx.ModelProto:

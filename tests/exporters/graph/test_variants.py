@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,10 +15,6 @@ from small_graphs import graph_of
 from vitdeploy.exporters.graph.variants import half_variants
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import Precision
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from pathlib import Path
 
 GRAPH = """agraph (float[N, 8] x) => (float[N, 8] y) <float[8, 8] w, float[8] shift> {
     product = MatMul(x, w)

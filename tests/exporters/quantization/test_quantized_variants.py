@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -26,10 +27,6 @@ from vitdeploy.errors import UsageError
 from vitdeploy.exporters.quantization.quantized_variants import quantized_variants
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from pathlib import Path
 
 VALUE, OUTPUT = (f"vit.encoder.layer.2.attention.{part}" for part in ("attention.value", "output.dense"))
 

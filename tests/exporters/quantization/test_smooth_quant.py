@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import onnx_ir as ir
 import pytest
 from raising import raises
 from small_graphs import X, answers, check, graph_of, operators
@@ -13,9 +12,6 @@ from vitdeploy.errors import UsageError
 from vitdeploy.exporters.quantization.ranges.extremes import Extremes
 from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, smooth_alike
 from vitdeploy.exporters.quantization.smoothing_places import find_places
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 RNG = np.random.default_rng(0)
 SCALE = np.array([1, 90, 1, 0.5], np.float32)  # a channel that stands out

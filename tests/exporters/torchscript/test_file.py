@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
 
 from vitdeploy.exporters.torchscript import file as torchscript_file
 from vitdeploy.exporters.torchscript.file import write_torchscript
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _VALUES = 100_000  # float32
 # Of 400 kB; `limit` is what a file may have, or 0 for no limit.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,15 +26,9 @@ from vitdeploy.exporting.quantization.cosine_target import CosineTarget, LowestC
 from vitdeploy.exporting.quantization.top1_target import Top1Target
 from vitdeploy.images.preprocessor_config import Size
 from vitdeploy.images.processor import ImageProcessor
+from vitdeploy.runtimes.base import Runtime
 from vitdeploy.specs import TensorSpec
 from vitdeploy.system.progress import SILENT
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from vitdeploy.runtimes.base import Runtime
-
 
 PROCESSOR = ImageProcessor(size=Size(4, 4))
 WIDTH = 6

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from bundles import tiny_model, write_checkpoint_of
@@ -21,19 +23,12 @@ from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.graph.measured_graph import measured_graph
 from vitdeploy.exporters.quantization.number_format import INT8, UINT8, NumberFormat, Range
 from vitdeploy.exporters.quantization.ranges.extremes import Extremes, ExtremesReducer, channel_extremes
-from vitdeploy.exporters.quantization.ranges.methods import METHODS, HistogramReducer, MinMax, Percentile
+from vitdeploy.exporters.quantization.ranges.methods import METHODS, HistogramReducer, Method, MinMax, Percentile
 from vitdeploy.exporting.options import Calibration
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.exporting.quantization.measure import measure
 from vitdeploy.exporting.quantization.measurement_cache import MeasurementCache
 from vitdeploy.specs import PixelFormat, Task
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    import onnx_ir as ir
-
-    from vitdeploy.exporters.quantization.ranges.methods import Method
 
 IMAGES = [np.random.default_rng(seed).standard_normal((1, 4), np.float32) * (seed + 1) for seed in range(3)]
 

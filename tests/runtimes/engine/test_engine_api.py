@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from bindings import ask, bindings
@@ -14,9 +14,6 @@ from fake_cuda import FakeCuda
 from typed_bindings import drive, not_driven
 
 from vitdeploy.bundle.bundle import Bundle
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MAJORS = (10, 11)
 # Asked of the builder where a library measures kernels; TensorRT-RTX does not.

@@ -435,7 +435,7 @@ def test_a_runtime_cache_that_cannot_be_used(open_rtx: Open, tmp_path: Path) -> 
         assert_sums(runtime, rows(2))
     runtime = open_rtx(runtime_cache=nowhere)
     assert_sums(runtime, rows(2))  # its result is worth more
-    with raises(OutputError):
+    with raises(OutputError, where=str(nowhere)):
         runtime.close()
 
 

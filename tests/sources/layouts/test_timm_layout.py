@@ -10,9 +10,10 @@ import json
 import math
 import random
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import safetensors.torch
 import sklearn.datasets
 import torch
 import transformers
+from numpy.typing import NDArray
 from PIL import Image
 from raising import raises
 from torch import Tensor, nn
@@ -31,11 +33,6 @@ from vitdeploy.models.config import ViTConfig
 from vitdeploy.sources.layouts.timm_config import num_channels, read_config
 from vitdeploy.sources.layouts.timm_layout import from_timm, is_timm, processor_config
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "timm"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))

@@ -8,6 +8,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from vitdeploy.errors import ImageError
 from vitdeploy.images.formats import readable_formats
 from vitdeploy.images.open import open_image
 
@@ -65,7 +66,10 @@ def prepare(
         sha256 = hashlib.sha256(encoded).hexdigest()
         if position < first or not formats:
             return Prepared(sha256, {})
-        image = open_image(encoded, mode=processor.mode, name=f"{data.names[position]!r} of {data.source}")
+        try:
+            image = open_image(encoded, mode=processor.mode, name=repr(data.names[position]))
+        except ImageError as exc:
+            raise exc.at(data.source) from exc
         return Prepared(sha256, {pixels: processor(image, pixels=pixels, threads=1) for pixels in formats})
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="vitdeploy-prepare")

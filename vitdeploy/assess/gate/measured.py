@@ -10,6 +10,7 @@ from vitdeploy.assess.benchmark.benchmark import benchmark
 from vitdeploy.assess.compare.compare import run_comparison
 from vitdeploy.assess.compare.vector_run import run_vectors
 from vitdeploy.assess.debug.layers import run_layers
+from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.targets import Selected
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from vitdeploy.assess.gate.plan import Planned
     from vitdeploy.assess.metrics.accuracy import Predictions
     from vitdeploy.assess.metrics.latency import Benchmark
-    from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.system.progress import Progress
 
@@ -104,13 +104,14 @@ class Measured:
 
     @functools.cached_property
     def layers(self) -> Mapping[str, ArtifactLayers]:
-        """By artifact, on some of the images.
+        """By artifact, on some of the images, on the CPU.
 
         Raises:
             UnavailableError: the reference cannot run.
         """
         names = self._names("max_layer_difference")
-        result = run_layers(self.runtimes, images=self._images, backends=names, progress=self.progress)
+        on_cpu = self.runtimes if self.runtimes.device == "cpu" else OpenRuntimes(self.bundle)
+        result = run_layers(on_cpu, images=self._images, backends=names, progress=self.progress)
         return {each.artifact: each for each in result.results}
 
     @functools.cached_property

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own habit)
+from torch import Tensor
 
 from vitdeploy.errors import CheckpointError, shown
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    Activation = Callable[[Tensor], Tensor]
+Activation = Callable[[Tensor], Tensor]
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:

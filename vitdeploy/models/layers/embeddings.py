@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 
 from vitdeploy.errors import UsageError
+from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.positions import interpolate
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vitdeploy.models.config import ViTConfig
 
 
 class Embeddings(nn.Module):

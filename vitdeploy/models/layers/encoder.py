@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 
 from vitdeploy.errors import UsageError
+from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.activations import activation
 from vitdeploy.models.layers.positions import RelativePositionBias
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vitdeploy.models.config import ViTConfig
 
 AttentionKind = Literal["sdpa", "eager"]
 ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)

@@ -7,12 +7,9 @@ biases, far ones are stretched over the larger grid. It is linear in each axis, 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 _LOWEST, _HIGHEST = 1.01, 1.5  # where timm looks for the ratio,
 _PRECISION = 1e-6  # and how closely

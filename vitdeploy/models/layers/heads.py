@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vitdeploy.models.config import ViTConfig
 from vitdeploy.models.layers.activations import activation
 from vitdeploy.specs import Task
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vitdeploy.models.config import ViTConfig
 
 
 class ClsPooler(nn.Module):
@@ -149,14 +143,7 @@ Head = ClassificationHead | TeacherHead | FeatureHead | ReconstructionHead | Vis
 
 
 def make_head(config: ViTConfig, task: Task, *, pooler: bool, teacher: bool) -> Head:
-    """The head of a task.
-
-    Args:
-        config: the hyper-parameters.
-        task: of the head.
-        pooler: whether feature extraction ends in the family's pooler.
-        teacher: whether a distilled model has the head of its teacher beside its own.
-    """
+    """The head of a task, with the family's pooler for features and a distilled model's teacher where asked for."""
     if task is Task.CLASSIFICATION:
         return TeacherHead(config) if teacher else ClassificationHead(config)
     if task is Task.FEATURES:

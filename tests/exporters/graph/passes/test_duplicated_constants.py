@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,9 +10,6 @@ from bundles import export_graph, tiny_model
 from small_graphs import check, graph_of
 
 from vitdeploy.exporters.graph.passes.duplicated_constants import merge_duplicated_constants
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_equal_constants_are_one() -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import onnx
 from bundles import export_graph, tiny_model
 from small_graphs import check, graph_of, operators
 
 from vitdeploy.exporters.graph.passes.repeated_nodes import merge_repeated_nodes
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_equal_nodes_are_one() -> None:
