@@ -25,8 +25,6 @@ class Exported:
 
     Attributes:
         files: relative to the bundle, the one to open first.
-        inputs: of the artifact.
-        outputs: of the artifact.
         options: of the export, for the manifest.
         tools: the version of each library that took part.
         emulation: files beside them that give the same, to be validated where no CPU can run the artifact itself. They
@@ -53,7 +51,6 @@ class TraceFunction(Protocol):
 
     Args:
         model: the reference, in float32; it stays as it is.
-        spec: the artifact.
         processor: of the bundle; the artifact does what it leaves out, see `ExportSpec.pixels`.
     """
 
@@ -65,8 +62,6 @@ class Exporter(NamedTuple):
 
     Attributes:
         target: "module:function", a `TraceFunction`.
-        precisions: what it can make.
-        backend: the backend that proves its artifacts.
         refuses: options that it does not take, by the fields of the option values.
         made_from: the format of the artifact that it makes its own from; None where it is made from the reference. The
             target is then a function of `vitdeploy.exporters.engine.build.EngineRequest`.
@@ -113,11 +108,6 @@ EXPORTERS: dict[str, Exporter] = {
 
 def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Exporter:
     """The row for a format and a precision.
-
-    Args:
-        to: the format.
-        precision: of the artifact.
-        options: those that are asked for.
 
     Raises:
         UsageError: there is none, or it does not take one of the options.

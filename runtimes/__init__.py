@@ -23,8 +23,6 @@ class Backend(NamedTuple):
         target: "module:class" of the runtime.
         artifact_format: the format that it runs; None for the reference, which every bundle holds.
         extra: the extra of vitdeploy that installs its engine.
-        package: the engine's import name.
-        device: the default.
         by_default: whether artifacts of its format are assessed with it where no backend is named.
     """
 
@@ -86,7 +84,6 @@ def open_runtime(
     Where an export has replaced the bundle since it was opened, by one of the same model, the new artifact is opened.
 
     Args:
-        bundle: the bundle.
         backend: a name of `BACKENDS`.
         options: the `options_type` of the backend's runtime, or its fields by name.
         precision: of the artifact; for torch, of the weights and activations.

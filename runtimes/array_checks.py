@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from vitdeploy.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from vitdeploy.specs import TensorSpec
+from vitdeploy.specs import TensorSpec
 
 
 class Array(Protocol):
@@ -29,7 +25,6 @@ def check_names(what: str, arrays: object, specs: Iterable[TensorSpec]) -> None:
 
     Args:
         what: is checked, "inputs" or "outputs".
-        arrays: by name.
         specs: the tensors there must be.
     """
     names = [spec.name for spec in specs]
@@ -49,8 +44,6 @@ def check_array(spec: TensorSpec, array: Array, sizes: dict[str, int], hint: str
     """Raise UsageError unless an array is as stated, and of elements.
 
     Args:
-        spec: the tensor.
-        array: the array.
         sizes: of free axes, by name; those that have none yet take the array's from here on.
         hint: ends the message.
     """

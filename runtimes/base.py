@@ -37,10 +37,6 @@ class Runtime(abc.ABC):
     a GPU there (`_lost_in_fork`), and is refused else; closing it, and the child's exit, leave the engine alone.
 
     Attributes:
-        backend: the backend's name.
-        options_type: the type of its options.
-        inputs: tensors that `run` takes.
-        outputs: tensors that `run` returns.
         pixels: the form of images among the inputs.
         axes: the sizes that a free axis may have, by its name; one without an entry takes every size from 1 up.
         size_problem: of a model that resizes by itself, why it cannot take so many images of a height and a width.
@@ -77,9 +73,7 @@ class Runtime(abc.ABC):
         """Open the bundle's artifact of that precision on that device. See `vitdeploy.runtimes.open_runtime`.
 
         Args:
-            bundle: the bundle.
             options: an `options_type`.
-            precision: of the artifact.
             device: "cpu", "cuda" or "cuda:1".
         """
 

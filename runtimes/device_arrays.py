@@ -77,7 +77,6 @@ class DeviceArray:
 
     Attributes:
         address: of the first element.
-        dtype: of its elements.
         shape: of the array, which is contiguous.
         source: whose memory it is.
         capsule: keeps the memory from being freed. Nobody takes it over, so that it frees its memory itself.

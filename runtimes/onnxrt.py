@@ -51,7 +51,6 @@ class OnnxRuntime(Runtime):
 
     Args:
         path: the .onnx file; external data lies beside it.
-        options: of the session.
 
     Raises:
         DeviceError: a provider cannot be had.

@@ -98,7 +98,6 @@ class OnnxRuntimeOptions(RuntimeOptions):
         """These options for one provider on a GPU.
 
         Args:
-            provider: its name.
             index: of the GPU; None for the first.
             defaults: options of the provider, where it is given no others.
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnxruntime as ort
 
 from vitdeploy.errors import BundleError, DeviceError, check_utf_8, first_line
+from vitdeploy.files.opened import OpenedFile
 from vitdeploy.system.exhaustion import check_exhaustion
 from vitdeploy.system.quiet import is_quiet, onnxruntime_severity
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from vitdeploy.files.opened import OpenedFile
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 INSTEAD_OF_CPU = "export it with --opset 18, install a newer onnxruntime-gpu, or choose device cpu"
@@ -60,8 +57,6 @@ def open_session(
     """A session on exactly these providers, which never falls back to another.
 
     Args:
-        file: the model.
-        options: of the session.
         providers: asked for, the preferred one first.
         provider_options: of the providers, by name.
         beside: providers that the session has as well, which do not have to start.

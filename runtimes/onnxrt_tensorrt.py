@@ -71,12 +71,7 @@ class TensorRTOnnxRuntime(OnnxRuntime):
 
     @classmethod
     def from_bundle(  # type: ignore[override]  # each runtime takes its own options
-        cls,
-        bundle: Bundle,
-        options: TensorRTOnnxRuntimeOptions,
-        *,
-        precision: str,
-        device: str,
+        cls, bundle: Bundle, options: TensorRTOnnxRuntimeOptions, *, precision: str, device: str
     ) -> Self:
         """Open the bundle's ONNX artifact of that precision.
 

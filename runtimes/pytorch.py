@@ -56,7 +56,6 @@ class PyTorchRuntime(TorchRuntime):
 
     Args:
         model: the model; it is moved to the device and converted.
-        options: of the backend.
         device: "cpu", "cuda" or "cuda:1".
         precision: "fp32", "fp16" or "bf16", of weights and activations.
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import collections
 import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # Numbers of fields in onnx.proto.
 _MODEL_GRAPH = 7

@@ -6,24 +6,20 @@ import abc
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from vitdeploy.errors import DeviceError, UsageError, first_line
 from vitdeploy.runtimes.base import Runtime
+from vitdeploy.runtimes.device_arrays import DeviceArray
 from vitdeploy.runtimes.options import parse_device
 from vitdeploy.system.cpu import ThreadCount, usable_cpus
 from vitdeploy.system.forks import call_with_threads
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from torch import Tensor
-
-    from vitdeploy.runtimes.device_arrays import DeviceArray
 
 
 def open_device(name: str) -> torch.device:

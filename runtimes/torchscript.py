@@ -50,7 +50,6 @@ class TorchScriptRuntime(TorchRuntime):
 
     Args:
         path: the .pt file, made by vitdeploy. Loading one can run code: open only files that are verified.
-        options: of the backend.
         device: "cpu", "cuda" or "cuda:1".
 
     Raises:
@@ -82,14 +81,7 @@ class TorchScriptRuntime(TorchRuntime):
         }
 
     @classmethod
-    def from_bundle(
-        cls,
-        bundle: Bundle,
-        options: TorchScriptRuntimeOptions,
-        *,
-        precision: str,
-        device: str,
-    ) -> Self:
+    def from_bundle(cls, bundle: Bundle, options: TorchScriptRuntimeOptions, *, precision: str, device: str) -> Self:
         with bundle.opened_artifact(bundle.artifact("torchscript", precision)) as (file, *_):
             return cls(file, options, device=device)
 

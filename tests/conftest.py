@@ -124,17 +124,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture
 def tiny_config() -> dict[str, Any]:
     """Arguments of transformers' ViTConfig for a model of 17 tokens that runs in a millisecond."""
-    return {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "image_size": 32,
-        "patch_size": 8,
-        "encoder_stride": 8,
-        "id2label": {0: "cat", 1: "dog", 2: "newt"},
-        "label2id": {"cat": 0, "dog": 1, "newt": 2},
-    }
+    from families import TINY
+
+    return {**TINY}
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,10 @@ import dataclasses
 import gc
 import platform
 import traceback
+from collections.abc import Sequence
+from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitdeploy.errors import CheckFailedError, DeviceError, OutputError, check_utf_8, readable
 from vitdeploy.exporters import Exported
@@ -18,25 +20,11 @@ from vitdeploy.exporters.engine.progress import make_monitor
 from vitdeploy.files.atomic import write_file
 from vitdeploy.files.output_files import check_writable
 from vitdeploy.files.regular_file import read_regular
-from vitdeploy.specs import Precision
+from vitdeploy.specs import Precision, TensorSpec
 from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.gpu import find_gpu
-from vitdeploy.trt.library import (
-    LIBRARIES,
-    compiles_on_target,
-    load_library,
-    make_builder,
-    make_logger,
-    network_flags,
-)
-from vitdeploy.trt.options import BATCH, EngineOptions, colons
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from vitdeploy.specs import TensorSpec
-    from vitdeploy.trt.options import Profile
+from vitdeploy.trt.library import LIBRARIES, compiles_on_target, load_library, make_builder, make_logger, network_flags
+from vitdeploy.trt.options import BATCH, EngineOptions, Profile, colons
 
 # What avoids an operator that the libraries refuse (seen with TensorRT-RTX 1.7).
 _AVOIDED_BY = {
@@ -60,14 +48,9 @@ class EngineRequest:
     Attributes:
         library: of `vitdeploy.trt.library.LIBRARIES`.
         onnx: the verified file of the ONNX artifact.
-        precision: of that.
-        inputs: what the artifact takes.
-        outputs: what it gives.
         profiles: the sizes of its free axes; see `EngineOptions.profiles`.
-        options: of the builder.
         timing_cache: the file of measured kernels, read if it is there and written again.
         log: the file that the builder's log goes to.
-        progress: told how far it has come.
     """
 
     library: str
@@ -84,11 +67,7 @@ class EngineRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Built(Exported):
-    """An engine that was built.
-
-    Attributes:
-        hardware: what the engine was built for.
-    """
+    """An engine that was built."""
 
     hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -105,11 +84,6 @@ def check_request(library: str, options: EngineOptions) -> None:
 
 def build_engine(request: EngineRequest, folder: Path, file: str) -> Built:
     """Write an engine to `file` in `folder`.
-
-    Args:
-        request: what is to be built.
-        folder: of the bundle.
-        file: relative to it.
 
     Raises:
         MissingDependencyError: the library is not installed.

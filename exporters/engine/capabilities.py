@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from vitdeploy.errors import UsageError
 from vitdeploy.trt.library import compiles_on_target
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from vitdeploy.trt.options import EngineOptions
+from vitdeploy.trt.options import EngineOptions
 
 
 class Capability(NamedTuple):
@@ -99,9 +96,7 @@ def check_options(trt: Any, name: str, options: EngineOptions) -> None:
     """Raise UsageError unless the library has each option that differs from its default.
 
     Args:
-        trt: the library.
         name: of `vitdeploy.trt.library.LIBRARIES`.
-        options: what is asked for.
     """
     for option, value in options.chosen().items():
         if not CAPABILITIES[option].has(trt):

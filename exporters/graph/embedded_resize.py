@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -11,12 +12,8 @@ import PIL
 
 from vitdeploy.errors import UsageError
 from vitdeploy.images.preprocessor_config import ShortestEdge
+from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.signature import BATCH_AXIS, SIZE_AXES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from vitdeploy.images.processor import ImageProcessor
 
 _WEIGHT_BITS = 22  # of Pillow's fixed-point weights for bytes (src/libImaging/Resample.c, PRECISION_BITS)
 # A weight is cut into parts so short that neither their products with bytes nor sums of 512 of those are rounded in
@@ -30,7 +27,6 @@ class _Axis(NamedTuple):
     Attributes:
         length: of the decoded image, an int64 scalar.
         resized: of the resized image, an int64 scalar.
-        crop: of what comes out.
     """
 
     length: ir.Value

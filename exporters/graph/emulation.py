@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from vitdeploy.exporters.graph.initializers import register
+
 FLOAT = ir.DataType.FLOAT
 
 
@@ -46,10 +48,9 @@ def _widened(value: ir.Value, tensor: ir.TensorProtocol, graph: ir.Graph) -> ir.
     """A weight in float32, converted when it is written."""
     name = f"{value.name}_float32"
     if name not in graph.initializers:
-        lazy = ir.LazyTensor(
-            lambda: ir.Tensor(tensor.numpy().astype(FLOAT.numpy()), name=name), FLOAT, ir.Shape(tensor.shape.numpy())
-        )
-        graph.register_initializer(ir.Value(name=name, const_value=lazy, shape=value.shape, type=ir.TensorType(FLOAT)))
+        shape = ir.Shape(tensor.shape.numpy())
+        lazy = ir.LazyTensor(lambda: ir.Tensor(tensor.numpy().astype(FLOAT.numpy()), name=name), FLOAT, shape)
+        register(graph, name, lazy)
     if len(value.uses()) == 1:
         del graph.initializers[str(value.name)]
     return graph.initializers[name]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import onnx_ir as ir
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 # Endings of weights that are made from another one.
 TRANSPOSED = ".transposed"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO
+from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
 
 from vitdeploy.files.opened import OpenedFile
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # Protobuf refuses messages of 2 GiB; the rest is room for the graph itself.
 MAX_BYTES = (1 << 31) - (1 << 24)

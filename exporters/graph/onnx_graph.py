@@ -45,11 +45,7 @@ class TracedGraph:
 
     Attributes:
         model: the graph, which the later steps change in place.
-        spec: the artifact.
-        processor: of the bundle.
         pixels: format of the images that the graph takes now.
-        outputs: those that the artifact has.
-        opset: of the graph.
         quantized: how it was quantized, for the manifest; empty where it was not.
         largest: the largest magnitude of each of its values, by name, where its precision depends on that.
     """
@@ -76,7 +72,6 @@ class TracedGraph:
         """Write `onnx/model.onnx` with a free batch axis; it passes onnx's full check before.
 
         Args:
-            folder: the bundle's.
             max_bytes: weights beyond this go to `model.onnx.data` beside the model.
 
         Raises:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from vitdeploy.errors import UsageError
+from vitdeploy.exporters.graph.initializers import register
 from vitdeploy.specs import Precision
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
 
 FLOAT = ir.DataType.FLOAT
 TYPES = {Precision.FP32: FLOAT, Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
@@ -154,12 +152,9 @@ class _Casts:
     def _convert(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
         tensor = _tensor(value)
         # Converted when it is written, so that not all are in memory twice.
-        lazy = ir.LazyTensor(
-            lambda: ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype), dtype, _shape(tensor)
-        )
-        made = ir.Value(name=name, const_value=lazy, shape=_shape(tensor), type=ir.TensorType(dtype))
-        self._graph.register_initializer(made)
-        return made
+        shape = ir.Shape(tensor.shape.numpy())
+        lazy = ir.LazyTensor(lambda: ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype), dtype, shape)
+        return register(self._graph, name, lazy)
 
     def _cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
         node = ir.node("Cast", [value], {"to": int(dtype)})
@@ -198,17 +193,12 @@ def _limit(dtype: ir.DataType) -> float:
 
 
 def _stays_float(node: ir.Node, dtype: ir.DataType, graph: ir.Graph) -> bool:
-    """Whether a node stays in float32 by rule."""
-    return node.op_type in FLOAT_OPERATORS or not _has_type(node, dtype, graph)
-
-
-def _has_type(node: ir.Node, dtype: ir.DataType, graph: ir.Graph) -> bool:
-    """Whether ONNX has the operator in `dtype`, by the types of its first output, if those are floats."""
-    if not _is_float(node.outputs[0]):
-        return True
+    """Whether a node stays in float32 by rule: of `FLOAT_OPERATORS`, or without results in `dtype` in ONNX."""
+    if node.op_type in FLOAT_OPERATORS or not _is_float(node.outputs[0]):
+        return node.op_type in FLOAT_OPERATORS
     schema = onnx.defs.get_schema(node.op_type, graph.opset_imports[node.domain], node.domain)
     known = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
-    return f"tensor({dtype.name.lower()})" in known[schema.outputs[0].type_str]
+    return f"tensor({dtype.name.lower()})" not in known[schema.outputs[0].type_str]
 
 
 def _is_float(value: ir.Value | None) -> bool:
@@ -225,10 +215,6 @@ def _largest(value: ir.Value, observed: Mapping[str, float]) -> float:
     if value.is_initializer():
         return float(np.abs(_tensor(value).numpy()).max(initial=0.0))
     return observed.get(str(value.name), 0.0)
-
-
-def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
-    return ir.Shape(tensor.shape.numpy())
 
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:

@@ -5,26 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import nn
 
 from vitdeploy._version import __version__
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.graph.onnx_layers import repeat_first_layer
 from vitdeploy.exporters.graph.passes import simplify
 from vitdeploy.models.signature import Served, output_names
-from vitdeploy.specs import PixelFormat, PixelStage
+from vitdeploy.specs import PixelFormat, PixelStage, TensorSpec
 from vitdeploy.system.forks import with_threads
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from torch import nn
-
-    from vitdeploy.specs import TensorSpec
 
 _WRAPPER = "model."  # what `Served` puts before the names of the model's weights
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -13,13 +14,8 @@ from vitdeploy.exporters.graph.emulation import emulated
 from vitdeploy.exporters.graph.initializers import labels_of
 from vitdeploy.exporters.graph.onnx_file import read_onnx_ir, write_onnx
 from vitdeploy.exporters.graph.precision import TYPES, can_be_half, name_of, set_precision
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
-    from pathlib import Path
-
-    from vitdeploy.files.opened import OpenedFile
-    from vitdeploy.specs import Precision
+from vitdeploy.files.opened import OpenedFile
+from vitdeploy.specs import Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +52,7 @@ def half_variants(source: Path | OpenedFile, precision: Precision) -> Variants:
 
 def _write_half(model: ir.Model, half: ir.DataType, kept: Collection[str], path: Path) -> None:
     twin = model.clone()
-    io = ir.DataType.FLOAT16 if _takes_or_gives_float16(model.graph) else ir.DataType.FLOAT
+    of_float16 = any(value.dtype == ir.DataType.FLOAT16 for value in (*twin.graph.inputs, *twin.graph.outputs))
+    io = ir.DataType.FLOAT16 if of_float16 else ir.DataType.FLOAT
     set_precision(twin, half, io, {}, kept)
     write_onnx(emulated(twin, half), path)
-
-
-def _takes_or_gives_float16(graph: ir.Graph) -> bool:
-    return any(value.dtype == ir.DataType.FLOAT16 for value in (*graph.inputs, *graph.outputs))

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from vitdeploy.exporters.graph.initializers import CORRECTED, register
+from vitdeploy.exporters.quantization.schemes.scheme import Scheme
 from vitdeploy.exporters.quantization.smoothing_places import array_of, bias_of, is_weight, weight_of
 from vitdeploy.exporters.quantization.weights import rounded_matrix
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from numpy.typing import NDArray
-
-    from vitdeploy.exporters.quantization.schemes.scheme import Scheme
 
 
 def correct_biases(

@@ -31,7 +31,6 @@ class Candidate:
     """A way to quantize a graph.
 
     Attributes:
-        scheme: how it computes.
         method: calibration method, see `vitdeploy.exporters.quantization.ranges.methods`; None for dynamic ranges.
         smooth: smoothing before the graph is quantized; None for none.
         margin: share by which the ranges of "minmax" are wider than the values seen.
@@ -76,7 +75,6 @@ def quantize(
 
     Args:
         model: in float32, with shapes.
-        candidate: how.
         activations: measured on the same graph.
         keep: nodes that stay in float32, by the names of their first outputs.
 

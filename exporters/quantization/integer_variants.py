@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -10,10 +11,6 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from vitdeploy.exporters.graph.initializers import CORRECTED
 from vitdeploy.exporters.graph.onnx_file import write_onnx
 from vitdeploy.exporters.quantization.schemes.integer_matmul import take_place
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-    from pathlib import Path
 
 
 def integer_products(graph: ir.Graph) -> dict[str, ir.Node]:
@@ -38,8 +35,6 @@ def write_integer_variant(
     Args:
         model: the quantized graph; it stays as it is.
         weights: in float32, by the names of nodes and the positions of inputs: of the products 1.
-        kept: the names.
-        path: of the file.
     """
     twin = model.clone()
     for name, node in integer_products(twin.graph).items():

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 # Scale of a tensor of zeros, or nearly so: 1/scale must be a float32.
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
@@ -17,12 +14,7 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values of a tensor that are represented; those beyond become the nearest of these.
-
-    Attributes:
-        lowest: of them.
-        highest: of them.
-    """
+    """The values of a tensor that are represented; those beyond become the nearest of these."""
 
     lowest: float
     highest: float
@@ -39,8 +31,6 @@ class NumberFormat:
 
     Attributes:
         dtype: ONNX's type of q.
-        lowest: q.
-        highest: q.
         symmetric: whether the zero point is always 0.
     """
 

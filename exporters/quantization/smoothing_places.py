@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from vitdeploy.exporters.graph.initializers import SMOOTHED, register
-
-if TYPE_CHECKING:
-    from typing import TypeGuard
-
-    from numpy.typing import NDArray
 
 NORM = "LayerNormalization"
 # What ends the first half of an MLP: Gelu, Relu, or a Mul, as of gated ones and of x * sigmoid(x).
@@ -35,7 +31,6 @@ class Place:
 
     Attributes:
         kind: "layer_norm", "attention" or "mlp".
-        value: the activation.
         products: the MatMul nodes that take it, and nothing else does.
         values_projection: of "attention": the MatMul whose columns are divided.
         values_bias: of "attention": the Add behind it; None where the model has none.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from vitdeploy.exporters.graph.initializers import register
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from vitdeploy.exporters.quantization.number_format import NumberFormat
+from vitdeploy.exporters.quantization.number_format import NumberFormat
 
 
 class QuantizedWeight(NamedTuple):

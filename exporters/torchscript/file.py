@@ -6,8 +6,9 @@ import contextlib
 import io
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -18,9 +19,6 @@ try:
 except ImportError:  # not POSIX
     resource = None  # type: ignore[assignment]
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from typing import Any
 
 # The writer makes these itself: the version of the operators, under the one name or the other by its value, and a
 # checksum of the names and contents of all other records.

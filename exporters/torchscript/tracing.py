@@ -7,28 +7,22 @@ import copy
 import dataclasses
 import json
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitdeploy.exporters import Exported
 from vitdeploy.exporters.torchscript.file import write_torchscript
+from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.normalization import fold_normalization
 from vitdeploy.models.signature import SIGNATURE_FILE, TORCH_TYPES, Served, output_names
-from vitdeploy.specs import PixelStage, Precision, attention_for
+from vitdeploy.models.vit import VisionTransformer
+from vitdeploy.specs import ExportSpec, PixelStage, Precision, attention_for
 from vitdeploy.system.forks import with_threads
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from vitdeploy.images.processor import ImageProcessor
-    from vitdeploy.models.vit import VisionTransformer
-    from vitdeploy.specs import ExportSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,8 +30,6 @@ class TracedFunction:
     """A model in its precision, before it is traced and written.
 
     Attributes:
-        served: the model.
-        precision: of the model.
         attention: "eager" or "sdpa".
     """
 
@@ -53,9 +45,6 @@ class TracedFunction:
         is one output. The names, types and shapes of both are in the extra file `signature.json`, as {"inputs":
         [{"name", "dtype", "shape"}, ...], "outputs": [...]}. Weights are constants of the code, which `torch.jit.load`
         puts on the device that it is given and `.to()` does not move.
-
-        Args:
-            folder: the bundle's.
 
         Raises:
             OSError: a file cannot be written.
@@ -78,7 +67,6 @@ def trace_torchscript(model: VisionTransformer, spec: ExportSpec, processor: Ima
 
     Args:
         model: in float32; it stays as it is.
-        spec: the artifact.
         processor: of the bundle; the model does what it leaves out, see `ExportSpec.pixels`.
 
     Raises:

@@ -7,20 +7,17 @@ import hashlib
 import math
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from vitdeploy.bundle.manifest import FileRecord
 from vitdeploy.errors import DeviceError, OutputError, readable
 from vitdeploy.files.atomic import write_file
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.files.user_cache import user_cache
+from vitdeploy.trt.gpu import Gpu
 from vitdeploy.trt.library import last_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from vitdeploy.bundle.manifest import FileRecord
-    from vitdeploy.trt.gpu import Gpu
 
 SAVE_EVERY_S = 60.0  # at most so often while runs go on
 
@@ -36,7 +33,6 @@ class KernelCache:
         file: where it is kept; None where it is not.
         disposable: whether a file that cannot be used is replaced, and one that cannot be written left out.
         made_by: the library and its version.
-        errors: of the library's logger.
 
     Raises:
         DeviceError: the file is no cache of this library, and not disposable; or the library uses none.

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 import platform
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import Artifact
 from vitdeploy.errors import OtherHardwareError, UnavailableError, UsageError
+from vitdeploy.trt.gpu import Gpu
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.bundle.manifest import Artifact
-    from vitdeploy.trt.gpu import Gpu
-
-    Shapes = Mapping[str, tuple[int, ...]]
-    ProfileShapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+Shapes = Mapping[str, tuple[int, ...]]
+ProfileShapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
 def _number(version: str) -> tuple[int, ...]:
@@ -41,12 +38,6 @@ def check_version(bundle: Bundle, artifact: Artifact, package: str, version: str
 
     One for which the last step is left to the machine that runs it, of TensorRT-RTX, is for Linux and Windows alike
     (NVIDIA's "CPU-Only AOT and TensorRT-RTX Engines").
-
-    Args:
-        bundle: of the engine.
-        artifact: the engine.
-        package: the library's import name.
-        version: that is installed.
     """
     hardware = artifact.hardware or {}
     built, here = str(artifact.tools.get(package)), f"{platform.system()} {platform.machine()}"
@@ -89,7 +80,6 @@ def choose_profile(profiles: Sequence[ProfileShapes], shapes: Shapes) -> int:
 
     Args:
         profiles: the smallest, the best and the largest shape of each input.
-        shapes: of each input.
 
     Raises:
         UsageError: none takes them.

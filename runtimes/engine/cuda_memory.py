@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
+from vitdeploy.runtimes.device_arrays import DeviceArray
 from vitdeploy.trt.gpu import check, cuda_runtime
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from vitdeploy.runtimes.device_arrays import DeviceArray
 
 
 class Memory:
@@ -40,13 +37,8 @@ class Memory:
 class Tensor:
     """An array in pinned host memory, and as much memory on the device.
 
-    Args:
-        shape: of the array.
-        dtype: of its elements.
-
     Attributes:
         array: the host's memory; the device's is at `address`.
-        address: on the device.
 
     Raises:
         DeviceError: there is not enough memory.
@@ -111,7 +103,9 @@ class Stream:
         try:
             work()
         except BaseException:
-            self._cuda.cudaStreamEndCapture(self.handle)  # which fails as well, and ends the capture
+            code, graph = self._cuda.cudaStreamEndCapture(self.handle)  # which may fail as well, and ends the capture
+            if int(code) == 0:
+                self._cuda.cudaGraphDestroy(graph)
             raise
         graph = check("record a CUDA graph", self._cuda.cudaStreamEndCapture(self.handle))
         try:

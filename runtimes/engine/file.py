@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError
 from vitdeploy.runtimes.engine.cache import own_cache
 from vitdeploy.runtimes.engine.compatibility import check_hardware, check_version
+from vitdeploy.specs import TensorSpec
 from vitdeploy.trt.gpu import find_gpu
 from vitdeploy.trt.library import LIBRARIES, compiles_on_target
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.specs import TensorSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +22,7 @@ class EngineFile:
     """An engine and its tensors. Loading one can run code: open only files that are verified.
 
     Attributes:
-        path: of the file.
         inputs: that it takes; an engine does not name its axes.
-        outputs: that it gives.
         content: of the file, where it was read already.
         weights: the ONNX file of an engine that was written without weights.
         host_code: whether the engine brings a runtime of its own version, which may then run.
@@ -52,10 +47,7 @@ def opened_engine(
     """The engine of that precision, and its weights as long as the block lasts.
 
     Args:
-        bundle: the bundle.
         backend: the library's name, which is the artifact's format.
-        precision: of the engine.
-        library: TensorRT or TensorRT-RTX.
         index: of the GPU; None for the first.
 
     Raises:

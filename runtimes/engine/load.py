@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vitdeploy.errors import BundleError, DeviceError, OtherHardwareError
+from vitdeploy.runtimes.engine.compatibility import ProfileShapes
+from vitdeploy.runtimes.engine.file import EngineFile
+from vitdeploy.specs import TensorSpec
 from vitdeploy.trt.library import last_of, make_runtime
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from vitdeploy.runtimes.engine.compatibility import ProfileShapes
-    from vitdeploy.runtimes.engine.file import EngineFile
-    from vitdeploy.specs import TensorSpec
 
 
 def open_engine(library: Any, backend: str, file: EngineFile, logger: Any) -> tuple[Any, Any]:
     """The library's runtime, and the engine that it loads from a file, with its weights.
-
-    Args:
-        library: TensorRT or TensorRT-RTX.
-        backend: the library's name, for errors.
-        file: the engine.
-        logger: the library's, which keeps its errors.
 
     Raises:
         OtherHardwareError: it was built for another GPU.

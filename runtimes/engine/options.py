@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+import os
+from typing import Literal
 
 from vitdeploy.runtimes.options import RuntimeOptions
 from vitdeploy.system.option_fields import described, option
-
-if TYPE_CHECKING:
-    import os
 
 KERNEL_SPECIALIZATIONS = ("eager", "lazy", "none")  # of TensorRT-RTX, the default first
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from vitdeploy.errors import DeviceError, UsageError, first_line
+from vitdeploy.runtimes.device_arrays import DeviceArray
+from vitdeploy.runtimes.engine.compatibility import Shapes
 from vitdeploy.runtimes.engine.cuda_memory import Graph, Memory, Stream, Tensor, close_all
+from vitdeploy.specs import TensorSpec
 from vitdeploy.trt.library import last_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from vitdeploy.runtimes.device_arrays import DeviceArray
-    from vitdeploy.runtimes.engine.compatibility import Shapes
-    from vitdeploy.specs import TensorSpec
 
 
 class ShapePlan:
@@ -27,10 +24,6 @@ class ShapePlan:
 
     Args:
         context: the library's execution context, without memory of its own (`USER_MANAGED`).
-        profile: the number of the profile.
-        shapes: of each input.
-        outputs: of the engine.
-        dtypes: of each input.
         capture: whether the work is captured as a CUDA graph here; False where the library does that itself, or none
             is wanted.
         errors: of the library's logger; the last one is the reason where a call fails.
@@ -166,11 +159,7 @@ class ShapePlan:
 
 
 class ReadyPlans:
-    """Plans by shape, in the order of their last use; each belongs to the one thread that took it.
-
-    Args:
-        most: how many are kept.
-    """
+    """Plans by shape, in the order of their last use; each belongs to the one thread that took it."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -43,7 +43,6 @@ class EngineRuntime(Runtime):
 
     Args:
         engine: the engine. Loading one can run code: open only files that are verified.
-        options: of the backend.
         device: "cuda" or "cuda:1".
 
     Raises:

@@ -142,36 +142,33 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
         Bundle.open(tmp_path / "out").verify()
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("files", []),
-        ("files", {}),
-        ("format", None),
-        ("precision", 7),
-        ("precision", []),
-        ("inputs", []),
-        ("inputs", [{"name": 1, "dtype": "float32", "shape": []}]),
-        ("outputs", []),
-        ("outputs", [{"name": "logits", "dtype": "float32", "shape": []}]),
-        ("outputs", [{"name": "logits", "dtype": "float32", "shape": ["batch", -1]}]),
-        ("outputs", [{"name": "\ud800", "dtype": "float32", "shape": ["batch", 2]}]),
-        ("outputs", [{"name": "logits", "dtype": "float32", "shape": ["batch", 2]}] * 2),
-        ("outputs", [{"name": "logits", "dtype": "float32", "shape": [1.5]}]),
-        ("options", {"opset": {"deep": []}}),
-        ("options", {"batch": 5}),
-        ("tools", 5),
-        ("tools", {"onnx": 1}),
-        ("validation", {"tolerance": None}),
-        ("validation", {"tolerance": 10**399, "images": "given", "engine": "x", "outputs": []}),
-        ("validation", {"tolerance": 1, "images": "given", "engine": "x", "outputs": [], "status": "pending"}),
-        ("validation", {"tolerance": 1, "images": "given", "engine": "x", "outputs": [{"output": "logits"}]}),
-        ("hardware", "x"),
-        ("hardware", {"compute_capabilities": "8.9"}),
-        ("hardware", {"compute_capabilities": [8.9]}),
-        ("hardware", {"compute_capabilities": None}),
-    ],
-)
+def tensor(*shape: Any, name: Any = "logits") -> dict[str, Any]:
+    return {"name": name, "dtype": "float32", "shape": list(shape)}
+
+
+WRONG: dict[str, tuple[Any, ...]] = {
+    "files": ([], {}),
+    "format": (None,),
+    "precision": (7, []),
+    "inputs": ([], [tensor(name=1)]),
+    "outputs": (
+        [],
+        [tensor("batch", 2, name="\ud800")],
+        [tensor("batch", 2)] * 2,
+        *([tensor(*shape)] for shape in ((), ("batch", -1), (1.5,))),
+    ),
+    "options": ({"opset": {"deep": []}}, {"batch": 5}),
+    "tools": (5, {"onnx": 1}),
+    "validation": (
+        {"tolerance": None},
+        *({**VALIDATION, **change} for change in ({"tolerance": 10**399}, {"status": "pending"})),
+        {**VALIDATION, "outputs": [{"output": "logits"}]},
+    ),
+    "hardware": ("x", *({"compute_capabilities": value} for value in ("8.9", [8.9], None))),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
 def test_an_artifact_with_a_wrong_value(tmp_path: Path, key: str, value: Any) -> None:
     write(tmp_path / "out")
     edit(tmp_path / "out", lambda data: data["artifacts"][0].update({key: value}))
@@ -215,18 +212,16 @@ def test_a_file_name_that_leaves_the_bundle(tmp_path: Path, path: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "fields"),
     [
-        ("{", {"expected": "JSON"}),
-        ("\xff", {"expected": "JSON"}),
-        ("[" * 100_000, {"expected": "JSON"}),
+        *((text, {"expected": "JSON"}) for text in ("{", "\xff", "[" * 100_000)),
         ('{"schema_version": 3, "schema_version": 2}', {"expected": "JSON"}),
-        ('{"schema_version": 1e400}', {"expected": "JSON"}),
-        ('{"schema_version": Infinity}', {"expected": "JSON"}),
+        *((f'{{"schema_version": {number}}}', {"expected": "JSON"}) for number in ("1e400", "Infinity")),
         ("[]", {"expected": "object", "found": []}),
         ("{}", {"what": "schema_version", "found": None}),
-        ('{"schema_version": 1}', {"what": "schema_version", "expected": (2, 3), "found": 1}),
-        ('{"schema_version": 4}', {"what": "schema_version", "expected": (2, 3), "found": 4}),
-        ('{"schema_version": 2}', {"what": "source"}),
-        ('{"schema_version": 3}', {"what": "source"}),
+        *(
+            (f'{{"schema_version": {version}}}', {"what": "schema_version", "expected": (2, 3), "found": version})
+            for version in (1, 4)
+        ),
+        *((f'{{"schema_version": {version}}}', {"what": "source"}) for version in (2, 3)),
     ],
 )
 def test_a_corrupt_manifest(tmp_path: Path, text: str, fields: dict[str, Any]) -> None:

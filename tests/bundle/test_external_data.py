@@ -6,6 +6,7 @@ import dataclasses
 import random
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,50 +85,45 @@ PLACES = {
 }
 
 
-def names_in(path: Path) -> set[str]:
-    with path.open("rb") as file:
+def names_in(content: bytes | bytearray) -> set[str]:
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.seek(0)  # which flushes it, too
         return external_names(file)
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_name_is_found_wherever_a_tensor_may_be(tmp_path: Path, place: str) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(PLACES[place]("../weights.bin").SerializeToString())
-    assert names_in(path) == {"../weights.bin"}
+def test_a_name_is_found_wherever_a_tensor_may_be(place: str) -> None:
+    assert names_in(PLACES[place]("../weights.bin").SerializeToString()) == {"../weights.bin"}
 
 
-def test_a_large_model_of_its_own_weights_names_no_file(tmp_path: Path) -> None:
+def test_a_large_model_of_its_own_weights_names_no_file() -> None:
     weight = onnx.numpy_helper.from_array(np.frombuffer(b"location" * (1 << 16), np.float32), "weight")
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model_of(initializer=[weight], text="location").SerializeToString())
-    assert names_in(path) == set()
+    assert names_in(model_of(initializer=[weight], text="location").SerializeToString()) == set()
 
 
-def test_damaged_models_are_refused_or_read(tmp_path: Path) -> None:
+def test_damaged_models_are_refused_or_read() -> None:
     """500 of one seed: bytes changed, or the end cut off. Nothing but ValueError, and no long wait."""
-    chance, path = random.Random(18), tmp_path / "model.onnx"
+    chance = random.Random(18)
     whole = PLACES["a nested graph"]("weights.bin").SerializeToString()
     refused = 0
     for _ in range(500):
         content = bytearray(whole)
         for _ in range(chance.randint(1, 4)):
             content[chance.randrange(len(content))] = chance.randrange(256)
-        path.write_bytes(content[: chance.randint(1, len(content))])
         try:
-            names_in(path)
+            names_in(content[: chance.randint(1, len(content))])
         except ValueError:
             refused += 1
     assert 25 < refused < 500
 
 
-def test_messages_within_each_other_without_end(tmp_path: Path) -> None:
+def test_messages_within_each_other_without_end() -> None:
     content = b"location"
     for number in [6, 5, 1] * 5000:  # AttributeProto.g, NodeProto.attribute, GraphProto.node
         content = bytes([number << 3 | 2]) + _length(content) + content
-    path = tmp_path / "model.onnx"
-    path.write_bytes(b"\x3a" + _length(content) + content)
     with pytest.raises(ValueError, match="within each other"):
-        names_in(path)
+        names_in(b"\x3a" + _length(content) + content)
 
 
 def _number(value: int, padding: int = 0) -> bytes:
@@ -153,17 +149,15 @@ def _entry(key: bytes, value: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("depth", range(5))
-def test_the_number_of_a_field_in_more_than_32_bits(tmp_path: Path, depth: int) -> None:
+def test_the_number_of_a_field_in_more_than_32_bits(depth: int) -> None:
     """Of which protobuf's C++ reader keeps 32: ONNX Runtime takes the weights from that file."""
     content, more = b"weights.bin", [0] * 5
     more[depth] = 1 << 32
     content = _field(1, b"location") + _field(2, content, more[0])
     for number, bits in zip((13, 5, 7), more[1:], strict=False):  # external_data, initializer, graph
         content = _field(number, content, bits)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(_field(1, b"", more[4]) + content)
     with pytest.raises(ValueError, match="32 bits"):
-        names_in(path)
+        names_in(_field(1, b"", more[4]) + content)
 
 
 class Odd:
@@ -234,18 +228,17 @@ def locations(message: Any) -> set[str]:
     return found
 
 
-def test_odd_models_name_what_onnx_reads_in_them(tmp_path: Path) -> None:
+def test_odd_models_name_what_onnx_reads_in_them() -> None:
     """2000 of one seed: whatever onnx reads is found, or the model is refused."""
-    path, odd, compared, named = tmp_path / "model.onnx", Odd(18), 0, 0
+    odd, compared, named = Odd(18), 0, 0
     for _ in range(2000):
         content = odd.model()
         try:
             expected = locations(onnx.ModelProto.FromString(content))
         except (DecodeError, UnicodeDecodeError):
             continue
-        path.write_bytes(content)
         try:
-            found = names_in(path)
+            found = names_in(content)
         except ValueError:
             continue
         assert found == expected, content

@@ -19,8 +19,7 @@ def test_table_and_json(single: Bundle, tmp_path: Path) -> None:
     assert page.read_text(encoding="utf-8").count("<svg") == 1
     timed, _, threads = summary.read_text(encoding="utf-8").partition("Threads")
     assert [line.count("|") for line in timed.splitlines() if "|" in line] == [13] * 6
-    assert [line.count("|") for line in threads.splitlines() if "|" in line] == [4] * 4
-    assert (code, err) == (0, "")
+    assert ([line.count("|") for line in threads.splitlines() if "|" in line], code, err) == ([4] * 4, 0, "")
     timed, _, threads = out.partition("\n\nThreads")
     note, _, threads = threads.partition("\n")
     rows = [line.split() for line in timed.splitlines()[2:]]
@@ -28,8 +27,7 @@ def test_table_and_json(single: Bundle, tmp_path: Path) -> None:
     assert [len(row) for row in rows] == [13, 16] * 2  # the first has no ratio with quartiles
     default = session_threads()
     names, counts = zip(*((row[:2], row[2]) for row in map(str.split, threads.splitlines()[1:])), strict=True)
-    assert names == (["torch", "fp32"], ["onnxruntime", "fp32"])
-    assert counts[1] == str(default.count)
+    assert (names, counts[1]) == ((["torch", "fp32"], ["onnxruntime", "fp32"]), str(default.count))
     assert bool(note) == (counts[0] != counts[1]), "the note on different numbers"
     assert threads.endswith(f"{default.reason}\n")
     code, out, _ = run("benchmark", *arguments, "--backend", "onnxruntime", "--json")

@@ -64,8 +64,7 @@ def test_both_give_the_commands_the_same_variables() -> None:
     assert set(GITLAB["vitdeploy-gate"]["variables"]) == names
     for name, access in (("gate", "read"), ("baseline", "write")):
         workflow = GITHUB[name]
-        assert set(workflow["env"]) == names
-        assert workflow["permissions"] == {"contents": access}
+        assert (set(workflow["env"]), workflow["permissions"]) == (names, {"contents": access})
         assert all("@v" in each["uses"] for each in workflow["jobs"][name]["steps"] if "uses" in each)
         # YAML 1.1 takes the key `on` for true
         assert set(workflow[True]["workflow_call"]["inputs"]) == {*map(str.lower, names), "artifact", "python-version"}

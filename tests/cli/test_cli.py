@@ -34,6 +34,7 @@ PHOTOGRAPHS = load_sample_images().filenames
 # The bound of the issue; seen: below 1e-7.
 SCORE_TOLERANCE = 1e-4
 TINY = ("--random-weights", "vit-tiny-patch16-32")
+EXPORT = (sys.executable, "-m", "vitdeploy", "export", *TINY, "-o", "out")
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_predict_gives_what_the_pipeline_of_transformers_gives(
-    tmp_path: Path,
-    write_checkpoint: WriteCheckpoint,
-    tiny_config: dict[str, Any],
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]
 ) -> None:
     checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)
     processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
@@ -85,17 +84,14 @@ def test_scores_of_other_problem_types(
 
 
 def test_export_prints_the_manifest_as_json(tmp_path: Path) -> None:
-    result = run("export", "--random-weights", "vit-tiny-patch16-32", "-o", tmp_path / "out", "--json")
-    assert result.code == 0
-    assert result.json["bundle"] == str(tmp_path / "out")
+    result = run("export", *TINY, "-o", tmp_path / "out", "--json")
+    assert (result.code, result.json["bundle"]) == (0, str(tmp_path / "out"))
     assert [artifact["format"] for artifact in result.json["artifacts"]] == ["onnx"]
 
 
 def test_export_of_another_size_with_every_layer(tmp_path: Path) -> None:
-    made = run(
-        "export", "--random-weights", "vit-tiny-patch16-32", "--image-size", "48x64",
-        "--outputs", "logits,hidden_states.12", "-o", tmp_path / "out", "--json",
-    )  # fmt: skip
+    options = ("--image-size", "48x64", "--outputs", "logits,hidden_states.12")
+    made = run("export", *TINY, *options, "-o", tmp_path / "out", "--json")
     assert made.code == 0, made.err
     (artifact,) = made.json["artifacts"]
     assert artifact["inputs"][0]["shape"] == ["batch", 3, 48, 64]
@@ -109,9 +105,7 @@ def test_export_of_another_size_with_every_layer(tmp_path: Path) -> None:
 
 
 def test_export_of_every_size(tmp_path: Path) -> None:
-    made = run(
-        "export", "--random-weights", "vit-tiny-patch16-32", "--dynamic-image-size", "-o", tmp_path / "out", "--json",
-    )  # fmt: skip
+    made = run("export", *TINY, "--dynamic-image-size", "-o", tmp_path / "out", "--json")
     assert made.code == 0, made.err
     (artifact,) = made.json["artifacts"]
     assert artifact["inputs"][0]["shape"] == ["batch", 3, "height", "width"]
@@ -123,7 +117,7 @@ def test_export_of_every_size(tmp_path: Path) -> None:
 
 def test_export_is_named_after_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run("export", "--random-weights", "vit-tiny-patch16-32").code == 0
+    assert run("export", *TINY).code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["vit-tiny-patch16-32-random-0"]
 
 
@@ -133,8 +127,7 @@ def test_tables_name_what_there_is(bundle: Bundle) -> None:
     for text in ("onnx-fp32", "onnx/model.onnx", "float32 'pixel_values' (batch, 3, 32, 32)", "opset 20"):
         assert text in inspected.out
     predicted = run("predict", bundle.path, PHOTOGRAPHS[0], "--top-k", "2")
-    assert predicted.code == 0
-    assert predicted.out.count("LABEL_") == 2
+    assert (predicted.code, predicted.out.count("LABEL_")) == (0, 2)
     compared = run("compare", bundle.path)
     assert compared.code == 0
     assert "16 synthetic images: passed" in compared.out
@@ -166,8 +159,7 @@ def test_the_command_line_keeps_openmp_within_a_quota(monkeypatch: pytest.Monkey
     assert os.environ["OMP_NUM_THREADS"] == ("" if not usable_cpus().limited else str(usable_cpus().threads.count))
     monkeypatch.setattr("vitdeploy.system.cpu.usable_cpus", lambda: Cpus(8, 8, 8, 1.5))
     monkeypatch.setenv("OMP_NUM_THREADS", "")
-    assert run("doctor", "--help").code == 0
-    assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert (run("doctor", "--help").code, os.environ["OMP_NUM_THREADS"]) == (0, "2")
 
 
 def test_a_comparison_that_fails_exits_with_1(bundle: Bundle) -> None:
@@ -177,9 +169,8 @@ def test_a_comparison_that_fails_exits_with_1(bundle: Bundle) -> None:
 
 
 def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path) -> None:
-    result = run("export", "--random-weights", "vit-tiny-patch16-32", "-o", tmp_path / "x", "--tolerance", "1e-12")
-    assert result.code == 1
-    assert result.err.count("\n") == 1
+    result = run("export", *TINY, "-o", tmp_path / "x", "--tolerance", "1e-12")
+    assert (result.code, result.err.count("\n")) == (1, 1)
     assert "tolerance" in result.err
     assert "would have passed" in result.err
     assert list(tmp_path.iterdir()) == []
@@ -223,12 +214,7 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path) -> None:
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(
-    bundle: Bundle,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    code: int,
-    message: str,
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = run(*(argument.replace("{bundle}", str(bundle.path)) for argument in arguments))
@@ -280,19 +266,16 @@ def test_a_name_that_is_no_text(bundle: Bundle, tmp_path: Path) -> None:
 def test_a_folder_named_like_a_library_hides_none(tmp_path: Path) -> None:
     """Torch looks whether there is a `triton`."""
     (tmp_path / "triton").mkdir()
-    command = [sys.executable, "-m", "vitdeploy", "export", "--random-weights", "vit-tiny-patch16-32", "-o", "out"]
-    subprocess.run(command, cwd=tmp_path, check=True)
+    subprocess.run(EXPORT, cwd=tmp_path, check=True)
 
 
 def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vitdeploy", "export", "--random-weights", "vit-tiny-patch16-32", "-o", "out"]
-    with subprocess.Popen(command, cwd=tmp_path) as process:
+    with subprocess.Popen(EXPORT, cwd=tmp_path) as process:
         while not list(tmp_path.iterdir()):  # until it has begun to write
             assert process.poll() is None
             time.sleep(0.01)
         process.terminate()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert list(tmp_path.iterdir()) == []
+    assert (process.returncode, list(tmp_path.iterdir())) == (128 + signal.SIGTERM, [])
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

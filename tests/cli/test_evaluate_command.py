@@ -20,7 +20,6 @@ from schemas import validated
 import vitdeploy
 from vitdeploy.assets import held_out_images
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.cli import main
 from vitdeploy.cli.output import TerminalProgress
 from vitdeploy.runtimes import BACKENDS, Backend
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
@@ -33,8 +32,7 @@ def test_table_and_json_of_the_embedded_model(digits: Bundle, tmp_path: Path) ->
     arguments = (digits.path, "--data", held_out_images(), "--per-class", "--confusion")
     page, summary = tmp_path / "page.html", tmp_path / "summary.md"
     code, out, err = run("evaluate", *arguments, "--html", page, "--markdown", summary)
-    assert (code, err) == (0, "")
-    assert out.count(f"{CORRECT} of {IMAGES}") == 2
+    assert (code, err, out.count(f"{CORRECT} of {IMAGES}")) == (0, "", 2)
     for text in ("labels matched by name: passed", "100.00%", "Top-1 accuracy of each class", "taken for"):
         assert text in out
     assert summary.read_text(encoding="utf-8").count(f"{CORRECT} of {IMAGES}") == 2
@@ -132,7 +130,5 @@ def test_a_name_that_is_no_text(digits: Bundle, tmp_path: Path) -> None:
     work = tmp_path / "work"
     assert run("evaluate", digits.path, "--data", tmp_path / "data", "--limit", 1, "--resume", work)[0] == 0
     baseline = tmp_path / "baseline.json"
-    held = ["gate", str(digits.path), "--data", str(tmp_path / "data"), "--baseline", str(baseline), "--update"]
-    with pytest.raises(SystemExit) as caught:
-        main(held)
-    assert caught.value.code == 0
+    held = (digits.path, "--data", tmp_path / "data", "--baseline", baseline, "--update")
+    assert run("gate", *held)[0] == 0

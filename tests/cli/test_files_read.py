@@ -13,15 +13,10 @@ import pytest
 from command_line import run
 
 import vitdeploy
-from vitdeploy.assets import default_checkpoint, held_out_images
+from vitdeploy.assets import held_out_images
 from vitdeploy.bundle.bundle import Bundle
 
 LIMIT_S = 30  # far above what is needed, far below for ever
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return vitdeploy.export(default_checkpoint(), output=tmp_path_factory.mktemp("bundles") / "digits")
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +74,7 @@ def refused(arguments: list[str], *, codes: tuple[int, ...] = (4,)) -> str:
 
 @pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "link to a device", "folder", "link to itself"])
 @pytest.mark.parametrize("name", READERS)
-def test_only_regular_files_are_read(bundle: Bundle, tmp_path: Path, name: str, kind: str) -> None:
+def test_only_regular_files_are_read(digits: Bundle, tmp_path: Path, name: str, kind: str) -> None:
     file = tmp_path / name
     if kind == "pipe":
         os.mkfifo(file)
@@ -93,31 +88,31 @@ def test_only_regular_files_are_read(bundle: Bundle, tmp_path: Path, name: str, 
     else:
         file.symlink_to(file)
     # A work file and a new baseline are written, too: where none can be, that is said.
-    refused(READERS[name](bundle.path, file), codes=(3, 4) if name in ("work", "old.json") else (4,))
+    refused(READERS[name](digits.path, file), codes=(3, 4) if name in ("work", "old.json") else (4,))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["rules.toml", "baseline.json", "data.csv", "kept.json", "work"])
-def test_a_file_that_is_too_large_is_not_read(bundle: Bundle, tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_too_large_is_not_read(digits: Bundle, tmp_path: Path, name: str) -> None:
     with (tmp_path / name).open("wb") as file:
         file.truncate(1 << 40)  # a terabyte with no block on the disk
-    message = refused(READERS[name](bundle.path, tmp_path / name), codes=(3, 4) if name == "work" else (4,))
+    message = refused(READERS[name](digits.path, tmp_path / name), codes=(3, 4) if name == "work" else (4,))
     assert "more than the" in message
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 9, b"\xff\xfe\0", b'"\xff"', b"\xed\xa0\x80", b"[" * 200_000])
 @pytest.mark.parametrize("name", ["rules.toml", "baseline.json", "old.json", "data.csv", "kept.json", "golden.npz"])
-def test_what_is_no_text_is_refused(bundle: Bundle, tmp_path: Path, name: str, content: bytes) -> None:
+def test_what_is_no_text_is_refused(digits: Bundle, tmp_path: Path, name: str, content: bytes) -> None:
     if name == "rules.toml" and not content:
         pytest.skip("no rules are rules")
     (tmp_path / name).write_bytes(content)
-    refused(READERS[name](bundle.path, tmp_path / name))
+    refused(READERS[name](digits.path, tmp_path / name))
 
 
 @pytest.fixture(scope="module")
-def good(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def good(digits: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     file = tmp_path_factory.mktemp("good") / "baseline.json"
-    vitdeploy.gate(bundle, data=held_out_images(), baseline=file, update=True, backends=None)
+    vitdeploy.gate(digits, data=held_out_images(), baseline=file, update=True, backends=None)
     baseline = json.loads(file.read_bytes())
     return {"baseline.json": baseline, "old.json": baseline, "kept.json": {"kept": [{"name": "a"}]}}
 
@@ -127,16 +122,16 @@ def good(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
                          ids=lambda text: text[:16])  # fmt: skip
 @pytest.mark.parametrize("name", JSON_FILES)
 def test_json_that_readers_understand_differently_is_refused(
-    bundle: Bundle, tmp_path: Path, good: dict[str, Any], name: str, added: str
+    digits: Bundle, tmp_path: Path, good: dict[str, Any], name: str, added: str
 ) -> None:
     """Even below a key that nothing reads."""
     (tmp_path / name).write_text(json.dumps(good[name])[:-1] + f", {added}}}", encoding="utf-8")
-    refused(READERS[name](bundle.path, tmp_path / name))
+    refused(READERS[name](digits.path, tmp_path / name))
 
 
 @pytest.mark.parametrize("key", ["kept", "schema_version", "backends"])
-def test_a_key_that_stands_twice_is_refused(bundle: Bundle, tmp_path: Path, good: dict[str, Any], key: str) -> None:
+def test_a_key_that_stands_twice_is_refused(digits: Bundle, tmp_path: Path, good: dict[str, Any], key: str) -> None:
     name = "kept.json" if key == "kept" else "baseline.json"
     again = json.dumps({key: good[name][key]})[1:]
     (tmp_path / name).write_text(json.dumps(good[name])[:-1] + f", {again}", encoding="utf-8")
-    assert "twice" in refused(READERS[name](bundle.path, tmp_path / name)) or name == "kept.json"
+    assert "twice" in refused(READERS[name](digits.path, tmp_path / name)) or name == "kept.json"

@@ -7,15 +7,9 @@ import sys
 
 import pytest
 from bundles import sign_again
+from command_line import run
 
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.cli import main
-
-
-def inspect(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main(["inspect", *map(str, args)])
-    return (caught.value.code, *capsys.readouterr())
 
 
 def lines(text: str) -> list[str]:
@@ -23,8 +17,8 @@ def lines(text: str) -> list[str]:
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
-def test_the_graph_of_each_artifact_is_shown(both: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = inspect(capsys, both.path)
+def test_the_graph_of_each_artifact_is_shown(both: Bundle) -> None:
+    code, out, err = run("inspect", both.path)
     assert (code, err) == (0, "")
     half, whole = out.split("onnx-fp32")
     for line in (
@@ -42,19 +36,19 @@ def test_the_graph_of_each_artifact_is_shown(both: Bundle, capsys: pytest.Captur
     assert "duplicated" not in whole
 
 
-def test_one_artifact_is_chosen(both: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = inspect(capsys, both.path, "--artifact", "onnx-fp16")
+def test_one_artifact_is_chosen(both: Bundle) -> None:
+    code, out, _ = run("inspect", both.path, "--artifact", "onnx-fp16")
     assert code == 0
     assert "onnx-fp16" in out
     assert "onnx-fp32" not in out
-    _, out, _ = inspect(capsys, both.path, "--artifact", "onnx-fp16", "--json")
+    _, out, _ = run("inspect", both.path, "--artifact", "onnx-fp16", "--json")
     (artifact,) = json.loads(out)["artifacts"]
     assert (artifact["precision"], artifact["graph"]["nodes"], artifact["note"]) == ("fp16", 17, None)
 
 
-def test_two_artifacts_of_one_bundle(both: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_artifacts_of_one_bundle(both: Bundle) -> None:
     chosen = ("--artifact", "onnx-fp32", "--artifact", "onnx-fp16")
-    code, out, err = inspect(capsys, both.path, both.path, *chosen)
+    code, out, err = run("inspect", both.path, both.path, *chosen)
     assert (code, err) == (0, "")
     found = lines(out)
     assert found[:2] == [f"A: onnx-fp32 of {both.path}", f"B: onnx-fp16 of {both.path}"]
@@ -68,23 +62,23 @@ def test_two_artifacts_of_one_bundle(both: Bundle, capsys: pytest.CaptureFixture
     (total,) = [line for line in found if line.startswith("file bytes total")]
     assert total.endswith("x)")
     assert "opset" not in out  # is the same
-    _, out, _ = inspect(capsys, both.path, both.path, *chosen, "--json")
+    _, out, _ = run("inspect", both.path, both.path, *chosen, "--json")
     data = json.loads(out)
     assert (data["a"]["artifact"]["precision"], data["b"]["artifact"]["precision"]) == ("fp32", "fp16")
     assert data["same_bytes"] is False
     assert data["differences"]["node_types"]["Cast"] == {"a": 0, "b": 6}
 
 
-def test_the_same_artifact_of_two_bundles(single: Bundle, both: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = inspect(capsys, single.path, both.path, "--artifact", "onnx-fp32")
+def test_the_same_artifact_of_two_bundles(single: Bundle, both: Bundle) -> None:
+    code, out, _ = run("inspect", single.path, both.path, "--artifact", "onnx-fp32")
     assert code == 0
     assert out.splitlines()[2:] == ["the files are identical, by the SHA-256 in the manifests", "nothing differs"]
-    _, out, _ = inspect(capsys, single.path, both.path, "--artifact", "onnx-fp32", "--json")
+    _, out, _ = run("inspect", single.path, both.path, "--artifact", "onnx-fp32", "--json")
     assert (json.loads(out)["same_bytes"], json.loads(out)["differences"]) == (True, {})
 
 
-def test_an_only_artifact_needs_no_name(single: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = inspect(capsys, single.path, single.path)
+def test_an_only_artifact_needs_no_name(single: Bundle) -> None:
+    code, out, _ = run("inspect", single.path, single.path)
     assert code == 0
     assert "nothing differs" in out
 
@@ -98,35 +92,30 @@ def test_an_only_artifact_needs_no_name(single: Bundle, capsys: pytest.CaptureFi
         (["{both}", "{both}", *["--artifact", "onnx-fp16"] * 3], "--artifact"),
     ],
 )
-def test_usage_errors(
-    single: Bundle, both: Bundle, capsys: pytest.CaptureFixture[str], options: list[str], name: str
-) -> None:
-    code, out, err = inspect(capsys, *(option.format(single=single.path, both=both.path) for option in options))
+def test_usage_errors(single: Bundle, both: Bundle, options: list[str], name: str) -> None:
+    code, out, err = run("inspect", *(option.format(single=single.path, both=both.path) for option in options))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert name in err
 
 
-def test_a_corrupt_file_is_one_line_and_exits_with_4(both: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    path = both.path / "onnx" / "model.onnx"
-    path.write_bytes(b"\xff" * 100)
+def test_a_corrupt_file_is_one_line_and_exits_with_4(both: Bundle) -> None:
+    (both.path / "onnx" / "model.onnx").write_bytes(b"\xff" * 100)
     for message in ("onnx/model.onnx was altered", "valid ONNX model"):
-        code, out, err = inspect(capsys, both.path)
+        code, out, err = run("inspect", both.path)
         assert (code, out, err.count("\n")) == (4, "", 1)
         assert message in err
         sign_again(both)
 
 
-def test_without_onnx_the_rest_is_shown(
-    both: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_onnx_the_rest_is_shown(both: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "vitdeploy.assess.inspection.onnx_reader", raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    code, out, err = inspect(capsys, both.path, "--artifact", "onnx-fp16")
+    code, out, err = run("inspect", both.path, "--artifact", "onnx-fp16")
     assert (code, err) == (0, "")
     assert "options opset 20" in lines(out)
     (line,) = [line for line in out.splitlines() if "vitdeploy[export]" in line]
     assert "graph" in line
-    code, out, _ = inspect(capsys, both.path, both.path, "--artifact", "onnx-fp16", "--artifact", "onnx-fp32")
+    code, out, _ = run("inspect", both.path, both.path, "--artifact", "onnx-fp16", "--artifact", "onnx-fp32")
     assert code == 0
     assert "graph not compared: reading onnx graphs needs" in out
     assert "precision" in out

@@ -60,11 +60,7 @@ def test_there_are_numbers_and_no_text_is_unknown() -> None:
 @pytest.mark.parametrize("value", NONSENSE, ids=lambda value: f"{value!r:.12}")
 @pytest.mark.parametrize(("command", "param"), NUMBERS, ids=lambda item: item if isinstance(item, str) else item.name)
 def test_nonsense_is_refused_at_once(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    command: str,
-    param: click.Option,
-    value: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, param: click.Option, value: str
 ) -> None:
     if param.name in SIGNED and value == "-9":
         pytest.skip("a mean may be below 0")

@@ -78,8 +78,7 @@ def test_files_do_not_take_the_places_of_closed_streams(bundle: Bundle, tmp_path
         "import os, vitdeploy.cli.process as process; process.guard_streams(); "
         "opened = os.open('.', os.O_RDONLY); open('n', 'w').write(str(opened))"
     )
-    found = shell(f"cd '{tmp_path}' && '{sys.executable}' -c \"{script}\" <&- >&- 2>&-")
-    assert found.returncode == 0
+    assert shell(f"cd '{tmp_path}' && '{sys.executable}' -c \"{script}\" <&- >&- 2>&-").returncode == 0
     assert int((tmp_path / "n").read_text()) > 2
 
 
@@ -130,11 +129,7 @@ def _raise(error: BaseException) -> NoReturn:
 )
 @pytest.mark.parametrize("debug", [False, True])
 def test_an_error_that_nobody_foresaw_is_a_line_and_no_failed_check(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: BaseException,
-    code: int,
-    debug: bool,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, debug: bool
 ) -> None:
     monkeypatch.setenv("VITDEPLOY_DEBUG", "1" if debug else "0")
     monkeypatch.setattr("vitdeploy.bundle.bundle.Bundle.open", lambda _path: _raise(error))
@@ -161,8 +156,7 @@ def test_a_report_that_fails_hides_neither_the_others_nor_the_status(
     options = REPORTS.format(tmp_path).split()
     options[options.index(f"--{broken}") + 1] = "/dev/full"
     found = shell(f"{COMMAND} compare '{bundle.path}' --tolerance {tolerance} --json {' '.join(options)}")
-    assert found.returncode == code
-    assert json.loads(found.stdout)["status"] == status
+    assert (found.returncode, json.loads(found.stdout)["status"]) == (code, status)
     (line,) = found.stderr.splitlines()
     assert line.startswith("Error: /dev/full")
     assert line.endswith(f"(status: {status})")

@@ -19,11 +19,7 @@ from vitdeploy.assess.gate import gate as gate_module
     [(compare_module, ["compare"], COMPARISON), (gate_module, ["gate", "--data", "d"], gate_result())],
 )
 def test_every_file_is_written_of_a_result_that_failed(
-    module: Any,
-    command: list[str],
-    result: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    module: Any, command: list[str], result: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, command[0], lambda *_args, **_options: result)
     files = {name: tmp_path / "new" / f"a.{name}" for name in ("html", "markdown", "junit")}

@@ -28,6 +28,7 @@ from vitdeploy import (
     MaxDrop,
     MinAgreement,
     Quantization,
+    SourceOptions,
     ValidationOptions,
 )
 from vitdeploy.assets import default_checkpoint, held_out_images
@@ -81,11 +82,7 @@ def bound(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[B
     steps: list[str] = []
     output = tmp_path_factory.mktemp("bound") / "out"
     return vitdeploy.export(
-        checkpoint,
-        output=output,
-        progress=Told(steps.append),
-        quantization=naive(accuracy=MinAgreement(1.0)),
-        **INT8,
+        checkpoint, output=output, progress=Told(steps.append), quantization=naive(accuracy=MinAgreement(1.0)), **INT8
     ), steps
 
 
@@ -143,13 +140,8 @@ def test_labels_and_nodes_that_somebody_keeps(
     checkpoint: Path, tmp_path: Path, bound: tuple[Bundle, list[str]]
 ) -> None:
     kept = only(bound[0]).options["float32_nodes"][:1]
-    bundle = vitdeploy.export(
-        checkpoint,
-        output=tmp_path / "out",
-        graph=GraphOptions(keep_fp32=kept),
-        quantization=naive(accuracy=MaxDrop("3%")),
-        **INT8,
-    )
+    graph, bounded = GraphOptions(keep_fp32=kept), naive(accuracy=MaxDrop("3%"))
+    bundle = vitdeploy.export(checkpoint, output=tmp_path / "out", graph=graph, quantization=bounded, **INT8)
     artifact = only(bundle)
     found = artifact.validation["accuracy"]
     assert found["bound"] == "max_drop 3%"
@@ -234,10 +226,7 @@ def test_all_that_could_be_in_8_bits_is_kept(bound: tuple[Bundle, list[str]], tm
     names = list(quantizable_names(bound[0]))
     with raises(UsageError, what="keep_fp32", found=tuple(names)):
         vitdeploy.export(
-            default_checkpoint(),
-            output=tmp_path / "out",
-            precision="int8",
-            graph=GraphOptions(keep_fp32=names),
+            default_checkpoint(), output=tmp_path / "out", precision="int8", graph=GraphOptions(keep_fp32=names)
         )
 
 
@@ -259,11 +248,7 @@ def test_what_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     bounded = Quantization(Calibration(held_out_images(), count=8), accuracy=MinAgreement(1))
     with raises(CheckFailedError, what="accuracy", expected="min_agreement 1", found=re.compile(r"of 8\)")):
         vitdeploy.export(
-            checkpoint,
-            precision="int8",
-            output=tmp_path / "out",
-            progress=Told(steps.append),
-            quantization=bounded,
+            checkpoint, precision="int8", output=tmp_path / "out", progress=Told(steps.append), quantization=bounded
         )
     assert sum(step.startswith("run ") for step in steps) == 5  # none, one, two, four and five layers
     assert not (tmp_path / "out").exists()
@@ -282,7 +267,7 @@ def test_a_bound_that_nothing_can_measure(
     tmp_path: Path, accuracy: Any, task: str | None, data: str | None, error: Any, fields: dict[str, Any]
 ) -> None:
     bounded = Quantization(Calibration(held_out_images(), count=16), accuracy=accuracy, accuracy_data=data)
-    source = vitdeploy.SourceOptions(task=task)
+    source = SourceOptions(task=task)
     with raises(error, **fields):
         vitdeploy.export(
             default_checkpoint(), output=tmp_path / "out", precision="int8", quantization=bounded, source=source

@@ -10,21 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import environments
 import numpy as np
 import pytest
 from bundles import tiny_model, write_checkpoint_of
+from command_line import run
 from engine_machines import why_not
-from environments import ROOT, run
 from raising import raises
 
 import vitdeploy
-from vitdeploy import EngineOptions
+from vitdeploy import Calibration, EngineOptions, GraphOptions, Quantization, ValidationOptions
 from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS
 from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES
 from vitdeploy.assets import held_out_images
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.cli import main
 from vitdeploy.errors import (
     BundleError,
     CheckFailedError,
@@ -62,7 +62,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
             to="tensorrt-rtx",
             output=folder / "bundle",
             engine=EngineOptions(batch=BATCH),
-            graph=vitdeploy.GraphOptions(image_size=((16, 16), (32, 32), (40, 48))),
+            graph=GraphOptions(image_size=((16, 16), (32, 32), (40, 48))),
         )
 
 
@@ -131,13 +131,9 @@ def test_an_engine_that_was_not_run_says_so(made: Bundle) -> None:
     }
 
 
-def test_the_proof_is_completed_where_there_is_a_gpu(
-    bundle: Bundle, on_a_gpu: type[OnAGpu], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as exited:
-        main(["verify", str(bundle.path), "--run", "--json"])
-    assert exited.value.code == 0
-    assert json.loads(capsys.readouterr().out)["proven"] == ["tensorrt-rtx-fp32"]
+def test_the_proof_is_completed_where_there_is_a_gpu(bundle: Bundle, on_a_gpu: type[OnAGpu]) -> None:
+    ran = run("verify", bundle.path, "--run", "--json")
+    assert (ran.code, ran.json["proven"]) == (0, ["tensorrt-rtx-fp32"])
     found = validation_of(bundle)
     assert "status" not in found
     assert (found["device"], found["images"]) == ("cuda:0 Fake GPU", "synthetic")
@@ -166,12 +162,8 @@ def test_an_engine_that_is_another_model_fails_and_the_manifest_stays(
 
 
 def test_an_engine_is_proven_at_once_where_there_is_a_gpu(bundle: Bundle, on_a_gpu: type[OnAGpu]) -> None:
-    vitdeploy.export(
-        to="tensorrt-rtx",
-        output=bundle.path,
-        engine=EngineOptions(batch=BATCH),
-        validation=vitdeploy.ValidationOptions(tolerance=0.5),
-    )
+    loose = ValidationOptions(tolerance=0.5)
+    vitdeploy.export(to="tensorrt-rtx", output=bundle.path, engine=EngineOptions(batch=BATCH), validation=loose)
     found = validation_of(bundle)
     assert (found["tolerance"], found["device"], found["batches"]) == (0.5, "cuda:0 Fake GPU", [1, 2, 4, 5])
 
@@ -204,11 +196,7 @@ def test_what_does_not_open_on_the_gpu_that_is_there(
     "error", [OtherHardwareError("of another GPU"), BundleError("damaged"), CheckFailedError("differs")], ids=repr
 )
 def test_one_engine_that_cannot_run_keeps_no_other_from_being_proven(
-    bundle: Bundle,
-    on_a_gpu: type[OnAGpu],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: VitDeployError,
+    bundle: Bundle, on_a_gpu: type[OnAGpu], monkeypatch: pytest.MonkeyPatch, error: VitDeployError
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(engines, "find_gpu", not_here)
@@ -219,10 +207,9 @@ def test_one_engine_that_cannot_run_keeps_no_other_from_being_proven(
         "tensorrt-rtx-fp16", "tensorrt-rtx-fp32"
     ]  # fmt: skip
     monkeypatch.setattr(on_a_gpu, "problems", {"fp16": error})  # the first
-    with pytest.raises(SystemExit) as exited:
-        main(["verify", str(bundle.path), "--run"])
-    assert exited.value.code == error.exit_code
-    assert f"Error: {error}; proven: tensorrt-rtx-fp32\n" in capsys.readouterr().err
+    ran = run("verify", bundle.path, "--run")
+    assert ran.code == error.exit_code
+    assert f"Error: {error}; proven: tensorrt-rtx-fp32\n" in ran.err
     assert validation_of(bundle)["against"] == "the reference"
     first = Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp16")
     assert first.validation["status"] == "not yet run on a GPU"
@@ -237,12 +224,8 @@ def test_one_engine_that_cannot_run_keeps_no_other_from_being_proven(
 
 def test_the_machine_that_runs_an_engine_needs_no_torch_to_prove_it() -> None:
     blocked = "import sys; sys.modules |= dict.fromkeys(['torch', 'onnx', 'onnxscript', 'onnx_ir', 'safetensors'])"
-    run(
-        sys.executable,
-        "-c",
-        f"{blocked}; import vitdeploy.exporting.engine_validation, vitdeploy.cli.verify",
-        PYTHONPATH=str(ROOT),
-    )
+    code = f"{blocked}; import vitdeploy.exporting.engine_validation, vitdeploy.cli.verify"
+    environments.run(sys.executable, "-c", code, PYTHONPATH=str(environments.ROOT))
 
 
 def test_without_torch_an_engine_is_compared_with_the_artifact_it_was_built_from(
@@ -261,54 +244,41 @@ def test_without_torch_an_engine_is_compared_with_the_artifact_it_was_built_from
     engine_proof.prove_engines(bundle)
     assert validation_of(bundle)["against"] == "onnx-fp32"
     vitdeploy.export(
-        str(bundle.path), output=bundle.path, graph=vitdeploy.GraphOptions(opset=18)
+        str(bundle.path), output=bundle.path, graph=GraphOptions(opset=18)
     )  # another artifact than the engine's
     now = Bundle.open(bundle.path)
     built = now.artifact("tensorrt-rtx", "fp32")
     with raises(MissingDependencyError, what="the torch backend", extra="torch"):
-        engine_proof.prove_engine(on_a_gpu.here(now), built, now, vitdeploy.ValidationOptions(), SILENT)
+        engine_proof.prove_engine(on_a_gpu.here(now), built, now, ValidationOptions(), SILENT)
 
 
 @NO_GPU
-def test_without_a_gpu_the_proof_exits_with_3_and_one_line(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exited:
-        main(["verify", str(bundle.path), "--run"])
-    assert exited.value.code == 3
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
+def test_without_a_gpu_the_proof_exits_with_3_and_one_line(bundle: Bundle) -> None:
+    ran = run("verify", bundle.path, "--run")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (3, "", 1)
     assert validation_of(bundle)["status"] == "not yet run on a GPU"
 
 
 def test_verify_without_run_takes_no_images(bundle: Bundle) -> None:
-    with pytest.raises(SystemExit) as exited:
-        main(["verify", str(bundle.path), "--images", "photos"])
-    assert exited.value.code == 2
+    assert run("verify", bundle.path, "--images", "photos").code == 2
 
 
-@pytest.mark.parametrize(
-    ("engine", "reason"), [("tensorrt", "pip install 'vitdeploy[tensorrt]', or export --to tensorrt-rtx, which builds")]
-)
 def test_where_tensorrt_is_not_the_artifact_that_it_needs_is_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, engine: str, reason: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     output = tmp_path / "out"
-    with pytest.raises(SystemExit) as exited:
-        main(["export", "--model", str(checkpoint), "--to", engine, "--fp16", "-o", str(output)])
-    assert exited.value.code == 3
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert reason in err
-    assert f"{output} has the ONNX artifact in fp16" in err
+    ran = run("export", "--model", checkpoint, "--to", "tensorrt", "--fp16", "-o", output)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (3, "", 1)
+    assert "pip install 'vitdeploy[tensorrt]', or export --to tensorrt-rtx, which builds" in ran.err
+    assert f"{output} has the ONNX artifact in fp16" in ran.err
     kept = Bundle.open(output)
     kept.verify()
     assert [artifact.name for artifact in kept.manifest.artifacts] == ["onnx-fp16"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "out"]
     with pytest.raises(MissingDependencyError) as caught:
-        vitdeploy.export(to=engine, precision="fp16", output=output)
+        vitdeploy.export(to="tensorrt", precision="fp16", output=output)
     assert caught.value.extra == "tensorrt"
 
 
@@ -349,9 +319,9 @@ def test_an_engine_of_decoded_images_has_limits_of_its_own(tmp_path: Path, on_a_
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     made: dict[str, Any] = {"to": "tensorrt-rtx", "output": output}
     with raises(UsageError, what="image_sizes"):
-        vitdeploy.export(checkpoint, graph=vitdeploy.GraphOptions(embed_resize=True), **made)
+        vitdeploy.export(checkpoint, graph=GraphOptions(embed_resize=True), **made)
     assert not output.exists()
-    bundle = vitdeploy.export(checkpoint, engine=DECODED, graph=vitdeploy.GraphOptions(embed_resize=True), **made)
+    bundle = vitdeploy.export(checkpoint, engine=DECODED, graph=GraphOptions(embed_resize=True), **made)
     artifact = bundle.artifact("tensorrt-rtx", "fp32")
     assert {name: str(sizes) for name, sizes in artifact.axes.items()} == {
         "batch": "from 1 to 5", "height": "from 16 to 70", "width": "from 20 to 64"
@@ -364,7 +334,7 @@ def test_an_engine_of_decoded_images_has_limits_of_its_own(tmp_path: Path, on_a_
     photos.mkdir()
     synthetic_images(1, 90, 120)[0].save(photos / "larger.png")
     again = vitdeploy.export(
-        engine=DECODED, validation=vitdeploy.ValidationOptions(images=photos), **made
+        engine=DECODED, validation=ValidationOptions(images=photos), **made
     )  # of the artifact that is there
     compared = again.artifact("tensorrt-rtx", "fp32").validation
     assert (compared["images"], compared["batches"]) == ("given", [1, 2, 4, 5])
@@ -380,8 +350,8 @@ def test_a_calibrated_engine_is_compared_on_the_images_of_its_calibration(
         precision="int8",
         output=tmp_path / "out",
         engine=EngineOptions(batch=(AxisRange(1, 2, 4),)),
-        quantization=vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=4, cache=False)),
-        validation=vitdeploy.ValidationOptions(tolerance=0.5),
+        quantization=Quantization(Calibration(held_out_images(), count=4, cache=False)),
+        validation=ValidationOptions(tolerance=0.5),
     )
     found = bundle.artifact("tensorrt-rtx", "int8").validation
     assert (found["images"], found["batches"], on_a_gpu.batches) == ("given", [1, 2, 4], [1, 2, 4])
@@ -400,12 +370,10 @@ def test_engines_in_8_bits_are_judged_by_cosine_unless_a_tolerance_is_given(bund
         assert judge_of(dataclasses.replace(artifact, precision=precision), given) == wanted
 
 
-def test_profiles_of_several_sizes(bundle: Bundle, on_a_gpu: type[OnAGpu], capsys: pytest.CaptureFixture[str]) -> None:
+def test_profiles_of_several_sizes(bundle: Bundle, on_a_gpu: type[OnAGpu]) -> None:
     sizes = ["--engine-size", "16:16:16", "--engine-size", "24x24:32x40:40x48"]
-    with pytest.raises(SystemExit) as exited:
-        main(["export", "--to", "tensorrt-rtx", "-o", str(bundle.path), "--batch", "1", "--batch", "2:4:5", *sizes])
-    assert exited.value.code == 0
-    capsys.readouterr()
+    options = ["--batch", "1", "--batch", "2:4:5", *sizes]
+    assert run("export", "--to", "tensorrt-rtx", "-o", bundle.path, *options).code == 0
     artifact = Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp32")
     assert artifact.options["batch"] == ["1:1:1", "2:4:5"]
     assert artifact.options["height"] == ["16:16:16", "24:32:40"]
@@ -415,19 +383,16 @@ def test_profiles_of_several_sizes(bundle: Bundle, on_a_gpu: type[OnAGpu], capsy
     assert on_a_gpu.batches == [1, 2, 4, 5] * 4
 
 
-def test_sizes_for_a_model_of_one_size_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "engine"), [("image_sizes", DECODED), ("version_compatible", EngineOptions(version_compatible=True))]
+)
+def test_options_that_no_engine_can_have_are_refused_before_anything_is_made(
+    tmp_path: Path, what: str, engine: EngineOptions
+) -> None:
+    """Sizes, for a model of one size; and an option that the library lacks."""
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
-    with raises(UsageError, what="image_sizes"):
-        vitdeploy.export(checkpoint, to="tensorrt-rtx", output=tmp_path / "out", engine=DECODED)
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_option_that_the_library_has_not_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
-    with pytest.raises(UsageError, match="version_compatible"):
-        vitdeploy.export(
-            checkpoint, to="tensorrt-rtx", output=tmp_path / "out", engine=EngineOptions(version_compatible=True)
-        )
+    with raises(UsageError, what=what):
+        vitdeploy.export(checkpoint, to="tensorrt-rtx", output=tmp_path / "out", engine=engine)
     assert not (tmp_path / "out").exists()
 
 
@@ -446,13 +411,9 @@ def test_an_option_that_the_library_has_not_is_refused_before_anything_is_made(t
         (["--to", "tensorrt-rtx", "--int8", "--scheme", "dynamic"], "--scheme"),
     ],
 )
-def test_the_command_line_refuses(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], name: str
-) -> None:
-    with pytest.raises(SystemExit) as exited:
-        main(["export", *arguments, "-o", str(bundle.path)])
-    assert exited.value.code == 2
-    assert name in capsys.readouterr().err
+def test_the_command_line_refuses(bundle: Bundle, arguments: list[str], name: str) -> None:
+    ran = run("export", *arguments, "-o", bundle.path)
+    assert (ran.code, name in ran.err) == (2, True)
 
 
 def test_a_folder_of_the_models_name_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,7 +442,7 @@ def test_an_artifact_that_changes_while_its_engine_is_built(
             with onnx.open("ab") as file:
                 file.write(b"x")
         else:
-            vitdeploy.export(str(bundle.path), output=bundle.path, graph=vitdeploy.GraphOptions(opset=18))
+            vitdeploy.export(str(bundle.path), output=bundle.path, graph=GraphOptions(opset=18))
 
     options: dict[str, Any] = {"to": "tensorrt-rtx", "output": bundle.path, "engine": EngineOptions(batch=BATCH)}
     message = "no longer has the onnx-fp32" if how == "replaced" else "model.onnx was replaced or written to"
@@ -497,23 +458,15 @@ def test_an_artifact_that_changes_while_its_engine_is_built(
 
 
 @NO_GPU
-def test_images_that_are_not_there_are_missed_without_a_gpu_too(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_images_that_are_not_there_are_missed_without_a_gpu_too(bundle: Bundle) -> None:
     for command in (["export", "--to", "tensorrt-rtx", "-o"], ["verify", "--run"]):
-        with pytest.raises(SystemExit) as exited:
-            main([*command, str(bundle.path), "--images", "nope"])
-        assert exited.value.code == 4
-        assert "nope is not a folder" in capsys.readouterr().err
+        ran = run(*command, bundle.path, "--images", "nope")
+        assert (ran.code, "nope is not a folder" in ran.err) == (4, True)
 
 
-def test_the_command_line_shows_what_was_not_run(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_line_shows_what_was_not_run(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "find_gpu", not_here)
     for command in (["export", "--to", "tensorrt-rtx", "--batch", "1:2:4", "-o"], ["inspect"]):
-        with pytest.raises(SystemExit) as exited:
-            main([*command, str(bundle.path)])
-        assert exited.value.code == 0
-        assert "not yet run on a GPU" in capsys.readouterr().out
+        ran = run(*command, bundle.path)
+        assert (ran.code, "not yet run on a GPU" in ran.out) == (0, True)
     assert Bundle.open(bundle.path).artifact("tensorrt-rtx", "fp32").axes["batch"] == AxisRange(1, 2, 4)

@@ -9,6 +9,7 @@ from compiler import build_engine
 from families import HEADS, ONE_A_FAMILY, Head, random_config
 
 import vitdeploy
+from vitdeploy import Calibration, Quantization, ValidationOptions
 from vitdeploy.assets import held_out_images
 from vitdeploy.specs import Task
 
@@ -20,18 +21,15 @@ if TYPE_CHECKING:
 MASKED = next(head for head in HEADS if head.task is Task.MASKED_IMAGE_MODELING)
 # What a plain ViT has not: relative positions; a gated MLP, or layer scale; a mask, and a convolution for a head.
 CHOSEN = [*(head for head in ONE_A_FAMILY if head.family in ("beit", "dinov2")), MASKED]
-FOR_TENSORRT = vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=4), target="tensorrt")
+FOR_TENSORRT = Quantization(Calibration(held_out_images(), count=4), target="tensorrt")
 
 
 @pytest.mark.parametrize("head", CHOSEN, ids=str)
 def test_what_a_family_adds_survives(write_checkpoint: WriteCheckpoint, tmp_path: Path, head: Head) -> None:
     checkpoint = write_checkpoint(head, random_config(head, 1))
+    loose = ValidationOptions(tolerance=1)
     bundle = vitdeploy.export(
-        checkpoint.folder,
-        precision="int8",
-        output=tmp_path / "out",
-        quantization=FOR_TENSORRT,
-        validation=vitdeploy.ValidationOptions(tolerance=1),
+        checkpoint.folder, precision="int8", output=tmp_path / "out", quantization=FOR_TENSORRT, validation=loose
     )
     (artifact,) = bundle.manifest.artifacts
     # Seen: 0.993 and more. Weights of such a spread make attention nearly hard, which adds to every rounding before it.

@@ -20,7 +20,7 @@ from sklearn.metrics.pairwise import paired_cosine_distances
 from sklearn.neighbors import NearestNeighbors
 
 import vitdeploy
-from vitdeploy import Calibration, MinCosine, Quantization, SourceOptions
+from vitdeploy import Calibration, GraphOptions, MinCosine, Quantization, SourceOptions, ValidationOptions
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli.compare import compare as compare_command
@@ -83,10 +83,10 @@ def test_a_bound_holds_on_images_that_no_search_saw(bounded: Bundle, checkpoint:
         checkpoint,
         precision="int8",
         output=tmp_path / "fewer",
-        graph=vitdeploy.GraphOptions(keep_fp32=artifact.options["float32_nodes"][1:]),
+        graph=GraphOptions(keep_fp32=artifact.options["float32_nodes"][1:]),
         quantization=NAIVE,
         source=FEATURES,
-        validation=vitdeploy.ValidationOptions(tolerance=9.0),
+        validation=ValidationOptions(tolerance=9.0),
     )
     cosines = 1 - paired_cosine_distances(*tokens(without_one, parts.choice.images.names))
     assert np.percentile(cosines, 5) < found["aim"]
@@ -123,13 +123,9 @@ def test_export_says_it_in_a_sentence(tmp_path: Path) -> None:
 def far(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Features that 8 bits took far away, which somebody wanted nevertheless."""
     output = tmp_path_factory.mktemp("far") / "out"
+    loose = ValidationOptions(tolerance=9)
     return vitdeploy.export(
-        checkpoint,
-        output=output,
-        source=FEATURES,
-        validation=vitdeploy.ValidationOptions(tolerance=9),
-        precision="int8",
-        quantization=NAIVE,
+        checkpoint, output=output, source=FEATURES, validation=loose, precision="int8", quantization=NAIVE
     )
 
 
@@ -195,12 +191,7 @@ def _broken(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 
 @pytest.mark.parametrize(
     ("how", "options"),
-    [
-        ("scale", {}),
-        ("scale", {"accuracy": MinCosine(0.9)}),
-        ("clip", {}),
-        ("clip", {"source": SourceOptions()}),
-    ],
+    [("scale", {}), ("scale", {"accuracy": MinCosine(0.9)}), ("clip", {}), ("clip", {"source": SourceOptions()})],
     ids=str,
 )
 def test_what_is_broken_is_refused(

@@ -39,6 +39,9 @@ ARRAY = np.zeros((2, 2))  # of a repr in two lines, and neither true nor false
     ("kind", "name", "value"),
     [
         *((GraphOptions, "opset", value) for value in (17, 24, 20.0, True, "20")),
+        *((GraphOptions, "image_size", value) for value in (0, -1, True, 3.5, "32x32", {"a": 1}, [], [32], (32,) * 4)),
+        *((GraphOptions, "image_size", value) for value in ((32.0, 32), (True, 32), (3, 2, 1))),
+        (GraphOptions, "image_size", ((8, 8), (8, 4), (8, 8))),
         (GraphOptions, "optimize", "O3"),
         (GraphOptions, "keep_fp32", "logits"),
         *((GraphOptions, "outputs", value) for value in ("logits", 5, [5])),

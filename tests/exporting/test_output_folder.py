@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from bundles import tiny_model, write_checkpoint_of
+from command_line import run
 from raising import raises
 from told import Told
 
 import vitdeploy
 from vitdeploy.bundle.manifest import MANIFEST
-from vitdeploy.cli import main
 from vitdeploy.errors import CheckpointError, OutputError, UsageError, VitDeployError
 from vitdeploy.exporting.output_folder import place_of
 
@@ -38,41 +37,17 @@ def bundle_at(folder: Path) -> None:
     (folder / MANIFEST).write_text("{}")
 
 
+ELSEWHERE = ("../other/my-vit", "other/my-vit")
 DEFAULTS: dict[str, tuple[str, str, Callable[[Path], object], str]] = {  # --model, its place, what else is here
-    "a checkpoint elsewhere": ("../other/my-vit", "other/my-vit", lambda here: None, "my-vit"),
+    "a checkpoint elsewhere": (*ELSEWHERE, lambda here: None, "my-vit"),
     "the checkpoint here": ("my-vit", "here/my-vit", lambda here: None, "my-vit-vitdeploy"),
     "the checkpoint here, as a path": ("./my-vit/", "here/my-vit", lambda here: None, "my-vit-vitdeploy"),
-    "another folder of its name": (
-        "../other/my-vit",
-        "other/my-vit",
-        lambda here: checkpoint_at(here / "my-vit"),
-        "my-vit-vitdeploy",
-    ),
-    "a file of its name": (
-        "../other/my-vit",
-        "other/my-vit",
-        lambda here: (here / "my-vit").write_text("mine"),
-        "my-vit-vitdeploy",
-    ),
-    "a bundle of its name": ("../other/my-vit", "other/my-vit", lambda here: bundle_at(here / "my-vit"), "my-vit"),
-    "an empty folder of its name": (
-        "../other/my-vit",
-        "other/my-vit",
-        lambda here: (here / "my-vit").mkdir(),
-        "my-vit",
-    ),
-    "a broken link of its name": (
-        "../other/my-vit",
-        "other/my-vit",
-        lambda here: (here / "my-vit").symlink_to("nowhere"),
-        "my-vit-vitdeploy",
-    ),
-    "a link to it": (
-        "../other/my-vit",
-        "other/my-vit",
-        lambda here: (here / "my-vit").symlink_to(here.parent / "other" / "my-vit"),
-        "my-vit-vitdeploy",
-    ),
+    "another folder of its name": (*ELSEWHERE, lambda here: checkpoint_at(here / "my-vit"), "my-vit-vitdeploy"),
+    "a file of its name": (*ELSEWHERE, lambda here: (here / "my-vit").write_text("mine"), "my-vit-vitdeploy"),
+    "a bundle of its name": (*ELSEWHERE, lambda here: bundle_at(here / "my-vit"), "my-vit"),
+    "an empty folder of its name": (*ELSEWHERE, lambda here: (here / "my-vit").mkdir(), "my-vit"),
+    "a broken link of its name": (*ELSEWHERE, lambda here: (here / "my-vit").symlink_to("nowhere"), "my-vit-vitdeploy"),
+    "a link to it": (*ELSEWHERE, lambda here: (here / "my-vit").symlink_to("../other/my-vit"), "my-vit-vitdeploy"),
 }
 
 
@@ -118,9 +93,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, type[VitDeployError]]] =
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_an_output_that_cannot_be_used_is_refused_before_any_work(
-    here: Path, capsys: pytest.CaptureFixture[str], case: str
-) -> None:
+def test_an_output_that_cannot_be_used_is_refused_before_any_work(here: Path, case: str) -> None:
     """The weights are not even looked at: the file of these is empty."""
     checkpoint = checkpoint_at(here / "my-vit")
     (checkpoint / "model.safetensors").write_bytes(b"")
@@ -132,9 +105,8 @@ def test_an_output_that_cannot_be_used_is_refused_before_any_work(
         vitdeploy.export("my-vit", output=output, progress=Told(steps.append))
     assert steps == []
     assert "\n" not in str(caught.value)
-    with pytest.raises(SystemExit) as exited:
-        main(["export", "--model", "my-vit", f"--output={output}"])
-    assert (exited.value.code, len(capsys.readouterr().err.splitlines())) == (error.exit_code, 1)
+    ran = run("export", "--model", "my-vit", f"--output={output}")
+    assert (ran.code, len(ran.err.splitlines())) == (error.exit_code, 1)
     assert sorted(here.rglob("*")) == before
 
 
@@ -146,14 +118,10 @@ def test_a_bundle_around_the_checkpoint_is_refused(here: Path) -> None:
 
 
 @pytest.mark.parametrize("repository", ["my-vit", "my-vit/triton"])
-def test_a_model_repository_in_the_checkpoint_is_refused(
-    here: Path, capsys: pytest.CaptureFixture[str], repository: str
-) -> None:
+def test_a_model_repository_in_the_checkpoint_is_refused(here: Path, repository: str) -> None:
     before = sorted(checkpoint_at(here / "my-vit").rglob("*"))
-    with pytest.raises(SystemExit) as exited:
-        main(["export", "--model", "my-vit", "-o", "out", "--triton", repository])
-    assert exited.value.code == 2
-    assert "--triton" in capsys.readouterr().err
+    ran = run("export", "--model", "my-vit", "-o", "out", "--triton", repository)
+    assert (ran.code, "--triton" in ran.err) == (2, True)
     assert sorted((here / "my-vit").rglob("*")) == before
 
 
@@ -185,13 +153,11 @@ def test_a_model_that_is_not_there_comes_first(here: Path) -> None:
         place_of(None, "./my-vit", None, 0)
 
 
-def test_a_checkpoint_is_exported_where_it_lies(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_is_exported_where_it_lies(here: Path) -> None:
     """From the command line, in two formats, of which the second one joins the first."""
     before = {path: path.read_bytes() for path in sorted(checkpoint_at(here / "my-vit").iterdir())}
-    with pytest.raises(SystemExit) as exited:
-        main(["export", "--model", "my-vit", "--to", "onnx", "--to", "torchscript", "--json"])
-    assert exited.value.code == 0
-    manifest = json.loads(capsys.readouterr().out)
-    assert manifest["bundle"] == str(here / "my-vit-vitdeploy")
+    ran = run("export", "--model", "my-vit", "--to", "onnx", "--to", "torchscript", "--json")
+    manifest = ran.json
+    assert (ran.code, manifest["bundle"]) == (0, str(here / "my-vit-vitdeploy"))
     assert [item["format"] for item in manifest["artifacts"]] == ["onnx", "torchscript"]
     assert {path: path.read_bytes() for path in sorted((here / "my-vit").iterdir())} == before

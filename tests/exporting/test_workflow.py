@@ -17,6 +17,7 @@ from raising import raises
 from told import Told
 
 import vitdeploy
+from vitdeploy import GraphOptions, SourceOptions, ValidationOptions
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import FileRecord
 from vitdeploy.errors import CheckFailedError, CheckpointError, UsageError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 # ONNX Runtime and torch sum in another order; tiny models differ by about 1e-6 of the output's scale.
 TOLERANCE = 1e-5
-RANDOM = vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32")
+RANDOM = SourceOptions(random_weights="vit-tiny-patch16-32")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -72,7 +73,7 @@ def test_the_manifest_says_where_everything_came_from(
     tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]
 ) -> None:
     checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)
-    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "out", graph=vitdeploy.GraphOptions(opset=18))
+    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "out", graph=GraphOptions(opset=18))
     manifest = bundle.manifest
     assert manifest.source.id == checkpoint.folder.name
     assert manifest.source.weights == (FileRecord.of(checkpoint.folder, "model.safetensors"),)
@@ -96,29 +97,17 @@ def test_half_precision_weights_become_a_float32_repository(
 
 def test_out_of_tolerance_is_a_failed_export(tmp_path: Path) -> None:
     with raises(CheckFailedError, what="logits", where="onnx-fp32", expected=1e-12) as caught:
-        vitdeploy.export(
-            output=tmp_path / "out",
-            source=RANDOM,
-            validation=vitdeploy.ValidationOptions(tolerance=1e-12),
-        )
+        vitdeploy.export(output=tmp_path / "out", source=RANDOM, validation=ValidationOptions(tolerance=1e-12))
     assert list(tmp_path.iterdir()) == []
     passing = float(str(caught.value.found))
-    vitdeploy.export(
-        output=tmp_path / "out",
-        source=RANDOM,
-        validation=vitdeploy.ValidationOptions(tolerance=passing),
-    )
+    vitdeploy.export(output=tmp_path / "out", source=RANDOM, validation=ValidationOptions(tolerance=passing))
 
 
 def test_given_images_are_what_is_compared(bundle: Bundle, tmp_path: Path) -> None:
     from sklearn.datasets import load_sample_images
 
     folder = os.path.dirname(load_sample_images().filenames[0])  # noqa: PTH120  (a string on purpose)
-    given = vitdeploy.export(
-        output=tmp_path / "out",
-        source=RANDOM,
-        validation=vitdeploy.ValidationOptions(images=folder),
-    )
+    given = vitdeploy.export(output=tmp_path / "out", source=RANDOM, validation=ValidationOptions(images=folder))
     (made,), (proven) = bundle.manifest.artifacts, given.manifest.artifacts[0]
     assert (made.validation["images"], proven.validation["images"]) == ("synthetic", "given")
     assert made.validation["pixel_values_sha256"] != proven.validation["pixel_values_sha256"]
@@ -126,9 +115,7 @@ def test_given_images_are_what_is_compared(bundle: Bundle, tmp_path: Path) -> No
 
 def test_an_image_size_of_more_patches_than_any_machine_holds(tmp_path: Path) -> None:
     with raises(UsageError, what="image_size"):
-        vitdeploy.export(
-            output=tmp_path / "out", source=RANDOM, graph=vitdeploy.GraphOptions(image_size=(32, 32, 9999))
-        )
+        vitdeploy.export(output=tmp_path / "out", source=RANDOM, graph=GraphOptions(image_size=(32, 32, 9999)))
     assert list(tmp_path.iterdir()) == []
 
 

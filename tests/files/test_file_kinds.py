@@ -165,48 +165,43 @@ def test_pointers_of_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 # Folders. Each name's end is what the answer must have.
 
-FOLDERS: dict[str, tuple[tuple[str, ...], str]] = {
+FOLDERS = {
     "a training run": (
-        (
-            "checkpoint-1000/config.json",
-            "checkpoint-500/config.json",
-            "checkpoint-200/config.json",
-            "checkpoint-1000/model.safetensors",
-            "runs/events",
-        ),
+        "checkpoint-1000/config.json checkpoint-500/config.json checkpoint-200/config.json "
+        "checkpoint-1000/model.safetensors runs/events",
         "{}/checkpoint-1000",
     ),
     "a training run of an adapter": (
-        ("checkpoint-90/adapter_config.json", "checkpoint-100/adapter_config.json"),
+        "checkpoint-90/adapter_config.json checkpoint-100/adapter_config.json",
         "{}/checkpoint-100",
     ),
-    "a training run with a configuration": (("config.json", "checkpoint-9/config.json"), "{}/checkpoint-9"),
-    "a training run of one checkpoint": (("checkpoint-9/config.json",), "name its checkpoint, {}/checkpoint-9"),
+    "a training run with a configuration": ("config.json checkpoint-9/config.json", "{}/checkpoint-9"),
+    "a training run of one checkpoint": ("checkpoint-9/config.json", "name its checkpoint, {}/checkpoint-9"),
     "a training run without configurations": (
-        ("config.json", "checkpoint-9/model.safetensors", "checkpoint-10/model.safetensors"),
+        "config.json checkpoint-9/model.safetensors checkpoint-10/model.safetensors",
         "{}/checkpoint-10, after a copy of the trained model's config.json",
     ),
-    "an exported model of the Hub": (("config.json", "onnx/model.onnx"), "(onnx/model.onnx): it was exported already"),
-    "parts of a model": (("config.json", "1_Pooling/config.json", "tf_model.h5"), "from_tf=True"),
-    "a bundle without its weights": (("manifest.json", "config.json", "onnx/model.onnx"), "vitdeploy bundle"),
-    "OpenCLIP": (("open_clip_config.json", "open_clip_pytorch_model.bin"), "OpenCLIP"),
-    "OpenCLIP, weights alone": (("open_clip_model.safetensors",), "OpenCLIP"),
-    "TensorFlow": (("config.json", "tf_model.h5"), "from_tf=True"),
-    "TensorFlow, saved model": (("saved_model.pb", "variables/variables.index"), "from_tf=True"),
-    "Flax": (("config.json", "flax_model.msgpack"), "from_flax=True"),
-    "an exported model": (("model.onnx", "labels.txt"), "exported already"),
-    "an exported model with a configuration": (("config.json", "model.onnx"), "exported already"),
-    "an engine": (("model.plan", "config.pbtxt"), "exported already"),
-    "PyTorch Lightning": (("epoch=9.ckpt", "hparams.yaml"), "save_pretrained"),
-    "weights under another name": (("config.json", "weights.safetensors"), "name it model.safetensors"),
-    "the Hub cache": (("models--google--vit-base/snapshots/1a2b/config.json", "version.txt"), "google/vit-base"),
-    "a model's cache": (("snapshots/1a2b/config.json", "refs/main"), "{}/snapshots/1a2b"),
-    "a folder around": (("vit/config.json", "vit/model.safetensors"), "{}/vit"),
-    "several adapters": (("red/adapter_config.json", "blue/adapter_config.json"), "{}/blue (or red)"),
-    "DeepSpeed": (("config.json", "zero_to_fp32.py", "global_step9/mp_rank_00_model_states.pt"), "zero_to_fp32.py"),
-    "FSDP": (("config.json", "pytorch_model_fsdp_0/__0_0.distcp"), "accelerate merge-weights"),
-    "the adapters library": (("adapter_config.json", "pytorch_adapter.bin", "head_config.json"), "merge_adapter"),
-    "nothing": ((), "is empty"),
+    "an exported model of the Hub": ("config.json onnx/model.onnx", "(onnx/model.onnx): it was exported already"),
+    "parts of a model": ("config.json 1_Pooling/config.json tf_model.h5", "from_tf=True"),
+    "a bundle without its weights": ("manifest.json config.json onnx/model.onnx", "vitdeploy bundle"),
+    "OpenCLIP": ("open_clip_config.json open_clip_pytorch_model.bin", "OpenCLIP"),
+    "OpenCLIP, weights alone": ("open_clip_model.safetensors", "OpenCLIP"),
+    "TensorFlow": ("config.json tf_model.h5", "from_tf=True"),
+    "TensorFlow, saved model": ("saved_model.pb variables/variables.index", "from_tf=True"),
+    "Flax": ("config.json flax_model.msgpack", "from_flax=True"),
+    "an exported model": ("model.onnx labels.txt", "exported already"),
+    "an exported model with a configuration": ("config.json model.onnx", "exported already"),
+    "an engine": ("model.plan config.pbtxt", "exported already"),
+    "PyTorch Lightning": ("epoch=9.ckpt hparams.yaml", "save_pretrained"),
+    "weights under another name": ("config.json weights.safetensors", "name it model.safetensors"),
+    "the Hub cache": ("models--google--vit-base/snapshots/1a2b/config.json version.txt", "google/vit-base"),
+    "a model's cache": ("snapshots/1a2b/config.json refs/main", "{}/snapshots/1a2b"),
+    "a folder around": ("vit/config.json vit/model.safetensors", "{}/vit"),
+    "several adapters": ("red/adapter_config.json blue/adapter_config.json", "{}/blue (or red)"),
+    "DeepSpeed": ("config.json zero_to_fp32.py global_step9/mp_rank_00_model_states.pt", "zero_to_fp32.py"),
+    "FSDP": ("config.json pytorch_model_fsdp_0/__0_0.distcp", "accelerate merge-weights"),
+    "the adapters library": ("adapter_config.json pytorch_adapter.bin head_config.json", "merge_adapter"),
+    "nothing": ("", "is empty"),
 }
 
 
@@ -215,7 +210,7 @@ def test_a_folder_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFix
     names, what = FOLDERS[kind]
     folder = tmp_path / "folder"
     folder.mkdir()
-    write_names(folder, *names)
+    write_names(folder, *names.split())
     assert what.format(folder) in answer(folder, capsys)
 
 
@@ -239,7 +234,7 @@ def test_a_repository_without_a_checkpoint(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     names, what = FOLDERS[kind]
     with (
-        hub_server({"org/model": write_names(tmp_path / "repo", *names)}) as hub,
+        hub_server({"org/model": write_names(tmp_path / "repo", *names.split())}) as hub,
         pytest.raises(CheckpointError) as caught,
     ):
         resolve("org/model", endpoint=hub.url, cache_dir=tmp_path / "cache")

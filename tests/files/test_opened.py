@@ -34,13 +34,15 @@ from vitdeploy.files.opened import FileChangedError, OpenedFile, VerifiedFile
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.serving.triton_repository import write_triton_model
 
+Pair = tuple[Bundle, Bundle]
+Swap = Callable[[Path, Path], None]
 FORMAT = {"torch": "onnx", "torchscript": "torchscript", "onnxruntime": "onnx"}
 SECONDS = 2.0
 PIXELS = np.random.default_rng(0).standard_normal((1, 3, 32, 32), np.float32)
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Two models of one architecture, each as ONNX and TorchScript."""
     made = []
     for factor in (1.0, -1.0):
@@ -54,7 +56,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
 
 
 @pytest.fixture
-def copy(pair: tuple[Bundle, Bundle], tmp_path: Path) -> Bundle:
+def copy(pair: Pair, tmp_path: Path) -> Bundle:
     return Bundle.open(shutil.copytree(pair[0].path, tmp_path / "bundle"))
 
 
@@ -69,7 +71,7 @@ def logits(path: Path, backend: str) -> np.ndarray:
 
 
 @pytest.fixture
-def swap_once_hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path, Path], None]:
+def swap_once_hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Swap:
     """Give a file's name to a copy of another as soon as it was hashed for the first time."""
 
     def prepare(target: Path, foreign: Path) -> None:
@@ -88,7 +90,7 @@ def swap_once_hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callabl
 
 @pytest.mark.parametrize("backend", FORMAT)
 def test_a_file_that_is_swapped_once_it_was_hashed(
-    pair: tuple[Bundle, Bundle], copy: Bundle, swap_once_hashed: Callable[[Path, Path], None], backend: str
+    pair: Pair, copy: Bundle, swap_once_hashed: Swap, backend: str
 ) -> None:
     wanted, name = logits(pair[0].path, backend), file_of(copy, backend)
     swap_once_hashed(copy.path / name, pair[1].path / name)
@@ -97,7 +99,7 @@ def test_a_file_that_is_swapped_once_it_was_hashed(
 
 
 def test_a_model_repository_gets_the_file_that_was_hashed(
-    pair: tuple[Bundle, Bundle], copy: Bundle, swap_once_hashed: Callable[[Path, Path], None], tmp_path: Path
+    pair: Pair, copy: Bundle, swap_once_hashed: Swap, tmp_path: Path
 ) -> None:
     name = file_of(copy, "onnxruntime")
     swap_once_hashed(copy.path / name, pair[1].path / name)
@@ -107,9 +109,8 @@ def test_a_model_repository_gets_the_file_that_was_hashed(
 
 @pytest.mark.parametrize("artifact", ["onnx-fp32", "torchscript-fp32"])
 def test_the_graph_that_is_shown_is_of_the_file_that_was_hashed(
-    pair: tuple[Bundle, Bundle], copy: Bundle, swap_once_hashed: Callable[[Path, Path], None], tmp_path: Path,
-    artifact: str,
-) -> None:  # fmt: skip
+    pair: Pair, copy: Bundle, swap_once_hashed: Swap, tmp_path: Path, artifact: str
+) -> None:
     chosen = artifact_named(copy, artifact)
     (tmp_path / "no graph").write_bytes(b"no graph")
     swap_once_hashed(copy.path / chosen.files[0].path, tmp_path / "no graph")
@@ -130,11 +131,7 @@ def test_a_handle_leads_to_the_file_that_was_hashed(copy: Bundle, tmp_path: Path
 
 @pytest.mark.parametrize("backend", FORMAT)
 def test_a_system_without_paths_of_descriptors(
-    pair: tuple[Bundle, Bundle],
-    copy: Bundle,
-    swap_once_hashed: Callable[[Path, Path], None],
-    monkeypatch: pytest.MonkeyPatch,
-    backend: str,
+    pair: Pair, copy: Bundle, swap_once_hashed: Swap, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     """The name is given to libraries, and what it leads to is checked afterwards."""
     monkeypatch.setattr(opened, "descriptor_path", lambda _: None)
@@ -158,7 +155,7 @@ def test_a_file_that_is_written_to_while_it_is_open(copy: Bundle) -> None:
 
 @pytest.mark.parametrize("backend", ["torch", "torchscript"])
 def test_a_loaded_model_stays_as_it_is_whatever_is_written_into_its_file(
-    pair: tuple[Bundle, Bundle], copy: Bundle, backend: str
+    pair: Pair, copy: Bundle, backend: str
 ) -> None:
     path = copy.path / file_of(copy, backend)
     with vitdeploy.load(copy.path, backend=backend) as predictor:
@@ -270,7 +267,7 @@ def turns(fewest: int) -> Iterator[int]:
 @pytest.mark.parametrize(("how", "pause_s"), [("replaced", 0.004), ("written to", 0.06)])
 @pytest.mark.parametrize("backend", ["torchscript", "onnxruntime"])
 def test_no_foreign_model_is_opened_beside_a_process_that_swaps_files(
-    pair: tuple[Bundle, Bundle], copy: Bundle, backend: str, how: str, pause_s: float
+    pair: Pair, copy: Bundle, backend: str, how: str, pause_s: float
 ) -> None:
     wanted, name = logits(pair[0].path, backend), file_of(copy, backend)
     seen: collections.Counter[str] = collections.Counter()
@@ -286,7 +283,7 @@ def test_no_foreign_model_is_opened_beside_a_process_that_swaps_files(
 
 
 @pytest.fixture(scope="module")
-def generations(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
+def generations(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """One model, exported twice, to other bytes."""
     folder = tmp_path_factory.mktemp("generations")
     checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
@@ -298,9 +295,7 @@ def generations(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundl
     return first, second
 
 
-def test_no_load_is_told_that_a_file_was_altered_beside_exports(
-    generations: tuple[Bundle, Bundle], tmp_path: Path
-) -> None:
+def test_no_load_is_told_that_a_file_was_altered_beside_exports(generations: Pair, tmp_path: Path) -> None:
     path = shutil.copytree(generations[0].path, tmp_path / "bundle")
     wanted = logits(generations[0].path, "onnxruntime")
     with beside(COMMITTER, path, *(each.path for each in reversed(generations))):
@@ -339,7 +334,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_bundle_that_is_replaced_once_its_manifest_was_read_is_read_again(
-    generations: tuple[Bundle, Bundle], tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, reader: str
+    generations: Pair, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, reader: str
 ) -> None:
     path = shutil.copytree(generations[0].path, tmp_path / "bundle")
     waiting, read = [generations[1]], Bundle.open.__func__  # type: ignore[attr-defined]
@@ -357,7 +352,7 @@ def test_a_bundle_that_is_replaced_once_its_manifest_was_read_is_read_again(
 
 
 def test_a_bundle_that_is_replaced_again_and_again_is_told_so(
-    generations: tuple[Bundle, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    generations: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = shutil.copytree(generations[0].path, tmp_path / "bundle")
     turns, read = itertools.cycle(reversed(generations)), Bundle.open.__func__  # type: ignore[attr-defined]
@@ -380,7 +375,7 @@ def test_a_bundle_that_is_replaced_again_and_again_is_told_so(
     assert MOST_TRIES <= times <= 3 * MOST_TRIES
 
 
-def test_a_runtime_of_a_bundle_that_was_replaced_by_another_model(pair: tuple[Bundle, Bundle], copy: Bundle) -> None:
+def test_a_runtime_of_a_bundle_that_was_replaced_by_another_model(pair: Pair, copy: Bundle) -> None:
     shutil.rmtree(copy.path)
     shutil.copytree(pair[1].path, copy.path)
     with pytest.raises(BundleChangedError):

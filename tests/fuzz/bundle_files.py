@@ -56,16 +56,14 @@ class BundleFiles:
             (bundle / extra).parent.mkdir(exist_ok=True)
             (bundle / extra).write_text("{}")
             kind, same, file = f"extra {extra}", extra != "processor_config.json", bundle / extra
-        whole = same or (file.is_file() and not file.is_symlink() and file.read_bytes() == self._original(file, bundle))
+        source = self._bundle / file.relative_to(bundle)
+        plain = file.is_file() and not file.is_symlink()
+        whole = same or (plain and source.is_file() and file.read_bytes() == source.read_bytes())
         name = file.relative_to(bundle).as_posix()
         allowed = frozenset({PASSED}) if whole else frozenset({DAMAGED})
         if not whole and not self._is_read(command, name):
             allowed = frozenset({PASSED, DAMAGED})
         return self._case(f"file: {name} {kind}", command, allowed)
-
-    def _original(self, file: Path, bundle: Path) -> bytes | None:
-        source = self._bundle / file.relative_to(bundle)
-        return source.read_bytes() if source.is_file() else None
 
     @staticmethod
     def _is_read(command: str, name: str) -> bool:

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 class CalibrationCaches:
     """The files that ranges are kept in.
 
-    Oracle: the ranges are those that were measured, whatever the file holds, and are kept again. Nothing is refused:
-    a cache
-    that cannot be read costs time alone.
+    Oracle: the ranges are those that were measured, whatever the file holds, and are kept again. Nothing is refused: a
+    cache that cannot be read costs time alone.
     """
 
     def __init__(self, base: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fuzz.cases import DAMAGED, PASSED, UNAVAILABLE, Case
+from fuzz.cases import DAMAGED, PASSED, UNAVAILABLE, Case, accept
 from fuzz.damage import choose, damaged, odd_json
 from fuzz.special_files import copy_tree, replace, rewrite
 from fuzz.weights import odd_safetensors
@@ -53,7 +53,8 @@ class Configs:
         config = checkpoint / "config.json"
         note, text, key = odd_json(rng, self._configs[which], more_keys=self._keys if which == 0 else ())
         rewrite(config, text)
-        same = which == 0 and key is not None and _has_no_effect(key)
+        rule = rules_of("vit").get(key or "")
+        same = which == 0 and key is not None and (rule is None or rule.effect is Effect.CARRIED)
         if rng.random() < _SPECIAL_SHARE:
             note, same = replace(rng, config)
             if same:
@@ -65,11 +66,6 @@ class Configs:
             return not_finite(outputs)
 
         return Case(note, export_args(), check=check, call=lambda: outputs_of(read_checkpoint("checkpoint")))
-
-
-def _has_no_effect(key: str) -> bool:
-    rule = rules_of("vit").get(key)
-    return rule is None or rule.effect is Effect.CARRIED
 
 
 def not_finite(outputs: dict[str, torch.Tensor]) -> str | None:
@@ -148,28 +144,16 @@ class Adapters:
             make = damaged if rng.random() < 0.3 else odd_safetensors
             note, content = make(rng, weights.read_bytes())
             rewrite(weights, content)
-            check = _no_check
+            check = accept
         else:
             note, _ = replace(rng, choose(rng, (config, weights)))
-        allowed = frozenset({PASSED, UNAVAILABLE, DAMAGED})
-        return Case(
-            f"{source.name}: {note}",
-            export_args("adapter"),
-            allowed,
-            check,
-            lambda: outputs_of(read_checkpoint("adapter")),
-        )
+        allowed, note = frozenset({PASSED, UNAVAILABLE, DAMAGED}), f"{source.name}: {note}"
+        return Case(note, export_args("adapter"), allowed, check, lambda: outputs_of(read_checkpoint("adapter")))
 
 
 _ADAPTER_KEYS = (
     "peft_type", "r", "lora_alpha", "target_modules", "modules_to_save", "use_dora", "use_rslora", "rank_pattern",
-    "bias",
-    "alpha_pattern", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "base_model_name_or_path",
-    "auto_mapping",
-    "exclude_modules", "lora_bias", "init_lora_weights", "megatron_config", "layer_replication", "task_type",
-    "revision",
+    "bias", "alpha_pattern", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "base_model_name_or_path",
+    "auto_mapping", "exclude_modules", "lora_bias", "init_lora_weights", "megatron_config", "layer_replication",
+    "task_type", "revision",
 )  # fmt: skip
-
-
-def _no_check(_outputs: object) -> None:
-    return None

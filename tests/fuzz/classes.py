@@ -22,10 +22,8 @@ CLASSES = {
     "cache": "fuzz.caches:CalibrationCaches",
     "arguments": "fuzz.arguments:Arguments",
 }
-SLOW = frozenset(
-    {"config", "processor", "safetensors", "torch", "npz", "index", "adapter"}
-)  # whose command is an export
-LIBRARY_ALONE = frozenset({"cache"})  # whose files no command is given by name
+SLOW = {"config", "processor", "safetensors", "torch", "npz", "index", "adapter"}  # whose command is an export
+LIBRARY_ALONE = {"cache"}  # whose files no command is given by name
 
 
 def real_every(name: str) -> int:

@@ -19,30 +19,15 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-_ODD_NAMES = (
-    "a\nb",
-    "\udcff",
-    "é",
-    "cat ",
-    " cat",
-    ".cat",
-    "CAT",
-    "0",
-    "999999999999",
-    "-1",
-    "cat,dog",
-    "x" * 200,
-    "LABEL_0",
-    "1e3",
-)
+_CATS = ("cat ", " cat", ".cat", "CAT", "cat,dog")
+_ODD_NAMES = ("a\nb", "\udcff", "é", *_CATS, "0", "9" * 12, "-1", "x" * 200, "LABEL_0", "1e3")
 
 
 class DataSets:
     """What evaluate reads.
 
-    Oracle: refused with 4; or the accuracy is a share of the images that it states, of which there is one or more,
-    and no
-    more than there are files or rows.
+    Oracle: refused with 4; or the accuracy is a share of the images that it states, of which there is one or more, and
+    no more than there are files or rows.
     """
 
     def __init__(self, base: Path) -> None:
@@ -61,57 +46,37 @@ class DataSets:
         data = copy_tree(self._base / "data", folder / "data")
         files = sorted(data.rglob("*.png"))
         file, label = choose(rng, files), data / choose(rng, LABELS)
-        kind = choose(
-            rng,
-            (
-                "image",
-                "special",
-                "name",
-                "file name",
-                "not an image",
-                "nested",
-                "link",
-                "loop",
-                "empty",
-                "deep",
-                "at the top",
-                "gone",
-            ),
-        )
-        if kind == "image":
+
+        def image() -> str:
             note, content = damaged(rng, file.read_bytes(), head=64)
             rewrite(file, content)
-            kind = f"image {note}"
-        elif kind == "special":
-            kind, _ = replace(rng, file)
-        elif kind == "name":
-            label.rename(data / choose(rng, _ODD_NAMES))
-        elif kind == "file name":
-            file.rename(
-                file.with_name(
-                    choose(rng, ("a\nb.png", "\udcff.png", "é.png", "x" * 250 + ".png", ".png", "-h.png", "a.csv"))
-                )
-            )
-        elif kind == "not an image":
-            (label / choose(rng, ("Thumbs.db", "x.png", "x.txt", ".DS_Store", "x.parquet", "x.csv"))).write_bytes(
-                rng.bytes(20)
-            )
-        elif kind == "nested":
-            shutil.move(data / "dog", label / "dog") if label.name != "dog" else label.rename(data / "fish")
-        elif kind == "link":
-            (label / "other.png").symlink_to(file)
-        elif kind == "loop":
-            (label / "loop").symlink_to(data)
-        elif kind == "empty":
+            return f"image {note}"
+
+        def empty() -> None:
             shutil.rmtree(label)
             label.mkdir()
-        elif kind == "deep":
-            deep = label.joinpath(*["d" * 100] * int(rng.integers(1, 30)))
-            deep.mkdir(parents=True)
-        elif kind == "at the top":
-            file.rename(data / file.name)
-        else:
-            shutil.rmtree(data)
+
+        names = ("a\nb.png", "\udcff.png", "é.png", "x" * 250 + ".png", ".png", "-h.png", "a.csv")
+        others = ("Thumbs.db", "x.png", "x.txt", ".DS_Store", "x.parquet", "x.csv")
+        kinds: dict[str, Callable[[], Any]] = {
+            "image": image,
+            "special": lambda: replace(rng, file)[0],
+            "name": lambda: label.rename(data / choose(rng, _ODD_NAMES)),
+            "file name": lambda: file.rename(file.with_name(choose(rng, names))),
+            "not an image": lambda: (label / choose(rng, others)).write_bytes(rng.bytes(20)),
+            "nested": lambda: (
+                shutil.move(data / "dog", label / "dog") if label.name != "dog" else label.rename(data / "fish")
+            ),
+            "link": lambda: (label / "other.png").symlink_to(file),
+            "loop": lambda: (label / "loop").symlink_to(data),
+            "empty": empty,
+            "deep": lambda: label.joinpath(*["d" * 100] * int(rng.integers(1, 30))).mkdir(parents=True),
+            "at the top": lambda: file.rename(data / file.name),
+            "gone": lambda: shutil.rmtree(data),
+        }
+        kind = choose(rng, tuple(kinds))
+        outcome = kinds[kind]()
+        kind = outcome if kind in ("image", "special") else kind
         return f"folder: {kind}", "data"
 
     def _table(self, rng: np.random.Generator, folder: Path) -> tuple[str, str]:
@@ -121,43 +86,11 @@ class DataSets:
         ending = choose(rng, (".csv", ".tsv"))
         separator = "," if ending == ".csv" else "\t"
         row = int(rng.integers(len(lines)))
-        kind = choose(
-            rng,
-            (
-                "bytes",
-                "value",
-                "header",
-                "row",
-                "quote",
-                "twice",
-                "utf-16",
-                "nul",
-                "long",
-                "many",
-                "special",
-                "separator",
-                "bom",
-            ),
-        )
+        odd_lines = ("bytes", "value", "header", "row", "quote", "twice", "utf-16", "nul", "long", "many")
+        kind = choose(rng, (*odd_lines, "special", "separator", "bom"))
         if kind in ("value", "header"):
-            value = choose(
-                rng,
-                (
-                    "",
-                    "x",
-                    "../../etc/passwd",
-                    "/dev/zero",
-                    "/etc",
-                    ".",
-                    "a\0b",
-                    "9" * 50,
-                    "-1",
-                    "cat",
-                    "LABEL",
-                    "data",
-                    *_ODD_NAMES,
-                ),
-            )
+            paths = ("../../etc/passwd", "/dev/zero", "/etc", ".", "a\0b")
+            value = choose(rng, ("", "x", *paths, "9" * 50, "-1", "cat", "LABEL", "data", *_ODD_NAMES))
             lines[0 if kind == "header" else row][int(rng.integers(2))] = value
         elif kind == "row":
             lines[row] = lines[row] * int(rng.integers(0, 4))
@@ -227,12 +160,9 @@ def _odd_table(rng: np.random.Generator, whole: Path, kind: str) -> tuple[str, b
         "compression": choose(rng, ("none", "snappy", "gzip", "zstd")),
     }
     if kind == "features":
-        names = choose(
-            rng, (list(LABELS), ["cat"], [], None, 1, [1, 2, 3], ["\ud800"], ["cat", "cat", "dog"], {"a": 1})
-        )
-        features: Any = choose(
-            rng, ({"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}, *ODD_VALUES[:60])
-        )
+        odd: tuple[Any, ...] = (["cat"], [], None, 1, [1, 2, 3], ["\ud800"], ["cat", "cat", "dog"], {"a": 1})
+        label = {"_type": "ClassLabel", "names": choose(rng, (list(LABELS), *odd))}
+        features: Any = choose(rng, ({"image": {"_type": "Image"}, "label": label}, *ODD_VALUES[:60]))
         text = json.dumps({"info": {"features": features}}).encode("utf-8", "surrogatepass")
         if rng.random() < 0.2:
             note, text = damaged(rng, text)
@@ -258,13 +188,8 @@ def _odd_table(rng: np.random.Generator, whole: Path, kind: str) -> tuple[str, b
             "big": (images, pa.array([2**64 - 1] * 6, pa.uint64())),
         }
         note = choose(rng, sorted(changes))
-        values = dict(
-            zip(
-                choose(rng, (("image", "label"), ("img", "labels"), ("x", "y"), ("image", "fine_label"))),
-                changes[note],
-                strict=True,
-            )
-        )
+        names = choose(rng, (("image", "label"), ("img", "labels"), ("x", "y"), ("image", "fine_label")))
+        values = dict(zip(names, changes[note], strict=True))
         metadata = table.schema.metadata if rng.random() < 0.5 else None
         table = pa.table(values).replace_schema_metadata(metadata)
     file = io.BytesIO()

@@ -19,6 +19,7 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy as np
@@ -39,8 +40,7 @@ class RulesFiles:
     """TOML files of rules.
 
     Oracle: what TOML's own reader refuses is refused with 4; else a rule that is none is refused with 2, and one that
-    is
-    holds (0), does not hold (1) or could not be checked (3).
+    is holds (0), does not hold (1) or could not be checked (3).
     """
 
     def __init__(self, base: Path) -> None:
@@ -50,7 +50,8 @@ class RulesFiles:
         file = folder / "rules.toml"
         note, text = self._rules(rng)
         file.write_bytes(text)
-        allowed = frozenset({PASSED, FAILED, USAGE, UNAVAILABLE} if _is_toml(text) else {DAMAGED})
+        is_toml = _is_read(lambda: tomllib.loads(text.decode("utf-8-sig")))
+        allowed = frozenset({PASSED, FAILED, USAGE, UNAVAILABLE} if is_toml else {DAMAGED})
         if rng.random() < _SPECIAL_SHARE:
             note, same = replace(rng, file)
             if not same:  # an empty file has no rules, and /dev/null is none
@@ -61,10 +62,8 @@ class RulesFiles:
     def _rules(rng: np.random.Generator) -> tuple[str, bytes]:
         rules: dict[str, Any] = {name: value for name, value in _RULES.items() if rng.random() < 0.3}
         key = choose(rng, (*_RULES, "latency_against", "min_neighbour_agreement", "x", "", "artifacts", "é"))
-        value = choose(
-            rng, (*ODD_VALUES, "1 MB", "-1 MB", "1e9999 MB", "99%", "nan%", "torch:fp32", "x:y", 100, 99.9, 1e-9)
-        )
-        rules[key] = value
+        texts = ("1 MB", "-1 MB", "1e9999 MB", "99%", "nan%", "torch:fp32", "x:y")
+        rules[key] = value = choose(rng, (*ODD_VALUES, *texts, 100, 99.9, 1e-9))
         if rng.random() < 0.2:
             rules["artifacts"] = {choose(rng, ("onnx-fp32", "reference", "x", "")): {key: value}}
         note = f"rule: {key} {repr(value)[:40] if not isinstance(value, int) else 'integer'}"
@@ -76,8 +75,8 @@ class RulesFiles:
             kind = choose(rng, ("deep", "bom", "utf-16", "dates", "dotted"))
             note = f"text: {kind}"
             text = {
-                "deep": b"a = " + b"[" * 100_000, "bom": b"\xef\xbb\xbf" + text, "utf-16":
-                text.decode(errors="replace").encode("utf-16"),
+                "deep": b"a = " + b"[" * 100_000, "bom": b"\xef\xbb\xbf" + text,
+                "utf-16": text.decode(errors="replace").encode("utf-16"),
                 "dates": b"min_accuracy = 1979-05-27", "dotted": b"a." * 5000 + b"b = 1",
             }[kind]  # fmt: skip
         return note, text
@@ -107,9 +106,9 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value)
 
 
-def _is_toml(text: bytes) -> bool:
+def _is_read(read: Callable[[], object]) -> bool:
     with contextlib.suppress(ValueError, RecursionError):  # a text that is no UTF-8 is a ValueError too
-        tomllib.loads(text.decode("utf-8-sig"))
+        read()
         return True
     return False
 
@@ -136,18 +135,11 @@ class Baselines:
         else:
             note, text, _ = odd_json(rng, json.loads(self._content))
         file.write_bytes(text)
-        allowed = frozenset({PASSED, FAILED, UNAVAILABLE, DAMAGED} if _is_json(text) else {DAMAGED})
+        allowed = frozenset({PASSED, FAILED, UNAVAILABLE, DAMAGED} if _is_read(lambda: json.loads(text)) else {DAMAGED})
         if rng.random() < _SPECIAL_SHARE:
             note, same = replace(rng, file)
             allowed = allowed if same else frozenset({DAMAGED})
         return Case(note, _gate(self._base, "--baseline", file.name, "--max-drop", "50%"), allowed)
-
-
-def _is_json(text: bytes) -> bool:
-    with contextlib.suppress(ValueError, RecursionError):
-        json.loads(text)
-        return True
-    return False
 
 
 class ResumeFiles:
@@ -180,9 +172,8 @@ class ResumeFiles:
                 lines[at] = text + choose(rng, (self._lines[at][1], self._lines[-1][1], b""))
             else:
                 note = choose(rng, ("swapped", "twice", "gone"))
-                lines = {"swapped": lines[::-1], "twice": [*lines, lines[at]], "gone": lines[:at] + lines[at + 1 :]}[
-                    note
-                ]
+                changed = {"swapped": lines[::-1], "twice": [*lines, lines[at]], "gone": lines[:at] + lines[at + 1 :]}
+                lines = changed[note]
             note = f"line {at}: {note}"
             content = b"".join(line.replace(b"\n", b" ") + b"\n" for line in lines)
         file.write_bytes(content)

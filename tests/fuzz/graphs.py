@@ -71,11 +71,8 @@ class OnnxGraphs:
 
 def _odd_graph(rng: np.random.Generator, model: onnx.ModelProto) -> str:
     graph = model.graph
-    node, tensor, value = (
-        choose(rng, graph.node),
-        choose(rng, graph.initializer),
-        choose(rng, (*graph.input, *graph.output)),
-    )
+    node, tensor = choose(rng, graph.node), choose(rng, graph.initializer)
+    value = choose(rng, (*graph.input, *graph.output))
     inner = node.attribute[0] if node.attribute else onnx.AttributeProto()
 
     def external(location: str, **more: str) -> None:
@@ -87,9 +84,9 @@ def _odd_graph(rng: np.random.Generator, model: onnx.ModelProto) -> str:
     def loop() -> None:
         node.input[0] = graph.node[-1].output[0]
 
+    operators = ("X", "", "Loop", "If", "MatMul", "Softmax", "Cast", "Sin", "é")
     kinds: dict[str, Callable[[], Any]] = {
-        "operator": lambda: setattr(node, "op_type", choose(rng, ("X", "", "Loop", "If", "MatMul", "Softmax", "Cast",
-        "Sin", "é"))),
+        "operator": lambda: setattr(node, "op_type", choose(rng, operators)),
         "domain": lambda: setattr(node, "domain", choose(rng, ("x", "com.microsoft", "ai.onnx.ml", "\n"))),
         "element type": lambda: setattr(tensor, "data_type", int(rng.integers(-1, 30))),
         "type of value": lambda: setattr(value.type.tensor_type, "elem_type", int(rng.integers(-1, 30))),
@@ -114,8 +111,7 @@ def _odd_graph(rng: np.random.Generator, model: onnx.ModelProto) -> str:
         "attribute": lambda: setattr(inner, "i", choose(rng, (-1, 0, 99, 2**62))),
         "attribute type": lambda: setattr(inner, "type", int(rng.integers(0, 15))),
         "attribute name": lambda: setattr(inner, "name", "x"),
-        "raw data": lambda: setattr(tensor, "raw_data", tensor.raw_data[: int(rng.integers(0, 1 +
-        len(tensor.raw_data)))]),
+        "raw data": lambda: setattr(tensor, "raw_data", tensor.raw_data[: int(rng.integers(1 + len(tensor.raw_data)))]),
         "nan": lambda: setattr(tensor, "raw_data", b"\xff" * len(tensor.raw_data)),
         "no graph": lambda: model.ClearField("graph"),
         "no nodes": lambda: graph.ClearField("node"),
@@ -138,8 +134,7 @@ class TorchScriptFiles:
     """torchscript/model.pt, signed again.
 
     Oracle: as for ONNX. Such an archive is code, and where the manifest vouches for it libtorch trusts it: a tensor
-    with less
-    data than its shape needs ends the process, so that none here is shortened.
+    with less data than its shape needs ends the process, so that none here is shortened.
     """
 
     def __init__(self, base: Path) -> None:
@@ -155,9 +150,8 @@ class TorchScriptFiles:
         elif draw < 0.9:
             note, content = self._odd_member(rng)
         else:
-            note, content = choose(
-                rng, (("text", b"x"), ("empty", b""), ("no archive", b"PK\5\6" + bytes(18)), ("pickle", b"\x80\2N."))
-            )
+            no_archive = ("no archive", b"PK\5\6" + bytes(18))
+            note, content = choose(rng, (("text", b"x"), ("empty", b""), no_archive, ("pickle", b"\x80\2N.")))
         rewrite(bundle / self._name, content)
         rewrite(bundle / "manifest.json", (self._bundle / "manifest.json").read_bytes())
         sign_again(Bundle.open(bundle))
@@ -177,14 +171,9 @@ class TorchScriptFiles:
                     if kind == "damaged":
                         lines = content.splitlines(keepends=True)
                         del lines[int(rng.integers(len(lines))) if lines else 0 :][:1]
-                        content = (
-                            b"".join(lines) if name.endswith(".py") else _same_length(damaged(rng, content)[1], content)
-                        )
+                        code, odd = name.endswith(".py"), damaged(rng, content)[1]
+                        content = b"".join(lines) if code else odd[: len(content)] + content[len(odd) :]
                     elif "/constants/" not in name and "/data/" not in name:
                         content = b""
                 new.writestr(zipfile.ZipInfo(name), content)
         return f"member: {kind} {chosen}", file.getvalue()
-
-
-def _same_length(content: bytes, whole: bytes) -> bytes:
-    return content[: len(whole)] + whole[len(content) :]

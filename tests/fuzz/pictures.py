@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "I;16B")
 _WITH_MODES = ("PNG", "TIFF", "WEBP", "GIF", "JPEG", "JPEG2000", "AVIF", "BMP", "TGA", "PPM", "PCX", "IM", "ICO", "SGI")
 _SIDES = (0, 1, 2, 3, 255, 256, 4096, 32767, 32768, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
+# The form of width and height in a header, and where they stand.
+_SIZE_PLACES = {
+    "BMP": ("<II", 18), "GIF": ("<HH", 6), "TGA": ("<HH", 12), "PSD": (">II", 14), "SUN": (">II", 4), "QOI": (">II", 4),
+    "PIXAR": ("<HH", 416), "GBR": (">II", 8), "DDS": ("<II", 12), "SGI": (">HH", 6),
+}  # fmt: skip
 # The rest of what `FORMATS` has and Pillow writes no file of.
 _MORE_BY_HAND = {
     "XPM": b'/* XPM */\nstatic char *a[] = {\n"2 2 2 1",\n"a c #ff0000",\n"b c #00ff00",\n"ab",\n"ba"\n};\n',
@@ -62,9 +67,8 @@ def odd_mode(rng: np.random.Generator) -> tuple[str, bytes]:
             if kind in ("PNG", "GIF") and mode in ("P", "L"):
                 options["transparency"] = int(rng.integers(256))
             if kind == "TIFF":
-                options["compression"] = choose(
-                    rng, (None, "tiff_lzw", "tiff_deflate", "packbits", "jpeg", "lzma", "zstd")
-                )
+                codecs = (None, "tiff_lzw", "tiff_deflate", "packbits", "jpeg", "lzma", "zstd")
+                options["compression"] = choose(rng, codecs)
             file = io.BytesIO()
             image.save(file, kind, **options)
             return f"mode: {kind} {mode}", file.getvalue()
@@ -117,21 +121,17 @@ def png(width: int, height: int, data: bytes, *, depth: int = 8, colours: int = 
 
 def huge(rng: np.random.Generator) -> tuple[str, bytes]:
     """An honest file of a few kilobytes with very long sides."""
-    width, height = choose(
-        rng,
-        ((2_000_000, 1), (1, 2_000_000), (20_000_000, 1), (170_000_000, 1), (1, 20_000_000), (40_000, 4_000), (13_000,
-        13_000),
-         (30_000, 30_000), (100, 1_000_000), (65_535, 2), (3, 65_535), (10_000, 10_000), (2**31 - 1, 1)),
-    )  # fmt: skip
+    lines = ((2_000_000, 1), (1, 2_000_000), (20_000_000, 1), (170_000_000, 1), (1, 20_000_000), (2**31 - 1, 1))
+    areas = ((40_000, 4_000), (13_000, 13_000), (30_000, 30_000), (100, 1_000_000), (10_000, 10_000))
+    width, height = choose(rng, (*lines, *areas, (65_535, 2), (3, 65_535)))
     depth, colours = choose(rng, ((1, 0), (8, 0), (8, 2), (16, 0), (16, 6), (8, 4)))
     samples = {0: 1, 2: 3, 4: 2, 6: 4}[colours]
     row = 1 + (width * depth * samples + 7) // 8
     if row * height > 400_000_000:
         depth, samples, colours = 1, 1, 0
         row = 1 + (width + 7) // 8
-    return f"huge: {width} x {height} of {depth} bits", png(
-        width, height, _zeros(row * height), depth=depth, colours=colours
-    )
+    content = png(width, height, _zeros(row * height), depth=depth, colours=colours)
+    return f"huge: {width} x {height} of {depth} bits", content
 
 
 @functools.lru_cache(maxsize=64)
@@ -146,9 +146,7 @@ def _zeros(count: int) -> bytes:
 def lying(rng: np.random.Generator) -> tuple[str, bytes]:
     """A header that says another size, depth or type than the data has; checksums are right."""
     sides = choose(rng, _SIDES), choose(rng, _SIDES)
-    kind = choose(
-        rng, ("PNG", "BMP", "PPM", "GIF", "TGA", "PSD", "SUN", "PIXAR", "GBR", "XVTHUMB", "TIFF", "DDS", "QOI", "SGI")
-    )
+    kind = choose(rng, ("PNG", "PPM", "XVTHUMB", "TIFF", *_SIZE_PLACES))
     data = zlib.compress(bytes(100))
     if kind == "PNG":
         depth, colours = int(rng.integers(0, 33)), int(rng.integers(0, 8))
@@ -160,21 +158,12 @@ def lying(rng: np.random.Generator) -> tuple[str, bytes]:
     if kind == "XVTHUMB":
         return f"lying: XV {sides}", f"P7 332\n#END_OF_COMMENTS\n{sides[0]} {sides[1]} 255\n".encode() + bytes(99)
     content = bytearray(valid_images()[kind])
-    places: dict[str, tuple[str, int]] = {
-        "BMP": ("<II", 18), "GIF": ("<HH", 6), "TGA": ("<HH", 12), "PSD": (">II", 14), "SUN": (">II", 4), "QOI":
-        (">II", 4),
-        "PIXAR": ("<HH", 416), "GBR": (">II", 8), "DDS": ("<II", 12), "SGI": (">HH", 6),
-    }  # fmt: skip
     if kind == "TIFF":
         values = rng.integers(0, 256, (4, 4), np.uint32)
-        lies = {
-            256: sides[0] & 0xFFFF,
-            257: sides[1] & 0xFFFF,
-            277: int(rng.integers(0, 65536)),
-            278: sides[0] & 0xFFFF,
-        }
+        width, height = (side & 0xFFFF for side in sides)
+        lies = {256: width, 257: height, 277: int(rng.integers(0, 65536)), 278: width}
         return f"lying: TIFF {sides}", write_tiff(values, 8, more=lies)
-    form, at = places[kind]
+    form, at = _SIZE_PLACES[kind]
     mask = 0xFFFF if "H" in form else 0xFFFFFFFF
     struct.pack_into(form, content, at, sides[0] & mask, sides[1] & mask)
     return f"lying: {kind} {sides}", bytes(content)
@@ -215,14 +204,8 @@ def with_metadata(rng: np.random.Generator) -> tuple[str, bytes]:
         image.save(file, "GIF", comment=rng.bytes(2000))
     else:
         bomb = zlib.compress(bytes(choose(rng, (10, 1_000_000, 30_000_000))))
-        chunk = choose(
-            rng,
-            (
-                _chunk(b"zTXt", b"a\0\0" + bomb),
-                _chunk(b"iTXt", b"a\0\1\0\0\0" + bomb),
-                _chunk(b"iCCP", b"a\0\0" + bomb),
-            ),
-        )
+        name, start = choose(rng, ((b"zTXt", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"iCCP", b"a\0\0")))
+        chunk = _chunk(name, start + bomb)
         rows = zlib.compress(bytes(9 * 9))
         return "metadata: text", png(8, 9, rows, between=chunk * int(rng.integers(1, 4)))
     return f"metadata: {kind}", file.getvalue()

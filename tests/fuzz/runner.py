@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -139,9 +138,7 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end()
         _remove(self._scratch)
 
@@ -188,15 +185,10 @@ class Worker:
         self._reports, write = os.pipe()
         home = self._work / "home"
         home.mkdir(exist_ok=True)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, (_ROOT, _TESTS, _TESTS / "support"))),
-            "HOME": str(home),
-            "XDG_CACHE_HOME": str(home / "cache"),
-            "HF_HUB_OFFLINE": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "OMP_NUM_THREADS": "1",
-        }
+        path = os.pathsep.join(map(str, (_ROOT, _TESTS, _TESTS / "support")))
+        folders = {"PYTHONPATH": path, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+        settings = dict.fromkeys(("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "OMP_NUM_THREADS"), "1")
+        environment = {**os.environ, **folders, **settings}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fuzz.worker", str(self._work / "base"), str(self._seed), str(write)],
             stdin=subprocess.PIPE, pass_fds=[write], env=environment, text=True, cwd=_ROOT,

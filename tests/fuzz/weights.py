@@ -9,6 +9,7 @@ import pickle
 import struct
 import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,26 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SPECIAL_SHARE = 0.03
-_DTYPES = (
-    "F64",
-    "F32",
-    "F16",
-    "BF16",
-    "I64",
-    "I32",
-    "I16",
-    "I8",
-    "U8",
-    "BOOL",
-    "F8_E4M3",
-    "F8_E5M2",
-    "F4",
-    "C64",
-    "X",
-    "",
-    1,
-    None,
-)
+_INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
+_DTYPES = ("F64", "F32", "F16", "BF16", *_INTEGERS, "F8_E4M3", "F8_E5M2", "F4", "C64", "X", "", 1, None)
 _SIZES = (-1, 0, 1, 2, 3, 24, 10**6, 10**9, 2**31, 2**32, 2**53, 2**63, 2**64, 1.5, "1", None, True)
 
 
@@ -56,10 +39,8 @@ def odd_safetensors(rng: np.random.Generator, content: bytes) -> tuple[str, byte
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     name = choose(rng, [key for key in header if key != "__metadata__"])
     entry = header[name]
-    kind = choose(
-        rng,
-        ("dtype", "shape", "offsets", "length", "json", "extra", "missing", "renamed", "metadata", "data", "overlap"),
-    )
+    of_tensors = ("extra", "missing", "renamed", "metadata", "data", "overlap")
+    kind = choose(rng, ("dtype", "shape", "offsets", "length", "json", *of_tensors))
     if kind == "dtype":
         entry["dtype"] = choose(rng, _DTYPES)
     elif kind == "shape":
@@ -71,13 +52,11 @@ def odd_safetensors(rng: np.random.Generator, content: bytes) -> tuple[str, byte
     elif kind == "missing":
         del header[name]
     elif kind == "renamed":
-        header[choose(rng, ("module." + name, "_orig_mod." + name, "", "\ud800", "a\0", "loss_fct.weight"))] = (
-            header.pop(name)
-        )
+        names = ("module." + name, "_orig_mod." + name, "", "\ud800", "a\0", "loss_fct.weight")
+        header[choose(rng, names)] = header.pop(name)
     elif kind == "metadata":
-        header["__metadata__"] = choose(
-            rng, (None, [], {"format": "tf"}, {"format": 1}, {"a": {}}, "x", {"a": "b" * 10**6})
-        )
+        values: tuple[Any, ...] = (None, [], {"format": "tf"}, {"format": 1}, {"a": {}}, "x", {"a": "b" * 10**6})
+        header["__metadata__"] = choose(rng, values)
     elif kind == "overlap":
         header[name + "2"] = entry
     elif kind == "data":
@@ -87,11 +66,9 @@ def odd_safetensors(rng: np.random.Generator, content: bytes) -> tuple[str, byte
     if kind == "json":
         note, text, _ = odd_json(rng, header)
         kind = f"json {note}"
-    size = (
-        choose(rng, (0, 1, 7, len(text) - 1, len(text) + 1, 10**8, 2**31, 2**63 - 1, 2**64 - 1))
-        if kind == "length"
-        else len(text)
-    )
+    size = len(text)
+    if kind == "length":
+        size = choose(rng, (0, 1, 7, size - 1, size + 1, 10**8, 2**31, 2**63 - 1, 2**64 - 1))
     return f"safetensors {kind}", struct.pack("<Q", size) + text + data
 
 
@@ -124,9 +101,8 @@ class Safetensors:
 
     def make(self, rng: np.random.Generator, folder: Path) -> Case:
         file = copy_tree(self._checkpoint, folder / "checkpoint") / "model.safetensors"
-        note, content = (
-            odd_safetensors(rng, self._content) if rng.random() < 0.7 else damaged(rng, self._content, head=4096)
-        )
+        make = odd_safetensors if rng.random() < 0.7 else partial(damaged, head=4096)
+        note, content = make(rng, self._content)
         rewrite(file, content)
         if rng.random() < _SPECIAL_SHARE:
             note, _ = replace(rng, file)
@@ -164,8 +140,7 @@ class TorchFiles:
     """pytorch_model.bin.
 
     Oracle: refused with 4, or the model has the weights of the undamaged file, but for one that was damaged in its
-    data;
-    and nothing in the file was run.
+    data; and nothing in the file was run.
     """
 
     def __init__(self, base: Path) -> None:
@@ -318,13 +293,9 @@ class Shards:
         elif draw < 0.5:
             weight_map = dict(self._index["weight_map"])
             name = choose(rng, sorted(weight_map))
-            other = choose(
-                rng,
-                ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "../checkpoint/config.json",
-                "/dev/zero",
-                 "model-00003-of-00002.safetensors", "", ".", "..", "config.json", "x\0y", "\ud800", "a" * 300,
-                 "/etc/passwd"),
-            )  # fmt: skip
+            shards = tuple(f"model-0000{number}-of-00002.safetensors" for number in (1, 2, 3))
+            paths = ("../checkpoint/config.json", "/dev/zero", "", ".", "..", "config.json", "/etc/passwd")
+            other = choose(rng, (*shards, *paths, "x\0y", "\ud800", "a" * 300))
             weight_map[choose(rng, (name, "x"))] = other
             note = f"map: {name} in {other!r:.30}"
             rewrite(index, json.dumps({"weight_map": weight_map}).encode())

@@ -56,14 +56,12 @@ def serve(base: Path, seed: int, report: int) -> None:
             if name not in made:
                 module, attribute = CLASSES.get(name, name).split(":")
                 made[name] = getattr(importlib.import_module(module), attribute)(base)
-            for answer in _outcome(made[name], name, seed, index, scratch, real):
+            for answer in _run(made[name], name, seed, index, scratch, real):
                 reports.write(json.dumps(answer) + "\n")
                 reports.flush()
 
 
-def _outcome(
-    inputs: InputClass, name: str, seed: int, index: int, scratch: Path, real: bool
-) -> Iterator[dict[str, Any]]:
+def _run(inputs: InputClass, name: str, seed: int, index: int, scratch: Path, real: bool) -> Iterator[dict[str, Any]]:
     """What the input is, which is known even if this process is ended meanwhile; then what came of it."""
     scratch.mkdir()
     os.chdir(scratch)
@@ -77,13 +75,7 @@ def _outcome(
     if problem is None and real:
         problem = _judge_real(case, answer)
     os.chdir(scratch.parent)
-    yield {
-        "code": answer.code,
-        "seconds": seconds,
-        "peak_bytes": grown,
-        "problem": problem,
-        "trace": answer.trace,
-    }
+    yield {"code": answer.code, "seconds": seconds, "peak_bytes": grown, "problem": problem, "trace": answer.trace}
 
 
 def _status(key: str) -> int:

@@ -90,8 +90,7 @@ CASES = {
     "lora_bias": Case(_VIT, {"r": 2, "lora_alpha": 5, "target_modules": ["v_proj", "projection"], "lora_bias": True}),
     "conv": Case(_VIT, {"r": 3, "lora_alpha": 4, "target_modules": ["projection", "q_proj"]}),
     "dora": Case(
-        _VIT,
-        {"r": 3, "target_modules": ["projection", "q_proj", "fc2"], "use_dora": True, "fan_in_fan_out": True},
+        _VIT, {"r": 3, "target_modules": ["projection", "q_proj", "fc2"], "use_dora": True, "fan_in_fan_out": True}
     ),
     "all_linear": Case(_VIT, {"r": 2, "target_modules": "all-linear", "init_lora_weights": "gaussian"}),
     "saved_parts": Case(_VIT, {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["mlp", "layernorm"]}),
@@ -182,9 +181,8 @@ def write(name: str, case: Case, folder: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_bytes())
     for key in ("target_modules", "modules_to_save"):  # which are sets, in an order that differs from run to run
         config[key] = sorted(config[key]) if isinstance(config[key], list) else config[key]
-    (adapter / "adapter_config.json").write_text(
-        json.dumps(config | {"base_model_name_or_path": "base"}, indent=2) + "\n"
-    )
+    config["base_model_name_or_path"] = "base"
+    (adapter / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     if case.suffix == ".bin":
         weights = adapter / "adapter_model.safetensors"
         torch.save(safetensors.torch.load_file(weights), weights.with_suffix(".bin"))

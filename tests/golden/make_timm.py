@@ -31,195 +31,137 @@ for _name in ("nms", "qnms"):
 timm: Any = importlib.import_module("timm")
 
 OUT = Path(__file__).parent / "timm"
+
+
+def case(
+    architecture: str, img_size: Any, patch_size: int | None, embed_dim: int, **others: Any
+) -> tuple[str, dict[str, Any]]:
+    patch = {} if patch_size is None else {"patch_size": patch_size}
+    return architecture, {"img_size": img_size, **patch, "embed_dim": embed_dim, **others}
+
+
+def cfg(**changes: Any) -> dict[str, Any]:
+    return {f"pretrained_cfg.{key}": value for key, value in changes.items()}
+
+
+def args(**changes: Any) -> dict[str, Any]:
+    return {f"model_args.{key}": value for key, value in changes.items()}
+
+
 # Per kind: the architecture, and the arguments of three models. Sizes are (height, width).
 KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "vit": [
-        ("vit_base_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2}),
-        ("vit_tiny_patch16_384", {"img_size": (24, 36), "patch_size": 6, "embed_dim": 24, "mlp_ratio": 2.5}),
-        ("vit_base_patch16_224_miil", {"img_size": 33, "patch_size": 11, "embed_dim": 24, "depth": 3}),
+        case("vit_base_patch16_224", 32, 8, 32, num_heads=4, mlp_ratio=2),
+        case("vit_tiny_patch16_384", (24, 36), 6, 24, mlp_ratio=2.5),
+        case("vit_base_patch16_224_miil", 33, 11, 24, depth=3),
     ],
     "vit_features": [
-        ("vit_small_patch8_224", {"img_size": 40, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 3}),
-        ("vit_base_patch32_224", {"img_size": 32, "patch_size": 16, "embed_dim": 24, "num_heads": 2, "mlp_ratio": 1.5}),
-        ("vit_large_patch16_224", {"img_size": 36, "patch_size": 6, "embed_dim": 32, "mlp_ratio": 2, "depth": 3}),
+        case("vit_small_patch8_224", 40, 8, 24, mlp_ratio=3),
+        case("vit_base_patch32_224", 32, 16, 24, num_heads=2, mlp_ratio=1.5),
+        case("vit_large_patch16_224", 36, 6, 32, mlp_ratio=2, depth=3),
     ],
     "deit": [
-        ("deit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 2}),
-        ("deit_small_patch16_224", {"img_size": 40, "patch_size": 10, "embed_dim": 36, "mlp_ratio": 1}),
-        ("deit_base_patch16_384", {"img_size": 28, "patch_size": 4, "embed_dim": 24, "depth": 3, "mlp_ratio": 2}),
+        case("deit_tiny_patch16_224", 32, 8, 24, mlp_ratio=2),
+        case("deit_small_patch16_224", 40, 10, 36, mlp_ratio=1),
+        case("deit_base_patch16_384", 28, 4, 24, depth=3, mlp_ratio=2),
     ],
     "deit_distilled": [
-        ("deit_tiny_distilled_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 2}),
-        ("deit_small_distilled_patch16_224", {"img_size": 24, "patch_size": 6, "embed_dim": 30, "mlp_ratio": 2}),
-        ("deit_base_distilled_patch16_224", {"img_size": 30, "patch_size": 6, "embed_dim": 24, "mlp_ratio": 1.5}),
+        case("deit_tiny_distilled_patch16_224", 32, 8, 24, mlp_ratio=2),
+        case("deit_small_distilled_patch16_224", 24, 6, 30, mlp_ratio=2),
+        case("deit_base_distilled_patch16_224", 30, 6, 24, mlp_ratio=1.5),
     ],
     "beit": [
-        ("beit_base_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2}),
-        ("beitv2_base_patch16_224", {"img_size": 30, "patch_size": 6, "embed_dim": 24, "mlp_ratio": 2}),
-        ("beit_large_patch16_384", {"img_size": 36, "patch_size": 12, "embed_dim": 32, "mlp_ratio": 1, "depth": 3}),
+        case("beit_base_patch16_224", 32, 8, 32, num_heads=4, mlp_ratio=2),
+        case("beitv2_base_patch16_224", 30, 6, 24, mlp_ratio=2),
+        case("beit_large_patch16_384", 36, 12, 32, mlp_ratio=1, depth=3),
     ],
     "beit_features": [
-        ("beitv2_base_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 2}),
-        (
+        case("beitv2_base_patch16_224", 32, 8, 24, mlp_ratio=2),
+        case("beit_base_patch16_224", 24, 6, 24, mlp_ratio=2, global_pool="token"),
+        case(
             "beit_base_patch16_224",
-            {"img_size": 24, "patch_size": 6, "embed_dim": 24, "mlp_ratio": 2, "global_pool": "token"},
-        ),
-        (
-            "beit_base_patch16_224",
-            {
-                "img_size": 20,
-                "patch_size": 4,
-                "embed_dim": 24,
-                "mlp_ratio": 1.5,
-                "init_values": None,
-                "use_abs_pos_emb": True,
-                "use_rel_pos_bias": False,
-                "use_shared_rel_pos_bias": True,
-            },
+            20,
+            4,
+            24,
+            mlp_ratio=1.5,
+            init_values=None,
+            use_abs_pos_emb=True,
+            use_rel_pos_bias=False,
+            use_shared_rel_pos_bias=True,
         ),
     ],
     "dinov2": [
-        ("vit_small_patch14_dinov2", {"img_size": 28, "patch_size": 7, "embed_dim": 24, "mlp_ratio": 2}),
-        ("vit_base_patch14_dinov2", {"img_size": 42, "embed_dim": 24, "num_heads": 3, "mlp_ratio": 1}),
-        ("vit_large_patch14_dinov2", {"img_size": 30, "patch_size": 5, "embed_dim": 32, "mlp_ratio": 2, "depth": 3}),
+        case("vit_small_patch14_dinov2", 28, 7, 24, mlp_ratio=2),
+        case("vit_base_patch14_dinov2", 42, None, 24, num_heads=3, mlp_ratio=1),
+        case("vit_large_patch14_dinov2", 30, 5, 32, mlp_ratio=2, depth=3),
     ],
     "reg4_dinov2": [
-        ("vit_small_patch14_reg4_dinov2", {"img_size": 28, "patch_size": 7, "embed_dim": 24, "mlp_ratio": 2}),
-        ("vit_base_patch14_reg4_dinov2", {"img_size": 32, "patch_size": 8, "embed_dim": 24, "no_embed_class": False}),
-        ("vit_base_patch14_reg1_tipsv2", {"img_size": 25, "patch_size": 5, "embed_dim": 24, "mlp_ratio": 3}),
+        case("vit_small_patch14_reg4_dinov2", 28, 7, 24, mlp_ratio=2),
+        case("vit_base_patch14_reg4_dinov2", 32, 8, 24, no_embed_class=False),
+        case("vit_base_patch14_reg1_tipsv2", 25, 5, 24, mlp_ratio=3),
     ],
     "reg4_dinov2_classifier": [
-        ("vit_small_patch14_reg4_dinov2", {"img_size": 28, "patch_size": 7, "embed_dim": 24, "mlp_ratio": 2}),
-        ("vit_base_patch14_reg4_dinov2", {"img_size": 42, "embed_dim": 24, "mlp_ratio": 1, "qkv_bias": False}),
-        ("vit_large_patch14_reg4_dinov2", {"img_size": 24, "patch_size": 4, "embed_dim": 32, "mlp_ratio": 2}),
+        case("vit_small_patch14_reg4_dinov2", 28, 7, 24, mlp_ratio=2),
+        case("vit_base_patch14_reg4_dinov2", 42, None, 24, mlp_ratio=1, qkv_bias=False),
+        case("vit_large_patch14_reg4_dinov2", 24, 4, 32, mlp_ratio=2),
     ],
     "deit3": [
-        ("deit3_small_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 2}),
-        ("deit3_base_patch16_384", {"img_size": 36, "patch_size": 6, "embed_dim": 36, "mlp_ratio": 1}),
-        ("deit3_medium_patch16_224", {"img_size": 30, "patch_size": 10, "embed_dim": 24, "mlp_ratio": 2, "depth": 3}),
+        case("deit3_small_patch16_224", 32, 8, 24, mlp_ratio=2),
+        case("deit3_base_patch16_384", 36, 6, 36, mlp_ratio=1),
+        case("deit3_medium_patch16_224", 30, 10, 24, mlp_ratio=2, depth=3),
     ],
     "swiglu": [
-        ("vit_giant_patch14_dinov2", {"img_size": 28, "patch_size": 7, "embed_dim": 24}),
-        ("vit_giant_patch14_reg4_dinov2", {"img_size": 24, "patch_size": 6, "embed_dim": 24}),
-        (
-            "vit_giant_patch14_dinov2",
-            {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 2, "num_classes": 5},
-        ),
+        case("vit_giant_patch14_dinov2", 28, 7, 24),
+        case("vit_giant_patch14_reg4_dinov2", 24, 6, 24),
+        case("vit_giant_patch14_dinov2", 32, 8, 48, num_heads=2, num_classes=5),
     ],
     # The norm after the mean of the patches (fc_norm), a BEiT to transformers.
     "mean": [
-        (
-            "vit_base_patch16_224",
-            {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2, "global_pool": "avg"},
-        ),
-        (
-            "deit3_small_patch16_224",
-            {"img_size": 30, "patch_size": 6, "embed_dim": 24, "mlp_ratio": 2.5, "global_pool": "avg"},
-        ),
-        (
-            "vit_large_patch16_224",
-            {"img_size": 33, "patch_size": 8, "embed_dim": 32, "mlp_ratio": 1, "global_pool": "avg", "qkv_bias": False},
-        ),
+        case("vit_base_patch16_224", 32, 8, 32, num_heads=4, mlp_ratio=2, global_pool="avg"),
+        case("deit3_small_patch16_224", 30, 6, 24, mlp_ratio=2.5, global_pool="avg"),
+        case("vit_large_patch16_224", 33, 8, 32, mlp_ratio=1, global_pool="avg", qkv_bias=False),
     ],
     "mean_features": [
-        (
-            "vit_small_patch14_dinov2",
-            {"img_size": 28, "patch_size": 7, "embed_dim": 24, "mlp_ratio": 1, "global_pool": "avg"},
-        ),
-        (
-            "deit_tiny_patch16_224",
-            {"img_size": 32, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 1, "global_pool": "avg"},
-        ),
-        (
-            "vit_tiny_patch16_224",
-            {
-                "img_size": 24,
-                "patch_size": 6,
-                "embed_dim": 24,
-                "mlp_ratio": 1,
-                "global_pool": "avg",
-                "no_embed_class": True,
-            },
-        ),
+        case("vit_small_patch14_dinov2", 28, 7, 24, mlp_ratio=1, global_pool="avg"),
+        case("deit_tiny_patch16_224", 32, 8, 24, mlp_ratio=1, global_pool="avg"),
+        case("vit_tiny_patch16_224", 24, 6, 24, mlp_ratio=1, global_pool="avg", no_embed_class=True),
     ],
     # The norm before the mean of the patches, a DINOv2 to transformers.
     "norm_mean": [
-        (
-            "vit_base_patch16_224",
-            {"img_size": 32, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 2, "global_pool": "avg", "fc_norm": False},
-        ),
-        (
-            "vit_small_patch14_reg4_dinov2",
-            {"img_size": 28, "patch_size": 7, "embed_dim": 24, "mlp_ratio": 2, "global_pool": "avg", "fc_norm": False},
-        ),
-        (
-            "vit_giant_patch14_dinov2",
-            {"img_size": 24, "patch_size": 6, "embed_dim": 24, "global_pool": "avg", "fc_norm": False},
-        ),
+        case("vit_base_patch16_224", 32, 8, 24, mlp_ratio=2, global_pool="avg", fc_norm=False),
+        case("vit_small_patch14_reg4_dinov2", 28, 7, 24, mlp_ratio=2, global_pool="avg", fc_norm=False),
+        case("vit_giant_patch14_dinov2", 24, 6, 24, global_pool="avg", fc_norm=False),
     ],
     # The norm after the choice of the class token.
     "token_norm": [
-        (
-            "vit_base_patch16_224",
-            {"img_size": 32, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 2, "fc_norm": True},
-        ),
-        (
-            "vit_small_patch14_reg4_dinov2",
-            {"img_size": 28, "patch_size": 7, "embed_dim": 24, "mlp_ratio": 2, "fc_norm": True},
-        ),
-        (
-            "deit3_small_patch16_224",
-            {"img_size": 30, "patch_size": 6, "embed_dim": 24, "mlp_ratio": 2, "fc_norm": True},
-        ),
+        case("vit_base_patch16_224", 32, 8, 24, mlp_ratio=2, fc_norm=True),
+        case("vit_small_patch14_reg4_dinov2", 28, 7, 24, mlp_ratio=2, fc_norm=True),
+        case("deit3_small_patch16_224", 30, 6, 24, mlp_ratio=2, fc_norm=True),
     ],
     "beit_token_norm": [
-        (
-            "beit_base_patch16_224",
-            {
-                "img_size": 24,
-                "patch_size": 6,
-                "embed_dim": 24,
-                "mlp_ratio": 2,
-                "global_pool": "token",
-                "use_fc_norm": True,
-            },
-        ),
+        case("beit_base_patch16_224", 24, 6, 24, mlp_ratio=2, global_pool="token", use_fc_norm=True),
     ],
     # Models that interpolate their positions to each image; `input_size` is of the images that timm evaluates.
     "dynamic": [
-        (
-            "vit_base_patch16_224",
-            {
-                "img_size": 32,
-                "patch_size": 8,
-                "embed_dim": 24,
-                "mlp_ratio": 2,
-                "dynamic_img_size": True,
-                "input_size": (3, 48, 48),
-            },
-        ),
-        (
+        case("vit_base_patch16_224", 32, 8, 24, mlp_ratio=2, dynamic_img_size=True, input_size=(3, 48, 48)),
+        case(
             "deit_small_distilled_patch16_224",
-            {
-                "img_size": (24, 36),
-                "patch_size": 6,
-                "embed_dim": 24,
-                "mlp_ratio": 2,
-                "dynamic_img_size": True,
-                "input_size": (3, 30, 30),
-            },
+            (24, 36),
+            6,
+            24,
+            mlp_ratio=2,
+            dynamic_img_size=True,
+            input_size=(3, 30, 30),
         ),
-        (
+        case(
             "vit_base_patch16_224",
-            {
-                "img_size": 40,
-                "patch_size": 8,
-                "embed_dim": 24,
-                "mlp_ratio": 2,
-                "dynamic_img_size": True,
-                "global_pool": "avg",
-                "input_size": (3, 24, 24),
-            },
+            40,
+            8,
+            24,
+            mlp_ratio=2,
+            dynamic_img_size=True,
+            global_pool="avg",
+            input_size=(3, 24, 24),
         ),
     ],
 }
@@ -269,10 +211,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "without information": ("vit_0", {"num_features": "-", "global_pool": "-", "pretrained_cfg.tag": "-"}),
     "problem type": ("vit_0", {"problem_type": "multi_label_classification"}),
     "custom load": ("vit_0", {"pretrained_cfg.custom_load": True}),
-    "sizes for tests": (
-        "vit_0",
-        {"pretrained_cfg.test_input_size": [3, 48, 48], "pretrained_cfg.test_crop_pct": 1.0},
-    ),
+    "sizes for tests": ("vit_0", {"pretrained_cfg.test_input_size": [3, 48, 48], "pretrained_cfg.test_crop_pct": 1.0}),
     "unknown key": ("vit_0", {"pretrained_cfg.test_crop_mode": "squash"}),
     "unknown argument": ("vit_0", {"model_args.strict_img_size": False}),
     "classes at the top": ("vit_0", {"model_args.num_classes": "-", "pretrained_cfg.num_classes": "-"}),
@@ -281,31 +220,18 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "classes overridden at the top": ("vit_0", {"pretrained_cfg.num_classes": 1000}),
     "classes contradicted": ("vit_0", {"num_classes": 5, "pretrained_cfg.num_classes": 5}),
     "offset": ("vit_0", {"pretrained_cfg.label_offset": 1, "rows": 1}),
-    "offset of two layers": (
-        "deit_distilled_0",
-        {"pretrained_cfg.label_offset": 2, "pretrained_cfg.classifier": ["head", "head_dist"], "rows": 2},
-    ),
+    "offset of two layers": ("deit_distilled_0", cfg(label_offset=2, classifier=["head", "head_dist"]) | {"rows": 2}),
     "offset without rows": ("vit_0", {"pretrained_cfg.label_offset": 1}),
     "offset of no layer": ("vit_0", {"pretrained_cfg.label_offset": 1, "pretrained_cfg.classifier": None}),
     "no offset": ("vit_0", {"pretrained_cfg.label_offset": 0}),
     "another input size": ("vit_0", {"pretrained_cfg.input_size": [3, 48, 48]}),
-    "another input size, not fixed": (
-        "vit_0",
-        {"pretrained_cfg.input_size": [3, 48, 48], "pretrained_cfg.fixed_input_size": False},
-    ),
+    "another input size, not fixed": ("vit_0", cfg(input_size=[3, 48, 48], fixed_input_size=False)),
     "dynamic": ("vit_0", {"pretrained_cfg.input_size": [3, 48, 48], "model_args.dynamic_img_size": True}),
     "dynamic, not square": (
         "vit_0",
-        {
-            "pretrained_cfg.input_size": [3, 24, 48],
-            "pretrained_cfg.crop_mode": "squash",
-            "model_args.dynamic_img_size": True,
-        },
+        cfg(input_size=[3, 24, 48], crop_mode="squash") | args(dynamic_img_size=True),
     ),
-    "dynamic, part of a patch": (
-        "vit_0",
-        {"pretrained_cfg.input_size": [3, 44, 44], "model_args.dynamic_img_size": True},
-    ),
+    "dynamic, part of a patch": ("vit_0", cfg(input_size=[3, 44, 44]) | args(dynamic_img_size=True)),
     "dynamic, without img_size": ("vit_0", {"model_args.img_size": "-", "model_args.dynamic_img_size": True}),
     "dynamic BEiT": ("beit_0", {"model_args.dynamic_img_size": True}),
     "without img_size": ("vit_0", {"model_args.img_size": "-"}),
@@ -321,7 +247,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "avg of a BEiT": ("beit_token_norm_0", {"global_pool": "-", "model_args.global_pool": "avg"}),
     "avg of a BEiT, normalized before": (
         "beit_features_1",
-        {"global_pool": "-", "model_args.global_pool": "avg", "model_args.use_fc_norm": False},
+        {"global_pool": "-"} | args(global_pool="avg", use_fc_norm=False),
     ),
 }
 

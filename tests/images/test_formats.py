@@ -63,17 +63,21 @@ def test_other_formats_are_refused_and_start_no_process(monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def _checked_again() -> Iterator[None]:
-    image_formats._is_decoded.cache_clear()
+def _known_again() -> Iterator[None]:
+    """Pillow's formats are looked up in the test, and after it."""
+    caches = image_formats._is_decoded, image_formats._register
+    for cache in caches:
+        cache.cache_clear()
     yield
-    image_formats._is_decoded.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.mark.parametrize(
     ("feature", "kind", "ending"),
     [("avif", "AVIF", ".avif"), ("webp", "WEBP", ".webp"), ("jpg_2000", "JPEG2000", ".jp2"), ("jpg", "JPEG", ".mpo")],
 )
-@pytest.mark.usefixtures("_checked_again")
+@pytest.mark.usefixtures("_known_again")
 def test_a_format_without_its_library_is_not_read(
     feature: str, kind: str, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,14 +97,7 @@ def test_a_format_that_a_plugin_registers_is_read_from_then_on(monkeypatch: pyte
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 
 
-@pytest.fixture
-def _registered_again() -> Iterator[None]:
-    image_formats._register.cache_clear()
-    yield
-    image_formats._register.cache_clear()
-
-
-@pytest.mark.usefixtures("_registered_again")
+@pytest.mark.usefixtures("_known_again")
 def test_pillow_heif_is_registered_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "OPEN", {**Image.OPEN})
     package = types.ModuleType("pillow_heif")

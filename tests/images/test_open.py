@@ -104,19 +104,11 @@ def test_exif_orientation(tmp_path: Path, kind: str, orientation: int) -> None:
 @pytest.mark.parametrize(
     ("mode", "kind"),
     [
-        ("1", "PNG"),
-        ("L", "JPEG"),
-        ("LA", "PNG"),
-        ("P", "PNG"),
+        *((mode, "PNG") for mode in ("1", "LA", "P", "RGBA")),
+        *((mode, "TIFF") for mode in ("RGBA", "CMYK", "YCbCr", "LAB")),
+        *((mode, "JPEG") for mode in ("L", "CMYK")),
         ("P", "GIF"),
-        ("RGBA", "PNG"),
-        ("RGBA", "TIFF"),
-        ("CMYK", "JPEG"),
-        ("CMYK", "TIFF"),
-        ("YCbCr", "TIFF"),
-        ("LAB", "TIFF"),
-        ("RGB", "BMP"),
-        ("RGB", "PPM"),
+        *(("RGB", kind) for kind in ("BMP", "PPM")),
         pytest.param("RGBA", "WEBP", marks=pytest.mark.skipif(not features.check("webp"), reason="Pillow lacks WebP")),
     ],
 )
@@ -162,10 +154,7 @@ def test_arrays() -> None:
         (np.zeros((4, 4, 3), np.float32), "float32"),
         (np.zeros((4, 4), np.uint16), "uint16"),
         (np.zeros((4, 4), bool), "bool"),
-        (np.zeros(4, np.uint8), (4,)),
-        (np.zeros((9, 9, 2), np.uint8), (9, 9, 2)),
-        (np.zeros((3, 9, 3), np.uint8), (3, 9, 3)),
-        (np.zeros((1, 2, 9, 3), np.uint8), (1, 2, 9, 3)),
+        *((np.zeros(shape, np.uint8), shape) for shape in ((4,), (9, 9, 2), (3, 9, 3), (1, 2, 9, 3))),
     ],
 )
 def test_arrays_that_are_refused(array: np.ndarray, found: object) -> None:

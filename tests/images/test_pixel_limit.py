@@ -18,6 +18,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from image_files import png_chunk
 from limited import ERRORS_OF, MIB, run_limited
 from PIL import Image
 from raising import raises
@@ -92,8 +93,7 @@ def test_what_pillow_refuses_is_refused(
 def header_of(width: int, height: int) -> bytes:
     """A PNG file whose header states a size that its data has not."""
     data = encoded("PNG")
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+    return data[:8] + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + data[33:]
 
 
 def test_the_bomb_is_refused_before_it_is_decoded() -> None:
@@ -288,10 +288,9 @@ print((peak() - before) / (5000 * 5000))
 def test_metadata_that_explodes_is_not_decompressed(tmp_path: Path, kind: bytes, place: str) -> None:
     """512 MiB of zeros in a chunk of 0.5 MB, before the pixels and after them; Pillow's own limits hold here."""
     packed = (b"a\0\1\0\0\0" if kind == b"iTXt" else b"a\0\0") + zlib.compress(bytes(512 * MIB), 9)
-    chunk = struct.pack(">I", len(packed)) + kind + packed + struct.pack(">I", zlib.crc32(kind + packed))
     data, at = encoded("PNG"), 33 if place == "before" else -12
     path = tmp_path / "metadata.png"
-    path.write_bytes(data[:at] + chunk + data[at:])
+    path.write_bytes(data[:at] + png_chunk(kind, packed) + data[at:])
     done = run_limited(f"from vitdeploy.images.open import open_image{ERRORS_OF}open_image(sys.argv[1])", path)
     assert done.code in (0, 4), done.errors
     assert done.peak_bytes < 256 * MIB
@@ -306,10 +305,8 @@ def test_advice_about_a_side_that_is_too_long_helps(
     """Such an image has too many pixels as well; more of them would be refused again."""
     if raised:
         monkeypatch.setenv(MAX_PIXELS_VARIABLE, str(2**40))
-    size = struct.pack(">II5B", width, height, 8, 2, 0, 0, 0)
-    header = b"IHDR" + size
-    content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(size)) + header + struct.pack(">I", zlib.crc32(header))
-    content += struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT"))
+    header = png_chunk(b"IHDR", struct.pack(">II5B", width, height, 8, 2, 0, 0, 0))
+    content = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", b"")
     with raises(ImageError, found=(width, height)) as refused:
         ImageProcessor()(content, pixels=DECODED)
     assert "--max-image-pixels" not in str(refused.value)

@@ -170,69 +170,41 @@ def test_a_file_that_does_not_name_its_class(tmp_path: Path, model_type: str) ->
 
 # The files of a folder that leave something out of the processor's class. transformers decides what each stands for.
 SIZES = {"size": 48, "crop_size": 24}
+SETTINGS = {"preprocessor_config": SIZES}
+VIT = {"config": {"model_type": "vit"}}
+BIT = {**SIZES, "image_processor_type": "BitImageProcessor"}
+
+
+def of_class(**keys: str) -> dict[str, dict[str, Any]]:
+    return {"preprocessor_config": {**SIZES, **keys}, **VIT}
+
+
 OF_CLASS: dict[str, dict[str, dict[str, Any]]] = {
     "nothing": {},
-    "a model alone": {"config": {"model_type": "vit"}},
+    "a model alone": VIT,
     "a DINOv2 alone": {"config": {"model_type": "dinov2", "image_size": 518}},
-    "a processor of several parts, none of images": {
-        "processor_config": {"processor_class": "X"},
-        "config": {"model_type": "vit"},
-    },
-    "settings that are not nested": {
-        "processor_config": {**SIZES, "image_processor_type": "BitImageProcessor"},
-        "config": {"model_type": "vit"},
-    },
-    "a nested feature extractor": {
-        "processor_config": {"feature_extractor": {**SIZES, "image_processor_type": "BitImageProcessor"}},
-        "config": {"model_type": "vit"},
-    },
-    "no class, no model": {"preprocessor_config": SIZES},
-    "no class, an unknown model": {"preprocessor_config": SIZES, "config": {"model_type": "unknown"}},
-    "no class, a model without one": {"preprocessor_config": SIZES, "config": {"model_type": "dinov2_with_registers"}},
+    "a processor of several parts, none of images": {"processor_config": {"processor_class": "X"}, **VIT},
+    "settings that are not nested": {"processor_config": BIT, **VIT},
+    "a nested feature extractor": {"processor_config": {"feature_extractor": BIT}, **VIT},
+    "no class, no model": SETTINGS,
+    "no class, an unknown model": {**SETTINGS, "config": {"model_type": "unknown"}},
+    "no class, a model without one": {**SETTINGS, "config": {"model_type": "dinov2_with_registers"}},
     "no class, and no setting": {"preprocessor_config": {}, "config": {"model_type": "beit"}},
     "the class in config.json": {
-        "preprocessor_config": SIZES,
+        **SETTINGS,
         "config": {"model_type": "vit", "image_processor_type": "BitImageProcessor"},
     },
-    "the class in config.json, no model": {
-        "preprocessor_config": SIZES,
-        "config": {"image_processor_type": "BitImageProcessor"},
-    },
-    "an unknown class": {
-        "preprocessor_config": {**SIZES, "image_processor_type": "OtherImageProcessor"},
-        "config": {"model_type": "vit"},
-    },
-    "an empty class": {
-        "preprocessor_config": {**SIZES, "image_processor_type": "", "feature_extractor_type": "BitFeatureExtractor"},
-        "config": {"model_type": "vit"},
-    },
-    "a feature extractor's class": {
-        "preprocessor_config": {**SIZES, "feature_extractor_type": "BitFeatureExtractor"},
-        "config": {"model_type": "vit"},
-    },
-    "an unknown feature extractor": {
-        "preprocessor_config": {**SIZES, "feature_extractor_type": "OtherFeatureExtractor"},
-        "config": {"model_type": "vit"},
-    },
-    "a feature extractor's class as the image processor's": {
-        "preprocessor_config": {**SIZES, "image_processor_type": "ViTFeatureExtractor"},
-        "config": {"model_type": "vit"},
-    },
-    "both classes": {
-        "preprocessor_config": {
-            **SIZES,
-            "image_processor_type": "BitImageProcessor",
-            "feature_extractor_type": "ViTFeatureExtractor",
-        },
-        "config": {"model_type": "vit"},
-    },
-    "nested settings that are null": {
-        "processor_config": {"image_processor": None},
-        "preprocessor_config": {**SIZES, "image_processor_type": "BitImageProcessor"},
-    },
+    "the class in config.json, no model": {**SETTINGS, "config": {"image_processor_type": "BitImageProcessor"}},
+    "an unknown class": of_class(image_processor_type="OtherImageProcessor"),
+    "an empty class": of_class(image_processor_type="", feature_extractor_type="BitFeatureExtractor"),
+    "a feature extractor's class": of_class(feature_extractor_type="BitFeatureExtractor"),
+    "an unknown feature extractor": of_class(feature_extractor_type="OtherFeatureExtractor"),
+    "a feature extractor's class as the image processor's": of_class(image_processor_type="ViTFeatureExtractor"),
+    "both classes": of_class(image_processor_type="BitImageProcessor", feature_extractor_type="ViTFeatureExtractor"),
+    "nested settings that are null": {"processor_config": {"image_processor": None}, "preprocessor_config": BIT},
     "nested settings that are empty": {
         "processor_config": {"image_processor": {}},
-        "preprocessor_config": {**SIZES, "image_processor_type": "BitImageProcessor"},
+        "preprocessor_config": BIT,
         "config": {"model_type": "deit"},
     },
 }
@@ -298,31 +270,20 @@ def test_another_size_keeps_the_share_of_the_crop(
 @pytest.mark.parametrize(
     "change",
     [
-        {"image_processor_type": "CLIPImageProcessor"},
-        {"image_processor_type": None},
+        *({"image_processor_type": name} for name in ("CLIPImageProcessor", None)),
         {"do_pad": True},
         {"do_flip_channel_order": True},
         {"do_resize": "yes"},
-        {"size": {"longest_edge": 224}},
+        *({"size": value} for value in ("224", [224], True, None, {"longest_edge": 224}, {"shortest_edge": 0})),
         {"size": {"shortest_edge": 224, "longest_edge": 300}},
-        {"size": {"shortest_edge": 0}},
-        {"size": "224"},
-        {"size": [224]},
-        {"size": True},
-        {"size": None},
         {"image_mean": None},
         {"crop_size": {"shortest_edge": 224}},
         {"crop_size": None, "do_center_crop": True},
-        {"resample": 6},
-        {"resample": "bilinear"},
-        {"rescale_factor": "1/255"},
-        {"rescale_factor": float("nan")},
-        {"image_mean": [0.5, 0.5]},
+        *({"resample": value} for value in (6, "bilinear")),
+        *({"rescale_factor": value} for value in ("1/255", math.nan)),
         {"image_std": [0.5, 0.5, 0.5], "image_mean": [0.5]},
-        {"image_std": [0.5]},
-        {"image_mean": [0.5, 0.5, "0.5"]},
-        {"image_std": [0.5, 0, 0.5]},
-        {"image_std": [0.5, 1e-320, 0.5]},
+        *({"image_mean": value} for value in ([0.5, 0.5], [0.5, 0.5, "0.5"])),
+        *({"image_std": value} for value in ([0.5], [0.5, 0, 0.5], [0.5, 1e-320, 0.5])),
     ],
 )
 def test_settings_that_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:

@@ -23,31 +23,24 @@ from vitdeploy.images.processor import ImageProcessor
 CLASSES = ("ViT", "DeiT", "Beit", "Bit")
 SIZE = {"height": 90, "width": 110}
 # Values of each key, and those that are refused, whether transformers does something with them or not.
+SWITCHES = """
+    do_convert_rgb do_resize default_to_square do_center_crop do_rescale do_normalize disable_grouping do_reduce_labels
+"""
 VALUES: dict[str, list[Any]] = {
-    "do_convert_rgb": [True, False, None],
-    "do_resize": [True, False, None],
+    **{key: [True, False, None] for key in SWITCHES.split()},
+    **{key: ["channels_first", "channels_last", None] for key in ("data_format", "input_data_format")},
+    **{key: ["ViTProcessor"] for key in ("processor_class", "_processor_class")},
+    **{key: [[0.1, 0.2, 0.3], 0.3, None] for key in ("image_mean", "image_std")},
+    **{key: [True] for key in ("reduce_labels", "rescale_offset", "use_square_size")},
     "size": [100, [90, 110], SIZE, {"shortest_edge": 90}, {**SIZE, "shortest_edge": None}, 90.0],
-    "default_to_square": [True, False, None],
     "crop_size": [80, [70, 90], SIZE, None],
     "resample": [0, 1, 2, 3, 4, 5, None],
-    "do_center_crop": [True, False, None],
-    "do_rescale": [True, False, None],
     "rescale_factor": [1 / 127.5, 2, None],
-    "do_normalize": [True, False, None],
-    "image_mean": [[0.1, 0.2, 0.3], 0.3, None],
-    "image_std": [[0.1, 0.2, 0.3], 0.3, None],
     "do_pad": [False, None],
     "pad_size": [{"height": 300, "width": 300}, None],
-    "data_format": ["channels_first", "channels_last", None],
-    "input_data_format": ["channels_first", "channels_last", None],
     "device": ["cpu", None],
     "return_tensors": ["np", None],
-    "disable_grouping": [True, False, None],
     "image_seq_length": [3],
-    "do_reduce_labels": [True, False, None],
-    "reduce_labels": [True],
-    "processor_class": ["ViTProcessor"],
-    "_processor_class": ["ViTProcessor"],
     "_auto_class": [None],
     "model_input_names": [["pixel_values"]],
     "_valid_processor_keys": [["images", "do_resize"]],
@@ -55,8 +48,6 @@ VALUES: dict[str, list[Any]] = {
     # of other classes
     "crop_pct": [0.9],
     "size_divisor": [32],
-    "rescale_offset": [True],
-    "use_square_size": [True],
     "max_size": [100],
     "interpolation": ["nearest"],
     "do_flip_channel_order": [False],

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from image_files import png_chunk, png_of
 from PIL import Image, features
 from raising import raises
 from tiff_files import DEFLATE, RGB, UNCOMPRESSED, WHITE_IS_ZERO, write_tiff
@@ -27,6 +26,13 @@ def ramp(bits: int, height: int = 31, width: int = 41, channels: int | None = No
     shape = (height, width) if channels is None else (height, width, channels)
     values = np.linspace(0, (1 << bits) - 1, int(np.prod(shape))).round().astype(np.uint16)
     return np.random.default_rng(bits).permutation(values).reshape(shape)
+
+
+def tiff_of(values: np.ndarray, **options: Any) -> bytes:
+    """As tifffile writes it."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, **options)
+    return buffer.getvalue()
 
 
 def check_gray(data: bytes, want: np.ndarray) -> None:
@@ -87,10 +93,9 @@ def test_signed_samples_are_refused(bits: int, order: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.float32, np.float64, np.uint32])
 def test_what_tifffile_writes_without_a_fixed_range_is_refused(dtype: type) -> None:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, ramp(7).astype(dtype), photometric="minisblack")
+    data = tiff_of(ramp(7).astype(dtype), photometric="minisblack")
     with pytest.raises(ImageError):
-        open_image(buffer.getvalue())
+        open_image(data)
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -101,14 +106,13 @@ def test_rgb_tiff_keeps_its_8_highest_bits_or_is_refused(
     planar: Any, compression: str | None, order: Any, bits: int
 ) -> None:
     values = ramp(bits, channels=3).astype(f"u{bits // 8}")
-    buffer = io.BytesIO()
     stored = np.moveaxis(values, -1, 0) if planar == "separate" else values
-    tifffile.imwrite(buffer, stored, photometric="rgb", planarconfig=planar, compression=compression, byteorder=order)
+    data = tiff_of(stored, photometric="rgb", planarconfig=planar, compression=compression, byteorder=order)
     if planar == "separate" and compression is None and bits == 16:  # which Pillow reads as planes of 8 bits
         with raises(ImageError, found="16-bit planes"):
-            open_image(buffer.getvalue())
+            open_image(data)
         return
-    np.testing.assert_array_equal(np.asarray(open_image(buffer.getvalue())), values >> (bits - 8))
+    np.testing.assert_array_equal(np.asarray(open_image(data)), values >> (bits - 8))
 
 
 def test_the_transparent_level_of_a_gray_png() -> None:
@@ -116,12 +120,7 @@ def test_the_transparent_level_of_a_gray_png() -> None:
     values = ramp(16)
     values[3:5, 2:7] = 0x1234
     values[0, :2] = 0x1235, 0x1200  # of the same 8 highest bits
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 0, 0, 0, 0)
-    chunks = [(b"IHDR", head), (b"tRNS", b"\x12\x34"), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
-    )
+    data = png_of(values, 0, png_chunk(b"tRNS", b"\x12\x34"))
     levels = (values >> 8).astype(np.uint8)
     alpha = np.where(values == 0x1234, 0, 255)
     assert np.count_nonzero(alpha == 0) >= 10
@@ -132,18 +131,17 @@ def test_the_transparent_level_of_a_gray_png() -> None:
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_gray_with_associated_alpha(mode: Any) -> None:
     """Pillow's own conversions, from La to LA and from there."""
-    buffer = io.BytesIO()
     values = np.random.default_rng(0).integers(0, 256, (31, 41, 2), np.uint8)
     values[..., 0] = np.minimum(values[..., 0], values[..., 1])  # it was multiplied by its alpha
-    tifffile.imwrite(buffer, values, photometric="minisblack", extrasamples=["assocalpha"], planarconfig="contig")
-    with Image.open(io.BytesIO(buffer.getvalue())) as opened:
+    data = tiff_of(values, photometric="minisblack", extrasamples=["assocalpha"], planarconfig="contig")
+    with Image.open(io.BytesIO(data)) as opened:
         assert opened.mode == "La"
         want = np.asarray(opened.convert("LA").convert(mode))
-        for source in (buffer.getvalue(), opened):
+        for source in (data, opened):
             np.testing.assert_array_equal(np.asarray(open_image(source, mode=mode)), want)
     multiplied, alpha = values.astype(float).transpose(2, 0, 1)
     gray = np.where(alpha > 0, multiplied * 255 / np.maximum(alpha, 1), multiplied)
-    assert np.abs(gray - np.asarray(open_image(buffer.getvalue(), mode="L"))).max() <= 1  # Pillow rounds down
+    assert np.abs(gray - np.asarray(open_image(data, mode="L"))).max() <= 1  # Pillow rounds down
 
 
 @pytest.mark.parametrize("kind", ["RGBA", "RGBa", "PA", "RGBX", "HSV", "LAB", "La", "LA", "P", "1", "CMYK", "YCbCr"])
@@ -154,10 +152,9 @@ def test_every_mode_of_pillow_is_converted(kind: str, mode: Any) -> None:
 
 @pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
 def test_a_tiff_that_cannot_be_decoded_is_not_called_another_format(tmp_path: Path, order: Any, big: bool) -> None:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, ramp(7).astype(np.float64), photometric="minisblack", byteorder=order, bigtiff=big)
-    (tmp_path / "a.tif").write_bytes(buffer.getvalue())
-    for source in (tmp_path / "a.tif", buffer.getvalue(), io.BytesIO(buffer.getvalue())):
+    data = tiff_of(ramp(7).astype(np.float64), photometric="minisblack", byteorder=order, bigtiff=big)
+    (tmp_path / "a.tif").write_bytes(data)
+    for source in (tmp_path / "a.tif", data, io.BytesIO(data)):
         with raises(ImageError, found="TIFF"):
             open_image(source)
 
@@ -165,11 +162,10 @@ def test_a_tiff_that_cannot_be_decoded_is_not_called_another_format(tmp_path: Pa
 @pytest.mark.parametrize("bits", [8, 16])
 def test_rgba_tiff(bits: int) -> None:
     values = ramp(bits, channels=4).astype(f"u{bits // 8}")
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, values, photometric="rgb", extrasamples=["unassalpha"])
+    data = tiff_of(values, photometric="rgb", extrasamples=["unassalpha"])
     levels = values >> (bits - 8)
-    np.testing.assert_array_equal(np.asarray(open_image(buffer.getvalue(), mode="RGBA")), levels)
-    np.testing.assert_array_equal(np.asarray(open_image(buffer.getvalue())), levels[:, :, :3])
+    np.testing.assert_array_equal(np.asarray(open_image(data, mode="RGBA")), levels)
+    np.testing.assert_array_equal(np.asarray(open_image(data)), levels[:, :, :3])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000"])
@@ -211,13 +207,7 @@ def test_pgm_and_ppm_are_scaled_by_the_maximum_that_they_state(maximum: int, tex
 @pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
 def test_16_bit_png(colour_type: int, channels: int) -> None:
     values = ramp(16, channels=channels)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    data = png_of(values, colour_type)
     levels = (values >> 8).astype(np.uint8)
     colours = levels[:, :, : 3 if channels > 2 else 1]
     alpha = levels[:, :, -1:] if channels in (2, 4) else np.full_like(levels[:, :, :1], 255)

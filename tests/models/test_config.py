@@ -23,21 +23,14 @@ NOT_PAIRS: tuple[Any, ...] = (
 )  # fmt: skip
 NOT_PROBABILITIES: tuple[Any, ...] = (-0.1, 1.1, 2, "0.1", None, True, [0.1], math.nan, math.inf)
 NOT_NUMBERS: tuple[Any, ...] = (-1e-9, "1e-12", None, False, [], math.nan, math.inf, 10**400)
+SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels", "encoder_stride")
 INVALID: dict[str, tuple[Any, ...]] = {
-    "hidden_size": (*NOT_SIZES, None),
-    "num_attention_heads": (*NOT_SIZES, None),
-    "intermediate_size": (*NOT_SIZES, None),
-    "num_channels": (*NOT_SIZES, None),
-    "encoder_stride": (*NOT_SIZES, None),
-    "head_dim": NOT_SIZES,
-    "pooler_output_size": NOT_SIZES,
+    **dict.fromkeys(SIZES, (*NOT_SIZES, None)),
+    **dict.fromkeys(("head_dim", "pooler_output_size"), NOT_SIZES),
     "num_hidden_layers": ("12", -1, 1.5, True, None, [12], 10**9, math.nan),
-    "image_size": NOT_PAIRS,
-    "patch_size": NOT_PAIRS,
-    "hidden_dropout_prob": NOT_PROBABILITIES,
-    "attention_probs_dropout_prob": NOT_PROBABILITIES,
-    "initializer_range": NOT_NUMBERS,
-    "layer_norm_eps": NOT_NUMBERS,
+    **dict.fromkeys(("image_size", "patch_size"), NOT_PAIRS),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), NOT_PROBABILITIES),
+    **dict.fromkeys(("initializer_range", "layer_norm_eps"), NOT_NUMBERS),
     "qkv_bias": (0, 1, "true", None, []),
     "relative_position_interpolation": ("bicubic", "", None, True, ["geometric"], {}),
     "hidden_act": (None, 1, ["gelu"], {"gelu": 1}, True),
@@ -89,13 +82,9 @@ def test_an_argument_that_came_from_no_file_is_a_usage_error() -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "JSON"),
-        (b'{"model_type": "vit"', "JSON"),
+        *((content, "JSON") for content in (b"", b'{"model_type": "vit"', b"\xff\xfe\x00", b"[" * 100_000)),
         (b'{"model_type": "vit", "hidden_size": ' + b"9" * 5000 + b"}", "JSON"),
-        (b"\xff\xfe\x00", "JSON"),
-        (b"[" * 100_000, "JSON"),
-        (b'["vit"]', "object"),
-        (b"null", "object"),
+        *((content, "object") for content in (b'["vit"]', b"null")),
     ],
 )
 def test_a_corrupt_file_is_named(tmp_path: Path, content: bytes, expected: str) -> None:

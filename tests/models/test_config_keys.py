@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from families import HEADS, Head, random_config
+from families import TINY as VIT_TINY
 from raising import raises
 from torch import Tensor
 from transformers.generation import GenerationConfig
@@ -283,10 +284,8 @@ def test_what_is_not_built_is_refused(key: str) -> None:
         ViTConfig.from_dict({"model_type": "vit", key: value})
 
 
-def test_a_key_of_no_table_is_named_once(
-    write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    checkpoint = write_checkpoint(Task.CLASSIFICATION, {**tiny_config, "use_rope": True, "mlp_ratio": 2})
+def test_a_key_of_no_table_is_named_once(write_checkpoint: WriteCheckpoint, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = write_checkpoint(Task.CLASSIFICATION, {**VIT_TINY, "use_rope": True, "mlp_ratio": 2})
     transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(checkpoint.folder)
     with caplog.at_level(logging.WARNING, logger="vitdeploy"):
         read_checkpoint(checkpoint.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from families import TINY
 from raising import raises
 from torch import Tensor
 
@@ -94,28 +96,20 @@ def test_every_output_is_that_of_transformers(
 
 def test_the_matrix_has_several_values_of_every_field() -> None:
     drawn = [random_config(seed, Task.CLASSIFICATION) for seed in SEEDS]
-    configs = [ViTConfig.from_dict({"model_type": "vit", **_as_json(config)}) for config in drawn]
+    configs = [ViTConfig.from_dict(json.loads(json.dumps({"model_type": "vit", **config}))) for config in drawn]
     for name in {*_KEYS, "labels"}:
         assert len({getattr(config, name) for config in configs}) > 1, name
     assert {config.hidden_act for config in configs} == {config.pooler_act for config in configs} == set(ACTIVATIONS)
     assert any(config.hidden_size % config.num_attention_heads and not config.head_dim for config in configs)
 
 
-def _as_json(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
-
-
 @TASKS
 @ATTENTIONS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_half_precision_is_that_of_transformers(
-    write_checkpoint: WriteCheckpoint,
-    tiny_config: dict[str, Any],
-    task: Task,
-    attention: AttentionKind,
-    dtype: torch.dtype,
+    write_checkpoint: WriteCheckpoint, task: Task, attention: AttentionKind, dtype: torch.dtype
 ) -> None:
-    checkpoint = write_checkpoint(task, tiny_config)
+    checkpoint = write_checkpoint(task, TINY)
     inputs = inputs_of(checkpoint, (32, 32), torch.float32)  # the model converts
     want = answers(peer_of(checkpoint, attention, dtype), *inputs)
 
@@ -127,15 +121,11 @@ def test_half_precision_is_that_of_transformers(
 @TASKS
 @DTYPES
 def test_interpolated_positions_are_those_of_transformers(
-    write_checkpoint: WriteCheckpoint,
-    tiny_config: dict[str, Any],
-    task: Task,
-    size: tuple[int, int],
-    dtype: torch.dtype,
+    write_checkpoint: WriteCheckpoint, task: Task, size: tuple[int, int], dtype: torch.dtype
 ) -> None:
     if task is Task.MASKED_IMAGE_MODELING:
         size = (size[0], size[0])  # transformers reshapes to a square
-    checkpoint = write_checkpoint(task, tiny_config)
+    checkpoint = write_checkpoint(task, TINY)
     pixels, *_ = inputs_of(checkpoint, size, dtype)  # transformers' loss is for the configured size: no mask
     want = answers(peer_of(checkpoint, "sdpa", dtype), pixels, interpolate_pos_encoding=True)
 
@@ -153,11 +143,11 @@ def test_interpolation_to_the_same_size_changes_no_bit(task: Task) -> None:
 @TASKS
 @ATTENTIONS
 def test_dropout_in_training_is_that_of_transformers(
-    write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], task: Task, attention: AttentionKind
+    write_checkpoint: WriteCheckpoint, task: Task, attention: AttentionKind
 ) -> None:
     """The same random numbers, so that each of the dropouts comes at the same place with the same probability."""
     fields = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
-    checkpoint = write_checkpoint(task, tiny_config | fields)
+    checkpoint = write_checkpoint(task, TINY | fields)
     inputs = inputs_of(checkpoint, (32, 32), torch.float32)
     peer, model = peer_of(checkpoint, attention, torch.float32).train(), checkpoint.load(attention).train()
     asked: dict[str, Any] = {"output_hidden_states": True, "output_attentions": attention == "eager"}
@@ -216,16 +206,11 @@ def test_positions_of_any_grid_are_interpolated_bicubically(target: tuple[int, i
 @pytest.mark.parametrize("target", [(24, 40), (40, 32), (19, 77)])
 @pytest.mark.parametrize("patch", [(8, 8), (8, 5)])
 def test_any_grid_equals_a_model_made_for_it(
-    write_checkpoint: WriteCheckpoint,
-    tiny_config: dict[str, Any],
-    task: Task,
-    dtype: torch.dtype,
-    target: tuple[int, int],
-    patch: tuple[int, int],
+    write_checkpoint: WriteCheckpoint, task: Task, dtype: torch.dtype, target: tuple[int, int], patch: tuple[int, int]
 ) -> None:
     """Transformers' encoder, made for the target size with the interpolated table, and the heads written out."""
     stride = 4
-    config = tiny_config | {"image_size": (24, 40), "patch_size": patch, "encoder_stride": stride}
+    config = TINY | {"image_size": (24, 40), "patch_size": patch, "encoder_stride": stride}
     checkpoint = write_checkpoint(task, config)
     model = checkpoint.load().to(dtype)
     pixels = images(2, 3, *target, dtype=dtype)

@@ -11,6 +11,7 @@ import torch
 from engine_machines import why_not
 
 import vitdeploy
+from vitdeploy import GraphOptions, SourceOptions
 from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES, compare_outputs
 from vitdeploy.assess.runs.reference import run_batches
 from vitdeploy.bundle.bundle import Bundle
@@ -21,6 +22,7 @@ from vitdeploy.runtimes.onnxrt import _KEEPS_RECORD, OnnxRuntime
 from vitdeploy.runtimes.onnxrt_session import CUDA, TENSORRT
 from vitdeploy.trt.options import DEFAULT_BATCH
 
+Arrays = dict[str, np.ndarray]
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here"),
@@ -32,10 +34,10 @@ OF_TENSORRT = {**TOLERANCES, "fp32": 2e-3}
 BATCHES = (1, 8, 32)  # the ends and the best of `DEFAULT_BATCH`
 CUDA_PROBLEM = OnnxRuntime.probe().get(CUDA, "this onnxruntime was built without CUDA")
 NEEDS_CUDA = pytest.mark.skipif(CUDA_PROBLEM is not None, reason=str(CUDA_PROBLEM))
-MODEL = vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-224")
+MODEL = SourceOptions(random_weights="vit-tiny-patch16-224")
 
 
-def noise(height: int, width: int) -> list[dict[str, np.ndarray]]:
+def noise(height: int, width: int) -> list[Arrays]:
     """A batch of each size."""
     draw = np.random.default_rng(0).standard_normal
     return [{"pixel_values": draw((size, 3, height, width), np.float32)} for size in BATCHES]
@@ -47,30 +49,24 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def batches() -> list[dict[str, np.ndarray]]:
+def batches() -> list[Arrays]:
     return noise(224, 224)
 
 
 @pytest.fixture(scope="module")
-def expected(bundle: Bundle, batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def expected(bundle: Bundle, batches: list[Arrays]) -> Arrays:
     with open_runtime(bundle, "torch") as runtime:
         return run_batches(runtime, batches)
 
 
-def agree(expected: dict[str, np.ndarray], found: dict[str, np.ndarray], tolerance: float) -> None:
+def agree(expected: Arrays, found: Arrays, tolerance: float) -> None:
     for difference in compare_outputs(expected, found):
         assert difference.within(tolerance), difference
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("precision", list(TOLERANCES))
-def test_torch_on_cuda(
-    bundle: Bundle,
-    batches: list[dict[str, np.ndarray]],
-    expected: dict[str, np.ndarray],
-    precision: str,
-    attention: str,
-) -> None:
+def test_torch_on_cuda(bundle: Bundle, batches: list[Arrays], expected: Arrays, precision: str, attention: str) -> None:
     with open_runtime(bundle, "torch", {"attention": attention}, precision=precision, device="cuda") as runtime:
         assert runtime.details["device"].startswith("cuda")
         agree(expected, run_batches(runtime, batches), TOLERANCES[precision])
@@ -79,11 +75,7 @@ def test_torch_on_cuda(
 @pytest.mark.parametrize("optimized_execution", [False, True])
 @pytest.mark.parametrize("precision", list(TOLERANCES))
 def test_torchscript_on_cuda(
-    bundle: Bundle,
-    batches: list[dict[str, np.ndarray]],
-    expected: dict[str, np.ndarray],
-    precision: str,
-    optimized_execution: bool,
+    bundle: Bundle, batches: list[Arrays], expected: Arrays, precision: str, optimized_execution: bool
 ) -> None:
     both = vitdeploy.export(to="torchscript", precision=precision, source=MODEL, output=bundle.path)
     options: dict[str, Any] = {"optimized_execution": optimized_execution}
@@ -109,16 +101,9 @@ def on_cuda(bundle: Bundle, opset: int, **options: Any) -> Runtime:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("opset", [18, 20])
 def test_onnxruntime_on_cuda(
-    batches: list[dict[str, np.ndarray]],
-    expected: dict[str, np.ndarray],
-    opset: int,
-    precision: str,
-    io_binding: bool,
-    tmp_path: Path,
+    batches: list[Arrays], expected: Arrays, opset: int, precision: str, io_binding: bool, tmp_path: Path
 ) -> None:
-    made = vitdeploy.export(
-        precision=precision, output=tmp_path / "out", graph=vitdeploy.GraphOptions(opset=opset), source=MODEL
-    )
+    made = vitdeploy.export(precision=precision, output=tmp_path / "out", graph=GraphOptions(opset=opset), source=MODEL)
     with on_cuda(made, opset, precision=precision, io_binding=io_binding) as runtime:
         assert runtime.details["providers"] == [CUDA]
         agree(expected, run_batches(runtime, batches), DEFAULT_TOLERANCES[precision])
@@ -129,12 +114,8 @@ def test_onnxruntime_on_cuda(
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("opset", [18, 20])
 def test_onnxruntime_on_cuda_takes_images_of_any_size(opset: int, precision: str, tmp_path: Path) -> None:
-    made = vitdeploy.export(
-        precision=precision,
-        output=tmp_path / "out",
-        graph=vitdeploy.GraphOptions(dynamic_image_size=True, opset=opset),
-        source=MODEL,
-    )
+    graph = GraphOptions(dynamic_image_size=True, opset=opset)
+    made = vitdeploy.export(precision=precision, output=tmp_path / "out", graph=graph, source=MODEL)
     with (
         open_runtime(made, "torch", {"dynamic_image_size": True}) as reference,
         on_cuda(made, opset, precision=precision) as runtime,
@@ -147,11 +128,7 @@ def test_onnxruntime_on_cuda_takes_images_of_any_size(opset: int, precision: str
 @pytest.mark.skipif(why_not("onnxruntime-tensorrt") is not None, reason=str(why_not("onnxruntime-tensorrt")))
 @pytest.mark.parametrize("precision", list(TOLERANCES))
 def test_onnxruntime_on_tensorrt(
-    bundle: Bundle,
-    batches: list[dict[str, np.ndarray]],
-    expected: dict[str, np.ndarray],
-    precision: str,
-    tmp_path: Path,
+    bundle: Bundle, batches: list[Arrays], expected: Arrays, precision: str, tmp_path: Path
 ) -> None:
     """At the smallest, the best and the largest batch; TensorRT rounds products of float32 to 11 bits."""
     assert (DEFAULT_BATCH.minimum, DEFAULT_BATCH.optimum, DEFAULT_BATCH.maximum) == BATCHES

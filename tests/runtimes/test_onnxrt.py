@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from bundles import FLOAT32_TOLERANCE, export_graph, make_feeds, reference, tiny_model, worst_difference, write_bundle
 from raising import raises
+from small_graphs import graph_of
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError, DeviceError, UsageError
@@ -55,14 +57,8 @@ def probe() -> Path:
 
 def write_cast(path: Path, dtype: int) -> Path:
     """A model that gives its input in another type."""
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Cast", ["x"], ["y"], to=dtype)],
-        "cast",
-        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n"])],
-        [onnx.helper.make_tensor_value_info("y", dtype, ["n"])],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    path.write_bytes(model.SerializeToString())
+    name = onnx.TensorProto.DataType.Name(dtype).lower()
+    ir.save(graph_of(f"g (float[n] x) => ({name}[n] y) {{ y = Cast<to = {dtype}>(x) }}"), path)
     return path
 
 

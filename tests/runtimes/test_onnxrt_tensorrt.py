@@ -27,12 +27,13 @@ from bundles import (
     write_bundle,
     write_checkpoint_of,
 )
+from command_line import run
 from raising import raises
 
 import vitdeploy
+from vitdeploy import GraphOptions
 from vitdeploy.assess.runs.targets import select
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.cli import main
 from vitdeploy.errors import DeviceError, OutputError, UsageError
 from vitdeploy.runtimes import open_runtime
 from vitdeploy.runtimes.onnxrt_session import CPU, CUDA, TENSORRT
@@ -52,14 +53,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def limited(tmp_path: Path) -> Bundle:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     return vitdeploy.export(
-        checkpoint, output=tmp_path / "bundle", graph=vitdeploy.GraphOptions(image_size=((16, 16), (32, 32), (40, 48)))
+        checkpoint, output=tmp_path / "bundle", graph=GraphOptions(image_size=((16, 16), (32, 32), (40, 48)))
     )
 
 
 @pytest.fixture
 def decoded(tmp_path: Path) -> Bundle:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
-    return vitdeploy.export(checkpoint, output=tmp_path / "bundle", graph=vitdeploy.GraphOptions(embed_resize=True))
+    return vitdeploy.export(checkpoint, output=tmp_path / "bundle", graph=GraphOptions(embed_resize=True))
 
 
 @pytest.fixture
@@ -287,16 +288,13 @@ def test_artifacts_that_it_does_not_run(bundle: Bundle, asked: Asked, tmp_path: 
 
 
 @NEEDS_NONE
-def test_this_onnxruntime_refuses(bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_this_onnxruntime_refuses(bundle: Bundle, tmp_path: Path) -> None:
     with raises(DeviceError, what="providers", found=TENSORRT, hint=re.compile("pip")):
         open_runtime(bundle, BACKEND, {"engine_cache": tmp_path / "cache"})
     assert not (tmp_path / "cache").exists()
-    with pytest.raises(SystemExit) as exited:
-        main(["predict", str(bundle.path), "x.jpg", "--backend", BACKEND])
-    assert exited.value.code == 3
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert "vitdeploy[onnxruntime-gpu]" in err
+    ran = run("predict", bundle.path, "x.jpg", "--backend", BACKEND)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (3, "", 1)
+    assert "vitdeploy[onnxruntime-gpu]" in ran.err
 
 
 def test_it_is_assessed_where_it_is_named(bundle: Bundle) -> None:

@@ -39,16 +39,11 @@ def test_every_precision_of_one_bundle(bundle: Bundle) -> None:
         bundle = vitdeploy.export(
             bundle.path.parent / "checkpoint", to="torchscript", precision=precision, output=bundle.path
         )
-    assert [artifact.name for artifact in bundle.manifest.artifacts] == [
-        "torchscript-bf16",
-        "torchscript-fp16",
-        "torchscript-fp32",
-    ]
+    names = [artifact.name for artifact in bundle.manifest.artifacts]
+    assert names == ["torchscript-bf16", "torchscript-fp16", "torchscript-fp32"]
     bundle.verify()
     comparison = vitdeploy.compare(bundle)
-    assert [(result.artifact, result.status) for result in comparison.results] == [
-        (artifact.name, "passed") for artifact in bundle.manifest.artifacts
-    ]
+    assert [(result.artifact, result.status) for result in comparison.results] == [(name, "passed") for name in names]
     arrays = make_feeds(model, 3)
     for precision, tolerance in TOLERANCES.items():
         with open_runtime(bundle, "torchscript", precision=precision) as runtime:
@@ -96,35 +91,26 @@ def damage_version(path: Path) -> None:
             archive.writestr(zipfile.ZipInfo(name), b"\x80" if name.endswith("/version") else content)
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(b"not a zip file"),
-        lambda path: path.write_bytes(path.read_bytes()[:-100]),
-        lambda path: torch.save({"weight": torch.ones(2)}, path),
-        damage_version,
-        lambda path: save(torch.nn.Identity(), path, {}),
-        lambda path: save(torch.nn.Identity(), path, {"signature.json": "{"}),
-        lambda path: save(torch.nn.Identity(), path, {"signature.json": '{"inputs": []}'}),
-        lambda path: save(torch.nn.Identity(), path, {"signature.json": "[]"}),
-        lambda path: save(torch.nn.Identity(), path, {"signature.json": '{"inputs": [], "inputs": [], "outputs": []}'}),
-        lambda path: save(torch.nn.Identity(), path, {"signature.json": '{"inputs": [], "outputs": [{"name": 1}]}'}),
-    ],
-    ids=[
-        "empty",
-        "text",
-        "truncated",
-        "weights",
-        "version",
-        "foreign",
-        "half",
-        "outputs missing",
-        "list",
-        "inputs twice",
-        "no tensors",
-    ],
-)
+NO_ARTIFACTS: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_bytes(b"not a zip file"),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "weights": lambda path: torch.save({"weight": torch.ones(2)}, path),
+    "version": damage_version,
+    "foreign": lambda path: save(torch.nn.Identity(), path, {}),
+    "half": lambda path: save(torch.nn.Identity(), path, {"signature.json": "{"}),
+    "outputs missing": lambda path: save(torch.nn.Identity(), path, {"signature.json": '{"inputs": []}'}),
+    "list": lambda path: save(torch.nn.Identity(), path, {"signature.json": "[]"}),
+    "inputs twice": lambda path: save(
+        torch.nn.Identity(), path, {"signature.json": '{"inputs": [], "inputs": [], "outputs": []}'}
+    ),
+    "no tensors": lambda path: save(
+        torch.nn.Identity(), path, {"signature.json": '{"inputs": [], "outputs": [{"name": 1}]}'}
+    ),
+}
+
+
+@pytest.mark.parametrize("write", NO_ARTIFACTS.values(), ids=NO_ARTIFACTS)
 def test_a_file_that_is_no_artifact_is_a_bundle_error_of_one_line(
     bundle: Bundle, write: Callable[[Path], object]
 ) -> None:

@@ -32,7 +32,7 @@ from vitdeploy.errors import BundleError, OutputError, UsageError
 from vitdeploy.exporting.engine_validation import NOT_RUN
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.serving.triton_config import model_config
-from vitdeploy.serving.triton_repository import CONFIG
+from vitdeploy.serving.triton_repository import CONFIG, TritonModel
 from vitdeploy.specs import AxisRange, Task
 
 NUMPY_TYPES = {"TYPE_FP32": np.float32, "TYPE_UINT8": np.uint8, "TYPE_BOOL": np.bool_}
@@ -62,10 +62,7 @@ def as_engine(bundle: Bundle, *batch: str, **options: Any) -> Bundle:
     (bundle.path / "tensorrt").mkdir()
     (bundle.path / path).write_bytes(b"an engine")
     return with_artifact(
-        bundle,
-        format="tensorrt",
-        files=(FileRecord.of(bundle.path, path),),
-        options={"batch": list(batch), **options},
+        bundle, format="tensorrt", files=(FileRecord.of(bundle.path, path),), options={"batch": list(batch), **options}
     )
 
 
@@ -113,6 +110,14 @@ def warmed_up(path: Path, config: dict[str, Any]) -> None:
                     assert int(axis) in (-1, size)
 
 
+def served(bundle: Bundle, folder: Path, **options: Any) -> tuple[TritonModel, dict[str, Any]]:
+    """The model in `folder`, and its configuration, by which it was warmed up."""
+    model = write_triton_model(bundle.path, folder / "models", **options)
+    config = configured(model.path)
+    warmed_up(model.path, config)
+    return model, config
+
+
 def sample_of(size: int, dims: Sequence[int], dtype: str = "TYPE_FP32") -> dict[str, Any]:
     each = {"data_type": dtype, "dims": [str(axis) for axis in dims], "zero_data": True}
     return {"name": f"batch of {size}", "batch_size": size, "inputs": {"pixel_values": each}}
@@ -138,7 +143,7 @@ def test_the_compiled_schema_is_the_published_one() -> None:
 
 
 def test_onnx_in_float32(copy: Bundle, tmp_path: Path) -> None:
-    made = write_triton_model(copy.path, tmp_path / "models")
+    made, config = served(copy, tmp_path)
     assert made.path == tmp_path / "models" / "vit-onnx-fp32"
     assert made.files == (CONFIG, "1/model.onnx", "labels.txt")
     held = {path.relative_to(made.path).as_posix() for path in made.path.rglob("*") if path.is_file()}
@@ -146,22 +151,18 @@ def test_onnx_in_float32(copy: Bundle, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["vit-onnx-fp32"]
     assert (made.path / "labels.txt").read_text() == "cat\ndog\nnewt\n"
     assert (made.path / "1" / "model.onnx").read_bytes() == (copy.path / "onnx" / "model.onnx").read_bytes()
-    config = configured(made.path)
     assert config == {
         "name": "vit-onnx-fp32",
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
         "max_batch_size": 32,
         "input": [{"name": "pixel_values", "data_type": "TYPE_FP32", "dims": ["3", "32", "32"]}],
-        "output": [
-            {"name": "logits", "data_type": "TYPE_FP32", "dims": ["3"], "label_filename": "labels.txt"},
-        ],
+        "output": [{"name": "logits", "data_type": "TYPE_FP32", "dims": ["3"], "label_filename": "labels.txt"}],
         "instance_group": [{"count": 1}],  # KIND_AUTO is the schema's default
         "dynamic_batching": {},
         "model_warmup": [sample_of(1, (3, 32, 32)), sample_of(32, (3, 32, 32))],
     }
     assert "  kind: KIND_AUTO\n" in (made.path / CONFIG).read_text()
-    warmed_up(made.path, config)
 
 
 def test_onnx_in_int8_beside_it(copy: Bundle, tmp_path: Path) -> None:
@@ -169,12 +170,10 @@ def test_onnx_in_int8_beside_it(copy: Bundle, tmp_path: Path) -> None:
     vitdeploy.export(checkpoint, precision="int8", output=copy.path)
     with pytest.raises(UsageError, match="--artifact"):
         write_triton_model(copy.path, tmp_path / "models")
-    made = write_triton_model(copy.path, tmp_path / "models", artifact="onnx-int8", name="pets", max_batch_size=4)
-    config = configured(made.path)
+    _, config = served(copy, tmp_path, artifact="onnx-int8", name="pets", max_batch_size=4)
     assert (config["name"], config["max_batch_size"]) == ("pets", 4)
     assert config["instance_group"] == [{"count": 1, "kind": "KIND_CPU"}]
     assert [sample["batch_size"] for sample in config["model_warmup"]] == [1, 4]
-    warmed_up(made.path, config)
 
 
 def test_bytes_in_sizes_within_limits(tmp_path: Path) -> None:
@@ -184,42 +183,34 @@ def test_bytes_in_sizes_within_limits(tmp_path: Path) -> None:
         output=tmp_path / "bytes",
         graph=vitdeploy.GraphOptions(input="uint8", image_size=((16, 16), (32, 32), (40, 48))),
     )
-    model = write_triton_model(made.path, tmp_path / "models", max_batch_size=2, device="cuda")
-    config = configured(model.path)
+    _, config = served(made, tmp_path, max_batch_size=2, device="cuda")
     assert config["input"] == [{"name": "pixel_values", "data_type": "TYPE_UINT8", "dims": ["-1", "-1", "3"]}]
     assert config["model_warmup"] == [sample_of(size, (32, 32, 3), "TYPE_UINT8") for size in (1, 2)]
     assert config["instance_group"] == [{"count": 1, "kind": "KIND_GPU"}]
-    warmed_up(model.path, config)
 
 
 def test_decoded_images_of_any_size(tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
     made = vitdeploy.export(checkpoint, output=tmp_path / "decoded", graph=vitdeploy.GraphOptions(embed_resize=True))
-    model = write_triton_model(made.path, tmp_path / "models", max_batch_size=1)
-    config = configured(model.path)
+    _, config = served(made, tmp_path, max_batch_size=1)
     assert config["model_warmup"] == [sample_of(1, (256, 256, 3), "TYPE_UINT8")]
     assert "dynamic_batching" not in config
-    warmed_up(model.path, config)
 
 
 def test_features_have_several_outputs_and_no_labels(tmp_path: Path) -> None:
     made = write_bundle(tmp_path, Task.FEATURES)
-    model = write_triton_model(made.path, tmp_path / "models", max_batch_size=2)
-    config = configured(model.path)
+    model, config = served(made, tmp_path, max_batch_size=2)
     assert config["output"] == [
         {"name": "last_hidden_state", "data_type": "TYPE_FP32", "dims": ["17", "24"]},
         {"name": "pooler_output", "data_type": "TYPE_FP32", "dims": ["24"]},
     ]
     assert model.files == (CONFIG, "1/model.onnx")
-    warmed_up(model.path, config)
 
 
 def test_a_mask_is_an_input_too(tmp_path: Path) -> None:
     made = write_bundle(tmp_path, Task.MASKED_IMAGE_MODELING)
-    model = write_triton_model(made.path, tmp_path / "models", max_batch_size=2)
-    config = configured(model.path)
+    _, config = served(made, tmp_path, max_batch_size=2)
     assert config["input"][1] == {"name": "bool_masked_pos", "data_type": "TYPE_BOOL", "dims": ["16"]}
-    warmed_up(model.path, config)
 
 
 def test_weights_beside_the_model_keep_their_name(copy: Bundle, tmp_path: Path) -> None:
@@ -228,11 +219,9 @@ def test_weights_beside_the_model_keep_their_name(copy: Bundle, tmp_path: Path) 
     onnx.save(model, copy.path / names[0], save_as_external_data=True, location="model_fp16.onnx.data")
     records = tuple(FileRecord.of(copy.path, name) for name in names)
     with_artifact(copy, precision="fp16", files=records)
-    made = write_triton_model(copy.path, tmp_path / "models")
+    made, config = served(copy, tmp_path)
     assert made.files == (CONFIG, "1/model.onnx", "1/model_fp16.onnx.data", "labels.txt")
-    config = configured(made.path)
     assert config["instance_group"] == [{"count": 1, "kind": "KIND_GPU"}]
-    warmed_up(made.path, config)
 
 
 def test_an_engine_with_a_profile(copy: Bundle, tmp_path: Path) -> None:
@@ -248,15 +237,10 @@ def test_an_engine_with_a_profile(copy: Bundle, tmp_path: Path) -> None:
     assert [sample["batch_size"] for sample in config["model_warmup"]] == [1, 16]
 
 
-def test_an_engine_in_bfloat16(copy: Bundle, tmp_path: Path) -> None:
-    with_artifact(as_engine(copy, "1:4:16"), precision="bf16")
-    config = configured(write_triton_model(copy.path, tmp_path / "models").path)
-    assert config["instance_group"] == [{"count": 1, "kind": "KIND_GPU"}]
-
-
-def test_an_engine_in_8_bits(copy: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_an_engine_of_another_precision(copy: Bundle, tmp_path: Path, precision: str) -> None:
     """What was quantized for TensorRT is served as an engine, which is on a GPU."""
-    with_artifact(as_engine(copy, "1:4:16"), precision="int8")
+    with_artifact(as_engine(copy, "1:4:16"), precision=precision)
     config = configured(write_triton_model(copy.path, tmp_path / "models").path)
     assert config["instance_group"] == [{"count": 1, "kind": "KIND_GPU"}]
 
@@ -342,6 +326,11 @@ def test_an_altered_file_of_the_bundle_is_refused(copy: Bundle, tmp_path: Path) 
     assert not (tmp_path / "models").exists()
 
 
+def moved(path: Path, to: Path) -> None:
+    path.rename(to)
+    path.symlink_to(to)
+
+
 ALTERED: dict[str, Callable[[Path], object]] = {
     "its configuration": lambda path: (path / CONFIG).write_text((path / CONFIG).read_text() + "# tuned\n"),
     "its header": lambda path: (path / CONFIG).write_text("# Ours\n" + (path / CONFIG).read_text()),
@@ -353,6 +342,13 @@ ALTERED: dict[str, Callable[[Path], object]] = {
     "one that is no text": lambda path: (path / CONFIG).write_bytes(b"\xff\x00"),
     "a link": lambda path: path.rename(path.with_name("else")).with_name("m").symlink_to("else"),
     "a file": lambda path: path.rename(path.with_name("else")).with_name("m").write_text("a file"),
+    "a link to a folder": lambda path: (path / "2").symlink_to(path.parent),
+    "an empty folder": lambda path: (path / "2").mkdir(),
+    "a folder in the version's": lambda path: (path / "1" / "empty").mkdir(),
+    "its model behind a link": lambda path: moved(path / "1" / "model.onnx", path.parent / "elsewhere"),
+    "its version behind a link": lambda path: moved(path / "1", path.parent / "elsewhere"),
+    "its configuration behind a link": lambda path: moved(path / CONFIG, path.parent / "elsewhere"),
+    "a link to nowhere": lambda path: (path / "README").symlink_to("nowhere"),
 }
 
 
@@ -360,10 +356,14 @@ ALTERED: dict[str, Callable[[Path], object]] = {
 def test_what_somebody_else_wrote_is_not_replaced(copy: Bundle, tmp_path: Path, what: str) -> None:
     made = write_triton_model(copy.path, tmp_path / "models", name="m")
     ALTERED[what](made.path)
-    before = {path: path.read_bytes() for path in (tmp_path / "models").rglob("*") if path.is_file()}
+
+    def found() -> dict[Path, bytes | None]:
+        return {path: path.read_bytes() if path.is_file() else None for path in (tmp_path / "models").rglob("*")}
+
+    before = found()
     with raises(UsageError, what="name"):
         write_triton_model(copy.path, tmp_path / "models", name="m")
-    assert {path: path.read_bytes() for path in (tmp_path / "models").rglob("*") if path.is_file()} == before
+    assert found() == before
 
 
 def test_an_empty_folder_may_become_a_model(copy: Bundle, tmp_path: Path) -> None:
@@ -371,22 +371,23 @@ def test_an_empty_folder_may_become_a_model(copy: Bundle, tmp_path: Path) -> Non
     configured(write_triton_model(copy.path, tmp_path / "models", name="m").path)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", ".hidden", "a b", "a\nb", "\u00e9", "-x", "a" * 201])
-def test_names_that_are_refused(copy: Bundle, tmp_path: Path, name: str) -> None:
-    with raises(UsageError, what="name", found=name):
-        write_triton_model(copy.path, tmp_path / "models", name=name)
+NAMES = ["", ".", "..", "a/b", "../a", ".hidden", "a b", "a\nb", "\u00e9", "-x", "a" * 201]
+OPTIONS = [("max_batch_size", 0), ("max_batch_size", True), ("max_batch_size", 2**31), ("device", "cuda:1")]
 
 
-@pytest.mark.parametrize("place", ["vit", "file"])
-def test_a_repository_that_is_none(copy: Bundle, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize(("name", "value"), [*(("name", name) for name in NAMES), *OPTIONS])
+def test_arguments_that_are_refused(copy: Bundle, tmp_path: Path, name: str, value: Any) -> None:
+    with raises(UsageError, what=name, found=value):
+        write_triton_model(copy.path, tmp_path / "models", **{name: value})
+
+
+def test_a_repository_that_is_none(copy: Bundle, tmp_path: Path) -> None:
+    """A file, what cannot be a path, and the bundle or a folder in it."""
     (tmp_path / "file").touch()
-    with raises(UsageError, what="repository"):
-        write_triton_model(copy.path, tmp_path / place)
-
-
-def test_a_repository_that_cannot_be_a_path(copy: Bundle, tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
-    for place in ("", tmp_path / "circle", tmp_path / ("y" * 300), "a\0b"):
+    (tmp_path / "link").symlink_to(copy.path / "onnx")
+    in_bundle = (copy.path, copy.path / "onnx", copy.path / "models" / "of" / "triton", tmp_path / "link")
+    for place in (tmp_path / "file", "", tmp_path / "circle", tmp_path / ("y" * 300), "a\0b", *in_bundle):
         with raises(UsageError, what="repository"):
             write_triton_model(copy.path, place)
 
@@ -394,54 +395,32 @@ def test_a_repository_that_cannot_be_a_path(copy: Bundle, tmp_path: Path) -> Non
 PENDING = {"status": NOT_RUN, "images": "none", "engine": "tensorrt 11", "tolerance": 1e-4, "outputs": []}
 
 
-@pytest.mark.parametrize(
-    ("changes", "found"),
-    [
-        ({"format": "torchscript"}, "torchscript"),
-        ({"format": "tensorrt-rtx", "options": {"batch": ["1:4:8"]}}, "tensorrt-rtx"),
-        ({"precision": "int8", "options": {"target": "tensorrt"}}, "tensorrt"),
-        ({"precision": "bf16"}, "bf16"),
-        ({"format": "tensorrt", "options": {"batch": ["1:4:8"]}, "validation": PENDING}, "tensorrt-fp32"),
-    ],
-)
-def test_artifacts_that_are_refused(copy: Bundle, tmp_path: Path, changes: dict[str, Any], found: str) -> None:
-    with_artifact(copy, **changes)
-    with raises(UsageError, what="artifact", found=found):
-        write_triton_model(copy.path, tmp_path / "models")
-    assert not (tmp_path / "models").exists()
+def engine(*batch: str, **options: Any) -> dict[str, Any]:
+    return {"format": "tensorrt", "options": {"batch": list(batch), **options}}
 
 
 @pytest.mark.parametrize(
-    ("batch", "options", "arguments", "what", "found"),
+    ("changes", "arguments", "what", "found"),
     [
-        (["2:4:8"], {}, {}, "batch", 1),
-        (["1:1:1", "4:8:16"], {}, {}, "batch", 2),
-        (["1:4:8"], {}, {"max_batch_size": 9}, "max_batch_size", 9),
-        (["1:4:8"], {}, {"device": "cpu"}, "device", "cpu"),
-        (["1:4:8"], {"strip_weights": True}, {}, "artifact", "strip_weights"),
+        ({"format": "torchscript"}, {}, "artifact", "torchscript"),
+        (engine("1:4:8") | {"format": "tensorrt-rtx"}, {}, "artifact", "tensorrt-rtx"),
+        ({"precision": "int8", "options": {"target": "tensorrt"}}, {}, "artifact", "tensorrt"),
+        ({"precision": "bf16"}, {}, "artifact", "bf16"),
+        (engine("1:4:8") | {"validation": PENDING}, {}, "artifact", "tensorrt-fp32"),
+        (engine("2:4:8"), {}, "batch", 1),
+        (engine("1:1:1", "4:8:16"), {}, "batch", 2),
+        (engine("1:4:8"), {"max_batch_size": 9}, "max_batch_size", 9),
+        (engine("1:4:8"), {"device": "cpu"}, "device", "cpu"),
+        (engine("1:4:8", strip_weights=True), {}, "artifact", "strip_weights"),
     ],
 )
-def test_engines_that_are_refused(
-    copy: Bundle,
-    tmp_path: Path,
-    batch: list[str],
-    options: dict[str, Any],
-    arguments: dict[str, Any],
-    what: str,
-    found: Any,
+def test_artifacts_that_are_refused(
+    copy: Bundle, tmp_path: Path, changes: dict[str, Any], arguments: dict[str, Any], what: str, found: Any
 ) -> None:
-    as_engine(copy, *batch, **options)
+    with_artifact(copy, **changes)
     with raises(UsageError, what=what, found=found):
         write_triton_model(copy.path, tmp_path / "models", **arguments)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("max_batch_size", 0), ("max_batch_size", True), ("max_batch_size", 2**31), ("device", "cuda:1")],
-)
-def test_arguments_that_are_refused(copy: Bundle, tmp_path: Path, name: str, value: Any) -> None:
-    with raises(UsageError, what=name, found=value):
-        write_triton_model(copy.path, tmp_path / "models", **{name: value})
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(
@@ -513,39 +492,6 @@ def test_export_refuses_before_anything_is_made(tmp_path: Path, capsys: pytest.C
         code, _, err = run(capsys, "export", *options, "--triton", repository)
         assert (code, len(err.splitlines())) == (2, 1)
     assert list(tmp_path.iterdir()) == []
-
-
-LINKED: dict[str, Callable[[Path], object]] = {
-    "a link to a folder": lambda path: (path / "2").symlink_to(path.parent),
-    "an empty folder": lambda path: (path / "2").mkdir(),
-    "a folder in the version's": lambda path: (path / "1" / "empty").mkdir(),
-    "its model behind a link": lambda path: moved(path / "1" / "model.onnx", path.parent / "elsewhere"),
-    "its version behind a link": lambda path: moved(path / "1", path.parent / "elsewhere"),
-    "its configuration behind a link": lambda path: moved(path / CONFIG, path.parent / "elsewhere"),
-    "a link to nowhere": lambda path: (path / "README").symlink_to("nowhere"),
-}
-
-
-def moved(path: Path, to: Path) -> None:
-    path.rename(to)
-    path.symlink_to(to)
-
-
-@pytest.mark.parametrize("what", LINKED)
-def test_what_was_put_there_is_not_removed(copy: Bundle, tmp_path: Path, what: str) -> None:
-    made = write_triton_model(copy.path, tmp_path / "models", name="m")
-    LINKED[what](made.path)
-    before = sorted((tmp_path / "models").rglob("*"))
-    with raises(UsageError, what="name"):
-        write_triton_model(copy.path, tmp_path / "models", name="m")
-    assert sorted((tmp_path / "models").rglob("*")) == before
-
-
-def test_a_repository_in_the_bundle(copy: Bundle, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(copy.path / "onnx")
-    for place in (copy.path / "onnx", copy.path / "models" / "of" / "triton", tmp_path / "link"):
-        with raises(UsageError, what="repository"):
-            write_triton_model(copy.path, place)
 
 
 def named(folder: Path, label: str) -> None:

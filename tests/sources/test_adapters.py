@@ -154,20 +154,13 @@ def test_names_without_the_prefix_and_with_the_adapters_name(case: Path) -> None
     """As `torch.save(model.state_dict())` and transformers' own integration write them."""
     path = case / "adapter" / "adapter_model.safetensors"
     tensors = safetensors.torch.load_file(path)
-    renamed = {
-        name.removeprefix("base_model.model.").replace(".weight", ".default.weight"): tensors[name] for name in tensors
-    }
+    bare = {name.removeprefix("base_model.model."): tensors[name] for name in tensors}
+    renamed = {name.replace(".weight", ".default.weight"): bare[name] for name in bare}
     safetensors.torch.save_file(renamed, path)
     assert difference(read_checkpoint("adapter"), case) < TOLERANCE
 
 
-BASES: dict[str, Any] = {
-    "there": "base",
-    "absent": "nobody/has-this",
-    "null": None,
-    "another": "other",
-    "itself": "adapter",
-}
+BASES = {"there": "base", "absent": "nobody/has-this", "null": None, "another": "other", "itself": "adapter"}
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -400,15 +393,11 @@ def test_an_adapter_alone_needs_its_base(
     assert len(capsys.readouterr().err.splitlines()) <= 2  # with the step that failed
 
 
+INITS = ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")
 REFUSED: dict[str, dict[str, Any]] = {
     "peft_type": {"peft_type": "LOHA"},
     "no peft_type": {"peft_type": None},
-    "pissa": {"init_lora_weights": "pissa"},
-    "pissa_niter_4": {"init_lora_weights": "pissa_niter_4"},
-    "olora": {"init_lora_weights": "olora"},
-    "corda": {"init_lora_weights": "corda"},
-    "loftq": {"init_lora_weights": "loftq"},
-    "lora_ga": {"init_lora_weights": "lora_ga"},
+    **{init: {"init_lora_weights": init} for init in INITS},
     "layer_replication": {"layer_replication": [[0, 2], [0, 2]]},
     "target_parameters": {"target_parameters": ["weight"]},
     "trainable_token_indices": {"trainable_token_indices": [1]},
@@ -476,20 +465,10 @@ def test_every_other_key_of_peft_has_an_effect_or_is_refused() -> None:
 def test_defaults_are_those_of_peft() -> None:
     """As `peft.LoraConfig()` has them in peft 0.21."""
     config = LoraConfig.from_dict({"peft_type": "LORA"})
-    assert dataclasses.asdict(config) == {
-        "base": "",
-        "base_revision": None,
-        "model_class": "",
-        "rank": 8,
-        "alpha": 8,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "rslora": False,
-        "bias": "none",
-        "lora_bias": False,
-        "dora": False,
-        "saved_modules": (),
-    }
+    numbers = {"rank": 8, "alpha": 8, "rank_pattern": {}, "alpha_pattern": {}}
+    names = {"base": "", "base_revision": None, "model_class": "", "saved_modules": (), "bias": "none"}
+    off = dict.fromkeys(("rslora", "lora_bias", "dora"), False)
+    assert dataclasses.asdict(config) == {**numbers, **names, **off}
 
 
 State = dict[str, torch.Tensor]
@@ -506,12 +485,8 @@ FAULTS: dict[str, Callable[[State], State]] = {
     "a module that was not trained": lambda state: state | {"base_model.model.classifier.weight": torch.ones(3, 16)},
     "an embedding": lambda state: state | {"base_model.model.vit.embeddings.lora_embedding_A": torch.ones(3, 16)},
     "another method": lambda state: state | {f"{QUERY}.lora_E": torch.ones(4, 1)},
-    "a layer too many": lambda state: (
-        state | {name.replace(".0.", ".7."): value.clone() for name, value in state.items()}
-    ),
-    "both spellings": lambda state: (
-        state | {name.removeprefix("base_model.model."): state[name].clone() for name in state}
-    ),
+    "a layer more": lambda state: state | {name.replace(".0.", ".7."): state[name].clone() for name in state},
+    "two names": lambda state: state | {name.removeprefix("base_model.model."): state[name].clone() for name in state},
     "integers": lambda state: state | {f"{QUERY}.lora_A.weight": torch.zeros(4, 16, dtype=torch.int8)},
     "not finite": lambda state: state | {f"{QUERY}.lora_A.weight": torch.full((4, 16), torch.inf)},
 }

@@ -21,13 +21,7 @@ from hub_server import Hub, hub_server
 from huggingface_hub import HfApi
 from raising import raises
 
-from vitdeploy.errors import (
-    CheckpointError,
-    HubError,
-    MissingDependencyError,
-    OutputError,
-    UsageError,
-)
+from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, OutputError, UsageError
 from vitdeploy.sources.hub import CheckpointFiles, resolve
 
 if TYPE_CHECKING:
@@ -65,10 +59,7 @@ LAYOUTS: dict[str, tuple[dict[str, bytes], dict[str, bytes]]] = {  # what is nee
         {"model.safetensors.index.json": index("a.safetensors"), "a.safetensors": b"a"},
         {"pytorch_model.bin": b"b"},
     ),
-    "both processors": (
-        {"model.safetensors": b"s", "processor_config.json": b'{"size": 8}'},
-        {"tokenizer.json": b"{}"},
-    ),
+    "two processors": ({"model.safetensors": b"s", "processor_config.json": b'{"size": 8}'}, {"tokenizer.json": b"{}"}),
 }
 
 
@@ -153,9 +144,7 @@ def test_moved_branch_is_followed(hub: Hub, fetch: Fetch, checkpoint: Path) -> N
     assert files.weights[0].read_bytes() == b"retrained"
 
 
-def test_branch_moves_during_the_download(
-    hub: Hub, fetch: Fetch, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_branch_moves_meanwhile(hub: Hub, fetch: Fetch, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def describe_then_move(*args: Any, **kwargs: Any) -> ModelInfo:
         info = describe(*args, **kwargs)
         hub.push(ID, write(checkpoint, {"model.safetensors": b"retrained"}))
@@ -247,15 +236,11 @@ def test_silent_hub(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
             fetch(ID, endpoint=endpoint)
 
 
-@pytest.mark.parametrize(
-    "status",
-    [
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.OK,  # with a page that is not the Hub's, as a hotel's network gives
-    ],
-)
+# The last with a page that is not the Hub's, as a hotel's network gives.
+STATUSES = [HTTPStatus(code) for code in (500, 503, 429, 200)]
+
+
+@pytest.mark.parametrize("status", STATUSES)
 def test_failing_hub(hub: Hub, fetch: Fetch, status: HTTPStatus) -> None:
     hub.failures["info"] = status
     with raises(HubError, where=hub.url, hint=re.compile("HF_ENDPOINT")):
@@ -409,25 +394,14 @@ def test_preferred_weights(hub: Hub, fetch: Fetch, tmp_path: Path, layout: str) 
     assert hub.downloads == sorted(CONFIGS | needed)
 
 
-NO_MAP: dict[str, object] = {"what": "weight_map"}
+NO_MAPS = ("[]", "{}", '{"weight_map": {}}', '{"weight_map": ["a.safetensors"]}')
+PATHS = ("../a.safetensors", "/a.safetensors", "..\\a.safetensors", "c:a.safetensors", "..")
 BAD_INDEXES: dict[str, dict[str, object]] = {
     "{": {"what": None},
-    "[]": NO_MAP,
-    "{}": NO_MAP,
-    '{"weight_map": {}}': NO_MAP,
-    '{"weight_map": ["a.safetensors"]}': NO_MAP,
+    **{content: {"what": "weight_map"} for content in NO_MAPS},
     **{
         json.dumps({"weight_map": {"norm.bias": name}}): {"what": "norm.bias", "found": name}
-        for name in (
-            1,
-            "../a.safetensors",
-            "/a.safetensors",
-            "..\\a.safetensors",
-            "c:a.safetensors",
-            "..",
-            "a.bin",
-            "a.safetensors",
-        )
+        for name in (1, *PATHS, "a.bin", "a.safetensors")
     },
 }
 
@@ -442,10 +416,7 @@ def test_bad_index(hub: Hub, fetch: Fetch, tmp_path: Path, content: str) -> None
             open_it()
 
 
-@pytest.mark.parametrize(
-    ("files", "absent"),
-    [({"model.safetensors": b"s"}, "config.json"), (CONFIGS, "weights")],
-)
+@pytest.mark.parametrize(("files", "absent"), [({"model.safetensors": b"s"}, "config.json"), (CONFIGS, "weights")])
 def test_incomplete_checkpoint(hub: Hub, fetch: Fetch, tmp_path: Path, files: dict[str, bytes], absent: str) -> None:
     folder = write(tmp_path / "local", {**files, "README.md": b"#"})
     hub.push("org/other", folder)
@@ -481,8 +452,7 @@ def test_revision_of_a_folder_is_refused(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "model",
-    ["/no/vit", "./vit", "../vit", "~/no/vit", "a/b/c", "models/", "a\\b", Path("org/vit")],
+    "model", ["/no/vit", "./vit", "../vit", "~/no/vit", "a/b/c", "models/", "a\\b", Path("org/vit")]
 )
 def test_path_that_does_not_exist(hub: Hub, fetch: Fetch, model: str | Path) -> None:
     with raises(CheckpointError, where=model, hint=re.compile("Hub id")):

@@ -121,9 +121,7 @@ def test_malformed_time_limit(fetch: Fetch, monkeypatch: pytest.MonkeyPatch, var
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
-def test_certificates_that_do_not_exist(
-    fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
+def test_absent_certificates(fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, str(tmp_path / "absent"))
     assert variable in refused(UsageError, lambda: fetch(endpoint="http://127.0.0.1:9"))
 
@@ -155,14 +153,8 @@ except VitDeployError as error:
     sys.exit(error.exit_code)
 """
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_", "XDG_"))}
-    process = subprocess.run(
-        [sys.executable, "-c", program, str(file_bytes)],
-        env={**clean, "NO_PROXY": "127.0.0.1", **env},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command, env = [sys.executable, "-c", program, str(file_bytes)], {**clean, "NO_PROXY": "127.0.0.1", **env}
+    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     return process.returncode, process.stderr.splitlines()
 
 
@@ -317,18 +309,8 @@ def test_files_that_are_not_the_hubs(
 
 # Names that a server chooses.
 
-ESCAPES = [
-    "../../../outside",
-    "/outside",
-    "..",
-    ".",
-    "a/../../b",
-    "..\\..\\outside",
-    "c:outside",
-    "x" * 300,
-    "\xe9",
-    "",
-]
+UPWARDS = ("../../../outside", "..\\..\\outside", "a/../../b", "..", ".")
+ESCAPES = [*UPWARDS, "/outside", "c:outside", "x" * 300, "\xe9", ""]
 
 
 @pytest.mark.usefixtures("no_waiting")
@@ -399,13 +381,8 @@ def head_then(method: str, rest: Answer) -> Answer:
     return hub_with(answer)
 
 
-def dripping_headers(exchange: Exchange) -> None:
-    exchange.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-    exchange.drip()
-
-
-def dripping_listing(exchange: Exchange) -> None:
-    exchange.write(b"HTTP/1.1 200 OK\r\n\r\n")
+def dripping(exchange: Exchange, start: bytes) -> None:
+    exchange.write(b"HTTP/1.1 200 OK\r\n" + start)
     exchange.drip()
 
 
@@ -418,9 +395,9 @@ def come_back_tomorrow(exchange: Exchange) -> None:
 
 SLOW: dict[str, Answer] = {
     "accepts and never answers": silent,
-    "a listing by the byte": dripping_listing,
+    "a listing by the byte": partial(dripping, start=b"\r\n"),
     "no answer for a file": hub_with(silent),
-    "headers by the byte": hub_with(dripping_headers),
+    "headers by the byte": hub_with(partial(dripping, start=b"X-Slow: ")),
     "a file that stops": head_then("GET", silent),
     "a file by the byte": head_then("GET", Exchange.drip),
     "a file tomorrow": hub_with(come_back_tomorrow),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,9 +178,8 @@ def test_the_processor_of_another_size_keeps_timms_crop(tmp_path: Path, size: tu
 def test_a_timm_bundle_is_a_repository_that_transformers_loads(tmp_path: Path) -> None:
     want = expected("vit_0")
     vitdeploy.export(GOLDEN / "vit_0", output=tmp_path / "out")
-    model, report = transformers.AutoModelForImageClassification.from_pretrained(
-        tmp_path / "out", output_loading_info=True
-    )
+    read = transformers.AutoModelForImageClassification.from_pretrained
+    model, report = read(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report
     with torch.inference_mode():
         logits = model(torch.from_numpy(inputs(want, (32, 32)))).logits.numpy()
@@ -188,24 +188,12 @@ def test_a_timm_bundle_is_a_repository_that_transformers_loads(tmp_path: Path) -
 
 def test_a_timm_classifier_also_gives_features(tmp_path: Path) -> None:
     want = expected("vit_0")
-    vitdeploy.export(
-        GOLDEN / "vit_0", output=tmp_path / "out", source=vitdeploy.SourceOptions(task="image-feature-extraction")
-    )
+    source = vitdeploy.SourceOptions(task="image-feature-extraction")
+    vitdeploy.export(GOLDEN / "vit_0", output=tmp_path / "out", source=source)
     with vitdeploy.load(tmp_path / "out") as predictor:
         outputs = predictor.runtime.run({"pixel_values": inputs(want, (32, 32))})
     assert list(outputs) == ["last_hidden_state"]
     assert_near(outputs, want, "32x32")
-
-
-def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    folder.mkdir()
-    for source in (GOLDEN / "vit_0").iterdir():
-        if source.suffix == ".safetensors":
-            (folder / source.name).write_bytes(source.read_bytes())
-    config = json.loads((GOLDEN / "vit_0" / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -221,7 +209,10 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> P
 def test_what_cannot_be_converted_is_one_line_and_writes_nothing(
     tmp_path: Path, change: Callable[[dict[str, Any]], object], key: str
 ) -> None:
-    folder = change_config(tmp_path / "source", change)
+    folder = shutil.copytree(GOLDEN / "vit_0", tmp_path / "source")
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
     with raises(CheckpointError, what=key):
         vitdeploy.export(folder, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -269,10 +260,9 @@ def test_an_npz_file_with_pre_logits_gives_features(
         with vitdeploy.load(tmp_path / "out", backend=backend) as predictor:
             outputs = predictor.runtime.run({"pixel_values": pixels})
             assert_near({**outputs, "logits": outputs["pooler_output"]}, want, "x")
+    source = vitdeploy.SourceOptions(task="image-classification")
     with raises(CheckpointError, what="task", found="pre_logits"):
-        vitdeploy.export(
-            path, output=tmp_path / "classifier", source=vitdeploy.SourceOptions(task="image-classification")
-        )
+        vitdeploy.export(path, output=tmp_path / "classifier", source=source)
 
 
 def test_what_lies_beside_an_npz_file_is_not_of_it(
@@ -281,7 +271,6 @@ def test_what_lies_beside_an_npz_file_is_not_of_it(
     write_npz(tmp_path / "a.npz", write_checkpoint(Task.CLASSIFICATION, {**tiny_config, **NPZ_CONFIG}).peer)
     for name in ("config.json", "preprocessor_config.json"):
         (tmp_path / name).write_text("{}")
-    bundle = vitdeploy.export(
-        tmp_path / "a.npz", output=tmp_path / "out", graph=vitdeploy.GraphOptions(image_size=(24, 40))
-    )
+    graph = vitdeploy.GraphOptions(image_size=(24, 40))
+    bundle = vitdeploy.export(tmp_path / "a.npz", output=tmp_path / "out", graph=graph)
     assert ImageProcessor.from_pretrained(bundle.path) == ImageProcessor(size=Size(24, 40))

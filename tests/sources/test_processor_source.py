@@ -96,6 +96,12 @@ def lost(fine_tuned: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def bare(write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]) -> Path:
+    """A classifier that never had a processor."""
+    return write_checkpoint(Task.CLASSIFICATION, tiny_config, processor=False).folder
+
+
 @pytest.fixture(scope="module")
 def answers(fine_tuned: Path) -> dict[str, str]:
     """The class of each held-out image by transformers' model and image processor, by the image's name."""
@@ -108,6 +114,10 @@ def answers(fine_tuned: Path) -> dict[str, str]:
             logits = model(torch.tensor(process(image.convert("RGB"), return_tensors="np")["pixel_values"])).logits
         found[path.relative_to(held_out_images()).as_posix()] = model.config.id2label[int(logits.argmax())]
     return found
+
+
+def export(model: Path | None, output: Path, processor: ProcessorOptions, **more: Any) -> Bundle:
+    return vitdeploy.export(model, output=output, source=vitdeploy.SourceOptions(processor=processor), **more)
 
 
 def run(*arguments: object) -> int:
@@ -152,7 +162,7 @@ def test_with_a_processor_it_is_as_accurate_as_ever(
 def test_the_defaults_of_the_class_would_be_less_accurate(lost: Path, answers: dict[str, str], tmp_path: Path) -> None:
     """The error of an assumed processor here: the reason for the refusal, and for the numbers above."""
     defaults = ProcessorOptions(image_mean=0.5, image_std=0.5, size=32, resample="bilinear")
-    vitdeploy.export(lost, output=tmp_path / "out", source=vitdeploy.SourceOptions(processor=defaults))
+    export(lost, tmp_path / "out", defaults)
     evaluation = vitdeploy.evaluate(tmp_path / "out", data=held_out_images(), backends=["onnxruntime:fp32"])
     right = sum(name.split("/")[0] == label for name, label in answers.items())
     assert evaluation.top1(evaluation.results[0]).correct < right - 50  # seen: 333 and 446 of 450
@@ -171,31 +181,25 @@ def test_no_head_of_any_family_gets_a_processor_of_defaults(write_checkpoint: Wr
 
 
 @pytest.mark.parametrize("lacking", DEFINED)
-def test_settings_that_do_not_define_a_processor(
-    write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], lacking: str
-) -> None:
-    folder = write_checkpoint(Task.CLASSIFICATION, tiny_config, processor=False).folder
+def test_settings_that_do_not_define_a_processor(bare: Path, lacking: str) -> None:
     given = {name: value for name, value in DEFINED.items() if name != lacking}
     option = "--resize" if lacking == "size" else f"--{lacking.replace('_', '-')}"
     with raises(CheckpointError, what="image processor", hint=re.compile(f"^give {option}, ")):
-        read_checkpoint(folder, processor=ProcessorOptions(**given))
-    assert read_checkpoint(folder, processor=ProcessorOptions(**DEFINED)).processor.output_size == (32, 32)
+        read_checkpoint(bare, processor=ProcessorOptions(**given))
+    assert read_checkpoint(bare, processor=ProcessorOptions(**DEFINED)).processor.output_size == (32, 32)
 
 
-def test_a_crop_needs_the_size_that_it_is_cut_from(
-    write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]
-) -> None:
-    folder = write_checkpoint(Task.CLASSIFICATION, tiny_config, processor=False).folder
+def test_a_crop_needs_the_size_that_it_is_cut_from(bare: Path) -> None:
     stated: dict[str, Any] = {"image_mean": MEAN, "image_std": STD, "resample": "bicubic"}
-    assert read_checkpoint(folder, processor=ProcessorOptions(**stated), image_size=(32, 32)).processor.size == Size(
+    assert read_checkpoint(bare, processor=ProcessorOptions(**stated), image_size=(32, 32)).processor.size == Size(
         32, 32
     )
     with raises(CheckpointError, what="image processor", hint=re.compile("^give --resize, ")):
-        read_checkpoint(folder, processor=ProcessorOptions(**stated, crop_size=32), image_size=(32, 32))
-    cropped = read_checkpoint(folder, processor=ProcessorOptions(**stated, crop_size=32, size={"shortest_edge": 36}))
+        read_checkpoint(bare, processor=ProcessorOptions(**stated, crop_size=32), image_size=(32, 32))
+    cropped = read_checkpoint(bare, processor=ProcessorOptions(**stated, crop_size=32, size={"shortest_edge": 36}))
     assert (cropped.processor.size, cropped.processor.output_size) == (ShortestEdge(36), (32, 32))
     unresized = {name: value for name, value in stated.items() if name != "resample"}
-    only_crop = read_checkpoint(folder, processor=ProcessorOptions(**unresized, crop_size=32, size=False))
+    only_crop = read_checkpoint(bare, processor=ProcessorOptions(**unresized, crop_size=32, size=False))
     assert not only_crop.processor.do_resize
 
 
@@ -206,29 +210,20 @@ def test_a_dinov2_without_a_processor_does_not_run_at_518_pixels(write_checkpoin
     folder = write_checkpoint(head, config, processor=False).folder
     with raises(CheckpointError, what="image processor"):
         read_checkpoint(folder)
-    stated: dict[str, Any] = {
-        "image_mean": MEAN,
-        "image_std": STD,
-        "size": {"shortest_edge": 256},
-        "crop_size": 224,
-        "resample": 3,
-    }
+    stated: dict[str, Any] = DEFINED | {"size": {"shortest_edge": 256}, "crop_size": 224, "resample": 3}
     found = read_checkpoint(folder, processor=ProcessorOptions(**stated))
     assert found.model.config.image_size == found.processor.output_size == (224, 224)
     assert json.loads(found.files["config.json"])["image_size"] == 224
 
 
 @pytest.mark.parametrize("content", [{"processor_class": "X"}, {"image_processor": None}])
-def test_a_processor_of_other_things_is_none_of_images(
-    write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], content: dict[str, Any]
-) -> None:
-    folder = write_checkpoint(Task.CLASSIFICATION, tiny_config, processor=False).folder
-    (folder / "processor_config.json").write_text(json.dumps(content))
+def test_a_processor_of_other_things_is_none_of_images(bare: Path, content: dict[str, Any]) -> None:
+    (bare / "processor_config.json").write_text(json.dumps(content))
     with pytest.raises(OSError, match="Can't load image processor"):
-        transformers_processor(folder)
+        transformers_processor(bare)
     with raises(CheckpointError, what="image processor"):
-        read_checkpoint(folder)
-    found = read_checkpoint(folder, processor=ProcessorOptions(**DEFINED))
+        read_checkpoint(bare)
+    found = read_checkpoint(bare, processor=ProcessorOptions(**DEFINED))
     assert set(found.files) == {"config.json", SETTINGS}
 
 
@@ -270,11 +265,8 @@ def test_a_setting_is_that_of_transformers(
         DEFINED | {"size": False, "resample": None, "crop_size": 32, "rescale_factor": 1 / 127.5},
     ],
 )
-def test_a_processor_of_settings_alone_is_read_alike_by_transformers(
-    write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    folder = write_checkpoint(Task.CLASSIFICATION, tiny_config, processor=False).folder
-    found = read_checkpoint(folder, processor=ProcessorOptions(**settings))
+def test_stated_settings_are_read_alike_by_transformers(bare: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    found = read_checkpoint(bare, processor=ProcessorOptions(**settings))
     for name, content in found.files.items():
         (tmp_path / name).write_bytes(content)
     np.testing.assert_array_equal(found.processor(CHINA), pixels(tmp_path))
@@ -292,65 +284,48 @@ def test_a_processor_of_settings_alone_is_read_alike_by_transformers(
         ("do_resize", {"resample": 3}, {"size": 40, "resample": 3}),
     ],
 )
-def test_a_step_that_is_off_is_turned_on_by_all_of_its_settings(
-    step: str, settings: dict[str, Any], whole: dict[str, Any]
-) -> None:
+def test_a_step_is_turned_on_by_all_of_its_settings(step: str, settings: dict[str, Any], whole: dict[str, Any]) -> None:
     config = ImageProcessor().to_dict() | {step: False}
     with raises(UsageError, what=next(iter(settings))):
         ProcessorOptions(**settings).replace_in(config)
     assert ProcessorOptions(**whole).replace_in(config)[step] is True
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"image_mean": "0.5"},
-        {"image_mean": (0.5, 0.5)},
-        {"image_std": (0.5, 0, 0.5)},
-        {"image_std": float("nan")},
-        {"size": 0},
-        {"size": {"longest_edge": 3}},
-        {"crop_size": {"shortest_edge": 3}},
-        {"crop_size": "32"},
-        {"resample": 6},
-        {"resample": "cubic"},
-        {"rescale_factor": True},
-        {"size": False, "resample": 3},
-        {"rescale_factor": 0},
-        {"source": ""},
-        {"source": 5},
-    ],
-)
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "image_mean": ("0.5", (0.5, 0.5)),
+    "image_std": ((0.5, 0, 0.5), float("nan")),
+    "size": (0, {"longest_edge": 3}),
+    "crop_size": ({"shortest_edge": 3}, "32"),
+    "resample": (6, "cubic"),
+    "rescale_factor": (True, 0),
+    "source": ("", 5),
+}
+ALONE = [{name: value} for name, values in REFUSED.items() for value in values]
+
+
+@pytest.mark.parametrize("settings", [*ALONE, {"size": False, "resample": 3}])
 def test_values_that_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         ProcessorOptions(**settings)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--image-mean", "a"],
-        ["--image-mean", "0.5,0.5"],
-        ["--image-mean", "nan"],
-        ["--image-std", "0.5,0.5,0.5,0.5"],
-        ["--image-std", "0"],
-        ["--rescale-factor", "0"],
-        ["--rescale-factor", "1e40"],
-        ["--resize", "48"],
-        ["--crop-size", "16"],
-        ["--resize", "30", "--crop-size", "32"],
-        ["--image-std", "1/0"],
-        ["--resize", "x32"],
-        ["--resize", "shortest:0"],
-        ["--crop-size", "shortest:32"],
-        ["--resample", "cubic"],
-        ["--processor", ""],
-        ["--processor", "org/model@"],
-        ["--resize", "off", "--resample", "bicubic"],
-        ["--resize", "48", "--image-size", "32"],
-        ["--crop-size", "16", "--image-size", "32"],
-    ],
-)
+TYPED = {
+    "--image-mean": ("a", "0.5,0.5", "nan"),
+    "--image-std": ("0.5,0.5,0.5,0.5", "0", "1/0"),
+    "--rescale-factor": ("0", "1e40"),
+    "--resize": ("48", "x32", "shortest:0"),
+    "--crop-size": ("16", "shortest:32"),
+    "--resample": ("cubic",),
+    "--processor": ("", "org/model@"),
+}
+TOGETHER = [
+    ["--resize", "30", "--crop-size", "32"],
+    ["--resize", "off", "--resample", "bicubic"],
+    *([option, value, "--image-size", "32"] for option, value in (("--resize", "48"), ("--crop-size", "16"))),
+]
+
+
+@pytest.mark.parametrize("arguments", [*([name, value] for name in TYPED for value in TYPED[name]), *TOGETHER])
 def test_what_is_typed_and_refused(
     fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
@@ -493,9 +468,7 @@ def test_means_of_a_timm_model_of_other_channels_can_be_replaced(tmp_path: Path,
     assert read_checkpoint(tmp_path / "gray", processor=options).processor.image_mean == (0.4,)
 
 
-def test_a_file_that_cannot_be_read_is_not_needed_where_all_is_stated(
-    lost: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_bad_file_is_not_needed_where_all_is_stated(lost: Path, caplog: pytest.LogCaptureFixture) -> None:
     (lost / SETTINGS).write_text(json.dumps({"image_processor_type": "CLIPImageProcessor"}))
     with raises(InputError, what="image_processor_type", found="CLIPImageProcessor"):
         read_checkpoint(lost, processor=ProcessorOptions(image_mean=MEAN, image_std=STD))
@@ -544,7 +517,7 @@ def test_a_file_that_is_no_image_processor(fine_tuned: Path, tmp_path: Path, kin
 
 def test_a_bundle_that_is_exported_again_keeps_where_its_processor_came_from(fine_tuned: Path, tmp_path: Path) -> None:
     given = ProcessorOptions(fine_tuned, image_mean=MEAN)
-    first = vitdeploy.export(fine_tuned, output=tmp_path / "a", source=vitdeploy.SourceOptions(processor=given))
+    first = export(fine_tuned, tmp_path / "a", given)
     found = read_checkpoint(first.path)
     assert found.source.processor == first.manifest.source.processor
     changed = read_checkpoint(first.path, processor=ProcessorOptions(resample=3)).source.processor
@@ -577,8 +550,12 @@ def hub(fine_tuned: Path, lost: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         yield server
 
 
-def test_a_processor_of_the_hub_is_downloaded_alone(hub: Hub, lost: Path, tmp_path: Path) -> None:
-    places: dict[str, Any] = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
+@pytest.fixture
+def places(hub: Hub, tmp_path: Path) -> dict[str, Any]:
+    return {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
+
+
+def test_a_processor_of_the_hub_is_downloaded_alone(hub: Hub, lost: Path, places: dict[str, Any]) -> None:
     found = read_checkpoint(lost, processor=ProcessorOptions("org/whole"), **places)
     assert hub.downloads == ["config.json", SETTINGS]
     commit = hub.commit("org/whole", "main")
@@ -591,13 +568,14 @@ def test_a_processor_of_the_hub_is_downloaded_alone(hub: Hub, lost: Path, tmp_pa
     assert offline.source == found.source
 
 
-def test_a_revision_of_the_processor_is_its_own(hub: Hub, fine_tuned: Path, lost: Path, tmp_path: Path) -> None:
+def test_a_revision_of_the_processor_is_its_own(
+    hub: Hub, fine_tuned: Path, lost: Path, tmp_path: Path, places: dict[str, Any]
+) -> None:
     other = tmp_path / "other"
     other.mkdir()
     settings = json.loads((fine_tuned / SETTINGS).read_text()) | {"resample": 3}
     (other / SETTINGS).write_text(json.dumps(settings))
     commit = hub.push("org/whole", other, branch="bicubic")
-    places: dict[str, Any] = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
     for revision in ("bicubic", commit):
         options = ProcessorOptions(f"org/whole@{revision}")
         found = read_checkpoint("org/lost", processor=options, revision="main", **places)
@@ -608,8 +586,7 @@ def test_a_revision_of_the_processor_is_its_own(hub: Hub, fine_tuned: Path, lost
         read_checkpoint(lost, processor=ProcessorOptions("org/whole@v9"), **places)
 
 
-def test_a_repository_without_a_processor_is_refused(hub: Hub, tmp_path: Path) -> None:
-    places: dict[str, Any] = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
+def test_a_repository_without_a_processor_is_refused(places: dict[str, Any]) -> None:
     with raises(CheckpointError, what="image processor") as online:
         read_checkpoint("org/lost", **places)
     assert "cache" not in str(online.value)
@@ -621,13 +598,14 @@ def test_a_repository_without_a_processor_is_refused(hub: Hub, tmp_path: Path) -
         read_checkpoint("org/lost", processor=ProcessorOptions("org/absent"), offline=True, **places)
 
 
-def test_a_cache_without_the_processors_file_is_no_reason_for_defaults(hub: Hub, lost: Path, tmp_path: Path) -> None:
+def test_a_cache_without_the_processors_file_is_no_reason_for_defaults(
+    hub: Hub, lost: Path, tmp_path: Path, places: dict[str, Any]
+) -> None:
     """As transformers' AutoModel leaves it: the Hub has a processor, which was never downloaded."""
     from huggingface_hub import hf_hub_download
 
     for name in ("config.json", "model.safetensors"):
         hf_hub_download("org/whole", name, cache_dir=tmp_path / "cache", endpoint=hub.url)
-    places: dict[str, Any] = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
     with raises(CheckpointError, what="image processor", hint=re.compile("^go online, ")):
         read_checkpoint("org/whole", offline=True, **places)
     with raises(CheckpointError, what="image processor", hint=re.compile("^go online, ")):
@@ -641,10 +619,7 @@ def test_the_bundle_says_where_its_processor_came_from(
     fine_tuned: Path, lost: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ProcessorOptions(fine_tuned, image_mean=MEAN)
-    bundles = [
-        vitdeploy.export(lost, output=tmp_path / name, source=vitdeploy.SourceOptions(processor=options))
-        for name in ("a", "b")
-    ]
+    bundles = [export(lost, tmp_path / name, options) for name in ("a", "b")]
     assert (bundles[0].path / "manifest.json").read_bytes() == (bundles[1].path / "manifest.json").read_bytes()
     line = "--processor fine-tuned, with image_mean"
     assert Bundle.open(tmp_path / "a").manifest.processor == line
@@ -660,9 +635,7 @@ def test_the_bundle_says_where_its_processor_came_from(
 
 
 def test_every_report_says_it_in_a_line(fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bundle = vitdeploy.export(
-        fine_tuned, output=tmp_path / "out", source=vitdeploy.SourceOptions(processor=ProcessorOptions(resample=2))
-    )
+    bundle = export(fine_tuned, tmp_path / "out", ProcessorOptions(resample=2))
     line = "the checkpoint's own, with resample"
     data = ["--data", held_out_images()]
     commands: dict[str, list[object]] = {
@@ -722,27 +695,15 @@ def test_an_origin_that_is_none(digits: Bundle, tmp_path: Path, origin: object) 
 
 def test_an_engine_with_another_processor_is_not_made_of_the_graph_that_is_there(digits: Bundle) -> None:
     with raises(UsageError, what="model"):
-        vitdeploy.export(
-            to="tensorrt",
-            output=digits.path,
-            source=vitdeploy.SourceOptions(processor=ProcessorOptions(image_mean=0.25)),
-        )
+        export(None, digits.path, ProcessorOptions(image_mean=0.25), to="tensorrt")
 
 
 def test_a_bundle_keeps_one_processor(fine_tuned: Path, lost: Path, tmp_path: Path) -> None:
-    vitdeploy.export(
-        lost, output=tmp_path / "out", source=vitdeploy.SourceOptions(processor=ProcessorOptions(fine_tuned))
-    )
+    export(lost, tmp_path / "out", ProcessorOptions(fine_tuned))
     other = ProcessorOptions(fine_tuned, image_mean=0.25)
     steps: list[str] = []
     with raises(UsageError, what="processor"):
-        vitdeploy.export(
-            lost,
-            to="torchscript",
-            output=tmp_path / "out",
-            progress=Told(steps.append),
-            source=vitdeploy.SourceOptions(processor=other),
-        )
+        export(lost, tmp_path / "out", other, to="torchscript", progress=Told(steps.append))
     assert steps == ["reading the checkpoint"]
 
 

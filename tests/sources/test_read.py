@@ -59,9 +59,7 @@ def test_shards_are_recorded_one_by_one(write_checkpoint: WriteCheckpoint, tiny_
     ]
 
 
-def test_the_task_may_be_another_than_the_checkpoints(
-    write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]
-) -> None:
+def test_the_task_may_be_another(write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]) -> None:
     folder = write_checkpoint(Task.CLASSIFICATION, tiny_config).folder
     found = read_checkpoint(folder, Task.FEATURES)
     assert json.loads(found.files["config.json"])["architectures"] == ["ViTModel"]
@@ -90,18 +88,16 @@ def test_a_seed_is_a_model() -> None:
 
 
 def test_a_timm_repository_on_the_hub_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
-        monkeypatch.setattr(f"huggingface_hub.constants.{name}", name != "HF_HUB_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     golden = Path(__file__).parents[1] / "golden" / "timm" / "deit_distilled_0"
-    with hub_server({"timm/deit_tiny_distilled": golden}) as hub:
-        found = read_checkpoint("timm/deit_tiny_distilled", endpoint=hub.url, cache_dir=tmp_path)
+    name = "timm/deit_tiny_distilled"
+    with hub_server({name: golden}) as hub:
+        found = read_checkpoint(name, endpoint=hub.url, cache_dir=tmp_path)
     config = json.loads(found.files["config.json"])
     assert config["architectures"] == ["DeiTForImageClassificationWithTeacher"]
-    assert (found.source.id, found.source.revision) == (
-        "timm/deit_tiny_distilled",
-        hub.commit("timm/deit_tiny_distilled", "main"),
-    )
+    assert (found.source.id, found.source.revision) == (name, hub.commit(name, "main"))
     assert found.processor.crop_rounding == "half_even"
 
 
@@ -139,9 +135,7 @@ def test_a_model_that_takes_every_size_is_made_one_of_its_processors(write_check
     assert read_checkpoint(folder, image_size=(24, 24)).model.config.image_size == (24, 24)
 
 
-def test_another_size_is_one_file_of_the_processor(
-    write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]
-) -> None:
+def test_another_size_is_one_processor_file(write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]) -> None:
     folder = write_checkpoint(Task.CLASSIFICATION, tiny_config).folder
     nested = {"image_processor": {"image_processor_type": "ViTImageProcessor", "size": 32}}
     (folder / "processor_config.json").write_text(json.dumps(nested))

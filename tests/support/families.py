@@ -18,6 +18,18 @@ VIT_CLASSES = {
     Task.FEATURES: "ViTModel",
     Task.MASKED_IMAGE_MODELING: "ViTForMaskedImageModeling",
 }
+# Arguments of transformers' ViTConfig for a model of 17 tokens that runs in a millisecond.
+TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 32,
+    "patch_size": 8,
+    "encoder_stride": 8,
+    "id2label": {0: "cat", 1: "dog", 2: "newt"},
+    "label2id": {"cat": 0, "dog": 1, "newt": 2},
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -28,3 +29,15 @@ def file_of(kind: str) -> bytes:
     image = Image.fromarray(PIXELS)
     (image.resize((16, 16)) if kind in ("ICNS", "ICO") else image).convert(mode).save(file, kind)
     return file.getvalue()
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_of(values: np.ndarray, colour_type: int, *chunks: bytes) -> bytes:
+    """A PNG file of samples (H, W) or (H, W, C) of 16 bits, with chunks of more."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
+    last = png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + b"".join(chunks) + last

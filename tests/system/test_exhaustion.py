@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import onnxruntime
 import pytest
@@ -19,35 +21,29 @@ from vitdeploy.errors import BundleError, ExhaustedError
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.system.exhaustion import check_exhaustion, lacking
 
-
 # As the libraries word them.
+TEXTS = {
+    "can't start new thread": "threads",
+    "PosixThread pthread_create failed, error code: 11 error msg: Resource temporarily unavailable": "threads",
+    "[ONNXRuntimeError] : 1 : FAIL : Load model from m.onnx failed:std::bad_alloc": "memory",
+    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.": "memory",
+    "unable to mmap 8 bytes from file <f>: Cannot allocate memory (12)": "memory",
+    "[ONNXRuntimeError] : 1 : FAIL : Load model from m failed:system error number 24": "open files",
+    "open file failed because of errno 24 on fopen: Too many open files, file path: m": "open files",
+    "bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 4194304": "memory",
+    "Load model from out of memory/m.onnx failed:Protobuf parsing failed.": None,
+    "Load model from m failed:std::bad_alloc(-1) is not a registered function/op": None,
+    "open file failed because of errno 2 on fopen: , file path: too many open files": None,
+}
+NUMBERS = {errno.ENOMEM: "memory", errno.EMFILE: "open files", errno.ENFILE: "open files", errno.EAGAIN: "threads"}
+
+
 @pytest.mark.parametrize(
     ("error", "resource"),
     [
         (MemoryError(), "memory"),
-        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "memory"),
-        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "open files"),
-        (OSError(errno.ENFILE, os.strerror(errno.ENFILE)), "open files"),
-        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "threads"),
-        (RuntimeError("can't start new thread"), "threads"),
-        (
-            RuntimeError(
-                "PosixThread pthread_create failed, error code: 11 error msg: Resource temporarily unavailable"
-            ),
-            "threads",
-        ),
-        (RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Load model from m.onnx failed:std::bad_alloc"), "memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "memory"),
-        (RuntimeError("unable to mmap 8 bytes from file <f>: Cannot allocate memory (12)"), "memory"),
-        (RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Load model from m failed:system error number 24"), "open files"),
-        (
-            RuntimeError("open file failed because of errno 24 on fopen: Too many open files, file path: m"),
-            "open files",
-        ),
-        (RuntimeError("bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 4194304"), "memory"),
-        (RuntimeError("Load model from out of memory/m.onnx failed:Protobuf parsing failed."), None),
-        (RuntimeError("Load model from m failed:std::bad_alloc(-1) is not a registered function/op"), None),
-        (RuntimeError("open file failed because of errno 2 on fopen: , file path: too many open files"), None),
+        *((OSError(number, os.strerror(number)), resource) for number, resource in NUMBERS.items()),
+        *((RuntimeError(text), resource) for text, resource in TEXTS.items()),
         (ValueError("cannot identify image file 'cannot allocate memory (12)'"), None),
         (OSError(errno.ENOENT, os.strerror(errno.ENOENT)), None),
         (OSError("Too many levels"), None),
@@ -65,14 +61,18 @@ def test_what_a_library_says_of_the_machine(error: Exception, resource: str | No
         assert raised.value.__cause__ is error
 
 
+def failing(error: Exception) -> Callable[..., NoReturn]:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return fail
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
 def test_the_command_line_says_it_wherever_it_happens(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(cli, "main", fail)
+    monkeypatch.setattr(cli, "main", failing(error))
     with pytest.raises(SystemExit) as ended:
         main(["doctor"])
     assert ended.value.code == 3
@@ -84,10 +84,7 @@ def test_the_command_line_says_it_wherever_it_happens(
 def test_a_defect_outside_of_the_commands_is_told_as_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(cli, "main", fail)
+    monkeypatch.setattr(cli, "main", failing(ZeroDivisionError()))
     with pytest.raises(SystemExit) as ended:
         main(["doctor"])
     assert ended.value.code == DEFECT
@@ -97,10 +94,8 @@ def test_a_defect_outside_of_the_commands_is_told_as_one(
 def test_a_model_that_does_not_fit_the_memory_is_not_called_corrupt(
     digits: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Load model from m.onnx failed:std::bad_alloc")
-
-    monkeypatch.setattr("onnxruntime.InferenceSession", fail)
+    error = RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Load model from m.onnx failed:std::bad_alloc")
+    monkeypatch.setattr("onnxruntime.InferenceSession", failing(error))
     with raises(ExhaustedError, what="memory"):
         OnnxRuntime(digits.path / "onnx" / "model.onnx")
 
@@ -109,10 +104,8 @@ def test_a_model_that_does_not_fit_the_memory_is_not_called_corrupt(
 def test_a_model_that_says_so_is_corrupt_all_the_same(
     digits: Bundle, monkeypatch: pytest.MonkeyPatch, raised: str
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise getattr(onnxruntime.capi.onnxruntime_pybind11_state, raised)("no such operator: std::bad_alloc")
-
-    monkeypatch.setattr("onnxruntime.InferenceSession", fail)
+    error = getattr(onnxruntime.capi.onnxruntime_pybind11_state, raised)("no such operator: std::bad_alloc")
+    monkeypatch.setattr("onnxruntime.InferenceSession", failing(error))
     with pytest.raises(BundleError):
         OnnxRuntime(digits.path / "onnx" / "model.onnx")
 

@@ -141,19 +141,11 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def late_onnxruntime(events: list[str]) -> Any:
-    module: Any = ModuleType("onnxruntime")
-    module.disable_telemetry_events = lambda: events.append("off")
-    return module
-
-
-def test_onnxruntime_that_is_only_a_name_or_is_being_imported(clean: pytest.MonkeyPatch) -> None:
-    clean.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
-    telemetry.disable()
-    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
-
-
-def test_every_variable_is_set_unless_the_user_did(clean: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("named", [False, True])
+def test_every_variable_is_set_unless_the_user_did(clean: pytest.MonkeyPatch, named: bool) -> None:
+    """Also where onnxruntime is only a name, or is being imported."""
+    if named:
+        clean.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
     clean.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
     telemetry.disable()
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
@@ -165,7 +157,9 @@ def test_onnxruntime_that_the_application_imported(
     clean: pytest.MonkeyPatch, chosen: str | None, expected: list[str]
 ) -> None:
     events: list[str] = []
-    clean.setitem(sys.modules, "onnxruntime", late_onnxruntime(events))
+    module: Any = ModuleType("onnxruntime")
+    module.disable_telemetry_events = lambda: events.append("off")
+    clean.setitem(sys.modules, "onnxruntime", module)
     if chosen is not None:
         clean.setenv("ORT_DISABLE_TELEMETRY", chosen)
     telemetry.disable()

@@ -101,11 +101,7 @@ def sensitivity(bundle: str, reports: Reports, as_json: bool, **options: Any) ->
 
 
 def kept_nodes(path: str) -> tuple[str, ...]:
-    """The names of the nodes in a file that `vitdeploy debug bisect --json` printed.
-
-    Raises:
-        InputError: the file cannot be read, or holds something else.
-    """
+    """The names of the nodes in a file that `debug bisect --json` printed; InputError where it holds something else."""
     try:
         names = tuple(node["name"] for node in strict_json(read_regular(path))["kept"])
         if not all(isinstance(name, str) for name in names):

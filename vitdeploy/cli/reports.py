@@ -43,8 +43,7 @@ def report_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
         decorated: Callable[..., Any] = with_reports
         for name in reversed(names):
-            option = click.option(f"--{name}", type=PATH, metavar="FILE", help=_REPORTS[name][1])
-            decorated = option(decorated)
+            decorated = click.option(f"--{name}", type=PATH, metavar="FILE", help=_REPORTS[name][1])(decorated)
         return decorated
 
     return decorated

@@ -53,12 +53,8 @@ class ArtifactRequest:
 
     Attributes:
         model: a Hub id or a path; None for random weights, or what a bundle holds.
-        format: of the artifact.
         spec: what it is to be, by `graph` and `quantization`.
-        graph: its inputs and outputs.
         quantization: how int8 and fp8 are made.
-        source: how the checkpoint is read.
-        validation: how the artifact is compared with the reference.
     """
 
     model: str | Path | None
@@ -96,9 +92,7 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
     """Export the reference, prove that the artifact is the same model, and keep both in a bundle.
 
     Args:
-        request: the artifact.
         place: the bundle's folder, absolute, which stays as it is on any failure.
-        progress: told each step, and how far it has come.
 
     Raises:
         UsageError: the exporter cannot make this artifact, or it would replace one that was quantized for another

@@ -53,10 +53,6 @@ def add_engine(
     Args:
         bundle: the bundle; it stays as it is on any failure.
         to: "tensorrt" or "tensorrt-rtx".
-        precision: of the ONNX artifact, and so of the engine.
-        options: of the builder.
-        validation: how to compare.
-        progress: told each step, and how far it has come.
 
     Raises:
         UsageError: an option is not what it must be, or not the library's; or there is no such ONNX artifact, or it

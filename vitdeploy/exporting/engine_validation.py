@@ -79,10 +79,7 @@ def prove_engine(
 
     Args:
         engine: is closed.
-        artifact: what it runs.
         of: where the reference is.
-        validation: how to compare.
-        progress: told each step, and how far it has come.
 
     Returns:
         The record of it, for the manifest.
@@ -119,10 +116,8 @@ def prove_engines(
     What is proven is written at once, and one that fails, or cannot run here, keeps no other from being proven.
 
     Args:
-        bundle: the bundle; its manifest is written again.
         names: of the artifacts; by default all that are pending.
         validation: how to compare; the tolerance is by default that of the export.
-        progress: told each step, and how far it has come.
 
     Returns:
         The bundle, and the names of the engines that were proven.
@@ -188,14 +183,8 @@ def _expected(
     bundle: Bundle, artifact: Artifact, listing: FolderListing | None
 ) -> tuple[list[Sample], list[dict[str, Any]], str]:
     """Images in every size and number that the engine has limits for, what they give, and what gave that."""
-    images = samples(
-        ViTConfig.from_dict(bundle.read_config().model),
-        load_processor(bundle),
-        {},
-        artifact.pixels.stage,
-        listing,
-        sizes=_sizes(artifact),
-    )
+    config, processor = ViTConfig.from_dict(bundle.read_config().model), load_processor(bundle)
+    images = samples(config, processor, {}, artifact.pixels.stage, listing, sizes=_sizes(artifact))
     ranges = [read_range(text) for text in artifact.options["batch"]]
     counts = sorted({size for each in ranges for size in (each.minimum, each.optimum, each.maximum or each.optimum)})
     images = [

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.exporters import find_exporter, quantization_target
 from vitdeploy.exporting.options import Quantization
 from vitdeploy.specs import OPSETS, QUANTIZED, ExportSpec, PixelFormat, PixelStage, Precision, read_image_size
 from vitdeploy.system.option_fields import changed, check_options, described, option
+from vitdeploy.trt.options import EngineOptions
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vitdeploy.trt.options import EngineOptions
-
-    Pair = tuple[int, int]
-    Size = int | Pair
+Pair = tuple[int, int]
+Size = int | Pair
 
 
 @described

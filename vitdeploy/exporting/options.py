@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.files.user_cache import user_cache
@@ -14,10 +15,7 @@ from vitdeploy.specs import SEEDS, Task
 from vitdeploy.system.option_fields import check_options, described, option
 from vitdeploy.system.shares import read_drop, read_share, read_tolerance
 
-if TYPE_CHECKING:
-    import os
-
-    PathLike = str | os.PathLike[str]
+PathLike = str | os.PathLike[str]
 
 TARGETS = ("cpu", "tensorrt")
 SCHEMES = ("static", "dynamic")
@@ -173,10 +171,7 @@ class Quantization:
         False, "Quantize weights to 7 bits (int8 on a CPU), for x86 processors without VNNI, which would overflow."
     )
     rest: str | None = option(
-        None,
-        "Precision of the layers that are not quantized (TensorRT only).",
-        choices=("fp16",),
-        unset="fp32",
+        None, "Precision of the layers that are not quantized (TensorRT only).", choices=("fp16",), unset="fp32"
     )
     smooth_quant: float | str = option(
         "auto",
@@ -245,9 +240,7 @@ class SourceOptions:
         None, "Task.", choices=tuple(task.value for task in Task), unset="the one that the checkpoint was made for"
     )
     random_weights: str | None = option(
-        None,
-        "Architecture with random weights, such as vit-base-patch16-224, instead of a model.",
-        metavar="PRESET",
+        None, "Architecture with random weights, such as vit-base-patch16-224, instead of a model.", metavar="PRESET"
     )
     seed: int = option(0, "Seed of random weights, and of the choice of calibration images.", limits=SEEDS)
     revision: str | None = option(None, "Branch, tag or commit on the Hub.")

@@ -15,10 +15,7 @@ _SUFFIX = "-vitdeploy"
 
 
 def place_of(
-    output: str | os.PathLike[str] | None,
-    model: str | Path | None,
-    random_weights: str | None,
-    seed: int,
+    output: str | os.PathLike[str] | None, model: str | Path | None, random_weights: str | None, seed: int
 ) -> Path:
     """The folder of the bundle, absolute, which has been checked for use.
 
@@ -30,7 +27,6 @@ def place_of(
         model: what is exported, as `vitdeploy.sources.hub.resolve` takes it; None for random weights, or the bundle's
             own.
         random_weights: the preset; None where a model is named.
-        seed: of the random weights.
 
     Raises:
         CheckpointError: `model` is a path that does not exist.

@@ -48,14 +48,9 @@ def export_model(
     """Write an artifact of a model: trace, quantize, observe, write.
 
     Args:
-        exporter: of the format.
         model: the reference, in float32.
-        folder: the bundle's.
-        spec: the artifact.
-        processor: of the bundle.
         samples: images on which the magnitude of values is observed, where the precision depends on it.
         run: of int8 and fp8, the calibration images; None where there are none.
-        progress: told each step.
 
     Returns:
         The artifact, and what was measured to choose how it is quantized, for the manifest.
@@ -103,11 +98,9 @@ def quantize_graph(
     """Quantize a float32 graph in place: calibrate, choose a candidate, and the layers that stay in float32.
 
     Args:
-        traced: the graph.
         scheme: another one is taken where the artifact's names none, and it is much nearer to the reference.
         run: the calibration images; None where there are none.
         folder: for graphs' files, for a while.
-        progress: told each step.
 
     Returns:
         The graph, and what was measured to choose, for the manifest.

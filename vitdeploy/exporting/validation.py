@@ -67,8 +67,6 @@ def samples(
     """Images to compare on, in each of the sizes to compare at: the usual one first.
 
     Args:
-        config: the model's.
-        processor: of the bundle.
         axes: the sizes that the artifact takes; none where it takes the model's own alone.
         stage: of the images that the artifact takes.
         images: those of a folder, of which the first are used; None for synthetic ones.
@@ -154,12 +152,9 @@ def prove(
     """Compare an artifact with the reference, in the batches of the samples.
 
     Args:
-        runtime: the artifact's.
-        name: the artifact's.
         images: see `samples`.
         expected: what the reference gives for each of them.
         tolerance: largest difference allowed, relative to each output's largest value; None for any that is finite.
-        problem_type: of the model.
         cosine: how near each output must be at every image size; None for any nearness.
 
     Returns:

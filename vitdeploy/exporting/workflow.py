@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vitdeploy.assess.data.folder_listing import list_images
 from vitdeploy.bundle.bundle import Bundle
@@ -19,14 +18,11 @@ from vitdeploy.exporters.engine.build import check_request
 from vitdeploy.exporting.artifact import ArtifactRequest, add_artifact
 from vitdeploy.exporting.engine import add_engine
 from vitdeploy.exporting.graph_options import GraphOptions, check_scheme, spec_of
-from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
+from vitdeploy.exporting.options import PathLike, Quantization, SourceOptions, ValidationOptions
 from vitdeploy.exporting.output_folder import place_of
 from vitdeploy.system.option_fields import changed
 from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.options import EngineOptions
-
-if TYPE_CHECKING:
-    from vitdeploy.exporting.options import PathLike
 
 _ANY_MODEL = {"seed", "token", "cache_dir", "offline"}  # options that say nothing of a model that is not random
 

@@ -113,7 +113,7 @@ def make_model(
     expected = model.state_dict()
     differences = _differences(model, expected, tensors, spelling)
     if differences:
-        problems = "; ".join(f"{kind} {_some(names)}" for kind, names in differences.items())
+        problems = "; ".join(f"{kind} {some(names)}" for kind, names in differences.items())
         of_head = filter(_HEADS[task].fullmatch, expected)
         head = [disk_name(config.family, name, beside_a_head=False) for name in of_head]
         hint = f"the checkpoint has no head for {task}, try another --task"
@@ -167,6 +167,7 @@ def _may_be_left_out(name: str, task: Task) -> bool:
     return any(pattern.fullmatch(name) for pattern in (*others, _UNUSED))
 
 
-def _some(names: Sequence[str], most: int = 4) -> str:
+def some(names: Sequence[str], most: int = 4) -> str:
+    """The first of some names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -157,9 +157,8 @@ def _check_artifact(artifact: Artifact) -> None:
 
 def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | None) -> int:
     if asked is not None and (type(asked) is not int or not 1 <= asked < 1 << 31):
-        raise UsageError(
-            f"max_batch_size must be a whole number from 1 up, got {asked!r:.80}", what="max_batch_size", found=asked
-        )
+        message = f"max_batch_size must be a whole number from 1 up, got {asked!r:.80}"
+        raise UsageError(message, what="max_batch_size", found=asked)
     if not profiles:
         return asked or DEFAULT_BATCH.maximum or DEFAULT_BATCH.optimum
     largest = max(each.maximum or each.optimum for each in profiles)
@@ -207,17 +206,11 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 
 def _warmup(artifact: Artifact, size: int) -> dict[str, Any]:
     """A sample of one image that Triton repeats; of zeros, since random bytes may be no numbers at all."""
-    inputs = [
-        {
-            "key": spec.name,
-            "value": {
-                "data_type": _Word(_TYPES[spec.dtype]),
-                "dims": [_usual(axis, artifact.axes) for axis in spec.shape[1:]],
-                "zero_data": True,
-            },
-        }
-        for spec in artifact.inputs
-    ]
+    inputs = []
+    for spec in artifact.inputs:
+        dims = [_usual(axis, artifact.axes) for axis in spec.shape[1:]]
+        value = {"data_type": _Word(_TYPES[spec.dtype]), "dims": dims, "zero_data": True}
+        inputs.append({"key": spec.name, "value": value})
     return {"name": f"batch of {size}", "batch_size": size, "inputs": inputs}
 
 
@@ -246,9 +239,5 @@ def _scalar(value: Any) -> str:
     if isinstance(value, _Word):
         return value
     if isinstance(value, str):
-        return '"' + re.sub(r"[^ !#-\[\]-~]", _octal, value) + '"'
+        return '"' + re.sub(r"[^ !#-\[\]-~]", lambda x: "".join(f"\\{byte:03o}" for byte in x[0].encode()), value) + '"'
     return str(value).lower()  # whole numbers, true and false
-
-
-def _octal(character: re.Match[str]) -> str:
-    return "".join(f"\\{byte:03o}" for byte in character[0].encode())

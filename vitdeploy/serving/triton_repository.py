@@ -191,18 +191,15 @@ def _checked_repository(repository: str | os.PathLike[str], bundle: Path) -> Pat
         place = Path(repository).resolve()
         wrong = (place / MANIFEST).exists() or (place.exists() and not place.is_dir())
     except (OSError, RuntimeError, ValueError) as exc:  # a name too long, links in a circle, a null byte
-        raise UsageError(
-            f"{str(repository)!r:.80} cannot be a folder: {exc}", what="repository", found=repository
-        ) from exc
+        message = f"{str(repository)!r:.80} cannot be a folder: {exc}"
+        raise UsageError(message, what="repository", found=repository) from exc
     if wrong:
         raise UsageError(
             f"{repository} is a bundle or a file, not a folder of Triton's models",
             what="repository", where=place, hint="choose another",
         )  # fmt: skip
     if place.is_relative_to(bundle.resolve()):
-        raise UsageError(
-            f"the repository {repository} lies in the bundle", what="repository", where=place, hint="choose another"
-        )
+        raise UsageError(f"{repository} lies in the bundle", what="repository", where=place, hint="choose another")
     return place
 
 

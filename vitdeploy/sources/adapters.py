@@ -115,14 +115,15 @@ class Adapter:
         """
         timm = is_timm(config)
         family = None if timm else _family(config)  # of the base, whatever the adapter says
-        stated, of_base = self._stated_config(), config
+        path, of_base = self.files.folder / "config.json", config
+        stated = read_json(path) if self.is_alone and path.exists() else {}
         cfg = stated.get("pretrained_cfg")
         places = (stated, cfg) if timm and isinstance(cfg, dict) else (stated,)
         says_labels = any(key in place for key in (LABEL_KEYS if timm else _NAMES) for place in places)
         try:
             config = _of_timm(config, stated) if timm else _of_transformers(config, stated)
         except CheckpointError as exc:
-            raise exc.with_message(f"{self.files.folder / 'config.json'}: {exc}") from exc
+            raise exc.with_message(f"{path}: {exc}") from exc
         origin = str(self.files.adapter[1])
         canonical = _timm_names if family is None else functools.partial(our_names, family)
         tensors = read_weights(self.files.adapter[1:])
@@ -136,16 +137,12 @@ class Adapter:
             if says_labels and not _counts(config):  # only names are stated
                 config = config | {"num_classes": _count_of_timm(of_base) if classes is None else classes}
             elif classes is not None and not says_labels and classes != _count_of_timm(config):
-                config = _timm_classes(config, classes)
+                config = _without(config, LABEL_KEYS) | {"num_classes": classes}  # of which none has a name
         else:
             config = self._with_head(config, None if says_labels else classes, classified=classes is not None)
         whole = f" and {len(merged.replaced)} tensors replaced" if merged.replaced else ""
         beside = f"'{self.config.base}'" if self.is_alone else "the weights beside it"
-        return (
-            config,
-            merged.weights,
-            f"{beside}: {len(merged.adapted)} weights changed{whole}",
-        )
+        return (config, merged.weights, f"{beside}: {len(merged.adapted)} weights changed{whole}")
 
     def _check_not_merged_before(
         self, weights: Mapping[str, Tensor], merged: Merged, tensors: Mapping[str, Tensor], canonical: Canonical
@@ -205,17 +202,11 @@ class Adapter:
         revision = None if local_path(self.config.base) is not None else self.config.base_revision
         return resolve(self.config.base, **{**self.hub_options, "revision": revision})
 
-    def _stated_config(self) -> dict[str, Any]:
-        """The config.json beside an adapter that has no weights beside it."""
-        path = self.files.folder / "config.json"
-        return read_json(path) if self.is_alone and path.exists() else {}
-
     def _with_head(self, config: dict[str, Any], classes: int | None, *, classified: bool) -> dict[str, Any]:
         """The configuration of transformers with the class of the model that was trained, and its classes."""
         family, model_class = _family(config), self.config.model_class
-        if model_class not in family.architectures and any(
-            model_class in row.architectures for row in FAMILIES.values()
-        ):
+        known = any(model_class in row.architectures for row in FAMILIES.values())
+        if known and model_class not in family.architectures:
             raise CheckpointError(
                 f"{self.files.adapter[0]}: trained in {model_class}, which is no {config['model_type']}",
                 what="base_model_class", where=self.files.adapter[0], found=model_class,
@@ -310,11 +301,6 @@ def _counts(config: Mapping[str, Any]) -> bool:
 
 def _count_of_timm(config: Mapping[str, Any]) -> int:
     return num_classes(config, model_args(config), pretrained_cfg(config))
-
-
-def _timm_classes(config: dict[str, Any], classes: int) -> dict[str, Any]:
-    """A config.json of timm for a head of another size, whose classes have no names."""
-    return _without(config, LABEL_KEYS) | {"num_classes": classes}
 
 
 def _without(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:

@@ -42,9 +42,7 @@ class Files:
     @classmethod
     def of_folder(cls, folder: Path) -> Files:
         return cls(
-            str(folder),
-            lambda name: path if (path := folder / name).is_file() else None,
-            lambda: folder_names(folder),
+            str(folder), lambda name: path if (path := folder / name).is_file() else None, lambda: folder_names(folder)
         )
 
     def get(self, name: str) -> Path | None:
@@ -144,9 +142,7 @@ def _shards(index: Path, files: Files) -> tuple[Path, ...]:
         raise CheckpointError(f"{index} is not valid JSON: {exc}", where=index) from exc
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(
-            f"{index} has no 'weight_map' of tensor names and file names", what="weight_map", where=index
-        )
+        raise CheckpointError(f"{index} has no 'weight_map' of tensors and files", what="weight_map", where=index)
     suffix = Path(index.name.removesuffix(_INDEX_SUFFIX)).suffix
     first_key: dict[str, str] = {}
     for key, name in weight_map.items():

@@ -120,10 +120,7 @@ def resolve_processor(
 
     Args:
         source: a local folder, a local file, or a Hub id, which may end in "@" and a branch, tag or commit.
-        token: see `resolve`, also for the other arguments.
-        cache_dir: of the Hub's files.
-        offline: use the cache alone.
-        endpoint: the Hub's address.
+        token: see `resolve`, as for cache_dir, offline and endpoint.
 
     Raises:
         CheckpointError: there is no such folder, file or repository, or it holds no configuration.
@@ -144,9 +141,7 @@ def resolve_processor(
             what="revision", found=name, hint="give a branch, tag or commit, or leave out the '@'",
         )  # fmt: skip
     if isinstance(source, Path) or _is_path(path, name) or path.suffix == ".json":
-        raise CheckpointError(
-            f"image processor not found: {name}", where=name, hint="give a folder, a file or a Hub id"
-        )
+        raise CheckpointError(f"no image processor: {name}", where=name, hint="give a folder, a file or a Hub id")
     files = _from_hub(model, revision or None, token, cache_dir, offline, endpoint, choose_processor)
     return ProcessorFiles(files.model_id, files.revision, files.folder, files.cached)
 

@@ -173,12 +173,8 @@ def _matches(path: Path, etag: str) -> bool:
     """Whether a file has its checksum: SHA-256 of a large file, git's SHA-1 of others. Mirrors may have other ETags."""
     if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", etag):
         return True
-    size = path.stat().st_size
-    sums = (
-        [hashlib.sha256()]
-        if len(etag) == 64
-        else [hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), hashlib.sha1(usedforsecurity=False)]
-    )
+    of_git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    sums = [hashlib.sha256()] if len(etag) == 64 else [of_git, hashlib.sha1(usedforsecurity=False)]
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             for one in sums:

@@ -23,9 +23,7 @@ def check_endpoint(endpoint: str | None) -> None:
             _check_address(name, address, _WEB)
             if urlsplit(address).query or urlsplit(address).fragment:
                 shown = without_password(address)
-                raise UsageError(
-                    f"{name} has a query or a fragment: {shown!r}", what=name, found=shown, hint="remove it"
-                )
+                raise UsageError(f"{name} has a query or fragment: {shown!r}", what=name, found=shown, hint="remove it")
     for name in _TIME_LIMITS:
         seconds = os.environ.get(name)
         if seconds is not None and not re.fullmatch("[0-9]{1,6}", seconds):
@@ -44,9 +42,7 @@ def check_connection() -> None:
     for name in _CERTIFICATES:
         path = os.environ.get(name)
         if path and not Path(path).exists():
-            raise UsageError(
-                f"{name} is {path!r:.200}, which does not exist", what=name, found=path, hint="correct or unset it"
-            )
+            raise UsageError(f"{name} does not exist: {path!r:.200}", what=name, found=path, hint="correct or unset it")
 
 
 def check_token(token: str | None) -> None:
@@ -57,9 +53,7 @@ def check_token(token: str | None) -> None:
     else:
         source = "the token"
     if token is not None and not re.fullmatch("[!-~]+", token):
-        raise UsageError(
-            f"{source} is not printable ASCII, or has spaces or line breaks", what="token", hint="copy it again"
-        )
+        raise UsageError(f"{source} is not printable ASCII without spaces", what="token", hint="copy it again")
 
 
 def without_password(text: str) -> str:

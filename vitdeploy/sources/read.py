@@ -138,9 +138,8 @@ def read_checkpoint(
     if reference.config.image_size != config.image_size:
         data["image_size"] = json_size(reference.config.image_size)
     # The bundle's weights are float32, whatever the source's type and whichever of its heads is used.
-    data |= {"architectures": [architecture_of(reference)]} | {
-        key: "float32" for key in ("dtype", "torch_dtype") if key in data
-    }
+    dtypes = {key: "float32" for key in ("dtype", "torch_dtype") if key in data}
+    data |= {"architectures": [architecture_of(reference)]} | dtypes
     weights = tuple(FileRecord.of(path.parent, path.name) for path in (*base.weights, *found.adapter))
     source = Source(found.model_id, found.revision, weights, image_processor.origin)
     if adapter is not None:
@@ -247,10 +246,8 @@ def _misfit(
     name: str, problem: CheckpointError, options: ProcessorOptions | None, image_size: tuple[int, int] | None
 ) -> CheckpointError | UsageError:
     """The error for a processor that does not fit the model `name`: of what was typed, where that decides the size."""
-    typed = image_size is not None or (
-        options is not None and (options.size is not None or options.crop_size is not None)
-    )
-    error = UsageError if typed else CheckpointError
+    sized = options is not None and (options.size is not None or options.crop_size is not None)
+    error = UsageError if sized or image_size is not None else CheckpointError
     return error(f"{name}: {problem}", what=problem.what, where=name, expected=problem.expected, found=problem.found)
 
 

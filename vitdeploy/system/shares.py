@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import decimal
 import numbers
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from vitdeploy.errors import UsageError, shown
+
+if TYPE_CHECKING:
+    import decimal
 
 
 class Share(float):

@@ -15,7 +15,6 @@ class Gpu:
 
     Attributes:
         index: CUDA's number of it.
-        name: the card's.
         compute_capability: such as "8.9".
         driver: the newest CUDA version that the driver supports, such as "13.0".
     """
@@ -40,7 +39,6 @@ def check(what: str, result: tuple[Any, ...]) -> Any:
 
     Args:
         what: the action, such as "reserve device memory".
-        result: of the call.
 
     Raises:
         DeviceError: it failed.
@@ -66,7 +64,9 @@ def find_gpus() -> list[Gpu]:
         raise DeviceError(str(exc), what="gpu", found=exc.found, hint="use a machine with one and its driver") from exc
     version = check("tell the driver's version", cuda.cudaDriverGetVersion())
     driver = f"{version // 1000}.{version % 1000 // 10}"  # 1000 * major + 10 * minor, CUDA runtime API
-    return [_gpu(cuda, index, driver) for index in range(count)]
+    found = [check("describe the GPU", cuda.cudaGetDeviceProperties(index)) for index in range(count)]
+    names = [each.name.decode().rstrip("\0") for each in found]
+    return [Gpu(at, names[at], f"{each.major}.{each.minor}", driver) for at, each in enumerate(found)]
 
 
 def find_gpu(index: int | None = None) -> Gpu:
@@ -83,9 +83,3 @@ def find_gpu(index: int | None = None) -> Gpu:
             what="device", expected=len(gpus), found=index or 0,
         )  # fmt: skip
     return gpus[index or 0]
-
-
-def _gpu(cuda: Any, index: int, driver: str) -> Gpu:
-    properties = check("describe the GPU", cuda.cudaGetDeviceProperties(index))
-    name = properties.name.decode().rstrip("\0")
-    return Gpu(index, name, f"{properties.major}.{properties.minor}", driver)

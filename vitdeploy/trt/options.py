@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vitdeploy.errors import UsageError, shown
-from vitdeploy.specs import AxisRange, read_image_size, read_range
+from vitdeploy.specs import AxisRange, PixelFormat, TensorSpec, read_image_size, read_range
 from vitdeploy.system.option_fields import changed, check_options, described, option
 
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
-    from vitdeploy.specs import PixelFormat, TensorSpec
-
-    Profile = dict[str, AxisRange]
-    Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Profile = dict[str, AxisRange]
+Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 BATCH = "batch"
 DEFAULT_BATCH = AxisRange(1, 8, 32)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from vitdeploy.exporters.graph.initializers import register
 from vitdeploy.exporters.quantization.number_format import Range
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
 
 _COUNT = "number of images"  # beside the names of values
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitdeploy.exporters.quantization.number_format import Range
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 BINS = 4096
 
@@ -37,7 +34,8 @@ class Histogram:
     def add(self, values: NDArray[np.float32]) -> None:
         """Count the values of an array of any shape, all of them finite."""
         lowest, highest = float(values.min()), float(values.max())
-        self.seen = Range(*_wider(self.seen, lowest, highest))
+        seen = self.seen or Range(lowest, highest)
+        self.seen = Range(min(seen.lowest, lowest), max(seen.highest, highest))
         limit = max(self.limit, _power_of_two_above(max(-lowest, highest)))
         while self.limit and self.limit < limit:
             self._grow()
@@ -61,10 +59,6 @@ class Histogram:
         self.counts = np.zeros(BINS, np.int64)
         self.counts[BINS // 4 : BINS // 4 + len(pairs)] = pairs
         self.limit *= 2
-
-
-def _wider(seen: Range | None, lowest: float, highest: float) -> tuple[float, float]:
-    return (lowest, highest) if seen is None else (min(seen.lowest, lowest), max(seen.highest, highest))
 
 
 def _power_of_two_above(magnitude: float) -> float:

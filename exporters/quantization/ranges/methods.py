@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitdeploy.errors import CheckFailedError
-from vitdeploy.exporters.quantization.number_format import Range
+from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
 from vitdeploy.exporters.quantization.ranges.histogram import Histogram
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-    from vitdeploy.exporters.quantization.number_format import NumberFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +99,6 @@ class HistogramReducer:
     """Reduces activations, image by image, to their ranges. Memory holds one image's values and a histogram of each.
 
     Attributes:
-        method: how the range is chosen.
         number_format: that the activations are to have.
     """
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from vitdeploy.exporters.quantization.number_format import NumberFormat
 from vitdeploy.exporters.quantization.weights import Weights
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vitdeploy.exporters.quantization.number_format import NumberFormat
 
 
 def use_integer_matmul(

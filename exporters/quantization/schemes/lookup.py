@@ -28,7 +28,6 @@ def scheme_for(spec: ExportSpec, *, calibrated: bool) -> Scheme:
     """The scheme of an int8 or fp8 artifact.
 
     Args:
-        spec: the artifact.
         calibrated: whether there are calibration images.
 
     Raises:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.exporters.graph.initializers import register
+from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
 from vitdeploy.exporters.quantization.weights import Weights
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
 
 
 def insert_qdq(

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar, Protocol
 
 import onnx_ir as ir
 
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters.graph.precision import name_of, on_data_path
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
+from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
 
 
 class Scheme(Protocol):
     """One way to compute in 8 bits; its options are the fields of a frozen dataclass.
 
     Attributes:
-        name: that in manifests.
         target: runtime that the graph is built for, "cpu" or "tensorrt".
         static: number format of activations with fixed ranges; None where the graph measures them as it runs.
         operators: types of the nodes that compute in 8 bits, where they have a weight.
@@ -57,7 +53,6 @@ def quantizable(model: ir.Model, scheme: Scheme, keep: Collection[str] = ()) -> 
 
     Args:
         model: in float32.
-        scheme: the scheme.
         keep: nodes that stay in float32, by the names of their first outputs.
 
     Raises:

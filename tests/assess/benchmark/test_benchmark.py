@@ -38,20 +38,15 @@ ONNX = ["onnxruntime"]
 REFERENCE = Selected("reference", "torch", "fp32")
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_bundle(tmp_path_factory.mktemp("benchmark"))
-
-
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
     yield
     assert multiprocessing.active_children() == []
 
 
-def test_every_backend_and_batch_size_is_timed_in_turns(bundle: Bundle) -> None:
+def test_every_backend_and_batch_size_is_timed_in_turns(single: Bundle) -> None:
     steps: list[str] = []
-    found = benchmark(bundle.path, batch_sizes=(3, 1), threads=1, rounds=2, runs=4, progress=Told(steps.append))
+    found = benchmark(single.path, batch_sizes=(3, 1), threads=1, rounds=2, runs=4, progress=Told(steps.append))
     names = [("reference", "torch"), ("onnx-fp32", "onnxruntime")]
     assert [(item.artifact, item.backend, item.batch_size) for item in found.latencies] == [
         (*name, size) for size in (3, 1) for name in names
@@ -66,11 +61,9 @@ def test_every_backend_and_batch_size_is_timed_in_turns(bundle: Bundle) -> None:
         assert 0 < item.processing_ms < max(item.image_times_ms)
         assert 1e7 < (item.peak_memory_bytes or 0) < 1e11
     assert [item.details["engine"].split()[0] for item in found.latencies] == ["torch", "onnxruntime"] * 2
-    assert found.latencies[0].details["threads"] == 1
-    assert found.latencies[1].details["intra_op_threads"] == 1
+    assert (found.latencies[0].details["threads"], found.latencies[1].details["intra_op_threads"]) == (1, 1)
     assert [item.threads and item.threads.count for item in found.latencies] == [1] * 4
-    assert found.latencies[1].threads == ThreadCount(1, "as asked for")
-    assert found.status == "passed"
+    assert (found.latencies[1].threads, found.status) == (ThreadCount(1, "as asked for"), "passed")
     assert (found.settings["images"], found.settings["runs"]) == ("synthetic JPEG files of 640x480 pixels", 4)
     assert "cpu" in found.machine
     assert steps == ["opening reference on torch", "opening onnx-fp32 on onnxruntime",
@@ -145,22 +138,22 @@ def test_what_is_timed_is_the_run_and_the_processing_before_it(monkeypatch: pyte
         ({"backends": []}, "backends", []),
     ],
 )
-def test_arguments_are_checked(bundle: Bundle, options: dict[str, Any], what: str, found: object) -> None:
+def test_arguments_are_checked(single: Bundle, options: dict[str, Any], what: str, found: object) -> None:
     with raises(UsageError, what=what, found=found):
-        benchmark(bundle, **options)
+        benchmark(single, **options)
 
 
-def test_bad_input_makes_no_process(bundle: Bundle, tmp_path: Path) -> None:
+def test_bad_input_makes_no_process(single: Bundle, tmp_path: Path) -> None:
     with raises(BundleError, where=tmp_path):
         benchmark(tmp_path)
     with raises(InputError, where=tmp_path, what="images"):
-        benchmark(bundle, images=tmp_path)
+        benchmark(single, images=tmp_path)
 
 
-def test_an_image_that_cannot_be_read_is_named(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_cannot_be_read_is_named(single: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
     with raises(ImageError, what=re.compile(r"a\.png$")):
-        benchmark(bundle, images=tmp_path)
+        benchmark(single, images=tmp_path)
 
     def refused(file: Path, most_bytes: int) -> bytes:
         raise PermissionError(13, "Permission denied", str(file))
@@ -182,8 +175,8 @@ def test_a_damaged_artifact_is_the_caller_s_error(tmp_path: Path) -> None:
         benchmark(bundle, backends=ONNX, rounds=1, runs=1)
 
 
-def test_what_is_missing_here_is_skipped_and_the_others_go_on(bundle: Bundle) -> None:
-    found = benchmark(bundle, batch_sizes=(1,), backends=["torch", *ONNX], device="cuda", rounds=1, runs=1)
+def test_what_is_missing_here_is_skipped_and_the_others_go_on(single: Bundle) -> None:
+    found = benchmark(single, batch_sizes=(1,), backends=["torch", *ONNX], device="cuda", rounds=1, runs=1)
     if found.status == "passed":
         pytest.skip("this machine has a GPU")
     assert found.latencies == ()
@@ -191,8 +184,8 @@ def test_what_is_missing_here_is_skipped_and_the_others_go_on(bundle: Bundle) ->
     assert "CUDA" in found.skipped[1].reason
 
 
-def test_a_batch_size_that_an_artifact_does_not_take_is_skipped(bundle: Bundle, tmp_path: Path) -> None:
-    shutil.copytree(bundle.path, tmp_path / "limited")
+def test_a_batch_size_that_an_artifact_does_not_take_is_skipped(single: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(single.path, tmp_path / "limited")
     manifest = json.loads((tmp_path / "limited" / MANIFEST).read_text())
     manifest["artifacts"][0]["axes"] = {"batch": {"minimum": 2, "optimum": 2, "maximum": 4}}
     (tmp_path / "limited" / MANIFEST).write_text(json.dumps(manifest))
@@ -205,26 +198,26 @@ def test_a_batch_size_that_an_artifact_does_not_take_is_skipped(bundle: Bundle, 
     assert found.status == "skipped"
 
 
-def test_a_process_that_dies_is_skipped_with_its_exit_code(bundle: Bundle) -> None:
+def test_a_process_that_dies_is_skipped_with_its_exit_code(single: Bundle) -> None:
     def kill(step: str) -> None:
         if step == "timing, round 2 of 2":
             for process in multiprocessing.active_children():
                 process.kill()
 
-    found = benchmark(bundle, backends=ONNX, rounds=2, runs=1, progress=Told(kill))
+    found = benchmark(single, backends=ONNX, rounds=2, runs=1, progress=Told(kill))
     assert (found.status, found.latencies) == ("skipped", ())
     (skipped,) = found.skipped
     assert "onnx-fp32 on onnxruntime ended with exit code -9" in skipped.reason
 
 
-def test_an_interrupt_ends_the_workers(bundle: Bundle) -> None:
+def test_an_interrupt_ends_the_workers(single: Bundle) -> None:
     def interrupt(step: str) -> None:
         if step.startswith("timing"):
             assert len(multiprocessing.active_children()) == 2
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        benchmark(bundle, batch_sizes=(1,), progress=Told(interrupt))
+        benchmark(single, batch_sizes=(1,), progress=Told(interrupt))
 
 
 STARTING = """
@@ -246,9 +239,9 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
 @pytest.mark.parametrize("delay", [0.0, 0.3])
-def test_an_interrupt_of_all_while_workers_start_is_quiet(bundle: Bundle, sent: signal.Signals, delay: float) -> None:
+def test_an_interrupt_of_all_while_workers_start_is_quiet(single: Bundle, sent: signal.Signals, delay: float) -> None:
     """As from a terminal, or from a CI server that ends a job: the signal goes to the whole process group."""
-    command = [sys.executable, "-c", STARTING, str(bundle.path)]
+    command = [sys.executable, "-c", STARTING, str(single.path)]
     with subprocess.Popen(
         command, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -261,21 +254,21 @@ def test_an_interrupt_of_all_while_workers_start_is_quiet(bundle: Bundle, sent: 
     assert process.returncode == 128 + sent
 
 
-def test_threads_are_for_backends_that_heed_them(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+def test_threads_are_for_backends_that_heed_them(monkeypatch: pytest.MonkeyPatch, single: Bundle) -> None:
     monkeypatch.setattr(timing, "_HEED_THREADS", ["torch"])
     assert "onnxruntime" in BACKENDS
     with raises(UsageError, what="threads", expected=["torch"], found=["onnxruntime"]):
-        benchmark(bundle, backends=ONNX, threads=2)
+        benchmark(single, backends=ONNX, threads=2)
 
 
-def test_the_threads_of_torch_are_those_in_force(bundle: Bundle) -> None:
+def test_the_threads_of_torch_are_those_in_force(single: Bundle) -> None:
     before = torch.get_num_threads()  # imported already, as by the script of a user
     try:
-        opened = timing._Timer(Job(bundle, REFERENCE, "cpu", before + 2, ())).open()
+        opened = timing._Timer(Job(single, REFERENCE, "cpu", before + 2, ())).open()
         assert opened.details["threads"] == torch.get_num_threads() == before + 2
     finally:
         torch.set_num_threads(before)
-    assert timing._Timer(Job(bundle, REFERENCE, "cpu", 0, ())).open().details["threads"] == before
+    assert timing._Timer(Job(single, REFERENCE, "cpu", 0, ())).open().details["threads"] == before
 
 
 @pytest.mark.parametrize(
@@ -304,10 +297,10 @@ def test_the_worker_of_torch_keeps_within_a_quota(
         torch.set_num_threads(before)
 
 
-def test_a_malformed_variable_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+def test_a_malformed_variable_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch, single: Bundle) -> None:
     monkeypatch.setenv("ORT_INTRA_OP_NUM_THREADS", "all")
     with raises(UsageError, what="ORT_INTRA_OP_NUM_THREADS", found="all"):
-        benchmark(bundle, backends=ONNX, rounds=1, runs=1)
+        benchmark(single, backends=ONNX, rounds=1, runs=1)
 
 
 KILLED = """
@@ -327,10 +320,10 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
-def test_workers_end_with_a_parent_that_is_killed(bundle: Bundle, tmp_path: Path) -> None:
+def test_workers_end_with_a_parent_that_is_killed(single: Bundle, tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    done = subprocess.run([sys.executable, script, bundle.path], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, script, single.path], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL
     (worker,) = map(int, done.stdout.split())
     deadline = time.monotonic() + 20

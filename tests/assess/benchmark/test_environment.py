@@ -72,8 +72,7 @@ def test_an_engine_under_another_package_name_has_a_version_too(monkeypatch: pyt
 
 def test_the_machine() -> None:
     found = machine()
-    assert found["vitdeploy"] == __version__
-    assert found["python"] == platform.python_version()
+    assert (found["vitdeploy"], found["python"]) == (__version__, platform.python_version())
     assert found["onnxruntime"] == ort.__version__
     assert found["cpu"]
     assert 1 <= int(found["cores"]) <= (os.cpu_count() or 1)

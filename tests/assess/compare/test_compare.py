@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import sign_again, tiny_model, write_bundle, write_checkpoint_of
-from click.testing import CliRunner
+from command_line import run
 from raising import raises
 from schemas import validated
 from told import Told
@@ -27,7 +27,6 @@ from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST, Artifact
-from vitdeploy.cli.compare import compare as compare_command
 from vitdeploy.errors import BundleError, DeviceError, InputError, UsageError
 from vitdeploy.runtimes import BACKENDS, open_runtime
 from vitdeploy.specs import Task
@@ -53,10 +52,10 @@ def with_artifacts(bundle: Bundle, *artifacts: Artifact) -> Bundle:
     return Bundle.open(bundle.path)
 
 
-def exit_code(bundle: Bundle) -> int:
-    result = CliRunner().invoke(compare_command, [str(bundle.path), "--json"])
-    assert validated("compare", result.output)["status"] in ("passed", "failed", "skipped")
-    return result.exit_code
+def exit_code(bundle: Bundle) -> object:
+    result = run("compare", bundle.path, "--json")
+    assert validated("compare", result.out)["status"] in ("passed", "failed", "skipped")
+    return result.code
 
 
 def test_a_good_bundle_passes(bundle: Bundle) -> None:
@@ -87,8 +86,7 @@ def test_given_images_are_what_is_compared(bundle: Bundle, tmp_path: Path) -> No
         image.save(tmp_path / f"{index}.png")
     from_folder, from_list = compare(bundle, images=tmp_path), compare(str(bundle.path), images=images)
     assert (from_folder.images, from_folder.synthetic, from_folder.status) == (3, False, "passed")
-    assert from_folder.left_out == LeftOut()
-    assert dataclasses.replace(from_folder, left_out=None) == from_list
+    assert (from_folder.left_out, dataclasses.replace(from_folder, left_out=None)) == (LeftOut(), from_list)
 
 
 def test_one_wrong_weight_fails(own_copy: Bundle) -> None:
@@ -129,8 +127,7 @@ def test_one_backend_that_is_skipped_beside_one_that_passes(bundle: Bundle, monk
         ("onnxruntime", "passed"),
         ("another", "skipped"),
     ]
-    assert comparison.status == "skipped"
-    assert exit_code(bundle) == 3
+    assert (comparison.status, exit_code(bundle)) == ("skipped", 3)
 
 
 def test_an_artifact_that_nothing_here_runs_is_skipped(own_copy: Bundle) -> None:
@@ -139,8 +136,7 @@ def test_an_artifact_that_nothing_here_runs_is_skipped(own_copy: Bundle) -> None
     comparison = compare(changed)
     (result,) = comparison.results
     assert (result.artifact, result.backend, result.status) == ("tomorrow-fp32", "", "skipped")
-    assert comparison.status == "skipped"
-    assert exit_code(changed) == 3
+    assert (comparison.status, exit_code(changed)) == ("skipped", 3)
 
 
 def test_a_precision_without_a_tolerance_of_its_own_needs_one(own_copy: Bundle) -> None:
@@ -203,8 +199,7 @@ def test_batches_are_joined_in_their_order(bundle: Bundle) -> None:
     pixels = np.random.default_rng(0).standard_normal((10, 3, 32, 32), np.float32)
     with open_runtime(bundle, "onnxruntime") as runtime:
         whole = runtime.run(feeds(runtime.inputs, pixels[:4]))["reconstruction"]
-        batches = [feeds(runtime.inputs, part) for part in (pixels[:4], pixels[4:10])]
-        outputs = run_batches(runtime, batches)
+        outputs = run_batches(runtime, [feeds(runtime.inputs, part) for part in (pixels[:4], pixels[4:10])])
     assert outputs["reconstruction"].shape == (10, 3, 32, 32)
     np.testing.assert_array_equal(outputs["reconstruction"][:4], whole)
 
@@ -229,8 +224,7 @@ def test_images_of_sizes_of_their_own(tmp_path: Path) -> None:
         checkpoint, output=tmp_path / "bundle", graph=vitdeploy.GraphOptions(dynamic_image_size=True)
     )
     wide = synthetic_images(1, 30, 60)[0]
-    assert compare(bundle).status == "passed"
-    assert compare(bundle, images=[wide, wide]).status == "passed"
+    assert (compare(bundle).status, compare(bundle, images=[wide, wide]).status) == ("passed", "passed")
     with raises(UsageError, what="last_hidden_state"):
         compare(bundle, images=[wide, synthetic_images(1, 80, 80)[0]])
 

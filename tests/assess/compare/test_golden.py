@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import sign_again, write_bundle
-from environments import ROOT, environment, run
+from bundles import sign_again
+from command_line import run
+from environments import ROOT, environment
+from environments import run as run_in
 from faults import copy_of, perturb_layer
 from raising import raises
 
@@ -21,20 +23,14 @@ from vitdeploy.assess.compare.compare import compare
 from vitdeploy.assess.compare.golden import FORMAT, Golden
 from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.cli import main
 from vitdeploy.errors import InputError, NotFiniteError, OutputError, UsageError
 from vitdeploy.runtimes import BACKENDS, Backend
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def golden(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def golden(single: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("golden") / "golden.npz"
-    assert compare(bundle, save_golden=path).status == "passed"
+    assert compare(single, save_golden=path).status == "passed"
     return path
 
 
@@ -44,58 +40,55 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_torch")
-def test_the_reference_does_not_run(bundle: Bundle, golden: Path, tmp_path: Path) -> None:
-    result = compare(bundle, golden=golden)
-    assert result.status == "passed"
-    assert (result.images, result.synthetic) == (16, True)
-    assert compare(perturb_layer(copy_of(bundle, tmp_path / "faulty"), 0), golden=golden).status == "failed"
+def test_the_reference_does_not_run(single: Bundle, golden: Path, tmp_path: Path) -> None:
+    result = compare(single, golden=golden)
+    assert (result.status, result.images, result.synthetic) == ("passed", 16, True)
+    assert compare(perturb_layer(copy_of(single, tmp_path / "faulty"), 0), golden=golden).status == "failed"
 
 
-def test_it_gives_what_a_run_of_the_reference_gives(bundle: Bundle, golden: Path) -> None:
-    live, from_file = compare(bundle), compare(bundle, golden=golden)
+def test_it_gives_what_a_run_of_the_reference_gives(single: Bundle, golden: Path) -> None:
+    live, from_file = compare(single), compare(single, golden=golden)
     assert live.to_dict() == from_file.to_dict()
     found = Golden.read(golden)
-    assert found.reference == bundle.manifest.reference
+    assert found.reference == single.manifest.reference
     assert {name: value.dtype.name for name, value in found.outputs.items()} == {"logits": "float32"}
     assert found.tools["engine"].startswith("torch")
 
 
-def test_an_environment_without_torch_compares(bundle: Bundle, golden: Path) -> None:
+def test_an_environment_without_torch_compares(single: Bundle, golden: Path) -> None:
     code = """
 import json, sys, vitdeploy
 result = vitdeploy.compare(sys.argv[1], golden=sys.argv[2])
 print(json.dumps([result.status, "torch" in sys.modules, [item.artifact for item in result.results]]))
 """
-    python = environment("embedded")
-    assert json.loads(run(python, "-c", code, bundle.path, golden, PYTHONPATH=str(ROOT))) == [
+    assert json.loads(run_in(environment("embedded"), "-c", code, single.path, golden, PYTHONPATH=str(ROOT))) == [
         "passed", False, ["onnx-fp32"]
     ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("without_torch")
-def test_golden_outputs_of_something_else_are_refused(bundle: Bundle, golden: Path, tmp_path: Path) -> None:
+def test_golden_outputs_of_something_else_are_refused(single: Bundle, golden: Path, tmp_path: Path) -> None:
     images: list[Any] = list(synthetic_images(16, 32, 32, seed=1))
     with raises(UsageError, what="images"):
-        compare(bundle, golden=golden, images=images)
+        compare(single, golden=golden, images=images)
     with raises(UsageError, what="batch_size", expected=4, found=8):
-        compare(bundle, golden=golden, batch_size=4)
-    shutil.copytree(bundle.path, tmp_path / "other")
+        compare(single, golden=golden, batch_size=4)
+    shutil.copytree(single.path, tmp_path / "other")
     path = tmp_path / "other" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
     with raises(UsageError, what="model.safetensors"):
         compare(sign_again(Bundle.open(tmp_path / "other")), golden=golden)
-    shutil.copytree(bundle.path, tmp_path / "relu")
-    config = json.loads((bundle.path / "config.json").read_text(encoding="utf-8"))
+    shutil.copytree(single.path, tmp_path / "relu")
+    config = json.loads((single.path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "relu" / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}), encoding="utf-8")
     with raises(UsageError, what="config.json"):
         compare(sign_again(Bundle.open(tmp_path / "relu")), golden=golden)
     found = Golden.read(golden)
-    lacking = Golden({}, found.reference, found.pixels_sha256, found.batch_size)
-    lacking.write(tmp_path / "lacking.npz")
+    Golden({}, found.reference, found.pixels_sha256, found.batch_size).write(tmp_path / "lacking.npz")
     with raises(UsageError, what="logits", found=None):
-        compare(bundle, golden=tmp_path / "lacking.npz")
+        compare(single, golden=tmp_path / "lacking.npz")
     with raises(UsageError, what="golden"):
-        compare(bundle, golden=golden, save_golden=tmp_path / "new.npz")
+        compare(single, golden=golden, save_golden=tmp_path / "new.npz")
 
 
 @pytest.mark.parametrize(
@@ -174,31 +167,23 @@ def test_a_damaged_header_is_one_line(tmp_path: Path, header: bytes) -> None:
         Golden.read(path)
 
 
-def test_outputs_of_another_shape_are_the_file_s_fault(bundle: Bundle) -> None:
-    reference = bundle.manifest.reference
+def test_outputs_of_another_shape_are_the_file_s_fault(single: Bundle) -> None:
+    reference = single.manifest.reference
     for shape in ((3, 3), (16, 6), (16, 3, 1)):
         with raises(InputError, what="logits", expected=(16, 3), found=shape):
-            Golden({"logits": np.zeros(shape, np.float32)}, reference, "", 8).check(bundle, "", 16, 8)
-    Golden({"logits": np.zeros((16, 3), np.float32)}, reference, "", 8).check(bundle, "", 16, 8)
+            Golden({"logits": np.zeros(shape, np.float32)}, reference, "", 8).check(single, "", 16, 8)
+    Golden({"logits": np.zeros((16, 3), np.float32)}, reference, "", 8).check(single, "", 16, 8)
 
 
-def test_it_is_written_whole_or_not_at_all(bundle: Bundle, golden: Path, tmp_path: Path) -> None:
+def test_it_is_written_whole_or_not_at_all(single: Bundle, golden: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError):
-        compare(bundle, save_golden=tmp_path / "file" / "golden.npz")
+        compare(single, save_golden=tmp_path / "file" / "golden.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_command(
-    bundle: Bundle,
-    golden: Path,
-) -> None:
-    def exit_code(*arguments: object) -> object:
-        with pytest.raises(SystemExit) as caught:
-            main(["compare", *map(str, (bundle.path, *arguments))])
-        return caught.value.code
-
-    assert exit_code("--golden", golden) == 0
+def test_the_command(single: Bundle, golden: Path) -> None:
+    assert run("compare", single.path, "--golden", golden).code == 0
     assert vitdeploy.compare is compare
 
 

@@ -25,6 +25,17 @@ def fill(root: Path, *names: str) -> None:
         (root / name).write_bytes(b"")
 
 
+def refuse_to_list(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refused(path: Any) -> Any:
+        if os.fspath(path).endswith(name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+
+
 def test_image_files_are_found_below_and_sorted(tmp_path: Path) -> None:
     fill(tmp_path, "b.PNG", "a/c.jpg", "a/b/d.jpeg", "notes.txt", "e.webp.json", "z.tiff")
     (tmp_path / "folder.png").mkdir()
@@ -63,14 +74,7 @@ def test_a_link_to_nothing_and_a_pipe_are_not_left_out(tmp_path: Path, name: str
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "cat/a.png", "dog/b.png")
-    scandir = os.scandir
-
-    def refused(path: Any) -> Any:
-        if os.fspath(path).endswith("dog"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refused)
+    refuse_to_list("dog", monkeypatch)
     with raises(InputError, where=tmp_path / "dog", expected="a folder", found="Permission denied"):
         list_images(tmp_path)
     with raises(InputError, expected="a folder of images", found="File name too long"):
@@ -120,14 +124,7 @@ def test_a_folder_that_is_hidden_itself_can_be_given(tmp_path: Path) -> None:
 
 def test_a_hidden_folder_that_cannot_be_read_counts_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "a.png", ".Trashes/b.png")
-    scandir = os.scandir
-
-    def refused(path: Any) -> Any:
-        if os.fspath(path).endswith(".Trashes"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refused)
+    refuse_to_list(".Trashes", monkeypatch)
     assert list_images(tmp_path).left_out == LeftOut(1, (Reason("hidden", 1),))
 
 
@@ -155,8 +152,7 @@ def test_a_folder_of_images_is_listed_once(tmp_path: Path, monkeypatch: pytest.M
         return is_image(path)
 
     monkeypatch.setattr(folder_listing, "_is_image", counted)
-    assert open_images(tmp_path).names == ("a", "b", "c.png")
-    assert sorted(opened) == ["a", "b"]
+    assert (open_images(tmp_path).names, sorted(opened)) == (("a", "b", "c.png"), ["a", "b"])
 
 
 def test_folders_without_an_image_are_told(tmp_path: Path) -> None:
@@ -168,15 +164,13 @@ def test_folders_without_an_image_are_told(tmp_path: Path) -> None:
         str(left_out)
         == "files left out: 2 (2 ending .heic (needs pillow-heif)); folders without an image: 2 (dog, newt)"
     )
-    assert LeftOut.from_dict(left_out.to_dict()) == left_out
-    assert str(LeftOut()) == "files left out: none"
+    assert (LeftOut.from_dict(left_out.to_dict()), str(LeftOut())) == (left_out, "files left out: none")
 
 
 def test_the_rarest_reasons_become_one(tmp_path: Path) -> None:
     fill(tmp_path, "a.png", *(f"b{index}.{kind}" for kind in range(30) for index in range(1 + (kind == 7))))
     left_out = list_images(tmp_path).left_out
-    assert left_out.files == 31
-    assert left_out.reasons[0] == Reason("ending .7", 2)
+    assert (left_out.files, left_out.reasons[0]) == (31, Reason("ending .7", 2))
     assert left_out.reasons[-1] == Reason("other endings", 10)
     assert sum(each.files for each in left_out.reasons) == 31
 

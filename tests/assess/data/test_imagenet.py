@@ -10,14 +10,7 @@ from pathlib import Path
 from environments import environment, run
 from raising import raises
 
-from vitdeploy.assess.data.class_labels import (
-    BY_ILSVRC_ORDER,
-    BY_NAME,
-    BY_POSITION,
-    BY_SYNONYM,
-    BY_WORDNET_ID,
-    Classes,
-)
+from vitdeploy.assess.data.class_labels import BY_ILSVRC_ORDER, BY_NAME, BY_POSITION, BY_SYNONYM, BY_WORDNET_ID, Classes
 from vitdeploy.assess.data.imagenet import in_ilsvrc_order, synset_of, synsets
 from vitdeploy.errors import InputError
 
@@ -30,8 +23,7 @@ BIRD, MACHINE = IDS[134], IDS[517]
 
 def test_the_table() -> None:
     assert len(IDS) == len(set(IDS)) == 1000
-    assert sorted(IDS) == IDS
-    assert (IDS[0], NAMES[0]) == ("n01440764", "tench, Tinca tinca")
+    assert (sorted(IDS), IDS[0], NAMES[0]) == (IDS, "n01440764", "tench, Tinca tinca")
     assert (IDS[999], NAMES[999]) == ("n15075141", "toilet tissue, toilet paper, bathroom tissue")
     assert (BIRD, MACHINE) == ("n02012849", "n03126707")
     assert [index for index, name in enumerate(NAMES) if NAMES.count(name) > 1] == [134, 517]
@@ -53,8 +45,7 @@ def test_it_is_what_timm_and_torchvision_have() -> None:
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_IMAGENET_CATEGORIES"
     )
-    own = {index for index, name in enumerate(categories) if name not in synsets()[IDS[index]]}
-    assert own == {134, 639}
+    assert {index for index, name in enumerate(categories) if name not in synsets()[IDS[index]]} == {134, 639}
     assert in_ilsvrc_order([{name} for name in categories])
 
 
@@ -88,8 +79,7 @@ def test_wordnet_ids_of_a_model_with_all_classes() -> None:
 
 def test_wordnet_ids_of_a_model_with_some_classes_in_another_order() -> None:
     chosen = [639, 638, 0, 657, 744]
-    classes = Classes([NAMES[index] for index in chosen])
-    found, rule = classes.match([IDS[index] for index in chosen], "it")
+    found, rule = Classes([NAMES[index] for index in chosen]).match([IDS[index] for index in chosen], "it")
     assert (list(found.values()), rule) == ([0, 1, 2, 3, 4], BY_WORDNET_ID)
     shuffled = Classes(NAMES[::-1])
     assert shuffled.match([IDS[0]], "it")[0] == {IDS[0]: 999}

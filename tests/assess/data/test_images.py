@@ -54,8 +54,8 @@ def test_feeds_cover_half_of_the_patches_where_a_mask_is_due() -> None:
     arrays = feeds(specs, pixels)
     mask = arrays["bool_masked_pos"]
     assert arrays["pixel_values"] is pixels
-    assert mask.dtype == np.bool_
     assert mask.shape == (4, 256)
+    assert mask.dtype == np.bool_
     assert 0.4 < mask.mean() < 0.6  # four deviations of 1024 coins are 0.06
     np.testing.assert_array_equal(mask, feeds(specs, pixels)["bool_masked_pos"])
     assert not np.array_equal(mask, feeds(specs, pixels, seed=1)["bool_masked_pos"])

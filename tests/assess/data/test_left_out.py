@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run
 from schemas import validated
 
 import vitdeploy
 from vitdeploy.assess.data.folder_listing import LeftOut, Reason
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.cli import main
 
 IMAGES = 6
 LEFT_OUT = LeftOut(
@@ -38,12 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+def printed(*arguments: object) -> str:
     """The output of a command, which passes and writes nothing to stderr."""
-    with pytest.raises(SystemExit) as caught:
-        main([*map(str, args)])
-    out, err = capsys.readouterr()
-    assert (caught.value.code in (0, None), err) == (True, "")
+    code, out, err = run(*arguments)
+    assert (code in (0, None), err) == (True, "")
     return out
 
 
@@ -58,16 +56,14 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> str:
     ],
     ids=lambda command: " ".join(map(str, command[:2])),
 )
-def test_table_json_page_and_summary(
-    command: list[Any], digits: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_table_json_page_and_summary(command: list[Any], digits: Bundle, folder: Path, tmp_path: Path) -> None:
     names = 2 if command[0] == "debug" else 1
     arguments = [*command[:names], digits.path, *command[names:], folder]
     page, summary = tmp_path / "a.html", tmp_path / "a.md"
-    assert f"\nF{TEXT}\n" in run(capsys, *arguments, "--html", page, "--markdown", summary)
+    assert f"\nF{TEXT}\n" in printed(*arguments, "--html", page, "--markdown", summary)
     assert f"F{TEXT}." in html.unescape(page.read_text(encoding="utf-8"))
     assert f"f{TEXT}" in summary.read_text(encoding="utf-8")
-    found = validated("compare" if command[0] == "debug" else command[0], run(capsys, *arguments, "--json"))
+    found = validated("compare" if command[0] == "debug" else command[0], printed(*arguments, "--json"))
     found = found.get("evaluation", found)
     assert LeftOut.from_dict(found["left_out"]) == LEFT_OUT
 
@@ -78,28 +74,26 @@ def test_bisect(digits: Bundle, folder: Path) -> None:
     assert validated("compare", json.dumps(result.to_dict()))["left_out"] == LEFT_OUT.to_dict()
 
 
-def test_sensitivity(digits: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sensitivity(digits: Bundle, folder: Path, tmp_path: Path) -> None:
     page, summary = tmp_path / "a.html", tmp_path / "a.md"
     options = ["--precision", "fp16", "--max-images", 1, "--html", page, "--markdown", summary]
-    assert f"\nF{TEXT}\n" in run(capsys, "debug", "sensitivity", digits.path, "--images", folder, *options)
+    assert f"\nF{TEXT}\n" in printed("debug", "sensitivity", digits.path, "--images", folder, *options)
     assert f"F{TEXT}." in html.unescape(page.read_text(encoding="utf-8"))
     assert f"f{TEXT}" in summary.read_text(encoding="utf-8")
 
 
-def test_synthetic_images_leave_nothing_out(digits: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "left out" not in run(capsys, "compare", digits.path)
+def test_synthetic_images_leave_nothing_out(digits: Bundle) -> None:
+    assert "left out" not in printed("compare", digits.path)
     assert vitdeploy.compare(digits).to_dict()["left_out"] is None
 
 
-def test_export_records_each_folder_in_the_manifest(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_records_each_folder_in_the_manifest(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(folder / "3", other / "3", ignore=shutil.ignore_patterns(".*"))
     options = ["--images", folder, "--calibration-data", folder, "--accuracy-data", other, "--min-agreement", 0.5]
     output = tmp_path / "out"
     main_arguments = ["export", "--model", default_checkpoint(), "--to", "onnx", "--int8", "-o", output, *options]
-    shown = run(capsys, *main_arguments)
+    shown = printed(*main_arguments)
     (artifact,) = vitdeploy.Bundle.open(output).manifest.artifacts
     assert artifact.validation["left_out"] == {
         "images": LEFT_OUT.to_dict(),
@@ -109,4 +103,4 @@ def test_export_records_each_folder_in_the_manifest(
     for name in ("images", "calibration-data"):
         assert f"onnx-int8, --{name}: f{TEXT}\n" in shown
     assert "onnx-int8, --accuracy-data: files left out: none\n" in shown
-    assert run(capsys, "inspect", output).count(f"f{TEXT}") == 2
+    assert printed("inspect", output).count(f"f{TEXT}") == 2

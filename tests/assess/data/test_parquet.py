@@ -50,8 +50,7 @@ def write(
 
 
 def test_names_of_the_dataset_are_matched_in_whatever_order(tmp_path: Path) -> None:
-    path = write(tmp_path / "test.parquet", [0, 1, 1, 0, 1], names=["newt", "cat"])
-    data = open_data(path, LABELS)
+    data = open_data(write(tmp_path / "test.parquet", [0, 1, 1, 0, 1], names=["newt", "cat"]), LABELS)
     assert data.targets.tolist() == [2, 0, 0, 2, 0]
     assert data.names == tuple(f"test.parquet#{row}" for row in range(5))
     assert (data.kind, data.matched) == ("parquet", "by name")
@@ -71,16 +70,14 @@ def test_files_of_a_folder_are_one_data_set(tmp_path: Path) -> None:
     data = open_data(tmp_path, LABELS)
     assert data.targets.tolist() == [0, 1, 2, 2]
     assert data.names[-2:] == ("data/test-00000-of-00002.parquet#2", "data/test-00001-of-00002.parquet#0")
-    assert data.load(3) == b"test-00001-of-00002.parquet 0"
-    assert data.matched == "by index"
+    assert (data.load(3), data.matched) == (b"test-00001-of-00002.parquet 0", "by index")
 
 
 def test_a_name_that_is_no_text_is_read(tmp_path: Path) -> None:
     """Though pyarrow takes paths in UTF-8 alone."""
     path = write(tmp_path / "test.parquet", [0, 1, 2])
     path = path.rename(tmp_path / "\udcff.parquet")
-    data = open_data(path, LABELS)
-    assert data.load(2) == b"test.parquet 2"
+    assert open_data(path, LABELS).load(2) == b"test.parquet 2"
 
 
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
@@ -119,8 +116,7 @@ def test_other_types_and_columns(tmp_path: Path) -> None:
     data = open_data(
         write(tmp_path / "a.parquet", ["dog", "cat"], images=[b"x", b"y"], columns=("img", "labels")), LABELS
     )
-    assert data.targets.tolist() == [1, 0]
-    assert [data.load(0), data.load(1)] == [b"x", b"y"]
+    assert (data.targets.tolist(), [data.load(0), data.load(1)]) == ([1, 0], [b"x", b"y"])
     assert open_data(write(tmp_path / "b.parquet", ["2", "0"]), LABELS).matched == "by index"
     large = pa.array([b"z"], pa.large_binary())
     assert open_data(write(tmp_path / "c.parquet", [0], images=large), LABELS).load(0) == b"z"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import onnx
 import pytest
 import safetensors.numpy
 from bundles import sign_again, tiny_model, write_checkpoint_of
-from click.testing import CliRunner
+from command_line import run
 from faults import copy_of
 from raising import raises
 from schemas import validated
@@ -24,8 +23,7 @@ from vitdeploy.assess.debug.bisection import bisect
 from vitdeploy.assess.debug.layers import compare_layers
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.cli.debug import debug, kept_nodes
-from vitdeploy.cli.export import export as export_command
+from vitdeploy.cli.debug import kept_nodes
 from vitdeploy.errors import BundleError, CheckFailedError, InputError, UsageError
 from vitdeploy.specs import PixelFormat, PixelStage
 
@@ -131,8 +129,7 @@ def test_values_beyond_the_range(tmp_path: Path) -> None:
     assert [node.op_type for node in result.kept] == [
         "Add", "Reshape", "Transpose", "MatMul", "Transpose", "Reshape", "MatMul"
     ]  # fmt: skip
-    assert {node.part for node in result.kept} == {"layers.2"}
-    assert len(steps) == 1 + result.runs
+    assert ({node.part for node in result.kept}, len(steps)) == ({"layers.2"}, 1 + result.runs)
     assert steps[0] == "running the reference on 4 images"
     assert steps[1] == f"run 1: 0 of {result.candidates} nodes in float32, difference inf"
     assert bisect(bundle, "bf16", max_images=4).kept == ()  # which has the range of float32
@@ -142,21 +139,18 @@ def test_what_is_found_is_what_an_export_needs(faulty: Bundle, checkpoint: Path,
     """Nothing comes near the largest half, so that no observation helps; the list does."""
     with raises(CheckFailedError, what="logits", where="onnx-fp16", expected=0.01):
         vitdeploy.export(checkpoint, precision="fp16", output=tmp_path / "out")
-    printed = CliRunner().invoke(debug, ["bisect", str(faulty.path), "--json"])
-    result = validated("compare", printed.output)
-    assert (printed.exit_code, result["status"], result["precision"]) == (0, "passed", "fp16")
+    code, printed, _ = run("debug", "bisect", faulty.path, "--json")
+    result = validated("compare", printed)
+    assert (code, result["status"], result["precision"]) == (0, "passed", "fp16")
     assert result["error"] <= result["tolerance"] < result["error_without"]
     assert {node["part"] for node in result["kept"]} == {"layers.2"}
     assert {node["op_type"] for node in result["kept"]} >= {"MatMul", "Add"}
-    (tmp_path / "found.json").write_text(printed.output)
-    options = ["--model", str(checkpoint), "--fp16", "--output", str(tmp_path / "out")]
-    exported = CliRunner().invoke(
-        export_command, [*options, "--keep-fp32-from", str(tmp_path / "found.json"), "--json"]
-    )
-    assert exported.exit_code == 0, exported.exception
-    (artifact,) = json.loads(exported.output)["artifacts"]
-    names = [node["name"] for node in result["kept"]]
-    assert sorted(artifact["options"]["float32_nodes"]) == sorted(names)
+    (tmp_path / "found.json").write_text(printed)
+    options = ("--model", checkpoint, "--fp16", "--output", tmp_path / "out")
+    exported = run("export", *options, "--keep-fp32-from", tmp_path / "found.json", "--json")
+    assert exported.code == 0, exported.err
+    (artifact,) = exported.json["artifacts"]
+    assert sorted(artifact["options"]["float32_nodes"]) == sorted(node["name"] for node in result["kept"])
     assert vitdeploy.compare(tmp_path / "out").status == "passed"
 
 
@@ -164,25 +158,24 @@ def test_a_tolerance_that_not_even_float32_meets(digits: Bundle) -> None:
     result = bisect(digits, tolerance=0, max_images=2)
     assert (result.status, result.kept, result.runs, result.minimal) == ("failed", (), 2, False)
     assert 0 < result.error < 1e-5
-    printed = CliRunner().invoke(debug, ["bisect", str(digits.path), "--tolerance", "0"])
-    assert printed.exit_code == 1
-    assert "even float32 differs from the reference by" in printed.output
-    assert "the fault is not fp16" in printed.output
+    printed = run("debug", "bisect", digits.path, "--tolerance", 0)
+    assert printed.code == 1
+    assert "even float32 differs from the reference by" in printed.out
+    assert "the fault is not fp16" in printed.out
 
 
 def test_the_table(faulty: Bundle) -> None:
     """Twelve runs are too few to come down to nodes: what is printed passes, and says that it is not the smallest."""
-    arguments = ["bisect", str(faulty.path), "--precision", "fp16", "--max-runs", "12", "--images"]
-    printed = CliRunner().invoke(debug, [*arguments, str(held_out_images())])
-    assert printed.exit_code == 0, printed.exception
-    first, second, third, header, *rows, last = printed.output.splitlines()
+    options = ("--precision", "fp16", "--max-runs", 12, "--images", held_out_images())
+    printed = run("debug", "bisect", faulty.path, *options)
+    assert printed.code == 0, printed.err
+    first, second, third, header, *rows, last = printed.out.splitlines()
     assert first == f"{faulty.path} in fp16 against the reference, 16 images: passed"
     assert second.endswith("nodes kept in float32, the best of 12 runs; fewer may do")
     assert third.endswith("tolerance 0.01; 12 runs")
     assert header.split() == ["part", "operator", "node"]
     assert second.startswith(f"fp16 passes with {len(rows)} of its ")
-    assert {row.split()[0] for row in rows} == {"layers.2"}
-    assert last == "Files left out: none"
+    assert ({row.split()[0] for row in rows}, last) == ({"layers.2"}, "Files left out: none")
 
 
 def test_a_graph_of_bytes_with_several_half_outputs(tmp_path: Path) -> None:
@@ -209,10 +202,7 @@ def test_arguments(digits: Bundle, name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"options": {"optimize": "onnxruntime 1.20.0"}},
-        {"pixels": PixelFormat(PixelStage.DECODED, "nhwc", "uint8")},
-    ],
+    [{"options": {"optimize": "onnxruntime 1.20.0"}}, {"pixels": PixelFormat(PixelStage.DECODED, "nhwc", "uint8")}],
     ids=["optimized", "resizes"],
 )
 def test_a_graph_that_is_not_portable(digits: Bundle, change: dict[str, Any]) -> None:

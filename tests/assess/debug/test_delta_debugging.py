@@ -37,8 +37,7 @@ def needs(culprits: Iterable[str], error: float = math.inf) -> Callable[[frozens
 
 def test_nothing_need_be_kept() -> None:
     found, asked = search(lambda _: 0.01)
-    assert found == MinimalSet(frozenset(), 0.01, 0.01, None, 1, minimal=True)
-    assert asked == [frozenset()]
+    assert (found, asked) == (MinimalSet(frozenset(), 0.01, 0.01, None, 1, minimal=True), [frozenset()])
 
 
 @pytest.mark.parametrize("error", [0.02, math.inf, math.nan])
@@ -53,14 +52,7 @@ def test_nothing_helps(error: float) -> None:
 @pytest.mark.parametrize("error", [0.02, math.inf])
 @pytest.mark.parametrize(
     "culprits",
-    [
-        ["7.13"],
-        ["0.0"],
-        ["11.19"],
-        ["3.4", "9.0"],
-        [f"5.{node}" for node in range(8, 16)],
-        NODES,
-    ],
+    [["7.13"], ["0.0"], ["11.19"], ["3.4", "9.0"], [f"5.{node}" for node in range(8, 16)], NODES],
     ids=["one", "the first", "the last", "two that need each other", "part of a group", "all"],
 )
 def test_exactly_the_culprits_are_kept(culprits: list[str], error: float) -> None:

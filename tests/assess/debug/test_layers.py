@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from bundles import export_all, sign_again
-from click.testing import CliRunner
 from command_line import run
 from families import HEADS, ONE_A_FAMILY, random_config
 from faults import copy_of, perturb_layer
@@ -19,9 +18,8 @@ from schemas import validated
 import vitdeploy
 from vitdeploy.assess.debug import torchscript_split
 from vitdeploy.assess.debug.layers import LAYER_TOLERANCES, compare_layers
-from vitdeploy.assess.inspection.torchscript_states import hidden_states
+from vitdeploy.assess.inspection.torchscript_reader import hidden_states
 from vitdeploy.assets import default_checkpoint
-from vitdeploy.cli.debug import debug
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -147,8 +145,7 @@ def test_an_artifact_that_resizes_images_itself(tmp_path: Path) -> None:
         default_checkpoint(), output=tmp_path / "out", graph=vitdeploy.GraphOptions(embed_resize=True)
     )
     comparison = compare_layers(bundle)
-    assert comparison.status == "passed"
-    assert len(comparison.results[0].parts) == 7
+    assert (comparison.status, len(comparison.results[0].parts)) == ("passed", 7)
 
 
 @pytest.mark.parametrize("head", ONE_A_FAMILY, ids=str)
@@ -179,19 +176,18 @@ def test_artifacts_against_each_other(embedded: Bundle, tmp_path: Path) -> None:
 def test_the_command_names_the_layer_and_exits_with_1(embedded: Bundle, tmp_path: Path) -> None:
     spoilt = perturb_layer(copy_of(embedded, tmp_path / "copy"), 3)
     page, summary, suite = (tmp_path / name for name in ("page.html", "summary.md", "suite.xml"))
-    files = ["--html", str(page), "--markdown", str(summary), "--junit", str(suite)]
-    command = ["layers", str(spoilt.path), "--backend", "onnxruntime"]
-    result = CliRunner().invoke(debug, [*command, "--json", *files])
-    assert result.exit_code == 1
-    firsts = {item["artifact"]: item["first"] for item in validated("compare", result.output)["results"]}
+    command = ("debug", "layers", spoilt.path, "--backend", "onnxruntime")
+    code, out, _ = run(*command, "--json", "--html", page, "--markdown", summary, "--junit", suite)
+    assert code == 1
+    firsts = {item["artifact"]: item["first"] for item in validated("compare", out)["results"]}
     assert firsts == {"onnx-fp16": None, "onnx-fp32": "layers.3"}
     assert ">layers.3 (first)<" in page.read_text(encoding="utf-8")
     assert "the first part that diverges" in summary.read_text(encoding="utf-8").splitlines()[8]
     assert b'tests="14" failures="1"' in suite.read_bytes()
-    shown = CliRunner().invoke(debug, [*command, "--against", "torchscript:fp32"])
-    assert shown.exit_code == 1
-    assert "layers.3" in shown.output
-    assert "against torchscript-fp32" in shown.output
+    shown = run(*command, "--against", "torchscript:fp32")
+    assert shown.code == 1
+    assert "layers.3" in shown.out
+    assert "against torchscript-fp32" in shown.out
 
 
 @pytest.mark.parametrize("name", ["layers", "bisect", "sensitivity"])

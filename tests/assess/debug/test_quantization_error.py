@@ -69,8 +69,7 @@ def test_what_is_not_finite_is_no_result(value: float) -> None:
 
 def test_nothing_is_expected() -> None:
     nothing = VariantErrors([np.zeros((1, 4), np.float32)], {"y": np.zeros((1, 4), np.float32)})
-    assert nothing.error(VARIANTS, HARM) == 0
-    assert nothing.error(VARIANTS, ()) == math.inf
+    assert (nothing.error(VARIANTS, HARM), nothing.error(VARIANTS, ())) == (0, math.inf)
 
 
 def test_of_several_outputs_the_largest_error_counts_and_others_do_not() -> None:
@@ -95,8 +94,7 @@ def test_a_file_lies_where_it_may_and_goes_again(tmp_path: Path) -> None:
 
 def test_an_output_of_zeros_is_not_near() -> None:
     zeros = variant("g (float[n, 4] pixel_values) => (float[n, 4] y) { y = Mul(pixel_values, w) }", 0.0)
-    found = YARDSTICK.closeness(zeros, (), one_by_one=False)
-    assert found == (1.0, 0.0, 0.0)
+    assert YARDSTICK.closeness(zeros, (), one_by_one=False) == (1.0, 0.0, 0.0)
 
 
 def test_each_value_of_a_regression_counts_by_itself() -> None:

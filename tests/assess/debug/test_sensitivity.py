@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import pytest
 from bundles import tiny_model, write_checkpoint_of
-from click.testing import CliRunner
+from command_line import run
 from outliers import with_outliers
 from pages import Page
 from raising import raises
@@ -25,7 +25,6 @@ from vitdeploy.assess.debug.mixed_precision import LowerPrecision
 from vitdeploy.assess.debug.sensitivity import Sensitivity, sensitivity
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.cli.debug import debug
 from vitdeploy.errors import UsageError
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.predictor import load_processor
@@ -101,8 +100,7 @@ def test_it_is_what_an_export_within_a_bound_measures(outliers: Bundle, photos: 
 
 def test_the_layers_with_outliers_stand_out(outliers: Bundle, photos: Path, tmp_path: Path) -> None:
     """Among them the attention's output projections; smoothing moves outliers into the weights."""
-    bundle = with_int8(outliers, tmp_path / "off", photos)
-    plain = sensitivity(bundle, images=photos, max_images=8)
+    plain = sensitivity(with_int8(outliers, tmp_path / "off", photos), images=photos, max_images=8)
     assert plain.images == 8
     result = sensitivity(with_int8(outliers, tmp_path / "out", photos, smooth_quant=0.5), images=photos, max_images=8)
     assert result.error < plain.error / 3
@@ -120,8 +118,7 @@ def test_in_half_precision_a_layer_is_what_takes_a_modules_weights_or_computes_w
     tiny: Bundle, half: Sensitivity
 ) -> None:
     nodes = {node.output[0]: node for node in onnx.load(tiny.path / "onnx/model.onnx").graph.node}
-    by_label = {layer.label: layer for layer in half.layers}
-    fc1 = by_label["layers.1.mlp.fc1"]
+    fc1 = {layer.label: layer for layer in half.layers}["layers.1.mlp.fc1"]
     assert ([nodes[name].op_type for name in fc1.nodes], fc1.op_type, fc1.part) == (
         ["MatMul", "Add"], "MatMul", "layers.1"
     )  # fmt: skip
@@ -153,21 +150,20 @@ def test_bfloat16_has_an_eighth_of_the_digits(tiny: Bundle, half: Sensitivity) -
 
 
 def test_on_the_command_line(tiny: Bundle, tmp_path: Path) -> None:
-    command = ["sensitivity", str(tiny.path), "--max-images", "3"]
+    command = ("debug", "sensitivity", tiny.path, "--max-images", 3)
     files = [f"--{name}={tmp_path / name}" for name in ("html", "markdown")]
-    printed = CliRunner().invoke(debug, [*command, *files])
-    assert printed.exit_code == 0, printed.exception
-    first, second, header, *rows = printed.output.splitlines()
+    printed = run(*command, *files)
+    assert printed.code == 0, printed.err
+    first, second, header, *rows = printed.out.splitlines()
     assert first == f"{tiny.path} in int8, a layer at a time, 3 synthetic images"
     assert header.startswith("layer ")
     labels = [row.split()[0] for row in rows]
     assert len(labels) == 12
     assert second.startswith(f"{labels[0]} is the most sensitive of 12 layers: relative error ")
-    printed = CliRunner().invoke(debug, [*command, "--json"])
-    result = validated("compare", printed.output)
-    assert (printed.exit_code, result["status"], result["precision"], result["images"]) == (0, "passed", "int8", 3)
-    ranked = sorted(result["layers"], key=lambda layer: -layer["error"])
-    assert [layer["label"] for layer in ranked] == labels
+    printed = run(*command, "--json")
+    result = validated("compare", printed.out)
+    assert (printed.code, result["status"], result["precision"], result["images"]) == (0, "passed", "int8", 3)
+    assert [layer["label"] for layer in sorted(result["layers"], key=lambda layer: -layer["error"])] == labels
     assert [layer["label"] for layer in result["layers"]][:2] == [
         "layers.0.attention.q_proj",
         "layers.0.attention.k_proj",
@@ -178,8 +174,7 @@ def test_on_the_command_line(tiny: Bundle, tmp_path: Path) -> None:
     page = Page(tmp_path / "html")
     assert "Sensitivity" in page.text["h2"]
     assert page.text["summary"] == ["The other 2 layers"]
-    shown = [text for tag, text in page.ordered if tag == "th" and text.startswith("layers.")]
-    assert shown == labels
+    assert [text for tag, text in page.ordered if tag == "th" and text.startswith("layers.")] == labels
     assert len(page.all("svg")) == 1
     assert [text for text in page.text["text"] if text.startswith("layers.")] == [
         layer["label"] for layer in result["layers"]

@@ -155,8 +155,7 @@ def test_a_place_that_holds_no_work_is_told_before_it(
     steps: list[str] = []
     with pytest.raises((InputError, OutputError)) as caught:
         evaluate(digits, data=held_out_images(), resume=place, progress=Told(steps.append))
-    assert str(caught.value.where) == str(place)
-    assert steps == []
+    assert (str(caught.value.where), steps) == (str(place), [])
 
 
 def test_a_look_at_the_place_makes_nothing(tmp_path: Path) -> None:

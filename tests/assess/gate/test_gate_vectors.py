@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import sign_again
-from click.testing import CliRunner
+from command_line import run
 from onnx import numpy_helper
 from raising import raises
 from schemas import validated
@@ -25,7 +25,6 @@ from vitdeploy.assess.gate.gate import planned_checks
 from vitdeploy.assess.gate.rules import GateRules, Rules, read_rules
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.cli.gate import gate as gate_command
 from vitdeploy.errors import InputError, UsageError
 
 COUNT = 60
@@ -43,19 +42,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Features of the embedded model, in int8."""
-    output = tmp_path_factory.mktemp("features") / "out"
     return vitdeploy.export(
         default_checkpoint(),
-        output=output,
+        output=tmp_path_factory.mktemp("features") / "out",
         precision="int8",
         quantization=vitdeploy.Quantization(vitdeploy.Calibration(images)),
         source=vitdeploy.SourceOptions(task="image-feature-extraction"),
     )
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return vitdeploy.export(default_checkpoint(), output=tmp_path_factory.mktemp("classifier") / "out")
 
 
 def spoilt(bundle: Bundle, folder: Path) -> Bundle:
@@ -86,10 +79,9 @@ def tokens(bundle: Bundle, images: Path) -> tuple[np.ndarray, np.ndarray]:
     return wanted, given
 
 
-def gated(bundle: Bundle, images: Path, *options: str) -> tuple[int, Any]:
-    run = CliRunner().invoke(gate_command, [str(bundle.path), "--data", str(images), "--json", *options])
-    assert isinstance(run.exception, (SystemExit, type(None))), run.exception
-    return run.exit_code, validated("gate", run.stdout)
+def gated(bundle: Bundle, images: Path, *options: object) -> tuple[object, Any]:
+    code, out, _ = run("gate", bundle.path, "--data", images, "--json", *options)
+    return code, validated("gate", out)
 
 
 def test_figures_are_those_of_sklearn(bundle: Bundle, images: Path) -> None:
@@ -108,8 +100,8 @@ def test_figures_are_those_of_sklearn(bundle: Bundle, images: Path) -> None:
     assert {check["subject"] for check in found.values()} == {"onnxruntime int8"}
     assert found["min_cosine"]["value"] == pytest.approx(p5, abs=1e-4)
     assert found["min_neighbour_agreement"]["value"] == pytest.approx(share, abs=100 / COUNT + 1e-9)
-    (run,) = result["vectors"]
-    assert run["nearness"][0]["mean_cosine"] == pytest.approx(cosines.mean(), abs=1e-4)
+    (vectors,) = result["vectors"]
+    assert vectors["nearness"][0]["mean_cosine"] == pytest.approx(cosines.mean(), abs=1e-4)
     code, result = gated(bundle, images, "--min-cosine", f"{(p5 + 1) / 2:.6f}")
     assert code == 1
     assert [check["rule"] for check in result["checks"] if check["status"] == "failed"] == ["min_cosine"]
@@ -169,13 +161,11 @@ def test_reports_name_each_check(bundle: Bundle, images: Path, tmp_path: Path) -
 def test_a_baseline_without_classes(bundle: Bundle, images: Path, tmp_path: Path) -> None:
     file = tmp_path / "baseline.json"
     code, result = gated(bundle, images, "--baseline", str(file), "--update")
-    assert (code, result["updated"]) == (0, True)
-    kept = Baseline.read(file)
-    assert kept == Baseline.read(file)
+    assert (code, result["updated"], Baseline.read(file)) == (0, True, Baseline.read(file))
     figures = json.loads(file.read_text(encoding="utf-8"))["nearness"]["onnxruntime int8"]["cls_token"]
-    (run,) = result["vectors"]
+    (vectors,) = result["vectors"]
     for name in ("mean_cosine", "p5_cosine", "min_cosine", "neighbour_agreement"):
-        assert figures[name] == pytest.approx(run["nearness"][0][name], abs=1e-6)
+        assert figures[name] == pytest.approx(vectors["nearness"][0][name], abs=1e-6)
     code, result = gated(bundle, images, "--baseline", str(file))
     assert (code, result["changes"]) == (0, []), result["checks"]
     assert {check["rule"] for check in result["checks"]} == {"same_labels", "same_processor", "finite", "cosine"}
@@ -251,15 +241,15 @@ def test_artifacts_of_other_outputs_are_judged_by_their_own(bundle: Bundle, imag
     assert len(found["onnx-fp32"]) > 2
 
 
-def test_a_classifier_is_held_to_the_cosine_of_its_logits(classifier: Bundle) -> None:
+def test_a_classifier_is_held_to_the_cosine_of_its_logits(digits: Bundle) -> None:
     data = str(held_out_images())
-    code, result = gated(classifier, held_out_images(), "--min-cosine", "0.999999")
+    code, result = gated(digits, held_out_images(), "--min-cosine", "0.999999")
     assert code == 0
-    (run,) = result["vectors"]
-    (near,) = run["nearness"]
+    (vectors,) = result["vectors"]
+    (near,) = vectors["nearness"]
     assert (near["output"], near["images"], near["same_neighbours"]) == ("logits", 450, None)
     with raises(UsageError, what="min_neighbour_agreement"):
-        planned_checks(classifier, data=data, rules=GateRules(Rules(min_neighbour_agreement=0.5)))
+        planned_checks(digits, data=data, rules=GateRules(Rules(min_neighbour_agreement=0.5)))
 
 
 def test_what_is_a_cosine_in_a_file_of_rules(tmp_path: Path) -> None:
@@ -267,8 +257,8 @@ def test_what_is_a_cosine_in_a_file_of_rules(tmp_path: Path) -> None:
     for text, wanted in (("0.99", 0.99), ('"99%"', 0.99), ('"99.5 %"', 0.995)):
         file.write_text(f"min_cosine = {text}\nmin_neighbour_agreement = 0.88\n", encoding="utf-8")
         found = read_rules(file).every
-        assert found.min_cosine == pytest.approx(wanted)
         assert found.min_neighbour_agreement == 0.88
+        assert found.min_cosine == pytest.approx(wanted)
     for text in ("99", "1", "0", '"x%"', "true", '"100%"'):
         file.write_text(f"min_cosine = {text}\n", encoding="utf-8")
         with raises(UsageError, what="min_cosine"):

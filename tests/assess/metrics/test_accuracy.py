@@ -32,10 +32,8 @@ def test_best_classes_come_in_the_order_of_the_logits() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_row_that_is_not_finite_has_no_class(bad: float) -> None:
-    logits = np.array([[0, 1, 2], [5, bad, 1]], np.float16)
-    classes, scores = best_classes(logits)
-    assert classes.tolist() == [[2, 1, 0], [-1, -1, -1]]
-    assert np.isfinite(scores).tolist() == [True, False]
+    classes, scores = best_classes(np.array([[0, 1, 2], [5, bad, 1]], np.float16))
+    assert (classes.tolist(), np.isfinite(scores).tolist()) == ([[2, 1, 0], [-1, -1, -1]], [True, False])
     assert Predictions("onnx-fp16", "onnxruntime", "fp16", classes, scores).not_finite == 1
 
 
@@ -47,8 +45,7 @@ def test_large_logits_do_not_overflow() -> None:
 def test_calibration_of_a_sample_made_by_hand() -> None:
     """Bins of a fifth: 0.2 belongs to the first, and 0.21 to the second."""
     scores = np.array([0.1, 0.2, 0.21, 0.9, 1.0, np.nan], np.float64)
-    correct = np.array([False, True, True, True, False, False])
-    found = calibration(scores, correct, bins=5)
+    found = calibration(scores, np.array([False, True, True, True, False, False]), bins=5)
     assert [each.count for each in found.bins] == [2, 1, 0, 0, 2]
     assert (found.bins[0].low, found.bins[0].high) == (0.0, 0.2)
     assert found.bins[0].score == pytest.approx(0.15)

@@ -16,10 +16,9 @@ from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UsageError
 
 
-def difference_of(reference: Any, candidate: Any, name: str = "logits") -> Difference:
-    (difference,) = compare_outputs(
-        {name: np.asarray(reference, np.float32)}, {name: np.asarray(candidate, np.float32)}
-    )
+def difference_of(reference: Any, candidate: Any, name: str = "logits", **options: Any) -> Difference:
+    outputs, others = ({name: np.asarray(values, np.float32)} for values in (reference, candidate))
+    (difference,) = compare_outputs(outputs, others, **options)
     return difference
 
 
@@ -49,8 +48,7 @@ def test_equal_outputs_pass_at_zero() -> None:
     assert (difference.max_abs, difference.max_relative) == (0, 0)
     assert difference.min_cosine == pytest.approx(1, abs=1e-15)
     assert (difference.min_cosine or math.inf) <= 1
-    assert (difference.mean_relative, difference.psnr_db) == (0, None)
-    assert difference.required_tolerance == 0
+    assert (difference.mean_relative, difference.psnr_db, difference.required_tolerance) == (0, None, 0)
     assert difference.within(0)
 
 
@@ -80,8 +78,7 @@ def test_a_value_that_is_not_finite_never_passes(value: float, where: str) -> No
     difference = difference_of(good if where == "candidate" else bad, good if where == "reference" else bad)
     assert not difference.finite
     assert not difference.within(math.inf)
-    assert difference.required_tolerance == math.inf
-    assert difference.top1_agreement == 0
+    assert (difference.required_tolerance, difference.top1_agreement) == (math.inf, 0)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +93,7 @@ def test_a_reference_of_zeros(candidate: list[list[float]], relative: float, cos
 
 
 def test_one_image_of_zeros_among_others() -> None:
-    difference = difference_of([[0, 0], [1, 1]], [[0, 0], [1, 1]])
-    assert difference.min_cosine == pytest.approx(1, abs=1e-15)
+    assert difference_of([[0, 0], [1, 1]], [[0, 0], [1, 1]]).min_cosine == pytest.approx(1, abs=1e-15)
     assert difference_of([[1, 1]], [[0, 0]]).min_cosine == 0
 
 
@@ -122,8 +118,7 @@ def test_the_required_tolerance_passes_and_the_next_smaller_one_does_not() -> No
         assert difference.within(tolerance), value
         assert float(f"{tolerance:.1e}") == tolerance, "two digits say all of it"
         assert difference.within(float(f"{tolerance:g}")), value
-        printed = decimal.Decimal(f"{tolerance:.1e}")
-        smaller = printed.next_minus(decimal.Context(prec=2))
+        smaller = decimal.Decimal(f"{tolerance:.1e}").next_minus(decimal.Context(prec=2))
         assert not difference.within(float(smaller)), value
 
 
@@ -172,20 +167,10 @@ def test_every_precision_that_can_be_exported_has_a_tolerance() -> None:
     assert {precision for row in EXPORTERS.values() for precision in row.precisions} <= set(DEFAULT_TOLERANCES)
 
 
-def regression_difference(reference: Any, candidate: Any) -> Difference:
-    (difference,) = compare_outputs(
-        {"logits": np.asarray(reference, np.float32)},
-        {"logits": np.asarray(candidate, np.float32)},
-        problem_type=ProblemType.REGRESSION,
-    )
-    return difference
-
-
 def test_each_value_of_a_regression_has_its_own_scale() -> None:
     """An age of 0.5 that comes out as -1.5 is 2e-4 of a weight of 10,000."""
     reference, candidate = [[0.5, 10_000], [0.25, 8000]], [[-1.5, 10_000], [-0.75, 8001]]
-    difference = regression_difference(reference, candidate)
-    assert difference == Difference(
+    assert difference_of(reference, candidate, problem_type=ProblemType.REGRESSION) == Difference(
         output="logits",
         count=2,
         finite=True,
@@ -204,15 +189,13 @@ def test_each_value_of_a_regression_has_its_own_scale() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_value_of_a_regression_that_is_not_finite_is_the_worst(value: float) -> None:
     """Beside a reference of zeros that differs, which is infinite as well."""
-    difference = regression_difference([[0, 1], [0, 1]], [[1, 1], [1, value]])
+    difference = difference_of([[0, 1], [0, 1]], [[1, 1], [1, value]], problem_type=ProblemType.REGRESSION)
     assert not difference.finite
     assert difference.required_tolerance == math.inf
 
 
 def test_only_the_logits_of_a_regression_have_scales_of_their_own() -> None:
-    features = {"pooler_output": np.array([[0.5, 10_000]])}
-    (difference,) = compare_outputs(
-        features, {"pooler_output": np.array([[1.0, 10_000]])}, problem_type=ProblemType.REGRESSION
-    )
+    values = [[0.5, 10_000]], [[1.0, 10_000]]
+    difference = difference_of(*values, "pooler_output", problem_type=ProblemType.REGRESSION)
     assert difference.max_relative == pytest.approx(5e-5)
     assert difference.min_cosine is not None

@@ -71,8 +71,7 @@ def test_images_come_from_where_the_data_set_has_them(tmp_path: Path) -> None:
     for name in EVALUATION.images[:-1]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    folder = dataclasses.replace(EVALUATION, data=str(tmp_path))
-    (far, _) = worst_images(folder).values()
+    (far, _) = worst_images(dataclasses.replace(EVALUATION, data=str(tmp_path))).values()
     assert far[0].load() == b"newt/1.png"
     with raises(ImageError, what="newt/2.png", where=str(tmp_path)):
         far[1].load()
@@ -83,8 +82,7 @@ def test_images_come_from_where_the_data_set_has_them(tmp_path: Path) -> None:
 
 def test_images_of_parquet_files(tmp_path: Path) -> None:
     file = tmp_path / "test.parquet"
-    table = {"image": [b"a", b"b", b"c", b"d"], "label": ["cat", "cat", "newt", "newt"]}
-    pq.write_table(pa.table(table), file)
+    pq.write_table(pa.table({"image": [b"a", b"b", b"c", b"d"], "label": ["cat", "cat", "newt", "newt"]}), file)
     images = tuple(f"test.parquet#{row}" for row in range(4))
     (far, _) = worst_images(dataclasses.replace(EVALUATION, data=str(file), images=images)).values()
     assert [example.load() for example in far] == [b"c", b"d", b"b"]

@@ -37,20 +37,10 @@ def test_figures_of_a_comparison_and_a_benchmark_are_on_the_page(page: Page) -> 
     cells = page.text["td"]
     assert cells[cells.index("logits") + 1 :][:4] == ["5.00e-05", "0.0001", "2.00e-04", "1.00000000"]
     assert "no device" in cells
-    assert cells[cells.index("5.000") - 1 :][:8] == [
-        "1",
-        "5.000",
-        "5.800",
-        "5.980",
-        "200",
-        "1.000",
-        "3",
-        "0.123",
-    ]
+    assert cells[cells.index("5.000") - 1 :][:8] == ["1", "5.000", "5.800", "5.980", "200", "1.000", "3", "0.123"]
     assert cells[cells.index("2.500") - 1 :][:7] == ["1", "2.500", "32.500", "39.250", "400", "0.500", "3"]
     assert cells[cells.index("16.000") - 1 :][:7] == ["8", "16.000", "16.000", "16.000", "500", "1.000", "1"]
-    values = page.text["strong"]
-    assert {"5.0e-05", "100.00%", "75.00%", "50.00%", "layers.1", "2.5 ms"} <= set(values)
+    assert {"5.0e-05", "100.00%", "75.00%", "50.00%", "layers.1", "2.5 ms"} <= set(page.text["strong"])
     assert "0.50 of the time of torch fp32" in page.text["span"]
     assert "engine torch 9, providers a, b" in page.text["dd"]
     assert "1, 8" in page.text["dd"]
@@ -73,16 +63,14 @@ def test_figures_of_an_evaluation_are_on_the_page(page: Page) -> None:
     assert after(page, "x-fp32", 8)[1:7] == ["50.00%", f"15.00% {dash} 85.00%", "2", "4", "75.00%", "25.00%"]
     assert "no such device" in page.text["td"]
     # labels in rows: the artifact takes a newt for a cat, and has nothing finite for another
-    matrices = [item for item in page.all("table") if item.get("class") == "matrix"]
-    assert len(matrices) == 2
+    assert len([item for item in page.all("table") if item.get("class") == "matrix"]) == 2
     shares = [item["style"] for item in page.all("td") if item.get("style")]
     assert shares == [f"--share: {share}" for share in ("0.500", "0.500", "1.000", "1.000", "1.000")]
     assert {"reference on torch", "x-fp32 on x", "Bins of x-fp32 on x"} <= set(page.text["summary"])
 
 
 def test_the_first_layer_that_diverges_is_named(page: Page) -> None:
-    item = page.text["li"][page.text["li"].index("onnx-fp32: the first part that diverges is")]
-    assert item
+    assert page.text["li"][page.text["li"].index("onnx-fp32: the first part that diverges is")]
     assert page.text["strong"].count("layers.1") == 2
     assert "layers.1 (first)" in page.text["text"]
     assert "not finite" in page.text["td"]
@@ -90,8 +78,7 @@ def test_the_first_layer_that_diverges_is_named(page: Page) -> None:
 
 
 def test_the_most_sensitive_layer_is_named_first(page: Page) -> None:
-    place = page.text["th"].index("layers.0.mlp.fc1")
-    assert page.text["th"][place + 1] == "embeddings.projection"
+    assert page.text["th"][page.text["th"].index("layers.0.mlp.fc1") + 1] == "embeddings.projection"
     assert after(page, "layers.0.mlp.fc1", 4) == ["layers.0", "MatMul", "not finite", "val_1, linear_1"]
     assert after(page, "embeddings.projection", 4) == ["embeddings", "Conv", "2.50e-01", "conv"]
     assert after(page, "layers.0.mlp.fc1, the most sensitive layer", 2, tag="span") == [
@@ -160,8 +147,7 @@ def test_a_thousand_classes_make_a_small_page(tmp_path: Path) -> None:
         for name in ("onnx-fp32", "onnx-fp16")
     )
     names = tuple(f"{index}.png" for index in range(5000))
-    evaluation = Evaluation("b", "gone", labels, names, targets, "0" * 64, results)
-    page = written(tmp_path / "report.html", evaluation)
+    page = written(tmp_path / "report.html", Evaluation("b", "gone", labels, names, targets, "0" * 64, results))
     assert (tmp_path / "report.html").stat().st_size < 250_000
     assert "the 50 least accurate of 1000 classes" in " ".join(page.text["summary"])
     assert [item for item in page.all("table") if item.get("class") == "matrix"] == []

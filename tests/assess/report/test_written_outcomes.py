@@ -111,11 +111,9 @@ def test_markdown_of_figures() -> None:
 )
 def test_odd_texts(text: str, tmp_path: Path) -> None:
     (suite,) = ET.fromstring(junit(Odd(text)))
-    assert [child.tag for child in suite] == ["properties", "testcase"]
-    assert suite[1][0].tag == "failure"
+    assert ([child.tag for child in suite], suite[1][0].tag) == (["properties", "testcase"], "failure")
     rows = markdown(Odd(text, changes=(text,))).splitlines()
-    assert len(rows) == 13
-    assert rows[8].replace("\\|", "").count("|") == 5
+    assert (len(rows), rows[8].replace("\\|", "").count("|")) == (13, 5)
     assert "<" not in rows[2] + rows[8]
     assert "`" not in (rows[2] + rows[8]).replace("\\`", "")
     write_junit(tmp_path / "a.xml", Odd(text))

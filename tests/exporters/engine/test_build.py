@@ -21,7 +21,7 @@ from raising import raises
 from told import Told
 
 import vitdeploy
-from vitdeploy import Calibration, EngineOptions, GraphOptions, Quantization
+from vitdeploy import Calibration, EngineOptions, GraphOptions, MinAgreement, Quantization, ValidationOptions
 from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.bundle.bundle import Bundle
@@ -127,7 +127,7 @@ def for_a_cpu(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
     folder = tmp_path_factory.mktemp("cpu")
     checkpoint = write_checkpoint_of(tiny_model(), folder / "checkpoint")
     return checkpoint, vitdeploy.export(
-        checkpoint, precision="int8", output=folder / "bundle", validation=vitdeploy.ValidationOptions(tolerance=0.5)
+        checkpoint, precision="int8", output=folder / "bundle", validation=ValidationOptions(tolerance=0.5)
     )
 
 
@@ -148,8 +148,8 @@ def test_what_was_quantized_for_tensorrt_is_taken_and_not_replaced(
 ) -> None:
     checkpoint, _ = for_a_cpu
     output = tmp_path / "out"
-    how = dataclasses.replace(IMAGES, rest="fp16", smooth_quant=0.25, accuracy=vitdeploy.MinAgreement(0.1))
-    loose = vitdeploy.ValidationOptions(tolerance=0.5)
+    how = dataclasses.replace(IMAGES, rest="fp16", smooth_quant=0.25, accuracy=MinAgreement(0.1))
+    loose = ValidationOptions(tolerance=0.5)
     first = vitdeploy.export(
         checkpoint, to="tensorrt-rtx", precision="int8", output=output, quantization=how, validation=loose
     )

@@ -9,13 +9,14 @@ import pytest
 from bundles import write_checkpoint_of
 
 import vitdeploy
+from vitdeploy import Calibration, GraphOptions, Quantization
 from vitdeploy.assets import held_out_images
 from vitdeploy.models.presets import preset_config, random_model
 from vitdeploy.specs import AxisRange
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this platform")
 
-IMAGES = vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=2, cache=False))
+IMAGES = Quantization(Calibration(held_out_images(), count=2, cache=False))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_vit_base(tmp_path: Path, precision: str, weight_bytes: int, layers: int
         to="tensorrt-rtx",
         precision=precision,
         output=tmp_path / "out",
-        graph=vitdeploy.GraphOptions(image_size=((112, 112), (224, 224), (384, 384))),
+        graph=GraphOptions(image_size=((112, 112), (224, 224), (384, 384))),
         quantization=IMAGES if weight_bytes == 1 else None,
     )
     onnx, engine = bundle.manifest.artifacts

@@ -14,6 +14,7 @@ from PIL import Image
 from raising import raises
 
 import vitdeploy
+from vitdeploy import GraphOptions, SourceOptions
 from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import UsageError
@@ -33,10 +34,7 @@ def test_a_bundle_takes_decoded_images(tmp_path: Path) -> None:
         want = [[(item.label, item.score) for item in found] for found in predictor.predict(images)]
     for precision in ("fp32", "fp16", "bf16"):
         bundle = vitdeploy.export(
-            checkpoint,
-            precision=precision,
-            output=tmp_path / precision,
-            graph=vitdeploy.GraphOptions(embed_resize=True),
+            checkpoint, precision=precision, output=tmp_path / precision, graph=GraphOptions(embed_resize=True)
         )
         (artifact,) = bundle.manifest.artifacts
         assert artifact.pixels == PixelFormat(PixelStage.DECODED, "nhwc", "uint8")
@@ -54,11 +52,8 @@ def test_a_bundle_takes_decoded_images(tmp_path: Path) -> None:
 
 def test_arrays_that_the_graph_has_no_memory_for_are_refused(tmp_path: Path) -> None:
     """A strip of 2,000,000 pixels took 4 GB; whatever hands it over, and however many images run together."""
-    bundle = vitdeploy.export(
-        write_checkpoint_of(tiny_model(), tmp_path / "checkpoint"),
-        output=tmp_path / "bundle",
-        graph=vitdeploy.GraphOptions(embed_resize=True),
-    )
+    checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
+    bundle = vitdeploy.export(checkpoint, output=tmp_path / "bundle", graph=GraphOptions(embed_resize=True))
     with vitdeploy.load(bundle.path) as predictor:
         for count, height, width in ((1, 1, 2_000_000), (1, 40_000, 2), (1, 9000, 9000), (20, 2000, 2000)):
             images = np.lib.stride_tricks.as_strided(
@@ -73,8 +68,8 @@ def test_a_dynamic_size_cannot_be_embedded(tmp_path: Path) -> None:
     with raises(UsageError, what="embed_resize"):
         vitdeploy.export(
             output=tmp_path / "out",
-            graph=vitdeploy.GraphOptions(embed_resize=True, dynamic_image_size=True),
-            source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32"),
+            graph=GraphOptions(embed_resize=True, dynamic_image_size=True),
+            source=SourceOptions(random_weights="vit-tiny-patch16-32"),
         )
 
 
@@ -101,35 +96,22 @@ def resize_graph(folder: Path, processor: ImageProcessor) -> OnnxRuntime:
     return OnnxRuntime(folder / "resize.onnx")
 
 
+def crop(height: int, width: int) -> dict[str, Any]:
+    return {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+
+
 PROCESSORS: dict[str, dict[str, Any]] = {
     "bilinear": {"size": {"height": 24, "width": 24}, "resample": 2},
     "bicubic": {"size": {"height": 24, "width": 24}, "resample": 3},
     "wide": {"size": {"height": 20, "width": 36}, "resample": 3},
-    "shortest edge and crop": {
-        "size": {"shortest_edge": 27},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": 24, "width": 24},
-    },
-    "crop alone": {"do_resize": False, "do_center_crop": True, "crop_size": {"height": 24, "width": 30}},
-    "crop that pads": {
-        "size": {"height": 15, "width": 40},
-        "resample": 2,
-        "do_center_crop": True,
-        "crop_size": {"height": 24, "width": 25},
-    },
-    "timm's crop": {
-        "size": {"shortest_edge": 27},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": 24, "width": 24},
-        "crop_rounding": "half_even",
-    },
+    "shortest edge and crop": {"size": {"shortest_edge": 27}, "resample": 3, **crop(24, 24)},
+    "crop alone": {"do_resize": False, **crop(24, 30)},
+    "crop that pads": {"size": {"height": 15, "width": 40}, "resample": 2, **crop(24, 25)},
+    "timm's crop": {"size": {"shortest_edge": 27}, "resample": 3, **crop(24, 24), "crop_rounding": "half_even"},
     "timm's crop that pads": {
         "size": {"shortest_edge": 21},
         "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": 24, "width": 26},
+        **crop(24, 26),
         "crop_rounding": "half_even",
     },
 }

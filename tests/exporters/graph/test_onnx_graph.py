@@ -258,13 +258,9 @@ def test_the_bytes_are_the_same_in_every_process(tmp_path: Path, monkeypatch: py
         export_graph(model, tmp_path / name)
         contents.append((tmp_path / name / "onnx" / "model.onnx").read_bytes())
     checkpoint = write_checkpoint_of(model, tmp_path / "checkpoint")
-    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    subprocess.run(
-        [sys.executable, "-c", EXPORT, checkpoint, tmp_path / "third"],
-        check=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONHASHSEED": seed},
-    )
+    environ = {**os.environ, "PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"}
+    command = [sys.executable, "-c", EXPORT, str(checkpoint), str(tmp_path / "third")]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environ)
     contents.append((tmp_path / "third" / "onnx" / "model.onnx").read_bytes())
     assert len(set(contents)) == 1
 

@@ -36,10 +36,7 @@ from vitdeploy.specs import Task
     ("task", "options"),
     [
         (Task.CLASSIFICATION, {}),
-        (
-            Task.FEATURES,
-            {"dynamic_image_size": True, "outputs": ["last_hidden_state", "attentions"]},
-        ),
+        (Task.FEATURES, {"dynamic_image_size": True, "outputs": ["last_hidden_state", "attentions"]}),
         (Task.MASKED_IMAGE_MODELING, {"max_bytes": 0}),
     ],
     ids=["plain", "dynamic", "beside"],
@@ -52,10 +49,7 @@ def test_the_same_function_in_fused_operators(tmp_path: Path, task: Task, option
     assert sorted(path.name for path in (tmp_path / "fused" / "onnx").iterdir()) == sorted(
         Path(name).name for name in exported.files
     )
-    assert exported.options == {
-        **plain.options,
-        "optimize": f"onnxruntime {ort.__version__}",
-    }
+    assert exported.options == {**plain.options, "optimize": f"onnxruntime {ort.__version__}"}
     assert exported.tools == {**plain.tools, "onnxruntime": ort.__version__}
     proto = onnx.load(tmp_path / "fused" / exported.files[0])
     assert {item.domain for item in proto.opset_import} == {"", "com.microsoft"}

@@ -15,6 +15,7 @@ from families import HEADS, ONE_A_FAMILY, Head, random_config
 from raising import raises
 
 import vitdeploy
+from vitdeploy import GraphOptions, ValidationOptions
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.errors import CheckFailedError, DeviceError
 from vitdeploy.models.signature import Served
@@ -61,12 +62,8 @@ def torchs_loss(model: VisionTransformer, precision: str, feeds: dict[str, np.nd
 )
 def test_products_are_half_and_norms_are_not(tmp_path: Path, precision: str, opset: int, dynamic: bool) -> None:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
-    bundle = vitdeploy.export(
-        checkpoint,
-        precision=precision,
-        output=tmp_path / "out",
-        graph=vitdeploy.GraphOptions(opset=opset, dynamic_image_size=dynamic),
-    )
+    options = GraphOptions(opset=opset, dynamic_image_size=dynamic)
+    bundle = vitdeploy.export(checkpoint, precision=precision, output=tmp_path / "out", graph=options)
     (artifact,) = bundle.manifest.artifacts
     assert artifact.files[0].path == f"onnx/model_{precision}.onnx"
     graph, types = types_of(bundle)
@@ -100,10 +97,7 @@ def test_every_head_loses_what_torch_loses(
 ) -> None:
     checkpoint = write_checkpoint(head, random_config(head, 1))
     bundle = vitdeploy.export(
-        checkpoint.folder,
-        precision=precision,
-        output=tmp_path / "out",
-        validation=vitdeploy.ValidationOptions(tolerance=1),
+        checkpoint.folder, precision=precision, output=tmp_path / "out", validation=ValidationOptions(tolerance=1)
     )
     (artifact,) = bundle.manifest.artifacts
     model = checkpoint.load("eager")
@@ -159,12 +153,8 @@ def test_outputs_that_exceed_their_type(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"input": "uint8", "layout": "nchw"}], ids=["float", "bytes"])
 def test_inputs_and_outputs_of_another_type(tmp_path: Path, precision: str, options: dict[str, Any]) -> None:
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
-    bundle = vitdeploy.export(
-        checkpoint,
-        precision=precision,
-        output=tmp_path / "out",
-        graph=vitdeploy.GraphOptions(io_dtype="float16", outputs=["logits", "hidden_states"], **options),
-    )
+    graph = GraphOptions(io_dtype="float16", outputs=["logits", "hidden_states"], **options)
+    bundle = vitdeploy.export(checkpoint, precision=precision, output=tmp_path / "out", graph=graph)
     (artifact,) = bundle.manifest.artifacts
     _, types = types_of(bundle)
     assert [spec.dtype for spec in artifact.inputs] == ["uint8" if options else "float16"]
@@ -188,12 +178,9 @@ def test_inputs_and_outputs_of_another_type(tmp_path: Path, precision: str, opti
 @pytest.mark.parametrize("pixels", ["float32", "uint8"])
 def test_fp16_agrees_on_the_held_out_images(tmp_path: Path, pixels: str) -> None:
     """Of the embedded model, which was trained: cosine of the logits and the best class."""
+    graph, given = GraphOptions(input=pixels), ValidationOptions(images=held_out_images())
     bundle = vitdeploy.export(
-        default_checkpoint(),
-        precision="fp16",
-        output=tmp_path / "out",
-        graph=vitdeploy.GraphOptions(input=pixels),
-        validation=vitdeploy.ValidationOptions(images=held_out_images()),
+        default_checkpoint(), precision="fp16", output=tmp_path / "out", graph=graph, validation=given
     )
     (result,) = vitdeploy.compare(bundle, images=held_out_images()).results
     (logits,) = result.differences

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from onnx import helper
+from small_graphs import graph_of
 
 from vitdeploy.exporters.quantization.number_format import FP8, INT7, INT8, UINT8, NumberFormat, Range
 
@@ -44,7 +44,7 @@ def test_nothing_but_zeros_has_a_scale_that_can_be_divided_by(number_format: Num
 def test_values_are_rounded_as_onnxruntime_does(number_format: NumberFormat, values: Range) -> None:
     scale, zero_point = number_format.scale_of(values)
     found = number_format.rounded(VALUES, values)
-    want = _round_trip(VALUES, scale, zero_point, int(number_format.dtype))
+    want = _round_trip(VALUES, scale, zero_point, number_format.dtype)
     # dividing in float32 and in float64 may part where a value lies between two numbers
     apart = np.abs(found - want) > 1e-6
     assert apart.mean() < 0.01
@@ -56,18 +56,9 @@ def test_the_largest_value_of_a_range_is_kept() -> None:
         assert number_format.rounded(np.array([7.0]), Range(-5.0, 7.0)) == pytest.approx(7, abs=12 / 255)
 
 
-def _round_trip(values: np.ndarray, scale: np.float32, zero_point: int, dtype: int) -> np.ndarray:
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
-    ]
-    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [len(values)]) for name in "xy"]
-    weights = [
-        helper.make_tensor("scale", onnx.TensorProto.FLOAT, (), [float(scale)]),
-        helper.make_tensor("zero", dtype, (), [zero_point]),
-    ]
-    graph = helper.make_graph(nodes, "round", ends[:1], ends[1:], weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+def _round_trip(values: np.ndarray, scale: np.float32, zero_point: int, dtype: ir.DataType) -> np.ndarray:
+    text = "g (float[n] x) => (float[n] y) { q = QuantizeLinear(x, scale, zero) y = DequantizeLinear(q, scale, zero) }"
+    model = ir.to_proto(graph_of(text, scale=np.array(scale), zero=np.array(zero_point, dtype.numpy())))
     (found,) = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
         None, {"x": values}
     )

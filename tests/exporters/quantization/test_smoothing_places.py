@@ -13,6 +13,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from small_graphs import answers, graph_of
 
 import vitdeploy
+from vitdeploy import Calibration, GraphOptions, Quantization, SourceOptions, ValidationOptions
 from vitdeploy.exporters.graph.onnx_file import write_onnx
 from vitdeploy.exporters.graph.precision import name_of
 from vitdeploy.exporters.quantization.candidate import Activations, Candidate, quantize
@@ -73,9 +74,7 @@ def test_every_family_computes_the_same(
 ) -> None:
     """Gated MLPs, layer scale, relative positions, no biases, masks: as transformers' classes have them."""
     checkpoint = write_checkpoint(head, random_config(head, seed))
-    bundle = vitdeploy.export(
-        checkpoint.folder, output=tmp_path / "out", source=vitdeploy.SourceOptions(task=str(head.task))
-    )
+    bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "out", source=SourceOptions(task=str(head.task)))
     path = bundle.path / bundle.manifest.artifacts[0].files[0].path
     model = loaded(path)
     with OnnxRuntime(path) as runtime:
@@ -183,25 +182,16 @@ def test_the_artifact_names_its_places(tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(Task.FEATURES), tmp_path / "checkpoint")
     how: dict[str, Any] = {
         "precision": "int8",
-        "quantization": vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=16), smooth_quant=0.5),
-        "validation": vitdeploy.ValidationOptions(tolerance=9),
+        "quantization": Quantization(Calibration(held_out_images(), count=16), smooth_quant=0.5),
+        "validation": ValidationOptions(tolerance=9),
     }
-    bundle = vitdeploy.export(
-        checkpoint,
-        output=tmp_path / "out",
-        **how,
-    )
+    bundle = vitdeploy.export(checkpoint, output=tmp_path / "out", **how)
     (artifact,) = bundle.manifest.artifacts
     assert artifact.options["smooth_quant_places"] == ["attention", "layer_norm", "mlp"]
     multiplied = _multiplied(bundle)
     assert len(multiplied) == 2
     second = [value for mul in multiplied for quantize, _ in mul.outputs[0].uses() for value in _products(quantize)]
-    bundle = vitdeploy.export(
-        checkpoint,
-        output=tmp_path / "kept",
-        graph=vitdeploy.GraphOptions(keep_fp32=second),
-        **how,
-    )
+    bundle = vitdeploy.export(checkpoint, output=tmp_path / "kept", graph=GraphOptions(keep_fp32=second), **how)
     (artifact,) = bundle.manifest.artifacts
     assert artifact.options["float32_nodes"] == second
     assert artifact.options["smooth_quant_places"] == ["attention", "layer_norm"], "no Mul is put before them"

@@ -18,6 +18,7 @@ from families import HEADS, Head, random_config
 from raising import raises
 
 import vitdeploy
+from vitdeploy import GraphOptions, SourceOptions
 from vitdeploy.assess.data.images import feeds
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters.torchscript.tracing import trace_torchscript
@@ -149,8 +150,8 @@ def test_an_output_that_the_model_does_not_have(tmp_path: Path) -> None:
         vitdeploy.export(
             to="torchscript",
             output=tmp_path / "out",
-            graph=vitdeploy.GraphOptions(outputs=("logit",)),
-            source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32"),
+            graph=GraphOptions(outputs=("logit",)),
+            source=SourceOptions(random_weights="vit-tiny-patch16-32"),
         )
     assert not list(tmp_path.iterdir())
 
@@ -239,12 +240,9 @@ def test_the_bytes_are_the_same_in_every_process(tmp_path: Path, precision: Prec
     checkpoint = write_checkpoint_of(model, tmp_path / "checkpoint")
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     root = Path(__file__).parents[3]
-    subprocess.run(
-        [sys.executable, "-c", EXPORT, checkpoint, tmp_path / "third", precision],
-        check=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
-    )
+    command = [sys.executable, "-c", EXPORT, str(checkpoint), str(tmp_path / "third"), precision]
+    environ = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environ)
     contents.append((tmp_path / "third" / path).read_bytes())
     assert len(set(contents)) == 1
 

@@ -18,13 +18,13 @@ from raising import raises
 from small_graphs import graph_of, operators
 
 import vitdeploy
+from vitdeploy import Calibration, MinCosine, Quantization
 from vitdeploy.assets import held_out_images
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.graph.measured_graph import measured_graph
 from vitdeploy.exporters.quantization.number_format import INT8, UINT8, NumberFormat, Range
 from vitdeploy.exporters.quantization.ranges.extremes import Extremes, ExtremesReducer, channel_extremes
 from vitdeploy.exporters.quantization.ranges.methods import METHODS, HistogramReducer, Method, MinMax, Percentile
-from vitdeploy.exporting.options import Calibration
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.exporting.quantization.measure import measure
 from vitdeploy.exporting.quantization.measurement_cache import MeasurementCache
@@ -73,11 +73,7 @@ def test_the_ranges_of_inputs_and_results(tmp_path: Path) -> None:
     model = graph()
     found = ranges(Runner(), folder=tmp_path / "made", made=model)
     x = np.concatenate(IMAGES)
-    assert found == {
-        "x": Range(x.min(), x.max()),
-        "a": Range(2 * x.min(), 2 * x.max()),
-        "y": Range(0, 2 * x.max()),
-    }
+    assert found == {"x": Range(x.min(), x.max()), "a": Range(2 * x.min(), 2 * x.max()), "y": Range(0, 2 * x.max())}
     assert operators(model) == {"Mul": 1, "Relu": 1}, "the graph stays as it is"
     assert list((tmp_path / "made").iterdir()) == []
 
@@ -244,11 +240,7 @@ def test_a_histogram_takes_one_pass_over_each_part(tmp_path: Path) -> None:
     assert [part.runs for part in parts] == [1, 1]
 
 
-@pytest.mark.parametrize(
-    "bound",
-    [None, vitdeploy.MinCosine(0.999)],
-    ids=["no bound", "bound"],
-)
+@pytest.mark.parametrize("bound", [None, vitdeploy.MinCosine(0.999)], ids=["no bound", "bound"])
 @pytest.mark.parametrize(
     ("options", "passes"),
     [
@@ -262,11 +254,7 @@ def test_a_histogram_takes_one_pass_over_each_part(tmp_path: Path) -> None:
     ids=str,
 )
 def test_how_often_an_export_runs_the_model_to_calibrate(
-    options: dict[str, Any],
-    passes: int,
-    bound: vitdeploy.MinCosine | None,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    options: dict[str, Any], passes: int, bound: MinCosine | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Once for the extremes, and once more for a histogram, however many candidates and variants are measured."""
     runs: Counter[str] = Counter()
@@ -278,9 +266,9 @@ def test_how_often_an_export_runs_the_model_to_calibrate(
 
     monkeypatch.setattr(CalibrationImages, "run", counted)
     checkpoint = write_checkpoint_of(tiny_model(Task.FEATURES, num_hidden_layers=1), tmp_path / "checkpoint")
-    calibration = vitdeploy.Calibration(held_out_images(), **{"count": 24, **options}, cache=False)
+    calibration = Calibration(held_out_images(), **{"count": 24, **options}, cache=False)
     smooth = "off" if calibration.method == "percentile" else "auto"
-    quantization = vitdeploy.Quantization(calibration, smooth_quant=smooth, accuracy=bound)
+    quantization = Quantization(calibration, smooth_quant=smooth, accuracy=bound)
     bundle = vitdeploy.export(checkpoint, precision="int8", output=tmp_path / "out", quantization=quantization)
     (artifact,) = bundle.manifest.artifacts
     assert len(runs) == artifact.options["calibration_images"]

@@ -39,9 +39,7 @@ def test_each_pair_of_tokens_has_the_bias_of_its_offset(grid: tuple[int, int]) -
     tokens = [None, *((row, column) for row in range(height) for column in range(width))]
     for i, one in enumerate(tokens):
         for j, other in enumerate(tokens):
-            if (
-                one is None or other is None
-            ):  # the last rows of the table: class to patch, patch to class, class to class
+            if one is None or other is None:  # the last rows: class to patch, patch to class, class to class
                 row = len(table) - (1 if one is other else 3 if one is None else 2)
             else:
                 row = (one[0] - other[0] + height - 1) * (2 * width - 1) + one[1] - other[1] + width - 1
@@ -90,6 +88,9 @@ def test_half_precision_is_interpolated_in_float32(dtype: torch.dtype) -> None:
     got = interpolate(table, (3, 4), (5, 7), "bicubic", antialias=True)
     want = interpolate(table.float(), (3, 4), (5, 7), "bicubic", antialias=True).to(dtype)
     assert torch.equal(got, want)
+    offsets = torch.randn(35, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    want = resize_offsets(offsets.float(), (3, 4), (5, 7)).to(dtype)
+    assert torch.equal(resize_offsets(offsets, (3, 4), (5, 7)), want)
 
 
 def positions(old: int, new: int) -> list[float]:
@@ -149,13 +150,6 @@ def test_resizing_to_the_same_grid_changes_no_bit(grid: tuple[int, int], kind: s
     before = module.relative_position_bias_table.detach().clone()
     module.resize(grid)
     assert torch.equal(module.relative_position_bias_table, before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_resized_geometrically_in_float32(dtype: torch.dtype) -> None:
-    table = torch.randn(35, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
-    got = resize_offsets(table, (3, 4), (5, 7))
-    assert torch.equal(got, resize_offsets(table.float(), (3, 4), (5, 7)).to(dtype))
 
 
 def test_a_side_of_thousands_of_patches_has_weights() -> None:

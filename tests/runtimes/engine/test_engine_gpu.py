@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from engine_machines import gpu_marks
 from raising import raises
 
 import vitdeploy
-from vitdeploy import EngineOptions
+from vitdeploy import Calibration, EngineOptions, GraphOptions, Quantization, SourceOptions
 from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES, compare_outputs
 from vitdeploy.assets import held_out_images
 from vitdeploy.bundle.bundle import Bundle
@@ -27,21 +29,17 @@ from vitdeploy.runtimes.engine.runtime import EngineRuntime
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.specs import AxisRange
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    Build = Callable[[str, str], Bundle]
+Build = Callable[[str, str], Bundle]
 
 ENGINES = [pytest.param(name, marks=gpu_marks(name)) for name in ("tensorrt", "tensorrt-rtx")]
 BATCH = (AxisRange(1, 1, 1), AxisRange(1, 4, 8))
 QUANTIZED = ("int8", "fp8")
 NOT_EVERYWHERE = ("bf16", *QUANTIZED)  # what a GPU, or a library, may be without
 REFUSED = ("must build the engine", "must take every node", "must have a kernel for every node")
-IMAGES = vitdeploy.Quantization(vitdeploy.Calibration(held_out_images(), count=8))
+IMAGES = Quantization(Calibration(held_out_images(), count=8))
 BOUNDS = ((64, 96), (96, 96), (128, 160))
 SHAPES = [(1, 64, 96), (4, 96, 96), (8, 128, 160), (3, 80, 112)]  # the smallest, the best, the largest, and one between
-RANDOM = vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-224")
+RANDOM = SourceOptions(random_weights="vit-tiny-patch16-224")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
                 precision=precision,
                 output=output,
                 engine=options,
-                graph=vitdeploy.GraphOptions(image_size=BOUNDS),
+                graph=GraphOptions(image_size=BOUNDS),
                 quantization=IMAGES if precision in QUANTIZED else None,
                 source=RANDOM,
             )
@@ -214,13 +212,8 @@ def test_a_stripped_engine_is_given_its_weights(tmp_path: Path, backend: str) ->
 @pytest.mark.parametrize("backend", ENGINES)
 def test_decoded_images_are_resized_in_the_engine(tmp_path: Path, backend: str) -> None:
     sizes = ((32, 48), (240, 320), (480, 640))
-    made = vitdeploy.export(
-        to=backend,
-        output=tmp_path / "out",
-        engine=EngineOptions(batch=BATCH, image_sizes=(sizes,)),
-        graph=vitdeploy.GraphOptions(embed_resize=True),
-        source=RANDOM,
-    )
+    engine, graph = EngineOptions(batch=BATCH, image_sizes=(sizes,)), GraphOptions(embed_resize=True)
+    made = vitdeploy.export(to=backend, output=tmp_path / "out", engine=engine, graph=graph, source=RANDOM)
     assert made.artifact(backend, "fp32").validation["image_sizes"] == [[240, 320], [32, 48], [480, 640]]
 
 
@@ -263,10 +256,5 @@ def test_compiled_kernels_are_kept_and_do_no_harm(
 @pytest.mark.parametrize("backend", ENGINES[:1])
 def test_the_timing_cache_lies_beside_the_bundle_and_does_no_harm(tmp_path: Path, backend: str) -> None:
     for _ in range(2):
-        vitdeploy.export(
-            to=backend,
-            precision="fp16",
-            output=tmp_path / "out",
-            source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-224"),
-        )
+        vitdeploy.export(to=backend, precision="fp16", output=tmp_path / "out", source=RANDOM)
         assert (tmp_path / "out.tensorrt.timing-cache").stat().st_size > 0

@@ -10,8 +10,10 @@ import re
 import threading
 import time
 import types
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,11 +43,7 @@ from vitdeploy.runtimes.engine.runtime import EngineRuntime
 from vitdeploy.specs import PixelFormat, TensorSpec
 from vitdeploy.trt import gpu
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    Open = Callable[..., EngineRuntime]
+Open = Callable[..., EngineRuntime]
 
 INPUTS = (TensorSpec("x", "float32", ("batch", 4)),)
 OUTPUTS = (TensorSpec("y", "float32", ("batch",)),)
@@ -59,6 +57,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     for module in (gpu, cuda_memory):
         monkeypatch.setattr(module, "cuda_runtime", lambda: fake)
     yield fake
+    assert fake.live == {}
     assert fake.device == 0
     assert {each.flags for each in fake.streams} <= {fake.cudaStreamNonBlocking}, "no stream waits for another"
 
@@ -112,7 +111,6 @@ def test_every_shape_has_a_context_and_the_profile_that_is_nearest(open_engine: 
         assert [profile for profile, _ in engine.executed[:3]] == [0, 1, 1]
         assert runtime.details["device"] == "cuda:1 Fake GPU"
         assert runtime.details["profiles"] == 2
-    assert cuda.live == {}
 
 
 def test_the_second_run_of_a_shape_is_recorded_and_replayed_from_then_on(open_engine: Open, cuda: FakeCuda) -> None:
@@ -160,7 +158,6 @@ def test_scratch_is_what_a_shape_needs(
                 assert_sums(runtime, rows(count, seed))
             now = [each.size for each in cuda.of_kind("device memory")][len(before) :]
             assert sorted(now) == sorted([16 * count, 4 * count, *([] if size is None else [size])])
-    assert cuda.live == {}
 
 
 def test_memory_of_shapes_beyond_those_kept_is_freed(open_engine: Open, cuda: FakeCuda) -> None:
@@ -174,10 +171,9 @@ def test_memory_of_shapes_beyond_those_kept_is_freed(open_engine: Open, cuda: Fa
         assert runtime.library.engine.contexts == 5
         assert_sums(runtime, rows(1))
         assert runtime.library.engine.contexts == 6
-    assert cuda.live == {}
 
 
-def test_threads_do_not_share_a_context(open_engine: Open, cuda: FakeCuda) -> None:
+def test_threads_do_not_share_a_context(open_engine: Open) -> None:
     calls = [rows(1 + seed % 3, seed) for seed in range(60)]
     with open_engine() as runtime:
         with ThreadPoolExecutor(4) as pool:
@@ -185,7 +181,6 @@ def test_threads_do_not_share_a_context(open_engine: Open, cuda: FakeCuda) -> No
         assert runtime.library.engine.contexts <= 4 * 3
     for outputs, feeds in zip(found, calls, strict=True):
         np.testing.assert_array_equal(outputs["y"], feeds["x"].sum(1))
-    assert cuda.live == {}
 
 
 def test_what_fails_says_why_and_leaves_nothing(open_engine: Open, cuda: FakeCuda) -> None:
@@ -204,7 +199,6 @@ def test_what_fails_says_why_and_leaves_nothing(open_engine: Open, cuda: FakeCud
             assert len(cuda.live) == kept
         cuda.room = 100
         assert_sums(runtime, rows(3))
-    assert cuda.live == {}
 
 
 def test_shapes_that_the_engine_cannot_work_out(open_engine: Open, cuda: FakeCuda) -> None:
@@ -346,7 +340,7 @@ def test_an_engine_that_takes_no_other_weights(open_engine: Open, tmp_path: Path
             assert_sums(runtime, rows(2))
 
 
-def test_weights_change_between_runs(open_engine: Open, cuda: FakeCuda, tmp_path: Path) -> None:
+def test_weights_change_between_runs(open_engine: Open, tmp_path: Path) -> None:
     """While runs overlap without end; what a run gives is of one weight."""
     weights = range(1, 9)
     for weight in weights:
@@ -373,7 +367,6 @@ def test_weights_change_between_runs(open_engine: Open, cuda: FakeCuda, tmp_path
         for each in running:
             each.result()
     assert set(found) <= {float(weight) for weight in weights}
-    assert cuda.live == {}
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -597,7 +590,6 @@ def test_arrays_on_the_gpu_are_used_where_they_lie(open_engine: Open, cuda: Fake
         for seed in range(3, 6):  # in its own memory again
             assert_sums(runtime, rows(3, seed))
         np.testing.assert_array_equal(results["y"].array, kept)
-    assert cuda.live == {}
 
 
 def test_arrays_of_torch_and_axes_of_one_element(open_engine: Open) -> None:
@@ -674,7 +666,6 @@ def test_what_is_queued_on_arrays_is_waited_for(cuda: FakeCuda) -> None:
     wait_for(arrays, 1)
     assert len(done) == 2
     assert len(set(done)) == 1
-    assert cuda.live == {}
 
 
 def test_the_device_before_is_the_one_after(open_engine: Open, cuda: FakeCuda) -> None:
@@ -700,14 +691,13 @@ def test_the_device_before_is_the_one_after(open_engine: Open, cuda: FakeCuda) -
     cuda.cudaSetDevice(0)
 
 
-def test_threads_with_arrays_on_the_gpu(open_engine: Open, cuda: FakeCuda) -> None:
+def test_threads_with_arrays_on_the_gpu(open_engine: Open) -> None:
     calls = [on_the_gpu(1 + seed % 3, seed) for seed in range(40)]
     with open_engine() as runtime, ThreadPoolExecutor(4) as pool:
         for _ in pool.map(lambda call: runtime.run_device(*call), calls):
             pass
     for feeds, results in calls:
         np.testing.assert_array_equal(results["y"].array, feeds["x"].array.sum(1))
-    assert cuda.live == {}
 
 
 WIDE = np.zeros((3, 8), np.float32)
@@ -730,17 +720,16 @@ REFUSED: list[tuple[Any, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("array", "fields"), REFUSED)
-def test_arrays_that_are_refused(open_engine: Open, cuda: FakeCuda, array: Any, fields: dict[str, Any]) -> None:
+def test_arrays_that_are_refused(open_engine: Open, array: Any, fields: dict[str, Any]) -> None:
     _, results = on_the_gpu(3)
     with open_engine() as runtime:
         with raises(UsageError, what="x", **fields):
             runtime.run_device({"x": array}, results)
         assert np.isnan(results["y"].array).all()
         assert_sums(runtime, rows(3))
-    assert cuda.live == {}
 
 
-def test_results_that_are_refused(open_engine: Open, cuda: FakeCuda) -> None:
+def test_results_that_are_refused(open_engine: Open) -> None:
     feeds, results = on_the_gpu(3)
     with open_engine() as runtime:
         wrong: list[tuple[dict[str, OnTheGpu], str, object]] = [
@@ -765,7 +754,6 @@ def test_results_that_are_refused(open_engine: Open, cuda: FakeCuda) -> None:
         np.testing.assert_array_equal(results["y"].array, feeds["x"].array.sum(1))
     with raises(UsageError, what="runtime", found="closed"):
         runtime.run_device(feeds, results)
-    assert cuda.live == {}
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, None])
@@ -798,4 +786,3 @@ def test_a_forked_child_does_not_touch_the_gpu(open_engine: Open, cuda: FakeCuda
             refused = in_child(lambda: runtime.run(rows(4))["y"].tolist())
         assert "CUDA does not work in a forked process" in refused.answer
         assert_sums(runtime, rows(4))
-    assert cuda.live == {}

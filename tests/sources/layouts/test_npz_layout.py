@@ -30,6 +30,15 @@ if TYPE_CHECKING:
     from npz_files import Arrays
     from torch import Tensor, nn
 
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_labels": 5,
+}
 FEATURES = re.compile("--task image-feature-extraction")
 BLOCK = "Transformer/encoderblock_1"
 ATTENTION = f"{BLOCK}/MultiHeadDotProductAttention_1"
@@ -42,18 +51,8 @@ def make(spread: Callable[[nn.Module, int], None]) -> Callable[..., Any]:
 
     def make_model(architecture: str = "ViTForImageClassification", **changes: Any) -> Any:
         options = {"add_pooling_layer": changes.pop("pooler")} if "pooler" in changes else {}
-        config = {
-            "hidden_size": 32,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "intermediate_size": 48,
-            "image_size": 32,
-            "patch_size": 8,
-            "num_labels": 5,
-            **NPZ_CONFIG,
-            **changes,
-        }
-        model = getattr(transformers, architecture)(transformers.ViTConfig(**config), **options)
+        config = transformers.ViTConfig(**{**SIZES, **NPZ_CONFIG, **changes})
+        model = getattr(transformers, architecture)(config, **options)
         spread(model, 0)
         return model.eval().requires_grad_(False)
 
@@ -119,14 +118,8 @@ def test_every_spelling_is_the_model_that_it_was(path: Path, classifier: Any, sp
     assert config == {
         "model_type": "vit",
         "architectures": ["ViTForImageClassification"],
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "image_size": 32,
-        "patch_size": 8,
+        **SIZES,
         "num_channels": 3,
-        "num_labels": 5,
         "layer_norm_eps": 1e-6,
         "hidden_act": "gelu_pytorch_tanh",
         "qkv_bias": True,
@@ -270,23 +263,14 @@ ONE = np.ones((1,), np.float32)
         (having(**{"a\nb" * 99: ONE}), r"unexpected 'a\nba\nb"),
         (having(**{f"{BLOCK}/LayerNorm_1/scale": ONE}), f"{BLOCK}/LayerNorm_1/scale"),
         (having(pos_embedding=ONE), "pos_embedding"),
-        (
-            moved("encoderblock_1/", "encoderblock_7/"),
-            "0, 2, 7",
-        ),
+        (moved("encoderblock_1/", "encoderblock_7/"), "0, 2, 7"),
         (moved("encoderblock_0/", "encoderblock_3/"), "1, 2, 3"),
         (moved("encoderblock_0/", "encoderblock/"), "1, 2 and stacked ones"),
         (moved("encoderblock_[0-9]", "layer"), "none"),
         (lambda arrays: {}, "none"),
         (moved("^", "img/"), "none"),
-        (
-            lambda a: a | {f"params/{key}": array for key, array in a.items()},
-            "cls.npy",
-        ),
-        (
-            lambda a: {p + key: array for key, array in a.items() for p in ("params/", "opt/target/")},
-            "['params/', 'opt/target/']",
-        ),
+        (lambda a: a | {f"params/{key}": array for key, array in a.items()}, "cls.npy"),
+        (lambda a: {p + key: a[key] for key in a for p in ("params/", "opt/target/")}, "['params/', 'opt/target/']"),
     ],
 )
 def test_other_models_are_refused(path: Path, arrays: Arrays, change: Callable[[Arrays], Arrays], found: str) -> None:
@@ -483,10 +467,8 @@ def test_a_compressed_array_that_explodes_is_refused_unread(path: Path, arrays: 
             content = io.BytesIO()
             np.save(content, arrays[key])
             archive.writestr(f"{key}.npy", content.getvalue())
-    code = (
-        f"import torch; from vitdeploy.sources.layouts.npz_layout import read_npz; from pathlib import Path{ERRORS_OF}"
-    )
-    done = run_limited(f"{code}read_npz(Path(sys.argv[1]))", path)
+    imports = "import torch; from vitdeploy.sources.layouts.npz_layout import read_npz; from pathlib import Path"
+    done = run_limited(f"{imports}{ERRORS_OF}read_npz(Path(sys.argv[1]))", path)
     assert (done.code, done.errors.split()[0]) == (4, "CheckpointError"), done.errors
     assert done.peak_bytes < 450 * MIB  # 235 MiB of them torch's
 

@@ -62,16 +62,12 @@ def load(content: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> A
     """Transformers' own class with the converted weights, which must be exactly those that it has."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(content))
-    safetensors.torch.save_file(
-        {name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors"
-    )
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
     cls = getattr(transformers, content["architectures"][0])
     model, info = cls.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-    pooler = (
-        {"pooler.dense.weight", "pooler.dense.bias"}
-        if content["architectures"][0] in ("ViTModel", "DeiTModel")
-        else set()
-    )
+    pooled = content["architectures"][0] in ("ViTModel", "DeiTModel")
+    pooler = {"pooler.dense.weight", "pooler.dense.bias"} if pooled else set()
     assert set(info["missing_keys"]) == pooler  # timm has no such layer; last_hidden_state does not use it
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
@@ -213,16 +209,9 @@ def test_half_even_crops_as_torchvision(length: int) -> None:
     """By torchvision's rule: pad the smaller half before, then crop from int(round((length - crop) / 2.0))."""
     pixels = np.arange(1, length + 1, dtype=np.uint8)
     image = Image.fromarray(np.repeat(pixels[None, :, None], 3, axis=2))
-    processor = ImageProcessor.from_dict(
-        {
-            "image_processor_type": "BitImageProcessor",
-            "do_resize": False,
-            "crop_size": {"height": 1, "width": 6},
-            "crop_rounding": "half_even",
-            "do_normalize": False,
-            "do_rescale": False,
-        }
-    )
+    crop = {"crop_size": {"height": 1, "width": 6}, "crop_rounding": "half_even"}
+    off = dict.fromkeys(("do_resize", "do_normalize", "do_rescale"), False)
+    processor = ImageProcessor.from_dict({"image_processor_type": "BitImageProcessor", **crop, **off})
     missing = max(6 - length, 0)
     padded = np.pad(pixels, (missing // 2, missing - missing // 2))
     start = int(round((len(padded) - 6) / 2.0))  # noqa: RUF046  # as published
@@ -238,11 +227,12 @@ def test_another_crop_rounding_is_refused(value: object) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_of_timm_is_read_right_or_refused(name: str) -> None:
     row = ARCHITECTURES[name]
+    content = {"architecture": name, "num_classes": 1000, "pretrained_cfg": {}}
     if not re.fullmatch(ACCEPTED, name):
         with raises(CheckpointError, what="architecture"):
-            read_config({"architecture": name, "num_classes": 1000, "pretrained_cfg": {}})
+            read_config(content)
         return
-    config = read_config({"architecture": name, "num_classes": 1000, "pretrained_cfg": {}})
+    config = read_config(content)
     assert config.num_heads == row["num_heads"]
     assert (row["block"], row["mlp"]) == ("Block", "GluMlp" if config.gated else "Mlp")
     assert row["act"] == ("SiLU" if config.gated else "GELU")
@@ -254,11 +244,8 @@ def test_every_architecture_of_timm_is_read_right_or_refused(name: str) -> None:
 
 def test_the_giant_dinov2_has_the_mlp_of_its_namesake() -> None:
     tensors = real_size(width=1536, depth=40, fc1=8192, fc2=4096)
-    config = {
-        "architecture": "vit_giant_patch14_dinov2",
-        "num_classes": 0,
-        "pretrained_cfg": {"input_size": [3, 32, 32]},
-    }
+    config: dict[str, Any] = {"num_classes": 0, "pretrained_cfg": {"input_size": [3, 32, 32]}}
+    config["architecture"] = "vit_giant_patch14_dinov2"
     content, weights = from_timm(config, tensors)
     assert content["mlp_ratio"] == 4
     with torch.device("meta"):
@@ -353,16 +340,13 @@ def argument(key: str, value: object) -> Any:
     return setting("model_args", key, value=value)
 
 
+FOREIGN = [
+    *(None, "resnet50", "eva02_base_patch14_448", "swin_tiny_patch4_window7_224", "vit_relpos_base_patch16_224"),
+    *("vit_base_patch16_clip_quickgelu_224", "vit_small_patch16_18x2_224", "vit_base_patch16_siglip_224"),
+    "vit_base_patch16_rope_reg1_gap_256",
+]
 REFUSED: list[tuple[str, Any, str | re.Pattern[str]]] = [
-    ("vit_0", setting("architecture", value="resnet50"), "architecture"),
-    ("vit_0", setting("architecture", value="eva02_base_patch14_448"), "architecture"),
-    ("vit_0", setting("architecture", value="swin_tiny_patch4_window7_224"), "architecture"),
-    ("vit_0", setting("architecture", value=None), "architecture"),
-    ("vit_0", setting("architecture", value="vit_base_patch16_clip_quickgelu_224"), "architecture"),
-    ("vit_0", setting("architecture", value="vit_relpos_base_patch16_224"), "architecture"),
-    ("vit_0", setting("architecture", value="vit_small_patch16_18x2_224"), "architecture"),
-    ("vit_0", setting("architecture", value="vit_base_patch16_siglip_224"), "architecture"),
-    ("vit_0", setting("architecture", value="vit_base_patch16_rope_reg1_gap_256"), "architecture"),
+    *(("vit_0", setting("architecture", value=name), "architecture") for name in FOREIGN),
     ("vit_0", setting("global_pool", value="avg"), "global_pool"),
     ("vit_0", setting("global_pool", value=["avg"]), "global_pool"),
     ("vit_0", argument("global_pool", "map"), "global_pool"),
@@ -379,11 +363,7 @@ REFUSED: list[tuple[str, Any, str | re.Pattern[str]]] = [
     ("vit_0", setting("pretrained_cfg", "hf_hub_filename", value="other.bin"), "hf_hub_filename"),
     ("vit_0", setting("pretrained_cfg", "label_offset", value="1"), "pretrained_cfg.label_offset"),
     ("vit_0", setting("problem_type", value="multi_class"), "problem_type"),
-    (
-        "mean_0",
-        argument("img_size", [32, 40]),
-        "image_size",
-    ),
+    ("mean_0", argument("img_size", [32, 40]), "image_size"),
     ("mean_0", adding("reg_token", 1, 4, 32), "fc_norm"),
     ("mean_0", setting("architecture", value="vit_giant_patch14_dinov2"), "fc_norm"),
     ("norm_mean_0", argument("num_classes", 0), "num_classes"),
@@ -414,16 +394,8 @@ REFUSED: list[tuple[str, Any, str | re.Pattern[str]]] = [
     ("beit_0", argument("use_fc_norm", False), "use_fc_norm"),
     ("vit_0", setting("model_args", value=[1]), "model_args"),
     ("vit_0", setting("pretrained_cfg", value=None), "pretrained_cfg"),
-    (
-        "vit_0",
-        lambda config, tensors: config.pop("pretrained_cfg") and None,
-        "pretrained_cfg.input_size",
-    ),
-    (
-        "vit_0_wrapped",
-        lambda config, tensors: config.pop("pretrained_cfg") and None,
-        "pretrained_cfg",
-    ),
+    ("vit_0", lambda config, tensors: config.pop("pretrained_cfg") and None, "pretrained_cfg.input_size"),
+    ("vit_0_wrapped", lambda config, tensors: config.pop("pretrained_cfg") and None, "pretrained_cfg"),
     ("vit_0", setting("pretrained_cfg", "input_size", value=[3, 32]), "pretrained_cfg.input_size"),
     ("vit_0", setting("num_classes", value="4"), "num_classes"),
     ("vit_0", setting("num_classes", value=-1), "num_classes"),
@@ -458,15 +430,13 @@ REFUSED: list[tuple[str, Any, str | re.Pattern[str]]] = [
     ("dinov2_0", dropping("blocks.1.ls2.gamma"), re.compile(r"missing blocks\.1\.ls2\.gamma")),
     ("deit_distilled_0", dropping("head_dist.weight"), re.compile(r"missing head_dist\.weight")),
     ("deit_distilled_0", adding("blocks.0.ls1.gamma", 24), re.compile(r"unexpected blocks\.0\.ls1\.gamma")),
-    (
-        "swiglu_0",
-        setting("architecture", value="vit_base_patch14_dinov2"),
-        re.compile(r"mlp\.fc2\.weight must be \(24, 128\)"),
-    ),
-    (
-        "dinov2_0",
-        setting("architecture", value="vit_giant_patch14_dinov2"),
-        re.compile(r"mlp\.fc2\.weight must be \(24, 24\)"),
+    *(
+        (
+            case,
+            setting("architecture", value=f"vit_{size}_patch14_dinov2"),
+            re.compile(f"mlp.fc2.weight must be {shape}"),
+        )
+        for case, size, shape in (("swiglu_0", "base", r"\(24, 128\)"), ("dinov2_0", "giant", r"\(24, 24\)"))
     ),
     ("beit_0", adding("mask_token", 1, 1, 32), re.compile("unexpected mask_token")),
     ("beit_0", dropping("blocks.0.attn.q_bias"), re.compile(r"missing blocks\.0\.attn\.q_bias")),
@@ -576,25 +546,8 @@ def test_only_the_configurations_of_timm_are_taken_for_those() -> None:
 
 def test_nothing_but_a_checkpoint_error_comes_of_a_malformed_configuration() -> None:
     """Every value of a configuration replaced by every kind of value, also in pairs."""
-    junk: list[Any] = [
-        None,
-        True,
-        -1,
-        0,
-        1,
-        1 << 70,
-        0.5,
-        math.inf,
-        math.nan,
-        "",
-        "x",
-        [],
-        [1],
-        [[]],
-        {},
-        {"a": 1},
-        {"1": []},
-    ]
+    numbers = (-1, 0, 1, 1 << 70, 0.5, math.inf, math.nan)
+    junk: list[Any] = [None, True, *numbers, "", "x", [], [1], [[]], {}, {"a": 1}, {"1": []}]
     rng = random.Random(0)
     outcomes = {True: 0, False: 0}
     for case in ("vit_1", "beit_0", "reg4_dinov2_1", "dinov2_0_wrapped"):

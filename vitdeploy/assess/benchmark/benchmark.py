@@ -87,11 +87,7 @@ def benchmark(
     encoded, kind, left_out = _encoded(images, max(sizes))
     with contextlib.ExitStack() as stack:
         timed = [
-            _Timed(
-                selected,
-                stack.enter_context(worker(Job(bundle, selected, device, threads, encoded))),
-                sizes,
-            )
+            _Timed(selected, stack.enter_context(worker(Job(bundle, selected, device, threads, encoded))), sizes)
             for selected in selection
         ]
         for each in timed:

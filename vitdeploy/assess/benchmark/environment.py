@@ -32,13 +32,9 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_
 
 @dataclasses.dataclass(frozen=True)
 class BackendCheck:
-    """Whether a backend ran a small computation on a device.
+    """Whether a backend ran a small computation on a device; "" where the engine itself is missing or does not load.
 
-    Attributes:
-        backend: its name.
-        device: a device or execution provider; "" where the engine itself is missing or does not load.
-        ready: whether it ran.
-        note: the engine's version, or what is missing and what to do.
+    `note` is the engine's version, or what is missing and what to do.
     """
 
     backend: str

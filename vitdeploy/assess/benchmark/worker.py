@@ -45,15 +45,7 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The work of a timing process.
-
-    Attributes:
-        bundle: that holds it, as its manifest was when it was selected.
-        selected: the artifact and its backend.
-        device: see `open_runtime`.
-        threads: of the backend; 0 for the default.
-        images: the bytes of image files.
-    """
+    """The work of a timing process: `threads` is 0 for the default, and `images` are the bytes of image files."""
 
     bundle: Bundle
     selected: Selected
@@ -172,11 +164,7 @@ class _Timer:
         return Opened(load_ms, self._runtime.threads, self._runtime.details)
 
     def first_run(self, batch_size: int) -> float:
-        """Milliseconds of a run, which nothing has run before.
-
-        Raises:
-            NotFiniteError: an output is NaN or infinite.
-        """
+        """Milliseconds of a run, which nothing has run before; NotFiniteError where an output is NaN or infinite."""
         inputs = self._inputs(batch_size)
         begin = time.perf_counter()
         outputs = self._runtime.run(inputs)

@@ -94,11 +94,7 @@ class Golden:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Golden:
-        """Read what `write` wrote; nothing in it is executed.
-
-        Raises:
-            InputError: there is no such file, or it is something else.
-        """
+        """Read what `write` wrote, and execute nothing; InputError where there is no such file, or something else."""
         try:
             with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
                 if sum(info.file_size for info in archive.infolist()) > os.fstat(opened.fileno()).st_size:
@@ -166,12 +162,7 @@ def _other(subject: str, what: str, expected: object, found: object) -> UsageErr
 
 
 def _array(archive: zipfile.ZipFile, name: str, dtype: type[np.generic]) -> np.ndarray:
-    """An array as `write` writes it, not compressed.
-
-    Raises:
-        ValueError: it is another's.
-        What else `_DAMAGES` names.
-    """
+    """An array as `write` writes it, not compressed; ValueError, or what else `_DAMAGES` names, for another's."""
     shape, found, _ = array_header(archive, name)
     if found != dtype or not shape:
         raise ValueError(f"{name!r:.80} is {found} of shape {shape}, not {np.dtype(dtype)} (N, ...)")

@@ -62,12 +62,7 @@ def run_vectors(
     batch_size: int,
     progress: Progress,
 ) -> dict[Selected, VectorRun]:
-    """Run the reference and the artifacts on every image.
-
-    Raises:
-        UnavailableError: the reference cannot run.
-        ImageError, BundleError: as `compare`.
-    """
+    """Run the reference and the artifacts on every image; UnavailableError where the reference cannot run."""
     batches = Batches(runtimes.processor, _Files(data), batch_size)
     by_name = {artifact.name: artifact for artifact in runtimes.bundle.manifest.artifacts}
     given_by = {each.artifact: [spec.name for spec in by_name[each.artifact].outputs] for each in selection}

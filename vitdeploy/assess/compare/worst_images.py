@@ -40,13 +40,9 @@ class WorstImage:
 def most_different_images(
     reference: np.ndarray, candidate: np.ndarray, sources: Sequence[Any], labels: Sequence[str]
 ) -> tuple[WorstImage, ...]:
-    """The images whose logits differ most, the worst first; none that do not differ.
+    """The images whose logits (N, classes) differ most, the worst first; none that do not differ.
 
-    Args:
-        reference: (N, classes).
-        candidate: of the same shape.
-        sources: the N images, as they were given.
-        labels: names of the classes; those beyond them are called by their index.
+    `sources` are the N images, as they were given. Classes beyond `labels` are called by their index.
     """
     a, b = reference.astype(np.float64), candidate.astype(np.float64)
     finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)  # (N,)

@@ -151,11 +151,7 @@ class Classes:
         return any(float(number) != index for index, (number,) in enumerate(numbers))
 
     def match_indices(self, indices: Collection[int], source: str) -> None:
-        """Check the whole numbers that a data set has for labels, and does not name.
-
-        Raises:
-            InputError: one is not the index of a class, or may be a number in the name of another class.
-        """
+        """Check a data set's unnamed whole numbers: InputError for one that is no index, or in another class's name."""
         self.check_indices(indices, source)
         for index in indices:
             if self._differently_numbered or (self._numbers and self._numbers.get(index) != [index]):

@@ -163,8 +163,7 @@ def _check_each_once(root: Path, paths: Sequence[Path]) -> None:
 def _label(root: Path, classes: Classes, folders: tuple[str, ...]) -> str:
     """The label of the images in folders below `root`: the first, or with a class "a/b" the first ones.
 
-    Raises:
-        InputError: there is none, or the folders name several classes.
+    InputError where there is none, or the folders name several classes.
     """
     if not folders:
         raise InputError(
@@ -202,9 +201,7 @@ def _from_csv(path: Path, classes: Classes, ending: str) -> LabelledData:
 def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], list[str]]:
     """The names of the images in a .csv or .tsv file, as paths from its folder, and their labels.
 
-    Args:
-        path: the file.
-        labelled: whether to read labels; without, no column of them is needed, and the list is empty.
+    Unless `labelled`, no column of labels is needed, and the list is empty.
 
     Raises:
         InputError: the file cannot be read, lacks a column, or names an image twice or one that is not there.
@@ -290,9 +287,7 @@ def _from_parquet(source: Path, listing: FolderListing | None, classes: Classes)
 def read_parquet(source: Path, listing: FolderListing | None, *, labelled: bool = True) -> ParquetData:
     """The names of the images in a parquet file, or in those of a folder, and their labels if they are asked for.
 
-    Raises:
-        InputError: as `vitdeploy.assess.data.parquet.read_parquet`.
-        MissingDependencyError: pyarrow is not installed.
+    Raises as `vitdeploy.assess.data.parquet.read_parquet`; MissingDependencyError where pyarrow is not installed.
     """
     target = "vitdeploy.assess.data.parquet:read_parquet"
     read = load_target(target, "reading parquet files", "parquet", "pyarrow")

@@ -29,12 +29,7 @@ _IMAGE, PARQUET = "image", ".parquet"
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-    """Why files were left out, and how many.
-
-    Attributes:
-        reason: such as "hidden" or "ending .txt".
-        files: how many.
-    """
+    """Why files were left out, such as "hidden" or "ending .txt", and how many."""
 
     reason: str
     files: int
@@ -91,12 +86,7 @@ def left_out_dict(left_out: LeftOut | None) -> dict[str, Any] | None:
 
 @dataclasses.dataclass(frozen=True)
 class FolderListing:
-    """The files that were looked for below a folder.
-
-    Attributes:
-        files: sorted.
-        left_out: the others.
-    """
+    """The files that were looked for below a folder, sorted, and the others."""
 
     files: tuple[Path, ...]
     left_out: LeftOut
@@ -207,8 +197,7 @@ def _count(entry: os.DirEntry[str]) -> int:
     if not entry.is_dir(follow_symlinks=False):
         return 1
     unreadable: list[OSError] = []
-    files = sum(len(names) for _, _, names in os.walk(entry.path, onerror=unreadable.append))
-    return files + len(unreadable)
+    return sum(len(names) for _, _, names in os.walk(entry.path, onerror=unreadable.append)) + len(unreadable)
 
 
 def _is_image(path: Path) -> bool:

@@ -49,8 +49,7 @@ def synset_of(synonyms: Collection[str]) -> str | None:
     """
     wanted = frozenset(synonyms)
     candidates = [each for each in _ids_by_word().get(next(iter(wanted), ""), ()) if wanted <= synsets()[each]]
-    whole = [each for each in candidates if synsets()[each] == wanted]
-    found = whole or candidates
+    found = [each for each in candidates if synsets()[each] == wanted] or candidates
     return found[0] if len(found) == 1 else None
 
 

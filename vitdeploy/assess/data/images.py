@@ -62,11 +62,7 @@ class ImageSources:
 
 
 def chosen_images(processor: ImageProcessor, images: str | os.PathLike[str] | Sequence[Any] | None) -> ImageSources:
-    """The files of a folder, the images themselves, or synthetic ones where there are none.
-
-    Raises:
-        InputError: there is no such folder, or no image in it.
-    """
+    """The files of a folder, the images themselves, or synthetic ones where there are none; raises as `list_images`."""
     if images is None:
         return ImageSources(images_for(processor))
     if not isinstance(images, (str, os.PathLike)):
@@ -76,11 +72,7 @@ def chosen_images(processor: ImageProcessor, images: str | os.PathLike[str] | Se
 
 
 def few_images(processor: ImageProcessor, folder: str | os.PathLike[str] | None, most: int) -> ImageSources:
-    """At most so many of the files of a folder, at even distances; or so many synthetic images.
-
-    Raises:
-        InputError: there is no such folder, or no image in it.
-    """
+    """At most so many of the files of a folder, at even distances, or of synthetic images; raises as `list_images`."""
     if folder is None:
         return ImageSources(images_for(processor, most))
     listing = list_images(folder)
@@ -98,12 +90,9 @@ def fingerprint(*arrays: np.ndarray) -> str:
 
 
 def feeds(inputs: Sequence[TensorSpec], pixel_values: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """Arrays for each of `inputs` on these images; where a mask is due, it covers half of the patches.
+    """Arrays for each of the runtime's `inputs` on N images, as it takes them.
 
-    Args:
-        inputs: of the runtime.
-        pixel_values: of N images, as the runtime takes them.
-        seed: of the mask.
+    Where a mask is due, it covers half of the patches; `seed` is the mask's.
     """
     arrays = {"pixel_values": pixel_values}
     for spec in inputs:

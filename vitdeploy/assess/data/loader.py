@@ -26,12 +26,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """One image.
-
-    Attributes:
-        sha256: of its file's bytes.
-        pixels: (1, ...) arrays, as runtimes take them.
-    """
+    """One image: the SHA-256 of its file's bytes, and (1, ...) arrays, as runtimes take them."""
 
     sha256: str
     pixels: dict[PixelFormat, np.ndarray]

@@ -40,12 +40,7 @@ SPLITTERS = {  # by format; what each needs
 
 
 class SplitArtifact(NamedTuple):
-    """A copy of an artifact whose layers take states that are given to them.
-
-    Attributes:
-        layers: how many.
-        run: also takes `GIVEN` and gives `MADE`, one of each state.
-    """
+    """An artifact's copy whose `layers` take states: `run` also takes `GIVEN` and gives `MADE`, one of each state."""
 
     layers: int
     run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]

@@ -39,12 +39,9 @@ class GraphNode:
 
 @dataclasses.dataclass(frozen=True)
 class LowerPrecision:
-    """The graph.
+    """The graph: `artifact` is the quantized one, or what `export` would make in half precision.
 
-    Attributes:
-        artifact: what its variants take and give: the quantized one, or what `export` would make in half precision.
-        variants: what can be kept, and what writes the graph that keeps it.
-        nodes: those that can be kept, part by part.
+    `variants` writes the graph that keeps some of `nodes`, which are those that can be kept, part by part.
     """
 
     artifact: Artifact

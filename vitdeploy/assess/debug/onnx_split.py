@@ -89,11 +89,7 @@ def split_layers(source: Path | OpenedFile, target: Path) -> int:
 
 
 def hidden_states(graph: onnx.GraphProto, source: Path) -> list[str]:
-    """The tensors that hold the hidden states: what goes into the first layer, and what each layer gives.
-
-    Raises:
-        UnavailableError: they are not found.
-    """
+    """The tensors of hidden states, into the first layer and out of each; UnavailableError where there are none."""
     weights = {tensor.name for tensor in graph.initializer}
     parts = nodes_by_part(graph.node, {value.name for value in graph.input} - weights)
     layers: list[Sequence[onnx.NodeProto]] = []

@@ -58,23 +58,16 @@ class VariantErrors:
         self._problem_type = problem_type
 
     def error(self, variants: Variants, kept: Collection[str]) -> float:
-        """The relative error of the variant that keeps these nodes in float32.
+        """The `RelativeError` of the variant that keeps these nodes in float32, of all images together.
 
-        See `RelativeError`; of all images together. Of several outputs, and of a regression's values, it is the
-        largest.
-
-        Returns:
-            From 0 up; infinite where a value is not finite.
+        Of several outputs, and of a regression's values, it is the largest; infinite where a value is not finite.
         """
         return max(each.error for each in self._sums(variants, kept, one_by_one=False).values())
 
     def closeness(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> Closeness:
         """The relative error, as `error` gives it, and the cosines of the images, of the output with the largest error.
 
-        Args:
-            variants: of a graph.
-            kept: the nodes in float32.
-            one_by_one: whether each image is run alone.
+        With `one_by_one` each image is run alone.
         """
         sums = self._sums(variants, kept, one_by_one=one_by_one)
         output = max(sums, key=lambda name: sums[name].error)
@@ -120,11 +113,8 @@ def opened_variant(
 ) -> Iterator[OnnxRuntime]:
     """The variant that keeps these nodes in float32, in ONNX Runtime.
 
-    Args:
-        variants: of a graph.
-        kept: the nodes.
-        folder: where its file lies meanwhile; None for the system's for temporary files.
-        pixels: what it takes for an image; by default what the image processor gives.
+    Its file lies in `folder` meanwhile, by default the system's for temporary files. It takes `pixels` for an image, by
+    default what the image processor gives.
     """
     from vitdeploy.runtimes.onnxrt import OnnxRuntime
     from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
@@ -146,11 +136,8 @@ def sensitivities(
 ) -> dict[str, float]:
     """The error with one layer alone in the lower precision, for each: how sensitive the outputs are to it.
 
-    Args:
-        variants: the nodes.
-        error: of the variant that keeps these nodes in float32.
-        progress: told how far it has come.
-        layers: the nodes of each, by its name; by default each node is one.
+    `error` is of the variant that keeps these nodes in float32. `layers` has the nodes of each by its name; by default
+    each node is one.
     """
     if layers is None:
         layers = {node: (node,) for node in variants.nodes}

@@ -93,10 +93,7 @@ class _Measurements(Generic[K, V]):
 
 
 def delta_debug(
-    groups: Sequence[Sequence[str]],
-    evaluate: Callable[[frozenset[str]], float],
-    tolerance: float,
-    max_runs: int,
+    groups: Sequence[Sequence[str]], evaluate: Callable[[frozenset[str]], float], tolerance: float, max_runs: int
 ) -> MinimalSet:
     """Find a set of nodes with which the error is within `tolerance`, and without any one of which it is not.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vitdeploy.assess.debug.layers import GIVEN, MADE, SplitArtifact
-from vitdeploy.assess.inspection.torchscript_states import hidden_states
+from vitdeploy.assess.inspection.torchscript_reader import hidden_states
 from vitdeploy.errors import UnavailableError
 from vitdeploy.models.signature import TORCH_TYPES
 from vitdeploy.runtimes.torch_device import open_device, to_array, to_tensors

@@ -81,11 +81,7 @@ class BackendRun:
         return None if self.runtime is None else self.runtime.pixels
 
     def run(self, images: Sequence[Prepared], first: int) -> dict[str, Any]:
-        """Run images, the first of them at that position, and keep what comes out.
-
-        Returns:
-            The same in plain values, for `restore`.
-        """
+        """Run images, the first of them at that position; keep what comes out, and return it in plain values."""
         if self.runtime is None:
             return {"skipped": self.skipped}
         size = batch_size_for(self._runtimes.processor, self.runtime, len(images))
@@ -103,11 +99,7 @@ class BackendRun:
         return {"classes": classes.tolist(), "scores": [score if score == score else None for score in scores.tolist()]}
 
     def restore(self, entry: Mapping[str, Any], first: int, count: int) -> None:
-        """Keep what `run` gave before, of `count` images.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is something else.
-        """
+        """Keep what `run` gave before, of `count` images; KeyError, TypeError or ValueError for anything else."""
         if self.skipped is not None or "skipped" in entry:
             if entry["skipped"] != self.skipped or self.skipped is None:
                 raise ValueError(f"{self.selected} is skipped now for another reason, or was not")

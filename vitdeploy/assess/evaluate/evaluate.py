@@ -89,10 +89,7 @@ class Evaluation(Assessment):
         return found
 
     def confusion(self, result: Predictions) -> NDArray[np.int64]:
-        """(C, C): how many images of the row's label have the column's class for their best.
-
-        Images whose logits are not all finite are in no column.
-        """
+        """(C, C): images of the row's label with the column's class for their best; only those of finite logits."""
         best, classes = self._best(result), len(self.labels)
         finite = best >= 0
         cells = self.targets[finite].astype(np.int64) * classes + best[finite]
@@ -274,11 +271,7 @@ def run_evaluation(
 
 
 def single_labels(bundle: Bundle, command: str) -> tuple[str, ...]:
-    """The class names of a model that gives an image one of several classes.
-
-    Raises:
-        UsageError: the model does something else, which `command` cannot measure.
-    """
+    """The class names of a model that gives an image one of several; UsageError of `command` for another model."""
     config = bundle.read_config()
     labels, problem_type = config.labels, config.problem_type
     if not labels:

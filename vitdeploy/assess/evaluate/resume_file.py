@@ -80,11 +80,7 @@ class WorkFile:
             raise
 
     def append(self, batch: Mapping[str, Any]) -> None:
-        """Keep a finished batch.
-
-        Raises:
-            OutputError: it cannot be written; what was kept before is untouched.
-        """
+        """Keep a finished batch; OutputError where it cannot be written, and what was kept before is untouched."""
         try:
             line = self._bound(json.dumps(batch, allow_nan=False).encode())
             self._write(line)
@@ -174,9 +170,7 @@ class WorkFile:
 def check_work_file(path: str | os.PathLike[str]) -> None:
     """Raise what `WorkFile` would raise of a place that can hold none; for before the work. Nothing is made.
 
-    Raises:
-        InputError: there is a pipe, a device or the like.
-        OutputError: no file can be read and written there.
+    InputError for a pipe, a device or the like; OutputError where no file can be read and written.
     """
     place = Path(path)
     try:

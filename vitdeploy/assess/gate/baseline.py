@@ -93,11 +93,7 @@ class Baseline:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Baseline:
-        """Read what `write` wrote.
-
-        Raises:
-            InputError: there is no such file, or it is no baseline.
-        """
+        """Read what `write` wrote; InputError where there is no such file, or it is no baseline."""
         file = Path(path)
         try:
             data = strict_json(read_regular(file))
@@ -129,11 +125,7 @@ class Baseline:
         return baseline
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all; equal baselines give equal bytes.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
+        """Write the file, whole or not at all (OutputError); equal baselines give equal bytes."""
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
         write_output(Path(path), (text + "\n").encode("utf-8", "backslashreplace"))  # a file name may be no UTF-8
 
@@ -160,11 +152,7 @@ class Baseline:
         return len({*self.wrong[first]} ^ {*self.wrong[second]}) / self.images
 
     def check_images(self, images: Collection[str], file: str | os.PathLike[str]) -> None:
-        """See that it names no image but these, as a file that was altered by hand may.
-
-        Raises:
-            InputError: it names another.
-        """
+        """Raise InputError where it names another image than these, as a file that was altered by hand may."""
         for backend, names in self.wrong.items():
             unknown = sorted(set(names).difference(images))
             if unknown:

@@ -26,15 +26,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One rule held against one subject.
+    """One rule held against one subject, such as "onnxruntime fp32", or "bundle".
 
-    Attributes:
-        rule: its name.
-        subject: such as "onnxruntime fp32", or "bundle".
-        value: what was measured, in the rule's unit; None where nothing was.
-        bound: what the rule allows.
-        status: "passed", "failed" or "skipped".
-        message: what was found, on one line.
+    `value`, what was measured (None where nothing was), and `bound`, what is allowed, are in the rule's unit; `status`
+    is "passed", "failed" or "skipped", and `message` says in one line what was found.
     """
 
     rule: str
@@ -103,8 +98,7 @@ def _in_bundle(_planned: Planned, _measured: Measured) -> _Found:
 
 def _finite(_planned: Planned, measured: Measured, selected: Selected) -> _Found:
     if measured.evaluation is None:
-        run = _ran(measured.vectors[selected])
-        count, what = run.not_finite, "vectors"
+        count, what = _ran(measured.vectors[selected]).not_finite, "vectors"
     else:
         count, what = measured.predictions[selected].not_finite, "logits"
     total = len(measured.data)
@@ -141,8 +135,7 @@ def _min_cosine(planned: Planned, measured: Measured, selected: Selected) -> _Fo
 
 
 def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    run = _ran(measured.vectors[selected])
-    for each in run.nearness:
+    for each in _ran(measured.vectors[selected]).nearness:
         if each.same_neighbours is not None:
             kept = Accuracy(each.same_neighbours, each.images)
             return _share(planned, kept, f"same nearest neighbour by {each.output}")

@@ -182,11 +182,7 @@ def planned_checks(
     rules: GateRules | str | os.PathLike[str] | None = None,
     backends: Sequence[str] | None = None,
 ) -> tuple[Planned, ...]:
-    """The checks that `gate` would make, in their order; no image is read and no backend is opened.
-
-    Raises:
-        VitDeployError: as `gate`.
-    """
+    """The checks that `gate` would make, in order; no image is read, no backend is opened. Raises as `gate`."""
     return _prepare(bundle, data, baseline, rules, False, backends).checks
 
 

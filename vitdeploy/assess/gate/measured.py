@@ -68,11 +68,7 @@ class Measured:
 
     @functools.cached_property
     def vectors(self) -> Mapping[Selected, VectorRun]:
-        """By what ran, on all images.
-
-        Raises:
-            UnavailableError: the reference cannot run.
-        """
+        """By what ran, on all images; UnavailableError where the reference cannot run."""
         rules = VECTOR_RULES if self.evaluation is not None else (*VECTOR_RULES, "finite")
         asked = [check.selected for check in self.planned if check.rule in rules and check.selected]
         selection = [each for each in dict.fromkeys(asked) if self.why_skipped(each) is None]
@@ -85,30 +81,18 @@ class Measured:
 
     @functools.cached_property
     def comparison(self) -> Mapping[tuple[str, str], BackendComparison]:
-        """By artifact and backend, on some of the images.
-
-        Raises:
-            UnavailableError: the reference cannot run.
-        """
+        """By artifact and backend, on some of the images; UnavailableError where the reference cannot run."""
         loosest = max(check.bound for check in self.planned if check.rule == "max_difference")
         return self._compared("max_difference", loosest)
 
     @functools.cached_property
     def whole_outputs(self) -> Mapping[tuple[str, str], BackendComparison]:
-        """All that quantized artifacts without classes give, by artifact and backend, on some of the images.
-
-        Raises:
-            UnavailableError: the reference cannot run.
-        """
+        """The same as `comparison`, of all that quantized artifacts without classes give."""
         return self._compared("cosine", None)
 
     @functools.cached_property
     def layers(self) -> Mapping[str, ArtifactLayers]:
-        """By artifact, on some of the images, on the CPU.
-
-        Raises:
-            UnavailableError: the reference cannot run.
-        """
+        """By artifact, on some of the images, on the CPU; UnavailableError where the reference cannot run."""
         names = self._names("max_layer_difference")
         on_cpu = self.runtimes if self.runtimes.device == "cpu" else OpenRuntimes(self.bundle)
         result = run_layers(on_cpu, images=self._images, backends=names, progress=self.progress)

@@ -31,14 +31,10 @@ _BUNDLE = "bundle"
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A check that is to be made.
+    """A check to make: a rule, its subject, such as "onnxruntime fp32" or "bundle", and its bound, in its unit.
 
-    Attributes:
-        rule: what it is about.
-        subject: such as "onnxruntime fp32", or "bundle".
-        bound: the rule's, in its own unit.
-        selected: the artifact and its backend; None for a check of the bundle, or of what it no longer holds.
-        against: for a ratio of latencies, the other backend.
+    `selected` is None for a check of the bundle, or of what it no longer holds; `against` is the other backend of a
+    ratio of latencies.
     """
 
     rule: str

@@ -190,8 +190,7 @@ def read_rules(path: str | os.PathLike[str]) -> GateRules:
             f'artifacts in {file} must be tables such as [artifacts."onnx-fp16"], got {shown(artifacts)}',
             what="artifacts", where=file, found=artifacts,
         )  # fmt: skip
-    known = [field.name for field in dataclasses.fields(Rules)]
-    _check_keys(data, [*known, "artifacts"], str(file))
+    _check_keys(data, [*(field.name for field in dataclasses.fields(Rules)), "artifacts"], str(file))
     of_each = {name: Rules.from_dict(table, f"{name} in {file}") for name, table in artifacts.items()}
     return GateRules(Rules.from_dict(data, str(file)), of_each)
 

@@ -26,12 +26,7 @@ class ReadGraph(Protocol):
 
 
 class GraphReader(NamedTuple):
-    """One row of the table of graph readers.
-
-    Attributes:
-        target: "module:function".
-        extra: the extra of vitdeploy that installs what it needs.
-    """
+    """A graph reader: "module:function", and the extra of vitdeploy that installs what it needs."""
 
     target: str
     extra: str
@@ -49,15 +44,9 @@ _BYTES = frozenset({"file_bytes", "weight_bytes"})
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """One artifact of a bundle.
+    """One artifact of a bundle: the entry of the manifest, the model's source and task, and the graph.
 
-    Attributes:
-        bundle: the folder.
-        source: where the model came from.
-        task: of its head.
-        artifact: the entry of the manifest.
-        graph: None where it was not read.
-        note: why it was not; None where it was.
+    Where the graph was not read it is None, and `note` says why.
     """
 
     bundle: str
@@ -73,13 +62,7 @@ class Inspection:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two values that differ; None where a side has no such thing.
-
-    Attributes:
-        a: of the first artifact.
-        b: of the second.
-        ratio: b over a, for sizes.
-    """
+    """Two values that differ, None where a side has no such thing; for sizes, `ratio` is b over a."""
 
     a: Any
     b: Any
@@ -90,11 +73,7 @@ class Pair:
 
 
 def artifact_named(bundle: Bundle, name: str | None = None) -> Artifact:
-    """The artifact of that name ("onnx-fp32"), by default the only one.
-
-    Raises:
-        UsageError: there is none, or several to choose from.
-    """
+    """The artifact of that name ("onnx-fp32"), by default the only one; UsageError for none, or for several."""
     artifacts = [artifact for artifact in bundle.manifest.artifacts if name in (None, artifact.name)]
     if len(artifacts) == 1:
         return artifacts[0]
@@ -188,10 +167,7 @@ def _manifest_facts(item: Inspection) -> dict[str, dict[str, Any]]:
             "processor": None if source.processor is None else str(source.processor),
         },
         "artifact": {"format": artifact.format, "precision": artifact.precision},
-        "files": {
-            "names": [file.path for file in artifact.files],
-            "sha256": [file.sha256 for file in artifact.files],
-        },
+        "files": {"names": [file.path for file in artifact.files], "sha256": [file.sha256 for file in artifact.files]},
         "file_bytes": {"total": sum(file.size_bytes for file in artifact.files)},
         "inputs": _signature(artifact.inputs),
         "outputs": _signature(artifact.outputs),
@@ -206,11 +182,7 @@ def _manifest_facts(item: Inspection) -> dict[str, dict[str, Any]]:
 
 def _graph_facts(graph: GraphSummary) -> dict[str, dict[str, Any]]:
     counts = {"nodes": graph.nodes, "weights": graph.weights, "duplicated weights": graph.duplicates}
-    return {
-        "graph": {**graph.versions, **counts},
-        "node_types": graph.node_types,
-        "weight_bytes": graph.weight_bytes,
-    }
+    return {"graph": {**graph.versions, **counts}, "node_types": graph.node_types, "weight_bytes": graph.weight_bytes}
 
 
 def _signature(specs: tuple[TensorSpec, ...]) -> dict[str, str]:

@@ -38,11 +38,7 @@ class _Weight(NamedTuple):
 
 
 def read_onnx(source: Path | OpenedFile) -> GraphSummary:
-    """Summarize the main graph of an ONNX model.
-
-    Raises:
-        BundleError: the file is no valid ONNX model.
-    """
+    """Summarize the main graph of an ONNX model; BundleError where the file is no valid one."""
     file = OpenedFile.of(source)
     loaded = load_onnx(file)
     graph, weights = loaded.model.graph, loaded.weights
@@ -69,11 +65,7 @@ class Loaded(NamedTuple):
 
 
 def load_onnx(source: Path | OpenedFile) -> Loaded:
-    """Read a file that may be corrupt, and check it.
-
-    Raises:
-        BundleError: it is no valid ONNX model.
-    """
+    """Read a file that may be corrupt, and check it; BundleError where it is no valid ONNX model."""
     file = OpenedFile.of(source)
     with valid_onnx(file):
         model = onnx.load(file.handle, load_external_data=False)
@@ -140,10 +132,7 @@ def _types_by_part(graph: onnx.GraphProto, inputs: set[str]) -> dict[str, dict[s
 def _computes_in(node: onnx.NodeProto, types: Mapping[str, str], sources: Mapping[str, str]) -> str:
     """The type of what a node gives; of a product of quantized factors, in either form, that of the first one.
 
-    Args:
-        node: of a graph.
-        types: of its values.
-        sources: the input of each DequantizeLinear, by its output.
+    `sources` has the input of each DequantizeLinear, by its output.
     """
     if node.op_type in _OF_INTEGERS:
         return types.get(node.input[0], _UNKNOWN)
@@ -168,11 +157,7 @@ def _qualified(node: onnx.NodeProto) -> str:
 
 
 def _name(elem_type: int) -> str:
-    """An element type as numpy names it; "unknown" where there is none.
-
-    Raises:
-        ValueError: there is no such type in this version of onnx.
-    """
+    """An element type as numpy names it, "unknown" where there is none; ValueError for one that onnx does not know."""
     try:
         name = onnx.TensorProto.DataType.Name(elem_type).lower()
     except ValueError as exc:

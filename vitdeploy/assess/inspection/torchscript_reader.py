@@ -1,4 +1,4 @@
-"""Read what a TorchScript graph is made of."""
+"""Read what a TorchScript graph is made of, and where its layers are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from vitdeploy.assess.inspection.graph_summary import GraphSummary, most_first
-from vitdeploy.assess.inspection.torchscript_states import hidden_states
 from vitdeploy.errors import BundleError
 from vitdeploy.files.opened import OpenedFile
 from vitdeploy.runtimes.torchscript import load_module, read_signature
@@ -131,3 +130,27 @@ def _file_format(file: OpenedFile) -> int:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def hidden_states(graph: torch._C.Graph) -> list[torch._C.Value]:
+    """The input of the first layer, and the output of each.
+
+    A layer normalises its state and adds what attention makes of it, then does the same with the MLP (Dosovitskiy et
+    al. 2021, arXiv:2010.11929, equations 2 and 3): it ends with the sum of the value that its second norm takes.
+    """
+    first = next((node for node in graph.nodes() if node.kind() == "aten::layer_norm"), None)
+    state = None if first is None else next(first.inputs())
+    states = []
+    while state is not None:
+        states.append(state)
+        middle = _sum_with(state)
+        state = None if middle is None else _sum_with(middle)
+    return states
+
+
+def _sum_with(value: torch._C.Value) -> torch._C.Value | None:
+    """The sum of a value and what is made of its norm; None where it is not normalised and added to."""
+    users = {use.user.kind(): use.user for use in value.uses()}
+    if "aten::layer_norm" not in users or "aten::add" not in users:
+        return None
+    return next(users["aten::add"].outputs())

@@ -112,11 +112,7 @@ class CosineBound:
     def check_difference(self, name: str, found: Difference, error: float, *, of_values: bool) -> None:
         """The same on a few images, of which the farthest stands for the 5th percentile; neighbours need more images.
 
-        Args:
-            name: the artifact's.
-            found: one of its outputs.
-            error: its error, see `relative_error`.
-            of_values: whether the output is logits of which none is the best class.
+        `error` is the output's, see `relative_error`; with `of_values` it is logits of which none is the best class.
         """
         images = f"{found.count} images"
         mean, lowest = _or_nan(found.mean_cosine), _or_nan(found.min_cosine)

@@ -56,13 +56,9 @@ def searched(names: Iterable[str]) -> str | None:
 
 
 def cosines(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:
-    """(N,) the cosine similarity of each image's vector with the reference's.
+    """(N,) the cosine similarity of each image's vector (N, ...) with the reference's, of any floating-point type.
 
     It is -1 where a value is not finite, 1 for two vectors of zeros, and 0 where one alone is zeros.
-
-    Args:
-        reference: (N, ...), of any floating-point type.
-        candidate: of the same shape.
     """
     a, b = _unit(reference), _unit(candidate)
     found: NDArray[np.float64] = np.clip((a * b).sum(axis=1), -1.0, 1.0)
@@ -72,14 +68,10 @@ def cosines(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.floa
 
 
 def same_neighbours(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.bool_]:
-    """(N,) whether the image nearest to each image, by the cosine of their vectors, is the reference's.
+    """(N,) whether the image nearest to each, by the cosine of their vectors (N, ...), N from 2 up, is the reference's.
 
     An image is not its own neighbour. Images whose cosine with it, in the reference, is within 1e-6 of the nearest
     one's are all the nearest; of an artifact it is the first. It is not the same where a value is not finite.
-
-    Args:
-        reference: (N, ...), N from 2 up.
-        candidate: of the same shape.
     """
     a, b = _unit(reference), _unit(candidate)
     same = np.zeros(len(a), bool)
@@ -88,8 +80,7 @@ def same_neighbours(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray
         wanted, given = (each[rows] @ each.T for each in (a, b))  # (rows, N)
         for similarity in (wanted, given):
             similarity[np.arange(len(rows)), rows] = -np.inf
-        nearest = given.argmax(axis=1)
-        same[rows] = wanted[np.arange(len(rows)), nearest] >= wanted.max(axis=1) - TIE
+        same[rows] = wanted[np.arange(len(rows)), given.argmax(axis=1)] >= wanted.max(axis=1) - TIE
     return same & _finite(reference) & _finite(candidate)
 
 
@@ -136,10 +127,7 @@ def nearness(
 ) -> tuple[Nearness, ...]:
     """Judge the vectors of an artifact, (N, D) by name as `vectors` gives them, beside the reference's.
 
-    Args:
-        reference: its vectors.
-        candidate: of the same names and shapes.
-        search: whether neighbours are looked for, which among made-up images mean nothing.
+    Neighbours are looked for where `search` says so: among made-up images they mean nothing.
     """
     wanted, given = reference, candidate
     by = searched(wanted) if search else None

@@ -188,11 +188,7 @@ class Benchmark(Assessment):
         return f"the backends ran with different numbers of threads ({listed}); --threads N gives each the same"
 
     def latency(self, name: str, batch_size: int) -> Latency:
-        """The one of that name, such as "onnxruntime fp32".
-
-        Raises:
-            UsageError: it was not measured.
-        """
+        """The one of that name, such as "onnxruntime fp32"; UsageError where it was not measured."""
         for found in self.latencies:
             if (found.name, found.batch_size) == (name, batch_size):
                 return found

@@ -36,13 +36,7 @@ class LogitsDifference:
 
 
 def compare_logits(reference: np.ndarray, candidate: np.ndarray, tolerance: float) -> LogitsDifference:
-    """Compare finite logits.
-
-    Args:
-        reference: (..., classes).
-        candidate: of the same shape.
-        tolerance: the largest difference allowed, relative to the reference's largest value.
-    """
+    """Compare finite logits (..., classes); `tolerance` is relative to the reference's largest value."""
     a, b = (array.reshape(-1, array.shape[-1]).astype(np.float64) for array in (reference, candidate))
     log_p, log_q = _log_softmax(a), _log_softmax(b)
     top = min(_TOP, a.shape[1])
@@ -69,8 +63,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    ranks = [_ranks(values) for values in (x, y)]
-    a, b = (rank - rank.mean() for rank in ranks)
+    a, b = (rank - rank.mean() for rank in map(_ranks, (x, y)))
     scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / scale if scale else float("nan")
 

@@ -111,14 +111,9 @@ class RelativeError:
 
 
 def relative_error(reference: np.ndarray, candidate: np.ndarray, *, of_classes: bool = False) -> float:
-    """The `RelativeError` of images (N, ...), of all values together.
+    """The `RelativeError` of images (N, ...), of all values together; unlike a cosine it sees a constant factor.
 
-    Unlike a cosine it sees a constant factor.
-
-    Args:
-        reference: of any floating-point type.
-        candidate: of the same shape.
-        of_classes: whether the values are a single-label classifier's logits; see `centred`.
+    With `of_classes` the values are a single-label classifier's logits; see `centred`.
     """
     error = RelativeError(by_output=False)
     error.add(*(centred(array) if of_classes else array for array in (reference, candidate)))
@@ -142,11 +137,7 @@ def check_tolerance(tolerance: object) -> None:
 
 
 def default_tolerance(artifact: Artifact) -> float:
-    """Default tolerance of an artifact, relative to each output's largest value.
-
-    Raises:
-        UsageError: nothing is known of the precision.
-    """
+    """Default tolerance, relative to each output's largest value; UsageError where the precision has none."""
     if artifact.precision not in DEFAULT_TOLERANCES:
         raise UsageError(f"{artifact.precision} has no default tolerance", what="tolerance", hint="give one")
     half = any(spec.dtype == "float16" for spec in artifact.outputs)

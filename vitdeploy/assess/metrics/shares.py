@@ -100,12 +100,7 @@ def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05, 
 
 
 def images_needed(
-    drop: float,
-    *,
-    disagreement: float | None = None,
-    alpha: float = 0.05,
-    power: float = 0.9,
-    beyond: float = 0.0,
+    drop: float, *, disagreement: float | None = None, alpha: float = 0.05, power: float = 0.9, beyond: float = 0.0
 ) -> int:
     """Number of images that a drop in accuracy needs to be seen (see `mcnemar_power`), paired.
 

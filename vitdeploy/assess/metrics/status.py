@@ -15,14 +15,7 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 class CheckResult(NamedTuple):
-    """One outcome.
-
-    Attributes:
-        subject: such as "onnxruntime fp32".
-        name: what was looked at, such as "max_drop".
-        status: "passed", "failed" or "skipped".
-        message: what was found, in a line.
-    """
+    """An outcome, "passed", "failed" or "skipped": its subject, name ("max_drop") and, in a line, what was found."""
 
     subject: str
     name: str
@@ -85,11 +78,7 @@ class ImageAssessment(Assessment):
 
 
 class ByResult:
-    """A comparison of several, judged by what each came to.
-
-    Attributes:
-        results: of each; they have a `status` and `check_results` of their own.
-    """
+    """A comparison of several, judged by what each came to; they have a `status` and `check_results` of their own."""
 
     results: tuple[Any, ...]
 

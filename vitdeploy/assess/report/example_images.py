@@ -103,7 +103,6 @@ def furthest_images(comparison: Comparison) -> dict[str, tuple[ExampleImage, ...
         for each in result.furthest:
             if each.image:
                 far.setdefault(each.image, []).append((f"{result.artifact} on {result.backend}", each))
-    order = sorted(far, key=lambda image: -max(each.distance for _, each in far[image]))
     examples = tuple(
         ExampleImage(
             image,
@@ -112,7 +111,7 @@ def furthest_images(comparison: Comparison) -> dict[str, tuple[ExampleImage, ...
             functools.partial(_read, Path(image)),
             max(each.distance for _, each in far[image]),
         )
-        for image in order[:MOST]
+        for image in sorted(far, key=lambda image: -max(each.distance for _, each in far[image]))[:MOST]
     )
     return {"Furthest from the reference, whose class stands for the right one": examples} if examples else {}
 
@@ -149,11 +148,7 @@ class _Images:
         return {name: position for position, name in enumerate(self._data.names)}
 
     def load(self, name: str) -> bytes:
-        """The bytes of the image of that name.
-
-        Raises:
-            ImageError: there are none any more, and why.
-        """
+        """The bytes of the image of that name; ImageError where there are none any more, and why."""
         try:
             position = self._positions.get(name)
         except VitDeployError as exc:

@@ -45,10 +45,5 @@ def junit(result: Judged) -> bytes:
 
 
 def write_junit(path: str | os.PathLike[str], result: Judged) -> None:
-    """Write `junit`; a file that exists is replaced whole or not at all.
-
-    Raises:
-        UsageError: it is part of what the result is of.
-        OutputError: it cannot be written.
-    """
+    """Write `junit`; a file that exists is replaced whole or not at all. Raises as `write_result`."""
     write_result(path, junit(result), result)

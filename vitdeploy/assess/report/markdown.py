@@ -31,12 +31,7 @@ def markdown(result: Judged | Measured) -> str:
 
 
 def write_markdown(path: str | os.PathLike[str], result: Judged | Measured) -> None:
-    """Write `markdown`; a file that exists is replaced whole or not at all.
-
-    Raises:
-        UsageError: it is part of what the result is of.
-        OutputError: it cannot be written.
-    """
+    """Write `markdown`; a file that exists is replaced whole or not at all. Raises as `write_result`."""
     write_result(path, markdown(result).encode(), result)
 
 

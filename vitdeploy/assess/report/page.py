@@ -99,14 +99,9 @@ def _latency(report: Report) -> dict[str, Any]:
 
 
 class Picture(NamedTuple):
-    """An image in the page.
+    """An image in the page, and its size in pixels; its data is "" where it cannot be shown, and `missing` says why.
 
-    Attributes:
-        uri: its data; "" where it cannot be shown.
-        width: in pixels.
-        height: in pixels.
-        small: whether it is to be enlarged without smoothing.
-        missing: why it cannot be shown; "" where it can.
+    A `small` one is enlarged without smoothing.
     """
 
     uri: str

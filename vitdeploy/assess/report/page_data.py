@@ -34,14 +34,10 @@ class Cell(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """The most frequent confusions of classes.
+    """The most frequent confusions of classes, of the backends that take the same for the same.
 
-    Attributes:
-        names: of the backends, all of which take the same for the same.
-        classes: the names of the matrix's rows and columns; none where there are too many of them.
-        rows: of the matrix.
-        pairs: label, class and images, where the two differ, the most frequent first.
-        left_out: how many further pairs there are.
+    The matrix has no `classes` and `rows` where there are too many. `pairs` are label, class and images, where the two
+    differ, the most frequent first; `left_out` counts the further ones.
     """
 
     names: tuple[str, ...]

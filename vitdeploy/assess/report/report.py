@@ -67,8 +67,7 @@ class Report:
 def report_of(result: Assessed) -> Report:
     """The report of one result: with what a gate measured, and with the worst images of an evaluation or a comparison.
 
-    Raises:
-        UsageError: it is no result of an assessment.
+    UsageError where it is no result of an assessment.
     """
     kinds = {
         Comparison: ("comparison", "Comparison with the reference"),

@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 
 class Table(NamedTuple):
-    """A table.
-
-    Attributes:
-        title: of the table; "" where it needs none.
-        columns: their names.
-        rows: a cell a column, or fewer.
-    """
+    """A table; its title is "" where it needs none, and a row has a cell a column, or fewer."""
 
     title: str
     columns: tuple[str, ...]

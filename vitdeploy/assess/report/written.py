@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 def write_result(path: str | os.PathLike[str], content: bytes, *results: Any) -> None:
     """Write what was made of results; a file that exists is replaced whole or not at all.
 
-    Raises:
-        UsageError: the file is part of a bundle or of the data of a result, or its baseline.
-        OutputError: it cannot be written.
+    UsageError for part of a bundle or data of a result, or its baseline; OutputError where none can be written.
     """
     for result in results:
         inputs = {f"the {name}": getattr(result, name, None) for name in ("data", "baseline")}

@@ -65,9 +65,7 @@ class OpenRuntimes:
     def open(self, selected: Selected) -> Iterator[Runtime]:
         """The runtime of an artifact, or of the reference with its own outputs, for this block.
 
-        Raises:
-            UnavailableError: it cannot run here.
-            BundleError, UsageError: as `open_recorded`.
+        UnavailableError where it cannot run here; else as `open_recorded`.
         """
         if (selected.artifact, selected.precision) == (REFERENCE, Precision.FP32):
             with self._opened_reference(self.device, ()) as reference:
@@ -81,8 +79,7 @@ class OpenRuntimes:
     def reference(self, outputs: Sequence[str] | None = None) -> Iterator[Runtime]:
         """The reference with these outputs, for this block; on the CPU where torch cannot use the GPU, as engines can.
 
-        Raises:
-            MissingDependencyError: torch is not installed.
+        MissingDependencyError where torch is not installed.
         """
         with contextlib.ExitStack() as stack:
             try:

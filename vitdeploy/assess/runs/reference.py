@@ -93,8 +93,7 @@ class Batches:
         size = batch_size_for(self.processor, of, self.batch_size)
         for start in range(0, len(self.sources), size):
             sources = self.sources[start : start + size]
-            pixel_values = self.processor(sources, pixels=of.pixels, first_index=start)
-            yield feeds(of.inputs, pixel_values)
+            yield feeds(of.inputs, self.processor(sources, pixels=of.pixels, first_index=start))
 
     def pixels_sha256(self) -> str:
         """SHA-256 of all processed images, normalised float32, one after the other."""

@@ -30,12 +30,7 @@ class Selected(NamedTuple):
         return f"{self.artifact} on {self.backend or 'no backend'}"
 
     def open(self, bundle: Bundle, options: Mapping[str, Any] | None = None, *, device: str | None = None) -> Runtime:
-        """Open the artifact.
-
-        Raises:
-            UnavailableError: it cannot run here.
-            BundleError, UsageError: as `open_recorded`.
-        """
+        """Open the artifact; UnavailableError where it cannot run here, else as `open_recorded`."""
         if not self.backend:
             kind = self.artifact.rpartition("-")[0]
             raise UnavailableError(
@@ -93,8 +88,7 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
 def artifacts(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Selected]:
     """Every artifact with each backend that runs it by default, with "" where none does; or those asked for.
 
-    Raises:
-        UsageError: as `select`, or only the reference is asked for.
+    UsageError as `select`, or where only the reference is asked for.
     """
     if backends is not None:
         found = [selected for selected in select(bundle, backends) if selected.artifact != REFERENCE]

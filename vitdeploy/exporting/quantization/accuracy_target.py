@@ -70,10 +70,6 @@ def open_target(
 
     Args:
         options: with calibration images, which serve where no others are named.
-        reference: its runtime.
-        processor: of the bundle.
-        labels: the model's class names.
-        problem_type: of the model.
         progress: told the step, and how far it has come.
 
     Raises:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     # Arguments of `CalibrationImages.open`.
     Source = tuple[str | os.PathLike[str], ImageProcessor, int | None, int, Progress]
 
-DEFAULT_COUNT = 512  # TensorRT's and NNCF's guides ask for some hundreds
 FEW = 32
 BATCH = 8  # images of one shape that are run together
 FEWEST_APART = 16  # of fewer, no part would be worth its name
@@ -47,14 +46,7 @@ _AHEAD = 2  # images a core that may be ready before they are run
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationImages:
-    """A seeded part of a data set, gone through an image at a time.
-
-    Attributes:
-        images: of the data set.
-        processor: of the bundle.
-        seed: of the choice of images.
-        progress: told how far it has come.
-    """
+    """A seeded part of a data set, gone through an image at a time."""
 
     images: ImageSet
     processor: ImageProcessor
@@ -63,21 +55,13 @@ class CalibrationImages:
 
     @classmethod
     def open(
-        cls,
-        path: str | os.PathLike[str],
-        processor: ImageProcessor,
-        limit: int | None,
-        seed: int,
-        progress: Progress,
+        cls, path: str | os.PathLike[str], processor: ImageProcessor, limit: int | None, seed: int, progress: Progress
     ) -> CalibrationImages:
         """The images whose SHA-256 of seed and name comes first.
 
         Args:
             path: see `open_images`.
-            processor: of the bundle.
             limit: how many, at most; None for all.
-            seed: which ones.
-            progress: told how far it has come.
 
         Raises:
             UsageError: the limit is no number of images.
@@ -172,8 +156,6 @@ class CalibrationImages:
         """Compare what the artifact gives for each image with what the reference gives, an entry an output.
 
         Args:
-            reference: its runtime.
-            artifact: its runtime.
             problem_type: of the model, whose logits have a best class in a single-label classifier alone.
             one_by_one: whether the artifact must not take several images in one batch, because it quantizes a batch by
                 one range.
@@ -206,13 +188,9 @@ class CalibrationImages:
                         same.setdefault(difference.output, []).append(difference.top1_agreement)
         entries = [
             Agreement.of(
-                output,
-                found,
-                same.get(output),
-                errors[output].value,
-                error.value if error and output == LOGITS else None,
+                name, found, same.get(name), errors[name].value, error.value if error and name == LOGITS else None
             )
-            for output, found in cosines.items()
+            for name, found in cosines.items()
         ]
         if len(self.images) < FEWEST_SEARCHED or not compared:
             return entries

@@ -30,13 +30,10 @@ class QuantizationRun:
     """The reference, and the images that it and a quantized artifact run on.
 
     Attributes:
-        reference: its runtime.
-        calibration: all images.
         parts: which of them are for what.
         cache: a folder that keeps what was measured on them; None for none.
         accuracy: target of the search for layers that stay in float32; None where there is no bound.
         held_out: the same on images that no search sees, on which the artifact is judged; None where there are none.
-        problem_type: of the model.
     """
 
     reference: Runtime
@@ -61,11 +58,6 @@ class QuantizationRun:
 
         Args:
             options: with calibration images.
-            reference: its runtime.
-            processor: of the bundle.
-            labels: the model's class names.
-            problem_type: of the model.
-            progress: told each step, and how far it has come.
 
         Raises:
             UsageError: an argument is not what it must be, or a bound does not fit the model.
@@ -100,10 +92,8 @@ class QuantizationRun:
         """Measure the artifact on images that neither ranges nor the choice come from.
 
         Args:
-            runtime: the artifact's.
             artifact: with the options that it was made with.
             bound: how near it must be to the reference; None for any nearness.
-            progress: told each step, and how far it has come.
 
         Returns:
             The record of it, for the manifest.

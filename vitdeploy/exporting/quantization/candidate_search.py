@@ -51,10 +51,8 @@ class ChoiceImages:
     the reference gives, in a fourth of its time.
 
     Args:
-        images: the images.
         traced: the float32 graph.
         folder: for graphs' files, for a while.
-        problem_type: of the model.
     """
 
     def __init__(self, images: CalibrationImages, traced: TracedGraph, folder: Path, problem_type: ProblemType) -> None:
@@ -84,8 +82,6 @@ class CandidateSearch:
     Args:
         traced: the float32 graph, with shapes.
         activations: measured on images that are not among `images`.
-        images: that candidates are compared on.
-        progress: told the error of each candidate.
     """
 
     def __init__(self, traced: TracedGraph, activations: Activations, images: ChoiceImages, progress: Progress) -> None:

@@ -52,7 +52,6 @@ class CosineTarget:
     Attributes:
         bound: a MinCosine.
         images: N of them.
-        reference: its runtime.
     """
 
     bound: AccuracyBound
@@ -87,21 +86,17 @@ class CosineTarget:
         return 1 - SEARCHED * (1 - self.minimum)
 
     def at(self, positions: Sequence[int]) -> CosineTarget:
-        """See `AccuracyTarget`."""
         return CosineTarget(self.bound, self.images.at(list(positions)), self.reference)
 
     def measure(self, runtime: Runtime) -> LowestCosine:
-        """See `AccuracyTarget`."""
         found = nearness(self.wanted, _vectors(self.images, runtime), search=False)
         worst = min(found, key=lambda each: each.p5_cosine)
         return LowestCosine(worst, next(filter(None, (too_long(each, self.minimum) for each in found)), None))
 
     def reached_by(self, found: LowestCosine) -> bool:
-        """See `AccuracyTarget`."""
         return found.value >= self.aim and found.too_long is None
 
     def check(self, name: str, found: LowestCosine) -> dict[str, Any]:
-        """See `AccuracyTarget`."""
         if found.too_long is not None or not found.value >= self.minimum:
             raise CheckFailedError(
                 f"{name} does not reach {self}: {found}; the float graph did, before its inputs and outputs changed",
@@ -111,7 +106,6 @@ class CosineTarget:
         return {"bound": str(self.bound), "aim": round(self.aim, 6), **self._record(found)}
 
     def check_held_out(self, name: str, found: LowestCosine) -> dict[str, Any]:
-        """See `AccuracyTarget`."""
         if found.too_long is not None or not found.value >= self.minimum:
             raise CheckFailedError(
                 f"{name} does not reach {self.bound} on {found.nearness.images} held-out images: {found}",
@@ -121,7 +115,6 @@ class CosineTarget:
         return {**self._record(found), "honoured": True}
 
     def record_without(self, found: LowestCosine) -> dict[str, Any]:
-        """See `AccuracyTarget`."""
         return {"p5_cosine_without": round(found.value, 6)}
 
     def _record(self, found: LowestCosine) -> dict[str, Any]:

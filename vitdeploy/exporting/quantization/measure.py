@@ -46,13 +46,9 @@ class Reducer(Protocol[R]):
     def key(self) -> tuple[str, ...]: ...
 
     def finite(self, value: NDArray[np.float32]) -> bool: ...
-
     def add(self, seen: Any, value: NDArray[np.float32]) -> Any: ...
-
     def result(self, seen: Any) -> R: ...
-
     def pack(self, results: Mapping[str, R]) -> bytes: ...
-
     def unpack(self, content: bytes) -> dict[str, R]: ...
 
 
@@ -71,8 +67,6 @@ def measure(
 
     Args:
         graph: a copy of a float32 graph.
-        parts: the images.
-        reducer: of the outputs.
         pixels: format of the images that the graph takes.
         cache: a folder that keeps results; None for none.
         folder: for the graph's file, for a while.
@@ -122,7 +116,6 @@ def observe(graph: MeasuredGraph, samples: Iterable[Sample], pixels: PixelFormat
 
     Args:
         graph: gives a magnitude of each value.
-        samples: the images.
         pixels: format of the images that the graph takes.
         folder: for the graph's file, for a while.
     """

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from pathlib import Path
 
 from vitdeploy.errors import OutputError
 from vitdeploy.files.atomic import write_file
 from vitdeploy.files.regular_file import open_regular
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
 
 _VERSION = 3  # of the files: another one reads nothing of what this one wrote
 

@@ -26,10 +26,7 @@ def keep_layers(
     """Find layers that must stay in float32, the most sensitive ones first.
 
     Args:
-        variants: the quantized graph.
-        target: how accurate it must be.
         images: on which the sensitivity of layers is measured.
-        progress: told each run.
 
     Returns:
         The nodes, by the names of their first outputs, and what was measured, for the manifest.

@@ -61,7 +61,6 @@ class Top1Target:
         return self.reference / len(self.right) - limit if isinstance(self.bound, MaxDrop) else limit
 
     def at(self, positions: Sequence[int]) -> Top1Target:
-        """See `AccuracyTarget`."""
         chosen = list(positions)
         return Top1Target(self.bound, self.images.at(chosen), self.wanted[chosen], self.right[chosen])
 
@@ -71,11 +70,9 @@ class Top1Target:
         return Accuracy(int((found == self.wanted).sum()), len(found))
 
     def reached_by(self, found: Accuracy) -> bool:
-        """See `AccuracyTarget`."""
         return found.correct >= self.minimum
 
     def check(self, name: str, found: Accuracy) -> dict[str, Any]:
-        """See `AccuracyTarget`."""
         if not self.reached_by(found):
             raise CheckFailedError(
                 f"{name} does not reach {self}: {found}; the float graph did, before its inputs and outputs changed",
@@ -96,7 +93,6 @@ class Top1Target:
         return {**self._record(found), "honoured": self.reached_by(found)}
 
     def record_without(self, found: Accuracy) -> dict[str, Any]:
-        """See `AccuracyTarget`."""
         return {"correct_without": found.correct}
 
     def _record(self, found: Accuracy) -> dict[str, Any]:

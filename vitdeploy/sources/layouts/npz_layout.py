@@ -14,6 +14,7 @@ import torch
 
 from vitdeploy.errors import CheckpointError
 from vitdeploy.files.content_limit import check_content
+from vitdeploy.models.checkpoint import some
 from vitdeploy.sources.layouts.npz_arrays import array_shape, open_npz, read_tensor
 from vitdeploy.specs import Task
 
@@ -201,7 +202,7 @@ def _expected(path: Path, keys: Mapping[str, str], task: Task) -> tuple[list[_We
     missing = [_as_in_file(weight.key, keys) for weight in weights if weight.key not in keys]
     extra = [f"{keys[key]!r:.80}" for key in keys if key not in wanted | beside]
     if missing or extra:
-        problems = [f"{what} {_some(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names]
+        problems = [f"{what} {some(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names]
         raise CheckpointError(
             f"{path} is no plain Vision Transformer with a class token (a ResNet hybrid, or one that pools over all "
             f"tokens, is not supported): {'; '.join(problems)}",
@@ -215,10 +216,6 @@ def _as_in_file(key: str, keys: Mapping[str, str]) -> str:
     parent, _, leaf = key.rpartition("/")
     names = [name for spelled, name in keys.items() if parent and spelled.rpartition("/")[0] == parent]
     return f"'{names[0].rpartition('/')[0]}/{leaf}'" if names else f"'{key}'"
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _bind(path: Path, key: str, axes: list[str], shape: tuple[int, ...], sizes: dict[str, int]) -> None:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     Canonical = Callable[[Iterable[str]], Mapping[str, str]]
 
 _PREFIX = "base_model.model."  # of PeftModel, around LoraModel, around the model
-_FACTOR = re.compile(
-    r"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+?)(?:\.default)?(?:\.(?P<leaf>weight|bias))?", flags=re.DOTALL
-)
+_FACTOR = re.compile(r"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+?)(?:\.default)?(?:\.(?P<leaf>weight|bias))?", re.DOTALL)
 _SAVE_AGAIN = "save the adapter again"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -72,9 +70,7 @@ def merge(
         CheckpointError: the adapter does not fit the base or its own configuration.
     """
     factors, whole = _sorted_out(adapter, config, origin)
-    spelled = canonical(
-        [*(f"{module}.weight" for module in factors), *(f"{module}.bias" for module in factors), *whole]
-    )
+    spelled = canonical([*(f"{module}.{leaf}" for leaf in ("weight", "bias") for module in factors), *whole])
     by_canonical = {ours: name for name, ours in canonical(base).items()}
     weights, replaced = dict(base), []
     for name, tensor in whole.items():
@@ -96,17 +92,13 @@ def merge(
                 what=module, where=origin, hint="keep one of them",
             )  # fmt: skip
         if ours not in by_canonical:
-            raise CheckpointError(
-                f"{origin}: '{lora.key}' belongs to a weight that the base does not have", what=lora.key, where=origin
-            )
+            raise CheckpointError(f"{origin}: the base has no weight for '{lora.key}'", what=lora.key, where=origin)
         place = by_canonical[ours]
         weights[place] = _sum(weights[place], lora, config, module, origin)
         if lora.bias is not None:
             bias = by_canonical.get(spelled[f"{module}.bias"])
             if bias is None or weights[bias].shape != lora.bias.shape:
-                raise CheckpointError(
-                    f"{origin}: '{module}' has a bias that does not fit the base's", what=module, where=origin
-                )
+                raise CheckpointError(f"{origin}: '{module}' has a bias of another shape", what=module, where=origin)
             total = weights[bias].double() + config.scale_of(module) * lora.bias.double()
             weights[bias] = total.float()
     return Merged(weights, tuple(spelled[f"{module}.weight"] for module in factors), tuple(replaced))
@@ -145,10 +137,8 @@ def _sorted_out(
         setattr(lora, field, tensor)
     for name in whole:
         module = name.rpartition(".")[0]
-        of_bias = name.endswith(".bias") and (
-            config.bias == "all" or (config.bias == "lora_only" and module in factors)
-        )
-        if not of_bias and not _is_saved(module, config.saved_modules):
+        biased = config.bias == "all" or (config.bias == "lora_only" and module in factors)
+        if not (biased and name.endswith(".bias")) and not _is_saved(module, config.saved_modules):
             problem = "is neither in modules_to_save nor a bias that adapter_config.json says was trained"
             raise _unusable(origin, name, problem)
     if not factors and not whole:
@@ -177,17 +167,8 @@ def _sum(weight: Tensor, lora: _Lora, config: LoraConfig, module: str, origin: s
             _check_float(origin, f"{module}.{name}", tensor)
     assert lora.a is not None  # noqa: S101  (for mypy: they are in `required`)
     assert lora.b is not None  # noqa: S101
-    ends = (1,) * (weight.ndim - 2)
-    if (
-        weight.ndim not in (2, 4)
-        or lora.a.shape != (rank, *weight.shape[1:])
-        or lora.b.shape
-        != (
-            weight.shape[0],
-            rank,
-            *ends,
-        )
-    ):
+    wanted = (rank, *weight.shape[1:]), (*weight.shape[:1], rank, *(1,) * (weight.ndim - 2))
+    if weight.ndim not in (2, 4) or (lora.a.shape, lora.b.shape) != wanted:
         shapes = tuple(lora.a.shape), tuple(lora.b.shape)
         raise CheckpointError(
             f"{origin}: the factors of '{module}', {shapes[0]} and {shapes[1]}, do not fit rank {rank} and the base's "

@@ -80,9 +80,7 @@ class LoraConfig:
         if kind is None:
             raise refuse("peft_type", "it has no peft_type", "merge the adapter with the library that made it")
         if kind != "LORA":
-            raise refuse(
-                "peft_type", f"peft_type {kind!r:.80} is not LORA", f"where that method can be merged, {_MERGE}"
-            )
+            raise refuse("peft_type", f"peft_type {kind!r:.80} is not LORA", f"if that method can be merged, {_MERGE}")
         for key, value in data.items():
             off = value is None or value is False or value in ({}, [])
             if key not in _APPLIED | _WITHOUT_EFFECT and not off:

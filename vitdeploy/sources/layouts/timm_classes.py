@@ -18,12 +18,8 @@ def num_classes(config: Mapping[str, Any], arguments: Mapping[str, Any], cfg: Ma
         return 0  # it has no head, though its configuration counts classes as every one in transformers does
     stated = first(config.get("num_classes"), config.get("num_labels"), cfg.get("num_classes"))
     classes = count("num_classes", first(arguments.get("num_classes"), stated, _DEFAULT_CLASSES), least=0)
-    if (
-        stated is not None and count("num_classes", stated, least=0) != classes
-    ):  # timm would leave out the weights of the head
-        raise unsupported(
-            "num_classes", f"num_classes is {classes} in model_args and {stated} beside it; make them agree"
-        )
+    if stated is not None and count("num_classes", stated, least=0) != classes:  # timm would drop the head's weights
+        raise unsupported("num_classes", f"num_classes is {classes} in model_args, {stated} beside it; make them agree")
     return classes
 
 

@@ -69,9 +69,7 @@ def _check_pooling(source: Source, *, features: bool) -> None:
         kind = "SwiGLU" if stated.gated else "register tokens"
         raise unsupported("fc_norm", f"no model of transformers with {kind} has a norm after average pooling (fc_norm)")
     if mean and not late and stated.beit:
-        raise unsupported(
-            "use_fc_norm", "no BEiT of transformers has its norm before average pooling (use_fc_norm false)"
-        )
+        raise unsupported("use_fc_norm", "no BEiT of transformers has its norm before the mean (use_fc_norm false)")
     if mean and not late and features:
         raise unsupported(
             "global_pool",
@@ -142,9 +140,8 @@ def _beit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
     absolute = source.has("pos_embed") or not stated.beit
     mean = stated.global_pool == "avg" or (stated.late_norm and not stated.global_pool)
     if source.grid[0] != source.grid[1] or source.patch[0] != source.patch[1]:
-        kind = (
-            "a BEiT" if stated.beit else "a model with a norm after average pooling, which is a BEiT to transformers,"
-        )
+        pooled = "a model with a norm after average pooling, which is a BEiT to transformers,"
+        kind = "a BEiT" if stated.beit else pooled
         raise refuse("image_size", f"must be a square grid of square patches for {kind}", (source.grid, source.patch))
     prefix = "beit." if stated.num_classes else ""
     rows, weights = _embeddings(source, f"{prefix}embeddings", 0, absolute=absolute)
@@ -209,9 +206,8 @@ def _relative_positions(source: Source, prefix: str) -> tuple[bool, bool, dict[s
 def _embeddings(source: Source, target: str, registers: int, *, absolute: bool = True) -> tuple[int, dict[str, Tensor]]:
     """The tokens before the blocks, and how many of those before the patches have rows in the position table."""
     width, tokens, patches = source.width, 2 if source.stated.distilled else 1, source.grid[0] * source.grid[1]
-    weights = source.layer(
-        "patch_embed.proj", f"{target}.patch_embeddings.projection", width, source.channels, *source.patch
-    )
+    shape = (width, source.channels, *source.patch)
+    weights = source.layer("patch_embed.proj", f"{target}.patch_embeddings.projection", *shape)
     weights[f"{target}.cls_token"] = source.take("cls_token", 1, 1, width)
     if source.stated.distilled:
         weights[f"{target}.distillation_token"] = source.take("dist_token", 1, 1, width)
@@ -260,6 +256,4 @@ def _mlp_ratio(source: Source) -> int:
     for ratio in range(1, 3 * mlp // width + 2):
         if (int(width * ratio * 2 / 3) + 7) // 8 * 16 == mlp if source.stated.gated else width * ratio == mlp:
             return ratio
-    raise refuse(
-        "mlp_ratio", f"must give the MLP a width that Dinov2Config can state for a model of width {width}", mlp
-    )
+    raise refuse("mlp_ratio", f"must give the MLP a width that Dinov2Config can state for the width {width}", mlp)

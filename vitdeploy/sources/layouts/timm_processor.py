@@ -70,9 +70,7 @@ def states_processor(config: Mapping[str, Any]) -> bool:
 def _channels(key: str, value: object) -> float | list[float]:
     """One number for all channels, or one for each: how many there are is compared where the settings are read."""
     items = list(value) if isinstance(value, Sequence) else [value]
-    numbers = [
-        item for item in items if isinstance(item, (int, float)) and not isinstance(item, bool) and abs(item) < MOST
-    ]
+    numbers = [n for n in items if isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) < MOST]
     if not items or len(numbers) != len(items):
         raise refuse(f"pretrained_cfg.{key}", "must be one number, or one for each of the model's channels", value)
     return numbers if len(numbers) > 1 else numbers[0]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitdeploy.errors import CheckpointError
+from vitdeploy.models.checkpoint import some
 from vitdeploy.sources.layouts.timm_parts import pair, refuse
 
 if TYPE_CHECKING:
@@ -64,10 +65,8 @@ class Source:
 
     def layer(self, name: str, target: str, *shape: int) -> dict[str, Tensor]:
         """Weight and bias, for a linear layer (out, in), a convolution (out, ...) or a norm (width,)."""
-        return {
-            f"{target}.weight": self.take(f"{name}.weight", *shape),
-            f"{target}.bias": self.take(f"{name}.bias", shape[0]),
-        }
+        shapes = {"weight": shape, "bias": shape[:1]}
+        return {f"{target}.{leaf}": self.take(f"{name}.{leaf}", *axes) for leaf, axes in shapes.items()}
 
     def head(self, name: str, target: str) -> dict[str, Tensor]:
         """A classifier without the rows before its classes that `label_offset` counts."""
@@ -92,20 +91,14 @@ class Source:
         """Hold the tensors to what was taken of them, then model_args to what they say."""
         if not self.sound or self.left:
             kinds = {"missing": self.missing, "unexpected": list(self.left), "": self.wrong}
-            problems = "; ".join(f"{kind} {_some(names)}".strip() for kind, names in kinds.items() if names)
+            problems = "; ".join(f"{kind} {some(names)}".strip() for kind, names in kinds.items() if names)
             raise CheckpointError(
                 f"timm checkpoint: the weights are not those of the architecture and model_args, or of a kind that "
                 f"Hugging Face does not have: {problems}",
                 what="weights", found=problems,
             )  # fmt: skip
-        found = {
-            "embed_dim": self.width,
-            "depth": self.depth,
-            "patch_size": self.patch,
-            "in_chans": self.channels,
-            "mlp_ratio": self.mlp,
-            **found,
-        }
+        sizes = {"embed_dim": self.width, "depth": self.depth, "in_chans": self.channels, "mlp_ratio": self.mlp}
+        found = {**sizes, "patch_size": self.patch, **found}
         for key, value in self.stated.arguments.items():
             got: object = value
             if key == "mlp_ratio":
@@ -135,7 +128,3 @@ class Source:
             "num_channels": self.channels,
             **self.stated.labels,
         }
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Ranges chosen from a histogram, beside ONNX Runtime's own choices."""
+"""Histograms, and ranges chosen from them, beside ONNX Runtime's own choices."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from raising import raises
 
 from vitdeploy.errors import CheckFailedError
 from vitdeploy.exporters.quantization.number_format import FP8, INT8, UINT8, NumberFormat, Range
-from vitdeploy.exporters.quantization.ranges.histogram import Histogram
+from vitdeploy.exporters.quantization.ranges.histogram import BINS, Histogram
 from vitdeploy.exporters.quantization.ranges.methods import METHODS, Entropy, Mse, Percentile
 
+SCALES = 10.0 ** np.arange(-4, 4)
+PARTS = [(np.random.default_rng(0).standard_normal((3, 50)) * scale).astype(np.float32) for scale in SCALES]
 NORMAL = np.random.default_rng(0).standard_normal(200_000, np.float32)
 OUTLIERS = np.append(NORMAL, np.array([60, -45], np.float32))
 
 
-def histogram_of(values: np.ndarray) -> Histogram:
+def histogram_of(*parts: np.ndarray) -> Histogram:
     histogram = Histogram()
-    histogram.add(values)
+    for part in parts:
+        histogram.add(part)
     return histogram
 
 
@@ -85,3 +88,33 @@ def test_a_range_is_within_what_was_seen(method: Mse) -> None:
 def test_a_range_needs_values() -> None:
     with raises(CheckFailedError, what="calibration_data"):
         Mse().range_of(Histogram(), INT8)
+
+
+def test_the_order_of_a_histogram_does_not_matter() -> None:
+    first, second = histogram_of(*PARTS), histogram_of(*PARTS[::-1])
+    np.testing.assert_array_equal(first.counts, second.counts)
+    assert (first.limit, first.seen) == (second.limit, second.seen)
+    whole = histogram_of(np.concatenate([part.ravel() for part in PARTS]))
+    np.testing.assert_array_equal(first.counts, whole.counts)
+
+
+def test_what_a_histogram_counts() -> None:
+    values = np.concatenate([part.ravel() for part in PARTS])
+    histogram = histogram_of(*PARTS)
+    assert histogram.counts.sum() == len(values)
+    assert histogram.seen == Range(values.min(), values.max())
+    assert histogram.limit / 2 <= np.abs(values).max() < histogram.limit
+    edges = np.linspace(-histogram.limit, histogram.limit, BINS + 1)
+    np.testing.assert_array_equal(histogram.counts, np.histogram(values, edges)[0])
+    np.testing.assert_allclose(histogram.centers, (edges[1:] + edges[:-1]) / 2)
+    assert histogram.magnitudes().sum() == len(values)
+    assert histogram.magnitudes()[0] == (np.abs(values) < edges[BINS // 2 + 1]).sum()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 3e38, -3e38, 1e-45])
+def test_a_histogram_of_a_single_value(value: float) -> None:
+    histogram = histogram_of(np.array([value], np.float32), np.zeros(2, np.float32))
+    assert histogram.counts.sum() == 3
+    assert histogram.counts.shape == (BINS,)
+    exact = float(np.float32(value))
+    assert histogram.seen == Range(min(exact, 0.0), max(exact, 0.0))
