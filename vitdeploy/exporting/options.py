@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.files.user_cache import user_cache
@@ -20,18 +19,6 @@ PathLike = str | os.PathLike[str]
 TARGETS = ("cpu", "tensorrt")
 SCHEMES = ("static", "dynamic")
 METHODS = ("auto", "minmax", "entropy", "percentile", "mse")
-
-
-def _strength(value: Any) -> float | None:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return float(value) if is_number and 0 <= value <= 1 else None
-
-
-def _read_strength(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 @described
@@ -177,7 +164,6 @@ class Quantization:
         "auto",
         "Move outliers of activations into weights: where it helps, never, or with a strength from 0 to 1.",
         metavar="auto|off|STRENGTH",
-        read=_read_strength,
     )
     accuracy: AccuracyBound | None = option(
         None,
@@ -195,14 +181,12 @@ class Quantization:
                 what="calibration", found=self.calibration, hint="give Calibration(images)",
             )  # fmt: skip
         check_options(self)
-        smooth = _strength(self.smooth_quant)
-        if smooth is None and not (isinstance(self.smooth_quant, str) and self.smooth_quant in ("auto", "off")):
-            raise UsageError(
-                f"smooth_quant must be auto, off or a number from 0 to 1, got {shown(self.smooth_quant, 80)}",
-                what="smooth_quant", found=self.smooth_quant,
-            )  # fmt: skip
-        if smooth is not None:
-            object.__setattr__(self, "smooth_quant", smooth)
+        if not isinstance(self.smooth_quant, str) or self.smooth_quant not in ("auto", "off"):
+            expected = "auto, off or a number from 0 to 1"
+            smooth = read_share(self.smooth_quant, "smooth_quant", expected, lambda share: 0 <= share <= 1)
+            object.__setattr__(self, "smooth_quant", float(smooth))
+            if self.calibration is None:
+                raise UsageError("smooth_quant needs calibration images", what="smooth_quant", found=smooth)
         if self.accuracy is not None and not isinstance(self.accuracy, AccuracyBound):
             raise UsageError(
                 f"accuracy must be a bound, got {shown(self.accuracy, 80)}", what="accuracy", found=self.accuracy,
@@ -213,8 +197,6 @@ class Quantization:
                 "accuracy_data needs an accuracy bound", what="accuracy_data", found=self.accuracy_data,
                 hint="add max_drop, min_agreement or min_cosine",
             )  # fmt: skip
-        if smooth is not None and self.calibration is None:
-            raise UsageError("smooth_quant needs calibration images", what="smooth_quant", found=smooth)
         if self.accuracy is not None and (self.calibration is None or self.scheme == "dynamic"):
             raise UsageError(
                 f"{self.accuracy} needs fixed ranges", what="accuracy", found=self.scheme,
