@@ -377,9 +377,10 @@ NOT_NUMBERS: tuple[Any, ...] = (-1, 2**31, 1.5, "2", True)
     [
         *itertools.product(["intra_op_threads", "inter_op_threads"], (*NOT_NUMBERS, None)),
         *(("log_severity", value) for value in NOT_NUMBERS),  # None is its default
+        *itertools.product(["allow_spinning", "io_binding"], ("no", 1)),
     ],
 )
-def test_numbers_that_cannot_be(option: str, value: Any) -> None:
+def test_values_that_cannot_be(option: str, value: Any) -> None:
     with raises(UsageError, what=option, found=value):
         OnnxRuntimeOptions(**{option: value})
 

@@ -136,7 +136,9 @@ def _linked(bundle: Bundle, artifact: Artifact, folder: Path) -> Iterator[Path]:
         with Bundle(folder, bundle.manifest).opened_artifact(artifact) as (first, *_):
             yield first.path
     except BundleError as exc:  # of the bundle's files, which these are
-        raise exc.with_message(str(exc).replace(str(folder), str(bundle.path))) from exc
+        error = exc.with_message(str(exc).replace(str(folder), str(bundle.path)))
+        error.where = str(exc.where).replace(str(folder), str(bundle.path))
+        raise error from exc
 
 
 def _proven(

@@ -55,16 +55,15 @@ class Option:
     unset: str | None = None
     hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def check(self, name: str, value: Any, default: Any) -> None:
-        """Raise UsageError unless a field of this name can have the value."""
-        if value is None and default is None:
-            return
-        problem = self._problem(value, default)
+    def check(self, field: dataclasses.Field[Any], value: Any) -> None:
+        """Raise UsageError unless the field can have the value."""
+        name, is_unset = field.name, value is None and field.default is None
+        problem = None if is_unset else self._problem(value, str(field.type))
         if problem is not None:
             hint = self.hints.get(value) if isinstance(value, str) else None
             raise UsageError(f"{name} must be {problem}, got {shown(value, 80)}", what=name, found=value, hint=hint)
 
-    def _problem(self, value: Any, default: Any) -> str | None:
+    def _problem(self, value: Any, annotation: str) -> str | None:
         """The values that are right, where this one is not."""
         if self.choices and (not isinstance(value, str) or value not in self.choices):
             return f"one of {', '.join(self.choices)}" if len(self.choices) > 1 else self.choices[0]
@@ -74,7 +73,7 @@ class Option:
             return "a path"
         if self.names and not (isinstance(value, tuple) and all(isinstance(item, str) for item in value)):
             return "a list of names"
-        if isinstance(default, bool) and not isinstance(value, bool):
+        if annotation.startswith("bool") and not isinstance(value, bool):
             return "True or False"
         return None
 
@@ -95,7 +94,7 @@ def check_options(value: Any, *, skip: str | None = None) -> None:
         if each.names and isinstance(getattr(value, field.name), list):
             object.__setattr__(value, field.name, tuple(getattr(value, field.name)))
         if field.name != skip:
-            each.check(field.name, getattr(value, field.name), field.default)
+            each.check(field, getattr(value, field.name))
 
 
 def changed(value: Any) -> dict[str, Any]:
