@@ -198,9 +198,12 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path) -> None:
         (["export", "--model", "nowhere.npz"], 4, "no such file: nowhere.npz"),
         *(
             (["export", *TINY, "--image-size", size], 2, "--image-size")
-            for size in "0 x 32x x32 -32 32x32x32 32X32 3e2 large _ 999999 8 16:32 16:32:48:64 16::64 :32: 16:x:64".split()
+            for size in ("0", "x", "32x", "x32", "-32", "32x32x32", "32X32", "3e2", "large", "", "999999", "8")
         ),
-        *((["export", *TINY, "--image-size", size], 2, "MIN:OPT:MAX") for size in ("", "16:32x:64", "0:32:64")),
+        *(
+            (["export", *TINY, "--image-size", size], 2, "MIN:OPT:MAX")
+            for size in ("16:32", "16:32:48:64", "16::64", ":32:", "16:x:64", "16:32x:64", "0:32:64")
+        ),
         (["export", *TINY, "--image-size", "32", "--dynamic-image-size"], 2, "--dynamic-image-size"),
         *(
             (["export", *TINY, *typed.split()], 2, typed.split()[-2])
