@@ -36,6 +36,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import Artifact
 from vitdeploy.cli.export import export as export_command
 from vitdeploy.errors import CheckFailedError, CheckpointError, InputError, UsageError
+from vitdeploy.exporting.quantization import candidate_search
 from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
 from vitdeploy.exporting.quantization.candidate_search import STRENGTHS
 from vitdeploy.exporting.quantization.top1_target import Top1Target
@@ -63,6 +64,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def only(bundle: Bundle) -> Artifact:
     (artifact,) = bundle.manifest.artifacts
     return artifact
+
+
+def int8(checkpoint: Path, output: Path, quantization: Quantization) -> Artifact:
+    return only(vitdeploy.export(checkpoint, output=output, quantization=quantization, **INT8))
 
 
 def test_outliers_change_nothing_but_what_is_between(checkpoint: Path) -> None:
@@ -159,7 +164,7 @@ def test_labels_and_nodes_that_somebody_keeps(
 def test_outliers_are_moved_where_that_helps(checkpoint: Path, tmp_path: Path) -> None:
     auto = naive(smooth_quant="auto")
     for folder, path, share in (("with", checkpoint, 0.3), ("without", default_checkpoint(), 1.0)):
-        artifact = only(vitdeploy.export(path, output=tmp_path / folder, quantization=auto, **INT8))
+        artifact = int8(path, tmp_path / folder, auto)
         found = artifact.validation["candidates"]
         errors = {each["smooth_quant"]: each["error"] for each in found if each["multiply"] is not False}
         assert list(errors) == [None, *STRENGTHS]
@@ -170,23 +175,25 @@ def test_outliers_are_moved_where_that_helps(checkpoint: Path, tmp_path: Path) -
         (chosen,) = (each for each in found if each["chosen"])
         assert chosen["smooth_quant"] == artifact.options["smooth_quant"]
         assert ("mlp" in artifact.options["smooth_quant_places"]) == chosen["multiply"]
-    strong = only(
-        vitdeploy.export(checkpoint, output=tmp_path / "strong", quantization=naive(smooth_quant=0.75), **INT8)
-    )
+    strong = int8(checkpoint, tmp_path / "strong", naive(smooth_quant=0.75))
     assert strong.options["smooth_quant"] == 0.75
     assert strong.options["smooth_quant_places"] == ["attention", "layer_norm", "mlp"]
     assert "candidates" not in strong.validation
 
 
+def test_dynamic_ranges_are_taken_where_they_are_much_nearer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for gain, scheme in ((0, "static"), (100, "dynamic")):
+        monkeypatch.setattr(candidate_search, "DYNAMIC_GAIN", gain)
+        artifact = int8(default_checkpoint(), tmp_path / scheme, Quantization(Calibration(held_out_images(), count=24)))
+        assert (artifact.options["scheme"], "calibration" in artifact.options) == (scheme, scheme == "static")
+        assert [each["scheme"] for each in artifact.validation["candidates"] if each["chosen"]] == [scheme]
+
+
 def test_a_strength_that_is_asked_for_is_in_all_places(checkpoint: Path, tmp_path: Path) -> None:
     """It is the graph that was chosen, where its Mul was chosen too: the same bytes."""
-    chosen = only(
-        vitdeploy.export(checkpoint, output=tmp_path / "auto", quantization=naive(smooth_quant="auto"), **INT8)
-    )
+    chosen = int8(checkpoint, tmp_path / "auto", naive(smooth_quant="auto"))
     strength = chosen.options["smooth_quant"]
-    asked = only(
-        vitdeploy.export(checkpoint, output=tmp_path / "asked", quantization=naive(smooth_quant=strength), **INT8)
-    )
+    asked = int8(checkpoint, tmp_path / "asked", naive(smooth_quant=strength))
     assert (asked.files == chosen.files) == (
         chosen.options["smooth_quant_places"] == ["attention", "layer_norm", "mlp"]
     )
@@ -194,7 +201,7 @@ def test_a_strength_that_is_asked_for_is_in_all_places(checkpoint: Path, tmp_pat
 
 def test_images_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
     bounded = naive(accuracy_data=held_out_images(), accuracy=MinAgreement(0.9), smooth_quant="auto")
-    artifact = only(vitdeploy.export(checkpoint, output=tmp_path / "out", quantization=bounded, **INT8))
+    artifact = int8(checkpoint, tmp_path / "out", bounded)
     found = artifact.validation["accuracy"]
     assert (found["images"], found["held_out"]["images"]) == (338, 112)  # a quarter, none of which chose anything
     assert artifact.options["calibration_images"] == 150 - 37  # which judge

@@ -30,15 +30,13 @@ from vitdeploy.specs import AxisRange, Task
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from vitdeploy.exporting.graph_options import GraphOptions
     from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
-    from vitdeploy.exporting.validation import Sample
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.config import ViTConfig
-    from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.sources.read import Checkpoint
     from vitdeploy.specs import ExportSpec
 
@@ -128,7 +126,7 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
         )
         # Files are written and hashed meanwhile; nothing is traced: torch's tracer changes what all threads see.
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(_expected, early, reference, sample, spec)
+            running = pool.submit(list, early) if early else pool.submit(reference_outputs, reference, sample, spec)
             for name, content in checkpoint.files.items():
                 (staging / name).write_bytes(content)
             save_model(reference, staging / _WEIGHTS)
@@ -208,13 +206,6 @@ def _axes(
             )  # fmt: skip
         ranges[name] = AxisRange(smallest, size, largest)
     return ranges
-
-
-def _expected(
-    found: list[dict[str, Any]] | None, reference: VisionTransformer, images: Sequence[Sample], spec: ExportSpec
-) -> list[dict[str, Any]]:
-    """What the reference gives, where that was not found yet."""
-    return reference_outputs(reference, images, spec) if found is None else found
 
 
 def _check_added_to(bundle: Bundle, name: str, target: str | None, checkpoint: Checkpoint) -> None:
