@@ -114,11 +114,11 @@ def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Export
     """
     if not isinstance(to, str) or to not in EXPORTERS:
         raise UsageError(
-            f"an export format must be one of {', '.join(EXPORTERS)}, got {shown(to)}",
+            f"to must be one of {', '.join(EXPORTERS)}, got {shown(to)}",
             what="to", expected=tuple(EXPORTERS), found=to,
         )  # fmt: skip
     exporter = EXPORTERS[to]
-    if precision not in exporter.precisions:
+    if not isinstance(precision, str) or precision not in exporter.precisions:
         raise UsageError(
             f"precision for {to} must be one of {', '.join(exporter.precisions)}, got {shown(precision)}",
             what="precision", expected=exporter.precisions, found=precision,

@@ -200,7 +200,7 @@ def first_line(exc: BaseException) -> str:
 def shown(value: object, most: int = 40) -> str:
     """A value for a message: the first `most` characters of its repr."""
     try:
-        return f"{value!r:.{most}}"
+        return f"{value!r:.{most}}".replace("\n", " ")
     except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists
         return f"{type(value).__name__} that is too large to show"
 

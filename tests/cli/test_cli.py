@@ -198,12 +198,20 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path) -> None:
         (["export", "--model", "nowhere.npz"], 4, "no such file: nowhere.npz"),
         *(
             (["export", *TINY, "--image-size", size], 2, "--image-size")
-            for size in ("0", "x", "32x", "x32", "-32", "32x32x32", "32X32", "3e2", "large", "", "999999")
+            for size in ("0", "x", "32x", "x32", "-32", "32x32x32", "32X32", "3e2", "large", "", "999999", "8")
         ),
-        (["export", *TINY, "--image-size", "8"], 2, "--image-size"),
+        *(
+            (["export", *TINY, "--image-size", size], 2, "MIN:OPT:MAX")
+            for size in ("16:32", "16:32:48:64", "16::64", ":32:", "16:x:64", "16:32x:64", "0:32:64")
+        ),
         (["export", *TINY, "--image-size", "32", "--dynamic-image-size"], 2, "--dynamic-image-size"),
+        *(
+            (["export", *TINY, *typed.split()], 2, typed.split()[-2])
+            for typed in ("--calibration-data x", "--smooth-quant auto", "--optimization-level 3")
+        ),
         (["export", *TINY, "--outputs", "logit"], 2, "got 'logit'; did you mean logits?"),
         (["export", *TINY, "--outputs", ""], 2, "outputs"),
+        (["export", *TINY, "--precision", "fp32", "--fp16"], 2, "one precision, got --precision fp32 and --fp16"),
         (["export", *TINY, "--outputs", "logits,logits"], 2, "one or more different names, got logits, logits"),
         (["export", *TINY, "--outputs", "hidden_states.13"], 2, "got 'hidden_states.13'"),
         (["export", *TINY, "--task", "masked-image-modeling", "--dynamic-image-size"], 2, "mask of one size"),

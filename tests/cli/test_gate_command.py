@@ -127,7 +127,7 @@ def test_what_is_refused_before_anything_runs(digits: Bundle, baseline: Path, tm
     held = (digits.path, "--data", held_out_images(), "--baseline")
     code, out, err = run("gate", *held, baseline, "--max-drop", "0.1%")
     assert (code, out) == (2, "")
-    assert all(part in err for part in ("max_drop", "torch fp32", "4636", "450", "1.12 points"))
+    assert all(part in err for part in ("--max-drop", "torch fp32", "4636", "450", "1.12 points"))
     code, _, err = run("gate", *held, tmp_path / "absent.json")
     assert (code, "absent.json" in err, "--update" in err) == (4, True, True)
     assert run("gate", *held, baseline, "--min-accuracy", "98")[0] == 2

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundles import CPU_BACKENDS, FLOAT32_TOLERANCE, PORTABLE, tiny_model, worst_difference, write_checkpoint_of
-from command_line import run
 from compiler import build_engine
 from raising import raises
 
@@ -86,14 +85,3 @@ def test_a_size_smaller_than_a_patch(tmp_path: Path) -> None:
     with raises(UsageError, what="image_size", expected=(8, 8), found=7):
         vitdeploy.export(checkpoint, output=tmp_path / "out", graph=GraphOptions(image_size=(7, 32, 64)))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("value", ["16:32", "16:32:48:64", "16::64", ":32:", "16:x:64", "16:32x:64", "0:32:64", "a"])
-def test_limits_on_the_command_line(value: str) -> None:
-    ran = run("export", "--random-weights", "vit-tiny-patch16-32", "--image-size", value)
-    assert (ran.code, "or MIN:OPT:MAX of these" in ran.err) == (2, True)
-
-
-def test_two_precisions_at_once() -> None:
-    ran = run("export", "--random-weights", "vit-tiny-patch16-32", "--precision", "fp32", "--fp16")
-    assert (ran.code, "export needs one precision, got --precision fp32 and --fp16" in ran.err) == (2, True)

@@ -18,6 +18,8 @@ from vitdeploy.cli.output import (
     print_text,
 )
 from vitdeploy.cli.reports import Reports, conclude_with, report_options
+from vitdeploy.cli.value_options import as_typed
+from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from vitdeploy.assess.gate.gate import GateResult
@@ -80,14 +82,17 @@ def gate(
     from vitdeploy.assess.gate.gate import gate as gate_bundle
     from vitdeploy.assess.gate.rules import GateRules, Rules, read_rules
 
-    of_flags = Rules.from_dict({name: value for name, value in flags.items() if value is not None}, "the flags")
-    held = (GateRules() if rules is None else read_rules(rules)).with_(of_flags)
-    with TerminalProgress("images") as progress:
-        result = gate_bundle(
-            bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends,
-            batch_size=batch_size, device=device, progress=progress,
-        )  # fmt: skip
-
+    given = {name: value for name, value in flags.items() if value is not None}
+    held = GateRules() if rules is None else read_rules(rules)
+    try:
+        held = held.with_(Rules(**given))
+        with TerminalProgress("images") as progress:
+            result = gate_bundle(
+                bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends,
+                batch_size=batch_size, device=device, progress=progress,
+            )  # fmt: skip
+    except UsageError as exc:
+        raise as_typed(exc, {name: f"--{name.replace('_', '-')}" for name in given}) from exc
     conclude_with(result, _print_checks, as_json, reports)
 
 

@@ -48,7 +48,10 @@ def values_from_options(**kinds: type) -> Callable[[Callable[..., Any]], Callabl
             try:
                 return command(**values, **arguments)
             except UsageError as exc:
-                raise as_typed(exc, {name: flag for kind in kinds.values() for name, flag in _flags(kind)}) from exc
+                flags = {name: flag for kind in kinds.values() for name, flag in _flags(kind)}
+                for name, kind in kinds.items():
+                    flags[name] = next((_flag(each) for each, _ in _options(kind) if each in typed), name)
+                raise as_typed(exc, flags) from exc
 
         decorated: Callable[..., Any] = with_values
         for _, add in reversed(found):
@@ -102,6 +105,7 @@ def _flags(kind: Any) -> Iterator[tuple[str, str]]:
     """The name of each field, and of the option that sets it."""
     for field, option in options_in(kind):
         if option.nested is not None:
+            yield field.name, next(_flags(option.nested))[1]
             yield from ((name, flag) for name, flag in _flags(option.nested) if "_" in name)
         yield from ((name, _flag(name)) for name in option.variants)
         if option.nested is None and not option.variants:
@@ -163,6 +167,6 @@ def _reader(read: Callable[[str], Any]) -> Callable[..., Any]:
                 return tuple(map(read, dict.fromkeys(value)))
             return None if value is None else read(value)
         except UsageError as exc:
-            raise click.BadParameter(str(exc)) from exc
+            raise click.BadParameter(str(as_typed(exc, {str(exc.what): param.opts[0]}))) from exc
 
     return callback

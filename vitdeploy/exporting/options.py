@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.files.user_cache import user_cache
@@ -165,7 +164,6 @@ class Quantization:
         "auto",
         "Move outliers of activations into weights: where it helps, never, or with a strength from 0 to 1.",
         metavar="auto|off|STRENGTH",
-        read=lambda text: text if text in ("auto", "off") else _read_strength(text),
     )
     accuracy: AccuracyBound | None = option(
         None,
@@ -183,14 +181,12 @@ class Quantization:
                 what="calibration", found=self.calibration, hint="give Calibration(images)",
             )  # fmt: skip
         check_options(self)
-        smooth = _number(self.smooth_quant)
-        if self.smooth_quant not in ("auto", "off") and not (smooth is not None and 0 <= smooth <= 1):
-            raise UsageError(
-                f"smooth_quant must be auto, off or a number from 0 to 1, got {shown(self.smooth_quant, 80)}",
-                what="smooth_quant", found=self.smooth_quant,
-            )  # fmt: skip
-        if smooth is not None:
-            object.__setattr__(self, "smooth_quant", smooth)
+        if not isinstance(self.smooth_quant, str) or self.smooth_quant not in ("auto", "off"):
+            expected = "auto, off or a number from 0 to 1"
+            smooth = read_share(self.smooth_quant, "smooth_quant", expected, lambda share: 0 <= share <= 1)
+            object.__setattr__(self, "smooth_quant", float(smooth))
+            if self.calibration is None:
+                raise UsageError("smooth_quant needs calibration images", what="smooth_quant", found=smooth)
         if self.accuracy is not None and not isinstance(self.accuracy, AccuracyBound):
             raise UsageError(
                 f"accuracy must be a bound, got {shown(self.accuracy, 80)}", what="accuracy", found=self.accuracy,
@@ -201,10 +197,6 @@ class Quantization:
                 "accuracy_data needs an accuracy bound", what="accuracy_data", found=self.accuracy_data,
                 hint="add max_drop, min_agreement or min_cosine",
             )  # fmt: skip
-        if smooth is not None and self.calibration is None:
-            raise UsageError(
-                "smooth_quant needs calibration images", what="smooth_quant", found=smooth, hint="give calibration"
-            )
         if self.accuracy is not None and (self.calibration is None or self.scheme == "dynamic"):
             raise UsageError(
                 f"{self.accuracy} needs fixed ranges", what="accuracy", found=self.scheme,
@@ -245,6 +237,10 @@ class SourceOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        for name in ("random_weights", "revision", "token"):
+            kind = type(getattr(self, name))  # not the value, since a token is a secret
+            if not issubclass(kind, (str, type(None))):
+                raise UsageError(f"{name} must be a text, got {kind.__name__}", what=name, found=kind)
         if self.task is not None:
             object.__setattr__(self, "task", Task(self.task))
         if self.processor is not None and not isinstance(self.processor, ProcessorOptions):
@@ -289,16 +285,3 @@ class ValidationOptions:
         check_options(self)
         if self.tolerance is not None:
             object.__setattr__(self, "tolerance", read_tolerance(self.tolerance))
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
-
-
-def _read_strength(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as exc:
-        raise UsageError(
-            f"smooth_quant must be auto, off or a number from 0 to 1, got {shown(text, 80)}", found=text
-        ) from exc

@@ -78,14 +78,16 @@ def export(
             in 8 bits, or an engine cannot be built; it was not written.
         OutputError: the bundle cannot be written.
     """
-    quantization = Quantization.of(quantization)
     _check_types(
+        model=(model, (str, os.PathLike)),
         output=(output, (str, os.PathLike)),
         graph=(graph, GraphOptions),
+        quantization=(quantization, (str, os.PathLike, Quantization)),
         engine=(engine, EngineOptions),
         source=(source, SourceOptions),
         validation=(validation, ValidationOptions),
     )
+    quantization = Quantization.of(quantization)
     spec = spec_of(to, precision, graph, quantization, engine)
     if model is not None and source.random_weights is not None:
         raise UsageError(
@@ -136,7 +138,7 @@ def export(
 
 def _check_types(**arguments: tuple[object, type | tuple[type, ...]]) -> None:
     for name, (value, kind) in arguments.items():
-        if not isinstance(value, kind) and (value is not None or name not in ("output", "engine")):
+        if not isinstance(value, kind) and (value is not None or name in ("graph", "source", "validation")):
             expected = "a path" if isinstance(kind, tuple) else kind.__name__
             raise UsageError(
                 f"{name} must be {expected}, got {shown(value, 80)}", what=name, expected=expected, found=value

@@ -99,7 +99,7 @@ class EngineOptions:
         for name in self.compute_capabilities:
             if not re.fullmatch(r"[0-9]+\.[0-9]", name):
                 raise UsageError(
-                    f"a compute capability is a number such as 8.9, got {shown(name, 80)}",
+                    f"compute_capabilities are numbers such as 8.9, got {shown(name, 80)}",
                     what="compute_capabilities", found=name,
                 )  # fmt: skip
 

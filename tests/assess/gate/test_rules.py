@@ -88,23 +88,21 @@ def test_a_number_that_counted_percent_is_refused_with_both_forms(tmp_path: Path
 
 
 def test_a_size_has_a_unit_or_is_in_bytes() -> None:
-    for value in ("1500", "1500 bytes", "1.5 kB", 1500):
-        assert Rules.from_dict({"max_size": value}, "the flags").max_size == 1500
+    sizes: Any = ("1500", "1500 bytes", "1.5 kB", 1500)
+    assert {Rules(max_size=value).max_size for value in sizes} == {1500}
 
 
 def test_a_byte_order_mark_is_no_matter(tmp_path: Path) -> None:
     assert read_rules(write(tmp_path, "\ufeffmax_drop = 0.01")).every.max_drop == 0.01
 
 
-@pytest.mark.parametrize("text", [f"max_size = 1{'0' * 5000}", f"x = {'[' * 50_000}"])
-def test_numbers_and_nesting_without_end_are_one_line(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["max_drop = = 1", f"max_size = 1{'0' * 5000}", f"x = {'[' * 50_000}"])
+def test_a_file_that_is_no_toml_is_one_line(tmp_path: Path, text: str) -> None:
     with raises(InputError, where=str(tmp_path / "gate.toml"), expected="TOML"):
         read_rules(write(tmp_path, text))
 
 
-def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:
-    with raises(InputError, expected="TOML"):
-        read_rules(write(tmp_path, "max_drop = = 1"))
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with raises(InputError, where=str(tmp_path / "absent.toml")):
         read_rules(tmp_path / "absent.toml")
 
