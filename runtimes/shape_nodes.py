@@ -1,4 +1,4 @@
-"""Which nodes of an ONNX file compute shapes, which ONNX Runtime's GPU providers leave to the CPU on purpose."""
+"""Find the nodes of an ONNX file that compute shapes: ONNX Runtime's GPU providers leave them to the CPU on purpose."""
 
 from __future__ import annotations
 

@@ -298,7 +298,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("problem_type", [ProblemType.REGRESSION, ProblemType.MULTI_LABEL])
 def test_no_bound_by_the_best_class(problem_type: ProblemType, bound: Any, pictures: Path, tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(problem_type=problem_type), tmp_path / "checkpoint")
-    with pytest.raises(UsageError, match="--tolerance"):
+    with raises(UsageError, what="accuracy", found=problem_type):
         vitdeploy.export(
             checkpoint,
             precision="int8",

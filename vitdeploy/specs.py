@@ -40,7 +40,7 @@ QUANTIZED = (Precision.INT8, Precision.FP8)  # whose values are laid onto a scal
 
 
 class Task(str, enum.Enum):
-    """What a model's head computes; the values are the Hugging Face Hub's task names where it has one."""
+    """The task that a model's head computes; the values are the Hugging Face Hub's task names where it has one."""
 
     CLASSIFICATION = "image-classification"
     FEATURES = "image-feature-extraction"
@@ -73,9 +73,16 @@ class AxisRange:
     def __post_init__(self) -> None:
         given = [self.minimum, self.optimum, *([] if self.maximum is None else [self.maximum])]
         if not all(type(each) is int and each <= _LARGEST_AXIS for each in given):
-            raise UsageError(f"sizes of an axis must be whole numbers up to {_LARGEST_AXIS}, got {given!r:.80}")
+            raise UsageError(
+                f"sizes of an axis are whole numbers up to {_LARGEST_AXIS}, got {given!r:.80}",
+                what="range",
+                found=given,
+            )
         if not 1 <= self.minimum <= self.optimum <= (self.optimum if self.maximum is None else self.maximum):
-            raise UsageError(f"a range must be minimum <= optimum <= maximum, from 1 up, got {self!r}")
+            raise UsageError(
+                f"a range is minimum <= optimum <= maximum, from 1 up, got {self!r}",
+                what="range", found=(self.minimum, self.optimum, self.maximum),
+            )  # fmt: skip
 
     def __contains__(self, size: int) -> bool:
         return self.minimum <= size and (self.maximum is None or size <= self.maximum)
@@ -177,7 +184,7 @@ class PixelStage(str, enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class PixelFormat:
-    """What a model takes for an image.
+    """The format of an image that goes into a model.
 
     Attributes:
         stage: what was done to it.
@@ -237,7 +244,7 @@ _PIXEL_FORMATS = {
 
 @dataclasses.dataclass(frozen=True)
 class ExportSpec:
-    """What an artifact is to be.
+    """The artifact that an exporter makes.
 
     Attributes:
         precision: what it computes in.

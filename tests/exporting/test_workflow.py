@@ -152,7 +152,7 @@ def test_a_processor_that_does_not_fit_the_model(
     checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)
     config = {"image_processor_type": "ViTImageProcessor", "size": {"height": 64, "width": 64}}
     (checkpoint.folder / "preprocessor_config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"gives \(64, 64\) pixels, but the model takes \(32, 32\)"):
+    with raises(CheckpointError, what="image_size", expected=(32, 32), found=(64, 64)):
         vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
 
 

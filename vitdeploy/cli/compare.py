@@ -32,10 +32,10 @@ class _Compare(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for name in ("layers", "bisect", "sensitivity"):
-            if (flag := f"--{name}") in args:
-                others = shlex.join(arg for arg in args if arg != flag)
-                hint = f"use: vitdeploy debug {name} {others or 'BUNDLE'}"
-                raise UsageError(f"compare has no {flag}", what=flag, hint=hint)
+            if f"--{name}" in (arg.partition("=")[0] for arg in args):
+                bundle = shlex.quote(args[0]) if not args[0].startswith("-") else "BUNDLE"
+                hint = f"use: vitdeploy debug {name} {bundle}"
+                raise UsageError(f"compare has no --{name}", what=f"--{name}", hint=hint)
         return super().parse_args(ctx, args)
 
 

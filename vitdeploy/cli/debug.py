@@ -38,7 +38,7 @@ def debug() -> None:
     """Find the layers of a BUNDLE's artifacts that differ from the reference."""
 
 
-@debug.command()
+@debug.command(short_help="Compare each layer with the reference's.")
 @_bundle
 @_images
 @_tolerance
@@ -59,7 +59,7 @@ def layers(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None
     conclude_with(result, _print_layers, as_json, reports)
 
 
-@debug.command()
+@debug.command(short_help="Find the nodes that must stay float32.")
 @_bundle
 @_images
 @_tolerance
@@ -83,7 +83,7 @@ def bisect(bundle: str, as_json: bool, **options: Any) -> None:
     conclude_with(result, _print_bisection, as_json)
 
 
-@debug.command()
+@debug.command(short_help="Measure the error that each layer alone adds.")
 @_bundle
 @_images
 @click.option("--precision", metavar="fp16|bf16|int8|fp8", default="int8", show_default=True)

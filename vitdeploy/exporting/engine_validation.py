@@ -219,7 +219,7 @@ def _of_reference(bundle: Bundle, artifact: Artifact, images: list[Sample]) -> l
 def _of_artifact(
     bundle: Bundle, artifact: Artifact, images: list[Sample], no_torch: MissingDependencyError
 ) -> list[dict[str, Any]]:
-    """What the ONNX artifact gives that the engine was built from, which was compared with the reference itself."""
+    """Outputs of the ONNX artifact that the engine was built from, which was compared with the reference itself."""
     source = bundle.artifact("onnx", artifact.precision)
     if [file.sha256 for file in source.files] != artifact.options.get("onnx_sha256"):
         raise no_torch
@@ -227,6 +227,6 @@ def _of_artifact(
 
 
 def _outputs(opened: Runtime, images: list[Sample]) -> list[dict[str, Any]]:
-    """What a runtime, which is closed, gives for each sample."""
+    """Outputs for each sample of a runtime, which is then closed."""
     with opened as runtime:
         return [runtime.run(feeds(runtime.inputs, sample.pixel_values(runtime.pixels))) for sample in images]

@@ -20,7 +20,7 @@ Size = int | Pair
 @described
 @dataclasses.dataclass(frozen=True)
 class GraphOptions:
-    """What the graph takes, what it gives, and how it is written.
+    """Inputs, outputs and form of the graph.
 
     Raises:
         UsageError: an option is wrong, or two of them contradict each other.

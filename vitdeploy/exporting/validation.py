@@ -135,7 +135,7 @@ def reference_runtime(model: VisionTransformer, spec: ExportSpec) -> Runtime:
 
 
 def reference_outputs(model: VisionTransformer, images: Sequence[Sample], spec: ExportSpec) -> list[dict[str, Any]]:
-    """What the reference gives for each sample."""
+    """Outputs of the reference for each sample."""
     with reference_runtime(model, spec) as runtime:
         return [runtime.run(feeds(runtime.inputs, sample.pixel_values())) for sample in images]
 

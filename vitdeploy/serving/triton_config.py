@@ -1,4 +1,4 @@
-"""What Triton Inference Server needs to be told of an artifact: a ModelConfig in protobuf's text format.
+"""Triton Inference Server's configuration of an artifact: a ModelConfig in protobuf's text format.
 
 Fields and their rules are those of triton-inference-server/common, `protobuf/model_config.proto`.
 """

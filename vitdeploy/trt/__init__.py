@@ -1,1 +1,1 @@
-"""What TensorRT's exporters and runtimes share: options, differences between its libraries, GPUs."""
+"""Shared by TensorRT's exporters and runtimes: options, differences between its libraries, GPUs."""

@@ -1,4 +1,4 @@
-"""What an engine is built for, and with which of the builder's options: one set for every TensorRT library."""
+"""Options of an engine's build: one set for every TensorRT library."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class EngineOptions:
                 )  # fmt: skip
 
     def chosen(self) -> dict[str, Any]:
-        """What differs from the defaults, by name; sizes are every library's."""
+        """Options that differ from the defaults, by name, but for sizes, which every library takes."""
         return {name: value for name, value in changed(self).items() if name not in _SIZES}
 
     def to_dict(self) -> dict[str, Any]:

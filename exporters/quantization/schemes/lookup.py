@@ -44,8 +44,9 @@ def scheme_for(spec: ExportSpec, *, calibrated: bool) -> Scheme:
     schemes = {scheme.name: scheme for scheme in SCHEMES[precision, target]}
     if spec.scheme not in (None, *schemes):
         raise UsageError(
-            f"{precision} for {target} has no scheme {spec.scheme!r:.80}; choose {' or '.join(schemes)}",
+            f"{precision} for {target} has no scheme {spec.scheme!r:.80}",
             what="scheme", expected=tuple(schemes), found=spec.scheme,
+            hint=f"choose {' or '.join(schemes)}" if len(schemes) > 1 else "leave it out: there is one",
         )  # fmt: skip
     allowed = [*schemes.values()] if spec.scheme is None else [schemes[spec.scheme]]
     scheme = next((scheme for scheme in allowed if calibrated or scheme.static is None), None)

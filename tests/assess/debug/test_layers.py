@@ -192,9 +192,13 @@ def test_the_command_names_the_layer_and_exits_with_1(embedded: Bundle, tmp_path
 
 @pytest.mark.parametrize("name", ["layers", "bisect", "sensitivity"])
 def test_flags_of_compare_answer_with_the_command(name: str) -> None:
-    found = run("compare", "my vit", f"--{name}", "--max-images", "3")
-    (line,) = found.err.splitlines()
-    assert (found.code, line.endswith(f"; use: vitdeploy debug {name} 'my vit' --max-images 3")) == (2, True)
+    for args, bundle in (
+        (("my vit", f"--{name}", "--max-images", "3"), "'my vit'"),
+        ((f"--{name}=1", "--device", "cuda", "vit"), "BUNDLE"),
+    ):
+        found = run("compare", *args)
+        (line,) = found.err.splitlines()
+        assert (found.code, line.endswith(f"; use: vitdeploy debug {name} {bundle}")) == (2, True)
 
 
 def test_what_cannot_be_cut_is_skipped_and_no_pass(tmp_path: Path) -> None:
