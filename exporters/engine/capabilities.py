@@ -100,10 +100,10 @@ def check_options(trt: Any, name: str, options: EngineOptions) -> None:
     """
     for option, value in options.chosen().items():
         if not CAPABILITIES[option].has(trt):
-            has = ", ".join(each for each, row in CAPABILITIES.items() if row.has(trt))
             raise UsageError(
-                f"{name} {trt.__version__} has no option {option}, got {value!r:.80}; it has {has}",
-                what=option, found=value, hint="leave it out",
+                f"{name} {trt.__version__} has no option {option}, got {value!r:.80}", what=option,
+                expected=tuple(each for each, row in CAPABILITIES.items() if row.has(trt)), found=value,
+                hint="leave it out",
             )  # fmt: skip
     if options.compute_capabilities:
         known = targets(trt)

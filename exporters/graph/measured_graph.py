@@ -54,5 +54,5 @@ def largest_magnitude(graph: ir.Graph, value: ir.Value) -> ir.Value:
     absolute = ir.node("Abs", [value])
     largest = ir.node("ReduceMax", [absolute.outputs[0]], {"keepdims": 0})
     graph.extend([absolute, largest])
-    largest.outputs[0].shape = ir.Shape([])
+    largest.outputs[0].type, largest.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
     return largest.outputs[0]

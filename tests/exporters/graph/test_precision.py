@@ -189,3 +189,12 @@ def test_fp16_agrees_on_the_held_out_images(tmp_path: Path, pixels: str) -> None
     assert (logits.min_cosine or 0) >= 0.9999
     assert logits.top1_agreement is not None
     assert logits.top1_agreement >= 0.995
+
+
+@pytest.mark.parametrize(("precision", "images"), [("fp16", None), ("int8", None), ("int8", held_out_images())])
+def test_an_export_logs_nothing(
+    precision: str, images: Path | None, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """onnx_ir logs a line for each value that has a shape and no type."""
+    vitdeploy.export(default_checkpoint(), precision=precision, quantization=images, output=tmp_path / "out")
+    assert [record.getMessage() for record in caplog.records if record.levelname != "DEBUG"] == []

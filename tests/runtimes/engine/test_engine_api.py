@@ -62,7 +62,7 @@ def test_tensorrt_without_a_gpu_exits_with_3_and_keeps_the_artifact(tmp_path: Pa
         bindings(major), major, "vitdeploy", *map(str, arguments), "--compute-capability", "8.9", **os.environ
     )
     assert refused.returncode == 2
-    assert "has no compute_capabilities, got ('8.9',); leave it out" in refused.stderr
+    assert "no option --compute-capability, got ('8.9',); leave it out" in refused.stderr
 
 
 def test_cuda_python_has_every_function_of_the_fake() -> None:
