@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import command_line
 import numpy as np
 import onnx
 import pytest
@@ -308,9 +309,9 @@ def test_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
     (artifact,) = json.loads(printed.output)["artifacts"]
     assert artifact["validation"]["accuracy"]["bound"] == "max_drop 50%"
     for option, value in (("--max-drop", "0.5"), ("--min-agreement", "99"), ("--smooth-quant", "on")):
-        refused = run.invoke(export_command, [*naive, option, value])
-        assert refused.exit_code == 2
-        assert option in refused.output
-    both = run.invoke(export_command, [*naive, "--min-agreement", "99%", "--max-drop", "1%"])
-    assert isinstance(both.exception, UsageError)
-    assert both.exception.what == "accuracy"
+        refused = command_line.run("export", *naive, option, value)
+        assert (refused.code, refused.out, option in refused.err) == (2, "", True)
+    both = command_line.run("export", *naive, "--min-agreement", "99%", "--max-drop", "1%")
+    assert (both.code, both.out) == (2, "")
+    assert "--min-agreement" in both.err
+    assert "--max-drop" in both.err
