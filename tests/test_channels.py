@@ -16,7 +16,7 @@ import torch
 import transformers
 from bundles import CPU_BACKENDS, PORTABLE, export_all, sign_again
 from click.testing import CliRunner
-from families import ONE_A_FAMILY, Head, random_config
+from families import ONE_A_FAMILY, TINY, Head, random_config
 from npz_files import NPZ_CONFIG, write_npz
 from PIL import Image
 from raising import raises
@@ -247,17 +247,7 @@ def bundle_processor(bundle: Bundle) -> ImageProcessor:
 @pytest.fixture(scope="module", params=[1, 4])
 def tiny(request: pytest.FixtureRequest, write_checkpoint: WriteCheckpoint) -> Checkpoint:
     """A classifier of images of 32 x 32 pixels."""
-    config = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "image_size": 32,
-        "patch_size": 8,
-        "id2label": {0: "cat", 1: "dog", 2: "newt"},
-        "label2id": {"cat": 0, "dog": 1, "newt": 2},
-    }
-    return checkpoint_of(write_checkpoint, Task.CLASSIFICATION, config, request.param)
+    return checkpoint_of(write_checkpoint, Task.CLASSIFICATION, TINY, request.param)
 
 
 def mode_of(checkpoint: Checkpoint) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -82,13 +82,7 @@ def set_precision(
         for node in nodes
     }
     limit = _limit(dtype)
-    unknown = set(keep).difference(map(name_of, nodes))
-    if unknown:
-        raise UsageError(
-            f"the graph has no nodes {', '.join(sorted(unknown))[:80]} to keep in float32",
-            what="keep_fp32", found=tuple(sorted(unknown)),
-            hint="take the names from vitdeploy debug bisect, on the same model, with the same options of export",
-        )  # fmt: skip
+    check_kept(keep, nodes, "the graph has no nodes {} to keep in float32")
     by_rule = [node for node in nodes if _stays_float(node, dtype, graph)]
     others = [node for node in nodes if node not in by_rule]
     near_or_asked = [node for node in others if name_of(node) in keep or _largest_of(node, largest) > limit]
@@ -118,6 +112,16 @@ def set_precision(
         limit=limit,
         largest=max(largest.values(), default=0.0),
     )
+
+
+def check_kept(keep: Collection[str], nodes: Iterable[ir.Node], problem: str) -> None:
+    """Raise UsageError unless each name is that of a node; `problem` is the message, with {} for those that are not."""
+    unknown = tuple(sorted(set(keep).difference(map(name_of, nodes))))
+    if unknown:
+        raise UsageError(
+            problem.format(", ".join(unknown)[:80]), what="keep_fp32", found=unknown,
+            hint="take the names from vitdeploy debug bisect, on the same model, with the same options of export",
+        )  # fmt: skip
 
 
 def name_of(node: ir.Node) -> str:

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 import onnx_ir as ir
 
 from vitdeploy.errors import UsageError
-from vitdeploy.exporters.graph.precision import name_of, on_data_path
+from vitdeploy.exporters.graph.precision import check_kept, name_of, on_data_path
 from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
 
 
@@ -65,13 +65,7 @@ def quantizable(model: ir.Model, scheme: Scheme, keep: Collection[str] = ()) -> 
             f"the graph has no {operators} nodes with weights, which {scheme.name} quantizes",
             what="precision", expected=scheme.operators, found=(), hint="choose another precision",
         )  # fmt: skip
-    unknown = set(keep).difference(map(name_of, nodes))
-    if unknown:
-        raise UsageError(
-            f"{scheme.name} does not quantize the nodes {', '.join(sorted(unknown))[:80]}, which keep_fp32 names",
-            what="keep_fp32", found=tuple(sorted(unknown)),
-            hint="take the names from vitdeploy debug bisect, on the same model, with the same options of export",
-        )  # fmt: skip
+    check_kept(keep, nodes, f"{scheme.name} does not quantize the nodes {{}}, which keep_fp32 names")
     return [node for node in nodes if name_of(node) not in keep]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
-from vitdeploy.exporters.quantization.number_format import INT7, INT8, UINT8
+from vitdeploy.exporters.quantization.number_format import UINT8
+from vitdeploy.exporters.quantization.schemes.cpu_int8 import CpuInt8
 from vitdeploy.exporters.quantization.schemes.qdq import insert_qdq
 
 if TYPE_CHECKING:
@@ -17,32 +18,16 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class StaticInt8:
+class StaticInt8(CpuInt8):
     """Unsigned activations and signed weights, for which x86 processors have an instruction.
 
-    What is quantized is what `DynamicInt8` quantizes. Results stay float32: ONNX Runtime then makes one operator of a
-    product, MatMulIntegerToFloat, and neither biases nor what is added to them is rounded.
-
-    Attributes:
-        per_channel: whether each output channel of a weight has its own scale.
-        reduce_range: 7 bits for weights; see `DynamicInt8`.
+    Results stay float32: ONNX Runtime then makes one operator of a product, MatMulIntegerToFloat, and neither biases
+    nor what is added to them is rounded.
     """
 
     name: ClassVar[str] = "static"
-    target: ClassVar[str] = "cpu"
     static: ClassVar[NumberFormat | None] = UINT8
     min_opset: ClassVar[int] = 13
-
-    per_channel: bool = True
-    reduce_range: bool = False
-
-    @property
-    def operators(self) -> tuple[str, ...]:
-        return ("MatMul",)
-
-    @property
-    def weight(self) -> NumberFormat:
-        return INT7 if self.reduce_range else INT8
 
     def write(self, model: ir.Model, nodes: Sequence[ir.Node], ranges: Mapping[str, Range]) -> None:
         """See `Scheme`."""
