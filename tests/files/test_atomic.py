@@ -257,6 +257,19 @@ def test_the_file_of_a_killed_writer_is_removed_by_the_next(tmp_path: Path) -> N
     assert content(tmp_path) == {"out": "3"}
 
 
+def test_a_signal_right_after_a_file_or_a_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic, "take", interrupt)
+    monkeypatch.setattr(atomic, "try_lock", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_file(tmp_path / "file", b"new")
+    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "folder"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_on_a_full_disk_is_untouched(tmp_path: Path) -> None:
     limited = run_python(
         """

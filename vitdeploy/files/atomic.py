@@ -139,17 +139,15 @@ def _partial_file(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
         _clear_up_after_the_killed(target, is_leftover=Path.is_file)
     while True:
         partial = _beside(target, "partial")
-        with partial.open("xb") as file:
-            # Another writer may have taken it for a killed one's before it was locked.
-            if take(file.fileno()) is False or os.fstat(file.fileno()).st_nlink == 0:
-                continue
-            try:
+        try:  # before it is made: a signal may raise as soon as it is
+            with partial.open("xb") as file:
+                # Another writer may have taken it for a killed one's before it was locked.
+                if take(file.fileno()) is False or os.fstat(file.fileno()).st_nlink == 0:
+                    continue
                 yield partial, file
-            finally:
-                if os.name == "nt":  # which removes no open file
-                    file.close()
-                partial.unlink(missing_ok=True)
-            return
+                return
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _exchange(a: Path, b: Path) -> None:
