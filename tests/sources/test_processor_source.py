@@ -689,7 +689,7 @@ def test_an_origin_that_is_none(digits: Bundle, tmp_path: Path, origin: object) 
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["source"]["processor"] = origin
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=r"source\.processor"):
+    with raises(BundleError, what=re.compile(r"^source\.processor"), where=folder / "manifest.json"):
         Bundle.open(folder)
 
 
