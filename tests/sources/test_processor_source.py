@@ -35,8 +35,8 @@ from vitdeploy.images.preprocessor_config import ShortestEdge, Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.sources.hub import resolve
-from vitdeploy.sources.processor_source import given_processor, own_processor
 from vitdeploy.sources.read import random_checkpoint, read_checkpoint
+from vitdeploy.sources.written_processor import given_processor, own_processor
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
