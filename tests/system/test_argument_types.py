@@ -23,8 +23,14 @@ from vitdeploy.runtimes.pytorch import PyTorchRuntimeOptions
 from vitdeploy.runtimes.torchscript import TorchScriptRuntimeOptions
 from vitdeploy.system.argument_types import check_type
 
-PUBLIC = [getattr(vitdeploy, name) for name in vitdeploy.__all__]
-FUNCTIONS = [*filter(inspect.isfunction, PUBLIC), compare_layers, planned_checks, run_demo, vitdeploy.Bundle.open]
+PUBLIC: list[Any] = [getattr(vitdeploy, name) for name in vitdeploy.__all__]
+FUNCTIONS: list[Any] = [
+    *filter(inspect.isfunction, PUBLIC),
+    compare_layers,
+    planned_checks,
+    run_demo,
+    vitdeploy.Bundle.open,
+]
 OPTIONS = [
     *(kind for kind in PUBLIC if inspect.isclass(kind) and kind.__module__.endswith("options")),
     *(TensorRTOnnxRuntimeOptions, EngineRuntimeOptions, PyTorchRuntimeOptions, TorchScriptRuntimeOptions, GateRules),
