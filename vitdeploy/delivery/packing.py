@@ -17,8 +17,10 @@ from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import BundleChangedError, UsageError, readable
 from vitdeploy.files.atomic import exclusive, replace_folder, staged_folder, sync
 from vitdeploy.runtimes import check_reference
+from vitdeploy.system.argument_types import typed
 
 
+@typed
 @retry_if_changed
 def pack(
     bundle: str | os.PathLike[str] | Bundle, artifacts: str | Sequence[str], *, output: str | os.PathLike[str]
@@ -39,7 +41,7 @@ def pack(
         NoReferenceError: "torch" is asked for, and the bundle was packed without the weights.
         OutputError: the bundle cannot be written; what was there is untouched.
     """
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened = Bundle.of(bundle)
     manifest = _part(opened, [artifacts] if isinstance(artifacts, str) else artifacts)
     target = Path(output).resolve()
     _check_output(target, opened.path.resolve())
