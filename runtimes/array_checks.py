@@ -35,7 +35,7 @@ def check_names(what: str, arrays: object, specs: Iterable[TensorSpec]) -> None:
     if set(arrays) != set(names):
         found = list(arrays)
         raise UsageError(
-            f"{what} must be {', '.join(names)}, got {', '.join(map(str, found)) or 'none'}",
+            f"the model has {what} {', '.join(names)}, got {', '.join(map(str, found)) or 'none'}",
             what=what, expected=names, found=found,
         )  # fmt: skip
 

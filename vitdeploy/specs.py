@@ -204,7 +204,7 @@ class PixelFormat:
         for what, value, known in (("layout", self.layout, layouts), ("dtype", self.dtype, dtypes)):
             if not isinstance(value, str) or value not in known:
                 raise UsageError(
-                    f"{what} of {self.stage} images must be {' or '.join(known)}, got {shown(value, 80)}",
+                    f"{self.stage} images have {what} {' or '.join(known)}, got {shown(value, 80)}",
                     what=what, expected=known, found=value,
                 )  # fmt: skip
 

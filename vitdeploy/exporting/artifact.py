@@ -201,7 +201,7 @@ def _axes(
     for (name, every), smallest, size, largest in zip(ranges.items(), bounds[0], usual, bounds[1], strict=True):
         if smallest < every.minimum:
             raise UsageError(
-                f"image_size must be at least one patch, {config.patch_size} pixels, got {name} {smallest}",
+                f"image_size has a {name} of {smallest} pixels, less than one patch of {config.patch_size}",
                 what="image_size", expected=config.patch_size, found=smallest,
             )  # fmt: skip
         ranges[name] = AxisRange(smallest, size, largest)

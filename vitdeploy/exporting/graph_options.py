@@ -77,7 +77,9 @@ class GraphOptions:
         sizes: Any = self.image_size
         if self.bounds is not None and any(list(edges) != sorted(edges) for edges in zip(*sizes, strict=True)):
             raise UsageError(
-                f"image_size must be smallest:usual:largest, got {shown(sizes, 80)}", what="image_size", found=sizes
+                f"image_size goes from the smallest size to the largest, got {shown(sizes, 80)}",
+                what="image_size",
+                found=sizes,
             )
         if self.image_size is not None and self.dynamic_image_size:
             raise UsageError(
@@ -190,7 +192,7 @@ def _pair(size: Any) -> Pair:
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or not all(type(edge) is int and edge > 0 for edge in pair):
         raise UsageError(
-            f"image_size must be a positive integer, a pair (height, width), or three of either, got {shown(size, 80)}",
+            f"image_size takes a positive integer, a pair (height, width), or three of either, got {shown(size, 80)}",
             what="image_size", found=size,
         )  # fmt: skip
     return pair[0], pair[1]

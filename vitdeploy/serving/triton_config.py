@@ -157,7 +157,7 @@ def _check_artifact(artifact: Artifact) -> None:
 
 def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | None) -> int:
     if asked is not None and (type(asked) is not int or not 1 <= asked < 1 << 31):
-        message = f"max_batch_size must be a whole number from 1 up, got {asked!r:.80}"
+        message = f"max_batch_size takes a whole number from 1 up, got {asked!r:.80}"
         raise UsageError(message, what="max_batch_size", found=asked)
     if not profiles:
         return asked or DEFAULT_BATCH.maximum or DEFAULT_BATCH.optimum
@@ -182,7 +182,7 @@ def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | 
 def _kind(artifact: Artifact, device: str | None) -> str:
     if device is not None and device not in _KINDS:
         raise UsageError(
-            f"device of a Triton model must be {' or '.join(_KINDS)}, got {device!r:.80}",
+            f"a Triton model runs on {' or '.join(_KINDS)}, got device {device!r:.80}",
             what="device", expected=tuple(_KINDS), found=device,
         )  # fmt: skip
     if artifact.format != "onnx":

@@ -84,7 +84,7 @@ def write_triton_model(
 
     Raises:
         BundleError: there is no bundle, or a file of it was altered.
-        UsageError: Triton cannot serve the artifact, or an argument is not what it must be, or what is at that place
+        UsageError: Triton cannot serve the artifact, or an argument is wrong, or what is at that place
             was not made by this function.
         OutputError: the model cannot be written; what was there is untouched.
     """

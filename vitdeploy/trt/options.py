@@ -87,12 +87,12 @@ class EngineOptions:
         check_options(self)
         if not isinstance(self.batch, tuple) or not self.batch or not all(map(_is_limited, self.batch)):
             raise UsageError(
-                f"batch must be one or more AxisRange with a largest size, got {shown(self.batch, 80)}",
+                f"batch takes one or more AxisRange with a largest size, got {shown(self.batch, 80)}",
                 what="batch", found=self.batch,
             )  # fmt: skip
         if not isinstance(self.image_sizes, tuple) or not all(map(_are_sizes, self.image_sizes)):
             raise UsageError(
-                f"image_sizes must be ranges of three (height, width), none smaller than the one before, "
+                f"image_sizes takes ranges of three (height, width), none smaller than the one before, "
                 f"got {shown(self.image_sizes, 80)}",
                 what="image_sizes", found=self.image_sizes,
             )  # fmt: skip
@@ -156,7 +156,7 @@ class EngineOptions:
         for name, each in ((name, sizes[name]) for sizes in given for name in limits):
             if each.minimum not in limits[name] or (each.maximum or 0) not in limits[name]:
                 raise UsageError(
-                    f"{name} must be {limits[name]} in the ONNX artifact, got {colons(each)}",
+                    f"{name} {colons(each)} is outside the ONNX artifact's range, {limits[name]}",
                     what="image_sizes", expected=limits[name], found=each,
                 )  # fmt: skip
         return [{BATCH: batch, **sizes} for batch in self.batch for sizes in given or [limits]]

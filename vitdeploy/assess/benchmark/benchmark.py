@@ -71,7 +71,7 @@ def benchmark(
         progress: told each step, and how far it has come.
 
     Raises:
-        UsageError: an argument is not what it must be.
+        UsageError: an argument is wrong.
         BundleError: the bundle, or an artifact of it, is absent or was altered.
         InputError: there are no images, or one cannot be read.
     """

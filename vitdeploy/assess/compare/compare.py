@@ -72,7 +72,7 @@ def compare(
 
     Raises:
         BundleError: the bundle is absent or was altered.
-        UsageError: the bundle has no artifact, an argument is not what it must be, or golden outputs are of something
+        UsageError: the bundle has no artifact, an argument is wrong, or golden outputs are of something
             else.
         ImageError: an image cannot be read.
         InputError: the file of golden outputs cannot be read, or is damaged.

@@ -76,7 +76,7 @@ def compare_layers(
 
     Raises:
         BundleError: the bundle is absent or was altered.
-        UsageError: the bundle has no artifact, or no such, or the tolerance is not what it must be.
+        UsageError: the bundle has no artifact, or no such, or the tolerance is wrong.
         ImageError: an image cannot be read.
         UnavailableError: `against` cannot be run layer by layer.
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.

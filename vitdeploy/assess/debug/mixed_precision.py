@@ -67,7 +67,7 @@ class LowerPrecision:
         """
         if precision not in PRECISIONS:
             raise UsageError(
-                f"precision must be one of {', '.join(PRECISIONS)}, got {shown(precision)}",
+                f"precision {shown(precision)} is not one of {', '.join(PRECISIONS)}",
                 what="precision", expected=PRECISIONS, found=precision,
             )  # fmt: skip
         source = bundle.artifact("onnx", Precision.FP32)

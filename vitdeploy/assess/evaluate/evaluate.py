@@ -204,7 +204,7 @@ def evaluate(
 
     Raises:
         BundleError: the bundle is absent or was altered.
-        UsageError: the model is no classifier of one class an image, or an argument is not what it must be.
+        UsageError: the model is no classifier of one class an image, or an argument is wrong.
         InputError: the data cannot be read or does not fit the model, or `resume` is of other work.
         ImageError: an image cannot be read.
         OutputError: `resume` cannot be written.

@@ -131,7 +131,7 @@ def gate(
         progress: told each step, and how far it has come.
 
     Raises:
-        UsageError: a rule is finer than so many images can tell, or is otherwise not what it must be.
+        UsageError: a rule is finer than so many images can tell, or is wrong otherwise.
         InputError: the baseline is absent, damaged or of other images; or as `evaluate`.
         OutputError: the baseline cannot be written.
         BundleError, ImageError: as `evaluate`.

@@ -132,7 +132,7 @@ def check_tolerance(tolerance: object) -> None:
     right = isinstance(tolerance, numbers.Real) and not isinstance(tolerance, bool)
     if tolerance is not None and not (right and 0 <= float(tolerance) < math.inf):  # type: ignore[arg-type]
         raise UsageError(
-            f"tolerance must be a finite number from 0 up, got {tolerance!r:.80}", what="tolerance", found=tolerance
+            f"tolerance takes a finite number from 0 up, got {tolerance!r:.80}", what="tolerance", found=tolerance
         )
 
 

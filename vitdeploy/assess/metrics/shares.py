@@ -18,7 +18,7 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     """The interval of a share, both ends from 0 to 1: Wilson (1927), doi:10.1080/01621459.1927.10502953.
 
     Raises:
-        UsageError: nothing was counted, or a number is not what it must be.
+        UsageError: nothing was counted, or a number is wrong.
     """
     if not (0 <= correct <= total and total > 0 and 0 < confidence < 1):
         raise UsageError(
@@ -115,7 +115,7 @@ def images_needed(
         beyond: less than the drop: the largest that is allowed.
 
     Raises:
-        UsageError: a number is not what it must be, or more than 4 million images are needed.
+        UsageError: a number is wrong, or more than 4 million images are needed.
     """
     disagreement = drop if disagreement is None else disagreement
     if not (0 <= beyond < drop <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
@@ -158,7 +158,7 @@ def smallest_bound(
         A share of the images.
 
     Raises:
-        UsageError: a number is not what it must be, or so few images show no drop at all.
+        UsageError: a number is wrong, or so few images show no drop at all.
     """
     if not (images >= 1 and times > 1 and 0 <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
         raise UsageError(

@@ -55,7 +55,7 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
         return [Selected(REFERENCE, reference_backend(), "fp32"), *artifacts(bundle)]
     if isinstance(backends, str) or not backends:
         raise UsageError(
-            f"backends must be a list of names such as onnxruntime:fp16, got {shown(backends)}",
+            f"backends takes a list of names such as onnxruntime:fp16, got {shown(backends)}",
             what="backends", found=backends,
         )  # fmt: skip
     found: dict[Selected, None] = {}

@@ -69,7 +69,7 @@ class CalibrationImages:
         """
         if limit is not None and (type(limit) is not int or limit < 1):
             raise UsageError(
-                f"calibration_images must be an integer from 1 up, got {limit!r:.80}",
+                f"calibration_images takes an integer from 1 up, got {limit!r:.80}",
                 what="calibration_images", found=limit,
             )  # fmt: skip
         return cls(open_images(path).subset(limit, seed), processor, seed, progress)

@@ -60,7 +60,7 @@ class QuantizationRun:
             options: with calibration images.
 
         Raises:
-            UsageError: an argument is not what it must be, or a bound does not fit the model.
+            UsageError: an argument is wrong, or a bound does not fit the model.
             InputError: there are no images, or they have no labels.
         """
         asked = options.calibration

@@ -142,11 +142,13 @@ def _beit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if source.grid[0] != source.grid[1] or source.patch[0] != source.patch[1]:
         pooled = "a model with a norm after average pooling, which is a BEiT to transformers,"
         kind = "a BEiT" if stated.beit else pooled
-        raise refuse("image_size", f"must be a square grid of square patches for {kind}", (source.grid, source.patch))
+        raise refuse(
+            "image_size", f"is not a square grid of square patches, as {kind} needs it", (source.grid, source.patch)
+        )
     prefix = "beit." if stated.num_classes else ""
     rows, weights = _embeddings(source, f"{prefix}embeddings", 0, absolute=absolute)
     if stated.beit and absolute and not rows:
-        raise refuse("pos_embed", "must, in a BEiT, have a row for the class token", "none")
+        raise refuse("pos_embed", "has no row for the class token, which a BEiT needs", "none")
     norm = "fc_norm" if stated.late_norm else "norm"
     weights |= source.layer(norm, f"{prefix}pooler.layernorm" if mean else f"{prefix}layernorm", width)
     relative, shared, biases = _relative_positions(source, prefix)
@@ -256,4 +258,4 @@ def _mlp_ratio(source: Source) -> int:
     for ratio in range(1, 3 * mlp // width + 2):
         if (int(width * ratio * 2 / 3) + 7) // 8 * 16 == mlp if source.stated.gated else width * ratio == mlp:
             return ratio
-    raise refuse("mlp_ratio", f"must give the MLP a width that Dinov2Config can state for the width {width}", mlp)
+    raise refuse("mlp_ratio", f"gives the MLP a width that Dinov2Config cannot state for the width {width}", mlp)

@@ -34,9 +34,9 @@ class Source:
         self.depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
         self.grid = stated.image_size[0] // self.patch[0], stated.image_size[1] // self.patch[1]
         if 0 in self.grid:
-            raise refuse("image_size", f"must be at least the patch size, {self.patch}", stated.image_size)
+            raise refuse("image_size", f"is less than the patch size, {self.patch}", stated.image_size)
         if self.width % stated.num_heads:
-            raise refuse("num_heads", f"must divide the width, {self.width}", stated.num_heads)
+            raise refuse("num_heads", f"does not divide the width, {self.width}", stated.num_heads)
 
     @property
     def sound(self) -> bool:
@@ -50,7 +50,7 @@ class Source:
         """The shape of a tensor that the others are measured by."""
         shape = tuple(self.left[name].shape) if name in self.left else None
         if shape is None or len(shape) != axes or 0 in shape:
-            raise refuse(name, f"must be there with {axes} axes", shape)
+            raise refuse(name, f"is absent, or has not {axes} axes", shape)
         return shape
 
     def take(self, name: str, *shape: int) -> Tensor:
@@ -110,7 +110,7 @@ class Source:
                 got = bool(value)
             expected = found.get(key)
             if type(got) is not type(expected) or got != expected:
-                raise refuse(f"model_args.{key}", f"must fit the weights, which say {expected}", value)
+                raise refuse(f"model_args.{key}", f"does not fit the weights, which say {expected}", value)
 
     def content(self, model_type: str, architecture: str) -> dict[str, Any]:
         """The keys that every family has."""
