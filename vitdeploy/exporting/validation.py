@@ -185,8 +185,8 @@ def prove(
             cosine.check_difference(name, difference, error, of_values=of_values)
     if tolerance is not None and not worst.within(tolerance):
         raise CheckFailedError(
-            f"{worst.output} of {name}: max abs. difference {worst.max_abs:.3g} ({100 * worst.max_relative:.3g} % of the "
-            f"largest value, allowed {100 * tolerance:.3g} %), so nothing was written; tolerance "
+            f"{worst.output} of {name}: max abs. difference {worst.max_abs:.3g} ({100 * worst.max_relative:.3g} % of "
+            f"the largest value, allowed {100 * tolerance:.3g} %), so nothing was written; tolerance "
             f"{worst.required_tolerance:g} would have passed",
             what=worst.output, where=name, expected=tolerance, found=worst.required_tolerance,
         )  # fmt: skip
