@@ -192,11 +192,11 @@ def _result(
 
 
 def _compare_logits(
-    wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], tolerance: float
+    wanted: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], tolerance: float
 ) -> LogitsDifference | None:
-    if LOGITS not in wanted or not all(np.isfinite(run[LOGITS]).all() for run in (wanted, found)):
+    if LOGITS not in wanted or not all(np.isfinite(run[LOGITS]).all() for run in (wanted, given)):
         return None
-    return compare_logits(wanted[LOGITS], found[LOGITS], tolerance)
+    return compare_logits(wanted[LOGITS], given[LOGITS], tolerance)
 
 
 def _worst_images(

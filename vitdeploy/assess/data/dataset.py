@@ -291,8 +291,8 @@ def read_parquet(source: Path, listing: FolderListing | None, *, labelled: bool 
     """
     target = "vitdeploy.assess.data.parquet:read_parquet"
     read = load_target(target, "reading parquet files", "parquet", "pyarrow")
-    found: ParquetData = read(source, [source] if listing is None else listing.files, labelled=labelled)
-    return found
+    content: ParquetData = read(source, [source] if listing is None else listing.files, labelled=labelled)
+    return content
 
 
 def file_reader(paths: Sequence[Path]) -> Callable[[int], bytes]:

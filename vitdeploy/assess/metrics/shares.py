@@ -43,8 +43,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
         only_second: images that the second alone classifies correctly.
     """
     if min(only_first, only_second) < 0:
-        found = (only_first, only_second)
-        raise UsageError(f"McNemar's test needs counts from 0 up, got {only_first} and {only_second}", found=found)
+        counts = (only_first, only_second)
+        raise UsageError(f"McNemar's test needs counts from 0 up, got {only_first} and {only_second}", found=counts)
     count, fewer = only_first + only_second, min(only_first, only_second)
     ways = total = 1
     for index in range(fewer):
@@ -92,8 +92,8 @@ def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05, 
     power = 0.0
     for count, weight in zip(range(least, most + 1), pmf(images, share, least, most), strict=True):
         tail = np.cumsum(pmf(count, 0.5, 0, count)[::-1])[::-1]  # the chance of k losses or more, if both are equal
-        found = np.flatnonzero(2 * tail <= alpha)
-        first = max(found[0] if len(found) else count + 1, math.floor((count + beyond * images) / 2 + 1e-9) + 1)
+        below = np.flatnonzero(2 * tail <= alpha)
+        first = max(below[0] if len(below) else count + 1, math.floor((count + beyond * images) / 2 + 1e-9) + 1)
         if first <= count:
             power += weight * pmf(count, lost / share, int(first), count).sum()
     return float(power)
