@@ -133,16 +133,16 @@ def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
     """
     arguments = model_args(config)
     given = pair("image_size", _input_size(config)[1:])
-    own = pair("image_size", arguments.get("img_size", given))
-    if own == given or is_dynamic(arguments):
+    size = pair("image_size", arguments.get("img_size", given))
+    if size == given or is_dynamic(arguments):
         return given
     if not pretrained_cfg(config).get("fixed_input_size"):
         raise unsupported(
             "pretrained_cfg.input_size",
-            f"pretrained_cfg.input_size {given} is not the size {own} of model_args.img_size, which the model takes "
+            f"pretrained_cfg.input_size {given} is not the size {size} of model_args.img_size, which the model takes "
             f"alone; set input_size to it, or fixed_input_size to true",
         )
-    return own
+    return size
 
 
 def num_channels(config: Mapping[str, Any]) -> int:

@@ -192,17 +192,17 @@ def _relative_positions(source: Source, prefix: str) -> tuple[bool, bool, dict[s
     """Whether each block has a table of relative positions, whether all share one, and these tables."""
     table, heads = "relative_position_bias_table", source.stated.num_heads
     offsets = (2 * source.grid[0] - 1) * (2 * source.grid[1] - 1) + 3  # between patches, and to, from and at the class
-    own, shared = source.has(f"blocks.0.attn.{table}"), source.has(f"rel_pos_bias.{table}")
+    in_layers, shared = source.has(f"blocks.0.attn.{table}"), source.has(f"rel_pos_bias.{table}")
     weights = {}
     if shared:
         bias = source.take(f"rel_pos_bias.{table}", offsets, heads)
         weights[f"{prefix}encoder.relative_position_bias.{table}"] = bias
     for index in range(source.depth):
-        if own:
+        if in_layers:
             bias = source.take(f"blocks.{index}.attn.{table}", offsets, heads)
             weights[f"{prefix}encoder.layer.{index}.attention.attention.relative_position_bias.{table}"] = bias
         source.drop_index(f"blocks.{index}.attn.relative_position_index")
-    return own, shared, weights
+    return in_layers, shared, weights
 
 
 def _embeddings(source: Source, target: str, registers: int, *, absolute: bool = True) -> tuple[int, dict[str, Tensor]]:

@@ -87,7 +87,7 @@ class Source:
             if torch.equal(index, self.left[name].long()):
                 del self.left[name]
 
-    def finish(self, found: Mapping[str, object]) -> None:
+    def finish(self, counted: Mapping[str, object]) -> None:
         """Hold the tensors to what was taken of them, then model_args to what they say."""
         if not self.sound or self.left:
             kinds = {"missing": self.missing, "unexpected": list(self.left), "": self.wrong}
@@ -98,7 +98,7 @@ class Source:
                 what="weights", found=problems,
             )  # fmt: skip
         sizes = {"embed_dim": self.width, "depth": self.depth, "in_chans": self.channels, "mlp_ratio": self.mlp}
-        found = {**sizes, "patch_size": self.patch, **found}
+        counted = {**sizes, "patch_size": self.patch, **counted}
         for key, value in self.stated.arguments.items():
             got: object = value
             if key == "mlp_ratio":
@@ -108,7 +108,7 @@ class Source:
                 got = pair("model_args.patch_size", value)
             elif key == "init_values":
                 got = bool(value)
-            expected = found.get(key)
+            expected = counted.get(key)
             if type(got) is not type(expected) or got != expected:
                 raise refuse(f"model_args.{key}", f"does not fit the weights, which say {expected}", value)
 
