@@ -16,7 +16,8 @@ The tree, with the codes::
     └── InputError                     4  absent, unreadable or corrupt input
         ├── CheckpointError            4
         ├── BundleError                4
-        │   └── BundleChangedError     4  it was replaced, or written to, while it was read
+        │   ├── BundleChangedError     4  it was replaced, or written to, while it was read
+        │   └── NoReferenceError       4  it was packed without the reference's weights
         └── ImageError                 4
 
 A message is one line: the problem, and the remedy. Programs read an error's fields instead, see `VitDeployError`. Any
@@ -168,6 +169,10 @@ class BundleError(InputError):
 
 class BundleChangedError(BundleError):
     """A bundle was replaced, or a file of it written to, while it was read; it may be whole when it is opened again."""
+
+
+class NoReferenceError(BundleError):
+    """A bundle was packed without the weights of the reference, which is needed."""
 
 
 class ImageError(InputError):

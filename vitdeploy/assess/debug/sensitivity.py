@@ -50,7 +50,7 @@ class LayerEffect:
     error: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Sensitivity(ImageAssessment):
     """The sensitivity of every layer.
 
@@ -74,6 +74,11 @@ class Sensitivity(ImageAssessment):
     def status(self) -> str:
         """Always "passed": a measurement cannot fail."""
         return "passed"
+
+    @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        return f"{len(self.layers)} layers in {self.precision}, on {self.images_text}"
 
     @property
     def ranked(self) -> tuple[LayerEffect, ...]:

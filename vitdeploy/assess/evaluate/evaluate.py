@@ -17,7 +17,7 @@ from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS, BackendRun
 from vitdeploy.assess.evaluate.loop import header, run_all
 from vitdeploy.assess.evaluate.resume_file import WorkFile, check_work_file
 from vitdeploy.assess.metrics.accuracy import Accuracy, Calibration, Predictions, calibration
-from vitdeploy.assess.metrics.status import Assessment
+from vitdeploy.assess.metrics.status import Assessment, counted
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.targets import REFERENCE, select
 from vitdeploy.bundle.bundle import Bundle
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(Assessment):
     """Predictions of every backend on a labelled data set.
 
@@ -55,6 +55,12 @@ class Evaluation(Assessment):
     data_sha256: str
     results: tuple[Predictions, ...]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        statuses = ["passed" if each.skipped is None else "skipped" for each in self.results]
+        return f"{len(self.images)} images; {counted(statuses, 'backend')}"
 
     @property
     def status(self) -> str:
