@@ -145,7 +145,7 @@ def quantization_target(formats: Sequence[str], precision: str, asked: str | Non
                 f"{to} in {precision} is for {' or '.join(known)}, got target {shown(asked, 80)}",
                 what="target", expected=known, found=asked,
             )  # fmt: skip
-    shared = [target for known in rows.values() for target in known if all(target in each for each in rows.values())]
+    shared = [target for known in rows.values() for target in known if all(target in row for row in rows.values())]
     return asked or next(iter(shared), None)
 
 

@@ -72,7 +72,7 @@ class AxisRange:
 
     def __post_init__(self) -> None:
         given = [self.minimum, self.optimum, *([] if self.maximum is None else [self.maximum])]
-        if not all(type(each) is int and each <= _LARGEST_AXIS for each in given):
+        if not all(type(size) is int and size <= _LARGEST_AXIS for size in given):
             raise UsageError(
                 f"sizes of an axis are whole numbers up to {_LARGEST_AXIS}, got {given!r:.80}",
                 what="range",

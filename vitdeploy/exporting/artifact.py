@@ -176,7 +176,7 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
         left_out |= {} if quantization is None else quantization.left_out
         validation = {
             "images": "synthetic" if listing is None else "given",
-            **({"left_out": {name: each.to_dict() for name, each in left_out.items()}} if left_out else {}),
+            **({"left_out": {name: listed.to_dict() for name, listed in left_out.items()}} if left_out else {}),
             **proof,
             **measured,
             "emulated": bool(exported.emulation),

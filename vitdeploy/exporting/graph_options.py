@@ -151,8 +151,8 @@ def spec_of(
             f"{what} needs precision int8 or fp8, got {precision}",
             what=what, expected=QUANTIZED, found=precision, hint="leave it out",
         )  # fmt: skip
-    made = quantization or Quantization()
-    method = None if made.calibration is None else made.calibration.method
+    options = quantization or Quantization()
+    method = None if options.calibration is None else options.calibration.method
     return ExportSpec(
         precision=Precision(precision),
         outputs=None if graph.outputs is None else tuple(graph.outputs),
@@ -162,12 +162,12 @@ def spec_of(
         opset=graph.opset,
         optimize=graph.optimize,
         keep_fp32=tuple(graph.keep_fp32),
-        target=quantization_target([to], precision, made.target),
-        scheme=made.scheme,
+        target=quantization_target([to], precision, options.target),
+        scheme=options.scheme,
         calibration=None if method == "auto" else method,
-        reduce_range=made.reduce_range,
-        rest=None if made.rest is None else Precision(made.rest),
-        smooth_quant=made.smooth_quant,
+        reduce_range=options.reduce_range,
+        rest=None if options.rest is None else Precision(options.rest),
+        smooth_quant=options.smooth_quant,
     )
 
 
@@ -184,7 +184,7 @@ def _read_size(size: Any) -> Any:
     if size is None:
         return None
     if isinstance(size, (tuple, list)) and len(size) == 3:
-        return tuple(_pair(each) for each in size)
+        return tuple(_pair(edge) for edge in size)
     return _pair(size)
 
 

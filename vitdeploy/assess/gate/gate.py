@@ -68,7 +68,7 @@ class GateResult(Assessment):
     @property
     def brief(self) -> str:
         """The result in a few words."""
-        return f"{self.status} on {self.images} images; {counted([each.status for each in self.checks], 'check')}"
+        return f"{self.status} on {self.images} images; {counted([check.status for check in self.checks], 'check')}"
 
     @property
     def status(self) -> str:

@@ -176,7 +176,9 @@ class Benchmark(Assessment):
     @property
     def brief(self) -> str:
         """The result in a few words."""
-        return counted([*("passed" for _ in self.latencies), *(each.status for each in self.skipped)], "measurement")
+        return counted(
+            [*("passed" for _ in self.latencies), *(skipped.status for skipped in self.skipped)], "measurement"
+        )
 
     @property
     def status(self) -> str:
