@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +16,13 @@ import pytest
 import safetensors.torch
 import transformers
 from bundles import CPU_BACKENDS
+from command_line import run
 from environments import ROOT
 from families import HEADS
 from hub_server import hub_server
+from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from vitdeploy.cli import main
 from vitdeploy.models.checkpoint import task_of
 from vitdeploy.sources.layouts.timm_layout import from_timm
 from vitdeploy.specs import Task
@@ -55,15 +56,15 @@ def workplace(
     """A folder with the README's images, and an environment in which its model can be downloaded."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "photos").mkdir()
-    for photograph in load_sample_images().filenames:
-        shutil.copy(photograph, folder / "photos")
-    shutil.copy(photograph, folder / "cat.jpg")
     for label in ("cat", "dog"):
         (folder / "validation" / label).mkdir(parents=True)
-        shutil.copy(photograph, folder / "validation" / label)
+    names = ["photos/a.jpg", "photos/b.jpg", "cat.jpg", "validation/cat/a.jpg", "validation/dog/b.jpg"]
+    for name, pixels in zip(names, itertools.cycle(load_sample_images().images)):
+        Image.fromarray(pixels).reduce(4).save(folder / name)  # `benchmark` decodes and resizes them a thousand times
+    labels = "cat", "dog", *map(str, range(14))
     config: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
                               "intermediate_size": 48, "image_size": 224, "patch_size": 32,
-                              "id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}  # fmt: skip
+                              "id2label": dict(enumerate(labels)), "label2id": dict(zip(labels, range(16)))}  # fmt: skip
     checkpoint = write_checkpoint(Task.CLASSIFICATION, config)
     transformers.ViTImageProcessorPil().save_pretrained(checkpoint.folder)
     names = ("google/vit-base-patch16-224", "google/vit-base-patch16-384")
@@ -84,26 +85,30 @@ def test_block(
 ) -> None:
     """Blocks run in the README's order, in one folder: a later one uses what an earlier one made.
 
-    The first one, and what is not one command a line, runs in processes of its own; the others run in this one.
+    Python and `verify` run in processes of their own, the other commands in this one.
     """
     folder, variables = workplace
     monkeypatch.chdir(folder)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    if block == BLOCKS[0] or block.language != "sh" or ">" in block.code:
-        command = {"sh": ["sh", "-eu", "-c"], "python": [sys.executable, "-W", "error", "-c"]}[block.language]
-        assert subprocess.run([*command, block.code], check=False).returncode == 0
-    else:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", variables["HF_ENDPOINT"])
-        template = variables["HF_ENDPOINT"] + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub" / "hub"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        for line in block.code.splitlines():
-            program, *arguments = shlex.split(line)
-            with pytest.raises(SystemExit) as caught:
-                main(arguments)
-            assert (program, caught.value.code) == ("vitdeploy", 0)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", variables["HF_ENDPOINT"])
+    template = variables["HF_ENDPOINT"] + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub" / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("vitdeploy.assess.benchmark.benchmark._SYNTHETIC_SIZE", (48, 64))
+    if block.language == "python":
+        subprocess.run([sys.executable, "-W", "error", "-c", block.code], check=True)
+    for line in block.code.splitlines() if block.language == "sh" else []:
+        command, _, file = line.partition(" > ")
+        program, *arguments = shlex.split(command)
+        if arguments[0] == "verify":
+            subprocess.run([program, *arguments], check=True)
+            continue
+        found = run(*arguments)
+        assert (program, found.code, found.err) == ("vitdeploy", 0, "")
+        if file:
+            Path(file).write_text(found.out, encoding="utf-8")
     assert capfd.readouterr().err == ""
 
 
