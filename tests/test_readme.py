@@ -59,12 +59,12 @@ def workplace(
     for label in ("cat", "dog"):
         (folder / "validation" / label).mkdir(parents=True)
     names = ["photos/a.jpg", "photos/b.jpg", "cat.jpg", "validation/cat/a.jpg", "validation/dog/b.jpg"]
-    for name, pixels in zip(names, itertools.cycle(load_sample_images().images)):
+    for name, pixels in zip(names, itertools.cycle(load_sample_images().images), strict=False):
         Image.fromarray(pixels).reduce(4).save(folder / name)  # `benchmark` decodes and resizes them a thousand times
-    labels = "cat", "dog", *map(str, range(14))
+    labels = dict(enumerate(["cat", "dog", *map(str, range(14))]))
     config: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
                               "intermediate_size": 48, "image_size": 224, "patch_size": 32,
-                              "id2label": dict(enumerate(labels)), "label2id": dict(zip(labels, range(16)))}  # fmt: skip
+                              "id2label": labels, "label2id": {name: index for index, name in labels.items()}}  # fmt: skip
     checkpoint = write_checkpoint(Task.CLASSIFICATION, config)
     transformers.ViTImageProcessorPil().save_pretrained(checkpoint.folder)
     names = ("google/vit-base-patch16-224", "google/vit-base-patch16-384")
