@@ -64,7 +64,7 @@ def workplace(
     labels = dict(enumerate(["cat", "dog", *map(str, range(14))]))
     config: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
                               "intermediate_size": 48, "image_size": 224, "patch_size": 32,
-                              "id2label": labels, "label2id": {name: index for index, name in labels.items()}}  # fmt: skip
+                              "id2label": labels, "label2id": {labels[index]: index for index in labels}}  # fmt: skip
     checkpoint = write_checkpoint(Task.CLASSIFICATION, config)
     transformers.ViTImageProcessorPil().save_pretrained(checkpoint.folder)
     names = ("google/vit-base-patch16-224", "google/vit-base-patch16-384")
