@@ -95,7 +95,7 @@ class Predictor:
             batch_size: images that go through the runtime together, from 1 up.
 
         Raises:
-            UsageError: the model is no classifier, or an argument is not what it must be.
+            UsageError: the model is no classifier, or an argument is wrong.
             ImageError: an image cannot be read.
             NotFiniteError: the model gives NaN or infinite logits for an image.
         """
@@ -194,7 +194,7 @@ def load(
 
     Raises:
         BundleError: there is no bundle, or a file of it was altered.
-        UsageError: an argument is not what it must be.
+        UsageError: an argument is wrong.
         MissingDependencyError: the backend's engine is not installed.
         DeviceError: the device cannot be had.
     """
@@ -236,7 +236,7 @@ def check_batch_size(size: int) -> None:
     """Raise UsageError unless so many images may run together."""
     if not 1 <= size <= MOST_A_BATCH:
         raise UsageError(
-            f"batch_size must be from 1 to {MOST_A_BATCH}, got {shown(size)}", what="batch_size", found=size
+            f"batch_size takes 1 to {MOST_A_BATCH} images, got {shown(size)}", what="batch_size", found=size
         )
 
 
