@@ -20,7 +20,7 @@ from bundles import CPU_BACKENDS
 from command_line import Ran, run
 from environments import ROOT
 from families import HEADS
-from hub_server import hub_server
+from hub_server import hub_server, use_hub
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -130,16 +130,7 @@ def test_the_commands_of_a_document(document: str, hub: str, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     add_images(tmp_path)
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    for name, value in {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}.items():
-        monkeypatch.setenv(name, value)
-    constants = {
-        "ENDPOINT": hub,
-        "HUGGINGFACE_CO_URL_TEMPLATE": hub + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(tmp_path / "hub" / "hub"),
-        "HF_HUB_OFFLINE": False,
-    }
-    for name, constant in constants.items():
-        monkeypatch.setattr(f"huggingface_hub.constants.{name}", constant)
+    use_hub(hub, tmp_path / "hub", monkeypatch)
     monkeypatch.setattr("vitdeploy.assess.benchmark.benchmark._SYNTHETIC_SIZE", (48, 64))
     for block in DOCUMENTS[document]:
         RUN[block.language](block.code)
