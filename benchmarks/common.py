@@ -44,11 +44,13 @@ def vitdeploy_export(output: Path, *source: str) -> list[str]:
     return [sys.executable, "-m", "vitdeploy", "export", *source, "--to", "onnx", "-o", str(output)]
 
 
-def optimum_export(python: Path, model: Path, output: Path, *options: str) -> list[str]:
+def optimum_export(
+    python: Path, model: Path, output: Path, *options: str, task: str = "image-classification"
+) -> list[str]:
     script = python.parent / "optimum-cli"
     if not script.exists():
         raise SystemExit(f"{script} must exist: make the environment with optimum-onnx, or name its --optimum-python")
-    return [str(script), "export", "onnx", "-m", str(model), "--task", "image-classification", *options, str(output)]
+    return [str(script), "export", "onnx", "-m", str(model), "--task", task, *options, str(output)]
 
 
 def transformers_export(model: Path, output: Path, *options: str) -> list[str]:

@@ -64,7 +64,30 @@ def openvino(file: Path, threads: int, options: dict[str, str]) -> Run:
     return run
 
 
-ENGINES: dict[str, Callable[[Path, int, dict[str, str]], Run]] = {"onnxruntime": onnxruntime, "openvino": openvino}
+def transformers(file: Path, threads: int, options: dict[str, str]) -> Run:
+    """The model of a checkpoint's folder in torch, float32.
+
+    Args: threads: 0 for torch's own choice; options: of `from_pretrained`, such as attn_implementation.
+    """
+    import torch
+    from transformers import AutoModel
+
+    if threads:
+        torch.set_num_threads(threads)
+    model = AutoModel.from_pretrained(file, **options).eval()
+
+    def run(pixel_values: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.from_numpy(pixel_values)).pooler_output.numpy()  # type: ignore[no-any-return]
+
+    return run
+
+
+ENGINES: dict[str, Callable[[Path, int, dict[str, str]], Run]] = {
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "transformers": transformers,
+}
 
 
 def serve(run: Run, clock: Callable[[], float], requests: Any, replies: Any) -> None:

@@ -1,4 +1,4 @@
-"""Write the tables of README.md from the results that were recorded, between their markers."""
+"""Write the tables of both README.md, between their markers, and the chart from the results that were recorded."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import chart
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent
+DOCUMENTS = (FOLDER / "README.md", ROOT / "README.md")
+CHART = ROOT / "docs" / "images" / "latency.svg"
 LEVEL = 0.02  # ratios this near to 1 are level
 _MARKED = re.compile(r"(?P<start><!-- (?P<table>\w+): (?P<file>\S+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 
@@ -278,6 +283,16 @@ def trained(document: Document) -> str:
     return f"{counts} Peers: {versions}.\n\n{markdown(header, rows)}"
 
 
+def readme(document: Document) -> str:
+    """The rows of the chart."""
+    rows = []
+    for name, (label, *_) in chart.POINTS.items():
+        row = document["ways"][name]
+        times = (f"{row['batch_sizes'][size]['median_ms'] / int(size):.1f}" for size in ("1", "8"))
+        rows.append([label, *times, f"{row['mean_cosine']:.4f}", f"{row['p5_cosine']:.4f}"])
+    return markdown(["", "ms an image, batch 1", "batch 8", "mean cosine", "5th percentile"], rows)
+
+
 def growth(document: Document) -> str:
     results = document["results"]
     points = [(f"{each['minute']:g} min", each) for each in results["points"]]
@@ -329,6 +344,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
         pixels,
         predict_overhead,
         processor,
+        readme,
         trained,
         trips,
     )
@@ -342,7 +358,7 @@ def render(text: str) -> str:
     """
 
     def section(match: re.Match[str]) -> str:
-        path = FOLDER / match["file"]
+        path = FOLDER / "results" / Path(match["file"]).name
         if not path.exists():
             return match[0]
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -353,14 +369,15 @@ def render(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if a table is not what the results say")
+    parser.add_argument("--check", action="store_true", help="fail if a table or the chart is not what the results say")
     arguments = parser.parse_args()
-    readme = FOLDER / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    made = render(text)
-    if arguments.check:
-        sys.exit(0 if made == text else "benchmarks/README.md must hold the recorded results; run benchmarks/tables.py")
-    readme.write_text(made, encoding="utf-8")
+    rendered = {path: render(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
+    rendered[CHART] = chart.svg(json.loads((FOLDER / "results" / "trained.json").read_text(encoding="utf-8")))
+    for path, text in rendered.items():
+        if not arguments.check:
+            path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{path.relative_to(ROOT)} does not hold the recorded results; run: python benchmarks/tables.py")
 
 
 if __name__ == "__main__":

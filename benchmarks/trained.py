@@ -6,7 +6,8 @@ features; `--photographs` holds two folders, `calibration` and `held-out`, which
 pooled output with that of our float32 file; a nearest neighbour is kept where the quantized features of an image have
 the same nearest float32 features, among the other held-out photographs, as its float32 features have. Latencies are of
 processes in turns, see `sessions.py`, with ratios of the same turn. What int8 in OpenVINO leaves in float is bfloat16
-there where the processor has it, as it is by default.
+there where the processor has it, as it is by default. transformers' model runs in torch, optimum's file in ONNX
+Runtime, both in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import add_peer_python, parser, peer_versions, record, start, vitdeploy_export, wait
+from common import add_peer_python, optimum_export, parser, peer_versions, record, start, vitdeploy_export, wait
 from sessions import Session, latencies, outputs
 
 from vitdeploy.images.processor import ImageProcessor
@@ -46,7 +47,17 @@ PEERS = {
     "ONNX Runtime, dynamic": ("onnxruntime_dynamic", "model.onnx"),
     "NNCF": ("nncf_openvino", "model.xml"),
 }
-TIMED = (FLOAT, DEFAULT, "int8, no smoothing", "int8, dynamic", "ONNX Runtime, static", "ONNX Runtime, dynamic")
+TRANSFORMERS, OPTIMUM = "transformers, torch", "optimum, ONNX"
+TIMED = (
+    TRANSFORMERS,
+    OPTIMUM,
+    FLOAT,
+    DEFAULT,
+    "int8, no smoothing",
+    "int8, dynamic",
+    "ONNX Runtime, static",
+    "ONNX Runtime, dynamic",
+)
 PACKAGES = ("openvino", "nncf", "onnxruntime")
 
 
@@ -68,10 +79,15 @@ def ours(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Session
 
 
 def peers(folder: Path, own: Session, arguments: argparse.Namespace) -> dict[str, Session]:
-    """The peers' quantized files of our float32 file, by default."""
+    """Transformers' model, optimum's file, and the peers' quantized files of our float32 file, each by default."""
+    exported = folder / "optimum"
+    wait(start(optimum_export(arguments.optimum_python, arguments.model, exported, task="feature-extraction")))
     images = folder / "calibration.npy"
     np.save(images, _pixels(arguments, "calibration"))
-    sessions = {}
+    sessions = {
+        TRANSFORMERS: Session(arguments.model, "transformers"),
+        OPTIMUM: Session(exported / "model.onnx"),
+    }
     for name, (peer, file) in PEERS.items():
         output = folder / peer / file
         output.parent.mkdir()
@@ -85,7 +101,9 @@ def peers(folder: Path, own: Session, arguments: argparse.Namespace) -> dict[str
 
 
 def figures(wanted: np.ndarray, given: np.ndarray) -> dict[str, float]:
-    """Compare (N, C) features with those of float32."""
+    """Compare (N, C) features, or those of the class token in (N, L, C), with those of float32."""
+    if given.ndim == 3:  # optimum's file has no pooled output
+        given = given[:, 0]
     a, b = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (wanted, given))
     cosines = (a * b).sum(axis=1)
     nearest = []
@@ -109,6 +127,7 @@ def _pixels(arguments: argparse.Namespace, part: str) -> np.ndarray:
 def main() -> None:
     arguments_parser = parser(__doc__)
     add_peer_python(arguments_parser, "openvino")
+    add_peer_python(arguments_parser, "optimum")
     arguments_parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint")
     arguments_parser.add_argument("--photographs", type=Path, required=True, help="folder of the two sets")
     arguments_parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
@@ -116,6 +135,7 @@ def main() -> None:
     arguments_parser.add_argument("--rounds", type=int, default=5, help="turns in each set; 0 for no latency")
     arguments = arguments_parser.parse_args()
     versions = peer_versions(arguments.openvino_python, *PACKAGES)
+    versions |= peer_versions(arguments.optimum_python, "optimum-onnx")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sessions, made = ours(folder, arguments)
