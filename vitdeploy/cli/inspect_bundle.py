@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.cli.command import command
 from vitdeploy.cli.output import (
     PATH,
     agreement,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.manifest import Artifact, Manifest
 
 
-@click.command()
+@command(examples=("inspect vit", "inspect vit vit --artifact onnx-fp32 --artifact onnx-fp16"))
 @click.argument("bundle", type=PATH)
 @click.argument("other", type=PATH, required=False)
 @click.option(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import click
 
+from vitdeploy.cli.command import command
 from vitdeploy.cli.output import (
     PATH,
-    TerminalProgress,
     image_limit_option,
     json_option,
     left_out_texts,
     print_json,
     print_text,
 )
+from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.errors import UsageError
 
 
-@click.command()
+@command(examples=("verify vit", "verify vit --run --images photos"))
 @click.argument("bundle", type=PATH)
 @click.option("--run", is_flag=True, help="Also compare engines that have not run yet with the reference, on this GPU.")
 @click.option(
@@ -46,7 +47,7 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
         from vitdeploy.exporting.engine_validation import prove_engines
         from vitdeploy.exporting.options import ValidationOptions
 
-        with TerminalProgress("images") as progress:
+        with CommandProgress("images") as progress:
             opened, proven = prove_engines(
                 opened, names=artifacts, validation=ValidationOptions(images), progress=progress
             )
