@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,10 @@ from vitdeploy.errors import BundleError, UnavailableError, UsageError
 from vitdeploy.exporting.options import ValidationOptions
 from vitdeploy.exporting.workflow import export
 from vitdeploy.files.output_files import check_writable
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-
     from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.metrics.latency import Benchmark
@@ -65,6 +65,7 @@ class DemoResult:
         }
 
 
+@typed
 def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> DemoResult:
     """Export the embedded checkpoint, and assess it on the images that its training never saw.
 

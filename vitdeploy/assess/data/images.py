@@ -8,9 +8,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vitdeploy.assess.data.folder_listing import list_images
+from vitdeploy.errors import UsageError
 from vitdeploy.images.processor import as_batch
 
 if TYPE_CHECKING:
@@ -64,13 +66,18 @@ class ImageSources:
 
 
 def chosen_images(
-    processor: ImageProcessor, images: str | os.PathLike[str] | Sequence[Any] | None, most: int | None = None
+    processor: ImageProcessor,
+    images: str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | None,
+    most: int | None = None,
 ) -> ImageSources:
     """The first files of a folder, or images, or synthetic ones where there are none; raises as `list_images`."""
     if images is None:
         return ImageSources(images_for(processor), synthetic=True)
     if not isinstance(images, (str, os.PathLike)):
-        return ImageSources(as_batch(images)[:most])
+        batch = as_batch(images)[:most]
+        if not batch:
+            raise UsageError("there are no images to compare on", what="images", found=images, hint="give at least one")
+        return ImageSources(batch)
     listing = list_images(images)
     return ImageSources(listing.files[:most], listing.left_out)
 

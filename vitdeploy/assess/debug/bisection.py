@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +22,10 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import check_count
 from vitdeploy.predictor import check_batch_size
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
     import numpy as np
 
     from vitdeploy.assess.debug.mixed_precision import GraphNode
@@ -89,6 +89,7 @@ class Bisection(ImageAssessment):
         return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
 
 
+@typed
 @retry_if_changed
 def bisect(
     bundle: str | os.PathLike[str] | Bundle,
@@ -126,7 +127,7 @@ def bisect(
     check_batch_size(batch_size)
     check_tolerance(tolerance)
     check_count("max_images", max_images)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
     lower = LowerPrecision.of(bundle, precision, "debug bisect")
     artifact, candidates = lower.artifact, lower.nodes
     allowed = default_tolerance(artifact) if tolerance is None else tolerance

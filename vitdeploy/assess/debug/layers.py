@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitdeploy.assess.data.images import SYNTHETIC_COUNT, chosen_images
 from vitdeploy.assess.debug.layer_results import ArtifactLayers, LayerComparison, PartDifference
@@ -16,13 +19,11 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.specs import Precision
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.imports import load_target
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
     from vitdeploy.bundle.manifest import Artifact
     from vitdeploy.bundle.scores import ProblemType
 
@@ -46,11 +47,12 @@ class SplitArtifact(NamedTuple):
     run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
+@typed
 @retry_if_changed
 def compare_layers(
     bundle: str | os.PathLike[str] | Bundle,
     *,
-    images: str | os.PathLike[str] | Sequence[Any] | None = None,
+    images: str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | None = None,
     tolerance: float | None = None,
     backends: Sequence[str] | None = None,
     against: str | None = None,
@@ -80,7 +82,7 @@ def compare_layers(
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """
     check_tolerance(tolerance)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
     with OpenRuntimes(bundle) as runtimes:
         return run_layers(
             runtimes, images=images, tolerance=tolerance, backends=backends, against=against, progress=progress
@@ -90,7 +92,7 @@ def compare_layers(
 def run_layers(
     runtimes: OpenRuntimes,
     *,
-    images: str | os.PathLike[str] | Sequence[Any] | None,
+    images: str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | None,
     tolerance: float | None = None,
     backends: Sequence[str] | None,
     against: str | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.data.images import few_images
@@ -14,11 +15,10 @@ from vitdeploy.assess.runs.reference import ReferenceRun
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import check_count
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-
     from vitdeploy.assess.debug.mixed_precision import GraphNode
 
 MAX_IMAGES = 32  # as many as `export` measures layers on, at most (`CalibrationImages.parts`)
@@ -93,6 +93,7 @@ class Sensitivity(ImageAssessment):
         return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
 
 
+@typed
 @retry_if_changed
 def sensitivity(
     bundle: str | os.PathLike[str] | Bundle,
@@ -125,7 +126,7 @@ def sensitivity(
         ImageError: an image cannot be read.
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
     check_count("max_images", max_images)
     lower = LowerPrecision.of(bundle, precision, "debug sensitivity")
     artifact, variants = lower.artifact, lower.variants
