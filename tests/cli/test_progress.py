@@ -13,13 +13,6 @@ from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.verbosity import options
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "80")
-
-
 def work(progress: CommandProgress) -> None:
     progress.step("evaluating 10 images")
     progress.advance(3, 10)
@@ -29,8 +22,12 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
-@pytest.mark.usefixtures("terminal")
-def test_a_bar_has_the_name_of_the_pass_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_has_the_name_of_the_pass_and_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
     with CommandProgress("images") as progress:
         work(progress)
     out, err = capsys.readouterr()

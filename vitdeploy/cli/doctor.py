@@ -24,6 +24,10 @@ def doctor(as_json: bool) -> None:
     else:
         print_table("machine", ("", ""), here.items())
         rows = [(check.backend, check.device, "ready" if check.ready else "not ready") for check in checks]
-        notes = [(f"{check.backend} on {check.device}", check.note) for check in checks if check.note]
+        notes = [
+            (f"{check.backend} on {check.device}" if check.device else check.backend, check.note)
+            for check in checks
+            if check.note
+        ]
         print_table("\nbackends", ("backend", "device", "state"), rows, by_reason(notes))
     sys.exit(0 if any(check.ready for check in checks) else 3)
