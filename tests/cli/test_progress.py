@@ -8,9 +8,11 @@ import time
 
 import click
 import pytest
+from raising import raises
 
-from vitdeploy.cli.progress import CommandProgress
+from vitdeploy.cli.progress import EVERY_VARIABLE, CommandProgress
 from vitdeploy.cli.verbosity import options
+from vitdeploy.errors import UsageError
 
 
 def work(progress: CommandProgress) -> None:
@@ -38,14 +40,18 @@ def test_a_bar_has_the_name_of_the_pass_and_the_time_left(
     assert max(map(len, lines)) <= 80
 
 
-def test_a_log_has_no_line_of_short_work(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_has_no_line_of_short_work(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(EVERY_VARIABLE)
     with CommandProgress("images") as progress:
         work(progress)
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_log_says_every_while_how_far_long_work_is(capsys: pytest.CaptureFixture[str]) -> None:
-    with CommandProgress("images", every_s=0.01) as progress:
+def test_a_log_says_every_while_how_far_long_work_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(EVERY_VARIABLE, "0.01")
+    with CommandProgress("images") as progress:
         work(progress)
         text = ""
         deadline = time.monotonic() + 30
@@ -61,9 +67,13 @@ def test_a_log_says_every_while_how_far_long_work_is(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(("flag", "shown"), [("--quiet", ""), ("--verbose", "s] evaluating 10 images\n")])
-def test_quiet_and_verbose(capsys: pytest.CaptureFixture[str], flag: str, shown: str) -> None:
+def test_quiet_and_verbose(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flag: str, shown: str
+) -> None:
+    monkeypatch.setenv(EVERY_VARIABLE, "0.01" if flag == "--quiet" else "0")
+
     def callback() -> None:
-        with CommandProgress("images", every_s=0.01 if flag == "--quiet" else 60) as progress:
+        with CommandProgress("images") as progress:
             work(progress)
             time.sleep(0.05)
 
@@ -71,3 +81,10 @@ def test_quiet_and_verbose(capsys: pytest.CaptureFixture[str], flag: str, shown:
     out, err = capsys.readouterr()
     assert out == ""
     assert err.endswith(shown) if shown else err == ""
+
+
+@pytest.mark.parametrize("seconds", ["often", "-1", "nan", "inf"])
+def test_seconds_that_are_none(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
+    monkeypatch.setenv(EVERY_VARIABLE, seconds)
+    with raises(UsageError, what=EVERY_VARIABLE, found=seconds):
+        CommandProgress("images")

@@ -27,20 +27,18 @@ def read_device(_context: click.Context, _option: click.Parameter, name: str | N
     return None if name is None else synonyms.device(name)
 
 
-device_option = click.option(
-    "--device", default="cpu", show_default=True, callback=read_device, help="cpu, cuda or cuda:1."
-)
+device_option = option("--device", default="cpu", show_default=True, callback=read_device, help="cpu, cuda or cuda:1.")
 
 
 def backends_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The option `--backend`, whose names come as `backends`; None where there are none."""
-    return click.option(
+    return option(
         "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
         help=f"Such as onnxruntime:fp16; may be repeated. {text}", callback=lambda *given: given[-1] or None,
     )  # fmt: skip
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+json_option = option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 def _limit_images(context: click.Context, _option: click.Parameter, pixels: int | None) -> None:
@@ -91,8 +89,8 @@ def print_table(
 
 def print_tables(title: str, tables: Iterable[Table]) -> None:
     """Print tables, the first of them under `title`."""
-    for index, each in enumerate(tables):
-        print_table(f"\n{each.title}" if index else title, each.columns, each.rows, each.notes)
+    for index, item in enumerate(tables):
+        print_table(f"\n{item.title}" if index else title, item.columns, item.rows, item.notes)
 
 
 def print_left_out(left_out: LeftOut | None) -> None:
@@ -117,7 +115,7 @@ def left_out_texts(validation: Mapping[str, Any]) -> dict[str, str]:
     """Files that a validation left out, as text, by the argument that named their folder."""
     from vitdeploy.assess.data.folder_listing import LeftOut
 
-    return {name: str(LeftOut.from_dict(found)) for name, found in validation.get("left_out", {}).items()}
+    return {name: str(LeftOut.from_dict(files)) for name, files in validation.get("left_out", {}).items()}
 
 
 def allowed_of(validation: Mapping[str, Any]) -> str:

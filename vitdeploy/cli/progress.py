@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vitdeploy.cli.verbosity import is_quiet, is_verbose
+from vitdeploy.errors import UsageError, shown
 from vitdeploy.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+EVERY_VARIABLE = "VITDEPLOY_PROGRESS_EVERY"
 _EVERY_S = 10.0
 _LONGEST_NAME = 32
 
@@ -27,16 +30,19 @@ class CommandProgress(Progress):
 
     - On a terminal: a line for each step, and a bar from the first advance until all is done, which has the step's name
       and the time left. No live display hides the progress bars of a download. Steps that begin meanwhile stand above.
-    - In a log: a line every ten seconds, so that short work prints nothing.
+    - In a log: a line every ten seconds, so that short work prints nothing; VITDEPLOY_PROGRESS_EVERY sets other seconds,
+      and 0 prints none.
     - With --verbose a line for each step, with --quiet nothing.
 
     Args:
         what: is counted, such as "images".
-        every_s: seconds between the lines of a log.
+
+    Raises:
+        UsageError: the variable is not a number of seconds.
     """
 
-    def __init__(self, what: str, *, every_s: float = _EVERY_S) -> None:
-        self._what, self._every_s = what, every_s
+    def __init__(self, what: str) -> None:
+        self._what, self._every_s = what, _seconds()
         self._quiet, self._verbose = is_quiet(), is_verbose()
         self._terminal = sys.stderr is not None and sys.stderr.isatty()  # it is None where it was closed
         self._start = self._step_start = time.monotonic()
@@ -88,7 +94,7 @@ class CommandProgress(Progress):
 
     def _log(self) -> None:
         """Print lines from now on, unless there are bars."""
-        if self._logger is None and not self._terminal:
+        if self._logger is None and self._every_s and not self._terminal:
             self._logger = threading.Thread(target=self._print_lines, name="progress", daemon=True)
             self._logger.start()
 
@@ -109,6 +115,18 @@ class CommandProgress(Progress):
     @staticmethod
     def _print(line: str) -> None:
         click.echo(line, err=True)
+
+
+def _seconds() -> float:
+    text = os.environ.get(EVERY_VARIABLE, "")
+    try:
+        seconds = float(text or _EVERY_S)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= threading.TIMEOUT_MAX:
+        problem = f"{EVERY_VARIABLE} is not a number of seconds: {shown(text)}"
+        raise UsageError(problem, what=EVERY_VARIABLE, found=text, hint="0 prints no progress")
+    return seconds
 
 
 def _duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vitdeploy.cli.command import command
+from vitdeploy.cli.command import command, option
 from vitdeploy.cli.output import (
     PATH,
     image_limit_option,
@@ -19,14 +19,14 @@ from vitdeploy.errors import UsageError
 
 @command(examples=("verify vit", "verify vit --run --images photos"))
 @click.argument("bundle", type=PATH)
-@click.option("--run", is_flag=True, help="Also compare engines that have not run yet with the reference, on this GPU.")
-@click.option(
+@option("--run", is_flag=True, help="Also compare engines that have not run yet with the reference, on this GPU.")
+@option(
     "--artifact",
     "artifacts",
     multiple=True,
     help="With --run: an engine to run, such as tensorrt-rtx-fp16; all by default.",
 )
-@click.option("--images", type=PATH, help="With --run: a folder of images; synthetic by default.")
+@option("--images", type=PATH, help="With --run: a folder of images; synthetic by default.")
 @image_limit_option
 @json_option
 def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | None, as_json: bool) -> None:

@@ -48,9 +48,9 @@ def _of_evaluation(result: Evaluation) -> tuple[Table, ...]:
         "not finite",
         "ECE",
     )
-    rows = tuple(_accuracies(result, each) for each in result.results)
-    skipped = [each for each in result.results if each.skipped is not None]
-    return (Table("", columns, rows, tuple(f"{each.name.strip()} was skipped: {each.skipped}" for each in skipped)),)
+    rows = tuple(_accuracies(result, run) for run in result.results)
+    skipped = [run for run in result.results if run.skipped is not None]
+    return (Table("", columns, rows, tuple(f"{run.name.strip()} was skipped: {run.skipped}" for run in skipped)),)
 
 
 @tables.register
@@ -61,15 +61,15 @@ def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
                "from image files, p50 ms", "load ms", "first run ms", "peak MB", "steady")  # fmt: skip
     rows = tuple(_latency(latency, first[latency.batch_size]) for latency in result.latencies)
     notes = [
-        f"{each.name} at batch size {each.batch_size} was not steady when its timing began"
-        for each in result.latencies
-        if not each.steady
+        f"{timed.name} at batch size {timed.batch_size} was not steady when its timing began"
+        for timed in result.latencies
+        if not timed.steady
     ]
-    for each in result.skipped:
-        size = "" if each.batch_size is None else f" at batch size {each.batch_size}"
-        notes.append(f"{each.backend} {each.precision}{size} was not measured: {each.reason}")
-    counts = {each.name: each.threads for each in result.latencies if each.threads is not None}
-    threads = tuple((name, str(found.count), found.reason) for name, found in counts.items())
+    for item in result.skipped:
+        size = "" if item.batch_size is None else f" at batch size {item.batch_size}"
+        notes.append(f"{item.backend} {item.precision}{size} was not measured: {item.reason}")
+    counts = {timed.name: timed.threads for timed in result.latencies if timed.threads is not None}
+    threads = tuple((name, str(used.count), used.reason) for name, used in counts.items())
     title = f"Threads: {result.note}" if result.note else "Threads"
     started = (Table(title, ("backend", "threads", "why"), threads),) if threads else ()
     return (Table("", columns, rows, tuple(notes)), *started)
@@ -80,7 +80,8 @@ def _of_sensitivity(result: Sensitivity) -> tuple[Table, ...]:
     """A row a layer, the most sensitive first."""
     columns = ("layer", "part", "operator", "relative error", "nodes, as --keep-fp32 takes them")
     rows = tuple(
-        (each.label, each.part, each.op_type, f"{each.error:.2e}", ", ".join(each.nodes)) for each in result.ranked
+        (layer.label, layer.part, layer.op_type, f"{layer.error:.2e}", ", ".join(layer.nodes))
+        for layer in result.ranked
     )
     return (Table(result.summary, columns, rows),)
 
