@@ -19,6 +19,7 @@ from vitdeploy.runtimes import format_of, open_recorded
 from vitdeploy.runtimes.choice import choose
 from vitdeploy.specs import MOST_A_BATCH, PixelStage, Precision
 from vitdeploy.system.argument_types import typed
+from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -152,7 +153,9 @@ class Predictor:
         if rows:
             names = [image_name(images[row], default=f"images[{first_index + row}]") for row in rows]
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            hint = "check the weights with vitdeploy compare"
+            hint = "compare it with the reference"
+            if "bundle" in self.details:
+                hint += f": {typed_line('compare', self.details['bundle'])}"
             if self.runtime.precision not in (None, Precision.FP32):
                 hint = f"try fp32 instead of {self.runtime.precision}, and {hint}"
             problem = f"the model gives NaN or infinite logits for {names[0]}{others}"
