@@ -132,7 +132,8 @@ class Predictor:
         self.runtime.close()
 
     def __repr__(self) -> str:
-        named = [repr(self.details["bundle"]), self.details["task"]] if self.details else []
+        commit = f"@{self.details['revision'][:7]}" if "revision" in self.details else ""
+        named = [repr(f"{self.details['bundle']}{commit}"), self.details["task"]] if self.details else []
         labels = f"{len(self.labels)} labels" if self.labels else "no labels"
         return f"<Predictor {self.runtime.brief}: {', '.join([*named, labels])}>"
 
