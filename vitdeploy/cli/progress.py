@@ -30,8 +30,8 @@ class CommandProgress(Progress):
 
     - On a terminal: a line for each step, and a bar from the first advance until all is done, which has the step's name
       and the time left. No live display hides the progress bars of a download. Steps that begin meanwhile stand above.
-    - In a log: a line every ten seconds, so that short work prints nothing. VITDEPLOY_PROGRESS_EVERY sets other seconds;
-      0 prints none.
+    - In a log: a line every ten seconds, so that short work prints nothing. VITDEPLOY_PROGRESS_EVERY sets other
+      seconds; 0 prints none.
     - With --verbose a line for each step, with --quiet nothing.
 
     Args:
