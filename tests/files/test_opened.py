@@ -37,7 +37,7 @@ from vitdeploy.serving.triton_repository import write_triton_model
 Pair = tuple[Bundle, Bundle]
 Swap = Callable[[Path, Path], None]
 FORMAT = {"torch": "onnx", "torchscript": "torchscript", "onnxruntime": "onnx"}
-SECONDS = 2.0
+SECONDS = 1.0
 PIXELS = np.random.default_rng(0).standard_normal((1, 3, 32, 32), np.float32)
 
 
