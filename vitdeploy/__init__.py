@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.gate.gate import GateResult, gate
     from vitdeploy.assess.metrics.latency import Benchmark
     from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.delivery.packing import pack
     from vitdeploy.errors import VitDeployError
     from vitdeploy.exporting.graph_options import GraphOptions
     from vitdeploy.exporting.options import (
@@ -71,6 +72,7 @@ __all__ = [
     "export",
     "gate",
     "load",
+    "pack",
     "sensitivity",
     "write_triton_model",
 ]
@@ -108,6 +110,7 @@ _MODULES = {
     "export": "exporting.workflow",
     "gate": "assess.gate.gate",
     "load": "predictor",
+    "pack": "delivery.packing",
     "sensitivity": "assess.debug.sensitivity",
     "write_triton_model": "serving.triton_repository",
 }
@@ -122,4 +125,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__  # completion shows the public names alone; Python sorts them

@@ -108,6 +108,10 @@ def _bundle_rows(manifest: Manifest, inspections: list[Inspection]) -> list[tupl
 
     source = manifest.source
     rows = [("source", source.id + (f" @ {source.revision}" if source.revision else ""))]
+    if manifest.packed_from is not None:
+        sha256, files = manifest.packed_from.manifest_sha256, manifest.packed_from.files
+        rows += [("packed from", f"a bundle whose manifest.json has sha256 {sha256[:16]}…")]
+        rows += [("left out", f"{file.path}  {file.size_bytes / 1e6:.1f} MB") for file in files]
     if source.base is not None:
         rows += [("merged into", source.base + (f" @ {source.base_revision}" if source.base_revision else ""))]
     rows += [("weights from", f"{file.path}  sha256 {file.sha256[:16]}…") for file in source.weights]

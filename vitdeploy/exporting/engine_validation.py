@@ -17,6 +17,7 @@ from vitdeploy.errors import (
     CheckFailedError,
     InputError,
     MissingDependencyError,
+    NoReferenceError,
     UnavailableError,
     UsageError,
     VitDeployError,
@@ -193,7 +194,7 @@ def _expected(
     ]
     try:
         return images, _of_reference(bundle, artifact, images), "the reference"
-    except MissingDependencyError as exc:
+    except (MissingDependencyError, NoReferenceError) as exc:
         return images, _of_artifact(bundle, artifact, images, exc), f"onnx-{artifact.precision}"
 
 
@@ -217,12 +218,13 @@ def _of_reference(bundle: Bundle, artifact: Artifact, images: list[Sample]) -> l
 
 
 def _of_artifact(
-    bundle: Bundle, artifact: Artifact, images: list[Sample], no_torch: MissingDependencyError
+    bundle: Bundle, artifact: Artifact, images: list[Sample], no_reference: VitDeployError
 ) -> list[dict[str, Any]]:
     """Outputs of the ONNX artifact that the engine was built from, which was compared with the reference itself."""
-    source = bundle.artifact("onnx", artifact.precision)
-    if [file.sha256 for file in source.files] != artifact.options.get("onnx_sha256"):
-        raise no_torch
+    built_from = artifact.options.get("onnx_sha256")
+    sources = [each for each in bundle.manifest.artifacts if each.name == f"onnx-{artifact.precision}"]
+    if [[file.sha256 for file in source.files] for source in sources] != [built_from]:
+        raise no_reference
     return _outputs(open_recorded(bundle, "onnxruntime", precision=artifact.precision), images)
 
 

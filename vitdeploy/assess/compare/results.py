@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.metrics.cosine_bound import LOOSE_BOUND, CosineBound
-from vitdeploy.assess.metrics.status import ByResult, CheckResult, ImageAssessment
+from vitdeploy.assess.metrics.status import ByResult, CheckResult, ImageAssessment, counted
 from vitdeploy.bundle.scores import ProblemType
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class BackendComparison:
         }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison(ByResult, ImageAssessment):
     """Every artifact of a bundle against the reference.
 
@@ -134,6 +134,11 @@ class Comparison(ByResult, ImageAssessment):
 
     results: tuple[BackendComparison, ...]
     problem_type: ProblemType = ProblemType.SINGLE_LABEL
+
+    @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        return f"{self.status} on {self.images_text}; {counted([each.status for each in self.results], 'result')}"
 
     @property
     def note(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS, BackendRun
 from vitdeploy.assess.evaluate.loop import header, run_all
 from vitdeploy.assess.evaluate.resume_file import WorkFile, check_work_file
 from vitdeploy.assess.metrics.accuracy import Accuracy, Calibration, Predictions, calibration
-from vitdeploy.assess.metrics.status import Assessment
+from vitdeploy.assess.metrics.status import Assessment, counted
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.targets import REFERENCE, select
 from vitdeploy.bundle.bundle import Bundle
@@ -25,16 +27,14 @@ from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import check_batch_size
 from vitdeploy.specs import Precision
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(Assessment):
     """Predictions of every backend on a labelled data set.
 
@@ -55,6 +55,12 @@ class Evaluation(Assessment):
     data_sha256: str
     results: tuple[Predictions, ...]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        statuses = ["passed" if each.skipped is None else "skipped" for each in self.results]
+        return f"{len(self.images)} images; {counted(statuses, 'backend')}"
 
     @property
     def status(self) -> str:
@@ -170,6 +176,7 @@ class Evaluation(Assessment):
         return Accuracy(len(correct) - len(wrong), len(correct), wrong)
 
 
+@typed
 @retry_if_changed
 def evaluate(
     bundle: str | os.PathLike[str] | Bundle,
@@ -208,7 +215,7 @@ def evaluate(
         ImageError: an image cannot be read.
         OutputError: `resume` cannot be written.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
     check_seed(seed)
     source = data.source if isinstance(data, LabelledData) else data
     check_outputs({"resume": resume}, {"data": source}, bundle=bundle.path)

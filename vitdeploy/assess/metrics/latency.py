@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from vitdeploy.assess.data.folder_listing import left_out_dict
-from vitdeploy.assess.metrics.status import Assessment, overall
+from vitdeploy.assess.metrics.status import Assessment, counted, overall
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class NotMeasured:
         return dataclasses.asdict(self)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Benchmark(Assessment):
     """Every backend at every batch size.
 
@@ -172,6 +172,11 @@ class Benchmark(Assessment):
     settings: dict[str, Any]
     latencies: tuple[Latency, ...]
     skipped: tuple[NotMeasured, ...] = ()
+
+    @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        return counted([*("passed" for _ in self.latencies), *(each.status for each in self.skipped)], "measurement")
 
     @property
     def status(self) -> str:

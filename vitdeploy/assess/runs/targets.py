@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.base import Runtime
 
-REFERENCE = "reference"  # in the place of an artifact's name: what every bundle holds
+REFERENCE = "reference"  # in the place of an artifact's name: what every bundle holds that was not packed
 
 
 class Selected(NamedTuple):
@@ -41,7 +41,7 @@ class Selected(NamedTuple):
 
 
 def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Selected]:
-    """The reference and every artifact, or those asked for.
+    """The reference, where the bundle has it, and every artifact; or those asked for.
 
     Args:
         bundle: the bundle.
@@ -52,7 +52,8 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
         UsageError: there is no such backend or artifact, or none is asked for.
     """
     if backends is None:
-        return [Selected(REFERENCE, reference_backend(), "fp32"), *artifacts(bundle)]
+        reference = [Selected(REFERENCE, reference_backend(), "fp32")] if bundle.manifest.has_reference else []
+        return [*reference, *artifacts(bundle)]
     if isinstance(backends, str) or not backends:
         raise UsageError(
             f"backends must be a list of names such as onnxruntime:fp16, got {shown(backends)}",
