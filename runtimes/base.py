@@ -231,9 +231,9 @@ class Runtime(abc.ABC):
         for name, size in sizes.items():
             if name in self.axes and size not in self.axes[name]:
                 raise UsageError(
-                    f"{name} must be {self.axes[name]}, got {size}",
+                    f"the artifact takes a {name} {self.axes[name]}, got {size}",
                     what=name, expected=self.axes[name], found=size,
-                    hint="give a size that the artifact takes, or export the model for this one",
+                    hint="give another size, or export the model for this one",
                 )  # fmt: skip
         if self.size_problem is not None:
             images = self.inputs[0]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.gate.gate import GateResult, gate
     from vitdeploy.assess.metrics.latency import Benchmark
     from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.delivery.loading import load
     from vitdeploy.delivery.packing import pack
     from vitdeploy.errors import VitDeployError
     from vitdeploy.exporting.graph_options import GraphOptions
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from vitdeploy.exporting.workflow import export
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.images.processor_options import ProcessorOptions
-    from vitdeploy.predictor import Prediction, Predictor, load
+    from vitdeploy.predictor import Prediction, Predictor
     from vitdeploy.serving.triton_repository import TritonModel, write_triton_model
     from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
@@ -109,7 +110,7 @@ _MODULES = {
     "evaluate": "assess.evaluate.evaluate",
     "export": "exporting.workflow",
     "gate": "assess.gate.gate",
-    "load": "predictor",
+    "load": "delivery.loading",
     "pack": "delivery.packing",
     "sensitivity": "assess.debug.sensitivity",
     "write_triton_model": "serving.triton_repository",

@@ -215,4 +215,4 @@ def shown(value: object, most: int = 40) -> str:
 def check_count(name: str, value: object) -> None:
     """Raise UsageError unless an argument is a whole number from 1 up, of Python or of numpy."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{name} must be a whole number from 1 up, got {shown(value)}", what=name, found=value)
+        raise UsageError(f"{name} takes a whole number from 1 up, got {shown(value)}", what=name, found=value)

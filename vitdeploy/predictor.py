@@ -95,7 +95,7 @@ class Predictor:
             batch_size: images that go through the runtime together, from 1 up.
 
         Raises:
-            UsageError: the model is no classifier, or an argument is not what it must be.
+            UsageError: the model is no classifier, or an argument is wrong.
             ImageError: an image cannot be read.
             NotFiniteError: the model gives NaN or infinite logits for an image.
         """
@@ -132,7 +132,8 @@ class Predictor:
         self.runtime.close()
 
     def __repr__(self) -> str:
-        named = [repr(self.details["bundle"]), self.details["task"]] if self.details else []
+        commit = f"@{self.details['revision'][:7]}" if "revision" in self.details else ""
+        named = [repr(f"{self.details['bundle']}{commit}"), self.details["task"]] if self.details else []
         labels = f"{len(self.labels)} labels" if self.labels else "no labels"
         return f"<Predictor {self.runtime.brief}: {', '.join([*named, labels])}>"
 
@@ -193,7 +194,7 @@ def load(
 
     Raises:
         BundleError: there is no bundle, or a file of it was altered.
-        UsageError: an argument is not what it must be.
+        UsageError: an argument is wrong.
         MissingDependencyError: the backend's engine is not installed.
         DeviceError: the device cannot be had.
     """
@@ -235,7 +236,7 @@ def check_batch_size(size: int) -> None:
     """Raise UsageError unless so many images may run together."""
     if not 1 <= size <= MOST_A_BATCH:
         raise UsageError(
-            f"batch_size must be from 1 to {MOST_A_BATCH}, got {shown(size)}", what="batch_size", found=size
+            f"batch_size takes 1 to {MOST_A_BATCH} images, got {shown(size)}", what="batch_size", found=size
         )
 
 

@@ -84,9 +84,9 @@ def _show_differences(path: str, other_path: str, names: tuple[str, ...], as_jso
         return a, b
 
     a, b = inspected(path, other_path)
-    found = differences(a, b)
+    sections = differences(a, b)
     if as_json:
-        shown = {section: {name: pair.to_dict() for name, pair in rows.items()} for section, rows in found.items()}
+        shown = {section: {name: pair.to_dict() for name, pair in rows.items()} for section, rows in sections.items()}
         print_json({"a": a.to_dict(), "b": b.to_dict(), "same_bytes": same_bytes(a, b), "differences": shown})
         return
     print_text(f"A: {a.artifact.name} of {a.bundle}\nB: {b.artifact.name} of {b.bundle}")
@@ -94,11 +94,11 @@ def _show_differences(path: str, other_path: str, names: tuple[str, ...], as_jso
         print_text(f"graph not compared: {note}")
     if same_bytes(a, b):
         print_text("the files are identical, by the SHA-256 in the manifests")
-    if not found:
+    if not sections:
         print_text("nothing differs")
         return
     rows = [
-        _difference_row(section, name, pair) for section, entries in found.items() for name, pair in entries.items()
+        _difference_row(section, name, pair) for section, entries in sections.items() for name, pair in entries.items()
     ]
     print_table("", ("", "", "A", "B"), rows)
 

@@ -127,7 +127,7 @@ def bisect(
 
     Raises:
         BundleError: the bundle is absent or was altered, or holds no valid ONNX model.
-        UsageError: the bundle has not the artifacts that are needed, or an argument is not what it must be.
+        UsageError: the bundle has not the artifacts that are needed, or an argument is wrong.
         ImageError: an image cannot be read.
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """

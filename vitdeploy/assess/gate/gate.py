@@ -68,7 +68,7 @@ class GateResult(Assessment):
     @property
     def brief(self) -> str:
         """The result in a few words."""
-        return f"{self.status} on {self.images} images; {counted([each.status for each in self.checks], 'check')}"
+        return f"{self.status} on {self.images} images; {counted([check.status for check in self.checks], 'check')}"
 
     @property
     def status(self) -> str:
@@ -137,7 +137,7 @@ def gate(
         progress: told each step, and how far it has come.
 
     Raises:
-        UsageError: a rule is finer than so many images can tell, or is otherwise not what it must be.
+        UsageError: a rule is finer than so many images can tell, or is wrong otherwise.
         InputError: the baseline is absent, damaged or of other images; or as `evaluate`.
         OutputError: the baseline cannot be written.
         BundleError, ImageError: as `evaluate`.

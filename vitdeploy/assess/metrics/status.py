@@ -113,8 +113,8 @@ class ByResult:
 
 def overall(statuses: Iterable[str]) -> str:
     """The outcome of several: "failed" if one is, else "skipped" if one is or there is none, else "passed"."""
-    found = set(statuses) or {"skipped"}
-    return next(status for status in ("failed", "skipped", "passed") if status in found)
+    outcomes = set(statuses) or {"skipped"}
+    return next(status for status in ("failed", "skipped", "passed") if status in outcomes)
 
 
 def counted(statuses: Sequence[str], noun: str) -> str:
