@@ -405,12 +405,3 @@ def test_a_write_that_hides_its_time_and_restores_the_content_is_seen(tmp_path: 
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         with pytest.raises(FileChangedError):
             file.check()
-
-
-def test_another_hard_link_changes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"content")
-    file = verified(path)
-    with contextlib.closing(file):
-        (tmp_path / "link").hardlink_to(path)
-        file.check()

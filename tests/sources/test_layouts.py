@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import torch
-import transformers
 from bundles import export_all
 from npz_files import NPZ_CONFIG, write_npz
 from PIL import Image
@@ -182,16 +181,6 @@ def test_the_processor_of_another_size_keeps_timms_crop(tmp_path: Path, size: tu
     assert processor.crop_rounding == "half_even"
     if size[0] == size[1]:  # timm's own rule
         assert processor.to_dict()["size"] == {"shortest_edge": int(size[0] / crop_pct)}
-
-
-def test_a_timm_bundle_is_a_repository_that_transformers_loads(exported: Callable[[str], Path]) -> None:
-    want = expected("vit_0")
-    read = transformers.AutoModelForImageClassification.from_pretrained
-    model, report = read(exported("vit_0"), output_loading_info=True)
-    assert not any(report.values()), report
-    with torch.inference_mode():
-        logits = model(torch.from_numpy(inputs(want, (32, 32)))).logits.numpy()
-    assert_near({"logits": logits}, want, "32x32")
 
 
 def test_a_timm_classifier_also_gives_features(tmp_path: Path) -> None:

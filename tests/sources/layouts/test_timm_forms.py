@@ -213,7 +213,7 @@ def test_a_key_bias_drops_out_of_the_softmax() -> None:
 
 
 PHOTOGRAPHED = [
-    *("mean_0", "mean_features_0", "norm_mean_0", "token_norm_0", "beit_token_norm_0"),
+    *("vit_0", "mean_0", "mean_features_0", "norm_mean_0", "token_norm_0", "beit_token_norm_0"),
     *("dynamic_0", "dynamic_1", "dynamic_2"),
 ]
 
