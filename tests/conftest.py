@@ -56,9 +56,9 @@ def _traced_once() -> Iterator[None]:
     import torch
     from traces import trace_once
 
-    apis: Any = importlib.import_module("torch.onnx._internal.exporter._registration").onnxscript_apis
+    registry: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
+        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
         patch.setattr(torch.onnx, "export", trace_once(torch.onnx.export))
         yield
 
