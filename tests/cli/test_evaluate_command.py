@@ -37,9 +37,9 @@ def test_table_and_json_of_the_embedded_model(digits: Bundle, tmp_path: Path) ->
     assert summary.read_text(encoding="utf-8").count(f"{CORRECT} of {IMAGES}") == 2
     assert page.read_text(encoding="utf-8").count("<img ") == IMAGES - CORRECT
     code, out, _ = run("evaluate", *arguments, "--json")
-    found = validated("evaluate", out)
-    assert (code, found["status"], found["images"]) == (0, "passed", IMAGES)
-    reference, onnx = found["results"]
+    validation = validated("evaluate", out)
+    assert (code, validation["status"], validation["images"]) == (0, "passed", IMAGES)
+    reference, onnx = validation["results"]
     assert reference["top1"]["correct"] == onnx["top1"]["correct"] == CORRECT
     assert sum(row["correct"] for row in onnx["per_class"].values()) == CORRECT
     assert sum(row["images"] for row in onnx["confused"]) == IMAGES - CORRECT
