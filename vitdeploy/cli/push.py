@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from vitdeploy.cli.output import PATH, TerminalProgress, json_option, print_json, print_text
+from vitdeploy.cli.output import PATH, json_option, print_json, print_text
+from vitdeploy.cli.progress import CommandProgress
 
 _CARDS = {
     "written": "README.md: written, with the facts of the manifest",
@@ -41,7 +42,7 @@ def push(
     """
     from vitdeploy.delivery.hub_upload import push as push_bundle
 
-    with TerminalProgress(f"pushing {bundle}") as progress:
+    with CommandProgress("files") as progress:
         pushed = push_bundle(
             bundle, name, revision=revision, private=private, token=token, message=message, replace_card=replace_card,
             progress=progress,

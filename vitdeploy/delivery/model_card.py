@@ -16,30 +16,30 @@ _PIPELINE_TAGS = (Task.CLASSIFICATION, Task.FEATURES)  # the tasks that the Hub 
 
 def model_card(bundle: Bundle, name: str) -> str:
     """The card of a bundle that is to have the Hub id `name`; the same bundle and name give the same text."""
-    manifest = bundle.manifest
-    source = manifest.source
-    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in _metadata(bundle).items()), "---", ""]
-    lines += [f"# {name.rpartition('/')[2]}", ""]
-    lines += [
-        f"A bundle of [vitdeploy](https://pypi.org/project/vitdeploy/): {_origin(source)}, exported and validated.",
+    manifest, labels = bundle.manifest, bundle.read_config().labels
+    table = ["| artifact | files | size | validation |", "|---|---|---|---|", *map(_row, manifest.artifacts), ""]
+    lines = [
+        "---",
+        *(f"{key}: {json.dumps(value)}" for key, value in _metadata(bundle).items()),
+        "---",
         "",
-    ]
-    if manifest.artifacts:
-        lines += ["| artifact | files | size | validation |", "|---|---|---|---|"]
-        lines += [_row(artifact) for artifact in manifest.artifacts]
-        lines += [""]
-    lines += [f"- Task: {manifest.task}"]
-    labels = bundle.read_config().labels
-    lines += [f"- Classes: {len(labels)}"] if labels else []
-    lines += [f"- Image processor: {_code(manifest.processor or NOT_RECORDED)}"]
-    lines += [f"- Weights: {_code(file.path)}, SHA-256 `{file.sha256}`" for file in source.weights]
-    if not manifest.has_reference:
-        lines += ["- Packed without the weights of the reference."]
-    lines += [
+        f"# {name.rpartition('/')[2]}",
+        "",
+        f"A vitdeploy bundle of {_origin(manifest.source)}.",
+        "",
+        *(table if manifest.artifacts else []),
+        f"- Task: {manifest.task}",
+        *([f"- Classes: {len(labels)}"] if labels else []),
+        f"- Image processor: {_code(manifest.processor or NOT_RECORDED)}",
+        *(f"- Weights: {_code(file.path)}, SHA-256 `{file.sha256}`" for file in manifest.source.weights),
+        *([] if manifest.has_reference else ["- Packed without the weights of the reference."]),
         "",
         "`manifest.json` has the checksum of every file, and options, tools and validation of each artifact.",
+        "",
+        "## Use",
+        "",
+        *_usage(bundle, name),
     ]
-    lines += ["", "## Use", "", *_usage(bundle, name)]
     return "\n".join(lines) + "\n"
 
 
