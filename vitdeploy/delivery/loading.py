@@ -70,13 +70,18 @@ def load(
 
     name = os.fspath(path)
     try:
-        found = from_hub(name, choose, revision=revision, token=token)
-        opened = predictor.load(found.folder, **opening)
+        download = from_hub(name, choose, revision=revision, token=token)
+        opened = predictor.load(download.folder, **opening)
     except (UsageError, NoReferenceError) as exc:
         if exc.where is None:
             raise
         raise exc.with_message(str(exc).replace(str(exc.where), f"'{name}'")) from exc  # which has its folder's name
-    opened.details |= {"bundle": name, "revision": found.revision, "folder": str(found.folder), "cached": found.cached}
+    opened.details |= {
+        "bundle": name,
+        "revision": download.revision,
+        "folder": str(download.folder),
+        "cached": download.cached,
+    }
     return opened
 
 
