@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -142,9 +143,7 @@ def sensitivity(
     pixel_values = [feed["pixel_values"] for feed in run.batches.feeds(artifact)]
     errors = VariantErrors(pixel_values, run.expected, problem_type=bundle.read_config().problem_type)
 
-    def error(kept: frozenset[str]) -> float:
-        return errors.error(variants, kept)
-
+    error = functools.partial(errors.error, variants)
     progress.step(f"running {artifact.name}, and the same in float32")
     of_all, of_none = error(frozenset()), error(frozenset(variants.nodes))
     progress.step(f"running each of {len(layers)} layers alone in {precision}")
