@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitdeploy import predictor
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor, files_to_open
-from vitdeploy.sources.file_choice import Choice
+from vitdeploy.sources.file_choice import Choice, Files
 from vitdeploy.sources.hub import from_hub
 from vitdeploy.system.argument_types import typed
-
-if TYPE_CHECKING:
-    from vitdeploy.sources.file_choice import Files
 
 
 @typed

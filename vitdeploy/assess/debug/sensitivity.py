@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitdeploy.assess.data.images import few_images
-from vitdeploy.assess.debug.mixed_precision import LowerPrecision
+from vitdeploy.assess.debug.mixed_precision import GraphNode, LowerPrecision
 from vitdeploy.assess.debug.quantization_error import VariantErrors, sensitivities
 from vitdeploy.assess.metrics.status import ImageAssessment
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
@@ -18,9 +18,6 @@ from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import check_count
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
-
-if TYPE_CHECKING:
-    from vitdeploy.assess.debug.mixed_precision import GraphNode
 
 MAX_IMAGES = 32  # as many as `export` measures layers on, at most (`CalibrationImages.parts`)
 # Operators that give values as they are. One that computes in a lower precision alone rounds what the nodes before and
