@@ -61,17 +61,13 @@ def _print_candidates(artifact: Artifact) -> None:
         if found["margin"]:
             ranges += f" + {found['margin']:.0%}"
         cosines = (found["mean_cosine"], found["p5_cosine"])  # which a regression has none of
-        figures = (_percent(found["error"]), *("" if each is None else f"{each:.5f}" for each in cosines))
+        figures = (f"{float(found['error']):.2%}", *("" if each is None else f"{each:.5f}" for each in cosines))
         rows.append((found["scheme"], ranges, smooth, *figures, "chosen" if found["chosen"] else ""))
     if rows:
         count = artifact.validation["calibration_parts"]["choice"]
         names = ("scheme", "ranges", "smoothing", "relative error", "mean cosine", "5th percentile", "")
         print_table(f"{artifact.name}: candidates on {count} images", names, rows)
         print_text(RULES)
-
-
-def _percent(value: float | str) -> str:
-    return f"{float(value):.2%}"
 
 
 def _print_nearness(artifact: Artifact) -> None:
@@ -119,7 +115,7 @@ def _print_accuracy(artifact: Artifact) -> None:
 )
 @click.option(
     "--to", "formats", multiple=True, default=["onnx"], show_default=True, type=click.Choice(list(EXPORTERS)),
-    callback=lambda _context, _option, names: tuple(dict.fromkeys(names)), help="Format; may be repeated.",
+    help="Format; may be repeated.",
 )  # fmt: skip
 @click.option("--precision", type=click.Choice(_PRECISIONS), help="Precision.  [default: fp32]")
 @click.option("--fp16", is_flag=True, help="The same as --precision fp16.")
@@ -176,7 +172,7 @@ def export(
     from vitdeploy.exporting.workflow import export as export_model
     from vitdeploy.serving.triton_repository import write_triton_model
 
-    precision = _precision(precision, flags)
+    precision, formats = _precision(precision, flags), tuple(dict.fromkeys(formats))
     source, graph, validation = source or SourceOptions(), graph or GraphOptions(), validation or ValidationOptions()
     if keep_fp32_from is not None:
         graph = dataclasses.replace(graph, keep_fp32=(*graph.keep_fp32, *kept_nodes(keep_fp32_from)))

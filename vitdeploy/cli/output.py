@@ -68,7 +68,7 @@ image_limit_option = click.option(
 
 def print_json(data: Any) -> None:
     """Print strict JSON, in ASCII: a number that is not finite becomes null."""
-    _write(json.dumps(_strict(data), indent=2, allow_nan=False))
+    print(json.dumps(_strict(data), indent=2, allow_nan=False), flush=True)
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
@@ -87,7 +87,7 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
     if title:  # a table's own title is folded at the table's width
         console.print(Text(printable(title), style="italic"))
     console.print(table)
-    _write("\n".join(line.rstrip() for line in file.getvalue().splitlines()))
+    print("\n".join(line.rstrip() for line in file.getvalue().splitlines()), flush=True)
 
 
 def print_tables(title: str, tables: Iterable[Table]) -> None:
@@ -104,8 +104,8 @@ def print_left_out(left_out: LeftOut | None) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print lines of text."""
-    _write(printable(text))
+    """Print lines of text; see `vitdeploy.cli.process.guard_streams`."""
+    print(printable(text), flush=True)
 
 
 def pairs(values: Mapping[str, object]) -> str:
@@ -152,7 +152,7 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 50_000 else f"{size_bytes} bytes"
 
 
-class TerminalProgress(Progress):
+class TerminalProgress(Progress, contextlib.ExitStack):
     """Steps as lines and work as a bar, on stderr and only on a terminal.
 
     A bar stands there from the first advance until all is done, and again where there is more to do: no live display
@@ -163,7 +163,8 @@ class TerminalProgress(Progress):
     """
 
     def __init__(self, what: str) -> None:
-        self._what, self._bar = what, contextlib.ExitStack()
+        super().__init__()
+        self._what = what
         self._update: Callable[[int, int], None] | None = None
 
     def step(self, text: str) -> None:
@@ -174,20 +175,11 @@ class TerminalProgress(Progress):
         if not _is_a_terminal(sys.stderr):
             return
         if self._update is None:
-            self._update = self._bar.enter_context(_bar(self._what))
+            self._update = self.enter_context(_bar(self._what))
         self._update(done, total)
         if done == total:
             self.close()
-
-    def close(self) -> None:
-        self._bar.close()
-        self._update = None
-
-    def __enter__(self) -> TerminalProgress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            self._update = None
 
 
 @contextlib.contextmanager
@@ -212,10 +204,6 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
     )
-
-
-def _write(text: str) -> None:
-    print(text, flush=True)  # see `vitdeploy.cli.process.guard_streams`
 
 
 def _is_a_terminal(stream: TextIO | None) -> bool:

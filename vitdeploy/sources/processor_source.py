@@ -14,9 +14,8 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import FileRecord, ProcessorOrigin
 from vitdeploy.errors import BundleError, CheckpointError, InputError, UsageError
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, SETTINGS_FILE, file_kind, is_lfs_pointer, is_model_file_name
-from vitdeploy.files.regular_file import read_regular
 from vitdeploy.images.preprocessor_config import ShortestEdge, Size, complete
-from vitdeploy.images.preprocessor_files import find_settings, read_file, read_folder
+from vitdeploy.images.preprocessor_files import find_settings, read_file, read_files
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.images.processor_options import ProcessorOptions
 from vitdeploy.models.config import read_json
@@ -89,12 +88,16 @@ def own_processor(
         return WrittenProcessor(whole_image(model).to_dict(), ProcessorOrigin("npz"))
     if is_timm(config):
         return _timm_processor(files.folder / "config.json", config, image_size, ProcessorOrigin("timm"))
-    paths = {name: files.folder / name for name in PROCESSOR_CONFIGS}
-    content = {name: _read_bytes(path) for name, path in paths.items() if os.path.lexists(path)}
-    if find_settings(files.folder) is None:
+    try:
+        content = read_files(files.folder)
+    except InputError as exc:
+        raise exc.as_type(CheckpointError) from exc
+    found = find_settings(files.folder, content)
+    if found is None:
         return None
-    settings, path = read_folder(files.folder)
-    return WrittenProcessor(settings, _origin_in(files.folder, path), str(path), content)
+    settings, path = found
+    kept = {name: content[name] for name in PROCESSOR_CONFIGS if name in content}
+    return WrittenProcessor(settings, _origin_in(files.folder, path), str(path), kept)
 
 
 def given_processor(source: str | os.PathLike[str], image_size: Extent | None, **hub: Any) -> WrittenProcessor:
@@ -123,11 +126,12 @@ def given_processor(source: str | os.PathLike[str], image_size: Extent | None, *
         return _timm_processor(path, config, image_size, origin)
     if not found.path.is_dir():
         return WrittenProcessor(config, origin, str(path))
-    if find_settings(found.path) is None:
+    own = find_settings(found.path, read_files(found.path))
+    if own is None:
         message, hint = _not_found(os.fspath(source), found.cached)
         hint += "name another folder, file or Hub id with --processor"
         raise CheckpointError(message, what="image processor", where=source, hint=hint)
-    settings, path = read_folder(found.path)
+    settings, path = own
     return WrittenProcessor(settings, origin, str(path))
 
 
@@ -171,7 +175,6 @@ def find_processor(
     if options.source is not None:
         written = given_processor(options.source, image_size, **hub)
         return _with_settings(written, options, image_size, model.num_channels)
-    missing = options.missing(sized=image_size is not None)
     found = None
     try:
         own = own_processor(files, config, image_size, model)
@@ -182,11 +185,12 @@ def find_processor(
         if own is not None:
             found = _with_settings(own, options, image_size, model.num_channels)
     except InputError as exc:
-        if missing:
+        if options.missing(sized=image_size is not None):
             raise
         logger.warning("the image processor is the one that was stated, since the model's own is of no use: %s", exc)
     if found is not None:
         return found
+    missing = options.missing(sized=image_size is not None)
     if missing:
         raise _no_processor(files, options, missing)
     stated = WrittenProcessor(ImageProcessor().to_dict(), ProcessorOrigin("options"))
@@ -343,12 +347,3 @@ def _flags(names: Sequence[str]) -> str:
 
 def _pixels(size: Extent) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def _read_bytes(path: Path) -> bytes:
-    if not path.is_file():  # a broken link, for example: what is there must not be taken for absent
-        raise CheckpointError(f"{path} is not a file", where=path, hint="download or copy it again")
-    try:
-        return read_regular(path)
-    except OSError as exc:
-        raise CheckpointError(f"cannot read {path}: {exc.strerror}", where=path, found=exc.strerror) from exc

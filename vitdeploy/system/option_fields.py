@@ -55,15 +55,7 @@ class Option:
     unset: str | None = None
     hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def check(self, field: dataclasses.Field[Any], value: Any) -> None:
-        """Raise UsageError unless the field can have the value."""
-        name, is_unset = field.name, value is None and field.default is None
-        problem = None if is_unset else self._problem(value, str(field.type))
-        if problem is not None:
-            hint = self.hints.get(value) if isinstance(value, str) else None
-            raise UsageError(f"{name} must be {problem}, got {shown(value, 80)}", what=name, found=value, hint=hint)
-
-    def _problem(self, value: Any, annotation: str) -> str | None:
+    def problem(self, value: Any, annotation: str) -> str | None:
         """The values that are right, where this one is not."""
         if self.choices and (not isinstance(value, str) or value not in self.choices):
             return f"one of {', '.join(self.choices)}" if len(self.choices) > 1 else self.choices[0]
@@ -91,10 +83,15 @@ def options_in(kind: Any) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
 def check_options(value: Any, *, skip: str | None = None) -> None:
     """Make lists of names tuples, and raise UsageError for the first field that is wrong, but for the one to skip."""
     for field, each in options_in(value):
-        if each.names and isinstance(getattr(value, field.name), list):
-            object.__setattr__(value, field.name, tuple(getattr(value, field.name)))
-        if field.name != skip:
-            each.check(field, getattr(value, field.name))
+        name, given = field.name, getattr(value, field.name)
+        if each.names and isinstance(given, list):
+            given = tuple(given)
+            object.__setattr__(value, name, given)
+        is_unset = given is None and field.default is None
+        problem = None if is_unset or name == skip else each.problem(given, str(field.type))
+        if problem is not None:
+            hint = each.hints.get(given) if isinstance(given, str) else None
+            raise UsageError(f"{name} must be {problem}, got {shown(given, 80)}", what=name, found=given, hint=hint)
 
 
 def changed(value: Any) -> dict[str, Any]:

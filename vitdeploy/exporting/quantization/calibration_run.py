@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.exporting.quantization.accuracy_target import open_target, split_target
-from vitdeploy.exporting.quantization.calibration_images import CalibrationImages, CalibrationParts
+from vitdeploy.exporting.quantization.calibration_images import PARTS, CalibrationImages, CalibrationParts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +111,7 @@ class QuantizationRun:
         record: dict[str, Any] = {
             "calibration_sha256": self.calibration.sha256(),
             "calibration_seed": self.calibration.seed,
-            "calibration_parts": self.parts.counts(),
+            "calibration_parts": {name: len(getattr(self.parts, name).images) for name in PARTS},
             "calibration_bound": None if bound is None else dataclasses.asdict(bound),
             "calibration_images": [{**output.to_dict(), "held_out": held_out} for output in found],
         }
