@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +17,9 @@ from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import open_recorded
 from vitdeploy.specs import MOST_A_BATCH, PixelStage, Precision
+from vitdeploy.system.argument_types import typed
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -161,6 +162,7 @@ def _problem_type(given: ProblemType | str | None, num_labels: int) -> ProblemTy
         raise UsageError(problem, what="problem_type", expected=known, found=given) from exc
 
 
+@typed
 @retry_if_changed
 def load(
     path: str | os.PathLike[str],

@@ -20,6 +20,7 @@ from vitdeploy.files.json_text import json_object, strict_json
 from vitdeploy.files.opened import FileChangedError, FileDiffersError, OpenedFile, VerifiedFile, opened_folder
 from vitdeploy.files.regular_file import MOST_TEXT_BYTES, read_regular
 from vitdeploy.specs import PixelStage
+from vitdeploy.system.argument_types import typed
 
 EXPORT_AGAIN = "export the bundle again"
 
@@ -33,6 +34,12 @@ class Bundle:
     _config: Configuration | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
+    def of(cls, bundle: str | os.PathLike[str] | Bundle) -> Bundle:
+        """The bundle itself, or the one in a folder; raises as `open`."""
+        return bundle if isinstance(bundle, Bundle) else cls.open(bundle)
+
+    @classmethod
+    @typed
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
         """Read the manifest in `path`, or raise BundleError; the other files are verified when they are used."""
         folder = Path(path)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 def demo(output: str, as_json: bool) -> None:
     """Export the embedded model to ONNX, prove it, time it, and write a report that a browser opens.
 
-    Writes OUTPUT/bundle and OUTPUT/report.html. Exits with 1 if the artifact differs from the reference by more than
-    the tolerance, and with 3 if a backend could not run.
+    Writes OUTPUT/bundle, OUTPUT/images (450 labelled images) and OUTPUT/report.html. Exits with 1 if the artifact
+    differs from the reference by more than the tolerance, and with 3 if a backend could not run.
     """
     from vitdeploy.demo import run_demo
 

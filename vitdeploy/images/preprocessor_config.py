@@ -148,7 +148,7 @@ def _number(key: str, value: object) -> float:
 
 def _channels(key: str, value: object) -> float | tuple[float, ...]:
     """Read one number for all channels, or one a channel."""
-    if not isinstance(value, Sequence):
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         return _number(key, value)
     if len(value) not in MODES:
         raise _refusal(key, value, "one number, or one for each of 1, 3 or 4 channels")

@@ -9,8 +9,9 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.inspection.inspection import artifact_named
@@ -29,10 +30,8 @@ from vitdeploy.files.locks import locked
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.serving.triton_config import LABELED_OUTPUT, LABELS, model_config, triton_backend
 from vitdeploy.specs import PixelFormat, Task, TensorSpec
+from vitdeploy.system.argument_types import typed
 from vitdeploy.trt.options import EngineOptions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 CONFIG = "config.pbtxt"
 _VERSION = "1"  # of the model; Triton serves the largest
@@ -60,6 +59,7 @@ class TritonModel:
         return {**dataclasses.asdict(self), "path": str(self.path)}
 
 
+@typed
 @retry_if_changed
 def write_triton_model(
     bundle: str | os.PathLike[str],

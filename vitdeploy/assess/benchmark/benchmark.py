@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import statistics
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.assess.benchmark.environment import machine
@@ -19,11 +21,10 @@ from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, check
 from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
 from vitdeploy.images.open import open_image
 from vitdeploy.predictor import check_batch_size, load_processor
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from vitdeploy.assess.benchmark.worker import Opened
@@ -36,6 +37,7 @@ _JPEG_QUALITY = 90
 _MOST_SYNTHETIC = 64  # larger batches have some of them again
 
 
+@typed
 @retry_if_changed
 def benchmark(
     bundle: str | os.PathLike[str] | Bundle,
@@ -80,7 +82,7 @@ def benchmark(
         check_batch_size(size)
     for name, value in (("rounds", rounds), ("runs", runs)):
         check_count(name, value)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
     selection = select(bundle, backends)
     check_threads(threads, selection)
     load_processor(bundle)  # or say what is wrong with it, before a process is made

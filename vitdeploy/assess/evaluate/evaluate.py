@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,12 +27,10 @@ from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import check_batch_size
 from vitdeploy.specs import Precision
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
 
@@ -170,6 +170,7 @@ class Evaluation(Assessment):
         return Accuracy(len(correct) - len(wrong), len(correct), wrong)
 
 
+@typed
 @retry_if_changed
 def evaluate(
     bundle: str | os.PathLike[str] | Bundle,
@@ -208,7 +209,7 @@ def evaluate(
         ImageError: an image cannot be read.
         OutputError: `resume` cannot be written.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
     check_seed(seed)
     source = data.source if isinstance(data, LabelledData) else data
     check_outputs({"resume": resume}, {"data": source}, bundle=bundle.path)

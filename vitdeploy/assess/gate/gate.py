@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +16,7 @@ from vitdeploy.assess.evaluate.evaluate import run_evaluation, single_labels
 from vitdeploy.assess.gate.baseline import Baseline
 from vitdeploy.assess.gate.checks import Check, judge
 from vitdeploy.assess.gate.measured import Measured
-from vitdeploy.assess.gate.plan import plan
+from vitdeploy.assess.gate.plan import Planned, plan
 from vitdeploy.assess.gate.rules import GateRules, read_rules
 from vitdeploy.assess.metrics.status import Assessment, CheckResult, overall
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
@@ -24,16 +26,13 @@ from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import InputError, UsageError, readable
 from vitdeploy.files.output_files import check_writable
 from vitdeploy.specs import Task
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
     from vitdeploy.assess.compare.vector_run import VectorRun
     from vitdeploy.assess.data.image_set import ImageSet
     from vitdeploy.assess.evaluate.evaluate import Evaluation
-    from vitdeploy.assess.gate.plan import Planned
     from vitdeploy.assess.metrics.latency import Benchmark
 
 __all__ = ["Check", "GateResult", "gate", "planned_checks"]
@@ -91,6 +90,7 @@ class GateResult(Assessment):
         }
 
 
+@typed
 @retry_if_changed
 def gate(
     bundle: str | os.PathLike[str] | Bundle,
@@ -173,6 +173,7 @@ def gate(
     return result
 
 
+@typed
 @retry_if_changed
 def planned_checks(
     bundle: str | os.PathLike[str] | Bundle,
@@ -204,7 +205,7 @@ def _prepare(
     update: bool,
     backends: Sequence[str] | None,
 ) -> _Prepared:
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
     source_of_rules = rules
     if rules is None:
         rules = GateRules()

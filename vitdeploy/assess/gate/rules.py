@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitdeploy.errors import InputError, UsageError, first_line, shown
 from vitdeploy.files.regular_file import read_regular
+from vitdeploy.system.argument_types import check_type, hints_of
 from vitdeploy.system.shares import read_drop, read_share
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Mapping
 
 _UNITS = {"bytes": 1, "kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
 
@@ -151,6 +150,10 @@ class GateRules:
 
     every: Rules = Rules()
     artifacts: Mapping[str, Rules] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, hint in hints_of(GateRules).items():
+            check_type(name, getattr(self, name), hint)
 
     def with_(self, rules: Rules) -> GateRules:
         """These, with every bound of `rules` in the place of theirs, those of single artifacts included."""
