@@ -32,7 +32,7 @@ chromium:  ## Debian's browser, for the tests of the HTML report; where it canno
 	} || echo "no Chromium, and none can be installed here: the tests that need it are skipped"
 
 docs: .venv/.dev  ## the pages, in build/docs/index.html; a warning, such as a broken link, is an error
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs build/docs
 
 format: .venv/.dev
 	$(BIN)/ruff format .

@@ -102,13 +102,13 @@ class OnnxRuntimeOptions(RuntimeOptions):
             UsageError: the provider's options name a GPU too, or there are options of another provider.
         """
         given = dict(self.provider_options or {})
-        own = given.get(provider, {})
-        if index is not None and "device_id" in own:
+        stated = given.get(provider, {})
+        if index is not None and "device_id" in stated:
             raise UsageError(
                 f"device cuda:{index} and a device_id in provider_options exclude each other",
-                what="device_id", found=own["device_id"], hint="leave one of them out",
+                what="device_id", found=stated["device_id"], hint="leave one of them out",
             )  # fmt: skip
-        chosen = {"device_id": index or 0, **defaults, **own}
+        chosen = {"device_id": index or 0, **defaults, **stated}
         return dataclasses.replace(self, providers=(provider,), provider_options={**given, provider: chosen})
 
 

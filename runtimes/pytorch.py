@@ -75,7 +75,7 @@ class PyTorchRuntime(TorchRuntime):
     ) -> None:
         if precision not in set(TORCH_TYPES):
             raise UsageError(
-                f"precision of the torch backend must be one of {', '.join(TORCH_TYPES)}, got {precision!r}",
+                f"the torch backend runs {', '.join(TORCH_TYPES)}, got precision {precision!r}",
                 what="precision", expected=tuple(TORCH_TYPES), found=precision,
             )  # fmt: skip
         super().__init__(device)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # A process takes a file at a time: those that take minutes come first, so that none is left to one process alone.
 _LONGEST = (
-    "test_readme.py", "test_layouts.py", "test_families.py", "test_quantized_export.py", "test_process.py",
+    "test_documents.py", "test_layouts.py", "test_families.py", "test_quantized_export.py", "test_process.py",
     "test_engine_of_vit_base.py", "test_build.py", "test_channels.py", "test_problem_types.py", "test_telemetry.py",
 )  # fmt: skip
 

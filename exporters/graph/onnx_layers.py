@@ -34,17 +34,17 @@ def repeat_first_layer(
     weights = {value for name, value in graph.initializers.items() if name.startswith(prefix.format(0))}
     block = _between(graph, {first, *weights}, results)
     users = [(node, index) for node, index in last.uses() if node not in block]
-    found, x = [tuple(results)], last
+    outputs, x = [tuple(results)], last
     anchor = block[-1]
     for index in range(1, len(layers)):
         values = {first: x} | _weights(graph, layers[index], prefix, index)
         copies = [_copy(node, values, prefix=prefix.format(index)) for node in block]
         graph.insert_after(anchor, copies)
         anchor, x = copies[-1], values[last]
-        found.append(tuple(values[result] for result in results))
+        outputs.append(tuple(values[result] for result in results))
     for node, position in users:
         node.replace_input_with(position, x)
-    return found
+    return outputs
 
 
 def _weights(graph: ir.Graph, layer: nn.Module, prefix: str, index: int) -> dict[ir.Value, ir.Value]:

@@ -44,18 +44,18 @@ def _print_demo(result: DemoResult) -> None:
 
     comparison = result.comparison
     rows = [
-        (item.artifact, item.backend, item.status, each.output, f"{each.max_relative:.2e}", f"{item.tolerance:g}")
+        (item.artifact, item.backend, item.status, output.output, f"{output.max_relative:.2e}", f"{item.tolerance:g}")
         for item in comparison.results
-        for each in item.differences
+        for output in item.differences
     ]
     columns = ("artifact", "backend", "status", "output", "max relative", "tolerance")
     print_table(f"Against the reference, on {comparison.images} images: {comparison.status}", columns, rows)
     for heading, examples in result.report.examples.items():
-        found = [
-            (each.image, each.expected, *(f"{best.label} {best.score:.1%}" for best in each.predictions.values()))
-            for each in examples
+        lines = [
+            (image.image, image.expected, *(f"{best.label} {best.score:.1%}" for best in image.predictions.values()))
+            for image in examples
         ]
-        print_table(f"\n{heading}", ("image", "class", *examples[0].predictions), found)
+        print_table(f"\n{heading}", ("image", "class", *examples[0].predictions), lines)
     print_tables("\nAccuracy on the same images", tables(result.evaluation))
     print_left_out(result.evaluation.left_out)
     print_tables("\nLatency of the runtime", tables(result.benchmark))

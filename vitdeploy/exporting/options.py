@@ -184,7 +184,7 @@ class Quantization:
                 raise UsageError("smooth_quant needs calibration images", what="smooth_quant", found=smooth)
         if self.accuracy is not None and not isinstance(self.accuracy, AccuracyBound):
             raise UsageError(
-                f"accuracy must be a bound, got {shown(self.accuracy, 80)}", what="accuracy", found=self.accuracy,
+                f"{shown(self.accuracy, 80)} is no accuracy bound", what="accuracy", found=self.accuracy,
                 hint="give MaxDrop, MinAgreement or MinCosine",
             )  # fmt: skip
         if self.accuracy_data is not None and self.accuracy is None:

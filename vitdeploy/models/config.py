@@ -140,7 +140,7 @@ class ViTConfig:
             if not isinstance(values[name], str):
                 wrong[name] = "the name of an activation"
         for name, expected in wrong.items():
-            message = f"{name} must be {expected}, got {shown(values[name])}"
+            message = f"{name} is {shown(values[name])}, expected {expected}"
             raise UsageError(message, what=name, expected=expected, found=values[name])
         if min(self.grid_size) < 1:
             message = f"patch_size {self.patch_size} exceeds image_size {self.image_size}"
@@ -189,7 +189,7 @@ class ViTConfig:
         model_type = data.get("model_type")
         if not isinstance(model_type, str) or model_type not in FAMILIES:
             raise CheckpointError(
-                f"config.json: model_type must be one of {', '.join(FAMILIES)}, got {shown(model_type)}",
+                f"config.json: unknown model_type {shown(model_type)}; supported: {', '.join(FAMILIES)}",
                 what="model_type", where="config.json", expected=tuple(FAMILIES), found=model_type,
             )  # fmt: skip
         family = FAMILIES[model_type]

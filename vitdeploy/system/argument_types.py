@@ -35,7 +35,7 @@ def typed(function: F) -> F:
         hints = hints_of(function)
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             if name in hints:
-                check_type(name, value, hints[name])
+                check_type(name, value, hints[name], secret=name == "token")
         return function(*args, **kwargs)
 
     return cast("F", checked)

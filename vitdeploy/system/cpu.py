@@ -219,15 +219,15 @@ def _limit(folder: str, version: int) -> float | None:
 def _limit_folders(root: str, memberships: str) -> tuple[tuple[str, int], ...]:
     """The folders whose limits count, and the version of their cgroups, from the content of /proc/self/cgroup."""
     mounts = list(_cgroup_mounts(_read(f"{root}/proc/self/mountinfo")))
-    found = []
+    folders = []
     for line in memberships.splitlines():
         number, controllers, path = (*line.split(":", 2), "", "")[:3]
         version = 1 if "cpu" in controllers.split(",") else 2 if (number, controllers) == ("0", "") else None
         if version is None or not path:
             continue
         places = [(top, point) for of, top, point in mounts if of == version]
-        found += [(f"{root}{folder}", version) for folder in _folders_up(places, path)]
-    return tuple(dict.fromkeys(found))
+        folders += [(f"{root}{folder}", version) for folder in _folders_up(places, path)]
+    return tuple(dict.fromkeys(folders))
 
 
 def _folders_up(mounts: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
@@ -237,8 +237,8 @@ def _folders_up(mounts: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
         return
     below = [(point, cgroup.relative_to(top)) for top, point in mounts if cgroup.is_relative_to(top)]
     # Else the mount is from outside of the namespace, and its top, "/..", is above the process.
-    for point, rest in below or [(point, PurePosixPath()) for _, point in mounts]:
-        for folder in (rest, *rest.parents):
+    for point, child in below or [(point, PurePosixPath()) for _, point in mounts]:
+        for folder in (child, *child.parents):
             yield str(PurePosixPath(point, folder))
 
 

@@ -71,7 +71,7 @@ def benchmark(
         progress: told each step, and how far it has come.
 
     Raises:
-        UsageError: an argument is not what it must be.
+        UsageError: an argument is wrong.
         BundleError: the bundle, or an artifact of it, is absent or was altered.
         InputError: there are no images, or one cannot be read.
     """
@@ -92,15 +92,15 @@ def benchmark(
             _Timed(selected, stack.enter_context(worker(Job(bundle, selected, device, threads, encoded))), sizes)
             for selected in selection
         ]
-        for each in timed:
-            progress.step(f"opening {each.selected}")
-            each.open()
+        for backend in timed:
+            progress.step(f"opening {backend.selected}")
+            backend.open()
         for turn in range(rounds):
             progress.step(f"timing, round {turn + 1} of {rounds}")
-            for each in timed:
-                each.time(runs)
-        for each in timed:
-            each.finish()
+            for backend in timed:
+                backend.time(runs)
+        for backend in timed:
+            backend.finish()
     return Benchmark(
         bundle=str(bundle.path),
         machine=machine(),
@@ -113,8 +113,8 @@ def benchmark(
             "images": kind,
             "warm_up": f"until the medians of {WINDOW} runs are within {WITHIN:.0%}, at most {MOST_WINDOWS} times",
         },
-        latencies=tuple(latency for size in sizes for each in timed for latency in each.latency(size)),
-        skipped=tuple(reason for each in timed for reason in each.skipped),
+        latencies=tuple(latency for size in sizes for backend in timed for latency in backend.latency(size)),
+        skipped=tuple(reason for backend in timed for reason in backend.skipped),
         processor=bundle.manifest.processor,
         left_out=left_out,
     )
@@ -166,9 +166,9 @@ class _Timed:
             Latency(
                 *self.selected,
                 size,
-                rounds_ms=tuple(each.ready_ms for each in rounds),
-                image_rounds_ms=tuple(each.images_ms for each in rounds),
-                processing_ms=statistics.median(value for each in rounds for value in each.processing_ms),
+                rounds_ms=tuple(turn.ready_ms for turn in rounds),
+                image_rounds_ms=tuple(turn.images_ms for turn in rounds),
+                processing_ms=statistics.median(value for turn in rounds for value in turn.processing_ms),
                 load_ms=self._opened.load_ms,
                 first_ms=self._first_ms,
                 peak_memory_bytes=self._peak,

@@ -72,7 +72,7 @@ def compare(
 
     Raises:
         BundleError: the bundle is absent or was altered.
-        UsageError: the bundle has no artifact, an argument is not what it must be, or golden outputs are of something
+        UsageError: the bundle has no artifact, an argument is wrong, or golden outputs are of something
             else.
         ImageError: an image cannot be read.
         InputError: the file of golden outputs cannot be read, or is damaged.
@@ -192,11 +192,11 @@ def _result(
 
 
 def _compare_logits(
-    wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], tolerance: float
+    wanted: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], tolerance: float
 ) -> LogitsDifference | None:
-    if LOGITS not in wanted or not all(np.isfinite(run[LOGITS]).all() for run in (wanted, found)):
+    if LOGITS not in wanted or not all(np.isfinite(run[LOGITS]).all() for run in (wanted, given)):
         return None
-    return compare_logits(wanted[LOGITS], found[LOGITS], tolerance)
+    return compare_logits(wanted[LOGITS], given[LOGITS], tolerance)
 
 
 def _worst_images(

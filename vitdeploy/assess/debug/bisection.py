@@ -36,7 +36,7 @@ MAX_IMAGES = 16  # every set of nodes runs on all of them
 MAX_RUNS = 200
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Bisection(ImageAssessment):
     """The nodes that must stay in float32.
 
@@ -69,6 +69,13 @@ class Bisection(ImageAssessment):
     def status(self) -> str:
         """The outcome: "passed" where `kept` makes it pass, or nothing need be kept; "failed" where nothing does."""
         return "passed" if self.error <= self.tolerance else "failed"
+
+    @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        return (
+            f"{self.status}, {len(self.kept)} of {self.candidates} nodes kept in float32, the others {self.precision}"
+        )
 
     @property
     def summary(self) -> str:
@@ -120,7 +127,7 @@ def bisect(
 
     Raises:
         BundleError: the bundle is absent or was altered, or holds no valid ONNX model.
-        UsageError: the bundle has not the artifacts that are needed, or an argument is not what it must be.
+        UsageError: the bundle has not the artifacts that are needed, or an argument is wrong.
         ImageError: an image cannot be read.
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """

@@ -76,7 +76,7 @@ def compare_layers(
 
     Raises:
         BundleError: the bundle is absent or was altered.
-        UsageError: the bundle has no artifact, or no such, or the tolerance is not what it must be.
+        UsageError: the bundle has no artifact, or no such, or the tolerance is wrong.
         ImageError: an image cannot be read.
         UnavailableError: `against` cannot be run layer by layer.
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
@@ -131,16 +131,16 @@ def run_layers(
 
 def _one(bundle: Bundle, against: str) -> str:
     """The name of the one artifact that is meant."""
-    found = select(bundle, [against])
-    if len(found) > 1:
+    choices = select(bundle, [against])
+    if len(choices) > 1:
         raise UsageError(
-            f"{against} stands for several artifacts, in {', '.join(each.precision for each in found)}",
-            what="against", found=against, hint=f"add the precision, such as {against}:{found[0].precision}",
+            f"{against} stands for several artifacts, in {', '.join(choice.precision for choice in choices)}",
+            what="against", found=against, hint=f"add the precision, such as {against}:{choices[0].precision}",
         )  # fmt: skip
-    if found[0].artifact == REFERENCE and found[0].precision != Precision.FP32:
+    if choices[0].artifact == REFERENCE and choices[0].precision != Precision.FP32:
         hint = "name an artifact, or leave it out for the reference in fp32"
         raise UsageError(f"{against} is not an artifact", what="against", found=against, hint=hint)
-    return found[0].artifact
+    return choices[0].artifact
 
 
 def _tolerance(bundle: Bundle, *names: str) -> float:
@@ -188,8 +188,8 @@ def _scale(states: np.ndarray) -> np.ndarray:
     what goes wrong in the others would be nothing beside them.
     """
     largest = np.abs(states).max(axis=(0, 1))
-    found: np.ndarray = np.maximum(largest, np.median(largest))
-    return np.where(found > 0, found, 1.0).astype(states.dtype)
+    scale: np.ndarray = np.maximum(largest, np.median(largest))
+    return np.where(scale > 0, scale, 1.0).astype(states.dtype)
 
 
 def _differences(

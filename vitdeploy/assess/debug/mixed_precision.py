@@ -67,7 +67,7 @@ class LowerPrecision:
         """
         if precision not in PRECISIONS:
             raise UsageError(
-                f"precision must be one of {', '.join(PRECISIONS)}, got {shown(precision)}",
+                f"precision {shown(precision)} is not one of {', '.join(PRECISIONS)}",
                 what="precision", expected=PRECISIONS, found=precision,
             )  # fmt: skip
         source = bundle.artifact("onnx", Precision.FP32)
@@ -109,8 +109,8 @@ def _variants(bundle: Bundle, artifact: Artifact, float_file: OpenedFile, what: 
 
 
 def _loaded(file: OpenedFile, what: str) -> Loaded:
-    found: Loaded = load_target("vitdeploy.assess.inspection.onnx_reader:load_onnx", what, _EXTRA, _PACKAGE)(file)
-    return found
+    graph: Loaded = load_target("vitdeploy.assess.inspection.onnx_reader:load_onnx", what, _EXTRA, _PACKAGE)(file)
+    return graph
 
 
 def _in_parts(loaded: Loaded, names: Collection[str]) -> tuple[GraphNode, ...]:

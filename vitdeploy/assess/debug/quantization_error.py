@@ -59,7 +59,7 @@ class VariantErrors:
 
         Of several outputs, and of a regression's values, it is the largest; infinite where a value is not finite.
         """
-        return max(each.error.value for each in self._sums(variants, kept, one_by_one=False).values())
+        return max(sums.error.value for sums in self._sums(variants, kept, one_by_one=False).values())
 
     def closeness(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> Closeness:
         """The relative error, as `error` gives it, and the cosines of the images, of the output with the largest error.
@@ -67,15 +67,15 @@ class VariantErrors:
         With `one_by_one` each image is run alone.
         """
         sums = self._sums(variants, kept, one_by_one=one_by_one)
-        errors = {name: each.error.value for name, each in sums.items()}
+        errors = {name: of_one.error.value for name, of_one in sums.items()}
         output = max(errors, key=errors.__getitem__)
         if has_own_scales(output, self.problem_type):
             return Closeness(errors[output], None, None)
-        found = sums[output].cosines
-        return Closeness(errors[output], float(np.mean(found)), float(np.percentile(found, 5)))
+        similarities = sums[output].cosines
+        return Closeness(errors[output], float(np.mean(similarities)), float(np.percentile(similarities, 5)))
 
     def _sums(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> dict[str, _Sums]:
-        found = {name: _Sums(RelativeError(has_own_scales(name, self.problem_type))) for name in self.expected}
+        sums = {name: _Sums(RelativeError(has_own_scales(name, self.problem_type))) for name in self.expected}
         with opened_variant(variants, kept, self.folder) as runtime:
             first = 0
             for batch in self.pixel_values:
@@ -83,8 +83,8 @@ class VariantErrors:
                     outputs = runtime.run(feeds(runtime.inputs, pixels))
                     rows = slice(first, first := first + len(pixels))
                     for name, wanted in self.expected.items():
-                        found[name].add(wanted[rows], outputs[name])
-        return found
+                        sums[name].add(wanted[rows], outputs[name])
+        return sums
 
 
 @dataclasses.dataclass
@@ -134,9 +134,9 @@ def sensitivities(
     """
     if layers is None:
         layers = {node: (node,) for node in variants.nodes}
-    found = {}
+    error_of = {}
     everything = frozenset(variants.nodes)
     for done, (layer, nodes) in enumerate(layers.items(), 1):
-        found[layer] = error(everything.difference(nodes))
+        error_of[layer] = error(everything.difference(nodes))
         progress.advance(done, len(layers))
-    return found
+    return error_of

@@ -50,7 +50,7 @@ class LayerEffect:
     error: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Sensitivity(ImageAssessment):
     """The sensitivity of every layer.
 
@@ -74,6 +74,11 @@ class Sensitivity(ImageAssessment):
     def status(self) -> str:
         """Always "passed": a measurement cannot fail."""
         return "passed"
+
+    @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        return f"{len(self.layers)} layers in {self.precision}, on {self.images_text}"
 
     @property
     def ranked(self) -> tuple[LayerEffect, ...]:
@@ -122,7 +127,7 @@ def sensitivity(
 
     Raises:
         BundleError: the bundle is absent or was altered, or holds no valid ONNX model.
-        UsageError: the bundle has not the artifacts that are needed, or an argument is not what it must be.
+        UsageError: the bundle has not the artifacts that are needed, or an argument is wrong.
         ImageError: an image cannot be read.
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """

@@ -18,13 +18,14 @@ from vitdeploy.assess.gate.checks import Check, judge
 from vitdeploy.assess.gate.measured import Measured
 from vitdeploy.assess.gate.plan import Planned, plan
 from vitdeploy.assess.gate.rules import GateRules, read_rules
-from vitdeploy.assess.metrics.status import Assessment, CheckResult, overall
+from vitdeploy.assess.metrics.status import Assessment, CheckResult, counted, overall
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import InputError, UsageError, readable
 from vitdeploy.files.output_files import check_writable
+from vitdeploy.runtimes import check_reference
 from vitdeploy.specs import Task
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Check", "GateResult", "gate", "planned_checks"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class GateResult(Assessment):
     """Result of a gate.
 
@@ -63,6 +64,11 @@ class GateResult(Assessment):
     baseline: Path | None = None
     changes: tuple[str, ...] = ()
     updated: bool = False
+
+    @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        return f"{self.status} on {self.images} images; {counted([check.status for check in self.checks], 'check')}"
 
     @property
     def status(self) -> str:
@@ -131,7 +137,7 @@ def gate(
         progress: told each step, and how far it has come.
 
     Raises:
-        UsageError: a rule is finer than so many images can tell, or is otherwise not what it must be.
+        UsageError: a rule is finer than so many images can tell, or is wrong otherwise.
         InputError: the baseline is absent, damaged or of other images; or as `evaluate`.
         OutputError: the baseline cannot be written.
         BundleError, ImageError: as `evaluate`.
@@ -206,6 +212,7 @@ def _prepare(
     backends: Sequence[str] | None,
 ) -> _Prepared:
     bundle = Bundle.of(bundle)
+    check_reference(bundle)  # which every gate compares with
     source_of_rules = rules
     if rules is None:
         rules = GateRules()

@@ -77,10 +77,10 @@ def run_batches(
 
 def rows_not_finite(outputs: Mapping[str, np.ndarray]) -> NDArray[np.bool_]:
     """(N,): whether a value of an image is NaN or infinite in any of the outputs, (N, ...) each."""
-    found: NDArray[np.bool_] = np.any(
+    rows: NDArray[np.bool_] = np.any(
         [~np.isfinite(value.reshape(len(value), -1)).all(axis=1) for value in outputs.values()], axis=0
     )
-    return found
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)
