@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import gc
 import importlib
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from vitdeploy.models.vit import VisionTransformer
     from vitdeploy.specs import Task
 
+
+os.environ["VITDEPLOY_PROGRESS_EVERY"] = "0"  # seconds depend on the machine's load
+os.environ.pop("GITHUB_ACTIONS", None)  # which adds lines for its log
 
 # A process takes a file at a time: those that take minutes come first, so that none is left to one process alone.
 _LONGEST = (

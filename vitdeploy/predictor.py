@@ -234,10 +234,7 @@ def load_processor(bundle: Bundle) -> ImageProcessor:
 
 def check_batch_size(size: int) -> None:
     """Raise UsageError unless so many images may run together."""
-    if not 1 <= size <= MOST_A_BATCH:
-        raise UsageError(
-            f"batch_size takes 1 to {MOST_A_BATCH} images, got {shown(size)}", what="batch_size", found=size
-        )
+    check_count("batch_size", size, most=MOST_A_BATCH)
 
 
 def batch_size_for(processor: ImageProcessor, of: Runtime | Artifact, wanted: int) -> int:

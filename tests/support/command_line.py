@@ -24,9 +24,16 @@ class Ran(NamedTuple):
         return json.loads(self.out)
 
 
-def run(*arguments: object) -> Ran:
+class Terminal(io.StringIO):
+    """A standard output that is a terminal; `COLUMNS` is its width."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run(*arguments: object, out: io.StringIO | None = None) -> Ran:
     """`vitdeploy` with these arguments."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = out or io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as caught:
         main([*map(str, arguments)])
     return Ran(caught.value.code, out.getvalue(), err.getvalue())

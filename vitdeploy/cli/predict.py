@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import click
 
+from vitdeploy.cli import synonyms
+from vitdeploy.cli.command import command, option
 from vitdeploy.cli.number_options import COUNT
-from vitdeploy.cli.output import PATH, image_limit_option, json_option, print_json, print_table
+from vitdeploy.cli.output import PATH, image_limit_option, json_option, print_json, print_table, read_device
 from vitdeploy.runtimes import BACKENDS
 
 
-@click.command()
+@command(
+    examples=(
+        "predict vit cat.jpg dog.jpg",
+        "predict vit cat.jpg -k 1 --json",
+        "predict vit cat.jpg --backend torch",
+    )
+)
 @click.argument("bundle", type=PATH)
 @click.argument("images", nargs=-1, required=True, type=PATH)
-@click.option("--backend", default="onnxruntime", show_default=True, type=click.Choice(list(BACKENDS)))
-@click.option("--precision", default="fp32", show_default=True)
-@click.option("--device", help="cpu, cuda or cuda:1; cpu by default, cuda for an engine.")
-@click.option("--revision", help="Of a bundle on the Hub: a branch, tag or commit.")
-@click.option("--token", envvar="HF_TOKEN", help="Hub token, for a private or gated bundle.  [env: HF_TOKEN]")
-@click.option("--top-k", type=COUNT, help="Classes an image; 5 by default. Not for a regression.")
+@option(
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    type=click.Choice(list(BACKENDS)),
+    metavar="NAME",
+    help=f"One of {', '.join(BACKENDS)}.",
+)
+@option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    callback=lambda _context, _option, name: synonyms.PRECISIONS.get(name, name),
+)
+@option("--device", callback=read_device, help="cpu, cuda or cuda:1; cpu by default, cuda for an engine.")
+@option("--revision", group="Hub", help="Branch, tag or commit of a bundle on the Hub.")
+@option("--token", envvar="HF_TOKEN", group="Hub", help="Hub token, for a private or gated bundle.  [env: HF_TOKEN]")
+@option("-k", "--top-k", type=COUNT, help="Classes an image; 5 by default. Not for a regression.")
 @image_limit_option
 @json_option
 def predict(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitdeploy.cli.output import printable
+from vitdeploy.cli.verbosity import is_verbose
 from vitdeploy.errors import OutputError, VitDeployError, first_line
 from vitdeploy.system.exhaustion import exhausted, lacking
 from vitdeploy.system.quiet import DEBUG_VARIABLE, debugging
@@ -146,13 +147,18 @@ def print_error(error: BaseException, more: str = "") -> int:
 
     What is an error of vitdeploy's own has its code. An operating system that refuses something, memory that runs
     out: 3. A signal: 128 and its number. Anything else is a defect: 70. The traceback comes before the line where
-    VITDEPLOY_DEBUG is set.
+    VITDEPLOY_DEBUG is set, and with --verbose the causes come after it.
     """
     text, code = _explained(error)
     if sys.stderr is not None:
         if debugging():
             traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
         print(f"Error: {printable(' '.join((text + more).split()))}", file=sys.stderr, flush=True)
+        cause = error.__cause__
+        while cause is not None and is_verbose():
+            line = f"{type(cause).__name__} {first_line(cause)}"
+            print(f"  cause: {printable(line):.400}", file=sys.stderr, flush=True)
+            cause = cause.__cause__
     return code
 
 

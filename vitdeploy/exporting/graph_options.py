@@ -39,6 +39,7 @@ class GraphOptions:
         names=True,
         repeated=True,
         metavar="NODE",
+        group="Half precision",
     )
     outputs: tuple[str, ...] | Sequence[str] | None = option(
         None,

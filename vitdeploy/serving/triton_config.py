@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, check_count
 from vitdeploy.specs import Precision, read_range
 from vitdeploy.trt.options import DEFAULT_BATCH
 
@@ -156,9 +156,8 @@ def _check_artifact(artifact: Artifact) -> None:
 
 
 def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | None) -> int:
-    if asked is not None and (type(asked) is not int or not 1 <= asked < 1 << 31):
-        message = f"max_batch_size takes a whole number from 1 up, got {asked!r:.80}"
-        raise UsageError(message, what="max_batch_size", found=asked)
+    if asked is not None:
+        check_count("max_batch_size", asked, most=2**31 - 1)
     if not profiles:
         return asked or DEFAULT_BATCH.maximum or DEFAULT_BATCH.optimum
     largest = max(profile.maximum or profile.optimum for profile in profiles)

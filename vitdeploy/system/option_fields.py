@@ -36,6 +36,7 @@ class Option:
         metavar: stands for its value in the command line's help.
         unset: the default in words, where that is None or empty.
         hints: what to do about a value that is no choice, by the value.
+        group: heading in the command line's help; by default the class's.
     """
 
     help: str
@@ -55,6 +56,7 @@ class Option:
     metavar: str | None = None
     unset: str | None = None
     hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    group: str | None = None
 
     def problem(self, value: Any) -> str | None:
         """The values that are right, where this one is not."""

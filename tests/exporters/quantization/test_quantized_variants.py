@@ -90,9 +90,9 @@ def test_nothing_and_everything_kept(bundle: Bundle, tmp_path: Path) -> None:
     pixel_values = load_processor(bundle)(list_images(held_out_images()).files[:4])
     quantized, plain = (logits(bundle.path / "onnx" / name, pixel_values) for name in ("model_int8.onnx", "model.onnx"))
     np.testing.assert_array_equal(logits(variant(bundle, (), tmp_path), pixel_values), quantized)
-    found = variant(bundle, None, tmp_path)
-    assert {"QuantizeLinear", "DequantizeLinear"}.isdisjoint(node.op_type for node in onnx.load(found).graph.node)
-    np.testing.assert_allclose(logits(found, pixel_values), plain, atol=1e-5)
+    graph = variant(bundle, None, tmp_path)
+    assert {"QuantizeLinear", "DequantizeLinear"}.isdisjoint(node.op_type for node in onnx.load(graph).graph.node)
+    np.testing.assert_allclose(logits(graph, pixel_values), plain, atol=1e-5)
     assert np.abs(quantized - plain).max() > 1e-2
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.data.images import feeds
-from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, VitDeployError
+from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, VitDeployError, check_count
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import BACKENDS, runtime_class
 from vitdeploy.specs import PixelStage
@@ -254,9 +254,7 @@ def _since(begin: float) -> float:
 
 def check_threads(threads: int, selected: Sequence[Selected]) -> None:
     """Raise UsageError unless the number of threads is one that can be, and every backend is known to heed it."""
-    if not 0 <= threads <= MOST_THREADS:
-        problem = f"threads takes 0 to {MOST_THREADS}, got {threads!r:.40}"
-        raise UsageError(problem, what="threads", expected=range(MOST_THREADS + 1), found=threads)
+    check_count("threads", threads, 0, MOST_THREADS)
     deaf = {choice.backend for choice in selected if choice.backend} - {*_HEED_THREADS}
     if threads and deaf:
         problem = f"threads has no effect on {', '.join(sorted(deaf))}, only on {', '.join(_HEED_THREADS)}"

@@ -15,7 +15,7 @@ import numpy as np
 
 from vitdeploy.assess.data.class_labels import BY_INDEX, Classes
 from vitdeploy.assess.data.folder_listing import list_folder, with_images
-from vitdeploy.errors import ImageError, InputError, UsageError, first_line, readable, shown
+from vitdeploy.errors import ImageError, InputError, check_count, first_line, readable
 from vitdeploy.files.label_tables import SEPARATORS, TABLE_ENDINGS, table_rows
 from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
 from vitdeploy.system.imports import load_target
@@ -74,16 +74,10 @@ class LabelledData:
         )
 
 
-def check_seed(seed: object) -> None:
-    """Raise UsageError unless it is an integer from 0 up to 2^63."""
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise UsageError(f"seed takes an integer from 0 to 2^63 - 1, got {shown(seed)}", what="seed", found=seed)
-
-
 def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int]:
     """The positions of the `limit` names whose SHA-256 of seed and name comes first, in order; all without a limit."""
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit takes 1 image or more, got {limit}", what="limit", found=limit)
+    if limit is not None:
+        check_count("limit", limit)
 
     def rank(index: int) -> bytes:
         return hashlib.sha256(f"{seed}\0{names[index]}".encode("utf-8", "surrogatepass")).digest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -117,10 +117,7 @@ def delta_debug(
     Raises:
         UsageError: `max_runs` is less.
     """
-    if max_runs < FEWEST_RUNS:
-        raise UsageError(
-            f"max_runs {max_runs} is too few, a search takes at least {FEWEST_RUNS}", what="max_runs", found=max_runs
-        )
+    check_count("max_runs", max_runs, FEWEST_RUNS)
     error = _Measurements(evaluate, max_runs)
     kept: frozenset[str] = frozenset(node for group in groups for node in group)
     without = error(frozenset())

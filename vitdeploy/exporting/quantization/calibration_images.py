@@ -21,7 +21,7 @@ from vitdeploy.assess.metrics.features import FEWEST_SEARCHED, same_neighbours, 
 from vitdeploy.assess.metrics.outputs import LOGITS, RelativeError, centred, compare_outputs, has_own_scales
 from vitdeploy.assess.runs.reference import run_batches
 from vitdeploy.bundle.scores import ProblemType
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import check_count
 from vitdeploy.system.cpu import usable_cpus
 from vitdeploy.system.progress import SILENT, Progress
 
@@ -69,11 +69,8 @@ class CalibrationImages:
             UsageError: the limit is no number of images.
             InputError: there are no images.
         """
-        if limit is not None and (type(limit) is not int or limit < 1):
-            raise UsageError(
-                f"calibration_images takes an integer from 1 up, got {limit!r:.80}",
-                what="calibration_images", found=limit,
-            )  # fmt: skip
+        if limit is not None:
+            check_count("calibration_images", limit)
         return cls(open_images(path).subset(limit, seed), processor, seed, progress)
 
     @functools.cached_property
