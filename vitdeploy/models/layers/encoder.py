@@ -43,10 +43,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Attend; `bias` (1, H, L, L) is added to the scaled products of queries and keys."""
-        q, k, v = (
-            torch.unflatten(proj(x), 2, (self.num_heads, self.head_dim)).transpose(1, 2)  # (N, H, L, head_dim)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (self._split_heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         weights = None
         if self.kind == "sdpa":
             dropout = self.dropout if self.training else 0.0
@@ -61,6 +58,9 @@ class Attention(nn.Module):
             x = torch.matmul(weights, v)
         x = x.transpose(1, 2).flatten(2)  # (N, L, H * head_dim)
         return self.o_proj(x), weights
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return torch.unflatten(x, 2, (self.num_heads, self.head_dim)).transpose(1, 2)  # (N, H, L, head_dim)
 
 
 class Mlp(nn.Module):
