@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -132,17 +132,22 @@ class Bundle:
         return artifact, self.artifact("onnx", artifact.precision)
 
     @contextlib.contextmanager
-    def opened(self, records: Iterable[FileRecord]) -> Iterator[tuple[OpenedFile, ...]]:
+    def opened(self, records: Collection[FileRecord], *, by_name: bool = False) -> Iterator[tuple[OpenedFile, ...]]:
         """Files whose sizes and checksums are those of the manifest, to be read in this block.
 
         Each is opened once: its `handle` leads to the hashed content, even if its name is given to another file
         meanwhile. At the end of the block it is checked that none was written to.
 
+        Args:
+            records: of the manifest.
+            by_name: see `opened_artifact`.
+
         Raises:
             BundleError: a file is missing, unreadable or altered.
             BundleChangedError: the bundle was replaced since its manifest was read, or a file written to meanwhile.
         """
-        with self._open(records) as files:
+        names = {record.path: self.path / record.path for record in records} if by_name else None
+        with self._open(records, names) as files:
             yield tuple(file.file for file in files)
 
     @contextlib.contextmanager

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @option("--batch-size", default=32, show_default=True, type=BATCH_SIZE)
 @device_option
 @option("--limit", type=COUNT, help="At most so many images, drawn by --seed.")
-@option("--seed", default=0, show_default=True, type=SEED, help="Which images, with --limit.")
+@option("--seed", default=0, show_default=True, type=SEED, help="Seed of the choice of images, with --limit.")
 @option("--resume", type=PATH, help="Keep finished batches in this file, and go on from those there.")
 @option("--per-class", is_flag=True, help="Print the accuracy of each class, too.")
 @option("--confusion", is_flag=True, help="Print which classes are taken for which, too.")

@@ -26,7 +26,7 @@ _LONGEST_NAME = 32
 
 
 class CommandProgress(Progress):
-    """What a command does, and how far it has come.
+    """The steps of a command, and how far each has come.
 
     - On a terminal: a line for each step, and a bar from the first advance until all is done, which has the step's name
       and the time left. No live display hides the progress bars of a download. Steps that begin meanwhile stand above.
@@ -130,8 +130,8 @@ def _seconds() -> float:
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes} min {left} s" if minutes else f"{left} s"
 
 
 @contextlib.contextmanager

@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitdeploy import predictor
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor, files_to_open
-from vitdeploy.sources.file_choice import Choice
+from vitdeploy.sources.file_choice import Choice, Files
 from vitdeploy.sources.hub import from_hub
 from vitdeploy.system.argument_types import typed
-
-if TYPE_CHECKING:
-    from vitdeploy.sources.file_choice import Files
 
 
 @typed
@@ -70,13 +67,18 @@ def load(
 
     name = os.fspath(path)
     try:
-        found = from_hub(name, choose, revision=revision, token=token)
-        opened = predictor.load(found.folder, **opening)
+        download = from_hub(name, choose, revision=revision, token=token)
+        opened = predictor.load(download.folder, **opening)
     except (UsageError, NoReferenceError) as exc:
         if exc.where is None:
             raise
         raise exc.with_message(str(exc).replace(str(exc.where), f"'{name}'")) from exc  # which has its folder's name
-    opened.details |= {"bundle": name, "revision": found.revision, "folder": str(found.folder), "cached": found.cached}
+    opened.details |= {
+        "bundle": name,
+        "revision": download.revision,
+        "folder": str(download.folder),
+        "cached": download.cached,
+    }
     return opened
 
 

@@ -75,7 +75,7 @@ def _part(bundle: Bundle, names: Sequence[str]) -> Manifest:
     if reference in names:
         check_reference(bundle)
     named = [artifact_named(bundle, name) for name in names if name != reference]
-    needed = {each.name for artifact in named for each in bundle.needed_for(artifact)}
+    needed = {source.name for artifact in named for source in bundle.needed_for(artifact)}
     artifacts = tuple(artifact for artifact in whole.artifacts if artifact.name in needed)
     part = Manifest(whole.source, whole.task, whole.files if reference in names else whole.configuration, artifacts)
     kept = {record.path for record in records_of(part)}
@@ -84,7 +84,7 @@ def _part(bundle: Bundle, names: Sequence[str]) -> Manifest:
     packed_from = PackedFrom(
         before.manifest_sha256,
         tuple(sorted((*before.files, *left_out), key=lambda record: record.path)),
-        tuple(sorted({*before.artifacts, *(each.name for each in whole.artifacts if each not in artifacts)})),
+        tuple(sorted({*before.artifacts, *(source.name for source in whole.artifacts if source not in artifacts)})),
     )
     return dataclasses.replace(part, packed_from=packed_from)
 

@@ -211,6 +211,6 @@ def test_what_cannot_be_cut_is_skipped_and_no_pass(tmp_path: Path) -> None:
     assert "export it without --optimize" in (result.skipped or "")
 
 
-def test_a_negative_tolerance_is_refused(embedded: Bundle) -> None:
-    with raises(UsageError, what="tolerance", found=-1.0):
-        compare_layers(embedded, tolerance=-1.0)
+def test_no_images_are_refused(embedded: Bundle) -> None:
+    with raises(UsageError, what="images", found=[]):
+        compare_layers(embedded, images=[])

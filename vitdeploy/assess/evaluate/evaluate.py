@@ -59,7 +59,7 @@ class Evaluation(Assessment):
     @property
     def brief(self) -> str:
         """The result in a few words."""
-        statuses = ["passed" if each.skipped is None else "skipped" for each in self.results]
+        statuses = ["passed" if result.skipped is None else "skipped" for result in self.results]
         return f"{len(self.images)} images; {counted(statuses, 'backend')}"
 
     @property
