@@ -30,6 +30,7 @@ from vitdeploy.exporters import EXPORTERS, quantization_target
 from vitdeploy.exporting.graph_options import GraphOptions, spec_of
 from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
 from vitdeploy.serving.triton_config import LABELED_OUTPUT
+from vitdeploy.system.typed_lines import typed_line
 from vitdeploy.trt.options import EngineOptions
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision
 def _difference(artifact: Artifact) -> str:
     checked = artifact.validation
     if not checked["outputs"]:
-        return f"{checked['status']}; there: vitdeploy verify --run"
+        return ""
     if checked.get("calibration_images"):
         return "; ".join(map(agreement, checked["calibration_images"]))
     worst = max(checked["outputs"], key=lambda output: output["max_relative"])
@@ -232,11 +233,14 @@ def export(
         shown = {} if triton is None else {"triton": [written.to_dict() for written in models]}
         print_json({"bundle": str(bundle.path), **bundle.manifest.to_dict(), **shown})
         return
-    rows = []
+    rows, notes = [], []
     for artifact in (bundle.artifact(to, precision) for to in formats):
         nearness = _difference(artifact)
+        if not nearness:
+            run_there = typed_line("verify", bundle.path, "--run")
+            notes.append(f"{artifact.name} was {artifact.validation['status']}; there: {run_there}")
         rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", nearness) for file in artifact.files]
-    print_table(str(bundle.path), ("artifact", "file", "size", "difference from the reference"), rows)
+    print_table(str(bundle.path), ("artifact", "file", "size", "difference from the reference"), rows, notes)
     for artifact in (bundle.artifact(to, precision) for to in formats):
         _print_candidates(artifact)
         _print_nearness(artifact)
