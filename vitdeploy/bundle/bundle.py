@@ -21,6 +21,7 @@ from vitdeploy.files.opened import FileChangedError, FileDiffersError, OpenedFil
 from vitdeploy.files.regular_file import MOST_TEXT_BYTES, read_regular
 from vitdeploy.specs import PixelStage
 from vitdeploy.system.argument_types import typed
+from vitdeploy.system.typed_lines import typed_line
 
 EXPORT_AGAIN = "export the bundle again"
 
@@ -55,7 +56,7 @@ class Bundle:
             raise BundleError(f"{folder} cannot be read: {exc}", where=folder, hint="name another folder") from exc
         if not exists:
             message = f"{folder} is not a vitdeploy bundle (no {MANIFEST})"
-            raise BundleError(message, where=folder, hint="create one: vitdeploy export --model MODEL -o DIR")
+            raise BundleError(message, where=folder, hint=_bundle_instead(folder))
         file = folder / MANIFEST
         try:
             content = read_regular(file)
@@ -122,8 +123,15 @@ class Bundle:
         raise UsageError(
             f"{self.path} has no artifact {format}-{precision}, only: {', '.join(names) or 'none'}",
             what="precision", where=self.path, expected=names, found=f"{format}-{precision}",
-            hint=f"make it: vitdeploy export --to {format} --precision {precision}",
+            hint=f"make it: {self.export_line('--to', format, '--precision', precision)}",
         )  # fmt: skip
+
+    def export_line(self, *options: object) -> str:
+        """A line for a shell that exports the model again with these options, into this bundle where it has weights."""
+        source = self.manifest.source
+        if self.manifest.has_reference:
+            return typed_line("export", self.path, *options, "-o", self.path)
+        return typed_line("export", source.id, *(("--revision", source.revision) if source.revision else ()), *options)
 
     def needed_for(self, artifact: Artifact) -> tuple[Artifact, ...]:
         """The artifacts that are opened to run one: a stripped engine takes its weights from the ONNX artifact."""
@@ -277,3 +285,15 @@ def _place(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
     except OSError:
         return None
     return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
+
+
+def _bundle_instead(path: Path) -> str:
+    """The remedy where a path is no bundle."""
+    around = next((parent for parent in path.parents if (parent / MANIFEST).is_file()), None)
+    if around is not None:
+        return f"name the bundle that it is in: {around}"
+    if (path / CONFIG).is_file():
+        return f"make one of this checkpoint: {typed_line('export', path)}"
+    if os.path.lexists(path):
+        return "name a folder that vitdeploy export wrote"
+    return f"make one: {typed_line('export', 'google/vit-base-patch16-224', '-o', path)}"
