@@ -38,6 +38,7 @@ COMMANDS = {
         "Write an artifact into a model repository of Triton Inference Server.",
     ),
     "pack": ("vitdeploy.cli.packing:pack", "Write a slim bundle: some artifacts, and what they need in production."),
+    "push": ("vitdeploy.cli.push:push", "Put a bundle into a repository on the Hugging Face Hub."),
     "verify": ("vitdeploy.cli.verify:verify", "Check every file of a bundle against its manifest."),
     "doctor": ("vitdeploy.cli.doctor:doctor", "Say which backends work here, and what the others need."),
     "demo": ("vitdeploy.cli.demo:demo", "Export, compare and time the embedded model, with a report."),

@@ -12,6 +12,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor, files_to_open
+from vitdeploy.runtimes.choice import choose
 from vitdeploy.sources.file_choice import Choice, Files
 from vitdeploy.sources.hub import from_hub
 from vitdeploy.system.argument_types import typed
@@ -21,8 +22,8 @@ from vitdeploy.system.argument_types import typed
 def load(
     path: str | os.PathLike[str],
     *,
-    backend: str = "onnxruntime",
-    precision: str = "fp32",
+    backend: str | None = None,
+    precision: str | None = None,
     device: str | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -37,7 +38,8 @@ def load(
     Args:
         path: the bundle's folder; or its Hub id, such as "org/vit-digits-bundle", where no folder has that name.
         backend: "onnxruntime", "torch", ...
-        precision: of the artifact.
+        precision: of the artifact. Where not both are named, the only artifact that fits; of several, ONNX Runtime's
+            before others, and fp32 before the rest.
         device: "cpu", "cuda" or "cuda:1"; by default "cpu", and "cuda" for an engine.
         revision: a branch, tag or commit on the Hub.
         token: for a private or gated repository; by default the one of `hf auth login`.
@@ -60,14 +62,16 @@ def load(
             )  # fmt: skip
         return predictor.load(path, **opening)
 
-    def choose(files: Files) -> Choice:
+    def choose_files(files: Files) -> Choice:
         manifest = _located(files, MANIFEST)
-        records = files_to_open(Bundle.open(manifest.parent), backend, precision)
+        bundle = Bundle.open(manifest.parent)
+        chosen = choose(bundle, backend, precision)
+        records = files_to_open(bundle, chosen.backend, chosen.precision)
         return Choice((manifest, *(_located(files, record.path) for record in records)))
 
     name = os.fspath(path)
     try:
-        download = from_hub(name, choose, revision=revision, token=token)
+        download = from_hub(name, choose_files, revision=revision, token=token)
         opened = predictor.load(download.folder, **opening)
     except (UsageError, NoReferenceError) as exc:
         if exc.where is None:

@@ -70,7 +70,7 @@ def triton_backend(artifact_format: str) -> TritonBackend:
         raise UsageError(
             f"no backend of Triton takes {artifact_format}; it takes {' or '.join(TRITON_BACKENDS)}", what="artifact",
             expected=tuple(TRITON_BACKENDS), found=artifact_format,
-            hint=f"make another artifact: vitdeploy export --to {instead}",
+            hint=f"export to {instead}",
         )  # fmt: skip
     return TRITON_BACKENDS[artifact_format]
 
@@ -129,12 +129,12 @@ def _check_artifact(artifact: Artifact) -> None:
         raise UsageError(
             f"{artifact.name} was quantized for TensorRT, and Triton's onnxruntime backend runs it as if it were not",
             what="artifact", expected="cpu", found="tensorrt",
-            hint="export it with --target cpu, or build an engine: vitdeploy export --to tensorrt",
+            hint="export it with --target cpu, or build an engine with --to tensorrt",
         )  # fmt: skip
     if artifact.format == "onnx" and artifact.precision == Precision.BF16:
         raise UsageError(
             f"{artifact.name} runs nowhere in Triton's onnxruntime backend, whose providers lack kernels for bfloat16",
-            what="artifact", found="bf16", hint="build an engine: vitdeploy export --to tensorrt, or export fp16",
+            what="artifact", found="bf16", hint="build an engine with --to tensorrt, or export fp16",
         )  # fmt: skip
     if artifact.options.get("strip_weights") is True:
         raise UsageError(

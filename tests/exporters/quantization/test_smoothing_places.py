@@ -69,7 +69,7 @@ def check_same(model: ir.Model, path: Path, feeds: dict[str, np.ndarray]) -> Non
 
 
 # Places are in the layers of a family and at the last norm, which one classifier, two, or a decoder of masks reads.
-CHOSEN = (*ONE_A_FAMILY, *(head for head in HEADS if head.family == "deit"))
+CHOSEN = tuple(dict.fromkeys((*ONE_A_FAMILY, *(head for head in HEADS if head.family == "deit"))))
 
 
 @pytest.mark.parametrize(("head", "seed"), [(head, 1 + index % 2) for index, head in enumerate(CHOSEN)], ids=str)

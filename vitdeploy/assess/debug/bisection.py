@@ -23,6 +23,7 @@ from vitdeploy.errors import check_count
 from vitdeploy.predictor import check_batch_size
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
+from vitdeploy.system.typed_lines import typed_line
 
 MAX_IMAGES = 16  # every set of nodes runs on all of them
 MAX_RUNS = 200
@@ -75,7 +76,7 @@ class Bisection(ImageAssessment):
         if self.status == "failed":
             return (
                 f"even float32 differs from the reference by {self.error:.2g}, and {self.tolerance:g} is allowed: the "
-                f"fault is not {self.precision}; see vitdeploy compare"
+                f"fault is not {self.precision}; see: {typed_line('compare', self.bundle)}"
             )
         if not self.kept:
             return f"{self.precision} passes with none of its {self.candidates} nodes kept in float32"

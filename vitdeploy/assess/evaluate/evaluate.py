@@ -29,6 +29,7 @@ from vitdeploy.predictor import check_batch_size
 from vitdeploy.specs import SEEDS, Precision
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
+from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -292,6 +293,6 @@ def single_labels(bundle: Bundle, command: str) -> tuple[str, ...]:
         raise UsageError(
             f"{command} counts images by their best class, and this model {head}",
             what="problem_type", found=str(problem_type),
-            hint=f"compare its outputs with the reference: vitdeploy compare {bundle.path} --images DIR",
+            hint=f"compare its outputs with the reference: {typed_line('compare', bundle.path)}",
         )  # fmt: skip
     return labels
