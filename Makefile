@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 ORT_DI
 TENSORRT := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),10 11)
 BENCHMARKS := processor export predict_overhead pixels evaluate int8 accuracy_bound attention dynamic_size engines
 
-.PHONY: demo test check chromium format fuzz bench bench-large golden triton-schema mutations gpu-check clean
+.PHONY: demo test check chromium docs format fuzz bench bench-large golden triton-schema mutations gpu-check clean
 
 demo: .venv/.demo  ## export, prove and time the embedded model
 	$(BIN)/vitdeploy demo
@@ -21,6 +21,8 @@ check: .venv/.dev  ## every check; tests of other environments are skipped where
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(MAKE) docs
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 chromium:  ## Debian's browser, for the tests of the HTML report; where it cannot be installed they are skipped
@@ -28,6 +30,9 @@ chromium:  ## Debian's browser, for the tests of the HTML report; where it canno
 		test "$$(id -u)" = 0 && command -v apt-get > /dev/null && export DEBIAN_FRONTEND=noninteractive \
 		&& timeout 300 apt-get -qq update && timeout 600 apt-get -qq install --no-install-recommends -y chromium > /dev/null; \
 	} || echo "no Chromium, and none can be installed here: the tests that need it are skipped"
+
+docs: .venv/.dev  ## the pages, in build/docs/index.html; a warning, such as a broken link, is an error
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs build/docs
 
 format: .venv/.dev
 	$(BIN)/ruff format .

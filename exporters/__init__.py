@@ -114,13 +114,13 @@ def find_exporter(to: str, precision: str, options: Mapping[str, Any]) -> Export
     """
     if not isinstance(to, str) or to not in EXPORTERS:
         raise UsageError(
-            f"to must be one of {', '.join(EXPORTERS)}, got {shown(to)}",
+            f"unknown format {shown(to)}; known: {', '.join(EXPORTERS)}",
             what="to", expected=tuple(EXPORTERS), found=to,
         )  # fmt: skip
     exporter = EXPORTERS[to]
     if not isinstance(precision, str) or precision not in exporter.precisions:
         raise UsageError(
-            f"precision for {to} must be one of {', '.join(exporter.precisions)}, got {shown(precision)}",
+            f"{to} has the precisions {', '.join(exporter.precisions)}, got {shown(precision)}",
             what="precision", expected=exporter.precisions, found=precision,
         )  # fmt: skip
     for name in exporter.refuses:
@@ -142,10 +142,10 @@ def quantization_target(formats: Sequence[str], precision: str, asked: str | Non
     for to, known in rows.items():
         if known and asked is not None and asked not in known:
             raise UsageError(
-                f"target for {to} in {precision} must be {' or '.join(known)}, got {shown(asked, 80)}",
+                f"{to} in {precision} is for {' or '.join(known)}, got target {shown(asked, 80)}",
                 what="target", expected=known, found=asked,
             )  # fmt: skip
-    shared = [target for known in rows.values() for target in known if all(target in each for each in rows.values())]
+    shared = [target for known in rows.values() for target in known if all(target in row for row in rows.values())]
     return asked or next(iter(shared), None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.errors import BundleChangedError, BundleError, UsageError, shown
+from vitdeploy.errors import BundleChangedError, BundleError, NoReferenceError, UsageError, shown
 from vitdeploy.specs import PixelStage
 from vitdeploy.system.imports import load_target
 
@@ -21,7 +21,7 @@ class Backend(NamedTuple):
 
     Attributes:
         target: "module:class" of the runtime.
-        artifact_format: the format that it runs; None for the reference, which every bundle holds.
+        artifact_format: the format that it runs; None for the reference, which a bundle holds unless it was packed.
         extra: the extra of vitdeploy that installs its engine.
         by_default: whether artifacts of its format are assessed with it where no backend is named.
     """
@@ -61,14 +61,37 @@ def runtime_class(backend: str) -> type[Runtime]:
         MissingDependencyError: its engine is not installed.
         UnavailableError: its engine is installed, and does not load.
     """
+    row = _row(backend)
+    cls: type[Runtime] = load_target(row.target, f"the {backend} backend", row.extra, row.package)
+    return cls
+
+
+def format_of(backend: str) -> str | None:
+    """The format that a backend runs; None for the reference's, UsageError where there is no such backend."""
+    return _row(backend).artifact_format
+
+
+def check_reference(bundle: Bundle) -> None:
+    """Raise NoReferenceError where a bundle was packed without the reference's weights."""
+    if bundle.manifest.has_reference:
+        return
+    source = bundle.manifest.source
+    again = f", made by: vitdeploy export --model {source.id} --revision {source.revision}" if source.revision else ""
+    raise NoReferenceError(
+        f"{bundle.path} was packed without the weights of its reference, {source}",
+        what="reference", where=bundle.path, expected=tuple(bundle.manifest.weights),
+        hint=f"use the bundle that it was packed from{again}; or save its outputs with vitdeploy compare --save-golden "
+        "and compare with them: --golden",
+    )  # fmt: skip
+
+
+def _row(backend: str) -> Backend:
     if backend not in BACKENDS:
         raise UsageError(
             f"unknown backend {shown(backend)}, expected one of {', '.join(BACKENDS)}",
             what="backend", expected=tuple(BACKENDS), found=backend,
         )  # fmt: skip
-    row = BACKENDS[backend]
-    cls: type[Runtime] = load_target(row.target, f"the {backend} backend", row.extra, row.package)
-    return cls
+    return BACKENDS[backend]
 
 
 def open_runtime(
@@ -117,9 +140,13 @@ def open_recorded(
 
     Raises:
         BundleChangedError: the bundle was replaced since.
+        NoReferenceError: the reference is asked for, and the bundle was packed without its weights.
         UsageError, UnavailableError, BundleError: as `open_runtime`.
     """
-    cls, row = runtime_class(backend), BACKENDS[backend]
+    row = _row(backend)
+    if row.artifact_format is None:
+        check_reference(bundle)  # before torch, which would not help, is asked for
+    cls = runtime_class(backend)
     value = cls.options_type.of(backend, options)
     runtime = cls.from_bundle(bundle, value, precision=precision, device=row.device if device is None else device)
     runtime.precision = precision

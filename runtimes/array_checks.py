@@ -33,10 +33,10 @@ def check_names(what: str, arrays: object, specs: Iterable[TensorSpec]) -> None:
             f"expected arrays by name ({', '.join(names)}), got {type(arrays).__name__}", what=what, expected=names
         )
     if set(arrays) != set(names):
-        found = list(arrays)
+        given = list(arrays)
         raise UsageError(
-            f"{what} must be {', '.join(names)}, got {', '.join(map(str, found)) or 'none'}",
-            what=what, expected=names, found=found,
+            f"the model has {what} {', '.join(names)}, got {', '.join(map(str, given)) or 'none'}",
+            what=what, expected=names, found=given,
         )  # fmt: skip
 
 

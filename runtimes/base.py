@@ -179,6 +179,19 @@ class Runtime(abc.ABC):
         """The reason why the engine cannot run in a forked child of the process that opened it; None if it can."""
         return "its engine does not work in a forked process"
 
+    def __repr__(self) -> str:
+        closed = ", closed" if self._closed else ""
+        return f"<{type(self).__name__} {self.brief}{closed}>"
+
+    @property
+    def brief(self) -> str:
+        """Backend, precision and device, such as "onnxruntime int8 on cpu"."""
+        details = getattr(self, "details", {})  # which a subclass sets when the engine is open
+        providers = [name.removesuffix("ExecutionProvider").lower() for name in details.get("providers", ())]
+        device = details.get("device") or next(iter(providers), None)
+        precision = self.precision or details.get("precision")
+        return f"{self.backend}{f' {precision}' if precision else ''}{f' on {device}' if device else ''}"
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a runtime holds an engine of this process and cannot be pickled; open it in each process")
 
@@ -218,9 +231,9 @@ class Runtime(abc.ABC):
         for name, size in sizes.items():
             if name in self.axes and size not in self.axes[name]:
                 raise UsageError(
-                    f"{name} must be {self.axes[name]}, got {size}",
+                    f"the artifact takes a {name} {self.axes[name]}, got {size}",
                     what=name, expected=self.axes[name], found=size,
-                    hint="give a size that the artifact takes, or export the model for this one",
+                    hint="give another size, or export the model for this one",
                 )  # fmt: skip
         if self.size_problem is not None:
             images = self.inputs[0]

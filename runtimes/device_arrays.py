@@ -120,7 +120,7 @@ def view(name: str, array: Any, gpu: int | None, alignment: int = 1, *, writable
         raise refused(f"does not say which device it is on: {reason}", "a device", reason) from exc
     if kind not in _ON_HOST if gpu is None else kind not in _ON_GPU or index != gpu:
         device = "the host" if gpu is None else f"cuda:{gpu}"
-        problem = f"must be on {device}, is on number {index} of DLPack's device type {kind}"
+        problem = f"is on number {index} of DLPack's device type {kind}, not on {device}"
         raise refused(problem, device, (kind, index), "move it there, or call run")
     try:
         capsule = _share(array, None if gpu is None else _NO_STREAM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
@@ -15,8 +16,6 @@ from vitdeploy.system.option_fields import described, option
 from vitdeploy.system.quiet import onnxruntime_severity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from typing_extensions import Self
 
 _LEVELS = {
@@ -79,10 +78,8 @@ class OnnxRuntimeOptions(RuntimeOptions):
         names = self.providers
         if names is None:
             return
-        if isinstance(names, str) or not names or len(set(names)) != len(names):
-            raise UsageError(
-                f"providers must be a sequence of different names, got {names!r}", what="providers", found=names
-            )
+        if not names or len(set(names)) != len(names):
+            raise UsageError(f"providers are one or more different names, got {names!r}", what="providers", found=names)
         for name, values in (self.provider_options or {}).items():
             if name not in names:
                 raise UsageError(
@@ -105,13 +102,13 @@ class OnnxRuntimeOptions(RuntimeOptions):
             UsageError: the provider's options name a GPU too, or there are options of another provider.
         """
         given = dict(self.provider_options or {})
-        own = given.get(provider, {})
-        if index is not None and "device_id" in own:
+        stated = given.get(provider, {})
+        if index is not None and "device_id" in stated:
             raise UsageError(
                 f"device cuda:{index} and a device_id in provider_options exclude each other",
-                what="device_id", found=own["device_id"], hint="leave one of them out",
+                what="device_id", found=stated["device_id"], hint="leave one of them out",
             )  # fmt: skip
-        chosen = {"device_id": index or 0, **defaults, **own}
+        chosen = {"device_id": index or 0, **defaults, **stated}
         return dataclasses.replace(self, providers=(provider,), provider_options={**given, provider: chosen})
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,18 +21,15 @@ from vitdeploy.runtimes.options import cuda_index
 from vitdeploy.specs import AxisRange, read_range
 from vitdeploy.system.option_fields import described, option
 from vitdeploy.trt.library import load_library
-from vitdeploy.trt.options import DEFAULT_BATCH, EngineOptions
+from vitdeploy.trt.options import DEFAULT_BATCH, Bounds, EngineOptions
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
     from typing_extensions import Self
 
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.bundle.manifest import Artifact
     from vitdeploy.specs import TensorSpec
-    from vitdeploy.trt.options import Bounds, Profile
+    from vitdeploy.trt.options import Profile
 
 
 @described
@@ -54,6 +53,16 @@ class TensorRTOnnxRuntimeOptions(OnnxRuntimeOptions):
         "the folder that engines and measured kernels are kept in, under a hash of their sources; by default the "
         "user's, or `VITDEPLOY_CACHE`; False for none. An engine can run code: keep others from writing there.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sizes  # noqa: B018  (refuses batches and images of sizes that there are not)
+
+    @property
+    def sizes(self) -> EngineOptions:
+        """The sizes of batches and images."""
+        batch = read_range(self.batch) if isinstance(self.batch, str) else self.batch
+        return EngineOptions(batch=(batch,), image_sizes=() if self.image_sizes is None else (self.image_sizes,))
 
 
 class TensorRTOnnxRuntime(OnnxRuntime):
@@ -93,10 +102,7 @@ class TensorRTOnnxRuntime(OnnxRuntime):
                 f"{artifact.name} was quantized for a CPU", what="target", where=bundle.path, found="cpu",
                 hint="export it with --target tensorrt",
             )  # fmt: skip
-        sizes = options.batch if isinstance(options.batch, AxisRange) else read_range(str(options.batch))
-        image_sizes = () if options.image_sizes is None else (options.image_sizes,)
-        limits = EngineOptions(batch=(sizes,), image_sizes=image_sizes)
-        (profile,) = limits.profiles(artifact.inputs, artifact.pixels, artifact.axes)
+        (profile,) = options.sizes.profiles(artifact.inputs, artifact.pixels, artifact.axes)
         check_built((TENSORRT,))
         version = _load_tensorrt()
         options = options.on_gpu(TENSORRT, index, _profile_options(artifact.inputs, profile))

@@ -52,7 +52,7 @@ def parse_device(name: str) -> tuple[str, int | None]:
     """
     match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
     if match is None:
-        raise UsageError(f"device must be one of cpu, cuda, cuda:N; got {name!r}", what="device", found=name)
+        raise UsageError(f"unknown device {name!r}; known: cpu, cuda, cuda:N", what="device", found=name)
     index = match[1]
     return name.partition(":")[0], None if index is None else int(index)
 

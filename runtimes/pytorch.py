@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from vitdeploy.errors import UsageError
 from vitdeploy.models.checkpoint import load_model
 from vitdeploy.models.config import ViTConfig
-from vitdeploy.models.layers.encoder import ATTENTION_KINDS
+from vitdeploy.models.layers.encoder import ATTENTION_KINDS, AttentionKind
 from vitdeploy.models.signature import TORCH_TYPES, Served, size_ranges
 from vitdeploy.runtimes.options import RuntimeOptions
 from vitdeploy.runtimes.torch_device import TorchRuntime
@@ -19,13 +20,10 @@ from vitdeploy.system.forks import call_with_threads
 from vitdeploy.system.option_fields import described, option
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from torch import Tensor
     from typing_extensions import Self
 
     from vitdeploy.bundle.bundle import Bundle
-    from vitdeploy.models.layers.encoder import AttentionKind
     from vitdeploy.models.vit import VisionTransformer
 
 
@@ -77,7 +75,7 @@ class PyTorchRuntime(TorchRuntime):
     ) -> None:
         if precision not in set(TORCH_TYPES):
             raise UsageError(
-                f"precision of the torch backend must be one of {', '.join(TORCH_TYPES)}, got {precision!r}",
+                f"the torch backend runs {', '.join(TORCH_TYPES)}, got precision {precision!r}",
                 what="precision", expected=tuple(TORCH_TYPES), found=precision,
             )  # fmt: skip
         super().__init__(device)

@@ -40,7 +40,7 @@ def shape_nodes(path: Path) -> set[tuple[str, str]]:
     (graph,) = _fields(np.memmap(path, np.uint8, "r").data)[_MODEL_GRAPH]  # weights are not read
     parts = _fields(graph)
     tensors = map(_fields, parts[_GRAPH_INITIALIZER])
-    small = {"", *(_text(each[_TENSOR_NAME]) for each in tensors if _elements(each[_TENSOR_DIMS]) <= _SMALL)}
+    small = {"", *(_text(tensor[_TENSOR_NAME]) for tensor in tensors if _elements(tensor[_TENSOR_DIMS]) <= _SMALL)}
     shapes: set[tuple[str, str]] = set()
     others: set[tuple[str, str]] = set()
     for node in map(_fields, parts[_GRAPH_NODE]):
@@ -54,7 +54,7 @@ def shape_nodes(path: Path) -> set[tuple[str, str]]:
 
 
 def _elements(dims: list[Any]) -> int:
-    return math.prod(size for each in dims for size in ([each] if isinstance(each, int) else _numbers(each)))
+    return math.prod(size for part in dims for size in ([part] if isinstance(part, int) else _numbers(part)))
 
 
 def _text(values: list[Any]) -> str:
@@ -63,26 +63,26 @@ def _text(values: list[Any]) -> str:
 
 def _fields(message: memoryview) -> dict[int, list[Any]]:
     """The values of a message in protobuf's wire format, by the number of the field: whole numbers, else bytes."""
-    found: dict[int, list[Any]] = collections.defaultdict(list)
+    fields: dict[int, list[Any]] = collections.defaultdict(list)
     at = 0
     while at < len(message):
         key, at = _number(message, at)
         if key & 7 == 0:
             value, at = _number(message, at)
-            found[key >> 3].append(value)
+            fields[key >> 3].append(value)
         else:
             size, at = {1: (8, at), 5: (4, at)}.get(key & 7) or _number(message, at)
-            found[key >> 3].append(message[at : at + size])
+            fields[key >> 3].append(message[at : at + size])
             at += size
-    return found
+    return fields
 
 
 def _numbers(packed: memoryview) -> list[int]:
-    found, at = [], 0
+    numbers, at = [], 0
     while at < len(packed):
         value, at = _number(packed, at)
-        found.append(value)
-    return found
+        numbers.append(value)
+    return numbers
 
 
 def _number(message: memoryview, at: int) -> tuple[int, int]:

@@ -40,14 +40,14 @@ def open_device(name: str) -> torch.device:
 def probe_devices() -> dict[str, str | None]:
     """Multiply two matrices on each device: None, or why it failed."""
     names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    found: dict[str, str | None] = {}
+    problems: dict[str, str | None] = {}
     for name in names:
         try:
             torch.ones(2, 2, device=name).matmul(torch.ones(2, 2, device=name)).cpu()
-            found[name] = None
+            problems[name] = None
         except RuntimeError as exc:
-            found[name] = first_line(exc)
-    return found
+            problems[name] = first_line(exc)
+    return problems
 
 
 def torch_threads() -> ThreadCount:
@@ -175,12 +175,12 @@ class TorchRuntime(Runtime):
             for name, value in self._outputs(tensors).items():
                 target = tensors[name]
                 if value.shape != target.shape:
-                    expected, found = tuple(value.shape), tuple(target.shape)
+                    expected, given = tuple(value.shape), tuple(target.shape)
                     raise UsageError(
-                        f"expected '{name}' {expected} to write to, got {found}",
+                        f"expected '{name}' {expected} to write to, got {given}",
                         what=name,
                         expected=expected,
-                        found=found,
+                        found=given,
                     )
                 target.copy_(value)
             if self.gpu is not None:

@@ -105,10 +105,9 @@ def documented_diff(title: str) -> str:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of what a change to the package touches."""
-    for name in ("README.md", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     left_out = shutil.ignore_patterns("__pycache__", "golden", "fuzz", "held-out")
-    for name in ("exporters", "runtimes", "tests", "vitdeploy"):
+    for name in ("docs", "exporters", "runtimes", "tests", "vitdeploy"):
         shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=left_out)
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""The README's table of export options is what the option values say; `python tests/test_option_table.py` writes it."""
+"""The documentation's table of export options is what the values say; `python tests/test_option_table.py` writes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationO
 from vitdeploy.system.option_fields import default_text, options_in
 from vitdeploy.trt.options import EngineOptions
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "options.md"
 BEGIN, END = "<!-- options: written by tests/test_option_table.py -->\n", "<!-- end of options -->\n"
 VALUES = (SourceOptions, GraphOptions, Quantization, ValidationOptions, EngineOptions)
 
@@ -45,7 +45,7 @@ def with_table(text: str) -> str:
 
 
 def test_the_table_is_what_the_values_say() -> None:
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     assert text == with_table(text), "run: python tests/test_option_table.py"
 
 
@@ -55,4 +55,4 @@ def test_each_option_of_the_values_is_one_of_the_command() -> None:
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -70,7 +70,13 @@ def test_public_names() -> None:
         assert getattr(vitdeploy, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'absent'"):
         vitdeploy.absent  # noqa: B018
-    assert set(vitdeploy.__all__) <= set(dir(vitdeploy))
+
+
+def test_dir_is_the_public_api() -> None:
+    """Also after submodules were imported, which become attributes of the package."""
+    assert "system" in vars(vitdeploy)
+    assert dir(vitdeploy) == sorted(vitdeploy.__all__)
+    assert set(vitdeploy.__all__) == set(vitdeploy._MODULES)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

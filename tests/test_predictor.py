@@ -179,7 +179,7 @@ def test_no_more_images_than_an_engine_takes_go_through_it_together(bundle: Path
         whole = predictor.predict(images)
         predictor.runtime.axes = {"batch": AxisRange(1, 2, 2)}
         parts = predictor.predict(images)
-        with pytest.raises(UsageError, match="batch must be from 1 to 2, got 5"):
+        with raises(UsageError, what="batch", expected=AxisRange(1, 2, 2), found=5):
             predictor.logits(predictor.processor(images))
     assert [[each.index for each in one] for one in parts] == [[each.index for each in one] for one in whole]
 

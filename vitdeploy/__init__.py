@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vitdeploy.assess.gate.gate import GateResult, gate
     from vitdeploy.assess.metrics.latency import Benchmark
     from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.delivery.loading import load
+    from vitdeploy.delivery.packing import pack
     from vitdeploy.errors import VitDeployError
     from vitdeploy.exporting.graph_options import GraphOptions
     from vitdeploy.exporting.options import (
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from vitdeploy.exporting.workflow import export
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.images.processor_options import ProcessorOptions
-    from vitdeploy.predictor import Prediction, Predictor, load
+    from vitdeploy.predictor import Prediction, Predictor
     from vitdeploy.serving.triton_repository import TritonModel, write_triton_model
     from vitdeploy.system.progress import Progress
     from vitdeploy.trt.options import EngineOptions
@@ -71,6 +73,7 @@ __all__ = [
     "export",
     "gate",
     "load",
+    "pack",
     "sensitivity",
     "write_triton_model",
 ]
@@ -107,7 +110,8 @@ _MODULES = {
     "evaluate": "assess.evaluate.evaluate",
     "export": "exporting.workflow",
     "gate": "assess.gate.gate",
-    "load": "predictor",
+    "load": "delivery.loading",
+    "pack": "delivery.packing",
     "sensitivity": "assess.debug.sensitivity",
     "write_triton_model": "serving.triton_repository",
 }
@@ -122,4 +126,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__  # completion shows the public names alone; Python sorts them

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +21,12 @@ from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.errors import BundleError, UnavailableError, UsageError
 from vitdeploy.exporting.options import ValidationOptions
 from vitdeploy.exporting.workflow import export
+from vitdeploy.files.atomic import replace_folder, staged_folder
 from vitdeploy.files.output_files import check_writable
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-
     from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.metrics.latency import Benchmark
@@ -65,27 +67,33 @@ class DemoResult:
         }
 
 
+@typed
 def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> DemoResult:
     """Export the embedded checkpoint, and assess it on the images that its training never saw.
 
     Args:
-        output: the folder for `bundle` and `report.html`; what is there already is replaced.
+        output: the folder for `bundle`, `images` (the labelled images) and `report.html`; those of an earlier demo are
+            replaced.
         progress: told each step, and how far it has come.
 
     Raises:
         MissingDependencyError: a library is not installed.
         CheckFailedError: the exported artifact is not the same model.
         OutputError: a file cannot be written.
-        UsageError: `output` is a bundle or lies in one, or the report would overwrite a file of the demo's own bundle.
+        UsageError: `output` is a bundle or lies in one, its `images` has other files, or the report would overwrite a
+            file of the demo's own bundle.
     """
     from vitdeploy.assess.report.page import write_html  # its libraries are those of an extra
 
     start = time.perf_counter()
-    path = Path(output, "report.html")
+    path, images = Path(output, "report.html"), Path(output, "images")
     _check_apart(Path(output))
+    _check_images(images)
     check_outputs({"the report": path}, {}, bundle=Path(output, "bundle"))
     check_writable(path)
-    images = held_out_images()
+    with staged_folder(images) as staging:
+        shutil.copytree(held_out_images(), staging, dirs_exist_ok=True)
+        replace_folder(staging, images)
     selected = [f"{name}:fp32" for name in BACKENDS]
     validation = ValidationOptions(images)
     bundle = export(default_checkpoint(), output=Path(output, "bundle"), validation=validation, progress=progress)
@@ -119,6 +127,15 @@ def _check_apart(output: Path) -> None:
         if place == folder or _is_bundle(place):
             problem = f"{place} is a bundle, and the demo would write into it"
             raise UsageError(problem, what="output", where=place, hint="choose another folder (-o)")
+
+
+def _check_images(folder: Path) -> None:
+    """Raise UsageError where a folder has files that are not the demo's."""
+    files = {path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()}
+    others = files - {path.relative_to(held_out_images()) for path in held_out_images().rglob("*.png")}
+    if others:
+        problem = f"{folder} has files that the demo did not write, such as {min(others)}"
+        raise UsageError(problem, what="output", where=folder, hint="choose another folder (-o)")
 
 
 def _is_bundle(folder: Path) -> bool:

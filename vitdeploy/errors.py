@@ -1,21 +1,24 @@
 """Every error that vitdeploy raises on purpose, and the exit code that the command line gives it.
 
-VitDeployError                     1
-├── CheckFailedError               1  a check ran and did not pass
-├── NotFiniteError                 1  a model gave NaN or infinite values for an image
-├── UsageError                     2  an option, argument or input tensor is not valid
-├── UnavailableError               3  something this machine or network does not have
-│   ├── MissingDependencyError     3
-│   ├── DeviceError                3
-│   │   └── OtherHardwareError     3  an engine was built for another GPU
-│   ├── HubError                   3
-│   ├── ExhaustedError             3  memory, threads or open files ran out
-│   └── OutputError                3  the result could not be written (full disk, no permission)
-└── InputError                     4  absent, unreadable or corrupt input
-    ├── CheckpointError            4
-    ├── BundleError                4
-    │   └── BundleChangedError     4  it was replaced, or written to, while it was read
-    └── ImageError                 4
+The tree, with the codes::
+
+    VitDeployError                     1
+    ├── CheckFailedError               1  a check ran and did not pass
+    ├── NotFiniteError                 1  a model gave NaN or infinite values for an image
+    ├── UsageError                     2  an option, argument or input tensor is not valid
+    ├── UnavailableError               3  something this machine or network does not have
+    │   ├── MissingDependencyError     3
+    │   ├── DeviceError                3
+    │   │   └── OtherHardwareError     3  an engine was built for another GPU
+    │   ├── HubError                   3
+    │   ├── ExhaustedError             3  memory, threads or open files ran out
+    │   └── OutputError                3  the result could not be written (full disk, no permission)
+    └── InputError                     4  absent, unreadable or corrupt input
+        ├── CheckpointError            4
+        ├── BundleError                4
+        │   ├── BundleChangedError     4  it was replaced, or written to, while it was read
+        │   └── NoReferenceError       4  it was packed without the reference's weights
+        └── ImageError                 4
 
 A message is one line: the problem, and the remedy. Programs read an error's fields instead, see `VitDeployError`. Any
 other error is a defect, for which the command line exits with 70, see `vitdeploy.cli.process`.
@@ -168,6 +171,10 @@ class BundleChangedError(BundleError):
     """A bundle was replaced, or a file of it written to, while it was read; it may be whole when it is opened again."""
 
 
+class NoReferenceError(BundleError):
+    """A bundle was packed without the weights of the reference, which is needed."""
+
+
 class ImageError(InputError):
     """An image cannot be read."""
 
@@ -208,4 +215,4 @@ def shown(value: object, most: int = 40) -> str:
 def check_count(name: str, value: object) -> None:
     """Raise UsageError unless an argument is a whole number from 1 up, of Python or of numpy."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{name} must be a whole number from 1 up, got {shown(value)}", what=name, found=value)
+        raise UsageError(f"{name} takes a whole number from 1 up, got {shown(value)}", what=name, found=value)

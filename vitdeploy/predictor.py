@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,17 +15,16 @@ from vitdeploy.bundle.scores import ProblemType, default_problem_type
 from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_count, shown
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
-from vitdeploy.runtimes import open_recorded
+from vitdeploy.runtimes import format_of, open_recorded
 from vitdeploy.specs import MOST_A_BATCH, PixelStage, Precision
+from vitdeploy.system.argument_types import typed
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from vitdeploy.bundle.manifest import Artifact
+    from vitdeploy.bundle.manifest import Artifact, FileRecord
     from vitdeploy.images.open import ImageSource
     from vitdeploy.runtimes.base import Runtime
 
@@ -60,6 +61,8 @@ class Predictor:
         labels: class names in the order of the logits.
         problem_type: how the logits are read; by default as transformers' pipeline does where `config.json` states
             none: a sigmoid for one label, softmax for more.
+        details: what was opened: the bundle, its commit on the Hub, the task, and the files that were taken. Empty for
+            a predictor that was put together from its parts.
     """
 
     def __init__(
@@ -68,11 +71,14 @@ class Predictor:
         runtime: Runtime,
         labels: Sequence[str],
         problem_type: ProblemType | str | None = None,
+        *,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         self.processor = processor
         self.runtime = runtime
         self.labels = tuple(labels)
         self.problem_type = _problem_type(problem_type, len(self.labels))
+        self.details = dict(details or {})
 
     def predict(
         self, images: ImageSource | Sequence[ImageSource], *, top_k: int | None = None, batch_size: int = 8
@@ -89,7 +95,7 @@ class Predictor:
             batch_size: images that go through the runtime together, from 1 up.
 
         Raises:
-            UsageError: the model is no classifier, or an argument is not what it must be.
+            UsageError: the model is no classifier, or an argument is wrong.
             ImageError: an image cannot be read.
             NotFiniteError: the model gives NaN or infinite logits for an image.
         """
@@ -124,6 +130,12 @@ class Predictor:
     def close(self) -> None:
         """Close the runtime."""
         self.runtime.close()
+
+    def __repr__(self) -> str:
+        commit = f"@{self.details['revision'][:7]}" if "revision" in self.details else ""
+        named = [repr(f"{self.details['bundle']}{commit}"), self.details["task"]] if self.details else []
+        labels = f"{len(self.labels)} labels" if self.labels else "no labels"
+        return f"<Predictor {self.runtime.brief}: {', '.join([*named, labels])}>"
 
     def __enter__(self) -> Self:
         return self
@@ -161,6 +173,7 @@ def _problem_type(given: ProblemType | str | None, num_labels: int) -> ProblemTy
         raise UsageError(problem, what="problem_type", expected=known, found=given) from exc
 
 
+@typed
 @retry_if_changed
 def load(
     path: str | os.PathLike[str],
@@ -181,7 +194,7 @@ def load(
 
     Raises:
         BundleError: there is no bundle, or a file of it was altered.
-        UsageError: an argument is not what it must be.
+        UsageError: an argument is wrong.
         MissingDependencyError: the backend's engine is not installed.
         DeviceError: the device cannot be had.
     """
@@ -196,7 +209,18 @@ def load(
     except BundleError:
         runtime.close()
         raise
-    return Predictor(processor, runtime, labels, problem_type)
+    files = [record.path for record in files_to_open(bundle, backend, precision)]
+    details = {"bundle": str(path), "task": bundle.manifest.task, "files": files}
+    return Predictor(processor, runtime, labels, problem_type, details=details)
+
+
+def files_to_open(bundle: Bundle, backend: str, precision: str) -> tuple[FileRecord, ...]:
+    """The files that `load` opens with a backend; raises UsageError where the bundle has none for it."""
+    kind = format_of(backend)
+    if kind is None:
+        return bundle.manifest.files
+    needed = bundle.needed_for(bundle.artifact(kind, precision))
+    return (*bundle.manifest.configuration, *(record for artifact in needed for record in artifact.files))
 
 
 def load_processor(bundle: Bundle) -> ImageProcessor:
@@ -212,7 +236,7 @@ def check_batch_size(size: int) -> None:
     """Raise UsageError unless so many images may run together."""
     if not 1 <= size <= MOST_A_BATCH:
         raise UsageError(
-            f"batch_size must be from 1 to {MOST_A_BATCH}, got {shown(size)}", what="batch_size", found=size
+            f"batch_size takes 1 to {MOST_A_BATCH} images, got {shown(size)}", what="batch_size", found=size
         )
 
 

@@ -72,7 +72,7 @@ class AxisRange:
 
     def __post_init__(self) -> None:
         given = [self.minimum, self.optimum, *([] if self.maximum is None else [self.maximum])]
-        if not all(type(each) is int and each <= _LARGEST_AXIS for each in given):
+        if not all(type(size) is int and size <= _LARGEST_AXIS for size in given):
             raise UsageError(
                 f"sizes of an axis are whole numbers up to {_LARGEST_AXIS}, got {given!r:.80}",
                 what="range",
@@ -204,7 +204,7 @@ class PixelFormat:
         for what, value, known in (("layout", self.layout, layouts), ("dtype", self.dtype, dtypes)):
             if not isinstance(value, str) or value not in known:
                 raise UsageError(
-                    f"{what} of {self.stage} images must be {' or '.join(known)}, got {shown(value, 80)}",
+                    f"{self.stage} images have {what} {' or '.join(known)}, got {shown(value, 80)}",
                     what=what, expected=known, found=value,
                 )  # fmt: skip
 

@@ -170,10 +170,10 @@ def _build(trt: Any, request: EngineRequest, folder: Path, file: str, came: Sequ
 def _hardware(trt: Any, request: EngineRequest) -> dict[str, Any]:
     """The hardware that the engine runs on; a GPU is looked for if the library, or an option, needs one to build."""
     options = request.options
-    found: dict[str, Any] = {"platform": f"{platform.system()} {platform.machine()}"}
+    system: dict[str, Any] = {"platform": f"{platform.system()} {platform.machine()}"}
     if not compiles_on_target(trt):
         gpu = find_gpu()
-        return found | {
+        return system | {
             "gpu": gpu.name,
             "compute_capability": gpu.compute_capability,
             "driver": gpu.driver,
@@ -188,7 +188,7 @@ def _hardware(trt: Any, request: EngineRequest) -> dict[str, Any]:
                 what="refit" if options.refit else "strip_weights", hint="leave it out",
             ) from exc  # fmt: skip
     portable = _TARGETS_OF.get(Precision(request.precision), _TARGETS)
-    return found | {"compute_capabilities": list(options.compute_capabilities) or [portable]}
+    return system | {"compute_capabilities": list(options.compute_capabilities) or [portable]}
 
 
 def _parse(trt: Any, parser: Any, network: Any, request: EngineRequest) -> None:
@@ -226,7 +226,7 @@ def _add_profiles(builder: Any, config: Any, request: EngineRequest) -> None:
             ]
             profile.set_shape(spec.name, *shapes)
         if config.add_optimization_profile(profile) < 0:
-            given = ", ".join(f"{axis} {colons(each)}" for axis, each in sizes.items())
+            given = ", ".join(f"{axis} {colons(limits)}" for axis, limits in sizes.items())
             raise CheckFailedError(
                 f"{request.library} refuses the profile {given}", what="profile", found=given, hint=f"see {request.log}"
             )

@@ -102,7 +102,7 @@ def check_options(trt: Any, name: str, options: EngineOptions) -> None:
         if not CAPABILITIES[option].has(trt):
             raise UsageError(
                 f"{name} {trt.__version__} has no option {option}, got {value!r:.80}", what=option,
-                expected=tuple(each for each, row in CAPABILITIES.items() if row.has(trt)), found=value,
+                expected=tuple(supported for supported, row in CAPABILITIES.items() if row.has(trt)), found=value,
                 hint="leave it out",
             )  # fmt: skip
     if options.compute_capabilities:

@@ -29,8 +29,8 @@ def interrupts_held() -> Iterator[list[int]]:
 
     if threading.current_thread() is threading.main_thread():
         # What was not installed from Python could not be put back, and what is ignored ends nothing.
-        found = {number: signal.getsignal(number) for number in _ENDING}
-        handlers = {number: each for number, each in found.items() if each not in (None, signal.SIG_IGN)}
+        current = {number: signal.getsignal(number) for number in _ENDING}
+        handlers = {number: action for number, action in current.items() if action not in (None, signal.SIG_IGN)}
     try:
         for number in handlers:
             signal.signal(number, hold)

@@ -241,12 +241,12 @@ def _parts(ops: _Ops, weights: ir.Value, total: ir.Value) -> list[ir.Value]:
     The filters' numbers fit 63 bits as long as length^4 / resized is less than 2^51: to 224 pixels from 26,000.
     `vitdeploy.images.pixel_limit.embedded_problem` refuses others.
     """
-    parts, rest = [], weights
+    parts, left = [], weights
     for bits in _PART_BITS:
-        rest = ops("Mul", rest, ops.int64(1 << bits))
-        parts.append(ops("Div", rest, total))
-        rest = ops("Sub", rest, ops("Mul", parts[-1], total))
-    up = ops("GreaterOrEqual", ops("Mul", ops.int64(2), rest), total)
+        left = ops("Mul", left, ops.int64(1 << bits))
+        parts.append(ops("Div", left, total))
+        left = ops("Sub", left, ops("Mul", parts[-1], total))
+    up = ops("GreaterOrEqual", ops("Mul", ops.int64(2), left), total)
     return [*parts[:-1], ops("Add", parts[-1], ops("Cast", up, to=int(ir.DataType.INT64)))]
 
 
@@ -257,11 +257,11 @@ def _offset(ops: _Ops, axis: _Axis, processor: ImageProcessor) -> ir.Value:
     floor = ops("Sub", ops("Div", ops("Add", axis.resized, crop), two), crop)
     if processor.crop_rounding == "floor":
         return floor
-    rest = ops("Sub", axis.resized, crop)
+    margin = ops("Sub", axis.resized, crop)
     odd = ops("Mod", floor, two)
-    to_even = ops("Div", ops("Add", rest, odd), two)
+    to_even = ops("Div", ops("Add", margin, odd), two)
     padded = ops("Sub", ops.int64(0), ops("Div", ops("Sub", crop, axis.resized), two))
-    return ops("Where", ops("GreaterOrEqual", rest, ops.int64(0)), to_even, padded)
+    return ops("Where", ops("GreaterOrEqual", margin, ops.int64(0)), to_even, padded)
 
 
 def _bytes(ops: _Ops, parts: list[ir.Value]) -> ir.Value:
@@ -298,9 +298,9 @@ def _bicubic(ops: _Ops, x: ir.Value, unit: ir.Value) -> ir.Value:
 
 def _polynomial(ops: _Ops, x: ir.Value, unit: ir.Value, coefficients: tuple[int, ...]) -> ir.Value:
     """The homogeneous one with these coefficients, that of the highest power of `x` first (Horner's rule)."""
-    first, *rest = coefficients
+    first, *others = coefficients
     value, power = ops.int64(first), unit
-    for coefficient in rest:
+    for coefficient in others:
         value = ops("Add", ops("Mul", value, x), ops("Mul", ops.int64(coefficient), power))
         power = ops("Mul", power, unit)
     return value

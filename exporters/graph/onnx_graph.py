@@ -185,7 +185,7 @@ def check_opset(opset: int, lowest: int = OPSETS.start) -> None:
     """Raise UsageError unless graphs are exported to this opset, and it is not below the lowest that will do."""
     if type(opset) is not int or opset not in range(lowest, OPSETS.stop):
         raise UsageError(
-            f"opset must be from {lowest} to {OPSETS.stop - 1}, got {shown(opset, 80)}",
+            f"opset takes {lowest} to {OPSETS.stop - 1} here, got {shown(opset, 80)}",
             what="opset", expected=range(lowest, OPSETS.stop), found=opset,
         )  # fmt: skip
 

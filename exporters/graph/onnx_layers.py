@@ -32,21 +32,21 @@ def repeat_first_layer(
     """
     last = results[0]
     weights = {value for name, value in graph.initializers.items() if name.startswith(prefix.format(0))}
-    own = _made_from({first, *weights})
-    made_by_layer = {node for result in results for node in _makers(result)} & own
+    layer_nodes = _made_from({first, *weights})
+    made_by_layer = {node for result in results for node in _makers(result)} & layer_nodes
     block = [node for node in graph if node in made_by_layer]
     users = [(node, index) for node, index in last.uses() if node not in made_by_layer]
-    found, x = [tuple(results)], last
+    outputs, x = [tuple(results)], last
     anchor = block[-1]
     for index in range(1, len(layers)):
         values = {first: x, **_weights(graph, layers[index], prefix, index)}
         copies = [_copy(node, values, prefix=prefix.format(index)) for node in block]
         graph.insert_after(anchor, copies)
         anchor, x = copies[-1], _required(values[last])
-        found.append(tuple(_required(values[result]) for result in results))
+        outputs.append(tuple(_required(values[result]) for result in results))
     for node, position in users:
         node.replace_input_with(position, x)
-    return found
+    return outputs
 
 
 def _weights(graph: ir.Graph, layer: nn.Module, prefix: str, index: int) -> dict[ir.Value | None, ir.Value | None]:
@@ -78,23 +78,23 @@ def _required(value: ir.Value | None) -> ir.Value:
 
 def _makers(value: ir.Value | None) -> set[ir.Node]:
     """The nodes that `value` is made by."""
-    found: set[ir.Node] = set()
+    makers: set[ir.Node] = set()
     values = [value]
     while values:
         node = None if (value := values.pop()) is None else value.producer()
-        if node is not None and node not in found:
-            found.add(node)
+        if node is not None and node not in makers:
+            makers.add(node)
             values.extend(node.inputs)
-    return found
+    return makers
 
 
 def _made_from(sources: set[ir.Value]) -> set[ir.Node]:
     """The nodes that work on `sources`, or on what is made of them."""
-    found: set[ir.Node] = set()
+    nodes: set[ir.Node] = set()
     values = list(sources)
     while values:
         for node, _ in values.pop().uses():
-            if node not in found:
-                found.add(node)
+            if node not in nodes:
+                nodes.add(node)
                 values.extend(node.outputs)
-    return found
+    return nodes

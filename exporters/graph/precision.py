@@ -146,12 +146,12 @@ class _Casts:
 
     def drop_unused(self) -> None:
         """Drop the weights that are only used in another type now, which get their names."""
-        for (value, _), made in self._made.items():
+        for (value, _), cast in self._made.items():
             if value.is_initializer() and not value.uses():
-                for old in (value, made):
+                for old in (value, cast):
                     del self._graph.initializers[str(old.name)]
-                made.name = value.name
-                self._graph.register_initializer(made)
+                cast.name = value.name
+                self._graph.register_initializer(cast)
 
     def _convert(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
         tensor = _tensor(value)
@@ -162,14 +162,14 @@ class _Casts:
 
     def _cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
         node = ir.node("Cast", [value], {"to": int(dtype)})
-        made = node.outputs[0]
-        made.name, made.shape, made.type = name, value.shape, ir.TensorType(dtype)
+        result = node.outputs[0]
+        result.name, result.shape, result.type = name, value.shape, ir.TensorType(dtype)
         producer = value.producer()
         if producer is None:  # an input
             self._graph.insert_before(self._graph[0], node)
         else:
             self._graph.insert_after(producer, node)
-        return made
+        return result
 
 
 def on_data_path(model: ir.Model) -> list[ir.Node]:

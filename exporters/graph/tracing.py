@@ -104,22 +104,22 @@ def _dynamic_shapes(served: Served) -> tuple[dict[int, Any], ...]:
 def _repeated(graph: ir.Graph, layers: nn.ModuleList, values: dict[str, ir.Value]) -> dict[str, ir.Value]:
     """Repeat the layer that was traced; the hidden states and the attention weights of all layers, by name."""
     results = values["hidden_states.1"], values["attentions.0"]
-    found = repeat_first_layer(graph, layers, values["hidden_states.0"], results, _WRAPPER + "layers.{}.")
-    named = {f"hidden_states.{index}": hidden for index, (hidden, _) in enumerate(found, 1)}
-    head = {name: found[-1][0] for name, value in values.items() if value is results[0]}  # an encoder without a norm
-    return head | named | {f"attentions.{index}": weights for index, (_, weights) in enumerate(found)}
+    states = repeat_first_layer(graph, layers, values["hidden_states.0"], results, _WRAPPER + "layers.{}.")
+    named = {f"hidden_states.{index}": hidden for index, (hidden, _) in enumerate(states, 1)}
+    head = {name: states[-1][0] for name, value in values.items() if value is results[0]}  # an encoder without a norm
+    return head | named | {f"attentions.{index}": weights for index, (_, weights) in enumerate(states)}
 
 
 def _set_outputs(graph: ir.Graph, outputs: list[tuple[str, ir.Value]]) -> None:
     """Make these the outputs of `graph`, under these names."""
     graph.outputs.clear()
-    for name, found in outputs:
-        value = found
-        if found.is_graph_output():  # two names for one value
-            node = ir.node("Identity", [found])
+    for name, output in outputs:
+        value = output
+        if output.is_graph_output():  # two names for one value
+            node = ir.node("Identity", [output])
             graph.append(node)
             value = node.outputs[0]
-            value.type, value.shape = found.type, found.shape
+            value.type, value.shape = output.type, output.shape
         value.name = name
         graph.outputs.append(value)
 

@@ -51,7 +51,7 @@ class SmoothQuant:
     def __post_init__(self) -> None:
         if isinstance(self.strength, bool) or not 0 <= self.strength <= 1:
             raise UsageError(
-                f"the strength of smooth_quant must be a number from 0 to 1, got {self.strength!r:.80}",
+                f"smooth_quant takes a strength from 0 to 1, got {self.strength!r:.80}",
                 what="smooth_quant", found=self.strength,
             )  # fmt: skip
 

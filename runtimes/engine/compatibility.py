@@ -64,7 +64,7 @@ def check_hardware(bundle: Bundle, artifact: Artifact, gpu: Gpu) -> None:
         rule = _COMPATIBLE.get(str(built.get("hardware_compatibility")))
         fits = rule is not None and {"gpu", "compute_capability"} <= set(built) and rule(built, gpu)
     else:
-        fits = gpu.compute_capability in named or any(each.startswith("portable") for each in named)
+        fits = gpu.compute_capability in named or any(name.startswith("portable") for name in named)
     if not fits:
         made_for = ", ".join(f"{key} {value}" for key, value in built.items())
         raise OtherHardwareError(

@@ -168,6 +168,6 @@ def wait_for(arrays: Iterable[DeviceArray], gpu: int) -> None:
 def close_all(*opened: Any) -> None:
     """Close everything, the last first, also where closing one fails."""
     with contextlib.ExitStack() as stack:
-        for each in opened:
-            if each is not None:
-                stack.callback(each.close)
+        for resource in opened:
+            if resource is not None:
+                stack.callback(resource.close)

@@ -94,7 +94,7 @@ def _load(library: Any, runtime: Any, backend: str, file: EngineFile, errors: Se
 def _check_tensors(library: Any, engine: Any, path: Path, specs: Sequence[TensorSpec], kind: Any) -> None:
     """Raise BundleError unless the tensors of a kind are as stated, but for the names of their axes."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    found = {
+    actual = {
         name: (np.dtype(library.nptype(engine.get_tensor_dtype(name))), tuple(engine.get_tensor_shape(name)))
         for name in names
         if engine.get_tensor_mode(name) == kind
@@ -103,17 +103,17 @@ def _check_tensors(library: Any, engine: Any, path: Path, specs: Sequence[Tensor
         spec.name: (np.dtype(spec.dtype), tuple(axis if isinstance(axis, int) else -1 for axis in spec.shape))
         for spec in specs
     }
-    if found != stated:
+    if actual != stated:
         raise BundleError(
-            f"{path} differs from its manifest: it has {found} instead of {stated}",
-            what="inputs and outputs", where=path, expected=stated, found=found, hint="build it again",
+            f"{path} differs from its manifest: it has {actual} instead of {stated}",
+            what="inputs and outputs", where=path, expected=stated, found=actual, hint="build it again",
         )  # fmt: skip
 
 
 def profiles_of(engine: Any, inputs: Sequence[TensorSpec]) -> list[ProfileShapes]:
     """The smallest, the best and the largest shape of each input, by profile."""
-    found: list[ProfileShapes] = []
+    profiles: list[ProfileShapes] = []
     for index in range(engine.num_optimization_profiles):
         shapes = {spec.name: engine.get_tensor_profile_shape(spec.name, index) for spec in inputs}
-        found.append({name: (tuple(low), tuple(best), tuple(high)) for name, (low, best, high) in shapes.items()})
-    return found
+        profiles.append({name: (tuple(low), tuple(best), tuple(high)) for name, (low, best, high) in shapes.items()})
+    return profiles

@@ -85,12 +85,12 @@ class ShapePlan:
             UsageError: an output has another shape than the engine gives; the plan is as before.
             DeviceError: it failed.
         """
-        for name, own in self._outputs.items():
-            if arrays[name].shape != own.array.shape:
-                expected, found = own.array.shape, arrays[name].shape
+        for name, output in self._outputs.items():
+            if arrays[name].shape != output.array.shape:
+                expected, given = output.array.shape, arrays[name].shape
                 raise UsageError(
-                    f"expected {own.array.dtype} '{name}' {expected} to write to, got {found}",
-                    what=name, expected=expected, found=found,
+                    f"expected {output.array.dtype} '{name}' {expected} to write to, got {given}",
+                    what=name, expected=expected, found=given,
                 )  # fmt: skip
         for array in arrays.values():
             array.hold_up(self._stream.handle)

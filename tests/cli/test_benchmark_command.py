@@ -52,4 +52,4 @@ def test_what_could_not_be_measured_exits_with_3(single: Bundle) -> None:
 def test_bad_batch_sizes_are_usage_errors(single: Bundle, sizes: str) -> None:
     code, _, err = run("benchmark", single.path, "--batch-sizes", sizes)
     assert code == 2
-    assert "must be whole numbers from 1 up with commas between them, such as 1,8,32" in err
+    assert "is not a list of batch sizes such as 1,8,32" in err

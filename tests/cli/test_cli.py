@@ -186,7 +186,7 @@ def test_an_export_out_of_tolerance_exits_with_1(tmp_path: Path) -> None:
         (["predict", "{bundle}"], 2, "Missing argument 'IMAGES...'"),
         (["predict", "{bundle}", "x.jpg", "--top-k", "0"], 2, "0 is not in the range"),
         (["predict", "{bundle}", "x.jpg", "--precision", "int8"], 2, "has no artifact onnx-int8, only: onnx-fp32"),
-        (["predict", "{bundle}", "x.jpg", "--device", "banana"], 2, "device must be one of cpu, cuda"),
+        (["predict", "{bundle}", "x.jpg", "--device", "banana"], 2, "unknown device 'banana'; known: cpu, cuda"),
         (["predict", "{bundle}", "x.jpg", "--device", "cuda"], 3, "CUDAExecutionProvider"),
         (["predict", "{bundle}", "x.jpg", "--device", "cuda", "--backend", "torch"], 3, "cuda"),
         (["predict", "{bundle}", "x.jpg"], 4, "x.jpg"),

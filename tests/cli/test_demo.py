@@ -82,7 +82,8 @@ def test_latency_stands_beside_the_machine(result: dict[str, Any]) -> None:
 
 
 def test_it_leaves_a_bundle_and_a_report(result: dict[str, Any], output: Path) -> None:
-    assert sorted(path.name for path in output.iterdir()) == ["bundle", "report.html"]
+    assert sorted(path.name for path in output.iterdir()) == ["bundle", "images", "report.html"]
+    assert len(list((output / "images").rglob("*.png"))) == 450
     assert (result["bundle"], result["report"]) == (str(output / "bundle"), str(output / "report.html"))
     Bundle.open(output / "bundle").verify()
     page = (output / "report.html").read_text(encoding="utf-8")
@@ -134,6 +135,15 @@ def test_a_bundle_is_not_written_into(tmp_path: Path, place: str) -> None:
     with pytest.raises(UsageError):
         demo.run_demo(tmp_path / place)
     bundle.verify()
+
+
+def test_images_of_others_are_not_replaced(tmp_path: Path) -> None:
+    other = tmp_path / "images" / "0" / "mine.png"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    with raises(UsageError, what="output", where=tmp_path / "images"):
+        demo.run_demo(tmp_path)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "images", other.parent, other]
 
 
 def test_the_manifest_of_something_else_is_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

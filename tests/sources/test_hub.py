@@ -373,7 +373,7 @@ def test_progress_bars_are_for_terminals(hub: Hub, tmp_path: Path) -> None:
 
 def test_without_huggingface_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with raises(MissingDependencyError, hint=re.compile(r"pip install 'vitdeploy\[torch\]'")):
+    with raises(MissingDependencyError, hint=re.compile(r"pip install 'vitdeploy\[hub\]'")):
         resolve(ID)
     assert resolve(checkpoint).folder == checkpoint
 

@@ -35,8 +35,8 @@ from vitdeploy.images.preprocessor_config import ShortestEdge, Size
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.sources.hub import resolve
-from vitdeploy.sources.processor_source import given_processor, own_processor
 from vitdeploy.sources.read import random_checkpoint, read_checkpoint
+from vitdeploy.sources.written_processor import given_processor, own_processor
 from vitdeploy.specs import Task
 
 if TYPE_CHECKING:
@@ -689,7 +689,7 @@ def test_an_origin_that_is_none(digits: Bundle, tmp_path: Path, origin: object) 
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["source"]["processor"] = origin
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=r"source\.processor"):
+    with raises(BundleError, what=re.compile(r"^source\.processor"), where=folder / "manifest.json"):
         Bundle.open(folder)
 
 

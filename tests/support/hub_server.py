@@ -1,4 +1,7 @@
-"""A Hugging Face Hub on loopback: it serves local folders as model repositories and records what was asked for."""
+"""A Hugging Face Hub on loopback: it serves local folders as model repositories and records what was asked for.
+
+It takes commits too; see `hub_uploads`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from hub_uploads import UploadRoutes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    import pytest
 
 _ROUTES = {
     "info": re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)(?:/revision/(?P<revision>[^/]+))?"),
@@ -49,6 +56,9 @@ class Hub:
         failures: a status that all requests to the route "info", "file" or "blob" are answered with.
         cuts: how many bytes of a large file's body to send before the connection breaks, one entry a response.
         missing_bytes: how much less than the announced size a large file has.
+        writers: the namespaces that each token may write to, the user's own first.
+        ignored: the names of files that a repository's `.gitignore` keeps out of commits.
+        moves: whether another commit comes first, whenever one is sent.
     """
 
     url: str = ""
@@ -60,6 +70,11 @@ class Hub:
     failures: dict[str, HTTPStatus] = field(default_factory=dict)
     cuts: list[int] = field(default_factory=list)
     missing_bytes: int = 0
+    writers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ignored: set[str] = field(default_factory=set)
+    moves: bool = False
+    lfs: dict[str, bytes] = field(default_factory=dict)
+    messages: dict[str, str] = field(default_factory=dict)
     _commits: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
     _branches: dict[tuple[str, str], str] = field(default_factory=dict)
 
@@ -71,6 +86,10 @@ class Hub:
     def push(self, repo: str, folder: Path, branch: str = "main") -> str:
         """Commit a folder's files to a branch, and return the commit."""
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        return self.add_commit(repo, files, branch)
+
+    def add_commit(self, repo: str, files: dict[str, bytes], branch: str = "main") -> str:
+        """Commit files, by name, to a branch, and return the commit."""
         digest = hashlib.sha1(repo.encode())
         for name, content in sorted(files.items()):
             digest.update(b"\0".join((name.encode(), content)))
@@ -98,6 +117,21 @@ def hub_server(repos: Mapping[str, Path]) -> Iterator[Hub]:
         yield hub
 
 
+def use_hub(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process and its children take `url` for the Hub, and keep its cache below `home`."""
+    for name, value in {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    constants = {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,  # its protocol is another server's
+    }
+    for name, constant in constants.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", constant)
+
+
 @contextlib.contextmanager
 def _serve(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -110,9 +144,7 @@ def _serve(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
             thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    hub: Hub
-
+class _Handler(UploadRoutes, BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
@@ -145,7 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(HTTPStatus.NOT_FOUND, "RevisionNotFound", f"Invalid rev id: {revision}")
         elif route == "info":
             siblings = [{"rfilename": file} for file in hub.files(repo, commit)]
-            content = json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode()
+            description = {"id": repo, "sha": commit, "siblings": siblings, "private": repo in hub.private}
+            content = json.dumps(description).encode()
             self._send(HTTPStatus.OK, {"Content-Type": "application/json"}, content)
         elif repo in hub.gated and token not in hub.granted:
             status = HTTPStatus.FORBIDDEN if token else HTTPStatus.UNAUTHORIZED
@@ -187,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(content[:sent])
 
     def log_message(self, *args: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import io
 import pickle
 import types
@@ -42,6 +43,8 @@ def trace_once(export: Callable[..., Any]) -> Callable[..., Any]:
         key = file.getvalue()
         if key not in known:
             known[key] = export(module, inputs, **options).model
+            gc.collect()
+            gc.freeze()  # torch's exporter and the graph stay: no collection of a later export visits them
             for name in parameters.keys() & known[key].graph.initializers.keys():
                 known[key].graph.initializers[name].const_value = None
         model = known[key].clone()

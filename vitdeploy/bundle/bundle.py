@@ -20,19 +20,32 @@ from vitdeploy.files.json_text import json_object, strict_json
 from vitdeploy.files.opened import FileChangedError, FileDiffersError, OpenedFile, VerifiedFile, opened_folder
 from vitdeploy.files.regular_file import MOST_TEXT_BYTES, read_regular
 from vitdeploy.specs import PixelStage
+from vitdeploy.system.argument_types import typed
 
 EXPORT_AGAIN = "export the bundle again"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Bundle:
     """A folder, and the record of its files and artifacts."""
 
     path: Path
     manifest: Manifest
-    _config: Configuration | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
+    _config: Configuration | None = dataclasses.field(default=None, init=False, compare=False)
+
+    def __repr__(self) -> str:
+        names = ", ".join(artifact.name for artifact in self.manifest.artifacts)
+        count = len(self.manifest.artifacts)
+        artifacts = f"{count} artifact{'' if count == 1 else 's'}{names and f' ({names})'}"
+        return f"<Bundle {str(self.path)!r}: {self.manifest.source.id!r}, {self.manifest.task}, {artifacts}>"
 
     @classmethod
+    def of(cls, bundle: str | os.PathLike[str] | Bundle) -> Bundle:
+        """The bundle itself, or the one in a folder; raises as `open`."""
+        return bundle if isinstance(bundle, Bundle) else cls.open(bundle)
+
+    @classmethod
+    @typed
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
         """Read the manifest in `path`, or raise BundleError; the other files are verified when they are used."""
         folder = Path(path)
@@ -111,6 +124,12 @@ class Bundle:
             what="precision", where=self.path, expected=names, found=f"{format}-{precision}",
             hint=f"make it: vitdeploy export --to {format} --precision {precision}",
         )  # fmt: skip
+
+    def needed_for(self, artifact: Artifact) -> tuple[Artifact, ...]:
+        """The artifacts that are opened to run one: a stripped engine takes its weights from the ONNX artifact."""
+        if artifact.options.get("strip_weights") is not True:
+            return (artifact,)
+        return artifact, self.artifact("onnx", artifact.precision)
 
     @contextlib.contextmanager
     def opened(self, records: Iterable[FileRecord]) -> Iterator[tuple[OpenedFile, ...]]:

@@ -14,6 +14,7 @@ from vitdeploy.specs import AxisRange, PixelFormat, TensorSpec
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 3
 CONFIG = "config.json"
+_WEIGHTS = ".safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +100,9 @@ class Source:
     base: str | None = None
     base_revision: str | None = None
 
+    def __str__(self) -> str:
+        return self.id if self.revision is None else f"{self.id}@{self.revision}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
@@ -136,13 +140,33 @@ class Artifact:
 
 
 @dataclasses.dataclass(frozen=True)
+class PackedFrom:
+    """The bundle that another one is a part of.
+
+    Attributes:
+        manifest_sha256: of its manifest.
+        files: those that were left out, by name.
+        artifacts: the names of those that were left out.
+    """
+
+    manifest_sha256: str
+    files: tuple[FileRecord, ...]
+    artifacts: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The source, the task, the files of the model repository, and the artifacts."""
+    """The source, the task, the files of the model repository, and the artifacts.
+
+    Attributes:
+        packed_from: the bundle that this one is a part of; None for one that was exported.
+    """
 
     source: Source
     task: str
     files: tuple[FileRecord, ...]
     artifacts: tuple[Artifact, ...] = ()
+    packed_from: PackedFrom | None = None
 
     @property
     def processor(self) -> str | None:
@@ -150,9 +174,25 @@ class Manifest:
         return None if self.source.processor is None else str(self.source.processor)
 
     @property
+    def configuration(self) -> tuple[FileRecord, ...]:
+        """The files of the model and of the image processor that are no weights."""
+        return tuple(file for file in self.files if not _holds_weights(file))
+
+    @property
+    def model_files(self) -> dict[str, str]:
+        """The SHA-256 of each file of the model repository, by name; also of weights that were left out."""
+        left_out = () if self.packed_from is None else filter(_holds_weights, self.packed_from.files)
+        return {file.path: file.sha256 for file in (*self.files, *left_out)}
+
+    @property
     def weights(self) -> dict[str, str]:
-        """The SHA-256 of each file of the reference's weights, by name."""
-        return {file.path: file.sha256 for file in self.files if file.path.endswith(".safetensors")}
+        """The SHA-256 of each file of the reference's weights, by name, whether they are in the bundle or left out."""
+        return {path: sha256 for path, sha256 in self.model_files.items() if path.endswith(_WEIGHTS)}
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the reference's weights are in the bundle."""
+        return self.packed_from is None or any(map(_holds_weights, self.files))
 
     @property
     def reference(self) -> dict[str, str]:
@@ -160,8 +200,15 @@ class Manifest:
         return {file.path: file.sha256 for file in self.files if file.path == "config.json"} | self.weights
 
     def to_dict(self) -> dict[str, Any]:
-        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        if self.packed_from is None:
+            del fields["packed_from"]
+        return {"schema_version": SCHEMA_VERSION, **fields}
 
     def to_json(self) -> str:
         """The content of `manifest.json`."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+
+def _holds_weights(file: FileRecord) -> bool:
+    return file.path.endswith(_WEIGHTS)

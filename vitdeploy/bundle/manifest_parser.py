@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
-from vitdeploy.bundle.manifest import MANIFEST, SCHEMA_VERSION, Artifact, FileRecord, Manifest, ProcessorOrigin, Source
+from vitdeploy.bundle.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Artifact,
+    FileRecord,
+    Manifest,
+    PackedFrom,
+    ProcessorOrigin,
+    Source,
+)
 from vitdeploy.errors import BundleError, shown
 from vitdeploy.specs import (
     ENGINE_FORMATS,
@@ -55,6 +64,7 @@ def parse_manifest(data: Mapping[str, Any], file: Path = Path(MANIFEST)) -> Mani
         task=root["task"].read(Task).value,
         files=_records(root["files"]),
         artifacts=tuple(map(_artifact, root["artifacts"].items())),
+        packed_from=_packed_from(root.get("packed_from")),
     )
     names = [artifact.name for artifact in manifest.artifacts]
     if len(set(names)) < len(names):
@@ -129,13 +139,11 @@ def _records(node: _Node) -> tuple[FileRecord, ...]:
 
 
 def _record(node: _Node) -> FileRecord:
-    path, size, sha256 = node["path"], node["size_bytes"], node["sha256"]
+    path, size = node["path"], node["size_bytes"]
     _check_inside(path)
     if not 0 <= size.typed(int) < 1 << 63:
         raise size.error("is not a size in bytes")
-    if not re.fullmatch("[0-9a-fA-F]{64}", sha256.typed(str)):
-        raise sha256.error("is not a SHA-256 in hexadecimal")
-    return FileRecord(path.value, size.value, sha256.value.lower())
+    return FileRecord(path.value, size.value, _sha256(node["sha256"]))
 
 
 def _check_inside(node: _Node) -> None:
@@ -159,6 +167,19 @@ def _processor_origin(node: _Node) -> ProcessorOrigin | None:
         return None
     fields = node["id"].optional(str), node["revision"].optional(str), tuple(node["settings"].texts())
     return node["kind"].read(lambda kind: ProcessorOrigin(kind, *fields))
+
+
+def _packed_from(node: _Node) -> PackedFrom | None:
+    if node.value is None:  # it was exported
+        return None
+    sha256 = _sha256(node["manifest_sha256"])
+    return PackedFrom(sha256, _records(node["files"]), tuple(node["artifacts"].texts()))
+
+
+def _sha256(node: _Node) -> str:
+    if not re.fullmatch("[0-9a-fA-F]{64}", node.typed(str)):
+        raise node.error("is not a SHA-256 in hexadecimal")
+    return str(node.value).lower()
 
 
 def _artifact(node: _Node) -> Artifact:

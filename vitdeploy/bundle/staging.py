@@ -88,7 +88,7 @@ def check_same_model(old: Bundle, files: Mapping[str, str], task: str) -> None:
     Raises:
         UsageError: the bundle holds another model, or the same with another image processor.
     """
-    old_files = {record.path: record.sha256 for record in old.manifest.files}
+    old_files = old.manifest.model_files
     if not any(name in old.manifest.weights for name in files):
         old_files = {name: digest for name, digest in old_files.items() if name not in old.manifest.weights}
     changed = {name for name in {**old_files, **files} if old_files.get(name) != files.get(name)}

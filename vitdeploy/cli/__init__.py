@@ -34,6 +34,7 @@ COMMANDS = {
         "vitdeploy.cli.model_repository:triton",
         "Write an artifact into a model repository of Triton Inference Server.",
     ),
+    "pack": ("vitdeploy.cli.packing:pack", "Write a slim bundle: some artifacts, and what they need in production."),
     "verify": ("vitdeploy.cli.verify:verify", "Check every file of a bundle against its manifest."),
     "doctor": ("vitdeploy.cli.doctor:doctor", "Say which backends work here, and what the others need."),
     "demo": ("vitdeploy.cli.demo:demo", "Export, compare and time the embedded model, with a report."),

@@ -31,9 +31,7 @@ class BatchSizes(ParamType[tuple[int, ...]]):
             return value
         parts = str(value).split(",")
         if not all(re.fullmatch("0*[1-9][0-9]{0,8}", part.strip()) for part in parts):
-            self.fail(
-                f"{value!r:.80} must be whole numbers from 1 up with commas between them, such as 1,8,32", param, ctx
-            )
+            self.fail(f"{value!r:.80} is not a list of batch sizes such as 1,8,32", param, ctx)
         return tuple(int(part) for part in parts)
 
 

@@ -101,10 +101,10 @@ def _print_comparison(result: Comparison) -> None:
     print_table(f"{result.bundle} against the reference, {result.images} {kind}: {result.status}", columns, rows)
     if result.note:
         print_text(result.note)
-    near = [(item, each) for item in result.results for each in item.nearness]
+    near = [(item, nearness) for item in result.results for nearness in item.nearness]
     if near:
         names = ("artifact", "backend", "vector", "mean cosine", "5th percentile", "lowest", "nearest neighbour kept")
-        figures = [(item.artifact, item.backend, *_near(each)) for item, each in near]
+        figures = [(item.artifact, item.backend, *_near(nearness)) for item, nearness in near]
         print_table("vectors against the reference's", names, figures)
         for item in result.results:
             if item.skipped is None:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 def demo(output: str, as_json: bool) -> None:
     """Export the embedded model to ONNX, prove it, time it, and write a report that a browser opens.
 
-    Writes OUTPUT/bundle and OUTPUT/report.html. Exits with 1 if the artifact differs from the reference by more than
-    the tolerance, and with 3 if a backend could not run.
+    Writes OUTPUT/bundle, OUTPUT/images (450 labelled images) and OUTPUT/report.html. Exits with 1 if the artifact
+    differs from the reference by more than the tolerance, and with 3 if a backend could not run.
     """
     from vitdeploy.demo import run_demo
 
@@ -44,18 +44,18 @@ def _print_demo(result: DemoResult) -> None:
 
     comparison = result.comparison
     rows = [
-        (item.artifact, item.backend, item.status, each.output, f"{each.max_relative:.2e}", f"{item.tolerance:g}")
+        (item.artifact, item.backend, item.status, output.output, f"{output.max_relative:.2e}", f"{item.tolerance:g}")
         for item in comparison.results
-        for each in item.differences
+        for output in item.differences
     ]
     columns = ("artifact", "backend", "status", "output", "max relative", "tolerance")
     print_table(f"Against the reference, on {comparison.images} images: {comparison.status}", columns, rows)
     for heading, examples in result.report.examples.items():
-        found = [
-            (each.image, each.expected, *(f"{best.label} {best.score:.1%}" for best in each.predictions.values()))
-            for each in examples
+        lines = [
+            (image.image, image.expected, *(f"{best.label} {best.score:.1%}" for best in image.predictions.values()))
+            for image in examples
         ]
-        print_table(f"\n{heading}", ("image", "class", *examples[0].predictions), found)
+        print_table(f"\n{heading}", ("image", "class", *examples[0].predictions), lines)
     print_tables("\nAccuracy on the same images", tables(result.evaluation))
     print_left_out(result.evaluation.left_out)
     print_tables("\nLatency of the runtime", tables(result.benchmark))

@@ -59,14 +59,14 @@ def _print_evaluation(result: Evaluation, per_class: bool, confusion: bool) -> N
     matched = result.settings["labels_matched"]
     title = f"{result.bundle} on {len(result.images)} images of {result.data}, labels matched {matched}"
     print_tables(f"{title}: {result.status}", tables(result))
-    ran = [each for each in result.results if each.skipped is None]
-    heads = [f"{each.artifact} on {each.backend}" for each in ran]
+    ran = [run for run in result.results if run.skipped is None]
+    heads = [f"{run.artifact} on {run.backend}" for run in ran]
     if per_class and ran:
-        of_class = [result.per_class(each) for each in ran]
+        of_class = [result.per_class(run) for run in ran]
         rows = [(name, *(str(accuracies[name]) for accuracies in of_class)) for name in of_class[0]]
         print_table("\nTop-1 accuracy of each class", ("class", *heads), rows)
     if confusion and ran:
-        confused = [{(label, best): count for label, best, count in result.confused(each)} for each in ran]
+        confused = [{(label, best): count for label, best, count in result.confused(run)} for run in ran]
         pairs = {pair for counts in confused for pair in counts}
         most_first = sorted(pairs, key=lambda pair: (-max(counts.get(pair, 0) for counts in confused), pair))
         rows = [(*pair, *(str(counts.get(pair, 0)) for counts in confused)) for pair in most_first]

@@ -53,16 +53,16 @@ def _print_candidates(artifact: Artifact) -> None:
     from vitdeploy.exporting.quantization.candidate_search import RULES
 
     rows = []
-    for found in artifact.validation.get("candidates", ()):
-        smooth = "none" if found["smooth_quant"] is None else f"{found['smooth_quant']:g}"
-        if found["multiply"] is False:
+    for candidate in artifact.validation.get("candidates", ()):
+        smooth = "none" if candidate["smooth_quant"] is None else f"{candidate['smooth_quant']:g}"
+        if candidate["multiply"] is False:
             smooth += ", no Mul"
-        ranges = found["ranges"] or "of each batch"
-        if found["margin"]:
-            ranges += f" + {found['margin']:.0%}"
-        cosines = (found["mean_cosine"], found["p5_cosine"])  # which a regression has none of
-        figures = (_percent(found["error"]), *("" if each is None else f"{each:.5f}" for each in cosines))
-        rows.append((found["scheme"], ranges, smooth, *figures, "chosen" if found["chosen"] else ""))
+        ranges = candidate["ranges"] or "of each batch"
+        if candidate["margin"]:
+            ranges += f" + {candidate['margin']:.0%}"
+        cosines = (candidate["mean_cosine"], candidate["p5_cosine"])  # which a regression has none of
+        figures = (_percent(candidate["error"]), *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines))
+        rows.append((candidate["scheme"], ranges, smooth, *figures, "chosen" if candidate["chosen"] else ""))
     if rows:
         count = artifact.validation["calibration_parts"]["choice"]
         names = ("scheme", "ranges", "smoothing", "relative error", "mean cosine", "5th percentile", "")
@@ -82,28 +82,28 @@ def _print_nearness(artifact: Artifact) -> None:
         print_text(f"{artifact.name}: {nearness(output)}")
 
 
-def _honoured(found: Mapping[str, Any]) -> str:
+def _honoured(accuracy: Mapping[str, Any]) -> str:
     """How accurate an artifact is on the images of a bound."""
-    if "p5_cosine" in found:
+    if "p5_cosine" in accuracy:
         return (
-            f"{found['output']} has a 5th percentile of the cosine of {found['p5_cosine']:.5f} on {found['images']} "
-            f"images, at least {found.get('aim', found['at_least']):g} wanted"
+            f"{accuracy['output']} has a 5th percentile of the cosine of {accuracy['p5_cosine']:.5f} on "
+            f"{accuracy['images']} images, at least {accuracy.get('aim', accuracy['at_least']):g} wanted"
         )
-    text = f"{found['correct']} of {found['images']} images, at least {found['at_least']} wanted"
-    return text if found.get("honoured", True) else f"{text}; the difference is within chance for so few images"
+    text = f"{accuracy['correct']} of {accuracy['images']} images, at least {accuracy['at_least']} wanted"
+    return text if accuracy.get("honoured", True) else f"{text}; the difference is within chance for so few images"
 
 
 def _print_accuracy(artifact: Artifact) -> None:
     """Print how accurate an artifact is, what was kept in float32 for that, and why."""
-    found, kept = artifact.validation["accuracy"], artifact.validation["kept_layers"]
+    accuracy, kept = artifact.validation["accuracy"], artifact.validation["kept_layers"]
     effects = artifact.validation["layer_effects"]
     total = artifact.options["quantized_nodes"] + len(artifact.options["float32_nodes"])
     print_text(
-        f"{artifact.name} honours {found['bound']}: {_honoured(found)}; "
+        f"{artifact.name} honours {accuracy['bound']}: {_honoured(accuracy)}; "
         f"{len(kept)} of {total} layers kept float32 for it"
     )
-    if "held_out" in found:
-        print_text(f"on held-out images: {_honoured(found['held_out'])}")
+    if "held_out" in accuracy:
+        print_text(f"on held-out images: {_honoured(accuracy['held_out'])}")
     if not artifact.validation["minimal"]:
         print_text("the runs were used up before it was shown that none of them can be left out")
     if kept:

@@ -33,24 +33,25 @@ if TYPE_CHECKING:
     type=PATH,
     help="Labelled images, as for `vitdeploy evaluate`; a folder of images for a model without classes.",
 )
-@click.option("--baseline", type=PATH, help="The JSON file of an accepted evaluation of the same images.")
+@click.option("--baseline", type=PATH, help="JSON file of an accepted evaluation of the same images.")
 @click.option("--update", is_flag=True, help="Write the baseline instead, if every other check passes.")
-@click.option("--rules", type=PATH, help="A TOML file with these rules, such as min_accuracy = 0.98; flags go first.")
-@click.option("--min-accuracy", metavar="SHARE", help="Top-1 accuracy on the images, such as 98%.")
-@click.option("--max-drop", metavar="SHARE", help="Of top-1, against the baseline; by default the "
-              "smallest that so many images can tell from chance.")  # fmt: skip
-@click.option("--min-agreement", metavar="SHARE", help="The same best class as the reference.")
-@click.option("--min-cosine", metavar="SHARE", help="5th percentile over the images of the cosine "
-              "similarity with the reference, such as 0.99.")  # fmt: skip
-@click.option("--min-neighbour-agreement", metavar="SHARE", help="Images with the reference's nearest "
-              "neighbour, of a model without classes.")  # fmt: skip
-@click.option("--max-difference", metavar="SHARE", help="From the reference's outputs, of their largest "
-              "value; by default the precision's tolerance.")  # fmt: skip
-@click.option("--max-layer-difference", metavar="SHARE", help="Of a layer's own result, in half precision "
-              "by default; see debug layers.")  # fmt: skip
-@click.option("--max-latency-ratio", metavar="RATIO", help="Of an image's median time, to --latency-against.")
-@click.option("--latency-against", metavar="BACKEND:PRECISION", help="torch:fp32, the reference, by default.")
-@click.option("--max-size", metavar="BYTES", help='Of an artifact\'s files; or such as "12.5 MB".')
+@click.option("--rules", type=PATH, help="TOML file with these rules, such as min_accuracy = 0.98; flags override it.")
+@click.option("--min-accuracy", metavar="SHARE", help="Smallest top-1 accuracy on the images, such as 98%.")
+@click.option("--max-drop", metavar="SHARE", help="Largest loss of top-1 accuracy against the baseline. Default: "
+              "the smallest that so many images can tell from chance.")  # fmt: skip
+@click.option("--min-agreement", metavar="SHARE", help="Smallest share of images with the reference's best class.")
+@click.option("--min-cosine", metavar="SHARE", help="Smallest cosine similarity with the reference (5th percentile "
+              "over the images), such as 0.99.")  # fmt: skip
+@click.option("--min-neighbour-agreement", metavar="SHARE", help="Smallest share of images with the reference's "
+              "nearest neighbour (models without classes).")  # fmt: skip
+@click.option("--max-difference", metavar="SHARE", help="Largest difference from the reference's outputs, relative "
+              "to their largest value. Default: the precision's tolerance.")  # fmt: skip
+@click.option("--max-layer-difference", metavar="SHARE", help="Largest difference of a layer's result, see debug "
+              "layers. Default: in half precision only.")  # fmt: skip
+@click.option("--max-latency-ratio", metavar="RATIO", help="Largest median time of an image, relative to that of "
+              "--latency-against.")  # fmt: skip
+@click.option("--latency-against", metavar="BACKEND:PRECISION", help="Default: torch:fp32, the reference.")
+@click.option("--max-size", metavar="BYTES", help='Largest size of an artifact\'s files, such as "12.5 MB".')
 @backends_option("By default the reference (torch) and every artifact.")
 @click.option("--batch-size", default=32, show_default=True, type=BATCH_SIZE)
 @device_option

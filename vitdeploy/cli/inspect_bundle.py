@@ -84,9 +84,9 @@ def _show_differences(path: str, other_path: str, names: tuple[str, ...], as_jso
         return a, b
 
     a, b = inspected(path, other_path)
-    found = differences(a, b)
+    sections = differences(a, b)
     if as_json:
-        shown = {section: {name: pair.to_dict() for name, pair in rows.items()} for section, rows in found.items()}
+        shown = {section: {name: pair.to_dict() for name, pair in rows.items()} for section, rows in sections.items()}
         print_json({"a": a.to_dict(), "b": b.to_dict(), "same_bytes": same_bytes(a, b), "differences": shown})
         return
     print_text(f"A: {a.artifact.name} of {a.bundle}\nB: {b.artifact.name} of {b.bundle}")
@@ -94,11 +94,11 @@ def _show_differences(path: str, other_path: str, names: tuple[str, ...], as_jso
         print_text(f"graph not compared: {note}")
     if same_bytes(a, b):
         print_text("the files are identical, by the SHA-256 in the manifests")
-    if not found:
+    if not sections:
         print_text("nothing differs")
         return
     rows = [
-        _difference_row(section, name, pair) for section, entries in found.items() for name, pair in entries.items()
+        _difference_row(section, name, pair) for section, entries in sections.items() for name, pair in entries.items()
     ]
     print_table("", ("", "", "A", "B"), rows)
 
@@ -108,6 +108,10 @@ def _bundle_rows(manifest: Manifest, inspections: list[Inspection]) -> list[tupl
 
     source = manifest.source
     rows = [("source", source.id + (f" @ {source.revision}" if source.revision else ""))]
+    if manifest.packed_from is not None:
+        sha256, files = manifest.packed_from.manifest_sha256, manifest.packed_from.files
+        rows += [("packed from", f"a bundle whose manifest.json has sha256 {sha256[:16]}…")]
+        rows += [("left out", f"{file.path}  {file.size_bytes / 1e6:.1f} MB") for file in files]
     if source.base is not None:
         rows += [("merged into", source.base + (f" @ {source.base_revision}" if source.base_revision else ""))]
     rows += [("weights from", f"{file.path}  sha256 {file.sha256[:16]}…") for file in source.weights]

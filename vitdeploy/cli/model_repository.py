@@ -14,18 +14,18 @@ _LARGEST_BATCH = 65_535
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.argument("repository", type=PATH)
-@click.option("--artifact", help="Such as onnx-fp16; by default the only one.")
-@click.option("--name", help="Of the model; by default the bundle's and the artifact's, such as vit-onnx-fp16.")
+@click.option("--artifact", help="Artifact, such as onnx-fp16. Default: the only one.")
+@click.option("--name", help="Name of the model. Default: the bundle's and the artifact's, such as vit-onnx-fp16.")
 @click.option(
     "--max-batch-size",
     type=click.IntRange(1, _LARGEST_BATCH),
     metavar="N",
-    help=f"Images that run together, at most.  [default: all that an engine takes; of ONNX {DEFAULT_BATCH.maximum}]",
+    help=f"Largest batch. Default: the largest of an engine, {DEFAULT_BATCH.maximum} for ONNX.",
 )
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
-    help="By default what the artifact is for: of ONNX in fp32, the GPUs where the server has some.",
+    help="Default: the artifact's own; for ONNX in fp32 the GPUs, where the server has some.",
 )
 @json_option
 def triton(

@@ -92,8 +92,8 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
 
 def print_tables(title: str, tables: Iterable[Table]) -> None:
     """Print tables, the first of them under `title`."""
-    for index, each in enumerate(tables):
-        print_table(f"\n{each.title}" if index else title, each.columns, each.rows)
+    for index, table in enumerate(tables):
+        print_table(f"\n{table.title}" if index else title, table.columns, table.rows)
 
 
 def print_left_out(left_out: LeftOut | None) -> None:
@@ -117,7 +117,7 @@ def left_out_texts(validation: Mapping[str, Any]) -> dict[str, str]:
     """Files that a validation left out, as text, by the argument that named their folder."""
     from vitdeploy.assess.data.folder_listing import LeftOut
 
-    return {name: str(LeftOut.from_dict(found)) for name, found in validation.get("left_out", {}).items()}
+    return {name: str(LeftOut.from_dict(files)) for name, files in validation.get("left_out", {}).items()}
 
 
 def allowed_of(validation: Mapping[str, Any]) -> str:

@@ -48,11 +48,11 @@ def end_on_signals() -> dict[int, Any]:
         ending.append(signal.SIGHUP)
 
     def stop(number: int, _frame: object) -> None:
-        for each in ending:
-            signal.signal(each, signal.SIG_IGN)
+        for signal_number in ending:
+            signal.signal(signal_number, signal.SIG_IGN)
         raise Interrupted(number)
 
-    return {each: signal.signal(each, stop) for each in ending}
+    return {signal_number: signal.signal(signal_number, stop) for signal_number in ending}
 
 
 def guard_streams() -> None:
@@ -172,8 +172,8 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return "interrupted", 128 + signal.SIGINT
     resource = lacking(error)
     if resource is not None:
-        found = exhausted(resource, f"vitdeploy stopped ({_place(error)})", error)
-        return f"{found}; {again}", found.exit_code
+        explained = exhausted(resource, f"vitdeploy stopped ({_place(error)})", error)
+        return f"{explained}; {again}", explained.exit_code
     if isinstance(error, OSError) and error.errno is not None:
         name = "" if error.filename is None else f": {error.filename!s:.400}"
         return f"the operating system refused: {error.strerror or first_line(error)}{name}; {again}", _UNAVAILABLE
@@ -203,7 +203,7 @@ def conclude(status: str, *outputs: Callable[[], None]) -> NoReturn:
         try:
             give()
         except Exception as exc:  # noqa: BLE001  (told here in its line, so that the other outputs are given)
-            found = print_error(exc, f" (status: {status})")
+            printed = print_error(exc, f" (status: {status})")
             if code != _FAILED:
-                code = max(code, DEFECT if found == DEFECT else _UNAVAILABLE)
+                code = max(code, DEFECT if printed == DEFECT else _UNAVAILABLE)
     sys.exit(code)

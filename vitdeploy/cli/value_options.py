@@ -37,12 +37,12 @@ def values_from_options(**kinds: type) -> Callable[[Callable[..., Any]], Callabl
 
     UsageErrors that name a field get the option's name in its place.
     """
-    found = [each for kind in kinds.values() for each in _options(kind)]
+    options = [option for kind in kinds.values() for option in _options(kind)]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def with_values(**arguments: Any) -> Any:
-            typed = {name: arguments.pop(name) for name, _ in found}
+            typed = {name: arguments.pop(name) for name, _ in options}
             typed = {name: value for name, value in typed.items() if value not in (None, ())}
             values = {name: _value(kind, typed) for name, kind in kinds.items()}
             try:
@@ -50,11 +50,11 @@ def values_from_options(**kinds: type) -> Callable[[Callable[..., Any]], Callabl
             except UsageError as exc:
                 flags = {name: flag for kind in kinds.values() for name, flag in _flags(kind)}
                 for name, kind in kinds.items():
-                    flags[name] = next((_flag(each) for each, _ in _options(kind) if each in typed), name)
+                    flags[name] = next((_flag(flag) for flag, _ in _options(kind) if flag in typed), name)
                 raise as_typed(exc, flags) from exc
 
         decorated: Callable[..., Any] = with_values
-        for _, add in reversed(found):
+        for _, add in reversed(options):
             decorated = add(decorated)
         return decorated
 
@@ -79,7 +79,7 @@ def _value(kind: type, typed: Mapping[str, Any]) -> Any:
         if option.nested is not None:
             values = _value(option.nested, typed)
         elif option.variants:
-            values = [typed[each] for each in option.variants if each in typed]
+            values = [typed[variant] for variant in option.variants if variant in typed]
             if len(values) > 1:
                 flags = " and ".join(map(_flag, option.variants))
                 raise UsageError(f"only one of {flags} can be given", what=field.name, found=values)
@@ -123,9 +123,9 @@ def _options(kind: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
         if option.nested is not None:
             yield from _options(option.nested)
         elif option.variants:
-            for each, variant in option.variants.items():
+            for typed, variant in option.variants.items():
                 text = str(variant.__doc__).partition("\n")[0]
-                yield each, click.option(_flag(each), each, metavar="SHARE", callback=_reader(variant), help=text)
+                yield typed, click.option(_flag(typed), typed, metavar="SHARE", callback=_reader(variant), help=text)
         elif not option.shared:
             yield name, click.option(_flag(name), name, help=_help(field, option), **_settings(field, option))
         if option.off is not None:

@@ -176,7 +176,7 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
         left_out |= {} if quantization is None else quantization.left_out
         validation = {
             "images": "synthetic" if listing is None else "given",
-            **({"left_out": {name: each.to_dict() for name, each in left_out.items()}} if left_out else {}),
+            **({"left_out": {name: listed.to_dict() for name, listed in left_out.items()}} if left_out else {}),
             **proof,
             **measured,
             "emulated": bool(exported.emulation),
@@ -201,7 +201,7 @@ def _axes(
     for (name, every), smallest, size, largest in zip(ranges.items(), bounds[0], usual, bounds[1], strict=True):
         if smallest < every.minimum:
             raise UsageError(
-                f"image_size must be at least one patch, {config.patch_size} pixels, got {name} {smallest}",
+                f"image_size has a {name} of {smallest} pixels, less than one patch of {config.patch_size}",
                 what="image_size", expected=config.patch_size, found=smallest,
             )  # fmt: skip
         ranges[name] = AxisRange(smallest, size, largest)

@@ -55,7 +55,7 @@ def add_engine(
         to: "tensorrt" or "tensorrt-rtx".
 
     Raises:
-        UsageError: an option is not what it must be, or not the library's; or there is no such ONNX artifact, or it
+        UsageError: an option is wrong, or not the library's; or there is no such ONNX artifact, or it
             cannot be an engine's.
         UnavailableError: the library is not installed, or needs a GPU that is not there.
         CheckFailedError: it refuses the graph, or the engine is another model or fails on this GPU; nothing was

@@ -17,6 +17,7 @@ from vitdeploy.errors import (
     CheckFailedError,
     InputError,
     MissingDependencyError,
+    NoReferenceError,
     UnavailableError,
     UsageError,
     VitDeployError,
@@ -153,7 +154,7 @@ def prove_engines(
             proven.append(artifact.name)
     if problems:
         kinds = (CheckFailedError, InputError, UsageError, UnavailableError)  # the worst first
-        worst = next(each for kind in kinds for each in problems if isinstance(each, kind))
+        worst = next(problem for kind in kinds for problem in problems if isinstance(problem, kind))
         others = [f"{len(problems) - 1} more cannot be proven either"] if len(problems) > 1 else []
         done = [f"proven: {', '.join(proven)}"] if proven else []
         raise worst.with_message("; ".join([str(worst), *others, *done])) from worst
@@ -168,12 +169,12 @@ def _written(bundle: Bundle, proven: Artifact) -> Bundle:
     """
     with exclusive(bundle.path.resolve()):
         now = Bundle.open(bundle.path)
-        if proven.files not in [each.files for each in now.manifest.artifacts if each.name == proven.name]:
+        if proven.files not in [artifact.files for artifact in now.manifest.artifacts if artifact.name == proven.name]:
             raise BundleError(
                 f"{bundle.path} no longer has the {proven.name} that was run",
                 what=proven.name, where=bundle.path, hint="run it again",
             )  # fmt: skip
-        artifacts = tuple(proven if each.name == proven.name else each for each in now.manifest.artifacts)
+        artifacts = tuple(proven if artifact.name == proven.name else artifact for artifact in now.manifest.artifacts)
         manifest = dataclasses.replace(now.manifest, artifacts=artifacts)
         write_file(bundle.path / MANIFEST, manifest.to_json().encode(), follow_link=False)
     return Bundle(bundle.path, manifest)
@@ -186,14 +187,14 @@ def _expected(
     config, processor = ViTConfig.from_dict(bundle.read_config().model), load_processor(bundle)
     images = samples(config, processor, {}, artifact.pixels.stage, listing, sizes=_sizes(artifact))
     ranges = [read_range(text) for text in artifact.options["batch"]]
-    counts = sorted({size for each in ranges for size in (each.minimum, each.optimum, each.maximum or each.optimum)})
+    counts = sorted({size for axis in ranges for size in (axis.minimum, axis.optimum, axis.maximum or axis.optimum)})
     images = [
         dataclasses.replace(sample, batches=[[index % len(sample.images) for index in range(n)] for n in counts])
         for sample in images
     ]
     try:
         return images, _of_reference(bundle, artifact, images), "the reference"
-    except MissingDependencyError as exc:
+    except (MissingDependencyError, NoReferenceError) as exc:
         return images, _of_artifact(bundle, artifact, images, exc), f"onnx-{artifact.precision}"
 
 
@@ -217,12 +218,13 @@ def _of_reference(bundle: Bundle, artifact: Artifact, images: list[Sample]) -> l
 
 
 def _of_artifact(
-    bundle: Bundle, artifact: Artifact, images: list[Sample], no_torch: MissingDependencyError
+    bundle: Bundle, artifact: Artifact, images: list[Sample], no_reference: VitDeployError
 ) -> list[dict[str, Any]]:
     """Outputs of the ONNX artifact that the engine was built from, which was compared with the reference itself."""
-    source = bundle.artifact("onnx", artifact.precision)
-    if [file.sha256 for file in source.files] != artifact.options.get("onnx_sha256"):
-        raise no_torch
+    built_from = artifact.options.get("onnx_sha256")
+    sources = [candidate for candidate in bundle.manifest.artifacts if candidate.name == f"onnx-{artifact.precision}"]
+    if [[file.sha256 for file in source.files] for source in sources] != [built_from]:
+        raise no_reference
     return _outputs(open_recorded(bundle, "onnxruntime", precision=artifact.precision), images)
 
 

@@ -77,7 +77,9 @@ class GraphOptions:
         sizes: Any = self.image_size
         if self.bounds is not None and any(list(edges) != sorted(edges) for edges in zip(*sizes, strict=True)):
             raise UsageError(
-                f"image_size must be smallest:usual:largest, got {shown(sizes, 80)}", what="image_size", found=sizes
+                f"image_size goes from the smallest size to the largest, got {shown(sizes, 80)}",
+                what="image_size",
+                found=sizes,
             )
         if self.image_size is not None and self.dynamic_image_size:
             raise UsageError(
@@ -149,8 +151,8 @@ def spec_of(
             f"{what} needs precision int8 or fp8, got {precision}",
             what=what, expected=QUANTIZED, found=precision, hint="leave it out",
         )  # fmt: skip
-    made = quantization or Quantization()
-    method = None if made.calibration is None else made.calibration.method
+    options = quantization or Quantization()
+    method = None if options.calibration is None else options.calibration.method
     return ExportSpec(
         precision=Precision(precision),
         outputs=None if graph.outputs is None else tuple(graph.outputs),
@@ -160,12 +162,12 @@ def spec_of(
         opset=graph.opset,
         optimize=graph.optimize,
         keep_fp32=tuple(graph.keep_fp32),
-        target=quantization_target([to], precision, made.target),
-        scheme=made.scheme,
+        target=quantization_target([to], precision, options.target),
+        scheme=options.scheme,
         calibration=None if method == "auto" else method,
-        reduce_range=made.reduce_range,
-        rest=None if made.rest is None else Precision(made.rest),
-        smooth_quant=made.smooth_quant,
+        reduce_range=options.reduce_range,
+        rest=None if options.rest is None else Precision(options.rest),
+        smooth_quant=options.smooth_quant,
     )
 
 
@@ -182,7 +184,7 @@ def _read_size(size: Any) -> Any:
     if size is None:
         return None
     if isinstance(size, (tuple, list)) and len(size) == 3:
-        return tuple(_pair(each) for each in size)
+        return tuple(_pair(edge) for edge in size)
     return _pair(size)
 
 
@@ -190,7 +192,7 @@ def _pair(size: Any) -> Pair:
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or not all(type(edge) is int and edge > 0 for edge in pair):
         raise UsageError(
-            f"image_size must be a positive integer, a pair (height, width), or three of either, got {shown(size, 80)}",
+            f"image_size takes a positive integer, a pair (height, width), or three of either, got {shown(size, 80)}",
             what="image_size", found=size,
         )  # fmt: skip
     return pair[0], pair[1]

@@ -204,7 +204,7 @@ def _measured(
     parts, scheme = run.parts, candidate.scheme
     if parts.held_out:
         others = _extremes(traced, scheme, parts.choice, run.cache, folder)
-        seen = {name: each.joined(others[name]) for name, each in seen.items()}
+        seen = {name: extremes.joined(others[name]) for name, extremes in seen.items()}
     if scheme.static is None or candidate.method in (None, MINMAX):
         return Activations(seen)
     twin = traced.model.clone()

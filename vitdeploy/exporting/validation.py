@@ -164,14 +164,14 @@ def prove(
         CheckFailedError: the difference is larger.
     """
     pixel_values = [sample.pixel_values(runtime.pixels) for sample in images]
-    found = [
+    measured = [
         _differences(runtime, pixels, sample.batches, want, problem_type)
         for sample, pixels, want in zip(images, pixel_values, expected, strict=True)
     ]
     # Of each output, its difference at the image size where that is largest.
     differences = [
-        max((each for each, _ in of_one), key=lambda each: each.required_tolerance)
-        for of_one in zip(*found, strict=True)
+        max((outcome for outcome, _ in of_one), key=lambda outcome: outcome.required_tolerance)
+        for of_one in zip(*measured, strict=True)
     ]
     worst = max(differences, key=lambda difference: difference.required_tolerance)
     if not worst.finite:
@@ -180,13 +180,13 @@ def prove(
             what=worst.output, where=name, hint="choose another precision, or float32 outputs",
         )  # fmt: skip
     if cosine is not None:
-        for difference, error in itertools.chain.from_iterable(found):
+        for difference, error in itertools.chain.from_iterable(measured):
             of_values = difference.output == LOGITS and problem_type is not ProblemType.SINGLE_LABEL
             cosine.check_difference(name, difference, error, of_values=of_values)
     if tolerance is not None and not worst.within(tolerance):
         raise CheckFailedError(
-            f"{worst.output} of {name} differs from the reference by {worst.max_relative:.3g} of its largest value "
-            f"({worst.max_abs:.3g} in all), so nothing was written: {tolerance:g} is allowed, and tolerance "
+            f"{worst.output} of {name}: max abs. difference {worst.max_abs:.3g} ({100 * worst.max_relative:.3g} % of "
+            f"the largest value, allowed {100 * tolerance:.3g} %), so nothing was written; tolerance "
             f"{worst.required_tolerance:g} would have passed",
             what=worst.output, where=name, expected=tolerance, found=worst.required_tolerance,
         )  # fmt: skip
@@ -217,8 +217,8 @@ def _differences(
     wanted = {name: value[rows] for name, value in expected.items()}
     ranked = problem_type is ProblemType.SINGLE_LABEL
     return [
-        (each, relative_error(wanted[each.output], outputs[each.output], of_classes=ranked and each.output == LOGITS))
-        for each in compare_outputs(wanted, outputs, problem_type=problem_type)
+        (item, relative_error(wanted[item.output], outputs[item.output], of_classes=ranked and item.output == LOGITS))
+        for item in compare_outputs(wanted, outputs, problem_type=problem_type)
     ]
 
 

@@ -20,6 +20,7 @@ from vitdeploy.exporting.engine import add_engine
 from vitdeploy.exporting.graph_options import GraphOptions, check_scheme, spec_of
 from vitdeploy.exporting.options import PathLike, Quantization, SourceOptions, ValidationOptions
 from vitdeploy.exporting.output_folder import place_of
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.option_fields import changed
 from vitdeploy.system.progress import SILENT, Progress
 from vitdeploy.trt.options import EngineOptions
@@ -27,8 +28,9 @@ from vitdeploy.trt.options import EngineOptions
 _ANY_MODEL = {"seed", "token", "cache_dir", "offline"}  # options that say nothing of a model that is not random
 
 
+@typed
 def export(
-    model: str | Path | None = None,
+    model: PathLike | None = None,
     *,
     to: str = "onnx",
     precision: str = "fp32",
@@ -78,15 +80,6 @@ def export(
             in 8 bits, or an engine cannot be built; it was not written.
         OutputError: the bundle cannot be written.
     """
-    _check_types(
-        model=(model, (str, os.PathLike)),
-        output=(output, (str, os.PathLike)),
-        graph=(graph, GraphOptions),
-        quantization=(quantization, (str, os.PathLike, Quantization)),
-        engine=(engine, EngineOptions),
-        source=(source, SourceOptions),
-        validation=(validation, ValidationOptions),
-    )
     quantization = Quantization.of(quantization)
     spec = spec_of(to, precision, graph, quantization, engine)
     if model is not None and source.random_weights is not None:
@@ -106,6 +99,7 @@ def export(
         },
         bundle=output,
     )
+    model = Path(model) if isinstance(model, os.PathLike) else model
     request = ArtifactRequest(model, EXPORTERS[to].made_from or to, spec, graph, quantization, source, validation)
     if request.format == to:
         return _add_artifact(request, output, progress)
@@ -134,15 +128,6 @@ def export(
         return add_engine(bundle, to, precision, engine, validation=validation, progress=progress)
     except UnavailableError as exc:
         raise exc.with_message(f"{exc}; {bundle.path} has the ONNX artifact in {precision}") from exc
-
-
-def _check_types(**arguments: tuple[object, type | tuple[type, ...]]) -> None:
-    for name, (value, kind) in arguments.items():
-        if not isinstance(value, kind) and (value is not None or name in ("graph", "source", "validation")):
-            expected = "a path" if isinstance(kind, tuple) else kind.__name__
-            raise UsageError(
-                f"{name} must be {expected}, got {shown(value, 80)}", what=name, expected=expected, found=value
-            )
 
 
 def _add_artifact(request: ArtifactRequest, output: PathLike | None, progress: Progress) -> Bundle:

@@ -93,9 +93,9 @@ class VerifiedFile:
             size = self._before.st_size
             if size != size_bytes:
                 raise FileDiffersError(f"{size} bytes instead of {size_bytes}")
-            found = hash_file(self.stream)
-            if found != (size_bytes, sha256):
-                raise FileDiffersError(f"SHA-256 {found[1][:12]}… instead of {sha256[:12]}…")
+            actual = hash_file(self.stream)
+            if actual != (size_bytes, sha256):
+                raise FileDiffersError(f"SHA-256 {actual[1][:12]}… instead of {sha256[:12]}…")
             handle = None if name is not None else descriptor_path(self.stream.fileno())
         except BaseException:
             self.stream.close()

@@ -131,7 +131,7 @@ def class_name(config: Mapping[str, Any]) -> object:
 
 
 def _refusal(key: str, value: object, expected: str) -> InputError:
-    return InputError(f"{key!r} must be {expected}, got {shown(value)}", what=key, expected=expected, found=value)
+    return InputError(f"{key!r} is {shown(value)}, expected {expected}", what=key, expected=expected, found=value)
 
 
 def _flag(key: str, value: object) -> bool:
@@ -148,7 +148,7 @@ def _number(key: str, value: object) -> float:
 
 def _channels(key: str, value: object) -> float | tuple[float, ...]:
     """Read one number for all channels, or one a channel."""
-    if not isinstance(value, Sequence):
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         return _number(key, value)
     if len(value) not in MODES:
         raise _refusal(key, value, "one number, or one for each of 1, 3 or 4 channels")
@@ -169,7 +169,7 @@ def _crop_rounding(key: str, value: object) -> str:
 
 def _edge(key: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _refusal(key, value, "made of positive integers")
+        raise _refusal(key, value, "positive integers")
     return value
 
 

@@ -96,7 +96,7 @@ class ProcessorOptions:
 
     def __post_init__(self) -> None:
         if self.source is not None and not (isinstance(self.source, (str, os.PathLike)) and os.fspath(self.source)):
-            message = f"source must name a folder, a file or a Hub id, got {shown(self.source)}"
+            message = f"source takes a folder, a file or a Hub id, got {shown(self.source)}"
             raise UsageError(message, what="source", found=self.source)
         for name in self.settings:
             object.__setattr__(self, name, self._read(name, getattr(self, name)))

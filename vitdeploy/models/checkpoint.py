@@ -45,7 +45,7 @@ def task_of(config: Mapping[str, object]) -> Task:
         if isinstance(name, str) and name in known:
             return known[name]
     raise CheckpointError(
-        f"config.json: architectures must name one of {', '.join(known)}, got {shown(architectures)}",
+        f"config.json: architectures {shown(architectures)} names none of {', '.join(known)}",
         what="architectures", where="config.json", expected=tuple(known), found=architectures,
         hint="or give the task: --task",
     )  # fmt: skip

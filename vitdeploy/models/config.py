@@ -145,7 +145,7 @@ class ViTConfig:
     def _require(self, name: str, holds: Callable[[object], bool], expected: str) -> None:
         value = getattr(self, name)
         if not holds(value):
-            message = f"{name} must be {expected}, got {shown(value)}"
+            message = f"{name} is {shown(value)}, expected {expected}"
             raise UsageError(message, what=name, expected=expected, found=value)
 
     @property
@@ -186,7 +186,7 @@ class ViTConfig:
         model_type = data.get("model_type")
         if not isinstance(model_type, str) or model_type not in FAMILIES:
             raise CheckpointError(
-                f"config.json: model_type must be one of {', '.join(FAMILIES)}, got {shown(model_type)}",
+                f"config.json: unknown model_type {shown(model_type)}; supported: {', '.join(FAMILIES)}",
                 what="model_type", where="config.json", expected=tuple(FAMILIES), found=model_type,
             )  # fmt: skip
         family = FAMILIES[model_type]

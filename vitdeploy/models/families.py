@@ -102,14 +102,14 @@ def _registers(config: Mapping[str, Any]) -> dict[str, Any]:
 def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
     value = config.get(key, default)
     if not isinstance(value, bool):
-        raise UsageError(f"{key} must be true or false, got {shown(value)}", what=key, found=value)
+        raise UsageError(f"{key} is {shown(value)}, expected true or false", what=key, found=value)
     return value
 
 
 def _number(config: Mapping[str, Any], key: str, *, default: float) -> float:
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 2**15:
-        raise UsageError(f"{key} must be a number from 0 to {2**15}, got {shown(value)}", what=key, found=value)
+        raise UsageError(f"{key} is {shown(value)}, expected a number from 0 to {2**15}", what=key, found=value)
     return value
 
 

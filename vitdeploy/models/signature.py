@@ -171,20 +171,20 @@ def output_names(model: VisionTransformer, asked: Sequence[str] | None = None) -
     if asked is None:
         return head
     if isinstance(asked, str) or not isinstance(asked, Iterable):
-        raise UsageError(f"outputs must be a sequence of names, got {shown(asked)}", what="outputs", found=asked)
+        raise UsageError(f"outputs takes a list of names, got {shown(asked)}", what="outputs", found=asked)
     known = (*head, *groups[_HIDDEN_STATES], *groups[_ATTENTIONS])
     names: list[str] = []
     for name in asked:
         if name not in (*groups, *known):
             close = difflib.get_close_matches(str(name), (*groups, *known), n=1)
             raise UsageError(
-                f"outputs must be among {', '.join((*head, *groups))}, or one layer's such as hidden_states.0, "
-                f"got {shown(name)}",
+                f"unknown output {shown(name)}; this model has {', '.join((*head, *groups))}, and one layer's such as "
+                f"hidden_states.0",
                 what="outputs", expected=known, found=name, hint=f"did you mean {close[0]}?" if close else None,
             )  # fmt: skip
         names.extend(groups.get(name, (name,)))
     if not names or len(set(names)) < len(names):
-        message = f"outputs must be one or more different names, got {', '.join(names) or 'none'}"
+        message = f"outputs names one twice: {', '.join(names)}" if names else "outputs names none"
         raise UsageError(message, what="outputs", found=names)
     return tuple(names)
 

@@ -100,7 +100,7 @@ def model_config(
     profiles = [read_range(text) for text in artifact.options.get("batch", ())]
     limit = _max_batch_size(artifact, profiles, max_batch_size)
     # The one case for which Triton's documentation advises them. A batch of 1 is always to be had, and never preferred.
-    optima = {each.optimum for each in profiles if 1 < each.optimum <= limit}
+    optima = {profile.optimum for profile in profiles if 1 < profile.optimum <= limit}
     preferred = sorted(optima) if len(profiles) > 1 else []
     batching = {"preferred_batch_size": preferred} if preferred else {}
     group: dict[str, Any] = {"count": 1, "kind": _Word(_kind(artifact, device))}
@@ -157,11 +157,11 @@ def _check_artifact(artifact: Artifact) -> None:
 
 def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | None) -> int:
     if asked is not None and (type(asked) is not int or not 1 <= asked < 1 << 31):
-        message = f"max_batch_size must be a whole number from 1 up, got {asked!r:.80}"
+        message = f"max_batch_size takes a whole number from 1 up, got {asked!r:.80}"
         raise UsageError(message, what="max_batch_size", found=asked)
     if not profiles:
         return asked or DEFAULT_BATCH.maximum or DEFAULT_BATCH.optimum
-    largest = max(each.maximum or each.optimum for each in profiles)
+    largest = max(profile.maximum or profile.optimum for profile in profiles)
     limit = largest if asked is None else asked
     if limit > largest:
         raise UsageError(
@@ -170,7 +170,7 @@ def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | 
         )  # fmt: skip
     # Triton knows no smallest batch: whatever waits, from one request up, is sent.
     for size in range(1, limit + 1):
-        if not any(size in each for each in profiles):
+        if not any(size in profile for profile in profiles):
             raise UsageError(
                 f"{artifact.name} takes no batch of {size}, and Triton sends every size from 1 to {limit}",
                 what="batch", expected=limit, found=size,
@@ -182,7 +182,7 @@ def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | 
 def _kind(artifact: Artifact, device: str | None) -> str:
     if device is not None and device not in _KINDS:
         raise UsageError(
-            f"device of a Triton model must be {' or '.join(_KINDS)}, got {device!r:.80}",
+            f"a Triton model runs on {' or '.join(_KINDS)}, got device {device!r:.80}",
             what="device", expected=tuple(_KINDS), found=device,
         )  # fmt: skip
     if artifact.format != "onnx":
@@ -225,11 +225,11 @@ def _lines(message: Mapping[str, Any], indent: str = "") -> list[str]:
     lines = []
     for name, value in message.items():
         messages = value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
-        for each in messages:
-            if isinstance(each, dict):
-                lines += [f"{indent}{name} {{", *_lines(each, f"{indent}  "), f"{indent}}}"]
+        for content in messages:
+            if isinstance(content, dict):
+                lines += [f"{indent}{name} {{", *_lines(content, f"{indent}  "), f"{indent}}}"]
             else:
-                lines.append(f"{indent}{name}: {_scalar(each)}")
+                lines.append(f"{indent}{name}: {_scalar(content)}")
     return lines
 
 

@@ -9,8 +9,9 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.inspection.inspection import artifact_named
@@ -28,10 +29,8 @@ from vitdeploy.files.atomic import exclusive, replace_folder, staged_folder, syn
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.serving.triton_config import LABELED_OUTPUT, LABELS, model_config, triton_backend
 from vitdeploy.specs import PixelFormat, Task, TensorSpec
+from vitdeploy.system.argument_types import typed
 from vitdeploy.trt.options import EngineOptions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 CONFIG = "config.pbtxt"
 _VERSION = "1"  # of the model; Triton serves the largest
@@ -59,6 +58,7 @@ class TritonModel:
         return {**dataclasses.asdict(self), "path": str(self.path)}
 
 
+@typed
 @retry_if_changed
 def write_triton_model(
     bundle: str | os.PathLike[str],
@@ -84,7 +84,7 @@ def write_triton_model(
 
     Raises:
         BundleError: there is no bundle, or a file of it was altered.
-        UsageError: Triton cannot serve the artifact, or an argument is not what it must be, or what is at that place
+        UsageError: Triton cannot serve the artifact, or an argument is wrong, or what is at that place
             was not made by this function.
         OutputError: the model cannot be written; what was there is untouched.
     """
@@ -271,12 +271,12 @@ def _is_made(folder: Path) -> bool:
     digests = {match[2]: match[1] for match in (re.fullmatch("# ([0-9a-f]{64}) (.+)", line) for line in lines) if match}
     files = {CONFIG, *digests}
     folders = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents} - {"."}
-    held = {each.relative_to(folder).as_posix(): each for each in folder.rglob("*")}
+    held = {entry.relative_to(folder).as_posix(): entry for entry in folder.rglob("*")}
     return (
         header.startswith(_MADE)
         and last == f"# {hashlib.sha256(config.encode()).hexdigest()}"
         and set(held) == files | folders
-        and not any(each.is_symlink() for each in held.values())
+        and not any(entry.is_symlink() for entry in held.values())
         and all(held[name].is_file() for name in files)
         and all(FileRecord.of(folder, name).sha256 == digest for name, digest in digests.items())
     )

@@ -179,15 +179,15 @@ class Adapter:
         if not self.config.base:
             return None
         try:
-            found = self._resolve_base()
-            if found.folder.resolve() == self.files.folder.resolve():
+            resolved = self._resolve_base()
+            if resolved.folder.resolve() == self.files.folder.resolve():
                 return None
-            base = read_weights(found.weights)
+            base = read_weights(resolved.weights)
             merged = merge(base, tensors, self.config, canonical, str(self.files.adapter[1]))
         except (CheckpointError, HubError, UsageError, MissingDependencyError):
             return None
         models = (weights, base, merged.weights)
-        ours, before, after = ({own: model[name] for name, own in canonical(model).items()} for model in models)
+        ours, before, after = ({key: model[name] for name, key in canonical(model).items()} for model in models)
         try:
             to_base = sum(_squared_distance(ours[name], before[name]) for name in merged.adapted)
             to_merged = sum(_squared_distance(ours[name], after[name]) for name in merged.adapted)
@@ -263,7 +263,7 @@ def _of_timm(config: dict[str, Any], stated: Mapping[str, Any]) -> dict[str, Any
     """The same for timm, whose configuration also says how images are processed."""
     if not stated:
         return config
-    arguments, of_base = (mapping("model_args", each.get("model_args") or {}) for each in (stated, config))
+    arguments, of_base = (mapping("model_args", data.get("model_args") or {}) for data in (stated, config))
     for key in ("architecture", "global_pool"):
         if stated.get(key) not in (None, config.get(key)):
             raise _of_another_base(key, stated[key], config.get(key))
@@ -275,9 +275,9 @@ def _of_timm(config: dict[str, Any], stated: Mapping[str, Any]) -> dict[str, Any
     names = LABEL_KEYS if says_labels else ()
     merged = _without(config, names) if names else dict(config)
     merged |= {key: stated[key] for key in (*names, "problem_type", "architectures", "model_type") if key in stated}
-    own = {key: value for key, value in cfg.items() if key in (*names, *PREPROCESSING) and value is not None}
-    if own:
-        merged["pretrained_cfg"] = {**pretrained_cfg(merged), **own}
+    preprocessing = {key: value for key, value in cfg.items() if key in (*names, *PREPROCESSING) and value is not None}
+    if preprocessing:
+        merged["pretrained_cfg"] = {**pretrained_cfg(merged), **preprocessing}
     return merged
 
 

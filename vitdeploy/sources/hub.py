@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, OutputError, UsageError, first_line
+from vitdeploy.errors import (
+    BundleError,
+    CheckpointError,
+    HubError,
+    MissingDependencyError,
+    OutputError,
+    UsageError,
+    first_line,
+)
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, file_advice, is_lfs_pointer, is_model_file_name, lfs_advice
 from vitdeploy.sources.file_choice import ADAPTER_CONFIG, CONFIG, Choice, Files, choose_checkpoint, choose_processor
 from vitdeploy.sources.hub_calls import checked, listed, quiet, time_limits, within
@@ -95,7 +103,10 @@ def resolve(
     """
     path = local_path(model)
     if path is None:
-        return _from_hub(str(model), revision, token, cache_dir, offline, endpoint, choose_checkpoint)
+        return from_hub(
+            str(model), choose_checkpoint, revision=revision, token=token, cache_dir=cache_dir, offline=offline,
+            endpoint=endpoint,
+        )  # fmt: skip
     if revision is not None:
         raise UsageError(
             f"a revision selects a commit on the Hub, but '{model}' is local",
@@ -142,7 +153,10 @@ def resolve_processor(
         )  # fmt: skip
     if isinstance(source, Path) or _is_path(path, name) or path.suffix == ".json":
         raise CheckpointError(f"no image processor: {name}", where=name, hint="give a folder, a file or a Hub id")
-    files = _from_hub(model, revision or None, token, cache_dir, offline, endpoint, choose_processor)
+    files = from_hub(
+        model, choose_processor, revision=revision or None, token=token, cache_dir=cache_dir, offline=offline,
+        endpoint=endpoint,
+    )  # fmt: skip
     return ProcessorFiles(files.model_id, files.revision, files.folder, files.cached)
 
 
@@ -182,16 +196,17 @@ def local_path(model: str | Path) -> Path | None:
     return None
 
 
-def _from_hub(
+def from_hub(
     model: str,
-    revision: str | None,
-    token: str | None,
-    cache_dir: str | Path | None,
-    offline: bool,
-    endpoint: str | None,
     choose: Callable[[Files], Choice],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+    endpoint: str | None = None,
 ) -> CheckpointFiles:
-    """The chosen files of a repository.
+    """The chosen files of a repository, the first of which lies at its root; arguments and errors as `resolve`.
 
     Files are downloaded one by one: `snapshot_download` makes a folder of any name that the server answers, and
     takes the cached copy where access is refused.
@@ -201,7 +216,8 @@ def _from_hub(
         from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
         from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
     except ModuleNotFoundError as exc:
-        raise MissingDependencyError("downloading from the Hugging Face Hub", extra="torch") from exc
+        what = f"downloading '{model}', which is no folder here, from the Hugging Face Hub"
+        raise MissingDependencyError(what, extra="hub") from exc
     except ValueError as exc:  # of a variable that huggingface_hub reads
         raise UsageError(
             f"huggingface_hub cannot read its settings ({first_line(exc)})", hint="check the HF_ variables"
@@ -233,7 +249,7 @@ def _from_hub(
             if folder is None:
                 raise CheckpointError(f"'{model}' is not in the cache {cache}", where=cache)
             choice = _choose_in(folder, choose)
-        except CheckpointError as exc:
+        except (CheckpointError, BundleError) as exc:
             raise HubError(
                 f"the cache has no usable copy of '{model}', and {problem}",
                 what=model, where=address, found=problem, hint=f"{hint}, or pass a local folder",
@@ -264,7 +280,7 @@ def _from_hub(
             options: dict[str, Any] = {"cache_dir": cache, "token": token, "endpoint": endpoint}
             call = functools.partial(hf_hub_download, model, name, revision=commit, **options)
             path = checked(lambda: within(limits, call, blobs), blobs)
-            commit = path.parent.name
+            commit = path.parents[name.count("/")].name
             return path
 
         paths, adapter = choose(Files(f"'{model}'", download, lambda: names))

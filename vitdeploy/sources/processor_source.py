@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import operator
-import os
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.bundle.manifest import FileRecord, ProcessorOrigin
-from vitdeploy.errors import BundleError, CheckpointError, InputError, UsageError
-from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, SETTINGS_FILE, file_kind, is_lfs_pointer, is_model_file_name
-from vitdeploy.files.regular_file import read_regular
-from vitdeploy.images.preprocessor_config import ShortestEdge, Size, complete
-from vitdeploy.images.preprocessor_files import find_settings, read_file, read_folder
+from vitdeploy.bundle.manifest import ProcessorOrigin
+from vitdeploy.errors import CheckpointError, InputError, UsageError
+from vitdeploy.files.file_kinds import SETTINGS_FILE
+from vitdeploy.images.preprocessor_config import ShortestEdge, complete
 from vitdeploy.images.processor import ImageProcessor
 from vitdeploy.images.processor_options import ProcessorOptions
-from vitdeploy.models.config import read_json
-from vitdeploy.sources.hub import resolve_processor
-from vitdeploy.sources.layouts.timm_layout import is_timm, processor_config
-from vitdeploy.sources.layouts.timm_processor import states_processor
+from vitdeploy.sources.written_processor import (
+    Extent,
+    WrittenProcessor,
+    given_processor,
+    not_found,
+    own_processor,
+    whole_image,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
     from vitdeploy.models.config import ViTConfig
     from vitdeploy.sources.hub import CheckpointFiles
-
-    Extent = tuple[int, int]
 
 logger = logging.getLogger(__name__)
 
@@ -52,83 +47,6 @@ class FoundProcessor:
     processor: ImageProcessor
     origin: ProcessorOrigin
     files: dict[str, bytes]
-
-
-@dataclasses.dataclass(frozen=True)
-class WrittenProcessor:
-    """The settings of an image processor as they are written, of which no value has been read.
-
-    Attributes:
-        settings: the content of a preprocessor_config.json.
-        origin: where they came from.
-        place: the file that says them, for errors; empty where there is none.
-        files: the files that a bundle keeps where no setting is changed; none for one file with every setting.
-    """
-
-    settings: Mapping[str, Any]
-    origin: ProcessorOrigin
-    place: str = ""
-    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
-
-
-def own_processor(
-    files: CheckpointFiles, config: Mapping[str, Any], image_size: Extent | None, model: ViTConfig
-) -> WrittenProcessor | None:
-    """The processor that a checkpoint or an adapter brings; None where it has none.
-
-    Args:
-        files: of the checkpoint or the adapter.
-        config: the content of config.json of the model, with an adapter's merged.
-        image_size: (height, width) of what timm's processor is to give; by default what its configuration states.
-        model: the configuration of the model.
-
-    Raises:
-        InputError: its file cannot be read, or timm's configuration is malformed.
-    """
-    if files.weights and files.weights[0].suffix == ".npz":  # a whole checkpoint: what lies beside it is not of it
-        return WrittenProcessor(whole_image(model).to_dict(), ProcessorOrigin("npz"))
-    if is_timm(config):
-        return _timm_processor(files.folder / "config.json", config, image_size, ProcessorOrigin("timm"))
-    paths = {name: files.folder / name for name in PROCESSOR_CONFIGS}
-    content = {name: _read_bytes(path) for name, path in paths.items() if os.path.lexists(path)}
-    if find_settings(files.folder) is None:
-        return None
-    settings, path = read_folder(files.folder)
-    return WrittenProcessor(settings, _origin_in(files.folder, path), str(path), content)
-
-
-def given_processor(source: str | os.PathLike[str], image_size: Extent | None, **hub: Any) -> WrittenProcessor:
-    """The processor of another folder or repository, or of a file.
-
-    Args:
-        source: see `ProcessorOptions`.
-        image_size: see `own_processor`.
-        hub: options of `vitdeploy.sources.hub.resolve_processor`.
-
-    Raises:
-        CheckpointError: there is none.
-        InputError: it cannot be read.
-        HubError: the Hub cannot be reached.
-    """
-    found = resolve_processor(source, **hub)
-    origin = ProcessorOrigin("given", found.name, found.revision)
-    if found.path.is_dir():
-        path = found.path / "config.json"
-        config = read_json(path) if path.is_file() else {}
-    else:
-        path = found.path
-        _check_kind(path)
-        config = read_file(path)
-    if is_timm(config):
-        return _timm_processor(path, config, image_size, origin)
-    if not found.path.is_dir():
-        return WrittenProcessor(config, origin, str(path))
-    if find_settings(found.path) is None:
-        message, hint = _not_found(os.fspath(source), found.cached)
-        hint += "name another folder, file or Hub id with --processor"
-        raise CheckpointError(message, what="image processor", where=source, hint=hint)
-    settings, path = read_folder(found.path)
-    return WrittenProcessor(settings, origin, str(path))
 
 
 def preset_processor(
@@ -169,24 +87,21 @@ def find_processor(
     """
     options = options or ProcessorOptions()
     if options.source is not None:
-        written = given_processor(options.source, image_size, **hub)
-        return _with_settings(written, options, image_size, model.num_channels)
+        given = given_processor(options.source, image_size, **hub)
+        return _with_settings(given, options, image_size, model.num_channels)
     missing = options.missing(sized=image_size is not None)
-    found = None
     try:
-        own = own_processor(files, config, image_size, model)
-        if own is None and base is not files:
-            own = own_processor(base, config, image_size, model)
-            if own is not None and own.origin == ProcessorOrigin("checkpoint"):
-                own = dataclasses.replace(own, origin=ProcessorOrigin("base"))
-        if own is not None:
-            found = _with_settings(own, options, image_size, model.num_channels)
+        written = own_processor(files, config, image_size, model)
+        if written is None and base is not files:
+            written = own_processor(base, config, image_size, model)
+            if written is not None and written.origin == ProcessorOrigin("checkpoint"):
+                written = dataclasses.replace(written, origin=ProcessorOrigin("base"))
+        if written is not None:
+            return _with_settings(written, options, image_size, model.num_channels)
     except InputError as exc:
         if missing:
             raise
         logger.warning("the image processor is the one that was stated, since the model's own is of no use: %s", exc)
-    if found is not None:
-        return found
     if missing:
         raise _no_processor(files, options, missing)
     stated = WrittenProcessor(ImageProcessor().to_dict(), ProcessorOrigin("options"))
@@ -229,64 +144,9 @@ def _with_settings(
     return FoundProcessor(processor, origin, _one_file(processor))
 
 
-def whole_image(model: ViTConfig) -> ImageProcessor:
-    """The processor of Google's Vision Transformers: the whole image resized, and bytes to -1..1 in every channel.
-
-    Evaluation in google-research/vision_transformer, vit_jax/input_pipeline.py: `tf.image.resize`, whose default is
-    bilinear, then (x - 127.5) / 127.5. Pillow's bilinear filter, unlike TensorFlow's, averages where an image shrinks,
-    as in transformers' copies of these checkpoints (ViTImageProcessor). An .npz file itself says nothing; those of
-    big_vision have the same range of values, and a resize that differs by their configuration.
-    """
-    half = (0.5,) * model.num_channels
-    return ImageProcessor(size=Size(*model.image_size), image_mean=half, image_std=half)
-
-
 def _one_file(processor: ImageProcessor) -> dict[str, bytes]:
     """The one file that states every setting."""
     return {SETTINGS_FILE: (json.dumps(processor.to_dict(), indent=2) + "\n").encode()}
-
-
-def _timm_processor(
-    path: Path, config: Mapping[str, Any], image_size: Extent | None, origin: ProcessorOrigin
-) -> WrittenProcessor:
-    # timm works its resize out from the size; of one that is not square, it resizes otherwise
-    size = image_size if image_size and image_size[0] == image_size[1] else None
-    try:
-        if origin.kind == "timm" and not states_processor(config):
-            origin = ProcessorOrigin("timm-defaults")
-        settings = processor_config(config, size)
-    except CheckpointError as exc:
-        raise exc.with_message(f"{path.parent}: {exc}") from exc
-    return WrittenProcessor(settings, origin, f"{path}: pretrained_cfg")
-
-
-def _origin_in(folder: Path, path: Path) -> ProcessorOrigin:
-    """Where the processor of a folder came from: a bundle says it, of a file that has not been altered since."""
-    with contextlib.suppress(BundleError):
-        manifest = Bundle.open(folder).manifest
-        origin = manifest.source.processor
-        if origin is not None and FileRecord.of(folder, path.name) in manifest.files:
-            return origin
-    return ProcessorOrigin("checkpoint")
-
-
-def _check_kind(path: Path) -> None:
-    """Refuse a file that holds something else than an image processor."""
-    if not path.is_file() or is_lfs_pointer(path):
-        return
-    if path.suffix != ".json" and is_model_file_name(path.name):
-        kind = file_kind(path) or "the file of a model"
-        raise InputError(
-            f"{path} is {kind}, not an image processor",
-            where=path, found=kind, hint=f"name its folder, or the {SETTINGS_FILE} that belongs to it",
-        )  # fmt: skip
-    if path.name == "config.json":
-        config = read_json(path)
-        if not is_timm(config) and "image_processor_type" not in config and "feature_extractor_type" not in config:
-            raise InputError(
-                f"{path} configures a model, not an image processor",
-                where=path, found="model", hint=f"name its folder, or the {SETTINGS_FILE} beside it",
-            )  # fmt: skip
 
 
 def _check_channels(options: ProcessorOptions, num_channels: int) -> None:
@@ -317,7 +177,7 @@ def _check_crop(processor: ImageProcessor) -> None:
 
 
 def _no_processor(files: CheckpointFiles, options: ProcessorOptions, missing: tuple[str, ...]) -> CheckpointError:
-    message, hint = _not_found(files.model_id, files.cached)
+    message, hint = not_found(files.model_id, files.cached)
     if options.settings:
         needs = "needs" if len(options.settings) == 1 else "need"
         message += f"; to define one, {_flags(options.settings)} also {needs} {_flags(missing)}"
@@ -328,13 +188,6 @@ def _no_processor(files: CheckpointFiles, options: ProcessorOptions, missing: tu
     return CheckpointError(message, what="image processor", where=files.folder, hint=hint)
 
 
-def _not_found(name: str, cached: bool) -> tuple[str, str]:
-    """A message, and how its hint begins."""
-    place = " in the Hub's cache" if cached else ""
-    message = f"{name} has no image processor ({SETTINGS_FILE} not found{place})"
-    return message, "go online, where there may be one, or " if cached else ""
-
-
 def _flags(names: Sequence[str]) -> str:
     """The command line's options of settings, in a sentence."""
     flags = [f"--{_FLAGS.get(name, name).replace('_', '-')}" for name in names]
@@ -343,12 +196,3 @@ def _flags(names: Sequence[str]) -> str:
 
 def _pixels(size: Extent) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def _read_bytes(path: Path) -> bytes:
-    if not path.is_file():  # a broken link, for example: what is there must not be taken for absent
-        raise CheckpointError(f"{path} is not a file", where=path, hint="download or copy it again")
-    try:
-        return read_regular(path)
-    except OSError as exc:
-        raise CheckpointError(f"cannot read {path}: {exc.strerror}", where=path, found=exc.strerror) from exc

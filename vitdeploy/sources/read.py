@@ -105,9 +105,9 @@ def read_checkpoint(
         HubError: the Hub cannot be reached.
         UsageError: the image size is smaller than a patch, or the settings of the processor contradict it.
     """
-    found = resolve(model, **hub_options)
-    adapter = Adapter.find(found, hub_options) if found.adapter else None
-    base = found if adapter is None else adapter.base
+    checkpoint = resolve(model, **hub_options)
+    adapter = Adapter.find(checkpoint, hub_options) if checkpoint.adapter else None
+    base = checkpoint if adapter is None else adapter.base
     content = _read(base, adapter, task)
     config = ViTConfig.from_dict(content.config)
     note_unknown_keys(content.config)
@@ -118,10 +118,10 @@ def read_checkpoint(
             hint="only models of 1 (gray), 3 (RGB) or 4 (RGBA) channels can be exported",
         )  # fmt: skip
     hub = {name: value for name, value in hub_options.items() if name != "revision"}
-    image_processor = find_processor(found, base, content.written, processor, config, image_size, **hub)
+    image_processor = find_processor(checkpoint, base, content.written, processor, config, image_size, **hub)
     note_unknown_settings(image_processor.files)
     task = task or task_of(content.config)
-    origin = ", ".join(map(str, (*base.weights, *found.adapter[1:])))
+    origin = ", ".join(map(str, (*base.weights, *checkpoint.adapter[1:])))
     reference = make_model(config, content.weights, task, origin=origin)
     data = content.config
     try:
@@ -140,8 +140,8 @@ def read_checkpoint(
     # The bundle's weights are float32, whatever the source's type and whichever of its heads is used.
     dtypes = {key: "float32" for key in ("dtype", "torch_dtype") if key in data}
     data |= {"architectures": [architecture_of(reference)]} | dtypes
-    weights = tuple(FileRecord.of(path.parent, path.name) for path in (*base.weights, *found.adapter))
-    source = Source(found.model_id, found.revision, weights, image_processor.origin)
+    weights = tuple(FileRecord.of(path.parent, path.name) for path in (*base.weights, *checkpoint.adapter))
+    source = Source(checkpoint.model_id, checkpoint.revision, weights, image_processor.origin)
     if adapter is not None:
         source = dataclasses.replace(source, base=base.model_id, base_revision=base.revision)
     files = image_processor.files | {"config.json": _json(data)}
@@ -182,12 +182,12 @@ def random_checkpoint(
 
 
 @with_threads
-def _read(found: CheckpointFiles, adapter: Adapter | None, task: Task | None) -> _Content:
+def _read(files: CheckpointFiles, adapter: Adapter | None, task: Task | None) -> _Content:
     """The content of the weights in `found`, with the adapter merged."""
-    if found.weights[0].suffix == ".npz":
-        data, weights = read_npz(found.weights[0], task)
+    if files.weights[0].suffix == ".npz":
+        data, weights = read_npz(files.weights[0], task)
     else:
-        data, weights = read_json(found.folder / "config.json"), read_weights(found.weights)
+        data, weights = read_json(files.folder / "config.json"), read_weights(files.weights)
     if adapter is not None:
         data, weights, note = adapter.merge(data, weights)
         logger.warning("merged the LoRA adapter into %s", note)
@@ -196,7 +196,7 @@ def _read(found: CheckpointFiles, adapter: Adapter | None, task: Task | None) ->
             config, weights = from_timm(data, weights, task)
             return _Content(config, weights, data, takes_any_size(data))
         except CheckpointError as exc:
-            raise exc.with_message(f"{found.folder}: {exc}") from exc
+            raise exc.with_message(f"{files.folder}: {exc}") from exc
     return _Content(data, weights, data)
 
 

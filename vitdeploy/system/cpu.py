@@ -222,15 +222,15 @@ def _limit(folder: str, version: int) -> float | None:
 def _limit_folders(root: str, memberships: str) -> tuple[tuple[str, int], ...]:
     """The folders whose limits count, and the version of their cgroups, from the content of /proc/self/cgroup."""
     mounts = list(_cgroup_mounts(_read(f"{root}/proc/self/mountinfo")))
-    found = []
+    folders = []
     for line in memberships.splitlines():
         number, controllers, path = (*line.split(":", 2), "", "")[:3]
         version = 1 if "cpu" in controllers.split(",") else 2 if (number, controllers) == ("0", "") else None
         if version is None or not path:
             continue
         places = [(top, point) for of, top, point in mounts if of == version]
-        found += [(f"{root}{folder}", version) for folder in _folders_up(places, path)]
-    return tuple(dict.fromkeys(found))
+        folders += [(f"{root}{folder}", version) for folder in _folders_up(places, path)]
+    return tuple(dict.fromkeys(folders))
 
 
 def _folders_up(mounts: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
@@ -240,9 +240,9 @@ def _folders_up(mounts: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
         return
     below = [(point, names[len(_names(top)) :]) for top, point in mounts if names[: len(_names(top))] == _names(top)]
     # Else the mount is from outside of the namespace, and its top, "/..", is above the process.
-    for point, rest in below or [(point, []) for _, point in mounts]:
-        for depth in range(len(rest), -1, -1):
-            yield "/".join([point, *rest[:depth]])
+    for point, parts in below or [(point, []) for _, point in mounts]:
+        for depth in range(len(parts), -1, -1):
+            yield "/".join([point, *parts[:depth]])
 
 
 def _cgroup_mounts(text: str) -> Iterator[tuple[int, str, str]]:

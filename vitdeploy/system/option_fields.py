@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from vitdeploy.errors import UsageError, shown
+from vitdeploy.system.argument_types import check_type, hints_of
 
 T = TypeVar("T")
 _KEY = "option"
@@ -55,15 +56,19 @@ class Option:
     unset: str | None = None
     hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def check(self, field: dataclasses.Field[Any], value: Any) -> None:
+    def check(self, field: dataclasses.Field[Any], value: Any, annotation: Any) -> None:
         """Raise UsageError unless the field can have the value."""
-        name, is_unset = field.name, value is None and field.default is None
-        problem = None if is_unset else self._problem(value, str(field.type))
+        name = field.name
+        if value is None and field.default is None:
+            return
+        problem = self._problem(value)
         if problem is not None:
             hint = self.hints.get(value) if isinstance(value, str) else None
-            raise UsageError(f"{name} must be {problem}, got {shown(value, 80)}", what=name, found=value, hint=hint)
+            raise UsageError(f"{name} takes {problem}, got {shown(value, 80)}", what=name, found=value, hint=hint)
+        if self.read is None and not (self.choices or self.variants):
+            check_type(name, value, annotation, secret=not field.repr)
 
-    def _problem(self, value: Any, annotation: str) -> str | None:
+    def _problem(self, value: Any) -> str | None:
         """The values that are right, where this one is not."""
         if self.choices and (not isinstance(value, str) or value not in self.choices):
             return f"one of {', '.join(self.choices)}" if len(self.choices) > 1 else self.choices[0]
@@ -73,8 +78,6 @@ class Option:
             return "a path"
         if self.names and not (isinstance(value, tuple) and all(isinstance(item, str) for item in value)):
             return "a list of names"
-        if annotation.startswith("bool") and not isinstance(value, bool):
-            return "True or False"
         return None
 
 
@@ -90,35 +93,37 @@ def options_in(kind: Any) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
 
 def check_options(value: Any, *, skip: str | None = None) -> None:
     """Make lists of names tuples, and raise UsageError for the first field that is wrong, but for the one to skip."""
-    for field, each in options_in(value):
-        if each.names and isinstance(getattr(value, field.name), list):
+    kind: Any = type(value)
+    hints = hints_of(kind)
+    for field, details in options_in(value):
+        if details.names and isinstance(getattr(value, field.name), list):
             object.__setattr__(value, field.name, tuple(getattr(value, field.name)))
         if field.name != skip:
-            each.check(field, getattr(value, field.name))
+            details.check(field, getattr(value, field.name), hints[field.name])
 
 
 def changed(value: Any) -> dict[str, Any]:
     """The fields of an option value that differ from their defaults."""
-    found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {field.name: found[field.name] for field in dataclasses.fields(value) if found[field.name] != field.default}
+    defaults = {field.name: field.default for field in dataclasses.fields(value)}
+    return {name: getattr(value, name) for name in defaults if getattr(value, name) != defaults[name]}
 
 
-def default_text(field: dataclasses.Field[Any], each: Option) -> str | None:
+def default_text(field: dataclasses.Field[Any], details: Option) -> str | None:
     """The default of a field in words; None where it is plain that there is none."""
-    if each.unset is not None or field.default in (None, (), "", dataclasses.MISSING):
-        return each.unset
+    if details.unset is not None or field.default in (None, (), "", dataclasses.MISSING):
+        return details.unset
     return "off" if field.default is False else "on" if field.default is True else str(field.default)
 
 
 def described(kind: type[T]) -> type[T]:
     """Add the help of each field to the docstring of its class."""
     if kind.__doc__ is not None:
-        texts = [f"        {field.name}: {each.help}{_ending(field, each)}" for field, each in options_in(kind)]
-        kind.__doc__ = "\n".join([kind.__doc__.rstrip(), "", "    Attributes:", *texts, ""])
+        texts = (f"{field.name}: {details.help}{_ending(field, details)}" for field, details in options_in(kind))
+        kind.__doc__ = "\n        ".join([f"{kind.__doc__.rstrip()}\n\n    Attributes:", *texts]) + "\n"
     return kind
 
 
-def _ending(field: dataclasses.Field[Any], each: Option) -> str:
-    default = default_text(field, each)
-    choices = f" One of {', '.join(each.choices)}." if len(each.choices) > 1 else ""
+def _ending(field: dataclasses.Field[Any], details: Option) -> str:
+    default = default_text(field, details)
+    choices = f" One of {', '.join(details.choices)}." if len(details.choices) > 1 else ""
     return choices + ("" if default is None else f" Default: {default}.")

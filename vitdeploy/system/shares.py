@@ -40,7 +40,7 @@ def read_share(
         counts_percent = number is not None and number is share and 1 < number <= 100 and allowed(float(number / 100))
         hint = f"write {_plain(number)}% or {_plain(number / 100)}" if counts_percent and number is not None else None
         raise UsageError(
-            f"{what} must be {expected}, got {shown(value, 80)}", what=what, expected=expected, found=value, hint=hint
+            f"{what} takes {expected}, got {shown(value, 80)}", what=what, expected=expected, found=value, hint=hint
         )
     return Share(share)
 

@@ -64,9 +64,9 @@ def find_gpus() -> list[Gpu]:
         raise DeviceError(str(exc), what="gpu", found=exc.found, hint="use a machine with one and its driver") from exc
     version = check("tell the driver's version", cuda.cudaDriverGetVersion())
     driver = f"{version // 1000}.{version % 1000 // 10}"  # 1000 * major + 10 * minor, CUDA runtime API
-    found = [check("describe the GPU", cuda.cudaGetDeviceProperties(index)) for index in range(count)]
-    names = [each.name.decode().rstrip("\0") for each in found]
-    return [Gpu(at, names[at], f"{each.major}.{each.minor}", driver) for at, each in enumerate(found)]
+    properties = [check("describe the GPU", cuda.cudaGetDeviceProperties(index)) for index in range(count)]
+    names = [gpu.name.decode().rstrip("\0") for gpu in properties]
+    return [Gpu(at, names[at], f"{gpu.major}.{gpu.minor}", driver) for at, gpu in enumerate(properties)]
 
 
 def find_gpu(index: int | None = None) -> Gpu:

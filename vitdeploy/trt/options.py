@@ -87,12 +87,12 @@ class EngineOptions:
         check_options(self)
         if not isinstance(self.batch, tuple) or not self.batch or not all(map(_is_limited, self.batch)):
             raise UsageError(
-                f"batch must be one or more AxisRange with a largest size, got {shown(self.batch, 80)}",
+                f"batch takes one or more AxisRange with a largest size, got {shown(self.batch, 80)}",
                 what="batch", found=self.batch,
             )  # fmt: skip
         if not isinstance(self.image_sizes, tuple) or not all(map(_are_sizes, self.image_sizes)):
             raise UsageError(
-                f"image_sizes must be ranges of three (height, width), none smaller than the one before, "
+                f"image_sizes takes ranges of three (height, width), none smaller than the one before, "
                 f"got {shown(self.image_sizes, 80)}",
                 what="image_sizes", found=self.image_sizes,
             )  # fmt: skip
@@ -109,7 +109,7 @@ class EngineOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the manifest, but for image sizes, which its axes have, and the file that is a cache."""
-        values = {**dataclasses.asdict(self), "batch": [colons(each) for each in self.batch]}
+        values = {**dataclasses.asdict(self), "batch": [colons(sizes) for sizes in self.batch]}
         values["compute_capabilities"] = list(self.compute_capabilities)
         del values["timing_cache"], values["image_sizes"]
         return values
@@ -150,14 +150,14 @@ class EngineOptions:
         limited = all(name in limits and limits[name].maximum is not None for name in names)
         self.check_limits(free=bool(names), limited=limited)
         given = [
-            {name: AxisRange(*each) for name, each in zip(names, zip(*bounds, strict=True), strict=True)}
+            {name: AxisRange(*edges) for name, edges in zip(names, zip(*bounds, strict=True), strict=True)}
             for bounds in self.image_sizes
         ]
-        for name, each in ((name, sizes[name]) for sizes in given for name in limits):
-            if each.minimum not in limits[name] or (each.maximum or 0) not in limits[name]:
+        for name, asked in ((name, sizes[name]) for sizes in given for name in limits):
+            if asked.minimum not in limits[name] or (asked.maximum or 0) not in limits[name]:
                 raise UsageError(
-                    f"{name} must be {limits[name]} in the ONNX artifact, got {colons(each)}",
-                    what="image_sizes", expected=limits[name], found=each,
+                    f"{name} {colons(asked)} is outside the ONNX artifact's range, {limits[name]}",
+                    what="image_sizes", expected=limits[name], found=asked,
                 )  # fmt: skip
         return [{BATCH: batch, **sizes} for batch in self.batch for sizes in given or [limits]]
 
@@ -173,7 +173,7 @@ def _is_limited(sizes: Any) -> bool:
 
 def _are_sizes(bounds: Any) -> bool:
     """Whether these are three (height, width), none smaller than the one before."""
-    pairs = isinstance(bounds, tuple) and [isinstance(each, tuple) and len(each) for each in bounds] == [2, 2, 2]
+    pairs = isinstance(bounds, tuple) and [isinstance(pair, tuple) and len(pair) for pair in bounds] == [2, 2, 2]
     return pairs and all(
         all(type(edge) is int for edge in edges) and 1 <= edges[0] <= edges[1] <= edges[2]
         for edges in zip(*bounds, strict=True)
@@ -189,9 +189,9 @@ def reach(profiles: Sequence[Mapping[str, AxisRange]]) -> Profile:
     """The sizes of each axis that lie within some profile; there may be gaps between profiles."""
     return {
         name: AxisRange(
-            min(each[name].minimum for each in profiles),
+            min(profile[name].minimum for profile in profiles),
             profiles[0][name].optimum,
-            max(each[name].maximum or 0 for each in profiles),
+            max(profile[name].maximum or 0 for profile in profiles),
         )
         for name in profiles[0]
     }

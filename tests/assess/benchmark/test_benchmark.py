@@ -193,7 +193,7 @@ def test_a_batch_size_that_an_artifact_does_not_take_is_skipped(single: Bundle, 
     assert [item.batch_size for item in found.latencies] == [2]
     assert found.latencies[0].first_ms is not None
     assert [(item.batch_size, item.reason.partition(";")[0]) for item in found.skipped] == [
-        (1, "batch must be from 2 to 4, got 1"), (8, "batch must be from 2 to 4, got 8")
+        (1, "the artifact takes a batch from 2 to 4, got 1"), (8, "the artifact takes a batch from 2 to 4, got 8")
     ]  # fmt: skip
     assert found.status == "skipped"
 

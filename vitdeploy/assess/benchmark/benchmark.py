@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import statistics
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.assess.benchmark.environment import machine
@@ -19,11 +21,10 @@ from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, check
 from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
 from vitdeploy.images.open import open_image
 from vitdeploy.predictor import check_batch_size, load_processor
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from vitdeploy.assess.benchmark.worker import Opened
@@ -36,6 +37,7 @@ _JPEG_QUALITY = 90
 _MOST_SYNTHETIC = 64  # larger batches have some of them again
 
 
+@typed
 @retry_if_changed
 def benchmark(
     bundle: str | os.PathLike[str] | Bundle,
@@ -69,7 +71,7 @@ def benchmark(
         progress: told each step, and how far it has come.
 
     Raises:
-        UsageError: an argument is not what it must be.
+        UsageError: an argument is wrong.
         BundleError: the bundle, or an artifact of it, is absent or was altered.
         InputError: there are no images, or one cannot be read.
     """
@@ -80,7 +82,7 @@ def benchmark(
         check_batch_size(size)
     for name, value in (("rounds", rounds), ("runs", runs)):
         check_count(name, value)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
     selection = select(bundle, backends)
     check_threads(threads, selection)
     load_processor(bundle)  # or say what is wrong with it, before a process is made
@@ -90,15 +92,15 @@ def benchmark(
             _Timed(selected, stack.enter_context(worker(Job(bundle, selected, device, threads, encoded))), sizes)
             for selected in selection
         ]
-        for each in timed:
-            progress.step(f"opening {each.selected}")
-            each.open()
+        for backend in timed:
+            progress.step(f"opening {backend.selected}")
+            backend.open()
         for turn in range(rounds):
             progress.step(f"timing, round {turn + 1} of {rounds}")
-            for each in timed:
-                each.time(runs)
-        for each in timed:
-            each.finish()
+            for backend in timed:
+                backend.time(runs)
+        for backend in timed:
+            backend.finish()
     return Benchmark(
         bundle=str(bundle.path),
         machine=machine(),
@@ -111,8 +113,8 @@ def benchmark(
             "images": kind,
             "warm_up": f"until the medians of {WINDOW} runs are within {WITHIN:.0%}, at most {MOST_WINDOWS} times",
         },
-        latencies=tuple(latency for size in sizes for each in timed for latency in each.latency(size)),
-        skipped=tuple(reason for each in timed for reason in each.skipped),
+        latencies=tuple(latency for size in sizes for backend in timed for latency in backend.latency(size)),
+        skipped=tuple(reason for backend in timed for reason in backend.skipped),
         processor=bundle.manifest.processor,
         left_out=left_out,
     )
@@ -164,9 +166,9 @@ class _Timed:
             Latency(
                 *self.selected,
                 size,
-                rounds_ms=tuple(each.ready_ms for each in rounds),
-                image_rounds_ms=tuple(each.images_ms for each in rounds),
-                processing_ms=statistics.median(value for each in rounds for value in each.processing_ms),
+                rounds_ms=tuple(turn.ready_ms for turn in rounds),
+                image_rounds_ms=tuple(turn.images_ms for turn in rounds),
+                processing_ms=statistics.median(value for turn in rounds for value in turn.processing_ms),
                 load_ms=self._opened.load_ms,
                 first_ms=self._first_ms,
                 peak_memory_bytes=self._peak,

@@ -73,7 +73,7 @@ def machine() -> dict[str, str]:
         "cpu flags": " ".join(flag for flag in _CPU_FLAGS if flag in flags),
         "cores": str(usable_cpus().logical),
         "default threads": _session_threads(),
-    } | {name: found for name in _PACKAGES if (found := version_of(name))}
+    } | {name: installed for name in _PACKAGES if (installed := version_of(name))}
 
 
 def _session_threads() -> str:

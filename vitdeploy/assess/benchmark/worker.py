@@ -255,9 +255,9 @@ def _since(begin: float) -> float:
 def check_threads(threads: int, selected: Sequence[Selected]) -> None:
     """Raise UsageError unless the number of threads is one that can be, and every backend is known to heed it."""
     if not 0 <= threads <= MOST_THREADS:
-        problem = f"threads must be from 0 to {MOST_THREADS}, got {threads!r:.40}"
+        problem = f"threads takes 0 to {MOST_THREADS}, got {threads!r:.40}"
         raise UsageError(problem, what="threads", expected=range(MOST_THREADS + 1), found=threads)
-    deaf = {each.backend for each in selected if each.backend} - {*_HEED_THREADS}
+    deaf = {choice.backend for choice in selected if choice.backend} - {*_HEED_THREADS}
     if threads and deaf:
         problem = f"threads has no effect on {', '.join(sorted(deaf))}, only on {', '.join(_HEED_THREADS)}"
         raise UsageError(problem, what="threads", expected=_HEED_THREADS, found=sorted(deaf), hint="leave it out")

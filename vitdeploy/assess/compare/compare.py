@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitdeploy._version import __version__
 from vitdeploy.assess.compare.golden import Golden
@@ -27,21 +30,20 @@ from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.files.output_files import check_writable
 from vitdeploy.predictor import check_batch_size
 from vitdeploy.specs import Task
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
     from vitdeploy.assess.runs.targets import Selected
     from vitdeploy.bundle.manifest import Artifact
 
 
+@typed
 @retry_if_changed
 def compare(
     bundle: str | os.PathLike[str] | Bundle,
     *,
-    images: str | os.PathLike[str] | Sequence[Any] | None = None,
+    images: str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | None = None,
     tolerance: float | None = None,
     batch_size: int = 8,
     backends: Sequence[str] | None = None,
@@ -70,7 +72,7 @@ def compare(
 
     Raises:
         BundleError: the bundle is absent or was altered.
-        UsageError: the bundle has no artifact, an argument is not what it must be, or golden outputs are of something
+        UsageError: the bundle has no artifact, an argument is wrong, or golden outputs are of something
             else.
         ImageError: an image cannot be read.
         InputError: the file of golden outputs cannot be read, or is damaged.
@@ -79,7 +81,7 @@ def compare(
     """
     check_batch_size(batch_size)
     check_tolerance(tolerance)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
     if not bundle.manifest.artifacts:
         raise no_artifact(bundle, "compare")
     if golden is not None and save_golden is not None:
@@ -97,7 +99,7 @@ def compare(
 def run_comparison(
     runtimes: OpenRuntimes,
     *,
-    images: str | os.PathLike[str] | Sequence[Any] | None,
+    images: str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | None,
     tolerance: float | None = None,
     batch_size: int = 8,
     backends: Sequence[str] | None,
@@ -109,8 +111,6 @@ def run_comparison(
     bundle = runtimes.bundle
     chosen_sources = chosen_images(runtimes.processor, images)
     sources = chosen_sources.images
-    if not sources:
-        raise UsageError("compare needs at least one image, got none", what="images", found=sources)
     batches = Batches(runtimes.processor, sources, batch_size)
     by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
     chosen = artifacts(bundle, backends)
@@ -192,11 +192,11 @@ def _result(
 
 
 def _compare_logits(
-    wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], tolerance: float
+    wanted: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], tolerance: float
 ) -> LogitsDifference | None:
-    if LOGITS not in wanted or not all(np.isfinite(run[LOGITS]).all() for run in (wanted, found)):
+    if LOGITS not in wanted or not all(np.isfinite(run[LOGITS]).all() for run in (wanted, given)):
         return None
-    return compare_logits(wanted[LOGITS], found[LOGITS], tolerance)
+    return compare_logits(wanted[LOGITS], given[LOGITS], tolerance)
 
 
 def _worst_images(

@@ -144,8 +144,8 @@ class Golden:
             raise _other("the batch size", "batch_size", batch_size, self.batch_size)
         if self.pixels_sha256 != pixels_sha256:
             raise _other("the processed images (or Pillow)", "images", pixels_sha256, self.pixels_sha256)
-        runnable = {each.artifact for each in artifacts(bundle) if each.backend}
-        specs = [each.outputs for each in bundle.manifest.artifacts if each.name in runnable]
+        runnable = {selected.artifact for selected in artifacts(bundle) if selected.backend}
+        specs = [artifact.outputs for artifact in bundle.manifest.artifacts if artifact.name in runnable]
         names = dict.fromkeys(spec.name for spec in itertools.chain(*specs))
         missing = [name for name in names if name not in self.outputs]
         if missing:
@@ -163,9 +163,9 @@ def _other(subject: str, what: str, expected: object, found: object) -> UsageErr
 
 def _array(archive: zipfile.ZipFile, name: str, dtype: type[np.generic]) -> np.ndarray:
     """An array as `write` writes it, not compressed; ValueError, or what else `_DAMAGES` names, for another's."""
-    shape, found, _ = array_header(archive, name)
-    if found != dtype or not shape:
-        raise ValueError(f"{name!r:.80} is {found} of shape {shape}, not {np.dtype(dtype)} (N, ...)")
+    shape, stored, _ = array_header(archive, name)
+    if stored != dtype or not shape:
+        raise ValueError(f"{name!r:.80} is {stored} of shape {shape}, not {np.dtype(dtype)} (N, ...)")
     return read_array(archive, name)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.metrics.cosine_bound import LOOSE_BOUND, CosineBound
-from vitdeploy.assess.metrics.status import ByResult, CheckResult, ImageAssessment
+from vitdeploy.assess.metrics.status import ByResult, CheckResult, ImageAssessment, counted
 from vitdeploy.bundle.scores import ProblemType
 
 if TYPE_CHECKING:
@@ -68,14 +68,14 @@ class BackendComparison:
             return f"largest difference, {self.tolerance:g} of the largest value allowed"
         bound = self.cosine_bound
         text = f"cosine, mean {bound.mean:g} and 5th percentile {bound.p5:g} required"
-        if any(each.same_neighbours is not None for each in self.nearness):
+        if any(near.same_neighbours is not None for near in self.nearness):
             text += f"; same nearest neighbour, {bound.neighbours:.0%} required"
         return f"{text}; relative error, {bound.relative_error:.0%} allowed"
 
     @property
     def _far(self) -> list[str]:
         bound = self.cosine_bound
-        return [] if bound is None else [far for each in self.nearness if (far := bound.why_not(each)) is not None]
+        return [] if bound is None else [far for near in self.nearness if (far := bound.why_not(near)) is not None]
 
     @property
     def check_results(self) -> tuple[CheckResult, ...]:
@@ -86,32 +86,32 @@ class BackendComparison:
         if self.cosine_bound is not None:
             broken = tuple(
                 CheckResult(
-                    subject, each.output, "failed", f"{each.output} has a mean cosine of {each.mean_cosine:.4f}"
+                    subject, output.output, "failed", f"{output.output} has a mean cosine of {output.mean_cosine:.4f}"
                 )
-                for each in self.differences
-                if each.finite and not self.passes(each)
+                for output in self.differences
+                if output.finite and not self.passes(output)
             )
             return broken + tuple(
                 CheckResult(
-                    subject, each.output, "failed" if far else "passed", far or f"{each} ({each.images} images)"
+                    subject, near.output, "failed" if far else "passed", far or f"{near} ({near.images} images)"
                 )
-                for each in self.nearness
-                for far in (self.cosine_bound.why_not(each) if self._finite else "not all values are finite",)
+                for near in self.nearness
+                for far in (self.cosine_bound.why_not(near) if self._finite else "not all values are finite",)
             )
         return tuple(
             CheckResult(
                 subject,
-                each.output,
-                "passed" if each.within(self.tolerance) else "failed",
-                f"max relative difference {each.max_relative:.2e}, {self.tolerance:g} allowed; "
-                f"{each.required_tolerance:g} would pass",
+                difference.output,
+                "passed" if difference.within(self.tolerance) else "failed",
+                f"max relative difference {difference.max_relative:.2e}, {self.tolerance:g} allowed; "
+                f"{difference.required_tolerance:g} would pass",
             )
-            for each in self.differences
+            for difference in self.differences
         )
 
     @property
     def _finite(self) -> bool:
-        return all(each.finite for each in self.differences)
+        return all(difference.finite for difference in self.differences)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -119,11 +119,11 @@ class BackendComparison:
             "status": self.status,
             "judged_by": "difference" if self.cosine_bound is None else "cosine",
             "differences": [difference.to_dict() for difference in self.differences],
-            "nearness": [each.to_dict() for each in self.nearness],
+            "nearness": [near.to_dict() for near in self.nearness],
         }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison(ByResult, ImageAssessment):
     """Every artifact of a bundle against the reference.
 
@@ -134,6 +134,11 @@ class Comparison(ByResult, ImageAssessment):
 
     results: tuple[BackendComparison, ...]
     problem_type: ProblemType = ProblemType.SINGLE_LABEL
+
+    @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        return f"{self.status} on {self.images_text}; {counted([each.status for each in self.results], 'result')}"
 
     @property
     def note(self) -> str:

@@ -52,7 +52,7 @@ class VectorRun:
         return f"{self.backend} {self.precision}"
 
     def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "nearness": [each.to_dict() for each in self.nearness]}
+        return {**dataclasses.asdict(self), "nearness": [near.to_dict() for near in self.nearness]}
 
 
 def run_vectors(
@@ -65,19 +65,19 @@ def run_vectors(
     """Run the reference and the artifacts on every image; UnavailableError where the reference cannot run."""
     batches = Batches(runtimes.processor, _Files(data), batch_size)
     by_name = {artifact.name: artifact for artifact in runtimes.bundle.manifest.artifacts}
-    given_by = {each.artifact: [spec.name for spec in by_name[each.artifact].outputs] for each in selection}
+    given_by = {choice.artifact: [spec.name for spec in by_name[choice.artifact].outputs] for choice in selection}
 
     def of_each(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Vectors of a batch: which outputs are vectors depends on the other outputs of the artifact."""
-        found: dict[str, np.ndarray] = {}
+        kept: dict[str, np.ndarray] = {}
         for names in given_by.values():
-            found |= vectors({name: outputs[name] for name in names})
-        return found
+            kept |= vectors({name: outputs[name] for name in names})
+        return kept
 
     names = tuple(dict.fromkeys(itertools.chain.from_iterable(given_by.values())))
     progress.step(f"running the reference on {len(data)} images")
     wanted, _ = run_reference(runtimes, batches, names, keep=of_each)
-    found = {}
+    runs = {}
     for selected in selection:
         progress.step(f"running {selected} on {len(data)} images")
         try:
@@ -85,11 +85,11 @@ def run_vectors(
                 given = run_batches(runtime, batches.feeds(runtime), keep=vectors)
                 engine = str(runtime.details["engine"])
         except UnavailableError as exc:
-            found[selected] = VectorRun(*selected, skipped=str(exc))
+            runs[selected] = VectorRun(*selected, skipped=str(exc))
             continue
         near = nearness({name: wanted[name] for name in given}, given)
-        found[selected] = VectorRun(*selected, near, int(rows_not_finite(given).sum()), engine)
-    return found
+        runs[selected] = VectorRun(*selected, near, int(rows_not_finite(given).sum()), engine)
+    return runs
 
 
 def images_sha256(data: LabelledData | ImageSet) -> str:

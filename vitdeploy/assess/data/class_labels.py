@@ -135,18 +135,19 @@ class Classes:
     @functools.cached_property
     def _numbers(self) -> Mapping[int, list[int]]:
         """The indices of the classes that have a whole number for a name or a synonym."""
-        found: dict[int, list[int]] = {}
+        by_number: dict[int, list[int]] = {}
         for synonym in sorted({*self._exact, *self._synonyms}):
             if _is_index(synonym):
-                indices = found.setdefault(int(synonym), [])
-                indices += [each for each in self._exact.get(synonym) or self._synonyms[synonym] if each not in indices]
-        return found
+                indices = by_number.setdefault(int(synonym), [])
+                same = self._exact.get(synonym) or self._synonyms[synonym]
+                indices += [index for index in same if index not in indices]
+        return by_number
 
     @functools.cached_property
     def _differently_numbered(self) -> bool:
         """Whether the names are the same words with a number each, and this is not the index."""
         numbers = [_NUMBER.findall(name) for name in self.names]
-        if len({_NUMBER.sub("#", name) for name in self.names}) != 1 or any(len(each) != 1 for each in numbers):
+        if len({_NUMBER.sub("#", name) for name in self.names}) != 1 or any(len(group) != 1 for group in numbers):
             return False
         return any(float(number) != index for index, (number,) in enumerate(numbers))
 
@@ -197,15 +198,15 @@ class Classes:
         number behind the second; behind a synonym that several classes have, it is ignored.
         """
         label = labels[index]
-        found, same = self.find(label), self._exact.get(_plain(label), [])
-        if index in found:
+        classes, same = self.find(label), self._exact.get(_plain(label), [])
+        if index in classes:
             return True
-        if any(labels[each] != label for each in same):
+        if any(labels[other] != label for other in same):
             return False
         parts = _parts(label)
         if parts and (parts <= self._parts[index] or self._parts[index] <= parts):
             return True
-        numbered = None if found else _NUMBERED.fullmatch(_plain(label))
+        numbered = None if classes else _NUMBERED.fullmatch(_plain(label))
         several = self._synonyms.get(numbered["name"], []) if numbered else []
         return len(several) > 1 and index in several
 
@@ -226,8 +227,8 @@ class Classes:
             words = ", ".join(sorted(synsets().get(name, ()))) or "not in ILSVRC"
             problem, hint = f"the WordNet id {label!r} ({words}) is no class of the model ({self})", _INSTEAD
         else:
-            spelled = {each.casefold(): each for each in (*self._synonyms, *self._exact)}
-            near = [spelled[each] for each in difflib.get_close_matches(name.casefold(), spelled, n=3)]
+            spelled = {text.casefold(): text for text in (*self._synonyms, *self._exact)}
+            near = [spelled[text] for text in difflib.get_close_matches(name.casefold(), spelled, n=3)]
             nearest = f"the nearest are {', '.join(map(repr, near))}" if near else f"it has {self}"
             problem, hint = f"{label!r:.80} is no class of the model; {nearest}", _INSTEAD
             if _is_index(label) and (self._numbers or self._differently_numbered):

@@ -77,13 +77,13 @@ class LabelledData:
 def check_seed(seed: object) -> None:
     """Raise UsageError unless it is an integer from 0 up to 2^63."""
     if type(seed) is not int or not 0 <= seed < 2**63:
-        raise UsageError(f"seed must be an integer from 0 to 2^63 - 1, got {shown(seed)}", what="seed", found=seed)
+        raise UsageError(f"seed takes an integer from 0 to 2^63 - 1, got {shown(seed)}", what="seed", found=seed)
 
 
 def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int]:
     """The positions of the `limit` names whose SHA-256 of seed and name comes first, in order; all without a limit."""
     if limit is not None and limit < 1:
-        raise UsageError(f"limit must be at least 1, got {limit}", what="limit", found=limit)
+        raise UsageError(f"limit takes 1 image or more, got {limit}", what="limit", found=limit)
 
     def rank(index: int) -> bytes:
         return hashlib.sha256(f"{seed}\0{names[index]}".encode("utf-8", "surrogatepass")).digest()
@@ -291,8 +291,8 @@ def read_parquet(source: Path, listing: FolderListing | None, *, labelled: bool 
     """
     target = "vitdeploy.assess.data.parquet:read_parquet"
     read = load_target(target, "reading parquet files", "parquet", "pyarrow")
-    found: ParquetData = read(source, [source] if listing is None else listing.files, labelled=labelled)
-    return found
+    content: ParquetData = read(source, [source] if listing is None else listing.files, labelled=labelled)
+    return content
 
 
 def file_reader(paths: Sequence[Path]) -> Callable[[int], bytes]:

@@ -53,14 +53,14 @@ class LeftOut:
     def of(cls, counts: collections.Counter[str], empty_folders: Iterable[str] = ()) -> LeftOut:
         """Count the files that were left out by reason; of many reasons, the rarest become one."""
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        first, rest = ordered[:_MOST_REASONS], ordered[_MOST_REASONS:]
-        first += [(_OTHERS, sum(count for _, count in rest))] if rest else []
+        first, others = ordered[:_MOST_REASONS], ordered[_MOST_REASONS:]
+        first += [(_OTHERS, sum(count for _, count in others))] if others else []
         return cls(sum(counts.values()), tuple(Reason(*item) for item in first), tuple(sorted(empty_folders)))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LeftOut:
         """That gave this `to_dict`."""
-        return cls(data["files"], tuple(Reason(**each) for each in data["reasons"]), tuple(data["empty_folders"]))
+        return cls(data["files"], tuple(Reason(**reason) for reason in data["reasons"]), tuple(data["empty_folders"]))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -72,7 +72,8 @@ class LeftOut:
     def __str__(self) -> str:
         text = "files left out: none"
         if self.files:
-            text = f"files left out: {self.files} ({', '.join(f'{each.files} {each.reason}' for each in self.reasons)})"
+            reasons = ", ".join(f"{reason.files} {reason.reason}" for reason in self.reasons)
+            text = f"files left out: {self.files} ({reasons})"
         if self.empty_folders:
             names = ", ".join(self.empty_folders[:5]) + (", ..." if len(self.empty_folders) > 5 else "")
             text += f"; folders without an image: {len(self.empty_folders)} ({names})"

@@ -34,11 +34,11 @@ def synsets() -> Mapping[str, frozenset[str]]:
 
 @functools.cache
 def _ids_by_word() -> Mapping[str, Collection[str]]:
-    found: dict[str, list[str]] = collections.defaultdict(list)
+    ids: dict[str, list[str]] = collections.defaultdict(list)
     for wordnet_id, words in synsets().items():
         for word in words:
-            found[word].append(wordnet_id)
-    return found
+            ids[word].append(wordnet_id)
+    return ids
 
 
 def synset_of(synonyms: Collection[str]) -> str | None:
@@ -48,9 +48,9 @@ def synset_of(synonyms: Collection[str]) -> str | None:
     although n03710721 is "maillot, tank suit"; "crane" is the whole of two synsets, and "horn" a part of two.
     """
     wanted = frozenset(synonyms)
-    candidates = [each for each in _ids_by_word().get(next(iter(wanted), ""), ()) if wanted <= synsets()[each]]
-    found = [each for each in candidates if synsets()[each] == wanted] or candidates
-    return found[0] if len(found) == 1 else None
+    candidates = [key for key in _ids_by_word().get(next(iter(wanted), ""), ()) if wanted <= synsets()[key]]
+    matches = [key for key in candidates if synsets()[key] == wanted] or candidates
+    return matches[0] if len(matches) == 1 else None
 
 
 def in_ilsvrc_order(synonyms_of_classes: Sequence[Collection[str]]) -> bool:

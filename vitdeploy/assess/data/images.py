@@ -8,9 +8,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vitdeploy.assess.data.folder_listing import list_images
+from vitdeploy.errors import UsageError
 from vitdeploy.images.processor import as_batch
 
 if TYPE_CHECKING:
@@ -55,26 +57,35 @@ class ImageSources:
     Attributes:
         images: paths, or whatever else `vitdeploy.images.open.open_image` takes.
         left_out: the files of the folder that are not among its images; None where no folder was listed.
+        synthetic: whether they were made up, none having been given.
     """
 
     images: Sequence[Any]
     left_out: LeftOut | None = None
+    synthetic: bool = False
 
 
-def chosen_images(processor: ImageProcessor, images: str | os.PathLike[str] | Sequence[Any] | None) -> ImageSources:
-    """The files of a folder, the images themselves, or synthetic ones where there are none; raises as `list_images`."""
+def chosen_images(
+    processor: ImageProcessor,
+    images: str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | None,
+    most: int | None = None,
+) -> ImageSources:
+    """The first files of a folder, or images, or synthetic ones where there are none; raises as `list_images`."""
     if images is None:
-        return ImageSources(images_for(processor))
+        return ImageSources(images_for(processor), synthetic=True)
     if not isinstance(images, (str, os.PathLike)):
-        return ImageSources(as_batch(images))
+        batch = as_batch(images)[:most]
+        if not batch:
+            raise UsageError("there are no images to compare on", what="images", found=images, hint="give at least one")
+        return ImageSources(batch)
     listing = list_images(images)
-    return ImageSources(listing.files, listing.left_out)
+    return ImageSources(listing.files[:most], listing.left_out)
 
 
 def few_images(processor: ImageProcessor, folder: str | os.PathLike[str] | None, most: int) -> ImageSources:
     """At most so many of the files of a folder, at even distances, or of synthetic images; raises as `list_images`."""
     if folder is None:
-        return ImageSources(images_for(processor, most))
+        return ImageSources(images_for(processor, most), synthetic=True)
     listing = list_images(folder)
     count = min(most, len(listing.files))
     chosen = tuple(listing.files[index * len(listing.files) // count] for index in range(count))

@@ -197,15 +197,15 @@ def _image_column(path: Path, schema: pa.Schema) -> str:
 
 def _column(path: Path, schema: pa.Schema, names: Sequence[str], feature: str) -> str:
     """The one column of such a name; else the one that the dataset says is such a feature."""
-    found = [name for name in schema.names if name.lower() in names]
-    found = found or [name for name in schema.names if _feature(path, schema, name).get("_type") == feature]
-    if len(found) != 1:
+    columns = [name for name in schema.names if name.lower() in names]
+    columns = columns or [name for name in schema.names if _feature(path, schema, name).get("_type") == feature]
+    if len(columns) != 1:
         raise InputError(
             f"{path} needs one column named {' or '.join(names)}, or one {feature} in its metadata 'huggingface'; "
             f"it has the columns {', '.join(schema.names)[:200]}",
             where=path, what="columns", expected=names, found=tuple(schema.names),
         )  # fmt: skip
-    return str(found[0])
+    return str(columns[0])
 
 
 def _is_binary(kind: pa.DataType) -> bool:

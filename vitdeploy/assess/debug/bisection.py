@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +17,15 @@ from vitdeploy.assess.debug.search import delta_debug
 from vitdeploy.assess.metrics.outputs import check_tolerance, compare_outputs, default_tolerance
 from vitdeploy.assess.metrics.status import ImageAssessment
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
-from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
+from vitdeploy.assess.runs.reference import ReferenceRun, run_batches
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import check_count
 from vitdeploy.predictor import check_batch_size
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
     import numpy as np
 
     from vitdeploy.assess.debug.mixed_precision import GraphNode
@@ -36,7 +36,7 @@ MAX_IMAGES = 16  # every set of nodes runs on all of them
 MAX_RUNS = 200
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Bisection(ImageAssessment):
     """The nodes that must stay in float32.
 
@@ -71,6 +71,13 @@ class Bisection(ImageAssessment):
         return "passed" if self.error <= self.tolerance else "failed"
 
     @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        return (
+            f"{self.status}, {len(self.kept)} of {self.candidates} nodes kept in float32, the others {self.precision}"
+        )
+
+    @property
     def summary(self) -> str:
         """The result in a sentence."""
         if self.status == "failed":
@@ -89,6 +96,7 @@ class Bisection(ImageAssessment):
         return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
 
 
+@typed
 @retry_if_changed
 def bisect(
     bundle: str | os.PathLike[str] | Bundle,
@@ -119,51 +127,44 @@ def bisect(
 
     Raises:
         BundleError: the bundle is absent or was altered, or holds no valid ONNX model.
-        UsageError: the bundle has not the artifacts that are needed, or an argument is not what it must be.
+        UsageError: the bundle has not the artifacts that are needed, or an argument is wrong.
         ImageError: an image cannot be read.
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """
     check_batch_size(batch_size)
     check_tolerance(tolerance)
     check_count("max_images", max_images)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
     lower = LowerPrecision.of(bundle, precision, "debug bisect")
     artifact, candidates = lower.artifact, lower.nodes
     allowed = default_tolerance(artifact) if tolerance is None else tolerance
     groups = [list(nodes) for _, nodes in itertools.groupby(candidates, key=lambda node: node.part)]
     runtimes = OpenRuntimes(bundle)
     sources = few_images(runtimes.processor, images, max_images)
-    chosen = sources.images
-    progress.step(f"running the reference on {len(chosen)} images")
-    batches = Batches(runtimes.processor, chosen, batch_size)
-    expected, _ = run_reference(runtimes, batches, tuple(spec.name for spec in artifact.outputs))
-    given = list(batches.feeds(artifact))
+    run = ReferenceRun.of(runtimes, sources, (spec.name for spec in artifact.outputs), progress, batch_size)
+    feeds = list(run.batches.feeds(artifact))
     count = itertools.count(1)
     problem_type = bundle.read_config().problem_type
     with tempfile.TemporaryDirectory() as scratch:
 
         def evaluate(kept: frozenset[str]) -> float:
-            error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), given, expected, problem_type)
+            error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), feeds, run.expected, problem_type)
             progress.step(
                 f"run {next(count)}: {len(kept)} of {len(candidates)} nodes in float32, difference {error:.2e}"
             )
             return error
 
-        found = delta_debug([[node.name for node in group] for group in groups], evaluate, allowed, max_runs)
+        smallest = delta_debug([[node.name for node in group] for group in groups], evaluate, allowed, max_runs)
     return Bisection(
-        bundle=str(bundle.path),
+        **run.assessment,
         precision=precision,
-        images=len(chosen),
-        synthetic=images is None,
-        left_out=sources.left_out,
         tolerance=allowed,
         candidates=len(candidates),
-        kept=tuple(node for node in candidates if node.name in found.kept) if found.error <= allowed else (),
-        error_without=found.error_without,
-        error=found.error,
-        runs=found.runs,
-        minimal=found.minimal,
-        processor=bundle.manifest.processor,
+        kept=tuple(node for node in candidates if node.name in smallest.kept) if smallest.error <= allowed else (),
+        error_without=smallest.error_without,
+        error=smallest.error,
+        runs=smallest.runs,
+        minimal=smallest.minimal,
     )
 
 
@@ -180,6 +181,6 @@ def _error(
 
     variants.write(kept, path)
     with OnnxRuntime(path) as runtime:
-        found = run_batches(runtime, batches)
-    differences = compare_outputs(expected, found, problem_type=problem_type)
+        outputs = run_batches(runtime, batches)
+    differences = compare_outputs(expected, outputs, problem_type=problem_type)
     return max(difference.max_relative if difference.finite else math.inf for difference in differences)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.assess.metrics.status import ByResult, CheckResult, ImageAssessment
+from vitdeploy.assess.metrics.status import ByResult, CheckResult, ImageAssessment, counted
 
 if TYPE_CHECKING:
     from vitdeploy.assess.metrics.outputs import Difference
@@ -82,7 +82,7 @@ class ArtifactLayers:
         return {**dataclasses.asdict(self), "parts": parts, "first": self.first, "status": self.status}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LayerComparison(ByResult, ImageAssessment):
     """Every artifact of a bundle against the reference, part by part; see `compare_layers`.
 
@@ -93,6 +93,11 @@ class LayerComparison(ByResult, ImageAssessment):
 
     against: str
     results: tuple[ArtifactLayers, ...]
+
+    @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        return f"{self.status} on {self.images_text}; {counted([each.status for each in self.results], 'result')}"
 
     def to_dict(self) -> dict[str, Any]:
         results = [result.to_dict() for result in self.results]

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitdeploy.assess.data.images import SYNTHETIC_COUNT, chosen_images
 from vitdeploy.assess.debug.layer_results import ArtifactLayers, LayerComparison, PartDifference
 from vitdeploy.assess.metrics.outputs import check_tolerance, compare_outputs, default_tolerance
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
-from vitdeploy.assess.runs.reference import Batches, run_batches, run_reference
+from vitdeploy.assess.runs.reference import ReferenceRun, run_batches
 from vitdeploy.assess.runs.targets import REFERENCE, artifacts, no_artifact, select
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import UnavailableError, UsageError
 from vitdeploy.specs import Precision
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.imports import load_target
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
     from vitdeploy.bundle.manifest import Artifact
     from vitdeploy.bundle.scores import ProblemType
 
@@ -46,11 +47,12 @@ class SplitArtifact(NamedTuple):
     run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
+@typed
 @retry_if_changed
 def compare_layers(
     bundle: str | os.PathLike[str] | Bundle,
     *,
-    images: str | os.PathLike[str] | Sequence[Any] | None = None,
+    images: str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | None = None,
     tolerance: float | None = None,
     backends: Sequence[str] | None = None,
     against: str | None = None,
@@ -74,13 +76,13 @@ def compare_layers(
 
     Raises:
         BundleError: the bundle is absent or was altered.
-        UsageError: the bundle has no artifact, or no such, or the tolerance is not what it must be.
+        UsageError: the bundle has no artifact, or no such, or the tolerance is wrong.
         ImageError: an image cannot be read.
         UnavailableError: `against` cannot be run layer by layer.
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """
     check_tolerance(tolerance)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
     with OpenRuntimes(bundle) as runtimes:
         return run_layers(
             runtimes, images=images, tolerance=tolerance, backends=backends, against=against, progress=progress
@@ -90,7 +92,7 @@ def compare_layers(
 def run_layers(
     runtimes: OpenRuntimes,
     *,
-    images: str | os.PathLike[str] | Sequence[Any] | None,
+    images: str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | None,
     tolerance: float | None = None,
     backends: Sequence[str] | None,
     against: str | None = None,
@@ -108,48 +110,37 @@ def run_layers(
         raise UsageError(
             f"{other} cannot be compared with itself; name another artifact", what="backends", found=backends
         )
-    chosen_sources = chosen_images(runtimes.processor, images)
-    sources = chosen_sources.images[:SYNTHETIC_COUNT]
-    batches = Batches(runtimes.processor, sources, batch_size=1)
-    progress.step(f"running the reference on {len(sources)} images")
-    states = _reference(runtimes, batches)
-    expected = states
+    sources = chosen_images(runtimes.processor, images, SYNTHETIC_COUNT)
+    run = ReferenceRun.of(runtimes, sources, (*_heads(bundle.manifest.artifacts), "hidden_states"), progress)
+    expected = run.expected
     if other != REFERENCE:
         progress.step(f"running {other} layer by layer")
-        expected = _run(bundle, by_name[other], batches, states)
+        expected = _run(by_name[other], run)
     results = []
     for name in chosen:
         limit = _tolerance(bundle, name, other) if tolerance is None else tolerance
         progress.step(f"running {name} layer by layer")
         try:
-            made = _run(bundle, by_name[name], batches, states)
-            differences = _differences(by_name[name], expected, made, bundle.read_config().problem_type)
+            outputs = _run(by_name[name], run)
+            differences = _differences(by_name[name], expected, outputs, bundle.read_config().problem_type)
             results.append(ArtifactLayers(name, limit, differences))
         except UnavailableError as exc:
             results.append(ArtifactLayers(name, limit, skipped=str(exc)))
-    return LayerComparison(
-        bundle=str(bundle.path),
-        images=len(sources),
-        synthetic=images is None,
-        against=other,
-        results=tuple(results),
-        processor=bundle.manifest.processor,
-        left_out=chosen_sources.left_out,
-    )
+    return LayerComparison(**run.assessment, against=other, results=tuple(results))
 
 
 def _one(bundle: Bundle, against: str) -> str:
     """The name of the one artifact that is meant."""
-    found = select(bundle, [against])
-    if len(found) > 1:
+    choices = select(bundle, [against])
+    if len(choices) > 1:
         raise UsageError(
-            f"{against} stands for several artifacts, in {', '.join(each.precision for each in found)}",
-            what="against", found=against, hint=f"add the precision, such as {against}:{found[0].precision}",
+            f"{against} stands for several artifacts, in {', '.join(choice.precision for choice in choices)}",
+            what="against", found=against, hint=f"add the precision, such as {against}:{choices[0].precision}",
         )  # fmt: skip
-    if found[0].artifact == REFERENCE and found[0].precision != Precision.FP32:
+    if choices[0].artifact == REFERENCE and choices[0].precision != Precision.FP32:
         hint = "name an artifact, or leave it out for the reference in fp32"
         raise UsageError(f"{against} is not an artifact", what="against", found=against, hint=hint)
-    return found[0].artifact
+    return choices[0].artifact
 
 
 def _tolerance(bundle: Bundle, *names: str) -> float:
@@ -158,16 +149,13 @@ def _tolerance(bundle: Bundle, *names: str) -> float:
     return max(LAYER_TOLERANCES.get(artifact.precision) or default_tolerance(artifact) for artifact in held)
 
 
-def _reference(runtimes: OpenRuntimes, batches: Batches) -> dict[str, np.ndarray]:
-    """All hidden states, and every output of an artifact."""
-    outputs = [spec.name for artifact in runtimes.bundle.manifest.artifacts for spec in artifact.outputs]
-    heads = [name for name in dict.fromkeys(outputs) if not name.startswith(_INSIDE)]
-    return run_reference(runtimes, batches, (*heads, "hidden_states"))[0]
+def _heads(artifacts: Iterable[Artifact]) -> list[str]:
+    """The names of the outputs that heads make."""
+    outputs = dict.fromkeys(spec.name for artifact in artifacts for spec in artifact.outputs)
+    return [name for name in outputs if not name.startswith(_INSIDE)]
 
 
-def _run(
-    bundle: Bundle, artifact: Artifact, batches: Batches, states: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def _run(artifact: Artifact, reference: ReferenceRun) -> dict[str, np.ndarray]:
     """The states that each layer of an artifact gives, by the names of the states, and the outputs."""
     if artifact.format not in SPLITTERS:
         raise UnavailableError(
@@ -176,25 +164,21 @@ def _run(
         )  # fmt: skip
     target, extra, package = SPLITTERS[artifact.format]
     open_split = load_target(target, "debug layers", extra, package)
-    count = sum(name.startswith(_STATES) for name in states) - 1
-    with open_split(bundle, artifact) as split:
+    states = {name: value for name, value in reference.expected.items() if name.startswith(_STATES)}
+    count = len(states) - 1
+    with open_split(reference.bundle, artifact) as split:
         if split.layers != count:
             raise UnavailableError(
                 f"{split.layers} layers of {artifact.name} can be told apart, the reference has {count}",
                 what=artifact.name, expected=count, found=split.layers, hint="export it again",
             )  # fmt: skip
-        given = _given(states, split.layers, len(batches.sources))
-        feeds = (feed | of_one for feed, of_one in zip(batches.feeds(artifact), given, strict=True))
-        found = run_batches(split, feeds)
-    made = {f"{_STATES}{index}": found[f"{MADE}{index}"] for index in range(split.layers + 1)}
-    return {spec.name: found[spec.name] for spec in artifact.outputs} | made
-
-
-def _given(states: Mapping[str, np.ndarray], layers: int, images: int) -> Iterator[dict[str, np.ndarray]]:
-    """Inputs of the split artifact's layers, image by image."""
-    for image in range(images):
-        one = slice(image, image + 1)
-        yield {f"{GIVEN}{index}": states[f"{_STATES}{index}"][one] for index in range(layers + 1)}
+        feeds = (
+            feed | {name.replace(_STATES, GIVEN): state[image : image + 1] for name, state in states.items()}
+            for image, feed in enumerate(reference.batches.feeds(artifact))
+        )
+        outputs = run_batches(split, feeds)
+    layers = {name: outputs[name.replace(_STATES, MADE)] for name in states}
+    return {spec.name: outputs[spec.name] for spec in artifact.outputs} | layers
 
 
 def _scale(states: np.ndarray) -> np.ndarray:
@@ -204,23 +188,22 @@ def _scale(states: np.ndarray) -> np.ndarray:
     what goes wrong in the others would be nothing beside them.
     """
     largest = np.abs(states).max(axis=(0, 1))
-    found: np.ndarray = np.maximum(largest, np.median(largest))
-    return np.where(found > 0, found, 1.0).astype(states.dtype)
+    scale: np.ndarray = np.maximum(largest, np.median(largest))
+    return np.where(scale > 0, scale, 1.0).astype(states.dtype)
 
 
 def _differences(
-    artifact: Artifact, expected: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray], problem_type: ProblemType
+    artifact: Artifact, expected: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], problem_type: ProblemType
 ) -> tuple[PartDifference, ...]:
-    states = [name for name in made if name.startswith(_STATES)]
+    states = [name for name in outputs if name.startswith(_STATES)]
     states.sort(key=lambda name: int(name.removeprefix(_STATES)))
-    heads = [spec.name for spec in artifact.outputs if not spec.name.startswith(_INSIDE)]
-    heads = [name for name in heads if name in expected]
-    found = []
+    heads = [name for name in _heads([artifact]) if name in expected]
+    parts = []
     for index, name in enumerate(states):
         scale = _scale(expected[name])
-        difference = compare_outputs({name: expected[name] / scale}, {name: made[name] / scale})
-        found.append(PartDifference("embeddings" if index == 0 else f"layers.{index - 1}", difference))
+        difference = compare_outputs({name: expected[name] / scale}, {name: outputs[name] / scale})
+        parts.append(PartDifference("embeddings" if index == 0 else f"layers.{index - 1}", difference))
     if heads:
-        of_heads = ({name: side[name] for name in heads} for side in (expected, made))
-        found.append(PartDifference("head", compare_outputs(*of_heads, problem_type=problem_type)))
-    return tuple(found)
+        of_heads = ({name: side[name] for name in heads} for side in (expected, outputs))
+        parts.append(PartDifference("head", compare_outputs(*of_heads, problem_type=problem_type)))
+    return tuple(parts)

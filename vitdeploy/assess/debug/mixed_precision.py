@@ -50,9 +50,9 @@ class LowerPrecision:
 
     @classmethod
     def of(cls, bundle: Bundle, precision: str, what: str) -> LowerPrecision:
-        """For fp16 and bf16 that of the bundle's `onnx-fp32`; for int8 and fp8 the artifact's, of which variants are the
-        `onnx-fp32`, quantized by the ranges that the artifact records.
+        """The graph of the bundle's `onnx-fp32` for fp16 and bf16, of the quantized artifact for int8 and fp8.
 
+        Variants of the artifact are the `onnx-fp32`, quantized by the ranges that the artifact records.
         In half precision no node is kept for what was observed, and every rounding is done, also those that ONNX
         Runtime leaves out on a CPU.
 
@@ -69,7 +69,7 @@ class LowerPrecision:
         """
         if precision not in PRECISIONS:
             raise UsageError(
-                f"precision must be one of {', '.join(PRECISIONS)}, got {shown(precision)}",
+                f"precision {shown(precision)} is not one of {', '.join(PRECISIONS)}",
                 what="precision", expected=PRECISIONS, found=precision,
             )  # fmt: skip
         source = bundle.artifact("onnx", Precision.FP32)
@@ -118,8 +118,8 @@ def _variants(bundle: Bundle, artifact: Artifact, float_file: OpenedFile, what: 
 
 
 def _loaded(file: OpenedFile, what: str) -> Loaded:
-    found: Loaded = load_target("vitdeploy.assess.inspection.onnx_reader:load_onnx", what, _EXTRA, _PACKAGE)(file)
-    return found
+    graph: Loaded = load_target("vitdeploy.assess.inspection.onnx_reader:load_onnx", what, _EXTRA, _PACKAGE)(file)
+    return graph
 
 
 def _in_parts(loaded: Loaded, names: Collection[str]) -> tuple[GraphNode, ...]:

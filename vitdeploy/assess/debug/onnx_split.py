@@ -120,12 +120,12 @@ def _start(nodes: Iterable[onnx.NodeProto], layer: Sequence[onnx.NodeProto]) -> 
 def _end(layer: Sequence[onnx.NodeProto]) -> str | None:
     """Output of the last Add of a layer, if no other node of the layer uses it."""
     sums = [node.output[0] for node in layer if node.op_type == "Add"][-1:]
-    made = set(sums)
+    outputs = set(sums)
     for node in layer:
-        if not made.isdisjoint(node.input):
+        if not outputs.isdisjoint(node.input):
             if node.op_type not in CONVERSIONS:
                 return None
-            made.update(node.output)
+            outputs.update(node.output)
     return next(iter(sums), None)
 
 

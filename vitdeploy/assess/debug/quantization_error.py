@@ -62,7 +62,7 @@ class VariantErrors:
 
         Of several outputs, and of a regression's values, it is the largest; infinite where a value is not finite.
         """
-        return max(each.error for each in self._sums(variants, kept, one_by_one=False).values())
+        return max(sums.error for sums in self._sums(variants, kept, one_by_one=False).values())
 
     def closeness(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> Closeness:
         """The relative error, as `error` gives it, and the cosines of the images, of the output with the largest error.
@@ -77,7 +77,7 @@ class VariantErrors:
         return Closeness(worst.error, float(np.mean(worst.cosines)), float(np.percentile(worst.cosines, 5)))
 
     def _sums(self, variants: Variants, kept: Collection[str], *, one_by_one: bool) -> dict[str, _Sums]:
-        found = {name: _Sums(has_own_scales(name, self._problem_type)) for name in self._expected}
+        sums = {name: _Sums(has_own_scales(name, self._problem_type)) for name in self._expected}
         with opened_variant(variants, kept, self._folder) as runtime:
             first = 0
             for batch in self._pixel_values:
@@ -85,8 +85,8 @@ class VariantErrors:
                     outputs = runtime.run(feeds(runtime.inputs, pixels))
                     rows = slice(first, first := first + len(pixels))
                     for name, wanted in self._expected.items():
-                        found[name].add(wanted[rows], outputs[name])
-        return found
+                        sums[name].add(wanted[rows], outputs[name])
+        return sums
 
 
 class _Sums:
@@ -141,9 +141,9 @@ def sensitivities(
     """
     if layers is None:
         layers = {node: (node,) for node in variants.nodes}
-    found = {}
+    error_of = {}
     everything = frozenset(variants.nodes)
     for done, (layer, nodes) in enumerate(layers.items(), 1):
-        found[layer] = error(everything.difference(nodes))
+        error_of[layer] = error(everything.difference(nodes))
         progress.advance(done, len(layers))
-    return found
+    return error_of

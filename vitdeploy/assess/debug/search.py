@@ -117,7 +117,9 @@ def delta_debug(
         UsageError: `max_runs` is less.
     """
     if max_runs < FEWEST_RUNS:
-        raise UsageError(f"max_runs must be at least {FEWEST_RUNS}, got {max_runs}", what="max_runs", found=max_runs)
+        raise UsageError(
+            f"max_runs {max_runs} is too few, a search takes at least {FEWEST_RUNS}", what="max_runs", found=max_runs
+        )
     error = _Measurements(evaluate, max_runs)
     kept: frozenset[str] = frozenset(node for group in groups for node in group)
     without = error(frozenset())

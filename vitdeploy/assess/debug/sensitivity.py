@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.data.images import few_images
@@ -10,15 +11,14 @@ from vitdeploy.assess.debug.mixed_precision import LowerPrecision
 from vitdeploy.assess.debug.quantization_error import VariantErrors, sensitivities
 from vitdeploy.assess.metrics.status import ImageAssessment
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
-from vitdeploy.assess.runs.reference import Batches, run_reference
+from vitdeploy.assess.runs.reference import ReferenceRun
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import check_count
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-
     from vitdeploy.assess.debug.mixed_precision import GraphNode
 
 MAX_IMAGES = 32  # as many as `export` measures layers on, at most (`CalibrationImages.parts`)
@@ -50,7 +50,7 @@ class LayerEffect:
     error: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Sensitivity(ImageAssessment):
     """The sensitivity of every layer.
 
@@ -76,6 +76,11 @@ class Sensitivity(ImageAssessment):
         return "passed"
 
     @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        return f"{len(self.layers)} layers in {self.precision}, on {self.images_text}"
+
+    @property
     def ranked(self) -> tuple[LayerEffect, ...]:
         """The most sensitive layer first; those that are equal in the order of the graph."""
         return tuple(sorted(self.layers, key=lambda layer: -layer.error))
@@ -93,6 +98,7 @@ class Sensitivity(ImageAssessment):
         return {**dataclasses.asdict(self), "status": self.status, "summary": self.summary}
 
 
+@typed
 @retry_if_changed
 def sensitivity(
     bundle: str | os.PathLike[str] | Bundle,
@@ -121,23 +127,20 @@ def sensitivity(
 
     Raises:
         BundleError: the bundle is absent or was altered, or holds no valid ONNX model.
-        UsageError: the bundle has not the artifacts that are needed, or an argument is not what it must be.
+        UsageError: the bundle has not the artifacts that are needed, or an argument is wrong.
         ImageError: an image cannot be read.
         MissingDependencyError: torch, which runs the reference, or onnx is not installed.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
     check_count("max_images", max_images)
     lower = LowerPrecision.of(bundle, precision, "debug sensitivity")
     artifact, variants = lower.artifact, lower.variants
     layers = _layers(lower)
     runtimes = OpenRuntimes(bundle)
     sources = few_images(runtimes.processor, images, max_images)
-    chosen = sources.images
-    progress.step(f"running the reference on {len(chosen)} images")
-    batches = Batches(runtimes.processor, chosen, 1)
-    expected, _ = run_reference(runtimes, batches, tuple(spec.name for spec in artifact.outputs))
-    pixel_values = [feed["pixel_values"] for feed in batches.feeds(artifact)]
-    errors = VariantErrors(pixel_values, expected, problem_type=bundle.read_config().problem_type)
+    run = ReferenceRun.of(runtimes, sources, (spec.name for spec in artifact.outputs), progress)
+    pixel_values = [feed["pixel_values"] for feed in run.batches.feeds(artifact)]
+    errors = VariantErrors(pixel_values, run.expected, problem_type=bundle.read_config().problem_type)
 
     def error(kept: frozenset[str]) -> float:
         return errors.error(variants, kept)
@@ -146,28 +149,24 @@ def sensitivity(
     of_all, of_none = error(frozenset()), error(frozenset(variants.nodes))
     progress.step(f"running each of {len(layers)} layers alone in {precision}")
     names = {label: tuple(node.name for node in nodes) for label, nodes in layers.items()}
-    found = sensitivities(variants, error, progress, names)
+    error_of = sensitivities(variants, error, progress, names)
     return Sensitivity(
-        bundle=str(bundle.path),
+        **run.assessment,
         precision=precision,
-        images=len(chosen),
-        synthetic=images is None,
-        left_out=sources.left_out,
         layers=tuple(
-            LayerEffect(label, names[label], nodes[0].op_type, nodes[0].part, found[label])
+            LayerEffect(label, names[label], nodes[0].op_type, nodes[0].part, error_of[label])
             for label, nodes in layers.items()
         ),
         error=of_all,
         error_float32=of_none,
-        processor=bundle.manifest.processor,
     )
 
 
 def _layers(lower: LowerPrecision) -> dict[str, list[GraphNode]]:
     """The nodes of each layer, by its label."""
-    found: dict[str, list[GraphNode]] = {}
+    layers: dict[str, list[GraphNode]] = {}
     for node in lower.nodes:
         label = lower.variants.labels.get(node.name)
         if label is not None or node.op_type not in _MOVING:
-            found.setdefault(label or node.name, []).append(node)
-    return found
+            layers.setdefault(label or node.name, []).append(node)
+    return layers

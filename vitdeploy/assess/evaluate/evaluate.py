@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS, BackendRun
 from vitdeploy.assess.evaluate.loop import header, run_all
 from vitdeploy.assess.evaluate.resume_file import WorkFile, check_work_file
 from vitdeploy.assess.metrics.accuracy import Accuracy, Calibration, Predictions, calibration
-from vitdeploy.assess.metrics.status import Assessment
+from vitdeploy.assess.metrics.status import Assessment, counted
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.targets import REFERENCE, select
 from vitdeploy.bundle.bundle import Bundle
@@ -25,16 +27,14 @@ from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import check_batch_size
 from vitdeploy.specs import Precision
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(Assessment):
     """Predictions of every backend on a labelled data set.
 
@@ -57,6 +57,12 @@ class Evaluation(Assessment):
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        statuses = ["passed" if each.skipped is None else "skipped" for each in self.results]
+        return f"{len(self.images)} images; {counted(statuses, 'backend')}"
+
+    @property
     def status(self) -> str:
         """The outcome: "skipped" if a backend was, or none ran; else "passed"."""
         ran = [result.skipped is None for result in self.results]
@@ -65,8 +71,8 @@ class Evaluation(Assessment):
     @property
     def reference(self) -> Predictions | None:
         """The reference's predictions, where it ran; those in float32, where it ran in several precisions."""
-        found = [result for result in self.results if result.artifact == REFERENCE and result.skipped is None]
-        return min(found, key=lambda result: result.precision != Precision.FP32, default=None)
+        references = [result for result in self.results if result.artifact == REFERENCE and result.skipped is None]
+        return min(references, key=lambda result: result.precision != Precision.FP32, default=None)
 
     def top1(self, result: Predictions) -> Accuracy:
         """Images whose best class is their label."""
@@ -80,13 +86,13 @@ class Evaluation(Assessment):
     def per_class(self, result: Predictions) -> dict[str, Accuracy]:
         """Top-1 accuracy on the images of each label that has any; a name that two classes have ends in its index."""
         correct = self._best(result) == self.targets
-        found = {}
+        accuracies = {}
         for index, name in enumerate(self.class_names):
             members = np.flatnonzero(self.targets == index)
             if len(members):
                 wrong = tuple(self.images[image] for image in members[~correct[members]])
-                found[name] = Accuracy(len(members) - len(wrong), len(members), wrong)
-        return found
+                accuracies[name] = Accuracy(len(members) - len(wrong), len(members), wrong)
+        return accuracies
 
     def confusion(self, result: Predictions) -> NDArray[np.int64]:
         """(C, C): images of the row's label with the column's class for their best; only those of finite logits."""
@@ -170,6 +176,7 @@ class Evaluation(Assessment):
         return Accuracy(len(correct) - len(wrong), len(correct), wrong)
 
 
+@typed
 @retry_if_changed
 def evaluate(
     bundle: str | os.PathLike[str] | Bundle,
@@ -203,12 +210,12 @@ def evaluate(
 
     Raises:
         BundleError: the bundle is absent or was altered.
-        UsageError: the model is no classifier of one class an image, or an argument is not what it must be.
+        UsageError: the model is no classifier of one class an image, or an argument is wrong.
         InputError: the data cannot be read or does not fit the model, or `resume` is of other work.
         ImageError: an image cannot be read.
         OutputError: `resume` cannot be written.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
     check_seed(seed)
     source = data.source if isinstance(data, LabelledData) else data
     check_outputs({"resume": resume}, {"data": source}, bundle=bundle.path)

@@ -69,9 +69,9 @@ class WorkFile:
                 os.fsync(self._descriptor)
                 fsync(self._path.parent)
                 return
-            first, _, rest = content.partition(b"\n")
+            first, _, lines = content.partition(b"\n")
             self._check_header(first, json.loads(line))
-            os.ftruncate(self._descriptor, len(first) + 1 + self._read(rest))
+            os.ftruncate(self._descriptor, len(first) + 1 + self._read(lines))
         except OSError as exc:
             self.close()
             raise _no_access(self._path, exc) from exc
@@ -131,12 +131,12 @@ class WorkFile:
 
     def _check_header(self, line: bytes, wanted: dict[str, Any]) -> None:
         try:
-            found = json.loads(line)
+            header = json.loads(line)
         except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict) or not found.keys() & wanted.keys():
+            header = None
+        if not isinstance(header, dict) or not header.keys() & wanted.keys():
             raise _not_ours(self._path, "it is something else")
-        for keys, before, now in _differences(found, wanted):
+        for keys, before, now in _differences(header, wanted):
             key = " / ".join(keys)
             raise _not_ours(
                 self._path, f"it was begun with another {key}: {before!r:.80}, not {now!r:.80}", key, before, now
@@ -204,10 +204,10 @@ def _not_ours(
     )  # fmt: skip
 
 
-def _differences(found: Any, wanted: Any, *keys: str) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+def _differences(before: Any, wanted: Any, *keys: str) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     """The keys that lead to each value that differs, and both values; None for one that is absent."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in dict.fromkeys([*wanted, *found]):
-            yield from _differences(found.get(key), wanted.get(key), *keys, key)
-    elif found != wanted:
-        yield keys, found, wanted
+    if isinstance(before, dict) and isinstance(wanted, dict):
+        for key in dict.fromkeys([*wanted, *before]):
+            yield from _differences(before.get(key), wanted.get(key), *keys, key)
+    elif before != wanted:
+        yield keys, before, wanted

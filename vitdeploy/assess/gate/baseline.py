@@ -68,7 +68,7 @@ class Baseline:
     def with_vectors(self, runs: Iterable[VectorRun]) -> Baseline:
         """The same baseline with the figures of these runs."""
         return dataclasses.replace(
-            self, nearness={run.name: {each.output: _figures(each) for each in run.nearness} for run in runs}
+            self, nearness={run.name: {near.output: _figures(near) for near in run.nearness} for run in runs}
         )
 
     @property
@@ -241,8 +241,8 @@ def _wrong(row: Mapping[str, Any], images: int, backend: str) -> tuple[str, ...]
 
 def _figures(near: Nearness) -> dict[str, float]:
     """Six digits of each, as much as two machines agree on."""
-    found = {name: getattr(near, name) for name in FIGURES}
-    return {name: round(value, 6) for name, value in found.items() if value is not None}
+    figures = {name: getattr(near, name) for name in FIGURES}
+    return {name: round(value, 6) for name, value in figures.items() if value is not None}
 
 
 def _cosines(row: Mapping[str, Any]) -> dict[str, float]:

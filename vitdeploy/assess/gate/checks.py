@@ -60,7 +60,7 @@ def judge(planned: Planned, measured: Measured) -> Check:
 
 
 _R = TypeVar("_R", "VectorRun", "BackendComparison", "ArtifactLayers")
-_Found = tuple[float | None, str, str]
+_Outcome = tuple[float | None, str, str]
 
 
 def _word(passed: bool) -> str:
@@ -74,13 +74,13 @@ def _ran(result: _R) -> _R:
     return result
 
 
-def _same_labels(_planned: Planned, measured: Measured) -> _Found:
+def _same_labels(_planned: Planned, measured: Measured) -> _Outcome:
     same = measured.accepted.labels_sha256 == labels_sha256(measured.bundle)
     say = "the class names are" + ("" if same else " not")
     return float(not same), _word(same), f"{say} the baseline's{'' if same else '; accept them with --update'}"
 
 
-def _same_processor(_planned: Planned, measured: Measured) -> _Found:
+def _same_processor(_planned: Planned, measured: Measured) -> _Outcome:
     old, new = measured.accepted.processor, processor_sha256(measured.bundle)
     changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     if changed:
@@ -92,29 +92,29 @@ def _same_processor(_planned: Planned, measured: Measured) -> _Found:
     return 0.0, "passed", "the image processor is the baseline's"
 
 
-def _in_bundle(_planned: Planned, _measured: Measured) -> _Found:
+def _in_bundle(_planned: Planned, _measured: Measured) -> _Outcome:
     return None, "skipped", "the baseline has it, the bundle does not; export it, or drop it with --update"
 
 
-def _finite(_planned: Planned, measured: Measured, selected: Selected) -> _Found:
+def _finite(_planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
     if measured.evaluation is None:
         count, what = _ran(measured.vectors[selected]).not_finite, "vectors"
     else:
         count, what = measured.predictions[selected].not_finite, "logits"
     total = len(measured.data)
-    found = (
+    message = (
         f"the {what} of {count} of {total} images are not all finite"
         if count
         else f"all {what} are finite ({total} images)"
     )
-    return float(count), _word(not count), found
+    return float(count), _word(not count), message
 
 
-def _min_accuracy(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+def _min_accuracy(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
     return _share(planned, measured.classified.top1(measured.predictions[selected]), "top-1 accuracy")
 
 
-def _min_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+def _min_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
     reference = measured.classified.reference
     if reference is None:
         return None, "skipped", "the reference did not run; let it, with --backend torch"
@@ -125,20 +125,20 @@ def _min_agreement(planned: Planned, measured: Measured, selected: Selected) -> 
     )
 
 
-def _min_cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+def _min_cosine(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
     run = _ran(measured.vectors[selected])
-    worst = min(run.nearness, key=lambda each: each.p5_cosine)
-    found = f"{worst.output}: {_cosines(worst)}; 5th percentile of at least {planned.bound:g} required"
-    far = next(filter(None, (too_long(each, planned.bound) for each in run.nearness)), None)
-    found += f"; {far}" if far else ""
-    return worst.p5_cosine, _word(worst.p5_cosine >= planned.bound and far is None), found
+    worst = min(run.nearness, key=lambda near: near.p5_cosine)
+    message = f"{worst.output}: {_cosines(worst)}; 5th percentile of at least {planned.bound:g} required"
+    far = next(filter(None, (too_long(near, planned.bound) for near in run.nearness)), None)
+    message += f"; {far}" if far else ""
+    return worst.p5_cosine, _word(worst.p5_cosine >= planned.bound and far is None), message
 
 
-def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    for each in _ran(measured.vectors[selected]).nearness:
-        if each.same_neighbours is not None:
-            kept = Accuracy(each.same_neighbours, each.images)
-            return _share(planned, kept, f"same nearest neighbour by {each.output}")
+def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
+    for near in _ran(measured.vectors[selected]).nearness:
+        if near.same_neighbours is not None:
+            kept = Accuracy(near.same_neighbours, near.images)
+            return _share(planned, kept, f"same nearest neighbour by {near.output}")
     return (
         None,
         "skipped",
@@ -146,32 +146,32 @@ def _min_neighbour_agreement(planned: Planned, measured: Measured, selected: Sel
     )
 
 
-def _cosine(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+def _cosine(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
     run = _ran(measured.vectors[selected])
-    worst = min(run.nearness, key=lambda each: each.p5_cosine)
+    worst = min(run.nearness, key=lambda near: near.p5_cosine)
     bound = COSINE_BOUNDS[selected.precision]
-    far = [why for each in run.nearness if (why := bound.why_not(each)) is not None]
+    far = [why for near in run.nearness if (why := bound.why_not(near)) is not None]
     whole = measured.whole_outputs[selected.artifact, selected.backend]
     far += [
-        f"{each.output} is another output than the reference's, with a mean cosine of {each.mean_cosine:.4f} "
-        f"({each.count} images)"
-        for each in whole.differences
-        if not whole.passes(each)
+        f"{output.output} is another output than the reference's, with a mean cosine of {output.mean_cosine:.4f} "
+        f"({output.count} images)"
+        for output in whole.differences
+        if not whole.passes(output)
     ]
-    found = far[0] if far else f"{worst.output}: {_cosines(worst)}; mean of {bound.mean:g} and 5th percentile of "
-    return worst.p5_cosine, _word(not far), found if far else f"{found}{planned.bound:g} required"
+    message = far[0] if far else f"{worst.output}: {_cosines(worst)}; mean of {bound.mean:g} and 5th percentile of "
+    return worst.p5_cosine, _word(not far), message if far else f"{message}{planned.bound:g} required"
 
 
 def _cosines(near: Nearness) -> str:
     return f"mean cosine {shown(near.mean_cosine)}, 5th percentile {shown(near.p5_cosine)} ({near.images} images)"
 
 
-def _share(planned: Planned, found: Accuracy, what: str) -> _Found:
-    passed = 100 * found.correct >= planned.bound * found.total - 1e-9
-    return 100 * found.value, _word(passed), f"{what} {found}, at least {planned.bound:.15g} % required"
+def _share(planned: Planned, accuracy: Accuracy, what: str) -> _Outcome:
+    passed = 100 * accuracy.correct >= planned.bound * accuracy.total - 1e-9
+    return 100 * accuracy.value, _word(passed), f"{what} {accuracy}, at least {planned.bound:.15g} % required"
 
 
-def _max_drop(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+def _max_drop(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
     if planned.subject not in measured.accepted.wrong:
         return None, "skipped", "the baseline does not have it; accept it with --update"
     old, new = (
@@ -180,50 +180,50 @@ def _max_drop(planned: Planned, measured: Measured, selected: Selected) -> _Foun
     )
     lost, gained, images = len(new - old), len(old - new), measured.accepted.images
     drop, p = 100 * (lost - gained) / images, mcnemar(lost, gained)
-    found = f"{drop:+.2f} points of drop ({lost} lost and {gained} gained of {images}, McNemar p = {p:.2g}), "
-    found = f"{found}{planned.bound:.4g} allowed"
+    message = f"{drop:+.2f} points of drop ({lost} lost and {gained} gained of {images}, McNemar p = {p:.2g}), "
+    message = f"{message}{planned.bound:.4g} allowed"
     if 100 * (lost - gained) <= planned.bound * images + 1e-9:
-        return drop, "passed", found
+        return drop, "passed", message
     if p <= ALPHA:
-        return drop, "failed", found
+        return drop, "failed", message
     needed = images_needed(drop / 100, disagreement=(lost + gained) / images, alpha=ALPHA)
-    return drop, "skipped", f"{found}; it may be chance: {needed} images would tell"
+    return drop, "skipped", f"{message}; it may be chance: {needed} images would tell"
 
 
-def _max_difference(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+def _max_difference(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
     compared = _ran(measured.comparison[selected.artifact, selected.backend])
-    worst = max(compared.differences, key=lambda each: each.max_relative)
-    passed = all(each.within(planned.bound) for each in compared.differences)
+    worst = max(compared.differences, key=lambda difference: difference.max_relative)
+    passed = all(difference.within(planned.bound) for difference in compared.differences)
     value = worst.max_relative if math.isfinite(worst.max_relative) else None
-    found = f"{worst.output}: max relative difference {worst.max_relative:.2e} on {worst.count} images"
-    return value, _word(passed), f"{found}, {planned.bound:g} allowed"
+    message = f"{worst.output}: max relative difference {worst.max_relative:.2e} on {worst.count} images"
+    return value, _word(passed), f"{message}, {planned.bound:g} allowed"
 
 
-def _max_layer_difference(planned: Planned, measured: Measured, selected: Selected) -> _Found:
+def _max_layer_difference(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
     compared = _ran(measured.layers[selected.artifact])
     worst = max(compared.parts, key=lambda part: part.worst.required_tolerance)
     first = next((part.part for part in compared.parts if not part.worst.within(planned.bound)), None)
     value = worst.worst.max_relative if math.isfinite(worst.worst.max_relative) else None
-    found = f"{worst.part}: max relative difference {worst.worst.max_relative:.2e} on {worst.worst.count} images"
-    found += f", {planned.bound:g} allowed" + (f"; {first} is the first that diverges" if first else "")
-    return value, _word(first is None), found
+    message = f"{worst.part}: max relative difference {worst.worst.max_relative:.2e} on {worst.worst.count} images"
+    message += f", {planned.bound:g} allowed" + (f"; {first} is the first that diverges" if first else "")
+    return value, _word(first is None), message
 
 
-def _max_latency_ratio(planned: Planned, measured: Measured, _selected: Selected) -> _Found:
+def _max_latency_ratio(planned: Planned, measured: Measured, _selected: Selected) -> _Outcome:
     against = cast("Selected", planned.against)
     reason = measured.why_skipped(against)
     if reason is not None:
         return None, "skipped", f"{against} could not run: {reason}"
-    for each in measured.benchmark.skipped:
-        if each.backend and f"{each.backend} {each.precision}" in (planned.subject, subject_of(against)):
-            return None, "skipped", f"{each.backend} {each.precision} could not be timed: {each.reason}"
+    for skipped in measured.benchmark.skipped:
+        if skipped.backend and f"{skipped.backend} {skipped.precision}" in (planned.subject, subject_of(against)):
+            return None, "skipped", f"{skipped.backend} {skipped.precision} could not be timed: {skipped.reason}"
     ratio = measured.benchmark.ratio(planned.subject, subject_of(against), 1)
-    found = f"{ratio.median:.2f} times as long as {subject_of(against)} for an image, {planned.bound:g} allowed"
-    return ratio.median, _word(ratio.median <= planned.bound), found
+    message = f"{ratio.median:.2f} times as long as {subject_of(against)} for an image, {planned.bound:g} allowed"
+    return ratio.median, _word(ratio.median <= planned.bound), message
 
 
-def _max_size(planned: Planned, measured: Measured, selected: Selected) -> _Found:
-    (artifact,) = [each for each in measured.bundle.manifest.artifacts if each.name == selected.artifact]
+def _max_size(planned: Planned, measured: Measured, selected: Selected) -> _Outcome:
+    (artifact,) = [candidate for candidate in measured.bundle.manifest.artifacts if candidate.name == selected.artifact]
     size = sum(file.size_bytes for file in artifact.files)
     return float(size), _word(size <= planned.bound), f"{size} bytes, {planned.bound:.0f} allowed"
 

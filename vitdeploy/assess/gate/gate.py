@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,32 +16,30 @@ from vitdeploy.assess.evaluate.evaluate import run_evaluation, single_labels
 from vitdeploy.assess.gate.baseline import Baseline
 from vitdeploy.assess.gate.checks import Check, judge
 from vitdeploy.assess.gate.measured import Measured
-from vitdeploy.assess.gate.plan import plan
+from vitdeploy.assess.gate.plan import Planned, plan
 from vitdeploy.assess.gate.rules import GateRules, read_rules
-from vitdeploy.assess.metrics.status import Assessment, CheckResult, overall
+from vitdeploy.assess.metrics.status import Assessment, CheckResult, counted, overall
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import InputError, UsageError, readable
 from vitdeploy.files.output_files import check_writable
+from vitdeploy.runtimes import check_reference
 from vitdeploy.specs import Task
+from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
     from vitdeploy.assess.compare.vector_run import VectorRun
     from vitdeploy.assess.data.image_set import ImageSet
     from vitdeploy.assess.evaluate.evaluate import Evaluation
-    from vitdeploy.assess.gate.plan import Planned
     from vitdeploy.assess.metrics.latency import Benchmark
 
 __all__ = ["Check", "GateResult", "gate", "planned_checks"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class GateResult(Assessment):
     """Result of a gate.
 
@@ -64,6 +64,11 @@ class GateResult(Assessment):
     baseline: Path | None = None
     changes: tuple[str, ...] = ()
     updated: bool = False
+
+    @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        return f"{self.status} on {self.images} images; {counted([check.status for check in self.checks], 'check')}"
 
     @property
     def status(self) -> str:
@@ -91,6 +96,7 @@ class GateResult(Assessment):
         }
 
 
+@typed
 @retry_if_changed
 def gate(
     bundle: str | os.PathLike[str] | Bundle,
@@ -131,7 +137,7 @@ def gate(
         progress: told each step, and how far it has come.
 
     Raises:
-        UsageError: a rule is finer than so many images can tell, or is otherwise not what it must be.
+        UsageError: a rule is finer than so many images can tell, or is wrong otherwise.
         InputError: the baseline is absent, damaged or of other images; or as `evaluate`.
         OutputError: the baseline cannot be written.
         BundleError, ImageError: as `evaluate`.
@@ -173,6 +179,7 @@ def gate(
     return result
 
 
+@typed
 @retry_if_changed
 def planned_checks(
     bundle: str | os.PathLike[str] | Bundle,
@@ -204,7 +211,8 @@ def _prepare(
     update: bool,
     backends: Sequence[str] | None,
 ) -> _Prepared:
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = Bundle.of(bundle)
+    check_reference(bundle)  # which every gate compares with
     source_of_rules = rules
     if rules is None:
         rules = GateRules()

@@ -71,7 +71,7 @@ class Measured:
         """By what ran, on all images; UnavailableError where the reference cannot run."""
         rules = VECTOR_RULES if self.evaluation is not None else (*VECTOR_RULES, "finite")
         asked = [check.selected for check in self.planned if check.rule in rules and check.selected]
-        selection = [each for each in dict.fromkeys(asked) if self.why_skipped(each) is None]
+        selection = [choice for choice in dict.fromkeys(asked) if self.why_skipped(choice) is None]
         return run_vectors(self.runtimes, self.data, selection, self.batch_size, self.progress)
 
     @property
@@ -96,13 +96,14 @@ class Measured:
         names = self._names("max_layer_difference")
         on_cpu = self.runtimes if self.runtimes.device == "cpu" else OpenRuntimes(self.bundle)
         result = run_layers(on_cpu, images=self._images, backends=names, progress=self.progress)
-        return {each.artifact: each for each in result.results}
+        return {layers.artifact: layers for layers in result.results}
 
     @functools.cached_property
     def benchmark(self) -> Benchmark:
         """Latency of one image on every backend that a latency ratio is about."""
-        asked = [each for check in self.planned if check.against for each in (check.against, check.selected) if each]
-        names = [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
+        pairs = [(check.against, check.selected) for check in self.planned if check.against]
+        asked = [choice for pair in pairs for choice in pair if choice]
+        names = [f"{choice.backend}:{choice.precision}" for choice in asked if self.why_skipped(choice) is None]
         return benchmark(
             self.bundle,
             batch_sizes=(1,),
@@ -125,14 +126,14 @@ class Measured:
         result = run_comparison(
             self.runtimes, images=self._images, tolerance=tolerance, backends=self._names(rule), progress=self.progress
         )
-        return {(each.artifact, each.backend): each for each in result.results}
+        return {(comparison.artifact, comparison.backend): comparison for comparison in result.results}
 
     def _names(self, rule: str) -> list[str]:
         """Artifacts that a rule is about and that ran, as `backends`."""
         asked = [check.selected for check in self.planned if check.rule == rule and check.selected]
-        return [f"{each.backend}:{each.precision}" for each in asked if self.why_skipped(each) is None]
+        return [f"{choice.backend}:{choice.precision}" for choice in asked if self.why_skipped(choice) is None]
 
     def why_skipped(self, selected: Selected) -> str | None:
         """Why an artifact did not run in the evaluation; None where it did, or was not asked to."""
-        found = self.predictions.get(selected)
-        return None if found is None else found.skipped
+        predictions = self.predictions.get(selected)
+        return None if predictions is None else predictions.skipped

@@ -89,8 +89,8 @@ def plan(
 
 def _check_held(rules: GateRules, checks: Sequence[Planned], artifacts: set[str], update: bool) -> None:
     """Refuse a rule that nothing is held to, which would pass for one that is."""
-    own = {name: held for name, held in rules.artifacts.items() if name in artifacts}
-    for name, of_one in {"": rules.every, **own}.items():
+    present = {name: held for name, held in rules.artifacts.items() if name in artifacts}
+    for name, of_one in {"": rules.every, **present}.items():
         given = {rule for rule, bound in dataclasses.asdict(of_one).items() if bound is not None}
         if "latency_against" in given:
             given.add("max_latency_ratio")
@@ -132,7 +132,7 @@ def _of_artifact(
     if rules.min_agreement is not None:
         _check_share("min_agreement", subject, in_percent(rules.min_agreement), images)
         checks.append(planned("min_agreement", in_percent(rules.min_agreement)))
-    (artifact,) = [each for each in bundle.manifest.artifacts if each.name == selected.artifact]
+    (artifact,) = [candidate for candidate in bundle.manifest.artifacts if candidate.name == selected.artifact]
     if rules.min_cosine is not None:
         _check_percentile(subject, rules.min_cosine, images)
         checks.append(planned("min_cosine", rules.min_cosine))

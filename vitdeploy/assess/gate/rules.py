@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitdeploy.errors import InputError, UsageError, first_line, shown
 from vitdeploy.files.regular_file import read_regular
+from vitdeploy.system.argument_types import check_type, hints_of
 from vitdeploy.system.shares import read_drop, read_share
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Mapping
 
 _UNITS = {"bytes": 1, "kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
 
@@ -46,14 +45,16 @@ def _difference(value: Any, name: str) -> float:
 
 def _ratio(value: Any, name: str) -> float:
     if isinstance(value, str) and value.endswith("%"):
-        raise UsageError(f"{name} must be a ratio, got {shown(value)}", what=name, found=value, hint="write 0.8")
+        raise UsageError(
+            f"{name} {shown(value)} is a percentage, and a ratio is needed", what=name, found=value, hint="write 0.8"
+        )
     return read_share(value, name, "a ratio above 0, such as 0.8", lambda ratio: ratio > 0)
 
 
 def _backend(value: Any, name: str) -> str:
     if not isinstance(value, str) or not re.fullmatch("[a-z-]+:[a-z0-9]+", value):
         raise UsageError(
-            f'{name} must be a backend and a precision, such as "torch:fp32", got {shown(value)}',
+            f'{name} names a backend and a precision, such as "torch:fp32", got {shown(value)}',
             what=name, found=value,
         )  # fmt: skip
     return value
@@ -65,7 +66,7 @@ def _bytes(value: Any, name: str) -> int:
         value = float(match[1]) * _UNITS[match[2] or "bytes"]
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 1 <= value <= 2.0**63:
         raise UsageError(
-            f'{name} must be a number of bytes, or a text such as "12.5 MB", got {shown(value)}', what=name, found=value
+            f'{name} takes a number of bytes, or a text such as "12.5 MB", got {shown(value)}', what=name, found=value
         )
     return round(value)
 
@@ -134,7 +135,7 @@ class Rules:
         """Read values as a TOML file holds them; `max_size` may be a text such as "12.5 MB".
 
         Raises:
-            UsageError: a key is unknown, or a value is not what it must be.
+            UsageError: a key is unknown, or a value is wrong.
         """
         _check_keys(data, [field.name for field in dataclasses.fields(cls)], where)
         try:
@@ -151,6 +152,10 @@ class GateRules:
 
     every: Rules = Rules()
     artifacts: Mapping[str, Rules] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, hint in hints_of(GateRules).items():
+            check_type(name, getattr(self, name), hint)
 
     def with_(self, rules: Rules) -> GateRules:
         """These, with every bound of `rules` in the place of theirs, those of single artifacts included."""
@@ -171,7 +176,7 @@ def read_rules(path: str | os.PathLike[str]) -> GateRules:
 
     Raises:
         InputError: the file cannot be read, or is no TOML in UTF-8 of at most 16 MiB.
-        UsageError: a key is unknown, or a value is not what it must be.
+        UsageError: a key is unknown, or a value is wrong.
     """
     file = Path(path)
     try:
@@ -187,7 +192,7 @@ def read_rules(path: str | os.PathLike[str]) -> GateRules:
     artifacts = data.pop("artifacts", {})
     if not isinstance(artifacts, dict) or not all(isinstance(table, dict) for table in artifacts.values()):
         raise UsageError(
-            f'artifacts in {file} must be tables such as [artifacts."onnx-fp16"], got {shown(artifacts)}',
+            f'artifacts in {file} are tables such as [artifacts."onnx-fp16"], got {shown(artifacts)}',
             what="artifacts", where=file, found=artifacts,
         )  # fmt: skip
     _check_keys(data, [*(field.name for field in dataclasses.fields(Rules)), "artifacts"], str(file))

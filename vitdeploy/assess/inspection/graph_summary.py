@@ -55,13 +55,13 @@ def merge_layers(parts: Mapping[str, T]) -> dict[str, T]:
     """One entry for consecutive layers of equal value: "layers.0", "layers.1" -> "layers 0-1"; alone, "layer 0"."""
     merged: list[tuple[str, list[int], T]] = []
     for name, value in parts.items():
-        found = _LAYER.fullmatch(name)
-        if not found:
+        match = _LAYER.fullmatch(name)
+        if not match:
             merged.append((name, [], value))
-        elif merged and merged[-1][1][-1:] == [int(found[1]) - 1] and merged[-1][2] == value:
-            merged[-1][1].append(int(found[1]))
+        elif merged and merged[-1][1][-1:] == [int(match[1]) - 1] and merged[-1][2] == value:
+            merged[-1][1].append(int(match[1]))
         else:
-            merged.append((name, [int(found[1])], value))
+            merged.append((name, [int(match[1])], value))
     return {_label(name, numbers): value for name, numbers, value in merged}
 
 

@@ -128,11 +128,11 @@ def differences(a: Inspection, b: Inspection) -> dict[str, dict[str, Pair]]:
     sections = _manifest_facts(a), _manifest_facts(b)
     if a.graph and b.graph:
         sections = sections[0] | _graph_facts(a.graph), sections[1] | _graph_facts(b.graph)
-    found = {section: _pairs(section, sections[0][section], sections[1][section]) for section in sections[0]}
-    found["validation"] |= _proofs(a.artifact.validation, b.artifact.validation)
+    changed = {section: _pairs(section, sections[0][section], sections[1][section]) for section in sections[0]}
+    changed["validation"] |= _proofs(a.artifact.validation, b.artifact.validation)
     if a.graph and b.graph:
-        found["layers"] = merge_layers(_pairs("layers", a.graph.layers, b.graph.layers))
-    return {section: pairs for section, pairs in found.items() if pairs}
+        changed["layers"] = merge_layers(_pairs("layers", a.graph.layers, b.graph.layers))
+    return {section: pairs for section, pairs in changed.items() if pairs}
 
 
 def _pairs(section: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:

@@ -82,13 +82,13 @@ def _split_off_head(
 
 def _captured(node: onnx.NodeProto) -> set[str]:
     """The values that a node's subgraphs take from the graph around them."""
-    found: set[str] = set()
+    captured: set[str] = set()
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
-            own = {name for inner in graph.node for name in inner.output} | {value.name for value in graph.input}
+            local = {name for inner in graph.node for name in inner.output} | {value.name for value in graph.input}
             used = {name for inner in graph.node for name in (*inner.input, *_captured(inner))}
-            found |= (used | {value.name for value in graph.output}) - own
-    return found
+            captured |= (used | {value.name for value in graph.output}) - local
+    return captured
 
 
 def _converted(index: int, nodes: Sequence[onnx.NodeProto], sources: list[list[int]]) -> int:
@@ -100,4 +100,4 @@ def _converted(index: int, nodes: Sequence[onnx.NodeProto], sources: list[list[i
 
 def _layer_in(names: Sequence[str]) -> int:
     """The highest layer that one of `names` belongs to, or none's number."""
-    return max((int(found[1]) for name in names if (found := _LAYER.search(name))), default=_EMBEDDINGS)
+    return max((int(match[1]) for name in names if (match := _LAYER.search(name))), default=_EMBEDDINGS)

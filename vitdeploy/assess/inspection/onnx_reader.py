@@ -122,8 +122,8 @@ def _types_by_part(graph: onnx.GraphProto, inputs: set[str]) -> dict[str, dict[s
     sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     counted: dict[str, dict[str, int]] = {}
     for part, nodes in nodes_by_part(graph.node, inputs).items():
-        found = [_computes_in(node, types, sources) for node in nodes]
-        counts = collections.Counter(dtype for dtype in found if "float" in dtype or dtype in _NOT_INDICES)
+        dtypes = [_computes_in(node, types, sources) for node in nodes]
+        counts = collections.Counter(dtype for dtype in dtypes if "float" in dtype or dtype in _NOT_INDICES)
         if counts:
             counted[part] = most_first(counts)
     return counted

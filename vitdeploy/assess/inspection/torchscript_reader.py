@@ -91,7 +91,7 @@ def _types_by_part(graph: torch._C.Graph, nodes: list[torch._C.Node], inputs: li
                 if dtype.is_floating_point:
                     counted.setdefault(name if layers > 0 else "graph", collections.Counter())[_name(dtype)] += 1
         part += any(output.debugName() in ends for output in node.outputs())
-    return {name: most_first(found) for name, found in counted.items()}
+    return {name: most_first(dtypes) for name, dtypes in counted.items()}
 
 
 def _converted_to(node: torch._C.Node) -> torch.dtype | None:

@@ -134,11 +134,11 @@ def calibration(scores: NDArray[np.floating[Any]], correct: NDArray[np.bool_], b
     values, hits = scores[kept].astype(np.float64), correct[kept]
     edges = np.linspace(0, 1, bins + 1)
     place = np.clip(np.searchsorted(edges, values, side="left") - 1, 0, bins - 1)  # of scores above the lower edge
-    found = []
+    intervals = []
     for index in range(bins):
         inside = place == index
         count = int(inside.sum())
         score, accuracy = (float(of[inside].mean()) if count else math.nan for of in (values, hits))
-        found.append(CalibrationBin(float(edges[index]), float(edges[index + 1]), count, score, accuracy))
-    gaps = sum(each.count * abs(each.score - each.accuracy) for each in found if each.count)
-    return Calibration(gaps / len(values) if len(values) else math.nan, tuple(found))
+        intervals.append(CalibrationBin(float(edges[index]), float(edges[index + 1]), count, score, accuracy))
+    gaps = sum(interval.count * abs(interval.score - interval.accuracy) for interval in intervals if interval.count)
+    return Calibration(gaps / len(values) if len(values) else math.nan, tuple(intervals))

@@ -66,66 +66,64 @@ class CosineBound:
         """The mean that one tolerance for the largest difference amounts to, see `least_cosine`, and any percentile."""
         return cls(least_cosine(tolerance), -1, tolerance)
 
-    def why_not(self, found: Near) -> str | None:
+    def why_not(self, near: Near) -> str | None:
         """The bound that an output breaks, in words; None where it keeps all."""
-        mean, p5 = _or_nan(found.mean_cosine), _or_nan(found.p5_cosine)
+        mean, p5 = _or_nan(near.mean_cosine), _or_nan(near.p5_cosine)
         if not (mean >= self.mean and p5 >= self.p5):
             return (
-                f"{found.output} has a mean cosine of {mean:.4f} (at least {self.mean:g} required) and a "
+                f"{near.output} has a mean cosine of {mean:.4f} (at least {self.mean:g} required) and a "
                 f"5th percentile of {p5:.4f} (at least {self.p5:g} required)"
             )
-        if not found.error <= self.relative_error:
+        if not near.error <= self.relative_error:
+            return f"{near.output} differs by {near.error:.3g} of its length (at most {self.relative_error:g} allowed)"
+        if near.same_neighbours is not None and wilson(near.same_neighbours, near.images)[1] < self.neighbours:
             return (
-                f"{found.output} differs by {found.error:.3g} of its length (at most {self.relative_error:g} allowed)"
-            )
-        if found.same_neighbours is not None and wilson(found.same_neighbours, found.images)[1] < self.neighbours:
-            return (
-                f"the nearest neighbour by {found.output} is the same for {found.same_neighbours} images (at least "
+                f"the nearest neighbour by {near.output} is the same for {near.same_neighbours} images (at least "
                 f"{self.neighbours:.0%} required)"
             )
         return None
 
-    def resembles(self, found: Difference) -> bool:
+    def resembles(self, difference: Difference) -> bool:
         """Whether a whole output, whose vectors are judged more strictly, is finite and has the mean cosine.
 
         The tokens of patches, say, which no vector tells of: they may be noise where the CLS token is right.
         """
-        return found.finite and _or_nan(found.mean_cosine) >= self.mean
+        return difference.finite and _or_nan(difference.mean_cosine) >= self.mean
 
-    def check(self, name: str, found: Agreement, *, held_out: bool) -> None:
+    def check(self, name: str, agreement: Agreement, *, held_out: bool) -> None:
         """Raise CheckFailedError where an output of the artifact of that name is farther."""
-        images = f"{found.images} {'held-out' if held_out else 'calibration'} images"
-        if found.relative_error is not None:
-            self._check_error(name, found.output, found.relative_error, images)
+        images = f"{agreement.images} {'held-out' if held_out else 'calibration'} images"
+        if agreement.relative_error is not None:
+            self._check_error(name, agreement.output, agreement.relative_error, images)
         else:
-            far = self.why_not(found) or self._other_classes(found)
+            far = self.why_not(agreement) or self._other_classes(agreement)
             if far is not None:
-                raise _too_far(name, found.output, f"{far} on {images}", found)
+                raise _too_far(name, agreement.output, f"{far} on {images}", agreement)
 
-    def _other_classes(self, found: Agreement) -> str | None:
-        share = found.top1_agreement
-        if share is None or wilson(round(share * found.images), found.images)[1] >= self.classes:
+    def _other_classes(self, agreement: Agreement) -> str | None:
+        share = agreement.top1_agreement
+        if share is None or wilson(round(share * agreement.images), agreement.images)[1] >= self.classes:
             return None
         least = f"at least {self.classes:.0%} required"
-        return f"the best class of {found.output} is the reference's for {share:.0%} ({least})"
+        return f"the best class of {agreement.output} is the reference's for {share:.0%} ({least})"
 
-    def check_difference(self, name: str, found: Difference, error: float, *, of_values: bool) -> None:
+    def check_difference(self, name: str, difference: Difference, error: float, *, of_values: bool) -> None:
         """The same on a few images, of which the farthest stands for the 5th percentile; neighbours need more images.
 
         `error` is the output's, see `relative_error`; with `of_values` it is logits of which none is the best class.
         """
-        images = f"{found.count} images"
-        mean, lowest = _or_nan(found.mean_cosine), _or_nan(found.min_cosine)
+        images = f"{difference.count} images"
+        mean, lowest = _or_nan(difference.mean_cosine), _or_nan(difference.min_cosine)
         if of_values:
-            self._check_error(name, found.output, found.max_relative, images)
+            self._check_error(name, difference.output, difference.max_relative, images)
         elif not error <= self.relative_error:
-            self._check_error(name, found.output, error, images)
+            self._check_error(name, difference.output, error, images)
         elif not (mean >= self.mean and lowest >= self.p5):
             far = (
-                f"{found.output} has a mean cosine of {mean:.4f} (at least {self.mean:g} required) and a lowest one of "
-                f"{lowest:.4f} (at least {self.p5:g} required) on {images}"
+                f"{difference.output} has a mean cosine of {mean:.4f} (at least {self.mean:g} required) and a lowest "
+                f"one of {lowest:.4f} (at least {self.p5:g} required) on {images}"
             )
-            raise _too_far(name, found.output, far, found, "give --calibration-data, or ")
+            raise _too_far(name, difference.output, far, difference, "give --calibration-data, or ")
 
     def _check_error(self, name: str, output: str, error: float, images: str) -> None:
         if not error <= self.relative_error:
@@ -152,14 +150,14 @@ def error_of_cosine(cosine: float) -> float:
     return math.sqrt(max(2 * (1 - cosine), 0.0))
 
 
-def too_long(found: Near, least_p5: float) -> str | None:
+def too_long(near: Near, least_p5: float) -> str | None:
     """Check the lengths of vectors, which no cosine sees; None where they are near enough.
 
     The error of all images is at most what their mean cosine makes up, and what their lengths do: the latter must not
     be more than the least 5th percentile of the cosine would make up. None where it is not.
     """
-    allowed = error_of_cosine(_or_nan(found.mean_cosine)) + error_of_cosine(least_p5)
-    return None if found.error <= allowed else f"{found.output} differs by {found.error:.3g} of its length"
+    allowed = error_of_cosine(_or_nan(near.mean_cosine)) + error_of_cosine(least_p5)
+    return None if near.error <= allowed else f"{near.output} differs by {near.error:.3g} of its length"
 
 
 # What was seen on a trained ViT-S with outliers and photographs: int8 as it is made here 0.999 and 0.997; the peers'

@@ -34,10 +34,10 @@ def vectors(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """
     if LOGITS in outputs and outputs[LOGITS].ndim == 2:
         return {LOGITS: outputs[LOGITS]}
-    found = {POOLED: outputs[POOLED]} if POOLED in outputs else {}
+    chosen = {POOLED: outputs[POOLED]} if POOLED in outputs else {}
     if HIDDEN in outputs:
-        found[CLS] = outputs[HIDDEN][:, 0]
-    return found or dict(outputs)
+        chosen[CLS] = outputs[HIDDEN][:, 0]
+    return chosen or dict(outputs)
 
 
 def searchable(names: Collection[str]) -> bool:
@@ -61,10 +61,10 @@ def cosines(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.floa
     It is -1 where a value is not finite, 1 for two vectors of zeros, and 0 where one alone is zeros.
     """
     a, b = _unit(reference), _unit(candidate)
-    found: NDArray[np.float64] = np.clip((a * b).sum(axis=1), -1.0, 1.0)
-    found[~(a.any(axis=1) | b.any(axis=1))] = 1.0
-    found[~(_finite(reference) & _finite(candidate))] = -1.0
-    return found
+    similarity: NDArray[np.float64] = np.clip((a * b).sum(axis=1), -1.0, 1.0)
+    similarity[~(a.any(axis=1) | b.any(axis=1))] = 1.0
+    similarity[~(_finite(reference) & _finite(candidate))] = -1.0
+    return similarity
 
 
 def same_neighbours(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.bool_]:
@@ -77,7 +77,7 @@ def same_neighbours(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray
     same = np.zeros(len(a), bool)
     for start in range(0, len(a), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(a)))
-        wanted, given = (each[rows] @ each.T for each in (a, b))  # (rows, N)
+        wanted, given = (matrix[rows] @ matrix.T for matrix in (a, b))  # (rows, N)
         for similarity in (wanted, given):
             similarity[np.arange(len(rows)), rows] = -np.inf
         same[rows] = wanted[np.arange(len(rows)), given.argmax(axis=1)] >= wanted.max(axis=1) - TIE
@@ -135,10 +135,11 @@ def nearness(
 
 
 def _nearness(name: str, wanted: NDArray[Any], given: NDArray[Any], *, search: bool) -> Nearness:
-    found = cosines(wanted, given)
+    similarity = cosines(wanted, given)
     same = int(same_neighbours(wanted, given).sum()) if search and len(wanted) >= FEWEST_SEARCHED else None
     error = relative_error(wanted, given, of_classes=name == LOGITS)
-    return Nearness(name, len(found), float(found.mean()), percentile(found), float(found.min()), error, same)
+    mean, lowest = float(similarity.mean()), float(similarity.min())
+    return Nearness(name, len(similarity), mean, percentile(similarity), lowest, error, same)
 
 
 def percentile(values: Sequence[float] | NDArray[np.float64]) -> float:
@@ -160,5 +161,5 @@ def _unit(array: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _finite(array: NDArray[Any]) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
-    return found
+    finite: NDArray[np.bool_] = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+    return finite

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from vitdeploy.assess.data.folder_listing import left_out_dict
-from vitdeploy.assess.metrics.status import Assessment, overall
+from vitdeploy.assess.metrics.status import Assessment, counted, overall
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ class Latency:
                 what="base", found=(base.name, base.batch_size),
             )  # fmt: skip
         ratios = [
-            float(np.median(own) / np.median(others))
-            for own, others in zip(self.rounds_ms, base.rounds_ms, strict=True)
+            float(np.median(times) / np.median(others))
+            for times, others in zip(self.rounds_ms, base.rounds_ms, strict=True)
         ]
         low, median, high = (float(value) for value in np.percentile(ratios, (25, 50, 75)))
         return Ratio(median, low, high)
@@ -157,7 +157,7 @@ class NotMeasured:
         return dataclasses.asdict(self)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Benchmark(Assessment):
     """Every backend at every batch size.
 
@@ -174,14 +174,21 @@ class Benchmark(Assessment):
     skipped: tuple[NotMeasured, ...] = ()
 
     @property
+    def brief(self) -> str:
+        """The result in a few words."""
+        return counted(
+            [*("passed" for _ in self.latencies), *(skipped.status for skipped in self.skipped)], "measurement"
+        )
+
+    @property
     def status(self) -> str:
         """The outcome: "failed" or "skipped" if a backend was, or nothing was measured; else "passed"."""
-        return overall([*(each.status for each in self.skipped), *("passed" for _ in self.latencies)])
+        return overall([*(skipped.status for skipped in self.skipped), *("passed" for _ in self.latencies)])
 
     @property
     def note(self) -> str:
         """A warning where backends ran with different numbers of threads; else empty."""
-        counts = {each.backend: each.threads.count for each in self.latencies if each.threads is not None}
+        counts = {latency.backend: latency.threads.count for latency in self.latencies if latency.threads is not None}
         if len(set(counts.values())) < 2:
             return ""
         listed = ", ".join(f"{backend} {count or 'its own number'}" for backend, count in counts.items())
@@ -189,10 +196,10 @@ class Benchmark(Assessment):
 
     def latency(self, name: str, batch_size: int) -> Latency:
         """The one of that name, such as "onnxruntime fp32"; UsageError where it was not measured."""
-        for found in self.latencies:
-            if (found.name, found.batch_size) == (name, batch_size):
-                return found
-        measured = ", ".join(f"{found.name} at {found.batch_size}" for found in self.latencies) or "nothing"
+        for candidate in self.latencies:
+            if (candidate.name, candidate.batch_size) == (name, batch_size):
+                return candidate
+        measured = ", ".join(f"{candidate.name} at {candidate.batch_size}" for candidate in self.latencies) or "nothing"
         raise UsageError(f"{name} at {batch_size} was not measured; measured: {measured}", what=name, found=batch_size)
 
     def ratio(self, name: str, base: str, batch_size: int) -> Ratio:
@@ -208,5 +215,5 @@ class Benchmark(Assessment):
             "settings": self.settings,
             "left_out": left_out_dict(self.left_out),
             "latencies": [latency.to_dict() for latency in self.latencies],
-            "skipped": [each.to_dict() for each in self.skipped],
+            "skipped": [skipped.to_dict() for skipped in self.skipped],
         }

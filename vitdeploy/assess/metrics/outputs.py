@@ -123,8 +123,8 @@ def relative_error(reference: np.ndarray, candidate: np.ndarray, *, of_classes: 
 def centred(logits: np.ndarray) -> np.ndarray:
     """Logits (..., classes) less their mean: what is added to all of them changes no class, yet is most of a cosine."""
     with np.errstate(invalid="ignore"):  # of what is not finite
-        found: np.ndarray = logits.astype(np.float64) - logits.astype(np.float64).mean(axis=-1, keepdims=True)
-    return found
+        shifted: np.ndarray = logits.astype(np.float64) - logits.astype(np.float64).mean(axis=-1, keepdims=True)
+    return shifted
 
 
 def check_tolerance(tolerance: object) -> None:
@@ -132,7 +132,7 @@ def check_tolerance(tolerance: object) -> None:
     right = isinstance(tolerance, numbers.Real) and not isinstance(tolerance, bool)
     if tolerance is not None and not (right and 0 <= float(tolerance) < math.inf):  # type: ignore[arg-type]
         raise UsageError(
-            f"tolerance must be a finite number from 0 up, got {tolerance!r:.80}", what="tolerance", found=tolerance
+            f"tolerance takes a finite number from 0 up, got {tolerance!r:.80}", what="tolerance", found=tolerance
         )
 
 
@@ -195,8 +195,8 @@ def _compare_output(name: str, reference: np.ndarray, candidate: np.ndarray, pro
         ranked = name == LOGITS and problem_type is ProblemType.SINGLE_LABEL
         return _difference(name, reference, candidate, of_classes=ranked)
     columns = [slice(column, column + 1) for column in range(reference.shape[1])]
-    each = [_difference(name, reference[:, column], candidate[:, column], of_classes=False) for column in columns]
-    worst = max(each, key=lambda difference: (not difference.finite, difference.max_relative))
+    values = [_difference(name, reference[:, column], candidate[:, column], of_classes=False) for column in columns]
+    worst = max(values, key=lambda difference: (not difference.finite, difference.max_relative))
     return dataclasses.replace(worst, min_cosine=None, mean_cosine=None)
 
 

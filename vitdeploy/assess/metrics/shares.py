@@ -18,7 +18,7 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     """The interval of a share, both ends from 0 to 1: Wilson (1927), doi:10.1080/01621459.1927.10502953.
 
     Raises:
-        UsageError: nothing was counted, or a number is not what it must be.
+        UsageError: nothing was counted, or a number is wrong.
     """
     if not (0 <= correct <= total and total > 0 and 0 < confidence < 1):
         raise UsageError(
@@ -43,8 +43,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
         only_second: images that the second alone classifies correctly.
     """
     if min(only_first, only_second) < 0:
-        found = (only_first, only_second)
-        raise UsageError(f"McNemar's test needs counts from 0 up, got {only_first} and {only_second}", found=found)
+        counts = (only_first, only_second)
+        raise UsageError(f"McNemar's test needs counts from 0 up, got {only_first} and {only_second}", found=counts)
     count, fewer = only_first + only_second, min(only_first, only_second)
     ways = total = 1
     for index in range(fewer):
@@ -92,8 +92,8 @@ def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05, 
     power = 0.0
     for count, weight in zip(range(least, most + 1), pmf(images, share, least, most), strict=True):
         tail = np.cumsum(pmf(count, 0.5, 0, count)[::-1])[::-1]  # the chance of k losses or more, if both are equal
-        found = np.flatnonzero(2 * tail <= alpha)
-        first = max(found[0] if len(found) else count + 1, math.floor((count + beyond * images) / 2 + 1e-9) + 1)
+        below = np.flatnonzero(2 * tail <= alpha)
+        first = max(below[0] if len(below) else count + 1, math.floor((count + beyond * images) / 2 + 1e-9) + 1)
         if first <= count:
             power += weight * pmf(count, lost / share, int(first), count).sum()
     return float(power)
@@ -115,7 +115,7 @@ def images_needed(
         beyond: less than the drop: the largest that is allowed.
 
     Raises:
-        UsageError: a number is not what it must be, or more than 4 million images are needed.
+        UsageError: a number is wrong, or more than 4 million images are needed.
     """
     disagreement = drop if disagreement is None else disagreement
     if not (0 <= beyond < drop <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
@@ -158,7 +158,7 @@ def smallest_bound(
         A share of the images.
 
     Raises:
-        UsageError: a number is not what it must be, or so few images show no drop at all.
+        UsageError: a number is wrong, or so few images show no drop at all.
     """
     if not (images >= 1 and times > 1 and 0 <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
         raise UsageError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vitdeploy.assess.data.folder_listing import LeftOut
 
@@ -49,9 +50,9 @@ class Judged(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Assessment:
-    """A result of assessing a bundle.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Assessment(abc.ABC):
+    """A result of assessing a bundle; its `repr` is one line.
 
     Attributes:
         bundle: the folder.
@@ -63,8 +64,16 @@ class Assessment:
     processor: str | None = dataclasses.field(default=None, kw_only=True)
     left_out: LeftOut | None = dataclasses.field(default=None, kw_only=True)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.bundle!r}: {self.brief}>"
 
-@dataclasses.dataclass(frozen=True)
+    @property
+    @abc.abstractmethod
+    def brief(self) -> str:
+        """The result in a few words."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class ImageAssessment(Assessment):
     """Result of comparing outputs on images without labels.
 
@@ -75,6 +84,10 @@ class ImageAssessment(Assessment):
 
     images: int
     synthetic: bool
+
+    @property
+    def images_text(self) -> str:
+        return f"{self.images} {'synthetic ' if self.synthetic else ''}images"
 
 
 class ByResult:
@@ -100,8 +113,18 @@ class ByResult:
 
 def overall(statuses: Iterable[str]) -> str:
     """The outcome of several: "failed" if one is, else "skipped" if one is or there is none, else "passed"."""
-    found = set(statuses) or {"skipped"}
-    return next(status for status in ("failed", "skipped", "passed") if status in found)
+    outcomes = set(statuses) or {"skipped"}
+    return next(status for status in ("failed", "skipped", "passed") if status in outcomes)
+
+
+def counted(statuses: Sequence[str], noun: str) -> str:
+    """Such as "14 checks, 2 failed, 1 skipped"."""
+    counts = {status: statuses.count(status) for status in ("failed", "skipped")}
+    parts = [
+        f"{len(statuses)} {noun}{'' if len(statuses) == 1 else 's'}",
+        *(f"{count} {status}" for status, count in counts.items() if count),
+    ]
+    return ", ".join(parts)
 
 
 def writable(text: str) -> str:

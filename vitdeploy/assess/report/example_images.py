@@ -88,9 +88,9 @@ def worst_images(evaluation: Evaluation) -> dict[str, tuple[ExampleImage, ...]]:
     wrong = best != evaluation.targets
     wrongly = _in_order(np.where(wrong, scores, 0).max(axis=0), wrong.any(axis=0))
     groups[_heading("Misclassified with the highest score", len(wrongly), total)] = wrongly
-    shown = {heading: found[:MOST] for heading, found in groups.items() if found}
+    shown = {heading: positions[:MOST] for heading, positions in groups.items() if positions}
     images = _Images(evaluation)
-    return {heading: _examples(evaluation, found, images) for heading, found in shown.items()}
+    return {heading: _examples(evaluation, positions, images) for heading, positions in shown.items()}
 
 
 def furthest_images(comparison: Comparison) -> dict[str, tuple[ExampleImage, ...]]:
@@ -100,18 +100,18 @@ def furthest_images(comparison: Comparison) -> dict[str, tuple[ExampleImage, ...
     """
     far: dict[str, list[tuple[str, WorstImage]]] = {}
     for result in comparison.results:
-        for each in result.furthest:
-            if each.image:
-                far.setdefault(each.image, []).append((f"{result.artifact} on {result.backend}", each))
+        for worst in result.furthest:
+            if worst.image:
+                far.setdefault(worst.image, []).append((f"{result.artifact} on {result.backend}", worst))
     examples = tuple(
         ExampleImage(
             image,
             far[image][0][1].reference.label,
-            {"reference": far[image][0][1].reference, **{name: each.artifact for name, each in far[image]}},
+            {"reference": far[image][0][1].reference, **{name: worst.artifact for name, worst in far[image]}},
             functools.partial(_read, Path(image)),
-            max(each.distance for _, each in far[image]),
+            max(worst.distance for _, worst in far[image]),
         )
-        for image in sorted(far, key=lambda image: -max(each.distance for _, each in far[image]))[:MOST]
+        for image in sorted(far, key=lambda image: -max(worst.distance for _, worst in far[image]))[:MOST]
     )
     return {"Furthest from the reference, whose class stands for the right one": examples} if examples else {}
 
@@ -125,8 +125,8 @@ def first_of_each_class(evaluation: Evaluation) -> tuple[ExampleImage, ...]:
 def _in_order(values: NDArray[Any], chosen: NDArray[np.bool_]) -> list[int]:
     """Positions of the chosen, the largest value first."""
     order = np.argsort(-values, kind="stable")
-    found: list[int] = order[chosen[order]].tolist()
-    return found
+    ordered: list[int] = order[chosen[order]].tolist()
+    return ordered
 
 
 def _heading(what: str, count: int, total: int) -> str:

@@ -19,11 +19,11 @@ def junit(result: Judged) -> bytes:
 
     One that was skipped is an error, not a skipped test: CI servers take the latter for a pass, and it is none.
     """
-    found = result.check_results
+    checks = result.check_results
     counts = {
-        "tests": len(found),
-        "failures": sum(each.status == "failed" for each in found),
-        "errors": sum(each.status == "skipped" for each in found),
+        "tests": len(checks),
+        "failures": sum(check.status == "failed" for check in checks),
+        "errors": sum(check.status == "skipped" for check in checks),
         "skipped": 0,
     }
     attributes = {name: str(count) for name, count in counts.items()}
@@ -35,11 +35,11 @@ def junit(result: Judged) -> bytes:
         properties = ET.SubElement(suite, "properties")
         for name, value in stated.items():
             ET.SubElement(properties, "property", {"name": name, "value": value})
-    for each in found:
-        case = ET.SubElement(suite, "testcase", {"classname": writable(each.subject), "name": writable(each.name)})
-        if each.status != "passed":
-            kind = "failure" if each.status == "failed" else "error"
-            ET.SubElement(case, kind, {"message": writable(each.message), "type": each.status})
+    for check in checks:
+        case = ET.SubElement(suite, "testcase", {"classname": writable(check.subject), "name": writable(check.name)})
+        if check.status != "passed":
+            kind = "failure" if check.status == "failed" else "error"
+            ET.SubElement(case, kind, {"message": writable(check.message), "type": check.status})
     ET.indent(root)
     return bytes(ET.tostring(root, "utf-8", xml_declaration=True)) + b"\n"
 

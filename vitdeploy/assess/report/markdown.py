@@ -36,14 +36,14 @@ def write_markdown(path: str | os.PathLike[str], result: Judged | Measured) -> N
 
 
 def _check_results(result: Judged) -> list[str]:
-    found = result.check_results
+    checks = result.check_results
     order = ["failed", "skipped", "passed"]
     rows = [
-        (_MARKS[each.status], *map(_cell, (each.subject, each.name, each.message)))
-        for each in sorted(found, key=lambda check: order.index(check.status))
+        (_MARKS[check.status], *map(_cell, (check.subject, check.name, check.message)))
+        for check in sorted(checks, key=lambda check: order.index(check.status))
     ]
     lines = [
-        ", ".join(f"{sum(each.status == status for each in found)} {status}" for status in _MARKS),
+        ", ".join(f"{sum(check.status == status for check in checks)} {status}" for status in _MARKS),
         "",
         *_table(("outcome", "subject", "check", "found"), rows),
     ]
@@ -52,9 +52,9 @@ def _check_results(result: Judged) -> list[str]:
     return lines
 
 
-def _tables(found: Iterable[Table]) -> list[str]:
+def _tables(contents: Iterable[Table]) -> list[str]:
     lines: list[str] = []
-    for title, columns, rows in found:
+    for title, columns, rows in contents:
         lines += [f"{_cell(title)}:", ""] if title else []
         full = [(*map(_cell, row), *[""] * (len(columns) - len(row))) for row in rows]
         lines += [*_table([_cell(name) for name in columns], full), ""]

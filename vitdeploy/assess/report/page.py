@@ -68,18 +68,21 @@ def _render(report: Report) -> str:
 
 
 def _layers(report: Report) -> dict[str, Any]:
-    compared = [each for each in report.layers.results if each.parts] if report.layers else []
+    compared = [result for result in report.layers.results if result.parts] if report.layers else []
     return {"layers_plot": layers_plot(compared) if compared else None}
 
 
 def _sensitivity(report: Report) -> dict[str, Any]:
-    found = report.sensitivity
-    return {"sensitivity_plot": None if found is None else sensitivity_plot(found), "most_layers": MOST_LAYERS}
+    sensitivity = report.sensitivity
+    return {
+        "sensitivity_plot": None if sensitivity is None else sensitivity_plot(sensitivity),
+        "most_layers": MOST_LAYERS,
+    }
 
 
 def _accuracy(report: Report) -> dict[str, Any]:
     evaluation = report.evaluation
-    ran = [each for each in evaluation.results if each.skipped is None] if evaluation else []
+    ran = [result for result in evaluation.results if result.skipped is None] if evaluation else []
     if evaluation is None or not ran:
         return {"ran": [], "accuracy_plot": None, "calibration_plot": None, "confusions": [], "classes": None}
     return {

@@ -84,7 +84,7 @@ def confusions(evaluation: Evaluation) -> list[Confusion]:
     alike: dict[object, list[Predictions]] = {}
     for result in evaluation.results:
         if result.skipped is None:
-            correct = tuple(each.correct for each in evaluation.per_class(result).values())
+            correct = tuple(accuracy.correct for accuracy in evaluation.per_class(result).values())
             alike.setdefault((tuple(evaluation.confused(result)), correct), []).append(result)
     return [_confusion(evaluation, results) for results in alike.values()]
 
@@ -146,10 +146,11 @@ def _of_layers(report: Report) -> Iterator[Headline]:
 
 
 def _of_sensitivity(report: Report) -> Iterator[Headline]:
-    found = report.sensitivity
-    if found is not None:
-        first = found.ranked[0]
-        note = f"relative error with it alone in {found.precision}; {_exponential(found.error)} with all layers"
+    sensitivity = report.sensitivity
+    if sensitivity is not None:
+        first = sensitivity.ranked[0]
+        error = _exponential(sensitivity.error)
+        note = f"relative error with it alone in {sensitivity.precision}; {error} with all layers"
         yield Headline(f"{first.label}, the most sensitive layer", _exponential(first.error), note)
 
 
@@ -157,9 +158,9 @@ def _of_accuracy(report: Report) -> Iterator[Headline]:
     evaluation = report.evaluation
     for result in evaluation.results if evaluation else ():
         if evaluation is not None and result.skipped is None:
-            found = evaluation.top1(result)
-            note = f"{found.correct} of {found.total} images"
-            yield Headline(f"{result.artifact} on {result.backend}, accuracy", f"{found.value:.2%}", note)
+            accuracy = evaluation.top1(result)
+            note = f"{accuracy.correct} of {accuracy.total} images"
+            yield Headline(f"{result.artifact} on {result.backend}, accuracy", f"{accuracy.value:.2%}", note)
 
 
 def _of_latency(report: Report) -> Iterator[Headline]:

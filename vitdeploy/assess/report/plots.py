@@ -57,11 +57,11 @@ def accuracy_plot(evaluation: Evaluation) -> Markup:
         axes = panels[0]
         for row, result in enumerate(ran):
             for name, marker, shift in (("top1", "o", 0.0), ("top5", "s", 0.2)):
-                found = getattr(evaluation, name)(result)
-                low, high = (100 * bound for bound in found.interval)
+                accuracy = getattr(evaluation, name)(result)
+                low, high = (100 * bound for bound in accuracy.interval)
                 axes.plot([low, high], [row + shift] * 2, color=_SERIES[row % len(_SERIES)], linewidth=2, alpha=0.5)
                 face = _SERIES[row % len(_SERIES)] if marker == "o" else "none"
-                axes.plot(100 * found.value, row + shift, marker, color=_SERIES[row % len(_SERIES)], mfc=face)
+                axes.plot(100 * accuracy.value, row + shift, marker, color=_SERIES[row % len(_SERIES)], mfc=face)
             text = f"{result.artifact} on {result.backend}: {evaluation.top1(result).value:.2%}"
             axes.text(0, row - 0.22, text, parse_math=False, va="bottom", transform=axes.get_yaxis_transform())
         axes.set_ylim(len(ran) - 0.5, -0.85)
@@ -79,10 +79,10 @@ def calibration_plot(evaluation: Evaluation) -> Markup:
         axes = panels[0]
         axes.plot([0, 1], [0, 1], color=_INK, linewidth=1, alpha=0.4)
         for row, result in enumerate(ran):
-            bins = [each for each in evaluation.calibration(result).bins if each.count]
-            points = [each.score for each in bins], [each.accuracy for each in bins]
+            bins = [interval for interval in evaluation.calibration(result).bins if interval.count]
+            points = [interval.score for interval in bins], [interval.accuracy for interval in bins]
             colour, marker = _SERIES[row % len(_SERIES)], _MARKERS[row % len(_MARKERS)]
-            sizes = [10 + 200 * each.count / len(evaluation.images) for each in bins]
+            sizes = [10 + 200 * interval.count / len(evaluation.images) for interval in bins]
             axes.plot(*points, color=colour, linewidth=1, alpha=0.35)
             axes.scatter(*points, sizes, marker=marker, edgecolors=colour, facecolors="none", label=result.name)
         axes.set_xlabel("mean score of a bin", color=_INK)

@@ -43,7 +43,7 @@ def _of_evaluation(result: Evaluation) -> tuple[Table, ...]:
         "agrees with the reference",
         "not finite",
     )
-    return (Table("", columns, tuple(_accuracies(result, each) for each in result.results)),)
+    return (Table("", columns, tuple(_accuracies(result, run) for run in result.results)),)
 
 
 @tables.register
@@ -54,11 +54,11 @@ def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
                "from image files, p50 ms", "load ms", "first run ms", "peak MB", "steady")  # fmt: skip
     rows = tuple(_latency(latency, first[latency.batch_size]) for latency in result.latencies)
     skipped = tuple(
-        (f"{each.backend} {each.precision}", str(each.batch_size or "all"), each.reason) for each in result.skipped
+        (f"{item.backend} {item.precision}", str(item.batch_size or "all"), item.reason) for item in result.skipped
     )
     missing = (Table("Not measured", ("backend", "batch", "why"), skipped),) if skipped else ()
-    counts = {each.name: each.threads for each in result.latencies if each.threads is not None}
-    threads = tuple((name, str(found.count), found.reason) for name, found in counts.items())
+    counts = {timed.name: timed.threads for timed in result.latencies if timed.threads is not None}
+    threads = tuple((name, str(used.count), used.reason) for name, used in counts.items())
     title = f"Threads: {result.note}" if result.note else "Threads"
     started = (Table(title, ("backend", "threads", "why"), threads),) if threads else ()
     return (Table("", columns, rows), *started, *missing)
@@ -69,7 +69,8 @@ def _of_sensitivity(result: Sensitivity) -> tuple[Table, ...]:
     """A row a layer, the most sensitive first."""
     columns = ("layer", "part", "operator", "relative error", "nodes, as --keep-fp32 takes them")
     rows = tuple(
-        (each.label, each.part, each.op_type, f"{each.error:.2e}", ", ".join(each.nodes)) for each in result.ranked
+        (layer.label, layer.part, layer.op_type, f"{layer.error:.2e}", ", ".join(layer.nodes))
+        for layer in result.ranked
     )
     return (Table(result.summary, columns, rows),)
 

@@ -11,13 +11,16 @@ import numpy as np
 from vitdeploy.assess.data.images import feeds
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import batch_size_for, check_fit
+from vitdeploy.system.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from vitdeploy.assess.data.images import ImageSources
     from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
+    from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.bundle.manifest import Artifact
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
@@ -74,10 +77,10 @@ def run_batches(
 
 def rows_not_finite(outputs: Mapping[str, np.ndarray]) -> NDArray[np.bool_]:
     """(N,): whether a value of an image is NaN or infinite in any of the outputs, (N, ...) each."""
-    found: NDArray[np.bool_] = np.any(
+    rows: NDArray[np.bool_] = np.any(
         [~np.isfinite(value.reshape(len(value), -1)).all(axis=1) for value in outputs.values()], axis=0
     )
-    return found
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,3 +104,46 @@ class Batches:
         for index, source in enumerate(self.sources):
             digest.update(self.processor(source, first_index=index).tobytes())
         return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReferenceRun:
+    """Images and the reference's outputs for them.
+
+    Attributes:
+        bundle: the reference's.
+        sources: the images.
+        batches: the same, processed.
+        expected: the outputs, (N, ...) by name.
+    """
+
+    bundle: Bundle
+    sources: ImageSources
+    batches: Batches
+    expected: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(
+        cls,
+        runtimes: OpenRuntimes,
+        sources: ImageSources,
+        outputs: Iterable[str],
+        progress: Progress,
+        batch_size: int = 1,
+    ) -> ReferenceRun:
+        """Run the reference; raises as `run_reference`."""
+        progress.step(f"running the reference on {len(sources.images)} images")
+        batches = Batches(runtimes.processor, sources.images, batch_size)
+        expected, _ = run_reference(runtimes, batches, tuple(outputs))
+        return cls(runtimes.bundle, sources, batches, expected)
+
+    @property
+    def assessment(self) -> dict[str, Any]:
+        """The fields of an `ImageAssessment` on these images."""
+        return {
+            "bundle": str(self.bundle.path),
+            "images": len(self.sources.images),
+            "synthetic": self.sources.synthetic,
+            "processor": self.bundle.manifest.processor,
+            "left_out": self.sources.left_out,
+        }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.base import Runtime
 
-REFERENCE = "reference"  # in the place of an artifact's name: what every bundle holds
+REFERENCE = "reference"  # in the place of an artifact's name: what every bundle holds that was not packed
 
 
 class Selected(NamedTuple):
@@ -41,7 +41,7 @@ class Selected(NamedTuple):
 
 
 def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Selected]:
-    """The reference and every artifact, or those asked for.
+    """The reference, where the bundle has it, and every artifact; or those asked for.
 
     Args:
         bundle: the bundle.
@@ -52,13 +52,14 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
         UsageError: there is no such backend or artifact, or none is asked for.
     """
     if backends is None:
-        return [Selected(REFERENCE, reference_backend(), "fp32"), *artifacts(bundle)]
+        reference = [Selected(REFERENCE, reference_backend(), "fp32")] if bundle.manifest.has_reference else []
+        return [*reference, *artifacts(bundle)]
     if isinstance(backends, str) or not backends:
         raise UsageError(
-            f"backends must be a list of names such as onnxruntime:fp16, got {shown(backends)}",
+            f"backends takes a list of names such as onnxruntime:fp16, got {shown(backends)}",
             what="backends", found=backends,
         )  # fmt: skip
-    found: dict[Selected, None] = {}
+    selection: dict[Selected, None] = {}
     for asked in backends:
         name, _, precision = asked.partition(":")
         if name not in BACKENDS:
@@ -67,9 +68,9 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
             raise _unknown("precision", asked, Precision)
         kind = BACKENDS[name].artifact_format
         if kind is None:
-            found[Selected(REFERENCE, name, precision or "fp32")] = None
+            selection[Selected(REFERENCE, name, precision or "fp32")] = None
         elif precision:
-            found[Selected(bundle.artifact(kind, precision).name, name, precision)] = None
+            selection[Selected(bundle.artifact(kind, precision).name, name, precision)] = None
         else:
             of_backend = [
                 Selected(artifact.name, name, artifact.precision)
@@ -81,8 +82,8 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
                     f"{bundle.path} has no artifact for {name}",
                     what="backends", where=bundle.path, found=asked, hint=f"make it: vitdeploy export --to {kind}",
                 )  # fmt: skip
-            found |= dict.fromkeys(of_backend)
-    return list(found)
+            selection |= dict.fromkeys(of_backend)
+    return list(selection)
 
 
 def artifacts(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Selected]:
@@ -91,15 +92,15 @@ def artifacts(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Sel
     UsageError as `select`, or where only the reference is asked for.
     """
     if backends is not None:
-        found = [selected for selected in select(bundle, backends) if selected.artifact != REFERENCE]
-        if not found:
+        selection = [selected for selected in select(bundle, backends) if selected.artifact != REFERENCE]
+        if not selection:
             raise UsageError(
                 f"{', '.join(backends)} is the reference itself",
                 what="backends",
                 found=backends,
                 hint="name an artifact",
             )
-        return found
+        return selection
     by_default = {name: row.artifact_format for name, row in BACKENDS.items() if row.by_default}
     return [
         Selected(artifact.name, backend, artifact.precision)

@@ -80,8 +80,8 @@ def open_target(
     calibration, bound = options.calibration, options.accuracy
     if bound is None or calibration is None:
         return None
-    own = options.accuracy_data
-    path, limit = (calibration.images, calibration.count) if own is None else (own, None)
+    images = options.accuracy_data
+    path, limit = (calibration.images, calibration.count) if images is None else (images, None)
     progress.step(f"running the reference on the images of {path}")
     source = path, processor, limit, calibration.seed, progress
     if isinstance(bound, MinCosine):

@@ -69,7 +69,7 @@ class CalibrationImages:
         """
         if limit is not None and (type(limit) is not int or limit < 1):
             raise UsageError(
-                f"calibration_images must be an integer from 1 up, got {limit!r:.80}",
+                f"calibration_images takes an integer from 1 up, got {limit!r:.80}",
                 what="calibration_images", found=limit,
             )  # fmt: skip
         return cls(open_images(path).subset(limit, seed), processor, seed, progress)
@@ -128,7 +128,7 @@ class CalibrationImages:
         waiting: list[dict[PixelFormat, np.ndarray]] = []
         for image in self.pixels(*formats):
             if waiting and (
-                len(waiting) == count or any(waiting[0][each].shape != image[each].shape for each in image)
+                len(waiting) == count or any(waiting[0][name].shape != image[name].shape for name in image)
             ):
                 yield _joined(waiting)
                 waiting = []
@@ -188,14 +188,14 @@ class CalibrationImages:
                         same.setdefault(difference.output, []).append(difference.top1_agreement)
         entries = [
             Agreement.of(
-                name, found, same.get(name), errors[name].value, error.value if error and name == LOGITS else None
+                name, cosine, same.get(name), errors[name].value, error.value if error and name == LOGITS else None
             )
-            for name, found in cosines.items()
+            for name, cosine in cosines.items()
         ]
         if len(self.images) < FEWEST_SEARCHED or not compared:
             return entries
         kept = int(same_neighbours(*map(np.concatenate, zip(*compared, strict=True))).sum())
-        return [dataclasses.replace(each, same_neighbours=kept if each.output == by else None) for each in entries]
+        return [dataclasses.replace(entry, same_neighbours=kept if entry.output == by else None) for entry in entries]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +222,7 @@ class CalibrationParts:
 
 
 def _joined(images: Sequence[Mapping[PixelFormat, np.ndarray]]) -> dict[PixelFormat, np.ndarray]:
-    return {each: np.concatenate([image[each] for image in images]) for each in images[0]}
+    return {name: np.concatenate([image[name] for image in images]) for name in images[0]}
 
 
 def _run(runtime: Runtime, pixels: np.ndarray, batch: int) -> dict[str, np.ndarray]:

@@ -60,7 +60,7 @@ class QuantizationRun:
             options: with calibration images.
 
         Raises:
-            UsageError: an argument is not what it must be, or a bound does not fit the model.
+            UsageError: an argument is wrong, or a bound does not fit the model.
             InputError: there are no images, or they have no labels.
         """
         asked = options.calibration
@@ -81,10 +81,10 @@ class QuantizationRun:
     @property
     def left_out(self) -> dict[str, LeftOut]:
         """The files of each folder that are not among its images, by the argument that named the folder."""
-        found = {"calibration_data": self.calibration.images.left_out}
+        listed = {"calibration_data": self.calibration.images.left_out}
         if self.accuracy is not None and self.accuracy.images.images.source != self.calibration.images.source:
-            found["accuracy_data"] = self.accuracy.images.images.left_out
-        return {name: left_out for name, left_out in found.items() if left_out is not None}
+            listed["accuracy_data"] = self.accuracy.images.images.left_out
+        return {name: left_out for name, left_out in listed.items() if left_out is not None}
 
     def check(
         self, runtime: Runtime, artifact: Artifact, bound: CosineBound | None, progress: Progress
@@ -104,16 +104,16 @@ class QuantizationRun:
         name, judge, held_out = artifact.name, self.parts.judge, self.parts.held_out
         progress.step(f"comparing {name} with the reference on {len(judge.images)} images")
         one_by_one = artifact.options["scheme"] == DYNAMIC
-        found = judge.agreement(self.reference, runtime, self.problem_type, one_by_one=one_by_one)
+        agreements = judge.agreement(self.reference, runtime, self.problem_type, one_by_one=one_by_one)
         if bound is not None:
-            for output in found:
+            for output in agreements:
                 bound.check(name, output, held_out=held_out)
         record: dict[str, Any] = {
             "calibration_sha256": self.calibration.sha256(),
             "calibration_seed": self.calibration.seed,
             "calibration_parts": self.parts.counts(),
             "calibration_bound": None if bound is None else dataclasses.asdict(bound),
-            "calibration_images": [{**output.to_dict(), "held_out": held_out} for output in found],
+            "calibration_images": [{**output.to_dict(), "held_out": held_out} for output in agreements],
         }
         if self.accuracy is not None:
             progress.step(f"measuring the accuracy of {name} on {len(self.accuracy.images.images)} images")

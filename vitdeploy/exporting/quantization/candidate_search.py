@@ -66,8 +66,8 @@ class ChoiceImages:
             with opened_variant(variants, variants.nodes, self.folder) as runtime:
                 names = [spec.name for spec in runtime.outputs]
                 counting = [LOGITS] if LOGITS in names else names
-                found = [runtime.run(feeds(runtime.inputs, images)) for images in given]
-            expected = {name: np.concatenate([outputs[name] for outputs in found]) for name in counting}
+                runs = [runtime.run(feeds(runtime.inputs, images)) for images in given]
+            expected = {name: np.concatenate([outputs[name] for outputs in runs]) for name in counting}
             self._errors = VariantErrors(given, expected, self.folder, self._problem_type)
         return self._errors
 
@@ -86,7 +86,7 @@ class CandidateSearch:
 
     def __init__(self, traced: TracedGraph, activations: Activations, images: ChoiceImages, progress: Progress) -> None:
         self._traced, self._activations, self._images, self._progress = traced, activations, images, progress
-        self._found: dict[Candidate, Closeness] = {}
+        self._closeness: dict[Candidate, Closeness] = {}
 
     def best(self, first: Candidate, smoothing: Sequence[SmoothQuant | None], others: Sequence[Scheme]) -> Candidate:
         """The candidate to take.
@@ -120,26 +120,26 @@ class CandidateSearch:
                 "smooth_quant": None if candidate.smooth is None else candidate.smooth.strength,
                 "multiply": None if candidate.smooth is None else candidate.smooth.multiply,
                 "margin": candidate.margin,
-                "error": rounded(found.error),
-                "mean_cosine": None if found.mean_cosine is None else round(found.mean_cosine, 6),
-                "p5_cosine": None if found.p5_cosine is None else round(found.p5_cosine, 6),
+                "error": rounded(closeness.error),
+                "mean_cosine": None if closeness.mean_cosine is None else round(closeness.mean_cosine, 6),
+                "p5_cosine": None if closeness.p5_cosine is None else round(closeness.p5_cosine, 6),
                 "chosen": candidate == chosen,
             }
-            for candidate, found in self._found.items()
+            for candidate, closeness in self._closeness.items()
         ]
         return {"candidates": rows} if rows else {}
 
     def _error(self, candidate: Candidate) -> float:
         from vitdeploy.exporters.quantization.candidate import variants_of
 
-        if candidate not in self._found:
+        if candidate not in self._closeness:
             variants = variants_of(self._traced.model, candidate, self._activations, self._traced.spec.keep_fp32)
             one_by_one = candidate.scheme.static is None  # which quantizes a batch by one range
-            found = self._images.errors(variants).closeness(variants, (), one_by_one=one_by_one)
-            cosine = "" if found.mean_cosine is None else f", mean cosine {found.mean_cosine:.5f}"
-            self._progress.step(f"{candidate}: relative error {found.error:.2%}{cosine}")
-            self._found[candidate] = found
-        return self._found[candidate].error
+            closeness = self._images.errors(variants).closeness(variants, (), one_by_one=one_by_one)
+            cosine = "" if closeness.mean_cosine is None else f", mean cosine {closeness.mean_cosine:.5f}"
+            self._progress.step(f"{candidate}: relative error {closeness.error:.2%}{cosine}")
+            self._closeness[candidate] = closeness
+        return self._closeness[candidate].error
 
 
 def rounded(value: float) -> float | str:

@@ -65,15 +65,15 @@ class CosineTarget:
         Raises:
             CheckpointError: it gives values that are not finite.
         """
-        found = _vectors(self.images, self.reference)
-        for name, of_one in found.items():
+        rows_of = _vectors(self.images, self.reference)
+        for name, of_one in rows_of.items():
             if not np.isfinite(of_one).all():
                 raise CheckpointError(
                     f"the reference's {name} is not finite for images of {self.images.images.source}",
                     what=name, where=self.images.images.source,
                     hint="check the weights, and the numbers of the image processor",
                 )  # fmt: skip
-        return found
+        return rows_of
 
     @property
     def minimum(self) -> float:
@@ -89,36 +89,36 @@ class CosineTarget:
         return CosineTarget(self.bound, self.images.at(list(positions)), self.reference)
 
     def measure(self, runtime: Runtime) -> LowestCosine:
-        found = nearness(self.wanted, _vectors(self.images, runtime), search=False)
-        worst = min(found, key=lambda each: each.p5_cosine)
-        return LowestCosine(worst, next(filter(None, (too_long(each, self.minimum) for each in found)), None))
+        nearest = nearness(self.wanted, _vectors(self.images, runtime), search=False)
+        worst = min(nearest, key=lambda near: near.p5_cosine)
+        return LowestCosine(worst, next(filter(None, (too_long(near, self.minimum) for near in nearest)), None))
 
-    def reached_by(self, found: LowestCosine) -> bool:
-        return found.value >= self.aim and found.too_long is None
+    def reached_by(self, accuracy: LowestCosine) -> bool:
+        return accuracy.value >= self.aim and accuracy.too_long is None
 
-    def check(self, name: str, found: LowestCosine) -> dict[str, Any]:
-        if found.too_long is not None or not found.value >= self.minimum:
+    def check(self, name: str, accuracy: LowestCosine) -> dict[str, Any]:
+        if accuracy.too_long is not None or not accuracy.value >= self.minimum:
             raise CheckFailedError(
-                f"{name} does not reach {self}: {found}; the float graph did, before its inputs and outputs changed",
-                what=name, expected=str(self.bound), found=found,
+                f"{name} does not reach {self}: {accuracy}; the float graph did, before its inputs and outputs changed",
+                what=name, expected=str(self.bound), found=accuracy,
                 hint="loosen the bound, or leave out embed_resize and io_dtype; nothing was written",
             )  # fmt: skip
-        return {"bound": str(self.bound), "aim": round(self.aim, 6), **self._record(found)}
+        return {"bound": str(self.bound), "aim": round(self.aim, 6), **self._record(accuracy)}
 
-    def check_held_out(self, name: str, found: LowestCosine) -> dict[str, Any]:
-        if found.too_long is not None or not found.value >= self.minimum:
+    def check_held_out(self, name: str, accuracy: LowestCosine) -> dict[str, Any]:
+        if accuracy.too_long is not None or not accuracy.value >= self.minimum:
             raise CheckFailedError(
-                f"{name} does not reach {self.bound} on {found.nearness.images} held-out images: {found}",
-                what=name, expected=str(self.bound), found=found,
+                f"{name} does not reach {self.bound} on {accuracy.nearness.images} held-out images: {accuracy}",
+                what=name, expected=str(self.bound), found=accuracy,
                 hint="ask for more, or give more images; nothing was written",
             )  # fmt: skip
-        return {**self._record(found), "honoured": True}
+        return {**self._record(accuracy), "honoured": True}
 
-    def record_without(self, found: LowestCosine) -> dict[str, Any]:
-        return {"p5_cosine_without": round(found.value, 6)}
+    def record_without(self, accuracy: LowestCosine) -> dict[str, Any]:
+        return {"p5_cosine_without": round(accuracy.value, 6)}
 
-    def _record(self, found: LowestCosine) -> dict[str, Any]:
-        near = found.nearness
+    def _record(self, accuracy: LowestCosine) -> dict[str, Any]:
+        near = accuracy.nearness
         return {
             "images": near.images,
             "output": near.output,
@@ -151,8 +151,8 @@ def open_cosine_target(
 
 def _vectors(images: CalibrationImages, runtime: Runtime) -> dict[str, NDArray[Any]]:
     """The vectors of all images (N, D), by name."""
-    found: dict[str, list[NDArray[Any]]] = {}
+    rows_of: dict[str, list[NDArray[Any]]] = {}
     for batch in images.batches(BATCH, runtime.pixels):
         for name, rows in vectors(runtime.run(feeds(runtime.inputs, batch[runtime.pixels]))).items():
-            found.setdefault(name, []).append(rows)
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+            rows_of.setdefault(name, []).append(rows)
+    return {name: np.concatenate(parts) for name, parts in rows_of.items()}

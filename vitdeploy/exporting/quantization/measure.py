@@ -105,7 +105,7 @@ def measure(
                             what=name, hint="check the weights",
                         )  # fmt: skip
                     seen[name] = reducer.add(seen.get(name), value)
-    results = {name: reducer.result(each) for name, each in seen.items()}
+    results = {name: reducer.result(statistics) for name, statistics in seen.items()}
     if kept is not None:
         kept.write(reducer.pack(results))
     return results

@@ -50,20 +50,20 @@ def keep_layers(
         progress.step(f"run {next(runs)}: {len(kept)} of {count} layers in float32, {accuracy}")
         return accuracy
 
-    found = search_by_sensitivity(rank, measure, target.reached_by)
-    if not found.enough:
-        low = [labels.get(node, node) for node in variants.nodes if node not in found.kept]
+    result = search_by_sensitivity(rank, measure, target.reached_by)
+    if not result.enough:
+        low = [labels.get(node, node) for node in variants.nodes if node not in result.kept]
         names = ", ".join(low[:_NAMED]) + (f" and {len(low) - _NAMED} more" if len(low) > _NAMED else "")
         raise CheckFailedError(
-            f"8 bits do not reach {target}: the best is {found.accuracy}, with {len(found.kept)} of {count} layers "
-            f"in float32 and {names} in 8 bits; with none in float32 it is {found.without}",
-            what="accuracy", expected=str(target.bound), found=str(found.accuracy),
+            f"8 bits do not reach {target}: the best is {result.accuracy}, with {len(result.kept)} of {count} layers "
+            f"in float32 and {names} in 8 bits; with none in float32 it is {result.without}",
+            what="accuracy", expected=str(target.bound), found=str(result.accuracy),
             hint="loosen the bound, or choose fp16; nothing was written",
         )  # fmt: skip
-    return found.kept, {
-        "kept_layers": [labels.get(node, node) for node in found.kept],
+    return result.kept, {
+        "kept_layers": [labels.get(node, node) for node in result.kept],
         "layer_effects": {labels.get(node, node): rounded(error) for node, error in layer_effects.items()},
-        **target.record_without(found.without),
-        "runs": found.runs,
-        "minimal": found.minimal,
+        **target.record_without(result.without),
+        "runs": result.runs,
+        "minimal": result.minimal,
     }

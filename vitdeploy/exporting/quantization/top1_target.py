@@ -66,40 +66,40 @@ class Top1Target:
 
     def measure(self, runtime: Runtime) -> Accuracy:
         """Count the images whose class an artifact gives."""
-        found = _best(self.images, runtime)
-        return Accuracy(int((found == self.wanted).sum()), len(found))
+        best = _best(self.images, runtime)
+        return Accuracy(int((best == self.wanted).sum()), len(best))
 
-    def reached_by(self, found: Accuracy) -> bool:
-        return found.correct >= self.minimum
+    def reached_by(self, accuracy: Accuracy) -> bool:
+        return accuracy.correct >= self.minimum
 
-    def check(self, name: str, found: Accuracy) -> dict[str, Any]:
-        if not self.reached_by(found):
+    def check(self, name: str, accuracy: Accuracy) -> dict[str, Any]:
+        if not self.reached_by(accuracy):
             raise CheckFailedError(
-                f"{name} does not reach {self}: {found}; the float graph did, before its inputs and outputs changed",
-                what=name, expected=str(self.bound), found=found,
+                f"{name} does not reach {self}: {accuracy}; the float graph did, before its inputs and outputs changed",
+                what=name, expected=str(self.bound), found=accuracy,
                 hint="loosen the bound, or leave out embed_resize and io_dtype; nothing was written",
             )  # fmt: skip
-        return {"bound": str(self.bound), **self._record(found)}
+        return {"bound": str(self.bound), **self._record(accuracy)}
 
-    def check_held_out(self, name: str, found: Accuracy) -> dict[str, Any]:
+    def check_held_out(self, name: str, accuracy: Accuracy) -> dict[str, Any]:
         """See `AccuracyTarget`; a few images fail the bound if the upper end of their 95 % interval is below it."""
-        if found.interval[1] < self._share:
+        if accuracy.interval[1] < self._share:
             raise CheckFailedError(
-                f"{name} does not reach {self.bound} on {found.total} held-out images: {found}, "
+                f"{name} does not reach {self.bound} on {accuracy.total} held-out images: {accuracy}, "
                 f"{self._share:.2%} required",
-                what=name, expected=str(self.bound), found=found,
+                what=name, expected=str(self.bound), found=accuracy,
                 hint="ask for more, or give more images; nothing was written",
             )  # fmt: skip
-        return {**self._record(found), "honoured": self.reached_by(found)}
+        return {**self._record(accuracy), "honoured": self.reached_by(accuracy)}
 
-    def record_without(self, found: Accuracy) -> dict[str, Any]:
-        return {"correct_without": found.correct}
+    def record_without(self, accuracy: Accuracy) -> dict[str, Any]:
+        return {"correct_without": accuracy.correct}
 
-    def _record(self, found: Accuracy) -> dict[str, Any]:
-        low, high = found.interval
+    def _record(self, accuracy: Accuracy) -> dict[str, Any]:
+        low, high = accuracy.interval
         return {
-            "images": found.total,
-            "correct": found.correct,
+            "images": accuracy.total,
+            "correct": accuracy.correct,
             "low": round(low, 4),
             "high": round(high, 4),
             "at_least": self.minimum,
@@ -143,11 +143,11 @@ def open_top1_target(
 
 def _best(images: CalibrationImages, runtime: Runtime) -> NDArray[np.int32]:
     """(N,) the best class of each image."""
-    found = [
+    classes = [
         best_classes(runtime.run(feeds(runtime.inputs, image[runtime.pixels]))[LOGITS], 1)[0][0, 0]
         for image in images.pixels(runtime.pixels)
     ]
-    return np.array(found, np.int32)
+    return np.array(classes, np.int32)
 
 
 def _finite(classes: NDArray[np.int32], images: CalibrationImages) -> NDArray[np.int32]:

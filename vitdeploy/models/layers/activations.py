@@ -88,5 +88,5 @@ def activation(name: str, key: str) -> Activation:
         return ACTIVATIONS[name]
     except (KeyError, TypeError):
         known = ", ".join(ACTIVATIONS)
-        message = f"config.json: {key} must be one of {known}; got {shown(name)}"
+        message = f"config.json: unknown {key} {shown(name)}; implemented: {known}"
         raise CheckpointError(message, what=key, where="config.json", expected=tuple(ACTIVATIONS), found=name) from None

@@ -20,7 +20,7 @@ ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
 def check_attention(kind: str) -> None:
     """Raise UsageError where `kind` is none of the attentions."""
     if kind not in ATTENTION_KINDS:
-        message = f"attention must be one of {', '.join(ATTENTION_KINDS)}, got {kind!r}"
+        message = f"unknown attention {kind!r}; known: {', '.join(ATTENTION_KINDS)}"
         raise UsageError(message, what="attention", expected=ATTENTION_KINDS, found=kind)
 
 

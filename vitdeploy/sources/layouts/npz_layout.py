@@ -180,10 +180,10 @@ def _task(path: Path, keys: Mapping[str, str], task: Task | None) -> Task:
 
 def _expected(path: Path, keys: Mapping[str, str], task: Task) -> tuple[list[_Weight], int]:
     """Every weight of the model, and the number of blocks, which is 0 where they are stacked."""
-    found = {match[1] for match in map(_BLOCK_KEY.match, keys) if match}
-    numbers = sorted(int(number) for number in found - {None})
-    if not found or numbers != list(range(len(numbers))) or (None in found and numbers):
-        came = ", ".join(map(str, numbers[:8])) + ("" if None not in found else " and stacked ones")
+    indices = {match[1] for match in map(_BLOCK_KEY.match, keys) if match}
+    numbers = sorted(int(number) for number in indices - {None})
+    if not indices or numbers != list(range(len(numbers))) or (None in indices and numbers):
+        came = ", ".join(map(str, numbers[:8])) + ("" if None not in indices else " and stacked ones")
         raise CheckpointError(
             f"{path}: blocks {came or 'none'} are neither 'Transformer/encoderblock_0' and so on without a gap, nor "
             f"stacked in 'Transformer/encoderblock'",

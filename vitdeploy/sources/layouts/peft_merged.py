@@ -36,14 +36,14 @@ def is_merged(weights: Mapping[str, Tensor], merged: Merged, *, dora: bool) -> b
         return all(_is_rounded(merged.weights[name], weights.get(name)) for name in merged.replaced)
     pairs = [(weights[name].double(), merged.weights[name].double()) for name in merged.adapted]
     if dora:
-        lengths = [(own.flatten(1).norm(dim=1), after.flatten(1).norm(dim=1)) for own, after in pairs]
-        return all(torch.allclose(own, after, rtol=1e-3, atol=0) for own, after in lengths)
-    products = [(own, after - own) for own, after in pairs]
+        lengths = [(before.flatten(1).norm(dim=1), after.flatten(1).norm(dim=1)) for before, after in pairs]
+        return all(torch.allclose(before, after, rtol=1e-3, atol=0) for before, after in lengths)
+    products = [(before, after - before) for before, after in pairs]
     size = sum(float(product.square().sum()) for _, product in products)
     if not size:
         return False  # there is nothing to merge
-    share = sum(float((own * product).sum()) for own, product in products) / size
-    variance = sum(float(own.square().mean() * product.square().sum()) for own, product in products)
+    share = sum(float((before * product).sum()) for before, product in products) / size
+    variance = sum(float(before.square().mean() * product.square().sum()) for before, product in products)
     nearest = round(share)
     if nearest not in (0, 1) or abs(share - nearest) > _MARGIN:
         return None
@@ -52,8 +52,8 @@ def is_merged(weights: Mapping[str, Tensor], merged: Merged, *, dora: bool) -> b
     return bool(nearest) if math.sqrt(max(variance, 0.0)) / size <= _MOST_DEVIATION else None
 
 
-def _is_rounded(wanted: Tensor, found: Tensor | None) -> bool:
+def _is_rounded(wanted: Tensor, stored: Tensor | None) -> bool:
     """Whether a tensor is another one, up to the precision that it was saved in."""
-    if found is None or found.shape != wanted.shape:
+    if stored is None or stored.shape != wanted.shape:
         return False
-    return torch.equal(wanted.to(found.dtype), found) or torch.equal(wanted, found.to(wanted.dtype))
+    return torch.equal(wanted.to(stored.dtype), stored) or torch.equal(wanted, stored.to(wanted.dtype))

@@ -69,7 +69,7 @@ def labels(config: Mapping[str, Any], cfg: Mapping[str, Any], classes: int) -> d
         or len(names) != classes
         or not all(isinstance(name, str) for name in names)
     ):
-        raise refuse("label_names", f"must be {classes} strings", names)
+        raise refuse("label_names", f"is not a list of {classes} strings", names)
     descriptions = config.get("label_descriptions") or cfg.get("label_descriptions") or {}
     descriptions = {} if is_wrapper(config) else mapping("label_descriptions", descriptions)
     names = [str(descriptions.get(name, name)) for name in names]

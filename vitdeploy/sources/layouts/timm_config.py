@@ -114,11 +114,11 @@ def read_config(config: Mapping[str, Any]) -> TimmConfig:
 def _architecture(value: object) -> dict[str, str]:
     """The parts of the name that are there, the others empty."""
     if not isinstance(value, str) or not value.startswith(_PREFIXES):
-        raise refuse("architecture", f"must start with one of {', '.join(_PREFIXES)}", value)
+        raise refuse("architecture", f"starts with none of {', '.join(_PREFIXES)}", value)
     match = _ARCHITECTURE.fullmatch(value)
     if match is None:
         raise refuse(
-            "architecture", "must be a plain ViT, DeiT, DeiT-3, DINOv2 or BEiT such as vit_base_patch16_224", value
+            "architecture", "is not a plain ViT, DeiT, DeiT-3, DINOv2 or BEiT such as vit_base_patch16_224", value
         )
     return match.groupdict(default="")
 
@@ -133,16 +133,16 @@ def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
     """
     arguments = model_args(config)
     given = pair("image_size", _input_size(config)[1:])
-    own = pair("image_size", arguments.get("img_size", given))
-    if own == given or is_dynamic(arguments):
+    size = pair("image_size", arguments.get("img_size", given))
+    if size == given or is_dynamic(arguments):
         return given
     if not pretrained_cfg(config).get("fixed_input_size"):
         raise unsupported(
             "pretrained_cfg.input_size",
-            f"pretrained_cfg.input_size {given} is not the size {own} of model_args.img_size, which the model takes "
+            f"pretrained_cfg.input_size {given} is not the size {size} of model_args.img_size, which the model takes "
             f"alone; set input_size to it, or fixed_input_size to true",
         )
-    return own
+    return size
 
 
 def num_channels(config: Mapping[str, Any]) -> int:
@@ -153,14 +153,14 @@ def num_channels(config: Mapping[str, Any]) -> int:
     """
     channels = model_args(config).get("in_chans", _input_size(config)[0])
     if type(channels) is not int or channels not in MODES:
-        raise refuse("in_chans", "must be for images of 1 (gray), 3 (RGB) or 4 (RGBA) channels", channels)
+        raise refuse("in_chans", "is not 1 (gray), 3 (RGB) or 4 (RGBA)", channels)
     return channels
 
 
 def _input_size(config: Mapping[str, Any]) -> Sequence[object]:
     size = pretrained_cfg(config).get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE)
     if not isinstance(size, Sequence) or len(size) != 3:
-        raise refuse("pretrained_cfg.input_size", "must be [channels, height, width]", size)
+        raise refuse("pretrained_cfg.input_size", "is not [channels, height, width]", size)
     return size
 
 

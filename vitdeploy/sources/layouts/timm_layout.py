@@ -142,11 +142,13 @@ def _beit(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if source.grid[0] != source.grid[1] or source.patch[0] != source.patch[1]:
         pooled = "a model with a norm after average pooling, which is a BEiT to transformers,"
         kind = "a BEiT" if stated.beit else pooled
-        raise refuse("image_size", f"must be a square grid of square patches for {kind}", (source.grid, source.patch))
+        raise refuse(
+            "image_size", f"is not a square grid of square patches, as {kind} needs it", (source.grid, source.patch)
+        )
     prefix = "beit." if stated.num_classes else ""
     rows, weights = _embeddings(source, f"{prefix}embeddings", 0, absolute=absolute)
     if stated.beit and absolute and not rows:
-        raise refuse("pos_embed", "must, in a BEiT, have a row for the class token", "none")
+        raise refuse("pos_embed", "has no row for the class token, which a BEiT needs", "none")
     norm = "fc_norm" if stated.late_norm else "norm"
     weights |= source.layer(norm, f"{prefix}pooler.layernorm" if mean else f"{prefix}layernorm", width)
     relative, shared, biases = _relative_positions(source, prefix)
@@ -190,17 +192,17 @@ def _relative_positions(source: Source, prefix: str) -> tuple[bool, bool, dict[s
     """Whether each block has a table of relative positions, whether all share one, and these tables."""
     table, heads = "relative_position_bias_table", source.stated.num_heads
     offsets = (2 * source.grid[0] - 1) * (2 * source.grid[1] - 1) + 3  # between patches, and to, from and at the class
-    own, shared = source.has(f"blocks.0.attn.{table}"), source.has(f"rel_pos_bias.{table}")
+    in_layers, shared = source.has(f"blocks.0.attn.{table}"), source.has(f"rel_pos_bias.{table}")
     weights = {}
     if shared:
         bias = source.take(f"rel_pos_bias.{table}", offsets, heads)
         weights[f"{prefix}encoder.relative_position_bias.{table}"] = bias
     for index in range(source.depth):
-        if own:
+        if in_layers:
             bias = source.take(f"blocks.{index}.attn.{table}", offsets, heads)
             weights[f"{prefix}encoder.layer.{index}.attention.attention.relative_position_bias.{table}"] = bias
         source.drop_index(f"blocks.{index}.attn.relative_position_index")
-    return own, shared, weights
+    return in_layers, shared, weights
 
 
 def _embeddings(source: Source, target: str, registers: int, *, absolute: bool = True) -> tuple[int, dict[str, Tensor]]:
@@ -256,4 +258,4 @@ def _mlp_ratio(source: Source) -> int:
     for ratio in range(1, 3 * mlp // width + 2):
         if (int(width * ratio * 2 / 3) + 7) // 8 * 16 == mlp if source.stated.gated else width * ratio == mlp:
             return ratio
-    raise refuse("mlp_ratio", f"must give the MLP a width that Dinov2Config can state for the width {width}", mlp)
+    raise refuse("mlp_ratio", f"gives the MLP a width that Dinov2Config cannot state for the width {width}", mlp)

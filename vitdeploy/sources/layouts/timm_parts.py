@@ -71,10 +71,10 @@ def pair(key: str, value: object) -> tuple[int, int]:
     return count(key, value), count(key, value)
 
 
-def refuse(key: str, rule: str, value: object) -> CheckpointError:
+def refuse(key: str, problem: str, value: object) -> CheckpointError:
     """The error for a value that has no equivalent or is malformed."""
     return CheckpointError(
-        f"timm checkpoint: {key} {rule}, got {value!r:.80}; other models cannot be converted", what=key, found=value
+        f"timm checkpoint: {key} {value!r:.80} {problem}; such a model cannot be converted", what=key, found=value
     )
 
 
@@ -85,13 +85,13 @@ def unsupported(key: str, reason: str) -> CheckpointError:
 
 def mapping(key: str, value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise refuse(key, "must be an object", value)
+        raise refuse(key, "is not an object", value)
     return value
 
 
 def count(key: str, value: object, *, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
-        raise refuse(key, f"must be made of integers from {least} to {MOST}", value)
+        raise refuse(key, f"has other values than integers from {least} to {MOST}", value)
     return value
 
 

@@ -35,15 +35,15 @@ def processor_config(config: Mapping[str, Any], size: tuple[int, int] | None = N
     height, width = size or image_size(config)
     crop_pct = cfg.get("crop_pct") or 0.875
     if isinstance(crop_pct, bool) or not isinstance(crop_pct, (int, float)) or not 0.1 <= crop_pct <= 2:
-        raise refuse("pretrained_cfg.crop_pct", "must be a number from 0.1 to 2", crop_pct)
+        raise refuse("pretrained_cfg.crop_pct", "is not a number from 0.1 to 2", crop_pct)
     interpolation, mode = cfg.get("interpolation") or "bicubic", cfg.get("crop_mode") or "center"
     if not isinstance(interpolation, str) or interpolation not in FILTERS:
-        raise refuse("pretrained_cfg.interpolation", f"must be one of {', '.join(FILTERS)}", interpolation)
+        raise refuse("pretrained_cfg.interpolation", f"is not one of {', '.join(FILTERS)}", interpolation)
     if mode not in ("center", "squash"):
-        raise refuse("pretrained_cfg.crop_mode", "must be center or squash", mode)
+        raise refuse("pretrained_cfg.crop_mode", "is not center or squash", mode)
     resized = math.floor(height / crop_pct), math.floor(width / crop_pct)
     if mode == "center" and resized[0] != resized[1]:
-        raise refuse("pretrained_cfg.crop_mode", "must be squash for an image that is not square", (height, width))
+        raise refuse("pretrained_cfg.crop_mode", "is not square, as crop_mode center needs it", (height, width))
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": num_channels(config) == 3,
@@ -72,5 +72,5 @@ def _channels(key: str, value: object) -> float | list[float]:
     items = list(value) if isinstance(value, Sequence) else [value]
     numbers = [n for n in items if isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) < MOST]
     if not items or len(numbers) != len(items):
-        raise refuse(f"pretrained_cfg.{key}", "must be one number, or one for each of the model's channels", value)
+        raise refuse(f"pretrained_cfg.{key}", "is not one number, or one for each of the model's channels", value)
     return numbers if len(numbers) > 1 else numbers[0]

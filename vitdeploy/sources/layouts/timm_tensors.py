@@ -34,9 +34,9 @@ class Source:
         self.depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
         self.grid = stated.image_size[0] // self.patch[0], stated.image_size[1] // self.patch[1]
         if 0 in self.grid:
-            raise refuse("image_size", f"must be at least the patch size, {self.patch}", stated.image_size)
+            raise refuse("image_size", f"is less than the patch size, {self.patch}", stated.image_size)
         if self.width % stated.num_heads:
-            raise refuse("num_heads", f"must divide the width, {self.width}", stated.num_heads)
+            raise refuse("num_heads", f"does not divide the width, {self.width}", stated.num_heads)
 
     @property
     def sound(self) -> bool:
@@ -50,7 +50,7 @@ class Source:
         """The shape of a tensor that the others are measured by."""
         shape = tuple(self.left[name].shape) if name in self.left else None
         if shape is None or len(shape) != axes or 0 in shape:
-            raise refuse(name, f"must be there with {axes} axes", shape)
+            raise refuse(name, f"is absent, or has not {axes} axes", shape)
         return shape
 
     def take(self, name: str, *shape: int) -> Tensor:
@@ -87,7 +87,7 @@ class Source:
             if torch.equal(index, self.left[name].long()):
                 del self.left[name]
 
-    def finish(self, found: Mapping[str, object]) -> None:
+    def finish(self, counted: Mapping[str, object]) -> None:
         """Hold the tensors to what was taken of them, then model_args to what they say."""
         if not self.sound or self.left:
             kinds = {"missing": self.missing, "unexpected": list(self.left), "": self.wrong}
@@ -98,7 +98,7 @@ class Source:
                 what="weights", found=problems,
             )  # fmt: skip
         sizes = {"embed_dim": self.width, "depth": self.depth, "in_chans": self.channels, "mlp_ratio": self.mlp}
-        found = {**sizes, "patch_size": self.patch, **found}
+        counted = {**sizes, "patch_size": self.patch, **counted}
         for key, value in self.stated.arguments.items():
             got: object = value
             if key == "mlp_ratio":
@@ -108,9 +108,9 @@ class Source:
                 got = pair("model_args.patch_size", value)
             elif key == "init_values":
                 got = bool(value)
-            expected = found.get(key)
+            expected = counted.get(key)
             if type(got) is not type(expected) or got != expected:
-                raise refuse(f"model_args.{key}", f"must fit the weights, which say {expected}", value)
+                raise refuse(f"model_args.{key}", f"does not fit the weights, which say {expected}", value)
 
     def content(self, model_type: str, architecture: str) -> dict[str, Any]:
         """The keys that every family has."""

@@ -1,0 +1,37 @@
+"""`vitdeploy pack`."""
+
+from __future__ import annotations
+
+import click
+
+from vitdeploy.cli.output import PATH, json_option, print_json, print_table, print_text
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.option(
+    "--artifact", "artifacts", multiple=True, required=True,
+    help="Such as onnx-int8, or torch for the reference with its weights; may be repeated.",
+)  # fmt: skip
+@click.option("-o", "--output", required=True, type=PATH, help="The packed bundle; one that is there is replaced.")
+@json_option
+def pack(bundle: str, artifacts: tuple[str, ...], output: str, as_json: bool) -> None:
+    """Write the artifacts of BUNDLE that production needs into a bundle of their own.
+
+    It has the configuration, the image processor and the labels too, but no weights of the reference without
+    --artifact torch. What was measured and proven of an artifact stays in its manifest.
+    """
+    from vitdeploy.delivery.packing import pack as pack_bundle
+    from vitdeploy.delivery.packing import records_of
+
+    packed = pack_bundle(bundle, artifacts, output=output)
+    records = records_of(packed.manifest)
+    if as_json:
+        print_json({"bundle": str(packed.path), **packed.manifest.to_dict()})
+        return
+    rows = [(record.path, f"{record.size_bytes / 1e6:.1f} MB") for record in records]
+    print_table(str(packed.path), ("file", "size"), rows)
+    if packed.manifest.packed_from is not None:
+        left_out = sum(record.size_bytes for record in packed.manifest.packed_from.files)
+        total = sum(record.size_bytes for record in records)
+        print_text(f"{total / 1e6:.1f} of {(total + left_out) / 1e6:.1f} MB")

@@ -1,0 +1,101 @@
+"""Open a bundle for prediction, from a folder or from the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy import predictor
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import MANIFEST
+from vitdeploy.errors import BundleError, NoReferenceError, UsageError
+from vitdeploy.predictor import Predictor, files_to_open
+from vitdeploy.sources.file_choice import Choice
+from vitdeploy.sources.hub import from_hub
+from vitdeploy.system.argument_types import typed
+
+if TYPE_CHECKING:
+    from vitdeploy.sources.file_choice import Files
+
+
+@typed
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "onnxruntime",
+    precision: str = "fp32",
+    device: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    **options: Any,
+) -> Predictor:
+    """Open a bundle for prediction. Every file that is used is verified first.
+
+    Of a bundle on the Hub, the manifest, the configuration and the files of the artifact are downloaded, and no weights
+    but for the torch backend. They stay in the Hub's cache, which also serves where the Hub cannot be reached, and
+    with HF_HUB_OFFLINE=1. `Predictor.details` names the commit and the files.
+
+    Args:
+        path: the bundle's folder; or its Hub id, such as "org/vit-digits-bundle", where no folder has that name.
+        backend: "onnxruntime", "torch", ...
+        precision: of the artifact.
+        device: "cpu", "cuda" or "cuda:1"; by default "cpu", and "cuda" for an engine.
+        revision: a branch, tag or commit on the Hub.
+        token: for a private or gated repository; by default the one of `hf auth login`.
+        options: of the backend's runtime, such as `intra_op_threads` for onnxruntime.
+
+    Raises:
+        BundleError: there is no bundle, or a file of it was altered.
+        CheckpointError: the Hub has no such repository or revision, or a file came damaged.
+        HubError: the Hub refuses, or cannot be reached and the cache has no complete copy.
+        UsageError: an argument is not what it must be.
+        MissingDependencyError: the backend's engine is not installed; or huggingface_hub, for a Hub id.
+        DeviceError: the device cannot be had.
+    """
+    opening = {"backend": backend, "precision": precision, "device": device, **options}
+    if not is_hub_id(path):
+        if revision is not None:
+            raise UsageError(
+                f"a revision selects a commit on the Hub, and {path} is a folder",
+                what="revision", found=revision, hint="omit the revision",
+            )  # fmt: skip
+        return predictor.load(path, **opening)
+
+    def choose(files: Files) -> Choice:
+        manifest = _located(files, MANIFEST)
+        records = files_to_open(Bundle.open(manifest.parent), backend, precision)
+        return Choice((manifest, *(_located(files, record.path) for record in records)))
+
+    name = os.fspath(path)
+    try:
+        found = from_hub(name, choose, revision=revision, token=token)
+        opened = predictor.load(found.folder, **opening)
+    except (UsageError, NoReferenceError) as exc:
+        if exc.where is None:
+            raise
+        raise exc.with_message(str(exc).replace(str(exc.where), f"'{name}'")) from exc  # which has its folder's name
+    opened.details |= {"bundle": name, "revision": found.revision, "folder": str(found.folder), "cached": found.cached}
+    return opened
+
+
+def is_hub_id(path: str | os.PathLike[str]) -> bool:
+    """Whether it names a repository on the Hub: ORGANIZATION/NAME, and nothing here has that name."""
+    return (
+        isinstance(path, str)
+        and re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", path, re.ASCII) is not None
+        and not os.path.lexists(path)
+    )
+
+
+def _located(files: Files, name: str) -> Path:
+    """The path of a file, after a download; BundleError where there is none."""
+    path = files.get(name)
+    if path is None:
+        if name == MANIFEST:
+            problem, hint = f"{files.label} is not a vitdeploy bundle (no {MANIFEST})", "vitdeploy export makes one"
+        else:
+            problem, hint = f"{files.label} has no {name}, which its {MANIFEST} names", "push the bundle again"
+        raise BundleError(problem, what=name, where=files.label, hint=hint)
+    return path

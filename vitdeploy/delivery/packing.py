@@ -1,0 +1,124 @@
+"""Pack a slim bundle: artifacts of a bundle with the files that they need in production."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitdeploy.assess.inspection.inspection import artifact_named
+from vitdeploy.assess.runs.targets import reference_backend
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import MANIFEST, FileRecord, Manifest, PackedFrom
+from vitdeploy.bundle.retry import retry_if_changed
+from vitdeploy.bundle.staging import check_target
+from vitdeploy.errors import BundleChangedError, UsageError, readable
+from vitdeploy.files.atomic import exclusive, replace_folder, staged_folder, sync
+from vitdeploy.runtimes import check_reference
+from vitdeploy.system.argument_types import typed
+
+
+@typed
+@retry_if_changed
+def pack(
+    bundle: str | os.PathLike[str] | Bundle, artifacts: str | Sequence[str], *, output: str | os.PathLike[str]
+) -> Bundle:
+    """Write a bundle of these artifacts, the configuration, the image processor and the labels.
+
+    The weights of the reference are left out unless "torch" is among the artifacts. The manifest keeps source, options
+    and validation, and says what was left out. The same bundle and artifacts give the same bytes.
+
+    Args:
+        bundle: the bundle or its folder; every file that is taken is verified.
+        artifacts: names such as "onnx-int8"; "torch" for the reference.
+        output: a folder that does not exist, is empty, or was packed before, which is replaced whole.
+
+    Raises:
+        BundleError: there is no bundle, or a file of it was altered.
+        UsageError: it has no such artifact, or `output` holds something else.
+        NoReferenceError: "torch" is asked for, and the bundle was packed without the weights.
+        OutputError: the bundle cannot be written; what was there is untouched.
+    """
+    opened = Bundle.of(bundle)
+    manifest = _part(opened, [artifacts] if isinstance(artifacts, str) else artifacts)
+    target = Path(output).resolve()
+    _check_output(target, opened.path.resolve())
+    names = [record.path for record in records_of(manifest)]
+    with staged_folder(target) as staging:
+        with opened.opened(records_of(manifest)) as files:
+            for name, file in zip(names, files, strict=True):
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file.handle, staging / name)
+        (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        synced = sync(staging)  # which may take long: not while others wait
+        with exclusive(target):
+            _check_output(target, opened.path.resolve())
+            replace_folder(staging, target, synced)
+    return Bundle(target, manifest)
+
+
+def records_of(manifest: Manifest) -> tuple[FileRecord, ...]:
+    """Every file that a manifest names, once."""
+    artifacts = (record for artifact in manifest.artifacts for record in artifact.files)
+    return tuple({record.path: record for record in (*manifest.files, *artifacts)}.values())
+
+
+def _part(bundle: Bundle, names: Sequence[str]) -> Manifest:
+    """The manifest of a part of a bundle."""
+    whole, reference = bundle.manifest, reference_backend()
+    known = (*(artifact.name for artifact in whole.artifacts), reference)
+    if not names:
+        raise UsageError("pack needs an artifact", what="artifacts", expected=known, hint=f"one of {', '.join(known)}")
+    if reference in names:
+        check_reference(bundle)
+    named = [artifact_named(bundle, name) for name in names if name != reference]
+    needed = {each.name for artifact in named for each in bundle.needed_for(artifact)}
+    artifacts = tuple(artifact for artifact in whole.artifacts if artifact.name in needed)
+    part = Manifest(whole.source, whole.task, whole.files if reference in names else whole.configuration, artifacts)
+    kept = {record.path for record in records_of(part)}
+    before = whole.packed_from or PackedFrom(_manifest_sha256(bundle), (), ())
+    left_out = [record for record in records_of(whole) if record.path not in kept]
+    packed_from = PackedFrom(
+        before.manifest_sha256,
+        tuple(sorted((*before.files, *left_out), key=lambda record: record.path)),
+        tuple(sorted({*before.artifacts, *(each.name for each in whole.artifacts if each not in artifacts)})),
+    )
+    return dataclasses.replace(part, packed_from=packed_from)
+
+
+def _manifest_sha256(bundle: Bundle) -> str:
+    with readable(bundle.path / MANIFEST, "a manifest"):
+        record = FileRecord.of(bundle.path, MANIFEST)
+    if Bundle.open(bundle.path).manifest != bundle.manifest:
+        raise BundleChangedError(
+            f"{bundle.path} was replaced while it was read", where=bundle.path, hint="try again when its writer is done"
+        )
+    return record.sha256
+
+
+def _check_output(target: Path, source: Path) -> None:
+    """Raise UsageError unless `target` may take a packed bundle: absent, empty, or one that was packed."""
+    check_target(target)
+    if target.is_relative_to(source) or source.is_relative_to(target):
+        problem = f"{target} is the bundle that is packed, or one of them lies in the other"
+    elif (target / MANIFEST).exists() and (problem_there := _problem_of(target)) is not None:
+        problem = f"{target} is not replaced: {problem_there}"
+    else:
+        return
+    raise UsageError(problem, what="output", where=target, hint="choose another output")
+
+
+def _problem_of(target: Path) -> str | None:
+    """The reason not to replace a bundle: it was exported, or holds files of somebody else."""
+    manifest = Bundle.open(target).manifest
+    if manifest.packed_from is None:
+        return "it is a bundle that was exported, not packed"
+    named = {MANIFEST, *(record.path for record in records_of(manifest))}
+    others = sorted(
+        path.relative_to(target).as_posix()
+        for path in target.rglob("*")
+        if (path.is_symlink() or not path.is_dir()) and path.relative_to(target).as_posix() not in named
+    )
+    return f"it holds {others[0]}, which is not part of the bundle" if others else None

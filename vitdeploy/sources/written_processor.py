@@ -1,0 +1,177 @@
+"""Read a checkpoint's image processor, or another folder's, as it is written: no value of it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import FileRecord, ProcessorOrigin
+from vitdeploy.errors import BundleError, CheckpointError, InputError
+from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, SETTINGS_FILE, file_kind, is_lfs_pointer, is_model_file_name
+from vitdeploy.files.regular_file import read_regular
+from vitdeploy.images.preprocessor_config import Size
+from vitdeploy.images.preprocessor_files import find_settings, read_file, read_folder
+from vitdeploy.images.processor import ImageProcessor
+from vitdeploy.models.config import read_json
+from vitdeploy.sources.hub import resolve_processor
+from vitdeploy.sources.layouts.timm_layout import is_timm, processor_config
+from vitdeploy.sources.layouts.timm_processor import states_processor
+
+if TYPE_CHECKING:
+    from vitdeploy.models.config import ViTConfig
+    from vitdeploy.sources.hub import CheckpointFiles
+
+Extent = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenProcessor:
+    """The settings of an image processor as they are written, of which no value has been read.
+
+    Attributes:
+        settings: the content of a preprocessor_config.json.
+        origin: where they came from.
+        place: the file that says them, for errors; empty where there is none.
+        files: the files that a bundle keeps where no setting is changed; none for one file with every setting.
+    """
+
+    settings: Mapping[str, Any]
+    origin: ProcessorOrigin
+    place: str = ""
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+def own_processor(
+    files: CheckpointFiles, config: Mapping[str, Any], image_size: Extent | None, model: ViTConfig
+) -> WrittenProcessor | None:
+    """The processor that a checkpoint or an adapter brings; None where it has none.
+
+    Args:
+        files: of the checkpoint or the adapter.
+        config: the content of config.json of the model, with an adapter's merged.
+        image_size: (height, width) of what timm's processor is to give; by default what its configuration states.
+        model: the configuration of the model.
+
+    Raises:
+        InputError: its file cannot be read, or timm's configuration is malformed.
+    """
+    if files.weights and files.weights[0].suffix == ".npz":  # a whole checkpoint: what lies beside it is not of it
+        return WrittenProcessor(whole_image(model).to_dict(), ProcessorOrigin("npz"))
+    if is_timm(config):
+        return _timm_processor(files.folder / "config.json", config, image_size, ProcessorOrigin("timm"))
+    paths = {name: files.folder / name for name in PROCESSOR_CONFIGS}
+    content = {name: _read_bytes(path) for name, path in paths.items() if os.path.lexists(path)}
+    if find_settings(files.folder) is None:
+        return None
+    settings, path = read_folder(files.folder)
+    return WrittenProcessor(settings, _origin_in(files.folder, path), str(path), content)
+
+
+def given_processor(source: str | os.PathLike[str], image_size: Extent | None, **hub: Any) -> WrittenProcessor:
+    """The processor of another folder or repository, or of a file.
+
+    Args:
+        source: see `ProcessorOptions`.
+        image_size: see `own_processor`.
+        hub: options of `vitdeploy.sources.hub.resolve_processor`.
+
+    Raises:
+        CheckpointError: there is none.
+        InputError: it cannot be read.
+        HubError: the Hub cannot be reached.
+    """
+    resolved = resolve_processor(source, **hub)
+    origin = ProcessorOrigin("given", resolved.name, resolved.revision)
+    if resolved.path.is_dir():
+        path = resolved.path / "config.json"
+        config = read_json(path) if path.is_file() else {}
+    else:
+        path = resolved.path
+        _check_kind(path)
+        config = read_file(path)
+    if is_timm(config):
+        return _timm_processor(path, config, image_size, origin)
+    if not resolved.path.is_dir():
+        return WrittenProcessor(config, origin, str(path))
+    if find_settings(resolved.path) is None:
+        message, hint = not_found(os.fspath(source), resolved.cached)
+        hint += "name another folder, file or Hub id with --processor"
+        raise CheckpointError(message, what="image processor", where=source, hint=hint)
+    settings, path = read_folder(resolved.path)
+    return WrittenProcessor(settings, origin, str(path))
+
+
+def whole_image(model: ViTConfig) -> ImageProcessor:
+    """The processor of Google's Vision Transformers: the whole image resized, and bytes to -1..1 in every channel.
+
+    Evaluation in google-research/vision_transformer, vit_jax/input_pipeline.py: `tf.image.resize`, whose default is
+    bilinear, then (x - 127.5) / 127.5. Pillow's bilinear filter, unlike TensorFlow's, averages where an image shrinks,
+    as in transformers' copies of these checkpoints (ViTImageProcessor). An .npz file itself says nothing; those of
+    big_vision have the same range of values, and a resize that differs by their configuration.
+    """
+    half = (0.5,) * model.num_channels
+    return ImageProcessor(size=Size(*model.image_size), image_mean=half, image_std=half)
+
+
+def not_found(name: str, cached: bool) -> tuple[str, str]:
+    """A message, and how its hint begins."""
+    place = " in the Hub's cache" if cached else ""
+    message = f"{name} has no image processor ({SETTINGS_FILE} not found{place})"
+    return message, "go online, where there may be one, or " if cached else ""
+
+
+def _timm_processor(
+    path: Path, config: Mapping[str, Any], image_size: Extent | None, origin: ProcessorOrigin
+) -> WrittenProcessor:
+    # timm works its resize out from the size; of one that is not square, it resizes otherwise
+    size = image_size if image_size and image_size[0] == image_size[1] else None
+    try:
+        if origin.kind == "timm" and not states_processor(config):
+            origin = ProcessorOrigin("timm-defaults")
+        settings = processor_config(config, size)
+    except CheckpointError as exc:
+        raise exc.with_message(f"{path.parent}: {exc}") from exc
+    return WrittenProcessor(settings, origin, f"{path}: pretrained_cfg")
+
+
+def _origin_in(folder: Path, path: Path) -> ProcessorOrigin:
+    """Where the processor of a folder came from: a bundle says it, of a file that has not been altered since."""
+    with contextlib.suppress(BundleError):
+        manifest = Bundle.open(folder).manifest
+        origin = manifest.source.processor
+        if origin is not None and FileRecord.of(folder, path.name) in manifest.files:
+            return origin
+    return ProcessorOrigin("checkpoint")
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse a file that holds something else than an image processor."""
+    if not path.is_file() or is_lfs_pointer(path):
+        return
+    if path.suffix != ".json" and is_model_file_name(path.name):
+        kind = file_kind(path) or "the file of a model"
+        raise InputError(
+            f"{path} is {kind}, not an image processor",
+            where=path, found=kind, hint=f"name its folder, or the {SETTINGS_FILE} that belongs to it",
+        )  # fmt: skip
+    if path.name == "config.json":
+        config = read_json(path)
+        if not is_timm(config) and "image_processor_type" not in config and "feature_extractor_type" not in config:
+            raise InputError(
+                f"{path} configures a model, not an image processor",
+                where=path, found="model", hint=f"name its folder, or the {SETTINGS_FILE} beside it",
+            )  # fmt: skip
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.is_file():  # a broken link, for example: what is there must not be taken for absent
+        raise CheckpointError(f"{path} is not a file", where=path, hint="download or copy it again")
+    try:
+        return read_regular(path)
+    except OSError as exc:
+        raise CheckpointError(f"cannot read {path}: {exc.strerror}", where=path, found=exc.strerror) from exc

@@ -1,0 +1,81 @@
+"""Refuse arguments and option values of a wrong type by their names, before anything runs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import numbers
+import os
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from vitdeploy.errors import UsageError, shown
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_NUMBERS = {int: numbers.Integral, float: numbers.Real}  # those of numpy too
+_WORDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    os.PathLike: "a path",
+    Sequence: "a list",
+    Mapping: "a dictionary",
+}
+
+
+def typed(function: F) -> F:
+    """Check the arguments of each call against the annotations; UsageError for the first that does not fit."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        hints = hints_of(function)
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in hints:
+                check_type(name, value, hints[name], secret=name == "token")
+        return function(*args, **kwargs)
+
+    return cast("F", checked)
+
+
+@functools.cache
+def hints_of(annotated: Any) -> dict[str, Any]:
+    """The types that a function's or a class's annotations name."""
+    return get_type_hints(annotated)
+
+
+def check_type(name: str, value: object, hint: Any, *, secret: bool = False) -> None:
+    """Raise UsageError unless the value fits the annotation; its message shows the type alone of a secret."""
+    if not _fits(value, hint):
+        wrong = type(value) if secret else value
+        expected = _in_words(hint)
+        raise UsageError(f"{name} takes {expected}, got {shown(wrong, 80)}", what=name, expected=expected, found=wrong)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if kind in _NUMBERS:
+        return isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool)
+    if kind is Sequence:
+        is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
+        return is_list and all(_fits(item, parts[0]) for item in cast("Sequence[object]", value))
+    if kind is Mapping:
+        return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
+    return kind is Any or isinstance(value, kind)
+
+
+def _in_words(hint: Any) -> str:
+    """Such as "a path or Quantization"."""
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    kinds = [get_origin(part) or part for part in parts if part is not type(None)]
+    if os.PathLike in kinds and str in kinds:
+        kinds.remove(str)
+    words = [" or ".join(map(repr, get_args(part))) for part in parts if get_origin(part) is Literal]
+    return " or ".join([*(_WORDS.get(kind, kind.__name__) for kind in kinds if kind is not Literal), *words])
