@@ -52,18 +52,15 @@ class Record:
     def of(cls, artifact: ir.Model, model: ir.Model, scheme: Scheme) -> Record:
         """Read the record of a quantized graph; `model` is the float32 graph with shapes that it was made from."""
         ranges = collections.defaultdict(lambda: Range(0, 0))  # without a record the graphs will differ
+        static = scheme.static
         for node in artifact.graph:
-            value, scale, zero_point = (*node.inputs, None, None, None)[:3]
-            if (
-                node.op_type == "QuantizeLinear"
-                and value
-                and scheme.static
-                and is_weight(scale)
-                and is_weight(zero_point)
-            ):
+            if static is None or node.op_type != "QuantizeLinear":
+                continue
+            value, scale, zero_point = (*node.inputs, None)[:3]
+            if value and is_weight(scale) and is_weight(zero_point):
                 step, zero = (float(array_of(each).item(0)) for each in (scale, zero_point))
-                lowest = -scheme.static.highest if scheme.static.symmetric else scheme.static.lowest
-                ranges[str(value.name)] = Range(step * (lowest - zero), step * (scheme.static.highest - zero))
+                lowest = -static.highest if static.symmetric else static.lowest
+                ranges[str(value.name)] = Range(step * (lowest - zero), step * (static.highest - zero))
         return cls(ranges, recorded_scales(model.clone(), artifact), recorded_biases(artifact.graph))
 
     def quantize(self, model: ir.Model, scheme: Scheme, keep: Collection[str]) -> None:

@@ -137,7 +137,10 @@ def _of_norm(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float32]
 
 
 def _of_values(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float32] | None:
-    """From the columns of the projection, and its bias, where the names of what takes the activation tell of it."""
+    """From the columns of the projection, where the names of what takes the activation tell of it.
+
+    A column of zeros leaves its bias to tell, which for other columns may be corrected for rounded weights.
+    """
     before, add = place.values_projection, place.values_bias
     weights = [_written_weight(makers.get(name_of(each))) for each in place.products]
     if before is None or not all(weight is not None and SMOOTHED in str(weight[0].name) for weight in weights):
@@ -148,7 +151,7 @@ def _of_values(place: Place, makers: Mapping[str, ir.Node]) -> NDArray[np.float3
     olds, news = [old[1]], [new[1]]
     if add is not None and name_of(add) in makers:
         for found, node in ((olds, add), (news, makers[name_of(add)])):
-            found.extend(np.abs(array_of(each)) for each in node.inputs if is_weight(each))
+            found.extend(np.where(old[1] > 0, 0, array_of(each)) for each in node.inputs if is_weight(each))
     return _ratio(np.stack(olds), np.stack(news)) if len(olds) == len(news) else None
 
 

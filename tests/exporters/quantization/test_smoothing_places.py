@@ -16,6 +16,7 @@ import vitdeploy
 from vitdeploy import Calibration, GraphOptions, Quantization, SourceOptions, ValidationOptions
 from vitdeploy.exporters.graph.onnx_file import write_onnx
 from vitdeploy.exporters.graph.precision import name_of
+from vitdeploy.exporters.quantization.bias_correction import correct_biases
 from vitdeploy.exporters.quantization.candidate import Activations, Candidate, quantize
 from vitdeploy.exporters.quantization.number_format import Range
 from vitdeploy.exporters.quantization.ranges.extremes import Extremes
@@ -162,8 +163,14 @@ def test_a_quantized_file_tells_all_scales(
 ) -> None:
     path = tmp_path / export_graph(tiny_model(), tmp_path).files[0]
     smoothed, other = loaded(path), loaded(path)
+    for graph in (smoothed, other):  # biases beyond the weights, which are corrected below
+        for name, value in graph.graph.initializers.items():
+            if name.endswith("v_proj.bias"):
+                value.const_value = ir.Tensor(np.linspace(8, 9, 24, dtype=np.float32))
     divided = {} if smooth is None else smooth.smooth(smoothed, outliers(smoothed))
-    ranges = {str(node.inputs[0].name): Range(-1, 1) for node in quantizable(smoothed, scheme) if node.inputs[0]}
+    nodes = quantizable(smoothed, scheme)
+    ranges = {str(node.inputs[0].name): Range(-1, 1) for node in nodes if node.inputs[0]}
+    correct_biases(smoothed, scheme, nodes, {name: np.ones(24, np.float32) for name in ranges})
     quantize(smoothed, Candidate(scheme), Activations(ranges=ranges))
     recorded = recorded_scales(other, smoothed)
     assert set(recorded) == {place for place, _ in divided.values()}
