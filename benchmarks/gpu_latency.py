@@ -200,6 +200,7 @@ def main() -> None:
     arguments_parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 256])
     arguments_parser.add_argument("--matrix-size", type=int, default=8192, help="of the peak's product")
     arguments_parser.add_argument("--seconds", type=int, default=280, help="after which nothing more is begun")
+    arguments_parser.add_argument("--seconds-a-figure", type=float, default=0.5)
     arguments = arguments_parser.parse_args()
     if arguments.device != "cpu" and not torch.cuda.is_available():
         arguments_parser.exit(3, "gpu_latency needs a CUDA device, torch finds none\n")
@@ -214,7 +215,11 @@ def main() -> None:
     problems = {name: why for name in ENGINES if (why := unavailable(name))}
     with tempfile.TemporaryDirectory() as folder:
         measurement = Measurement(
-            Path(folder, "bundle"), arguments.preset, arguments.device, arguments.batch_sizes, seconds=0.5
+            Path(folder, "bundle"),
+            arguments.preset,
+            arguments.device,
+            arguments.batch_sizes,
+            arguments.seconds_a_figure,
         )
         results["operations_an_image"] = measurement.operations
         chosen = configurations(arguments.device, measurement.batch)

@@ -76,12 +76,12 @@ def check_reference(bundle: Bundle) -> None:
     if bundle.manifest.has_reference:
         return
     source = bundle.manifest.source
-    again = f", made by: vitdeploy export --model {source.id} --revision {source.revision}" if source.revision else ""
+    again = f", made by: {bundle.export_line()}" if source.revision else ""
     raise NoReferenceError(
         f"{bundle.path} was packed without the weights of its reference, {source}",
         what="reference", where=bundle.path, expected=tuple(bundle.manifest.weights),
-        hint=f"use the bundle that it was packed from{again}; or save its outputs with vitdeploy compare --save-golden "
-        "and compare with them: --golden",
+        hint=f"use the bundle that it was packed from{again}; or compare with its outputs: --save-golden there, "
+        "--golden here",
     )  # fmt: skip
 
 

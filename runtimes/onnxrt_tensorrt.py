@@ -18,18 +18,16 @@ from vitdeploy.runtimes.onnxrt import OnnxRuntime
 from vitdeploy.runtimes.onnxrt_options import OnnxRuntimeOptions
 from vitdeploy.runtimes.onnxrt_session import TENSORRT, check_built
 from vitdeploy.runtimes.options import cuda_index
-from vitdeploy.specs import AxisRange, read_range
+from vitdeploy.specs import AxisRange, TensorSpec, read_range
 from vitdeploy.system.option_fields import described, option
 from vitdeploy.trt.library import load_library
-from vitdeploy.trt.options import DEFAULT_BATCH, Bounds, EngineOptions
+from vitdeploy.trt.options import DEFAULT_BATCH, Bounds, EngineOptions, Profile
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.bundle.manifest import Artifact
-    from vitdeploy.specs import TensorSpec
-    from vitdeploy.trt.options import Profile
 
 
 @described

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import gc
 import importlib
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -27,10 +28,15 @@ if TYPE_CHECKING:
     from vitdeploy.specs import Task
 
 
+os.environ["VITDEPLOY_PROGRESS_EVERY"] = "0"  # seconds depend on the machine's load
+os.environ.pop("GITHUB_ACTIONS", None)  # which adds lines for its log
+
 # A process takes a file at a time: those that take minutes come first, so that none is left to one process alone.
 _LONGEST = (
-    "test_readme.py", "test_layouts.py", "test_families.py", "test_quantized_export.py", "test_process.py",
-    "test_engine_of_vit_base.py", "test_build.py", "test_channels.py", "test_problem_types.py", "test_telemetry.py",
+    "test_layouts.py", "test_families.py", "test_channels.py", "test_documents.py", "test_quantized_export.py",
+    "test_problem_types.py", "test_precision.py", "test_bounded_export.py", "test_smoothing_places.py",
+    "test_onnx_graph.py", "test_engine_of_vit_base.py", "test_engine.py", "test_workflow.py", "test_process.py",
+    "test_cli.py", "test_layers.py", "test_torchscript.py", "test_min_cosine.py", "test_build.py", "test_telemetry.py",
 )  # fmt: skip
 
 
@@ -50,9 +56,9 @@ def _traced_once() -> Iterator[None]:
     import torch
     from traces import trace_once
 
-    apis: Any = importlib.import_module("torch.onnx._internal.exporter._registration").onnxscript_apis
+    registry: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
+        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
         patch.setattr(torch.onnx, "export", trace_once(torch.onnx.export))
         yield
 

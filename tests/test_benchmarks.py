@@ -46,7 +46,8 @@ def test_a_session_alone_in_its_process(digits: Bundle) -> None:
 
 def test_what_a_gpu_machine_runs_is_tried_on_the_cpu(tmp_path: Path) -> None:
     script, results = ROOT / "benchmarks" / "gpu_latency.py", tmp_path / "results.json"
-    options = ["--device", "cpu", "--preset", "vit-tiny-patch16-32", "--batch-sizes", "1", "2", "--matrix-size", "64"]
+    options = ["--device", "cpu", "--preset", "vit-tiny-patch16-32", "--batch-sizes", "1", "2", "--matrix-size", "64",
+               "--seconds-a-figure", "0.01"]  # fmt: skip
     table = run(sys.executable, script, *options, "--json", results, PYTHONPATH=str(ROOT))
     found = json.loads(results.read_text(encoding="utf-8"))
     rows = [row for row in found["rows"] if row["backend"] in ("torch", "onnxruntime")]  # a GPU would add others

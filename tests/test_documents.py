@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,10 +86,12 @@ class Block(NamedTuple):
 
 
 def blocks(document: Path) -> list[Block]:
-    fences = re.finditer(
-        r"(?P<before>[^\n]*)\n```(?P<language>\w+)\n(?P<code>.*?)```", document.read_text(encoding="utf-8"), re.DOTALL
-    )
-    return [Block(fence["language"], fence["code"], not fence["before"].startswith(NOT_RUN)) for fence in fences]
+    text = document.read_text(encoding="utf-8")
+    fences = re.finditer(r"(?P<before>[^\n]*)\n *```(?P<language>\w+)\n(?P<code>.*?)\n *```", text, re.DOTALL)
+    return [
+        Block(fence["language"], textwrap.dedent(fence["code"]) + "\n", NOT_RUN not in fence["before"])
+        for fence in fences
+    ]
 
 
 DOCUMENTS = {

@@ -34,9 +34,9 @@ def test_optimum_loads_the_onnx_folder(
     bundle = vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
     pixel_values = np.random.default_rng(0).standard_normal((3, 3, 32, 32), np.float32)
     np.save(tmp_path / "pixels.npy", pixel_values)
-    found = json.loads(run(python, "-c", LOAD, bundle.path, tmp_path / "pixels.npy").splitlines()[-1])
+    data = json.loads(run(python, "-c", LOAD, bundle.path, tmp_path / "pixels.npy").splitlines()[-1])
     with vitdeploy.load(bundle.path) as predictor:
         expected = predictor.logits(pixel_values)
         labels = predictor.labels
-    np.testing.assert_array_equal(np.array(found["logits"], np.float32), expected)  # one engine, one file
-    assert tuple(found["labels"].values()) == labels
+    np.testing.assert_array_equal(np.array(data["logits"], np.float32), expected)  # one engine, one file
+    assert tuple(data["labels"].values()) == labels

@@ -14,6 +14,7 @@ import pytest
 from environments import ROOT, environment, run
 
 import vitdeploy
+from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import COMMANDS
 
 IMPORT_MS = 100
@@ -110,11 +111,8 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_prediction_needs_numpy_pillow_and_onnxruntime_alone(installed: Path, tmp_path: Path) -> None:
+def test_prediction_needs_numpy_pillow_and_onnxruntime_alone(installed: Path, digits: Bundle) -> None:
     python = environment("embedded")
-    bundle = vitdeploy.export(
-        output=tmp_path / "out", source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32")
-    )
     photograph = ROOT / "tests" / "data" / "gray.png"
     code = """
 import json, sys, vitdeploy
@@ -122,18 +120,15 @@ with vitdeploy.load(sys.argv[1], backend="onnxruntime") as predictor:
     best = predictor.predict([sys.argv[2]], top_k=3)[0]
 print(json.dumps({"best": [p.to_dict() for p in best], "modules": sorted(sys.modules), "file": vitdeploy.__file__}))
 """
-    found = json.loads(run(python, "-c", code, bundle.path, photograph, PYTHONPATH=str(installed)))
+    found = json.loads(run(python, "-c", code, digits.path, photograph, PYTHONPATH=str(installed)))
     assert found["file"].startswith(str(installed))
     assert not {name.partition(".")[0] for name in found["modules"]} & {"click", "onnx", "rich", "torch"}
-    with vitdeploy.load(bundle.path) as predictor:
+    with vitdeploy.load(digits.path) as predictor:
         assert found["best"] == [prediction.to_dict() for prediction in predictor.predict(photograph, top_k=3)[0]]
 
 
-def test_a_backend_without_its_engine_says_what_to_install(installed: Path, tmp_path: Path) -> None:
+def test_a_backend_without_its_engine_says_what_to_install(installed: Path, digits: Bundle) -> None:
     python = environment("embedded")
-    bundle = vitdeploy.export(
-        output=tmp_path / "out", source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32")
-    )
     code = """
 import sys, vitdeploy
 for call in (lambda: vitdeploy.load(sys.argv[1], backend="torch"), lambda: vitdeploy.export("x")):
@@ -142,7 +137,7 @@ for call in (lambda: vitdeploy.load(sys.argv[1], backend="torch"), lambda: vitde
     except vitdeploy.VitDeployError as exc:
         print(exc.exit_code, exc)
 """
-    lines = run(python, "-c", code, bundle.path, PYTHONPATH=str(installed)).splitlines()
+    lines = run(python, "-c", code, digits.path, PYTHONPATH=str(installed)).splitlines()
     assert lines == [
         "3 the torch backend needs a package that is not installed; run: pip install 'vitdeploy[torch]'",
         "3 exporting needs a package that is not installed; run: pip install 'vitdeploy[export]'",

@@ -68,7 +68,7 @@ CONFIGS: list[tuple[int, dict[str, Any]]] = [
 def exported(
     write_checkpoint: WriteCheckpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Head, int], tuple[Checkpoint, Bundle]]:
-    """A head with 1 or with 7 outputs, as transformers has it and as a bundle; made once."""
+    """A head with 1 or with 7 outputs, as transformers has it and as a TorchScript bundle; made once."""
 
     @functools.cache
     def export(head: Head, outputs: int) -> tuple[Checkpoint, Bundle]:
@@ -77,7 +77,8 @@ def exported(
             config |= {"id2label": {index: f"name {index}" for index in range(7)}}
         checkpoint = write_checkpoint(head, config)
         _processor(checkpoint).save_pretrained(checkpoint.folder)
-        return checkpoint, vitdeploy.export(checkpoint.folder, output=tmp_path_factory.mktemp("bundles") / "bundle")
+        output = tmp_path_factory.mktemp("bundles") / "bundle"
+        return checkpoint, vitdeploy.export(checkpoint.folder, to="torchscript", output=output)
 
     return export
 
@@ -117,7 +118,7 @@ def test_labels_and_scores_are_those_of_the_pipeline(
     for key, value in keys.items():
         setattr(peer.config, key, value)
     pipeline = transformers.pipeline("image-classification", peer, image_processor=_processor(checkpoint))
-    with vitdeploy.load(with_config(bundle, tmp_path / "bundle", **keys).path) as predictor:
+    with vitdeploy.load(with_config(bundle, tmp_path / "bundle", **keys).path, backend="torchscript") as predictor:
         found = predictor.predict(PHOTOGRAPHS)
     wanted = pipeline(PHOTOGRAPHS, top_k=outputs if keys.get("problem_type") == "regression" else 5)
     for predictions, want in zip(found, wanted, strict=True):
@@ -453,14 +454,13 @@ def test_what_is_not_finite_is_not_timed_and_has_failed(
     bundle = spoilt_by_dark_images(single, tmp_path / "bundle")
     (tmp_path / "images").mkdir()
     shutil.copy(bright_and_dark[1], tmp_path / "images")
-    found = vitdeploy.benchmark(bundle, batch_sizes=(1,), images=tmp_path / "images", rounds=1, runs=1)
-    assert [each.backend for each in found.latencies] == ["torch"]
-    assert [(each.backend, each.status) for each in found.skipped] == [("onnxruntime", "failed")]
-    assert found.status == "failed"
     options = ("--images", tmp_path / "images", "--batch-sizes", "1", "--rounds", "1", "--runs", "1", "--json")
     status, printed = run("benchmark", bundle.path, *options, capsys=capsys)
     assert status == 1
-    assert json.loads(printed)["skipped"][0]["status"] == "failed"
+    found = json.loads(printed)
+    assert [each["backend"] for each in found["latencies"]] == ["torch"]
+    assert [(each["backend"], each["status"]) for each in found["skipped"]] == [("onnxruntime", "failed")]
+    assert found["status"] == "failed"
 
 
 def test_triton_ranks_no_values(regression: Bundle, multi_label: Bundle, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitdeploy.assess.gate.gate import GateResult, gate
     from vitdeploy.assess.metrics.latency import Benchmark
     from vitdeploy.bundle.bundle import Bundle
+    from vitdeploy.delivery.hub_upload import PushedBundle, push
     from vitdeploy.delivery.loading import load
     from vitdeploy.delivery.packing import pack
     from vitdeploy.errors import VitDeployError
@@ -59,6 +60,7 @@ __all__ = [
     "Predictor",
     "ProcessorOptions",
     "Progress",
+    "PushedBundle",
     "Quantization",
     "Sensitivity",
     "SourceOptions",
@@ -74,6 +76,7 @@ __all__ = [
     "gate",
     "load",
     "pack",
+    "push",
     "sensitivity",
     "write_triton_model",
 ]
@@ -97,6 +100,7 @@ _MODULES = {
     "Predictor": "predictor",
     "ProcessorOptions": "images.processor_options",
     "Progress": "system.progress",
+    "PushedBundle": "delivery.hub_upload",
     "Quantization": "exporting.options",
     "Sensitivity": "assess.debug.sensitivity",
     "SourceOptions": "exporting.options",
@@ -112,6 +116,7 @@ _MODULES = {
     "gate": "assess.gate.gate",
     "load": "delivery.loading",
     "pack": "delivery.packing",
+    "push": "delivery.hub_upload",
     "sensitivity": "assess.debug.sensitivity",
     "write_triton_model": "serving.triton_repository",
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.benchmark.benchmark import benchmark
 from vitdeploy.assess.compare.compare import compare
-from vitdeploy.assess.evaluate.evaluate import evaluate
+from vitdeploy.assess.evaluate.evaluate import Evaluation, evaluate
 from vitdeploy.assess.report.example_images import first_of_each_class, worst_images
 from vitdeploy.assess.report.report import Report, source_of
 from vitdeploy.assets import default_checkpoint, held_out_images
@@ -28,7 +28,6 @@ from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from vitdeploy.assess.compare.results import Comparison
-    from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.metrics.latency import Benchmark
 
 BACKENDS = ("torch", "onnxruntime")

@@ -212,7 +212,9 @@ def shown(value: object, most: int = 40) -> str:
         return f"{type(value).__name__} that is too large to show"
 
 
-def check_count(name: str, value: object) -> None:
-    """Raise UsageError unless an argument is a whole number from 1 up, of Python or of numpy."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{name} takes a whole number from 1 up, got {shown(value)}", what=name, found=value)
+def check_count(name: str, value: object, least: int = 1, most: int | None = None) -> None:
+    """Raise UsageError unless an argument is a whole number within limits, of Python or of numpy."""
+    number = int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
+    if number is None or number < least or (most is not None and number > most):
+        limits = f"from {least} {'up' if most is None else f'to {most}'}"
+        raise UsageError(f"{name} takes a whole number {limits}, got {shown(value)}", what=name, found=value)

@@ -16,8 +16,10 @@ from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_coun
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import format_of, open_recorded
+from vitdeploy.runtimes.choice import choose
 from vitdeploy.specs import MOST_A_BATCH, PixelStage, Precision
 from vitdeploy.system.argument_types import typed
+from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -61,8 +63,9 @@ class Predictor:
         labels: class names in the order of the logits.
         problem_type: how the logits are read; by default as transformers' pipeline does where `config.json` states
             none: a sigmoid for one label, softmax for more.
-        details: what was opened: the bundle, its commit on the Hub, the task, and the files that were taken. Empty for
-            a predictor that was put together from its parts.
+        details: what was opened: the bundle, its commit on the Hub, the task, backend, precision, the artifacts that
+            could have been opened instead, and the files that were taken. Empty for a predictor that was put together
+            from its parts.
     """
 
     def __init__(
@@ -150,7 +153,9 @@ class Predictor:
         if rows:
             names = [image_name(images[row], default=f"images[{first_index + row}]") for row in rows]
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            hint = "check the weights with vitdeploy compare"
+            hint = "compare it with the reference"
+            if "bundle" in self.details:
+                hint += f": {typed_line('compare', self.details['bundle'])}"
             if self.runtime.precision not in (None, Precision.FP32):
                 hint = f"try fp32 instead of {self.runtime.precision}, and {hint}"
             problem = f"the model gives NaN or infinite logits for {names[0]}{others}"
@@ -178,8 +183,8 @@ def _problem_type(given: ProblemType | str | None, num_labels: int) -> ProblemTy
 def load(
     path: str | os.PathLike[str],
     *,
-    backend: str = "onnxruntime",
-    precision: str = "fp32",
+    backend: str | None = None,
+    precision: str | None = None,
     device: str | None = None,
     **options: Any,
 ) -> Predictor:
@@ -188,7 +193,8 @@ def load(
     Args:
         path: the bundle.
         backend: "onnxruntime", "torch", ...
-        precision: of the artifact.
+        precision: of the artifact. Where not both are named, the only artifact that fits; of several, ONNX Runtime's
+            before others, and fp32 before the rest.
         device: "cpu", "cuda" or "cuda:1"; by default "cpu", and "cuda" for an engine.
         options: of the backend's runtime, such as `intra_op_threads` for onnxruntime.
 
@@ -201,6 +207,7 @@ def load(
     bundle = Bundle.open(path)
     config, processor = bundle.read_config(), load_processor(bundle)
     labels, problem_type = config.labels, config.problem_type
+    backend, precision, others = choose(bundle, backend, precision)
     runtime = open_recorded(bundle, backend, options, precision=precision, device=device)
     try:
         check_fit(bundle, processor, runtime)
@@ -210,7 +217,10 @@ def load(
         runtime.close()
         raise
     files = [record.path for record in files_to_open(bundle, backend, precision)]
-    details = {"bundle": str(path), "task": bundle.manifest.task, "files": files}
+    details = {
+        "bundle": str(path), "task": bundle.manifest.task, "backend": backend, "precision": precision,
+        "other_artifacts": others, "files": files,
+    }  # fmt: skip
     return Predictor(processor, runtime, labels, problem_type, details=details)
 
 
@@ -234,10 +244,7 @@ def load_processor(bundle: Bundle) -> ImageProcessor:
 
 def check_batch_size(size: int) -> None:
     """Raise UsageError unless so many images may run together."""
-    if not 1 <= size <= MOST_A_BATCH:
-        raise UsageError(
-            f"batch_size takes 1 to {MOST_A_BATCH} images, got {shown(size)}", what="batch_size", found=size
-        )
+    check_count("batch_size", size, most=MOST_A_BATCH)
 
 
 def batch_size_for(processor: ImageProcessor, of: Runtime | Artifact, wanted: int) -> int:

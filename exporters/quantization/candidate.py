@@ -89,12 +89,12 @@ def quantize(
     divided = {} if smooth is None else smooth.smooth(model, extremes, keep)
     if candidate.method == MINMAX:
         margin = candidate.margin
-        ranges = {name: each.range_of(margin=margin) for name, each in extremes.items()}
+        ranges = {name: seen.range_of(margin=margin) for name, seen in extremes.items()}
         ranges |= {name: extremes[of].range_of(scales, margin) for name, (of, scales) in divided.items()}
     else:
         ranges = dict(activations.ranges)
     if extremes:
-        means = {name: each.mean for name, each in extremes.items()}
+        means = {name: seen.mean for name, seen in extremes.items()}
         means |= {name: extremes[of].mean / scales for name, (of, scales) in divided.items()}
         correct_biases(model, scheme, nodes, means)
     names = tuple(map(name_of, nodes))

@@ -11,7 +11,7 @@ from typing import Any
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError
 from vitdeploy.runtimes.engine.cache import own_cache
-from vitdeploy.runtimes.engine.compatibility import check_hardware, check_version
+from vitdeploy.runtimes.engine.compatibility import check_hardware, check_version, rebuild_line
 from vitdeploy.specs import TensorSpec
 from vitdeploy.trt.gpu import find_gpu
 from vitdeploy.trt.library import LIBRARIES, compiles_on_target
@@ -74,7 +74,7 @@ def opened_engine(
         raise BundleError(
             f"{path} has no weights of its own, and the ONNX artifact that it was built from is another one now",
             what=source.name, where=path, expected=built_from,
-            hint=f"build it again: vitdeploy export --to {backend} --precision {precision} --output {bundle.path}",
+            hint=f"build it again: {rebuild_line(bundle, artifact)}",
         )  # fmt: skip
     with bundle.opened_artifact(source, by_name=True) as (onnx, *_):
         yield dataclasses.replace(engine, weights=onnx.path)

@@ -13,7 +13,7 @@ from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.errors import DeviceError, OutputError, UnavailableError, UsageError, readable
 from vitdeploy.runtimes.base import Runtime
 from vitdeploy.runtimes.engine.cache import KernelCache
-from vitdeploy.runtimes.engine.compatibility import choose_profile
+from vitdeploy.runtimes.engine.compatibility import Shapes, choose_profile
 from vitdeploy.runtimes.engine.cuda_memory import on_device
 from vitdeploy.runtimes.engine.file import EngineFile, opened_engine
 from vitdeploy.runtimes.engine.load import make_config, open_engine, profiles_of, why_refused
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.runtimes.device_arrays import DeviceArray
-    from vitdeploy.runtimes.engine.compatibility import Shapes
 
 T = TypeVar("T")
 DEFAULTS = EngineRuntimeOptions()

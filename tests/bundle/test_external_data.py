@@ -238,10 +238,10 @@ def test_odd_models_name_what_onnx_reads_in_them() -> None:
         except (DecodeError, UnicodeDecodeError):
             continue
         try:
-            found = names_in(content)
+            names = names_in(content)
         except ValueError:
             continue
-        assert found == expected, content
+        assert names == expected, content
         compared, named = compared + 1, named + bool(expected)
     assert compared > 700
     assert named > 200
@@ -332,10 +332,10 @@ def test_a_name_that_leads_to_other_weights_while_they_are_opened(
         return
     pixels = np.random.default_rng(0).standard_normal((1, 3, 32, 32), np.float32)
     with open_recorded(bundle, "onnxruntime") as runtime:
-        found = runtime.run({"pixel_values": pixels})["logits"]
+        logits = runtime.run({"pixel_values": pixels})["logits"]
     monkeypatch.undo()
     with open_recorded(made, "onnxruntime") as runtime:
-        np.testing.assert_array_equal(found, runtime.run({"pixel_values": pixels})["logits"])
+        np.testing.assert_array_equal(logits, runtime.run({"pixel_values": pixels})["logits"])
 
 
 @pytest.mark.parametrize("where", ["beside", "absolute", "above", "linked"])

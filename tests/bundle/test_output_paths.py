@@ -137,9 +137,9 @@ def test_two_outputs_are_not_one_file(tmp_path: Path, monkeypatch: pytest.Monkey
     "output", ["bundle/model.safetensors", "bundle/manifest.json", "to-bundle/config.json", "hard"]
 )
 def test_python_refuses_them_too_and_alters_nothing(tmp_path: Path, output: str) -> None:
-    bundle = write_bundle(tmp_path)
+    bundle = write_bundle(tmp_path, formats=("torchscript",))
     (tmp_path / "to-bundle").symlink_to("bundle")
-    os.link(tmp_path / "bundle" / "onnx" / "model.onnx", tmp_path / "hard")
+    os.link(tmp_path / "bundle" / "torchscript" / "model_fp32.pt", tmp_path / "hard")
     place = tmp_path / output
     (tmp_path / "data").mkdir()
     with raises(UsageError, what="save_golden"):

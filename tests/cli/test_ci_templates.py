@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 import yaml
 from environments import ROOT
@@ -35,26 +38,49 @@ def script(job: str) -> str:
     return "\n".join(GITLAB[job]["script"])
 
 
+# `vitdeploy` for a shell: it hands its arguments to the process of the tests, which has imported torch.
+PROGRAM = """#!{python}
+import json, os, socket, sys
+address = "127.0.0.1", int(os.environ["PORT"])
+with socket.create_connection(address) as connection, connection.makefile("rw") as stream:
+    print(json.dumps([os.getcwd(), sys.argv[1:]]), file=stream, flush=True)
+    code, out, err = json.load(stream)
+print(out, end="")
+print(err, end="", file=sys.stderr)
+sys.exit(code)
+"""
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Any:
-    """Run a command as a runner does, where `vitdeploy` is installed: this interpreter's."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a command, which calls `vitdeploy` once, as a runner does."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    (programs / "vitdeploy").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vitdeploy "$@"\n', encoding="utf-8")
+    (programs / "vitdeploy").write_text(PROGRAM.format(python=sys.executable), encoding="utf-8")
     (programs / "vitdeploy").chmod(0o755)
     place = tmp_path / "place"
     place.mkdir()
     (place / "gate.toml").write_text("min_agreement = 0.99\n", encoding="utf-8")
+    monkeypatch.chdir(place)
 
     def of(command: str, **variables: object) -> subprocess.CompletedProcess[str]:
-        environ = {
-            **os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
-            "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"), "DATA": str(held_out_images()), "RULES": "gate.toml",
-            **{name: str(value) for name, value in variables.items()},
-        }  # fmt: skip
-        return subprocess.run(
-            ["bash", "-e", "-c", command], cwd=place, env=environ, capture_output=True, text=True, check=False
-        )
+        line = ["bash", "-e", "-c", command]
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            environ = {
+                **os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "RULES": "gate.toml",
+                "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"), "DATA": str(held_out_images()),
+                "PORT": str(server.getsockname()[1]), **{name: str(value) for name, value in variables.items()},
+            }  # fmt: skip
+            server.settimeout(60)
+            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            with subprocess.Popen(line, cwd=place, env=environ, **pipes) as process:
+                connection, _ = server.accept()
+                with connection, connection.makefile("rw") as stream:
+                    folder, arguments = json.loads(stream.readline())
+                    assert folder == str(place)
+                    json.dump(command_line.run(*arguments), stream)
+                out, err = process.communicate()
+        return subprocess.CompletedProcess(line, process.returncode, out, err)
 
     return of
 

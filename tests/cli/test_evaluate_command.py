@@ -20,7 +20,6 @@ from schemas import validated
 import vitdeploy
 from vitdeploy.assets import held_out_images
 from vitdeploy.bundle.bundle import Bundle
-from vitdeploy.cli.output import TerminalProgress
 from vitdeploy.runtimes import BACKENDS, Backend
 from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
@@ -38,9 +37,9 @@ def test_table_and_json_of_the_embedded_model(digits: Bundle, tmp_path: Path) ->
     assert summary.read_text(encoding="utf-8").count(f"{CORRECT} of {IMAGES}") == 2
     assert page.read_text(encoding="utf-8").count("<img ") == IMAGES - CORRECT
     code, out, _ = run("evaluate", *arguments, "--json")
-    found = validated("evaluate", out)
-    assert (code, found["status"], found["images"]) == (0, "passed", IMAGES)
-    reference, onnx = found["results"]
+    validation = validated("evaluate", out)
+    assert (code, validation["status"], validation["images"]) == (0, "passed", IMAGES)
+    reference, onnx = validation["results"]
     assert reference["top1"]["correct"] == onnx["top1"]["correct"] == CORRECT
     assert sum(row["correct"] for row in onnx["per_class"].values()) == CORRECT
     assert sum(row["images"] for row in onnx["confused"]) == IMAGES - CORRECT
@@ -105,20 +104,6 @@ def test_killed_in_the_middle_it_goes_on_and_computes_nothing_twice(
     assert resumed.to_dict() == whole.to_dict()
     for name in ("classes", "scores"):
         np.testing.assert_array_equal(getattr(resumed.results[0], name), getattr(whole.results[0], name))
-
-
-def test_the_bar_is_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with TerminalProgress("images") as progress:
-        progress.advance(3, 10)
-    assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    with TerminalProgress("images") as progress:
-        progress.advance(3, 10)
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "3/10" in err
-    assert "images" in err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there may a file's name be any bytes")

@@ -63,13 +63,13 @@ JSON_FILES = ("baseline.json", "old.json", "kept.json")
 
 
 def refused(arguments: list[str], *, codes: tuple[int, ...] = (4,)) -> str:
-    found = run(*arguments)
-    assert found.code in codes, found.err
-    assert found.out == ""
-    assert found.err.startswith("Error: ")
-    assert found.err.count("\n") == 1
-    assert len(found.err) < 1500
-    return found.err
+    done = run(*arguments)
+    assert done.code in codes, done.err
+    assert done.out == ""
+    assert done.err.startswith("Error: ")
+    assert done.err.count("\n") == 1
+    assert len(done.err) < 1500
+    return done.err
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "link to a device", "folder", "link to itself"])

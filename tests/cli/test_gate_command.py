@@ -43,10 +43,10 @@ def test_the_bundle_of_the_baseline_passes(digits: Bundle, baseline: Path, tmp_p
     arguments = (digits.path, "--data", held_out_images(), "--baseline", baseline, "--rules", rules)
     page = tmp_path / "gate.html"
     code, out, err = run("gate", *arguments, "--max-size", "2 MB", "--html", page, "--json")
-    found = validated("gate", out)
+    validation = validated("gate", out)
     assert page.read_text(encoding="utf-8").count("onnxruntime fp32</th>") >= 6
-    assert (code, err, found["status"], found["changes"]) == (0, "", "passed", [])
-    assert [(check["rule"], check["subject"]) for check in found["checks"]] == [
+    assert (code, err, validation["status"], validation["changes"]) == (0, "", "passed", [])
+    assert [(check["rule"], check["subject"]) for check in validation["checks"]] == [
         ("same_labels", "bundle"),
         ("same_processor", "bundle"),
         ("finite", "torch fp32"),
@@ -105,9 +105,11 @@ def test_a_planted_fault_is_caught(
 ) -> None:
     faulty = plant(copy_of(digits, tmp_path / "faulty"))
     code, out, _ = run("gate", faulty.path, "--data", held_out_images(), "--baseline", baseline, "--json")
-    found = validated("gate", out)
-    assert (code, found["status"]) == (1, "failed")
-    assert {f"{check['rule']} {check['subject']}" for check in found["checks"] if check["status"] == "failed"} == failed
+    validation = validated("gate", out)
+    assert (code, validation["status"]) == (1, "failed")
+    assert {
+        f"{check['rule']} {check['subject']}" for check in validation["checks"] if check["status"] == "failed"
+    } == failed
 
 
 def test_a_planted_fault_is_caught_in_half_precision(digits: Bundle, tmp_path: Path) -> None:
@@ -179,16 +181,16 @@ def test_the_plugin_holds_the_gate_an_item_a_check(digits: Bundle, baseline: Pat
     (suite / "test_own.py").write_text("def test_own(): pass\n", encoding="utf-8")
     faulty = perturb_layer(copy_of(digits, tmp_path / "faulty"), layer=2)
     held = ("--vitdeploy-bundle", faulty.path, "--vitdeploy-data", held_out_images())
-    found = pytest_run(suite, *held, "--vitdeploy-baseline", baseline)
-    assert "vitdeploy: files left out: none" in found.stdout
-    assert found.returncode == 1, found.stdout
-    assert "7 passed" in found.stdout  # six checks and the suite's own test
+    done = pytest_run(suite, *held, "--vitdeploy-baseline", baseline)
+    assert "vitdeploy: files left out: none" in done.stdout
+    assert done.returncode == 1, done.stdout
+    assert "7 passed" in done.stdout  # six checks and the suite's own test
     for text in ("1 failed", "failed: ", "logits: max relative difference"):
-        assert text in found.stdout
+        assert text in done.stdout
     plain = pytest_run(suite)
     assert (plain.returncode, "left out" in plain.stdout) == (0, False)
-    found = pytest_run(suite, *held[:2])
-    assert (found.returncode, "must both be given" in found.stderr) == (4, True)
+    done = pytest_run(suite, *held[:2])
+    assert (done.returncode, "must both be given" in done.stderr) == (4, True)
 
 
 def test_the_plugin_imports_nothing_until_it_is_used() -> None:

@@ -65,11 +65,11 @@ def test_nonsense_is_refused_at_once(
     if param.name in SIGNED and value == "-9":
         pytest.skip("a mean may be below 0")
     monkeypatch.chdir(tmp_path)
-    found = run(*command.split(), *NEEDED.get(command, ["absent"]), f"{param.opts[0]}={value}")
-    assert (found.code, found.out) == (2, ""), found.err
-    assert param.opts[0] in found.err
-    assert str(param.name) in param.opts[0] or str(param.name) not in found.err
-    assert len(found.err.splitlines()[-1]) < 800
+    done = run(*command.split(), *NEEDED.get(command, ["absent"]), f"{param.opts[0]}={value}")
+    assert (done.code, done.out) == (2, ""), done.err
+    assert param.opts[0] in done.err
+    assert str(param.name) in param.opts[0] or str(param.name) not in done.err
+    assert len(done.err.splitlines()[-1]) < 800
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
+import shlex
 import signal
 import struct
 import subprocess
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from command_line import run
 from PIL import Image
 
-import vitdeploy
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.cli import main
 
@@ -26,9 +26,11 @@ REPORTS = "--html {0}/report.html --markdown {0}/report.md --junit {0}/report.xm
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    target = tmp_path_factory.mktemp("bundles") / "tiny"
-    return vitdeploy.export(output=target, source=vitdeploy.SourceOptions(random_weights="vit-tiny-patch16-32"))
+def compared(single: Bundle, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The arguments of a comparison with stored outputs, which needs no torch."""
+    golden = tmp_path_factory.mktemp("golden") / "golden.npz"
+    assert run("compare", single.path, "--save-golden", golden).code == 0
+    return f"compare '{single.path}' --golden '{golden}'"
 
 
 def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -55,15 +57,15 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
         for arguments in (("verify '{0}'", "export --help")[index % 2], "inspect '{0}' --json")
     ],
 )  # fmt: skip
-def test_streams_that_take_nothing(bundle: Bundle, arguments: str, into: str, code: int, error: str) -> None:
+def test_streams_that_take_nothing(single: Bundle, arguments: str, into: str, code: int, error: str) -> None:
     variables = {"PYTHONUNBUFFERED": "1"} if "verify" in arguments else {}
-    found = shell(f"{COMMAND} {arguments.format(bundle.path)} {into}", **variables)
+    found = shell(f"{COMMAND} {arguments.format(single.path)} {into}", **variables)
     assert (found.returncode, found.stderr) == (code, error)
 
 
 @pytest.mark.parametrize(("tolerance", "code"), [("1", 0), ("1e-12", 1)])
-def test_a_reader_that_went_away_does_not_change_the_status(bundle: Bundle, tolerance: str, code: int) -> None:
-    found = shell(f"{COMMAND} compare '{bundle.path}' --tolerance {tolerance} | true")
+def test_a_reader_that_went_away_does_not_change_the_status(compared: str, tolerance: str, code: int) -> None:
+    found = shell(f"{COMMAND} {compared} --tolerance {tolerance} | true")
     assert (found.returncode, found.stderr) == (code, "")
 
 
@@ -72,7 +74,7 @@ def test_an_error_that_cannot_be_told_has_its_exit_code(tmp_path: Path, errors: 
     assert shell(f"{COMMAND} inspect '{tmp_path}/absent' {errors}").returncode == 4
 
 
-def test_files_do_not_take_the_places_of_closed_streams(bundle: Bundle, tmp_path: Path) -> None:
+def test_files_do_not_take_the_places_of_closed_streams(tmp_path: Path) -> None:
     """A library's line in C would else go into the file that got descriptor 1 or 2."""
     script = (
         "import os, vitdeploy.cli.process as process; process.guard_streams(); "
@@ -89,21 +91,22 @@ def test_what_an_encoding_lacks_is_spelled(tmp_path: Path, encoding: str) -> Non
     assert ("\u732b" if encoding == "utf-8" else "\\u732b") in found.stderr
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
+def test_the_environment_of_the_user(single: Bundle, tmp_path: Path) -> None:
+    """The export in the working directory has them all, beside a folder that is named like a library."""
+    image = tmp_path / "a.png"
+    Image.new("RGB", (32, 32)).save(image)
+    (tmp_path / "triton").mkdir()  # torch looks whether there is a `triton`
+    environments = (
         {"PYTHONWARNINGS": "error", "COLUMNS": "0", "TERM": "dumb", "NO_COLOR": "1"},
         {"PYTHONOPTIMIZE": "2", "COLUMNS": "1"},
         {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "COLUMNS": "many", "TERM": ""},
-    ],
-)
-def test_the_environment_of_the_user(bundle: Bundle, tmp_path: Path, variables: dict[str, str]) -> None:
-    image = tmp_path / "a.png"
-    Image.new("RGB", (32, 32)).save(image)
-    made = f"{COMMAND} export --random-weights vit-tiny-patch16-32 -o '{tmp_path}/made'"
-    for line in (made, f"{COMMAND} predict '{bundle.path}' '{image}'", f"{COMMAND} compare --help"):
+    )
+    small = f"{COMMAND} predict '{single.path}' '{image}'", f"{COMMAND} compare --help"
+    lines = [(variables, line) for variables in environments for line in small]
+    made = f"cd '{tmp_path}' && {COMMAND} export --random-weights vit-tiny-patch16-32 -o made"
+    for variables, line in [({key: value for each in environments for key, value in each.items()}, made), *lines]:
         found = shell(line, **variables)
-        assert (found.returncode, found.stderr) == (0, "")
+        assert (found.returncode, found.stderr) == (0, ""), line
 
 
 def _raise(error: BaseException) -> NoReturn:
@@ -151,13 +154,13 @@ def test_an_error_that_nobody_foresaw_is_a_line_and_no_failed_check(
     [("html", "1", 3, "passed"), ("markdown", "1e-12", 1, "failed"), ("junit", "1", 3, "passed")],
 )
 def test_a_report_that_fails_hides_neither_the_others_nor_the_status(
-    bundle: Bundle, tmp_path: Path, broken: str, tolerance: str, code: int, status: str
+    compared: str, tmp_path: Path, broken: str, tolerance: str, code: int, status: str
 ) -> None:
     options = REPORTS.format(tmp_path).split()
     options[options.index(f"--{broken}") + 1] = "/dev/full"
-    found = shell(f"{COMMAND} compare '{bundle.path}' --tolerance {tolerance} --json {' '.join(options)}")
-    assert (found.returncode, json.loads(found.stdout)["status"]) == (code, status)
-    (line,) = found.stderr.splitlines()
+    found = run(*shlex.split(compared), "--tolerance", tolerance, "--json", *options)
+    assert (found.code, found.json["status"]) == (code, status)
+    (line,) = found.err.splitlines()
     assert line.startswith("Error: /dev/full")
     assert line.endswith(f"(status: {status})")
     assert len(list(tmp_path.iterdir())) == 2
@@ -165,25 +168,23 @@ def test_a_report_that_fails_hides_neither_the_others_nor_the_status(
 
 @pytest.mark.parametrize(("tolerance", "code", "status"), [("1", 3, "passed"), ("1e-12", 1, "failed")])
 def test_a_status_that_cannot_be_printed_is_in_the_error_and_in_the_reports(
-    bundle: Bundle, tmp_path: Path, tolerance: str, code: int, status: str
+    compared: str, tmp_path: Path, tolerance: str, code: int, status: str
 ) -> None:
     options = REPORTS.format(tmp_path)
-    found = shell(f"{COMMAND} compare '{bundle.path}' --tolerance {tolerance} {options} >/dev/full")
+    found = shell(f"{COMMAND} {compared} --tolerance {tolerance} {options} >/dev/full")
     assert found.returncode == code
     assert found.stderr == f"Error: cannot write to standard output: No space left on device (status: {status})\n"
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_defect_in_a_report_is_told_after_the_others_are_written(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    compared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitdeploy.assess.report.markdown.write_markdown", lambda *_: _raise(KeyError("x")))
     options = REPORTS.format(tmp_path).split()
     for tolerance, code in (("1", 70), ("1e-12", 1)):
-        with pytest.raises(SystemExit) as caught:
-            main(["compare", str(bundle.path), "--tolerance", tolerance, *options])
-        assert caught.value.code == code
-        found = capsys.readouterr()
+        found = run(*shlex.split(compared), "--tolerance", tolerance, *options)
+        assert found.code == code
         assert "defect in vitdeploy" in found.err
         assert "against the reference" in found.out
         assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.xml"]
@@ -222,7 +223,7 @@ def test_a_caller_in_the_same_process_keeps_its_signals() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
-def test_libtiff_prints_no_lines(bundle: Bundle, tmp_path: Path) -> None:
+def test_libtiff_prints_no_lines(single: Bundle, tmp_path: Path) -> None:
     """Of an image that is refused, of one that is read, and in the processes that `benchmark` starts."""
     file = io.BytesIO()
     Image.new("RGB", (64, 64), (200, 3, 3)).save(file, "TIFF", compression="tiff_lzw")
@@ -234,9 +235,9 @@ def test_libtiff_prints_no_lines(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "odd" / "a.tif").write_bytes(data)
     data[10:40] = bytes(byte ^ 0x5A for byte in data[10:40])
     (tmp_path / "damaged.tif").write_bytes(data)
-    found = shell(f"{COMMAND} predict '{bundle.path}' '{tmp_path}/damaged.tif'")
+    found = shell(f"{COMMAND} predict '{single.path}' '{tmp_path}/damaged.tif'")
     assert (found.returncode, found.stderr.count("\n")) == (4, 1), found.stderr
     options = f"--images '{tmp_path}/odd' --batch-sizes 1 --rounds 1 --runs 1 --backend onnxruntime"
-    for line in (f"predict '{bundle.path}' '{tmp_path}/odd/a.tif'", f"benchmark '{bundle.path}' {options}"):
+    for line in (f"predict '{single.path}' '{tmp_path}/odd/a.tif'", f"benchmark '{single.path}' {options}"):
         found = shell(f"{COMMAND} {line}")
         assert (found.returncode, found.stderr) == (0, "")

@@ -149,31 +149,31 @@ def test_labels_and_nodes_that_somebody_keeps(
     graph, bounded = GraphOptions(keep_fp32=kept), naive(accuracy=MaxDrop("3%"))
     bundle = vitdeploy.export(checkpoint, output=tmp_path / "out", graph=graph, quantization=bounded, **INT8)
     artifact = only(bundle)
-    found = artifact.validation["accuracy"]
-    assert found["bound"] == "max_drop 3%"
-    assert found["correct"] >= found["at_least"] == found["reference"] - 3  # of 113 images, 3.39
+    accuracy = artifact.validation["accuracy"]
+    assert accuracy["bound"] == "max_drop 3%"
+    assert accuracy["correct"] >= accuracy["at_least"] == accuracy["reference"] - 3  # of 113 images, 3.39
     assert set(kept) <= set(artifact.options["float32_nodes"])
     evaluation = vitdeploy.evaluate(
         bundle, data=held_out_images(), backends=["onnxruntime:int8"], limit=150, batch_size=1
     )
     wrong = evaluation.top1(evaluation.results[0]).wrong
     searched, held_out = parts()
-    assert len(searched.difference(wrong)) == found["correct"]
-    assert len(held_out.difference(wrong)) == found["held_out"]["correct"]
+    assert len(searched.difference(wrong)) == accuracy["correct"]
+    assert len(held_out.difference(wrong)) == accuracy["held_out"]["correct"]
 
 
 def test_outliers_are_moved_where_that_helps(checkpoint: Path, tmp_path: Path) -> None:
     auto = naive(smooth_quant="auto")
     for folder, path, share in (("with", checkpoint, 0.3), ("without", default_checkpoint(), 1.0)):
         artifact = int8(path, tmp_path / folder, auto)
-        found = artifact.validation["candidates"]
-        errors = {each["smooth_quant"]: each["error"] for each in found if each["multiply"] is not False}
+        candidates = artifact.validation["candidates"]
+        errors = {each["smooth_quant"]: each["error"] for each in candidates if each["multiply"] is not False}
         assert list(errors) == [None, *STRENGTHS]
-        assert {(each["scheme"], each["ranges"], each["margin"]) for each in found} == {("static", "minmax", 0)}
+        assert {(each["scheme"], each["ranges"], each["margin"]) for each in candidates} == {("static", "minmax", 0)}
         least = min(errors.values())
         assert errors[artifact.options.get("smooth_quant")] == least
         assert least < share * errors[None]
-        (chosen,) = (each for each in found if each["chosen"])
+        (chosen,) = (each for each in candidates if each["chosen"])
         assert chosen["smooth_quant"] == artifact.options["smooth_quant"]
         assert ("mlp" in artifact.options["smooth_quant_places"]) == chosen["multiply"]
     strong = int8(checkpoint, tmp_path / "strong", naive(smooth_quant=0.75))
@@ -187,7 +187,8 @@ def test_dynamic_ranges_are_taken_where_they_are_much_nearer(tmp_path: Path, mon
         monkeypatch.setattr(candidate_search, "DYNAMIC_GAIN", gain)
         artifact = int8(default_checkpoint(), tmp_path / scheme, Quantization(Calibration(held_out_images(), count=24)))
         assert (artifact.options["scheme"], "calibration" in artifact.options) == (scheme, scheme == "static")
-        assert [each["scheme"] for each in artifact.validation["candidates"] if each["chosen"]] == [scheme]
+        candidates = artifact.validation["candidates"]
+        assert [candidate["scheme"] for candidate in candidates if candidate["chosen"]] == [scheme]
 
 
 def test_a_strength_that_is_asked_for_is_in_all_places(checkpoint: Path, tmp_path: Path) -> None:
@@ -203,8 +204,8 @@ def test_a_strength_that_is_asked_for_is_in_all_places(checkpoint: Path, tmp_pat
 def test_images_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
     bounded = naive(accuracy_data=held_out_images(), accuracy=MinAgreement(0.9), smooth_quant="auto")
     artifact = int8(checkpoint, tmp_path / "out", bounded)
-    found = artifact.validation["accuracy"]
-    assert (found["images"], found["held_out"]["images"]) == (338, 112)  # a quarter, none of which chose anything
+    accuracy = artifact.validation["accuracy"]
+    assert (accuracy["images"], accuracy["held_out"]["images"]) == (338, 112)  # a quarter, none of which chose anything
     assert artifact.options["calibration_images"] == 150 - 37  # which judge
 
 

@@ -168,7 +168,7 @@ def test_every_report_says_which_rule_judged(bounded: Bundle, tmp_path: Path) ->
 def test_among_made_up_images_nobody_looks_for_neighbours(bounded: Bundle) -> None:
     run = CliRunner().invoke(compare_command, [str(bounded.path), "--json"])
     (result,) = json.loads(run.stdout)["results"]
-    assert [each["same_neighbours"] for each in result["nearness"]] == [None]
+    assert [near["same_neighbours"] for near in result["nearness"]] == [None]
 
 
 def _broken(monkeypatch: pytest.MonkeyPatch, how: str) -> None:

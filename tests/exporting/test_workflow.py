@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -46,11 +45,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_two_exports_are_the_same_bytes(
     tmp_path: Path, write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In another process, with another order of sets."""
+    """In another process, with another order of sets; each kind is made of a float32 graph."""
     checkpoint = write_checkpoint(Task.CLASSIFICATION, tiny_config)
     code = """
 import sys, vitdeploy
-kinds = ("fp32", {}), ("fp16", {"dynamic_image_size": True}), ("bf16", {"embed_resize": True})
+kinds = ("fp16", {"dynamic_image_size": True}), ("bf16", {"embed_resize": True})
 for precision, options in kinds:
     graph = vitdeploy.GraphOptions(**options)
     vitdeploy.export(sys.argv[1], output=f"{sys.argv[2]}/{precision}", precision=precision, graph=graph)
@@ -156,9 +155,8 @@ def test_a_processor_that_does_not_fit_the_model(
         vitdeploy.export(checkpoint.folder, output=tmp_path / "out")
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.5])
-def test_killed_in_the_middle(bundle: Bundle, delay: float) -> None:
-    """Once the export says that it writes the artifact, the process is killed after a while."""
+def test_killed_in_the_middle(bundle: Bundle) -> None:
+    """The process is killed once its artifact is written and is being compared."""
     before = files(bundle.path)
     code = """
 import sys, vitdeploy
@@ -174,8 +172,7 @@ vitdeploy.export(output=sys.argv[1], graph=graph, source=source, progress=Printe
     process = subprocess.Popen([sys.executable, "-c", code, str(bundle.path)], stdout=subprocess.PIPE, text=True)
     with process:
         assert process.stdout is not None
-        assert any("exporting" in line for line in process.stdout)
-        time.sleep(delay)
+        assert any("comparing" in line for line in process.stdout)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     Bundle.open(bundle.path).verify()

@@ -79,9 +79,9 @@ class BundleFiles:
         backend = ("--backend", "torch") if command.endswith("torch") else ()
 
         def check(out: str) -> str | None:
-            found = [one["score"] for one in json.loads(out)["results"][0]["predictions"]]
-            worst = max((abs(a - b) for a, b in zip(found, self._predictions, strict=False)), default=1.0)
-            return None if len(found) == len(self._predictions) and worst < 1e-4 else f"other scores: {found}"
+            scores = [one["score"] for one in json.loads(out)["results"][0]["predictions"]]
+            worst = max((abs(a - b) for a, b in zip(scores, self._predictions, strict=False)), default=1.0)
+            return None if len(scores) == len(self._predictions) and worst < 1e-4 else f"other scores: {scores}"
 
         return Case(f"{note} ({command})", ("predict", "bundle", self._image, *backend, "--json"), allowed, check)
 

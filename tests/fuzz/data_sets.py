@@ -199,9 +199,9 @@ def _odd_table(rng: np.random.Generator, whole: Path, kind: str) -> tuple[str, b
 
 def _check(out: str) -> str | None:
     """Every count is of images that there are."""
-    found = json.loads(out)
-    images = found["images"]
-    for result in found["results"]:
+    data = json.loads(out)
+    images = data["images"]
+    for result in data["results"]:
         right, total = result["top1"]["correct"], result["top1"]["total"]
         if not 1 <= images <= 12 or total != images or not 0 <= right <= total:
             return f"{images} images, {right} of {total} are right"

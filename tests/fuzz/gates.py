@@ -181,8 +181,8 @@ class ResumeFiles:
             note, _ = replace(rng, file)
 
         def check(out: str) -> str | None:
-            found = json.loads(out)["results"]
-            if [one["top1"] for one in found] != [one["top1"] for one in self._expected]:
+            results = json.loads(out)["results"]
+            if [one["top1"] for one in results] != [one["top1"] for one in self._expected]:
                 return "the accuracy is another than without the file"
             return None
 

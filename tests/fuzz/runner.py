@@ -104,12 +104,12 @@ def fuzz(
     """
     summary = Summary(name)
     for index in indices:
-        found = worker.ask(name, index, real=bool(real_every) and index % real_every == 0)
-        summary.add(index, found)
-        if found["problem"] is None and found["peak_bytes"] > worker.most_bytes:
-            found["problem"] = f"took {found['peak_bytes'] / 1e9:.1f} GB"
-        if found["problem"] is not None:
-            failure = worker.keep(name, index, found)
+        answer = worker.ask(name, index, real=bool(real_every) and index % real_every == 0)
+        summary.add(index, answer)
+        if answer["problem"] is None and answer["peak_bytes"] > worker.most_bytes:
+            answer["problem"] = f"took {answer['peak_bytes'] / 1e9:.1f} GB"
+        if answer["problem"] is not None:
+            failure = worker.keep(name, index, answer)
             summary.failures.append(failure)
             on_failure(failure)
     return summary

@@ -292,9 +292,9 @@ def test_weights_that_do_not_fit_the_configuration_are_named(
     config = json.loads((classifier.folder / "config.json").read_bytes()) | fields
     with raises(CheckpointError, what="weights") as error:
         load_model(ViTConfig.from_dict(config), classifier.weights, classifier.task)
-    found = first_differences(error.value)
-    assert found.keys() == differences.keys()
-    assert all(re.fullmatch(differences[kind], name) for kind, name in found.items()), found
+    changes = first_differences(error.value)
+    assert changes.keys() == differences.keys()
+    assert all(re.fullmatch(differences[kind], name) for kind, name in changes.items()), changes
 
 
 def test_an_unknown_activation_is_named(classifier: Checkpoint) -> None:

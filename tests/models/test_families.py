@@ -22,6 +22,21 @@ from vitdeploy.specs import Task
 if TYPE_CHECKING:
     from conftest import Checkpoint, WriteCheckpoint
 
+
+@pytest.fixture(scope="module")
+def write_checkpoint(write_checkpoint: WriteCheckpoint) -> WriteCheckpoint:
+    """As elsewhere, but equal checkpoints are written once: no test here alters them."""
+    written: dict[str, Checkpoint] = {}
+
+    def write(*arguments: Any, **options: Any) -> Checkpoint:
+        key = repr((arguments, options))
+        if key not in written:
+            written[key] = write_checkpoint(*arguments, **options)
+        return written[key]
+
+    return write
+
+
 BY_HEAD = pytest.mark.parametrize("head", HEADS, ids=str)
 SEEDS = pytest.mark.parametrize("seed", range(3))
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCES, ids=["float32", "float64"])

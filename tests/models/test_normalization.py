@@ -97,5 +97,6 @@ def test_a_bundle_of_bytes_predicts_alike(tmp_path: Path, plain: Bundle, layout:
 
 def test_a_mask_goes_with_bytes(tmp_path: Path) -> None:
     checkpoint = write_checkpoint_of(tiny_model(Task.MASKED_IMAGE_MODELING), tmp_path / "checkpoint")
-    bundle = vitdeploy.export(checkpoint, output=tmp_path / "out", graph=vitdeploy.GraphOptions(input="uint8"))
+    graph = vitdeploy.GraphOptions(input="uint8")
+    bundle = vitdeploy.export(checkpoint, to="torchscript", output=tmp_path / "out", graph=graph)
     assert [spec.dtype for spec in bundle.manifest.artifacts[0].inputs] == ["uint8", "bool"]

@@ -90,15 +90,15 @@ TENSORS = {
 
 
 def compressed(path: Path, state: dict[str, Tensor]) -> None:
-    """A record of 2 GiB in a file of 2 MB."""
+    """A record of 1 GiB in a file of 5 MB."""
     torch.save({**state, "classifier.weight": torch.zeros(2**10)}, path)
     with zipfile.ZipFile(path) as stored:
         records = {record.filename: stored.read(record) for record in stored.infolist()}
     largest = max(records, key=lambda name: len(records[name]))
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, content in records.items():
-            with archive.open(name, "w", force_zip64=True) as file:
-                for _ in range(2**9 if name == largest else 0):
+            with archive.open(name, "w") as file:
+                for _ in range(2**8 if name == largest else 0):
                     file.write(bytes(4 * MIB))
                 file.write(content)
 
@@ -108,7 +108,7 @@ class Sparse(io.FileIO):
 
     def write(self, content: Any, /) -> int:
         content = bytes(content)
-        if len(content) < MIB or any(content):
+        if len(content) < MIB or content != bytes(len(content)):
             return super().write(content)
         self.seek(len(content), 1)
         return len(content)
@@ -197,12 +197,14 @@ def test_legacy_files_are_read(path: Path, dtype: torch.dtype) -> None:
         torch.testing.assert_close(read[name], tensor.detach(), rtol=0, atol=0)
 
 
-def test_a_header_of_a_million_tensors_is_refused(tmp_path: Path) -> None:
-    header = {f"t{index}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for index in range(10**6)}
-    content = json.dumps(header).encode()
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(content)) + content)
-    with raises(CheckpointError, where=path, expected=32 * 1024**2):
+def test_a_header_that_would_take_much_memory_is_refused(tmp_path: Path) -> None:
+    path, most = tmp_path / "model.safetensors", 32 * MIB
+    content = json.dumps({"t": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    for length in (most, most + 8):
+        path.write_bytes(struct.pack("<Q", length) + content.ljust(length))
+        if length == most:
+            assert read_weights([path]).keys() == {"t"}
+    with raises(CheckpointError, where=path, expected=most):
         read_weights([path])
 
 

@@ -367,6 +367,6 @@ def test_a_damaged_artifact_is_a_bundle_error(
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_the_probe_finds_the_cpu_ready(backend: str) -> None:
-    found = runtime_class(backend).probe()
-    assert [problem for name, problem in found.items() if name.lower().startswith("cpu")] == [None]
-    assert all(problem is None or (problem and "\n" not in problem) for problem in found.values())
+    problems = runtime_class(backend).probe()
+    assert [problem for name, problem in problems.items() if name.lower().startswith("cpu")] == [None]
+    assert all(problem is None or (problem and "\n" not in problem) for problem in problems.values())

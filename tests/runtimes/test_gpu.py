@@ -82,8 +82,8 @@ def test_torchscript_on_cuda(
     with open_runtime(both, "torchscript", options, precision=precision, device="cuda") as runtime:
         assert runtime.details["device"].startswith("cuda")
         for _ in range(3):  # the code is specialised after a few runs
-            found = run_batches(runtime, batches)
-    agree(expected, found, TOLERANCES[precision])
+            outputs = run_batches(runtime, batches)
+    agree(expected, outputs, TOLERANCES[precision])
 
 
 def on_cuda(bundle: Bundle, opset: int, **options: Any) -> Runtime:

@@ -109,7 +109,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 def changed(bundle: Bundle, target: Path, **changes: Any) -> Bundle:
     """A copy of the bundle whose artifact is another in its manifest."""
     copy = Bundle.open(shutil.copytree(bundle.path, target))
-    artifacts = tuple(dataclasses.replace(each, **changes) for each in copy.manifest.artifacts)
+    artifacts = tuple(dataclasses.replace(artifact, **changes) for artifact in copy.manifest.artifacts)
     return sign_again(dataclasses.replace(copy, manifest=dataclasses.replace(copy.manifest, artifacts=artifacts)))
 
 

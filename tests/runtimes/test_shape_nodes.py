@@ -37,9 +37,9 @@ def test_of_a_vit_of_any_size_they_are_those_of_whole_numbers(tmp_path: Path, pr
     path = tmp_path / export_graph(tiny_model(), tmp_path, **options).files[0]
     graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
-    found = shape_nodes(path)
-    assert found == {(node.name, node.op_type) for node in graph.node if types[node.output[0]] in WHOLE}
-    assert {"Shape", "Concat", "Reshape", "Div"} <= {operator for _, operator in found}
+    nodes = shape_nodes(path)
+    assert nodes == {(node.name, node.op_type) for node in graph.node if types[node.output[0]] in WHOLE}
+    assert {"Shape", "Concat", "Reshape", "Div"} <= {operator for _, operator in nodes}
     assert {"Concat", "Reshape", "Mul"} <= {node.op_type for node in graph.node if types[node.output[0]] not in WHOLE}
 
 

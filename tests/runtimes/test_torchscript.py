@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -28,9 +29,14 @@ from vitdeploy.specs import Precision, TensorSpec
 TOLERANCES = {Precision.FP32: FLOAT32_TOLERANCE, Precision.FP16: 1e-2, Precision.BF16: 8e-2}
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("written"), formats=["torchscript"])
+
+
 @pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return write_bundle(tmp_path, formats=["torchscript"])
+def bundle(written: Bundle, tmp_path: Path) -> Bundle:
+    return Bundle.open(shutil.copytree(written.path.parent, tmp_path / "copy") / written.path.name)
 
 
 def test_every_precision_of_one_bundle(bundle: Bundle) -> None:

@@ -100,10 +100,10 @@ def warmed_up(path: Path, config: dict[str, Any]) -> None:
                 name: np.zeros((sample["batch_size"], *map(int, each["dims"])), NUMPY_TYPES[each["data_type"]])
                 for name, each in sample["inputs"].items()
             }
-            found = runtime.run(feeds)
-            assert list(found) == [output["name"] for output in config["output"]]
+            outputs = runtime.run(feeds)
+            assert list(outputs) == [output["name"] for output in config["output"]]
             for output in config["output"]:
-                array = found[output["name"]]
+                array = outputs[output["name"]]
                 assert array.dtype == NUMPY_TYPES[output["data_type"]]
                 assert array.shape[0] == sample["batch_size"]
                 for size, axis in zip(array.shape[1:], output["dims"], strict=True):
@@ -127,10 +127,10 @@ def test_the_compiled_schema_is_the_published_one() -> None:
     """Every field and value of the `.proto`, with its number; comments and `[(deprecated)]` aside."""
 
     def fields(message: Any) -> list[tuple[str, int]]:
-        entries = [each.name for each in message.nested_type if each.options.map_entry]
+        entries = [kind.name for kind in message.nested_type if kind.options.map_entry]
         found = [(field.name, field.number) for field in message.field]
-        for each in message.nested_type:
-            found += [] if each.name in entries else fields(each)
+        for kind in message.nested_type:
+            found += [] if kind.name in entries else fields(kind)
         return found + [(value.name, value.number) for enum in message.enum_type for value in enum.value]
 
     file = descriptors()
@@ -226,10 +226,10 @@ def test_weights_beside_the_model_keep_their_name(copy: Bundle, tmp_path: Path) 
 
 def test_an_engine_with_a_profile(copy: Bundle, tmp_path: Path) -> None:
     as_engine(copy, "1:4:16")
-    made = write_triton_model(copy.path, tmp_path / "models")
-    assert made.files == (CONFIG, "1/model.plan", "labels.txt")
-    assert (made.path / "1" / "model.plan").read_bytes() == b"an engine"
-    config = configured(made.path)
+    model = write_triton_model(copy.path, tmp_path / "models")
+    assert model.files == (CONFIG, "1/model.plan", "labels.txt")
+    assert (model.path / "1" / "model.plan").read_bytes() == b"an engine"
+    config = configured(model.path)
     assert (config["platform"], config["backend"]) == ("tensorrt_plan", "tensorrt")
     assert config["max_batch_size"] == 16
     assert config["instance_group"] == [{"count": 1, "kind": "KIND_GPU"}]
@@ -288,8 +288,8 @@ def test_the_same_artifact_gives_the_same_bytes(copy: Bundle, tmp_path: Path) ->
 def test_what_was_written_is_replaced_whole(copy: Bundle, tmp_path: Path) -> None:
     write_triton_model(copy.path, tmp_path / "models", name="m")
     as_engine(copy, "1:2:4")
-    made = write_triton_model(copy.path, tmp_path / "models", name="m")
-    held = {path.relative_to(made.path).as_posix() for path in made.path.rglob("*") if path.is_file()}
+    model = write_triton_model(copy.path, tmp_path / "models", name="m")
+    held = {path.relative_to(model.path).as_posix() for path in model.path.rglob("*") if path.is_file()}
     assert held == {CONFIG, "1/model.plan", "labels.txt"}
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["m"]
 
@@ -305,16 +305,16 @@ def test_names_are_escaped_as_protobuf_reads_them(copy: Bundle, tmp_path: Path) 
 
 
 def test_a_full_disk_leaves_what_was_there(copy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = write_triton_model(copy.path, tmp_path / "models", name="m")
-    before = (made.path / CONFIG).read_bytes()
+    model = write_triton_model(copy.path, tmp_path / "models", name="m")
+    before = (model.path / CONFIG).read_bytes()
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("vitdeploy.serving.triton_repository.shutil.copyfile", full)
-    with raises(OutputError, where=made.path):
+    with raises(OutputError, where=model.path):
         write_triton_model(copy.path, tmp_path / "models", name="m", max_batch_size=2)
-    assert (made.path / CONFIG).read_bytes() == before
+    assert (model.path / CONFIG).read_bytes() == before
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["m"]
 
 
@@ -354,8 +354,8 @@ ALTERED: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("what", ALTERED)
 def test_what_somebody_else_wrote_is_not_replaced(copy: Bundle, tmp_path: Path, what: str) -> None:
-    made = write_triton_model(copy.path, tmp_path / "models", name="m")
-    ALTERED[what](made.path)
+    model = write_triton_model(copy.path, tmp_path / "models", name="m")
+    ALTERED[what](model.path)
 
     def found() -> dict[Path, bytes | None]:
         return {path: path.read_bytes() if path.is_file() else None for path in (tmp_path / "models").rglob("*")}
@@ -444,7 +444,7 @@ def test_class_names_that_are_refused(copy: Bundle, tmp_path: Path) -> None:
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[object, str, str]:
     with pytest.raises(SystemExit) as exited:
-        main([str(each) for each in arguments])
+        main([str(argument) for argument in arguments])
     return exited.value.code, *capsys.readouterr()
 
 
@@ -517,8 +517,8 @@ def test_class_names_with_marks(copy: Bundle, tmp_path: Path) -> None:
     label = 'H\u00e4her, \u732b: "a"\tb \U0001f600'
     named(copy.path, label)
     sign_again(copy)
-    made = write_triton_model(copy.path, tmp_path / "models")
-    assert (made.path / "labels.txt").read_bytes().decode() == f"{label}\ndog\nnewt\n"
+    model = write_triton_model(copy.path, tmp_path / "models")
+    assert (model.path / "labels.txt").read_bytes().decode() == f"{label}\ndog\nnewt\n"
 
 
 def test_export_refuses_class_names_before_anything_is_made(

@@ -469,8 +469,8 @@ def test_file_is_not_a_folder(checkpoint: Path) -> None:
 def test_an_npz_file_is_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "ViT-B_16.npz"
     path.touch()
-    found = resolve(path)
-    assert (found.model_id, found.revision, found.weights) == ("ViT-B_16", None, (path,))
+    files = resolve(path)
+    assert (files.model_id, files.revision, files.weights) == ("ViT-B_16", None, (path,))
     with raises(UsageError, what="revision", found="main"):
         resolve(path, revision="main")
 

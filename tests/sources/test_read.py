@@ -30,10 +30,10 @@ def test_every_processor_file_is_kept_as_it_is(write_checkpoint: WriteCheckpoint
     nested = {"image_processor": {"image_processor_type": "ViTImageProcessor", "size": 32}}
     (folder / "processor_config.json").write_text(json.dumps(nested))
     (folder / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 64}')
-    found = read_checkpoint(folder)
-    assert found.processor.output_size == (32, 32)
-    assert json.loads(found.files["processor_config.json"]) == nested
-    assert found.files["preprocessor_config.json"] == (folder / "preprocessor_config.json").read_bytes()
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.processor.output_size == (32, 32)
+    assert json.loads(checkpoint.files["processor_config.json"]) == nested
+    assert checkpoint.files["preprocessor_config.json"] == (folder / "preprocessor_config.json").read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["folder", "broken link"])
@@ -61,8 +61,8 @@ def test_shards_are_recorded_one_by_one(write_checkpoint: WriteCheckpoint, tiny_
 
 def test_the_task_may_be_another(write_checkpoint: WriteCheckpoint, tiny_config: dict[str, Any]) -> None:
     folder = write_checkpoint(Task.CLASSIFICATION, tiny_config).folder
-    found = read_checkpoint(folder, Task.FEATURES)
-    assert json.loads(found.files["config.json"])["architectures"] == ["ViTModel"]
+    checkpoint = read_checkpoint(folder, Task.FEATURES)
+    assert json.loads(checkpoint.files["config.json"])["architectures"] == ["ViTModel"]
     with raises(CheckpointError, what="weights", hint=re.compile("no head for masked-image-modeling")):
         read_checkpoint(folder, Task.MASKED_IMAGE_MODELING)
 
@@ -94,11 +94,11 @@ def test_a_timm_repository_on_the_hub_is_recognised(tmp_path: Path, monkeypatch:
     golden = Path(__file__).parents[1] / "golden" / "timm" / "deit_distilled_0"
     name = "timm/deit_tiny_distilled"
     with hub_server({name: golden}) as hub:
-        found = read_checkpoint(name, endpoint=hub.url, cache_dir=tmp_path)
-    config = json.loads(found.files["config.json"])
+        checkpoint = read_checkpoint(name, endpoint=hub.url, cache_dir=tmp_path)
+    config = json.loads(checkpoint.files["config.json"])
     assert config["architectures"] == ["DeiTForImageClassificationWithTeacher"]
-    assert (found.source.id, found.source.revision) == (name, hub.commit(name, "main"))
-    assert found.processor.crop_rounding == "half_even"
+    assert (checkpoint.source.id, checkpoint.source.revision) == (name, hub.commit(name, "main"))
+    assert checkpoint.processor.crop_rounding == "half_even"
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "timm_model."])
@@ -139,10 +139,10 @@ def test_another_size_is_one_processor_file(write_checkpoint: WriteCheckpoint, t
     folder = write_checkpoint(Task.CLASSIFICATION, tiny_config).folder
     nested = {"image_processor": {"image_processor_type": "ViTImageProcessor", "size": 32}}
     (folder / "processor_config.json").write_text(json.dumps(nested))
-    found = read_checkpoint(folder, image_size=(40, 24))
-    assert set(found.files) == {"config.json", "preprocessor_config.json"}
-    assert ImageProcessor.from_dict(json.loads(found.files["preprocessor_config.json"])).output_size == (40, 24)
-    assert json.loads(found.files["config.json"])["image_size"] == [40, 24]
+    checkpoint = read_checkpoint(folder, image_size=(40, 24))
+    assert set(checkpoint.files) == {"config.json", "preprocessor_config.json"}
+    assert ImageProcessor.from_dict(json.loads(checkpoint.files["preprocessor_config.json"])).output_size == (40, 24)
+    assert json.loads(checkpoint.files["config.json"])["image_size"] == [40, 24]
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

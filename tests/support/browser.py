@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,28 +15,35 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from playwright.sync_api import Browser, Page
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_LIMIT_S = 120  # of all tests of a browser; seen: 6
 _DESK = 600  # pixels; what is narrower is a phone
 
 
 @contextlib.contextmanager
 def browser() -> Iterator[Browser]:
-    """The system's browser, ended with the block; without a sandbox, which root cannot have. The pages are our own."""
+    """The system's browser, ended with the block; without a sandbox, which root cannot have. The pages are our own.
+
+    It is killed after two minutes: no timeout of Playwright's ends a page's endless script.
+    """
     for name in _PROGRAMS:
         program = shutil.which(name)
         if program and subprocess.run([program, "--version"], capture_output=True, check=False).returncode == 0:
             break
     else:
         pytest.skip("needs Chromium; where apt may install it: make chromium")
-    with (
-        sync_api.sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=program, args=["--no-sandbox"]) as opened,
-    ):
-        yield opened
+    with tempfile.TemporaryDirectory() as folder:
+        limited = Path(folder, "limited")
+        limited.write_text(f'#!/bin/sh\nexec timeout -s KILL {_LIMIT_S} "{program}" "$@"\n', encoding="utf-8")
+        limited.chmod(0o755)
+        with (
+            sync_api.sync_playwright() as playwright,
+            playwright.chromium.launch(executable_path=limited, args=["--no-sandbox"]) as opened,
+        ):
+            yield opened
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ from vitdeploy.runtimes import runtime_class
 def why_not(backend: str) -> str | None:
     """Why a backend of engines cannot run here; None where it can."""
     try:
-        found = runtime_class(backend).probe()
+        problems = runtime_class(backend).probe()
     except UnavailableError as exc:
         return str(exc)
-    return next(iter(found.values()))
+    return next(iter(problems.values()))
 
 
 def gpu_marks(backend: str) -> tuple[pytest.MarkDecorator, ...]:

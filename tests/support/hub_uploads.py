@@ -80,8 +80,11 @@ class UploadRoutes(BaseHTTPRequestHandler):
         self._json({"url": f"{self.hub.url}/{repo}"}, HTTPStatus.CONFLICT if exists else HTTPStatus.OK)
 
     def _card(self, asked: dict[str, Any]) -> None:
-        _, text, _ = asked["content"].split("---\n", 2)
-        data = yaml.safe_load(text)
+        _, *parts = asked["content"].split("---\n", 2)
+        if not parts:
+            self._json({"errors": [], "warnings": [{"message": "empty or missing yaml metadata"}]})
+            return
+        data = yaml.safe_load(parts[0])
         known = {"library_name", "pipeline_tag", "tags", "base_model", "base_model_relation"}
         wrong = [{"message": f'"{key}" is not allowed'} for key in data if key not in known]
         self._json({"errors": wrong, "warnings": []}, HTTPStatus.BAD_REQUEST if wrong else HTTPStatus.OK)

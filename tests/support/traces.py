@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import gc
 import io
@@ -13,18 +14,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.onnx._internal.exporter._core import TorchTensor
 
+from vitdeploy.models.config import ViTConfig
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 class _Structure(pickle.Pickler):
-    """All of a module except its parameters' numbers: the graph depends on their shapes alone."""
+    """All of a module except its parameters' numbers: the graph depends on their shapes alone.
+
+    Nor does it depend on the depth, as one layer is traced, and on the names of classes.
+    """
 
     def persistent_id(self, value: Any) -> Any:
         if isinstance(value, torch.nn.Parameter):
             return str(value.shape), str(value.dtype)
         if isinstance(value, torch.Tensor):
             return value.numpy().tobytes(), str(value.shape), str(value.dtype)
+        if isinstance(value, ViTConfig):
+            return repr(dataclasses.replace(value, num_hidden_layers=1, labels=(), problem_type=None))
         return None
 
 

@@ -391,17 +391,17 @@ def says(number: int | str = "", cgroup: Path | str = "", variable: str = "") ->
 def test_the_affinity_of_a_real_process() -> None:
     """ONNX Runtime's own default is a thread a core of the machine, pinned to it, whatever the mask is."""
     for number in sorted(os.sched_getaffinity(0))[:2]:
-        found = says(number)
-        assert (found["logical"], found["intra_op_num_threads"], found["started"]) == (1, 1, 0)
-        assert found["outside_the_mask"] == []
-        assert found["cores"] in (1, None)
+        text = says(number)
+        assert (text["logical"], text["intra_op_num_threads"], text["started"]) == (1, 1, 0)
+        assert text["outside_the_mask"] == []
+        assert text["cores"] in (1, None)
 
 
 @LINUX
 def test_the_variable_of_a_real_process() -> None:
-    found = says(min(os.sched_getaffinity(0)), variable="3")
-    assert (found["intra_op_num_threads"], found["started"], found["reason"]) == (3, 2, INTRA_OP_VARIABLE)
-    assert found["outside_the_mask"] == []
+    text = says(min(os.sched_getaffinity(0)), variable="3")
+    assert (text["intra_op_num_threads"], text["started"], text["reason"]) == (3, 2, INTRA_OP_VARIABLE)
+    assert text["outside_the_mask"] == []
 
 
 @LINUX
@@ -412,10 +412,10 @@ def test_this_machine_is_as_coreutils_and_util_linux_say() -> None:
     listing = subprocess.check_output(["lscpu", "--online", "--parse=CPU,CORE,SOCKET"], text=True)
     rows = [line.split(",") for line in listing.splitlines() if not line.startswith("#")]
     cores = {(core, socket) for number, core, socket in rows if int(number) in os.sched_getaffinity(0)}
-    found = usable_cpus()
-    assert found.limited or found.logical == nproc  # new ones heed a quota
-    assert found.online >= found.logical
-    assert found.cores in (len(cores), None)
+    cpus = usable_cpus()
+    assert cpus.limited or cpus.logical == nproc  # new ones heed a quota
+    assert cpus.online >= cpus.logical
+    assert cpus.cores in (len(cores), None)
 
 
 @pytest.fixture
@@ -455,10 +455,10 @@ def set_limit(folder: Path, quota: int, period: int) -> None:
 @LINUX
 def test_the_quota_of_a_real_cgroup(real_cgroup: Path) -> None:
     set_limit(real_cgroup, 50_000, 100_000)
-    found = says(cgroup=real_cgroup)
-    assert (found["quota"], found["intra_op_num_threads"], found["started"]) == (0.5, 1, 0)
-    assert found["reason"].startswith("cgroup quota of 0.5 CPUs, " if (found["cores"] or 2) > 1 else "1 physical core")
-    assert found["allow_spinning"] == "0"
+    text = says(cgroup=real_cgroup)
+    assert (text["quota"], text["intra_op_num_threads"], text["started"]) == (0.5, 1, 0)
+    assert text["reason"].startswith("cgroup quota of 0.5 CPUs, " if (text["cores"] or 2) > 1 else "1 physical core")
+    assert text["allow_spinning"] == "0"
     set_limit(real_cgroup, 75_000, 50_000)
     assert says(cgroup=real_cgroup)["quota"] == 1.5
     inner = real_cgroup / "inner"

@@ -55,21 +55,21 @@ def uses(bundle: Bundle, backend: str, threads: int) -> dict[str, Outcome]:
 @pytest.mark.parametrize(("backend", "threads"), [("onnxruntime", 1), ("torch", 4), ("torchscript", 4)])
 def test_an_engine_that_loses_no_threads_runs_in_a_child(bundle: Bundle, backend: str, threads: int) -> None:
     """ONNX Runtime without threads of its own; torch whatever the parent computed, since it works in a new thread."""
-    found = uses(bundle, backend, threads)
+    used = uses(bundle, backend, threads)
     runs = ("run", "run in a thread", "run with one thread", "reopen", "reopen and exit")
-    assert [found[use].answer for use in runs] == [True] * len(runs)
-    assert found["predict"].answer == 2
-    assert found["child of a child"].answer == {"answer": True, "exit_code": 0}
+    assert [used[use].answer for use in runs] == [True] * len(runs)
+    assert used["predict"].answer == 2
+    assert used["child of a child"].answer == {"answer": True, "exit_code": 0}
 
 
 def test_an_engine_whose_threads_are_lost_is_refused_with_what_to_do(bundle: Bundle) -> None:
-    found = uses(bundle, "onnxruntime", 4)
-    refused = [found[use].answer for use in ("run", "predict", "run in a thread", "run with one thread")]
-    for answer in [*refused, found["child of a child"].answer["answer"]]:
+    used = uses(bundle, "onnxruntime", 4)
+    refused = [used[use].answer for use in ("run", "predict", "run in a thread", "run with one thread")]
+    for answer in [*refused, used["child of a child"].answer["answer"]]:
         assert answer.startswith("UsageError: ")
         assert "onnxruntime's threads" in answer
         assert "post_fork" in answer
-    assert found["reopen"].answer is found["reopen and exit"].answer is True
+    assert used["reopen"].answer is used["reopen and exit"].answer is True
 
 
 def test_the_thread_that_forked_computes_elsewhere() -> None:

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 def printed(script: str, **variables: str) -> str:
     command = [sys.executable, "-c", script]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **variables})
-    return found.stderr
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **variables})
+    return done.stderr
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -21,6 +21,7 @@ from vitdeploy.files.opened import FileChangedError, FileDiffersError, OpenedFil
 from vitdeploy.files.regular_file import MOST_TEXT_BYTES, read_regular
 from vitdeploy.specs import PixelStage
 from vitdeploy.system.argument_types import typed
+from vitdeploy.system.typed_lines import typed_line
 
 EXPORT_AGAIN = "export the bundle again"
 
@@ -55,7 +56,7 @@ class Bundle:
             raise BundleError(f"{folder} cannot be read: {exc}", where=folder, hint="name another folder") from exc
         if not exists:
             message = f"{folder} is not a vitdeploy bundle (no {MANIFEST})"
-            raise BundleError(message, where=folder, hint="create one: vitdeploy export --model MODEL -o DIR")
+            raise BundleError(message, where=folder, hint=_bundle_instead(folder))
         file = folder / MANIFEST
         try:
             content = read_regular(file)
@@ -122,8 +123,15 @@ class Bundle:
         raise UsageError(
             f"{self.path} has no artifact {format}-{precision}, only: {', '.join(names) or 'none'}",
             what="precision", where=self.path, expected=names, found=f"{format}-{precision}",
-            hint=f"make it: vitdeploy export --to {format} --precision {precision}",
+            hint=f"make it: {self.export_line('--to', format, '--precision', precision)}",
         )  # fmt: skip
+
+    def export_line(self, *options: object) -> str:
+        """A line for a shell that exports the model again with these options, into this bundle where it has weights."""
+        source = self.manifest.source
+        if self.manifest.has_reference:
+            return typed_line("export", self.path, *options, "-o", self.path)
+        return typed_line("export", source.id, *(("--revision", source.revision) if source.revision else ()), *options)
 
     def needed_for(self, artifact: Artifact) -> tuple[Artifact, ...]:
         """The artifacts that are opened to run one: a stripped engine takes its weights from the ONNX artifact."""
@@ -132,17 +140,22 @@ class Bundle:
         return artifact, self.artifact("onnx", artifact.precision)
 
     @contextlib.contextmanager
-    def opened(self, records: Iterable[FileRecord]) -> Iterator[tuple[OpenedFile, ...]]:
+    def opened(self, records: Collection[FileRecord], *, by_name: bool = False) -> Iterator[tuple[OpenedFile, ...]]:
         """Files whose sizes and checksums are those of the manifest, to be read in this block.
 
         Each is opened once: its `handle` leads to the hashed content, even if its name is given to another file
         meanwhile. At the end of the block it is checked that none was written to.
 
+        Args:
+            records: of the manifest.
+            by_name: see `opened_artifact`.
+
         Raises:
             BundleError: a file is missing, unreadable or altered.
             BundleChangedError: the bundle was replaced since its manifest was read, or a file written to meanwhile.
         """
-        with self._open(records) as files:
+        names = {record.path: self.path / record.path for record in records} if by_name else None
+        with self._open(records, names) as files:
             yield tuple(file.file for file in files)
 
     @contextlib.contextmanager
@@ -272,3 +285,15 @@ def _place(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
     except OSError:
         return None
     return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
+
+
+def _bundle_instead(path: Path) -> str:
+    """The remedy where a path is no bundle."""
+    around = next((parent for parent in path.parents if (parent / MANIFEST).is_file()), None)
+    if around is not None:
+        return f"name the bundle that it is in: {around}"
+    if (path / CONFIG).is_file():
+        return f"make one of this checkpoint: {typed_line('export', path)}"
+    if os.path.lexists(path):
+        return "name a folder that vitdeploy export wrote"
+    return f"make one: {typed_line('export', 'google/vit-base-patch16-224', '-o', path)}"

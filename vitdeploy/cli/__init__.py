@@ -12,10 +12,13 @@ from typing import Any, NoReturn
 import click
 
 from vitdeploy._version import __version__
+from vitdeploy.cli.command import Group
 from vitdeploy.cli.process import Interrupted, end_on_signals, guard_streams, print_error
 from vitdeploy.errors import InputError
 from vitdeploy.system.cpu import limit_openmp
 from vitdeploy.system.quiet import quiet_libraries
+
+_NAME = "vitdeploy"
 
 # Name -> "module:command" and its line in the help, so that the help imports no command.
 COMMANDS = {
@@ -35,13 +38,14 @@ COMMANDS = {
         "Write an artifact into a model repository of Triton Inference Server.",
     ),
     "pack": ("vitdeploy.cli.packing:pack", "Write a slim bundle: some artifacts, and what they need in production."),
+    "push": ("vitdeploy.cli.push:push", "Put a bundle into a repository on the Hugging Face Hub."),
     "verify": ("vitdeploy.cli.verify:verify", "Check every file of a bundle against its manifest."),
     "doctor": ("vitdeploy.cli.doctor:doctor", "Say which backends work here, and what the others need."),
     "demo": ("vitdeploy.cli.demo:demo", "Export, compare and time the embedded model, with a report."),
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that imports a command when it is invoked."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -68,8 +72,11 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
-@click.command(cls=LazyGroup)
-@click.version_option(__version__, prog_name="vitdeploy")
+@click.command(
+    cls=LazyGroup,
+    examples=("demo", "export google/vit-base-patch16-224 -o vit", "predict vit photo.jpg", "compare vit"),
+)
+@click.version_option(__version__, "-V", "--version", prog_name=_NAME)
 def cli() -> None:
     """Take a Vision Transformer to production, and prove that every artifact still is the same model.
 
@@ -109,7 +116,7 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 def _run(args: list[str] | None) -> int:
     try:
-        code = cli.main(args, standalone_mode=False)
+        code = cli.main(args, prog_name=_NAME, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as exc:
         exc.show()

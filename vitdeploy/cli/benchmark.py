@@ -7,17 +7,19 @@ from typing import Any
 
 import click
 
+from vitdeploy.cli.command import command, option
 from vitdeploy.cli.number_options import TURNS, ParamType
 from vitdeploy.cli.output import (
     PATH,
-    TerminalProgress,
     backends_option,
     device_option,
     image_limit_option,
     json_option,
     print_tables,
 )
+from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.reports import Reports, conclude_with, report_options
+from vitdeploy.cli.table import details_option
 from vitdeploy.system.cpu import MOST_THREADS
 
 
@@ -35,23 +37,30 @@ class BatchSizes(ParamType[tuple[int, ...]]):
         return tuple(int(part) for part in parts)
 
 
-@click.command()
+@command(
+    examples=(
+        "benchmark vit",
+        "benchmark vit --backend onnxruntime --batch-sizes 1,8,32 --threads 4",
+        "benchmark vit --images photos --markdown times.md",
+    )
+)
 @click.argument("bundle", type=PATH)
-@click.option("--batch-sizes", default="1,8", show_default=True, type=BatchSizes(), help="Images a run.")
+@option("--batch-sizes", default="1,8", show_default=True, type=BatchSizes(), help="Images a run.")
 @backends_option("By default the reference (torch) and every artifact.")
 @device_option
-@click.option(
+@option(
     "--threads",
     default=0,
     type=click.IntRange(0, MOST_THREADS),
     help="Threads of each backend. Default (0): OMP_NUM_THREADS for torch and ORT_INTRA_OP_NUM_THREADS for ONNX "
     "Runtime; where they are not set, as many as the CPU affinity, the cgroup quota and the cores allow.",
 )
-@click.option("--images", type=PATH, help="A folder of images; synthetic JPEG files by default.")
-@click.option("--rounds", default=10, show_default=True, type=TURNS, help="Turns of each backend.")
-@click.option("--runs", default=10, show_default=True, type=TURNS, help="Timed runs a turn.")
+@option("--images", type=PATH, help="A folder of images; synthetic JPEG files by default.")
+@option("--rounds", default=10, show_default=True, type=TURNS, help="Turns of each backend.")
+@option("--runs", default=10, show_default=True, type=TURNS, help="Timed runs a turn.")
 @report_options("html", "markdown")
 @image_limit_option
+@details_option
 @json_option
 def benchmark(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None:
     """Time every artifact of BUNDLE and the reference, in turns, each alone in its process.
@@ -62,7 +71,7 @@ def benchmark(bundle: str, reports: Reports, as_json: bool, **options: Any) -> N
     from vitdeploy.assess.benchmark.benchmark import benchmark as benchmark_bundle
     from vitdeploy.assess.report.tables import tables
 
-    with TerminalProgress("rounds") as progress:
+    with CommandProgress("rounds") as progress:
         result = benchmark_bundle(bundle, progress=progress, **options)
 
     def print_result(_: object) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.cli.command import Command, option
 from vitdeploy.cli.number_options import BATCH_SIZE, Tolerance
 from vitdeploy.cli.output import (
     PATH,
-    TerminalProgress,
     backends_option,
     device_option,
     image_limit_option,
@@ -18,8 +17,11 @@ from vitdeploy.cli.output import (
     print_table,
     print_text,
 )
+from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.reports import conclude_with, report_options
+from vitdeploy.cli.table import by_reason, details_option
 from vitdeploy.errors import UsageError
+from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     from vitdeploy.assess.compare.results import Comparison
@@ -27,29 +29,33 @@ if TYPE_CHECKING:
     from vitdeploy.cli.reports import Reports
 
 
-class _Compare(click.Command):
+class _Compare(Command):
     """The command; to flags of former versions it answers with the command that has their place."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for name in ("layers", "bisect", "sensitivity"):
             if f"--{name}" in (arg.partition("=")[0] for arg in args):
-                bundle = shlex.quote(args[0]) if not args[0].startswith("-") else "BUNDLE"
-                hint = f"use: vitdeploy debug {name} {bundle}"
+                words = args[:1] if not args[0].startswith("-") else []
+                hint = f"use: {typed_line(f'debug {name}', *words)}"
                 raise UsageError(f"compare has no --{name}", what=f"--{name}", hint=hint)
         return super().parse_args(ctx, args)
 
 
-@click.command(cls=_Compare)
+@click.command(
+    cls=_Compare,
+    examples=("compare vit", "compare vit --images photos --html compare.html", "compare vit --golden golden.npz"),
+)
 @click.argument("bundle", type=PATH)
-@click.option("--images", type=PATH, help="A folder of images; synthetic ones by default.")
-@click.option("--tolerance", type=Tolerance(), help="Largest difference, relative to each output's largest value.")
-@click.option("--batch-size", default=8, show_default=True, type=BATCH_SIZE)
+@option("--images", type=PATH, help="A folder of images; synthetic ones by default.")
+@option("--tolerance", type=Tolerance(), help="Largest difference, relative to each output's largest value.")
+@option("--batch-size", default=8, show_default=True, type=BATCH_SIZE)
 @backends_option("By default every artifact.")
 @device_option
-@click.option("--save-golden", type=PATH, help="Write the reference's outputs to this file, too.")
-@click.option("--golden", type=PATH, help="Compare with the outputs in this file; torch is not needed then.")
+@option("--save-golden", type=PATH, help="Write the reference's outputs to this file, too.")
+@option("--golden", type=PATH, help="Compare with the outputs in this file; torch is not needed then.")
 @report_options("html", "markdown", "junit")
 @image_limit_option
+@details_option
 @json_option
 def compare(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None:
     """Compare every artifact of BUNDLE with the reference, on the same processed images.
@@ -62,27 +68,30 @@ def compare(bundle: str, reports: Reports, as_json: bool, **options: Any) -> Non
     """
     from vitdeploy.assess.compare.compare import compare as compare_bundle
 
-    with TerminalProgress("images") as progress:
+    with CommandProgress("images") as progress:
         result = compare_bundle(bundle, progress=progress, **options)
     conclude_with(result, _print_comparison, as_json, reports)
 
 
 def _print_comparison(result: Comparison) -> None:
     rows: list[tuple[str, ...]] = []
+    notes: list[tuple[str, str]] = []
     for item in result.results:
-        head = (item.artifact, item.backend, item.status)
+        head, name = (item.artifact, item.backend, item.status), f"{item.artifact} on {item.backend}"
         if item.skipped is not None:
-            rows.append((*head, item.skipped))
+            notes.append((name, f"skipped: {item.skipped}"))
         if item.not_finite:
             images_named = ", ".join(map(str, item.not_finite[:5])) + (" ..." if len(item.not_finite) > 5 else "")
-            rows.append((*head, f"NaN or infinite for images {images_named}, counted from 0"))
+            notes.append((name, f"NaN or infinite for images {images_named}, counted from 0"))
+        if not item.differences:
+            rows.append(head)
         rows.extend(
             (
                 *head,
                 difference.output,
-                f"{difference.max_abs:.2e}",
                 f"{difference.max_relative:.2e}",
                 f"{item.tolerance:g}" if item.cosine_bound is None else "by cosine",
+                f"{difference.max_abs:.2e}",
                 f"{difference.required_tolerance:g}",
                 "" if difference.min_cosine is None else f"{difference.min_cosine:.8f}",
                 "" if difference.psnr_db is None else f"{difference.psnr_db:.0f}",
@@ -96,14 +105,19 @@ def _print_comparison(result: Comparison) -> None:
             for difference in item.differences
         )
     kind = "synthetic images" if result.synthetic else "images"
-    columns = ("artifact", "backend", "status", "output", "max abs", "max relative", "tolerance", "would pass at",
+    columns = ("artifact", "backend", "status", "output", "max relative", "tolerance", "max abs", "would pass at",
                "min cosine", "PSNR dB", "top-1 agreement", "flips + low margin", "KL")  # fmt: skip
-    print_table(f"{result.bundle} against the reference, {result.images} {kind}: {result.status}", columns, rows)
+    print_table(
+        f"{result.bundle} against the reference, {result.images} {kind}: {result.status}",
+        columns,
+        rows,
+        by_reason(notes),
+    )
     if result.note:
         print_text(result.note)
     near = [(item, nearness) for item in result.results for nearness in item.nearness]
     if near:
-        names = ("artifact", "backend", "vector", "mean cosine", "5th percentile", "lowest", "nearest neighbour kept")
+        names = ("artifact", "backend", "vector", "mean cosine", "5th percentile", "nearest neighbour kept", "lowest")
         figures = [(item.artifact, item.backend, *_near(nearness)) for item, nearness in near]
         print_table("vectors against the reference's", names, figures)
         for item in result.results:
@@ -112,6 +126,6 @@ def _print_comparison(result: Comparison) -> None:
 
 
 def _near(vector: Nearness) -> tuple[str, ...]:
-    figures = (f"{value:.6f}" for value in (vector.mean_cosine, vector.p5_cosine, vector.min_cosine))
+    mean, p5, lowest = (f"{value:.6f}" for value in (vector.mean_cosine, vector.p5_cosine, vector.min_cosine))
     kept = vector.neighbour_agreement
-    return vector.output, *figures, "" if kept is None else f"{kept:.2%}"
+    return vector.output, mean, p5, "" if kept is None else f"{kept:.2%}", lowest

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.cli.command import Group, option
 from vitdeploy.cli.number_options import BATCH_SIZE, COUNT, Tolerance
 from vitdeploy.cli.output import (
     PATH,
-    TerminalProgress,
     backends_option,
     image_limit_option,
     json_option,
@@ -17,7 +17,9 @@ from vitdeploy.cli.output import (
     print_tables,
     print_text,
 )
+from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.reports import conclude_with, report_options
+from vitdeploy.cli.table import by_reason
 from vitdeploy.errors import InputError
 from vitdeploy.files.json_text import strict_json
 from vitdeploy.files.regular_file import read_regular
@@ -29,21 +31,24 @@ if TYPE_CHECKING:
     from vitdeploy.cli.reports import Reports
 
 _bundle = click.argument("bundle", type=PATH)
-_images = click.option("--images", type=PATH, help="A folder of images; synthetic ones by default.")
-_tolerance = click.option("--tolerance", type=Tolerance(), help="Largest relative difference; by default by precision.")
+_images = option("--images", type=PATH, help="A folder of images; synthetic ones by default.")
+_tolerance = option("--tolerance", type=Tolerance(), help="Largest relative difference; by default by precision.")
 
 
-@click.group()
+@click.group(cls=Group, examples=("debug layers vit", "debug bisect vit --precision fp16"))
 def debug() -> None:
     """Find the layers of a BUNDLE's artifacts that differ from the reference."""
 
 
-@debug.command(short_help="Compare each layer with the reference's.")
+@debug.command(
+    short_help="Compare each layer with the reference's.",
+    examples=("debug layers vit --images photos", "debug layers vit --backend onnxruntime:fp16 --html layers.html"),
+)
 @_bundle
 @_images
 @_tolerance
 @backends_option("By default every artifact.")
-@click.option("--against", metavar="BACKEND:PRECISION", help="Compare with this artifact, not with the reference.")
+@option("--against", metavar="BACKEND:PRECISION", help="Compare with this artifact, not with the reference.")
 @report_options("html", "markdown", "junit")
 @image_limit_option
 @json_option
@@ -54,21 +59,22 @@ def layers(bundle: str, reports: Reports, as_json: bool, **options: Any) -> None
     """
     from vitdeploy.assess.debug.layers import compare_layers
 
-    with TerminalProgress("images") as progress:
+    with CommandProgress("images") as progress:
         result = compare_layers(bundle, progress=progress, **options)
     conclude_with(result, _print_layers, as_json, reports)
 
 
-@debug.command(short_help="Find the nodes that must stay float32.")
+@debug.command(
+    short_help="Find the nodes that must stay float32.",
+    examples=("debug bisect vit --images photos", "debug bisect vit --precision int8 --json > nodes.json"),
+)
 @_bundle
 @_images
 @_tolerance
-@click.option("--batch-size", default=8, show_default=True, type=BATCH_SIZE)
-@click.option("--precision", metavar="fp16|bf16|int8|fp8", default="fp16", show_default=True)
-@click.option("--max-images", default=16, show_default=True, type=COUNT, help="How many of --images.")
-@click.option(
-    "--max-runs", default=200, show_default=True, type=click.IntRange(2, COUNT.max), help="Sets of nodes to run."
-)
+@option("--batch-size", default=8, show_default=True, type=BATCH_SIZE)
+@option("--precision", metavar="fp16|bf16|int8|fp8", default="fp16", show_default=True)
+@option("--max-images", default=16, show_default=True, type=COUNT, help="How many of --images.")
+@option("--max-runs", default=200, show_default=True, type=click.IntRange(2, COUNT.max), help="Sets of nodes to run.")
 @image_limit_option
 @json_option
 def bisect(bundle: str, as_json: bool, **options: Any) -> None:
@@ -78,16 +84,19 @@ def bisect(bundle: str, as_json: bool, **options: Any) -> None:
     """
     from vitdeploy.assess.debug.bisection import bisect as bisect_bundle
 
-    with TerminalProgress("images") as progress:
+    with CommandProgress("images") as progress:
         result = bisect_bundle(bundle, progress=progress, **options)
     conclude_with(result, _print_bisection, as_json)
 
 
-@debug.command(short_help="Measure the error that each layer alone adds.")
+@debug.command(
+    short_help="Measure the error that each layer alone adds.",
+    examples=("debug sensitivity vit --images photos", "debug sensitivity vit --precision fp16 --html layers.html"),
+)
 @_bundle
 @_images
-@click.option("--precision", metavar="fp16|bf16|int8|fp8", default="int8", show_default=True)
-@click.option("--max-images", default=32, show_default=True, type=COUNT, help="How many of --images.")
+@option("--precision", metavar="fp16|bf16|int8|fp8", default="int8", show_default=True)
+@option("--max-images", default=32, show_default=True, type=COUNT, help="How many of --images.")
 @report_options("html", "markdown")
 @image_limit_option
 @json_option
@@ -95,7 +104,7 @@ def sensitivity(bundle: str, reports: Reports, as_json: bool, **options: Any) ->
     """Measure how far from the reference each layer takes BUNDLE's outputs, alone in a lower precision."""
     from vitdeploy.assess.debug.sensitivity import sensitivity as measure
 
-    with TerminalProgress("layers") as progress:
+    with CommandProgress("layers") as progress:
         result = measure(bundle, progress=progress, **options)
     conclude_with(result, _print_sensitivity, as_json, reports)
 
@@ -109,7 +118,7 @@ def kept_nodes(path: str) -> tuple[str, ...]:
     except OSError as exc:
         raise InputError(f"cannot read {path}: {exc.strerror}", where=path) from exc
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
-        hint = "make it: vitdeploy debug bisect --json"
+        hint = "name a file with what vitdeploy debug bisect --json printed"
         raise InputError(f"{path} has no list of nodes to keep", where=path, what="kept", hint=hint) from exc
     return names
 
@@ -118,7 +127,7 @@ def _print_layers(result: LayerComparison) -> None:
     rows: list[tuple[str, ...]] = []
     for item in result.results:
         if item.skipped is not None:
-            rows.append((item.artifact, item.status, item.skipped))
+            rows.append((item.artifact, item.status))
         for part in item.parts:
             status = "passed" if part.worst.within(item.tolerance) else "failed"
             if part.part == item.first:
@@ -128,7 +137,8 @@ def _print_layers(result: LayerComparison) -> None:
     columns = ("artifact", "status", "part", "max relative", "tolerance", "would pass at")
     kind = "synthetic images" if result.synthetic else "images"
     title = f"{result.bundle} layer by layer against {result.against}, {result.images} {kind}: {result.status}"
-    print_table(title, columns, rows)
+    skipped = [(item.artifact, f"skipped: {item.skipped}") for item in result.results if item.skipped is not None]
+    print_table(title, columns, rows, by_reason(skipped))
 
 
 def _print_bisection(result: Bisection) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
+from vitdeploy.cli.command import command, option
 from vitdeploy.cli.output import (
     PATH,
-    TerminalProgress,
     json_option,
     print_json,
     print_left_out,
@@ -17,13 +15,16 @@ from vitdeploy.cli.output import (
     print_text,
 )
 from vitdeploy.cli.process import conclude
+from vitdeploy.cli.progress import CommandProgress
+from vitdeploy.cli.table import details_option
 
 if TYPE_CHECKING:
     from vitdeploy.demo import DemoResult
 
 
-@click.command()
-@click.option("-o", "--output", default="demo-output", show_default=True, type=PATH, help="A folder.")
+@command(examples=("demo", "demo -o demo-output --json"))
+@option("-o", "--output", default="demo-output", show_default=True, type=PATH, help="A folder.")
+@details_option
 @json_option
 def demo(output: str, as_json: bool) -> None:
     """Export the embedded model to ONNX, prove it, time it, and write a report that a browser opens.
@@ -33,7 +34,7 @@ def demo(output: str, as_json: bool) -> None:
     """
     from vitdeploy.demo import run_demo
 
-    with TerminalProgress("images") as progress:
+    with CommandProgress("images") as progress:
         result = run_demo(output, progress=progress)
 
     conclude(result.comparison.status, lambda: print_json(result.to_dict()) if as_json else _print_demo(result))

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.cli.command import command, option
 from vitdeploy.cli.number_options import BATCH_SIZE, COUNT, SEED
 from vitdeploy.cli.output import (
     PATH,
-    TerminalProgress,
     backends_option,
     device_option,
     image_limit_option,
@@ -17,28 +17,37 @@ from vitdeploy.cli.output import (
     print_table,
     print_tables,
 )
+from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.reports import Reports, conclude_with, report_options
+from vitdeploy.cli.table import details_option
 
 if TYPE_CHECKING:
     from vitdeploy.assess.evaluate.evaluate import Evaluation
 
 
-@click.command()
+@command(
+    examples=(
+        "evaluate vit --data photos",
+        "evaluate vit --data labels.csv --backend onnxruntime --limit 1000",
+        "evaluate vit --data photos --resume work --html accuracy.html",
+    )
+)
 @click.argument("bundle", type=PATH)
-@click.option(
+@option(
     "--data", required=True, type=PATH,
     help="One folder a class; a .csv or .tsv of images and labels; or a Hub dataset's .parquet files.",
 )  # fmt: skip
 @backends_option("By default the reference (torch) and every artifact.")
-@click.option("--batch-size", default=32, show_default=True, type=BATCH_SIZE)
+@option("--batch-size", default=32, show_default=True, type=BATCH_SIZE)
 @device_option
-@click.option("--limit", type=COUNT, help="At most so many images, drawn by --seed.")
-@click.option("--seed", default=0, show_default=True, type=SEED, help="Which images, with --limit.")
-@click.option("--resume", type=PATH, help="Keep finished batches in this file, and go on from those there.")
-@click.option("--per-class", is_flag=True, help="Print the accuracy of each class, too.")
-@click.option("--confusion", is_flag=True, help="Print which classes are taken for which, too.")
+@option("--limit", type=COUNT, help="At most so many images, drawn by --seed.")
+@option("--seed", default=0, show_default=True, type=SEED, help="Seed of the choice of images, with --limit.")
+@option("--resume", type=PATH, help="Keep finished batches in this file, and go on from those there.")
+@option("--per-class", is_flag=True, help="Print the accuracy of each class, too.")
+@option("--confusion", is_flag=True, help="Print which classes are taken for which, too.")
 @report_options("html", "markdown")
 @image_limit_option
+@details_option
 @json_option
 def evaluate(bundle: str, per_class: bool, confusion: bool, reports: Reports, as_json: bool, **options: Any) -> None:
     """Measure the accuracy of BUNDLE on labelled images, with every backend in one pass.
@@ -48,7 +57,7 @@ def evaluate(bundle: str, per_class: bool, confusion: bool, reports: Reports, as
     """
     from vitdeploy.assess.evaluate.evaluate import evaluate as evaluate_bundle
 
-    with TerminalProgress("images") as progress:
+    with CommandProgress("images") as progress:
         result = evaluate_bundle(bundle, progress=progress, **options)
     conclude_with(result, lambda _: _print_evaluation(result, per_class, confusion), as_json, reports)
 

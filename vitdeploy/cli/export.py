@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.cli import synonyms
+from vitdeploy.cli.command import Choice, command, option
 from vitdeploy.cli.output import (
     PATH,
-    TerminalProgress,
     agreement,
     allowed_of,
     image_limit_option,
@@ -21,12 +22,15 @@ from vitdeploy.cli.output import (
     print_table,
     print_text,
 )
+from vitdeploy.cli.progress import CommandProgress
+from vitdeploy.cli.table import details_option
 from vitdeploy.cli.value_options import values_from_options
 from vitdeploy.errors import UsageError
 from vitdeploy.exporters import EXPORTERS, quantization_target
 from vitdeploy.exporting.graph_options import GraphOptions, spec_of
 from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
 from vitdeploy.serving.triton_config import LABELED_OUTPUT
+from vitdeploy.system.typed_lines import typed_line
 from vitdeploy.trt.options import EngineOptions
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.bundle.manifest import Artifact
 
+_OUTPUT, _HALF = "Output", "Half precision"  # headings in the help
 _SHORT = ("fp16", "bf16", "int8", "fp8")  # precisions that have a flag
 _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision in exporter.precisions})
 
@@ -41,7 +46,7 @@ _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision
 def _difference(artifact: Artifact) -> str:
     checked = artifact.validation
     if not checked["outputs"]:
-        return f"{checked['status']}; there: vitdeploy verify --run"
+        return ""
     if checked.get("calibration_images"):
         return "; ".join(map(agreement, checked["calibration_images"]))
     worst = max(checked["outputs"], key=lambda output: output["max_relative"])
@@ -61,17 +66,14 @@ def _print_candidates(artifact: Artifact) -> None:
         if candidate["margin"]:
             ranges += f" + {candidate['margin']:.0%}"
         cosines = (candidate["mean_cosine"], candidate["p5_cosine"])  # which a regression has none of
-        figures = (_percent(candidate["error"]), *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines))
-        rows.append((candidate["scheme"], ranges, smooth, *figures, "chosen" if candidate["chosen"] else ""))
+        error = f"{float(candidate['error']):.2%}"
+        figures = (error, *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines))
+        rows.append(("chosen" if candidate["chosen"] else "", candidate["scheme"], ranges, smooth, *figures))
     if rows:
         count = artifact.validation["calibration_parts"]["choice"]
-        names = ("scheme", "ranges", "smoothing", "relative error", "mean cosine", "5th percentile", "")
+        names = ("", "scheme", "ranges", "smoothing", "relative error", "mean cosine", "5th percentile")
         print_table(f"{artifact.name}: candidates on {count} images", names, rows)
         print_text(RULES)
-
-
-def _percent(value: float | str) -> str:
-    return f"{float(value):.2%}"
 
 
 def _print_nearness(artifact: Artifact) -> None:
@@ -111,21 +113,38 @@ def _print_accuracy(artifact: Artifact) -> None:
         print_table("", ("kept float32", "relative error of the outputs when it alone is not"), rows)
 
 
-@click.command()
-@click.option(
-    "--model",
-    help="A Hub id, such as google/vit-base-patch16-224, a local folder (transformers, timm, an adapter of PEFT, which "
-    "is merged), or Google's .npz file.",
+@command(
+    examples=(
+        "export google/vit-base-patch16-224 -o vit",
+        "export google/vit-base-patch16-224 --to onnx --fp16 -o vit",
+        "export ./checkpoint --int8 --calibration-data photos --max-drop 1%",
+    )
 )
-@click.option(
-    "--to", "formats", multiple=True, default=["onnx"], show_default=True, type=click.Choice(list(EXPORTERS)),
-    callback=lambda _context, _option, names: tuple(dict.fromkeys(names)), help="Format; may be repeated.",
+@click.argument("checkpoint", metavar="[MODEL]", required=False)
+@option(
+    "-m",
+    "--model",
+    group="Model",
+    help="The same as MODEL: a Hub id, such as google/vit-base-patch16-224, a local folder (transformers, timm, an "
+    "adapter of PEFT, which is merged), or Google's .npz file.",
+)
+@option(
+    "--to", "formats", multiple=True, default=["onnx"], show_default=True, group=_OUTPUT,
+    type=Choice(EXPORTERS, synonyms.FORMATS, synonyms.FORMAT_HINTS),
+    help="Format; may be repeated.",
 )  # fmt: skip
-@click.option("--precision", type=click.Choice(_PRECISIONS), help="Precision.  [default: fp32]")
-@click.option("--fp16", is_flag=True, help="The same as --precision fp16.")
-@click.option("--bf16", is_flag=True, help="The same as --precision bf16.")
-@click.option("--int8", is_flag=True, help="The same as --precision int8.")
-@click.option("--fp8", is_flag=True, help="The same as --precision fp8.")
+@option(
+    "-o",
+    "--output",
+    type=PATH,
+    group=_OUTPUT,
+    help="The bundle; by default ./ and the model's name, with -vitdeploy where that is the checkpoint.",
+)
+@option("--precision", type=Choice(_PRECISIONS, synonyms.PRECISIONS), group=_OUTPUT, help="Precision.  [default: fp32]")
+@option("--fp16", is_flag=True, group=_HALF, help="The same as --precision fp16.")
+@option("--bf16", is_flag=True, group=_HALF, help="The same as --precision bf16.")
+@option("--int8", is_flag=True, group="Quantization", help="The same as --precision int8.")
+@option("--fp8", is_flag=True, group="Quantization", help="The same as --precision fp8.")
 @values_from_options(
     source=SourceOptions,
     graph=GraphOptions,
@@ -133,24 +152,24 @@ def _print_accuracy(artifact: Artifact) -> None:
     validation=ValidationOptions,
     engine=EngineOptions,
 )
-@click.option(
-    "--keep-fp32-from", type=PATH, help="A file of vitdeploy debug bisect --json: --keep-fp32 for each of its nodes."
-)
-@click.option(
-    "-o",
-    "--output",
+@option(
+    "--keep-fp32-from",
     type=PATH,
-    help="The bundle; by default ./ and the model's name, with -vitdeploy where that is the checkpoint.",
+    group=_HALF,
+    help="A file of vitdeploy debug bisect --json: --keep-fp32 for each of its nodes.",
 )
-@click.option(
+@option(
     "--triton",
     metavar="DIR",
     type=PATH,
+    group=_OUTPUT,
     help="Also write each artifact into this model repository of Triton, as vitdeploy triton does.",
 )
 @image_limit_option
+@details_option
 @json_option
 def export(
+    checkpoint: str | None,
     model: str | None,
     formats: tuple[str, ...],
     precision: str | None,
@@ -165,19 +184,23 @@ def export(
     as_json: bool,
     **flags: bool,
 ) -> None:
-    """Export a checkpoint, check that the artifact is the same model, and keep both in a bundle.
+    """Export MODEL, check that the artifact is the same model, and keep both in a bundle.
+
+    MODEL is a Hub id, a local folder or a .npz file.
 
     The artifact is compared with the reference on three images, in batches of 1, 2 and 4, and on the calibration images
     where there are some; out of tolerance, nothing is written. An engine is built from the ONNX artifact of its
-    precision, which is made first; without --model or --random-weights from the one that --output has. Without a GPU it
+    precision, which is made first; without MODEL or --random-weights from the one that --output has. Without a GPU it
     is kept, and completed by verify --run there.
     """
     from vitdeploy.cli.debug import kept_nodes
-    from vitdeploy.exporting.workflow import export as export_model
-    from vitdeploy.serving.triton_repository import write_triton_model
 
-    precision = _precision(precision, flags)
+    if checkpoint is not None and model is not None:
+        raise UsageError("give the model as MODEL or with --model", what="model", found=(checkpoint, model))
+    model, precision = model if checkpoint is None else checkpoint, _precision(precision, flags)
+    formats = tuple(dict.fromkeys(formats))
     source, graph, validation = source or SourceOptions(), graph or GraphOptions(), validation or ValidationOptions()
+    _check_model(model, source, formats, output)
     if keep_fp32_from is not None:
         graph = dataclasses.replace(graph, keep_fp32=(*graph.keep_fp32, *kept_nodes(keep_fp32_from)))
     target = quantization_target(formats, precision, None if quantization is None else quantization.target)
@@ -187,12 +210,15 @@ def export(
     engines = {to: engine if to in takes_engine else None for to in formats}
     for to in formats:  # before the first is made
         spec_of(to, precision, graph, quantization, engines[to])
+    from vitdeploy.exporting.workflow import export as export_model  # imports torch: after what needs none is checked
+    from vitdeploy.serving.triton_repository import write_triton_model
+
     if triton is not None:
         _check_triton(triton, model, output, source, graph, [(to, precision, target, engines[to]) for to in formats])
     gc.disable()  # it would go through the exporter's many objects again and again, in a process that ends soon
     try:
         for to in formats:
-            with TerminalProgress(f"exporting to {to}") as progress:
+            with CommandProgress(f"exporting to {to}") as progress:
                 bundle = export_model(
                     model=model, to=to, precision=precision, output=output, graph=graph, quantization=quantization,
                     engine=engines[to], source=source, validation=validation, progress=progress,
@@ -207,11 +233,14 @@ def export(
         shown = {} if triton is None else {"triton": [written.to_dict() for written in models]}
         print_json({"bundle": str(bundle.path), **bundle.manifest.to_dict(), **shown})
         return
-    rows = []
+    rows, notes = [], []
     for artifact in (bundle.artifact(to, precision) for to in formats):
         nearness = _difference(artifact)
+        if not nearness:
+            run_there = typed_line("verify", bundle.path, "--run")
+            notes.append(f"{artifact.name} was {artifact.validation['status']}; there: {run_there}")
         rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", nearness) for file in artifact.files]
-    print_table(str(bundle.path), ("artifact", "file", "size", "difference from the reference"), rows)
+    print_table(str(bundle.path), ("artifact", "file", "size", "difference from the reference"), rows, notes)
     for artifact in (bundle.artifact(to, precision) for to in formats):
         _print_candidates(artifact)
         _print_nearness(artifact)
@@ -228,6 +257,16 @@ def _precision(named: str | None, flags: Mapping[str, bool]) -> str:
     if len(typed) > 1:
         raise UsageError(f"export needs one precision, got {' and '.join(typed)}", what="precision", found=typed)
     return named or next((name for name in _SHORT if flags[name]), "fp32")
+
+
+def _check_model(model: str | None, source: SourceOptions, formats: Sequence[str], output: str | None) -> None:
+    """Raise UsageError where no model is named, and no engine is to be built from the one that the bundle has."""
+    from_bundle = output is not None and all(EXPORTERS[to].made_from is not None for to in formats)
+    if model is None and source.random_weights is None and not from_bundle:
+        raise UsageError(
+            "export needs MODEL (a Hub id, a folder or a .npz file), or --random-weights",
+            what="model", hint="for example: vitdeploy export google/vit-base-patch16-224 -o vit",
+        )  # fmt: skip
 
 
 def _check_triton(

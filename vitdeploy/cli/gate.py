@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.cli.command import command, option
 from vitdeploy.cli.number_options import BATCH_SIZE
 from vitdeploy.cli.output import (
     PATH,
-    TerminalProgress,
     backends_option,
     device_option,
     image_limit_option,
@@ -17,43 +18,53 @@ from vitdeploy.cli.output import (
     print_table,
     print_text,
 )
+from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.reports import Reports, conclude_with, report_options
+from vitdeploy.cli.table import by_reason
 from vitdeploy.cli.value_options import as_typed
 from vitdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from vitdeploy.assess.gate.gate import GateResult
 
+rule = functools.partial(option, group="Rules")
 
-@click.command()
+
+@command(
+    examples=(
+        "gate vit --data photos --min-agreement 99%",
+        "gate vit --data photos --baseline baseline.json --update",
+        "gate vit --data photos --baseline baseline.json --junit gate.xml",
+    )
+)
 @click.argument("bundle", type=PATH)
-@click.option(
+@option(
     "--data",
     required=True,
     type=PATH,
     help="Labelled images, as for `vitdeploy evaluate`; a folder of images for a model without classes.",
 )
-@click.option("--baseline", type=PATH, help="JSON file of an accepted evaluation of the same images.")
-@click.option("--update", is_flag=True, help="Write the baseline instead, if every other check passes.")
-@click.option("--rules", type=PATH, help="TOML file with these rules, such as min_accuracy = 0.98; flags override it.")
-@click.option("--min-accuracy", metavar="SHARE", help="Smallest top-1 accuracy on the images, such as 98%.")
-@click.option("--max-drop", metavar="SHARE", help="Largest loss of top-1 accuracy against the baseline. Default: "
+@option("--baseline", type=PATH, help="JSON file of an accepted evaluation of the same images.")
+@option("--update", is_flag=True, help="Write the baseline instead, if every other check passes.")
+@rule("--rules", type=PATH, help="TOML file with these rules, such as min_accuracy = 0.98; flags override it.")
+@rule("--min-accuracy", metavar="SHARE", help="Smallest top-1 accuracy on the images, such as 98%.")
+@rule("--max-drop", metavar="SHARE", help="Largest loss of top-1 accuracy against the baseline. Default: "
               "the smallest that so many images can tell from chance.")  # fmt: skip
-@click.option("--min-agreement", metavar="SHARE", help="Smallest share of images with the reference's best class.")
-@click.option("--min-cosine", metavar="SHARE", help="Smallest cosine similarity with the reference (5th percentile "
+@rule("--min-agreement", metavar="SHARE", help="Smallest share of images with the reference's best class.")
+@rule("--min-cosine", metavar="SHARE", help="Smallest cosine similarity with the reference (5th percentile "
               "over the images), such as 0.99.")  # fmt: skip
-@click.option("--min-neighbour-agreement", metavar="SHARE", help="Smallest share of images with the reference's "
+@rule("--min-neighbour-agreement", metavar="SHARE", help="Smallest share of images with the reference's "
               "nearest neighbour (models without classes).")  # fmt: skip
-@click.option("--max-difference", metavar="SHARE", help="Largest difference from the reference's outputs, relative "
+@rule("--max-difference", metavar="SHARE", help="Largest difference from the reference's outputs, relative "
               "to their largest value. Default: the precision's tolerance.")  # fmt: skip
-@click.option("--max-layer-difference", metavar="SHARE", help="Largest difference of a layer's result, see debug "
+@rule("--max-layer-difference", metavar="SHARE", help="Largest difference of a layer's result, see debug "
               "layers. Default: in half precision only.")  # fmt: skip
-@click.option("--max-latency-ratio", metavar="RATIO", help="Largest median time of an image, relative to that of "
+@rule("--max-latency-ratio", metavar="RATIO", help="Largest median time of an image, relative to that of "
               "--latency-against.")  # fmt: skip
-@click.option("--latency-against", metavar="BACKEND:PRECISION", help="Default: torch:fp32, the reference.")
-@click.option("--max-size", metavar="BYTES", help='Largest size of an artifact\'s files, such as "12.5 MB".')
+@rule("--latency-against", metavar="BACKEND:PRECISION", help="Default: torch:fp32, the reference.")
+@rule("--max-size", metavar="BYTES", help='Largest size of an artifact\'s files, such as "12.5 MB".')
 @backends_option("By default the reference (torch) and every artifact.")
-@click.option("--batch-size", default=32, show_default=True, type=BATCH_SIZE)
+@option("--batch-size", default=32, show_default=True, type=BATCH_SIZE)
 @device_option
 @report_options("html", "markdown", "junit")
 @image_limit_option
@@ -87,7 +98,7 @@ def gate(
     held = GateRules() if rules is None else read_rules(rules)
     try:
         held = held.with_(Rules(**given))
-        with TerminalProgress("images") as progress:
+        with CommandProgress("images") as progress:
             result = gate_bundle(
                 bundle, data=data, baseline=baseline, rules=held, update=update, backends=backends,
                 batch_size=batch_size, device=device, progress=progress,
@@ -98,9 +109,18 @@ def gate(
 
 
 def _print_checks(result: GateResult) -> None:
-    rows = [(check.status, check.rule, check.subject, check.message) for check in result.checks]
+    judged = {"passed", "failed"}
+    rows = [
+        (check.status, check.rule, check.subject, check.message if check.status in judged else "")
+        for check in result.checks
+    ]
+    others = [
+        (f"{check.rule} of {check.subject}", f"{check.status}: {check.message}")
+        for check in result.checks
+        if check.status not in judged
+    ]
     title = f"{result.bundle} on {result.images} images of {result.data}: {result.status}"
-    print_table(title, ("status", "rule", "subject", "found"), rows)
+    print_table(title, ("status", "rule", "subject", "found"), rows, by_reason(others))
     if result.changes:
         print_text("\nSince the baseline:\n" + "\n".join(f"  {line}" for line in result.changes))
     if result.updated:

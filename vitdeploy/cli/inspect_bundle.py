@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.cli.command import command, option
 from vitdeploy.cli.output import (
     PATH,
     agreement,
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from vitdeploy.bundle.manifest import Artifact, Manifest
 
 
-@click.command()
+@command(examples=("inspect vit", "inspect vit vit --artifact onnx-fp32 --artifact onnx-fp16"))
 @click.argument("bundle", type=PATH)
 @click.argument("other", type=PATH, required=False)
-@click.option(
+@option(
     "--artifact", "names", multiple=True,
     help="An artifact, such as onnx-fp32; all by default. With OTHER: once for both, or twice, BUNDLE's and OTHER's.",
 )  # fmt: skip

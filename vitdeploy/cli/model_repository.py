@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from vitdeploy.cli.command import command, option
 from vitdeploy.cli.output import PATH, json_option, print_json, print_table
 from vitdeploy.trt.options import DEFAULT_BATCH
 
@@ -11,18 +12,18 @@ from vitdeploy.trt.options import DEFAULT_BATCH
 _LARGEST_BATCH = 65_535
 
 
-@click.command()
+@command(examples=("triton vit models", "triton vit models --artifact onnx-fp16 --max-batch-size 16"))
 @click.argument("bundle", type=PATH)
 @click.argument("repository", type=PATH)
-@click.option("--artifact", help="Artifact, such as onnx-fp16. Default: the only one.")
-@click.option("--name", help="Name of the model. Default: the bundle's and the artifact's, such as vit-onnx-fp16.")
-@click.option(
+@option("--artifact", help="Artifact, such as onnx-fp16. Default: the only one.")
+@option("--name", help="Name of the model. Default: the bundle's and the artifact's, such as vit-onnx-fp16.")
+@option(
     "--max-batch-size",
     type=click.IntRange(1, _LARGEST_BATCH),
     metavar="N",
     help=f"Largest batch. Default: the largest of an engine, {DEFAULT_BATCH.maximum} for ONNX.",
 )
-@click.option(
+@option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
     help="Default: the artifact's own; for ONNX in fp32 the GPUs, where the server has some.",

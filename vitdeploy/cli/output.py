@@ -1,39 +1,44 @@
-"""Output of commands: tables for people, JSON for machines, progress on stderr."""
+"""Output of commands, tables for people and JSON for machines; and the options that commands share."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.system.progress import Progress
+from vitdeploy.cli import synonyms, table
+from vitdeploy.cli.command import option
+from vitdeploy.cli.verbosity import is_quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from typing import TextIO
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from vitdeploy.assess.data.folder_listing import LeftOut
     from vitdeploy.assess.report.tables import Table
 
 PATH = click.Path(readable=False)  # whoever reads it says in one line that it cannot be read
 
-device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
+
+def read_device(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
+    """A callback: the name of a device, which other tools may have."""
+    return None if name is None else synonyms.device(name)
+
+
+device_option = option("--device", default="cpu", show_default=True, callback=read_device, help="cpu, cuda or cuda:1.")
 
 
 def backends_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The option `--backend`, whose names come as `backends`; None where there are none."""
-    return click.option(
+    return option(
         "--backend", "backends", multiple=True, metavar="NAME[:PRECISION]",
         help=f"Such as onnxruntime:fp16; may be repeated. {text}", callback=lambda *given: given[-1] or None,
     )  # fmt: skip
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+json_option = option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 def _limit_images(context: click.Context, _option: click.Parameter, pixels: int | None) -> None:
@@ -56,7 +61,7 @@ def _variable(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-image_limit_option = click.option(
+image_limit_option = option(
     "--max-image-pixels",
     metavar="N",
     type=click.IntRange(1, 2**63 - 1),
@@ -68,32 +73,24 @@ image_limit_option = click.option(
 
 def print_json(data: Any) -> None:
     """Print strict JSON, in ASCII: a number that is not finite becomes null."""
-    _write(json.dumps(_strict(data), indent=2, allow_nan=False))
+    print(json.dumps(_strict(data), indent=2, allow_nan=False), flush=True)
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Print a table; on a terminal it fits the width, elsewhere no cell is folded. An empty title takes no line."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    terminal, file = _is_a_terminal(sys.stdout), io.StringIO()
-    console = Console(file=file, highlight=False, force_terminal=terminal, width=None if terminal else 10_000)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(str(cell))) for cell in row))
-    if title:  # a table's own title is folded at the table's width
-        console.print(Text(printable(title), style="italic"))
-    console.print(table)
-    _write("\n".join(line.rstrip() for line in file.getvalue().splitlines()))
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], notes: Iterable[str] = ()
+) -> None:
+    """Print a table, and below it notes, such as why something was skipped; see `vitdeploy.cli.table`."""
+    if not is_quiet():
+        cells = [[printable(str(cell)) for cell in row] for row in rows]
+        print(table.rendered(printable(title), columns, cells), flush=True)
+        for note in notes:
+            print_text(note)
 
 
 def print_tables(title: str, tables: Iterable[Table]) -> None:
     """Print tables, the first of them under `title`."""
-    for index, table in enumerate(tables):
-        print_table(f"\n{table.title}" if index else title, table.columns, table.rows)
+    for index, item in enumerate(tables):
+        print_table(f"\n{item.title}" if index else title, item.columns, item.rows, item.notes)
 
 
 def print_left_out(left_out: LeftOut | None) -> None:
@@ -104,8 +101,9 @@ def print_left_out(left_out: LeftOut | None) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print lines of text."""
-    _write(printable(text))
+    """Print lines of text, which on a terminal are broken between words; see `vitdeploy.cli.process.guard_streams`."""
+    if not is_quiet():
+        print(table.wrapped(printable(text), table.terminal_width()), flush=True)
 
 
 def pairs(values: Mapping[str, object]) -> str:
@@ -152,74 +150,11 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 50_000 else f"{size_bytes} bytes"
 
 
-class TerminalProgress(Progress):
-    """Steps as lines and work as a bar, on stderr and only on a terminal.
-
-    A bar stands there from the first advance until all is done, and again where there is more to do: no live display
-    hides the progress bars of a download. Steps that begin meanwhile stand above it.
-
-    Args:
-        what: is counted, such as "images".
-    """
-
-    def __init__(self, what: str) -> None:
-        self._what, self._bar = what, contextlib.ExitStack()
-        self._update: Callable[[int, int], None] | None = None
-
-    def step(self, text: str) -> None:
-        if _is_a_terminal(sys.stderr):
-            click.echo(f"{text} …", err=True)
-
-    def advance(self, done: int, total: int) -> None:
-        if not _is_a_terminal(sys.stderr):
-            return
-        if self._update is None:
-            self._update = self._bar.enter_context(_bar(self._what))
-        self._update(done, total)
-        if done == total:
-            self.close()
-
-    def close(self) -> None:
-        self._bar.close()
-        self._update = None
-
-    def __enter__(self) -> TerminalProgress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-@contextlib.contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    from rich import progress
-    from rich.console import Console
-
-    columns = (
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn(what),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def printable(text: str) -> str:
     """`text` with what would steer a terminal, or is no character, spelled out; line breaks stay."""
     return "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
     )
-
-
-def _write(text: str) -> None:
-    print(text, flush=True)  # see `vitdeploy.cli.process.guard_streams`
-
-
-def _is_a_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty()  # it is None where it was closed
 
 
 def _strict(value: Any) -> Any:

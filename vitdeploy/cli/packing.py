@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import click
 
+from vitdeploy.cli.command import command, option
 from vitdeploy.cli.output import PATH, json_option, print_json, print_table, print_text
 
 
-@click.command()
+@command(examples=("pack vit --artifact onnx-int8 -o small", "pack vit --artifact onnx-fp32 --artifact torch -o small"))
 @click.argument("bundle", type=PATH)
-@click.option(
+@option(
     "--artifact", "artifacts", multiple=True, required=True,
     help="Such as onnx-int8, or torch for the reference with its weights; may be repeated.",
 )  # fmt: skip
-@click.option("-o", "--output", required=True, type=PATH, help="The packed bundle; one that is there is replaced.")
+@option("-o", "--output", required=True, type=PATH, help="The packed bundle; one that is there is replaced.")
 @json_option
 def pack(bundle: str, artifacts: tuple[str, ...], output: str, as_json: bool) -> None:
     """Write the artifacts of BUNDLE that production needs into a bundle of their own.

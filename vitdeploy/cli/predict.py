@@ -4,27 +4,44 @@ from __future__ import annotations
 
 import click
 
+from vitdeploy.cli import synonyms
+from vitdeploy.cli.command import command, option
 from vitdeploy.cli.number_options import COUNT
-from vitdeploy.cli.output import PATH, image_limit_option, json_option, print_json, print_table
+from vitdeploy.cli.output import PATH, image_limit_option, json_option, print_json, print_table, read_device
 from vitdeploy.runtimes import BACKENDS
 
 
-@click.command()
+@command(
+    examples=(
+        "predict vit cat.jpg dog.jpg",
+        "predict vit cat.jpg -k 1 --json",
+        "predict vit cat.jpg --backend torch",
+    )
+)
 @click.argument("bundle", type=PATH)
 @click.argument("images", nargs=-1, required=True, type=PATH)
-@click.option("--backend", default="onnxruntime", show_default=True, type=click.Choice(list(BACKENDS)))
-@click.option("--precision", default="fp32", show_default=True)
-@click.option("--device", help="cpu, cuda or cuda:1; cpu by default, cuda for an engine.")
-@click.option("--revision", help="Of a bundle on the Hub: a branch, tag or commit.")
-@click.option("--token", envvar="HF_TOKEN", help="Hub token, for a private or gated bundle.  [env: HF_TOKEN]")
-@click.option("--top-k", type=COUNT, help="Classes an image; 5 by default. Not for a regression.")
+@option(
+    "--backend",
+    type=click.Choice(list(BACKENDS)),
+    metavar="NAME",
+    help=f"One of {', '.join(BACKENDS)}. Default: the one that runs the artifact.",
+)
+@option(
+    "--precision",
+    callback=lambda _context, _option, name: synonyms.PRECISIONS.get(name, name),
+    help="Precision of the artifact. Default: the only one; of several, ONNX before others, and fp32 before the rest.",
+)
+@option("--device", callback=read_device, help="cpu, cuda or cuda:1; cpu by default, cuda for an engine.")
+@option("--revision", group="Hub", help="Branch, tag or commit of a bundle on the Hub.")
+@option("--token", envvar="HF_TOKEN", group="Hub", help="Hub token, for a private or gated bundle.  [env: HF_TOKEN]")
+@option("-k", "--top-k", type=COUNT, help="Classes an image; 5 by default. Not for a regression.")
 @image_limit_option
 @json_option
 def predict(
     bundle: str,
     images: tuple[str, ...],
-    backend: str,
-    precision: str,
+    backend: str | None,
+    precision: str | None,
     device: str | None,
     revision: str | None,
     token: str | None,
@@ -44,8 +61,8 @@ def predict(
 
     with load(bundle, backend=backend, precision=precision, device=device, revision=revision, token=token) as predictor:
         results = predictor.predict(list(images), top_k=top_k)
-        details, problem_type = predictor.runtime.details, predictor.problem_type
-        commit = predictor.details.get("revision")
+        details, problem_type, opened = predictor.runtime.details, predictor.problem_type, predictor.details
+    commit, backend, precision = opened.get("revision"), opened["backend"], opened["precision"]
     if as_json:
         print_json(
             {
@@ -62,6 +79,7 @@ def predict(
             }
         )
         return
+    others = opened["other_artifacts"]
     score, form = ("value", ".6g") if problem_type is ProblemType.REGRESSION else ("score", ".4f")
     rows = [
         (image if rank == 0 else "", prediction.label, f"{prediction.score:{form}}")
@@ -72,4 +90,5 @@ def predict(
         f"{bundle}{'' if commit is None else f'@{commit[:7]}'} on {backend} {precision}",
         ("image", "label", score),
         rows,
+        notes=[f"also in the bundle: {', '.join(others)} (--backend, --precision)"] if others else [],
     )

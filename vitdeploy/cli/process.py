@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitdeploy.cli.output import printable
+from vitdeploy.cli.verbosity import is_verbose
 from vitdeploy.errors import OutputError, VitDeployError, first_line
 from vitdeploy.system.exhaustion import exhausted, lacking
 from vitdeploy.system.quiet import DEBUG_VARIABLE, debugging
@@ -67,7 +68,12 @@ def guard_streams() -> None:
     opened on the null device: the next file that is opened would else take its place, and whatever a library prints
     would go into that file.
     """
-    closed = [descriptor for descriptor in (0, 1, 2) if not _is_open(descriptor)]
+    closed = []
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            closed.append(descriptor)
     for descriptor in closed:
         null = os.open(os.devnull, os.O_RDWR)  # the lowest that is free is this one, unless another thread was faster
         if null != descriptor:
@@ -77,7 +83,7 @@ def guard_streams() -> None:
     if sys.stdout is sys.__stdout__ and not _is_windows_console(sys.stdout):  # a test may have put its own there
         sys.stdout = _text(_StandardOutput(1, closed=1 in closed), sys.stdout)
     if sys.stderr is sys.__stderr__ and not _is_windows_console(sys.stderr):
-        sys.stderr = _text(_StandardError(2), sys.stderr)
+        sys.stderr = _text(_StandardError(2, "wb", closefd=False), sys.stderr)
 
 
 class _StandardOutput(io.FileIO):
@@ -102,9 +108,6 @@ class _StandardOutput(io.FileIO):
 
 
 class _StandardError(io.FileIO):
-    def __init__(self, descriptor: int) -> None:
-        super().__init__(descriptor, "wb", closefd=False)
-
     def write(self, data: Buffer) -> int:
         try:
             return _write(super().write, self, data)
@@ -139,26 +142,23 @@ def _is_windows_console(stream: io.TextIOBase | None) -> bool:
     return os.name == "nt" and stream is not None and stream.isatty()
 
 
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
-
-
 def print_error(error: BaseException, more: str = "") -> int:
     """Say in one line on standard error what went wrong; the exit code for it.
 
     What is an error of vitdeploy's own has its code. An operating system that refuses something, memory that runs
     out: 3. A signal: 128 and its number. Anything else is a defect: 70. The traceback comes before the line where
-    VITDEPLOY_DEBUG is set.
+    VITDEPLOY_DEBUG is set, and with --verbose the causes come after it.
     """
     text, code = _explained(error)
     if sys.stderr is not None:
         if debugging():
             traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
         print(f"Error: {printable(' '.join((text + more).split()))}", file=sys.stderr, flush=True)
+        cause = error.__cause__
+        while cause is not None and is_verbose():
+            line = f"{type(cause).__name__} {first_line(cause)}"
+            print(f"  cause: {printable(line):.400}", file=sys.stderr, flush=True)
+            cause = cause.__cause__
     return code
 
 

@@ -7,8 +7,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import click
-
+from vitdeploy.cli.command import option
 from vitdeploy.cli.output import PATH, print_json, print_left_out
 from vitdeploy.cli.process import conclude
 from vitdeploy.errors import OutputError
@@ -43,7 +42,8 @@ def report_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
         decorated: Callable[..., Any] = with_reports
         for name in reversed(names):
-            decorated = click.option(f"--{name}", type=PATH, metavar="FILE", help=_REPORTS[name][1])(decorated)
+            add = option(f"--{name}", type=PATH, metavar="FILE", help=_REPORTS[name][1], group="Reports")
+            decorated = add(decorated)
         return decorated
 
     return decorated

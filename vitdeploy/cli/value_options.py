@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitdeploy.cli import command
 from vitdeploy.cli.output import PATH
 from vitdeploy.errors import UsageError
 from vitdeploy.system.option_fields import default_text, options_in
@@ -19,19 +20,6 @@ if TYPE_CHECKING:
     from vitdeploy.system.option_fields import Option
 
 
-class _Choice(click.Choice[str]):
-    """One of several texts; a hint for those that belong elsewhere."""
-
-    def __init__(self, choices: tuple[str, ...], hints: Mapping[str, str]) -> None:
-        super().__init__(choices)
-        self.hints = hints
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value in self.hints:
-            self.fail(f"{value!r} is not one of {', '.join(self.choices)}; {self.hints[value]}", param, ctx)
-        return super().convert(value, param, ctx)
-
-
 def values_from_options(**kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the options of each class; the command gets a value of it by that name, or None if none was given.
 
@@ -39,14 +27,14 @@ def values_from_options(**kinds: type) -> Callable[[Callable[..., Any]], Callabl
     """
     options = [option for kind in kinds.values() for option in _options(kind)]
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(command)
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
         def with_values(**arguments: Any) -> Any:
             typed = {name: arguments.pop(name) for name, _ in options}
             typed = {name: value for name, value in typed.items() if value not in (None, ())}
             values = {name: _value(kind, typed) for name, kind in kinds.items()}
             try:
-                return command(**values, **arguments)
+                return function(**values, **arguments)
             except UsageError as exc:
                 flags = {name: flag for kind in kinds.values() for name, flag in _flags(kind)}
                 for name, kind in kinds.items():
@@ -119,18 +107,24 @@ def _flag(name: str) -> str:
 def _options(kind: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
     """The name of each parameter of a command, and what adds it."""
     for field, option in options_in(kind):
-        name = option.typed or field.name
+        name, add = option.typed or field.name, functools.partial(command.option, group=option.group or _heading(kind))
         if option.nested is not None:
             yield from _options(option.nested)
         elif option.variants:
             for typed, variant in option.variants.items():
                 text = str(variant.__doc__).partition("\n")[0]
-                yield typed, click.option(_flag(typed), typed, metavar="SHARE", callback=_reader(variant), help=text)
+                yield typed, add(_flag(typed), typed, metavar="SHARE", callback=_reader(variant), help=text)
         elif not option.shared:
-            yield name, click.option(_flag(name), name, help=_help(field, option), **_settings(field, option))
+            yield name, add(_flag(name), name, help=_help(field, option), **_settings(field, option))
         if option.off is not None:
             text = f"Leave {_flag(name)} unused."
-            yield option.off, click.option(_flag(option.off), option.off, is_flag=True, default=None, help=text)
+            yield option.off, add(_flag(option.off), option.off, is_flag=True, default=None, help=text)
+
+
+def _heading(kind: type) -> str:
+    """The heading of a class's options in the help."""
+    name = kind.__name__.removesuffix("Options")
+    return {"Source": "Model", "Processor": "Image processor", "Engine": "Engines"}.get(name, name)
 
 
 def _help(field: dataclasses.Field[Any], option: Option) -> str:
@@ -144,7 +138,7 @@ def _settings(field: dataclasses.Field[Any], option: Option) -> dict[str, Any]:
         return {"is_flag": True, "default": None}
     settings: dict[str, Any] = {"metavar": option.metavar, "multiple": option.repeated, "envvar": option.envvar}
     if option.choices or option.typed_choices:
-        settings["type"] = _Choice(option.choices or option.typed_choices, option.hints)
+        settings["type"] = command.Choice(option.choices or option.typed_choices, hints=option.hints)
     elif option.limits:
         settings["type"] = click.IntRange(*option.limits)
     elif option.path:

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import click
 
+from vitdeploy.cli.command import command, option
 from vitdeploy.cli.output import (
     PATH,
-    TerminalProgress,
     image_limit_option,
     json_option,
     left_out_texts,
     print_json,
     print_text,
 )
+from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.errors import UsageError
 
 
-@click.command()
+@command(examples=("verify vit", "verify vit --run --images photos"))
 @click.argument("bundle", type=PATH)
-@click.option("--run", is_flag=True, help="Also compare engines that have not run yet with the reference, on this GPU.")
-@click.option(
+@option("--run", is_flag=True, help="Also compare engines that have not run yet with the reference, on this GPU.")
+@option(
     "--artifact",
     "artifacts",
     multiple=True,
     help="With --run: an engine to run, such as tensorrt-rtx-fp16; all by default.",
 )
-@click.option("--images", type=PATH, help="With --run: a folder of images; synthetic by default.")
+@option("--images", type=PATH, help="With --run: a folder of images; synthetic by default.")
 @image_limit_option
 @json_option
 def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | None, as_json: bool) -> None:
@@ -46,7 +47,7 @@ def verify(bundle: str, run: bool, artifacts: tuple[str, ...], images: str | Non
         from vitdeploy.exporting.engine_validation import prove_engines
         from vitdeploy.exporting.options import ValidationOptions
 
-        with TerminalProgress("images") as progress:
+        with CommandProgress("images") as progress:
             opened, proven = prove_engines(
                 opened, names=artifacts, validation=ValidationOptions(images), progress=progress
             )

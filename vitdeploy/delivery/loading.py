@@ -5,27 +5,25 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitdeploy import predictor
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor, files_to_open
-from vitdeploy.sources.file_choice import Choice
+from vitdeploy.runtimes.choice import choose
+from vitdeploy.sources.file_choice import Choice, Files
 from vitdeploy.sources.hub import from_hub
 from vitdeploy.system.argument_types import typed
-
-if TYPE_CHECKING:
-    from vitdeploy.sources.file_choice import Files
 
 
 @typed
 def load(
     path: str | os.PathLike[str],
     *,
-    backend: str = "onnxruntime",
-    precision: str = "fp32",
+    backend: str | None = None,
+    precision: str | None = None,
     device: str | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -40,7 +38,8 @@ def load(
     Args:
         path: the bundle's folder; or its Hub id, such as "org/vit-digits-bundle", where no folder has that name.
         backend: "onnxruntime", "torch", ...
-        precision: of the artifact.
+        precision: of the artifact. Where not both are named, the only artifact that fits; of several, ONNX Runtime's
+            before others, and fp32 before the rest.
         device: "cpu", "cuda" or "cuda:1"; by default "cpu", and "cuda" for an engine.
         revision: a branch, tag or commit on the Hub.
         token: for a private or gated repository; by default the one of `hf auth login`.
@@ -63,20 +62,27 @@ def load(
             )  # fmt: skip
         return predictor.load(path, **opening)
 
-    def choose(files: Files) -> Choice:
+    def choose_files(files: Files) -> Choice:
         manifest = _located(files, MANIFEST)
-        records = files_to_open(Bundle.open(manifest.parent), backend, precision)
+        bundle = Bundle.open(manifest.parent)
+        chosen = choose(bundle, backend, precision)
+        records = files_to_open(bundle, chosen.backend, chosen.precision)
         return Choice((manifest, *(_located(files, record.path) for record in records)))
 
     name = os.fspath(path)
     try:
-        found = from_hub(name, choose, revision=revision, token=token)
-        opened = predictor.load(found.folder, **opening)
+        download = from_hub(name, choose_files, revision=revision, token=token)
+        opened = predictor.load(download.folder, **opening)
     except (UsageError, NoReferenceError) as exc:
         if exc.where is None:
             raise
         raise exc.with_message(str(exc).replace(str(exc.where), f"'{name}'")) from exc  # which has its folder's name
-    opened.details |= {"bundle": name, "revision": found.revision, "folder": str(found.folder), "cached": found.cached}
+    opened.details |= {
+        "bundle": name,
+        "revision": download.revision,
+        "folder": str(download.folder),
+        "cached": download.cached,
+    }
     return opened
 
 

@@ -15,7 +15,8 @@ from vitdeploy.bundle.manifest import MANIFEST, FileRecord, Manifest, PackedFrom
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import BundleChangedError, UsageError, readable
-from vitdeploy.files.atomic import exclusive, replace_folder, staged_folder, sync
+from vitdeploy.files.atomic import replace_folder, staged_folder, sync
+from vitdeploy.files.locks import locked
 from vitdeploy.runtimes import check_reference
 from vitdeploy.system.argument_types import typed
 
@@ -53,7 +54,7 @@ def pack(
                 shutil.copyfile(file.handle, staging / name)
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         synced = sync(staging)  # which may take long: not while others wait
-        with exclusive(target):
+        with locked(target.parent):
             _check_output(target, opened.path.resolve())
             replace_folder(staging, target, synced)
     return Bundle(target, manifest)
@@ -74,7 +75,7 @@ def _part(bundle: Bundle, names: Sequence[str]) -> Manifest:
     if reference in names:
         check_reference(bundle)
     named = [artifact_named(bundle, name) for name in names if name != reference]
-    needed = {each.name for artifact in named for each in bundle.needed_for(artifact)}
+    needed = {source.name for artifact in named for source in bundle.needed_for(artifact)}
     artifacts = tuple(artifact for artifact in whole.artifacts if artifact.name in needed)
     part = Manifest(whole.source, whole.task, whole.files if reference in names else whole.configuration, artifacts)
     kept = {record.path for record in records_of(part)}
@@ -83,7 +84,7 @@ def _part(bundle: Bundle, names: Sequence[str]) -> Manifest:
     packed_from = PackedFrom(
         before.manifest_sha256,
         tuple(sorted((*before.files, *left_out), key=lambda record: record.path)),
-        tuple(sorted({*before.artifacts, *(each.name for each in whole.artifacts if each not in artifacts)})),
+        tuple(sorted({*before.artifacts, *(source.name for source in whole.artifacts if source not in artifacts)})),
     )
     return dataclasses.replace(part, packed_from=packed_from)
 

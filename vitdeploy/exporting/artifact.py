@@ -26,7 +26,7 @@ from vitdeploy.exporting.validation import prove, reference_outputs, reference_r
 from vitdeploy.files.atomic import staged_folder
 from vitdeploy.files.regular_file import open_regular
 from vitdeploy.runtimes import open_recorded
-from vitdeploy.specs import AxisRange, Task
+from vitdeploy.specs import AxisRange, ExportSpec, Task
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.models.config import ViTConfig
     from vitdeploy.sources.read import Checkpoint
-    from vitdeploy.specs import ExportSpec
 
 _WEIGHTS = "model.safetensors"
 # Of a session that runs a few batches: laying out weights anew would take longer than it gains, and twice their memory.

@@ -18,6 +18,7 @@ PathLike = str | os.PathLike[str]
 
 TARGETS = ("cpu", "tensorrt")
 SCHEMES = ("static", "dynamic")
+_BOUND, _HUB = "Accuracy bound", "Hub"  # headings in the help
 METHODS = ("auto", "minmax", "entropy", "percentile", "mse")
 
 
@@ -168,10 +169,15 @@ class Quantization:
     accuracy: AccuracyBound | None = option(
         None,
         "Accuracy that the artifact must keep; layers stay float32 for it.",
+        group=_BOUND,
         variants={"max_drop": MaxDrop, "min_agreement": MinAgreement, "min_cosine": MinCosine},
     )
     accuracy_data: PathLike | None = option(
-        None, "Images on which the accuracy bound is measured.", path=True, unset="the calibration images"
+        None,
+        "Images on which the accuracy bound is measured.",
+        path=True,
+        unset="the calibration images",
+        group=_BOUND,
     )
 
     def __post_init__(self) -> None:
@@ -220,10 +226,14 @@ class SourceOptions:
         None, "Architecture with random weights, such as vit-base-patch16-224, instead of a model.", metavar="PRESET"
     )
     seed: int = option(0, "Seed of random weights, and of the choice of calibration images.", limits=SEEDS)
-    revision: str | None = option(None, "Branch, tag or commit on the Hub.")
-    token: str | None = option(None, "Hub token, for private and gated models.", envvar="HF_TOKEN", secret=True)
-    cache_dir: PathLike | None = option(None, "Cache folder of the Hub's files.", path=True, unset="huggingface_hub's")
-    offline: bool = option(False, "Use the Hub's cache only.")
+    revision: str | None = option(None, "Branch, tag or commit on the Hub.", group=_HUB)
+    token: str | None = option(
+        None, "Hub token, for private and gated models.", envvar="HF_TOKEN", secret=True, group=_HUB
+    )
+    cache_dir: PathLike | None = option(
+        None, "Cache folder of the Hub's files.", path=True, unset="huggingface_hub's", group=_HUB
+    )
+    offline: bool = option(False, "Use the Hub's cache only.", group=_HUB)
     processor: ProcessorOptions | None = option(
         None,
         "Another image processor than the checkpoint's, or settings of it; required where the checkpoint has none.",

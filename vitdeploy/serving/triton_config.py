@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, check_count
 from vitdeploy.specs import Precision, read_range
 from vitdeploy.trt.options import DEFAULT_BATCH
 
@@ -70,7 +70,7 @@ def triton_backend(artifact_format: str) -> TritonBackend:
         raise UsageError(
             f"no backend of Triton takes {artifact_format}; it takes {' or '.join(TRITON_BACKENDS)}", what="artifact",
             expected=tuple(TRITON_BACKENDS), found=artifact_format,
-            hint=f"make another artifact: vitdeploy export --to {instead}",
+            hint=f"export to {instead}",
         )  # fmt: skip
     return TRITON_BACKENDS[artifact_format]
 
@@ -129,12 +129,12 @@ def _check_artifact(artifact: Artifact) -> None:
         raise UsageError(
             f"{artifact.name} was quantized for TensorRT, and Triton's onnxruntime backend runs it as if it were not",
             what="artifact", expected="cpu", found="tensorrt",
-            hint="export it with --target cpu, or build an engine: vitdeploy export --to tensorrt",
+            hint="export it with --target cpu, or build an engine with --to tensorrt",
         )  # fmt: skip
     if artifact.format == "onnx" and artifact.precision == Precision.BF16:
         raise UsageError(
             f"{artifact.name} runs nowhere in Triton's onnxruntime backend, whose providers lack kernels for bfloat16",
-            what="artifact", found="bf16", hint="build an engine: vitdeploy export --to tensorrt, or export fp16",
+            what="artifact", found="bf16", hint="build an engine with --to tensorrt, or export fp16",
         )  # fmt: skip
     if artifact.options.get("strip_weights") is True:
         raise UsageError(
@@ -156,9 +156,8 @@ def _check_artifact(artifact: Artifact) -> None:
 
 
 def _max_batch_size(artifact: Artifact, profiles: list[AxisRange], asked: int | None) -> int:
-    if asked is not None and (type(asked) is not int or not 1 <= asked < 1 << 31):
-        message = f"max_batch_size takes a whole number from 1 up, got {asked!r:.80}"
-        raise UsageError(message, what="max_batch_size", found=asked)
+    if asked is not None:
+        check_count("max_batch_size", asked, most=2**31 - 1)
     if not profiles:
         return asked or DEFAULT_BATCH.maximum or DEFAULT_BATCH.optimum
     largest = max(profile.maximum or profile.optimum for profile in profiles)

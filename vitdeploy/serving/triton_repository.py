@@ -25,11 +25,13 @@ from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import BundleError, InputError, UsageError
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.exporting.engine_validation import is_pending
-from vitdeploy.files.atomic import exclusive, replace_folder, staged_folder, sync
+from vitdeploy.files.atomic import replace_folder, staged_folder, sync
+from vitdeploy.files.locks import locked
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.serving.triton_config import LABELED_OUTPUT, LABELS, model_config, triton_backend
 from vitdeploy.specs import PixelFormat, Task, TensorSpec
 from vitdeploy.system.argument_types import typed
+from vitdeploy.system.typed_lines import typed_line
 from vitdeploy.trt.options import EngineOptions
 
 CONFIG = "config.pbtxt"
@@ -94,7 +96,7 @@ def write_triton_model(
         raise UsageError(
             f"{chosen.name} was {chosen.validation['status']}; it is served once it was compared with the reference",
             what="artifact", where=opened.path, found=chosen.name,
-            hint=f"there: vitdeploy verify {bundle} --run",
+            hint=f"there: {typed_line('verify', opened.path, '--run')}",
         )  # fmt: skip
     chosen_name = _default_name(opened.path, chosen.name) if name is None else name
     _check_name(chosen_name)
@@ -118,7 +120,7 @@ def write_triton_model(
             if labels is not None:
                 (staging / LABELS).write_bytes(labels.encode())
             synced = sync(staging)  # which may take long: not while others wait
-            with exclusive(target):
+            with locked(target.parent):
                 _check_target(target)
                 replace_folder(staging, target, synced)
     return TritonModel(chosen_name, target, chosen.name, (CONFIG, *digests))
@@ -207,7 +209,7 @@ def _check_name(name: str) -> None:
     if not isinstance(name, str) or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
         raise UsageError(
             f"a Triton model's name has letters, digits and . _ - alone, a letter or a digit first, got {name!r:.220}",
-            what="name", found=name, hint="give another: vitdeploy triton --name NAME",
+            what="name", found=name, hint="choose another with --name",
         )  # fmt: skip
 
 
@@ -258,7 +260,7 @@ def _check_target(target: Path) -> None:
     if target.is_symlink() or (target.exists() and not _is_made(target)):
         raise UsageError(
             f"{target} is not replaced, since vitdeploy did not write it as it is", what="name", where=target,
-            hint="remove it, or give another name: vitdeploy triton --name NAME",
+            hint="remove it, or choose another name with --name",
         )  # fmt: skip
 
 

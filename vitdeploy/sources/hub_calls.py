@@ -137,6 +137,7 @@ def quiet() -> Iterator[None]:
     level = library.level
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="huggingface_hub")
+        warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)  # how it calls httpx to upload
         if "HF_HUB_VERBOSITY" not in os.environ:
             library.setLevel(logging.CRITICAL)
         try:

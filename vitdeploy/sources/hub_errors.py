@@ -51,10 +51,7 @@ def hub_errors(model: str, revision: str | None, endpoint: str) -> Iterator[None
             f"'{model}' at {endpoint} has no revision '{revision}'", what="revision", where=endpoint, found=revision
         ) from exc
     except ImportError as exc:
-        raise HubError(
-            f"cannot connect to {endpoint} by this proxy ({first_line(exc)})",
-            what="ALL_PROXY", where=endpoint, hint="install the package, or unset ALL_PROXY",
-        ) from exc  # fmt: skip
+        raise _no_proxy(endpoint, exc) from exc
     except network_errors() as exc:
         if isinstance(exc, OSError) and exc.errno is not None:
             place = f" ({exc.filename!s:.400})" if exc.filename else ""
@@ -71,6 +68,49 @@ def hub_errors(model: str, revision: str | None, endpoint: str) -> Iterator[None
         ) from exc  # fmt: skip
 
 
+@contextlib.contextmanager
+def push_errors(name: str, endpoint: str) -> Iterator[None]:
+    """As `hub_errors`, where something is written to the repository `name`."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.HFValidationError as exc:
+        raise UsageError(f"'{name}' is no Hub id, 'name' or 'organization/name'", what="name", found=name) from exc
+    except ImportError as exc:
+        raise _no_proxy(endpoint, exc) from exc
+    except network_errors() as exc:
+        status = _status(exc)
+        problem, hint = f"cannot push to '{name}' at {endpoint} ({reason(exc)})", "try again"
+        if status == 400:
+            problem, hint = f"{endpoint} refuses the push: {first_line(exc.__cause__ or exc)}", "correct that"
+        elif status == 401:
+            problem, hint = f"{endpoint} does not accept the token", "pass another one, or run: hf auth login"
+        elif status == 403:
+            problem, hint = f"the token may not write to '{name}' at {endpoint}", "pass one that may, or another name"
+        elif status == 412:
+            problem = f"somebody else has written to '{name}' at {endpoint} meanwhile"
+        what = "token" if status == 401 else name
+        raise HubError(problem, what=what, where=endpoint, found=reason(exc), hint=hint) from exc
+
+
+def _no_proxy(endpoint: str, exc: ImportError) -> HubError:
+    return HubError(
+        f"cannot connect to {endpoint} by this proxy ({first_line(exc)})",
+        what="ALL_PROXY", where=endpoint, hint="install the package, or unset ALL_PROXY",
+    )  # fmt: skip
+
+
+def _status(exc: BaseException | None) -> int | None:
+    """The HTTP status of an answer, or of the one that caused the error."""
+    while exc is not None:
+        response = getattr(exc, "response", None)
+        if response is not None:
+            return int(response.status_code)
+        exc = exc.__cause__
+    return None
+
+
 def is_refusal(exc: Exception) -> bool:
     """Tell the Hub's decision, which a cached copy must not hide, from its failure to answer."""
     from huggingface_hub.errors import HfHubHTTPError
@@ -79,8 +119,8 @@ def is_refusal(exc: Exception) -> bool:
 
 
 def reason(exc: Exception) -> str:
-    # Where huggingface_hub finds no cached file to fall back on, only the cause says what happened.
-    cause = exc.__cause__ if isinstance(exc, FileNotFoundError) and exc.__cause__ else exc
+    # Where huggingface_hub finds no cached file to fall back on, or an upload fails, only the cause says what happened.
+    cause = exc.__cause__ if isinstance(exc, FileNotFoundError | RuntimeError) and exc.__cause__ else exc
     if isinstance(cause, json.JSONDecodeError | ForeignAnswerError):
         return f"its answer is not the Hub's; perhaps the network has a login page: {first_line(cause)}"
     return without_password(f"{type(cause).__name__}: {first_line(cause)}")

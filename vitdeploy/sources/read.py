@@ -22,7 +22,7 @@ from vitdeploy.sources.layouts.npz_layout import read_npz
 from vitdeploy.sources.layouts.timm_config import takes_any_size
 from vitdeploy.sources.layouts.timm_layout import from_timm, is_timm
 from vitdeploy.sources.processor_source import find_processor, preset_processor
-from vitdeploy.specs import MODES
+from vitdeploy.specs import MODES, Task
 from vitdeploy.system.forks import with_threads
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.images.processor_options import ProcessorOptions
     from vitdeploy.models.vit import VisionTransformer
-    from vitdeploy.specs import Task
 
 
 logger = logging.getLogger(__name__)

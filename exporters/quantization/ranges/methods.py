@@ -121,7 +121,7 @@ class HistogramReducer:
         return self.method.range_of(seen, self.number_format)
 
     def pack(self, results: Mapping[str, Range]) -> bytes:
-        return json.dumps({name: dataclasses.astuple(each) for name, each in results.items()}, indent=1).encode()
+        return json.dumps({name: dataclasses.astuple(counts) for name, counts in results.items()}, indent=1).encode()
 
     def unpack(self, content: bytes) -> dict[str, Range]:
         return {name: Range(*ends) for name, ends in json.loads(content).items()}

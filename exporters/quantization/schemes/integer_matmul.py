@@ -26,20 +26,20 @@ def use_integer_matmul(
     """
     graph = model.graph
     weights = Weights(graph, weight, per_channel=per_channel)
-    made: dict[ir.Value, Sequence[ir.Value]] = {}
+    quantized: dict[ir.Value, Sequence[ir.Value]] = {}
     for node in nodes:
-        source, found = node.inputs[0], weights.of(node)
+        source, stored = node.inputs[0], weights.of(node)
         if source is None:
             raise TypeError(f"{node} must take an activation")
-        if source not in made:
-            made[source] = _quantized(graph, source)
-        values, scale, zero_point = made[source]
+        if source not in quantized:
+            quantized[source] = _quantized(graph, source)
+        values, scale, zero_point = quantized[source]
         result = node.outputs[0]
-        product = _node("MatMulInteger", (values, found.values, zero_point, found.zero_points), result, "product")
+        product = _node("MatMulInteger", (values, stored.values, zero_point, stored.zero_points), result, "product")
         product.outputs[0].type = ir.TensorType(ir.DataType.INT32)
         cast = _node("Cast", product.outputs, result, "product_float", to=int(ir.DataType.FLOAT))
-        scales = _node("Mul", (scale, found.scales), result, "product_scale")
-        scales.outputs[0].shape = found.scales.shape
+        scales = _node("Mul", (scale, stored.scales), result, "product_scale")
+        scales.outputs[0].shape = stored.scales.shape
         scaled = _node("Mul", (cast.outputs[0], scales.outputs[0]), result, "product_scaled")
         graph.insert_before(node, [product, cast, scales, scaled])
         take_place(graph, node, scaled)

@@ -10,11 +10,10 @@ from vitdeploy.exporters.quantization.schemes.dynamic_int8 import DynamicInt8
 from vitdeploy.exporters.quantization.schemes.static_int8 import StaticInt8
 from vitdeploy.exporters.quantization.schemes.tensorrt_fp8 import TensorRTFp8
 from vitdeploy.exporters.quantization.schemes.tensorrt_int8 import TensorRTInt8
-from vitdeploy.specs import Precision
+from vitdeploy.specs import ExportSpec, Precision
 
 if TYPE_CHECKING:
     from vitdeploy.exporters.quantization.schemes.scheme import Scheme
-    from vitdeploy.specs import ExportSpec
 
 # The default comes first; without calibration images, the first that needs none.
 SCHEMES: dict[tuple[Precision, str], tuple[Scheme, ...]] = {

@@ -37,17 +37,19 @@ def insert_qdq(
     """
     graph = model.graph
     weights = Weights(graph, weight, per_channel=per_channel)
-    made: dict[ir.Value, ir.Value] = {}
+    rounded: dict[ir.Value, ir.Value] = {}
     for node in nodes:
         source = node.inputs[0]
         if source is None:
             raise TypeError(f"{node} must take an activation")
-        if source not in made:
-            made[source] = _rounded(graph, source, ranges[str(source.name)], activation)
-        node.replace_input_with(0, made[source])
-        found = weights.of(node)
-        axis = {"axis": found.axis} if per_channel else {}
-        dequantize = _node("DequantizeLinear", found[:3], axis, f"{node.outputs[0].name}_weight", source=node.inputs[1])
+        if source not in rounded:
+            rounded[source] = _rounded(graph, source, ranges[str(source.name)], activation)
+        node.replace_input_with(0, rounded[source])
+        stored = weights.of(node)
+        axis = {"axis": stored.axis} if per_channel else {}
+        dequantize = _node(
+            "DequantizeLinear", stored[:3], axis, f"{node.outputs[0].name}_weight", source=node.inputs[1]
+        )
         graph.insert_before(node, dequantize)
         node.replace_input_with(1, dequantize.outputs[0])
     weights.drop_unused()

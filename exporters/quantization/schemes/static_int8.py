@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
-from vitdeploy.exporters.quantization.number_format import UINT8
+from vitdeploy.exporters.quantization.number_format import UINT8, NumberFormat, Range
 from vitdeploy.exporters.quantization.schemes.cpu_int8 import CpuInt8
 from vitdeploy.exporters.quantization.schemes.qdq import insert_qdq
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import onnx_ir as ir
-
-    from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
-from vitdeploy.exporters.quantization.number_format import INT8
+from vitdeploy.exporters.quantization.number_format import INT8, NumberFormat, Range
 from vitdeploy.exporters.quantization.schemes.qdq import insert_qdq
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import onnx_ir as ir
-
-    from vitdeploy.exporters.quantization.number_format import NumberFormat, Range
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,7 +172,7 @@ def test_the_rarest_reasons_become_one(tmp_path: Path) -> None:
     left_out = list_images(tmp_path).left_out
     assert (left_out.files, left_out.reasons[0]) == (31, Reason("ending .7", 2))
     assert left_out.reasons[-1] == Reason("other endings", 10)
-    assert sum(each.files for each in left_out.reasons) == 31
+    assert sum(reason.files for reason in left_out.reasons) == 31
 
 
 def test_images_beside_parquet_files_are_counted(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_it_is_what_timm_and_torchvision_have() -> None:
     ids = (timm / "data/_info/imagenet_synsets.txt").read_text(encoding="utf-8").split()
     lemmas = (timm / "data/_info/imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
     words = dict(line.split("\t") for line in lemmas)
-    assert (ids, [words[each] for each in ids]) == (IDS, NAMES)
+    assert (ids, [words[key] for key in ids]) == (IDS, NAMES)
     tree = ast.parse((torchvision / "models/_meta.py").read_text(encoding="utf-8"))
     (categories,) = (
         ast.literal_eval(node.value)

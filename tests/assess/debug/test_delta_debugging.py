@@ -25,9 +25,9 @@ def search(
         asked.append(kept)
         return evaluate(kept)
 
-    found = delta_debug(GROUPS, counted, tolerance, max_runs)
-    assert len(set(asked)) == len(asked) == found.runs <= max_runs
-    return found, asked
+    result = delta_debug(GROUPS, counted, tolerance, max_runs)
+    assert len(set(asked)) == len(asked) == result.runs <= max_runs
+    return result, asked
 
 
 def needs(culprits: Iterable[str], error: float = math.inf) -> Callable[[frozenset[str]], float]:

@@ -47,7 +47,7 @@ def by_artifact(bundle: Bundle, **options: Any) -> dict[str, ArtifactLayers]:
 
 
 def beyond(result: ArtifactLayers, tolerance: float) -> list[str]:
-    return [each.part for each in result.parts if not each.worst.within(tolerance)]
+    return [part.part for part in result.parts if not part.worst.within(tolerance)]
 
 
 def test_good_artifacts_pass_in_every_part(embedded: Bundle) -> None:
@@ -161,12 +161,12 @@ def test_the_torchscript_graph_of_every_family_is_cut(
 
 def test_artifacts_against_each_other(embedded: Bundle, tmp_path: Path) -> None:
     spoilt = perturb_layer(copy_of(embedded, tmp_path / "copy"), 2)
-    found = by_artifact(spoilt, against="onnxruntime:fp32")
-    assert list(found) == ["onnx-fp16", "torchscript-fp16", "torchscript-fp32"]
-    assert {result.first for result in found.values()} == {"layers.2"}
-    found = by_artifact(spoilt, backends=["torchscript"], against="torchscript:fp16")
-    assert {name: result.status for name, result in found.items()} == {"torchscript-fp32": "passed"}
-    assert found["torchscript-fp32"].tolerance == LAYER_TOLERANCES["fp16"]  # the larger of the two
+    results = by_artifact(spoilt, against="onnxruntime:fp32")
+    assert list(results) == ["onnx-fp16", "torchscript-fp16", "torchscript-fp32"]
+    assert {result.first for result in results.values()} == {"layers.2"}
+    results = by_artifact(spoilt, backends=["torchscript"], against="torchscript:fp16")
+    assert {name: result.status for name, result in results.items()} == {"torchscript-fp32": "passed"}
+    assert results["torchscript-fp32"].tolerance == LAYER_TOLERANCES["fp16"]  # the larger of the two
     with raises(UsageError, what="against", found="onnxruntime"):
         compare_layers(spoilt, against="onnxruntime")
     with raises(UsageError, what="backends", found=["torch", "onnxruntime:fp16"]):
@@ -196,9 +196,9 @@ def test_flags_of_compare_answer_with_the_command(name: str) -> None:
         (("my vit", f"--{name}", "--max-images", "3"), "'my vit'"),
         ((f"--{name}=1", "--device", "cuda", "vit"), "BUNDLE"),
     ):
-        found = run("compare", *args)
-        (line,) = found.err.splitlines()
-        assert (found.code, line.endswith(f"; use: vitdeploy debug {name} {bundle}")) == (2, True)
+        done = run("compare", *args)
+        (line,) = done.err.splitlines()
+        assert (done.code, line.endswith(f"; use: vitdeploy debug {name} {bundle}")) == (2, True)
 
 
 def test_what_cannot_be_cut_is_skipped_and_no_pass(tmp_path: Path) -> None:
@@ -211,6 +211,6 @@ def test_what_cannot_be_cut_is_skipped_and_no_pass(tmp_path: Path) -> None:
     assert "export it without --optimize" in (result.skipped or "")
 
 
-def test_a_negative_tolerance_is_refused(embedded: Bundle) -> None:
-    with raises(UsageError, what="tolerance", found=-1.0):
-        compare_layers(embedded, tolerance=-1.0)
+def test_no_images_are_refused(embedded: Bundle) -> None:
+    with raises(UsageError, what="images", found=[]):
+        compare_layers(embedded, images=[])

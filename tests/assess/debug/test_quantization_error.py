@@ -49,17 +49,17 @@ def test_the_error_of_a_variant() -> None:
 
 def test_the_effect_of_each_node() -> None:
     told: list[tuple[int, int]] = []
-    found = sensitivities(
+    effects = sensitivities(
         VARIANTS, lambda kept: YARDSTICK.error(VARIANTS, kept), Told(None, lambda *done: told.append(done))
     )
-    assert found == pytest.approx({node: harm / LENGTH for node, harm in HARM.items()})
+    assert effects == pytest.approx({node: harm / LENGTH for node, harm in HARM.items()})
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_the_effect_of_nodes_that_are_one_layer() -> None:
     layers = {"first": ("a", "b"), "second": ("c",)}
-    found = sensitivities(VARIANTS, lambda kept: YARDSTICK.error(VARIANTS, kept), SILENT, layers)
-    assert found == pytest.approx({"first": 3 / LENGTH, "second": 0.5 / LENGTH})
+    effects = sensitivities(VARIANTS, lambda kept: YARDSTICK.error(VARIANTS, kept), SILENT, layers)
+    assert effects == pytest.approx({"first": 3 / LENGTH, "second": 0.5 / LENGTH})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

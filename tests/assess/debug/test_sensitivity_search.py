@@ -24,11 +24,13 @@ def search(
         asked.append(kept)
         return Accuracy(TOTAL - lost(kept), TOTAL)
 
-    found = search_by_sensitivity(lambda: list(ranked), measure, lambda each: each.correct >= TOTAL - allowed, max_runs)
-    assert found.runs == len(asked) <= max_runs
-    assert found.accuracy == Accuracy(TOTAL - lost(frozenset(found.kept)), TOTAL)
-    assert found.without == Accuracy(TOTAL - lost(frozenset()), TOTAL)
-    return found
+    result = search_by_sensitivity(
+        lambda: list(ranked), measure, lambda each: each.correct >= TOTAL - allowed, max_runs
+    )
+    assert result.runs == len(asked) <= max_runs
+    assert result.accuracy == Accuracy(TOTAL - lost(frozenset(result.kept)), TOTAL)
+    assert result.without == Accuracy(TOTAL - lost(frozenset()), TOTAL)
+    return result
 
 
 def missing(needed: Collection[str], each: int = 50) -> Callable[[frozenset[str]], int]:
@@ -40,55 +42,55 @@ def test_nothing_need_be_kept() -> None:
     def rank() -> list[str]:
         raise AssertionError("layers are ranked only where it is needed")
 
-    found = search_by_sensitivity(rank, lambda _: Accuracy(995, TOTAL), lambda each: each.correct >= 990)
-    assert (found.kept, found.enough, found.runs, found.minimal) == ((), True, 1, True)
+    result = search_by_sensitivity(rank, lambda _: Accuracy(995, TOTAL), lambda each: each.correct >= 990)
+    assert (result.kept, result.enough, result.runs, result.minimal) == ((), True, 1, True)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 24, 70, 71])
 def test_the_first_of_the_ranking(count: int) -> None:
-    found = search(missing(LAYERS[:count]))
-    assert found.kept == tuple(LAYERS[:count])
-    assert found.enough
-    assert found.minimal
-    assert found.runs <= 2 * 7 + count + 2
+    result = search(missing(LAYERS[:count]))
+    assert result.kept == tuple(LAYERS[:count])
+    assert result.enough
+    assert result.minimal
+    assert result.runs <= 2 * 7 + count + 2
 
 
 def test_what_can_go_only_after_another_has_gone() -> None:
     """The first layer harms as long as the third is kept."""
     sets = [LAYERS[:3], [LAYERS[0], LAYERS[1]], [LAYERS[1]]]
-    found = search(lambda kept: 0 if kept in map(frozenset, sets) else 100)
-    assert found.kept == (LAYERS[1],)
-    assert found.minimal
+    result = search(lambda kept: 0 if kept in map(frozenset, sets) else 100)
+    assert result.kept == (LAYERS[1],)
+    assert result.minimal
 
 
 def test_what_need_not_be_kept_is_let_go_again() -> None:
     needed = [LAYERS[3], LAYERS[11], LAYERS[20]]
-    found = search(missing(needed))
-    assert found.kept == tuple(needed)
-    assert found.enough
-    assert found.minimal
+    result = search(missing(needed))
+    assert result.kept == tuple(needed)
+    assert result.enough
+    assert result.minimal
 
 
 def test_all_of_them_are_needed() -> None:
-    found = search(missing(LAYERS))
-    assert not found.enough
-    assert len(found.kept) < len(LAYERS), "an artifact with nothing in 8 bits is none"
-    assert found.accuracy.correct == TOTAL - 50, "the best that was found"
+    result = search(missing(LAYERS))
+    assert not result.enough
+    assert len(result.kept) < len(LAYERS), "an artifact with nothing in 8 bits is none"
+    assert result.accuracy.correct == TOTAL - 50, "the best that was found"
 
 
 def test_one_layer_alone_cannot_be_kept() -> None:
-    found = search(missing(LAYERS[:1]), ranked=LAYERS[:1])
-    assert not found.enough
-    assert found.kept == ()
+    result = search(missing(LAYERS[:1]), ranked=LAYERS[:1])
+    assert not result.enough
+    assert result.kept == ()
 
 
 def test_runs_are_used_up() -> None:
     needed = LAYERS[:40:2]
-    found = search(missing(needed), max_runs=16)
-    assert found.runs == 16
-    assert found.enough
-    assert not found.minimal
-    assert set(needed) <= set(found.kept)
+    result = search(missing(needed), max_runs=16)
+    assert result.runs == 16
+    assert result.enough
+    assert not result.minimal
+    assert set(needed) <= set(result.kept)
     early = search(missing(LAYERS[:40]), max_runs=3)
     assert not early.enough
     assert not early.minimal
@@ -96,12 +98,12 @@ def test_runs_are_used_up() -> None:
 
 
 def test_keeping_more_may_harm() -> None:
-    found = search(lambda kept: 0 if kept == frozenset(LAYERS[:4]) else 100)
-    assert found.kept == tuple(LAYERS[:4])
-    assert found.enough
+    result = search(lambda kept: 0 if kept == frozenset(LAYERS[:4]) else 100)
+    assert result.kept == tuple(LAYERS[:4])
+    assert result.enough
 
 
 def test_of_sets_that_are_equally_good_the_smaller_one_is_the_best() -> None:
-    found = search(lambda _: 500)
-    assert not found.enough
-    assert found.kept == ()
+    result = search(lambda _: 500)
+    assert not result.enough
+    assert result.kept == ()

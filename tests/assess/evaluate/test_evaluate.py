@@ -216,10 +216,10 @@ def test_an_artifact_without_logits_is_skipped(data: Path, tmp_path: Path) -> No
     import vitdeploy
 
     checkpoint = write_checkpoint_of(tiny_model(), tmp_path / "checkpoint")
-    made = vitdeploy.export(
+    bundle = vitdeploy.export(
         checkpoint, output=tmp_path / "bundle", graph=vitdeploy.GraphOptions(outputs=["hidden_states.0"])
     )
-    (result,) = evaluate(made, data=data, backends=["onnxruntime"]).results
+    (result,) = evaluate(bundle, data=data, backends=["onnxruntime"]).results
     assert result.skipped == "it gives hidden_states.0, and no logits"
 
 
@@ -334,15 +334,15 @@ def test_a_damaged_image_loses_nothing(single: Bundle, data: Path, tmp_path: Pat
 
 
 def test_the_hash_of_the_data_is_of_names_labels_and_bytes(single: Bundle, data: Path, tmp_path: Path) -> None:
-    found = {reference(single, data, batch_size=size)[0].data_sha256 for size in (1, 3, 32)}
-    assert len(found) == 1
+    digests = {reference(single, data, batch_size=size)[0].data_sha256 for size in (1, 3, 32)}
+    assert len(digests) == 1
     (data / "cat" / "0.png").rename(data / "cat" / "00.png")
-    found.add(reference(single, data)[0].data_sha256)
+    digests.add(reference(single, data)[0].data_sha256)
     (data / "cat" / "00.png").rename(data / "dog" / "00.png")
-    found.add(reference(single, data)[0].data_sha256)
+    digests.add(reference(single, data)[0].data_sha256)
     Image.fromarray(np.full((4, 4, 3), 1, np.uint8)).save(data / "dog" / "00.png")
-    found.add(reference(single, data)[0].data_sha256)
-    assert len(found) == 4
+    digests.add(reference(single, data)[0].data_sha256)
+    assert len(digests) == 4
 
 
 def test_a_limit_is_recorded(single: Bundle, data: Path) -> None:

@@ -300,12 +300,12 @@ def test_a_baseline_is_one_line_an_image_and_reads_as_it_was_written(tmp_path: P
 
 
 def test_a_baseline_names_images_of_the_data() -> None:
-    found = evaluation(right(20, 3), right(20, 3, 5))
-    baseline = baseline_of(found)
-    baseline.check_images(found.images, "baseline.json")
+    result = evaluation(right(20, 3), right(20, 3, 5))
+    baseline = baseline_of(result)
+    baseline.check_images(result.images, "baseline.json")
     other = dataclasses.replace(baseline, wrong={ONNX: ("3.png", "nope/1.png")})
     with raises(InputError, what=ONNX, where="baseline.json", found="nope/1.png"):
-        other.check_images(found.images, "baseline.json")
+        other.check_images(result.images, "baseline.json")
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ def test_artifacts_of_other_outputs_are_judged_by_their_own(bundle: Bundle, imag
     )
     code, result = gated(Bundle.open(tmp_path / "out"), images, "--min-cosine", "0.9")
     assert code == 0
-    found = {run["artifact"]: [each["output"] for each in run["nearness"]] for run in result["vectors"]}
+    found = {run["artifact"]: [near["output"] for near in run["nearness"]] for run in result["vectors"]}
     assert found["onnx-int8"] == ["cls_token"]
     assert found["onnx-fp32"] == [f"hidden_states.{index}" for index in range(len(found["onnx-fp32"]))]
     assert len(found["onnx-fp32"]) > 2

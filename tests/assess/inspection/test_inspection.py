@@ -37,14 +37,14 @@ def inspected(bundle: Bundle, name: str | None = None) -> Inspection:
 
 
 def test_an_exported_graph(single: Bundle) -> None:
-    found = inspected(single)
-    assert found.note is None
-    assert found.graph is not None
-    assert found.graph.versions["opset"] == found.artifact.options["opset"]
-    assert found.graph.layers["layers.0"] == found.graph.layers["layers.1"] == {"float32": 29}
-    stored = sum(found.graph.weight_bytes.values())
-    assert 0.8 * found.artifact.files[0].size_bytes < stored < found.artifact.files[0].size_bytes
-    assert json.loads(json.dumps(found.to_dict()))["graph"]["nodes"] == found.graph.nodes
+    inspection = inspected(single)
+    assert inspection.note is None
+    assert inspection.graph is not None
+    assert inspection.graph.versions["opset"] == inspection.artifact.options["opset"]
+    assert inspection.graph.layers["layers.0"] == inspection.graph.layers["layers.1"] == {"float32": 29}
+    stored = sum(inspection.graph.weight_bytes.values())
+    assert 0.8 * inspection.artifact.files[0].size_bytes < stored < inspection.artifact.files[0].size_bytes
+    assert json.loads(json.dumps(inspection.to_dict()))["graph"]["nodes"] == inspection.graph.nodes
 
 
 def test_an_artifact_is_found_by_its_name(single: Bundle, both: Bundle) -> None:
@@ -63,19 +63,19 @@ def test_nothing_differs_from_itself(single: Bundle) -> None:
 
 def test_what_differs_between_precisions(both: Bundle) -> None:
     a, b = inspected(both, "onnx-fp32"), inspected(both, "onnx-fp16")
-    found = differences(a, b)
+    changes = differences(a, b)
     assert not same_bytes(a, b)
     assert a.graph is not None
     assert b.graph is not None
-    assert list(found) == ["artifact", "files", "file_bytes", "graph", "node_types", "weight_bytes", "layers"]
-    assert found["artifact"] == {"precision": Pair("fp32", "fp16")}
+    assert list(changes) == ["artifact", "files", "file_bytes", "graph", "node_types", "weight_bytes", "layers"]
+    assert changes["artifact"] == {"precision": Pair("fp32", "fp16")}
     sizes = a.artifact.files[0].size_bytes, b.artifact.files[0].size_bytes
-    assert found["file_bytes"]["total"] == Pair(*sizes, sizes[1] / sizes[0])
-    assert found["node_types"]["Cast"] == Pair(0, b.graph.node_types["Cast"])
-    assert "float16" in found["weight_bytes"]
-    assert found["weight_bytes"]["float16"].to_dict() == {"a": 0, "b": b.graph.weight_bytes["float16"]}
-    assert found["layers"]["layers 0-1"] == Pair({"float32": 29}, {"float16": 3, "float32": 3})
-    assert found["layers"]["head"] == Pair({"float32": 3}, {"float16": 2, "float32": 1})
+    assert changes["file_bytes"]["total"] == Pair(*sizes, sizes[1] / sizes[0])
+    assert changes["node_types"]["Cast"] == Pair(0, b.graph.node_types["Cast"])
+    assert "float16" in changes["weight_bytes"]
+    assert changes["weight_bytes"]["float16"].to_dict() == {"a": 0, "b": b.graph.weight_bytes["float16"]}
+    assert changes["layers"]["layers 0-1"] == Pair({"float32": 29}, {"float16": 3, "float32": 3})
+    assert changes["layers"]["head"] == Pair({"float32": 3}, {"float16": 2, "float32": 1})
 
 
 def test_what_differs_in_the_manifest(single: Bundle) -> None:
@@ -94,25 +94,25 @@ def test_what_differs_in_the_manifest(single: Bundle) -> None:
         validation={**a.artifact.validation, "tolerance": 0.5, "outputs": [other_output, {"output": "another"}]},
     )
     b = dataclasses.replace(a, artifact=other, source=dataclasses.replace(a.source, id="another"), task="another")
-    found = differences(a, b)
-    assert found["model"] == {"source": Pair(a.source.id, "another"), "task": Pair(a.task, "another")}
-    assert found["inputs"] == {"pixel_values": Pair("float32 (batch, 3, 32, 32)", "float32 (batch, 3, height, 32)")}
-    assert found["outputs"] == {"logits": Pair("float32 (batch, 3)", None)}
-    assert found["pixels"] == {
+    changes = differences(a, b)
+    assert changes["model"] == {"source": Pair(a.source.id, "another"), "task": Pair(a.task, "another")}
+    assert changes["inputs"] == {"pixel_values": Pair("float32 (batch, 3, 32, 32)", "float32 (batch, 3, height, 32)")}
+    assert changes["outputs"] == {"logits": Pair("float32 (batch, 3)", None)}
+    assert changes["pixels"] == {
         "stage": Pair("normalized", "resized"),
         "layout": Pair("nchw", "nhwc"),
         "dtype": Pair("float32", "uint8"),
     }
-    assert found["axes"] == {"batch": Pair(None, {"minimum": 1, "optimum": 8, "maximum": 32})}
-    assert found["options"] == {"opset": Pair(20, 23)}
-    assert found["tools"] == {"torch": Pair(a.artifact.tools["torch"], "9")}
-    assert found["hardware"] == {"gpu": Pair(None, "some")}
-    assert found["validation"] == {
+    assert changes["axes"] == {"batch": Pair(None, {"minimum": 1, "optimum": 8, "maximum": 32})}
+    assert changes["options"] == {"opset": Pair(20, 23)}
+    assert changes["tools"] == {"torch": Pair(a.artifact.tools["torch"], "9")}
+    assert changes["hardware"] == {"gpu": Pair(None, "some")}
+    assert changes["validation"] == {
         "tolerance": Pair(1e-4, 0.5),
         "logits max_relative": Pair(output["max_relative"], 0.25),
     }
     sections = "model", "inputs", "outputs", "pixels", "axes", "options", "tools", "hardware", "validation"
-    assert set(found) == set(sections)
+    assert set(changes) == set(sections)
 
 
 @pytest.mark.usefixtures("no_onnx")
@@ -136,10 +136,10 @@ def test_a_package_that_does_not_load_is_named(single: Bundle, monkeypatch: pyte
 
 def test_a_format_without_a_reader_says_so(single: Bundle) -> None:
     (artifact,) = single.manifest.artifacts
-    found = inspect_artifact(single, dataclasses.replace(artifact, format="coreml"))
-    assert found.graph is None
-    assert found.note is not None
-    assert "has no reader for coreml graphs" in found.note
+    inspection = inspect_artifact(single, dataclasses.replace(artifact, format="coreml"))
+    assert inspection.graph is None
+    assert inspection.note is not None
+    assert "has no reader for coreml graphs" in inspection.note
 
 
 def test_an_altered_file_is_refused(both: Bundle) -> None:

@@ -9,10 +9,10 @@ from vitdeploy.assess.metrics.accuracy import Accuracy, Predictions, best_classe
 
 
 def test_an_accuracy_reads_well_and_travels_as_json() -> None:
-    found = Accuracy(8, 10, ("cat/1.png", "dog/7.png"))
-    assert str(found) == "80.00% (49.02% to 94.33%, 8 of 10)"
-    low, high = found.interval
-    assert found.to_dict() == {
+    accuracy = Accuracy(8, 10, ("cat/1.png", "dog/7.png"))
+    assert str(accuracy) == "80.00% (49.02% to 94.33%, 8 of 10)"
+    low, high = accuracy.interval
+    assert accuracy.to_dict() == {
         "correct": 8,
         "total": 10,
         "wrong": ("cat/1.png", "dog/7.png"),
@@ -45,13 +45,13 @@ def test_large_logits_do_not_overflow() -> None:
 def test_calibration_of_a_sample_made_by_hand() -> None:
     """Bins of a fifth: 0.2 belongs to the first, and 0.21 to the second."""
     scores = np.array([0.1, 0.2, 0.21, 0.9, 1.0, np.nan], np.float64)
-    found = calibration(scores, np.array([False, True, True, True, False, False]), bins=5)
-    assert [each.count for each in found.bins] == [2, 1, 0, 0, 2]
-    assert (found.bins[0].low, found.bins[0].high) == (0.0, 0.2)
-    assert found.bins[0].score == pytest.approx(0.15)
-    assert found.bins[0].accuracy == 0.5
-    assert np.isnan(found.bins[2].score)
-    assert found.ece == pytest.approx((2 * 0.35 + 1 * 0.79 + 2 * 0.45) / 5)
+    summary = calibration(scores, np.array([False, True, True, True, False, False]), bins=5)
+    assert [interval.count for interval in summary.bins] == [2, 1, 0, 0, 2]
+    assert (summary.bins[0].low, summary.bins[0].high) == (0.0, 0.2)
+    assert summary.bins[0].score == pytest.approx(0.15)
+    assert summary.bins[0].accuracy == 0.5
+    assert np.isnan(summary.bins[2].score)
+    assert summary.ece == pytest.approx((2 * 0.35 + 1 * 0.79 + 2 * 0.45) / 5)
 
 
 def test_scores_that_keep_their_promise_have_no_error() -> None:

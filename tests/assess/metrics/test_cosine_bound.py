@@ -31,24 +31,24 @@ BOUND = CosineBound(0.99, 0.97, 0.2)
     ],
 )
 def test_the_mean_and_the_5th_percentile_count(cosines: list[float], passes: bool) -> None:
-    found = Agreement.of("pooler_output", cosines, None, 0.05)
+    agreement = Agreement.of("pooler_output", cosines, None, 0.05)
     if passes:
-        BOUND.check("onnx-int8", found, held_out=True)
+        BOUND.check("onnx-int8", agreement, held_out=True)
         return
-    with raises(CheckFailedError, what="pooler_output", where="onnx-int8", found=found):
-        BOUND.check("onnx-int8", found, held_out=True)
+    with raises(CheckFailedError, what="pooler_output", where="onnx-int8", found=agreement):
+        BOUND.check("onnx-int8", agreement, held_out=True)
 
 
 @pytest.mark.parametrize(("error", "passes"), [(0.2, True), (0.21, False), (float("inf"), False)])
 def test_values_without_a_class_are_judged_by_their_error(error: float, passes: bool) -> None:
     """The cosine of one value is that of its sign, of which even the right one says nothing."""
-    found = Agreement.of("logits", [-1.0 if passes else 1.0] * 4, None, 0.0, error)
+    agreement = Agreement.of("logits", [-1.0 if passes else 1.0] * 4, None, 0.0, error)
     wanted = np.full((4, 1), 3.0, np.float32)
     (difference,) = compare_outputs(
         {"logits": wanted}, {"logits": wanted * np.float32(1 + error * 0.999)}, problem_type=ProblemType.REGRESSION
     )
     with contextlib.nullcontext() if passes else raises(CheckFailedError, what="logits"):
-        BOUND.check("onnx-int8", found, held_out=False)
+        BOUND.check("onnx-int8", agreement, held_out=False)
     with contextlib.nullcontext() if passes else raises(CheckFailedError, what="logits"):
         BOUND.check_difference("onnx-int8", difference, 0.0, of_values=True)
 
@@ -73,12 +73,12 @@ def test_a_constant_factor_is_too_far(factor: float, passes: bool) -> None:
     given = wanted * np.float32(factor)
     error = relative_error(wanted, given)
     assert error == pytest.approx(abs(factor - 1), abs=1e-6)
-    found = Agreement.of("pooler_output", [1.0] * 32, None, error)
+    agreement = Agreement.of("pooler_output", [1.0] * 32, None, error)
     (near,) = nearness({"pooler_output": wanted}, {"pooler_output": given})
     (difference,) = compare_outputs({"pooler_output": wanted}, {"pooler_output": given})
     assert (BOUND.why_not(near) is None) is passes
     with contextlib.nullcontext() if passes else raises(CheckFailedError, what="pooler_output"):
-        BOUND.check("onnx-int8", found, held_out=True)
+        BOUND.check("onnx-int8", agreement, held_out=True)
     with contextlib.nullcontext() if passes else raises(CheckFailedError, what="pooler_output"):
         BOUND.check_difference("onnx-int8", difference, error, of_values=False)
     assert (too_long(near, 0.99) is None) is passes
@@ -97,7 +97,7 @@ def test_what_is_added_to_all_classes_hides_nothing() -> None:
 def test_half_of_the_classes_stay_as_far_as_images_tell(same: int, passes: bool) -> None:
     """The upper end of Wilson's 95 % interval of 26 of 64 is 0.53, of 20 of 64 it is 0.43."""
     assert bool(binomtest(same, 64).proportion_ci(method="wilson").high >= 0.5) is passes
-    found = Agreement.of("logits", [1.0] * 64, [1.0] * same + [0.0] * (64 - same), 0.0)
+    agreement = Agreement.of("logits", [1.0] * 64, [1.0] * same + [0.0] * (64 - same), 0.0)
     bound = dataclasses.replace(BOUND, classes=0.5)
-    with contextlib.nullcontext() if passes else raises(CheckFailedError, what="logits", found=found):
-        bound.check("onnx-int8", found, held_out=True)
+    with contextlib.nullcontext() if passes else raises(CheckFailedError, what="logits", found=agreement):
+        bound.check("onnx-int8", agreement, held_out=True)

@@ -51,13 +51,13 @@ def test_percentiles_and_images_per_second() -> None:
 def test_a_ratio_is_of_rounds_so_that_a_slow_spell_falls_on_both() -> None:
     base = latency("torch", (10.0, 10.0, 99.0), (40.0,), (20.0,))
     other = latency("onnxruntime", (5.0, 5.0, 5.0), (20.0,), (12.0,))
-    found = benchmark(base, other)
-    assert tuple(found.ratio("onnxruntime fp32", "torch fp32", 8)) == pytest.approx((0.5, 0.5, 0.55))
+    result = benchmark(base, other)
+    assert tuple(result.ratio("onnxruntime fp32", "torch fp32", 8)) == pytest.approx((0.5, 0.5, 0.55))
     assert other.ratio(other) == (1, 1, 1)
     with raises(UsageError, what="base", found=("torch fp32", 8)):
         latency("torch", (1.0,), batch_size=1).ratio(base)
     with raises(UsageError, what="tensorrt fp16", found=8):
-        found.ratio("tensorrt fp16", "torch fp32", 8)
+        result.ratio("tensorrt fp16", "torch fp32", 8)
 
 
 def test_what_was_not_measured_is_no_pass() -> None:
@@ -74,9 +74,9 @@ def test_what_was_not_measured_is_no_pass() -> None:
 def test_different_numbers_of_threads_are_told() -> None:
     one, two = ThreadCount(1, "OMP_NUM_THREADS"), ThreadCount(2, "2 physical cores")
     on_gpu = latency("tensorrt", (1.0,))
-    found = benchmark(latency("torch", (1.0,), threads=one), latency("onnxruntime", (1.0,), threads=two), on_gpu)
-    assert "torch 1, onnxruntime 2" in found.note
-    assert any(found.note in title for title, *_ in tables(found))
+    result = benchmark(latency("torch", (1.0,), threads=one), latency("onnxruntime", (1.0,), threads=two), on_gpu)
+    assert "torch 1, onnxruntime 2" in result.note
+    assert any(result.note in title for title, *_ in tables(result))
     assert benchmark(latency("torch", (1.0,), threads=two), latency("onnxruntime", (1.0,), threads=two)).note == ""
 
 

@@ -23,9 +23,9 @@ from vitdeploy.errors import UsageError
     ],
 )
 def test_interval_is_wilson_s(correct: int, total: int, low: float, high: float) -> None:
-    found = wilson(correct, total)
-    assert found == pytest.approx((low, high), abs=5e-5)
-    assert 0 <= found[0] <= correct / total <= found[1] + 1e-15 <= 1 + 1e-15
+    interval = wilson(correct, total)
+    assert interval == pytest.approx((low, high), abs=5e-5)
+    assert 0 <= interval[0] <= correct / total <= interval[1] + 1e-15 <= 1 + 1e-15
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.99])
@@ -56,15 +56,15 @@ def test_mcnemar_of_many_images() -> None:
 def test_power_is_the_share_of_drawn_samples_that_are_found() -> None:
     images, lost, gained = 400, 0.05, 0.02
     draws = np.random.default_rng(0).multinomial(images, [lost, gained, 1 - lost - gained], size=4000)
-    found = np.mean([a > b and mcnemar(a, b) <= 0.05 for a, b, _ in draws.tolist()])
-    assert mcnemar_power(images, lost, gained) == pytest.approx(found, abs=0.03)  # four deviations of 4000 draws
+    mean = np.mean([a > b and mcnemar(a, b) <= 0.05 for a, b, _ in draws.tolist()])
+    assert mcnemar_power(images, lost, gained) == pytest.approx(mean, abs=0.03)  # four deviations of 4000 draws
 
 
 def test_power_beyond_what_is_allowed() -> None:
     images, lost, gained = 400, 0.05, 0.02
     draws = np.random.default_rng(0).multinomial(images, [lost, gained, 1 - lost - gained], size=4000)
-    found = np.mean([a - b > 0.03 * images and mcnemar(a, b) <= 0.05 for a, b, _ in draws.tolist()])
-    assert mcnemar_power(images, lost, gained, beyond=0.03) == pytest.approx(found, abs=0.03)
+    mean = np.mean([a - b > 0.03 * images and mcnemar(a, b) <= 0.05 for a, b, _ in draws.tolist()])
+    assert mcnemar_power(images, lost, gained, beyond=0.03) == pytest.approx(mean, abs=0.03)
 
 
 @pytest.mark.parametrize("beyond", [0.0, 0.0195])

@@ -58,9 +58,9 @@ def test_no_more_than_fit_a_page() -> None:
 
 
 def test_one_of_each_class_that_has_any() -> None:
-    found = first_of_each_class(EVALUATION)
-    assert [(example.image, example.expected) for example in found] == [("cat/1.png", "cat"), ("newt/1.png", "newt")]
-    assert [example.correct for example in found] == [True, False]
+    examples = first_of_each_class(EVALUATION)
+    assert [(example.image, example.expected) for example in examples] == [("cat/1.png", "cat"), ("newt/1.png", "newt")]
+    assert [example.correct for example in examples] == [True, False]
 
 
 def test_nothing_ran() -> None:

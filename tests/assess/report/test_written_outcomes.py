@@ -90,17 +90,20 @@ def test_markdown_of_figures() -> None:
     lines = markdown(EVALUATION).splitlines()
     assert lines[0] == "### ⚠️ skipped: gone"
     assert lines[4].startswith("| reference | torch fp32 | 75.00% (30.06% to 95.44%, 3 of 4) | 100.00% |")
-    assert lines[6] == "| y-fp16 | y fp16 | skipped: no such device |  |  |  |  |"
+    assert lines[6] == "| y-fp16 | y fp16 | skipped |  |  |  |  |"
+    assert lines[8] == "- y fp16 was skipped: no such device"
     lines = markdown(BENCHMARK).splitlines()
-    assert lines[4].startswith("| torch fp32 | 1 | 5.000 | 5.800 |")
-    assert lines[6:10] == ["", "Not measured:", "", "| backend | batch | why |"]
+    assert lines[4].startswith("| torch fp32 | 1 | 5.000 | 5.980 |")
+    assert lines[6] == ""
+    assert lines[7].startswith("- ")
+    assert lines[7].endswith(f"was not measured: {BENCHMARK.skipped[0].reason}")
     lines = markdown(SENSITIVITY).splitlines()
     assert lines[0] == "### ✅ passed: gone"
     assert lines[2].startswith("layers.0.mlp.fc1 is the most sensitive of 4 layers: relative error inf with it alone")
     assert lines[6] == "| layers.0.mlp.fc1 | layers.0 | MatMul | inf | val\\_1, linear\\_1 |"
     for text in (markdown(EVALUATION), markdown(BENCHMARK)):
         tables = [line for line in text.splitlines() if line.startswith("|")]
-        assert {line.count("|") for line in tables} <= {8, 13, 4}
+        assert {line.count("|") for line in tables} <= {8, 13}
     for result in (COMPARISON, LAYERS, SENSITIVITY, EVALUATION, BENCHMARK, gate_result()):
         text = markdown(result).splitlines()[-1]
         assert text == ("files left out: 4 (3 hidden, 1 ending .&lt;b&gt;); folders without an image: 1 (newt\\|s)")

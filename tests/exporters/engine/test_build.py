@@ -363,8 +363,8 @@ main(["export", "--to", "tensorrt-rtx", "-o", sys.argv[1]])
 @pytest.mark.parametrize("step", ["log", "phase"])
 def test_a_signal_during_the_build_ends_it(without_engine: Path, tmp_path: Path, step: str) -> None:
     command = [sys.executable, "-c", ENDED, str(without_engine), step]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert (found.returncode, "Exception caught" in found.stderr, found.stdout) == (128 + signal.SIGTERM, False, "")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, "Exception caught" in done.stderr, done.stdout) == (128 + signal.SIGTERM, False, "")
     assert not list(without_engine.rglob("*.engine"))
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
@@ -408,9 +408,9 @@ def test_what_is_ignored_stays_so_and_what_is_handled_is_handled_afterwards() ->
 def test_an_interrupt_ends_the_build(without_engine: Path) -> None:
     """In a process with a deadline: once, of several hundred times, the library did not let go of a builder."""
     command = [sys.executable, "-c", INTERRUPTED, str(without_engine)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert found.stderr.endswith("KeyboardInterrupt\n")
-    assert found.returncode == -signal.SIGINT
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+    assert done.returncode == -signal.SIGINT
     assert not list(without_engine.rglob("*.engine"))
 
 

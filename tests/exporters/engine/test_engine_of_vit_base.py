@@ -1,4 +1,7 @@
-"""The headline command's model, built by TensorRT-RTX without a GPU in every precision, with free batch and size."""
+"""The headline command's model, built by TensorRT-RTX without a GPU in every precision, with free batch and size.
+
+In two of its layers: they are all alike.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,10 @@ IMAGES = Quantization(Calibration(held_out_images(), count=2, cache=False))
 
 
 @pytest.mark.parametrize(
-    ("precision", "weight_bytes", "layers"),
-    [("fp16", 2, 12), ("fp32", 4, 2), ("bf16", 2, 2), ("int8", 1, 2), ("fp8", 1, 2)],  # all layers are alike
+    ("precision", "weight_bytes"), [("fp16", 2), ("fp32", 4), ("bf16", 2), ("int8", 1), ("fp8", 1)]
 )
-def test_vit_base(tmp_path: Path, precision: str, weight_bytes: int, layers: int) -> None:
-    model = random_model(dataclasses.replace(preset_config("vit-base-patch16-224"), num_hidden_layers=layers))
+def test_vit_base(tmp_path: Path, precision: str, weight_bytes: int) -> None:
+    model = random_model(dataclasses.replace(preset_config("vit-base-patch16-224"), num_hidden_layers=2))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     bundle = vitdeploy.export(
         write_checkpoint_of(model, tmp_path / "checkpoint"),

@@ -17,10 +17,10 @@ TEXT = (
 
 
 def model(**names: str) -> ir.Model:
-    found = graph_of(TEXT, w=W, b=B, v=W * 2)
+    graph = graph_of(TEXT, w=W, b=B, v=W * 2)
     for old, new in names.items():
-        found.graph.initializers[old].name = new
-    return found
+        graph.graph.initializers[old].name = new
+    return graph
 
 
 @pytest.mark.parametrize("ending", ["", ".transposed", ".transposed.smoothed"])

@@ -15,7 +15,7 @@ from families import HEADS, ONE_A_FAMILY, Head, random_config
 from raising import raises
 
 import vitdeploy
-from vitdeploy import GraphOptions, ValidationOptions
+from vitdeploy import Calibration, GraphOptions, Quantization, ValidationOptions
 from vitdeploy.assets import default_checkpoint, held_out_images
 from vitdeploy.errors import CheckFailedError, DeviceError
 from vitdeploy.models.signature import Served
@@ -191,9 +191,13 @@ def test_fp16_agrees_on_the_held_out_images(tmp_path: Path, pixels: str) -> None
     assert logits.top1_agreement >= 0.995
 
 
-@pytest.mark.parametrize(("precision", "images"), [("fp16", None), ("int8", None), ("int8", held_out_images())])
+@pytest.mark.parametrize(
+    ("precision", "images"),
+    [("fp16", None), ("int8", None), ("int8", Quantization(Calibration(held_out_images(), count=8)))],
+    ids=str,
+)
 def test_an_export_logs_nothing(
-    precision: str, images: Path | None, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    precision: str, images: Quantization | None, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """onnx_ir logs a line for each value that has a shape and no type."""
     vitdeploy.export(default_checkpoint(), precision=precision, quantization=images, output=tmp_path / "out")

@@ -69,15 +69,15 @@ def test_a_variant_is_what_an_export_that_keeps_its_nodes_writes(tmp_path: Path,
     names = {label: name for name, label in variants.labels.items()}
     kept = [names[f"layers.0.{label}"] for label in ("mlp.fc2", "attention.v_proj", "attention.o_proj")]
     path = tmp_path / "variant.onnx"
-    for chosen, wanted in (([], artifact), (kept, export("kept", keep_fp32=kept))):
-        variants.write(chosen, path)
-        assert contents(path) == contents(wanted)
+    for nodes, exported in (([], artifact), (kept, export("kept", keep_fp32=kept))):
+        variants.write(nodes, path)
+        assert contents(path) == contents(exported)
     variants.write(variants.nodes, path)
     graph = onnx.load(path).graph
     assert {"QuantizeLinear", "DequantizeLinear", "MatMulInteger"}.isdisjoint(node.op_type for node in graph.node)
     if both.get("input") != "uint8" and not alone:
-        found, want = (logits(each, make_feeds(model, 2)) for each in (path, tmp_path / "out/onnx/model.onnx"))
-        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
+        kept_all, plain = (logits(file, make_feeds(model, 2)) for file in (path, tmp_path / "out/onnx/model.onnx"))
+        np.testing.assert_allclose(kept_all, plain, rtol=1e-5, atol=1e-5)
 
 
 def logits(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:

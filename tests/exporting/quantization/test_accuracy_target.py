@@ -122,10 +122,10 @@ def test_values_have_no_cosine_and_a_reference_must_be_finite(folder: Path) -> N
 def test_few_images_contradict_a_share_where_its_interval_does(correct: int, folder: Path) -> None:
     images = CalibrationImages.open(folder, PROCESSOR, None, 0, SILENT)
     target = Top1Target(MinAgreement(0.9), images, np.zeros(40, np.int32), np.ones(40, bool))
-    found = Accuracy(correct, 40)
+    accuracy = Accuracy(correct, 40)
     high = binomtest(correct, 40).proportion_ci(method="wilson").high
-    with contextlib.nullcontext() if high >= 0.9 else raises(CheckFailedError, what="onnx-int8", found=found):
-        assert target.check_held_out("onnx-int8", found)["honoured"] == (correct >= 36)
+    with contextlib.nullcontext() if high >= 0.9 else raises(CheckFailedError, what="onnx-int8", found=accuracy):
+        assert target.check_held_out("onnx-int8", accuracy)["honoured"] == (correct >= 36)
 
 
 @pytest.mark.parametrize(

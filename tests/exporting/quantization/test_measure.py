@@ -118,9 +118,9 @@ def test_a_pipe_in_the_place_of_a_kept_file_is_left_alone(tmp_path: Path) -> Non
 
 def _flipped(whole: bytes) -> bytes:
     """Eight times the range of one value: still what a cache holds, but not what was measured."""
-    found = re.search(rb'"x": \[\s*(-?[0-9.]+)', whole)
-    assert found is not None
-    return whole.replace(found[1], str(8 * float(found[1])).encode())
+    match = re.search(rb'"x": \[\s*(-?[0-9.]+)', whole)
+    assert match is not None
+    return whole.replace(match[1], str(8 * float(match[1])).encode())
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def extremes(run: Runner, folder: Path, made: ir.Model | None = None) -> dict[st
 def test_the_extremes_of_each_channel_that_products_take(tmp_path: Path) -> None:
     text = "g (float[N, 4] x) => (float[N, 2] y) { a = Relu (x) y = MatMul (a, w) }"
     model = graph_of(text, w=np.ones((4, 2), np.float32))
-    found = extremes(Runner(), tmp_path, model)
+    seen = extremes(Runner(), tmp_path, model)
     x = np.concatenate(IMAGES)
-    assert found["a"] == (np.maximum(x, 0).min(axis=0).tolist(), np.maximum(x, 0).max(axis=0).tolist())
-    assert found["x"] == ([x.min()], [x.max()]), "of all channels where no product takes it"
+    assert seen["a"] == (np.maximum(x, 0).min(axis=0).tolist(), np.maximum(x, 0).max(axis=0).tolist())
+    assert seen["x"] == ([x.min()], [x.max()]), "of all channels where no product takes it"
 
 
 def test_the_moments_of_each_channel_that_products_take(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         output = tmp_path_factory.mktemp("gpu") / "out"
         options = EngineOptions(batch=BATCH)
         try:
-            made = vitdeploy.export(
+            bundle = vitdeploy.export(
                 to=backend,
                 precision=precision,
                 output=output,
@@ -64,8 +64,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
                 quantization=IMAGES if precision in QUANTIZED else None,
                 source=RANDOM,
             )
-            if is_pending(made.artifact(backend, precision)):
-                open_runtime(made, backend, precision=precision).close()
+            if is_pending(bundle.artifact(backend, precision)):
+                open_runtime(bundle, backend, precision=precision).close()
         except CheckFailedError as exc:
             if precision not in NOT_EVERYWHERE or not any(text in str(exc) for text in REFUSED):
                 raise
@@ -74,7 +74,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
             if precision not in NOT_EVERYWHERE:
                 raise
             pytest.skip(str(exc))
-        return made
+        return bundle
 
     return built
 
@@ -167,16 +167,16 @@ def test_an_engine_of_another_gpu_is_refused(build: Build, backend: str) -> None
 @pytest.mark.parametrize("backend", ENGINES)
 def test_an_engine_is_given_the_weights_of_another_model(tmp_path: Path, backend: str, precision: str) -> None:
     options = EngineOptions(batch=BATCH, refit=True)
-    made = vitdeploy.export(source=RANDOM, to=backend, precision=precision, output=tmp_path / "one", engine=options)
+    bundle = vitdeploy.export(source=RANDOM, to=backend, precision=precision, output=tmp_path / "one", engine=options)
     other = vitdeploy.export(precision=precision, output=tmp_path / "other", source=dataclasses.replace(RANDOM, seed=1))
-    before, after = (each.path / each.artifact("onnx", precision).files[0].path for each in (made, other))
+    before, after = (each.path / each.artifact("onnx", precision).files[0].path for each in (bundle, other))
     feeds, tolerance = pixel_values(4, 224, 224), DEFAULT_TOLERANCES[precision]
     expected = []
     for file in (before, after):
         with OnnxRuntime(file) as reference:
             expected.append(reference.run(feeds))
     assert not any(each.within(tolerance) for each in compare_outputs(*expected)), "the models differ"
-    with open_runtime(made, backend, precision=precision) as runtime:
+    with open_runtime(bundle, backend, precision=precision) as runtime:
         assert isinstance(runtime, EngineRuntime)
         for given, wanted in ((None, expected[0]), (after, expected[1]), (before, expected[0])):
             if given is not None:
@@ -213,8 +213,8 @@ def test_a_stripped_engine_is_given_its_weights(tmp_path: Path, backend: str) ->
 def test_decoded_images_are_resized_in_the_engine(tmp_path: Path, backend: str) -> None:
     sizes = ((32, 48), (240, 320), (480, 640))
     engine, graph = EngineOptions(batch=BATCH, image_sizes=(sizes,)), GraphOptions(embed_resize=True)
-    made = vitdeploy.export(to=backend, output=tmp_path / "out", engine=engine, graph=graph, source=RANDOM)
-    assert made.artifact(backend, "fp32").validation["image_sizes"] == [[240, 320], [32, 48], [480, 640]]
+    bundle = vitdeploy.export(to=backend, output=tmp_path / "out", engine=engine, graph=graph, source=RANDOM)
+    assert bundle.artifact(backend, "fp32").validation["image_sizes"] == [[240, 320], [32, 48], [480, 640]]
 
 
 @pytest.mark.parametrize("backend", ENGINES[1:])
@@ -226,8 +226,8 @@ def test_kernels_of_every_specialization_give_the_same(build: Build, backend: st
         with open_runtime(made, backend, options, precision="fp16") as runtime:
             assert runtime.details["kernel_specialization"] == name
             for shape in (*SHAPES, *SHAPES):
-                found = runtime.run(pixel_values(*shape))
-                assert_near(expected.setdefault(shape, found), found, DEFAULT_TOLERANCES["fp16"], (name, shape))
+                outputs = runtime.run(pixel_values(*shape))
+                assert_near(expected.setdefault(shape, outputs), outputs, DEFAULT_TOLERANCES["fp16"], (name, shape))
 
 
 @pytest.mark.parametrize("backend", ENGINES[1:])

@@ -59,7 +59,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     yield fake
     assert fake.live == {}
     assert fake.device == 0
-    assert {each.flags for each in fake.streams} <= {fake.cudaStreamNonBlocking}, "no stream waits for another"
+    assert {stream.flags for stream in fake.streams} <= {fake.cudaStreamNonBlocking}, "no stream waits for another"
 
 
 def opener(cuda: FakeCuda, folder: Path, name: str) -> Open:
@@ -364,8 +364,8 @@ def test_weights_change_between_runs(open_engine: Open, tmp_path: Path) -> None:
         finally:
             stop.set()
         assert time.monotonic() < until, "it waited for a moment in which nothing ran"
-        for each in running:
-            each.result()
+        for process in running:
+            process.result()
     assert set(found) <= {float(weight) for weight in weights}
 
 

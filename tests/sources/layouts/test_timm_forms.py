@@ -139,9 +139,9 @@ def test_a_wrapper_gets_the_labels_and_scores_of_transformers(tmp_path: Path, va
     config |= {"label_names": list("abcd"), "label_descriptions": {"a": "first"}}
     config["problem_type"] = None if value == "None" else value
     form = {"case": "vit_0_wrapped", "rows": 0, "config": config}
-    vitdeploy.export(write(tmp_path / "model", form), output=tmp_path / "out")
+    vitdeploy.export(write(tmp_path / "model", form), to="torchscript", output=tmp_path / "out")
     china = sklearn.datasets.load_sample_images().images[0]
-    with vitdeploy.load(tmp_path / "out") as predictor:
+    with vitdeploy.load(tmp_path / "out", backend="torchscript") as predictor:
         (predictions,) = predictor.predict([china], top_k=4)
     want = PIPELINE[value]["china"]
     assert [prediction.label for prediction in predictions] == [row["label"] for row in want]
@@ -213,14 +213,14 @@ def test_a_key_bias_drops_out_of_the_softmax() -> None:
 
 
 PHOTOGRAPHED = [
-    *("mean_0", "mean_features_0", "norm_mean_0", "token_norm_0", "beit_token_norm_0"),
+    *("vit_0", "mean_0", "mean_features_0", "norm_mean_0", "token_norm_0", "beit_token_norm_0"),
     *("dynamic_0", "dynamic_1", "dynamic_2"),
 ]
 
 
 @pytest.mark.parametrize("case", PHOTOGRAPHED)
 def test_transformers_computes_what_timm_computes_with_a_bundle(tmp_path: Path, case: str) -> None:
-    bundle = vitdeploy.export(GOLDEN / case, output=tmp_path / "out").path
+    bundle = vitdeploy.export(GOLDEN / case, to="torchscript", output=tmp_path / "out").path
     architecture = json.loads((bundle / "config.json").read_text())["architectures"][0]
     model, report = getattr(transformers, architecture).from_pretrained(bundle, output_loading_info=True)
     assert not any(report.values()), report

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.assess.benchmark.environment import machine
-from vitdeploy.assess.benchmark.worker import MOST_WINDOWS, WINDOW, WITHIN, Job, Round, check_threads, worker
-from vitdeploy.assess.data.folder_listing import list_images
+from vitdeploy.assess.benchmark.worker import MOST_WINDOWS, WINDOW, WITHIN, Job, Opened, Round, check_threads, worker
+from vitdeploy.assess.data.folder_listing import LeftOut, list_images
 from vitdeploy.assess.data.images import synthetic_images
 from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
-from vitdeploy.assess.runs.targets import select
+from vitdeploy.assess.runs.targets import Selected, select
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, check_count, readable
@@ -27,9 +27,6 @@ from vitdeploy.system.progress import SILENT, Progress
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vitdeploy.assess.benchmark.worker import Opened
-    from vitdeploy.assess.data.folder_listing import LeftOut
-    from vitdeploy.assess.runs.targets import Selected
 
 # (height, width) of the files that are made where none are given: VGA photographs, as they come from many cameras.
 _SYNTHETIC_SIZE = (480, 640)

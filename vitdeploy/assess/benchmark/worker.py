@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.assess.data.images import feeds
-from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, VitDeployError
+from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, VitDeployError, check_count
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import BACKENDS, runtime_class
 from vitdeploy.specs import PixelStage
 from vitdeploy.system.cpu import MOST_THREADS, openmp_is_set, usable_cpus
 from vitdeploy.system.quiet import quiet_libraries
+from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,7 +174,8 @@ class _Timer:
             if not np.isfinite(value).all():
                 raise NotFiniteError(
                     f"{self._job.selected} gives NaN or infinite {name}, so it was not timed",
-                    what=name, where=str(self._job.selected), hint="find the cause with vitdeploy compare",
+                    what=name, where=str(self._job.selected),
+                    hint=f"find the cause: {typed_line('compare', self._job.bundle.path)}",
                 )  # fmt: skip
         return elapsed
 
@@ -254,9 +256,7 @@ def _since(begin: float) -> float:
 
 def check_threads(threads: int, selected: Sequence[Selected]) -> None:
     """Raise UsageError unless the number of threads is one that can be, and every backend is known to heed it."""
-    if not 0 <= threads <= MOST_THREADS:
-        problem = f"threads takes 0 to {MOST_THREADS}, got {threads!r:.40}"
-        raise UsageError(problem, what="threads", expected=range(MOST_THREADS + 1), found=threads)
+    check_count("threads", threads, 0, MOST_THREADS)
     deaf = {choice.backend for choice in selected if choice.backend} - {*_HEED_THREADS}
     if threads and deaf:
         problem = f"threads has no effect on {', '.join(sorted(deaf))}, only on {', '.join(_HEED_THREADS)}"

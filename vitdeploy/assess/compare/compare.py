@@ -21,7 +21,7 @@ from vitdeploy.assess.metrics.logits import LogitsDifference, compare_logits
 from vitdeploy.assess.metrics.outputs import LOGITS, check_tolerance, compare_outputs, default_tolerance
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.reference import Batches, rows_not_finite, run_batches, run_reference
-from vitdeploy.assess.runs.targets import artifacts, no_artifact
+from vitdeploy.assess.runs.targets import Selected, artifacts, no_artifact
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
@@ -34,7 +34,6 @@ from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.runs.targets import Selected
     from vitdeploy.bundle.manifest import Artifact
 
 

@@ -123,7 +123,7 @@ class Golden:
         except _DAMAGES as exc:
             raise InputError(
                 f"{path} is not a file of golden outputs: {type(exc).__name__} {first_line(exc)}",
-                where=path, expected=FORMAT, hint="save it again: vitdeploy compare --save-golden",
+                where=path, expected=FORMAT, hint="save the outputs again with --save-golden",
             ) from exc  # fmt: skip
 
     def _not_finite(self) -> list[str]:

@@ -138,7 +138,7 @@ class Comparison(ByResult, ImageAssessment):
     @property
     def brief(self) -> str:
         """The result in a few words."""
-        return f"{self.status} on {self.images_text}; {counted([each.status for each in self.results], 'result')}"
+        return f"{self.status} on {self.images_text}; {counted([result.status for result in self.results], 'result')}"
 
     @property
     def note(self) -> str:

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from vitdeploy.assess.metrics.features import nearness, vectors
+from vitdeploy.assess.metrics.features import Nearness, nearness, vectors
 from vitdeploy.assess.runs.reference import Batches, rows_not_finite, run_batches, run_reference
 from vitdeploy.errors import UnavailableError
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.data.dataset import LabelledData
     from vitdeploy.assess.data.image_set import ImageSet
-    from vitdeploy.assess.metrics.features import Nearness
     from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
     from vitdeploy.assess.runs.targets import Selected
     from vitdeploy.system.progress import Progress

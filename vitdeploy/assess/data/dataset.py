@@ -15,7 +15,7 @@ import numpy as np
 
 from vitdeploy.assess.data.class_labels import BY_INDEX, Classes
 from vitdeploy.assess.data.folder_listing import list_folder, with_images
-from vitdeploy.errors import ImageError, InputError, UsageError, first_line, readable, shown
+from vitdeploy.errors import ImageError, InputError, check_count, first_line, readable
 from vitdeploy.files.label_tables import SEPARATORS, TABLE_ENDINGS, table_rows
 from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
 from vitdeploy.system.imports import load_target
@@ -74,16 +74,10 @@ class LabelledData:
         )
 
 
-def check_seed(seed: object) -> None:
-    """Raise UsageError unless it is an integer from 0 up to 2^63."""
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise UsageError(f"seed takes an integer from 0 to 2^63 - 1, got {shown(seed)}", what="seed", found=seed)
-
-
 def chosen_names(names: Sequence[str], limit: int | None, seed: int) -> list[int]:
     """The positions of the `limit` names whose SHA-256 of seed and name comes first, in order; all without a limit."""
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit takes 1 image or more, got {limit}", what="limit", found=limit)
+    if limit is not None:
+        check_count("limit", limit)
 
     def rank(index: int) -> bytes:
         return hashlib.sha256(f"{seed}\0{names[index]}".encode("utf-8", "surrogatepass")).digest()
@@ -136,7 +130,9 @@ def _from_folder(root: Path, listing: FolderListing, classes: Classes) -> Labell
     index_of, matched = classes.match_any(list(dict.fromkeys(labels)), str(root))
     names = tuple(path.as_posix() for path in relative)
     targets = np.array([index_of[label] for label in labels], np.int32)
-    return LabelledData(str(root), "folder", matched, names, targets, file_reader(paths), listing.left_out)
+    return LabelledData(
+        str(root), "folder", matched, names, targets, functools.partial(read_image, paths), listing.left_out
+    )
 
 
 def _check_each_once(root: Path, paths: Sequence[Path]) -> None:
@@ -193,9 +189,8 @@ def _from_csv(path: Path, classes: Classes, ending: str) -> LabelledData:
     names, labels = read_csv(path)
     index_of, matched = classes.match_any(list(dict.fromkeys(labels)), str(path))
     targets = np.array([index_of[label] for label in labels], np.int32)
-    return LabelledData(
-        str(path), ending[1:], matched, names, targets, file_reader([path.parent / name for name in names])
-    )
+    load = functools.partial(read_image, [path.parent / name for name in names])
+    return LabelledData(str(path), ending[1:], matched, names, targets, load)
 
 
 def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], list[str]]:
@@ -295,14 +290,10 @@ def read_parquet(source: Path, listing: FolderListing | None, *, labelled: bool 
     return content
 
 
-def file_reader(paths: Sequence[Path]) -> Callable[[int], bytes]:
-    """Make a reader of the files by position, which may be called from several threads."""
-
-    def load(position: int) -> bytes:
-        try:
-            return read_regular(paths[position], MOST_IMAGE_BYTES)
-        except OSError as exc:
-            path = paths[position]
-            raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}", where=path, found=exc.strerror) from exc
-
-    return load
+def read_image(paths: Sequence[Path], position: int) -> bytes:
+    """The content of the file at a position; may be called from several threads."""
+    path = paths[position]
+    try:
+        return read_regular(path, MOST_IMAGE_BYTES)
+    except OSError as exc:
+        raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}", where=path, found=exc.strerror) from exc

@@ -11,15 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitdeploy.assess.data.folder_listing import list_images
+from vitdeploy.assess.data.folder_listing import LeftOut, list_images
 from vitdeploy.errors import UsageError
-from vitdeploy.images.processor import as_batch
+from vitdeploy.images.processor import ImageProcessor, as_batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vitdeploy.assess.data.folder_listing import LeftOut
-    from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.specs import Mode, TensorSpec
 
 SYNTHETIC_COUNT = 16

@@ -7,12 +7,11 @@ import itertools
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitdeploy.assess.data.images import few_images
-from vitdeploy.assess.debug.mixed_precision import LowerPrecision
+from vitdeploy.assess.debug.mixed_precision import GraphNode, LowerPrecision
 from vitdeploy.assess.debug.search import delta_debug
 from vitdeploy.assess.metrics.outputs import check_tolerance, compare_outputs, default_tolerance
 from vitdeploy.assess.metrics.status import ImageAssessment
@@ -24,13 +23,7 @@ from vitdeploy.errors import check_count
 from vitdeploy.predictor import check_batch_size
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from vitdeploy.assess.debug.mixed_precision import GraphNode
-    from vitdeploy.bundle.scores import ProblemType
-    from vitdeploy.exporters.graph.variants import Variants
+from vitdeploy.system.typed_lines import typed_line
 
 MAX_IMAGES = 16  # every set of nodes runs on all of them
 MAX_RUNS = 200
@@ -83,7 +76,7 @@ class Bisection(ImageAssessment):
         if self.status == "failed":
             return (
                 f"even float32 differs from the reference by {self.error:.2g}, and {self.tolerance:g} is allowed: the "
-                f"fault is not {self.precision}; see vitdeploy compare"
+                f"fault is not {self.precision}; see: {typed_line('compare', self.bundle)}"
             )
         if not self.kept:
             return f"{self.precision} passes with none of its {self.candidates} nodes kept in float32"
@@ -146,9 +139,15 @@ def bisect(
     count = itertools.count(1)
     problem_type = bundle.read_config().problem_type
     with tempfile.TemporaryDirectory() as scratch:
+        from vitdeploy.runtimes.onnxrt import OnnxRuntime
 
         def evaluate(kept: frozenset[str]) -> float:
-            error = _error(lower.variants, kept, Path(scratch, "variant.onnx"), feeds, run.expected, problem_type)
+            path = Path(scratch, "variant.onnx")
+            lower.variants.write(kept, path)
+            with OnnxRuntime(path) as runtime:
+                outputs = run_batches(runtime, feeds)
+            differences = compare_outputs(run.expected, outputs, problem_type=problem_type)
+            error = max(difference.max_relative if difference.finite else math.inf for difference in differences)
             progress.step(
                 f"run {next(count)}: {len(kept)} of {len(candidates)} nodes in float32, difference {error:.2e}"
             )
@@ -166,21 +165,3 @@ def bisect(
         runs=smallest.runs,
         minimal=smallest.minimal,
     )
-
-
-def _error(
-    variants: Variants,
-    kept: frozenset[str],
-    path: Path,
-    batches: Sequence[Mapping[str, np.ndarray]],
-    expected: Mapping[str, np.ndarray],
-    problem_type: ProblemType,
-) -> float:
-    """The error of the variant that keeps these nodes."""
-    from vitdeploy.runtimes.onnxrt import OnnxRuntime
-
-    variants.write(kept, path)
-    with OnnxRuntime(path) as runtime:
-        outputs = run_batches(runtime, batches)
-    differences = compare_outputs(expected, outputs, problem_type=problem_type)
-    return max(difference.max_relative if difference.finite else math.inf for difference in differences)

@@ -97,7 +97,7 @@ class LayerComparison(ByResult, ImageAssessment):
     @property
     def brief(self) -> str:
         """The result in a few words."""
-        return f"{self.status} on {self.images_text}; {counted([each.status for each in self.results], 'result')}"
+        return f"{self.status} on {self.images_text}; {counted([result.status for result in self.results], 'result')}"
 
     def to_dict(self) -> dict[str, Any]:
         results = [result.to_dict() for result in self.results]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,18 +73,19 @@ class _OutOfRunsError(Exception):
     """The search ends here, with the best set so far."""
 
 
+@dataclasses.dataclass(frozen=True)
 class _Measurements(Generic[K, V]):
     """Measurements by set; none is made twice, and no more than `max_runs` are made."""
 
-    def __init__(self, measure: Callable[[K], V], max_runs: int) -> None:
-        self._measure, self._max_runs = measure, max_runs
-        self.by_set: dict[K, V] = {}
+    measure: Callable[[K], V]
+    max_runs: int
+    by_set: dict[K, V] = dataclasses.field(default_factory=dict, init=False)
 
     def __call__(self, kept: K) -> V:
         if kept not in self.by_set:
-            if len(self.by_set) == self._max_runs:
+            if len(self.by_set) == self.max_runs:
                 raise _OutOfRunsError
-            self.by_set[kept] = self._measure(kept)
+            self.by_set[kept] = self.measure(kept)
         return self.by_set[kept]
 
     @property
@@ -116,10 +117,7 @@ def delta_debug(
     Raises:
         UsageError: `max_runs` is less.
     """
-    if max_runs < FEWEST_RUNS:
-        raise UsageError(
-            f"max_runs {max_runs} is too few, a search takes at least {FEWEST_RUNS}", what="max_runs", found=max_runs
-        )
+    check_count("max_runs", max_runs, FEWEST_RUNS)
     error = _Measurements(evaluate, max_runs)
     kept: frozenset[str] = frozenset(node for group in groups for node in group)
     without = error(frozenset())

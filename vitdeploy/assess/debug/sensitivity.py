@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitdeploy.assess.data.images import few_images
-from vitdeploy.assess.debug.mixed_precision import LowerPrecision
+from vitdeploy.assess.debug.mixed_precision import GraphNode, LowerPrecision
 from vitdeploy.assess.debug.quantization_error import VariantErrors, sensitivities
 from vitdeploy.assess.metrics.status import ImageAssessment
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
@@ -17,9 +18,6 @@ from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.errors import check_count
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
-
-if TYPE_CHECKING:
-    from vitdeploy.assess.debug.mixed_precision import GraphNode
 
 MAX_IMAGES = 32  # as many as `export` measures layers on, at most (`CalibrationImages.parts`)
 # Operators that give values as they are. One that computes in a lower precision alone rounds what the nodes before and
@@ -142,9 +140,7 @@ def sensitivity(
     pixel_values = [feed["pixel_values"] for feed in run.batches.feeds(artifact)]
     errors = VariantErrors(pixel_values, run.expected, problem_type=bundle.read_config().problem_type)
 
-    def error(kept: frozenset[str]) -> float:
-        return errors.error(variants, kept)
-
+    error = functools.partial(errors.error, variants)
     progress.step(f"running {artifact.name}, and the same in float32")
     of_all, of_none = error(frozenset()), error(frozenset(variants.nodes))
     progress.step(f"running each of {len(layers)} layers alone in {precision}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.assess.data.dataset import LabelledData, check_seed, open_data
+from vitdeploy.assess.data.dataset import LabelledData, open_data
 from vitdeploy.assess.data.folder_listing import left_out_dict
 from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS, BackendRun
 from vitdeploy.assess.evaluate.loop import header, run_all
@@ -24,11 +24,12 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.output_paths import check_outputs
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.scores import ProblemType
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, check_count
 from vitdeploy.predictor import check_batch_size
-from vitdeploy.specs import Precision
+from vitdeploy.specs import SEEDS, Precision
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
+from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,7 +60,7 @@ class Evaluation(Assessment):
     @property
     def brief(self) -> str:
         """The result in a few words."""
-        statuses = ["passed" if each.skipped is None else "skipped" for each in self.results]
+        statuses = ["passed" if result.skipped is None else "skipped" for result in self.results]
         return f"{len(self.images)} images; {counted(statuses, 'backend')}"
 
     @property
@@ -216,7 +217,7 @@ def evaluate(
         OutputError: `resume` cannot be written.
     """
     bundle = Bundle.of(bundle)
-    check_seed(seed)
+    check_count("seed", seed, *SEEDS)
     source = data.source if isinstance(data, LabelledData) else data
     check_outputs({"resume": resume}, {"data": source}, bundle=bundle.path)
     with OpenRuntimes(bundle, device, options=BESIDE_OTHERS) as runtimes:
@@ -292,6 +293,6 @@ def single_labels(bundle: Bundle, command: str) -> tuple[str, ...]:
         raise UsageError(
             f"{command} counts images by their best class, and this model {head}",
             what="problem_type", found=str(problem_type),
-            hint=f"compare its outputs with the reference: vitdeploy compare {bundle.path} --images DIR",
+            hint=f"compare its outputs with the reference: {typed_line('compare', bundle.path)}",
         )  # fmt: skip
     return labels

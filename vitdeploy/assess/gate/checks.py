@@ -7,10 +7,10 @@ import math
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vitdeploy.assess.gate.baseline import labels_sha256, processor_sha256
-from vitdeploy.assess.gate.plan import ALPHA, subject_of
+from vitdeploy.assess.gate.plan import ALPHA, Planned, subject_of
 from vitdeploy.assess.metrics.accuracy import Accuracy
 from vitdeploy.assess.metrics.cosine_bound import COSINE_BOUNDS, too_long
-from vitdeploy.assess.metrics.features import FEWEST_SEARCHED, shown
+from vitdeploy.assess.metrics.features import FEWEST_SEARCHED, Nearness, shown
 from vitdeploy.assess.metrics.shares import images_needed, mcnemar
 from vitdeploy.errors import UnavailableError
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from vitdeploy.assess.compare.vector_run import VectorRun
     from vitdeploy.assess.debug.layer_results import ArtifactLayers
     from vitdeploy.assess.gate.measured import Measured
-    from vitdeploy.assess.gate.plan import Planned
-    from vitdeploy.assess.metrics.features import Nearness
     from vitdeploy.assess.runs.targets import Selected
 
 

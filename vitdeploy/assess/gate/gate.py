@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdeploy.assess.compare.vector_run import images_sha256
+from vitdeploy.assess.compare.vector_run import VectorRun, images_sha256
 from vitdeploy.assess.data.dataset import LabelledData, open_data
-from vitdeploy.assess.data.image_set import open_images
+from vitdeploy.assess.data.image_set import ImageSet, open_images
 from vitdeploy.assess.evaluate.backend_run import BESIDE_OTHERS
-from vitdeploy.assess.evaluate.evaluate import run_evaluation, single_labels
+from vitdeploy.assess.evaluate.evaluate import Evaluation, run_evaluation, single_labels
 from vitdeploy.assess.gate.baseline import Baseline
 from vitdeploy.assess.gate.checks import Check, judge
 from vitdeploy.assess.gate.measured import Measured
@@ -31,9 +31,6 @@ from vitdeploy.system.argument_types import typed
 from vitdeploy.system.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.compare.vector_run import VectorRun
-    from vitdeploy.assess.data.image_set import ImageSet
-    from vitdeploy.assess.evaluate.evaluate import Evaluation
     from vitdeploy.assess.metrics.latency import Benchmark
 
 __all__ = ["Check", "GateResult", "gate", "planned_checks"]

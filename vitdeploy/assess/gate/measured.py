@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from vitdeploy.assess.benchmark.benchmark import benchmark
 from vitdeploy.assess.compare.compare import run_comparison
-from vitdeploy.assess.compare.vector_run import run_vectors
+from vitdeploy.assess.compare.vector_run import VectorRun, run_vectors
 from vitdeploy.assess.debug.layers import run_layers
 from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
 from vitdeploy.assess.runs.targets import Selected
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vitdeploy.assess.compare.results import BackendComparison
-    from vitdeploy.assess.compare.vector_run import VectorRun
     from vitdeploy.assess.data.dataset import LabelledData
     from vitdeploy.assess.data.image_set import ImageSet
     from vitdeploy.assess.debug.layer_results import ArtifactLayers

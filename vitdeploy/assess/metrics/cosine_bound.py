@@ -6,13 +6,12 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Protocol
 
-from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES, least_cosine
+from vitdeploy.assess.metrics.outputs import DEFAULT_TOLERANCES, Difference, least_cosine
 from vitdeploy.assess.metrics.shares import wilson
 from vitdeploy.errors import CheckFailedError
 
 if TYPE_CHECKING:
     from vitdeploy.assess.metrics.agreement import Agreement
-    from vitdeploy.assess.metrics.outputs import Difference
 
 
 class Near(Protocol):

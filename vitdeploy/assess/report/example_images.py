@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.assess.data.dataset import open_data
+from vitdeploy.assess.data.dataset import LabelledData, open_data
 from vitdeploy.assess.metrics.accuracy import NOT_FINITE
 from vitdeploy.errors import ImageError, VitDeployError
 from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.compare.results import Comparison
     from vitdeploy.assess.compare.worst_images import WorstImage
-    from vitdeploy.assess.data.dataset import LabelledData
     from vitdeploy.assess.evaluate.evaluate import Evaluation
 
 MOST = 12  # of a group

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET  # written alone, never parsed
 
-from vitdeploy.assess.metrics.status import writable
+from vitdeploy.assess.metrics.status import Judged, writable
 from vitdeploy.assess.report.written import write_result
 
 if TYPE_CHECKING:
     import os
-
-    from vitdeploy.assess.metrics.status import Judged
 
 
 def junit(result: Judged) -> bytes:

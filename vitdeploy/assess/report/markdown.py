@@ -54,10 +54,11 @@ def _check_results(result: Judged) -> list[str]:
 
 def _tables(contents: Iterable[Table]) -> list[str]:
     lines: list[str] = []
-    for title, columns, rows in contents:
+    for title, columns, rows, notes in contents:
         lines += [f"{_cell(title)}:", ""] if title else []
         full = [(*map(_cell, row), *[""] * (len(columns) - len(row))) for row in rows]
         lines += [*_table([_cell(name) for name in columns], full), ""]
+        lines += [*(f"- {_cell(note)}" for note in notes), ""] if notes else []
     return lines[:-1]
 
 

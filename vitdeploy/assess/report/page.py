@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vitdeploy.assess.metrics.status import writable
 from vitdeploy.assess.report.page_data import MOST_LAYERS, confusions, headlines, least_accurate, statuses
 from vitdeploy.assess.report.plots import accuracy_plot, calibration_plot, latency_plot, layers_plot, sensitivity_plot
-from vitdeploy.assess.report.report import Report, report_of
+from vitdeploy.assess.report.report import Assessed, Report, report_of
 from vitdeploy.assess.report.written import write_result
 from vitdeploy.errors import ImageError, MissingDependencyError
 from vitdeploy.images.open import open_image
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from vitdeploy.assess.metrics.latency import Latency
     from vitdeploy.assess.report.example_images import ExampleImage
-    from vitdeploy.assess.report.report import Assessed
 
 _LARGEST_SIDE = 320  # pixels of an embedded image; the page shows half of it, for dense displays
 _SHARP_BELOW = 128  # pixels: smaller images are kept as they are, and enlarged without smoothing

@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 
 class Table(NamedTuple):
-    """A table; its title is "" where it needs none, and a row has a cell a column, or fewer."""
+    """A table, its most telling columns first.
+
+    Its title is "" where it needs none, and a row has a cell a column, or fewer; `notes` stand below it, such as why
+    something was skipped.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
 
 
 Measured: TypeAlias = Evaluation | Benchmark | Sensitivity
@@ -39,29 +44,35 @@ def _of_evaluation(result: Evaluation) -> tuple[Table, ...]:
         "backend",
         "top-1 (95 % interval)",
         "top-5",
-        "ECE",
         "agrees with the reference",
         "not finite",
+        "ECE",
     )
-    return (Table("", columns, tuple(_accuracies(result, run) for run in result.results)),)
+    rows = tuple(_accuracies(result, run) for run in result.results)
+    skipped = [run for run in result.results if run.skipped is not None]
+    return (Table("", columns, rows, tuple(f"{run.name.strip()} was skipped: {run.skipped}" for run in skipped)),)
 
 
 @tables.register
 def _of_benchmark(result: Benchmark) -> tuple[Table, ...]:
-    """A row a backend and batch size; their threads; and a table of what could not be measured, if anything."""
+    """A row a backend and batch size, with notes of what could not be measured; and their threads."""
     first = {latency.batch_size: latency for latency in reversed(result.latencies)}
-    columns = ("backend", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "time / the first's (quartiles)",
+    columns = ("backend", "batch", "p50 ms", "p99 ms", "images/s", "time / the first's (quartiles)", "p90 ms",
                "from image files, p50 ms", "load ms", "first run ms", "peak MB", "steady")  # fmt: skip
     rows = tuple(_latency(latency, first[latency.batch_size]) for latency in result.latencies)
-    skipped = tuple(
-        (f"{item.backend} {item.precision}", str(item.batch_size or "all"), item.reason) for item in result.skipped
-    )
-    missing = (Table("Not measured", ("backend", "batch", "why"), skipped),) if skipped else ()
+    notes = [
+        f"{timed.name} at batch size {timed.batch_size} was not steady when its timing began"
+        for timed in result.latencies
+        if not timed.steady
+    ]
+    for item in result.skipped:
+        size = "" if item.batch_size is None else f" at batch size {item.batch_size}"
+        notes.append(f"{item.backend} {item.precision}{size} was not measured: {item.reason}")
     counts = {timed.name: timed.threads for timed in result.latencies if timed.threads is not None}
     threads = tuple((name, str(used.count), used.reason) for name, used in counts.items())
     title = f"Threads: {result.note}" if result.note else "Threads"
     started = (Table(title, ("backend", "threads", "why"), threads),) if threads else ()
-    return (Table("", columns, rows), *started, *missing)
+    return (Table("", columns, rows, tuple(notes)), *started)
 
 
 @tables.register
@@ -78,15 +89,15 @@ def _of_sensitivity(result: Sensitivity) -> tuple[Table, ...]:
 def _accuracies(result: Evaluation, predictions: Predictions) -> tuple[str, ...]:
     head = (predictions.artifact, predictions.name.strip())
     if predictions.skipped is not None:
-        return (*head, f"skipped: {predictions.skipped}")
+        return (*head, "skipped")
     reference = result.reference
     return (
         *head,
         str(result.top1(predictions)),
         f"{result.top5(predictions).value:.2%}",
-        f"{result.calibration(predictions).ece:.4f}",
         "" if reference is None else f"{result.agreement(predictions, reference).value:.2%}",
         str(predictions.not_finite),
+        f"{result.calibration(predictions).ece:.4f}",
     )
 
 
@@ -95,9 +106,10 @@ def _latency(latency: Latency, first: Latency) -> tuple[str, ...]:
     return (
         latency.name,
         str(latency.batch_size),
-        *(f"{latency.percentile_ms(percent):.3f}" for percent in (50, 90, 99)),
+        *(f"{latency.percentile_ms(percent):.3f}" for percent in (50, 99)),
         f"{latency.images_per_second:,.0f}",
         "1" if latency is first else f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})",
+        f"{latency.percentile_ms(90):.3f}",
         f"{latency.image_percentile_ms(50):.3f}" if latency.image_rounds_ms else "",
         "" if latency.load_ms is None else f"{latency.load_ms:.0f}",
         "" if latency.first_ms is None else f"{latency.first_ms:.1f}",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from vitdeploy.assess.data.images import feeds
+from vitdeploy.assess.data.images import ImageSources, feeds
 from vitdeploy.errors import UsageError
 from vitdeploy.predictor import batch_size_for, check_fit
 from vitdeploy.system.progress import Progress
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vitdeploy.assess.data.images import ImageSources
     from vitdeploy.assess.runs.open_runtimes import OpenRuntimes
     from vitdeploy.bundle.bundle import Bundle
     from vitdeploy.bundle.manifest import Artifact

@@ -6,15 +6,13 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.debug.quantization_error import opened_variant, sensitivities
-from vitdeploy.assess.debug.search import search_by_sensitivity
+from vitdeploy.assess.debug.search import Measure, search_by_sensitivity
 from vitdeploy.errors import CheckFailedError
-from vitdeploy.exporting.quantization.candidate_search import rounded
+from vitdeploy.exporting.quantization.candidate_search import ChoiceImages, rounded
 
 if TYPE_CHECKING:
-    from vitdeploy.assess.debug.search import Measure
     from vitdeploy.exporters.graph.variants import Variants
     from vitdeploy.exporting.quantization.accuracy_target import AccuracyTarget
-    from vitdeploy.exporting.quantization.candidate_search import ChoiceImages
     from vitdeploy.system.progress import Progress
 
 _NAMED = 8  # layers in a message

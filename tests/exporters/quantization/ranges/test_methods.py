@@ -81,8 +81,8 @@ def test_mse_is_no_worse_than_any_other(number_format: NumberFormat) -> None:
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_range_is_within_what_was_seen(method: Mse) -> None:
     for values in (NORMAL, *(np.array(few, np.float32) for few in ([3], [0], [-2, -1])), OUTLIERS):
-        found = method.range_of(histogram_of(values), UINT8)
-        assert values.min() <= found.lowest <= found.highest <= values.max()
+        limits = method.range_of(histogram_of(values), UINT8)
+        assert values.min() <= limits.lowest <= limits.highest <= values.max()
 
 
 def test_a_range_needs_values() -> None:

@@ -36,7 +36,7 @@ def model() -> ir.Model:
     """Two products that share an activation, one behind another, one that shares a weight, and one without a weight."""
     generator = np.random.default_rng(1)
     spread = (10.0 ** np.linspace(-1, 0, 4)).astype(np.float32)  # of the output channels
-    made = graph_of(
+    graph = graph_of(
         """agraph (float[N, 4] x) => (float[N, 4] y, float[N, 4] z, float[N, 4] w) {
             a = MatMul (x, first) b = MatMul (x, second) c = Add (b, bias) d = MatMul (b, first)
             t = Transpose (c) e = MatMul (c, t) f = MatMul (e, a) y = Tanh (f) z = Identity (d) w = Identity (c) }""",
@@ -44,8 +44,8 @@ def model() -> ir.Model:
         second=generator.standard_normal((4, 4), np.float32) * spread,
         bias=np.arange(4, dtype=np.float32),
     )
-    made.graph.opset_imports[""] = 21
-    return made
+    graph.graph.opset_imports[""] = 21
+    return graph
 
 
 def _ranges() -> dict[str, Range]:
@@ -92,9 +92,9 @@ def test_kept_nodes_are_exact_and_a_shared_weight_stays_for_them(scheme: Scheme)
 
 def test_symmetric_schemes_have_zero_points_of_zero() -> None:
     for scheme, dtype in ((TensorRTInt8(), ir.DataType.INT8), (TensorRTFp8(), ir.DataType.FLOAT8E4M3FN)):
-        made = model()
-        quantize(made, Candidate(scheme), Activations(ranges={name: Range(-1, 30) for name in RANGES}))
-        points = [node.inputs[2] for node in made.graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+        network = model()
+        quantize(network, Candidate(scheme), Activations(ranges={name: Range(-1, 30) for name in RANGES}))
+        points = [node.inputs[2] for node in network.graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
         for point in points:
             assert point is not None
             assert point.dtype == dtype

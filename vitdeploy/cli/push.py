@@ -1,0 +1,55 @@
+"""`vitdeploy push`."""
+
+from __future__ import annotations
+
+import click
+
+from vitdeploy.cli.command import command, option
+from vitdeploy.cli.output import PATH, json_option, print_json, print_text
+from vitdeploy.cli.progress import CommandProgress
+
+_CARDS = {
+    "written": "README.md: written, with the facts of the manifest",
+    "own": "README.md: the one in the bundle's folder",
+    "kept": "README.md: the repository has one, which was kept; --replace-card writes it anew",
+}
+
+
+@command(examples=("push vit my-name/vit-onnx", "push vit my-org/vit-onnx --private --message 'int8 added'"))
+@click.argument("bundle", type=PATH)
+@click.argument("name")
+@option("--revision", help="Branch, which is made where there is none.  [default: main]")
+@option(
+    "--private/--public", "private", default=None,
+    help="Visibility of a new repository; by default as the Hub has it for NAME's owner.",
+)  # fmt: skip
+@option("--token", envvar="HF_TOKEN", help="Hub token that may write.  [env: HF_TOKEN; default: hf auth login]")
+@option("--message", help="Commit message.")
+@option("--replace-card", is_flag=True, help="Write the model card anew where the repository has a README.md.")
+@json_option
+def push(
+    bundle: str,
+    name: str,
+    revision: str | None,
+    private: bool | None,
+    token: str | None,
+    message: str | None,
+    replace_card: bool,
+    as_json: bool,
+) -> None:
+    """Put BUNDLE into the model repository NAME on the Hugging Face Hub, in one commit.
+
+    NAME is ORG/NAME. Every file is verified first. A model card (README.md) with the facts of the manifest comes along.
+    """
+    from vitdeploy.delivery.hub_upload import push as push_bundle
+
+    with CommandProgress("files") as progress:
+        pushed = push_bundle(
+            bundle, name, revision=revision, private=private, token=token, message=message, replace_card=replace_card,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json({"bundle": bundle, **pushed.to_dict()})
+        return
+    print_text(f"{pushed.url}: {len(pushed.files)} files in commit {pushed.commit}")
+    print_text(_CARDS[pushed.card])

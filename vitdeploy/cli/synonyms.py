@@ -1,0 +1,53 @@
+"""Names that other tools have for our commands, options and values."""
+
+from __future__ import annotations
+
+import re
+
+# Not taken for the command: what they do elsewhere differs in arguments and in results.
+COMMANDS = {
+    "val": "evaluate",
+    "validate": "compare",
+    "check": "compare",
+    "diff": "compare",
+    "test": "gate",
+    "run": "predict",
+    "infer": "predict",
+    "inference": "predict",
+    "classify": "predict",
+    "convert": "export",
+    "build": "export",
+    "compile": "export",
+    "quantize": "export",
+    "optimize": "export",
+    "time": "benchmark",
+    "profile": "benchmark",
+    "serve": "triton",
+    "deploy": "triton",
+    "info": "inspect",
+    "show": "inspect",
+    "checks": "doctor",
+    "env": "doctor",
+}
+
+# Taken for the option, by every command that has it.
+OPTIONS = {
+    "--half": "--fp16",  # Ultralytics
+    "--format": "--to",
+    "--imgsz": "--image-size",
+    "--quantize": "--precision",
+    "--dtype": "--precision",  # Optimum
+    "--topk": "--top-k",
+    "--out": "--output",
+    "--output-dir": "--output",
+}
+
+FORMATS = {"engine": "tensorrt", "trt": "tensorrt", "ts": "torchscript", "jit": "torchscript"}
+FORMAT_HINTS = {"openvino": "OpenVINO opens the ONNX artifact, so export with --to onnx"}
+PRECISIONS = {"half": "fp16", "float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
+
+
+def device(name: str) -> str:
+    """PyTorch's name of a device: "gpu" is "cuda", and "1", as Ultralytics takes it, "cuda:1"."""
+    name = re.sub("^gpu(?=$|:)", "cuda", name)
+    return f"cuda:{name}" if re.fullmatch("[0-9]{1,3}", name) else name

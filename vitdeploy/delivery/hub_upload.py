@@ -1,0 +1,243 @@
+"""Push a bundle to the Hugging Face Hub, in one commit."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.bundle.bundle import Bundle
+from vitdeploy.bundle.manifest import MANIFEST, Manifest
+from vitdeploy.bundle.retry import retry_if_changed
+from vitdeploy.delivery.model_card import CARD, model_card
+from vitdeploy.delivery.packing import records_of
+from vitdeploy.errors import BundleError, HubError, MissingDependencyError, UsageError, readable
+from vitdeploy.files.regular_file import read_regular
+from vitdeploy.sources.file_choice import Choice, Files
+from vitdeploy.sources.hub import from_hub
+from vitdeploy.sources.hub_calls import TimeLimits, listed, quiet, time_limits, within
+from vitdeploy.sources.hub_errors import ForeignAnswerError, push_errors
+from vitdeploy.sources.hub_settings import check_connection, check_endpoint, check_token, without_password
+from vitdeploy.system.argument_types import typed
+from vitdeploy.system.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from huggingface_hub import HfApi
+
+_MAIN = "main"
+
+
+@dataclasses.dataclass(frozen=True)
+class PushedBundle:
+    """A bundle on the Hub.
+
+    Attributes:
+        name: its Hub id.
+        url: of the repository.
+        commit: the one that has it.
+        files: that the repository has of the bundle.
+        card: what became of the model card: "written"; "kept", where the repository had one; or "own", where the bundle
+            has one.
+    """
+
+    name: str
+    url: str
+    commit: str
+    files: tuple[str, ...]
+    card: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@typed
+@retry_if_changed
+def push(
+    bundle: str | os.PathLike[str] | Bundle,
+    name: str,
+    *,
+    revision: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    message: str | None = None,
+    replace_card: bool = False,
+    progress: Progress = SILENT,
+) -> PushedBundle:
+    """Put a bundle into a model repository on the Hub, in one commit, with a model card of its facts.
+
+    Every file is verified first. The repository and the branch are made where they are not there. Files of an earlier
+    bundle that this one does not have are removed; other files stay. A README.md that the repository has is kept.
+
+    Args:
+        bundle: the bundle or its folder.
+        name: the Hub id, such as "org/vit-digits-bundle"; without an organization the user's own.
+        revision: the branch; by default "main".
+        private: whether a new repository is private; by default as the Hub has it for the user or organization.
+        token: one that may write; by default the one of `hf auth login`.
+        message: of the commit.
+        replace_card: write the model card anew where the repository has a README.md.
+        progress: told each step.
+
+    Raises:
+        BundleError: there is no bundle, or a file of it was altered.
+        UsageError: an argument is not what it must be, or the repository holds another model, or is not as private.
+        HubError: there is no token, or it may not write there, or the Hub cannot be reached.
+        MissingDependencyError: huggingface_hub is not installed.
+    """
+    opened = Bundle.of(bundle)
+    progress.step("verifying the bundle")
+    opened.verify()
+    own_card = _own_card(opened)
+    api = _api(name, token)
+    address = without_password(api.endpoint)
+    with push_errors(name, address), quiet():
+        call = functools.partial(within, time_limits())
+        progress.step(f"opening the repository {name}")
+        name = call(lambda: api.create_repo(name, private=private, exist_ok=True)).repo_id
+        if revision not in (None, _MAIN):
+            call(lambda: api.create_branch(name, branch=str(revision), exist_ok=True))
+        there = call(lambda: api.model_info(name, revision=revision))
+        if private is not None and there.private is not None and there.private != private:
+            state = "private" if there.private else "public"
+            raise UsageError(
+                f"'{name}' exists and is {state}", what="private", expected=private, found=there.private,
+                hint="change that in its settings on the Hub, or choose another name",
+            )  # fmt: skip
+        names, parent = listed(there), _commit_id(there.sha)
+        stale = _stale(opened, name, names, parent, token)
+        added: dict[str, Any] = {MANIFEST: opened.manifest.to_json().encode()}
+        card = "kept" if CARD in names and not replace_card else "written" if own_card is None else "own"
+        if card != "kept":
+            added[CARD] = own_card or model_card(opened, name).encode()
+        records = records_of(opened.manifest)
+        with opened.opened(records, by_name=True) as files:  # names, which bars of progress show
+            added |= {record.path: file.path for record, file in zip(records, files, strict=True)}
+            progress.step(f"uploading {len(added)} files to {name}")
+            commit = _commit(api, name, added, stale, revision, parent, message)
+        found = listed(call(lambda: api.model_info(name, revision=commit)))
+    missing = sorted(set(added) - found)
+    if missing:
+        raise HubError(
+            f"'{name}' has no {missing[0]} in commit {commit}", what=missing[0], where=name, expected=tuple(added),
+            hint="a .gitignore of the repository may leave it out; correct that, and push again",
+        )  # fmt: skip
+    return PushedBundle(name, f"{address}/{name}", commit, tuple(sorted(added)), card)
+
+
+def _api(name: str, token: str | None) -> HfApi:
+    """The Hub, with the token that is to write there."""
+    check_endpoint(None)
+    try:
+        from huggingface_hub import HfApi, constants, get_token
+    except ModuleNotFoundError as exc:
+        raise MissingDependencyError(f"pushing '{name}' to the Hugging Face Hub", extra="hub") from exc
+    check_token(token)
+    if constants.HF_HUB_OFFLINE:
+        raise HubError("nothing can be pushed, offline mode is on", what="HF_HUB_OFFLINE", hint="unset it")
+    check_connection()
+    token = token or get_token()
+    if token is None:
+        raise HubError("a push needs a token", what="token", hint="pass one that may write, or run: hf auth login")
+    return HfApi(token=token)
+
+
+def _stale(bundle: Bundle, name: str, names: set[str], commit: str, token: str | None) -> list[str]:
+    """The files of the repository that belong to an earlier bundle alone.
+
+    Raises:
+        UsageError: it holds another model, which the bundle would overwrite.
+    """
+    new = {MANIFEST, *(record.path for record in records_of(bundle.manifest))}
+    taken = sorted(new & names)
+    before = _manifest_of(name, commit, token) if MANIFEST in names else None
+    if before is not None:
+        return sorted({record.path for record in records_of(before)} & names - new)
+    if taken and bundle.manifest.source.id != name:
+        raise UsageError(
+            f"'{name}' holds other files, which would be overwritten: {', '.join(taken)}",
+            what="name", where=name, found=tuple(taken), hint="choose another name, or remove them there",
+        )  # fmt: skip
+    return []
+
+
+def _manifest_of(name: str, commit: str, token: str | None) -> Manifest | None:
+    """The manifest of the bundle in a repository; None where it is something else."""
+
+    def choose(files: Files) -> Choice:
+        path = files.get(MANIFEST)
+        return Choice(() if path is None else (path,))
+
+    folder = from_hub(name, choose, revision=commit, token=token).folder
+    try:
+        return Bundle.open(folder).manifest
+    except BundleError:
+        return None
+
+
+def _own_card(bundle: Bundle) -> bytes | None:
+    """The model card in the bundle's folder, where there is one."""
+    file = bundle.path / CARD
+    with readable(file, "a model card"):
+        return read_regular(file) if file.exists() else None
+
+
+def _commit_id(answer: str | None) -> str:
+    if answer is None or not re.fullmatch("[0-9a-f]{40}", answer):
+        raise ForeignAnswerError(f"its commit is none: {answer!r:.100}")
+    return answer
+
+
+def _is_a_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()  # it is None where it was closed
+
+
+@contextlib.contextmanager
+def _bars_on_a_terminal() -> Iterator[None]:
+    """Keep huggingface_hub's bars of an upload out of logs."""
+    from huggingface_hub import utils
+
+    bars: Any = utils
+    if bars.are_progress_bars_disabled() or "HF_HUB_DISABLE_PROGRESS_BARS" in os.environ or _is_a_terminal():
+        yield
+        return
+    bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        bars.enable_progress_bars()
+
+
+def _commit(
+    api: HfApi,
+    name: str,
+    added: dict[str, Any],
+    stale: list[str],
+    revision: str | None,
+    parent: str,
+    message: str | None,
+) -> str:
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+
+    additions = [CommitOperationAdd(path, content) for path, content in sorted(added.items())]
+    without_limit = TimeLimits(math.inf, math.inf)  # uploads may take hours
+    with _bars_on_a_terminal():
+        within(without_limit, lambda: api.preupload_lfs_files(name, additions, revision=revision))
+    operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+        *additions,
+        *(CommitOperationDelete(path) for path in stale),
+    ]
+    commit = within(
+        time_limits(),
+        lambda: api.create_commit(
+            name, operations, commit_message=message or "Push a bundle with vitdeploy", revision=revision,
+            parent_commit=parent,
+        ),
+    )  # fmt: skip
+    return _commit_id(commit.oid)
