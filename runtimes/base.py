@@ -97,7 +97,12 @@ class Runtime(abc.ABC):
             DeviceError: the engine failed, for want of memory for example.
         """
         with self._in_use():
-            self._check(feeds)
+            check_names("inputs", feeds, self.inputs)
+            for spec in self.inputs:
+                if not isinstance(feeds[spec.name], np.ndarray):
+                    kind = type(feeds[spec.name]).__name__
+                    raise UsageError(f"expected a numpy array for {spec}, got {kind}", what=spec.name, found=kind)
+            self._check_shapes(feeds)
             return self._run(feeds)
 
     def run_device(self, feeds: Mapping[str, Any], results: Mapping[str, Any]) -> None:
@@ -133,7 +138,8 @@ class Runtime(abc.ABC):
             if self._closed:
                 return
             self._closed = True
-            self._idle.wait_for(lambda: self._running == 0)
+            while self._running:
+                self._idle.wait()
         if not self._inherited:
             self._close()
 
@@ -214,14 +220,6 @@ class Runtime(abc.ABC):
     @abc.abstractmethod
     def _close(self) -> None:
         """Let go of the engine."""
-
-    def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
-        check_names("inputs", feeds, self.inputs)
-        for spec in self.inputs:
-            if not isinstance(feeds[spec.name], np.ndarray):
-                kind = type(feeds[spec.name]).__name__
-                raise UsageError(f"expected a numpy array for {spec}, got {kind}", what=spec.name, found=kind)
-        self._check_shapes(feeds)
 
     def _check_shapes(self, feeds: Mapping[str, Array]) -> dict[str, int]:
         """The sizes of the free axes."""

@@ -23,7 +23,14 @@ Axis = TypeVar("Axis", bound="int | str")
 MODES: dict[int, Mode] = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-class Precision(str, enum.Enum):
+class TextEnum(str, enum.Enum):
+    """Base of enumerations whose members are texts."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Precision(TextEnum):
     """The number format that an artifact computes in."""
 
     FP32 = "fp32"
@@ -32,22 +39,16 @@ class Precision(str, enum.Enum):
     INT8 = "int8"
     FP8 = "fp8"
 
-    def __str__(self) -> str:
-        return self.value
-
 
 QUANTIZED = (Precision.INT8, Precision.FP8)  # whose values are laid onto a scale
 
 
-class Task(str, enum.Enum):
+class Task(TextEnum):
     """The task that a model's head computes; the values are the Hugging Face Hub's task names where it has one."""
 
     CLASSIFICATION = "image-classification"
     FEATURES = "image-feature-extraction"
     MASKED_IMAGE_MODELING = "masked-image-modeling"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 _LARGEST_AXIS = 2**31 - 1  # of ONNX Runtime's and TensorRT's tensors
@@ -171,15 +172,12 @@ def attention_for(outputs: Iterable[str]) -> Literal["eager", "sdpa"]:
     return "eager" if any(name.startswith("attentions.") for name in outputs) else "sdpa"
 
 
-class PixelStage(str, enum.Enum):
+class PixelStage(TextEnum):
     """How far the image processor has gone with what a model takes; the model does the rest itself."""
 
     NORMALIZED = "normalized"  # all the way: float
     RESIZED = "resized"  # resized and cropped, not rescaled nor normalised: bytes
     DECODED = "decoded"  # gray, RGB or RGBA as it is in the file, in any size: bytes
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclasses.dataclass(frozen=True)

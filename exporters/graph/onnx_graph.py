@@ -136,7 +136,14 @@ class TracedGraph:
     def _check(self) -> None:
         for specs, values in ((self.inputs, self.model.graph.inputs), (self.outputs, self.model.graph.outputs)):
             want = [(spec.name, spec.dtype, spec.shape) for spec in specs]
-            got = [(value.name, _dtype(value), tuple(_axis(axis) for axis in value.shape or ())) for value in values]
+            got = [
+                (
+                    value.name,
+                    None if value.dtype is None else value.dtype.numpy().name,
+                    tuple(axis if isinstance(axis, int) else axis.value for axis in value.shape or ()),
+                )
+                for value in values
+            ]
             if want != got:
                 raise CheckFailedError(
                     f"the exported graph has {got} instead of {want}; please report this model",
@@ -188,11 +195,3 @@ def check_opset(opset: int, lowest: int = OPSETS.start) -> None:
             f"opset takes {lowest} to {OPSETS.stop - 1} here, got {shown(opset, 80)}",
             what="opset", expected=range(lowest, OPSETS.stop), found=opset,
         )  # fmt: skip
-
-
-def _dtype(value: ir.Value) -> str | None:
-    return None if value.dtype is None else value.dtype.numpy().name
-
-
-def _axis(axis: int | ir.SymbolicDim) -> int | str | None:
-    return axis if isinstance(axis, int) else axis.value

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitdeploy.errors import UsageError
 from vitdeploy.exporters.graph.initializers import SMOOTHED
 from vitdeploy.exporters.graph.precision import name_of
 from vitdeploy.exporters.quantization.smoothing_places import NORM, array_of, find_places, is_weight
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from vitdeploy.exporters.quantization.ranges.extremes import Extremes
     from vitdeploy.exporters.quantization.smoothing_places import Place
+
+_KIND = operator.attrgetter("kind")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +48,6 @@ class SmoothQuant:
     strength: float = 0.5
     multiply: bool = True
 
-    def __post_init__(self) -> None:
-        if isinstance(self.strength, bool) or not 0 <= self.strength <= 1:
-            raise UsageError(
-                f"smooth_quant takes a strength from 0 to 1, got {self.strength!r:.80}",
-                what="smooth_quant", found=self.strength,
-            )  # fmt: skip
-
     def smooth(
         self, model: ir.Model, extremes: Mapping[str, Extremes], kept: Collection[str] = ()
     ) -> dict[str, tuple[str, NDArray[np.float32]]]:
@@ -67,7 +62,7 @@ class SmoothQuant:
             By the name of what products take now: of what it was made, and (C,) what that was divided by.
         """
         divided = {}
-        for place in sorted(find_places(model), key=lambda place: place.kind):  # values before the norm before them
+        for place in sorted(find_places(model), key=_KIND):  # values before the norm before them
             if place.name in extremes and self.divides(place, kept):
                 scales = self._scales(extremes[place.name].magnitudes, place.rows())
                 divided[place.divide(model.graph, scales)] = place.name, scales
@@ -104,7 +99,7 @@ def smooth_alike(model: ir.Model, smoothed: ir.Model) -> None:
         smoothed: whose values have the same names. Where it was not smoothed, nothing is changed.
     """
     makers = {str(value.name): node for node in smoothed.graph for value in node.outputs}
-    for place in sorted(find_places(model), key=lambda place: place.kind, reverse=True):
+    for place in sorted(find_places(model), key=_KIND, reverse=True):
         find = {"layer_norm": _of_norm, "attention": _of_values, "mlp": _of_factors}[place.kind]
         scales = find(place, makers)
         if scales is not None:

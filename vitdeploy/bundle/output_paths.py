@@ -50,6 +50,8 @@ def check_outputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any], *, bund
     """
     opened = [_output(name, path) for name, path in outputs.items() if _is_path(path)]
     places = [output for output in opened if output is not None]
+    if not places:
+        return  # nothing to look for among the inputs, which may be large
     for name, value in {"the bundle": bundle, **inputs}.items():
         for path in filter(_is_path, value if isinstance(value, (list, tuple)) else [value]):
             output = _part_of(Path(path), places, is_bundle=value is bundle)

@@ -11,8 +11,9 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.kept_files import KeptFiles
 from vitdeploy.bundle.manifest import MANIFEST, NOT_RECORDED, Artifact, Manifest
 from vitdeploy.errors import BundleError, UsageError
-from vitdeploy.files.atomic import exclusive, replace_folder, sync
+from vitdeploy.files.atomic import replace_folder, sync
 from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS
+from vitdeploy.files.locks import locked
 
 
 def check_target(target: Path) -> None:
@@ -63,7 +64,7 @@ def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifa
     """
     target = target.resolve()
     synced = sync(staging)  # which may take long: not while others wait
-    with exclusive(target):
+    with locked(target.parent):
         check_target(target)
         old = Bundle.open(target) if made_from is not None or (target / MANIFEST).exists() else None
         if old is not None:

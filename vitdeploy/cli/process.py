@@ -69,7 +69,12 @@ def guard_streams() -> None:
     opened on the null device: the next file that is opened would else take its place, and whatever a library prints
     would go into that file.
     """
-    closed = [descriptor for descriptor in (0, 1, 2) if not _is_open(descriptor)]
+    closed = []
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            closed.append(descriptor)
     for descriptor in closed:
         null = os.open(os.devnull, os.O_RDWR)  # the lowest that is free is this one, unless another thread was faster
         if null != descriptor:
@@ -79,7 +84,7 @@ def guard_streams() -> None:
     if sys.stdout is sys.__stdout__ and not _is_windows_console(sys.stdout):  # a test may have put its own there
         sys.stdout = _text(_StandardOutput(1, closed=1 in closed), sys.stdout)
     if sys.stderr is sys.__stderr__ and not _is_windows_console(sys.stderr):
-        sys.stderr = _text(_StandardError(2), sys.stderr)
+        sys.stderr = _text(_StandardError(2, "wb", closefd=False), sys.stderr)
 
 
 class _StandardOutput(io.FileIO):
@@ -104,9 +109,6 @@ class _StandardOutput(io.FileIO):
 
 
 class _StandardError(io.FileIO):
-    def __init__(self, descriptor: int) -> None:
-        super().__init__(descriptor, "wb", closefd=False)
-
     def write(self, data: Buffer) -> int:
         try:
             return _write(super().write, self, data)
@@ -139,14 +141,6 @@ def _text(raw: io.FileIO, before: io.TextIOBase | None) -> io.TextIOWrapper:
 def _is_windows_console(stream: io.TextIOBase | None) -> bool:
     """Whether it is a Windows console: it shows any text, but bytes in its code page alone."""
     return os.name == "nt" and stream is not None and stream.isatty()
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
 
 
 def print_error(error: BaseException, more: str = "") -> int:

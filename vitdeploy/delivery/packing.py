@@ -15,7 +15,8 @@ from vitdeploy.bundle.manifest import MANIFEST, FileRecord, Manifest, PackedFrom
 from vitdeploy.bundle.retry import retry_if_changed
 from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import BundleChangedError, UsageError, readable
-from vitdeploy.files.atomic import exclusive, replace_folder, staged_folder, sync
+from vitdeploy.files.atomic import replace_folder, staged_folder, sync
+from vitdeploy.files.locks import locked
 from vitdeploy.runtimes import check_reference
 from vitdeploy.system.argument_types import typed
 
@@ -53,7 +54,7 @@ def pack(
                 shutil.copyfile(file.handle, staging / name)
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         synced = sync(staging)  # which may take long: not while others wait
-        with exclusive(target):
+        with locked(target.parent):
             _check_output(target, opened.path.resolve())
             replace_folder(staging, target, synced)
     return Bundle(target, manifest)

@@ -25,7 +25,8 @@ from vitdeploy.errors import (
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.exporting.options import ValidationOptions
 from vitdeploy.exporting.validation import prove, samples
-from vitdeploy.files.atomic import exclusive, write_file
+from vitdeploy.files.atomic import write_file
+from vitdeploy.files.locks import locked
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import open_recorded
@@ -167,7 +168,7 @@ def _written(bundle: Bundle, proven: Artifact) -> Bundle:
     Raises:
         BundleError: it names others now.
     """
-    with exclusive(bundle.path.resolve()):
+    with locked(bundle.path.resolve().parent):
         now = Bundle.open(bundle.path)
         if proven.files not in [artifact.files for artifact in now.manifest.artifacts if artifact.name == proven.name]:
             raise BundleError(

@@ -133,7 +133,7 @@ def quantize_graph(
         # Of few images as of smoothing: what no image tells, a margin may as well harm.
         margin = MARGIN if scheme.static is not None and run.parts.held_out and auto else 0
         method = "minmax" if auto else spec.calibration
-        images = ChoiceImages(run.parts.choice, traced, folder, run.problem_type)
+        images = ChoiceImages(run.parts.choice, traced.pixels, folder, run.problem_type)
         search = CandidateSearch(traced, Activations(seen), images, progress)
         # Compared by the extremes, which are there: a histogram takes a pass over all images for each smoothing.
         first = Candidate(scheme, None if scheme.static is None else "minmax", margin=margin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.data.images import feeds, fingerprint, synthetic_images
@@ -35,6 +36,7 @@ BATCHES = ([0], [1, 2], [0, 1, 2, 0])
 OTHER_SIZE_BATCHES = ([0], [1, 2])  # where every image size is taken
 LARGEST_SIZE_BATCHES = ([0], [1])  # whose attention may take gigabytes an image
 OF_ONE = ([0], [0, 0])  # where no other image has its size
+_REQUIRED_TOLERANCE = operator.attrgetter("required_tolerance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,10 +172,9 @@ def prove(
     ]
     # Of each output, its difference at the image size where that is largest.
     differences = [
-        max((outcome for outcome, _ in of_one), key=lambda outcome: outcome.required_tolerance)
-        for of_one in zip(*measured, strict=True)
+        max((outcome for outcome, _ in of_one), key=_REQUIRED_TOLERANCE) for of_one in zip(*measured, strict=True)
     ]
-    worst = max(differences, key=lambda difference: difference.required_tolerance)
+    worst = max(differences, key=_REQUIRED_TOLERANCE)
     if not worst.finite:
         raise CheckFailedError(
             f"{worst.output} of {name} is not finite, so nothing was written: values exceed what its type holds",

@@ -17,9 +17,10 @@ from vitdeploy.exporters import EXPORTERS, export_function
 from vitdeploy.exporters.engine.build import check_request
 from vitdeploy.exporting.artifact import ArtifactRequest, add_artifact
 from vitdeploy.exporting.engine import add_engine
-from vitdeploy.exporting.graph_options import GraphOptions, check_scheme, spec_of
+from vitdeploy.exporting.graph_options import GraphOptions, spec_of
 from vitdeploy.exporting.options import PathLike, Quantization, SourceOptions, ValidationOptions
 from vitdeploy.exporting.output_folder import place_of
+from vitdeploy.specs import QUANTIZED
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.option_fields import changed
 from vitdeploy.system.progress import SILENT, Progress
@@ -136,7 +137,11 @@ def _add_artifact(request: ArtifactRequest, output: PathLike | None, progress: P
     if not request.names_model:
         raise UsageError("export needs a model, or random_weights", what="model")
     quantization = request.quantization
-    check_scheme(request.spec, calibrated=quantization is not None and quantization.calibration is not None)
+    if request.spec.precision in QUANTIZED:
+        from vitdeploy.exporters.quantization.schemes.lookup import scheme_for
+
+        # Raises UsageError before anything is measured, unless int8 or fp8 can be what the options ask for.
+        scheme_for(request.spec, calibrated=quantization is not None and quantization.calibration is not None)
     place = place_of(output, request.model, source.random_weights, source.seed)
     return add_artifact(request, place, progress=progress)
 

@@ -67,7 +67,7 @@ def open_image(source: ImageSource, *, mode: Mode = "RGB", name: str | None = No
 
 
 def decode_image(
-    source: ImageSource, mode: Mode, name: str, check_sides: Callable[[int, int], None] = lambda _width, _height: None
+    source: ImageSource, mode: Mode, name: str, check_sides: Callable[[int, int], None] | None = None
 ) -> Image.Image:
     """`open_image` for reading only: the image may share its memory with `source`.
 
@@ -89,7 +89,8 @@ def decode_image(
     file = _encoded(source, name)
     quiet_libtiff()
     with limit_lifted(), _decoder_errors(name, file), Image.open(file, formats=readable_formats()) as opened:
-        check_sides(opened.width, opened.height)
+        if check_sides is not None:
+            check_sides(opened.width, opened.height)
         check_pixel_count(opened.width, opened.height, name)
         check_samples(opened, name)
         ImageOps.exif_transpose(opened, in_place=True)

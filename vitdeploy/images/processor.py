@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitdeploy.errors import InputError, UsageError, check_count
+from vitdeploy.files.file_kinds import NESTED_FILE, SETTINGS_FILE
 from vitdeploy.images.formats import readable_formats, unreadable
 from vitdeploy.images.open import ImageSource, decode_image, image_name
 from vitdeploy.images.pixel_limit import EmbeddedSide, check_resized_count, embedded_problem, embedded_side_problem
 from vitdeploy.images.preprocessor_config import ShortestEdge, Size, parse
-from vitdeploy.images.preprocessor_files import channels_of_model, read_files, read_settings
+from vitdeploy.images.preprocessor_files import channels_of_model, find_settings, read_files
 from vitdeploy.specs import MODES, Mode, PixelFormat, PixelStage
 from vitdeploy.system.cpu import recent_workers
 
@@ -93,7 +94,11 @@ class ImageProcessor:
     @classmethod
     def from_files(cls, folder: Path, files: Mapping[str, bytes], *, num_channels: int | None = None) -> ImageProcessor:
         """`from_pretrained`, of files that `vitdeploy.images.preprocessor_files.read_files` has read."""
-        config, path = read_settings(folder, files)
+        found = find_settings(folder, files)
+        if found is None:
+            message = f"{folder} has no image processor: {SETTINGS_FILE} not found, nor one in {NESTED_FILE}"
+            raise InputError(message, where=folder, expected=SETTINGS_FILE)
+        config, path = found
         if num_channels is None:
             num_channels = channels_of_model(folder, files)
         try:

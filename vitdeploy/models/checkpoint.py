@@ -89,8 +89,8 @@ def make_model(
     Raises:
         CheckpointError: the family has no such task, or names and shapes are not those of the model.
     """
-    if task not in config.family.tasks:
-        tasks = config.family.tasks
+    tasks = tuple(dict.fromkeys(config.family.architectures.values()))
+    if task not in tasks:
         message = f"a {config.model_type} model has no task {task}, only: {', '.join(tasks)}"
         raise CheckpointError(message, what="task", expected=tasks, found=task)
     tensors: dict[str, Tensor] = {}

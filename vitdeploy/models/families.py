@@ -12,11 +12,6 @@ from typing import Any
 from vitdeploy.errors import UsageError, shown
 from vitdeploy.specs import Task
 
-
-def _nothing(config: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001  (one signature)
-    return {}
-
-
 # Our names of the parts of a layer -> those on disk. The Hub keeps transformers 4's names, which transformers 5 still
 # writes; the module names of transformers 5 are ours, and are read too.
 _ATTENTION = {
@@ -58,14 +53,10 @@ class Family:
     prefix: str
     architectures: Mapping[str, Task]
     sets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    derive: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
+    derive: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _VIT_LAYER)
     other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     head_norm: bool = False
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        return tuple(dict.fromkeys(self.architectures.values()))
 
 
 def _beit(config: Mapping[str, Any]) -> dict[str, Any]:

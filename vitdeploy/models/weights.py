@@ -63,7 +63,8 @@ def read_weights(files: Iterable[Path | OpenedFile], *, copied: bool = False) ->
     spelling: dict[str, str] = {}
     for file in map(OpenedFile.of, files):
         path = file.path
-        for spelled, tensor in _read(file, copied=copied):
+        is_safe = path.suffix == ".safetensors"
+        for spelled, tensor in _read_safetensors(file, copied=copied) if is_safe else _read_torch(file):
             name = unwrapped(spelled)
             if any(pattern.fullmatch(name) for pattern in _WITHOUT_EFFECT):
                 continue
@@ -91,10 +92,6 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     except safetensors.SafetensorError as exc:
         raise OSError(f"{path}: {exc}") from exc
     path.chmod(mode)  # safetensors makes files that only their owner can read
-
-
-def _read(file: OpenedFile, *, copied: bool) -> Iterator[tuple[str, Tensor]]:
-    return _read_safetensors(file, copied=copied) if file.path.suffix == ".safetensors" else _read_torch(file)
 
 
 def _read_safetensors(file: OpenedFile, *, copied: bool) -> Iterator[tuple[str, Tensor]]:

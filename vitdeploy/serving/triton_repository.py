@@ -25,7 +25,8 @@ from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import BundleError, InputError, UsageError
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.exporting.engine_validation import is_pending
-from vitdeploy.files.atomic import exclusive, replace_folder, staged_folder, sync
+from vitdeploy.files.atomic import replace_folder, staged_folder, sync
+from vitdeploy.files.locks import locked
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.serving.triton_config import LABELED_OUTPUT, LABELS, model_config, triton_backend
 from vitdeploy.specs import PixelFormat, Task, TensorSpec
@@ -119,7 +120,7 @@ def write_triton_model(
             if labels is not None:
                 (staging / LABELS).write_bytes(labels.encode())
             synced = sync(staging)  # which may take long: not while others wait
-            with exclusive(target):
+            with locked(target.parent):
                 _check_target(target)
                 replace_folder(staging, target, synced)
     return TritonModel(chosen_name, target, chosen.name, (CONFIG, *digests))

@@ -10,7 +10,7 @@ from vitdeploy.bundle.labels import class_names
 from vitdeploy.errors import CheckpointError, HubError, MissingDependencyError, UsageError
 from vitdeploy.models.checkpoint import task_of
 from vitdeploy.models.config import ViTConfig, read_json
-from vitdeploy.models.config_keys import Effect, rules_of
+from vitdeploy.models.config_keys import RULES, Effect
 from vitdeploy.models.families import FAMILIES, Family
 from vitdeploy.models.names import our_names
 from vitdeploy.models.weights import read_weights
@@ -249,7 +249,7 @@ def _of_transformers(config: dict[str, Any], stated: Mapping[str, Any]) -> dict[
         return config
     if stated.get("model_type", config["model_type"]) != config["model_type"]:
         raise _of_another_base("model_type", stated["model_type"], config["model_type"])
-    rules, base = rules_of(config["model_type"]), ViTConfig.from_dict(config)
+    rules, base = RULES[config["model_type"]], ViTConfig.from_dict(config)
     for key, value in stated.items():
         computes = key in rules and key not in _HEAD_KEYS and rules[key].effect is not Effect.CARRIED
         if computes and ViTConfig.from_dict({**config, key: value}) != base:

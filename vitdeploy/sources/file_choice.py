@@ -116,7 +116,7 @@ def _adapter(files: Files) -> tuple[Path, ...]:
     weights = next((path for name in _ADAPTER_WEIGHTS if (path := files.get(name)) is not None), None)
     if config is not None and weights is not None:
         return config, weights
-    if weights is None and "pytorch_adapter.bin" in files.names():
+    if weights is None and files.get("pytorch_adapter.bin") is not None:
         raise CheckpointError(
             f"{files.label} is an adapter of the adapters library",
             where=files.label, found="pytorch_adapter.bin",

@@ -89,7 +89,6 @@ def find_processor(
     if options.source is not None:
         given = given_processor(options.source, image_size, **hub)
         return _with_settings(given, options, image_size, model.num_channels)
-    missing = options.missing(sized=image_size is not None)
     try:
         written = own_processor(files, config, image_size, model)
         if written is None and base is not files:
@@ -99,9 +98,10 @@ def find_processor(
         if written is not None:
             return _with_settings(written, options, image_size, model.num_channels)
     except InputError as exc:
-        if missing:
+        if options.missing(sized=image_size is not None):
             raise
         logger.warning("the image processor is the one that was stated, since the model's own is of no use: %s", exc)
+    missing = options.missing(sized=image_size is not None)
     if missing:
         raise _no_processor(files, options, missing)
     stated = WrittenProcessor(ImageProcessor().to_dict(), ProcessorOrigin("options"))

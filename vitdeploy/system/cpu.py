@@ -15,6 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
 
 from vitdeploy.errors import UsageError
 
@@ -99,7 +100,9 @@ def usable_cpus(root: str = "", mask: frozenset[int] | None = None) -> Cpus:
         count = getattr(os, "process_cpu_count", os.cpu_count)() or 1  # process_cpu_count: since Python 3.13
         return Cpus(count, max(count, os.cpu_count() or 1))
     cores, online = _topology(root, mask)
-    return Cpus(len(mask), online, cores, _quota(root))
+    limits = (_limit(folder, version) for folder, version in _limit_folders(root, _read(f"{root}/proc/self/cgroup")))
+    quota = min((limit for limit in limits if limit is not None), default=None)
+    return Cpus(len(mask), online, cores, quota)
 
 
 def recent_workers() -> int:
@@ -199,12 +202,6 @@ def _list_length(text: str) -> int:
         return 0
 
 
-def _quota(root: str) -> float | None:
-    """The lowest limit in force; a nested cgroup may state more than those above it allow."""
-    limits = (_limit(folder, version) for folder, version in _limit_folders(root, _read(f"{root}/proc/self/cgroup")))
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
 def _limit(folder: str, version: int) -> float | None:
     """CPUs that a cgroup is limited to."""
     if version == 2:
@@ -235,14 +232,14 @@ def _limit_folders(root: str, memberships: str) -> tuple[tuple[str, int], ...]:
 
 def _folders_up(mounts: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
     """The folders of a cgroup and of all above it, in every mount (the cgroup at its top, its folder) that has them."""
-    names = _names(path)
-    if names[:1] == [".."]:  # not in its namespace, so that the mounts show others
+    cgroup = PurePosixPath(path)
+    if cgroup.parts[1:2] == ("..",):  # not in its namespace, so that the mounts show others
         return
-    below = [(point, names[len(_names(top)) :]) for top, point in mounts if names[: len(_names(top))] == _names(top)]
+    below = [(point, cgroup.relative_to(top)) for top, point in mounts if cgroup.is_relative_to(top)]
     # Else the mount is from outside of the namespace, and its top, "/..", is above the process.
-    for point, parts in below or [(point, []) for _, point in mounts]:
-        for depth in range(len(parts), -1, -1):
-            yield "/".join([point, *parts[:depth]])
+    for point, child in below or [(point, PurePosixPath()) for _, point in mounts]:
+        for folder in (child, *child.parents):
+            yield str(PurePosixPath(point, folder))
 
 
 def _cgroup_mounts(text: str) -> Iterator[tuple[int, str, str]]:
@@ -252,16 +249,9 @@ def _cgroup_mounts(text: str) -> Iterator[tuple[int, str, str]]:
         fields, (filesystem, _, options) = place.split(" "), (*kind.split(" "), "", "", "")[:3]
         version = {"cgroup2": 2, "cgroup": 1 if "cpu" in options.split(",") else None}.get(filesystem)
         if version is not None and len(fields) > 4:
-            yield version, _unescaped(fields[3]), _unescaped(fields[4])
-
-
-def _unescaped(path: str) -> str:
-    r"""A path of mountinfo, which has blanks and backslashes in octal: "\040"."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
-
-
-def _names(path: str) -> list[str]:
-    return [name for name in path.split("/") if name]
+            # In a path, blanks and backslashes are in octal: "\\040".
+            top, point = (re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path) for path in fields[3:5])
+            yield version, top, point
 
 
 def _read(path: str) -> str:

@@ -47,14 +47,10 @@ class Extremes:
     def joined(self, other: Extremes) -> Extremes:
         """Those of the images of both."""
         images = self.images + other.images
-
-        def mean(own: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
-            total = own.astype(np.float64) * self.images + others.astype(np.float64) * other.images
-            return np.asarray(total / images, np.float32)
-
         lowest, highest = np.minimum(self.lowest, other.lowest), np.maximum(self.highest, other.highest)
-        means = mean(self.mean, other.mean), mean(self.mean_square, other.mean_square)
-        return Extremes(lowest, highest, *means, images)
+        own, others = (np.stack([each.mean, each.mean_square]).astype(np.float64) for each in (self, other))
+        mean, mean_square = ((own * self.images + others * other.images) / images).astype(np.float32)
+        return Extremes(lowest, highest, mean, mean_square, images)
 
     def range_of(self, scales: NDArray[np.float32] | None = None, margin: float = 0) -> Range:
         """The range of the activation when each channel is divided by (C,) scales.

@@ -22,13 +22,10 @@ class CpuInt8:
     """
 
     target: ClassVar[str] = "cpu"
+    operators: ClassVar[tuple[str, ...]] = ("MatMul",)
 
     per_channel: bool = True
     reduce_range: bool = False
-
-    @property
-    def operators(self) -> tuple[str, ...]:
-        return ("MatMul",)
 
     @property
     def weight(self) -> NumberFormat:

@@ -29,13 +29,10 @@ class TensorRTFp8:
     name: ClassVar[str] = "static-e4m3"
     target: ClassVar[str] = "tensorrt"
     static: ClassVar[NumberFormat | None] = FP8
+    operators: ClassVar[tuple[str, ...]] = ("MatMul",)
     min_opset: ClassVar[int] = 21  # whose QuantizeLinear TensorRT takes with this type
 
     per_channel: bool = True
-
-    @property
-    def operators(self) -> tuple[str, ...]:
-        return ("MatMul",)
 
     @property
     def weight(self) -> NumberFormat:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from raising import raises
 from small_graphs import X, answers, check, graph_of, operators
 
-from vitdeploy.errors import UsageError
 from vitdeploy.exporters.quantization.ranges.extremes import Extremes
 from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant, smooth_alike
 from vitdeploy.exporters.quantization.smoothing_places import find_places
@@ -156,9 +154,3 @@ def test_a_graph_that_was_not_smoothed_changes_nothing() -> None:
     smooth_alike(other, plain)
     smooth_alike(other, graph_of(TEXT.replace("h =", "k =").replace("(h,", "(k,"), s=BIAS, b=SCALE, **W))
     assert set(tensors(other)) == {"s", "b", "v", "w"}
-
-
-@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), True])
-def test_strengths_that_are_none(strength: float) -> None:
-    with raises(UsageError, what="smooth_quant"):
-        SmoothQuant(strength)

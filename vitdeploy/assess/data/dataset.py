@@ -130,7 +130,9 @@ def _from_folder(root: Path, listing: FolderListing, classes: Classes) -> Labell
     index_of, matched = classes.match_any(list(dict.fromkeys(labels)), str(root))
     names = tuple(path.as_posix() for path in relative)
     targets = np.array([index_of[label] for label in labels], np.int32)
-    return LabelledData(str(root), "folder", matched, names, targets, file_reader(paths), listing.left_out)
+    return LabelledData(
+        str(root), "folder", matched, names, targets, functools.partial(read_image, paths), listing.left_out
+    )
 
 
 def _check_each_once(root: Path, paths: Sequence[Path]) -> None:
@@ -187,9 +189,8 @@ def _from_csv(path: Path, classes: Classes, ending: str) -> LabelledData:
     names, labels = read_csv(path)
     index_of, matched = classes.match_any(list(dict.fromkeys(labels)), str(path))
     targets = np.array([index_of[label] for label in labels], np.int32)
-    return LabelledData(
-        str(path), ending[1:], matched, names, targets, file_reader([path.parent / name for name in names])
-    )
+    load = functools.partial(read_image, [path.parent / name for name in names])
+    return LabelledData(str(path), ending[1:], matched, names, targets, load)
 
 
 def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], list[str]]:
@@ -289,14 +290,10 @@ def read_parquet(source: Path, listing: FolderListing | None, *, labelled: bool 
     return content
 
 
-def file_reader(paths: Sequence[Path]) -> Callable[[int], bytes]:
-    """Make a reader of the files by position, which may be called from several threads."""
-
-    def load(position: int) -> bytes:
-        try:
-            return read_regular(paths[position], MOST_IMAGE_BYTES)
-        except OSError as exc:
-            path = paths[position]
-            raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}", where=path, found=exc.strerror) from exc
-
-    return load
+def read_image(paths: Sequence[Path], position: int) -> bytes:
+    """The content of the file at a position; may be called from several threads."""
+    path = paths[position]
+    try:
+        return read_regular(path, MOST_IMAGE_BYTES)
+    except OSError as exc:
+        raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}", where=path, found=exc.strerror) from exc

@@ -73,18 +73,19 @@ class _OutOfRunsError(Exception):
     """The search ends here, with the best set so far."""
 
 
+@dataclasses.dataclass(frozen=True)
 class _Measurements(Generic[K, V]):
     """Measurements by set; none is made twice, and no more than `max_runs` are made."""
 
-    def __init__(self, measure: Callable[[K], V], max_runs: int) -> None:
-        self._measure, self._max_runs = measure, max_runs
-        self.by_set: dict[K, V] = {}
+    measure: Callable[[K], V]
+    max_runs: int
+    by_set: dict[K, V] = dataclasses.field(default_factory=dict, init=False)
 
     def __call__(self, kept: K) -> V:
         if kept not in self.by_set:
-            if len(self.by_set) == self._max_runs:
+            if len(self.by_set) == self.max_runs:
                 raise _OutOfRunsError
-            self.by_set[kept] = self._measure(kept)
+            self.by_set[kept] = self.measure(kept)
         return self.by_set[kept]
 
     @property

@@ -69,7 +69,13 @@ class Difference:
     @property
     def required_tolerance(self) -> float:
         """The smallest tolerance, to two digits, that would have passed."""
-        return _round_up(self.max_relative) if self.finite else math.inf
+        if not self.finite:
+            return math.inf
+        nearest = float(f"{self.max_relative:.1e}")
+        if nearest >= self.max_relative:
+            return nearest
+        context = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
+        return float(context.create_decimal_from_float(self.max_relative))
 
     def within(self, tolerance: float) -> bool:
         """Whether the output is finite and differs by at most `tolerance` of the reference's largest value."""
@@ -220,7 +226,7 @@ def _difference(name: str, reference: np.ndarray, candidate: np.ndarray, *, of_c
         mean_abs=float(absolute.mean()),
         max_relative=_share(max_abs, scale),
         min_cosine=float(min(cosine.min(), 1.0)),
-        top1_agreement=_top1_agreement(reference, candidate) if of_classes else None,
+        top1_agreement=float((reference.argmax(-1) == candidate.argmax(-1)).mean()) if of_classes else None,
         mean_relative=_share(float(absolute.mean()), float(np.abs(a).mean())),
         mean_cosine=float(min(cosine.mean(), 1.0)),
         psnr_db=20 * math.log10(scale / math.sqrt(np.square(absolute).mean())) if scale and max_abs else None,
@@ -229,15 +235,3 @@ def _difference(name: str, reference: np.ndarray, candidate: np.ndarray, *, of_c
 
 def _share(value: float, scale: float) -> float:
     return value / scale if scale else (math.inf if value else 0.0)
-
-
-def _top1_agreement(reference: np.ndarray, candidate: np.ndarray) -> float:
-    return float((reference.argmax(axis=-1) == candidate.argmax(axis=-1)).mean())
-
-
-def _round_up(value: float) -> float:
-    """The smallest number of two digits that is not less than `value`."""
-    nearest = float(f"{value:.1e}")
-    if nearest >= value:
-        return nearest
-    return float(decimal.Context(prec=2, rounding=decimal.ROUND_CEILING).create_decimal_from_float(value))

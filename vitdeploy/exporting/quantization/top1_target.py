@@ -44,11 +44,6 @@ class Top1Target:
     right: NDArray[np.bool_]
 
     @property
-    def reference(self) -> int:
-        """Number of images whose class the reference gives."""
-        return int(self.right.sum())
-
-    @property
     def minimum(self) -> int:
         """Number of images whose class an artifact must give."""
         # of 1000 images, 0.99 asks for 990, not for 991, as 0.99 in binary would
@@ -58,7 +53,7 @@ class Top1Target:
     def _share(self) -> float:
         """Share of images whose class an artifact must give."""
         limit = self.bound.limit
-        return self.reference / len(self.right) - limit if isinstance(self.bound, MaxDrop) else limit
+        return float(self.right.mean()) - limit if isinstance(self.bound, MaxDrop) else limit
 
     def at(self, positions: Sequence[int]) -> Top1Target:
         chosen = list(positions)
@@ -103,7 +98,7 @@ class Top1Target:
             "low": round(low, 4),
             "high": round(high, 4),
             "at_least": self.minimum,
-            "reference": self.reference,
+            "reference": int(self.right.sum()),
         }
 
     def __str__(self) -> str:
