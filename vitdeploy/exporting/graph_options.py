@@ -23,7 +23,7 @@ class GraphOptions:
     """Inputs, outputs and form of the graph.
 
     Raises:
-        UsageError: an option is wrong, or two of them contradict each other.
+        UsageError: If an option is wrong, or two of them contradict each other.
     """
 
     opset: int | None = option(None, "ONNX opset.", limits=(OPSETS.start, OPSETS.stop - 1), unset="20, and 21 for fp8")
@@ -138,7 +138,7 @@ def spec_of(
     """The artifact that these ask for; for an engine, the ONNX artifact that it is built from.
 
     Raises:
-        UsageError: an option is not for this format or precision.
+        UsageError: If an option is not for this format or precision.
     """
     asked = {**changed(graph), **({} if quantization is None else changed(quantization))}
     exporter = find_exporter(to, precision, asked)

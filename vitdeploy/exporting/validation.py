@@ -44,9 +44,9 @@ class Sample:
     """Images that can be compared together.
 
     Attributes:
-        images: of one size, as they are or as the processor makes them.
-        processor: what makes the artifact's input of them.
-        batches: by their index.
+        images: Of one size, as they are or as the processor makes them.
+        processor: What makes the artifact's input of them.
+        batches: By their index.
     """
 
     images: Sequence[Any]
@@ -69,10 +69,10 @@ def samples(
     """Images to compare on, in each of the sizes to compare at: the usual one first.
 
     Args:
-        axes: the sizes that the artifact takes; none where it takes the model's own alone.
-        stage: of the images that the artifact takes.
-        images: those of a folder, of which the first are used; None for synthetic ones.
-        sizes: the (height, width) to compare at; by default three, where the artifact takes several.
+        axes: The sizes that the artifact takes; none where it takes the model's own alone.
+        stage: Of the images that the artifact takes.
+        images: Those of a folder, of which the first are used; None for synthetic ones.
+        sizes: The (height, width) to compare at; by default three, where the artifact takes several.
     """
     native = processor.output_size or config.image_size
     if stage is PixelStage.DECODED:
@@ -154,16 +154,16 @@ def prove(
     """Compare an artifact with the reference, in the batches of the samples.
 
     Args:
-        images: see `samples`.
-        expected: what the reference gives for each of them.
-        tolerance: largest difference allowed, relative to each output's largest value; None for any that is finite.
-        cosine: how near each output must be at every image size; None for any nearness.
+        images: See `samples`.
+        expected: What the reference gives for each of them.
+        tolerance: Largest difference allowed, relative to each output's largest value; None for any that is finite.
+        cosine: How near each output must be at every image size; None for any nearness.
 
     Returns:
         The record of it, for the manifest.
 
     Raises:
-        CheckFailedError: the difference is larger.
+        CheckFailedError: If the difference is larger.
     """
     pixel_values = [sample.pixel_values(runtime.pixels) for sample in images]
     measured = [

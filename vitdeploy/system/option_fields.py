@@ -19,24 +19,24 @@ class Option:
     """A field that users set.
 
     Attributes:
-        help: one or two sentences.
-        choices: the texts that it may have.
-        typed_choices: the same on the command line, where Python has other forms too.
-        limits: the smallest and the largest integer that it may be.
-        path: whether it is the path of a file or folder.
-        names: whether it is a tuple of texts; a list becomes one.
-        read: reads the text that was typed, where the type does not tell how.
-        variants: classes of its values by the name that each has on the command line.
-        nested: the class of its value, whose fields are options of their own.
-        typed: its name on the command line, where it is another one.
-        shared: whether another class has the command line's option of that name.
-        off: the name of a flag that makes it False.
-        envvar: the environment variable that the command line reads instead.
-        repeated: whether it is given once for each item, not as a list with commas.
-        metavar: stands for its value in the command line's help.
-        unset: the default in words, where that is None or empty.
-        hints: what to do about a value that is no choice, by the value.
-        group: heading in the command line's help; by default the class's.
+        help: One or two sentences.
+        choices: The texts that it may have.
+        typed_choices: The same on the command line, where Python has other forms too.
+        limits: The smallest and the largest integer that it may be.
+        path: Whether it is the path of a file or folder.
+        names: Whether it is a tuple of texts; a list becomes one.
+        read: Reads the text that was typed, where the type does not tell how.
+        variants: Classes of its values by the name that each has on the command line.
+        nested: The class of its value, whose fields are options of their own.
+        typed: Its name on the command line, where it is another one.
+        shared: Whether another class has the command line's option of that name.
+        off: The name of a flag that makes it False.
+        envvar: The environment variable that the command line reads instead.
+        repeated: Whether it is given once for each item, not as a list with commas.
+        metavar: Stands for its value in the command line's help.
+        unset: The default in words, where that is None or empty.
+        hints: What to do about a value that is no choice, by the value.
+        group: Heading in the command line's help; by default the class's.
     """
 
     help: str

@@ -39,14 +39,14 @@ class AccuracyTarget(Protocol):
         """The record of an artifact on the images of the search, for the manifest.
 
         Raises:
-            CheckFailedError: the bound does not hold.
+            CheckFailedError: If the bound does not hold.
         """
 
     def check_held_out(self, name: str, accuracy: Any) -> dict[str, Any]:
         """The record of an artifact on images that no search saw, for the manifest.
 
         Raises:
-            CheckFailedError: the bound does not hold.
+            CheckFailedError: If the bound does not hold.
         """
 
     def record_without(self, accuracy: Any) -> dict[str, Any]:

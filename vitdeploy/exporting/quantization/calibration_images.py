@@ -62,12 +62,12 @@ class CalibrationImages:
         """The images whose SHA-256 of seed and name comes first.
 
         Args:
-            path: see `open_images`.
-            limit: how many, at most; None for all.
+            path: See `open_images`.
+            limit: How many, at most; None for all.
 
         Raises:
-            UsageError: the limit is no number of images.
-            InputError: there are no images.
+            UsageError: If the limit is no number of images.
+            InputError: If there are no images.
         """
         if limit is not None:
             check_count("calibration_images", limit)
@@ -152,8 +152,8 @@ class CalibrationImages:
         """Compare what the artifact gives for each image with what the reference gives, an entry an output.
 
         Args:
-            problem_type: of the model, whose logits have a best class in a single-label classifier alone.
-            one_by_one: whether the artifact must not take several images in one batch, because it quantizes a batch by
+            problem_type: Of the model, whose logits have a best class in a single-label classifier alone.
+            one_by_one: Whether the artifact must not take several images in one batch, because it quantizes a batch by
                 one range.
         """
         ranked = problem_type is ProblemType.SINGLE_LABEL
@@ -201,11 +201,11 @@ class CalibrationParts:
     """Images apart by what they are for.
 
     Attributes:
-        ranges: activations are measured on these.
-        choice: candidates are compared on these.
-        judge: the artifact is judged on these.
-        measured: those of the ranges and of the choice, whose activations the artifact's ranges hold.
-        held_out: whether no image is in two parts.
+        ranges: Activations are measured on these.
+        choice: Candidates are compared on these.
+        judge: The artifact is judged on these.
+        measured: Those of the ranges and of the choice, whose activations the artifact's ranges hold.
+        held_out: Whether no image is in two parts.
     """
 
     ranges: CalibrationImages

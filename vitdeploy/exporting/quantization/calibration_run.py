@@ -33,10 +33,10 @@ class QuantizationRun:
     """The reference, and the images that it and a quantized artifact run on.
 
     Attributes:
-        parts: which of them are for what.
-        cache: a folder that keeps what was measured on them; None for none.
-        accuracy: target of the search for layers that stay in float32; None where there is no bound.
-        held_out: the same on images that no search sees, on which the artifact is judged; None where there are none.
+        parts: Which of them are for what.
+        cache: A folder that keeps what was measured on them; None for none.
+        accuracy: Target of the search for layers that stay in float32; None where there is no bound.
+        held_out: The same on images that no search sees, on which the artifact is judged; None where there are none.
     """
 
     reference: Runtime
@@ -60,12 +60,12 @@ class QuantizationRun:
         """Read the images, and run the reference on those of the accuracy target.
 
         Args:
-            options: with calibration images, which serve for an accuracy bound where no others are named.
+            options: With calibration images, which serve for an accuracy bound where no others are named.
 
         Raises:
-            UsageError: an argument is wrong, or a bound does not fit the model.
-            InputError: there are no images, or they have no labels.
-            CheckpointError: the reference gives values that are not finite.
+            UsageError: If an argument is wrong, or a bound does not fit the model.
+            InputError: If there are no images, or they have no labels.
+            CheckpointError: If the reference gives values that are not finite.
         """
         asked = options.calibration
         if asked is None:
@@ -103,14 +103,14 @@ class QuantizationRun:
         """Measure the artifact on images that neither ranges nor the choice come from.
 
         Args:
-            artifact: with the options that it was made with.
-            bound: how near it must be to the reference; None for any nearness.
+            artifact: With the options that it was made with.
+            bound: How near it must be to the reference; None for any nearness.
 
         Returns:
             The record of it, for the manifest.
 
         Raises:
-            CheckFailedError: it is too far from the reference, or not accurate enough.
+            CheckFailedError: If it is too far from the reference, or not accurate enough.
         """
         name, judge, held_out = artifact.name, self.parts.judge, self.parts.held_out
         progress.step(f"comparing {name} with the reference on {len(judge.images)} images")

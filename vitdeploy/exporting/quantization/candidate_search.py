@@ -53,8 +53,8 @@ class ChoiceImages:
     the reference gives, in a fourth of its time.
 
     Attributes:
-        pixels: format of the images that the graphs take.
-        folder: for graphs' files, for a while.
+        pixels: Format of the images that the graphs take.
+        folder: For graphs' files, for a while.
     """
 
     images: CalibrationImages
@@ -85,8 +85,8 @@ class CandidateSearch:
     3. Another scheme, if its error is less than half.
 
     Attributes:
-        traced: the float32 graph, with shapes.
-        activations: measured on images that are not among `images`.
+        traced: The float32 graph, with shapes.
+        activations: Measured on images that are not among `images`.
     """
 
     traced: TracedGraph
@@ -99,9 +99,9 @@ class CandidateSearch:
         """The candidate to take.
 
         Args:
-            first: without smoothing.
-            smoothing: what is tried, in the order of the strength.
-            others: dynamic schemes, taken where they are much better.
+            first: Without smoothing.
+            smoothing: What is tried, in the order of the strength.
+            others: Dynamic schemes, taken where they are much better.
         """
         if len(smoothing) == 1 and not others:
             return dataclasses.replace(first, smooth=smoothing[0])

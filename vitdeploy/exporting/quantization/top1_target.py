@@ -32,7 +32,7 @@ class Top1Target:
     """See `AccuracyTarget`.
 
     Attributes:
-        bound: a MaxDrop or a MinAgreement.
+        bound: A MaxDrop or a MinAgreement.
         images: N of them.
         wanted: (N,) int32, the class of each: its label, or the reference's best class.
         right: (N,) whether the reference gives that class.
@@ -111,9 +111,9 @@ def open_top1_target(
     """Run the reference on the images; for MaxDrop, they have labels.
 
     Raises:
-        UsageError: the model gives no logits of an image, or none of them is the image's class.
-        InputError: there are no images, or they have no labels.
-        CheckpointError: the reference gives values that are not finite.
+        UsageError: If the model gives no logits of an image, or none of them is the image's class.
+        InputError: If there are no images, or they have no labels.
+        CheckpointError: If the reference gives values that are not finite.
     """
     names = [spec.name for spec in reference.outputs]
     if not any(spec.name == LOGITS and len(spec.shape) == 2 for spec in reference.outputs):
