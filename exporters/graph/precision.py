@@ -134,19 +134,19 @@ class _Casts:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def of(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         if value.dtype == dtype:
             return value
-        if (value, dtype) not in self._made:
+        if (value, dtype) not in self._casts:
             make = self._convert if value.is_initializer() else self._cast
-            self._made[value, dtype] = make(value, dtype, f"{value.name}_{dtype.name.lower()}")
-        return self._made[value, dtype]
+            self._casts[value, dtype] = make(value, dtype, f"{value.name}_{dtype.name.lower()}")
+        return self._casts[value, dtype]
 
     def drop_unused(self) -> None:
         """Drop the weights that are only used in another type now, which get their names."""
-        for (value, _), cast in self._made.items():
+        for (value, _), cast in self._casts.items():
             if value.is_initializer() and not value.uses():
                 for old in (value, cast):
                     del self._graph.initializers[str(old.name)]

@@ -52,7 +52,11 @@ def half_variants(source: Path | OpenedFile, precision: Precision) -> Variants:
 
 def _write_half(model: ir.Model, half: ir.DataType, kept: Collection[str], path: Path) -> None:
     twin = model.clone()
-    of_float16 = any(value.dtype == ir.DataType.FLOAT16 for value in (*twin.graph.inputs, *twin.graph.outputs))
-    io = ir.DataType.FLOAT16 if of_float16 else ir.DataType.FLOAT
+    io = ir.DataType.FLOAT16 if takes_half(twin) else ir.DataType.FLOAT
     set_precision(twin, half, io, {}, kept)
     write_onnx(emulated(twin, half), path)
+
+
+def takes_half(model: ir.Model) -> bool:
+    """Whether an input or an output of a graph is float16."""
+    return any(value.dtype == ir.DataType.FLOAT16 for value in (*model.graph.inputs, *model.graph.outputs))

@@ -93,7 +93,7 @@ class KernelCache:
             return file.read()
 
 
-def own_cache(backend: str, file: FileRecord, version: str, gpu: Gpu) -> Path | None:
+def default_cache(backend: str, file: FileRecord, version: str, gpu: Gpu) -> Path | None:
     """The file for an engine's compiled kernels in the user's cache; None where that cannot be written."""
     cache = user_cache()
     if cache is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.errors import BundleError
-from vitdeploy.runtimes.engine.cache import own_cache
+from vitdeploy.runtimes.engine.cache import default_cache
 from vitdeploy.runtimes.engine.compatibility import check_hardware, check_version, rebuild_line
 from vitdeploy.specs import TensorSpec
 from vitdeploy.trt.gpu import find_gpu
@@ -64,7 +64,7 @@ def opened_engine(
         path, artifact.inputs, artifact.outputs, content,
         host_code=artifact.options.get("version_compatible") is True,
         takes_weights=artifact.options.get("refit") is True,
-        cache=own_cache(backend, record, library.__version__, gpu) if compiles_on_target(library) else None,
+        cache=default_cache(backend, record, library.__version__, gpu) if compiles_on_target(library) else None,
     )  # fmt: skip
     if artifact.options.get("strip_weights") is not True:
         yield engine

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from vitdeploy._version import __version__
+from vitdeploy.cli.annotations import annotate
 from vitdeploy.cli.command import Group
 from vitdeploy.cli.process import Interrupted, end_on_signals, guard_streams, print_error
 from vitdeploy.errors import InputError
@@ -120,6 +121,7 @@ def _run(args: list[str] | None) -> int:
         return code if isinstance(code, int) else 0
     except click.ClickException as exc:
         exc.show()
+        annotate(exc.format_message())
         return exc.exit_code
     except SystemExit as exc:
         return print_error(exc) if isinstance(exc, Interrupted) else int(exc.code or 0)

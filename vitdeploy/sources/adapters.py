@@ -306,8 +306,8 @@ def _count_of_timm(config: Mapping[str, Any]) -> int:
 def _without(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
     """A config.json of timm without some keys, wherever it has them."""
 
-    def rest(values: Mapping[str, Any]) -> dict[str, Any]:
+    def kept(values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if key not in keys}
 
-    nested = {key: rest(config[key]) for key in ("pretrained_cfg", "model_args") if isinstance(config.get(key), dict)}
-    return rest(config) | nested
+    nested = {key: kept(config[key]) for key in ("pretrained_cfg", "model_args") if isinstance(config.get(key), dict)}
+    return kept(config) | nested

@@ -18,9 +18,9 @@ from vitdeploy.images.processor_options import ProcessorOptions
 from vitdeploy.sources.written_processor import (
     Extent,
     WrittenProcessor,
+    checkpoint_processor,
     given_processor,
     not_found,
-    own_processor,
     whole_image,
 )
 
@@ -35,7 +35,7 @@ _FLAGS = {"size": "resize"}
 
 
 @dataclasses.dataclass(frozen=True)
-class FoundProcessor:
+class RecordedProcessor:
     """An image processor.
 
     Attributes:
@@ -51,7 +51,7 @@ class FoundProcessor:
 
 def preset_processor(
     model: ViTConfig, options: ProcessorOptions | None, image_size: Extent | None = None, **hub: Any
-) -> FoundProcessor:
+) -> RecordedProcessor:
     """The image processor of a model with random weights; see `find_processor`."""
     written = WrittenProcessor(whole_image(model).to_dict(), ProcessorOrigin("preset"))
     if options is not None and options.source is not None:
@@ -67,7 +67,7 @@ def find_processor(
     model: ViTConfig,
     image_size: Extent | None = None,
     **hub: Any,
-) -> FoundProcessor:
+) -> RecordedProcessor:
     """The image processor of a checkpoint: the given one or else its own, with the settings of the options.
 
     Args:
@@ -90,9 +90,9 @@ def find_processor(
         given = given_processor(options.source, image_size, **hub)
         return _with_settings(given, options, image_size, model.num_channels)
     try:
-        written = own_processor(files, config, image_size, model)
+        written = checkpoint_processor(files, config, image_size, model)
         if written is None and base is not files:
-            written = own_processor(base, config, image_size, model)
+            written = checkpoint_processor(base, config, image_size, model)
             if written is not None and written.origin == ProcessorOrigin("checkpoint"):
                 written = dataclasses.replace(written, origin=ProcessorOrigin("base"))
         if written is not None:
@@ -110,7 +110,7 @@ def find_processor(
 
 def _with_settings(
     written: WrittenProcessor, options: ProcessorOptions, image_size: Extent | None, num_channels: int
-) -> FoundProcessor:
+) -> RecordedProcessor:
     """The processor with the settings of the options, then for another image size.
 
     Raises:
@@ -127,7 +127,7 @@ def _with_settings(
     stated = (*options.settings, *(() if image_size is None else ("image_size",)))
     origin = dataclasses.replace(written.origin, settings=tuple(dict.fromkeys((*written.origin.settings, *stated))))
     if not stated:
-        return FoundProcessor(processor, origin, dict(written.files) or _one_file(processor))
+        return RecordedProcessor(processor, origin, dict(written.files) or _one_file(processor))
     if image_size is not None and (options.size is not None or options.crop_size not in (None, False)):
         if processor.output_size != image_size:
             gives = "any size" if processor.output_size is None else _pixels(processor.output_size)
@@ -141,7 +141,7 @@ def _with_settings(
         processor = processor.resized(*image_size)
     if options.size is not None or options.crop_size is not None:
         _check_crop(processor)
-    return FoundProcessor(processor, origin, _one_file(processor))
+    return RecordedProcessor(processor, origin, _one_file(processor))
 
 
 def _one_file(processor: ImageProcessor) -> dict[str, bytes]:

@@ -45,7 +45,7 @@ class WrittenProcessor:
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
-def own_processor(
+def checkpoint_processor(
     files: CheckpointFiles, config: Mapping[str, Any], image_size: Extent | None, model: ViTConfig
 ) -> WrittenProcessor | None:
     """The processor that a checkpoint or an adapter brings; None where it has none.
@@ -80,7 +80,7 @@ def given_processor(source: str | os.PathLike[str], image_size: Extent | None, *
 
     Args:
         source: see `ProcessorOptions`.
-        image_size: see `own_processor`.
+        image_size: see `checkpoint_processor`.
         hub: options of `vitdeploy.sources.hub.resolve_processor`.
 
     Raises:

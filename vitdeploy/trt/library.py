@@ -94,7 +94,7 @@ def make_builder(trt: Any, name: str, logger: Any) -> Any:
     Raises:
         DeviceError: it needs a GPU, and there is none.
     """
-    return _made(trt.Builder, name, logger, "build")
+    return _create(trt.Builder, name, logger, "build")
 
 
 def make_runtime(trt: Any, name: str, logger: Any) -> Any:
@@ -103,10 +103,10 @@ def make_runtime(trt: Any, name: str, logger: Any) -> Any:
     Raises:
         DeviceError: it needs a GPU, and there is none.
     """
-    return _made(trt.Runtime, name, logger, "run")
+    return _create(trt.Runtime, name, logger, "run")
 
 
-def _made(kind: Any, name: str, logger: Any, verb: str) -> Any:
+def _create(kind: Any, name: str, logger: Any, verb: str) -> Any:
     try:
         return kind(logger)
     except (TypeError, RuntimeError) as exc:  # pybind11's answer to a null pointer

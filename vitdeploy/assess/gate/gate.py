@@ -69,13 +69,15 @@ class GateResult(Assessment):
 
     @property
     def status(self) -> str:
-        """The outcome: "failed" if a check is, else "skipped" if one is or there is none, else "passed"."""
+        """The outcome: "failed" if a check is, "passed" if every check is, else "skipped"."""
         return overall(check.status for check in self.checks)
 
     @property
     def check_results(self) -> tuple[CheckResult, ...]:
         """Every check, for a report."""
-        return tuple(CheckResult(check.subject, check.rule, check.status, check.message) for check in self.checks)
+        return tuple(
+            CheckResult(check.subject, check.rule, check.status, check.message, check.seconds) for check in self.checks
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {

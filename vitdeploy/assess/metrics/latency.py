@@ -143,7 +143,8 @@ class NotMeasured:
     """A backend that was not measured, at one batch size or (None) at all, and why.
 
     Attributes:
-        status: "failed" where its model gives NaN or infinite values, else "skipped".
+        status: "failed" where its model gives NaN or infinite values; "left out" where its package is not installed and
+            it was not asked for by name; else "skipped".
     """
 
     artifact: str
@@ -151,7 +152,7 @@ class NotMeasured:
     precision: str
     batch_size: int | None
     reason: str
-    status: Literal["failed", "skipped"] = "skipped"
+    status: Literal["failed", "skipped", "left out"] = "skipped"
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -183,7 +184,8 @@ class Benchmark(Assessment):
     @property
     def status(self) -> str:
         """The outcome: "failed" or "skipped" if a backend was, or nothing was measured; else "passed"."""
-        return overall([*(skipped.status for skipped in self.skipped), *("passed" for _ in self.latencies)])
+        counted = [skipped.status for skipped in self.skipped if skipped.status != "left out"]
+        return overall([*counted, *("passed" for _ in self.latencies)])
 
     @property
     def note(self) -> str:
