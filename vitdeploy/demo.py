@@ -39,13 +39,13 @@ class DemoResult:
     """The files and measurements of the demo.
 
     Attributes:
-        bundle: the folder.
-        path: of the report.
-        report: its content.
-        comparison: of all held-out images.
-        evaluation: of the same.
-        benchmark: at two batch sizes.
-        seconds: how long all of it took.
+        bundle: The folder.
+        path: Of the report.
+        report: Its content.
+        comparison: Of all held-out images.
+        evaluation: Of the same.
+        benchmark: At two batch sizes.
+        seconds: How long all of it took.
     """
 
     bundle: Path
@@ -71,16 +71,16 @@ def run_demo(output: str | os.PathLike[str], *, progress: Progress = SILENT) -> 
     """Export the embedded checkpoint, and assess it on the images that its training never saw.
 
     Args:
-        output: the folder for `bundle`, `images` (the labelled images) and `report.html`; those of an earlier demo are
+        output: The folder for `bundle`, `images` (the labelled images) and `report.html`; those of an earlier demo are
             replaced.
-        progress: told each step, and how far it has come.
+        progress: Told each step, and how far it has come.
 
     Raises:
-        MissingDependencyError: a library is not installed.
-        CheckFailedError: the exported artifact is not the same model.
-        OutputError: a file cannot be written.
-        UsageError: `output` is a bundle or lies in one, its `images` has other files, or the report would overwrite a
-            file of the demo's own bundle.
+        MissingDependencyError: If a library is not installed.
+        CheckFailedError: If the exported artifact is not the same model.
+        OutputError: If a file cannot be written.
+        UsageError: If `output` is a bundle or lies in one, its `images` has other files, or the report would overwrite
+            a file of the demo's own bundle.
     """
     from vitdeploy.assess.report.page import write_html  # its libraries are those of an extra
 

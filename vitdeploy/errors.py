@@ -44,12 +44,12 @@ class VitDeployError(Exception):
     """The root of the tree. `exit_code` is what the command line exits with.
 
     Args:
-        message: the problem, in one line.
-        what: the option, argument, key, tensor or field that is wrong, by the name that its user knows.
-        where: the file or folder it is in.
-        expected: the right value, or the right values.
-        found: the wrong value.
-        hint: the remedy, which ends the message.
+        message: The problem, in one line.
+        what: The option, argument, key, tensor or field that is wrong, by the name that its user knows.
+        where: The file or folder it is in.
+        expected: The right value, or the right values.
+        found: The wrong value.
+        hint: The remedy, which ends the message.
 
     Attributes: as the arguments; None where an error does not say.
     """
@@ -114,9 +114,9 @@ class MissingDependencyError(UnavailableError, ImportError):
     """An optional package is not installed.
 
     Args:
-        what: the feature that needs it, such as "the torch backend".
-        extra: the extra of vitdeploy that installs it.
-        instead: the alternative.
+        what: The feature that needs it, such as "the torch backend".
+        extra: The extra of vitdeploy that installs it.
+        instead: The alternative.
     """
 
     what: str

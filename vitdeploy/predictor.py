@@ -16,8 +16,10 @@ from vitdeploy.errors import BundleError, NotFiniteError, UsageError, check_coun
 from vitdeploy.images.open import image_name
 from vitdeploy.images.processor import ImageProcessor, as_batch
 from vitdeploy.runtimes import format_of, open_recorded
+from vitdeploy.runtimes.choice import choose
 from vitdeploy.specs import MOST_A_BATCH, PixelStage, Precision
 from vitdeploy.system.argument_types import typed
+from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -36,9 +38,9 @@ class Prediction:
     """An output of the model for an image.
 
     Attributes:
-        label: its name, such as that of a class.
-        index: its position among the logits.
-        score: from 0 to 1; of a regression, the value as the model gives it.
+        label: Its name, such as that of a class.
+        index: Its position among the logits.
+        score: From 0 to 1; of a regression, the value as the model gives it.
     """
 
     label: str
@@ -53,16 +55,17 @@ class Predictor:
     """A bundle, open with one backend. A context manager; `predict` may be called from several threads.
 
     Raises:
-        UsageError: the problem type is unknown.
+        UsageError: If the problem type is unknown.
 
     Attributes:
-        processor: images to what the runtime takes.
-        runtime: executes the artifact.
-        labels: class names in the order of the logits.
-        problem_type: how the logits are read; by default as transformers' pipeline does where `config.json` states
+        processor: Images to what the runtime takes.
+        runtime: Executes the artifact.
+        labels: Class names in the order of the logits.
+        problem_type: How the logits are read; by default as transformers' pipeline does where `config.json` states
             none: a sigmoid for one label, softmax for more.
-        details: what was opened: the bundle, its commit on the Hub, the task, and the files that were taken. Empty for
-            a predictor that was put together from its parts.
+        details: What was opened: the bundle, its commit on the Hub, the task, backend, precision, the artifacts that
+            could have been opened instead, and the files that were taken. Empty for a predictor that was put together
+            from its parts.
     """
 
     def __init__(
@@ -89,15 +92,15 @@ class Predictor:
         multi-label models and for those with one output; the logits themselves for a regression, which has no best.
 
         Args:
-            images: see `ImageProcessor`; none of them give no predictions.
-            top_k: how many classes an image, from 1 up; by default 5, or all of them where there are fewer. Not for a
+            images: See `ImageProcessor`; none of them give no predictions.
+            top_k: How many classes an image, from 1 up; by default 5, or all of them where there are fewer. Not for a
                 regression.
-            batch_size: images that go through the runtime together, from 1 up.
+            batch_size: Images that go through the runtime together, from 1 up.
 
         Raises:
-            UsageError: the model is no classifier, or an argument is wrong.
-            ImageError: an image cannot be read.
-            NotFiniteError: the model gives NaN or infinite logits for an image.
+            UsageError: If the model is no classifier, or an argument is wrong.
+            ImageError: If an image cannot be read.
+            NotFiniteError: If the model gives NaN or infinite logits for an image.
         """
         names = [spec.name for spec in self.runtime.outputs]
         if "logits" not in names:
@@ -150,7 +153,9 @@ class Predictor:
         if rows:
             names = [image_name(images[row], default=f"images[{first_index + row}]") for row in rows]
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            hint = "check the weights with vitdeploy compare"
+            hint = "compare it with the reference"
+            if "bundle" in self.details:
+                hint += f": {typed_line('compare', self.details['bundle'])}"
             if self.runtime.precision not in (None, Precision.FP32):
                 hint = f"try fp32 instead of {self.runtime.precision}, and {hint}"
             problem = f"the model gives NaN or infinite logits for {names[0]}{others}"
@@ -178,29 +183,31 @@ def _problem_type(given: ProblemType | str | None, num_labels: int) -> ProblemTy
 def load(
     path: str | os.PathLike[str],
     *,
-    backend: str = "onnxruntime",
-    precision: str = "fp32",
+    backend: str | None = None,
+    precision: str | None = None,
     device: str | None = None,
     **options: Any,
 ) -> Predictor:
     """Open a bundle for prediction. Every file that is used is verified first.
 
     Args:
-        path: the bundle.
+        path: The bundle.
         backend: "onnxruntime", "torch", ...
-        precision: of the artifact.
+        precision: Of the artifact. Where not both are named, the only artifact that fits; of several, ONNX Runtime's
+            before others, and fp32 before the rest.
         device: "cpu", "cuda" or "cuda:1"; by default "cpu", and "cuda" for an engine.
-        options: of the backend's runtime, such as `intra_op_threads` for onnxruntime.
+        options: Of the backend's runtime, such as `intra_op_threads` for onnxruntime.
 
     Raises:
-        BundleError: there is no bundle, or a file of it was altered.
-        UsageError: an argument is wrong.
-        MissingDependencyError: the backend's engine is not installed.
-        DeviceError: the device cannot be had.
+        BundleError: If there is no bundle, or a file of it was altered.
+        UsageError: If an argument is wrong.
+        MissingDependencyError: If the backend's engine is not installed.
+        DeviceError: If the device cannot be had.
     """
     bundle = Bundle.open(path)
     config, processor = bundle.read_config(), load_processor(bundle)
     labels, problem_type = config.labels, config.problem_type
+    backend, precision, others = choose(bundle, backend, precision)
     runtime = open_recorded(bundle, backend, options, precision=precision, device=device)
     try:
         check_fit(bundle, processor, runtime)
@@ -210,7 +217,10 @@ def load(
         runtime.close()
         raise
     files = [record.path for record in files_to_open(bundle, backend, precision)]
-    details = {"bundle": str(path), "task": bundle.manifest.task, "files": files}
+    details = {
+        "bundle": str(path), "task": bundle.manifest.task, "backend": backend, "precision": precision,
+        "other_artifacts": others, "files": files,
+    }  # fmt: skip
     return Predictor(processor, runtime, labels, problem_type, details=details)
 
 
@@ -227,7 +237,7 @@ def load_processor(bundle: Bundle) -> ImageProcessor:
     """The image processor of a bundle, from verified files.
 
     Raises:
-        BundleError: a file is missing, altered, or unknown to the manifest.
+        BundleError: If a file is missing, altered, or unknown to the manifest.
     """
     return ImageProcessor.from_files(bundle.path, bundle.read_config().files)
 

@@ -58,7 +58,7 @@ class GateCollector(pytest.Collector):
     def __init__(self, *, options: dict[str, Any], **node: Any) -> None:
         super().__init__(**node)
         self.options = options
-        self._found: dict[tuple[str, str], Check] | None = None
+        self._checks: dict[tuple[str, str], Check] | None = None
         self._error: Exception | None = None
 
     def collect(self) -> Iterator[GateItem]:
@@ -73,19 +73,19 @@ class GateCollector(pytest.Collector):
         """The result of one check."""
         if self._error is not None:  # of a gate that could not be held: it is not tried again for each check
             raise self._error
-        if self._found is None:
+        if self._checks is None:
             from vitdeploy.assess.gate.gate import gate
             from vitdeploy.errors import VitDeployError
 
             try:
                 result = gate(**self.options)
-                self._found = {(check.rule, check.subject): check for check in result.checks}
+                self._checks = {(check.rule, check.subject): check for check in result.checks}
                 if result.left_out is not None:
                     self.config.stash[_LEFT_OUT] = str(result.left_out)
             except VitDeployError as exc:
                 self._error = exc
                 raise
-        return self._found[key]
+        return self._checks[key]
 
 
 class GateItem(pytest.Item):

@@ -23,7 +23,14 @@ Axis = TypeVar("Axis", bound="int | str")
 MODES: dict[int, Mode] = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-class Precision(str, enum.Enum):
+class TextEnum(str, enum.Enum):
+    """Base of enumerations whose members are texts."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Precision(TextEnum):
     """The number format that an artifact computes in."""
 
     FP32 = "fp32"
@@ -32,22 +39,16 @@ class Precision(str, enum.Enum):
     INT8 = "int8"
     FP8 = "fp8"
 
-    def __str__(self) -> str:
-        return self.value
-
 
 QUANTIZED = (Precision.INT8, Precision.FP8)  # whose values are laid onto a scale
 
 
-class Task(str, enum.Enum):
+class Task(TextEnum):
     """The task that a model's head computes; the values are the Hugging Face Hub's task names where it has one."""
 
     CLASSIFICATION = "image-classification"
     FEATURES = "image-feature-extraction"
     MASKED_IMAGE_MODELING = "masked-image-modeling"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 _LARGEST_AXIS = 2**31 - 1  # of ONNX Runtime's and TensorRT's tensors
@@ -58,12 +59,12 @@ class AxisRange:
     """The sizes that a free axis may have.
 
     Attributes:
-        minimum: the smallest one.
-        optimum: the one to be fastest at.
-        maximum: the largest one; None where there is no limit.
+        minimum: The smallest one.
+        optimum: The one to be fastest at.
+        maximum: The largest one; None where there is no limit.
 
     Raises:
-        UsageError: they are no whole numbers that a tensor's axis can have, or not in this order.
+        UsageError: If they are no whole numbers that a tensor's axis can have, or not in this order.
     """
 
     minimum: int
@@ -96,7 +97,7 @@ class AxisRange:
         """Read the fields by their names.
 
         Raises:
-            KeyError, TypeError, UsageError: it is something else.
+            KeyError, TypeError, UsageError: If it is something else.
         """
         sizes = data["minimum"], data["optimum"], data["maximum"]
         if not all(type(size) is int for size in sizes[:2]) or type(sizes[2]) not in (int, type(None)):
@@ -133,10 +134,10 @@ class TensorSpec:
     """Name, element type and shape of one input or output.
 
     Attributes:
-        name: the tensor's name in the artifact.
-        dtype: numpy's name of the element type, such as "float32".
-        shape: one entry an axis: a size, or the name of an axis whose size is free. An axis name that occurs twice
-            in a call stands for one size.
+        name: The tensor's name in the artifact.
+        dtype: Numpy's name of the element type, such as "float32".
+        shape: One entry an axis: a size, or the name of an axis whose size is free. An axis name that occurs twice in a
+            call stands for one size.
     """
 
     name: str
@@ -154,7 +155,7 @@ class TensorSpec:
         """Read what `to_dict` gives.
 
         Raises:
-            KeyError, TypeError: it is something else.
+            KeyError, TypeError: If it is something else.
         """
         name, dtype, shape = data["name"], data["dtype"], tuple(data["shape"])
         if (
@@ -171,15 +172,12 @@ def attention_for(outputs: Iterable[str]) -> Literal["eager", "sdpa"]:
     return "eager" if any(name.startswith("attentions.") for name in outputs) else "sdpa"
 
 
-class PixelStage(str, enum.Enum):
+class PixelStage(TextEnum):
     """How far the image processor has gone with what a model takes; the model does the rest itself."""
 
     NORMALIZED = "normalized"  # all the way: float
     RESIZED = "resized"  # resized and cropped, not rescaled nor normalised: bytes
     DECODED = "decoded"  # gray, RGB or RGBA as it is in the file, in any size: bytes
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,12 +185,12 @@ class PixelFormat:
     """The format of an image that goes into a model.
 
     Attributes:
-        stage: what was done to it.
-        layout: the order of the axes: "nchw", or "nhwc" for (batch, height, width, channels).
-        dtype: numpy's name of the element type: "float32" or "float16" for normalised images, else "uint8".
+        stage: What was done to it.
+        layout: The order of the axes: "nchw", or "nhwc" for (batch, height, width, channels).
+        dtype: Numpy's name of the element type: "float32" or "float16" for normalised images, else "uint8".
 
     Raises:
-        UsageError: the layout or the type is none that the stage can have.
+        UsageError: If the layout or the type is none that the stage can have.
     """
 
     stage: PixelStage = PixelStage.NORMALIZED
@@ -229,7 +227,7 @@ class PixelFormat:
         """Read the fields by their names.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: If it is something else.
         """
         return cls(PixelStage(data["stage"]), data["layout"], data["dtype"])
 
@@ -247,22 +245,22 @@ class ExportSpec:
     """The artifact that an exporter makes.
 
     Attributes:
-        precision: what it computes in.
-        outputs: what it gives; see `vitdeploy.models.signature.output_names`. By default the head's outputs.
-        dynamic_image_size: whether it takes images of every size, interpolating positions itself; otherwise of the
+        precision: What it computes in.
+        outputs: What it gives; see `vitdeploy.models.signature.output_names`. By default the head's outputs.
+        dynamic_image_size: Whether it takes images of every size, interpolating positions itself; otherwise of the
             model's own, its position table a constant.
-        pixels: what it takes for an image.
-        io_dtype: the type of what it gives, "float32" or "float16".
-        opset: of an ONNX graph; None for the exporter's choice.
+        pixels: What it takes for an image.
+        io_dtype: The type of what it gives, "float32" or "float16".
+        opset: Of an ONNX graph; None for the exporter's choice.
         optimize: "onnxruntime" for an ONNX graph with that runtime's own operators; None for a portable one.
-        keep_fp32: nodes of the graph that stay float32 in a lower precision, by the names of their first outputs.
-        target: of int8 and fp8: what is to run the graph, "cpu" or "tensorrt"; None for the precision's first.
-        scheme: of int8: "dynamic" or "static"; None for the exporter's choice.
-        calibration: of int8 and fp8: the method by which ranges are chosen; None and "auto" for the exporter's choice.
-        reduce_range: of int8 on a CPU: whether weights have 7 bits, for processors that add products in 16 bits.
-        smooth_quant: of int8 and fp8: how much of what sets the channels of activations apart is moved into weights,
+        keep_fp32: Nodes of the graph that stay float32 in a lower precision, by the names of their first outputs.
+        target: Of int8 and fp8: what is to run the graph, "cpu" or "tensorrt"; None for the precision's first.
+        scheme: Of int8: "dynamic" or "static"; None for the exporter's choice.
+        calibration: Of int8 and fp8: the method by which ranges are chosen; None and "auto" for the exporter's choice.
+        reduce_range: Of int8 on a CPU: whether weights have 7 bits, for processors that add products in 16 bits.
+        smooth_quant: Of int8 and fp8: how much of what sets the channels of activations apart is moved into weights,
             from 0 to 1; "auto" for 0.65 where it has less error on images; "off" for nothing.
-        rest: of int8 and fp8 for TensorRT: what all that is not in 8 bits computes in, "fp16"; None for float32.
+        rest: Of int8 and fp8 for TensorRT: what all that is not in 8 bits computes in, "fp16"; None for float32.
     """
 
     precision: Precision = Precision.FP32

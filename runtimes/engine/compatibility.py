@@ -11,6 +11,7 @@ from typing import Any
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import Artifact
 from vitdeploy.errors import OtherHardwareError, UnavailableError, UsageError
+from vitdeploy.system.typed_lines import typed_line
 from vitdeploy.trt.gpu import Gpu
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -79,10 +80,10 @@ def choose_profile(profiles: Sequence[ProfileShapes], shapes: Shapes) -> int:
     """The number of the profile that takes these shapes, and is fastest nearest to them.
 
     Args:
-        profiles: the smallest, the best and the largest shape of each input.
+        profiles: The smallest, the best and the largest shape of each input.
 
     Raises:
-        UsageError: none takes them.
+        UsageError: If none takes them.
     """
     fitting = [
         index
@@ -115,7 +116,10 @@ def _runs_later(built: tuple[int, ...], here: tuple[int, ...]) -> bool:
 
 
 def _rebuild(bundle: Bundle, artifact: Artifact) -> str:
-    return (
-        f"build it here: vitdeploy export --to {artifact.format} --precision {artifact.precision} "
-        f"--output {bundle.path}"
-    )
+    return f"build it here: {rebuild_line(bundle, artifact)}"
+
+
+def rebuild_line(bundle: Bundle, artifact: Artifact) -> str:
+    """A line for a shell that builds an engine of the ONNX artifact in its bundle."""
+    options = ("--to", artifact.format, "--precision", artifact.precision, "-o", bundle.path)
+    return typed_line("export", *options)

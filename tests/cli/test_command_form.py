@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import pytest
-from command_line import run
+from command_line import parsed, run
 
 from vitdeploy.cli import cli
 from vitdeploy.cli.command import Command
@@ -49,17 +48,6 @@ def test_help_fits_80_columns_and_its_examples_can_be_typed(path: tuple[str, ...
         assert f"\n  vitdeploy {example}\n" in shown.out
         assert command is cli or example.startswith(" ".join(path))
         parsed(example)
-
-
-def parsed(line: str) -> dict[str, Any]:
-    """The parameters of a command, without its run."""
-    command: click.Command = cli
-    words = shlex.split(line.partition(" > ")[0])
-    while isinstance(command, click.Group):
-        found = command.get_command(click.Context(command), words.pop(0))
-        assert found is not None
-        command = found
-    return command.make_context(command.name, words).params
 
 
 def test_the_options_of_export_stand_in_groups() -> None:

@@ -154,7 +154,7 @@ def test_a_source_on_the_hub_is_named_with_its_commit(slim: Bundle) -> None:
     bundle = Bundle(slim.path, dataclasses.replace(slim.manifest, source=source))
     with raises(NoReferenceError) as caught:
         vitdeploy.compare(bundle)
-    assert f"vitdeploy export --model org/vit --revision {'f' * 40}" in str(caught.value)
+    assert f"vitdeploy export org/vit --revision {'f' * 40}" in str(caught.value)
 
 
 def test_golden_outputs_of_the_whole_take_its_place(both: Bundle, slim: Bundle, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from vitdeploy.files.opened import FileChangedError, FileDiffersError, OpenedFil
 from vitdeploy.files.regular_file import MOST_TEXT_BYTES, read_regular
 from vitdeploy.specs import PixelStage
 from vitdeploy.system.argument_types import typed
+from vitdeploy.system.typed_lines import typed_line
 
 EXPORT_AGAIN = "export the bundle again"
 
@@ -55,7 +56,7 @@ class Bundle:
             raise BundleError(f"{folder} cannot be read: {exc}", where=folder, hint="name another folder") from exc
         if not exists:
             message = f"{folder} is not a vitdeploy bundle (no {MANIFEST})"
-            raise BundleError(message, where=folder, hint="create one: vitdeploy export --model MODEL -o DIR")
+            raise BundleError(message, where=folder, hint=_bundle_instead(folder))
         file = folder / MANIFEST
         try:
             content = read_regular(file)
@@ -67,7 +68,7 @@ class Bundle:
         """The bundle at its place now, which holds the same model with the same image processor.
 
         Raises:
-            BundleChangedError: it holds another.
+            BundleChangedError: If it holds another.
             BundleError: as `open`.
         """
         now = Bundle.open(self.path)
@@ -80,7 +81,7 @@ class Bundle:
         """Read `config.json` and the image processor's files, once: later calls return the same value.
 
         Raises:
-            BundleError: one is missing or altered, or lies in the folder although the manifest does not name it; or
+            BundleError: If one is missing or altered, or lies in the folder although the manifest does not name it; or
                 `config.json` is not JSON.
         """
         if self._config is None:
@@ -122,8 +123,15 @@ class Bundle:
         raise UsageError(
             f"{self.path} has no artifact {format}-{precision}, only: {', '.join(names) or 'none'}",
             what="precision", where=self.path, expected=names, found=f"{format}-{precision}",
-            hint=f"make it: vitdeploy export --to {format} --precision {precision}",
+            hint=f"make it: {self.export_line('--to', format, '--precision', precision)}",
         )  # fmt: skip
+
+    def export_line(self, *options: object) -> str:
+        """A line for a shell that exports the model again with these options, into this bundle where it has weights."""
+        source = self.manifest.source
+        if self.manifest.has_reference:
+            return typed_line("export", self.path, *options, "-o", self.path)
+        return typed_line("export", source.id, *(("--revision", source.revision) if source.revision else ()), *options)
 
     def needed_for(self, artifact: Artifact) -> tuple[Artifact, ...]:
         """The artifacts that are opened to run one: a stripped engine takes its weights from the ONNX artifact."""
@@ -139,12 +147,12 @@ class Bundle:
         meanwhile. At the end of the block it is checked that none was written to.
 
         Args:
-            records: of the manifest.
-            by_name: see `opened_artifact`.
+            records: Of the manifest.
+            by_name: See `opened_artifact`.
 
         Raises:
-            BundleError: a file is missing, unreadable or altered.
-            BundleChangedError: the bundle was replaced since its manifest was read, or a file written to meanwhile.
+            BundleError: If a file is missing, unreadable or altered.
+            BundleChangedError: If the bundle was replaced since its manifest was read, or a file written to meanwhile.
         """
         names = {record.path: self.path / record.path for record in records} if by_name else None
         with self._open(records, names) as files:
@@ -155,8 +163,8 @@ class Bundle:
         """`opened` of an artifact's files; of several, by names in their folder, where the first finds the others.
 
         Args:
-            artifact: of the manifest.
-            by_name: whether the handles are to be the files' own paths, for a library that opens them again later; at
+            artifact: Of the manifest.
+            by_name: Whether the handles are to be the files' own paths, for a library that opens them again later; at
                 the end of the block they are checked to lead to the hashed content.
 
         Raises:
@@ -192,7 +200,7 @@ class Bundle:
 
         Raises:
             BundleError: as `read_config` and `opened_artifact`.
-            BundleChangedError: the bundle was replaced since its manifest was read.
+            BundleChangedError: If the bundle was replaced since its manifest was read.
         """
         self._config_records()
         with self.opened(self.manifest.files):
@@ -277,3 +285,15 @@ def _place(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
     except OSError:
         return None
     return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
+
+
+def _bundle_instead(path: Path) -> str:
+    """The remedy where a path is no bundle."""
+    around = next((parent for parent in path.parents if (parent / MANIFEST).is_file()), None)
+    if around is not None:
+        return f"name the bundle that it is in: {around}"
+    if (path / CONFIG).is_file():
+        return f"make one of this checkpoint: {typed_line('export', path)}"
+    if os.path.lexists(path):
+        return "name a folder that vitdeploy export wrote"
+    return f"make one: {typed_line('export', 'google/vit-base-patch16-224', '-o', path)}"

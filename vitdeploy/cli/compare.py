@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +21,7 @@ from vitdeploy.cli.progress import CommandProgress
 from vitdeploy.cli.reports import conclude_with, report_options
 from vitdeploy.cli.table import by_reason, details_option
 from vitdeploy.errors import UsageError
+from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     from vitdeploy.assess.compare.results import Comparison
@@ -35,8 +35,8 @@ class _Compare(Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for name in ("layers", "bisect", "sensitivity"):
             if f"--{name}" in (arg.partition("=")[0] for arg in args):
-                bundle = shlex.quote(args[0]) if not args[0].startswith("-") else "BUNDLE"
-                hint = f"use: vitdeploy debug {name} {bundle}"
+                words = args[:1] if not args[0].startswith("-") else []
+                hint = f"use: {typed_line(f'debug {name}', *words)}"
                 raise UsageError(f"compare has no --{name}", what=f"--{name}", hint=hint)
         return super().parse_args(ctx, args)
 

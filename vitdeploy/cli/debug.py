@@ -118,7 +118,7 @@ def kept_nodes(path: str) -> tuple[str, ...]:
     except OSError as exc:
         raise InputError(f"cannot read {path}: {exc.strerror}", where=path) from exc
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
-        hint = "make it: vitdeploy debug bisect --json"
+        hint = "name a file with what vitdeploy debug bisect --json printed"
         raise InputError(f"{path} has no list of nodes to keep", where=path, what="kept", hint=hint) from exc
     return names
 

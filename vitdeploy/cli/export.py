@@ -30,6 +30,7 @@ from vitdeploy.exporters import EXPORTERS, quantization_target
 from vitdeploy.exporting.graph_options import GraphOptions, spec_of
 from vitdeploy.exporting.options import Quantization, SourceOptions, ValidationOptions
 from vitdeploy.serving.triton_config import LABELED_OUTPUT
+from vitdeploy.system.typed_lines import typed_line
 from vitdeploy.trt.options import EngineOptions
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _PRECISIONS = sorted({precision for exporter in EXPORTERS.values() for precision
 def _difference(artifact: Artifact) -> str:
     checked = artifact.validation
     if not checked["outputs"]:
-        return f"{checked['status']}; there: vitdeploy verify --run"
+        return ""
     if checked.get("calibration_images"):
         return "; ".join(map(agreement, checked["calibration_images"]))
     worst = max(checked["outputs"], key=lambda output: output["max_relative"])
@@ -65,17 +66,14 @@ def _print_candidates(artifact: Artifact) -> None:
         if candidate["margin"]:
             ranges += f" + {candidate['margin']:.0%}"
         cosines = (candidate["mean_cosine"], candidate["p5_cosine"])  # which a regression has none of
-        figures = (_percent(candidate["error"]), *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines))
+        error = f"{float(candidate['error']):.2%}"
+        figures = (error, *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines))
         rows.append(("chosen" if candidate["chosen"] else "", candidate["scheme"], ranges, smooth, *figures))
     if rows:
         count = artifact.validation["calibration_parts"]["choice"]
         names = ("", "scheme", "ranges", "smoothing", "relative error", "mean cosine", "5th percentile")
         print_table(f"{artifact.name}: candidates on {count} images", names, rows)
         print_text(RULES)
-
-
-def _percent(value: float | str) -> str:
-    return f"{float(value):.2%}"
 
 
 def _print_nearness(artifact: Artifact) -> None:
@@ -133,7 +131,7 @@ def _print_accuracy(artifact: Artifact) -> None:
 @option(
     "--to", "formats", multiple=True, default=["onnx"], show_default=True, group=_OUTPUT,
     type=Choice(EXPORTERS, synonyms.FORMATS, synonyms.FORMAT_HINTS),
-    callback=lambda _context, _option, names: tuple(dict.fromkeys(names)), help="Format; may be repeated.",
+    help="Format; may be repeated.",
 )  # fmt: skip
 @option(
     "-o",
@@ -200,6 +198,7 @@ def export(
     if checkpoint is not None and model is not None:
         raise UsageError("give the model as MODEL or with --model", what="model", found=(checkpoint, model))
     model, precision = model if checkpoint is None else checkpoint, _precision(precision, flags)
+    formats = tuple(dict.fromkeys(formats))
     source, graph, validation = source or SourceOptions(), graph or GraphOptions(), validation or ValidationOptions()
     _check_model(model, source, formats, output)
     if keep_fp32_from is not None:
@@ -234,11 +233,14 @@ def export(
         shown = {} if triton is None else {"triton": [written.to_dict() for written in models]}
         print_json({"bundle": str(bundle.path), **bundle.manifest.to_dict(), **shown})
         return
-    rows = []
+    rows, notes = [], []
     for artifact in (bundle.artifact(to, precision) for to in formats):
         nearness = _difference(artifact)
+        if not nearness:
+            run_there = typed_line("verify", bundle.path, "--run")
+            notes.append(f"{artifact.name} was {artifact.validation['status']}; there: {run_there}")
         rows += [(artifact.name, file.path, f"{file.size_bytes / 1e6:.1f} MB", nearness) for file in artifact.files]
-    print_table(str(bundle.path), ("artifact", "file", "size", "difference from the reference"), rows)
+    print_table(str(bundle.path), ("artifact", "file", "size", "difference from the reference"), rows, notes)
     for artifact in (bundle.artifact(to, precision) for to in formats):
         _print_candidates(artifact)
         _print_nearness(artifact)

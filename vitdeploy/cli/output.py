@@ -73,7 +73,7 @@ image_limit_option = option(
 
 def print_json(data: Any) -> None:
     """Print strict JSON, in ASCII: a number that is not finite becomes null."""
-    _write(json.dumps(_strict(data), indent=2, allow_nan=False))
+    print(json.dumps(_strict(data), indent=2, allow_nan=False), flush=True)
 
 
 def print_table(
@@ -82,7 +82,7 @@ def print_table(
     """Print a table, and below it notes, such as why something was skipped; see `vitdeploy.cli.table`."""
     if not is_quiet():
         cells = [[printable(str(cell)) for cell in row] for row in rows]
-        _write(table.rendered(printable(title), columns, cells))
+        print(table.rendered(printable(title), columns, cells), flush=True)
         for note in notes:
             print_text(note)
 
@@ -101,9 +101,9 @@ def print_left_out(left_out: LeftOut | None) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print lines of text, which on a terminal are broken between words."""
+    """Print lines of text, which on a terminal are broken between words; see `vitdeploy.cli.process.guard_streams`."""
     if not is_quiet():
-        _write(table.wrapped(printable(text), table.terminal_width()))
+        print(table.wrapped(printable(text), table.terminal_width()), flush=True)
 
 
 def pairs(values: Mapping[str, object]) -> str:
@@ -155,10 +155,6 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
     )
-
-
-def _write(text: str) -> None:
-    print(text, flush=True)  # see `vitdeploy.cli.process.guard_streams`
 
 
 def _strict(value: Any) -> Any:

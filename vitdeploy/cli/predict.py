@@ -22,17 +22,14 @@ from vitdeploy.runtimes import BACKENDS
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @option(
     "--backend",
-    default="onnxruntime",
-    show_default=True,
     type=click.Choice(list(BACKENDS)),
     metavar="NAME",
-    help=f"One of {', '.join(BACKENDS)}.",
+    help=f"One of {', '.join(BACKENDS)}. Default: the one that runs the artifact.",
 )
 @option(
     "--precision",
-    default="fp32",
-    show_default=True,
     callback=lambda _context, _option, name: synonyms.PRECISIONS.get(name, name),
+    help="Precision of the artifact. Default: the only one; of several, ONNX before others, and fp32 before the rest.",
 )
 @option("--device", callback=read_device, help="cpu, cuda or cuda:1; cpu by default, cuda for an engine.")
 @option("--revision", group="Hub", help="Branch, tag or commit of a bundle on the Hub.")
@@ -43,8 +40,8 @@ from vitdeploy.runtimes import BACKENDS
 def predict(
     bundle: str,
     images: tuple[str, ...],
-    backend: str,
-    precision: str,
+    backend: str | None,
+    precision: str | None,
     device: str | None,
     revision: str | None,
     token: str | None,
@@ -64,8 +61,8 @@ def predict(
 
     with load(bundle, backend=backend, precision=precision, device=device, revision=revision, token=token) as predictor:
         results = predictor.predict(list(images), top_k=top_k)
-        details, problem_type = predictor.runtime.details, predictor.problem_type
-        commit = predictor.details.get("revision")
+        details, problem_type, opened = predictor.runtime.details, predictor.problem_type, predictor.details
+    commit, backend, precision = opened.get("revision"), opened["backend"], opened["precision"]
     if as_json:
         print_json(
             {
@@ -82,6 +79,7 @@ def predict(
             }
         )
         return
+    others = opened["other_artifacts"]
     score, form = ("value", ".6g") if problem_type is ProblemType.REGRESSION else ("score", ".4f")
     rows = [
         (image if rank == 0 else "", prediction.label, f"{prediction.score:{form}}")
@@ -92,4 +90,5 @@ def predict(
         f"{bundle}{'' if commit is None else f'@{commit[:7]}'} on {backend} {precision}",
         ("image", "label", score),
         rows,
+        notes=[f"also in the bundle: {', '.join(others)} (--backend, --precision)"] if others else [],
     )

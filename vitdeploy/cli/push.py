@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from vitdeploy.cli.command import command, option
 from vitdeploy.cli.output import PATH, json_option, print_json, print_text
 from vitdeploy.cli.progress import CommandProgress
 
@@ -14,17 +15,17 @@ _CARDS = {
 }
 
 
-@click.command()
+@command(examples=("push vit my-name/vit-onnx", "push vit my-org/vit-onnx --private --message 'int8 added'"))
 @click.argument("bundle", type=PATH)
 @click.argument("name")
-@click.option("--revision", help="Branch, which is made where there is none.  [default: main]")
-@click.option(
+@option("--revision", help="Branch, which is made where there is none.  [default: main]")
+@option(
     "--private/--public", "private", default=None,
     help="Visibility of a new repository; by default as the Hub has it for NAME's owner.",
 )  # fmt: skip
-@click.option("--token", envvar="HF_TOKEN", help="Hub token that may write.  [env: HF_TOKEN; default: hf auth login]")
-@click.option("--message", help="Commit message.")
-@click.option("--replace-card", is_flag=True, help="Write the model card anew where the repository has a README.md.")
+@option("--token", envvar="HF_TOKEN", help="Hub token that may write.  [env: HF_TOKEN; default: hf auth login]")
+@option("--message", help="Commit message.")
+@option("--replace-card", is_flag=True, help="Write the model card anew where the repository has a README.md.")
 @json_option
 def push(
     bundle: str,

@@ -12,6 +12,7 @@ from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.manifest import MANIFEST
 from vitdeploy.errors import BundleError, NoReferenceError, UsageError
 from vitdeploy.predictor import Predictor, files_to_open
+from vitdeploy.runtimes.choice import choose
 from vitdeploy.sources.file_choice import Choice, Files
 from vitdeploy.sources.hub import from_hub
 from vitdeploy.system.argument_types import typed
@@ -21,8 +22,8 @@ from vitdeploy.system.argument_types import typed
 def load(
     path: str | os.PathLike[str],
     *,
-    backend: str = "onnxruntime",
-    precision: str = "fp32",
+    backend: str | None = None,
+    precision: str | None = None,
     device: str | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -35,21 +36,22 @@ def load(
     with HF_HUB_OFFLINE=1. `Predictor.details` names the commit and the files.
 
     Args:
-        path: the bundle's folder; or its Hub id, such as "org/vit-digits-bundle", where no folder has that name.
+        path: The bundle's folder; or its Hub id, such as "org/vit-digits-bundle", where no folder has that name.
         backend: "onnxruntime", "torch", ...
-        precision: of the artifact.
+        precision: Of the artifact. Where not both are named, the only artifact that fits; of several, ONNX Runtime's
+            before others, and fp32 before the rest.
         device: "cpu", "cuda" or "cuda:1"; by default "cpu", and "cuda" for an engine.
-        revision: a branch, tag or commit on the Hub.
-        token: for a private or gated repository; by default the one of `hf auth login`.
-        options: of the backend's runtime, such as `intra_op_threads` for onnxruntime.
+        revision: A branch, tag or commit on the Hub.
+        token: For a private or gated repository; by default the one of `hf auth login`.
+        options: Of the backend's runtime, such as `intra_op_threads` for onnxruntime.
 
     Raises:
-        BundleError: there is no bundle, or a file of it was altered.
-        CheckpointError: the Hub has no such repository or revision, or a file came damaged.
-        HubError: the Hub refuses, or cannot be reached and the cache has no complete copy.
-        UsageError: an argument is not what it must be.
-        MissingDependencyError: the backend's engine is not installed; or huggingface_hub, for a Hub id.
-        DeviceError: the device cannot be had.
+        BundleError: If there is no bundle, or a file of it was altered.
+        CheckpointError: If the Hub has no such repository or revision, or a file came damaged.
+        HubError: If the Hub refuses, or cannot be reached and the cache has no complete copy.
+        UsageError: If an argument is not what it must be.
+        MissingDependencyError: If the backend's engine is not installed; or huggingface_hub, for a Hub id.
+        DeviceError: If the device cannot be had.
     """
     opening = {"backend": backend, "precision": precision, "device": device, **options}
     if not is_hub_id(path):
@@ -60,14 +62,16 @@ def load(
             )  # fmt: skip
         return predictor.load(path, **opening)
 
-    def choose(files: Files) -> Choice:
+    def choose_files(files: Files) -> Choice:
         manifest = _located(files, MANIFEST)
-        records = files_to_open(Bundle.open(manifest.parent), backend, precision)
+        bundle = Bundle.open(manifest.parent)
+        chosen = choose(bundle, backend, precision)
+        records = files_to_open(bundle, chosen.backend, chosen.precision)
         return Choice((manifest, *(_located(files, record.path) for record in records)))
 
     name = os.fspath(path)
     try:
-        download = from_hub(name, choose, revision=revision, token=token)
+        download = from_hub(name, choose_files, revision=revision, token=token)
         opened = predictor.load(download.folder, **opening)
     except (UsageError, NoReferenceError) as exc:
         if exc.where is None:

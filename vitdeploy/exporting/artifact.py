@@ -49,9 +49,9 @@ class ArtifactRequest:
     """An artifact to be made.
 
     Attributes:
-        model: a Hub id or a path; None for random weights, or what a bundle holds.
-        spec: what it is to be, by `graph` and `quantization`.
-        quantization: how int8 and fp8 are made.
+        model: A Hub id or a path; None for random weights, or what a bundle holds.
+        spec: What it is to be, by `graph` and `quantization`.
+        quantization: How int8 and fp8 are made.
     """
 
     model: str | Path | None
@@ -89,14 +89,14 @@ def add_artifact(request: ArtifactRequest, place: Path, *, progress: Progress = 
     """Export the reference, prove that the artifact is the same model, and keep both in a bundle.
 
     Args:
-        place: the bundle's folder, absolute, which stays as it is on any failure.
+        place: The bundle's folder, absolute, which stays as it is on any failure.
 
     Raises:
-        UsageError: the exporter cannot make this artifact, or it would replace one that was quantized for another
+        UsageError: If the exporter cannot make this artifact, or it would replace one that was quantized for another
             target.
-        CheckpointError: the checkpoint cannot be used, or the reference gives values that are not finite.
-        CheckFailedError: the artifact differs from the reference.
-        OutputError: the bundle cannot be written.
+        CheckpointError: If the checkpoint cannot be used, or the reference gives values that are not finite.
+        CheckFailedError: If the artifact differs from the reference.
+        OutputError: If the bundle cannot be written.
     """
     from vitdeploy.models.checkpoint import save_model
 

@@ -51,16 +51,16 @@ def add_engine(
     Elsewhere the manifest says that it has not run yet; see `prove_engines`.
 
     Args:
-        bundle: the bundle; it stays as it is on any failure.
+        bundle: The bundle; it stays as it is on any failure.
         to: "tensorrt" or "tensorrt-rtx".
 
     Raises:
-        UsageError: an option is wrong, or not the library's; or there is no such ONNX artifact, or it
-            cannot be an engine's.
-        UnavailableError: the library is not installed, or needs a GPU that is not there.
-        CheckFailedError: it refuses the graph, or the engine is another model or fails on this GPU; nothing was
+        UsageError: If an option is wrong, or not the library's; or there is no such ONNX artifact, or it cannot be an
+            engine's.
+        UnavailableError: If the library is not installed, or needs a GPU that is not there.
+        CheckFailedError: If it refuses the graph, or the engine is another model or fails on this GPU; nothing was
             written.
-        OutputError: the bundle cannot be written.
+        OutputError: If the bundle cannot be written.
     """
     from vitdeploy.exporters.engine.build import EngineRequest
 
@@ -147,7 +147,7 @@ def _proven(
     """The engine, compared with the reference where a GPU of this machine is what it was built for.
 
     Raises:
-        CheckFailedError: it fails there, or is another model.
+        CheckFailedError: If it fails there, or is another model.
     """
     why: UnavailableError
     try:

@@ -25,7 +25,8 @@ from vitdeploy.errors import (
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.exporting.options import ValidationOptions
 from vitdeploy.exporting.validation import prove, samples
-from vitdeploy.files.atomic import exclusive, write_file
+from vitdeploy.files.atomic import write_file
+from vitdeploy.files.locks import locked
 from vitdeploy.models.config import ViTConfig
 from vitdeploy.predictor import load_processor
 from vitdeploy.runtimes import open_recorded
@@ -79,15 +80,15 @@ def prove_engine(
     """Compare an engine with the reference, at the limits of its profiles and where they are fastest.
 
     Args:
-        engine: is closed.
-        of: where the reference is.
+        engine: Is closed.
+        of: Where the reference is.
 
     Returns:
         The record of it, for the manifest.
 
     Raises:
-        CheckFailedError: it is another model.
-        MissingDependencyError: there is neither torch nor onnxruntime.
+        CheckFailedError: If it is another model.
+        MissingDependencyError: If there is neither torch nor onnxruntime.
     """
     with engine as runtime:
         progress.step(f"comparing {artifact.name} with the reference")
@@ -117,18 +118,18 @@ def prove_engines(
     What is proven is written at once, and one that fails, or cannot run here, keeps no other from being proven.
 
     Args:
-        names: of the artifacts; by default all that are pending.
-        validation: how to compare; the tolerance is by default that of the export.
+        names: Of the artifacts; by default all that are pending.
+        validation: How to compare; the tolerance is by default that of the export.
 
     Returns:
         The bundle, and the names of the engines that were proven.
 
     Raises:
-        UsageError: there is no such engine.
-        CheckFailedError: one differs from the reference.
-        InputError: none does, and what one needs is damaged, or an image.
-        UnavailableError: one cannot run here.
-        OutputError: the manifest cannot be written.
+        UsageError: If there is no such engine.
+        CheckFailedError: If one differs from the reference.
+        InputError: If none does, and what one needs is damaged, or an image.
+        UnavailableError: If one cannot run here.
+        OutputError: If the manifest cannot be written.
     """
     waiting = {artifact.name: artifact for artifact in bundle.manifest.artifacts if is_pending(artifact)}
     for name in names:
@@ -165,9 +166,9 @@ def _written(bundle: Bundle, proven: Artifact) -> Bundle:
     """The bundle as it is now, with what was proven of the very files that it names.
 
     Raises:
-        BundleError: it names others now.
+        BundleError: If it names others now.
     """
-    with exclusive(bundle.path.resolve()):
+    with locked(bundle.path.resolve().parent):
         now = Bundle.open(bundle.path)
         if proven.files not in [artifact.files for artifact in now.manifest.artifacts if artifact.name == proven.name]:
             raise BundleError(

@@ -23,7 +23,7 @@ class GraphOptions:
     """Inputs, outputs and form of the graph.
 
     Raises:
-        UsageError: an option is wrong, or two of them contradict each other.
+        UsageError: If an option is wrong, or two of them contradict each other.
     """
 
     opset: int | None = option(None, "ONNX opset.", limits=(OPSETS.start, OPSETS.stop - 1), unset="20, and 21 for fp8")
@@ -74,7 +74,8 @@ class GraphOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
-        object.__setattr__(self, "image_size", _read_size(self.image_size))
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", _read_size(self.image_size))
         sizes: Any = self.image_size
         if self.bounds is not None and any(list(edges) != sorted(edges) for edges in zip(*sizes, strict=True)):
             raise UsageError(
@@ -137,7 +138,7 @@ def spec_of(
     """The artifact that these ask for; for an engine, the ONNX artifact that it is built from.
 
     Raises:
-        UsageError: an option is not for this format or precision.
+        UsageError: If an option is not for this format or precision.
     """
     asked = {**changed(graph), **({} if quantization is None else changed(quantization))}
     exporter = find_exporter(to, precision, asked)
@@ -172,18 +173,8 @@ def spec_of(
     )
 
 
-def check_scheme(spec: ExportSpec, *, calibrated: bool) -> None:
-    """Raise UsageError before anything is measured, unless int8 or fp8 can be what the options ask for."""
-    from vitdeploy.exporters.quantization.schemes.lookup import scheme_for
-
-    if spec.precision in QUANTIZED:
-        scheme_for(spec, calibrated=calibrated)
-
-
 def _read_size(size: Any) -> Any:
-    """(height, width), or three of them; None for None."""
-    if size is None:
-        return None
+    """(height, width), or three of them."""
     if isinstance(size, (tuple, list)) and len(size) == 3:
         return tuple(_pair(edge) for edge in size)
     return _pair(size)

@@ -31,7 +31,7 @@ class Calibration:
     the last quarter. Of fewer than 16 images all serve for everything, and nothing is compared.
 
     Raises:
-        UsageError: an option is wrong.
+        UsageError: If an option is wrong.
     """
 
     images: PathLike = option(
@@ -77,7 +77,7 @@ class MaxDrop:
     """Largest loss of top-1 accuracy on labelled images against the reference, such as 0.5%.
 
     Attributes:
-        limit: a share from 0, below 1; 0.005 and "0.5%" are the same.
+        limit: A share from 0, below 1; 0.005 and "0.5%" are the same.
     """
 
     limit: float
@@ -94,7 +94,7 @@ class MinAgreement:
     """Smallest share of images whose best class is the reference's, such as 99%; no labels are needed.
 
     Attributes:
-        limit: a share above 0, up to 1; 0.99 and "99%" are the same.
+        limit: A share above 0, up to 1; 0.99 and "99%" are the same.
     """
 
     limit: float
@@ -113,7 +113,7 @@ class MinCosine:
     It is that of the pooled output and the CLS token, or of a classifier's logits.
 
     Attributes:
-        limit: above 0, below 1; 0.99 and "99%" are the same.
+        limit: Above 0, below 1; 0.99 and "99%" are the same.
     """
 
     limit: float
@@ -139,7 +139,7 @@ class Quantization:
     it too. Of fewer than 16 images none is held out.
 
     Raises:
-        UsageError: an option is wrong, or needs another one.
+        UsageError: If an option is wrong, or needs another one.
     """
 
     calibration: Calibration | None = option(None, "Images to calibrate on.", nested=Calibration)
@@ -216,7 +216,7 @@ class SourceOptions:
     """Where a checkpoint comes from, and how it is read.
 
     Raises:
-        UsageError: an option is wrong.
+        UsageError: If an option is wrong.
     """
 
     task: Task | str | None = option(
@@ -260,7 +260,7 @@ class ValidationOptions:
     `vitdeploy.assess.metrics.cosine_bound`.
 
     Raises:
-        UsageError: an option is wrong.
+        UsageError: If an option is wrong.
     """
 
     images: PathLike | None = option(

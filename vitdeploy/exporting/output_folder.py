@@ -23,15 +23,16 @@ def place_of(
     itself, or something else that is no bundle, or would hide a Hub id without an organization.
 
     Args:
-        output: the folder; None for the default.
-        model: what is exported, as `vitdeploy.sources.hub.resolve` takes it; None for random weights, or the bundle's
+        output: The folder; None for the default.
+        model: What is exported, as `vitdeploy.sources.hub.resolve` takes it; None for random weights, or the bundle's
             own.
-        random_weights: the preset; None where a model is named.
+        random_weights: The preset; None where a model is named.
 
     Raises:
-        CheckpointError: `model` is a path that does not exist.
-        OutputError: the folder cannot be written.
-        UsageError: it is neither absent nor empty nor a bundle, or is below a file, or in the checkpoint or around it.
+        CheckpointError: If `model` is a path that does not exist.
+        OutputError: If the folder cannot be written.
+        UsageError: If it is neither absent nor empty nor a bundle, or is below a file, or in the checkpoint or around
+            it.
     """
     checkpoint = None if model is None else local_path(model)
     if output is not None:
@@ -93,8 +94,8 @@ def check_repository(repository: str | os.PathLike[str], model: str | Path) -> N
     """Raise UsageError where Triton's models would be written into the checkpoint, which stays as it is.
 
     Args:
-        repository: the folder that Triton is given.
-        model: what is exported, as `vitdeploy.sources.hub.resolve` takes it.
+        repository: The folder that Triton is given.
+        model: What is exported, as `vitdeploy.sources.hub.resolve` takes it.
     """
     checkpoint = local_path(model)
     if (

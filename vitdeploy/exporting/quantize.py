@@ -48,17 +48,17 @@ def export_model(
     """Write an artifact of a model: trace, quantize, observe, write.
 
     Args:
-        model: the reference, in float32.
-        samples: images on which the magnitude of values is observed, where the precision depends on it.
-        run: of int8 and fp8, the calibration images; None where there are none.
+        model: The reference, in float32.
+        samples: Images on which the magnitude of values is observed, where the precision depends on it.
+        run: Of int8 and fp8, the calibration images; None where there are none.
 
     Returns:
         The artifact, and what was measured to choose how it is quantized, for the manifest.
 
     Raises:
-        UsageError: an option does not fit the model or another option.
-        CheckFailedError: a value is not finite on the images, or the artifact is not accurate enough.
-        OSError: a file cannot be written.
+        UsageError: If an option does not fit the model or another option.
+        CheckFailedError: If a value is not finite on the images, or the artifact is not accurate enough.
+        OSError: If a file cannot be written.
     """
     scheme: Scheme | None = None
     measured: dict[str, Any] = {}
@@ -98,16 +98,16 @@ def quantize_graph(
     """Quantize a float32 graph in place: calibrate, choose a candidate, and the layers that stay in float32.
 
     Args:
-        scheme: another one is taken where the artifact's names none, and it is much nearer to the reference.
-        run: the calibration images; None where there are none.
-        folder: for graphs' files, for a while.
+        scheme: Another one is taken where the artifact's names none, and it is much nearer to the reference.
+        run: The calibration images; None where there are none.
+        folder: For graphs' files, for a while.
 
     Returns:
         The graph, and what was measured to choose, for the manifest.
 
     Raises:
-        UsageError: there is nothing to quantize, or to smooth, or no such node to keep.
-        CheckFailedError: a value is not finite on the images, or no choice is accurate enough.
+        UsageError: If there is nothing to quantize, or to smooth, or no such node to keep.
+        CheckFailedError: If a value is not finite on the images, or no choice is accurate enough.
     """
     from onnx_ir.passes.common import ShapeInferencePass
 
@@ -133,7 +133,7 @@ def quantize_graph(
         # Of few images as of smoothing: what no image tells, a margin may as well harm.
         margin = MARGIN if scheme.static is not None and run.parts.held_out and auto else 0
         method = "minmax" if auto else spec.calibration
-        images = ChoiceImages(run.parts.choice, traced, folder, run.problem_type)
+        images = ChoiceImages(run.parts.choice, traced.pixels, folder, run.problem_type)
         search = CandidateSearch(traced, Activations(seen), images, progress)
         # Compared by the extremes, which are there: a histogram takes a pass over all images for each smoothing.
         first = Candidate(scheme, None if scheme.static is None else "minmax", margin=margin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.assess.data.images import feeds, fingerprint, synthetic_images
@@ -35,6 +36,7 @@ BATCHES = ([0], [1, 2], [0, 1, 2, 0])
 OTHER_SIZE_BATCHES = ([0], [1, 2])  # where every image size is taken
 LARGEST_SIZE_BATCHES = ([0], [1])  # whose attention may take gigabytes an image
 OF_ONE = ([0], [0, 0])  # where no other image has its size
+_REQUIRED_TOLERANCE = operator.attrgetter("required_tolerance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +44,9 @@ class Sample:
     """Images that can be compared together.
 
     Attributes:
-        images: of one size, as they are or as the processor makes them.
-        processor: what makes the artifact's input of them.
-        batches: by their index.
+        images: Of one size, as they are or as the processor makes them.
+        processor: What makes the artifact's input of them.
+        batches: By their index.
     """
 
     images: Sequence[Any]
@@ -67,10 +69,10 @@ def samples(
     """Images to compare on, in each of the sizes to compare at: the usual one first.
 
     Args:
-        axes: the sizes that the artifact takes; none where it takes the model's own alone.
-        stage: of the images that the artifact takes.
-        images: those of a folder, of which the first are used; None for synthetic ones.
-        sizes: the (height, width) to compare at; by default three, where the artifact takes several.
+        axes: The sizes that the artifact takes; none where it takes the model's own alone.
+        stage: Of the images that the artifact takes.
+        images: Those of a folder, of which the first are used; None for synthetic ones.
+        sizes: The (height, width) to compare at; by default three, where the artifact takes several.
     """
     native = processor.output_size or config.image_size
     if stage is PixelStage.DECODED:
@@ -152,16 +154,16 @@ def prove(
     """Compare an artifact with the reference, in the batches of the samples.
 
     Args:
-        images: see `samples`.
-        expected: what the reference gives for each of them.
-        tolerance: largest difference allowed, relative to each output's largest value; None for any that is finite.
-        cosine: how near each output must be at every image size; None for any nearness.
+        images: See `samples`.
+        expected: What the reference gives for each of them.
+        tolerance: Largest difference allowed, relative to each output's largest value; None for any that is finite.
+        cosine: How near each output must be at every image size; None for any nearness.
 
     Returns:
         The record of it, for the manifest.
 
     Raises:
-        CheckFailedError: the difference is larger.
+        CheckFailedError: If the difference is larger.
     """
     pixel_values = [sample.pixel_values(runtime.pixels) for sample in images]
     measured = [
@@ -170,10 +172,9 @@ def prove(
     ]
     # Of each output, its difference at the image size where that is largest.
     differences = [
-        max((outcome for outcome, _ in of_one), key=lambda outcome: outcome.required_tolerance)
-        for of_one in zip(*measured, strict=True)
+        max((outcome for outcome, _ in of_one), key=_REQUIRED_TOLERANCE) for of_one in zip(*measured, strict=True)
     ]
-    worst = max(differences, key=lambda difference: difference.required_tolerance)
+    worst = max(differences, key=_REQUIRED_TOLERANCE)
     if not worst.finite:
         raise CheckFailedError(
             f"{worst.output} of {name} is not finite, so nothing was written: values exceed what its type holds",

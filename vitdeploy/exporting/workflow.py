@@ -17,9 +17,10 @@ from vitdeploy.exporters import EXPORTERS, export_function
 from vitdeploy.exporters.engine.build import check_request
 from vitdeploy.exporting.artifact import ArtifactRequest, add_artifact
 from vitdeploy.exporting.engine import add_engine
-from vitdeploy.exporting.graph_options import GraphOptions, check_scheme, spec_of
+from vitdeploy.exporting.graph_options import GraphOptions, spec_of
 from vitdeploy.exporting.options import PathLike, Quantization, SourceOptions, ValidationOptions
 from vitdeploy.exporting.output_folder import place_of
+from vitdeploy.specs import QUANTIZED
 from vitdeploy.system.argument_types import typed
 from vitdeploy.system.option_fields import changed
 from vitdeploy.system.progress import SILENT, Progress
@@ -56,29 +57,29 @@ def export(
     and `vitdeploy verify --run` completes it.
 
     Args:
-        model: a Hub id, a local folder of transformers or timm, or one of Google's `.npz` files. A LoRA adapter of
-            PEFT is merged into its base.
-        to: the format, "onnx", "torchscript", "tensorrt" or "tensorrt-rtx".
+        model: A Hub id, a local folder of transformers or timm, or one of Google's `.npz` files. A LoRA adapter of PEFT
+            is merged into its base.
+        to: The format, "onnx", "torchscript", "tensorrt" or "tensorrt-rtx".
         precision: "fp32", "fp16" or "bf16"; for ONNX and engines also "int8" or "fp8".
-        output: the bundle's folder; by default named after the model, in the working directory, with "-vitdeploy" added
+        output: The bundle's folder; by default named after the model, in the working directory, with "-vitdeploy" added
             where that is the checkpoint or something else that is no bundle.
-        graph: inputs, outputs and form of the graph.
-        quantization: how int8 and fp8 are made; a path stands for `Quantization(Calibration(path))`.
-        engine: batch sizes of an engine, and options of its builder.
-        source: how the checkpoint is read; or random weights, instead of `model`.
-        validation: images and tolerance of the comparison with the reference.
-        progress: told each step, and how far it has come.
+        graph: Inputs, outputs and form of the graph.
+        quantization: How int8 and fp8 are made; a path stands for `Quantization(Calibration(path))`.
+        engine: Batch sizes of an engine, and options of its builder.
+        source: How the checkpoint is read; or random weights, instead of `model`.
+        validation: Images and tolerance of the comparison with the reference.
+        progress: Told each step, and how far it has come.
 
     Raises:
-        UsageError: an argument is wrong, or `output` holds something else.
-        CheckpointError: the checkpoint cannot be used, has no image processor and `source` defines none, or gives
+        UsageError: If an argument is wrong, or `output` holds something else.
+        CheckpointError: If the checkpoint cannot be used, has no image processor and `source` defines none, or gives
             values that are not finite.
-        HubError: the Hub cannot be reached.
-        MissingDependencyError: a library is not installed; where it is an engine's, the ONNX artifact was made.
-        DeviceError: an engine needs a GPU to be built, and there is none; the ONNX artifact was made.
-        CheckFailedError: the artifact differs from the reference, or is not as accurate as is asked for with any layer
-            in 8 bits, or an engine cannot be built; it was not written.
-        OutputError: the bundle cannot be written.
+        HubError: If the Hub cannot be reached.
+        MissingDependencyError: If a library is not installed; where it is an engine's, the ONNX artifact was made.
+        DeviceError: If an engine needs a GPU to be built, and there is none; the ONNX artifact was made.
+        CheckFailedError: If the artifact differs from the reference, or is not as accurate as is asked for with any
+            layer in 8 bits, or an engine cannot be built; it was not written.
+        OutputError: If the bundle cannot be written.
     """
     quantization = Quantization.of(quantization)
     spec = spec_of(to, precision, graph, quantization, engine)
@@ -136,7 +137,11 @@ def _add_artifact(request: ArtifactRequest, output: PathLike | None, progress: P
     if not request.names_model:
         raise UsageError("export needs a model, or random_weights", what="model")
     quantization = request.quantization
-    check_scheme(request.spec, calibrated=quantization is not None and quantization.calibration is not None)
+    if request.spec.precision in QUANTIZED:
+        from vitdeploy.exporters.quantization.schemes.lookup import scheme_for
+
+        # Raises UsageError before anything is measured, unless int8 or fp8 can be what the options ask for.
+        scheme_for(request.spec, calibrated=quantization is not None and quantization.calibration is not None)
     place = place_of(output, request.model, source.random_weights, source.seed)
     return add_artifact(request, place, progress=progress)
 

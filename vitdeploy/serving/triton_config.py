@@ -30,7 +30,7 @@ class TritonBackend(NamedTuple):
     Attributes:
         name: Triton's name of it.
         platform: Triton's name of what it runs.
-        model_file: the file that it opens in a version's folder.
+        model_file: The file that it opens in a version's folder.
     """
 
     name: str
@@ -63,14 +63,14 @@ def triton_backend(artifact_format: str) -> TritonBackend:
     """The backend for a format.
 
     Raises:
-        UsageError: there is none.
+        UsageError: If there is none.
     """
     if artifact_format not in TRITON_BACKENDS:
         instead = "tensorrt" if artifact_format == "tensorrt-rtx" else "onnx"
         raise UsageError(
             f"no backend of Triton takes {artifact_format}; it takes {' or '.join(TRITON_BACKENDS)}", what="artifact",
             expected=tuple(TRITON_BACKENDS), found=artifact_format,
-            hint=f"make another artifact: vitdeploy export --to {instead}",
+            hint=f"export to {instead}",
         )  # fmt: skip
     return TRITON_BACKENDS[artifact_format]
 
@@ -84,11 +84,11 @@ def model_config(
     zeros of the size that the artifact is fastest at.
 
     Args:
-        artifact: what is to be served.
-        name: of the model, and of its folder.
-        labeled: whether the file `LABELS` names the classes of `LABELED_OUTPUT`.
-        max_batch_size: the most images that run together; by default the most that an engine takes, and of ONNX as
-            many as an engine takes by default.
+        artifact: What is to be served.
+        name: Of the model, and of its folder.
+        labeled: Whether the file `LABELS` names the classes of `LABELED_OUTPUT`.
+        max_batch_size: The most images that run together; by default the most that an engine takes, and of ONNX as many
+            as an engine takes by default.
         device: "cpu" or "cuda"; by default "cuda" for an engine and in fp16, "cpu" for what was quantized for one, and
             else the GPUs where the server has some.
 
@@ -129,12 +129,12 @@ def _check_artifact(artifact: Artifact) -> None:
         raise UsageError(
             f"{artifact.name} was quantized for TensorRT, and Triton's onnxruntime backend runs it as if it were not",
             what="artifact", expected="cpu", found="tensorrt",
-            hint="export it with --target cpu, or build an engine: vitdeploy export --to tensorrt",
+            hint="export it with --target cpu, or build an engine with --to tensorrt",
         )  # fmt: skip
     if artifact.format == "onnx" and artifact.precision == Precision.BF16:
         raise UsageError(
             f"{artifact.name} runs nowhere in Triton's onnxruntime backend, whose providers lack kernels for bfloat16",
-            what="artifact", found="bf16", hint="build an engine: vitdeploy export --to tensorrt, or export fp16",
+            what="artifact", found="bf16", hint="build an engine with --to tensorrt, or export fp16",
         )  # fmt: skip
     if artifact.options.get("strip_weights") is True:
         raise UsageError(

@@ -25,11 +25,13 @@ from vitdeploy.bundle.staging import check_target
 from vitdeploy.errors import BundleError, InputError, UsageError
 from vitdeploy.exporters import EXPORTERS
 from vitdeploy.exporting.engine_validation import is_pending
-from vitdeploy.files.atomic import exclusive, replace_folder, staged_folder, sync
+from vitdeploy.files.atomic import replace_folder, staged_folder, sync
+from vitdeploy.files.locks import locked
 from vitdeploy.files.regular_file import read_regular
 from vitdeploy.serving.triton_config import LABELED_OUTPUT, LABELS, model_config, triton_backend
 from vitdeploy.specs import PixelFormat, Task, TensorSpec
 from vitdeploy.system.argument_types import typed
+from vitdeploy.system.typed_lines import typed_line
 from vitdeploy.trt.options import EngineOptions
 
 CONFIG = "config.pbtxt"
@@ -43,10 +45,10 @@ class TritonModel:
     """A model in a repository.
 
     Attributes:
-        name: that clients ask for.
-        path: its folder.
-        artifact: what it serves.
-        files: in the folder, the configuration first.
+        name: That clients ask for.
+        path: Its folder.
+        artifact: What it serves.
+        files: In the folder, the configuration first.
     """
 
     name: str
@@ -75,18 +77,18 @@ def write_triton_model(
     altered since. The same artifact and arguments give the same bytes.
 
     Args:
-        bundle: the bundle; what is used of it is verified.
-        repository: the folder that Triton is given; it is made where there is none.
-        artifact: such as "onnx-fp16"; by default the only one.
-        name: of the model; by default the bundle's and the artifact's, such as "vit-onnx-fp16".
-        max_batch_size: see `vitdeploy.serving.triton_config.model_config`.
-        device: see there.
+        bundle: The bundle; what is used of it is verified.
+        repository: The folder that Triton is given; it is made where there is none.
+        artifact: Such as "onnx-fp16"; by default the only one.
+        name: Of the model; by default the bundle's and the artifact's, such as "vit-onnx-fp16".
+        max_batch_size: See `vitdeploy.serving.triton_config.model_config`.
+        device: See there.
 
     Raises:
-        BundleError: there is no bundle, or a file of it was altered.
+        BundleError: If there is no bundle, or a file of it was altered.
         UsageError: Triton cannot serve the artifact, or an argument is wrong, or what is at that place
             was not made by this function.
-        OutputError: the model cannot be written; what was there is untouched.
+        OutputError: If the model cannot be written; what was there is untouched.
     """
     opened = Bundle.open(bundle)
     chosen = artifact_named(opened, artifact)
@@ -94,7 +96,7 @@ def write_triton_model(
         raise UsageError(
             f"{chosen.name} was {chosen.validation['status']}; it is served once it was compared with the reference",
             what="artifact", where=opened.path, found=chosen.name,
-            hint=f"there: vitdeploy verify {bundle} --run",
+            hint=f"there: {typed_line('verify', opened.path, '--run')}",
         )  # fmt: skip
     chosen_name = _default_name(opened.path, chosen.name) if name is None else name
     _check_name(chosen_name)
@@ -118,7 +120,7 @@ def write_triton_model(
             if labels is not None:
                 (staging / LABELS).write_bytes(labels.encode())
             synced = sync(staging)  # which may take long: not while others wait
-            with exclusive(target):
+            with locked(target.parent):
                 _check_target(target)
                 replace_folder(staging, target, synced)
     return TritonModel(chosen_name, target, chosen.name, (CONFIG, *digests))
@@ -136,12 +138,12 @@ def check_place(
     """Whether an artifact that is to be made can have its model in a repository, as far as can be told before.
 
     Args:
-        bundle: where the artifact is to be; None where that is not known yet.
-        repository: the folder that Triton is given.
-        to: the artifact's format.
-        precision: its precision.
-        target: of int8 and fp8: what is to run the graph.
-        engine: what an engine is to be built for; None for the usual.
+        bundle: Where the artifact is to be; None where that is not known yet.
+        repository: The folder that Triton is given.
+        to: The artifact's format.
+        precision: Its precision.
+        target: Of int8 and fp8: what is to run the graph.
+        engine: What an engine is to be built for; None for the usual.
 
     Raises:
         UsageError: Triton cannot serve such an artifact, or its name cannot be a model's, or what is at that place was
@@ -164,11 +166,11 @@ def check_labels_of(folder: str | os.PathLike[str], task: str | None) -> None:
     What cannot be read is not judged: the export tells.
 
     Args:
-        folder: with the `config.json`.
-        task: that it is exported for; None for the one that it was made for.
+        folder: With the `config.json`.
+        task: That it is exported for; None for the one that it was made for.
 
     Raises:
-        UsageError: a name is not one line of text.
+        UsageError: If a name is not one line of text.
     """
     try:
         config = json.loads(read_regular(Path(folder).expanduser() / MODEL_CONFIG))
@@ -207,7 +209,7 @@ def _check_name(name: str) -> None:
     if not isinstance(name, str) or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
         raise UsageError(
             f"a Triton model's name has letters, digits and . _ - alone, a letter or a digit first, got {name!r:.220}",
-            what="name", found=name, hint="give another: vitdeploy triton --name NAME",
+            what="name", found=name, hint="choose another with --name",
         )  # fmt: skip
 
 
@@ -258,7 +260,7 @@ def _check_target(target: Path) -> None:
     if target.is_symlink() or (target.exists() and not _is_made(target)):
         raise UsageError(
             f"{target} is not replaced, since vitdeploy did not write it as it is", what="name", where=target,
-            hint="remove it, or give another name: vitdeploy triton --name NAME",
+            hint="remove it, or choose another name with --name",
         )  # fmt: skip
 
 

@@ -19,24 +19,24 @@ class Option:
     """A field that users set.
 
     Attributes:
-        help: one or two sentences.
-        choices: the texts that it may have.
-        typed_choices: the same on the command line, where Python has other forms too.
-        limits: the smallest and the largest integer that it may be.
-        path: whether it is the path of a file or folder.
-        names: whether it is a tuple of texts; a list becomes one.
-        read: reads the text that was typed, where the type does not tell how.
-        variants: classes of its values by the name that each has on the command line.
-        nested: the class of its value, whose fields are options of their own.
-        typed: its name on the command line, where it is another one.
-        shared: whether another class has the command line's option of that name.
-        off: the name of a flag that makes it False.
-        envvar: the environment variable that the command line reads instead.
-        repeated: whether it is given once for each item, not as a list with commas.
-        metavar: stands for its value in the command line's help.
-        unset: the default in words, where that is None or empty.
-        hints: what to do about a value that is no choice, by the value.
-        group: heading in the command line's help; by default the class's.
+        help: One or two sentences.
+        choices: The texts that it may have.
+        typed_choices: The same on the command line, where Python has other forms too.
+        limits: The smallest and the largest integer that it may be.
+        path: Whether it is the path of a file or folder.
+        names: Whether it is a tuple of texts; a list becomes one.
+        read: Reads the text that was typed, where the type does not tell how.
+        variants: Classes of its values by the name that each has on the command line.
+        nested: The class of its value, whose fields are options of their own.
+        typed: Its name on the command line, where it is another one.
+        shared: Whether another class has the command line's option of that name.
+        off: The name of a flag that makes it False.
+        envvar: The environment variable that the command line reads instead.
+        repeated: Whether it is given once for each item, not as a list with commas.
+        metavar: Stands for its value in the command line's help.
+        unset: The default in words, where that is None or empty.
+        hints: What to do about a value that is no choice, by the value.
+        group: Heading in the command line's help; by default the class's.
     """
 
     help: str
@@ -58,19 +58,7 @@ class Option:
     hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     group: str | None = None
 
-    def check(self, field: dataclasses.Field[Any], value: Any, annotation: Any) -> None:
-        """Raise UsageError unless the field can have the value."""
-        name = field.name
-        if value is None and field.default is None:
-            return
-        problem = self._problem(value)
-        if problem is not None:
-            hint = self.hints.get(value) if isinstance(value, str) else None
-            raise UsageError(f"{name} takes {problem}, got {shown(value, 80)}", what=name, found=value, hint=hint)
-        if self.read is None and not (self.choices or self.variants):
-            check_type(name, value, annotation, secret=not field.repr)
-
-    def _problem(self, value: Any) -> str | None:
+    def problem(self, value: Any) -> str | None:
         """The values that are right, where this one is not."""
         if self.choices and (not isinstance(value, str) or value not in self.choices):
             return f"one of {', '.join(self.choices)}" if len(self.choices) > 1 else self.choices[0]
@@ -98,10 +86,18 @@ def check_options(value: Any, *, skip: str | None = None) -> None:
     kind: Any = type(value)
     hints = hints_of(kind)
     for field, details in options_in(value):
-        if details.names and isinstance(getattr(value, field.name), list):
-            object.__setattr__(value, field.name, tuple(getattr(value, field.name)))
-        if field.name != skip:
-            details.check(field, getattr(value, field.name), hints[field.name])
+        name, given = field.name, getattr(value, field.name)
+        if details.names and isinstance(given, list):
+            given = tuple(given)
+            object.__setattr__(value, name, given)
+        if name == skip or (given is None and field.default is None):
+            continue
+        problem = details.problem(given)
+        if problem is not None:
+            hint = details.hints.get(given) if isinstance(given, str) else None
+            raise UsageError(f"{name} takes {problem}, got {shown(given, 80)}", what=name, found=given, hint=hint)
+        if details.read is None and not (details.choices or details.variants):
+            check_type(name, given, hints[name], secret=not field.repr)
 
 
 def changed(value: Any) -> dict[str, Any]:

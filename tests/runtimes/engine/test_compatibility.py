@@ -21,7 +21,7 @@ HERE = f"{platform.system()} {platform.machine()}"
 L4 = Gpu(0, "NVIDIA L4", "8.9", "13.0")
 BUILT = {"platform": HERE, "gpu": "NVIDIA L4", "compute_capability": "8.9", "driver": "13.0"}
 PATH = "vit/tensorrt/model_fp16.engine"
-REBUILD = "build it here: vitdeploy export --to tensorrt --precision fp16 --output vit"
+REBUILD = "build it here: vitdeploy export --to tensorrt --precision fp16 -o vit"
 BUNDLE = Bundle(Path("vit"), Manifest(Source("x"), "image-classification", ()))
 
 

@@ -24,6 +24,7 @@ from vitdeploy.runtimes import BACKENDS, runtime_class
 from vitdeploy.specs import PixelStage
 from vitdeploy.system.cpu import MOST_THREADS, openmp_is_set, usable_cpus
 from vitdeploy.system.quiet import quiet_libraries
+from vitdeploy.system.typed_lines import typed_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,7 +174,8 @@ class _Timer:
             if not np.isfinite(value).all():
                 raise NotFiniteError(
                     f"{self._job.selected} gives NaN or infinite {name}, so it was not timed",
-                    what=name, where=str(self._job.selected), hint="find the cause with vitdeploy compare",
+                    what=name, where=str(self._job.selected),
+                    hint=f"find the cause: {typed_line('compare', self._job.bundle.path)}",
                 )  # fmt: skip
         return elapsed
 

@@ -37,14 +37,14 @@ class LabelledData:
     """N images with their labels; the images are read when they are asked for.
 
     Attributes:
-        source: the folder or file.
+        source: The folder or file.
         kind: "folder", "csv", "tsv" or "parquet".
-        matched: how labels were matched with the model's classes, such as "by name"; see
+        matched: How labels were matched with the model's classes, such as "by name"; see
             `vitdeploy.assess.data.class_labels`.
-        names: of the images, each its own, with forward slashes.
+        names: Of the images, each its own, with forward slashes.
         targets: (N,) int32, the index of each image's class.
-        load: gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
-        left_out: the files of the folder that are not among the images; None where no folder was listed.
+        load: Gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
+        left_out: The files of the folder that are not among the images; None where no folder was listed.
     """
 
     source: str
@@ -100,12 +100,12 @@ def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledDa
        of the model's, in whatever order; where not, labels are as in a CSV, but that whole numbers are indices.
 
     Args:
-        path: the folder or file.
-        labels: the model's class names, in the order of the logits.
+        path: The folder or file.
+        labels: The model's class names, in the order of the logits.
 
     Raises:
-        InputError: there are no images, a label is not clearly one of the model's classes, or a file is damaged.
-        MissingDependencyError: pyarrow is not installed, for parquet files.
+        InputError: If there are no images, a label is not clearly one of the model's classes, or a file is damaged.
+        MissingDependencyError: If pyarrow is not installed, for parquet files.
     """
     source, classes = Path(path), Classes(labels)
     kind = source.suffix.lower()
@@ -130,7 +130,9 @@ def _from_folder(root: Path, listing: FolderListing, classes: Classes) -> Labell
     index_of, matched = classes.match_any(list(dict.fromkeys(labels)), str(root))
     names = tuple(path.as_posix() for path in relative)
     targets = np.array([index_of[label] for label in labels], np.int32)
-    return LabelledData(str(root), "folder", matched, names, targets, file_reader(paths), listing.left_out)
+    return LabelledData(
+        str(root), "folder", matched, names, targets, functools.partial(read_image, paths), listing.left_out
+    )
 
 
 def _check_each_once(root: Path, paths: Sequence[Path]) -> None:
@@ -187,9 +189,8 @@ def _from_csv(path: Path, classes: Classes, ending: str) -> LabelledData:
     names, labels = read_csv(path)
     index_of, matched = classes.match_any(list(dict.fromkeys(labels)), str(path))
     targets = np.array([index_of[label] for label in labels], np.int32)
-    return LabelledData(
-        str(path), ending[1:], matched, names, targets, file_reader([path.parent / name for name in names])
-    )
+    load = functools.partial(read_image, [path.parent / name for name in names])
+    return LabelledData(str(path), ending[1:], matched, names, targets, load)
 
 
 def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], list[str]]:
@@ -198,7 +199,7 @@ def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], lis
     Unless `labelled`, no column of labels is needed, and the list is empty.
 
     Raises:
-        InputError: the file cannot be read, lacks a column, or names an image twice or one that is not there.
+        InputError: If the file cannot be read, lacks a column, or names an image twice or one that is not there.
     """
     names: list[str] = []
     labels: list[str] = []
@@ -289,14 +290,10 @@ def read_parquet(source: Path, listing: FolderListing | None, *, labelled: bool 
     return content
 
 
-def file_reader(paths: Sequence[Path]) -> Callable[[int], bytes]:
-    """Make a reader of the files by position, which may be called from several threads."""
-
-    def load(position: int) -> bytes:
-        try:
-            return read_regular(paths[position], MOST_IMAGE_BYTES)
-        except OSError as exc:
-            path = paths[position]
-            raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}", where=path, found=exc.strerror) from exc
-
-    return load
+def read_image(paths: Sequence[Path], position: int) -> bytes:
+    """The content of the file at a position; may be called from several threads."""
+    path = paths[position]
+    try:
+        return read_regular(path, MOST_IMAGE_BYTES)
+    except OSError as exc:
+        raise ImageError(f"cannot read {str(path)!r}: {exc.strerror}", where=path, found=exc.strerror) from exc

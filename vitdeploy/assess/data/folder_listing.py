@@ -15,7 +15,7 @@ from vitdeploy.images.formats import HEIF_ENDINGS, WEAK_MAGIC, image_endings, re
 from vitdeploy.system.quiet import quiet_libtiff
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 HIDDEN = "hidden"
 NO_ENDING = "without an ending and not an image"
@@ -40,9 +40,9 @@ class LeftOut:
     """The files below a folder that are not among its images.
 
     Attributes:
-        files: how many there are; a hidden folder that cannot be read counts as one.
-        reasons: why, the most frequent reason first.
-        empty_folders: the folders directly below that hold no image, hidden ones aside.
+        files: How many there are; a hidden folder that cannot be read counts as one.
+        reasons: Why, the most frequent reason first.
+        empty_folders: The folders directly below that hold no image, hidden ones aside.
     """
 
     files: int = 0
@@ -52,7 +52,7 @@ class LeftOut:
     @classmethod
     def of(cls, counts: collections.Counter[str], empty_folders: Iterable[str] = ()) -> LeftOut:
         """Count the files that were left out by reason; of many reasons, the rarest become one."""
-        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        ordered = collections.Counter(dict(sorted(counts.items()))).most_common()
         first, others = ordered[:_MOST_REASONS], ordered[_MOST_REASONS:]
         first += [(_OTHERS, sum(count for _, count in others))] if others else []
         return cls(sum(counts.values()), tuple(Reason(*item) for item in first), tuple(sorted(empty_folders)))
@@ -97,7 +97,7 @@ def list_images(folder: str | os.PathLike[str]) -> FolderListing:
     """Every image below `folder`: by the ending of its name, see `image_endings`; without one, by its content.
 
     Raises:
-        InputError: there is no such folder, or no image in it; or as `list_folder`.
+        InputError: If there is no such folder, or no image in it; or as `list_folder`.
     """
     root = Path(folder)
     check_folder(root)
@@ -130,14 +130,22 @@ def list_folder(root: Path) -> tuple[FolderListing, FolderListing]:
     Links are followed, but for those to a folder that they lie in.
 
     Raises:
-        InputError: a folder cannot be read, a link leads nowhere, or what has such an ending is a pipe or a device.
+        InputError: If a folder cannot be read, a link leads nowhere, or what has such an ending is a pipe or a device.
     """
-    walk = _Walk()
-    walk.below(root)
-    images, tables = (tuple(sorted(walk.paths[kind])) for kind in (_IMAGE, PARQUET))
+    counts: collections.Counter[str] = collections.Counter()
+    paths: dict[str, list[Path]] = {_IMAGE: [], PARQUET: []}
+    endings = image_endings()
+    for entry in _files_below(root, counts):
+        path = Path(entry.path)
+        kind = _kind(entry, path, endings)
+        if kind in paths:
+            paths[kind].append(path)
+        else:
+            counts[kind] += 1
+    images, tables = (tuple(sorted(paths[kind])) for kind in (_IMAGE, PARQUET))
     return (
-        FolderListing(images, LeftOut.of(walk.counts + _by_ending(tables), _without(root, images))),
-        FolderListing(tables, LeftOut.of(walk.counts + _by_ending(images))),
+        FolderListing(images, LeftOut.of(counts + _by_ending(tables), _without(root, images))),
+        FolderListing(tables, LeftOut.of(counts + _by_ending(images))),
     )
 
 
@@ -149,44 +157,37 @@ def _without(root: Path, files: Iterable[Path]) -> list[str]:
     return [name for name in folders if name not in filled]
 
 
-class _Walk:
-    """Finds the images and parquet files below a folder, and counts the others by the reason."""
+def _files_below(root: Path, counts: collections.Counter[str]) -> Iterator[os.DirEntry[str]]:
+    """What is below a folder and no folder itself; hidden files are counted instead."""
+    pending: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+    while pending:
+        folder, around = pending.pop()
+        with readable(folder, "a folder"), os.scandir(folder) as entries:
+            status = folder.stat()
+            place = (status.st_dev, status.st_ino)
+            if place in around:
+                continue
+            for entry in entries:
+                if _is_hidden(entry.name):
+                    counts[HIDDEN] += _count(entry)
+                elif entry.is_dir():
+                    pending.append((Path(entry.path), around | {place}))
+                else:
+                    yield entry
 
-    def __init__(self) -> None:
-        self.paths: dict[str, list[Path]] = {_IMAGE: [], PARQUET: []}
-        self.counts: collections.Counter[str] = collections.Counter()
-        self._endings = image_endings()
 
-    def below(self, root: Path) -> None:
-        pending: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
-        while pending:
-            folder, around = pending.pop()
-            with readable(folder, "a folder"), os.scandir(folder) as entries:
-                status = folder.stat()
-                place = (status.st_dev, status.st_ino)
-                if place in around:
-                    continue
-                for entry in entries:
-                    if _is_hidden(entry.name):
-                        self.counts[HIDDEN] += _count(entry)
-                    elif entry.is_dir():
-                        pending.append((Path(entry.path), around | {place}))
-                    else:
-                        self._file(entry)
-
-    def _file(self, entry: os.DirEntry[str]) -> None:
-        path = Path(entry.path)
-        ending = path.suffix.lower()
-        kind = _IMAGE if ending in self._endings else PARQUET if ending == PARQUET else None
-        if not entry.is_file():
-            if kind is not None or entry.is_symlink():
-                raise InputError(f"{path} is a pipe, a device or a broken link", where=path, hint="remove it")
-            self.counts["pipe or device"] += 1
-        elif kind is not None or (not ending and _is_image(path)):
-            self.paths[kind or _IMAGE].append(path)
-        else:
-            hint = " (needs pillow-heif)" if ending in HEIF_ENDINGS else ""
-            self.counts[f"ending {ending}{hint}" if ending else NO_ENDING] += 1
+def _kind(entry: os.DirEntry[str], path: Path, endings: Collection[str]) -> str:
+    """Image or parquet file, or else the reason why a file is neither."""
+    ending = path.suffix.lower()
+    kind = _IMAGE if ending in endings else PARQUET if ending == PARQUET else None
+    if not entry.is_file():
+        if kind is not None or entry.is_symlink():
+            raise InputError(f"{path} is a pipe, a device or a broken link", where=path, hint="remove it")
+        return "pipe or device"
+    if kind is not None or (not ending and _is_image(path)):
+        return kind or _IMAGE
+    hint = " (needs pillow-heif)" if ending in HEIF_ENDINGS else ""
+    return f"ending {ending}{hint}" if ending else NO_ENDING
 
 
 def _is_hidden(name: str) -> bool:

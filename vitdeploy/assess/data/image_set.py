@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitdeploy.assess.data.dataset import chosen_names, file_reader, read_csv, read_parquet
+from vitdeploy.assess.data.dataset import chosen_names, read_csv, read_image, read_parquet
 from vitdeploy.assess.data.folder_listing import check_folder, list_folder, with_images
 from vitdeploy.files.label_tables import SEPARATORS
 
@@ -23,10 +24,10 @@ class ImageSet:
     """N images, which are read when they are asked for.
 
     Attributes:
-        source: the folder or file.
-        names: of the images, each its own, with forward slashes.
-        load: gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
-        left_out: the files of the folder that are not among the images; None where no folder was listed.
+        source: The folder or file.
+        names: Of the images, each its own, with forward slashes.
+        load: Gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
+        left_out: The files of the folder that are not among the images; None where no folder was listed.
     """
 
     source: str
@@ -56,11 +57,11 @@ def open_images(path: str | os.PathLike[str]) -> ImageSet:
     """Every image below a folder, or of a data set that `open_data` reads; labels are not needed, and not looked at.
 
     Args:
-        path: a folder of images; or a .csv, .tsv or .parquet file, or a folder of .parquet files.
+        path: A folder of images; or a .csv, .tsv or .parquet file, or a folder of .parquet files.
 
     Raises:
-        InputError: there are no images, or a file is damaged.
-        MissingDependencyError: pyarrow is not installed, for parquet files.
+        InputError: If there are no images, or a file is damaged.
+        MissingDependencyError: If pyarrow is not installed, for parquet files.
     """
     source = Path(path)
     kind = source.suffix.lower()
@@ -68,14 +69,14 @@ def open_images(path: str | os.PathLike[str]) -> ImageSet:
         return _of_parquet(source, None)
     if kind in SEPARATORS and not source.is_dir():
         names, _ = read_csv(source, labelled=False)
-        return ImageSet(str(source), names, file_reader([source.parent / name for name in names]))
+        return ImageSet(str(source), names, functools.partial(read_image, [source.parent / name for name in names]))
     check_folder(source)
     images, tables = list_folder(source)
     if tables.files:
         return _of_parquet(source, tables)
     listing = with_images(source, images)
     names = tuple(file.relative_to(source).as_posix() for file in listing.files)
-    return ImageSet(str(source), names, file_reader(listing.files), listing.left_out)
+    return ImageSet(str(source), names, functools.partial(read_image, listing.files), listing.left_out)
 
 
 def _of_parquet(source: Path, listing: FolderListing | None) -> ImageSet:

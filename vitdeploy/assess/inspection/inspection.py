@@ -79,7 +79,7 @@ def artifact_named(bundle: Bundle, name: str | None = None) -> Artifact:
         return artifacts[0]
     names = [artifact.name for artifact in bundle.manifest.artifacts]
     if not names:
-        problem, hint = "has no artifact", "make one: vitdeploy export"
+        problem, hint = "has no artifact", f"make one: {bundle.export_line()}"
     elif name is None:
         problem, hint = f"has several artifacts: {', '.join(names)}", "choose one with --artifact"
     else:
@@ -92,7 +92,7 @@ def inspect_artifact(bundle: Bundle, artifact: Artifact) -> Inspection:
     """Read an artifact's graph, its files being verified first, where this installation can.
 
     Raises:
-        BundleError: a file is missing or altered, or is not of the artifact's format.
+        BundleError: If a file is missing or altered, or is not of the artifact's format.
     """
     manifest = bundle.manifest
     graph = note = None

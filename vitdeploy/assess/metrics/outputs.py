@@ -38,19 +38,19 @@ class Difference:
     those of the worst of them, and they have no cosine, which would be that of the value with the largest unit.
 
     Attributes:
-        output: its name.
-        count: how many images were compared.
-        finite: whether every value is a finite number.
-        max_abs: largest absolute difference.
-        mean_abs: mean absolute difference.
+        output: Its name.
+        count: How many images were compared.
+        finite: Whether every value is a finite number.
+        max_abs: Largest absolute difference.
+        mean_abs: Mean absolute difference.
         max_relative: `max_abs` over the largest absolute value of the reference.
-        min_cosine: the lowest cosine similarity of one image's output with the reference's; None for a regression's
+        min_cosine: The lowest cosine similarity of one image's output with the reference's; None for a regression's
             logits.
-        top1_agreement: share of images (of patches, where each has its own) with the same best class, from 0 to 1;
-            None for an output that is not `logits`, and for logits of which none is the best class.
+        top1_agreement: Share of images (of patches, where each has its own) with the same best class, from 0 to 1; None
+            for an output that is not `logits`, and for logits of which none is the best class.
         mean_relative: `mean_abs` over the mean absolute value of the reference.
-        mean_cosine: the mean of the images' cosine similarities; None for a regression's logits.
-        psnr_db: the largest absolute value of the reference over the root mean square of the difference, in decibels
+        mean_cosine: The mean of the images' cosine similarities; None for a regression's logits.
+        psnr_db: The largest absolute value of the reference over the root mean square of the difference, in decibels
             (peak signal-to-noise ratio); None where nothing differs, or a value is not finite.
     """
 
@@ -69,7 +69,13 @@ class Difference:
     @property
     def required_tolerance(self) -> float:
         """The smallest tolerance, to two digits, that would have passed."""
-        return _round_up(self.max_relative) if self.finite else math.inf
+        if not self.finite:
+            return math.inf
+        nearest = float(f"{self.max_relative:.1e}")
+        if nearest >= self.max_relative:
+            return nearest
+        context = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
+        return float(context.create_decimal_from_float(self.max_relative))
 
     def within(self, tolerance: float) -> bool:
         """Whether the output is finite and differs by at most `tolerance` of the reference's largest value."""
@@ -86,7 +92,7 @@ class RelativeError:
     It is the square root of the inverse of the signal-to-quantization-noise ratio.
 
     Args:
-        by_output: whether each output by itself, of which the largest error counts; see `has_own_scales`.
+        by_output: Whether each output by itself, of which the largest error counts; see `has_own_scales`.
     """
 
     by_output: bool
@@ -168,12 +174,12 @@ def compare_outputs(
     """Compare every output of two runs on the same images.
 
     Args:
-        reference: arrays (N, ...) by name.
-        candidate: as many of the same names and shapes.
-        problem_type: of the model: how its `logits` are read.
+        reference: Arrays (N, ...) by name.
+        candidate: As many of the same names and shapes.
+        problem_type: Of the model: how its `logits` are read.
 
     Raises:
-        UsageError: names or shapes are not the same, or there is nothing to compare.
+        UsageError: If names or shapes are not the same, or there is nothing to compare.
     """
     if set(reference) != set(candidate) or not reference:
         raise UsageError(
@@ -220,7 +226,7 @@ def _difference(name: str, reference: np.ndarray, candidate: np.ndarray, *, of_c
         mean_abs=float(absolute.mean()),
         max_relative=_share(max_abs, scale),
         min_cosine=float(min(cosine.min(), 1.0)),
-        top1_agreement=_top1_agreement(reference, candidate) if of_classes else None,
+        top1_agreement=float((reference.argmax(-1) == candidate.argmax(-1)).mean()) if of_classes else None,
         mean_relative=_share(float(absolute.mean()), float(np.abs(a).mean())),
         mean_cosine=float(min(cosine.mean(), 1.0)),
         psnr_db=20 * math.log10(scale / math.sqrt(np.square(absolute).mean())) if scale and max_abs else None,
@@ -229,15 +235,3 @@ def _difference(name: str, reference: np.ndarray, candidate: np.ndarray, *, of_c
 
 def _share(value: float, scale: float) -> float:
     return value / scale if scale else (math.inf if value else 0.0)
-
-
-def _top1_agreement(reference: np.ndarray, candidate: np.ndarray) -> float:
-    return float((reference.argmax(axis=-1) == candidate.argmax(axis=-1)).mean())
-
-
-def _round_up(value: float) -> float:
-    """The smallest number of two digits that is not less than `value`."""
-    nearest = float(f"{value:.1e}")
-    if nearest >= value:
-        return nearest
-    return float(decimal.Context(prec=2, rounding=decimal.ROUND_CEILING).create_decimal_from_float(value))

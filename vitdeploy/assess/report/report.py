@@ -29,16 +29,16 @@ class Report:
     """The content of a report; a part that is absent is left out.
 
     Attributes:
-        title: of the page.
-        source: the model and its artifacts, as names and values.
-        machine: where the figures were measured, as names and values.
-        gate: its checks.
-        comparison: the artifacts against the reference.
-        layers: the same, part by part.
-        sensitivity: the effect of each layer alone in a lower precision.
-        evaluation: accuracy on labelled images.
-        benchmark: latencies; the first of each batch size is what the others are compared with.
-        examples: images with predictions, in groups by heading.
+        title: Of the page.
+        source: The model and its artifacts, as names and values.
+        machine: Where the figures were measured, as names and values.
+        gate: Its checks.
+        comparison: The artifacts against the reference.
+        layers: The same, part by part.
+        sensitivity: The effect of each layer alone in a lower precision.
+        evaluation: Accuracy on labelled images.
+        benchmark: Latencies; the first of each batch size is what the others are compared with.
+        examples: Images with predictions, in groups by heading.
     """
 
     title: str

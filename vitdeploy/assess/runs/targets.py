@@ -44,12 +44,12 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
     """The reference, where the bundle has it, and every artifact; or those asked for.
 
     Args:
-        bundle: the bundle.
-        backends: such as "onnxruntime", which stands for every artifact that it runs, or "onnxruntime:fp16"; "torch"
-            is the reference.
+        bundle: The bundle.
+        backends: Such as "onnxruntime", which stands for every artifact that it runs, or "onnxruntime:fp16"; "torch" is
+            the reference.
 
     Raises:
-        UsageError: there is no such backend or artifact, or none is asked for.
+        UsageError: If there is no such backend or artifact, or none is asked for.
     """
     if backends is None:
         reference = [Selected(REFERENCE, reference_backend(), "fp32")] if bundle.manifest.has_reference else []
@@ -80,7 +80,8 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
             if not of_backend:
                 raise UsageError(
                     f"{bundle.path} has no artifact for {name}",
-                    what="backends", where=bundle.path, found=asked, hint=f"make it: vitdeploy export --to {kind}",
+                    what="backends", where=bundle.path, found=asked,
+                    hint=f"make it: {bundle.export_line('--to', kind)}",
                 )  # fmt: skip
             selection |= dict.fromkeys(of_backend)
     return list(selection)
@@ -115,7 +116,9 @@ def _unknown(what: str, asked: str, known: Iterable[str]) -> UsageError:
 
 def no_artifact(bundle: Bundle, verb: str) -> UsageError:
     """The error for a bundle without any."""
-    return UsageError(f"{bundle.path} has no artifact to {verb}", where=bundle.path, hint="make one: vitdeploy export")
+    return UsageError(
+        f"{bundle.path} has no artifact to {verb}", where=bundle.path, hint=f"make one: {bundle.export_line()}"
+    )
 
 
 def reference_backend() -> str:

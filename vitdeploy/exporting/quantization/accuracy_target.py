@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vitdeploy.assess.data.dataset import chosen_names
 from vitdeploy.exporting.options import MinCosine
 from vitdeploy.exporting.quantization.calibration_images import FEWEST_APART
-from vitdeploy.exporting.quantization.cosine_target import open_cosine_target
-from vitdeploy.exporting.quantization.top1_target import open_top1_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vitdeploy.bundle.scores import ProblemType
-    from vitdeploy.exporting.options import AccuracyBound, Quantization
+    from vitdeploy.exporting.options import AccuracyBound
     from vitdeploy.exporting.quantization.calibration_images import CalibrationImages, CalibrationParts
-    from vitdeploy.images.processor import ImageProcessor
     from vitdeploy.runtimes.base import Runtime
-    from vitdeploy.system.progress import Progress
 
 
 class AccuracyTarget(Protocol):
@@ -44,49 +39,18 @@ class AccuracyTarget(Protocol):
         """The record of an artifact on the images of the search, for the manifest.
 
         Raises:
-            CheckFailedError: the bound does not hold.
+            CheckFailedError: If the bound does not hold.
         """
 
     def check_held_out(self, name: str, accuracy: Any) -> dict[str, Any]:
         """The record of an artifact on images that no search saw, for the manifest.
 
         Raises:
-            CheckFailedError: the bound does not hold.
+            CheckFailedError: If the bound does not hold.
         """
 
     def record_without(self, accuracy: Any) -> dict[str, Any]:
         """The record of the accuracy with no layer kept in float32, for the manifest."""
-
-
-def open_target(
-    options: Quantization,
-    reference: Runtime,
-    processor: ImageProcessor,
-    labels: Sequence[str],
-    problem_type: ProblemType,
-    progress: Progress,
-) -> AccuracyTarget | None:
-    """Open the images of an accuracy bound; None without a bound.
-
-    Args:
-        options: with calibration images, which serve where no others are named.
-        progress: told the step, and how far it has come.
-
-    Raises:
-        UsageError: the bound does not fit the model.
-        InputError: there are no images, or they have no labels.
-        CheckpointError: the reference gives values that are not finite.
-    """
-    calibration, bound = options.calibration, options.accuracy
-    if bound is None or calibration is None:
-        return None
-    images = options.accuracy_data
-    path, limit = (calibration.images, calibration.count) if images is None else (images, None)
-    progress.step(f"running the reference on the images of {path}")
-    source = path, processor, limit, calibration.seed, progress
-    if isinstance(bound, MinCosine):
-        return open_cosine_target(bound, reference, problem_type, source)
-    return open_top1_target(bound, reference, problem_type, labels, source)
 
 
 def split_target(whole: AccuracyTarget, parts: CalibrationParts) -> tuple[AccuracyTarget, AccuracyTarget | None]:

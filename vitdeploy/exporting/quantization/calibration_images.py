@@ -19,6 +19,7 @@ from vitdeploy.assess.data.loader import prepare
 from vitdeploy.assess.metrics.agreement import Agreement
 from vitdeploy.assess.metrics.features import FEWEST_SEARCHED, same_neighbours, searched, with_cls
 from vitdeploy.assess.metrics.outputs import LOGITS, RelativeError, centred, compare_outputs, has_own_scales
+from vitdeploy.assess.runs.reference import run_batches
 from vitdeploy.bundle.scores import ProblemType
 from vitdeploy.errors import check_count
 from vitdeploy.system.cpu import usable_cpus
@@ -41,6 +42,7 @@ FEW = 32
 BATCH = 8  # images of one shape that are run together
 FEWEST_APART = 16  # of fewer, no part would be worth its name
 MOST_JUDGED = 64  # which tell a 5th percentile; more would take longer than they add
+PARTS = ("ranges", "choice", "judge")
 _AHEAD = 2  # images a core that may be ready before they are run
 
 
@@ -60,12 +62,12 @@ class CalibrationImages:
         """The images whose SHA-256 of seed and name comes first.
 
         Args:
-            path: see `open_images`.
-            limit: how many, at most; None for all.
+            path: See `open_images`.
+            limit: How many, at most; None for all.
 
         Raises:
-            UsageError: the limit is no number of images.
-            InputError: there are no images.
+            UsageError: If the limit is no number of images.
+            InputError: If there are no images.
         """
         if limit is not None:
             check_count("calibration_images", limit)
@@ -93,23 +95,20 @@ class CalibrationImages:
         if len(distinct) < len(self.images):
             return self.at(distinct).parts()
         count = len(self.images)
+        quiet = dataclasses.replace(self, progress=SILENT)  # for what is measured again and again
         if count < FEWEST_APART:
-            return CalibrationParts(self, self._quiet(range(count)), self, self, held_out=False)
+            return CalibrationParts(self, quiet, self, self, held_out=False)
         judged, chosen_by = min(count // 4, MOST_JUDGED), min(count // 4, FEW)
         names = self.images.names
         judge = chosen_names(names, judged, self.seed)
         choice = sorted({*chosen_names(names, judged + chosen_by, self.seed)}.difference(judge))
         ranges = sorted({*range(count)}.difference(judge, choice))
         measured = self.at(sorted([*ranges, *choice]))
-        return CalibrationParts(self.at(ranges), self._quiet(choice), self.at(judge), measured, held_out=True)
+        return CalibrationParts(self.at(ranges), quiet.at(choice), self.at(judge), measured, held_out=True)
 
     def at(self, positions: Sequence[int]) -> CalibrationImages:
         """Some of them, in this order."""
         return dataclasses.replace(self, images=self.images.at(positions))
-
-    def _quiet(self, positions: Sequence[int]) -> CalibrationImages:
-        """For what is measured again and again; their progress is not told."""
-        return dataclasses.replace(self.at(positions), progress=SILENT)
 
     def pixels(self, *formats: PixelFormat) -> Iterator[dict[PixelFormat, np.ndarray]]:
         """Each image in these formats, (1, ...)."""
@@ -153,8 +152,8 @@ class CalibrationImages:
         """Compare what the artifact gives for each image with what the reference gives, an entry an output.
 
         Args:
-            problem_type: of the model, whose logits have a best class in a single-label classifier alone.
-            one_by_one: whether the artifact must not take several images in one batch, because it quantizes a batch by
+            problem_type: Of the model, whose logits have a best class in a single-label classifier alone.
+            one_by_one: Whether the artifact must not take several images in one batch, because it quantizes a batch by
                 one range.
         """
         ranked = problem_type is ProblemType.SINGLE_LABEL
@@ -166,7 +165,9 @@ class CalibrationImages:
         by: str | None = None
         for images in self.batches(BATCH, reference.pixels, artifact.pixels):
             wanted = with_cls(reference.run(feeds(reference.inputs, images[reference.pixels])))
-            given = with_cls(_run(artifact, images[artifact.pixels], 1 if one_by_one else BATCH))
+            pixels, together = images[artifact.pixels], 1 if one_by_one else BATCH
+            parts = (pixels[at : at + together] for at in range(0, len(pixels), together))
+            given = with_cls(run_batches(artifact, (feeds(artifact.inputs, part) for part in parts)))
             by = searched(wanted)
             if by is not None:
                 compared.append((wanted[by], given[by]))
@@ -177,7 +178,7 @@ class CalibrationImages:
                 errors.setdefault(name, RelativeError(by_output=False)).add(
                     *(map(centred, pair) if ranked and name == LOGITS else pair)
                 )
-            for row in range(len(images[artifact.pixels])):
+            for row in range(len(pixels)):
                 one = ({name: value[row : row + 1] for name, value in of.items()} for of in (wanted, given))
                 for difference in compare_outputs(*one, problem_type=problem_type):
                     cosines.setdefault(difference.output, []).append(difference.min_cosine)
@@ -200,11 +201,11 @@ class CalibrationParts:
     """Images apart by what they are for.
 
     Attributes:
-        ranges: activations are measured on these.
-        choice: candidates are compared on these.
-        judge: the artifact is judged on these.
-        measured: those of the ranges and of the choice, whose activations the artifact's ranges hold.
-        held_out: whether no image is in two parts.
+        ranges: Activations are measured on these.
+        choice: Candidates are compared on these.
+        judge: The artifact is judged on these.
+        measured: Those of the ranges and of the choice, whose activations the artifact's ranges hold.
+        held_out: Whether no image is in two parts.
     """
 
     ranges: CalibrationImages
@@ -213,16 +214,6 @@ class CalibrationParts:
     measured: CalibrationImages
     held_out: bool
 
-    def counts(self) -> dict[str, int]:
-        """How many images are in each part."""
-        return {name: len(getattr(self, name).images) for name in ("ranges", "choice", "judge")}
-
 
 def _joined(images: Sequence[Mapping[PixelFormat, np.ndarray]]) -> dict[PixelFormat, np.ndarray]:
     return {name: np.concatenate([image[name] for image in images]) for name in images[0]}
-
-
-def _run(runtime: Runtime, pixels: np.ndarray, batch: int) -> dict[str, np.ndarray]:
-    """Run images (N, ...), at most so many together."""
-    parts = [runtime.run(feeds(runtime.inputs, pixels[at : at + batch])) for at in range(0, len(pixels), batch)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

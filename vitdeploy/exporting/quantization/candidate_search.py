@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vitdeploy.exporters.quantization.schemes.scheme import Scheme
     from vitdeploy.exporters.quantization.smooth_quant import SmoothQuant
     from vitdeploy.exporting.quantization.calibration_images import CalibrationImages
+    from vitdeploy.specs import PixelFormat
     from vitdeploy.system.progress import Progress
 
 # Best of 0.5, 0.65, 0.75 and 0.85 on four folds of photographs (DINOv2 ViT-S/14). Choosing on 28 images followed
@@ -44,20 +45,23 @@ RULES = (
 )
 
 
+@dataclasses.dataclass(eq=False)
 class ChoiceImages:
     """A few images that no range was measured on, and the error of quantized graphs on them.
 
     It is measured on the logits where there are some, else on all outputs. The float32 graph is run once: it gives what
     the reference gives, in a fourth of its time.
 
-    Args:
-        traced: the float32 graph.
-        folder: for graphs' files, for a while.
+    Attributes:
+        pixels: Format of the images that the graphs take.
+        folder: For graphs' files, for a while.
     """
 
-    def __init__(self, images: CalibrationImages, traced: TracedGraph, folder: Path, problem_type: ProblemType) -> None:
-        self.images, self.pixels, self.folder, self._problem_type = images, traced.pixels, folder, problem_type
-        self._errors: VariantErrors | None = None
+    images: CalibrationImages
+    pixels: PixelFormat
+    folder: Path
+    problem_type: ProblemType
+    _errors: VariantErrors | None = dataclasses.field(default=None, init=False)
 
     def errors(self, variants: Variants) -> VariantErrors:
         """Measures variants; their float32 graph is run at the first call."""
@@ -68,10 +72,11 @@ class ChoiceImages:
                 counting = [LOGITS] if LOGITS in names else names
                 runs = [runtime.run(feeds(runtime.inputs, images)) for images in given]
             expected = {name: np.concatenate([outputs[name] for outputs in runs]) for name in counting}
-            self._errors = VariantErrors(given, expected, self.folder, self._problem_type)
+            self._errors = VariantErrors(given, expected, self.folder, self.problem_type)
         return self._errors
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class CandidateSearch:
     """Candidates one after another, each measured once.
 
@@ -79,29 +84,31 @@ class CandidateSearch:
     2. The Mul of smoothed MLPs stays where it takes away a tenth of the error.
     3. Another scheme, if its error is less than half.
 
-    Args:
-        traced: the float32 graph, with shapes.
-        activations: measured on images that are not among `images`.
+    Attributes:
+        traced: The float32 graph, with shapes.
+        activations: Measured on images that are not among `images`.
     """
 
-    def __init__(self, traced: TracedGraph, activations: Activations, images: ChoiceImages, progress: Progress) -> None:
-        self._traced, self._activations, self._images, self._progress = traced, activations, images, progress
-        self._closeness: dict[Candidate, Closeness] = {}
+    traced: TracedGraph
+    activations: Activations
+    images: ChoiceImages
+    progress: Progress
+    _closeness: dict[Candidate, Closeness] = dataclasses.field(default_factory=dict, init=False)
 
     def best(self, first: Candidate, smoothing: Sequence[SmoothQuant | None], others: Sequence[Scheme]) -> Candidate:
         """The candidate to take.
 
         Args:
-            first: without smoothing.
-            smoothing: what is tried, in the order of the strength.
-            others: dynamic schemes, taken where they are much better.
+            first: Without smoothing.
+            smoothing: What is tried, in the order of the strength.
+            others: Dynamic schemes, taken where they are much better.
         """
         if len(smoothing) == 1 and not others:
             return dataclasses.replace(first, smooth=smoothing[0])
         best = min((dataclasses.replace(first, smooth=smooth) for smooth in smoothing), key=self._error)
         smooth = best.smooth
         if len(smoothing) > 1 and smooth is not None:
-            kinds = smooth.kinds(self._traced.model, self._activations.extremes, self._traced.spec.keep_fp32)
+            kinds = smooth.kinds(self.traced.model, self.activations.extremes, self.traced.spec.keep_fp32)
             without = dataclasses.replace(best, smooth=dataclasses.replace(smooth, multiply=False))
             if "mlp" in kinds and self._error(without) <= self._error(best) / MULTIPLY_GAIN:
                 best = without
@@ -133,11 +140,11 @@ class CandidateSearch:
         from vitdeploy.exporters.quantization.candidate import variants_of
 
         if candidate not in self._closeness:
-            variants = variants_of(self._traced.model, candidate, self._activations, self._traced.spec.keep_fp32)
+            variants = variants_of(self.traced.model, candidate, self.activations, self.traced.spec.keep_fp32)
             one_by_one = candidate.scheme.static is None  # which quantizes a batch by one range
-            closeness = self._images.errors(variants).closeness(variants, (), one_by_one=one_by_one)
+            closeness = self.images.errors(variants).closeness(variants, (), one_by_one=one_by_one)
             cosine = "" if closeness.mean_cosine is None else f", mean cosine {closeness.mean_cosine:.5f}"
-            self._progress.step(f"{candidate}: relative error {closeness.error:.2%}{cosine}")
+            self.progress.step(f"{candidate}: relative error {closeness.error:.2%}{cosine}")
             self._closeness[candidate] = closeness
         return self._closeness[candidate].error
 

@@ -50,7 +50,7 @@ class CosineTarget:
     """See `AccuracyTarget`.
 
     Attributes:
-        bound: a MinCosine.
+        bound: A MinCosine.
         images: N of them.
     """
 
@@ -63,7 +63,7 @@ class CosineTarget:
         """The reference's vectors (N, D) by name, see `vitdeploy.assess.metrics.features.vectors`.
 
         Raises:
-            CheckpointError: it gives values that are not finite.
+            CheckpointError: If it gives values that are not finite.
         """
         rows_of = _vectors(self.images, self.reference)
         for name, of_one in rows_of.items():
@@ -138,8 +138,8 @@ def open_cosine_target(
     """Open the images; the reference runs on them when an artifact is measured.
 
     Raises:
-        UsageError: the logits are not those of a single-label classifier.
-        InputError: there are no images.
+        UsageError: If the logits are not those of a single-label classifier.
+        InputError: If there are no images.
     """
     if problem_type is not ProblemType.SINGLE_LABEL:
         raise UsageError(

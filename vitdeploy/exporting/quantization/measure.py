@@ -39,7 +39,7 @@ class Reducer(Protocol[R]):
     """Reduces the values of each output, image by image, to one result.
 
     Attributes:
-        key: all that the results depend on, beside graph and images.
+        key: All that the results depend on, beside graph and images.
     """
 
     @property
@@ -66,17 +66,17 @@ def measure(
     the version of ONNX Runtime, which runs the graph.
 
     Args:
-        graph: a copy of a float32 graph.
-        pixels: format of the images that the graph takes.
-        cache: a folder that keeps results; None for none.
-        folder: for the graph's file, for a while.
+        graph: A copy of a float32 graph.
+        pixels: Format of the images that the graph takes.
+        cache: A folder that keeps results; None for none.
+        folder: For the graph's file, for a while.
 
     Returns:
         The results, by the names of the values that were measured.
 
     Raises:
-        CheckFailedError: a value is not finite.
-        OSError: a file cannot be written.
+        CheckFailedError: If a value is not finite.
+        OSError: If a file cannot be written.
     """
     import onnxruntime as ort
 
@@ -115,9 +115,9 @@ def observe(graph: MeasuredGraph, samples: Iterable[Sample], pixels: PixelFormat
     """The largest magnitude of each value on samples, by name; infinite where a value is not finite.
 
     Args:
-        graph: gives a magnitude of each value.
-        pixels: format of the images that the graph takes.
-        folder: for the graph's file, for a while.
+        graph: Gives a magnitude of each value.
+        pixels: Format of the images that the graph takes.
+        folder: For the graph's file, for a while.
     """
     from vitdeploy.exporters.graph.onnx_file import write_onnx
     from vitdeploy.runtimes.onnxrt import OnnxRuntime

@@ -22,8 +22,8 @@ class MeasurementCache:
     as absent, so that it is measured again.
 
     Args:
-        folder: of all such files.
-        parts: all that the measurement depends on.
+        folder: Of all such files.
+        parts: All that the measurement depends on.
     """
 
     def __init__(self, folder: Path, parts: Iterable[str]) -> None:

@@ -24,13 +24,13 @@ def keep_layers(
     """Find layers that must stay in float32, the most sensitive ones first.
 
     Args:
-        images: on which the sensitivity of layers is measured.
+        images: On which the sensitivity of layers is measured.
 
     Returns:
         The nodes, by the names of their first outputs, and what was measured, for the manifest.
 
     Raises:
-        CheckFailedError: the graph is not accurate enough with any node in 8 bits.
+        CheckFailedError: If the graph is not accurate enough with any node in 8 bits.
     """
     labels, count = variants.labels, len(variants.nodes)
     layer_effects: dict[str, float] = {}

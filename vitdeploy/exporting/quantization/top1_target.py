@@ -32,7 +32,7 @@ class Top1Target:
     """See `AccuracyTarget`.
 
     Attributes:
-        bound: a MaxDrop or a MinAgreement.
+        bound: A MaxDrop or a MinAgreement.
         images: N of them.
         wanted: (N,) int32, the class of each: its label, or the reference's best class.
         right: (N,) whether the reference gives that class.
@@ -44,11 +44,6 @@ class Top1Target:
     right: NDArray[np.bool_]
 
     @property
-    def reference(self) -> int:
-        """Number of images whose class the reference gives."""
-        return int(self.right.sum())
-
-    @property
     def minimum(self) -> int:
         """Number of images whose class an artifact must give."""
         # of 1000 images, 0.99 asks for 990, not for 991, as 0.99 in binary would
@@ -58,7 +53,7 @@ class Top1Target:
     def _share(self) -> float:
         """Share of images whose class an artifact must give."""
         limit = self.bound.limit
-        return self.reference / len(self.right) - limit if isinstance(self.bound, MaxDrop) else limit
+        return float(self.right.mean()) - limit if isinstance(self.bound, MaxDrop) else limit
 
     def at(self, positions: Sequence[int]) -> Top1Target:
         chosen = list(positions)
@@ -103,7 +98,7 @@ class Top1Target:
             "low": round(low, 4),
             "high": round(high, 4),
             "at_least": self.minimum,
-            "reference": self.reference,
+            "reference": int(self.right.sum()),
         }
 
     def __str__(self) -> str:
@@ -116,9 +111,9 @@ def open_top1_target(
     """Run the reference on the images; for MaxDrop, they have labels.
 
     Raises:
-        UsageError: the model gives no logits of an image, or none of them is the image's class.
-        InputError: there are no images, or they have no labels.
-        CheckpointError: the reference gives values that are not finite.
+        UsageError: If the model gives no logits of an image, or none of them is the image's class.
+        InputError: If there are no images, or they have no labels.
+        CheckpointError: If the reference gives values that are not finite.
     """
     names = [spec.name for spec in reference.outputs]
     if not any(spec.name == LOGITS and len(spec.shape) == 2 for spec in reference.outputs):
