@@ -82,6 +82,11 @@ class Runtime(abc.ABC):
     def probe(cls) -> dict[str, str | None]:
         """Run something small on each device or provider that the engine lists here: None, or why it failed."""
 
+    @classmethod
+    def builds_here(cls) -> bool:
+        """Whether the engine builds artifacts on this machine though no device here runs them."""
+        return False
+
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the model once.
 

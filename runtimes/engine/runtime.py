@@ -119,6 +119,14 @@ class EngineRuntime(Runtime):
             return {"cuda": str(exc)}
 
     @classmethod
+    def builds_here(cls) -> bool:
+        try:
+            smallest_engine(cls.library, cls.backend)
+        except UnavailableError:
+            return False
+        return True
+
+    @classmethod
     def _problem(cls, index: int) -> str | None:
         """Why an engine does not run on a GPU; None where one does."""
         try:

@@ -9,10 +9,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitdeploy.assess.benchmark.environment import machine
 from vitdeploy.assess.benchmark.worker import MOST_WINDOWS, WINDOW, WITHIN, Job, Opened, Round, check_threads, worker
 from vitdeploy.assess.data.folder_listing import LeftOut, list_images
 from vitdeploy.assess.data.images import synthetic_images
+from vitdeploy.assess.environment.machine import machine
 from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
 from vitdeploy.assess.runs.targets import REFERENCE, Selected, select
 from vitdeploy.bundle.bundle import Bundle

@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vitdeploy.assess.benchmark.environment import machine
 from vitdeploy.assess.compare.results import Comparison
 from vitdeploy.assess.debug.layer_results import LayerComparison
 from vitdeploy.assess.debug.sensitivity import Sensitivity
+from vitdeploy.assess.environment.machine import machine
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.gate import GateResult
 from vitdeploy.assess.metrics.latency import Benchmark
