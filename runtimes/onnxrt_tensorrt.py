@@ -83,10 +83,10 @@ class TensorRTOnnxRuntime(OnnxRuntime):
         """Open the bundle's ONNX artifact of that precision.
 
         Raises:
-            UsageError: an option is invalid, or the artifact is for a CPU, or takes images of any size.
-            DeviceError: the provider cannot be had.
-            BundleError: a file was altered.
-            OutputError: there can be no folder for engines.
+            UsageError: If an option is invalid, or the artifact is for a CPU, or takes images of any size.
+            DeviceError: If the provider cannot be had.
+            BundleError: If a file was altered.
+            OutputError: If there can be no folder for engines.
         """
         index = cuda_index(cls.backend, device)
         if options.providers is not None:

@@ -23,11 +23,11 @@ class Variants:
     """One graph in a lower precision, and the nodes of it that can be kept in float32.
 
     Attributes:
-        nodes: those that compute in the lower precision where they are not kept, by the names of their first outputs,
+        nodes: Those that compute in the lower precision where they are not kept, by the names of their first outputs,
             in the order of the graph.
-        write: writes the variant that keeps these nodes to a file, from which ONNX Runtime computes on a CPU what the
+        write: Writes the variant that keeps these nodes to a file, from which ONNX Runtime computes on a CPU what the
             variant computes, with every rounding.
-        labels: what nodes are called after their weights, such as "layers.0.mlp.fc1", by their names; those that have
+        labels: What nodes are called after their weights, such as "layers.0.mlp.fc1", by their names; those that have
             such weights. The addition of a bias is called as the product that it is added to.
     """
 
@@ -40,7 +40,7 @@ def half_variants(source: Path | OpenedFile, precision: Precision) -> Variants:
     """Variants of a float32 graph in half precision, as `export` makes them, but that nothing was observed.
 
     Args:
-        source: the graph, of ONNX's own operators.
+        source: The graph, of ONNX's own operators.
         precision: fp16 or bf16.
     """
     model = read_onnx_ir(source)

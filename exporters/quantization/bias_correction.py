@@ -25,9 +25,9 @@ def correct_biases(
     Nothing is added to the graph; a product without a bias stays as it is.
 
     Args:
-        model: in float32, smoothed.
-        scheme: how weights are rounded.
-        products: the nodes that are to compute in 8 bits.
+        model: In float32, smoothed.
+        scheme: How weights are rounded.
+        products: The nodes that are to compute in 8 bits.
         means: (C,) the mean of each channel of what they take, by name.
     """
     for product in products:

@@ -39,9 +39,9 @@ class Record:
     """Measurements that a quantized graph holds; its weights are rounded anew.
 
     Attributes:
-        ranges: ranges of the quantized activations, by name; empty for a dynamic scheme.
+        ranges: Ranges of the quantized activations, by name; empty for a dynamic scheme.
         scales: (C,) scales of the smoothed places, by the names of the places.
-        biases: corrected biases, by the names of the Add nodes' outputs.
+        biases: Corrected biases, by the names of the Add nodes' outputs.
     """
 
     ranges: Mapping[str, Range]
@@ -79,12 +79,12 @@ def recorded_variants(source: Path | OpenedFile, float_source: Path | OpenedFile
     """Variants of a quantized artifact, each quantized from the float32 graph as `vitdeploy.export` would.
 
     Args:
-        source: the artifact, as `vitdeploy.export` writes it.
-        float_source: the float32 graph, exported with the same options.
-        spec: the artifact's precision, target and scheme, and the nodes that it keeps.
+        source: The artifact, as `vitdeploy.export` writes it.
+        float_source: The float32 graph, exported with the same options.
+        spec: The artifact's precision, target and scheme, and the nodes that it keeps.
 
     Raises:
-        UsageError: the variant with no more nodes in float32 is not the artifact's graph.
+        UsageError: If the variant with no more nodes in float32 is not the artifact's graph.
     """
     path, float_path = OpenedFile.of(source).path, OpenedFile.of(float_source).path
     artifact, model = read_onnx_ir(source), read_onnx_ir(float_source)

@@ -42,9 +42,9 @@ class SmoothQuant:
     s has 16 significant bits, so that the rounded float32 values which it divided tell it exactly: `recorded_scales`.
 
     Attributes:
-        strength: how much of the difference between channels moves into the weights: from 0, where theirs is evened
+        strength: How much of the difference between channels moves into the weights: from 0, where theirs is evened
             out, to 1, where the activation's is. The paper's alpha; 0.5 is what it recommends.
-        multiply: whether places that take a Mul are smoothed.
+        multiply: Whether places that take a Mul are smoothed.
     """
 
     strength: float = 0.5
@@ -56,9 +56,9 @@ class SmoothQuant:
         """Rewrite a graph in place.
 
         Args:
-            model: in float32, with shapes.
-            extremes: of the activations of the places that are smoothed, by name.
-            kept: products that stay float32, by the names of their first outputs; a Mul for them alone is left out.
+            model: In float32, with shapes.
+            extremes: Of the activations of the places that are smoothed, by name.
+            kept: Products that stay float32, by the names of their first outputs; a Mul for them alone is left out.
 
         Returns:
             By the name of what products take now: of what it was made, and (C,) what that was divided by.
@@ -102,8 +102,8 @@ def recorded_scales(model: ir.Model, smoothed: ir.Model) -> dict[str, NDArray[np
     column of the projection of values, which 8 bits hold exactly, and from the factors of a Mul.
 
     Args:
-        model: in float32, with shapes; `smoothed` was made from it. It is smoothed here.
-        smoothed: whose values have the same names.
+        model: In float32, with shapes; `smoothed` was made from it. It is smoothed here.
+        smoothed: Whose values have the same names.
     """
     recorded = {}
     makers = {str(value.name): node for node in smoothed.graph for value in node.outputs}

@@ -22,12 +22,12 @@ class EngineFile:
     """An engine and its tensors. Loading one can run code: open only files that are verified.
 
     Attributes:
-        inputs: that it takes; an engine does not name its axes.
-        content: of the file, where it was read already.
-        weights: the ONNX file of an engine that was written without weights.
-        host_code: whether the engine brings a runtime of its own version, which may then run.
-        takes_weights: whether it was built to be given other weights (`EngineRuntime.refit`).
-        cache: the file for its compiled kernels where the caller names none; it may be replaced, or left unwritten.
+        inputs: That it takes; an engine does not name its axes.
+        content: Of the file, where it was read already.
+        weights: The ONNX file of an engine that was written without weights.
+        host_code: Whether the engine brings a runtime of its own version, which may then run.
+        takes_weights: Whether it was built to be given other weights (`EngineRuntime.refit`).
+        cache: The file for its compiled kernels where the caller names none; it may be replaced, or left unwritten.
     """
 
     path: Path
@@ -47,12 +47,12 @@ def opened_engine(
     """The engine of that precision, and its weights as long as the block lasts.
 
     Args:
-        backend: the library's name, which is the artifact's format.
-        index: of the GPU; None for the first.
+        backend: The library's name, which is the artifact's format.
+        index: Of the GPU; None for the first.
 
     Raises:
-        UnavailableError: the engine was built for another system, version or GPU, or the GPU cannot be had.
-        BundleError: a file was altered, or is missing.
+        UnavailableError: If the engine was built for another system, version or GPU, or the GPU cannot be had.
+        BundleError: If a file was altered, or is missing.
     """
     artifact = bundle.artifact(backend, precision)
     (record,) = artifact.files

@@ -68,7 +68,7 @@ class Bundle:
         """The bundle at its place now, which holds the same model with the same image processor.
 
         Raises:
-            BundleChangedError: it holds another.
+            BundleChangedError: If it holds another.
             BundleError: as `open`.
         """
         now = Bundle.open(self.path)
@@ -81,7 +81,7 @@ class Bundle:
         """Read `config.json` and the image processor's files, once: later calls return the same value.
 
         Raises:
-            BundleError: one is missing or altered, or lies in the folder although the manifest does not name it; or
+            BundleError: If one is missing or altered, or lies in the folder although the manifest does not name it; or
                 `config.json` is not JSON.
         """
         if self._config is None:
@@ -147,12 +147,12 @@ class Bundle:
         meanwhile. At the end of the block it is checked that none was written to.
 
         Args:
-            records: of the manifest.
-            by_name: see `opened_artifact`.
+            records: Of the manifest.
+            by_name: See `opened_artifact`.
 
         Raises:
-            BundleError: a file is missing, unreadable or altered.
-            BundleChangedError: the bundle was replaced since its manifest was read, or a file written to meanwhile.
+            BundleError: If a file is missing, unreadable or altered.
+            BundleChangedError: If the bundle was replaced since its manifest was read, or a file written to meanwhile.
         """
         names = {record.path: self.path / record.path for record in records} if by_name else None
         with self._open(records, names) as files:
@@ -163,8 +163,8 @@ class Bundle:
         """`opened` of an artifact's files; of several, by names in their folder, where the first finds the others.
 
         Args:
-            artifact: of the manifest.
-            by_name: whether the handles are to be the files' own paths, for a library that opens them again later; at
+            artifact: Of the manifest.
+            by_name: Whether the handles are to be the files' own paths, for a library that opens them again later; at
                 the end of the block they are checked to lead to the hashed content.
 
         Raises:
@@ -200,7 +200,7 @@ class Bundle:
 
         Raises:
             BundleError: as `read_config` and `opened_artifact`.
-            BundleChangedError: the bundle was replaced since its manifest was read.
+            BundleChangedError: If the bundle was replaced since its manifest was read.
         """
         self._config_records()
         with self.opened(self.manifest.files):

@@ -96,7 +96,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line, and exit; what goes wrong is one line on stderr and an exit code, see `print_error`.
 
     Args:
-        args: those of this process, which is then the command line's: libraries print nothing of their own there. With
+        args: Those of this process, which is then the command line's: libraries print nothing of their own there. With
             others the caller's filters of warnings, its logging and its handlers of signals stay.
     """
     handlers = end_on_signals()

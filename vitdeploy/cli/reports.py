@@ -66,13 +66,13 @@ class Reports:
     """Files to write a result to, by the names of `report_options`.
 
     Args:
-        files: by name; None where it is not asked for.
-        arguments: the command's other ones, whose files are not to be overwritten.
+        files: By name; None where it is not asked for.
+        arguments: The command's other ones, whose files are not to be overwritten.
 
     Raises:
-        MissingDependencyError: what writes one needs a library that is not installed.
-        OutputError: the folder of one is none, or cannot be written.
-        UsageError: it is another file of the command's, or lies in the bundle or among the data.
+        MissingDependencyError: If what writes one needs a library that is not installed.
+        OutputError: If the folder of one is none, or cannot be written.
+        UsageError: If it is another file of the command's, or lies in the bundle or among the data.
     """
 
     def __init__(self, files: Mapping[str, str | None], arguments: Mapping[str, Any]) -> None:

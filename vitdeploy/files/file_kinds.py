@@ -149,8 +149,8 @@ def names_advice(source: str, names: Collection[str]) -> str | None:
     """The error for a folder or repository without a complete checkpoint; None where its kind is unknown.
 
     Args:
-        source: its path, or its Hub id in quotes.
-        names: its files, by their paths from it.
+        source: Its path, or its Hub id in quotes.
+        names: Its files, by their paths from it.
     """
     plain = source.strip("'")
     if not names:

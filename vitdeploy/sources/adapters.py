@@ -43,10 +43,10 @@ class Adapter:
     """An adapter, of which the weights have not been read.
 
     Attributes:
-        files: where the adapter is.
-        base: where its base is; the same files where it lies beside the base's weights.
-        config: what its adapter_config.json says.
-        hub_options: of `vitdeploy.sources.hub.resolve`, for the base.
+        files: Where the adapter is.
+        base: Where its base is; the same files where it lies beside the base's weights.
+        config: What its adapter_config.json says.
+        hub_options: Of `vitdeploy.sources.hub.resolve`, for the base.
     """
 
     files: CheckpointFiles
@@ -59,8 +59,8 @@ class Adapter:
         """The adapter in `files`, with its base: the weights beside it, else the model that it names.
 
         Raises:
-            CheckpointError: the adapter cannot be merged, or names no base, or one that is not there.
-            HubError: the base is on the Hub, which cannot be reached.
+            CheckpointError: If the adapter cannot be merged, or names no base, or one that is not there.
+            HubError: If the base is on the Hub, which cannot be reached.
         """
         content = read_json(files.adapter[0])
         try:
@@ -107,11 +107,11 @@ class Adapter:
         replaces by one with another number of classes gets the names LABEL_0 ...
 
         Args:
-            config: the content of the base's config.json, of transformers or timm.
-            weights: the base's tensors, under the names of that library.
+            config: The content of the base's config.json, of transformers or timm.
+            weights: The base's tensors, under the names of that library.
 
         Raises:
-            CheckpointError: the adapter does not fit the base.
+            CheckpointError: If the adapter does not fit the base.
         """
         timm = is_timm(config)
         family = None if timm else _family(config)  # of the base, whatever the adapter says

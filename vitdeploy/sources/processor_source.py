@@ -39,9 +39,9 @@ class RecordedProcessor:
     """An image processor.
 
     Attributes:
-        processor: the processor.
-        origin: where it came from.
-        files: the JSON files that a bundle keeps of it, by name.
+        processor: The processor.
+        origin: Where it came from.
+        files: The JSON files that a bundle keeps of it, by name.
     """
 
     processor: ImageProcessor
@@ -71,19 +71,19 @@ def find_processor(
     """The image processor of a checkpoint: the given one or else its own, with the settings of the options.
 
     Args:
-        files: the checkpoint, or an adapter.
-        base: the adapter's base, whose processor counts where the adapter has none; else the same as `files`.
-        config: the content of config.json, with an adapter's merged.
-        options: what was asked for; None for the checkpoint's own processor as it is.
-        model: the configuration of the model, which decides the number of channels.
+        files: The checkpoint, or an adapter.
+        base: The adapter's base, whose processor counts where the adapter has none; else the same as `files`.
+        config: The content of config.json, with an adapter's merged.
+        options: What was asked for; None for the checkpoint's own processor as it is.
+        model: The configuration of the model, which decides the number of channels.
         image_size: (height, width) that the processor is changed to, after all settings.
-        hub: options of `vitdeploy.sources.hub.resolve_processor`.
+        hub: Options of `vitdeploy.sources.hub.resolve_processor`.
 
     Raises:
-        CheckpointError: the checkpoint has no processor, and the options do not define one.
-        InputError: a processor's file cannot be read, or asks for something that cannot be done exactly.
-        HubError: the Hub cannot be reached.
-        UsageError: the settings do not fit the processor, the model or the image size.
+        CheckpointError: If the checkpoint has no processor, and the options do not define one.
+        InputError: If a processor's file cannot be read, or asks for something that cannot be done exactly.
+        HubError: If the Hub cannot be reached.
+        UsageError: If the settings do not fit the processor, the model or the image size.
     """
     options = options or ProcessorOptions()
     if options.source is not None:
@@ -114,8 +114,8 @@ def _with_settings(
     """The processor with the settings of the options, then for another image size.
 
     Raises:
-        InputError: what is written asks for something that cannot be done exactly.
-        UsageError: the settings do not fit the processor, the model or the image size.
+        InputError: If what is written asks for something that cannot be done exactly.
+        UsageError: If the settings do not fit the processor, the model or the image size.
     """
     _check_channels(options, num_channels)
     try:

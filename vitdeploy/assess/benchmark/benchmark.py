@@ -9,10 +9,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitdeploy.assess.benchmark.environment import machine
 from vitdeploy.assess.benchmark.worker import MOST_WINDOWS, WINDOW, WITHIN, Job, Opened, Round, check_threads, worker
 from vitdeploy.assess.data.folder_listing import LeftOut, list_images
 from vitdeploy.assess.data.images import synthetic_images
+from vitdeploy.assess.environment.machine import machine
 from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
 from vitdeploy.assess.runs.targets import REFERENCE, Selected, select
 from vitdeploy.bundle.bundle import Bundle
@@ -56,21 +56,21 @@ def benchmark(
     however it ends.
 
     Args:
-        bundle: the bundle or its folder.
-        batch_sizes: images a run, from 1 to 2**20.
-        backends: such as "onnxruntime:fp16", see `select`; by default the reference and every artifact.
+        bundle: The bundle or its folder.
+        batch_sizes: Images a run, from 1 to 2**20.
+        backends: Such as "onnxruntime:fp16", see `select`; by default the reference and every artifact.
         device: "cpu", "cuda" or "cuda:1".
-        threads: of each backend, up to 1024; 0 for the default: of ONNX Runtime see
+        threads: Of each backend, up to 1024; 0 for the default: of ONNX Runtime see
             `vitdeploy.system.cpu.session_threads`, of torch its own choice, within the cgroup quota.
-        images: a folder, every image below it; by default JPEG files of 640x480 synthetic pixels.
-        rounds: turns that each backend gets.
-        runs: timed runs of each kind and batch size a turn.
-        progress: told each step, and how far it has come.
+        images: A folder, every image below it; by default JPEG files of 640x480 synthetic pixels.
+        rounds: Turns that each backend gets.
+        runs: Timed runs of each kind and batch size a turn.
+        progress: Told each step, and how far it has come.
 
     Raises:
-        UsageError: an argument is wrong.
-        BundleError: the bundle, or an artifact of it, is absent or was altered.
-        InputError: there are no images, or one cannot be read.
+        UsageError: If an argument is wrong.
+        BundleError: If the bundle, or an artifact of it, is absent or was altered.
+        InputError: If there are no images, or one cannot be read.
     """
     sizes = tuple(dict.fromkeys(batch_sizes))
     if not sizes:

@@ -29,13 +29,13 @@ class VectorRun:
     """One artifact on one backend.
 
     Attributes:
-        artifact: such as "onnx-int8".
-        backend: what ran it; "" where no backend of this version does.
-        precision: of the artifact.
-        nearness: see `vitdeploy.assess.metrics.features.nearness`; nothing where the backend was skipped.
-        not_finite: of how many images a value is NaN or infinite.
-        engine: what really ran, in a word; "" where it was skipped.
-        skipped: why it could not run; None where it did.
+        artifact: Such as "onnx-int8".
+        backend: What ran it; "" where no backend of this version does.
+        precision: Of the artifact.
+        nearness: See `vitdeploy.assess.metrics.features.nearness`; nothing where the backend was skipped.
+        not_finite: Of how many images a value is NaN or infinite.
+        engine: What really ran, in a word; "" where it was skipped.
+        skipped: Why it could not run; None where it did.
     """
 
     artifact: str

@@ -27,8 +27,8 @@ class GraphNode:
     """A node that can be kept in float32.
 
     Attributes:
-        name: of its first output, which is its name for `vitdeploy.export(keep_fp32=...)`.
-        op_type: its operator.
+        name: Of its first output, which is its name for `vitdeploy.export(keep_fp32=...)`.
+        op_type: Its operator.
         part: "embeddings", "layers.0" ..., "head".
     """
 
@@ -57,15 +57,15 @@ class LowerPrecision:
         Runtime leaves out on a CPU.
 
         Args:
-            bundle: the bundle.
-            precision: one of `PRECISIONS`.
-            what: what needs it, such as "debug bisect".
+            bundle: The bundle.
+            precision: One of `PRECISIONS`.
+            what: What needs it, such as "debug bisect".
 
         Raises:
-            UsageError: there is no such precision, or the bundle has not the artifacts that are needed, or they were
+            UsageError: If there is no such precision, or the bundle has not the artifacts that are needed, or they were
                 exported with different options.
-            BundleError: an artifact was altered, or is no valid ONNX model.
-            MissingDependencyError: onnx is not installed.
+            BundleError: If an artifact was altered, or is no valid ONNX model.
+            MissingDependencyError: If onnx is not installed.
         """
         if precision not in PRECISIONS:
             raise UsageError(

@@ -34,20 +34,20 @@ class Latency:
     """One backend at one batch size, alone in its process, in milliseconds.
 
     Attributes:
-        artifact: such as "onnx-fp32"; "reference" for the torch reference.
-        backend: what ran.
-        precision: of the artifact.
-        batch_size: images a run.
-        rounds_ms: the times of `Runtime.run` on ready input, image processing not included; those of each round.
-        image_rounds_ms: the times from the bytes of image files to outputs, image processing included.
-        processing_ms: the median time of the image processing in these.
-        load_ms: opening the artifact in a fresh process, with what its libraries import only then.
-        first_ms: the first run of the process, of the smallest batch that the artifact takes.
-        peak_memory_bytes: the most resident memory that the process held, with all batch sizes; None where the system
+        artifact: Such as "onnx-fp32"; "reference" for the torch reference.
+        backend: What ran.
+        precision: Of the artifact.
+        batch_size: Images a run.
+        rounds_ms: The times of `Runtime.run` on ready input, image processing not included; those of each round.
+        image_rounds_ms: The times from the bytes of image files to outputs, image processing included.
+        processing_ms: The median time of the image processing in these.
+        load_ms: Opening the artifact in a fresh process, with what its libraries import only then.
+        first_ms: The first run of the process, of the smallest batch that the artifact takes.
+        peak_memory_bytes: The most resident memory that the process held, with all batch sizes; None where the system
             does not tell.
-        steady: whether the times had settled when the warm-up ended.
-        threads: how many threads it computes with on the CPU, and why; None where it has none.
-        details: what really ran.
+        steady: Whether the times had settled when the warm-up ended.
+        threads: How many threads it computes with on the CPU, and why; None where it has none.
+        details: What really ran.
     """
 
     artifact: str
@@ -95,7 +95,7 @@ class Latency:
         """This one's time over that of `base`, by the medians of each round: a slow spell of the machine falls on both.
 
         Raises:
-            UsageError: they were not measured in the same rounds.
+            UsageError: If they were not measured in the same rounds.
         """
         if len(self.rounds_ms) != len(base.rounds_ms) or self.batch_size != base.batch_size:
             raise UsageError(
@@ -163,10 +163,10 @@ class Benchmark(Assessment):
     """Every backend at every batch size.
 
     Attributes:
-        machine: where it was measured.
-        settings: how.
-        latencies: by batch size, and in that in the order of the backends.
-        skipped: what could not be measured.
+        machine: Where it was measured.
+        settings: How.
+        latencies: By batch size, and in that in the order of the backends.
+        skipped: What could not be measured.
     """
 
     machine: dict[str, str]

@@ -60,9 +60,9 @@ class Assessment(abc.ABC):
     """A result of assessing a bundle; its `repr` is one line.
 
     Attributes:
-        bundle: the folder.
-        processor: where the image processor came from, in a line; None where the bundle does not say.
-        left_out: the files of the folder that are not among its images; None where no folder was listed.
+        bundle: The folder.
+        processor: Where the image processor came from, in a line; None where the bundle does not say.
+        left_out: The files of the folder that are not among its images; None where no folder was listed.
     """
 
     bundle: str
@@ -83,8 +83,8 @@ class ImageAssessment(Assessment):
     """Result of comparing outputs on images without labels.
 
     Attributes:
-        images: how many.
-        synthetic: whether they were made up, none having been given.
+        images: How many.
+        synthetic: Whether they were made up, none having been given.
     """
 
     images: int

@@ -19,8 +19,8 @@ def junit(result: Judged, *, seconds: float | None = None) -> bytes:
     latter for a pass, and it is none.
 
     Args:
-        result: what was judged.
-        seconds: how long all of it took; no time is given by default.
+        result: What was judged.
+        seconds: How long all of it took; no time is given by default.
     """
     checks = result.check_results
     counts = {

@@ -12,9 +12,9 @@ class Stopped(Assessment):
     """The outcome of a command that has none.
 
     Attributes:
-        command: such as "gate".
-        kind: the type of the error.
-        message: what it says.
+        command: Such as "gate".
+        kind: The type of the error.
+        message: What it says.
     """
 
     command: str
