@@ -50,11 +50,11 @@ class OnnxRuntime(Runtime):
     """An ONNX Runtime session that runs on the providers asked for, or does not open.
 
     Args:
-        path: the .onnx file; external data lies beside it.
+        path: The .onnx file; external data lies beside it.
 
     Raises:
-        DeviceError: a provider cannot be had.
-        BundleError: the file cannot be loaded.
+        DeviceError: If a provider cannot be had.
+        BundleError: If the file cannot be loaded.
     """
 
     backend = "onnxruntime"

@@ -26,8 +26,8 @@ def open_device(name: str) -> torch.device:
     """The device of that name; "cuda" is the one that torch has chosen for this thread, by its number.
 
     Raises:
-        UsageError: the name is none of a device.
-        DeviceError: torch cannot use it.
+        UsageError: If the name is none of a device.
+        DeviceError: If torch cannot use it.
     """
     parse_device(name)
     try:
@@ -121,8 +121,8 @@ class TorchRuntime(Runtime):
         device: "cpu", "cuda" or "cuda:1".
 
     Raises:
-        DeviceError: the device cannot be had.
-        UsageError: the device is not one of these.
+        DeviceError: If the device cannot be had.
+        UsageError: If the device is not one of these.
     """
 
     def __init__(self, device: str) -> None:

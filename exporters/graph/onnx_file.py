@@ -37,7 +37,7 @@ def write_onnx(model: ir.Model, path: Path, max_bytes: int = MAX_BYTES) -> tuple
         The names of the files, the model first.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: If a file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if sum(tensor.nbytes for tensor in _weights(model).values()) > max_bytes:

@@ -21,11 +21,11 @@ def repeat_first_layer(
     export takes. The block is every node between its input, or its weights, and its results.
 
     Args:
-        graph: traced with one layer, not optimized yet.
-        layers: every layer of the model, the first one being the one that was traced.
-        first: what goes into the block.
-        results: what comes out of it: the next block's input, and whatever else is wanted of every layer.
-        prefix: of the first layer's weights in the graph, with a placeholder for the layer: "layers.{}.".
+        graph: Traced with one layer, not optimized yet.
+        layers: Every layer of the model, the first one being the one that was traced.
+        first: What goes into the block.
+        results: What comes out of it: the next block's input, and whatever else is wanted of every layer.
+        prefix: Of the first layer's weights in the graph, with a placeholder for the layer: "layers.{}.".
 
     Returns:
         The results of each layer.

@@ -32,9 +32,9 @@ class Place:
 
     Attributes:
         kind: "layer_norm", "attention" or "mlp".
-        products: the MatMul nodes that take it, and nothing else does.
-        values_projection: of "attention": the MatMul whose columns are divided.
-        values_bias: of "attention": the Add behind it; None where the model has none.
+        products: The MatMul nodes that take it, and nothing else does.
+        values_projection: Of "attention": the MatMul whose columns are divided.
+        values_bias: Of "attention": the Add behind it; None where the model has none.
     """
 
     kind: str

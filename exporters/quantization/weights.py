@@ -27,9 +27,9 @@ class Weights:
     """The weights of a graph in 8 bits, each once, however many nodes use it.
 
     Attributes:
-        graph: it gets the new initializers.
-        number_format: symmetric.
-        per_channel: whether each output channel has its own scale.
+        graph: It gets the new initializers.
+        number_format: Symmetric.
+        per_channel: Whether each output channel has its own scale.
     """
 
     graph: ir.Graph

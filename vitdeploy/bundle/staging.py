@@ -52,15 +52,15 @@ def commit(staging: Path, target: Path, manifest: Manifest, *, made_from: Artifa
     replaced. See `vitdeploy.bundle.kept_files` for links.
 
     Args:
-        staging: a folder with every file that `manifest` names.
-        target: the place of the bundle.
-        manifest: of the files in `staging`.
-        made_from: the artifact of `target` that the new one was made from.
+        staging: A folder with every file that `manifest` names.
+        target: The place of the bundle.
+        manifest: Of the files in `staging`.
+        made_from: The artifact of `target` that the new one was made from.
 
     Raises:
-        BundleError: `target` no longer has that artifact: another process replaced it.
-        UsageError: `target` holds another model, or other files.
-        OSError: a file cannot be written; `target` is as it was.
+        BundleError: If `target` no longer has that artifact: another process replaced it.
+        UsageError: If `target` holds another model, or other files.
+        OSError: If a file cannot be written; `target` is as it was.
     """
     target = target.resolve()
     synced = sync(staging)  # which may take long: not while others wait
@@ -82,12 +82,12 @@ def check_same_model(old: Bundle, files: Mapping[str, str], task: str) -> None:
     """Check that a bundle can take an artifact of a model.
 
     Args:
-        old: the bundle.
-        files: the SHA-256 of the model's files, by name, with or without those of its weights.
-        task: of the model.
+        old: The bundle.
+        files: The SHA-256 of the model's files, by name, with or without those of its weights.
+        task: Of the model.
 
     Raises:
-        UsageError: the bundle holds another model, or the same with another image processor.
+        UsageError: If the bundle holds another model, or the same with another image processor.
     """
     old_files = old.manifest.model_files
     if not any(name in old.manifest.weights for name in files):

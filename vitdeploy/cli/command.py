@@ -85,7 +85,7 @@ class Command(click.Command):
     """A command.
 
     Args:
-        examples: lines that can be pasted, without "vitdeploy" before them.
+        examples: Lines that can be pasted, without "vitdeploy" before them.
     """
 
     context_class = _Context

@@ -120,7 +120,7 @@ def _print_accuracy(artifact: Artifact) -> None:
         "export ./checkpoint --int8 --calibration-data photos --max-drop 1%",
     )
 )
-@click.argument("checkpoint", metavar="[MODEL]", required=False)
+@click.argument("checkpoint", metavar="[MODEL]", required=False, type=PATH)
 @option(
     "-m",
     "--model",

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vitdeploy.cli.annotations import annotate
 from vitdeploy.cli.output import printable
 from vitdeploy.cli.verbosity import is_verbose
 from vitdeploy.errors import OutputError, VitDeployError, first_line
@@ -149,7 +150,7 @@ def print_error(error: BaseException, more: str = "") -> int:
     out: 3. A signal: 128 and its number. Anything else is a defect: 70. The traceback comes before the line where
     VITDEPLOY_DEBUG is set, and with --verbose the causes come after it.
     """
-    text, code = _explained(error)
+    text, code = explained(error)
     if sys.stderr is not None:
         if debugging():
             traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
@@ -159,10 +160,12 @@ def print_error(error: BaseException, more: str = "") -> int:
             line = f"{type(cause).__name__} {first_line(cause)}"
             print(f"  cause: {printable(line):.400}", file=sys.stderr, flush=True)
             cause = cause.__cause__
+        annotate(text + more)
     return code
 
 
-def _explained(error: BaseException) -> tuple[str, int]:
+def explained(error: BaseException) -> tuple[str, int]:
+    """What went wrong, for people, and the exit code for it."""
     again = f"set {DEBUG_VARIABLE}=1 for the traceback"
     if isinstance(error, VitDeployError):
         return str(error), error.exit_code

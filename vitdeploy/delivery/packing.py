@@ -32,15 +32,15 @@ def pack(
     and validation, and says what was left out. The same bundle and artifacts give the same bytes.
 
     Args:
-        bundle: the bundle or its folder; every file that is taken is verified.
-        artifacts: names such as "onnx-int8"; "torch" for the reference.
-        output: a folder that does not exist, is empty, or was packed before, which is replaced whole.
+        bundle: The bundle or its folder; every file that is taken is verified.
+        artifacts: Names such as "onnx-int8"; "torch" for the reference.
+        output: A folder that does not exist, is empty, or was packed before, which is replaced whole.
 
     Raises:
-        BundleError: there is no bundle, or a file of it was altered.
-        UsageError: it has no such artifact, or `output` holds something else.
-        NoReferenceError: "torch" is asked for, and the bundle was packed without the weights.
-        OutputError: the bundle cannot be written; what was there is untouched.
+        BundleError: If there is no bundle, or a file of it was altered.
+        UsageError: If it has no such artifact, or `output` holds something else.
+        NoReferenceError: If "torch" is asked for, and the bundle was packed without the weights.
+        OutputError: If the bundle cannot be written; what was there is untouched.
     """
     opened = Bundle.of(bundle)
     manifest = _part(opened, [artifacts] if isinstance(artifacts, str) else artifacts)

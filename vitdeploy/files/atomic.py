@@ -31,7 +31,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     Hand it to `replace_folder` to keep it. Folders that killed processes left are removed.
 
     Raises:
-        OutputError: the folder, or a file in it, cannot be written.
+        OutputError: If the folder, or a file in it, cannot be written.
     """
     staging, lock = None, None
     try:
@@ -59,12 +59,12 @@ def replace_folder(staging: Path, target: Path, synced: Collection[Path] = ()) -
     """Put `staging` in the place of `target`, in one step that a crash cannot split; the old content goes.
 
     Args:
-        staging: a folder beside `target`.
-        target: a folder, or a place for one.
-        synced: files that `sync` has written to the disk already.
+        staging: A folder beside `target`.
+        target: A folder, or a place for one.
+        synced: Files that `sync` has written to the disk already.
 
     Raises:
-        OSError: it cannot be done; `target` is as it was.
+        OSError: If it cannot be done; `target` is as it was.
     """
     sync(staging, synced)
     if target.exists():
@@ -91,13 +91,13 @@ def write_file(target: Path, content: bytes, *, follow_link: bool = True) -> Non
     Files that killed writers of the same target left are removed.
 
     Args:
-        target: a file, or a place for one. A pipe or a device is refused; see
+        target: A file, or a place for one. A pipe or a device is refused; see
             `vitdeploy.files.output_files.write_output`.
-        content: of the file.
-        follow_link: whether to replace the file that a link leads to, or the link itself.
+        content: Of the file.
+        follow_link: Whether to replace the file that a link leads to, or the link itself.
 
     Raises:
-        OutputError: it cannot be written; the one before is untouched.
+        OutputError: If it cannot be written; the one before is untouched.
     """
     try:
         place = target.resolve() if follow_link else target

@@ -39,7 +39,7 @@ def max_pixels() -> int | None:
     Pillow warns of an image with more than its limit, and refuses one with more than twice as many.
 
     Raises:
-        UsageError: the variable is not a whole number from 1 up.
+        UsageError: If the variable is not a whole number from 1 up.
     """
     text = os.environ.get(MAX_PIXELS_VARIABLE)
     if text:
@@ -69,7 +69,7 @@ def check_resized_count(width: int, height: int, of_pixels: int, name: str) -> N
     both. The width and height are those of the resized image.
 
     Raises:
-        ImageError: it would have more.
+        ImageError: If it would have more.
     """
     limit = max_pixels()
     if limit is not None and not os.environ.get(MAX_PIXELS_VARIABLE):
@@ -96,9 +96,9 @@ def embedded_problem(count: int, channels: int, sides: tuple[EmbeddedSide, Embed
     take `MOST_EMBEDDED_BYTES`, or the need of an image of VITDEPLOY_MAX_IMAGE_PIXELS.
 
     Args:
-        count: of the images that run together.
-        channels: of each.
-        sides: height and width.
+        count: Of the images that run together.
+        channels: Of each.
+        sides: Height and width.
 
     Returns:
         The problem and its remedy, for the end of a message; None where there is none.

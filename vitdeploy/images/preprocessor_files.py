@@ -29,10 +29,10 @@ def find_settings(folder: Path, files: Mapping[str, bytes]) -> tuple[dict[str, A
     that does not name its class has the one that config.json names, or else that of config.json's model.
 
     Args:
-        files: see `read_files`.
+        files: See `read_files`.
 
     Raises:
-        InputError: a file is not JSON.
+        InputError: If a file is not JSON.
     """
     path, settings = folder / NESTED_FILE, None
     if NESTED_FILE in files:
@@ -70,7 +70,7 @@ def channels_of_model(folder: Path, files: Mapping[str, bytes]) -> int | None:
     """The number of channels that the model of a folder takes; None where there is no config.json of a model.
 
     Raises:
-        InputError: the file is not JSON, or the number is not 1, 3 or 4.
+        InputError: If the file is not JSON, or the number is not 1, 3 or 4.
     """
     path = folder / _MODEL_FILE
     config = _parse(path, files[_MODEL_FILE]) if _MODEL_FILE in files else {}

@@ -21,7 +21,7 @@ def check_samples(image: Image.Image, name: str) -> None:
     """Refuse a TIFF file of samples that have no fixed range, or that Pillow reads as something else.
 
     Raises:
-        ImageError: samples are signed (Pillow reads those of 8 bits as unsigned), or have 16 bits in uncompressed
+        ImageError: If samples are signed (Pillow reads those of 8 bits as unsigned), or have 16 bits in uncompressed
             planes (of which Pillow 13 takes every byte for a sample).
     """
     if _SIGNED in _tag(image, _SAMPLE_FORMAT):
@@ -41,12 +41,12 @@ def to_8_bits(image: Image.Image, origin: Image.Image, name: str) -> Image.Image
     level that is transparent, in all of its 16 bits.
 
     Args:
-        image: of any mode.
-        origin: the image as Pillow opened it, which knows its file's format.
-        name: of the image in messages.
+        image: Of any mode.
+        origin: The image as Pillow opened it, which knows its file's format.
+        name: Of the image in messages.
 
     Raises:
-        ImageError: the range of the pixels is not known.
+        ImageError: If the range of the pixels is not known.
     """
     of_file = image.mode == "I" and origin.format in ("PNG", "PPM")  # 16 bits of these, in some versions of Pillow
     if not image.mode.startswith("I;16") and not of_file:

@@ -52,39 +52,39 @@ class ViTConfig:
     """Hyper-parameters of every family, those of ViT under the names and with the defaults of transformers.
 
     Attributes:
-        model_type: the family, one of `FAMILIES`.
-        hidden_dropout_prob: after the embeddings, the attention projection and the MLP; in training only.
-        attention_probs_dropout_prob: on the attention weights; in training only.
-        initializer_range: standard deviation of freshly drawn weights.
+        model_type: The family, one of `FAMILIES`.
+        hidden_dropout_prob: After the embeddings, the attention projection and the MLP; in training only.
+        attention_probs_dropout_prob: On the attention weights; in training only.
+        initializer_range: Standard deviation of freshly drawn weights.
         image_size: (height, width) in pixels that the position embeddings were made for.
         patch_size: (height, width) in pixels of one token.
-        qkv_bias: whether the query, key and value projections have a bias; the output projection always has.
-        head_dim: width of one attention head; by default hidden_size // num_attention_heads.
-        encoder_stride: pixels that one token is decoded to, on each side, in masked image modeling.
-        pooler_output_size: width of the pooler; by default hidden_size.
-        labels: class names in the order of the logits; none of them means that the head is the identity.
-        problem_type: of a classifier; by default it follows from the number of labels.
-        key_bias: whether the key projection has a bias where the query's and the value's have.
-        distillation_token: whether a second token, with a position of its own, follows the class token.
-        mask_token: whether the model has a mask token whatever its task, though only masked image modeling uses it.
-        num_register_tokens: tokens without positions between the class token and the patches.
-        layer_scale: whether a learned factor for each channel scales the residual branch of a block.
-        swiglu: whether the MLP gates with SiLU instead of applying `hidden_act`.
-        float32_softmax: whether eager attention takes its softmax in float32 whatever the model's type.
-        absolute_positions: whether tokens have position embeddings.
-        relative_positions: whether every layer has an attention bias by the offset of two patches.
-        shared_relative_positions: whether all layers share such a bias.
-        position_antialias: whether position embeddings are interpolated with antialiasing.
-        relative_position_interpolation: resizes those biases: "bilinear" as in transformers, or "geometric" as
-            in timm (see `vitdeploy.models.layers.geometric`), which takes no dynamic image size.
-        any_image_size: whether transformers' model takes images of every size without being asked to interpolate.
-        final_norm: whether a layer norm follows the last block.
-        classification_pooler: the tokens that are classified; see `vitdeploy.models.layers.heads`.
-        feature_pooler: the pooled output of feature extraction, if there is one.
-        vocab_size: number of visual tokens that masked image modeling predicts; None where it reconstructs pixels.
+        qkv_bias: Whether the query, key and value projections have a bias; the output projection always has.
+        head_dim: Width of one attention head; by default hidden_size // num_attention_heads.
+        encoder_stride: Pixels that one token is decoded to, on each side, in masked image modeling.
+        pooler_output_size: Width of the pooler; by default hidden_size.
+        labels: Class names in the order of the logits; none of them means that the head is the identity.
+        problem_type: Of a classifier; by default it follows from the number of labels.
+        key_bias: Whether the key projection has a bias where the query's and the value's have.
+        distillation_token: Whether a second token, with a position of its own, follows the class token.
+        mask_token: Whether the model has a mask token whatever its task, though only masked image modeling uses it.
+        num_register_tokens: Tokens without positions between the class token and the patches.
+        layer_scale: Whether a learned factor for each channel scales the residual branch of a block.
+        swiglu: Whether the MLP gates with SiLU instead of applying `hidden_act`.
+        float32_softmax: Whether eager attention takes its softmax in float32 whatever the model's type.
+        absolute_positions: Whether tokens have position embeddings.
+        relative_positions: Whether every layer has an attention bias by the offset of two patches.
+        shared_relative_positions: Whether all layers share such a bias.
+        position_antialias: Whether position embeddings are interpolated with antialiasing.
+        relative_position_interpolation: Resizes those biases: "bilinear" as in transformers, or "geometric" as in timm
+            (see `vitdeploy.models.layers.geometric`), which takes no dynamic image size.
+        any_image_size: Whether transformers' model takes images of every size without being asked to interpolate.
+        final_norm: Whether a layer norm follows the last block.
+        classification_pooler: The tokens that are classified; see `vitdeploy.models.layers.heads`.
+        feature_pooler: The pooled output of feature extraction, if there is one.
+        vocab_size: Number of visual tokens that masked image modeling predicts; None where it reconstructs pixels.
 
     Raises:
-        UsageError: a value is not valid.
+        UsageError: If a value is not valid.
     """
 
     model_type: str = "vit"
@@ -183,7 +183,7 @@ class ViTConfig:
         """Read the content of a `config.json`; see `vitdeploy.models.config_keys` for every key.
 
         Raises:
-            CheckpointError: the model type is unknown, a value is not valid, or a key asks for something that is not
+            CheckpointError: If the model type is unknown, a value is not valid, or a key asks for something that is not
                 built.
         """
         model_type = data.get("model_type")
@@ -216,7 +216,7 @@ class ViTConfig:
         """The content of a `config.json` that `from_dict` and transformers read.
 
         Raises:
-            UsageError: the model is no plain ViT; the other families come with a `config.json` of their own.
+            UsageError: If the model is no plain ViT; the other families come with a `config.json` of their own.
         """
         if self.model_type != "vit":
             message = f"a config.json can be written for vit, not for {self.model_type}"

@@ -41,13 +41,13 @@ class Family:
     """One `model_type` of transformers.
 
     Attributes:
-        prefix: begins the names of the encoder's weights where a head stands beside it.
-        architectures: transformers' classes that are known here, and the task of each; the usual one of a task first.
-        sets: the fields of `ViTConfig` in which it departs from ViT, or from ViT's defaults.
-        derive: the fields that follow from other keys of its `config.json`.
-        layer_names: the parts of a layer by our names -> their names on disk.
-        other_names: the same for weights outside the layers.
-        head_norm: whether a head has a norm of its own, which only the missing prefix tells from the encoder's.
+        prefix: Begins the names of the encoder's weights where a head stands beside it.
+        architectures: Transformers' classes that are known here, and the task of each; the usual one of a task first.
+        sets: The fields of `ViTConfig` in which it departs from ViT, or from ViT's defaults.
+        derive: The fields that follow from other keys of its `config.json`.
+        layer_names: The parts of a layer by our names -> their names on disk.
+        other_names: The same for weights outside the layers.
+        head_norm: Whether a head has a norm of its own, which only the missing prefix tells from the encoder's.
     """
 
     prefix: str

@@ -51,13 +51,13 @@ def read_weights(files: Iterable[Path | OpenedFile], *, copied: bool = False) ->
     without effect on inference (`_WITHOUT_EFFECT`) are left out.
 
     Args:
-        files: safetensors files, or torch files, which are opened with `weights_only=True`.
-        copied: whether every tensor is in memory of its own, so that the files may be changed or removed. By
-            default those of safetensors are the system's maps of the file: quicker, and half the memory where they are
+        files: Safetensors files, or torch files, which are opened with `weights_only=True`.
+        copied: Whether every tensor is in memory of its own, so that the files may be changed or removed. By default
+            those of safetensors are the system's maps of the file: quicker, and half the memory where they are
             converted or written anew, but whoever writes to the file later changes them.
 
     Raises:
-        CheckpointError: a file cannot be read, or a name occurs twice.
+        CheckpointError: If a file cannot be read, or a name occurs twice.
     """
     tensors: dict[str, Tensor] = {}
     spelling: dict[str, str] = {}

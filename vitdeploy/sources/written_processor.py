@@ -33,10 +33,10 @@ class WrittenProcessor:
     """The settings of an image processor as they are written, of which no value has been read.
 
     Attributes:
-        settings: the content of a preprocessor_config.json.
-        origin: where they came from.
-        place: the file that says them, for errors; empty where there is none.
-        files: the files that a bundle keeps where no setting is changed; none for one file with every setting.
+        settings: The content of a preprocessor_config.json.
+        origin: Where they came from.
+        place: The file that says them, for errors; empty where there is none.
+        files: The files that a bundle keeps where no setting is changed; none for one file with every setting.
     """
 
     settings: Mapping[str, Any]
@@ -45,19 +45,19 @@ class WrittenProcessor:
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
-def own_processor(
+def checkpoint_processor(
     files: CheckpointFiles, config: Mapping[str, Any], image_size: Extent | None, model: ViTConfig
 ) -> WrittenProcessor | None:
     """The processor that a checkpoint or an adapter brings; None where it has none.
 
     Args:
-        files: of the checkpoint or the adapter.
-        config: the content of config.json of the model, with an adapter's merged.
+        files: Of the checkpoint or the adapter.
+        config: The content of config.json of the model, with an adapter's merged.
         image_size: (height, width) of what timm's processor is to give; by default what its configuration states.
-        model: the configuration of the model.
+        model: The configuration of the model.
 
     Raises:
-        InputError: its file cannot be read, or timm's configuration is malformed.
+        InputError: If its file cannot be read, or timm's configuration is malformed.
     """
     if files.weights and files.weights[0].suffix == ".npz":  # a whole checkpoint: what lies beside it is not of it
         return WrittenProcessor(whole_image(model).to_dict(), ProcessorOrigin("npz"))
@@ -79,14 +79,14 @@ def given_processor(source: str | os.PathLike[str], image_size: Extent | None, *
     """The processor of another folder or repository, or of a file.
 
     Args:
-        source: see `ProcessorOptions`.
-        image_size: see `own_processor`.
-        hub: options of `vitdeploy.sources.hub.resolve_processor`.
+        source: See `ProcessorOptions`.
+        image_size: See `checkpoint_processor`.
+        hub: Options of `vitdeploy.sources.hub.resolve_processor`.
 
     Raises:
-        CheckpointError: there is none.
-        InputError: it cannot be read.
-        HubError: the Hub cannot be reached.
+        CheckpointError: If there is none.
+        InputError: If it cannot be read.
+        HubError: If the Hub cannot be reached.
     """
     resolved = resolve_processor(source, **hub)
     origin = ProcessorOrigin("given", resolved.name, resolved.revision)

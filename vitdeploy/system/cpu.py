@@ -44,9 +44,9 @@ class Cpus:
     """The CPUs that the calling thread, and every thread that it starts, may use.
 
     Attributes:
-        logical: those in the affinity mask, which a cpuset limits too; the machine's where the system has no masks.
-        online: the machine's.
-        cores: the physical cores that `logical` are on: SMT siblings count once. None if unknown.
+        logical: Those in the affinity mask, which a cpuset limits too; the machine's where the system has no masks.
+        online: The machine's.
+        cores: The physical cores that `logical` are on: SMT siblings count once. None if unknown.
         quota: CPU time per wall time, the lowest limit of the process's cgroup and of those above it. None for no
             limit.
     """
@@ -92,8 +92,8 @@ def usable_cpus(root: str = "", mask: frozenset[int] | None = None) -> Cpus:
     kept. See `recent_workers` for less.
 
     Args:
-        root: the folder that holds `/proc` and `/sys`.
-        mask: the numbers of the CPUs in the affinity mask; by default the calling thread's.
+        root: The folder that holds `/proc` and `/sys`.
+        mask: The numbers of the CPUs in the affinity mask; by default the calling thread's.
     """
     mask = _affinity() if mask is None else mask
     if mask is None:
@@ -118,7 +118,7 @@ def session_threads(asked: int = 0) -> ThreadCount:
     """The threads inside an operator of an ONNX Runtime session.
 
     Args:
-        asked: the number that the caller wants; 0 for `ORT_INTRA_OP_NUM_THREADS`, or if that is not set (or 0), for one
+        asked: The number that the caller wants; 0 for `ORT_INTRA_OP_NUM_THREADS`, or if that is not set (or 0), for one
             thread a physical core of the affinity mask within the cgroup quota.
 
     Returns:
@@ -126,7 +126,7 @@ def session_threads(asked: int = 0) -> ThreadCount:
         physical cores itself.
 
     Raises:
-        UsageError: the variable is no number of threads.
+        UsageError: If the variable is no number of threads.
     """
     if asked:
         return ThreadCount(asked, "as asked for")

@@ -32,7 +32,7 @@ def read_share(
     """Read a share of a whole: 0.005, "0.005" and "0.5%" are the same one.
 
     Raises:
-        UsageError: it is no share, or a number that is one only if it counts percent, such as 99.
+        UsageError: If it is no share, or a number that is one only if it counts percent, such as 99.
     """
     number, is_percent = _number(value)
     share = number / 100 if number is not None and is_percent else number
@@ -51,7 +51,7 @@ def read_drop(value: object, what: str, *, none: bool = True) -> Share:
     Numbers from 0.1 to 1 are refused without a percent sign: 0.5 could be half a percent, or half of all images.
 
     Raises:
-        UsageError: it is none, or ambiguous.
+        UsageError: If it is none, or ambiguous.
     """
     number, is_percent = _number(value)
     if number is not None and not is_percent and not isinstance(value, Share) and 1 <= 10 * number <= 10:

@@ -25,7 +25,7 @@ class Extremes:
         highest: (C,) float32.
         mean: (C,) float32, over images of the mean of an image.
         mean_square: (C,) float32, over images of the mean square of an image.
-        images: how many.
+        images: How many.
     """
 
     lowest: NDArray[np.float32]
@@ -56,8 +56,8 @@ class Extremes:
         """The range of the activation when each channel is divided by (C,) scales.
 
         Args:
-            scales: above 0; None for 1.
-            margin: share by which the range is wider than the values seen.
+            scales: Above 0; None for 1.
+            margin: Share by which the range is wider than the values seen.
         """
         by = np.float32(1) if scales is None else scales
         low, high = float((self.lowest / by).min()), float((self.highest / by).max())

@@ -23,7 +23,7 @@ class TensorRTFp8:
     The patch projection, the head and all that `TensorRTInt8` leaves in float32 stay so.
 
     Attributes:
-        per_channel: whether each output channel of a weight has its own scale.
+        per_channel: Whether each output channel of a weight has its own scale.
     """
 
     name: ClassVar[str] = "static-e4m3"

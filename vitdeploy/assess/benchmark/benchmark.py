@@ -9,15 +9,15 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitdeploy.assess.benchmark.environment import machine
 from vitdeploy.assess.benchmark.worker import MOST_WINDOWS, WINDOW, WITHIN, Job, Opened, Round, check_threads, worker
 from vitdeploy.assess.data.folder_listing import LeftOut, list_images
 from vitdeploy.assess.data.images import synthetic_images
+from vitdeploy.assess.environment.machine import machine
 from vitdeploy.assess.metrics.latency import Benchmark, Latency, NotMeasured
-from vitdeploy.assess.runs.targets import Selected, select
+from vitdeploy.assess.runs.targets import REFERENCE, Selected, select
 from vitdeploy.bundle.bundle import Bundle
 from vitdeploy.bundle.retry import retry_if_changed
-from vitdeploy.errors import NotFiniteError, UnavailableError, UsageError, check_count, readable
+from vitdeploy.errors import MissingDependencyError, NotFiniteError, UnavailableError, UsageError, check_count, readable
 from vitdeploy.files.regular_file import MOST_IMAGE_BYTES, read_regular
 from vitdeploy.images.open import open_image
 from vitdeploy.predictor import check_batch_size, load_processor
@@ -56,21 +56,21 @@ def benchmark(
     however it ends.
 
     Args:
-        bundle: the bundle or its folder.
-        batch_sizes: images a run, from 1 to 2**20.
-        backends: such as "onnxruntime:fp16", see `select`; by default the reference and every artifact.
+        bundle: The bundle or its folder.
+        batch_sizes: Images a run, from 1 to 2**20.
+        backends: Such as "onnxruntime:fp16", see `select`; by default the reference and every artifact.
         device: "cpu", "cuda" or "cuda:1".
-        threads: of each backend, up to 1024; 0 for the default: of ONNX Runtime see
+        threads: Of each backend, up to 1024; 0 for the default: of ONNX Runtime see
             `vitdeploy.system.cpu.session_threads`, of torch its own choice, within the cgroup quota.
-        images: a folder, every image below it; by default JPEG files of 640x480 synthetic pixels.
-        rounds: turns that each backend gets.
-        runs: timed runs of each kind and batch size a turn.
-        progress: told each step, and how far it has come.
+        images: A folder, every image below it; by default JPEG files of 640x480 synthetic pixels.
+        rounds: Turns that each backend gets.
+        runs: Timed runs of each kind and batch size a turn.
+        progress: Told each step, and how far it has come.
 
     Raises:
-        UsageError: an argument is wrong.
-        BundleError: the bundle, or an artifact of it, is absent or was altered.
-        InputError: there are no images, or one cannot be read.
+        UsageError: If an argument is wrong.
+        BundleError: If the bundle, or an artifact of it, is absent or was altered.
+        InputError: If there are no images, or one cannot be read.
     """
     sizes = tuple(dict.fromkeys(batch_sizes))
     if not sizes:
@@ -86,7 +86,12 @@ def benchmark(
     encoded, kind, left_out = _encoded(images, max(sizes))
     with contextlib.ExitStack() as stack:
         timed = [
-            _Timed(selected, stack.enter_context(worker(Job(bundle, selected, device, threads, encoded))), sizes)
+            _Timed(
+                selected,
+                stack.enter_context(worker(Job(bundle, selected, device, threads, encoded))),
+                sizes,
+                asked=backends is not None or selected.artifact != REFERENCE,
+            )
             for selected in selection
         ]
         for backend in timed:
@@ -118,10 +123,10 @@ def benchmark(
 
 
 class _Timed:
-    """A backend's process, and what it took so far."""
+    """A backend's process, and what it took so far; the reference is `asked` for where it is named."""
 
-    def __init__(self, selected: Selected, ask: Callable[..., Any], sizes: Sequence[int]) -> None:
-        self.selected = selected
+    def __init__(self, selected: Selected, ask: Callable[..., Any], sizes: Sequence[int], *, asked: bool) -> None:
+        self.selected, self._asked = selected, asked
         self.skipped: list[NotMeasured] = []
         self._ask = ask
         self._sizes = list(sizes)
@@ -134,6 +139,8 @@ class _Timed:
     def open(self) -> None:
         try:
             self._opened = self._ask("open")
+        except MissingDependencyError as exc:
+            self._give_up(str(exc), "skipped" if self._asked else "left out")
         except UnavailableError as exc:
             self._give_up(str(exc))
         for size in sorted(self._sizes):
@@ -190,7 +197,7 @@ class _Timed:
             self._give_up(str(exc))
         return None
 
-    def _give_up(self, reason: str, status: Literal["failed", "skipped"] = "skipped") -> None:
+    def _give_up(self, reason: str, status: Literal["failed", "skipped", "left out"] = "skipped") -> None:
         self._sizes.clear()
         self.skipped.append(NotMeasured(*self.selected, None, reason, status))
 

@@ -57,26 +57,25 @@ def compare(
     for it elsewhere, on the same images.
 
     Args:
-        bundle: the bundle or its folder.
-        images: a folder, every image below it; or the images. By default 16 seeded synthetic ones.
-        tolerance: largest difference allowed, relative to each output's largest value; by default by precision. A
+        bundle: The bundle or its folder.
+        images: A folder, every image below it; or the images. By default 16 seeded synthetic ones.
+        tolerance: Largest difference allowed, relative to each output's largest value; by default by precision. A
             quantized artifact of a model without classes is judged by the cosines of its vectors and by its nearest
             neighbours instead, where no tolerance is given; see `vitdeploy.assess.metrics.cosine_bound`.
-        batch_size: images that run together, from 1 up.
-        backends: as for `evaluate`; by default every artifact.
-        device: of the artifacts and the reference: "cpu", "cuda" or "cuda:1".
-        golden: a file of golden outputs to compare with; the reference does not run.
-        save_golden: a file to write them to; nothing is written where the images or the bundle are at fault.
-        progress: told each step, and how far it has come.
+        batch_size: Images that run together, from 1 up.
+        backends: As for `evaluate`; by default every artifact.
+        device: Of the artifacts and the reference: "cpu", "cuda" or "cuda:1".
+        golden: A file of golden outputs to compare with; the reference does not run.
+        save_golden: A file to write them to; nothing is written where the images or the bundle are at fault.
+        progress: Told each step, and how far it has come.
 
     Raises:
-        BundleError: the bundle is absent or was altered.
-        UsageError: the bundle has no artifact, an argument is wrong, or golden outputs are of something
-            else.
-        ImageError: an image cannot be read.
-        InputError: the file of golden outputs cannot be read, or is damaged.
-        OutputError: it cannot be written.
-        MissingDependencyError: torch, which runs the reference, is not installed.
+        BundleError: If the bundle is absent or was altered.
+        UsageError: If the bundle has no artifact, an argument is wrong, or golden outputs are of something else.
+        ImageError: If an image cannot be read.
+        InputError: If the file of golden outputs cannot be read, or is damaged.
+        OutputError: If it cannot be written.
+        MissingDependencyError: If torch, which runs the reference, is not installed.
     """
     check_batch_size(batch_size)
     check_tolerance(tolerance)

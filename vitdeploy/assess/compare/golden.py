@@ -54,10 +54,10 @@ class Golden:
 
     Attributes:
         outputs: (N, ...) float32 by name.
-        reference: the SHA-256 of the model's weights and of config.json, by name.
-        pixels_sha256: of the N processed images, normalised float32.
-        batch_size: how many ran together.
-        tools: the versions of vitdeploy and of the engine.
+        reference: The SHA-256 of the model's weights and of config.json, by name.
+        pixels_sha256: Of the N processed images, normalised float32.
+        batch_size: How many ran together.
+        tools: The versions of vitdeploy and of the engine.
     """
 
     outputs: Mapping[str, np.ndarray]
@@ -70,8 +70,8 @@ class Golden:
         """Write a .npz file, whole or not at all.
 
         Raises:
-            NotFiniteError: the reference gave values that are NaN or infinite, with which nothing can be compared.
-            OutputError: it cannot be written; the one before is untouched.
+            NotFiniteError: If the reference gave values that are NaN or infinite, with which nothing can be compared.
+            OutputError: If it cannot be written; the one before is untouched.
         """
         names = self._not_finite()
         if names:
@@ -133,8 +133,8 @@ class Golden:
         """See that it is of this model, of these `count` images and of this batch size.
 
         Raises:
-            UsageError: it is of others, or lacks an output of an artifact.
-            InputError: an output has another shape than the artifacts give.
+            UsageError: If it is of others, or lacks an output of an artifact.
+            InputError: If an output has another shape than the artifacts give.
         """
         wanted = bundle.manifest.reference
         changed = [name for name in sorted({*wanted, *self.reference}) if wanted.get(name) != self.reference.get(name)]

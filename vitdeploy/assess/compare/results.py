@@ -21,19 +21,19 @@ class BackendComparison:
     """One artifact on one backend.
 
     Attributes:
-        artifact: such as "onnx-fp32".
-        backend: what ran it; "" where no backend of this version does.
-        tolerance: the largest difference allowed, relative to each output's largest value.
-        differences: one an output; none where the backend was skipped.
-        details: what really ran.
-        skipped: why it could not run; None where it did.
-        logits: what else is said of the logits of a single-label classifier; None where there are none, or some are
-            not finite.
-        not_finite: the positions of the images for which a value of the artifact is NaN or infinite, from 0.
-        furthest: of a single-label classifier, the images that differ most, the furthest first.
-        nearness: of a model without classes, its vectors beside the reference's, see
+        artifact: Such as "onnx-fp32".
+        backend: What ran it; "" where no backend of this version does.
+        tolerance: The largest difference allowed, relative to each output's largest value.
+        differences: One an output; none where the backend was skipped.
+        details: What really ran.
+        skipped: Why it could not run; None where it did.
+        logits: What else is said of the logits of a single-label classifier; None where there are none, or some are not
+            finite.
+        not_finite: The positions of the images for which a value of the artifact is NaN or infinite, from 0.
+        furthest: Of a single-label classifier, the images that differ most, the furthest first.
+        nearness: Of a model without classes, its vectors beside the reference's, see
             `vitdeploy.assess.metrics.features`; neighbours are looked for among images that were given.
-        cosine_bound: judges `nearness`, and no tolerance; of a quantized artifact of a model without classes, where no
+        cosine_bound: Judges `nearness`, and no tolerance; of a quantized artifact of a model without classes, where no
             tolerance was given.
     """
 
@@ -128,8 +128,8 @@ class Comparison(ByResult, ImageAssessment):
     """Every artifact of a bundle against the reference.
 
     Attributes:
-        results: one an artifact and backend.
-        problem_type: how logits are read; only those of a single-label classifier are compared as classes, too.
+        results: One an artifact and backend.
+        problem_type: How logits are read; only those of a single-label classifier are compared as classes, too.
     """
 
     results: tuple[BackendComparison, ...]

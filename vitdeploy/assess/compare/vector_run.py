@@ -29,13 +29,13 @@ class VectorRun:
     """One artifact on one backend.
 
     Attributes:
-        artifact: such as "onnx-int8".
-        backend: what ran it; "" where no backend of this version does.
-        precision: of the artifact.
-        nearness: see `vitdeploy.assess.metrics.features.nearness`; nothing where the backend was skipped.
-        not_finite: of how many images a value is NaN or infinite.
-        engine: what really ran, in a word; "" where it was skipped.
-        skipped: why it could not run; None where it did.
+        artifact: Such as "onnx-int8".
+        backend: What ran it; "" where no backend of this version does.
+        precision: Of the artifact.
+        nearness: See `vitdeploy.assess.metrics.features.nearness`; nothing where the backend was skipped.
+        not_finite: Of how many images a value is NaN or infinite.
+        engine: What really ran, in a word; "" where it was skipped.
+        skipped: Why it could not run; None where it did.
     """
 
     artifact: str
@@ -66,7 +66,7 @@ def run_vectors(
     by_name = {artifact.name: artifact for artifact in runtimes.bundle.manifest.artifacts}
     given_by = {choice.artifact: [spec.name for spec in by_name[choice.artifact].outputs] for choice in selection}
 
-    def of_each(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def batch_vectors(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Vectors of a batch: which outputs are vectors depends on the other outputs of the artifact."""
         kept: dict[str, np.ndarray] = {}
         for names in given_by.values():
@@ -75,7 +75,7 @@ def run_vectors(
 
     names = tuple(dict.fromkeys(itertools.chain.from_iterable(given_by.values())))
     progress.step(f"running the reference on {len(data)} images")
-    wanted, _ = run_reference(runtimes, batches, names, keep=of_each)
+    wanted, _ = run_reference(runtimes, batches, names, keep=batch_vectors)
     runs = {}
     for selected in selection:
         progress.step(f"running {selected} on {len(data)} images")

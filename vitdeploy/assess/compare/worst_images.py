@@ -22,12 +22,12 @@ class WorstImage:
     """An image, and its best class by reference and artifact.
 
     Attributes:
-        position: among the images, from 0.
-        image: the path of its file; "" where it came from none.
-        distance: the largest difference of a logit, over the largest of all the reference's; infinite where one is not
+        position: Among the images, from 0.
+        image: The path of its file; "" where it came from none.
+        distance: The largest difference of a logit, over the largest of all the reference's; infinite where one is not
             finite.
-        reference: the best class, and its softmax; of index -1 where the logits are not all finite.
-        artifact: the same.
+        reference: The best class, and its softmax; of index -1 where the logits are not all finite.
+        artifact: The same.
     """
 
     position: int

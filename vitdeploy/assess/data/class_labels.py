@@ -39,7 +39,7 @@ class Classes:
     that means no class, or several, is refused.
 
     Attributes:
-        names: in the order of the logits.
+        names: In the order of the logits.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ class Classes:
         """The index of each label's class, and by which rule it was found.
 
         Raises:
-            InputError: a label means no class or several, or two labels mean the same one.
+            InputError: If a label means no class or several, or two labels mean the same one.
         """
         index_of, rules = {}, set()
         for label in labels:

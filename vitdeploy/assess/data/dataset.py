@@ -37,14 +37,14 @@ class LabelledData:
     """N images with their labels; the images are read when they are asked for.
 
     Attributes:
-        source: the folder or file.
+        source: The folder or file.
         kind: "folder", "csv", "tsv" or "parquet".
-        matched: how labels were matched with the model's classes, such as "by name"; see
+        matched: How labels were matched with the model's classes, such as "by name"; see
             `vitdeploy.assess.data.class_labels`.
-        names: of the images, each its own, with forward slashes.
+        names: Of the images, each its own, with forward slashes.
         targets: (N,) int32, the index of each image's class.
-        load: gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
-        left_out: the files of the folder that are not among the images; None where no folder was listed.
+        load: Gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
+        left_out: The files of the folder that are not among the images; None where no folder was listed.
     """
 
     source: str
@@ -100,12 +100,12 @@ def open_data(path: str | os.PathLike[str], labels: Sequence[str]) -> LabelledDa
        of the model's, in whatever order; where not, labels are as in a CSV, but that whole numbers are indices.
 
     Args:
-        path: the folder or file.
-        labels: the model's class names, in the order of the logits.
+        path: The folder or file.
+        labels: The model's class names, in the order of the logits.
 
     Raises:
-        InputError: there are no images, a label is not clearly one of the model's classes, or a file is damaged.
-        MissingDependencyError: pyarrow is not installed, for parquet files.
+        InputError: If there are no images, a label is not clearly one of the model's classes, or a file is damaged.
+        MissingDependencyError: If pyarrow is not installed, for parquet files.
     """
     source, classes = Path(path), Classes(labels)
     kind = source.suffix.lower()
@@ -199,7 +199,7 @@ def read_csv(path: Path, *, labelled: bool = True) -> tuple[tuple[str, ...], lis
     Unless `labelled`, no column of labels is needed, and the list is empty.
 
     Raises:
-        InputError: the file cannot be read, lacks a column, or names an image twice or one that is not there.
+        InputError: If the file cannot be read, lacks a column, or names an image twice or one that is not there.
     """
     names: list[str] = []
     labels: list[str] = []

@@ -40,9 +40,9 @@ class LeftOut:
     """The files below a folder that are not among its images.
 
     Attributes:
-        files: how many there are; a hidden folder that cannot be read counts as one.
-        reasons: why, the most frequent reason first.
-        empty_folders: the folders directly below that hold no image, hidden ones aside.
+        files: How many there are; a hidden folder that cannot be read counts as one.
+        reasons: Why, the most frequent reason first.
+        empty_folders: The folders directly below that hold no image, hidden ones aside.
     """
 
     files: int = 0
@@ -97,7 +97,7 @@ def list_images(folder: str | os.PathLike[str]) -> FolderListing:
     """Every image below `folder`: by the ending of its name, see `image_endings`; without one, by its content.
 
     Raises:
-        InputError: there is no such folder, or no image in it; or as `list_folder`.
+        InputError: If there is no such folder, or no image in it; or as `list_folder`.
     """
     root = Path(folder)
     check_folder(root)
@@ -130,7 +130,7 @@ def list_folder(root: Path) -> tuple[FolderListing, FolderListing]:
     Links are followed, but for those to a folder that they lie in.
 
     Raises:
-        InputError: a folder cannot be read, a link leads nowhere, or what has such an ending is a pipe or a device.
+        InputError: If a folder cannot be read, a link leads nowhere, or what has such an ending is a pipe or a device.
     """
     counts: collections.Counter[str] = collections.Counter()
     paths: dict[str, list[Path]] = {_IMAGE: [], PARQUET: []}

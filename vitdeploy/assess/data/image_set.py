@@ -24,10 +24,10 @@ class ImageSet:
     """N images, which are read when they are asked for.
 
     Attributes:
-        source: the folder or file.
-        names: of the images, each its own, with forward slashes.
-        load: gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
-        left_out: the files of the folder that are not among the images; None where no folder was listed.
+        source: The folder or file.
+        names: Of the images, each its own, with forward slashes.
+        load: Gives the file's bytes of the image at a position from 0 to N - 1; may be called from several threads.
+        left_out: The files of the folder that are not among the images; None where no folder was listed.
     """
 
     source: str
@@ -57,11 +57,11 @@ def open_images(path: str | os.PathLike[str]) -> ImageSet:
     """Every image below a folder, or of a data set that `open_data` reads; labels are not needed, and not looked at.
 
     Args:
-        path: a folder of images; or a .csv, .tsv or .parquet file, or a folder of .parquet files.
+        path: A folder of images; or a .csv, .tsv or .parquet file, or a folder of .parquet files.
 
     Raises:
-        InputError: there are no images, or a file is damaged.
-        MissingDependencyError: pyarrow is not installed, for parquet files.
+        InputError: If there are no images, or a file is damaged.
+        MissingDependencyError: If pyarrow is not installed, for parquet files.
     """
     source = Path(path)
     kind = source.suffix.lower()

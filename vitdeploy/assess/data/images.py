@@ -53,9 +53,9 @@ class ImageSources:
     """Images to run.
 
     Attributes:
-        images: paths, or whatever else `vitdeploy.images.open.open_image` takes.
-        left_out: the files of the folder that are not among its images; None where no folder was listed.
-        synthetic: whether they were made up, none having been given.
+        images: Paths, or whatever else `vitdeploy.images.open.open_image` takes.
+        left_out: The files of the folder that are not among its images; None where no folder was listed.
+        synthetic: Whether they were made up, none having been given.
     """
 
     images: Sequence[Any]

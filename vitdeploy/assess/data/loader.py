@@ -44,15 +44,15 @@ def prepare(
     """Every image in order, decoded once and processed once for each format.
 
     Args:
-        data: the images.
-        processor: of the model.
-        formats: of the runtimes' inputs; without any, images are read and not decoded.
-        first: images before this position are read and not decoded.
-        threads: images that are worked on at a time.
-        ahead: images that may be ready, or in work, before they are asked for.
+        data: The images.
+        processor: Of the model.
+        formats: Of the runtimes' inputs; without any, images are read and not decoded.
+        first: Images before this position are read and not decoded.
+        threads: Images that are worked on at a time.
+        ahead: Images that may be ready, or in work, before they are asked for.
 
     Raises:
-        ImageError: an image cannot be read.
+        ImageError: If an image cannot be read.
     """
     readable_formats()  # Pillow registers its formats on first use, without a lock
 

@@ -43,8 +43,8 @@ class ParquetData:
     Attributes:
         names: "file#row" of each of N images, rows counted from 0.
         labels: (N,) int64 indices, or N names; empty where none were asked for.
-        class_names: the dataset's names of the indices; None without.
-        load: gives the bytes of the image at a position from 0 to N - 1.
+        class_names: The dataset's names of the indices; None without.
+        load: Gives the bytes of the image at a position from 0 to N - 1.
     """
 
     names: tuple[str, ...]
@@ -57,12 +57,12 @@ def read_parquet(source: Path, files: Sequence[Path], *, labelled: bool = True) 
     """Read the names and labels of all files; of the images, none yet.
 
     Args:
-        source: the folder, or the only file.
-        files: those below the folder, in their order.
-        labelled: whether to read labels, which each file then needs.
+        source: The folder, or the only file.
+        files: Those below the folder, in their order.
+        labelled: Whether to read labels, which each file then needs.
 
     Raises:
-        InputError: a file is damaged, lacks a column, or is of another split or other classes than the first.
+        InputError: If a file is damaged, lacks a column, or is of another split or other classes than the first.
     """
     root = source if source.is_dir() else source.parent
     _check_one_split(source, [path.relative_to(root) for path in files])

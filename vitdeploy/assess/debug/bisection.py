@@ -37,16 +37,16 @@ class Bisection(ImageAssessment):
     infinite where a value is not finite.
 
     Attributes:
-        precision: what the other nodes compute in.
-        tolerance: the largest error that passes.
-        candidates: how many nodes could be kept.
-        kept: those that must be, in the order of the graph; none where the precision passes by itself, and none
-            where not even float32 passes.
-        error_without: with none of them kept. What the exporter keeps in any case always is: LayerNormalization and
+        precision: What the other nodes compute in.
+        tolerance: The largest error that passes.
+        candidates: How many nodes could be kept.
+        kept: Those that must be, in the order of the graph; none where the precision passes by itself, and none where
+            not even float32 passes.
+        error_without: With none of them kept. What the exporter keeps in any case always is: LayerNormalization and
             Softmax, and the nodes whose weights come near the largest that the precision holds.
-        error: with `kept`; with everything kept, where even that does not pass.
-        runs: how many sets of nodes were run.
-        minimal: whether it was shown that none of `kept` can be left out; else the runs were used up.
+        error: With `kept`; with everything kept, where even that does not pass.
+        runs: How many sets of nodes were run.
+        minimal: Whether it was shown that none of `kept` can be left out; else the runs were used up.
     """
 
     precision: str
@@ -108,21 +108,21 @@ def bisect(
     and how many runs it takes, at `vitdeploy.assess.debug.search.delta_debug`.
 
     Args:
-        bundle: the bundle or its folder.
+        bundle: The bundle or its folder.
         precision: "fp16", "bf16", "int8" or "fp8".
-        images: a folder; at most `max_images` of the images below it are compared, at even distances. By default
-            seeded synthetic ones are.
-        tolerance: largest difference allowed, relative to each output's largest value; by default by precision.
-        batch_size: images that run together, from 1 up.
-        max_images: from 1 up.
-        max_runs: sets of nodes to run at most, from 2 up.
-        progress: told each step, and how far it has come.
+        images: A folder; at most `max_images` of the images below it are compared, at even distances. By default seeded
+            synthetic ones are.
+        tolerance: Largest difference allowed, relative to each output's largest value; by default by precision.
+        batch_size: Images that run together, from 1 up.
+        max_images: From 1 up.
+        max_runs: Sets of nodes to run at most, from 2 up.
+        progress: Told each step, and how far it has come.
 
     Raises:
-        BundleError: the bundle is absent or was altered, or holds no valid ONNX model.
-        UsageError: the bundle has not the artifacts that are needed, or an argument is wrong.
-        ImageError: an image cannot be read.
-        MissingDependencyError: torch, which runs the reference, or onnx is not installed.
+        BundleError: If the bundle is absent or was altered, or holds no valid ONNX model.
+        UsageError: If the bundle has not the artifacts that are needed, or an argument is wrong.
+        ImageError: If an image cannot be read.
+        MissingDependencyError: If torch, which runs the reference, or onnx is not installed.
     """
     check_batch_size(batch_size)
     check_tolerance(tolerance)

@@ -17,7 +17,7 @@ class PartDifference:
 
     Attributes:
         part: "embeddings", "layers.0" ..., "head".
-        differences: of what the part gives, the head having one an output. Hidden states are in units of their
+        differences: Of what the part gives, the head having one an output. Hidden states are in units of their
             channel's scale, see `_scale`.
     """
 
@@ -38,10 +38,10 @@ class ArtifactLayers:
     """One artifact, part by part.
 
     Attributes:
-        artifact: such as "onnx-fp32".
-        tolerance: the largest difference allowed, relative to the largest value of a channel, or of an output.
-        parts: in the order of computation; none where the artifact was skipped.
-        skipped: why it could not be compared; None where it was.
+        artifact: Such as "onnx-fp32".
+        tolerance: The largest difference allowed, relative to the largest value of a channel, or of an output.
+        parts: In the order of computation; none where the artifact was skipped.
+        skipped: Why it could not be compared; None where it was.
     """
 
     artifact: str
@@ -87,8 +87,8 @@ class LayerComparison(ByResult, ImageAssessment):
     """Every artifact of a bundle against the reference, part by part; see `compare_layers`.
 
     Attributes:
-        against: what the artifacts are compared with: "reference", or another artifact.
-        results: one an artifact.
+        against: What the artifacts are compared with: "reference", or another artifact.
+        results: One an artifact.
     """
 
     against: str

@@ -66,20 +66,20 @@ def compare_layers(
     one by one, and no more than 16 of them, for all hidden states are held in memory.
 
     Args:
-        bundle: the bundle or its folder.
-        images: a folder, or images, of which the first 16 are taken; by default 16 seeded synthetic ones.
-        tolerance: largest difference allowed, relative to the largest value of a channel of a layer's state; by
-            default by precision, see `LAYER_TOLERANCES`.
-        backends: as for `evaluate`; by default every artifact.
-        against: one of them, such as "onnxruntime:fp32", instead of the reference.
-        progress: told each step, and how far it has come.
+        bundle: The bundle or its folder.
+        images: A folder, or images, of which the first 16 are taken; by default 16 seeded synthetic ones.
+        tolerance: Largest difference allowed, relative to the largest value of a channel of a layer's state; by default
+            by precision, see `LAYER_TOLERANCES`.
+        backends: As for `evaluate`; by default every artifact.
+        against: One of them, such as "onnxruntime:fp32", instead of the reference.
+        progress: Told each step, and how far it has come.
 
     Raises:
-        BundleError: the bundle is absent or was altered.
-        UsageError: the bundle has no artifact, or no such, or the tolerance is wrong.
-        ImageError: an image cannot be read.
-        UnavailableError: `against` cannot be run layer by layer.
-        MissingDependencyError: torch, which runs the reference, or onnx is not installed.
+        BundleError: If the bundle is absent or was altered.
+        UsageError: If the bundle has no artifact, or no such, or the tolerance is wrong.
+        ImageError: If an image cannot be read.
+        UnavailableError: If `against` cannot be run layer by layer.
+        MissingDependencyError: If torch, which runs the reference, or onnx is not installed.
     """
     check_tolerance(tolerance)
     bundle = Bundle.of(bundle)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import UsageError, shown
-from vitdeploy.specs import QUANTIZED, PixelStage, Precision
+from vitdeploy.specs import QUANTIZED, ExportSpec, PixelStage, Precision
 from vitdeploy.system.imports import load_target
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class GraphNode:
     """A node that can be kept in float32.
 
     Attributes:
-        name: of its first output, which is its name for `vitdeploy.export(keep_fp32=...)`.
-        op_type: its operator.
+        name: Of its first output, which is its name for `vitdeploy.export(keep_fp32=...)`.
+        op_type: Its operator.
         part: "embeddings", "layers.0" ..., "head".
     """
 
@@ -50,20 +50,22 @@ class LowerPrecision:
 
     @classmethod
     def of(cls, bundle: Bundle, precision: str, what: str) -> LowerPrecision:
-        """For fp16 and bf16 that of the bundle's `onnx-fp32`; for int8 and fp8 the artifact, made from its `onnx-fp32`.
+        """The graph of the bundle's `onnx-fp32` for fp16 and bf16, of the quantized artifact for int8 and fp8.
 
+        Variants of the artifact are the `onnx-fp32`, quantized by the ranges that the artifact records.
         In half precision no node is kept for what was observed, and every rounding is done, also those that ONNX
         Runtime leaves out on a CPU.
 
         Args:
-            bundle: the bundle.
-            precision: one of `PRECISIONS`.
-            what: what needs it, such as "debug bisect".
+            bundle: The bundle.
+            precision: One of `PRECISIONS`.
+            what: What needs it, such as "debug bisect".
 
         Raises:
-            UsageError: there is no such precision, or the bundle has not the artifacts that are needed.
-            BundleError: an artifact was altered, or is no valid ONNX model.
-            MissingDependencyError: onnx is not installed.
+            UsageError: If there is no such precision, or the bundle has not the artifacts that are needed, or they were
+                exported with different options.
+            BundleError: If an artifact was altered, or is no valid ONNX model.
+            MissingDependencyError: If onnx is not installed.
         """
         if precision not in PRECISIONS:
             raise UsageError(
@@ -94,13 +96,20 @@ def _variants(bundle: Bundle, artifact: Artifact, float_file: OpenedFile, what: 
 
     variants: Variants
     if artifact.precision in QUANTIZED:
-        make = load_target(
-            "vitdeploy.exporters.quantization.quantized_variants:quantized_variants", what, _EXTRA, _PACKAGE
+        make = load_target("vitdeploy.exporters.quantization.requantization:recorded_variants", what, _EXTRA, _PACKAGE)
+        options = artifact.options
+        spec = ExportSpec(
+            Precision(artifact.precision),
+            pixels=artifact.pixels,
+            keep_fp32=tuple(options.get("float32_nodes", ())),
+            target=options.get("target"),
+            scheme=options.get("scheme"),
+            reduce_range=options.get("reduce_range", False),
         )
         with bundle.opened_artifact(artifact) as (file, *_):
             _loaded(file, what)
             with valid_onnx(file):
-                variants = make(file, float_file)
+                variants = make(file, float_file, spec)
     else:
         make = load_target("vitdeploy.exporters.graph.variants:half_variants", what, _EXTRA, _PACKAGE)
         with valid_onnx(float_file):  # weights in a file of their own are read only here

@@ -32,8 +32,8 @@ def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
     """Run a copy of an ONNX artifact whose layers take the states that they are given; see `split_layers`.
 
     Raises:
-        BundleError: a file was altered, or is no valid ONNX model.
-        UnavailableError: the graph's layers cannot be told apart, or it cannot run here.
+        BundleError: If a file was altered, or is no valid ONNX model.
+        UnavailableError: If the graph's layers cannot be told apart, or it cannot run here.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layers.onnx"
@@ -52,14 +52,14 @@ def split_layers(source: Path | OpenedFile, target: Path) -> int:
     states. A layer ends with the last Add of its part (see `nodes_by_part`), the sum of its two branches.
 
     Args:
-        source: the .onnx file; external data lies beside it.
-        target: the file to write, beside which external data goes where the source has any.
+        source: The .onnx file; external data lies beside it.
+        target: The file to write, beside which external data goes where the source has any.
 
     Returns:
         The number of layers.
 
     Raises:
-        UnavailableError: the graph's layers cannot be told apart, as where operators are fused over their borders.
+        UnavailableError: If the graph's layers cannot be told apart, as where operators are fused over their borders.
     """
     file = OpenedFile.of(source)
     external = onnx.load(file.handle, load_external_data=False)

@@ -28,9 +28,9 @@ class Closeness(NamedTuple):
     """How near a graph's outputs are to the reference's, for the worst output.
 
     Attributes:
-        error: the length of the difference over that of what is expected, of all images together; from 0 up.
-        mean_cosine: the mean of the images' cosine similarities; None, as the next, for the logits of a regression.
-        p5_cosine: their 5th percentile.
+        error: The length of the difference over that of what is expected, of all images together; from 0 up.
+        mean_cosine: The mean of the images' cosine similarities; None, as the next, for the logits of a regression.
+        p5_cosine: Their 5th percentile.
     """
 
     error: float
@@ -43,10 +43,10 @@ class VariantErrors:
     """Runs variants of a graph, and holds of them no more than what one batch gives.
 
     Attributes:
-        pixel_values: batches of images, as the graph takes them.
-        expected: what the reference gives for all of them, (N, ...), by the names of the outputs that count.
-        folder: where a graph may lie meanwhile; the system's for temporary files by default.
-        problem_type: of the model.
+        pixel_values: Batches of images, as the graph takes them.
+        expected: What the reference gives for all of them, (N, ...), by the names of the outputs that count.
+        folder: Where a graph may lie meanwhile; the system's for temporary files by default.
+        problem_type: Of the model.
     """
 
     pixel_values: Sequence[np.ndarray]

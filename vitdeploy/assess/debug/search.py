@@ -32,12 +32,12 @@ class MinimalSet:
     """Result of delta debugging.
 
     Attributes:
-        kept: the nodes; empty where nothing need be kept, everything where even that does not pass.
-        error_without: with nothing kept.
-        error: with `kept`.
-        error_with_all: with everything kept; None where nothing need be.
-        runs: how many sets were evaluated.
-        minimal: whether it was shown that none of `kept` can be left out.
+        kept: The nodes; empty where nothing need be kept, everything where even that does not pass.
+        error_without: With nothing kept.
+        error: With `kept`.
+        error_with_all: With everything kept; None where nothing need be.
+        runs: How many sets were evaluated.
+        minimal: Whether it was shown that none of `kept` can be left out.
     """
 
     kept: frozenset[str]
@@ -53,12 +53,12 @@ class KeptLayers(Generic[M]):
     """Result of a search by sensitivity.
 
     Attributes:
-        kept: the layers, the most sensitive first; where nothing is enough, those with which the most is reached.
-        accuracy: with them.
-        without: with none.
-        enough: whether that is enough.
-        runs: how many sets were measured.
-        minimal: whether it was shown that none of `kept` can be left out.
+        kept: The layers, the most sensitive first; where nothing is enough, those with which the most is reached.
+        accuracy: With them.
+        without: With none.
+        enough: Whether that is enough.
+        runs: How many sets were measured.
+        minimal: Whether it was shown that none of `kept` can be left out.
     """
 
     kept: tuple[str, ...]
@@ -108,14 +108,14 @@ def delta_debug(
     may by luck, the answer still passes and is still 1-minimal.
 
     Args:
-        groups: the candidates, in groups that are likely to matter together.
-        evaluate: the error with these nodes kept, from 0 up; infinite where the result is of no use. Never asked twice
+        groups: The candidates, in groups that are likely to matter together.
+        evaluate: The error with these nodes kept, from 0 up; infinite where the result is of no use. Never asked twice
             for one set.
-        tolerance: the largest error that passes.
-        max_runs: sets to evaluate at most, from 2 up; after that the best set so far is returned, as not minimal.
+        tolerance: The largest error that passes.
+        max_runs: Sets to evaluate at most, from 2 up; after that the best set so far is returned, as not minimal.
 
     Raises:
-        UsageError: `max_runs` is less.
+        UsageError: If `max_runs` is less.
     """
     check_count("max_runs", max_runs, FEWEST_RUNS)
     error = _Measurements(evaluate, max_runs)
@@ -169,10 +169,10 @@ def search_by_sensitivity(
     1-minimal, not the smallest set of all. At least one layer is not kept.
 
     Args:
-        rank: gives the layers, the most sensitive first; called where keeping none is not enough.
-        measure: the accuracy with these layers kept.
-        enough: whether it is.
-        max_runs: sets to measure at most, from 2 up; the best one so far is then the answer.
+        rank: Gives the layers, the most sensitive first; called where keeping none is not enough.
+        measure: The accuracy with these layers kept.
+        enough: Whether it is.
+        max_runs: Sets to measure at most, from 2 up; the best one so far is then the answer.
     """
     accuracy: _Measurements[tuple[str, ...], M] = _Measurements(lambda kept: measure(frozenset(kept)), max_runs)
     without = accuracy(())

@@ -33,12 +33,12 @@ class LayerEffect:
     """The error of the outputs with one layer alone in the lower precision.
 
     Attributes:
-        label: what it is called after its weight, such as "layers.0.mlp.fc1"; the node's name where there is no such.
-        nodes: its nodes, as `vitdeploy.export(keep_fp32=...)` takes them: a product with a weight, and in half
+        label: What it is called after its weight, such as "layers.0.mlp.fc1"; the node's name where there is no such.
+        nodes: Its nodes, as `vitdeploy.export(keep_fp32=...)` takes them: a product with a weight, and in half
             precision the addition of its bias; or one node without a weight.
-        op_type: the operator of the first of them.
+        op_type: The operator of the first of them.
         part: "embeddings", "layers.0" ..., "head".
-        error: the relative error of the outputs; infinite where a value is not finite.
+        error: The relative error of the outputs; infinite where a value is not finite.
     """
 
     label: str
@@ -57,10 +57,10 @@ class Sensitivity(ImageAssessment):
     `vitdeploy.assess.debug.quantization_error.VariantErrors`.
 
     Attributes:
-        precision: what a layer computes in that is not kept in float32.
-        layers: in the order of the graph.
-        error: with every node in the lower precision.
-        error_float32: with none: what float32 itself differs by, below which an effect says nothing.
+        precision: What a layer computes in that is not kept in float32.
+        layers: In the order of the graph.
+        error: With every node in the lower precision.
+        error_float32: With none: what float32 itself differs by, below which an effect says nothing.
     """
 
     precision: str
@@ -116,18 +116,18 @@ def sensitivity(
     ViT-B; they are in the lower precision where all are.
 
     Args:
-        bundle: the bundle or its folder.
+        bundle: The bundle or its folder.
         precision: "int8", "fp8", "fp16" or "bf16".
-        images: a folder; at most `max_images` of the images below it are taken, at even distances. By default seeded
+        images: A folder; at most `max_images` of the images below it are taken, at even distances. By default seeded
             synthetic ones are, on which a model may be as sensitive, or not.
-        max_images: from 1 up.
-        progress: told each step, and how far it has come.
+        max_images: From 1 up.
+        progress: Told each step, and how far it has come.
 
     Raises:
-        BundleError: the bundle is absent or was altered, or holds no valid ONNX model.
-        UsageError: the bundle has not the artifacts that are needed, or an argument is wrong.
-        ImageError: an image cannot be read.
-        MissingDependencyError: torch, which runs the reference, or onnx is not installed.
+        BundleError: If the bundle is absent or was altered, or holds no valid ONNX model.
+        UsageError: If the bundle has not the artifacts that are needed, or an argument is wrong.
+        ImageError: If an image cannot be read.
+        MissingDependencyError: If torch, which runs the reference, or onnx is not installed.
     """
     bundle = Bundle.of(bundle)
     check_count("max_images", max_images)

@@ -33,8 +33,8 @@ def open_split(bundle: Bundle, artifact: Artifact) -> Iterator[SplitArtifact]:
     the embeddings give. The artifact's own outputs are made from the last of the given states.
 
     Raises:
-        BundleError: a file was altered, or torch does not load it.
-        UnavailableError: the graph's layers cannot be told apart.
+        BundleError: If a file was altered, or torch does not load it.
+        UnavailableError: If the graph's layers cannot be told apart.
     """
     device = open_device("cpu")
     with bundle.opened_artifact(artifact) as (file, *_):

@@ -30,18 +30,18 @@ class BackendRun:
     """A backend, and what it made of the images so far; one that cannot run says why and makes nothing.
 
     Args:
-        selected: what is to run.
-        runtimes: of the bundle that holds it.
-        labels: the model's class names.
-        count: how many images there will be.
+        selected: What is to run.
+        runtimes: Of the bundle that holds it.
+        labels: The model's class names.
+        count: How many images there will be.
 
     Attributes:
         runtime: None where the backend is skipped.
-        skipped: why it is.
+        skipped: Why it is.
 
     Raises:
-        BundleError: a file was altered, or the artifact does not fit the processor or the labels.
-        UsageError: the backend has no such precision.
+        BundleError: If a file was altered, or the artifact does not fit the processor or the labels.
+        UsageError: If the backend has no such precision.
     """
 
     def __init__(self, selected: Selected, runtimes: OpenRuntimes, labels: Sequence[str], count: int) -> None:

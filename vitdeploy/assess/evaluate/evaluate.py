@@ -40,13 +40,13 @@ class Evaluation(Assessment):
     """Predictions of every backend on a labelled data set.
 
     Attributes:
-        data: the folder or file of the data set.
-        labels: the model's class names, in the order of the logits.
-        images: the names of the N images, each its own, with forward slashes.
+        data: The folder or file of the data set.
+        labels: The model's class names, in the order of the logits.
+        images: The names of the N images, each its own, with forward slashes.
         targets: (N,) int32, the index of each image's label among `labels`.
-        data_sha256: of the names, labels and bytes of every image.
-        results: one a backend and artifact, also of those that were skipped.
-        settings: how the images were chosen and their labels matched, and what they ran with.
+        data_sha256: Of the names, labels and bytes of every image.
+        results: One a backend and artifact, also of those that were skipped.
+        settings: How the images were chosen and their labels matched, and what they ran with.
     """
 
     data: str
@@ -197,24 +197,24 @@ def evaluate(
     cannot run here are skipped, with the reason. An image whose logits are not all finite counts as wrong.
 
     Args:
-        bundle: the bundle of a classifier, or its folder.
-        data: labelled images, see `open_data`; or what that gave.
-        backends: such as "onnxruntime", for every artifact that it runs, or "onnxruntime:fp16"; "torch" is the
+        bundle: The bundle of a classifier, or its folder.
+        data: Labelled images, see `open_data`; or what that gave.
+        backends: Such as "onnxruntime", for every artifact that it runs, or "onnxruntime:fp16"; "torch" is the
             reference. By default the reference and every artifact.
-        batch_size: images that run together, from 1 to 2**20.
-        device: of every backend: "cpu", "cuda" or "cuda:1".
-        resume: a file that keeps each finished batch, made where there is none. With the same bundle, data and
+        batch_size: Images that run together, from 1 to 2**20.
+        device: Of every backend: "cpu", "cuda" or "cuda:1".
+        resume: A file that keeps each finished batch, made where there is none. With the same bundle, data and
             arguments, what it holds is not computed again; the images' bytes are read again, and must be the same.
-        limit: how many images, at most; see `LabelledData.subset`.
-        seed: which ones, where there is a limit.
-        progress: told each step, and how far it has come.
+        limit: How many images, at most; see `LabelledData.subset`.
+        seed: Which ones, where there is a limit.
+        progress: Told each step, and how far it has come.
 
     Raises:
-        BundleError: the bundle is absent or was altered.
-        UsageError: the model is no classifier of one class an image, or an argument is wrong.
-        InputError: the data cannot be read or does not fit the model, or `resume` is of other work.
-        ImageError: an image cannot be read.
-        OutputError: `resume` cannot be written.
+        BundleError: If the bundle is absent or was altered.
+        UsageError: If the model is no classifier of one class an image, or an argument is wrong.
+        InputError: If the data cannot be read or does not fit the model, or `resume` is of other work.
+        ImageError: If an image cannot be read.
+        OutputError: If `resume` cannot be written.
     """
     bundle = Bundle.of(bundle)
     check_count("seed", seed, *SEEDS)

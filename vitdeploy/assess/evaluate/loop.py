@@ -45,8 +45,8 @@ def run_all(
         The SHA-256 of the names, labels and bytes of all images.
 
     Raises:
-        InputError: an image of a finished batch is another now.
-        ImageError: an image cannot be read.
+        InputError: If an image of a finished batch is another now.
+        ImageError: If an image cannot be read.
     """
     finished = work.batches if work is not None else []
     opened = [run for run in runs if run.skipped is None]

@@ -36,15 +36,15 @@ class WorkFile:
     of the last seconds, too. A context manager; another process with the same file waits for none, and is refused.
 
     Args:
-        path: made where there is none.
-        header: what is done, in plain values. A file that was begun with another header is refused.
+        path: Made where there is none.
+        header: What is done, in plain values. A file that was begun with another header is refused.
 
     Attributes:
-        batches: those finished so far, in their order.
+        batches: Those finished so far, in their order.
 
     Raises:
-        InputError: the file is another's work, or damaged before its last line; it is left as it is.
-        OutputError: the file cannot be written.
+        InputError: If the file is another's work, or damaged before its last line; it is left as it is.
+        OutputError: If the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:

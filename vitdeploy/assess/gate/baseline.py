@@ -37,14 +37,14 @@ class Baseline:
     """An evaluation that was accepted.
 
     Attributes:
-        images: how many there were.
-        data_sha256: of the images and their labels.
-        labels_sha256: of the model's class names.
-        processor: the SHA-256 of each of the image processor's files, by name.
-        weights: the SHA-256 of each file of the model's weights, by name.
-        wrong: by backend ("onnxruntime fp32"), the images that it did not classify correctly, sorted.
-        tools: versions of what ran, by name.
-        nearness: by backend and output, figures of `vitdeploy.assess.metrics.features.Nearness`, where they were
+        images: How many there were.
+        data_sha256: Of the images and their labels.
+        labels_sha256: Of the model's class names.
+        processor: The SHA-256 of each of the image processor's files, by name.
+        weights: The SHA-256 of each file of the model's weights, by name.
+        wrong: By backend ("onnxruntime fp32"), the images that it did not classify correctly, sorted.
+        tools: Versions of what ran, by name.
+        nearness: By backend and output, figures of `vitdeploy.assess.metrics.features.Nearness`, where they were
             measured.
     """
 

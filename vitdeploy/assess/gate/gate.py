@@ -41,15 +41,15 @@ class GateResult(Assessment):
     """Result of a gate.
 
     Attributes:
-        data: the folder or file of the images.
-        checks: every check, in a stable order.
-        images: how many there are.
-        evaluation: of the images; None for a model without classes.
-        vectors: of all images, where a rule is about them, and of a model without classes; one an artifact and backend.
-        benchmark: of one image; None where no rule is about latency.
-        baseline: the file; None without one.
-        changes: differences from the baseline, one line each.
-        updated: whether the baseline was written.
+        data: The folder or file of the images.
+        checks: Every check, in a stable order.
+        images: How many there are.
+        evaluation: Of the images; None for a model without classes.
+        vectors: Of all images, where a rule is about them, and of a model without classes; one an artifact and backend.
+        benchmark: Of one image; None where no rule is about latency.
+        baseline: The file; None without one.
+        changes: Differences from the baseline, one line each.
+        updated: Whether the baseline was written.
     """
 
     data: str
@@ -69,13 +69,15 @@ class GateResult(Assessment):
 
     @property
     def status(self) -> str:
-        """The outcome: "failed" if a check is, else "skipped" if one is or there is none, else "passed"."""
+        """The outcome: "failed" if a check is, "passed" if every check is, else "skipped"."""
         return overall(check.status for check in self.checks)
 
     @property
     def check_results(self) -> tuple[CheckResult, ...]:
         """Every check, for a report."""
-        return tuple(CheckResult(check.subject, check.rule, check.status, check.message) for check in self.checks)
+        return tuple(
+            CheckResult(check.subject, check.rule, check.status, check.message, check.seconds) for check in self.checks
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -123,20 +125,20 @@ def gate(
     5. A backend that cannot run has all its checks skipped. Only a gate with every check passed has passed.
 
     Args:
-        bundle: the bundle, or its folder; of a classifier, one of several classes an image.
-        data: labelled images, see `open_data`; for a model without classes, images as `open_images` takes them.
-        baseline: the file of an accepted evaluation of the same images.
-        rules: or a TOML file of them; see `read_rules`.
-        update: write the baseline, instead of comparing with it; not where another check does not pass.
-        backends: as for `evaluate`.
-        batch_size: images that run together, from 1 up.
-        device: of every backend: "cpu", "cuda" or "cuda:1"; layers are compared on the CPU.
-        progress: told each step, and how far it has come.
+        bundle: The bundle, or its folder; of a classifier, one of several classes an image.
+        data: Labelled images, see `open_data`; for a model without classes, images as `open_images` takes them.
+        baseline: The file of an accepted evaluation of the same images.
+        rules: Or a TOML file of them; see `read_rules`.
+        update: Write the baseline, instead of comparing with it; not where another check does not pass.
+        backends: As for `evaluate`.
+        batch_size: Images that run together, from 1 up.
+        device: Of every backend: "cpu", "cuda" or "cuda:1"; layers are compared on the CPU.
+        progress: Told each step, and how far it has come.
 
     Raises:
-        UsageError: a rule is finer than so many images can tell, or is wrong otherwise.
-        InputError: the baseline is absent, damaged or of other images; or as `evaluate`.
-        OutputError: the baseline cannot be written.
+        UsageError: If a rule is finer than so many images can tell, or is wrong otherwise.
+        InputError: If the baseline is absent, damaged or of other images; or as `evaluate`.
+        OutputError: If the baseline cannot be written.
         BundleError, ImageError: as `evaluate`.
     """
     bundle, images, file, accepted, planned = _prepare(bundle, data, baseline, rules, update, backends)

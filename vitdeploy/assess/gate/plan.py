@@ -61,15 +61,15 @@ def plan(
     """The checks of a gate, in their order: those of the bundle, then those of each backend.
 
     Args:
-        bundle: the bundle.
-        rules: of its artifacts.
+        bundle: The bundle.
+        rules: Of its artifacts.
         baseline: None where nothing is compared with one.
-        images: how many there are.
-        backends: as for `evaluate`.
-        update: whether the baseline is to be made: a drop is then no check, but its bound must be one later.
+        images: How many there are.
+        backends: As for `evaluate`.
+        update: Whether the baseline is to be made: a drop is then no check, but its bound must be one later.
 
     Raises:
-        UsageError: a rule is of nothing that is there, needs a baseline, or is finer than so many images can tell.
+        UsageError: If a rule is of nothing that is there, needs a baseline, or is finer than so many images can tell.
     """
     selection = select(bundle, backends)
     if not bundle.manifest.artifacts:

@@ -90,23 +90,23 @@ class Rules:
     """Bounds of one artifact; None where there is none. Shares are 0.99 or "99%"; a number such as 99 is refused.
 
     Attributes:
-        min_accuracy: smallest top-1 accuracy, a share above 0 and up to 1.
-        max_drop: largest loss of top-1 accuracy against the baseline, a share above 0 and below 1, such as 0.01 or
+        min_accuracy: Smallest top-1 accuracy, a share above 0 and up to 1.
+        max_drop: Largest loss of top-1 accuracy against the baseline, a share above 0 and below 1, such as 0.01 or
             "1%"; from 0.1 up only with a percent sign. Where there is a baseline, by default the smallest of which so
             many images show a drop of twice the size.
-        min_agreement: smallest share of images whose best class is the reference's.
-        min_cosine: the 5th percentile, over the images, of the cosine similarity with the reference's vector, above 0
+        min_agreement: Smallest share of images whose best class is the reference's.
+        min_cosine: The 5th percentile, over the images, of the cosine similarity with the reference's vector, above 0
             and below 1, see `vitdeploy.assess.metrics.features`: of pooled output and CLS token, or of a classifier's
             logits.
-        min_neighbour_agreement: smallest share of images whose nearest neighbour among them is the reference's, of a
+        min_neighbour_agreement: Smallest share of images whose nearest neighbour among them is the reference's, of a
             model without classes.
-        max_difference: of an output from the reference's, relative to its largest value; the tolerance of the
-            precision by default, but for a quantized artifact of a model without classes, which is judged by cosine.
-        max_layer_difference: of a layer's own result from the reference's, both given the same, see `compare_layers`;
+        max_difference: Of an output from the reference's, relative to its largest value; the tolerance of the precision
+            by default, but for a quantized artifact of a model without classes, which is judged by cosine.
+        max_layer_difference: Of a layer's own result from the reference's, both given the same, see `compare_layers`;
             by default `LAYER_TOLERANCES` for the half types, and none for others.
-        max_latency_ratio: median time of one image over that of `latency_against`.
-        latency_against: a backend and precision, such as "torch:fp32".
-        max_size: of an artifact's files, in bytes.
+        max_latency_ratio: Median time of one image over that of `latency_against`.
+        latency_against: A backend and precision, such as "torch:fp32".
+        max_size: Of an artifact's files, in bytes.
     """
 
     min_accuracy: float | None = None
@@ -135,7 +135,7 @@ class Rules:
         """Read values as a TOML file holds them; `max_size` may be a text such as "12.5 MB".
 
         Raises:
-            UsageError: a key is unknown, or a value is wrong.
+            UsageError: If a key is unknown, or a value is wrong.
         """
         _check_keys(data, [field.name for field in dataclasses.fields(cls)], where)
         try:
@@ -175,8 +175,8 @@ def read_rules(path: str | os.PathLike[str]) -> GateRules:
     """Read a TOML file of rules: those of every artifact at its top, others in tables such as [artifacts."onnx-fp16"].
 
     Raises:
-        InputError: the file cannot be read, or is no TOML in UTF-8 of at most 16 MiB.
-        UsageError: a key is unknown, or a value is wrong.
+        InputError: If the file cannot be read, or is no TOML in UTF-8 of at most 16 MiB.
+        UsageError: If a key is unknown, or a value is wrong.
     """
     file = Path(path)
     try:

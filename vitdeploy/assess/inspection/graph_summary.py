@@ -19,13 +19,13 @@ class GraphSummary:
     """The content of one artifact's graph.
 
     Attributes:
-        versions: of its format, such as the opset.
-        node_types: how many nodes there are of each type, the most frequent first.
-        weights: how many constant tensors it has.
-        weight_bytes: their size by element type, the largest first.
-        duplicates: how many of those that lie in the graph's own file are equal to an earlier one.
-        duplicate_bytes: the size of these.
-        layers: by part ("embeddings", "layers.0" ..., "head"), how many nodes give each element type, or multiply
+        versions: Of its format, such as the opset.
+        node_types: How many nodes there are of each type, the most frequent first.
+        weights: How many constant tensors it has.
+        weight_bytes: Their size by element type, the largest first.
+        duplicates: How many of those that lie in the graph's own file are equal to an earlier one.
+        duplicate_bytes: The size of these.
+        layers: By part ("embeddings", "layers.0" ..., "head"), how many nodes give each element type, or multiply
             numbers of it. Nodes that compute shapes, indices or masks are not among them.
     """
 

@@ -92,7 +92,7 @@ def inspect_artifact(bundle: Bundle, artifact: Artifact) -> Inspection:
     """Read an artifact's graph, its files being verified first, where this installation can.
 
     Raises:
-        BundleError: a file is missing or altered, or is not of the artifact's format.
+        BundleError: If a file is missing or altered, or is not of the artifact's format.
     """
     manifest = bundle.manifest
     graph = note = None

@@ -27,8 +27,8 @@ def nodes_by_part(nodes: Sequence[onnx.NodeProto], inputs: set[str]) -> dict[str
        it, where only one does.
 
     Args:
-        nodes: in topological order.
-        inputs: the names of what the graph takes.
+        nodes: In topological order.
+        inputs: The names of what the graph takes.
     """
     maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
     taken = [[*node.input, *_captured(node)] for node in nodes]

@@ -30,10 +30,10 @@ def read_torchscript(source: Path | OpenedFile) -> GraphSummary:
     types to.
 
     Args:
-        source: a file that is verified: loading one can run code.
+        source: A file that is verified: loading one can run code.
 
     Raises:
-        BundleError: the file cannot be loaded.
+        BundleError: If the file cannot be loaded.
     """
     path = OpenedFile.of(source).path
     module, signature = load_module(source, torch.device("cpu"))

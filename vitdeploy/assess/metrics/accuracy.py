@@ -22,9 +22,9 @@ class Accuracy:
     """A share of images that are right, with its 95 % Wilson interval; shares are from 0 to 1.
 
     Attributes:
-        correct: images that are right, such as those whose best class is their label.
-        total: images, from 1 up.
-        wrong: the names of the others, where they are known.
+        correct: Images that are right, such as those whose best class is their label.
+        total: Images, from 1 up.
+        wrong: The names of the others, where they are known.
     """
 
     correct: int
@@ -53,14 +53,14 @@ class Predictions:
     """Predictions of one backend for every image of a data set.
 
     Attributes:
-        artifact: such as "onnx-fp32"; "reference" for the torch reference.
-        backend: what ran it; "" where no backend of this version does.
-        precision: of the artifact.
+        artifact: Such as "onnx-fp32"; "reference" for the torch reference.
+        backend: What ran it; "" where no backend of this version does.
+        precision: Of the artifact.
         classes: (N, k) int32, the k = min(5, number of classes) best classes of each image, the best first; -1 in a
             row whose logits are not all finite.
         scores: (N,) float32, the softmax of the best class's logit; NaN where the logits are not all finite.
-        details: what really ran.
-        skipped: why it could not run, and then `classes` and `scores` are of no image; None where it did.
+        details: What really ran.
+        skipped: Why it could not run, and then `classes` and `scores` are of no image; None where it did.
     """
 
     artifact: str
@@ -86,7 +86,7 @@ def best_classes(logits: NDArray[Any], count: int = MOST_CLASSES) -> tuple[NDArr
 
     Args:
         logits: (N, C) of any floating-point type.
-        count: how many classes; all C where there are fewer.
+        count: How many classes; all C where there are fewer.
 
     Returns:
         (N, min(count, C)) int32 and (N,) float32; a row that is not all finite gives -1 and NaN. Of equal logits the
@@ -116,9 +116,9 @@ class Calibration:
     """Calibration of scores: Guo et al. (2017), arXiv:1706.04599.
 
     Attributes:
-        ece: the expected calibration error, from 0 to 1: the mean over the images of the difference, in their bin,
+        ece: The expected calibration error, from 0 to 1: the mean over the images of the difference, in their bin,
             between mean score and accuracy; NaN where no image has finite logits.
-        bins: of equal width, from 0 to 1.
+        bins: Of equal width, from 0 to 1.
     """
 
     ece: float

@@ -16,19 +16,19 @@ class Agreement:
     """One output of an artifact beside the reference's, on N images.
 
     Attributes:
-        output: its name.
+        output: Its name.
         images: N.
-        top1_agreement: the share of images with the same best class; None for an output that is not `logits`, and for
+        top1_agreement: The share of images with the same best class; None for an output that is not `logits`, and for
             logits of which none is the best class.
-        mean_cosine: the mean of the images' cosine similarities; None, as the next two, for a regression's logits.
-        p5_cosine: their 5th percentile.
-        min_cosine: the lowest of them.
-        error: the length of the difference over the length of the reference's output, of all images together; of the
+        mean_cosine: The mean of the images' cosine similarities; None, as the next two, for a regression's logits.
+        p5_cosine: Their 5th percentile.
+        min_cosine: The lowest of them.
+        error: The length of the difference over the length of the reference's output, of all images together; of the
             logits of a single-label classifier less their mean over the classes.
-        relative_error: of logits of which none is the best class (a single value's cosine is that of its sign): the
+        relative_error: Of logits of which none is the best class (a single value's cosine is that of its sign): the
             length of the difference over that of the reference's values, of all images together; of a regression, whose
             values have units of their own, that of its worst value. None for other outputs.
-        same_neighbours: how many images have the reference's nearest neighbour among them, see `features.Nearness`.
+        same_neighbours: How many images have the reference's nearest neighbour among them, see `features.Nearness`.
     """
 
     output: str

@@ -44,14 +44,14 @@ class CosineBound:
     the rest, and one that is a step off tells nothing of the vector that users compare.
 
     Attributes:
-        mean: of all images.
-        p5: of the 5th percentile over images.
-        relative_error: the largest error of all images together, see `relative_error`, as a cosine sees no constant
+        mean: Of all images.
+        p5: Of the 5th percentile over images.
+        relative_error: The largest error of all images together, see `relative_error`, as a cosine sees no constant
             factor; and of logits of which none is the best class, which have no cosine that means something. Vectors
             whose lengths are kept have one of sqrt(2 (1 - mean)), which is two thirds of it here.
-        neighbours: the least share of images whose nearest neighbour is the reference's, from 0 to 1; it is not kept
+        neighbours: The least share of images whose nearest neighbour is the reference's, from 0 to 1; it is not kept
             where even the upper end of the 95 % Wilson interval of the measured share is lower.
-        classes: the same for images whose best class is the reference's.
+        classes: The same for images whose best class is the reference's.
     """
 
     mean: float

@@ -89,14 +89,14 @@ class Nearness:
     """The vectors of N images beside the reference's.
 
     Attributes:
-        output: such as "pooler_output", or "cls_token", the first token of `last_hidden_state`; see `vectors`.
+        output: Such as "pooler_output", or "cls_token", the first token of `last_hidden_state`; see `vectors`.
         images: N.
-        mean_cosine: the mean of the images' cosine similarities.
-        p5_cosine: their 5th percentile, interpolated linearly as numpy does.
-        min_cosine: the lowest of them.
-        error: the length of the difference over the length of the reference's vectors, of all images together, which
+        mean_cosine: The mean of the images' cosine similarities.
+        p5_cosine: Their 5th percentile, interpolated linearly as numpy does.
+        min_cosine: The lowest of them.
+        error: The length of the difference over the length of the reference's vectors, of all images together, which
             sees a constant factor; infinite where a value is not finite.
-        same_neighbours: how many images have the same nearest neighbour among the N as in the reference, see
+        same_neighbours: How many images have the same nearest neighbour among the N as in the reference, see
             `same_neighbours`; None for fewer than `FEWEST_SEARCHED` images, and for vectors by which nobody searches.
     """
 

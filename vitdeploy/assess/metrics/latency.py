@@ -34,20 +34,20 @@ class Latency:
     """One backend at one batch size, alone in its process, in milliseconds.
 
     Attributes:
-        artifact: such as "onnx-fp32"; "reference" for the torch reference.
-        backend: what ran.
-        precision: of the artifact.
-        batch_size: images a run.
-        rounds_ms: the times of `Runtime.run` on ready input, image processing not included; those of each round.
-        image_rounds_ms: the times from the bytes of image files to outputs, image processing included.
-        processing_ms: the median time of the image processing in these.
-        load_ms: opening the artifact in a fresh process, with what its libraries import only then.
-        first_ms: the first run of the process, of the smallest batch that the artifact takes.
-        peak_memory_bytes: the most resident memory that the process held, with all batch sizes; None where the system
+        artifact: Such as "onnx-fp32"; "reference" for the torch reference.
+        backend: What ran.
+        precision: Of the artifact.
+        batch_size: Images a run.
+        rounds_ms: The times of `Runtime.run` on ready input, image processing not included; those of each round.
+        image_rounds_ms: The times from the bytes of image files to outputs, image processing included.
+        processing_ms: The median time of the image processing in these.
+        load_ms: Opening the artifact in a fresh process, with what its libraries import only then.
+        first_ms: The first run of the process, of the smallest batch that the artifact takes.
+        peak_memory_bytes: The most resident memory that the process held, with all batch sizes; None where the system
             does not tell.
-        steady: whether the times had settled when the warm-up ended.
-        threads: how many threads it computes with on the CPU, and why; None where it has none.
-        details: what really ran.
+        steady: Whether the times had settled when the warm-up ended.
+        threads: How many threads it computes with on the CPU, and why; None where it has none.
+        details: What really ran.
     """
 
     artifact: str
@@ -95,7 +95,7 @@ class Latency:
         """This one's time over that of `base`, by the medians of each round: a slow spell of the machine falls on both.
 
         Raises:
-            UsageError: they were not measured in the same rounds.
+            UsageError: If they were not measured in the same rounds.
         """
         if len(self.rounds_ms) != len(base.rounds_ms) or self.batch_size != base.batch_size:
             raise UsageError(
@@ -143,7 +143,8 @@ class NotMeasured:
     """A backend that was not measured, at one batch size or (None) at all, and why.
 
     Attributes:
-        status: "failed" where its model gives NaN or infinite values, else "skipped".
+        status: "failed" where its model gives NaN or infinite values; "left out" where its package is not installed and
+            it was not asked for by name; else "skipped".
     """
 
     artifact: str
@@ -151,7 +152,7 @@ class NotMeasured:
     precision: str
     batch_size: int | None
     reason: str
-    status: Literal["failed", "skipped"] = "skipped"
+    status: Literal["failed", "skipped", "left out"] = "skipped"
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -162,10 +163,10 @@ class Benchmark(Assessment):
     """Every backend at every batch size.
 
     Attributes:
-        machine: where it was measured.
-        settings: how.
-        latencies: by batch size, and in that in the order of the backends.
-        skipped: what could not be measured.
+        machine: Where it was measured.
+        settings: How.
+        latencies: By batch size, and in that in the order of the backends.
+        skipped: What could not be measured.
     """
 
     machine: dict[str, str]
@@ -183,7 +184,8 @@ class Benchmark(Assessment):
     @property
     def status(self) -> str:
         """The outcome: "failed" or "skipped" if a backend was, or nothing was measured; else "passed"."""
-        return overall([*(skipped.status for skipped in self.skipped), *("passed" for _ in self.latencies)])
+        counted = [skipped.status for skipped in self.skipped if skipped.status != "left out"]
+        return overall([*counted, *("passed" for _ in self.latencies)])
 
     @property
     def note(self) -> str:

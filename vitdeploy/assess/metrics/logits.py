@@ -15,13 +15,13 @@ class LogitsDifference:
     """Logits compared with the reference's.
 
     Attributes:
-        kl_divergence: the mean Kullback-Leibler divergence of the candidate's softmax from the reference's, in nats.
-        top5_agreement: mean share of the reference's min(5, classes) best classes that are among the candidate's.
+        kl_divergence: The mean Kullback-Leibler divergence of the candidate's softmax from the reference's, in nats.
+        top5_agreement: Mean share of the reference's min(5, classes) best classes that are among the candidate's.
         rank_correlation: Spearman's, the mean of all images: Pearson's correlation of the ranks, ties having their mean
             rank (Kendall & Gibbons, Rank Correlation Methods, 1990); None where a row's values are all equal.
-        low_margin_flips: rows whose best class changed, where the reference's logits of the two classes were no
-            further apart than twice the largest difference of a logit: each may have moved that far toward the other.
-        flips: the other rows whose best class changed. With the largest difference that is allowed, not with the one
+        low_margin_flips: Rows whose best class changed, where the reference's logits of the two classes were no further
+            apart than twice the largest difference of a logit: each may have moved that far toward the other.
+        flips: The other rows whose best class changed. With the largest difference that is allowed, not with the one
             that was found: no flip could be beyond that one.
     """
 

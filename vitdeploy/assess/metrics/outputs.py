@@ -38,19 +38,19 @@ class Difference:
     those of the worst of them, and they have no cosine, which would be that of the value with the largest unit.
 
     Attributes:
-        output: its name.
-        count: how many images were compared.
-        finite: whether every value is a finite number.
-        max_abs: largest absolute difference.
-        mean_abs: mean absolute difference.
+        output: Its name.
+        count: How many images were compared.
+        finite: Whether every value is a finite number.
+        max_abs: Largest absolute difference.
+        mean_abs: Mean absolute difference.
         max_relative: `max_abs` over the largest absolute value of the reference.
-        min_cosine: the lowest cosine similarity of one image's output with the reference's; None for a regression's
+        min_cosine: The lowest cosine similarity of one image's output with the reference's; None for a regression's
             logits.
-        top1_agreement: share of images (of patches, where each has its own) with the same best class, from 0 to 1;
-            None for an output that is not `logits`, and for logits of which none is the best class.
+        top1_agreement: Share of images (of patches, where each has its own) with the same best class, from 0 to 1; None
+            for an output that is not `logits`, and for logits of which none is the best class.
         mean_relative: `mean_abs` over the mean absolute value of the reference.
-        mean_cosine: the mean of the images' cosine similarities; None for a regression's logits.
-        psnr_db: the largest absolute value of the reference over the root mean square of the difference, in decibels
+        mean_cosine: The mean of the images' cosine similarities; None for a regression's logits.
+        psnr_db: The largest absolute value of the reference over the root mean square of the difference, in decibels
             (peak signal-to-noise ratio); None where nothing differs, or a value is not finite.
     """
 
@@ -92,7 +92,7 @@ class RelativeError:
     It is the square root of the inverse of the signal-to-quantization-noise ratio.
 
     Args:
-        by_output: whether each output by itself, of which the largest error counts; see `has_own_scales`.
+        by_output: Whether each output by itself, of which the largest error counts; see `has_own_scales`.
     """
 
     by_output: bool
@@ -174,12 +174,12 @@ def compare_outputs(
     """Compare every output of two runs on the same images.
 
     Args:
-        reference: arrays (N, ...) by name.
-        candidate: as many of the same names and shapes.
-        problem_type: of the model: how its `logits` are read.
+        reference: Arrays (N, ...) by name.
+        candidate: As many of the same names and shapes.
+        problem_type: Of the model: how its `logits` are read.
 
     Raises:
-        UsageError: names or shapes are not the same, or there is nothing to compare.
+        UsageError: If names or shapes are not the same, or there is nothing to compare.
     """
     if set(reference) != set(candidate) or not reference:
         raise UsageError(

@@ -18,7 +18,7 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     """The interval of a share, both ends from 0 to 1: Wilson (1927), doi:10.1080/01621459.1927.10502953.
 
     Raises:
-        UsageError: nothing was counted, or a number is wrong.
+        UsageError: If nothing was counted, or a number is wrong.
     """
     if not (0 <= correct <= total and total > 0 and 0 < confidence < 1):
         raise UsageError(
@@ -39,8 +39,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     other's: p is the chance that these images then are divided as unequally as they are, or more.
 
     Args:
-        only_first: images that the first alone classifies correctly.
-        only_second: images that the second alone classifies correctly.
+        only_first: Images that the first alone classifies correctly.
+        only_second: Images that the second alone classifies correctly.
     """
     if min(only_first, only_second) < 0:
         counts = (only_first, only_second)
@@ -60,11 +60,11 @@ def mcnemar_power(images: int, lost: float, gained: float, alpha: float = 0.05, 
     doi:10.2307/2531961).
 
     Args:
-        images: how many both classifiers see.
-        lost: the share of all images that only the first classifies correctly, from 0 to 1.
-        gained: the share that only the second does; less than `lost`.
-        alpha: the largest p-value that counts.
-        beyond: the largest drop among these images that is allowed, as a share of them.
+        images: How many both classifiers see.
+        lost: The share of all images that only the first classifies correctly, from 0 to 1.
+        gained: The share that only the second does; less than `lost`.
+        alpha: The largest p-value that counts.
+        beyond: The largest drop among these images that is allowed, as a share of them.
     """
     share = lost + gained
     if not (images >= 1 and 0 <= gained < lost and share <= 1 and 0 < alpha < 1):
@@ -107,15 +107,15 @@ def images_needed(
     A number of images whose power is enough; nearby ones can have a little less or more, as the test is discrete.
 
     Args:
-        drop: of the accuracy, as a share of the images: 0.02 is two points.
-        disagreement: the share of images that exactly one of the two classifies correctly; it is at least the drop,
-            and the drop by default. The more they disagree, the more images are needed.
-        alpha: the largest p-value that counts as a drop.
-        power: the chance with which a drop of this size is to be seen.
-        beyond: less than the drop: the largest that is allowed.
+        drop: Of the accuracy, as a share of the images: 0.02 is two points.
+        disagreement: The share of images that exactly one of the two classifies correctly; it is at least the drop, and
+            the drop by default. The more they disagree, the more images are needed.
+        alpha: The largest p-value that counts as a drop.
+        power: The chance with which a drop of this size is to be seen.
+        beyond: Less than the drop: the largest that is allowed.
 
     Raises:
-        UsageError: a number is wrong, or more than 4 million images are needed.
+        UsageError: If a number is wrong, or more than 4 million images are needed.
     """
     disagreement = drop if disagreement is None else disagreement
     if not (0 <= beyond < drop <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
@@ -148,17 +148,17 @@ def smallest_bound(
     """The smallest drop in accuracy that can be the largest allowed: so many images show one of `times` its size.
 
     Args:
-        images: how many both classifiers see.
-        times: more than 1.
-        disagreement: as in `images_needed`; the larger drop itself where that is more.
-        alpha: the largest p-value that counts as a drop.
-        power: the chance with which the larger drop is to be seen.
+        images: How many both classifiers see.
+        times: More than 1.
+        disagreement: As in `images_needed`; the larger drop itself where that is more.
+        alpha: The largest p-value that counts as a drop.
+        power: The chance with which the larger drop is to be seen.
 
     Returns:
         A share of the images.
 
     Raises:
-        UsageError: a number is wrong, or so few images show no drop at all.
+        UsageError: If a number is wrong, or so few images show no drop at all.
     """
     if not (images >= 1 and times > 1 and 0 <= disagreement <= 1 and 0 < alpha < 1 and 0 < power < 1):
         raise UsageError(

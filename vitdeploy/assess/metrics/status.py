@@ -16,12 +16,17 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 class CheckResult(NamedTuple):
-    """An outcome, "passed", "failed" or "skipped": its subject, name ("max_drop") and, in a line, what was found."""
+    """An outcome: its subject, name ("max_drop") and, in a line, what was found.
+
+    `status` is "passed", "failed" or "skipped"; of a gate "new", too, for what its baseline does not have; and "error"
+    for a command that ended without an outcome. `seconds` is None where no time was taken.
+    """
 
     subject: str
     name: str
     status: str
     message: str
+    seconds: float | None = None
 
 
 class Judged(Protocol):
@@ -55,9 +60,9 @@ class Assessment(abc.ABC):
     """A result of assessing a bundle; its `repr` is one line.
 
     Attributes:
-        bundle: the folder.
-        processor: where the image processor came from, in a line; None where the bundle does not say.
-        left_out: the files of the folder that are not among its images; None where no folder was listed.
+        bundle: The folder.
+        processor: Where the image processor came from, in a line; None where the bundle does not say.
+        left_out: The files of the folder that are not among its images; None where no folder was listed.
     """
 
     bundle: str
@@ -78,8 +83,8 @@ class ImageAssessment(Assessment):
     """Result of comparing outputs on images without labels.
 
     Attributes:
-        images: how many.
-        synthetic: whether they were made up, none having been given.
+        images: How many.
+        synthetic: Whether they were made up, none having been given.
     """
 
     images: int
@@ -112,14 +117,14 @@ class ByResult:
 
 
 def overall(statuses: Iterable[str]) -> str:
-    """The outcome of several: "failed" if one is, else "skipped" if one is or there is none, else "passed"."""
-    outcomes = set(statuses) or {"skipped"}
-    return next(status for status in ("failed", "skipped", "passed") if status in outcomes)
+    """The outcome of several: "failed" if one is, "passed" if all are and there is one, else "skipped"."""
+    found = set(statuses)
+    return "failed" if "failed" in found else "passed" if found == {"passed"} else "skipped"
 
 
 def counted(statuses: Sequence[str], noun: str) -> str:
     """Such as "14 checks, 2 failed, 1 skipped"."""
-    counts = {status: statuses.count(status) for status in ("failed", "skipped")}
+    counts = {status: statuses.count(status) for status in ("failed", "new", "skipped")}
     parts = [
         f"{len(statuses)} {noun}{'' if len(statuses) == 1 else 's'}",
         *(f"{count} {status}" for status, count in counts.items() if count),

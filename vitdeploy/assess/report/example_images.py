@@ -35,12 +35,12 @@ class ExampleImage:
     """An image, its class, and what each backend makes of it.
 
     Attributes:
-        image: its name.
-        expected: its class.
-        predictions: by backend, such as "onnxruntime fp32", its best class; of index -1 where no logit is best, for
+        image: Its name.
+        expected: Its class.
+        predictions: By backend, such as "onnxruntime fp32", its best class; of index -1 where no logit is best, for
             they are not all finite.
-        load: gives the bytes of its file; raises ImageError where it cannot be read.
-        distance: the largest difference of a logit, over the largest of the reference's; None where it is not known.
+        load: Gives the bytes of its file; raises ImageError where it cannot be read.
+        distance: The largest difference of a logit, over the largest of the reference's; None where it is not known.
     """
 
     image: str

@@ -12,19 +12,24 @@ if TYPE_CHECKING:
     import os
 
 
-def junit(result: Judged) -> bytes:
+def junit(result: Judged, *, seconds: float | None = None) -> bytes:
     """One test case for each check, in UTF-8; the image processor's origin and the files left out are properties.
 
-    One that was skipped is an error, not a skipped test: CI servers take the latter for a pass, and it is none.
+    One that was skipped, or that the baseline does not have, is an error, not a skipped test: CI servers take the
+    latter for a pass, and it is none.
+
+    Args:
+        result: What was judged.
+        seconds: How long all of it took; no time is given by default.
     """
     checks = result.check_results
     counts = {
         "tests": len(checks),
         "failures": sum(check.status == "failed" for check in checks),
-        "errors": sum(check.status == "skipped" for check in checks),
+        "errors": sum(check.status not in ("passed", "failed") for check in checks),
         "skipped": 0,
     }
-    attributes = {name: str(count) for name, count in counts.items()}
+    attributes = {**{name: str(count) for name, count in counts.items()}, **_time(seconds)}
     root = ET.Element("testsuites", attributes)
     suite = ET.SubElement(root, "testsuite", {"name": writable(f"vitdeploy {result.bundle}"), **attributes})
     told = {"image processor": result.processor, "left out": None if result.left_out is None else str(result.left_out)}
@@ -34,7 +39,8 @@ def junit(result: Judged) -> bytes:
         for name, value in stated.items():
             ET.SubElement(properties, "property", {"name": name, "value": value})
     for check in checks:
-        case = ET.SubElement(suite, "testcase", {"classname": writable(check.subject), "name": writable(check.name)})
+        names = {"classname": writable(check.subject), "name": writable(check.name)}
+        case = ET.SubElement(suite, "testcase", {**names, **_time(check.seconds)})
         if check.status != "passed":
             kind = "failure" if check.status == "failed" else "error"
             ET.SubElement(case, kind, {"message": writable(check.message), "type": check.status})
@@ -42,6 +48,10 @@ def junit(result: Judged) -> bytes:
     return bytes(ET.tostring(root, "utf-8", xml_declaration=True)) + b"\n"
 
 
-def write_junit(path: str | os.PathLike[str], result: Judged) -> None:
+def write_junit(path: str | os.PathLike[str], result: Judged, *, seconds: float | None = None) -> None:
     """Write `junit`; a file that exists is replaced whole or not at all. Raises as `write_result`."""
-    write_result(path, junit(result), result)
+    write_result(path, junit(result, seconds=seconds), result)
+
+
+def _time(seconds: float | None) -> dict[str, str]:
+    return {} if seconds is None else {"time": f"{seconds:.3f}"}

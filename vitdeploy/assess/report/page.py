@@ -37,8 +37,8 @@ def write_html(path: str | os.PathLike[str], result: Assessed | Report) -> None:
     An image that cannot be read any more is named in its place.
 
     Raises:
-        UsageError: it is no result of an assessment, or the file is part of what the result is of.
-        OutputError: the file cannot be written; the one before is untouched.
+        UsageError: If it is no result of an assessment, or the file is part of what the result is of.
+        OutputError: If the file cannot be written; the one before is untouched.
     """
     report = result if isinstance(result, Report) else report_of(result)
     parts = (report.gate, report.comparison, report.layers, report.sensitivity, report.evaluation, report.benchmark)

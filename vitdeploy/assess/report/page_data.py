@@ -112,12 +112,12 @@ def _confusion(evaluation: Evaluation, results: list[Predictions]) -> Confusion:
 def _of_gate(report: Report) -> Iterator[Headline]:
     if report.gate is not None:
         checks = report.gate.checks
-        for status in ("failed", "skipped"):
+        titles = {"failed": "Checks that failed", "new": "Not in the baseline", "skipped": "Checks skipped"}
+        for status, title in titles.items():
             names = [f"{check.rule} of {check.subject}" for check in checks if check.status == status]
             if names:
                 more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-                yield Headline(f"Checks that {status}" if status == "failed" else "Checks skipped",
-                               f"{len(names)} of {len(checks)}", ", ".join(names[:2]) + more)  # fmt: skip
+                yield Headline(title, f"{len(names)} of {len(checks)}", ", ".join(names[:2]) + more)
         if report.gate.status == "passed":
             yield Headline("Checks passed", f"{len(checks)} of {len(checks)}", "none failed or was skipped")
 

@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vitdeploy.assess.benchmark.environment import machine
 from vitdeploy.assess.compare.results import Comparison
 from vitdeploy.assess.debug.layer_results import LayerComparison
 from vitdeploy.assess.debug.sensitivity import Sensitivity
+from vitdeploy.assess.environment.machine import machine
 from vitdeploy.assess.evaluate.evaluate import Evaluation
 from vitdeploy.assess.gate.gate import GateResult
 from vitdeploy.assess.metrics.latency import Benchmark
@@ -29,16 +29,16 @@ class Report:
     """The content of a report; a part that is absent is left out.
 
     Attributes:
-        title: of the page.
-        source: the model and its artifacts, as names and values.
-        machine: where the figures were measured, as names and values.
-        gate: its checks.
-        comparison: the artifacts against the reference.
-        layers: the same, part by part.
-        sensitivity: the effect of each layer alone in a lower precision.
-        evaluation: accuracy on labelled images.
-        benchmark: latencies; the first of each batch size is what the others are compared with.
-        examples: images with predictions, in groups by heading.
+        title: Of the page.
+        source: The model and its artifacts, as names and values.
+        machine: Where the figures were measured, as names and values.
+        gate: Its checks.
+        comparison: The artifacts against the reference.
+        layers: The same, part by part.
+        sensitivity: The effect of each layer alone in a lower precision.
+        evaluation: Accuracy on labelled images.
+        benchmark: Latencies; the first of each batch size is what the others are compared with.
+        examples: Images with predictions, in groups by heading.
     """
 
     title: str

@@ -27,18 +27,18 @@ class OpenRuntimes:
     """The reference and the artifacts of a bundle on one device. A context manager, which closes them.
 
     Args:
-        bundle: the bundle.
+        bundle: The bundle.
         device: "cpu", "cuda" or "cuda:1".
-        keep: whether a runtime stays open for whoever asks for it next; else it is closed after each use.
-        options: of the backends' runtimes, by the backend's name.
-        progress: told where the reference runs on another device.
+        keep: Whether a runtime stays open for whoever asks for it next; else it is closed after each use.
+        options: Of the backends' runtimes, by the backend's name.
+        progress: Told where the reference runs on another device.
 
     Attributes:
-        bundle, device: as the arguments.
-        processor: the bundle's image processor.
+        bundle, device: As the arguments.
+        processor: The bundle's image processor.
 
     Raises:
-        BundleError: a file of the image processor was altered.
+        BundleError: If a file of the image processor was altered.
     """
 
     def __init__(

@@ -31,8 +31,8 @@ def run_reference(
     """Outputs of the reference for the images (by default its own ones), and the engine and device that ran it.
 
     Raises:
-        MissingDependencyError: torch is not installed.
-        BundleError: the image processor does not fit the model.
+        MissingDependencyError: If torch is not installed.
+        BundleError: If the image processor does not fit the model.
     """
     with runtimes.reference(outputs) as runtime:
         check_fit(runtimes.bundle, batches.processor, runtime)
@@ -56,12 +56,12 @@ def run_batches(
     """Run feeds of N images each, and join the outputs: (sum of N, ...) by name.
 
     Args:
-        runtime: what runs them.
-        batches: feeds.
-        keep: what is kept of the outputs of a batch; all of them by default.
+        runtime: What runs them.
+        batches: Feeds.
+        keep: What is kept of the outputs of a batch; all of them by default.
 
     Raises:
-        UsageError: the outputs of two batches differ in shape, as the tokens of images of different sizes do.
+        UsageError: If the outputs of two batches differ in shape, as the tokens of images of different sizes do.
     """
     runs = [keep(runtime.run(batch)) for batch in batches]
     shapes = {name: sorted({run[name].shape[1:] for run in runs}) for name in runs[0]}
@@ -110,10 +110,10 @@ class ReferenceRun:
     """Images and the reference's outputs for them.
 
     Attributes:
-        bundle: the reference's.
-        sources: the images.
-        batches: the same, processed.
-        expected: the outputs, (N, ...) by name.
+        bundle: The reference's.
+        sources: The images.
+        batches: The same, processed.
+        expected: The outputs, (N, ...) by name.
     """
 
     bundle: Bundle

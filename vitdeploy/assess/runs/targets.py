@@ -44,12 +44,12 @@ def select(bundle: Bundle, backends: Sequence[str] | None = None) -> list[Select
     """The reference, where the bundle has it, and every artifact; or those asked for.
 
     Args:
-        bundle: the bundle.
-        backends: such as "onnxruntime", which stands for every artifact that it runs, or "onnxruntime:fp16"; "torch"
-            is the reference.
+        bundle: The bundle.
+        backends: Such as "onnxruntime", which stands for every artifact that it runs, or "onnxruntime:fp16"; "torch" is
+            the reference.
 
     Raises:
-        UsageError: there is no such backend or artifact, or none is asked for.
+        UsageError: If there is no such backend or artifact, or none is asked for.
     """
     if backends is None:
         reference = [Selected(REFERENCE, reference_backend(), "fp32")] if bundle.manifest.has_reference else []

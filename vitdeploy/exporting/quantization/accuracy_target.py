@@ -1,4 +1,4 @@
-"""Accuracy targets of a quantized artifact: a bound, and the images on which it must hold."""
+"""Accuracy targets of a quantized artifact: a bound and its images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class AccuracyTarget(Protocol):
-    """A bound, and the images on which it must hold."""
+    """An accuracy bound, and the images on which it must hold."""
 
     @property
     def bound(self) -> AccuracyBound: ...
@@ -27,39 +27,39 @@ class AccuracyTarget(Protocol):
     def images(self) -> CalibrationImages: ...
 
     def at(self, positions: Sequence[int]) -> AccuracyTarget:
-        """The same on some of the images."""
+        """The same target on a subset of the images."""
 
     def measure(self, runtime: Runtime) -> Any:
-        """The accuracy of an artifact, which the other methods take."""
+        """Measure an artifact's accuracy, in the form that the other methods take."""
 
     def reached_by(self, accuracy: Any) -> bool:
-        """Whether a search may end with this accuracy."""
+        """True if a search may end with this accuracy."""
 
     def check(self, name: str, accuracy: Any) -> dict[str, Any]:
-        """The record of an artifact on the images of the search, for the manifest.
+        """The artifact's accuracy on the search images, as a manifest record.
 
         Raises:
-            CheckFailedError: the bound does not hold.
+            CheckFailedError: If the bound does not hold.
         """
 
     def check_held_out(self, name: str, accuracy: Any) -> dict[str, Any]:
-        """The record of an artifact on images that no search saw, for the manifest.
+        """The artifact's accuracy on held-out images, as a manifest record.
 
         Raises:
-            CheckFailedError: the bound does not hold.
+            CheckFailedError: If the bound does not hold.
         """
 
     def record_without(self, accuracy: Any) -> dict[str, Any]:
-        """The record of the accuracy with no layer kept in float32, for the manifest."""
+        """The accuracy with no layer kept in float32, as a manifest record."""
 
 
 def split_target(whole: AccuracyTarget, parts: CalibrationParts) -> tuple[AccuracyTarget, AccuracyTarget | None]:
-    """Hold out a quarter of the images of a bound, to judge what a search on the others found.
+    """Hold out a quarter of the bound's images, to judge the result of a search on the others.
 
-    No range or candidate was measured on a held-out image, whatever its name or folder; of the calibration images,
-    those that judge every artifact are held out. A cosine is higher on images that ranges were measured on: its search
-    sees those of the choice and new ones, where there are any. Of fewer than 16 images, or if none could be held out,
-    all serve for everything.
+    No range or candidate is measured on a held-out image, whatever its name or folder; among calibration images, the
+    judging part is held out. Cosine is higher on images that ranges were measured on, so its search uses the choice
+    part and new images, if there are any. With fewer than 16 images, or if none can be held out, all are used for
+    everything.
     """
     names, contents = whole.images.images.names, whole.images.contents
     same = os.path.realpath(whole.images.images.source) == os.path.realpath(parts.judge.images.source)
@@ -67,7 +67,7 @@ def split_target(whole: AccuracyTarget, parts: CalibrationParts) -> tuple[Accura
         return whole, None
     measured, chosen_by = {*parts.ranges.contents}, {*parts.choice.contents}
     unseen = {content: at for at, content in enumerate(contents) if content not in measured | chosen_by}
-    free = sorted(unseen.values())  # each once, however many copies there are
+    free = sorted(unseen.values())  # each once, however many copies exist
     kept = chosen_names([names[position] for position in free], len(names) // 4, whole.images.seed)
     judged = sorted(free[position] for position in kept)
     judging = {contents[position] for position in judged}

@@ -1,4 +1,4 @@
-"""Calibration images of an export, and the checks of its artifact on those that had no part in it."""
+"""The calibration run of an export, and the checks of its artifact on held-out images."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from vitdeploy.runtimes.base import Runtime
     from vitdeploy.system.progress import Progress
 
-DYNAMIC = "dynamic"  # the scheme that quantizes a batch by one range
+DYNAMIC = "dynamic"  # the scheme that quantizes each batch with a single range
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationRun:
-    """The reference, and the images that it and a quantized artifact run on.
+    """The reference, and the images for it and for the quantized artifact.
 
     Attributes:
-        parts: which of them are for what.
-        cache: a folder that keeps what was measured on them; None for none.
-        accuracy: target of the search for layers that stay in float32; None where there is no bound.
-        held_out: the same on images that no search sees, on which the artifact is judged; None where there are none.
+        parts: The images by purpose.
+        cache: Folder of cached measurements; None for no cache.
+        accuracy: Target of the mixed-precision search; None without a bound.
+        held_out: The same target on held-out images, for judging the artifact; None if there are none.
     """
 
     reference: Runtime
@@ -57,15 +57,15 @@ class QuantizationRun:
         problem_type: ProblemType,
         progress: Progress,
     ) -> QuantizationRun:
-        """Read the images, and run the reference on those of the accuracy target.
+        """Read the images, and run the reference on the accuracy target's.
 
         Args:
-            options: with calibration images, which serve for an accuracy bound where no others are named.
+            options: Options with calibration images, which are also the accuracy bound's unless others are named.
 
         Raises:
-            UsageError: an argument is wrong, or a bound does not fit the model.
-            InputError: there are no images, or they have no labels.
-            CheckpointError: the reference gives values that are not finite.
+            UsageError: If an argument is invalid, or a bound does not fit the model.
+            InputError: If there are no images or no labels.
+            CheckpointError: If the reference's outputs are not finite.
         """
         asked = options.calibration
         if asked is None:
@@ -91,7 +91,7 @@ class QuantizationRun:
 
     @property
     def left_out(self) -> dict[str, LeftOut]:
-        """The files of each folder that are not among its images, by the argument that named the folder."""
+        """Files in each folder that are not among its images, by the argument that named the folder."""
         listed = {"calibration_data": self.calibration.images.left_out}
         if self.accuracy is not None and self.accuracy.images.images.source != self.calibration.images.source:
             listed["accuracy_data"] = self.accuracy.images.images.left_out
@@ -100,17 +100,17 @@ class QuantizationRun:
     def check(
         self, runtime: Runtime, artifact: Artifact, bound: CosineBound | None, progress: Progress
     ) -> dict[str, Any]:
-        """Measure the artifact on images that neither ranges nor the choice come from.
+        """Measure the artifact on images that were used neither for ranges nor for the choice.
 
         Args:
-            artifact: with the options that it was made with.
-            bound: how near it must be to the reference; None for any nearness.
+            artifact: The artifact, with its export options.
+            bound: Smallest cosine similarity with the reference; None for no bound.
 
         Returns:
-            The record of it, for the manifest.
+            The record for the manifest.
 
         Raises:
-            CheckFailedError: it is too far from the reference, or not accurate enough.
+            CheckFailedError: If the artifact is too far from the reference, or not accurate enough.
         """
         name, judge, held_out = artifact.name, self.parts.judge, self.parts.held_out
         progress.step(f"comparing {name} with the reference on {len(judge.images)} images")

@@ -1,4 +1,4 @@
-"""Choose the quantization candidate whose outputs are nearest to the float32 graph's, on held-out images."""
+"""Choose the quantization candidate with outputs nearest to the float32 graph's, on held-out images."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 # Best of 0.5, 0.65, 0.75 and 0.85 on four folds of photographs (DINOv2 ViT-S/14). Choosing on 28 images followed
 # noise: on one split it took 0.5, with a 5th percentile of 0.9963 on the held-out photographs; 0.65 has 0.9973 there.
 STRENGTHS = (0.65,)
-# Other images go beyond what was seen. On photographs of other scenes than those of the calibration, a tenth more took
-# the 5th percentile of the cosine from 0.9969 to 0.9976; on other crops of the same scenes it cost a little.
+# Other images exceed the measured ranges. On photographs of other scenes than the calibration's, a margin of a tenth
+# took the 5th percentile of the cosine from 0.9969 to 0.9976; on other crops of the same scenes it cost a little.
 MARGIN = 0.1
 # A Mul before each MLP's second product takes 2.5 to 3.5 % of the latency (ViT-S, batches of 1 and 8).
 MULTIPLY_GAIN = 0.9
-# ONNX Runtime runs either scheme equally fast (dynamic: 0.92 to 0.98 of the time of static), but what dynamic ranges
-# give for an image depends on its batch, and other engines do not fuse them: they must take away half of the error. No
-# time is measured in an export, as two exports of the same model would not be the same.
+# ONNX Runtime runs either scheme equally fast (dynamic: 0.92 to 0.98 of the time of static). With dynamic ranges the
+# output for an image depends on its batch, and other engines do not fuse them: they must halve the error. No time is
+# measured in an export, so that two exports of the same model are identical.
 DYNAMIC_GAIN = 0.5
 RULES = (
     f"The least relative error is taken; a Mul before an MLP's second product only where it takes away "
@@ -47,14 +47,14 @@ RULES = (
 
 @dataclasses.dataclass(eq=False)
 class ChoiceImages:
-    """A few images that no range was measured on, and the error of quantized graphs on them.
+    """A few images outside the range measurement, and the error of quantized graphs on them.
 
-    It is measured on the logits where there are some, else on all outputs. The float32 graph is run once: it gives what
-    the reference gives, in a fourth of its time.
+    The error is measured on the logits, or on all outputs of a model without logits. The float32 graph is run once: it
+    gives the reference's outputs in a quarter of the time.
 
     Attributes:
-        pixels: format of the images that the graphs take.
-        folder: for graphs' files, for a while.
+        pixels: Input format of the graphs.
+        folder: Temporary folder for the graphs' files.
     """
 
     images: CalibrationImages
@@ -64,7 +64,7 @@ class ChoiceImages:
     _errors: VariantErrors | None = dataclasses.field(default=None, init=False)
 
     def errors(self, variants: Variants) -> VariantErrors:
-        """Measures variants; their float32 graph is run at the first call."""
+        """Measures the error of variants; their float32 graph runs at the first call."""
         if self._errors is None:
             given = [images[self.pixels] for images in self.images.batches(BATCH, self.pixels)]
             with opened_variant(variants, variants.nodes, self.folder) as runtime:
@@ -78,15 +78,15 @@ class ChoiceImages:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CandidateSearch:
-    """Candidates one after another, each measured once.
+    """Search the candidates in order; each is measured once.
 
     1. Smoothing: none, or a fixed strength.
-    2. The Mul of smoothed MLPs stays where it takes away a tenth of the error.
+    2. The Mul of smoothed MLPs stays if it reduces the error by a tenth.
     3. Another scheme, if its error is less than half.
 
     Attributes:
-        traced: the float32 graph, with shapes.
-        activations: measured on images that are not among `images`.
+        traced: The float32 graph, with shapes.
+        activations: Activation ranges, measured on images outside `images`.
     """
 
     traced: TracedGraph
@@ -96,12 +96,12 @@ class CandidateSearch:
     _closeness: dict[Candidate, Closeness] = dataclasses.field(default_factory=dict, init=False)
 
     def best(self, first: Candidate, smoothing: Sequence[SmoothQuant | None], others: Sequence[Scheme]) -> Candidate:
-        """The candidate to take.
+        """The best candidate.
 
         Args:
-            first: without smoothing.
-            smoothing: what is tried, in the order of the strength.
-            others: dynamic schemes, taken where they are much better.
+            first: Candidate without smoothing.
+            smoothing: Smoothing options to try, by increasing strength.
+            others: Dynamic schemes, chosen only if they are much better.
         """
         if len(smoothing) == 1 and not others:
             return dataclasses.replace(first, smooth=smoothing[0])
@@ -119,7 +119,7 @@ class CandidateSearch:
         return best
 
     def record(self, chosen: Candidate) -> dict[str, Any]:
-        """All that was measured, for the manifest; nothing where there was no choice."""
+        """All measurements for the manifest; empty without a choice."""
         rows = [
             {
                 "scheme": candidate.scheme.name,
@@ -141,7 +141,7 @@ class CandidateSearch:
 
         if candidate not in self._closeness:
             variants = variants_of(self.traced.model, candidate, self.activations, self.traced.spec.keep_fp32)
-            one_by_one = candidate.scheme.static is None  # which quantizes a batch by one range
+            one_by_one = candidate.scheme.static is None  # quantizes each batch with a single range
             closeness = self.images.errors(variants).closeness(variants, (), one_by_one=one_by_one)
             cosine = "" if closeness.mean_cosine is None else f", mean cosine {closeness.mean_cosine:.5f}"
             self.progress.step(f"{candidate}: relative error {closeness.error:.2%}{cosine}")
@@ -150,5 +150,5 @@ class CandidateSearch:
 
 
 def rounded(value: float) -> float | str:
-    """Three digits; a number that is not finite as text, which JSON has no other word for."""
+    """Three digits; a non-finite number as text, because JSON cannot represent it."""
     return float(f"{value:.3g}") if np.isfinite(value) else str(value)

@@ -49,8 +49,8 @@ class Embeddings(nn.Module):
         Args:
             pixel_values: (N, C, H, W).
             bool_masked_pos: (N, gh * gw), true where the mask token replaces the patch.
-            interpolate: resize the position embeddings to the image's grid, whatever its size; otherwise the image
-                must have the configured size.
+            interpolate: Resize the position embeddings to the image's grid, whatever its size; otherwise the image must
+                have the configured size.
 
         Returns:
             The tokens (N, P + gh * gw, D) and the grid (gh, gw).
