@@ -205,7 +205,7 @@ def test_the_first_prediction_of_a_plain_install(base_install: Path, digits: Bun
 def test_help_of_a_command_needs_no_extra(base_install: Path, command: str) -> None:
     python = environment("embedded")
     text = run(python, "-m", "vitdeploy", command, "--help", PYTHONPATH=str(base_install))
-    assert text.startswith(f"Usage: python -m vitdeploy {command}")
+    assert text.startswith(f"Usage: vitdeploy {command}")
 
 
 def test_doctor_needs_no_extra(base_install: Path) -> None:
