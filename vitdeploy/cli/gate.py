@@ -88,8 +88,8 @@ def gate(
     cosine where a model without classes is quantized; with a baseline, labels and image processor must be the same, and
     accuracy must not drop.
 
-    Exits with 1 if a check failed, with 2 if a rule is finer than the images can tell, with 3 if a check was skipped or the baseline lacks an artifact,
-    and with 4 if the baseline is absent or of other images.
+    Exits with 1 if a check failed, with 2 if a rule is finer than the images can tell, with 3 if a check was skipped or
+    an artifact is not in the baseline, and with 4 if the baseline is absent or of other images.
     """
     from vitdeploy.assess.gate.gate import gate as gate_bundle
     from vitdeploy.assess.gate.rules import GateRules, Rules, read_rules
