@@ -15,7 +15,7 @@ from vitdeploy.bundle.external_data import check_external_data
 from vitdeploy.bundle.manifest import CONFIG, MANIFEST, Artifact, FileRecord, Manifest
 from vitdeploy.bundle.manifest_parser import parse_manifest
 from vitdeploy.errors import BundleChangedError, BundleError, UsageError, VitDeployError, shown
-from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS
+from vitdeploy.files.file_kinds import PROCESSOR_CONFIGS, is_model_file_name
 from vitdeploy.files.json_text import json_object, strict_json
 from vitdeploy.files.opened import FileChangedError, FileDiffersError, OpenedFile, VerifiedFile, opened_folder
 from vitdeploy.files.regular_file import MOST_TEXT_BYTES, read_regular
@@ -292,6 +292,8 @@ def _bundle_instead(path: Path) -> str:
     around = next((parent for parent in path.parents if (parent / MANIFEST).is_file()), None)
     if around is not None:
         return f"name the bundle that it is in: {around}"
+    if is_model_file_name(path.name) and path.is_file():
+        return "only bundles are opened: export the checkpoint that the file was made from"
     if (path / CONFIG).is_file():
         return f"make one of this checkpoint: {typed_line('export', path)}"
     if os.path.lexists(path):

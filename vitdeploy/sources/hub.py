@@ -24,6 +24,7 @@ from vitdeploy.sources.file_choice import ADAPTER_CONFIG, CONFIG, Choice, Files,
 from vitdeploy.sources.hub_calls import checked, listed, quiet, time_limits, within
 from vitdeploy.sources.hub_errors import hub_errors, is_refusal, network_errors, reason
 from vitdeploy.sources.hub_settings import check_connection, check_endpoint, check_token, without_password
+from vitdeploy.sources.other_names import check_other_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,6 +194,7 @@ def local_path(model: str | Path) -> Path | None:
         raise CheckpointError(f"no such file: {name}", where=name, hint="check the path")
     if isinstance(model, Path) or _is_path(path, name):
         raise CheckpointError(f"no such folder: {name}", where=name, hint="a Hub id is 'name' or 'organization/name'")
+    check_other_names(name)
     return None
 
 

@@ -16,7 +16,7 @@ PACKAGE = "vitdeploy"
 PURPOSES = {
     "onnxruntime": "run ONNX artifacts",
     "onnxruntime-gpu": "run ONNX artifacts on NVIDIA GPUs",
-    "hub": "download from the Hugging Face Hub",
+    "hub": "download from the Hugging Face Hub, and push to it",
     "torch": "run the reference and TorchScript",
     "export": "export, compare and debug",
     "report": "write HTML reports",
